@@ -1,0 +1,70 @@
+# Everything a person or a CI machine runs. `make` alone builds .venv; every other target builds it first.
+#
+#   PORT=8001 make run              another port (every setting of .env.example works like this)
+#   make PYTHON=/opt/python3.14     the interpreter to build .venv with, instead of the first fitting one
+#   make test PYTEST_ARGS="-k sync" a part of the suite
+
+.DEFAULT_GOAL := setup
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST_ARGS ?=
+PACKAGES := docora repositories_app deliveries_app
+
+# A part of the suite may hold nothing that runs on SQLite; pytest's "no test was collected" (5) is then no failure.
+MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
+
+.PHONY: setup run test check check-format check-lint check-types check-templates check-django lock clean
+
+setup:
+	@.ci/bootstrap.sh
+
+run: setup
+	@exec $(BIN)/python manage.py up --demo
+
+# The whole suite on PostgreSQL, then once more on SQLite. Pytest's summary stands last.
+test: setup
+	@.ci/system-packages.sh
+	$(PYTEST) $(PYTEST_ARGS)
+	DOCORA_TEST_DATABASE=sqlite $(PYTEST) -m "not browser" $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+
+check: check-format check-lint check-types check-templates check-django
+
+check-format: setup
+	$(BIN)/ruff format --check .
+
+check-lint: setup
+	$(BIN)/ruff check .
+
+check-types: setup
+	$(BIN)/mypy manage.py $(PACKAGES)
+
+check-templates: setup
+	find templates -name '*.html' -exec $(BIN)/djade --check --target-version 6.1 {} +
+
+# As in production: an https address, and a data directory that holds nothing yet.
+check-django: setup
+	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && trap 'exit 130' INT TERM && \
+	export PUBLIC_URL=https://docora.example DATA_DIR="$$data" && \
+	set -x && \
+	$(BIN)/python manage.py check --deploy --fail-level WARNING && \
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+# Pins every package with its hashes, for Python 3.12 and newer on any system, and the uv that `setup` may fetch. What is
+# pinned stays where it is as long as pyproject.toml allows; LOCK_ARGS=--upgrade moves everything to the newest.
+LOCK_ARGS ?=
+COMPILE = "$$uv" pip compile --quiet $(LOCK_ARGS) --universal --python-version 3.12 --generate-hashes \
+	--no-annotate --no-header --no-emit-index-url --no-python-downloads --python $(BIN)/python
+
+lock: setup
+	@uv=$$(.ci/bootstrap.sh uv) && set -x && \
+	$(COMPILE) pyproject.toml --output-file requirements.txt && \
+	$(COMPILE) pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt && \
+	echo uv | $(COMPILE) - --output-file .ci/uv.txt
+	@.ci/bootstrap.sh
+
+# Leaves `var/` alone: it holds data.
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	find . \( -name .git -o -name var \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Who does something: every verb takes an `Actor` first, checks what it may, and keeps its name."""
+
+from dataclasses import dataclass
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
+from django.core.exceptions import PermissionDenied
+
+from deliveries_app.models import App, AppRepository
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A signed-in user, a client app with its token, a person at the command line, or Docora itself."""
+
+    name: str
+    user: User | None = None
+    app: App | None = None
+
+    @classmethod
+    def of_user(cls, user: User | AnonymousUser | AbstractBaseUser) -> "Actor":
+        """Raises `PermissionDenied` for anybody who is not signed in as staff."""
+        if not isinstance(user, User) or not (user.is_active and user.is_staff):
+            raise PermissionDenied
+        return cls(user.get_username(), user=user)
+
+    @classmethod
+    def of_app(cls, app: App) -> "Actor":
+        return cls(f"app {app.name}", app=app)
+
+    @classmethod
+    def command(cls) -> "Actor":
+        return cls("command line")
+
+    @classmethod
+    def system(cls) -> "Actor":
+        return cls("Docora")
+
+    def require(self, permission: str) -> None:
+        """Users need the permission; others are asked by `require_pair` or trusted."""
+        if self.user is not None and not self.user.has_perm(permission):
+            raise PermissionDenied(f"You need the permission {permission}.")
+
+    def require_app(self, app: App) -> None:
+        """An app may act for itself only."""
+        if self.app is not None and self.app.pk != app.pk:
+            raise PermissionDenied("This belongs to another app.")
+
+    def require_pair(self, pair: AppRepository) -> None:
+        self.require_app(pair.app)
+
+    @property
+    def user_pk(self) -> int | None:
+        return self.user.pk if self.user else None

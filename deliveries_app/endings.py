@@ -1,0 +1,121 @@
+"""How an attempt ends: what becomes of the pair, its runs, the repository's circuit and the app's rest.
+
+Each function is one fenced transaction: it either finds the pair still ours and writes everything, or raises
+`Superseded` and writes nothing.
+"""
+
+import logging
+import random
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Greatest, Now
+
+from deliveries_app import runs
+from deliveries_app.clock import from_now
+from deliveries_app.lease import Lease, backoff
+from deliveries_app.models import App, Outcome, Status
+from repositories_app import services as repositories
+from repositories_app.exceptions import GitError
+
+logger = logging.getLogger(__name__)
+
+ENDPOINT_BASE_DELAY_SECONDS = 5.0
+_LONGEST_REST = 3600.0
+
+
+def next_check() -> Any:
+    """When HEAD is asked for again; a little early or late, so that checks do not come in waves."""
+    return from_now(settings.RESCAN_INTERVAL_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311  no secret
+
+
+def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
+    """Everything planned is acknowledged (or nothing was to do). `facts`: commit, base and tree columns."""
+    with transaction.atomic():
+        lease.finish(
+            next_sync_in=None,
+            status=Status.SYNCED,
+            retry_count=0,
+            last_error="",
+            last_error_cause="",
+            last_synced_at=Now(),
+            last_scanned_at=Now(),
+            next_check_at=next_check(),
+            files_failing=0,
+            **facts,
+        )
+        runs.end_runs(lease.pair.pk, lease.generation, Outcome.SUCCEEDED)
+
+
+def failed(
+    lease: Lease,
+    message: str,
+    cause: str,
+    *,
+    permanent: bool = False,
+    rest: float = 0.0,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """An attempt that counts: try again after a pause that doubles, or give up until the next rescan.
+
+    The count stays one below the limit when it gives up: each rescan is one more attempt, no longer series.
+    """
+    attempt = lease.pair.retry_count
+    exhausted = permanent or attempt >= settings.MAX_RETRY_ATTEMPTS
+    delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
+    wait = settings.RESCAN_INTERVAL_SECONDS if exhausted else delay
+    with transaction.atomic():
+        lease.finish(
+            next_sync_in=max(wait, rest),
+            status=Status.FAILED if exhausted else Status.PENDING,
+            retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
+            last_error=message,
+            last_error_cause=cause,
+            last_scanned_at=Now(),
+            next_check_at=next_check(),
+            **(facts or {}),
+        )
+        if exhausted:
+            runs.end_runs(lease.pair.pk, lease.generation, Outcome.FAILED, message)
+
+
+def git_failed(lease: Lease, error: GitError) -> None:
+    """Reading the repository failed; what concerns every watcher counts for the circuit too."""
+    open_for = repositories.record_failure(lease.pair.repository) if error.for_every_watcher else 0.0
+    failed(lease, str(error), error.cause.value, permanent=error.permanent, rest=open_for)
+
+
+def postponed(lease: Lease, seconds: float, message: str = "", cause: str = "") -> None:
+    """Not this pair's fault: due again in so many seconds, and the attempt is given back."""
+    error = {"last_error": message, "last_error_cause": cause} if message else {}
+    with transaction.atomic():
+        lease.finish(
+            next_sync_in=seconds,
+            status=Status.PENDING,
+            retry_count=max(0, lease.pair.retry_count - 1),
+            **error,
+        )
+
+
+def endpoint_rests(lease: Lease, seconds: float, message: str, cause: str, *, down: bool) -> None:
+    """The app asked for a rest or is down: none of its pairs is sent to earlier, so that no worker sits and waits."""
+    if down:
+        seconds = backoff(lease.pair.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
+    seconds = min(seconds, _LONGEST_REST)
+    with transaction.atomic():
+        postponed(lease, seconds, message, cause)
+        App.objects.filter(pk=lease.pair.app_id).update(
+            not_before=Greatest(from_now(seconds), F("not_before")) if lease.pair.app.not_before else from_now(seconds),
+            down_count=F("down_count") + (1 if down else 0),
+        )
+
+
+def endpoint_gone(lease: Lease) -> None:
+    """The app wants no more notifications: paused until an administrator resumes it."""
+    message = "The app answered 410 Gone and was paused. Resume it once its endpoint takes notifications again."
+    with transaction.atomic():
+        postponed(lease, 0.0, message, "http")
+        App.objects.filter(pk=lease.pair.app_id).update(paused=True, paused_reason=message)
+        runs.end_runs(lease.pair.pk, lease.generation, Outcome.PAUSED, message)

@@ -1,0 +1,174 @@
+"""Owning a pair for a while: claim, extend, share the app's slots, release (`engine.md` §4 and §7).
+
+The lease is a column with the database's time, taken and kept by conditional UPDATE. There is no lock server, and a
+worker that is frozen or cut off cannot record anything after another one has claimed.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, DateTimeField, F, QuerySet, Sum, Value, When
+from django.db.models.functions import Now
+
+from deliveries_app.clock import DatabaseClock, boot_seconds, from_now
+from deliveries_app.exceptions import Superseded
+from deliveries_app.models import App, AppRepository, Status
+
+SEND_MARGIN_SECONDS = 5.0
+_WAITING_SECONDS = 5.0
+
+
+@dataclass
+class Lease:
+    """A claim on one pair. `slots` is how many notifications may be under way; it changes while others come and go."""
+
+    pair: AppRepository
+    claim: int
+    generation: int
+    slots: int
+    intent_high: int
+    clock: DatabaseClock
+    extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
+
+    @property
+    def may_send(self) -> bool:
+        """Whether a request may start now: it must not outlive the lease unseen."""
+        return boot_seconds() <= self.extended_at + settings.LEASE_SECONDS - SEND_MARGIN_SECONDS
+
+    @property
+    def extension_is_due(self) -> bool:
+        return boot_seconds() >= self.extended_at + settings.LEASE_SECONDS / 6
+
+    def reserve_intents(self, count: int) -> int:
+        """The first of `count` fresh intent numbers; written with the next `extend`."""
+        first = max(self.intent_high + 1, _microseconds(self.clock))
+        self.intent_high = first + count - 1
+        return first
+
+    def extend(self, **changes: Any) -> None:
+        """Prove that the pair is still ours and own it for `LEASE_SECONDS` more; writes `changes` with it.
+
+        Raises `Superseded` when it is not. First statement of every transaction that records something.
+        """
+        started = boot_seconds()
+        owned = AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim, generation=self.generation)
+        updated = owned.update(lease_until=from_now(settings.LEASE_SECONDS), intent_high=self.intent_high, **changes)
+        if updated != 1:
+            raise Superseded
+        self.extended_at = started
+
+    def hold_on(self) -> None:
+        """Keep others away while requests of a superseded claim are settling; records nothing."""
+        started = boot_seconds()
+        AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim).update(
+            lease_until=from_now(settings.LEASE_SECONDS)
+        )
+        self.extended_at = started
+
+    def release(self) -> None:
+        """Let go after being superseded; the new request is due at once."""
+        AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim).update(lease_until=None, lease_slots=0)
+
+    def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:
+        """Record the end and let go. `next_sync_in` seconds (None: nothing to do) holds unless somebody wished for a
+        sync since the claim: then the pair stays due. Raises `Superseded`."""
+        planned: Any = Value(None) if next_sync_in is None else from_now(next_sync_in)
+        owned = AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim, generation=self.generation)
+        updated = owned.update(
+            lease_until=None,
+            lease_slots=0,
+            intent_high=self.intent_high,
+            next_sync_at=Case(
+                When(wanted=F("claim_wanted"), then=planned), default=F("next_sync_at"), output_field=DateTimeField()
+            ),
+            **changes,
+        )
+        if updated != 1:
+            raise Superseded
+
+    def endpoint_answers(self) -> None:
+        """The app took something: it is not down any more, all its repositories may go on."""
+        if self.pair.app.down_count:
+            App.objects.filter(pk=self.pair.app_id).update(down_count=0, not_before=None)
+            self.pair.app.down_count = 0
+
+    def rebalance(self, in_flight: int) -> None:
+        """Take the fair share of the app's slots. Slots are given back before anyone takes them: a smaller share is
+        written only once no more than that is in flight; until then just nothing new is started."""
+        with transaction.atomic():
+            app = App.objects.select_for_update().get(pk=self.pair.app_id)
+            others = _other_leases(app.pk, self.pair.pk)
+            waiting = (
+                AppRepository.objects.alive()
+                .free()
+                .filter(app=app, slots_wanted_at__gt=from_now(-_WAITING_SECONDS))
+                .exclude(pk=self.pair.pk)
+                .count()
+            )
+            taken = others.aggregate(slots=Sum("lease_slots"))["slots"] or 0
+            share = max(1, app.max_in_flight // (others.count() + 1 + waiting))
+            self.slots = max(1, min(share, app.max_in_flight - taken))
+            written = max(self.slots, in_flight)
+            AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim).update(lease_slots=written)
+
+
+def claim(pair_pk: int) -> Lease | None:
+    """Take the pair if it is due and free; None when it is not, or when the app has no slot left (then it is due
+    again in a second, and the holders learn that somebody waits)."""
+    started = boot_seconds()
+    with transaction.atomic():
+        app_pk = AppRepository.objects.filter(pk=pair_pk).values_list("app_id", flat=True).first()
+        app = App.objects.select_for_update().filter(pk=app_pk).first() if app_pk else None
+        due = AppRepository.objects.filter(pk=pair_pk).due().free()
+        if app is None or not due.exists():
+            return None
+        taken = _other_leases(app.pk, pair_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
+        # An endpoint that was down is asked by one pair with one request before all the others come.
+        slots = app.max_in_flight - taken if not app.down_count else (1 if not taken else 0)
+        if slots < 1:
+            AppRepository.objects.filter(pk=pair_pk).update(slots_wanted_at=Now(), next_sync_at=from_now(1))
+            return None
+        return _take(pair_pk, slots, started)
+
+
+def _take(pair_pk: int, slots: int, started: float) -> Lease | None:
+    """The conditional UPDATE itself, and the numbers that it drew."""
+    free = AppRepository.objects.filter(pk=pair_pk, ended_at=None, next_sync_at__lte=Now()).free()
+    updated = free.update(
+        claim=F("claim") + 1,
+        claim_wanted=F("wanted"),
+        retry_count=F("retry_count") + 1,
+        status=Status.SCANNING,
+        lease_until=from_now(settings.LEASE_SECONDS),
+        lease_slots=slots,
+        lease_owner=f"{socket.gethostname()}:{os.getpid()}"[:100],
+        slots_wanted_at=None,
+    )
+    if updated != 1:
+        return None
+    rows = AppRepository.objects.filter(pk=pair_pk)
+    pair = rows.select_related("app", "repository").get()
+    clock = DatabaseClock(rows.values_list(Now(), flat=True).get())
+    high = max(pair.intent_high + 1, _microseconds(clock))
+    AppRepository.objects.filter(pk=pair_pk, claim=pair.claim).update(intent_high=high)
+    return Lease(pair, pair.claim, pair.generation, slots, high, clock, started)
+
+
+def _other_leases(app_pk: int, pair_pk: int) -> QuerySet[AppRepository]:
+    return AppRepository.objects.filter(app_id=app_pk).leased().exclude(pk=pair_pk)
+
+
+def _microseconds(clock: DatabaseClock) -> int:
+    """Unix microseconds: the numbers stay below 2**53 until the year 2255, and grow across restores and re-watching."""
+    return int(clock.now().timestamp() * 1_000_000)
+
+
+def backoff(attempt: int, *, base: float, jitter: float, longest: timedelta = timedelta(hours=1)) -> float:
+    """Seconds before the next attempt: doubling from `base`, times 1 + `jitter` (0 to 1, drawn by the caller)."""
+    doubled: float = base * 2.0 ** max(0, attempt - 1)
+    return min(doubled, longest.total_seconds()) * (1 + jitter / 2)

@@ -1,0 +1,24 @@
+import signal
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app.sweep import sweep_forever, sweep_once
+from docora.worker import request_stop
+from repositories_app import remote
+
+
+class Command(BaseCommand):
+    help = "Checks the watched repositories and enqueues whatever is due, every SWEEP_INTERVAL_SECONDS."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--once", action="store_true", help="one round, then end")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["once"]:
+            with remote.new_client() as client:
+                self.stdout.write(f"{sweep_once(client)} enqueued")
+            return
+        signal.signal(signal.SIGTERM, request_stop)
+        signal.signal(signal.SIGINT, request_stop)
+        sweep_forever()

@@ -1,0 +1,185 @@
+"""Client apps and the repositories that they watch."""
+
+import secrets
+from datetime import timedelta
+from typing import Self
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from docora.crypto import EncryptedTextField
+from docora.text import new_id
+from repositories_app.models import Repository
+
+
+def new_app_id() -> str:
+    return new_id("app")
+
+
+def new_watch_id() -> str:
+    return secrets.token_hex(8)
+
+
+def default_max_in_flight() -> int:
+    return int(settings.MAX_IN_FLIGHT)
+
+
+class App(models.Model):
+    """A client app: where its notifications go, how they are signed, and how fast it wants them."""
+
+    app_id = models.CharField("app id", max_length=50, unique=True, default=new_app_id, editable=False)
+    name = models.CharField(max_length=100)
+    base_url = models.CharField(
+        "base URL", max_length=2048, help_text="Notifications go to {base URL}/create, /update, /delete."
+    )
+    email = models.EmailField("e-mail", max_length=255)
+    website = models.CharField(max_length=2048, blank=True)
+    description = models.CharField(max_length=500, blank=True)
+    client_auth_key = EncryptedTextField("signing key", help_text="Notifications are signed with it.")
+    token_digest = models.CharField(max_length=64, unique=True, editable=False)
+    paused = models.BooleanField(default=False, help_text="Nothing is sent to a paused app; what is due waits.")
+    paused_reason = models.CharField(max_length=500, blank=True, editable=False)
+    not_before = models.DateTimeField(
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="The endpoint asked for a rest, or is down: nothing is sent earlier.",
+    )
+    down_count = models.PositiveIntegerField(
+        default=0, editable=False, help_text="Runs in a row that found the endpoint down."
+    )
+    max_in_flight = models.PositiveSmallIntegerField(
+        default=default_max_in_flight,
+        help_text="Notifications under way at once, over all its repositories. 1 sends strictly one by one.",
+    )
+    send_sync_completed = models.BooleanField(
+        "send sync completed", default=False, help_text="Also send /sync_completed after every complete sync."
+    )
+    ended_at = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name", "pk"]
+        indexes = [models.Index(fields=["name", "id"], name="app_order")]
+        constraints = [
+            models.CheckConstraint(condition=Q(max_in_flight__gte=1), name="app_max_in_flight"),
+            models.CheckConstraint(condition=~Q(name=""), name="app_has_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Status(models.TextChoices):
+    PENDING = "pending_snapshot", "pending"
+    SCANNING = "scanning", "syncing"
+    SYNCED = "synced", "synced"
+    FAILED = "failed", "failed"
+
+
+class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
+    """Time is the database's in every query that decides about a lease: workers' clocks may differ."""
+
+    def alive(self) -> Self:
+        """Watched, and neither the watch nor its app is being removed."""
+        return self.filter(ended_at=None, app__ended_at=None)
+
+    def leased(self) -> Self:
+        """Pairs that a worker owns now. A lease far in the future was written by a clock that was wrong."""
+        limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
+        return self.filter(lease_until__gt=Now(), lease_until__lte=Now() + limit)
+
+    def free(self) -> Self:
+        """Pairs that a worker may claim."""
+        limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
+        return self.filter(Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit))
+
+    def due(self) -> Self:
+        """Alive and wanting a sync now, of an app that takes notifications now."""
+        return self.alive().filter(
+            Q(app__not_before=None) | Q(app__not_before__lte=Now()), next_sync_at__lte=Now(), app__paused=False
+        )
+
+
+class AppRepository(models.Model):
+    """A watch: one repository watched by one app. `engine.md` calls it a *pair*; its rules say what each number means.
+
+    `generation` fences workers, `resend_floor` says which delivery records count, `wanted` counts wishes to sync,
+    `claim` numbers the claims, `intent_high` is the highest notification number reserved so far.
+    """
+
+    app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="watches")
+    repository = models.ForeignKey(Repository, on_delete=models.PROTECT, related_name="watches")
+    watch_id = models.CharField(max_length=16, unique=True, default=new_watch_id, editable=False)
+    github_url = models.CharField("URL", max_length=2048, help_text="As the app spelled it.")
+    github_token = EncryptedTextField("token", blank=True, default="")
+    status = models.CharField(max_length=20, choices=Status, default=Status.PENDING, editable=False)
+
+    generation = models.BigIntegerField(default=1, editable=False)
+    resend_floor = models.BigIntegerField(default=1, editable=False)
+    wanted = models.BigIntegerField(default=1, editable=False)
+    next_sync_at = models.DateTimeField(null=True, blank=True, default=timezone.now, editable=False)
+    next_check_at = models.DateTimeField(default=timezone.now, editable=False)
+    retry_count = models.PositiveIntegerField(default=0, editable=False)
+    last_error = models.TextField(blank=True, default="", editable=False)
+    last_error_cause = models.CharField(max_length=20, blank=True, default="", editable=False)
+    last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
+    last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
+    last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
+    branch = models.CharField(max_length=255, blank=True, default="", editable=False)
+    base_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
+    base_rules = models.CharField(max_length=64, blank=True, default="", editable=False)
+    tree_files = models.PositiveBigIntegerField("files", default=0, editable=False)
+    tree_bytes = models.PositiveBigIntegerField("bytes", default=0, editable=False)
+    files_failing = models.PositiveBigIntegerField(default=0, editable=False)
+
+    claim = models.BigIntegerField(default=0, editable=False)
+    claim_wanted = models.BigIntegerField(default=0, editable=False)
+    lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+    lease_slots = models.PositiveSmallIntegerField(default=0, editable=False)
+    lease_owner = models.CharField(max_length=100, blank=True, default="", editable=False)
+    slots_wanted_at = models.DateTimeField(null=True, blank=True, editable=False)
+    intent_high = models.BigIntegerField(default=0, editable=False)
+
+    ended_at = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AppRepositoryQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "watched repository"
+        verbose_name_plural = "watched repositories"
+        ordering = ["app__name", "repository__owner", "repository__name", "pk"]
+        permissions = [("resync_apprepository", "Can force a re-sync of a watched repository")]
+        indexes = [
+            models.Index(fields=["next_sync_at"], name="watch_due", condition=Q(ended_at=None)),
+            models.Index(fields=["next_check_at"], name="watch_check", condition=Q(ended_at=None)),
+            models.Index(fields=["lease_until"], name="watch_leased", condition=Q(lease_until__isnull=False)),
+            models.Index(fields=["status", "app"], name="watch_status"),
+            models.Index(fields=["ended_at"], name="watch_ended", condition=Q(ended_at__isnull=False)),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["app", "repository"], name="watch_unique_pair"),
+            models.CheckConstraint(condition=Q(status__in=Status.values), name="watch_status_known"),
+            models.CheckConstraint(
+                condition=Q(resend_floor__gte=1) & Q(generation__gte=models.F("resend_floor")),
+                name="watch_floor_reached",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.repository} → {self.app}"
+
+    @property
+    def job_id(self) -> str:
+        """The id of this pair's RQ job; it only saves work, the lease decides."""
+        return f"{self.app.app_id}-{self.repository.repository_id}"
+
+    @property
+    def is_active(self) -> bool:
+        """Something is going on or about to: worth looking at again in a second."""
+        return self.status in {Status.PENDING, Status.SCANNING}

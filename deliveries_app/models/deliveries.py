@@ -1,0 +1,83 @@
+"""What each app was told about each path, and what could not be told."""
+
+from django.db import models
+from django.db.models import Q
+
+from deliveries_app.kinds import Kind
+from deliveries_app.models.apps import AppRepository
+from docora.fields import BytewiseTextField
+
+
+class Delivery(models.Model):
+    """The last notification about one path of one pair, and what the client last acknowledged (`engine.md` §1).
+
+    A row that is not `acknowledged` is *in doubt*: it never counts as delivered. An acknowledged delete has no row.
+    """
+
+    pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    path = BytewiseTextField()
+    mode = models.CharField(max_length=6)
+    kind = models.CharField(max_length=6, choices=[(kind.value, kind.value) for kind in Kind])
+    source_key = models.CharField(  # noqa: DJ001  null means "not known", which is no key at all
+        max_length=128,
+        null=True,
+        help_text="Blob id and version of the rules that made the content; empty after an import.",
+    )
+    sha = models.CharField("SHA-256", max_length=64)
+    size = models.PositiveBigIntegerField()
+    intent = models.BigIntegerField("sequence")
+    generation = models.BigIntegerField()
+    acknowledged = models.BooleanField()
+    held_sha = models.CharField("held SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
+    attempts = models.PositiveIntegerField(default=0, help_text="Failed attempts of this notification.")
+    hold_until = models.DateTimeField(
+        null=True, help_text="After a timeout the path rests, the client may still be at it."
+    )
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "deliveries"
+        ordering = ["-pk"]
+        indexes = [models.Index(fields=["pair", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False))]
+        constraints = [
+            models.UniqueConstraint(fields=["pair", "path"], name="delivery_unique_path"),
+            models.CheckConstraint(condition=Q(kind__in=[kind.value for kind in Kind]), name="delivery_kind_known"),
+        ]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class FailureKind(models.TextChoices):
+    FAILED = "failed", "failed"
+    SKIPPED = "skipped", "skipped"
+
+
+class DeliveryFailure(models.Model):
+    """A path that could not be delivered, or that is skipped by rule, with the reason in words.
+
+    Identified by the SHA-256 of the path's bytes: the paths that are skipped may be too long to index or no text.
+    """
+
+    pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="failures", db_index=False)
+    path_digest = models.CharField(max_length=64)
+    path = models.TextField(help_text="Shortened where it is too long to be sent.")
+    kind = models.CharField(max_length=7, choices=FailureKind, default=FailureKind.FAILED)
+    cause = models.CharField(max_length=20)
+    status_code = models.PositiveSmallIntegerField(null=True)
+    message = models.CharField(max_length=500)
+    body = models.CharField(max_length=500, blank=True)
+    attempts = models.PositiveIntegerField(default=1)
+    first_at = models.DateTimeField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["kind", "path"]
+        indexes = [models.Index(fields=["pair", "kind"], name="failure_kind")]
+        constraints = [
+            models.UniqueConstraint(fields=["pair", "path_digest"], name="failure_unique_path"),
+            models.CheckConstraint(condition=Q(kind__in=FailureKind.values), name="failure_kind_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"

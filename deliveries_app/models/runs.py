@@ -1,0 +1,115 @@
+"""The record of the work: one `SyncRun` per request or change, one `BulkOperation` per request for several."""
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from deliveries_app.models.apps import App, AppRepository
+from docora.text import new_id
+
+
+def new_run_id() -> str:
+    return new_id("run")
+
+
+def new_operation_id() -> str:
+    return new_id("bulk", 16)
+
+
+class BulkOperation(models.Model):
+    """A request for several repositories at once. It outlives the app and the user it speaks of."""
+
+    operation_id = models.CharField(max_length=50, unique=True, default=new_operation_id, editable=False)
+    title = models.CharField(max_length=200, help_text="What was asked for, in words.")
+    app = models.ForeignKey(App, null=True, blank=True, on_delete=models.SET_NULL, related_name="operations")
+    requested_by = models.CharField(max_length=150)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    total = models.PositiveIntegerField(help_text="repositories")
+    created_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    cancelled_at = models.DateTimeField(null=True, blank=True)
+    cancelled_by = models.CharField(max_length=150, blank=True)
+    dismissed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at", "-pk"]
+        indexes = [
+            models.Index(fields=["-created_at", "-id"], name="operation_newest"),
+            models.Index(fields=["created_at"], name="operation_open", condition=Q(ended_at=None)),
+            models.Index(fields=["ended_at"], name="operation_shown", condition=Q(dismissed_at=None)),
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class Reason(models.TextChoices):
+    """Why a run happens; it travels as `X-Docora-Reason`."""
+
+    INITIAL = "initial", "first sync"
+    CHANGE = "change", "change"
+    RESYNC = "resync", "re-sync"
+    RETRY = "retry", "retry"
+
+
+class Outcome(models.TextChoices):
+    SUCCEEDED = "succeeded", "succeeded"
+    FAILED = "failed", "failed"
+    CANCELLED = "cancelled", "cancelled"
+    SUPERSEDED = "superseded", "superseded by a later re-sync"
+    ENDED = "ended", "no longer watched"
+    PAUSED = "paused", "app paused"
+
+
+class SyncRun(models.Model):
+    """One request to sync one pair (or one change found), spanning its retries, with what came of it.
+
+    Open while `outcome` is empty. Names are kept, so that the record stays readable when the pair is gone.
+    """
+
+    run_id = models.CharField(max_length=50, unique=True, default=new_run_id, editable=False)
+    pair = models.ForeignKey(AppRepository, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
+    app_name = models.CharField("app", max_length=100)
+    repository_name = models.CharField("repository", max_length=511)
+    operation = models.ForeignKey(BulkOperation, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
+    reason = models.CharField(max_length=10, choices=Reason)
+    requested_by = models.CharField(max_length=150)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    generation = models.BigIntegerField()
+    attempts = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    outcome = models.CharField(max_length=10, choices=Outcome, blank=True, default="")
+    commit_sha = models.CharField(max_length=64, blank=True, default="")
+    files_total = models.PositiveBigIntegerField(default=0)
+    files_done = models.PositiveBigIntegerField(default=0, help_text="acknowledged by the client")
+    files_failed = models.PositiveBigIntegerField(default=0)
+    files_skipped = models.PositiveBigIntegerField(default=0)
+    bytes_total = models.PositiveBigIntegerField(default=0)
+    bytes_done = models.PositiveBigIntegerField(default=0)
+    error = models.TextField(blank=True, default="")
+
+    class Meta:
+        ordering = ["-created_at", "-pk"]
+        indexes = [
+            models.Index(fields=["-created_at", "-id"], name="run_newest"),
+            models.Index(fields=["pair", "generation"], name="run_open", condition=Q(outcome="")),
+            models.Index(fields=["pair", "-created_at"], name="run_of_pair"),
+            models.Index(fields=["operation", "outcome"], name="run_of_operation"),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=Q(outcome__in=["", *Outcome.values]), name="run_outcome_known"),
+            models.CheckConstraint(
+                condition=Q(outcome="", ended_at=None) | (~Q(outcome="") & Q(ended_at__isnull=False)),
+                name="run_ends_with_outcome",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.repository_name} → {self.app_name}, {self.get_reason_display()}"

@@ -1,0 +1,181 @@
+"""The contract as a client sees it: whether a request is really from Docora, and what it says. No I/O, no clock."""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+TOLERANCE_SECONDS = 300
+
+Kind = Literal["create", "update", "delete", "sync_failed", "sync_completed", "ping"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_SECONDS = re.compile(r"[0-9]{1,12}")
+_SEQUENCE = re.compile(r"[0-9]{1,16}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Refused(Exception):
+    """A request that gets no 2xx: `status` is the HTTP status to answer, `message` says why, for the sender's log."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Which piece of a large file this is: `index` from 0 to `total` - 1, `id` common to the pieces of one attempt."""
+
+    id: str
+    index: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One verified request. `repository` is `owner/name`; what a kind does not carry is empty, 0 or None.
+
+    `content` is as it was on the wire: text, or base64 where `is_base64`, of which a chunk holds one piece.
+    `sequence` grows with every new statement about a path (0 where the header is absent).
+    """
+
+    kind: Kind
+    app_id: str
+    webhook_id: str = ""
+    sequence: int = 0
+    run_id: str = ""
+    reason: str = ""
+    repository: str = ""
+    path: str = ""
+    sha: str = ""
+    size: int = 0
+    content: str = ""
+    is_base64: bool = False
+    chunk: Chunk | None = None
+    payload: Mapping[str, object] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
+    """Refuse (401) a request that was not signed with `key`, or not within `TOLERANCE_SECONDS` of `now` (Unix seconds).
+
+    Docora signs every request twice: in its own `X-Docora-Signature`, and as Standard Webhooks do. Either is enough for
+    a client; this one insists on both. `body` is what was received, byte for byte: parse it afterwards, never before.
+    """
+    sent = {name.lower(): value for name, value in headers.items()}
+    try:
+        timestamp, signature = sent["x-docora-timestamp"], sent["x-docora-signature"]
+        webhook_id, webhook_timestamp = sent["webhook-id"], sent["webhook-timestamp"]
+        webhook_signatures = sent["webhook-signature"].split()
+    except KeyError as missing:
+        raise Refused(401, f"The header {missing.args[0]} is missing.") from None
+
+    for seconds in (timestamp, webhook_timestamp):
+        if not _SECONDS.fullmatch(seconds) or abs(now - int(seconds)) > TOLERANCE_SECONDS:
+            raise Refused(401, f"The timestamp is not within {TOLERANCE_SECONDS} seconds of this clock.")
+
+    expected = "sha256=" + hmac.new(key.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+    if not _same(signature, expected):
+        raise Refused(401, "X-Docora-Signature does not match.")
+
+    signed = f"{webhook_id}.{webhook_timestamp}.".encode() + body
+    expected = "v1," + base64.b64encode(hmac.digest(_standard_key(key), signed, "sha256")).decode()
+    # While a key is being rotated there is one signature for each: compare with all, and let no timing tell which.
+    if not sum(_same(candidate, expected) for candidate in webhook_signatures):
+        raise Refused(401, "webhook-signature does not match.")
+
+
+def _standard_key(key: str) -> bytes:
+    if key.startswith("whsec_"):
+        with contextlib.suppress(ValueError):  # no base64 follows: then it is a key like any other
+            return base64.b64decode(key.removeprefix("whsec_"), validate=True)
+    return key.encode()
+
+
+def _same(left: str, right: str) -> bool:
+    return hmac.compare_digest(left.encode(), right.encode())  # as bytes: text outside ASCII would raise
+
+
+def parse(kind: Kind, headers: Mapping[str, str], body: bytes) -> Notification:
+    """Read a verified request; what is malformed is refused (422). Fields that are not known here are let through."""
+    sent = {name.lower(): value for name, value in headers.items()}
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(422, "The body is not JSON.") from None
+    if not isinstance(payload, dict):
+        raise Refused(422, "The body is not a JSON object.")
+    sequence = sent.get("x-docora-sequence", "0")
+    if not _SEQUENCE.fullmatch(sequence):
+        raise Refused(422, "X-Docora-Sequence is not a number.")
+
+    _take(payload, "timestamp", str)
+    repository = "" if kind == "ping" else _repository(_take(payload, "repository", dict))
+    about_file = kind in ("create", "update", "delete")
+    with_content = kind in ("create", "update")
+    file = _take(payload, "file", dict) if about_file else {}
+    if about_file or kind == "sync_completed":
+        _take(payload, "commit_sha", str)
+    if kind == "update":
+        _take(payload, "previous_sha", str)
+    return Notification(
+        kind=kind,
+        app_id=sent.get("x-docora-app-id", ""),
+        webhook_id=sent.get("webhook-id", ""),
+        sequence=int(sequence),
+        run_id=sent.get("x-docora-run-id", ""),
+        reason=sent.get("x-docora-reason", ""),
+        repository=repository,
+        path=_take(file, "path", str) if about_file else "",
+        sha=_sha(file) if about_file else "",
+        size=_take(file, "size", int) if with_content else 0,
+        content=_take(file, "content", str) if with_content else "",
+        is_base64=_is_base64(file),
+        chunk=_chunk(file),
+        payload=payload,
+        headers=sent,
+    )
+
+
+def _take[T](source: Mapping[str, object], name: str, kind: type[T]) -> T:
+    value = source.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):  # JSON's true is an int to Python
+        raise Refused(422, f"{name} is missing or not of type {kind.__name__}.")
+    return value
+
+
+def _repository(source: Mapping[str, object]) -> str:
+    _take(source, "repository_id", str)
+    _take(source, "github_url", str)
+    return f"{_take(source, 'owner', str)}/{_take(source, 'name', str)}"
+
+
+def _sha(file: Mapping[str, object]) -> str:
+    sha = _take(file, "sha", str)
+    if not _SHA256.fullmatch(sha):
+        raise Refused(422, "sha is not a SHA-256 in hexadecimal.")
+    return sha
+
+
+def _is_base64(file: Mapping[str, object]) -> bool:
+    encoding = file.get("content_encoding")
+    if encoding not in (None, "base64"):
+        raise Refused(422, f"content_encoding {encoding!r} is not known.")
+    return encoding == "base64"
+
+
+def _chunk(file: Mapping[str, object]) -> Chunk | None:
+    if "chunk" not in file:
+        return None
+    source = _take(file, "chunk", dict)
+    chunk = Chunk(_take(source, "id", str), _take(source, "index", int), _take(source, "total", int))
+    if not 0 <= chunk.index < chunk.total or not _is_base64(file):
+        raise Refused(422, "chunk needs an index from 0 to total - 1, and content in base64.")
+    return chunk

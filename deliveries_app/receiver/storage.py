@@ -1,0 +1,223 @@
+"""The copy of one repository that a client keeps: files on disk, and what must be remembered to keep them right."""
+
+import base64
+import contextlib
+import hashlib
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from .notification import Chunk, Notification, Refused
+
+Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated"]
+"""What became of a notification; every one of them is a success to the sender.
+
+`absent`: nothing was there to delete · `stale`: a later notification about this path came before, so this one is
+ignored · `partial`: a chunk, and more are to come · `repeated`: a chunk that is here already.
+"""
+
+_numbers = itertools.count(1)
+
+
+class Copy:
+    """One repository's files below `directory`, kept as the notifications say. Safe to use from many threads.
+
+    Files are written to `incoming` (same file system, but outside `directory`, so that no path can collide with it),
+    checked, and then moved into place: nobody ever sees half a file. What is on disk when a Copy is made is taken over;
+    sequences and open chunks are forgotten at a restart (a client with a database stores the sequence beside the file).
+    Nothing is flushed to the disk before the answer; a copy that must survive a power cut calls `os.fsync`.
+    """
+
+    def __init__(self, directory: Path, incoming: Path) -> None:
+        self.directory = directory
+        self._incoming = incoming
+        incoming.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._shas: dict[str, str] = _scan(directory)
+        self._highest: dict[str, int] = {}
+        self._uploads: dict[str, _Upload] = {}
+
+    def files(self) -> dict[str, str]:
+        """Return path → SHA-256 of everything that is kept."""
+        with self._lock:
+            return dict(self._shas)
+
+    def keep(self, notification: Notification) -> Outcome:
+        """Store the content of a create or update, or the piece of it that this is.
+
+        Raises Refused (422) if the path would lead out of the copy, a chunk is missing, or the content is not what
+        `sha` and `size` promise; and OSError if the disk does not take the file.
+        """
+        path = safe_path(notification.path)
+        if notification.chunk:
+            with self._lock:
+                return self._keep_chunk(path, notification, notification.chunk)
+        upload = _Upload(self._incoming, Chunk("", 0, 1))
+        try:
+            upload.add(0, notification)  # without the lock: writing takes longer than all the rest
+            with self._lock:
+                if not self._is_stale(notification):
+                    return self._finish(path, notification, upload)
+        except BaseException:
+            upload.discard()
+            raise
+        upload.discard()
+        return "stale"
+
+    def remove(self, notification: Notification) -> Outcome:
+        """Delete the file, and the directories that it leaves empty. That it is not there (any more) is no error."""
+        path = safe_path(notification.path)
+        with self._lock:
+            if self._is_stale(notification):
+                return "stale"
+            self._remember(notification)
+            self._drop_upload(path)
+            if path not in self._shas:
+                return "absent"
+            self._delete(path)
+            return "removed"
+
+    def _keep_chunk(self, path: str, notification: Notification, chunk: Chunk) -> Outcome:
+        if self._is_stale(notification):
+            return "stale"
+        upload = self._uploads.get(path)
+        if upload is None or upload.chunk.id != chunk.id:  # a new id: the sender started over
+            self._drop_upload(path)
+            upload = self._uploads[path] = _Upload(self._incoming, chunk)
+        if chunk.index < upload.received:
+            return "repeated"
+        try:
+            upload.add(chunk.index, notification)
+            if upload.received == upload.chunk.total:
+                return self._finish(path, notification, upload)
+        except BaseException:
+            self._drop_upload(path)
+            raise
+        self._remember(notification)
+        return "partial"
+
+    def _finish(self, path: str, notification: Notification, upload: "_Upload") -> Outcome:
+        upload.check(notification.sha, notification.size)
+        self._place(upload.temporary, path)
+        self._drop_upload(path)  # this very one, or an older one that will never be completed
+        self._shas[path] = notification.sha
+        self._remember(notification)
+        return "kept"
+
+    def _is_stale(self, notification: Notification) -> bool:
+        # Lower, not lower or equal: a retry of the same notification carries the same number.
+        return 0 < notification.sequence < self._highest.get(notification.path, 0)
+
+    def _remember(self, notification: Notification) -> None:
+        self._highest[notification.path] = max(notification.sequence, self._highest.get(notification.path, 0))
+
+    def _drop_upload(self, path: str) -> None:
+        if upload := self._uploads.pop(path, None):
+            upload.discard()
+
+    def _place(self, temporary: Path, path: str) -> None:
+        """Move a finished file to its place; where that fails, as it seldom does, room is made first."""
+        target = self.directory / path
+        try:
+            temporary.replace(target)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._make_room(path)
+            temporary.replace(target)
+
+    def _make_room(self, path: str) -> None:
+        """Make the directories of a path. A file where a directory is needed gives way, and the other way round."""
+        target = self.directory / path
+        for parent in itertools.accumulate(path.split("/")[:-1], "{}/{}".format):
+            if parent in self._shas:
+                self._delete(parent)
+        if target.is_dir():
+            shutil.rmtree(target)
+            self._shas = {other: sha for other, sha in self._shas.items() if not other.startswith(f"{path}/")}
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+    def _delete(self, path: str) -> None:
+        del self._shas[path]
+        target = self.directory / path
+        target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # "not empty" ends the climb
+            for parent in target.parents:
+                if parent == self.directory:
+                    break
+                parent.rmdir()
+
+
+class _Upload:
+    """A file on its way in, decoded to a temporary file piece by piece, so that a large one is never in memory."""
+
+    def __init__(self, incoming: Path, chunk: Chunk) -> None:
+        self.temporary = incoming / f"{os.getpid()}-{next(_numbers)}"
+        self.chunk = chunk
+        self.received = 0
+        self._size = 0
+        self._digest = hashlib.sha256()
+        self._rest = ""  # of a piece whose length is no multiple of 4: base64 is decoded four characters at a time
+
+    def add(self, index: int, notification: Notification) -> None:
+        """Append a piece. Raises Refused (422) if it is not the next one, or cannot be decoded."""
+        if index != self.received:
+            raise Refused(422, f"Chunk {index} came where {self.received} was expected.")
+        try:
+            content = self._decode(notification) if notification.is_base64 else notification.content.encode()
+        except ValueError:  # also base64's and UTF-8's
+            raise Refused(422, "content cannot be decoded.") from None
+        with self.temporary.open("ab", buffering=64 * 1024) as file:
+            file.write(content)
+        self._digest.update(content)
+        self._size += len(content)
+        self.received += 1
+
+    def _decode(self, notification: Notification) -> bytes:
+        text = self._rest + notification.content
+        is_last = self.received == self.chunk.total - 1
+        usable = len(text) if is_last else len(text) - len(text) % 4
+        self._rest = text[usable:]
+        return base64.b64decode(text[:usable], validate=True)
+
+    def discard(self) -> None:
+        """Remove what is left of it; nothing is, once it was moved into place."""
+        self.temporary.unlink(missing_ok=True)
+
+    def check(self, sha: str, size: int) -> None:
+        """Compare the whole file with what was promised; raises Refused (422)."""
+        if self._size != size:
+            raise Refused(422, f"The content has {self._size} bytes where size says {size}.")
+        if self._digest.hexdigest() != sha:
+            raise Refused(422, "The SHA-256 of the content is not sha.")
+
+
+def safe_path(path: str) -> str:
+    """Return a path from the wire if it stays below the directory it is joined to; refuse (422) every other one."""
+    if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise Refused(422, "path is not a plain relative path.")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise Refused(422, "path is not valid Unicode.") from None
+    return path
+
+
+def tree_sha256(files: Mapping[str, str]) -> str:
+    """Return the one hash that stands for a whole copy (path → sha), as `sync_completed` carries it."""
+    digest = hashlib.sha256()
+    for path in sorted(files, key=str.encode):
+        digest.update(f"{files[path]}  {path}\n".encode())
+    return digest.hexdigest()
+
+
+def _scan(directory: Path) -> dict[str, str]:
+    shas = {}
+    for folder, _, names in directory.walk():
+        for name in names:
+            with (folder / name).open("rb") as file:
+                sha = hashlib.file_digest(file, "sha256").hexdigest()
+            shas[(folder / name).relative_to(directory).as_posix()] = sha
+    return shas

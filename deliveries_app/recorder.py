@@ -1,0 +1,231 @@
+"""Outcomes and announcements → rows, in fenced batches (`engine.md` §1 and §4).
+
+One transaction proves that the pair is still ours, records what was acknowledged and what failed, and announces the
+next batch. Whatever kills the worker afterwards, the rows tell which paths are in doubt.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+
+from deliveries_app import runs
+from deliveries_app.kinds import Kind
+from deliveries_app.lease import Lease
+from deliveries_app.models import Delivery, DeliveryFailure, FailureKind, SyncRun
+from deliveries_app.plan import Change, Skipped
+from docora.text import clean_text
+
+_ANNOUNCED = [
+    "mode", "kind", "source_key", "sha", "size", "intent", "generation", "acknowledged", "attempts", "hold_until",
+    "updated_at",
+]  # fmt: skip
+
+
+@dataclass
+class Notification:
+    """A change with what is known once its content was read: the SHA-256 and size of what is sent, its number.
+
+    `content` is None for deletes and for files that are too large to be kept in memory.
+    """
+
+    change: Change
+    source_key: str
+    sha: str
+    size: int
+    content: bytes | None
+    intent: int = 0
+    waits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a notification was not delivered in this run. `rest` seconds must pass before its path is sent again."""
+
+    cause: str
+    message: str
+    status: int | None = None
+    body: bytes = b""
+    rest: float = 0.0
+
+
+def path_digest(path: bytes) -> str:
+    return hashlib.sha256(path).hexdigest()
+
+
+class Recorder:
+    """Collects outcomes; `commit` writes them. `had_failures`: the pair has listed failures that a success clears.
+    `on_first`: columns of the pair that the first announcement changes."""
+
+    def __init__(self, lease: Lease, run: SyncRun, *, had_failures: bool, on_first: Mapping[str, Any]) -> None:
+        self._lease = lease
+        self._run = run
+        self._had_failures = had_failures
+        self._on_first = dict(on_first)
+        self._acknowledged: list[Notification] = []
+        self._failed: list[tuple[Notification | Change, Failure]] = []
+        self.failed_count = 0
+        self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
+        self.last_failure: Failure | None = None
+        self._committed_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Time to commit: enough outcomes, or long enough since the last time."""
+        waiting = len(self._acknowledged) + len(self._failed)
+        return waiting >= settings.RECORD_BATCH or (time.monotonic() - self._committed_at >= settings.LEASE_SECONDS / 6)
+
+    def acknowledge(self, notification: Notification) -> None:
+        self._acknowledged.append(notification)
+
+    def fail(self, what: Notification | Change, failure: Failure) -> None:
+        """A notification that failed, or a change that could not even be announced in this run."""
+        self._failed.append((what, failure))
+        self.failed_count += 1
+        self.last_failure = failure
+        self.earliest_retry = max(self.earliest_retry, failure.rest)
+
+    def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
+        """Write everything collected and announce the next batch; raises `Superseded` and then writes nothing.
+
+        `adopt`: rows of an import whose content turned out to be what the app holds; nothing is sent for them.
+        """
+        fresh = [notification for notification in [*announce, *adopt] if notification.change.intent is None]
+        first = self._lease.reserve_intents(len(fresh)) if fresh else 0
+        for number, notification in enumerate(fresh, first):
+            notification.intent = number
+        done = [*self._acknowledged, *adopt]
+        counts = {
+            "files_done": len(done),
+            "bytes_done": sum(notification.change.size for notification in done),
+            "files_failed": len(self._failed),
+        }
+        changes = self._on_first if announce else {}
+        now = self._lease.clock.now()
+        with transaction.atomic():
+            self._lease.extend(**changes)
+            self._write_acknowledged(now)
+            self._write_failed(now)
+            self._write_announced(announce, now, acknowledged=False)
+            self._write_announced(adopt, now, acknowledged=True)
+            if any(counts.values()):
+                runs.count(self._run, **counts)
+        if announce:
+            self._on_first = {}
+        self._acknowledged, self._failed = [], []
+        self._committed_at = time.monotonic()
+        runs.show(self._run, **counts)
+
+    def forget(self) -> None:
+        """Drop what is not written: the pair belongs to somebody else, who will find it in doubt."""
+        self._acknowledged, self._failed = [], []
+
+    def list_skipped(self, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None) -> None:
+        """Replace the list of skipped paths: all of it, or what it says about the paths `among`."""
+        listed = DeliveryFailure.objects.filter(pair=self._lease.pair, kind=FailureKind.SKIPPED)
+        if among is not None:
+            listed = listed.filter(path_digest__in=[path_digest(path) for path in among])
+        now = self._lease.clock.now()
+        with transaction.atomic():
+            self._lease.extend()
+            listed.delete()
+            self._upsert_failures(
+                [
+                    self._failure_row(item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
+                    for item in skipped
+                ]
+            )
+
+    def _write_acknowledged(self, now: datetime) -> None:
+        if not self._acknowledged:
+            return
+        rows = Delivery.objects.filter(pair=self._lease.pair)
+        written = [item.change.path for item in self._acknowledged if item.change.kind != Kind.DELETE]
+        deleted = [item.change.path for item in self._acknowledged if item.change.kind == Kind.DELETE]
+        if written:
+            rows.filter(path__in=written).update(
+                acknowledged=True, held_sha=F("sha"), attempts=0, hold_until=None, updated_at=now
+            )
+        if deleted:
+            rows.filter(path__in=deleted).delete()
+        if self._had_failures:
+            digests = [path_digest(item.change.path.encode()) for item in self._acknowledged]
+            DeliveryFailure.objects.filter(pair=self._lease.pair, path_digest__in=digests).delete()
+
+    def _write_failed(self, now: datetime) -> None:
+        if not self._failed:
+            return
+        self._had_failures = True
+        rows = Delivery.objects.filter(pair=self._lease.pair)
+        sent = [(item, failure) for item, failure in self._failed if isinstance(item, Notification)]
+        for rest in {failure.rest for _, failure in sent}:
+            paths = [item.change.path for item, failure in sent if failure.rest == rest]
+            hold = datetime.fromtimestamp(now.timestamp() + rest, tz=UTC) if rest else None
+            rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
+        listed = []
+        for item, failure in self._failed:
+            change = item.change if isinstance(item, Notification) else item
+            listed.append(
+                self._failure_row(change.path.encode(), failure, FailureKind.FAILED, now, change.attempts + 1)
+            )
+        self._upsert_failures(listed)
+
+    def _failure_row(
+        self, path: bytes, failure: Failure, kind: FailureKind, now: datetime, attempts: int
+    ) -> DeliveryFailure:
+        return DeliveryFailure(
+            pair=self._lease.pair,
+            path_digest=path_digest(path),
+            path=clean_text(path.decode("utf-8", "backslashreplace"), 1024)
+            if kind == FailureKind.SKIPPED
+            else path.decode(),
+            kind=kind,
+            cause=failure.cause,
+            status_code=failure.status,
+            message=failure.message[:500],
+            body=clean_text(failure.body, 500),
+            attempts=attempts,
+            first_at=now,
+            last_at=now,
+        )
+
+    @staticmethod
+    def _upsert_failures(rows: Sequence[DeliveryFailure]) -> None:
+        if rows:
+            DeliveryFailure.objects.bulk_create(
+                sorted(rows, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
+                batch_size=500,
+                update_conflicts=True,
+                unique_fields=["pair", "path_digest"],
+                update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "last_at"],
+            )
+
+    def _write_announced(self, notifications: Sequence[Notification], now: datetime, *, acknowledged: bool) -> None:
+        if not notifications:
+            return
+        rows = [
+            Delivery(
+                pair=self._lease.pair,
+                path=item.change.path,
+                mode=item.change.mode,
+                kind=item.change.kind,
+                source_key=item.source_key or None,
+                sha=item.sha,
+                size=item.size,
+                intent=item.intent,
+                generation=self._lease.generation,
+                acknowledged=acknowledged,
+                attempts=item.change.attempts if item.change.intent is not None else 0,
+                updated_at=now,
+            )
+            for item in sorted(notifications, key=lambda item: item.change.path)
+        ]
+        Delivery.objects.bulk_create(
+            rows, update_conflicts=True, unique_fields=["pair", "path"], update_fields=_ANNOUNCED
+        )

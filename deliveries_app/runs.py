@@ -1,0 +1,125 @@
+"""The life of a `SyncRun`: opened by a request or a change, counted while files go out, ended with an outcome.
+
+A finish at generation G ends every open run of the pair up to G; a run whose re-sync was taken over by a later one
+ends as superseded (`engine.md` §10).
+"""
+
+from collections.abc import Iterable
+
+from django.db import transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app import tallies
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
+from docora import progress
+
+
+def open_run(
+    pair: AppRepository,
+    reason: Reason,
+    *,
+    requested_by: str,
+    user_pk: int | None = None,
+    operation: BulkOperation | None = None,
+) -> SyncRun:
+    """A new open run at the pair's generation (the caller has just raised or read it). Totals start as estimates."""
+    return SyncRun(
+        pair=pair,
+        app_name=pair.app.name,
+        repository_name=str(pair.repository),
+        operation=operation,
+        reason=reason,
+        requested_by=requested_by,
+        user_id=user_pk,
+        generation=pair.generation,
+        files_total=pair.tree_files,
+        bytes_total=pair.tree_bytes,
+    )
+
+
+def open_runs(pair_pk: int, generation: int) -> list[SyncRun]:
+    """Open runs up to a generation, the newest first."""
+    query = SyncRun.objects.filter(pair_id=pair_pk, outcome="", generation__lte=generation)
+    return list(query.select_related("operation").order_by("-generation", "-pk"))
+
+
+def set_totals(run: SyncRun, *, files: int, size: int, skipped: int, commit: str) -> None:
+    """At each plan: the total is what is recorded already plus what is planned now."""
+    run.files_total, run.bytes_total = run.files_done + files, run.bytes_done + size
+    run.files_failed, run.files_skipped, run.commit_sha = 0, skipped, commit
+    run.attempts += 1
+    run.started_at = run.started_at or timezone.now()
+    run.save(
+        update_fields=[
+            "files_total", "bytes_total", "files_failed", "files_skipped", "commit_sha", "attempts", "started_at",
+        ]
+    )  # fmt: skip
+    tallies.seed_run(run)
+    if run.operation:
+        tallies.seed_operation(run.operation)
+
+
+def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
+    """Add a recorded batch to the row; call it inside the batch's transaction."""
+    SyncRun.objects.filter(pk=run.pk).update(
+        files_done=F("files_done") + files_done,
+        bytes_done=F("bytes_done") + bytes_done,
+        files_failed=F("files_failed") + files_failed,
+    )
+    run.files_done += files_done
+    run.bytes_done += bytes_done
+    run.files_failed += files_failed
+
+
+def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
+    """Advance the live counters; call it after the batch's commit."""
+    deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
+    if not progress.advance(run.run_id, **deltas):
+        tallies.seed_run(run)
+    if run.operation and not progress.advance(run.operation.operation_id, **deltas):
+        tallies.seed_operation(run.operation)
+
+
+def end_runs(pair_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
+    """End every open run of the pair up to `generation`, and the operations that have none left."""
+    runs = open_runs(pair_pk, generation)
+    takeover = (
+        SyncRun.objects.filter(pair_id=pair_pk, reason=Reason.RESYNC)
+        .exclude(outcome=Outcome.CANCELLED)
+        .order_by("-generation", "-pk")
+        .first()
+    )
+    for index, run in enumerate(runs):
+        superseded = index > 0 and takeover is not None and takeover.generation > run.generation
+        _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
+    close_operations({run.operation_id for run in runs if run.operation_id})
+
+
+def cancel_runs(runs: Iterable[SyncRun]) -> None:
+    """End these runs as cancelled; their operations are closed by the caller."""
+    for run in runs:
+        _end(run, Outcome.CANCELLED, "")
+
+
+def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
+    SyncRun.objects.filter(pk=run.pk, outcome="").update(outcome=outcome, ended_at=timezone.now(), error=error)
+    progress.finish(run.run_id)
+
+
+def close_operations(operation_pks: Iterable[int]) -> None:
+    """Close those of the operations whose runs have all ended; the others' counters are set from the rows."""
+    for operation in BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None):
+        open_left = Q(outcome="")
+        if operation.runs.filter(open_left).exists():
+            transaction.on_commit(lambda operation=operation: tallies.seed_operation(operation), robust=True)  # type: ignore[misc]
+            continue
+        BulkOperation.objects.filter(pk=operation.pk, ended_at=None).update(ended_at=Now())
+        progress.finish(operation.operation_id)
+
+
+def close_abandoned_operations() -> None:
+    """Operations without open runs, whatever became of the worker that should have closed them."""
+    abandoned = BulkOperation.objects.filter(ended_at=None).exclude(runs__outcome="")
+    close_operations(abandoned.values_list("pk", flat=True)[:100])

@@ -1,0 +1,266 @@
+"""Changes → acknowledged outcomes, `slots` at a time (`engine.md` §7).
+
+Phases in order; within one, a block of changes is read and announced as soon as the last one is under way. Every
+outcome goes to the recorder; the exceptions that this module raises mean that the run stops here.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from deliveries_app.content import ChunkedFile, blocks, read_block
+from deliveries_app.kinds import PHASES, Kind
+from deliveries_app.lease import Lease
+from deliveries_app.payloads import Envelope, RepositoryInfo, delete_body, endpoint, file_body, webhook_id
+from deliveries_app.plan import Change, Plan, Terms
+from deliveries_app.recorder import Failure, Notification, Recorder
+from deliveries_app.verdicts import LONGEST_WAIT, REST_AFTER_TIMEOUT, Judge, Verdict
+from docora.http.client import HttpClient, Outcome, Request
+from repositories_app.mirror import BlobReader, Mirror
+
+MAX_WAITS = 5  # of one notification in one run
+BYTES_IN_FLIGHT = 32_000_000
+_REBALANCE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the notifications of one run go, and what they say about it."""
+
+    base_url: str
+    repository: RepositoryInfo
+    commit: str
+    watch_id: str
+    envelope: Envelope
+
+
+@dataclass
+class _Transfer:
+    """One notification under way."""
+
+    notification: Notification
+    file: ChunkedFile | None
+    size: int = 0
+
+
+class Sender:
+    """`alive` is called between requests and raises when the run has to stop."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        mirror: Mirror,
+        reader: BlobReader,
+        lease: Lease,
+        recorder: Recorder,
+        destination: Destination,
+        terms: Terms,
+        alive: Callable[[], None],
+    ) -> None:
+        self._client, self._mirror, self._reader = client, mirror, reader
+        self._lease, self._recorder, self._to, self._terms = lease, recorder, destination, terms
+        self._alive = alive
+        self._ready: deque[_Transfer] = deque()
+        self._bytes_in_flight = 0
+        self._unsettled = _PathSet()
+        self._pause_until = 0.0
+        self._rebalance_at = time.monotonic() + _REBALANCE_SECONDS
+        self._judge = Judge()
+
+    def send(self, plan: Plan) -> None:
+        """Send the whole plan. Returns when every file was tried; raises what ends the run before that."""
+        for kind in PHASES:
+            self._send_phase(plan.phase(kind))
+        self._recorder.commit()
+
+    def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
+        """Start nothing new and let what is under way settle; what is not settled then is dropped and has to rest.
+
+        True when everything settled without a timeout, so that no path can still be processed at the client.
+        """
+        deadline = time.monotonic() + seconds
+        clean = True
+        for transfer in self._ready:
+            _close(transfer)
+        self._ready.clear()
+        while self._client.in_flight and time.monotonic() < deadline:
+            for request, outcome in self._client.poll(0.2):
+                transfer = self._landed(request)
+                verdict = self._judge.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
+                clean = clean and not verdict.may_be_under_way
+                if record:
+                    self._settle_last(transfer, verdict)
+                _close(transfer)
+            on_wait()
+        for request in self._client.abort():
+            transfer = self._landed(request)
+            clean = False
+            if record:
+                failure = Failure("timeout", "The run stopped before the app answered.", rest=REST_AFTER_TIMEOUT)
+                self._recorder.fail(transfer.notification, failure)
+            _close(transfer)
+        return clean
+
+    def _settle_last(self, transfer: _Transfer, verdict: Verdict) -> None:
+        """In a drain, only a whole file that was acknowledged counts; one that is halfway stays in doubt."""
+        if verdict.failure is not None:
+            self._recorder.fail(transfer.notification, verdict.failure)
+        elif verdict.delivered and (transfer.file is None or transfer.file.is_last):
+            self._recorder.acknowledge(transfer.notification)
+
+    def _send_phase(self, changes: Iterator[Change]) -> None:
+        waiting = blocks(changes)
+        exhausted = False
+        while True:
+            self._start()
+            if not self._ready and not exhausted:
+                block = next(waiting, None)
+                if block is None:
+                    exhausted = True
+                else:
+                    self._announce(block)
+                    self._keep_going()
+                continue
+            if exhausted and not self._ready and not self._client.in_flight:
+                return
+            self._collect()
+            self._keep_going()
+
+    def _announce(self, block: list[Change]) -> None:
+        """Read, announce and queue a block; what may not be sent in this run is listed instead."""
+        sendable = [change for change in block if not self._is_blocked(change)]
+        notifications = read_block(sendable, self._reader, self._terms, self._keep_going)
+        adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
+        announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
+        self._recorder.commit(announced, adopted)
+        self._ready.extend(_Transfer(item, None) for item in announced)
+
+    def _is_blocked(self, change: Change) -> bool:
+        failure = None
+        if change.kind != Kind.DELETE and self._unsettled.touches(change.path):
+            failure = Failure("blocked", "Waits for a delete at, above or below this path that the app did not accept.")
+        rest = (change.hold_until or 0) - self._lease.clock.now().timestamp()
+        if rest > LONGEST_WAIT:
+            failure = Failure(
+                "timeout", "The last request timed out; the path rests before it is sent again.", rest=rest
+            )
+        elif rest > 0:
+            self._wait(rest)
+        if failure is None:
+            return False
+        self._recorder.fail(change, failure)
+        if change.kind == Kind.DELETE:
+            self._unsettled.add(change.path)
+        return True
+
+    def _wait(self, seconds: float) -> None:
+        self._pause_until = max(self._pause_until, time.monotonic() + seconds)
+
+    def _start(self) -> None:
+        """Start what may be under way now: a free slot, room for its bytes, no pause, and a lease that lasts."""
+        while self._ready and self._client.in_flight < self._lease.slots and time.monotonic() >= self._pause_until:
+            if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
+                return
+            if not self._lease.may_send:
+                self._recorder.commit()
+            self._submit(self._ready.popleft())
+
+    def _submit(self, transfer: _Transfer) -> None:
+        """Send a file, or the current chunk of a large one."""
+        item = transfer.notification
+        change = item.change
+        if transfer.file is None and change.kind != Kind.DELETE and item.content is None:
+            transfer.file = ChunkedFile(item, self._mirror)
+        now = datetime.now(UTC)
+        if change.kind == Kind.DELETE:
+            body = delete_body(self._to.repository, change.path, item.sha, self._to.commit, now)
+        elif transfer.file is not None:
+            body = transfer.file.body(self._to.repository, self._to.commit, now)
+        else:
+            assert item.content is not None
+            body = file_body(
+                self._to.repository, change.path, item.sha, item.size, item.content, self._to.commit, now,
+                change.previous_sha,
+            )  # fmt: skip
+        message_id = webhook_id(self._to.watch_id, item.intent, transfer.file.chunk if transfer.file else None)
+        headers = self._to.envelope.headers(body, message_id, item.intent, int(now.timestamp()))
+        transfer.size = len(body)
+        self._bytes_in_flight += transfer.size
+        whole = transfer.file is None  # a chunk that was sent twice would be counted twice
+        url = endpoint(self._to.base_url, change.kind)
+        self._client.submit(Request("POST", url, headers, body, repeatable=whole, context=transfer))
+
+    def _landed(self, request: Request) -> _Transfer:
+        transfer = request.context
+        assert isinstance(transfer, _Transfer)
+        self._bytes_in_flight -= transfer.size
+        return transfer
+
+    def _collect(self) -> None:
+        pause = self._pause_until - time.monotonic()
+        for request, outcome in self._client.poll(min(0.5, pause) if pause > 0 else 0.5):
+            self._settle(self._landed(request), outcome)
+        if pause > 0 and not self._client.in_flight:
+            time.sleep(min(0.5, pause))
+
+    def _settle(self, transfer: _Transfer, outcome: Outcome) -> None:
+        item = transfer.notification
+        verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None)
+        if verdict.delivered and transfer.file and not transfer.file.is_last:
+            transfer.file.advance()
+            self._ready.appendleft(transfer)
+            return
+        if verdict.delivered:
+            self._recorder.acknowledge(item)
+            self._lease.endpoint_answers()
+        elif verdict.wait is not None and item.waits < MAX_WAITS and verdict.wait <= LONGEST_WAIT:
+            item.waits += 1
+            self._wait(verdict.wait)
+            self._ready.appendleft(transfer)
+            return
+        elif verdict.failure:
+            self._recorder.fail(item, verdict.failure)
+            if item.change.kind == Kind.DELETE:
+                self._unsettled.add(item.change.path)
+        _close(transfer)
+        self._judge.stop_if_hopeless(verdict)
+
+    def _keep_going(self) -> None:
+        self._alive()
+        if self._recorder.due:
+            self._recorder.commit()
+        if time.monotonic() >= self._rebalance_at:
+            self._rebalance_at = time.monotonic() + _REBALANCE_SECONDS
+            self._lease.rebalance(self._client.in_flight)
+
+
+def _close(transfer: _Transfer) -> None:
+    if transfer.file:
+        transfer.file.close()
+
+
+class _PathSet:
+    """Paths of unsettled deletes, asked whether another path is equal to, above or below one of them."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+        self._above: set[str] = set()
+
+    def add(self, path: str) -> None:
+        self._paths.add(path)
+        self._above.update(_ancestors(path))
+
+    def touches(self, path: str) -> bool:
+        if not self._paths:
+            return False
+        return path in self._paths or path in self._above or any(part in self._paths for part in _ancestors(path))
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """`a/b/c` → `a`, `a/b`."""
+    position = path.find("/")
+    while position != -1:
+        yield path[:position]
+        position = path.find("/", position + 1)

@@ -1,0 +1,103 @@
+"""Watching a repository, and no longer watching it (`engine.md` §9)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from deliveries_app import runs
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Outcome, Reason, Status
+from deliveries_app.services import waking
+from deliveries_app.services.resync import resync_single
+from docora import queueing
+from docora.http.client import HttpClient
+from repositories_app import remote
+from repositories_app import services as repositories
+from repositories_app.exceptions import GitError, InvalidUrl
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A watch that exists now. `created` is False when the app watched the repository already."""
+
+    pair: AppRepository
+    created: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer of the REST call and of the command."""
+        repository = self.pair.repository
+        return {
+            "repository_id": repository.repository_id,
+            "github_url": self.pair.github_url,
+            "owner": repository.owner,
+            "name": repository.name,
+            "is_private": repository.is_private,
+            "created_at": self.pair.created_at.isoformat(),
+        }
+
+
+def validate_token(token: str) -> str:
+    """1 to 255 printable ASCII characters without spaces, or empty for none."""
+    if token and not (len(token) <= 255 and token.isascii() and token.isprintable() and " " not in token):
+        raise ValidationError("The token must be 1 to 255 printable ASCII characters without spaces.", code="token")
+    return token
+
+
+def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
+    """Let the app watch a repository, after asking git itself whether it can be read.
+
+    Watching it already replaces the token and sends everything again. Raises `InvalidUrl`, `ValidationError` and
+    `GitError`, each in words.
+    """
+    actor.require("deliveries_app.add_apprepository")
+    actor.require_app(app)
+    if app.ended_at is not None:
+        raise InvalidUrl("The app is being removed.")
+    parsed = remote.parse_url(url)
+    validate_token(token)
+    with remote.new_client(max_connections=1) as client:
+        remote.ls_head(client, parsed.spelled, token)
+        is_private = bool(token) and not _is_public(client, parsed.spelled)
+    with transaction.atomic():
+        repository = repositories.find_or_create(parsed, is_private=is_private)
+        pair, created = AppRepository.objects.select_related("app", "repository").get_or_create(
+            app=app,
+            repository=repository,
+            defaults={"github_url": parsed.spelled, "github_token": token, "next_check_at": Now()},
+        )
+        if created:
+            pair.refresh_from_db()
+            runs.open_run(pair, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk).save()
+            waking.enqueue(pair, "high")
+            return Watched(pair, True)
+        # Watching it again revives a watch that is ending, and is a full fresh sync of the same row in any case.
+        pair.github_url, pair.github_token, pair.ended_at = parsed.spelled, token, None
+        pair.save(update_fields=["github_url", "github_token", "ended_at"])
+        resync_single(actor, pair, checked=True)
+    return Watched(pair, False)
+
+
+def _is_public(client: HttpClient, url: str) -> bool:
+    try:
+        remote.ls_head(client, url)
+    except GitError:
+        return False
+    return True
+
+
+def unwatch(actor: Actor, pair: AppRepository) -> None:
+    """Stop watching: nothing more is sent from now on, and the rows go when no worker works on them any more."""
+    actor.require("deliveries_app.delete_apprepository")
+    actor.require_pair(pair)
+    with transaction.atomic():
+        ended = AppRepository.objects.filter(pk=pair.pk, ended_at=None).update(
+            ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING
+        )
+        if ended:
+            pair.refresh_from_db()
+            runs.end_runs(pair.pk, pair.generation, Outcome.ENDED)
+            transaction.on_commit(lambda: queueing.drop([pair.job_id]), robust=True)

@@ -1,0 +1,43 @@
+"""The sweep: every few seconds it finds from the database what is due, so that nothing depends on Redis' memory."""
+
+import logging
+import time
+
+from django.conf import settings
+from django.db import DatabaseError, close_old_connections
+
+from deliveries_app import runs
+from deliveries_app.services import checking, housekeeping, waking
+from docora.http.client import HttpClient
+from docora.worker import stopping
+from repositories_app import remote
+
+logger = logging.getLogger(__name__)
+
+_WAKE_SECONDS = 1.0  # how often due retries are enqueued in between
+
+
+def sweep_once(client: HttpClient) -> int:
+    """Check what has to be checked, enqueue what is due, close and clean up what has ended. How many were enqueued."""
+    waking.enqueue_due()  # before the checks: their hosts may be slow
+    checking.check_due(client)
+    runs.close_abandoned_operations()
+    housekeeping.enqueue_clean_up()
+    return waking.enqueue_due()
+
+
+def sweep_forever() -> None:
+    """Until the process is told to stop. A database that is away is waited for."""
+    next_sweep = 0.0
+    with remote.new_client() as client:
+        while not stopping():
+            close_old_connections()
+            try:
+                if time.monotonic() >= next_sweep:
+                    next_sweep = time.monotonic() + settings.SWEEP_INTERVAL_SECONDS
+                    sweep_once(client)
+                else:
+                    waking.enqueue_due()
+            except DatabaseError as error:
+                logger.warning("sweep_without_database", extra={"cause": str(error)})
+            time.sleep(max(0.05, min(_WAKE_SECONDS, next_sweep - time.monotonic())))

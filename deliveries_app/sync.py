@@ -1,0 +1,288 @@
+"""Syncing one pair, in six steps: claim, mirror, plan, announce and send, record, finish.
+
+The rules are in `engine.md`; what each module does of them: `lease` owns the pair, `repositories_app.mirror` reads git
+at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writes, `endings` says what comes next.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError
+from django.utils import timezone
+
+from deliveries_app import endings, rows, runs
+from deliveries_app.exceptions import EndpointDown, EndpointGone, RateLimited, Superseded
+from deliveries_app.lease import Lease, claim
+from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun
+from deliveries_app.notices import NoticeRefused, send_sync_completed
+from deliveries_app.payloads import Envelope, RepositoryInfo
+from deliveries_app.plan import Plan, Terms, make_plan, reason_to_skip
+from deliveries_app.recorder import Recorder
+from deliveries_app.sender import Destination, Sender
+from docora.worker import stopping
+from repositories_app import remote
+from repositories_app import services as repositories
+from repositories_app.exceptions import Cause, GitError, Interrupted
+from repositories_app.mirror import MAX_DIFF_PATHS, Entry, Mirror
+from repositories_app.remote import Head
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 35.0  # longer than any request may take
+HAND_OVER_SECONDS = 5.0
+_TICK_EVERY = 2000  # tree entries
+
+
+def sync(pair_pk: int) -> bool:
+    """Sync the pair if it is due and free. True when there was something to claim."""
+    lease = claim(pair_pk)
+    if lease is None:
+        return False
+    with structlog.contextvars.bound_contextvars(pair=pair_pk, claim=lease.claim):
+        try:
+            Attempt(lease).run()
+        except Superseded:
+            logger.info("superseded")
+    return True
+
+
+@dataclass
+class Planned:
+    """A plan, the commit that it leads to, and what a fast plan looked at (None: at everything)."""
+
+    plan: Plan
+    head: Head
+    among: list[bytes] | None
+
+
+class Attempt:
+    """One claim on one pair, from its first request to its last record."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.pair: AppRepository = lease.pair
+        self.terms = Terms(lease.generation, self.pair.resend_floor, settings.MAX_FILE_BYTES)
+        self.mirror: Mirror = repositories.mirror_of(self.pair.repository)
+        self.sender: Sender | None = None
+
+    def run(self) -> None:
+        """Do it, and end it one way or another; only `Superseded` and lost databases come out."""
+        with remote.new_client(max_connections=self.pair.app.max_in_flight) as self.client:
+            try:
+                self._run_and_end()
+            except Superseded:
+                self._leave_to_the_new_claim()
+                raise
+
+    def _run_and_end(self) -> None:
+        try:
+            self._run()
+        except Interrupted:
+            self._drain(HAND_OVER_SECONDS)
+            endings.postponed(self.lease, 0.0)
+        except GitError as error:
+            self._drain(DRAIN_SECONDS)
+            endings.git_failed(self.lease, error)
+        except NoticeRefused as error:
+            endings.failed(self.lease, str(error), "http")
+        except RateLimited as error:
+            self._drain(DRAIN_SECONDS)
+            endings.endpoint_rests(self.lease, error.seconds, str(error), "http", down=False)
+        except EndpointDown:
+            self._drain(DRAIN_SECONDS)
+            endings.endpoint_rests(self.lease, 0.0, *self._why_down(), down=True)
+        except EndpointGone:
+            self._drain(DRAIN_SECONDS)
+            endings.endpoint_gone(self.lease)
+        except (Superseded, DatabaseError):
+            raise
+        except Exception:
+            logger.exception("sync_failed_unexpectedly")
+            self._drain(DRAIN_SECONDS)
+            endings.failed(self.lease, "An internal error stopped the sync; the log has the cause.", "internal")
+
+    def _run(self) -> None:
+        open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
+        run = open_runs[0] if open_runs else None
+        if self.pair.retry_count > settings.MAX_RETRY_ATTEMPTS:
+            words = "Every attempt ended with the worker gone: look for its memory and its log."
+            endings.failed(self.lease, words, "worker", permanent=True)
+            return
+        wait = self._circuit_seconds(run)
+        if wait:
+            endings.postponed(self.lease, wait)
+            return
+        head = remote.ls_head(self.client, self.pair.github_url, self.pair.github_token, self._alive)
+        try:
+            self._sync_to(head, run)
+        except GitError as error:
+            if error.cause is not Cause.CORRUPT:
+                raise
+            logger.warning("mirror_made_anew", extra={"cause": str(error)})
+            self._drain(DRAIN_SECONDS)
+            self.mirror.remove(self._alive)
+            self._sync_to(head, run)
+        self.mirror.repack_if_many(lambda: None)
+
+    def _sync_to(self, head: Head, run: SyncRun | None) -> None:
+        with self.mirror.in_use(self._alive):
+            commit = self.mirror.fetch(
+                self.pair.github_url,
+                self.pair.github_token,
+                head.commit,
+                self.pair.watch_id,
+                timeout=settings.FETCH_TIMEOUT_SECONDS,
+                tick=self._alive,
+            )
+            repositories.record_success(self.pair.repository)
+            planned = self._plan(Head(commit, head.branch))
+            try:
+                if planned.plan.files or run:
+                    self._deliver(planned, run or self._new_run())
+                else:
+                    self._finish(planned, None)
+            finally:
+                planned.plan.close()
+
+    def _plan(self, head: Head) -> Planned:
+        fast = self._fast_plan(head)
+        if fast is None:
+            entries = self._ticking(self.mirror.tree(head.commit))
+            fast = Planned(make_plan(entries, rows.all_rows(self.pair.pk), self.terms), head, None)
+        plan = fast.plan
+        repositories.record_snapshot(self.pair.repository, head.commit, head.branch, plan.tree_files, plan.tree_bytes)
+        return fast
+
+    def _fast_plan(self, head: Head) -> Planned | None:
+        """Only what differs from the base commit, what is in doubt and what failed; None when that is not known."""
+        base = self.pair.base_commit
+        if not base or self.pair.base_rules != self.terms.fingerprint or not self.mirror.has(base):
+            return None
+        changed = [] if base == head.commit else self.mirror.changed_paths(base, head.commit)
+        unsettled = rows.unsettled_paths(self.pair.pk, MAX_DIFF_PATHS)
+        if changed is None or unsettled is None:
+            return None
+        paths = sorted({*changed, *(path.encode() for path in unsettled)})
+        before = [
+            entry for entry in self.mirror.tree(base, paths) if not reason_to_skip(entry, self.terms.max_file_bytes)
+        ]
+        names = [path.decode() for path in paths if _is_utf8(path)]
+        plan = make_plan(self.mirror.tree(head.commit, paths), rows.rows_at(self.pair.pk, names), self.terms)
+        plan.tree_files += self.pair.tree_files - len(before)
+        plan.tree_bytes += self.pair.tree_bytes - sum(entry.size for entry in before)
+        return Planned(plan, head, paths)
+
+    def _deliver(self, planned: Planned, run: SyncRun) -> None:
+        plan = planned.plan
+        runs.set_totals(run, files=plan.files, size=plan.bytes, skipped=plan.skipped_count, commit=planned.head.commit)
+        listed = DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED)
+        unequal = {"base_commit": "", "base_rules": "", "tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes}
+        recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
+        self.recorder = recorder
+        recorder.list_skipped(plan.skipped, among=planned.among)
+        destination = self._destination(planned.head, run)
+        with self.mirror.blobs() as reader, structlog.contextvars.bound_contextvars(run_id=run.run_id):
+            self.sender = Sender(
+                self.client, self.mirror, reader, self.lease, recorder, destination, self.terms, self._alive
+            )
+            logger.info("sending", extra={"files": plan.files, "bytes": plan.bytes, "commit": planned.head.commit})
+            self.sender.send(plan)
+            if self.pair.app.send_sync_completed and not recorder.failed_count:
+                send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
+            self._finish(planned, recorder)
+            logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
+
+    def _finish(self, planned: Planned, recorder: Recorder | None) -> None:
+        commit = planned.head.commit
+        facts: dict[str, Any] = {
+            "last_commit": commit,
+            "branch": planned.head.branch,
+            "base_commit": commit,
+            "base_rules": self.terms.fingerprint,
+            "tree_files": planned.plan.tree_files,
+            "tree_bytes": planned.plan.tree_bytes,
+        }
+        self.mirror.keep_base(self.pair.watch_id, commit)
+        if recorder is None or not recorder.failed_count:
+            # A listed failure whose path needs nothing any more (deleted upstream, or reverted) is settled too.
+            DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED).delete()
+            endings.succeeded(self.lease, facts)
+            return
+        last = recorder.last_failure
+        assert last is not None
+        count = recorder.failed_count
+        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {last.message}"
+        endings.failed(
+            self.lease, message, last.cause, rest=recorder.earliest_retry, facts=facts | {"files_failing": count}
+        )
+
+    def _new_run(self) -> SyncRun:
+        """A run that nobody asked for: a change was found, or what failed earlier is tried again."""
+        reason = Reason.RETRY if self.pair.retry_count > 1 else Reason.CHANGE
+        run = runs.open_run(self.pair, reason, requested_by="sweep")
+        run.save()
+        return run
+
+    def _destination(self, head: Head, run: SyncRun) -> Destination:
+        repository = self.pair.repository
+        info = RepositoryInfo(repository.repository_id, self.pair.github_url, repository.owner, repository.name)
+        app = self.pair.app
+        envelope = Envelope(app.app_id, app.client_auth_key, run.run_id, run.reason)
+        return Destination(app.base_url, info, head.commit, self.pair.watch_id, envelope)
+
+    def _circuit_seconds(self, run: SyncRun | None) -> float:
+        """How long the repository's open circuit holds this pair back; a person's or an app's request is the probe."""
+        until = self.pair.repository.circuit_open_until
+        if until is None or (run and run.reason == Reason.RESYNC):
+            return 0.0
+        return max(0.0, (until - timezone.now()).total_seconds())
+
+    def _alive(self) -> None:
+        if stopping():
+            raise Interrupted
+        if self.lease.extension_is_due:
+            self.lease.extend()
+
+    def _ticking(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        for number, entry in enumerate(entries):
+            if number % _TICK_EVERY == 0:
+                self._alive()
+            yield entry
+
+    def _drain(self, seconds: float) -> None:
+        """Let what is under way settle, and record it."""
+        if self.sender is None:
+            return
+        self.sender.drain(seconds, on_wait=self._extend_if_due)
+        self.recorder.commit()
+
+    def _extend_if_due(self) -> None:
+        if self.lease.extension_is_due:
+            self.lease.extend()
+
+    def _leave_to_the_new_claim(self) -> None:
+        """Record nothing more. The lease goes only when no request can still be processed at the client."""
+
+        def hold_on() -> None:
+            if self.lease.extension_is_due:
+                self.lease.hold_on()
+
+        if self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=hold_on):
+            self.lease.release()
+
+    def _why_down(self) -> tuple[str, str]:
+        failure = self.recorder.last_failure
+        detail = failure.message if failure else ""
+        return f"The app's endpoint is down: {detail}", failure.cause if failure else "network"
+
+
+def _is_utf8(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,136 @@
+"""The numbers behind the progress bars: live from the Redis counters, from the rows where Redis lost them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db.models import Count, Min, Q, Sum
+from django.utils import timezone
+
+from deliveries_app.models import BulkOperation, Outcome, SyncRun
+from docora import progress
+
+_COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
+_ENDINGS = ("completed", "succeeded", "failed", "cancelled", "superseded")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a bar shows. `percent` is whole and is 100 only when everything is done and acknowledged."""
+
+    files_total: int
+    files_done: int
+    files_failed: int
+    bytes_total: int
+    bytes_done: int
+    started_at: datetime | None
+    ended_at: datetime | None
+    total: int = 1
+    completed: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    superseded: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.ended_at is not None
+
+    @property
+    def percent(self) -> int:
+        if self.files_total:
+            share = min(1.0, self.files_done / self.files_total)
+        else:
+            share = self.completed / self.total if self.total else 1.0
+        whole = int(100 * share)
+        return whole if self.finished else min(99, whole)
+
+    @property
+    def seconds(self) -> float:
+        """Since the first file could be sent."""
+        return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0
+
+    @property
+    def files_per_second(self) -> float:
+        return self.files_done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while there is nothing to estimate from."""
+        rate = self.files_per_second
+        return (self.files_total - self.files_done) / rate if rate > 0 and not self.finished else None
+
+
+def run_counts(run: SyncRun) -> dict[str, int]:
+    return {name: getattr(run, name) for name in _COUNTS}
+
+
+def seed_run(run: SyncRun) -> None:
+    """Set a run's counters from its row."""
+    progress.start(run.run_id, run_counts(run))
+
+
+def of_runs(runs: Iterable[SyncRun]) -> dict[int, Tally]:
+    """A tally for each run, by primary key."""
+    runs = list(runs)
+    live = dict(zip(runs, progress.read([run.run_id for run in runs]), strict=True))
+    return {run.pk: _run_tally(run, live[run]) for run in runs}
+
+
+def _run_tally(run: SyncRun, live: dict[str, int] | None) -> Tally:
+    counts = run_counts(run) if run.ended_at or not live else {**run_counts(run), **live}
+    return Tally(
+        **_clamped({name: counts[name] for name in _COUNTS}),
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        completed=int(bool(run.ended_at)),
+        succeeded=int(run.outcome == Outcome.SUCCEEDED),
+        failed=int(run.outcome == Outcome.FAILED),
+        cancelled=int(run.outcome == Outcome.CANCELLED),
+    )
+
+
+def of_operation(operation: BulkOperation) -> Tally:
+    """The tally of a bulk operation; sets its counters from the rows when Redis has none."""
+    live = None if operation.ended_at else progress.read([operation.operation_id])[0]
+    started = (live or {}).get("started")
+    counts = live if live and started is not None else seed_operation(operation)
+    began = counts.get("started") or 0
+    return Tally(
+        **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
+        **{name: min(counts.get(name, 0), operation.total) for name in _ENDINGS},
+        started_at=datetime.fromtimestamp(began / 1000, tz=timezone.get_current_timezone()) if began else None,
+        ended_at=operation.ended_at,
+        total=operation.total,
+    )
+
+
+def seed_operation(operation: BulkOperation) -> dict[str, int]:
+    """Count an operation's runs and, while it is open, keep the numbers in Redis."""
+    found = operation.runs.aggregate(
+        **{name: Sum(name) for name in _COUNTS},
+        started=Min("started_at"),
+        completed=Count("pk", filter=~Q(outcome="")),
+        succeeded=Count("pk", filter=Q(outcome=Outcome.SUCCEEDED)),
+        failed=Count("pk", filter=Q(outcome__in=[Outcome.FAILED, Outcome.PAUSED])),
+        cancelled=Count("pk", filter=Q(outcome__in=[Outcome.CANCELLED, Outcome.ENDED])),
+        superseded=Count("pk", filter=Q(outcome=Outcome.SUPERSEDED)),
+    )
+    started = found.pop("started")
+    counts = {name: value or 0 for name, value in found.items()}
+    counts["started"] = int(started.timestamp() * 1000) if started else 0
+    if operation.ended_at is None:
+        progress.start(operation.operation_id, counts)
+    return counts
+
+
+def _clamped(counts: dict[str, int]) -> dict[str, int]:
+    """What is shown never passes its total, whatever a counter that was flushed in the middle says."""
+    total_files, total_bytes = max(0, counts["files_total"]), max(0, counts["bytes_total"])
+    return {
+        "files_total": total_files,
+        "files_done": max(0, min(counts["files_done"], total_files)),
+        "files_failed": max(0, counts["files_failed"]),
+        "bytes_total": total_bytes,
+        "bytes_done": max(0, min(counts["bytes_done"], total_bytes)),
+    }

@@ -1,0 +1,18 @@
+from django.apps import AppConfig
+from django.contrib.admin.apps import AdminConfig
+
+
+class DocoraConfig(AppConfig):
+    """The project as an app: its commands, checks, template tags and signal handlers."""
+
+    name = "docora"
+    verbose_name = "Docora"
+
+    def ready(self) -> None:
+        from docora import checks  # noqa: F401  registers the system checks
+
+
+class DocoraAdminConfig(AdminConfig):
+    """Django's admin with Docora's site, so that Users and Groups are registered there too."""
+
+    default_site = "docora.site.DocoraAdminSite"

@@ -1,0 +1,87 @@
+"""Secrets at rest: encrypted columns, hashed tokens.
+
+`ENCRYPTION_KEYS` is a list, newest first: the first one encrypts, every one decrypts (`MultiFernet`), so a key is
+rotated by putting a new one in front. Each entry may be any string of at least 16 characters; the Fernet key is
+derived from it, so operators can use the secrets that their platform generates.
+"""
+
+import base64
+import hashlib
+import secrets
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from django.conf import settings
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.expressions import Expression
+
+MIN_KEY_LENGTH = 16
+
+if TYPE_CHECKING:
+    _TextField = models.TextField[str, str]
+else:  # generic in the stubs only
+    _TextField = models.TextField
+
+
+class DecryptionError(Exception):
+    """A stored secret fits none of the configured `ENCRYPTION_KEYS`."""
+
+
+def derive_key(secret: str) -> bytes:
+    """32 bytes from any string of enough entropy, as the base64 that Fernet wants."""
+    digest = hashlib.scrypt(secret.encode(), salt=b"docora.encryption", n=2**12, r=8, p=1, dklen=32)
+    return base64.urlsafe_b64encode(digest)
+
+
+@lru_cache(maxsize=8)
+def _fernet(keys: tuple[str, ...]) -> MultiFernet:
+    return MultiFernet([Fernet(derive_key(key)) for key in keys])
+
+
+def encrypt(plain: str) -> str:
+    """The Fernet token of `plain` under the newest key."""
+    return _fernet(tuple(settings.ENCRYPTION_KEYS)).encrypt(plain.encode()).decode("ascii")
+
+
+def decrypt(token: str) -> str:
+    """The plain text; `DecryptionError` in words when no key fits."""
+    try:
+        return _fernet(tuple(settings.ENCRYPTION_KEYS)).decrypt(token.encode("ascii")).decode()
+    except (InvalidToken, UnicodeError):
+        raise DecryptionError(
+            "A stored secret cannot be decrypted with any of the ENCRYPTION_KEYS. "
+            "Add the key that was used when it was stored to the end of the list."
+        ) from None
+
+
+def hash_token(token: str) -> str:
+    """SHA-256 hex of a bearer token. Tokens are 256 random bits, so no slow hash is needed to protect them."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def new_token() -> str:
+    """A bearer token for a client app: `docora_` and 64 hex digits."""
+    return f"docora_{secrets.token_hex(32)}"
+
+
+def new_webhook_key() -> str:
+    """A signing key in the Standard Webhooks form: `whsec_` and the base64 of 32 random bytes."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
+
+
+class EncryptedTextField(_TextField):
+    """Text that is encrypted in the database and plain on the instance. Empty stays empty. It cannot be queried."""
+
+    def get_db_prep_save(self, value: Any, connection: BaseDatabaseWrapper) -> Any:
+        value = super().get_db_prep_save(value, connection)
+        return encrypt(value) if value else value
+
+    def from_db_value(self, value: str | None, expression: Expression, connection: BaseDatabaseWrapper) -> str | None:
+        return decrypt(value) if value else value
+
+    def get_lookup(self, lookup_name: str) -> Any:
+        if lookup_name == "isnull":
+            return super().get_lookup(lookup_name)
+        raise TypeError("An encrypted column cannot be searched: every encryption of the same text differs.")

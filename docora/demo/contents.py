@@ -1,0 +1,121 @@
+"""What the demo's repositories hold: path → content, the same on every machine and every day.
+
+Chosen so that a first sync shows every case of the contract: UTF-8, Latin-1, UTF-16, a byte order mark, CRLF, an empty
+file, images, and files above one mebibyte (which are sent in chunks), text and binary.
+"""
+
+import random
+import struct
+import zlib
+
+Files = dict[str, bytes]
+
+_MEBIBYTE = 1024 * 1024
+# fmt: off
+_WORDS = (
+    "customer", "team", "release", "review", "deploy", "incident", "ticket", "queue", "index", "archive", "draft",
+    "design", "budget", "travel", "office", "pager", "branch", "merge", "feature", "metric", "report", "schedule",
+    "vendor", "contract", "support", "training", "backup", "restore", "access", "request", "policy",
+)
+# fmt: on
+_CHAPTERS = ("welcome", "engineering", "support", "people", "security", "finance")
+_TOPICS = ("overview", "principles", "first-week", "tools", "meetings", "reviews", "on-call", "glossary", "contacts")
+
+
+def handbook() -> Files:
+    """Return about sixty texts in several languages and encodings."""
+    dice = _dice("handbook")
+    files = {
+        f"{chapter}/{number:02}-{topic}.md": _page(dice, f"{chapter}: {topic}", paragraphs=4)
+        for chapter in _CHAPTERS
+        for number, topic in enumerate(_TOPICS, 1)
+    }
+    return files | {
+        "README.md": _page(dice, "The Acme handbook", paragraphs=2),
+        "translations/français.md": "# Bienvenue\n\nÀ bientôt au café, où l'été dure toute l'année.\n".encode(),
+        "translations/日本語.md": "# ようこそ\n\nアクメへようこそ。困ったときは隣の人に聞いてください。\n".encode(),
+        "translations/emoji.md": "# Signs we use\n\n🚀 released · 🔥 incident · 🧪 experiment\n".encode(),
+        "translations/gruss-latin1.txt": "Schöne Grüße aus Zürich, für 5 £ das Stück\n".encode("latin-1"),
+        "translations/windows.txt": "\ufeffSaved by a very old editor.\r\nWith a mark at the start.\r\n".encode(),
+        "translations/utf16.txt": "Sixteen bits for every letter\n".encode("utf-16"),
+        "empty.txt": b"",
+    }
+
+
+def assets() -> Files:
+    """Return images, and one text and one binary file that are too large for one request."""
+    dice = _dice("assets")
+    files = {f"icons/icon-{number:02}.png": _png(32, 32, hue=number * 20) for number in range(12)}
+    files |= {f"photos/photo-{number:02}.png": _png(160, 120, hue=number * 40) for number in range(6)}
+    rows = (
+        f"{number},{dice.choice(_WORDS)}-{dice.choice(_WORDS)},{dice.randrange(10_000)}\n" for number in range(70_000)
+    )
+    files["data/catalogue.csv"] = ("id,name,price\n" + "".join(rows)).encode()
+    files["data/recording.bin"] = dice.randbytes(_MEBIBYTE + 300_000)
+    files["logo.svg"] = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="3"/></svg>\n'
+    )
+    return files
+
+
+def legacy() -> Files:
+    """Return about forty files of an old program."""
+    dice = _dice("legacy")
+    files = {
+        f"src/{module}/{name}.c": _source(dice, f"{module}_{name}")
+        for module in ("billing", "stock", "print")
+        for name in dice.sample(_WORDS, 11)
+    }
+    return files | {
+        "Makefile": b"all:\n\tcc -o legacy src/*/*.c\n",
+        "README.TXT": b"LEGACY 3.1\r\n\r\nDo not touch. It works.\r\n",
+        "CHANGES": _page(dice, "Changes", paragraphs=3),
+        "COPYING": _page(dice, "All rights reserved", paragraphs=2),
+        "doc/manual.txt": _page(dice, "Manual", paragraphs=20),
+    }
+
+
+def website() -> Files:
+    """Return about four hundred small pages: enough to watch a progress bar."""
+    dice = _dice("website")
+    files = {"index.html": _html(dice, "Acme"), "style.css": b"body { font: 1rem/1.5 sans-serif; max-width: 40rem; }\n"}
+    for number in range(400):
+        slug = f"{dice.choice(_WORDS)}-{dice.choice(_WORDS)}-{number:03}"
+        files[f"posts/{2015 + number // 40}/{slug}.html"] = _html(dice, slug.replace("-", " "))
+    return files
+
+
+def _dice(seed: str) -> random.Random:
+    return random.Random(seed)  # noqa: S311 - the point is that it can be repeated
+
+
+def _sentence(dice: random.Random) -> str:
+    return " ".join(dice.choices(_WORDS, k=dice.randint(6, 14))).capitalize() + "."
+
+
+def _page(dice: random.Random, title: str, *, paragraphs: int) -> bytes:
+    text = [" ".join(_sentence(dice) for _ in range(4)) for _ in range(paragraphs)]
+    return "\n\n".join([f"# {title.capitalize()}", *text, ""]).encode()
+
+
+def _html(dice: random.Random, title: str) -> bytes:
+    text = "".join(f"<p>{_sentence(dice)}</p>\n" for _ in range(6))
+    return f"<!doctype html>\n<title>{title}</title>\n<h1>{title}</h1>\n{text}".encode()
+
+
+def _source(dice: random.Random, name: str) -> bytes:
+    lines = [f"    total += {dice.randrange(1000)}; /* {_sentence(dice)} */" for _ in range(12)]
+    return "\n".join([f"long {name}(void)", "{", "    long total = 0;", *lines, "    return total;", "}", ""]).encode()
+
+
+def _png(width: int, height: int, *, hue: int) -> bytes:
+    """Return a real, if plain, picture: a gradient in RGB."""
+    rows = b"".join(
+        b"\0" + bytes(value for x in range(width) for value in ((x * 3 + hue) % 256, (y * 5) % 256, hue % 256))
+        for y in range(height)
+    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )

@@ -1,0 +1,141 @@
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError, connections
+
+from docora.commandline import add_instance_options
+from docora.datadir import embedded_redis_url
+from docora.embedded import UnsafeSocketDirectory, valkey_command
+from docora.http.client import HttpClient, Request
+from docora.redis import RedisError, connection
+from docora.supervisor import Child, Supervisor, manage, port_is_taken
+
+READY_SECONDS = 60.0
+
+
+class Command(BaseCommand):
+    help = "Runs everything: web, workers, sweep and, unless REDIS_URL is set, an embedded Valkey. Ctrl-C stops it."
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_instance_options(parser)
+        parser.add_argument("--workers", type=int, default=2, metavar="N", help="sync workers (2)")
+        parser.add_argument("--no-migrate", action="store_true", help="the database is migrated by somebody else")
+        parser.add_argument("--demo", action="store_true", help="with demo repositories, a demo client and demo users")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["workers"] < 1:
+            raise CommandError("--workers must be at least 1.")
+        if port_is_taken(settings.HOST, settings.PORT):
+            raise CommandError(
+                f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."
+            )
+        self._own_data_directory()
+        supervisor = Supervisor(lambda line: self.stderr.write(line))
+        # A SIGTERM while things start must not leave the first ones behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        try:
+            self._start(supervisor, options)
+            supervisor.watch()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            supervisor.stop()
+
+    def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
+        if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
+            try:
+                # SIGTERM lets it write its file; it ends by itself when this process is killed.
+                supervisor.add(Child("valkey", valkey_command(settings.DATA_DIR)))
+            except UnsafeSocketDirectory as error:
+                raise CommandError(str(error)) from None
+        _wait_for_redis()
+        self._prepare_database(migrate=not options["no_migrate"])
+        supervisor.add(Child("web", _web_command(), {"DOCORA_PROCESS": "web"}))
+        for number in range(options["workers"]):
+            # Every second worker prefers maintenance to bulk work, so that neither waits for the other for ever.
+            queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")
+            supervisor.add(Child(f"worker {number + 1}", manage("rqworker", *queues, "--verbosity", "0")))
+        supervisor.add(Child("sweep", manage("sweep")))
+        _wait_for_web()
+        self.stdout.write(f"Docora runs at {settings.PUBLIC_URL}/")
+        if options["demo"]:
+            supervisor.add(Child("demo", manage("demo", "--port", str(settings.PORT))))
+        elif not User.objects.filter(is_staff=True).exists():
+            self.stdout.write("Nobody can sign in yet. Make an administrator: manage.py createsuperuser")
+        connections.close_all()
+        self.stdout.write("Ctrl-C stops it.")
+        self.stdout.flush()
+
+    def _own_data_directory(self) -> None:
+        """One `up` for one data directory: two Valkeys on one socket would steal it from each other."""
+        settings.DATA_DIR.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(Path(settings.DATA_DIR) / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"Docora runs already with the data directory {settings.DATA_DIR}.") from None
+
+    def _prepare_database(self, *, migrate: bool) -> None:
+        try:
+            if migrate:
+                call_command("migrate", verbosity=0, interactive=False)
+            if settings.ADMIN_USERNAME and settings.ADMIN_PASSWORD and not _superuser_exists():
+                User.objects.create_superuser(settings.ADMIN_USERNAME, password=settings.ADMIN_PASSWORD)
+                self.stdout.write(f"The administrator {settings.ADMIN_USERNAME} was created.")
+        except OperationalError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CommandError(f"The database cannot be used: {reason}. Check DATABASE_URL.") from None
+
+
+def _superuser_exists() -> bool:
+    return User.objects.filter(is_superuser=True).exists()
+
+
+def _web_command() -> list[str]:
+    options = {
+        "--interface": "wsgi",
+        "--host": settings.HOST,
+        "--port": str(settings.PORT),
+        "--workers": "1",
+        "--blocking-threads": "4",
+        "--log-level": "warning",
+    }
+    flat = [part for pair in options.items() for part in pair]
+    return [sys.executable, "-m", "granian", *flat, "--no-ws", "docora.wsgi:application"]
+
+
+def _wait_for_redis() -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            connection().ping()
+            return
+        except (RedisError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise CommandError(f"Redis does not answer: {error}. Check REDIS_URL.") from None
+        time.sleep(0.05)
+
+
+def _wait_for_web() -> None:
+    """Until `/health` answers: then Docora is ready."""
+    import ipaddress
+
+    host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  listening everywhere is asked here
+    everywhere = [ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")]
+    deadline = time.monotonic() + READY_SECONDS
+    with HttpClient(everywhere, allow_http=True) as client:
+        while not client.request(Request("GET", f"http://{host}:{settings.PORT}/health", timeout=2.0)).ok:
+            if time.monotonic() > deadline:
+                raise CommandError("The web process does not answer; its messages above say why.")
+            time.sleep(0.1)

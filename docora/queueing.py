@@ -1,0 +1,106 @@
+"""The only place that enqueues.
+
+The database holds what is to be done; a job only wakes a worker early. So nothing here raises when Redis is down: the
+sweep enqueues whatever is due once Redis is back. RQ's `unique` keeps one job per id and decides nothing else.
+"""
+
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import partial
+
+import django_rq
+from django.db import transaction
+from redis.exceptions import RedisError
+from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.job import Job
+from rq.queue import Queue
+
+logger = logging.getLogger(__name__)
+
+QUEUES = ("high", "default", "low")
+_STALE_SECONDS = 10
+
+
+def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id: str) -> None:
+    """`enqueue` once the current transaction is committed; at once where there is none."""
+    transaction.on_commit(partial(enqueue, queue, function, argument, job_id), robust=True)
+
+
+def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owned: bool = True) -> bool:
+    """Put a job into a queue unless it waits there already; one that waits in a lower queue is moved up.
+
+    `function` is a dotted path. `owned=False` says that no worker holds what the job is about: then a job whose hash
+    is left over from a worker that died is replaced. True when the job waits now, False when that is not so (it is
+    running, or Redis is down).
+    """
+    try:
+        target = django_rq.get_queue(queue)
+        try:
+            target.enqueue(
+                function,
+                argument,
+                job_id=job_id,
+                unique=True,
+                job_timeout=-1,
+                result_ttl=0,
+                failure_ttl=5,
+                description=f"{function.rsplit('.', 1)[-1]}({argument})",
+            )
+            return True
+        except DuplicateJobError:
+            return _revive(target, function, argument, job_id, owned=owned)
+    except (RedisError, OSError) as error:
+        logger.warning("not_enqueued", extra={"job_id": job_id, "cause": str(error)})
+        return False
+
+
+def _revive(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool) -> bool:
+    for name in QUEUES:
+        queue = django_rq.get_queue(name)
+        if queue.get_job_position(job_id) is None:
+            continue
+        if QUEUES.index(name) <= QUEUES.index(target.name):
+            return True
+        if target.connection.lrem(queue.key, 1, job_id):
+            target.connection.hset(Job.key_for(job_id), "origin", target.name)
+            target.connection.rpush(target.key, job_id)
+        return True
+    if owned or not _is_left_over(target, job_id):
+        return False
+    try:
+        Job.fetch(job_id, connection=target.connection).delete()
+    except NoSuchJobError:
+        target.connection.delete(Job.key_for(job_id))
+    return enqueue(target.name, function, argument, job_id, owned=True)
+
+
+def _is_left_over(target: Queue, job_id: str) -> bool:
+    """In no queue, and older than a moment between two lists could be."""
+    try:
+        job = Job.fetch(job_id, connection=target.connection)
+    except NoSuchJobError:
+        return True
+    if job.enqueued_at is None:
+        return True
+    return (datetime.now(UTC) - job.enqueued_at).total_seconds() > _STALE_SECONDS
+
+
+def drop(job_ids: Iterable[str]) -> None:
+    """Take waiting jobs out of their queues; running ones notice at their next batch."""
+    try:
+        connection = django_rq.get_connection("default")
+        for job_id in job_ids:
+            for name in QUEUES:
+                if connection.lrem(django_rq.get_queue(name).key, 0, job_id):
+                    connection.delete(Job.key_for(job_id))
+    except (RedisError, OSError) as error:
+        logger.warning("not_dropped", extra={"cause": str(error)})
+
+
+def waiting(queue: str) -> int | None:
+    """How many jobs wait in a queue; None when Redis is down."""
+    try:
+        return int(django_rq.get_queue(queue).count)
+    except (RedisError, OSError):
+        return None

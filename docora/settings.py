@@ -1,0 +1,238 @@
+"""Every setting of Docora, in sections. A value comes from the environment or from `.env` beside `manage.py`;
+a bad one stops the start with a sentence that names it. Units stand in the names."""
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.csp import CSP
+
+from docora import __version__, datadir
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+environ.Env.read_env(os.environ.get("DOCORA_ENV_FILE") or BASE_DIR / ".env")
+
+
+def text(name: str, default: str = "") -> str:
+    """A setting as it is written, also one that starts with `$`; empty means the default."""
+    return os.environ.get(name) or default
+
+
+def number(name: str, default: float, minimum: float = 0) -> float:
+    """A number of at least `minimum`; fractions are allowed."""
+    raw = text(name, default=str(default))
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a number, but is {raw!r}.") from None
+    if value < minimum:
+        raise ImproperlyConfigured(f"{name} must be at least {minimum:g}, but is {raw!r}.")
+    return value
+
+
+def count(name: str, default: int, minimum: int = 1) -> int:
+    """A whole number of at least `minimum`."""
+    value = number(name, default, minimum)
+    if value != int(value):
+        raise ImproperlyConfigured(f"{name} must be a whole number, but is {value!r}.")
+    return int(value)
+
+
+def flag(name: str, default: bool = False) -> bool:
+    raw = text(name, default="yes" if default else "no").strip().lower()
+    if raw in {"1", "yes", "true", "on"}:
+        return True
+    if raw in {"0", "no", "false", "off", ""}:
+        return False
+    raise ImproperlyConfigured(f"{name} must be yes or no, but is {raw!r}.")
+
+
+def names(name: str, default: str = "") -> list[str]:
+    return [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+
+
+def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(part) for part in names(name)]
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {error}."
+        ) from None
+
+
+# --- Where things are --------------------------------------------------------------------------------------------------
+DATA_DIR = Path(text("DATA_DIR", default=str(Path.cwd() / "var"))).absolute()
+REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
+
+# --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
+_keys = datadir.Keys(DATA_DIR)
+SECRET_KEY = text("SECRET_KEY", default="") or _keys.secret_key
+ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
+if any(len(key) < 16 for key in ENCRYPTION_KEYS):
+    raise ImproperlyConfigured("Every one of ENCRYPTION_KEYS must have at least 16 characters.")
+
+# --- The public address decides what is secure -------------------------------------------------------------------------
+DEBUG = flag("DEBUG")
+HOST = text("HOST", default="127.0.0.1")
+PORT = count("PORT", 8000)
+PUBLIC_URL = text("PUBLIC_URL", default=f"http://127.0.0.1:{PORT}").rstrip("/")
+_public = urlsplit(PUBLIC_URL)
+if _public.scheme not in {"http", "https"} or not _public.hostname or _public.path:
+    raise ImproperlyConfigured(f"PUBLIC_URL must look like https://docora.example, but is {PUBLIC_URL!r}.")
+HTTPS = _public.scheme == "https"
+_LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+if not HTTPS and _public.hostname not in {"localhost", "127.0.0.1", "::1"}:
+    raise ImproperlyConfigured(
+        f"PUBLIC_URL {PUBLIC_URL!r} must start with https://. Plain http is accepted for 127.0.0.1 and localhost only."
+    )
+ALLOWED_HOSTS = names("ALLOWED_HOSTS") or list(dict.fromkeys([_public.hostname, *_LOOPBACK]))
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if HTTPS else []
+TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^health$", r"^version$"]  # probed from inside, over plain http
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SECURE_CSP: dict[str, Any] = {
+    "default-src": [CSP.NONE],
+    "script-src": [CSP.SELF],
+    "style-src": [CSP.SELF],
+    "img-src": [CSP.SELF, "data:"],
+    "font-src": [CSP.SELF],
+    "connect-src": [CSP.SELF],
+    "form-action": [CSP.SELF],
+    "base-uri": [CSP.NONE],
+    "frame-ancestors": [CSP.NONE],
+}
+
+# --- Database and Redis ------------------------------------------------------------------------------------------------
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+}
+_database = DATABASES["default"]
+_options = _database.setdefault("OPTIONS", {})
+if _database["ENGINE"] == "django.db.backends.sqlite3":
+    # IMMEDIATE: a transaction that reads and then writes would fail at once beside another writer.
+    _options |= {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+    }
+elif os.environ.get("DOCORA_PROCESS") == "web":
+    _options["pool"] = {"min_size": 1, "max_size": 10, "timeout": 10}  # in forked workers a pool would cost, not save
+REDIS_URL = text("REDIS_URL", default="") or datadir.embedded_redis_url(DATA_DIR)
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Jobs --------------------------------------------------------------------------------------------------------------
+RQ_QUEUES = {name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1} for name in ("high", "default", "low")}
+RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.worker.DocoraWorker", "SHOW_ADMIN_LINK": False}
+RQ_SHOW_ADMIN_LINK = False
+
+# --- The engine --------------------------------------------------------------------------------------------------------
+SWEEP_INTERVAL_SECONDS = number("SWEEP_INTERVAL_SECONDS", 5, 0.1)
+RESCAN_INTERVAL_SECONDS = number("RESCAN_INTERVAL_SECONDS", 300, 0.1)
+MAX_RETRY_ATTEMPTS = count("MAX_RETRY_ATTEMPTS", 5)
+RETRY_BASE_DELAY_SECONDS = number("RETRY_BASE_DELAY_SECONDS", 1)
+CIRCUIT_BREAKER_THRESHOLD = count("CIRCUIT_BREAKER_THRESHOLD", 5)
+CIRCUIT_BREAKER_COOLDOWN_SECONDS = number("CIRCUIT_BREAKER_COOLDOWN_SECONDS", 1800)
+CHUNK_THRESHOLD_BYTES = count("CHUNK_THRESHOLD_BYTES", 1048576)
+CHUNK_SIZE_BYTES = count("CHUNK_SIZE_BYTES", 524288)
+MAX_IN_FLIGHT = count("MAX_IN_FLIGHT", 8)
+RECORD_BATCH = count("RECORD_BATCH", 100)
+LEASE_SECONDS = number("LEASE_SECONDS", 30, 6)
+MAX_FILE_BYTES = count("MAX_FILE_BYTES", 104857600)
+FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
+
+# --- Outbound calls ----------------------------------------------------------------------------------------------------
+ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
+ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
+ALLOW_HTTP = flag("ALLOW_HTTP")
+
+# --- Administrators ----------------------------------------------------------------------------------------------------
+ADMIN_USERNAME = text("ADMIN_USERNAME", default="")
+ADMIN_PASSWORD = text("ADMIN_PASSWORD", default="")
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{validator}"}
+    for validator in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LOGIN_URL = "admin:login"
+
+# --- Django ------------------------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "docora.apps.DocoraConfig",
+    "docora.apps.DocoraAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_htmx",
+    "django_rq",
+    "repositories_app",
+    "deliveries_app",
+]
+MIDDLEWARE = [
+    "docora.middleware.TrustedProxyMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.csp.ContentSecurityPolicyMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+CSRF_FAILURE_VIEW = "docora.errors.csrf_failure"
+ROOT_URLCONF = "docora.urls"
+WSGI_APPLICATION = "docora.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+            "builtins": ["docora.templatetags.docora"],
+        },
+    }
+]
+LANGUAGE_CODE = "en"
+USE_I18N = False
+USE_TZ = True
+TIME_ZONE = text("TIME_ZONE", default="UTC")
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STATIC_ROOT = None  # nothing is collected …
+WHITENOISE_USE_FINDERS = True  # … the files are served, compressed by name, from where they lie
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1048576
+VERSION = __version__
+
+# --- Logs --------------------------------------------------------------------------------------------------------------
+LOG_LEVEL = text("LOG_LEVEL", default="info").upper()
+if LOG_LEVEL not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+    raise ImproperlyConfigured(f"LOG_LEVEL must be debug, info, warning, error or critical, but is {LOG_LEVEL!r}.")
+LOG_FORMAT = text("LOG_FORMAT", default="console" if sys.stderr.isatty() else "json")
+if LOG_FORMAT not in {"json", "console"}:
+    raise ImproperlyConfigured(f"LOG_FORMAT must be json or console, but is {LOG_FORMAT!r}.")
+LOGGING_CONFIG = "docora.logs.configure"
+LOGGING = {"format": LOG_FORMAT, "level": LOG_LEVEL}

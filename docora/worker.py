@@ -1,0 +1,60 @@
+"""The RQ worker as Docora runs it: notices death within seconds, dies with its parent, hands over on SIGTERM."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from rq import Worker
+from rq.job import Job
+from rq.queue import Queue
+
+from docora.process import die_with
+
+_stopping = threading.Event()
+HAND_OVER_SECONDS = 8.0
+
+
+def stopping() -> bool:
+    """Whether this process was told to stop: a job sends nothing new then and leaves within seconds."""
+    return _stopping.is_set()
+
+
+def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
+    """The SIGTERM handler of a work-horse; never cancels what is under way, only says so."""
+    _stopping.set()
+
+
+class DocoraWorker(Worker):
+    """Short heartbeats whatever the command line says: rq's defaults would find a killed worker's job after 811 s."""
+
+    max_connection_wait_time = 2.0  # seconds; nothing waits longer than this once Redis is back
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs |= {"worker_ttl": 25, "maintenance_interval": 10, "job_monitoring_interval": 3}
+        super().__init__(*args, **kwargs)
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        parent = os.getpid()
+        self._parent_pid = parent
+        super().fork_work_horse(job, queue)
+
+    def setup_work_horse_signals(self) -> None:
+        die_with(self._parent_pid, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, request_stop)
+
+    def handle_warm_shutdown_request(self) -> None:
+        """SIGTERM reaches the work-horse too: it records what is acknowledged and frees its lease. rq alone would wait
+        for the whole job. One that does not leave in time is killed; what it had in flight is in doubt, not lost."""
+        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
+        if self.horse_pid:
+            self.kill_horse(signal.SIGTERM)
+            threading.Thread(target=self._kill_late_horse, args=(self.horse_pid,), daemon=True).start()
+
+    def _kill_late_horse(self, pid: int) -> None:
+        time.sleep(HAND_OVER_SECONDS)
+        if self.horse_pid == pid:
+            self.kill_horse(signal.SIGKILL)

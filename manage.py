@@ -1,0 +1,10 @@
+#!/usr/bin/env python
+"""Docora's command line: `manage.py help` lists the commands."""
+
+if __name__ == "__main__":
+    try:
+        from docora.commandline import main
+
+        main()
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error}. Run `make setup`, then use .venv/bin/python.") from None

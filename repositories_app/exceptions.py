@@ -1,0 +1,37 @@
+"""What can go wrong with a repository, told in words."""
+
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """The wire's `error.reason` values."""
+
+    AUTH = "auth"
+    NOT_FOUND = "not_found"
+    TIMEOUT = "timeout"
+    NETWORK = "network"
+    TOO_LARGE = "too_large"
+    CORRUPT = "corrupt"
+    OTHER = "other"
+
+
+class GitError(Exception):
+    """Reading a repository failed.
+
+    `permanent`: trying again without a change by a person will not help. `for_every_watcher`: it concerns the
+    repository or its host, not one app's token, and so counts for the circuit breaker.
+    """
+
+    def __init__(self, cause: Cause, message: str, *, permanent: bool = False, for_every_watcher: bool = False) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.permanent = permanent
+        self.for_every_watcher = for_every_watcher
+
+
+class InvalidUrl(ValueError):
+    """A repository URL that cannot be watched; the message says why and what is accepted."""
+
+
+class Interrupted(Exception):
+    """The work was told to stop in the middle: the process is shutting down or somebody else owns the work now."""

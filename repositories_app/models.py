@@ -1,0 +1,67 @@
+"""What is watched: one row per git repository, however many apps watch it, and what its tree was like."""
+
+from django.db import models
+from django.utils import timezone
+
+from docora.text import new_id
+
+
+def new_repository_id() -> str:
+    return new_id("repo")
+
+
+class Repository(models.Model):
+    """A git repository, identified by its canonical URL. Its mirror lies in `REPOS_DIR` under `repository_id`."""
+
+    repository_id = models.CharField(max_length=50, unique=True, default=new_repository_id, editable=False)
+    canonical_url = models.CharField("URL", max_length=2048, unique=True)
+    owner = models.CharField(max_length=255)
+    name = models.CharField(max_length=255)
+    is_private = models.BooleanField(default=False)
+    consecutive_failures = models.PositiveIntegerField(default=0)
+    last_failure_at = models.DateTimeField(null=True, blank=True)
+    circuit_open_until = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name = "Git repository"
+        verbose_name_plural = "Git repositories"
+        ordering = ["owner", "name", "pk"]
+        indexes = [
+            models.Index(fields=["owner", "name", "id"], name="repository_order"),
+            models.Index(
+                fields=["circuit_open_until"],
+                name="repository_circuit",
+                condition=models.Q(circuit_open_until__isnull=False),
+            ),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=~models.Q(owner="") & ~models.Q(name=""), name="repository_has_name"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+    @property
+    def circuit_is_open(self) -> bool:
+        return self.circuit_open_until is not None and self.circuit_open_until > timezone.now()
+
+
+class Snapshot(models.Model):
+    """The tree of one commit as it was planned from: what the confirmation pages and lists count with."""
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="snapshots")
+    commit_sha = models.CharField(max_length=64)
+    branch = models.CharField(max_length=255)
+    file_count = models.PositiveBigIntegerField(help_text="regular files")
+    total_bytes = models.PositiveBigIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at", "-pk"]
+        indexes = [models.Index(fields=["repository", "-created_at", "-id"], name="snapshot_latest")]
+        constraints = [models.UniqueConstraint(fields=["repository", "commit_sha"], name="snapshot_unique_commit")]
+
+    def __str__(self) -> str:
+        return f"{self.repository} at {self.commit_sha[:12]}"

@@ -1,0 +1,60 @@
+"""Verbs about repositories: find or create, and the circuit breaker."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from repositories_app.mirror import Mirror
+from repositories_app.models import Repository, Snapshot
+from repositories_app.remote import RepositoryUrl
+
+
+def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
+    """The row of this repository, whichever spelling of its URL was used."""
+    repository, created = Repository.objects.get_or_create(
+        canonical_url=url.canonical, defaults={"owner": url.owner, "name": url.name, "is_private": is_private}
+    )
+    if not created and repository.is_private != is_private:
+        repository.is_private = is_private
+        repository.save(update_fields=["is_private", "updated_at"])
+    return repository
+
+
+def mirror_of(repository: Repository) -> Mirror:
+    return Mirror(Path(settings.REPOS_DIR) / f"{repository.repository_id}.git")
+
+
+def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int) -> None:
+    """What the tree of `commit` was like; one row per commit, the newest kept."""
+    Snapshot.objects.update_or_create(
+        repository=repository,
+        commit_sha=commit,
+        defaults={"branch": branch, "file_count": files, "total_bytes": size},
+    )
+
+
+def record_failure(repository: Repository) -> float:
+    """Count a failure that concerns every watcher, once per check round however many watch, and open the circuit at
+    the threshold. Seconds until the circuit lets the next attempt through, 0 when it is closed."""
+    round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
+    rows = Repository.objects.filter(pk=repository.pk)
+    rows.filter(Q(last_failure_at=None) | Q(last_failure_at__lte=round_ago)).update(
+        consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now()
+    )
+    cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
+    rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD).filter(
+        Q(circuit_open_until=None) | Q(circuit_open_until__lte=Now())
+    ).update(circuit_open_until=Now() + timedelta(seconds=cooldown))
+    repository.refresh_from_db()
+    return cooldown if repository.circuit_is_open else 0.0
+
+
+def record_success(repository: Repository) -> None:
+    """The repository can be read: the circuit closes, whoever asked."""
+    if repository.consecutive_failures or repository.circuit_open_until:
+        Repository.objects.filter(pk=repository.pk).update(
+            consecutive_failures=0, circuit_open_until=None, last_failure_at=None
+        )

@@ -1,0 +1,78 @@
+"""The servers that the whole suite runs on, and the fixtures that hand them out.
+
+Settings are read when Django is set up, so the environment is made while this file is imported, before any test module
+and any other conftest. Under pytest-xdist every worker does this for itself and shares nothing with the others; the
+process that hands out the tests starts no server.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from django.conf import settings
+from django.db import connection
+from redis import Redis
+
+from tests.support.environment import TestEnvironment
+from tests.support.postgres import PostgresServer
+from tests.support.valkey import ValkeyServer
+
+environment = TestEnvironment()
+environment.install()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: drives a real Chromium; `make test` runs these on PostgreSQL only")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    hands_out_tests = session.config.getoption("dist", "no") != "no" and not hasattr(session.config, "workerinput")
+    if not hands_out_tests and not session.config.getoption("collectonly"):
+        environment.valkey.start()
+
+
+def pytest_unconfigure() -> None:
+    environment.close()
+
+
+@pytest.fixture(autouse=True)
+def _reset_servers() -> Iterator[None]:
+    """Each test finds an empty Valkey and running servers, whatever the one before did to them."""
+    yield
+    environment.reset()
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> None:
+    """pytest-django asks for this before it creates the test database: the moment to start its server."""
+    environment.use_test_database(settings.DATABASES["default"])
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> PostgresServer:
+    """The running PostgreSQL of this process, for a test that stops it, or wants a database beside the test database."""
+    if environment.postgres is None:
+        pytest.skip("needs PostgreSQL; this run is on SQLite")
+    environment.postgres.start()
+    return environment.postgres
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> ValkeyServer:
+    """The running Valkey of this process; a test may stop it, and it is up again for the next one."""
+    return environment.valkey
+
+
+@pytest.fixture
+def redis_client(valkey_server: ValkeyServer) -> Iterator[Redis]:
+    with valkey_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def instance_environment(transactional_db: None) -> dict[str, str]:
+    """The environment for a `manage.py` process that works on the very database and Valkey of this test.
+
+    Rows must be committed to be seen by it, hence the transactional database.
+    """
+    return os.environ | {"DATABASE_URL": environment.database_url(str(connection.settings_dict["NAME"]))}

@@ -1,0 +1,133 @@
+"""The commands that scripts rely on."""
+
+import io
+import json
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from deliveries_app.models import App, AppRepository, SyncRun
+from deliveries_app.sync import sync
+from docora.crypto import hash_token
+from tests.support.world import World
+
+
+def run(name: str, *arguments: str, **options) -> str:
+    out = io.StringIO()
+    call_command(name, *arguments, stdout=out, **options)
+    return out.getvalue()
+
+
+def test_onboard_app_prints_the_id_and_both_secrets_once(world: World) -> None:
+    printed = json.loads(run("onboard_app", "Search", "https://search.example/hooks", "ops@search.example", json=True))
+    assert set(printed) == {"app_id", "token", "client_auth_key", "created_at"}
+    app = App.objects.get(app_id=printed["app_id"])
+    assert app.token_digest == hash_token(printed["token"])
+    assert app.client_auth_key == printed["client_auth_key"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("ab", "https://x.example", "a@b.example"), "3 to 100 characters"),
+        (("Search", "ftp://x.example", "a@b.example"), "must start with https://"),
+        (("Search", "https://u:p@x.example", "a@b.example"), "must not contain credentials"),
+        (("Search", "https://x.example", "nobody"), "e-mail address is malformed"),
+        (("Search", "https://x.example", "a@b.example", "--client-auth-key", "short"), "16 to 500 characters"),
+    ],
+)
+def test_onboard_app_says_in_words_what_is_wrong(db, arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(CommandError, match=sentence):
+        run("onboard_app", *arguments)
+
+
+def test_watch_repository_answers_as_the_rest_call_does(world: World) -> None:
+    repo = world.git.repo("acme/next.js", {"a.txt": b"a"})
+    printed = json.loads(run("watch_repository", world.app.app_id, f"{repo.url}.git/", json=True))
+    assert set(printed) == {"repository_id", "github_url", "owner", "name", "is_private", "created_at"}
+    assert (printed["owner"], printed["name"], printed["is_private"]) == ("acme", "next.js", False)
+    assert AppRepository.objects.get().repository.repository_id == printed["repository_id"]
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("{git}/acme/none", "does not exist, or it is private and needs a token"),
+        ("https://elsewhere.example/a/b", "Repositories on elsewhere.example may not be watched here"),
+        ("http://127.0.0.1:1/a/b", "git could not read the repository"),
+        ("{git}/acme", "must name an owner and a repository"),
+        ("{git}/acme/private", "does not exist, or it is private and needs a token"),
+        ("{git}/acme/empty", "no commit on its default branch yet"),
+        ("https://user:secret@127.0.0.1/a/b", "must not contain credentials"),
+        ("file:///etc/passwd", "must look like"),
+    ],
+)
+def test_watch_repository_says_in_words_why_not(world: World, url: str, sentence: str) -> None:
+    world.git.repo("acme/private", {"a": b"a"}, token="sesame")
+    world.git.repo("acme/empty")
+    with pytest.raises(CommandError, match=sentence):
+        run("watch_repository", world.app.app_id, url.format(git=world.git.url))
+    assert not AppRepository.objects.exists()
+
+
+def test_a_token_from_stdin_opens_a_private_repository_and_a_wrong_one_is_refused(world: World, monkeypatch) -> None:
+    repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
+    monkeypatch.setattr("sys.stdin", io.StringIO("wrong\n"))
+    with pytest.raises(CommandError, match="The token was refused"):
+        run("watch_repository", world.app.app_id, repo.url, github_token_stdin=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("sesame\n"))
+    printed = json.loads(run("watch_repository", world.app.app_id, repo.url, github_token_stdin=True, json=True))
+    assert printed["is_private"] is True
+    assert world.sync(AppRepository.objects.get()).status == "synced"
+
+
+def test_watching_again_is_a_full_fresh_sync_of_the_same_row(world: World) -> None:
+    repo, pair = world.watch({"a.txt": b"a"})
+    world.sync(pair)
+    run("watch_repository", world.app.app_id, repo.url + ".git")
+    world.sync(pair)
+    assert AppRepository.objects.count() == 1
+    assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt"]
+
+
+def test_resync_asks_before_it_does_anything(world: World, monkeypatch) -> None:
+    _, pair = world.watch()
+    world.sync(pair)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    with pytest.raises(CommandError, match="Nothing was done"):
+        run("resync", world.app.app_id)
+    assert "send ALL 1 files" in asked[0]
+    assert SyncRun.objects.count() == 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_resync_wait_ends_with_the_outcome(world: World, monkeypatch, settings, works: bool) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 1
+    _, pair = world.watch({"a.txt": b"a", "b.txt": b"b"})
+    world.sync(pair)
+    if not works:
+        from tests.support.receiver import Answer
+
+        world.answer(lambda notification: Answer(500) if notification.path == "b.txt" else None)
+    # The worker of this test: it runs whenever the command looks.
+    monkeypatch.setattr("deliveries_app.management.commands.resync.time.sleep", lambda _: sync(pair.pk))
+    repository_id = pair.repository.repository_id
+    if works:
+        assert "Re-sync queued, run_" in run("resync", world.app.app_id, repository_id, wait=True, yes=True)
+        assert "Bulk re-sync started, bulk_" in run("resync", world.app.app_id, wait=True, yes=True)
+    else:
+        with pytest.raises(CommandError, match="answered 500"):
+            run("resync", world.app.app_id, repository_id, wait=True, yes=True)
+
+
+def test_resync_of_what_is_not_watched_is_one_sentence(world: World) -> None:
+    with pytest.raises(CommandError, match="Nothing is watched under these ids"):
+        run("resync", world.app.app_id, yes=True)
+
+
+def test_sweep_once_enqueues_what_is_due(world: World, redis_client) -> None:
+    world.watch()
+    redis_client.flushall()
+    assert "1 enqueued" in run("sweep", once=True)
+    assert redis_client.llen("rq:queue:default") == 1

@@ -1,0 +1,66 @@
+"""The first sync of a repository: everything arrives, and Docora says so."""
+
+import hashlib
+
+import pytest
+
+from deliveries_app.models import Outcome, Status
+from tests.support.git import Entry
+from tests.support.world import World
+
+
+def shas(files: dict[str, bytes]) -> dict[str, str]:
+    return {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+
+
+@pytest.mark.parametrize("branch", ["main", "master", "trunk"])
+def test_every_file_of_whichever_branch_is_head_arrives_with_its_hash(world: World, branch: str) -> None:
+    files = {
+        "readme.md": b"# Hello\n",
+        "src/deep/module.py": b"print('hi')\n",
+        "latin-1.txt": "déjà vu".encode("latin-1"),
+        "utf-16.txt": "déjà vu".encode("utf-16"),
+        "bom-crlf.txt": b"\xef\xbb\xbfone\r\ntwo\r\n",
+        "nul.bin": b"\0\1\2",
+        "empty": b"",
+        "unicode ✓/naïve.txt": "\u2028 \U0001f600".encode(),
+        'quote"and\\backslash': b'"\\\x01\x1f\x7f',
+    }
+    repo = world.git.repo("acme/widgets", files, branch=branch)
+    pair = world.sync(world.watch_url(repo))
+    assert (pair.status, pair.branch, pair.last_commit) == (Status.SYNCED, branch, repo.head)
+    assert world.copy(pair) == shas(files)
+    assert {record.status for record in world.receiver.log} == {200}
+    run = world.runs(pair)[0]
+    assert (run.outcome, run.files_done, run.files_total) == (Outcome.SUCCEEDED, len(files), len(files))
+    assert {record.reason for record in world.receiver.log} == {"initial"}
+
+
+def test_large_files_arrive_in_chunks_whether_text_or_binary(world: World, settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 10_000, 4_000
+    files = {"big.txt": b"some text\n" * 3_000, "big.bin": bytes(range(256)) * 100, "small.txt": b"x"}
+    _, pair = world.watch(files)
+    assert world.sync(pair).status == Status.SYNCED
+    assert world.copy(pair) == shas(files)
+    chunks = [record.chunk for record in world.requests("create") if record.path == "big.txt"]
+    assert len(chunks) == 10
+    assert [chunk.index for chunk in chunks if chunk] == list(range(10))
+    assert len({record.webhook_id for record in world.requests("create") if record.path == "big.txt"}) == 10
+
+
+def test_what_cannot_be_sent_is_listed_with_the_reason_and_nothing_else_is_held_up(world: World, settings) -> None:
+    settings.MAX_FILE_BYTES = 100
+    _, pair = world.watch(
+        {
+            "fine.txt": b"fine",
+            "link": Entry.symlink("fine.txt"),
+            "module": Entry.submodule("1" * 40),
+            "huge.bin": b"x" * 101,
+            "d/" * 511 + "long-name.txt": b"path of more than 1,024 bytes",
+        }
+    )
+    assert world.sync(pair).status == Status.SYNCED
+    assert set(world.copy(pair)) == {"fine.txt"}
+    listed = {failure.cause for failure in pair.failures.all()}
+    assert listed == {"symlink", "submodule", "too_large", "path_too_long"}
+    assert world.runs(pair)[0].files_skipped == 4

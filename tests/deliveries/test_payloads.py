@@ -1,0 +1,213 @@
+"""The bodies and headers of the wire contract, byte for byte."""
+
+import base64
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from deliveries_app.payloads import (
+    Chunk,
+    Envelope,
+    RepositoryInfo,
+    chunk_count,
+    cut_base64,
+    delete_body,
+    encode_content,
+    endpoint,
+    file_body,
+    sync_completed_body,
+    timestamp,
+    webhook_id,
+)
+
+REPOSITORY = RepositoryInfo("repo_1", "https://github.com/acme/widgets.git", "acme", "widgets")
+ABOUT = (
+    '{"repository":{"repository_id":"repo_1","github_url":"https://github.com/acme/widgets.git",'
+    '"owner":"acme","name":"widgets"},'
+)
+NOON = datetime(2026, 11, 24, 12, 0, 0, 999, tzinfo=UTC)
+SHA, COMMIT = "e" * 64, "c" * 40
+END = f'"commit_sha":"{COMMIT}","timestamp":"2026-11-24T12:00:00.000Z"}}'
+
+STRINGS = {
+    "plain": (b"hello", '"hello"'),
+    "empty": (b"", '""'),
+    "quotes and backslashes": (b"\"'\\/", '"\\"\'\\\\/"'),
+    "short escapes": (b"\b\t\n\f\r", '"\\b\\t\\n\\f\\r"'),
+    "other control characters": (b"\x01\x0b\x1f", '"\\u0001\\u000b\\u001f"'),
+    "delete is no control character to JSON": (b"\x7f", '"\x7f"'),
+    "lone CR": (b"a\rb", '"a\\rb"'),
+    "CRLF": (b"a\r\nb\r\n", '"a\\r\\nb\\r\\n"'),
+    "byte order mark": (b"\xef\xbb\xbfa", '"\ufeffa"'),
+    "line separators that JavaScript knows": ("\u2028\u2029\x85".encode(), '"\u2028\u2029\x85"'),
+    "C1 control characters": ("\x80\x9f".encode(), '"\x80\x9f"'),
+    "emoji": ("😀 👩‍👩‍👧 🇩🇪".encode(), '"😀 👩‍👩‍👧 🇩🇪"'),
+    "beyond the first plane, and its last character": ("\U00010000\U0010ffff".encode(), '"\U00010000\U0010ffff"'),
+    "noncharacters": ("\ufffe\uffff\ufffd".encode(), '"\ufffe\uffff\ufffd"'),
+    "decomposed letters stay decomposed": ("e\u0301é".encode(), '"e\u0301é"'),
+    "html": (b"</script><!-- & -->", '"</script><!-- & -->"'),
+    "JSON in JSON": (b'{"__proto__":{"1":1.0e5}}', '"{\\"__proto__\\":{\\"1\\":1.0e5}}"'),
+}
+BINARY = {
+    "NUL": b"a\0b",
+    "Latin-1": "déjà vu".encode("latin-1"),
+    "UTF-16 little-endian": "déjà vu".encode("utf-16-le"),
+    "UTF-16 with byte order mark": "déjà vu".encode("utf-16"),
+    "Windows-1252 quotes": b"\x93quoted\x94",
+    "an encoded surrogate": b"\xed\xa0\x80",
+    "an overlong slash": b"\xc0\xaf",
+    "beyond Unicode": b"\xf4\x90\x80\x80",
+    "a character cut in two": "é".encode()[:1],
+    "every byte": bytes(range(256)),
+}
+EVERY_CONTENT = {**{name: content for name, (content, _) in STRINGS.items()}, **BINARY}
+
+
+def body_of(content: bytes | Chunk, **changes) -> bytes:
+    return file_body(REPOSITORY, "p", SHA, 5, content, COMMIT, NOON, **changes)
+
+
+@pytest.mark.parametrize(("content", "literal"), STRINGS.values(), ids=STRINGS)
+def test_text_is_a_string_written_as_javascript_writes_it(content: bytes, literal: str) -> None:
+    expected = f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":{literal}}},{END}'
+    assert body_of(content) == expected.encode()
+
+
+@pytest.mark.parametrize("content", BINARY.values(), ids=BINARY)
+def test_what_is_not_strictly_utf8_or_holds_a_nul_is_base64_and_says_so(content: bytes) -> None:
+    written = base64.b64encode(content).decode()
+    expected = (
+        f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":"{written}","content_encoding":"base64"}},{END}'
+    )
+    assert body_of(content) == expected.encode()
+
+
+@pytest.mark.parametrize("content", EVERY_CONTENT.values(), ids=EVERY_CONTENT)
+def test_decoding_gives_back_every_byte_so_that_hash_and_size_are_right(content: bytes) -> None:
+    file = json.loads(body_of(content))["file"]
+    encoded = file.get("content_encoding") == "base64"
+    decoded = base64.b64decode(file["content"], validate=True) if encoded else file["content"].encode()
+    assert decoded == content
+
+
+def test_update_names_what_the_app_holds_before_the_commit() -> None:
+    expected = (
+        f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":"x"}},"previous_sha":"{"d" * 64}",{END}'
+    )
+    assert body_of(b"x", previous_sha="d" * 64) == expected.encode()
+
+
+def test_delete_holds_path_and_sha_only() -> None:
+    body = delete_body(REPOSITORY, 'ü/"q"', SHA, COMMIT, NOON)
+    assert body == f'{ABOUT}"file":{{"path":"ü/\\"q\\"","sha":"{SHA}"}},{END}'.encode()
+
+
+def test_a_chunk_stands_last_in_file_and_is_always_base64() -> None:
+    body = body_of(Chunk("11111111-2222-3333-4444-555555555555", 0, 10, "QUJD"))
+    chunk = '"chunk":{"id":"11111111-2222-3333-4444-555555555555","index":0,"total":10}'
+    expected = (
+        f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,'
+        f'"content":"QUJD","content_encoding":"base64",{chunk}}},{END}'
+    )
+    assert body == expected.encode()
+
+
+def test_sync_completed() -> None:
+    expected = f'{{"event":"sync_completed",{ABOUT[1:]}"commit_sha":"{COMMIT}","files":3,"tree_sha256":"{SHA}",'
+    expected += '"timestamp":"2026-11-24T12:00:00.000Z"}'
+    assert sync_completed_body(REPOSITORY, COMMIT, 3, SHA, NOON) == expected.encode()
+
+
+def stringified(bodies: list[bytes]) -> list[bytes]:
+    """What `JSON.stringify(JSON.parse(body))` gives back. Where node is missing Python's `json` stands in for it: for
+    strings and whole numbers the two write the same."""
+    node = shutil.which("node")
+    if node is None:
+        return [json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode() for body in bodies]
+    script = (
+        "const lines = require('fs').readFileSync(0, 'utf8').split('\\n');"
+        "process.stdout.write(lines.map(line => JSON.stringify(JSON.parse(line))).join('\\n'))"
+    )
+    done = subprocess.run([node, "-e", script], input=b"\n".join(bodies), capture_output=True, check=True, timeout=60)
+    return done.stdout.split(b"\n")
+
+
+def test_existing_clients_that_verify_parsed_and_stringified_bodies_see_the_signed_bytes() -> None:
+    chance = random.Random(20260103)
+    scalars = [*range(0x80), *range(0x80, 0xD800, 97), *range(0xE000, 0x110000, 1009), 0x2028, 0x2029, 0xFEFF, 0xFFFF]
+    contents = [
+        *EVERY_CONTENT.values(),
+        "".join(map(chr, scalars)).encode(),
+        *("".join(chr(chance.choice(scalars)) for _ in range(200)).encode() for _ in range(50)),
+        *(chance.randbytes(60) for _ in range(50)),
+    ]
+    bodies = [body_of(content) for content in contents]
+    for text in (content.decode() for content, _ in STRINGS.values()):
+        bodies.append(delete_body(REPOSITORY, f"dir/{text}", SHA, COMMIT, NOON))
+        bodies.append(file_body(REPOSITORY, f"{text}.txt", SHA, 2**40, b"x", COMMIT, NOON, SHA))
+    bodies += [body_of(Chunk("id", 3, 10, "QUJD")), sync_completed_body(REPOSITORY, COMMIT, 0, SHA, NOON)]
+    assert stringified(bodies) == bodies
+
+
+@pytest.mark.parametrize(
+    ("moment", "written"),
+    [
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03:04:05.000Z"),
+        (datetime(2026, 1, 2, 3, 4, 5, 678_999, tzinfo=UTC), "2026-01-02T03:04:05.678Z"),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2))), "2026-01-02T01:04:05.000Z"),
+    ],
+)
+def test_timestamps_are_utc_with_milliseconds(moment: datetime, written: str) -> None:
+    assert timestamp(moment) == written
+
+
+def test_text_keeps_its_marker_away() -> None:
+    assert encode_content(b"text") == {"content": "text"}
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 11, 12, 13, 299, 300, 301, 1000])
+@pytest.mark.parametrize("piece", [4, 10, 16, 400])
+def test_joining_the_pieces_and_decoding_gives_the_file_however_the_blocks_fall(size: int, piece: int) -> None:
+    content = random.Random(size).randbytes(size)
+    for block in (1, 7, 64, 2000):
+        blocks = (content[start : start + block] for start in range(0, size, block))
+        pieces = list(cut_base64(blocks, piece))
+        assert base64.b64decode("".join(pieces), validate=True) == content
+        assert all(len(part) == piece for part in pieces[:-1])
+        assert not size or len(pieces) == chunk_count(size, piece)
+
+
+def test_a_webhook_id_names_the_watch_the_intent_and_for_chunks_the_attempt_and_holds_no_dot() -> None:
+    assert webhook_id("0123456789abcdef", 1_767_225_600_000_000) == "msg_0123456789abcdef_1767225600000000"
+    assert webhook_id("w", 7, Chunk("1-2", 3, 10, "")) == "msg_w_7_1-2_3"
+
+
+@pytest.mark.parametrize("base", ["https://app.example/hooks", "https://app.example/hooks/", "https://app.example/hooks//"])
+def test_exactly_one_slash_stands_between_base_url_and_event(base: str) -> None:
+    assert endpoint(base, "create") == "https://app.example/hooks/create"
+
+
+def test_the_headers_of_a_notification() -> None:
+    body = b'{"a":1}'
+    lines = Envelope("app_1", "a-key-of-an-app", "run_1", "resync").headers(body, "msg_w_7", 7, 1_700_000_000)
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert len(headers) == len(lines)
+    signature, standard = headers.pop("X-Docora-Signature"), headers.pop("webhook-signature")
+    assert headers == {
+        "Content-Type": "application/json",
+        "X-Docora-App-Id": "app_1",
+        "X-Docora-Timestamp": "1700000000",
+        "X-Docora-Run-Id": "run_1",
+        "X-Docora-Reason": "resync",
+        "X-Docora-Sequence": "7",
+        "webhook-id": "msg_w_7",
+        "webhook-timestamp": "1700000000",
+    }
+    assert signature.startswith("sha256=")
+    assert len(signature) == len("sha256=") + hashlib.sha256().digest_size * 2
+    assert standard.startswith("v1,")

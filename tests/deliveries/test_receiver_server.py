@@ -1,0 +1,129 @@
+"""The reference client as a server: what tests may ask of it, and the HTTP around it."""
+
+import http.client
+import socket
+import threading
+
+import pytest
+
+from tests.deliveries.sender import APP, KEY, Sender, held, sha, signed
+from tests.support.receiver import Answer, Receiver
+
+
+@pytest.fixture
+def receiver(tmp_path):
+    with Receiver(tmp_path / "copies", KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def sender(receiver):
+    sender = Sender(receiver)
+    yield sender
+    sender.connection.close()
+
+
+# What tests ask of it
+
+
+def test_a_hook_answers_in_its_place(receiver, sender):
+    receiver.on_request = lambda notification: Answer(429, {"error": "slow"}, {"Retry-After": "3"})
+    assert sender.send("a", "a") == 429
+    assert (sender.headers["Retry-After"], held(receiver)) == ("3", {})
+    receiver.on_request = lambda notification: Answer(503, process=True)
+    assert sender.send("a", "a") == 503
+    assert held(receiver) == {"a": b"a"}
+
+
+def test_a_hook_can_hang_up(receiver, sender):
+    receiver.on_request = lambda notification: Answer(close=True)
+    with pytest.raises(http.client.RemoteDisconnected):
+        sender.send("a", "a")
+    assert receiver.log[0].status == 0
+
+
+def test_the_log_counts_what_was_under_way_at_once(receiver):
+    everybody = threading.Barrier(3)
+    receiver.on_request = lambda notification: everybody.wait(10) and None
+    threads = [threading.Thread(target=Sender(receiver).send, args=(f"f{n}", "x")) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(record.in_flight for record in receiver.log) == [1, 2, 3]
+    assert receiver.max_in_flight(APP) == 3
+    receiver.on_request = None
+    Sender(receiver).send("f", "x")
+    assert receiver.log[-1].in_flight == 1
+
+
+def test_the_log_can_be_bounded(tmp_path):
+    with Receiver(tmp_path, KEY, log_size=2) as receiver:
+        for number in range(3):
+            Sender(receiver).send(f"f{number}", "x")
+        assert [record.path for record in receiver.log] == ["f1", "f2"]
+
+
+def test_a_stopped_receiver_answers_nobody_until_it_is_started_again(receiver, sender):
+    assert sender.send("a", "a") == 200
+    port = receiver.port
+    receiver.stop()
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        sender.send("b", "b")
+    sender.connection.close()
+    with pytest.raises(ConnectionRefusedError):
+        sender.send("b", "b")
+    sender.connection.close()
+    receiver.start()
+    assert (receiver.port, sender.send("b", "b")) == (port, 200)
+    assert held(receiver) == {"a": b"a", "b": b"b"}
+
+
+def test_a_taken_port_is_an_error(receiver, tmp_path):
+    with pytest.raises(OSError, match="in use"):
+        Receiver(tmp_path, KEY, port=receiver.port).start()
+
+
+# The HTTP around it
+
+
+def test_an_answer_is_one_packet_on_a_connection_that_is_kept(receiver):
+    body = b'{"event":"ping","timestamp":"now"}'
+    head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
+    request = f"POST /ping HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+        for _ in range(20):
+            connection.sendall(request)
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b'{"status": "pong"}')
+
+
+def test_a_body_without_a_length_or_cut_short_is_not_processed(receiver):
+    with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+        connection.sendall(b"POST /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 411")
+    with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+        connection.sendall(b"POST /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{}")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(65536) == b""
+    assert receiver.log == []
+
+
+def test_many_threads_keep_a_right_copy(receiver):
+    def send(worker: int) -> None:
+        sender = Sender(receiver)
+        for number in range(30):
+            assert sender.send(f"d{number % 3}/f{worker}-{number}", f"{worker} {number}", sequence=number + 1) == 200
+        for number in range(0, 30, 2):
+            assert sender.delete(f"d{number % 3}/f{worker}-{number}", sequence=100 + number) == 200
+
+    threads = [threading.Thread(target=send, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = {f"d{n % 3}/f{w}-{n}": f"{w} {n}".encode() for w in range(8) for n in range(1, 30, 2)}
+    assert held(receiver) == expected
+    assert receiver.copy(APP, "acme/widgets") == {path: sha(content) for path, content in expected.items()}
+    assert len(receiver.log) == 8 * 45

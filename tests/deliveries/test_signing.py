@@ -1,0 +1,59 @@
+"""Both signatures, against vectors made by others and by the words of the contract alone."""
+
+import base64
+import hashlib
+import hmac
+import subprocess
+import time
+
+import pytest
+
+from deliveries_app.receiver import Refused, verify
+from deliveries_app.signing import docora_signature, standard_signature
+
+BODY = '{"file":{"path":"ü.txt","content":"\u2028"}}'.encode()
+KEYS = {
+    "a key of words": "a-key-that-two-parties-share",
+    "a key outside ASCII": "schlüssel-für-zwei-parteien",
+    "a Standard Webhooks key": "whsec_" + base64.b64encode(bytes(range(24))).decode(),
+    "a key that only begins like one": "whsec_this is no base64!",
+    "one outside ASCII that only begins like one": "whsec_schlüssel-für-zwei",
+    "one whose base64 lacks its padding": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS",
+}
+
+
+def test_docora_signature_of_a_known_message() -> None:
+    """RFC 4231 has no timestamps: the vector is made with openssl from `1700000000.{"a":1}`."""
+    expected = "5bd7ef2e6d1e13d2ba5ad2dc1b1e0f0e"
+    assert docora_signature("a-key-of-16-char", 1_700_000_000, b'{"a":1}') == f"sha256={expected}"
+
+
+def test_standard_signature_of_the_vector_that_all_its_libraries_share() -> None:
+    signature = standard_signature(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b'{"test": 2432232314}'
+    )
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_docora_signature_is_keyed_with_the_bytes_of_the_whole_key(key: str) -> None:
+    expected = hmac.new(key.encode(), b"1700000000." + BODY, hashlib.sha256).hexdigest()
+    assert docora_signature(key, 1_700_000_000, BODY) == f"sha256={expected}"
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_a_client_that_knows_only_the_contract_accepts_what_any_key_signs(key: str) -> None:
+    now = int(time.time())
+    headers = {
+        "X-Docora-Timestamp": str(now),
+        "X-Docora-Signature": docora_signature(key, now, BODY),
+        "webhook-id": "msg_w_1",
+        "webhook-timestamp": str(now),
+        "webhook-signature": standard_signature(key, "msg_w_1", now, BODY),
+    }
+    verify(headers, BODY, key, now)
+    for changed in (BODY + b" ", BODY.replace(b"ü", b"u"), b""):
+        with pytest.raises(Refused):
+            verify(headers, changed, key, now)
+    with pytest.raises(Refused):
+        verify(headers | {"webhook-id": "msg_w_2"}, BODY, key, now)

@@ -1,0 +1,145 @@
+"""Which addresses Docora may connect to. The vectors are one address, at least, of every special-purpose block."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from docora.http.addresses import refusal
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "140.82.121.4",
+        "1.1.1.1",
+        "223.255.255.254",
+        "2606:4700::6810:84e5",
+        "2a00:1450:4001:82a::200e",
+        "2001:4860:4860::8888",
+    ],
+)
+def test_public_unicast_may_be_called(address):
+    assert refusal(address, ()) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",
+        "0.1.2.3",
+        "10.0.0.1",
+        "100.64.0.1",
+        "100.100.100.200",  # metadata service of a cloud
+        "127.0.0.1",
+        "127.255.255.254",
+        "168.63.129.16",
+        "169.254.169.254",  # metadata service of most clouds
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.0.0.9",
+        "192.0.0.192",  # metadata service of a cloud
+        "192.0.2.1",
+        "192.88.99.1",
+        "192.168.1.1",
+        "198.18.0.1",
+        "198.19.255.255",
+        "198.51.100.1",
+        "203.0.113.1",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+    ],
+)
+def test_no_other_ipv4_address_may_be_called(address):
+    assert address in (refusal(address, ()) or "")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "::",
+        "::1",
+        "::8.8.8.8",  # IPv4-compatible
+        "::ffff:8.8.8.8",  # IPv4-mapped
+        "::ffff:127.0.0.1",
+        "::ffff:0:8.8.8.8",  # IPv4-translated
+        "64:ff9b::8.8.8.8",  # NAT64
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::8.8.8.8",  # local NAT64
+        "64:ff9b:1:ffff::1",
+        "100::1",
+        "2001::1",  # Teredo
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        "2001:2::1",
+        "2001:20::1",
+        "2001:db8::1",
+        "2002:808:808::1",  # 6to4
+        "2002:7f00:1::",
+        "2606:4700::5efe:8.8.8.8",  # ISATAP
+        "2606:4700::200:5efe:10.0.0.1",
+        "3fff::1",
+        "3fff:fff::1",
+        "4000::1",
+        "5f00::1",
+        "fc00::1",
+        "fd00:ec2::254",  # metadata service of a cloud
+        "fe80::1",
+        "fec0::1",
+        "feff::1",
+        "ff02::1",
+        "ff0e::1",
+    ],
+)
+def test_no_other_ipv6_address_may_be_called(address):
+    assert refusal(address, ()) is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.1.2.3", "10.0.0.0/8"),
+        ("127.0.0.1", "127.0.0.1/32"),
+        ("168.63.129.16", "168.63.129.0/24"),
+        ("fd12::1", "fd00::/8"),
+        ("::1", "::1/128"),
+        ("64:ff9b::8.8.8.8", "64:ff9b::/96"),
+        ("::ffff:10.1.2.3", "10.0.0.0/8"),
+        ("::ffff:10.1.2.3", "::ffff:0:0/96"),
+    ],
+)
+def test_an_allowed_network_may_be_called(address, network):
+    assert refusal(address, [ip_network("192.168.7.0/24"), ip_network(network)]) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.1.2.3", "10.1.2.4/32"),
+        ("10.1.2.3", "::ffff:10.1.2.3/128"),
+        ("::ffff:10.1.2.3", "192.168.0.0/16"),
+        ("64:ff9b::10.0.0.1", "10.0.0.0/8"),
+        ("::10.0.0.1", "10.0.0.0/8"),
+        ("2002:a00:1::", "10.0.0.0/8"),
+    ],
+)
+def test_an_allowed_network_allows_nothing_outside_it(address, network):
+    assert refusal(address, [ip_network(network)]) is not None
+
+
+def test_a_zone_is_refused_even_in_an_allowed_network():
+    assert "network interface" in (refusal("fe80::1%eth0", [ip_network("fe80::/10")]) or "")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "127.1", "0x7f.0.0.1", "2130706433", "010.0.0.1", "[::1]", "1.2.3.4:80"]
+)
+def test_what_is_not_a_numeric_address_is_refused(address):
+    assert "not a numeric IP address" in (refusal(address, [ip_network("0.0.0.0/0")]) or "")
+
+
+def test_the_sentence_names_the_address_and_what_it_is():
+    assert refusal("10.0.0.1", ()) == (
+        "10.0.0.1 is a private address; only public addresses and ALLOWED_PRIVATE_NETWORKS may be called."
+    )

@@ -1,0 +1,294 @@
+"""The HTTP client against real sockets: what an answer, a crowd of requests and every kind of failure look like."""
+
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from docora.http import transfer
+from docora.http.client import Cause, HttpClient, Request
+from tests.docora.http_server import LOOPBACK, post, saying, servers
+
+
+@pytest.fixture
+def client():
+    with HttpClient(LOOPBACK, allow_http=True, user_agent="Docora/test") as client:
+        yield client
+
+
+@pytest.fixture
+def serve():
+    with servers() as start:
+        yield start
+
+
+def everything(client):
+    """Every outcome of what is in flight, as (request, outcome)."""
+    finished = []
+    while client.in_flight:
+        finished += client.poll(1.0)
+    return finished
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+def test_a_2xx_is_ok_and_brings_status_headers_and_body(client, serve):
+    server = serve(saying("201 Created", b'{"ok":true}', "X-Thing: a: b"))
+    outcome = client.request(post(server.url, b'{"a":1}'))
+    assert (outcome.ok, outcome.status, outcome.cause, outcome.reached) == (True, 201, None, True)
+    assert (outcome.body, outcome.truncated, outcome.headers["x-thing"]) == (b'{"ok":true}', False, "a: b")
+    assert 0 < outcome.elapsed < 5
+    head, body = server.requests[0]
+    assert body == b'{"a":1}'
+    assert head.startswith(b"POST /hook HTTP/1.1\r\n")
+    assert b"\r\nUser-Agent: Docora/test\r\n" in head
+    assert b"\r\nContent-Type: application/json" in head
+
+
+def test_a_500_is_an_answer_and_not_ok(client, serve):
+    outcome = client.request(post(serve(saying("500 Oops", b"broken")).url))
+    assert (outcome.ok, outcome.status, outcome.cause, outcome.body) == (False, 500, None, b"broken")
+    assert outcome.message == "The server answered 500."
+
+
+def test_a_redirect_is_not_followed(client, serve):
+    target = serve()
+    outcome = client.request(post(serve(saying("307 Elsewhere", b"", f"Location: {target.url}")).url))
+    assert (outcome.ok, outcome.status, target.connections) == (False, 307, 0)
+
+
+def test_only_the_beginning_of_a_long_body_is_kept(client, serve):
+    outcome = client.request(post(serve(saying(body=b"x" * 5000)).url, max_body=100))
+    assert (outcome.ok, outcome.body, outcome.truncated) == (True, b"x" * 100, True)
+
+
+def test_get_and_head_have_no_body_and_other_methods_do(client, serve):
+    server = serve()
+    outcomes = [client.request(Request(method, server.url)) for method in ("GET", "HEAD", "DELETE", "GET")]
+    assert [outcome.body for outcome in outcomes] == [b"ok", b"", b"ok", b"ok"]
+    assert client.request(Request("PUT", server.url, body=b"new")).ok
+    assert [head.split()[0] for head, _ in server.requests] == [b"GET", b"HEAD", b"DELETE", b"GET", b"PUT"]
+    assert server.requests[-1][1] == b"new"
+
+
+def test_a_big_body_is_sent_without_waiting_for_100_continue(client, serve):
+    server = serve()
+    started = time.monotonic()
+    assert client.request(post(server.url, b"x" * 2_000_000)).ok
+    assert time.monotonic() - started < 0.9  # libcurl would have waited for a second
+    head, body = server.requests[0]
+    assert b"expect" not in head.lower()
+    assert len(body) == 2_000_000
+
+
+def test_an_interim_answer_is_not_the_answer(client, serve):
+    def answer(connection, head, body):
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nRetry-After: 9\r\n\r\n")
+        return saying("503 Busy", b"", "Retry-After: 3")(connection, head, body)
+
+    outcome = client.request(post(serve(answer).url))
+    assert (outcome.status, outcome.retry_after(0)) == (503, 3.0)
+
+
+# --- Many requests ----------------------------------------------------------------------------------------------------
+def test_connections_are_kept_alive(client, serve):
+    server = serve()
+    for _ in range(20):
+        assert client.request(post(server.url)).ok
+    assert (server.connections, len(server.requests)) == (1, 20)
+
+
+def test_many_requests_run_in_parallel_but_never_more_than_allowed(serve):
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def answer(connection, head, body):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return saying(body=body)(connection, head, body)
+
+    server = serve(answer)
+    with HttpClient(LOOPBACK, allow_http=True, max_connections=8) as client:
+        for number in range(100):
+            client.submit(post(server.url, str(number).encode(), context=number))
+        assert client.in_flight == 100
+        finished = everything(client)
+    assert sorted(request.context for request, _ in finished) == list(range(100))
+    assert all(outcome.body == str(request.context).encode() for request, outcome in finished)
+    assert (most[0], server.connections) == (8, 8)
+
+
+def test_a_request_in_line_does_not_time_out_before_its_turn(serve):
+    def answer(connection, head, body):
+        time.sleep(0.25)
+        return saying()(connection, head, body)
+
+    server = serve(answer)
+    with HttpClient(LOOPBACK, allow_http=True, max_connections=1) as client:
+        for _ in range(3):
+            client.submit(post(server.url, timeout=0.6))
+        assert all(outcome.ok for _, outcome in everything(client))
+
+
+def test_poll_returns_at_once_when_something_ended_and_waits_no_longer_than_told(client, serve):
+    slow, fast = serve(lambda *_: time.sleep(3) or False), serve()
+    client.submit(post(slow.url))
+    started = time.monotonic()
+    assert client.poll(0.2) == []
+    assert 0.15 < time.monotonic() - started < 1
+    client.submit(post(fast.url))
+    assert client.poll(10)[0][1].ok
+    assert time.monotonic() - started < 2
+    assert client.in_flight == 1
+
+
+def test_abort_drops_everything_and_says_what(client, serve):
+    server = serve(lambda *_: time.sleep(3) or False)
+    request = post(server.url)
+    client.submit(request)
+    client.poll(0.1)
+    assert client.abort() == [request]
+    assert (client.in_flight, client.poll(0)) == (0, [])
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+def test_a_refused_connection_did_not_reach_the_server(client):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    outcome = client.request(post(f"http://127.0.0.1:{port}/"))
+    assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.CONNECT, False)
+    assert outcome.message == f"No connection to 127.0.0.1:{port}: Connection refused."
+
+
+def test_a_hanging_server_times_out(client, serve):
+    outcome = client.request(post(serve(lambda *_: time.sleep(3) or False).url, timeout=0.3))
+    assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.TIMEOUT, True)
+    assert "did not answer within 0.3 s" in outcome.message
+    assert outcome.elapsed < 1
+
+
+def test_a_trickling_answer_times_out(client, serve):
+    def answer(connection, _head, _body):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(60):
+            connection.sendall(b"x")
+            time.sleep(0.05)
+        return False
+
+    outcome = client.request(post(serve(answer).url, timeout=0.4))
+    assert (outcome.ok, outcome.status, outcome.cause) == (False, None, Cause.TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nx"],
+)
+def test_an_answer_that_breaks_off_is_a_network_failure(client, serve, beginning):
+    outcome = client.request(post(serve(lambda connection, *_: connection.sendall(beginning) or False).url))
+    assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.NETWORK, True)
+
+
+def test_an_answer_in_chunks_with_trailers_is_whole(client, serve):
+    def answer(connection, _head, _body):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Trailer: a\r\n\r\n")
+        return True
+
+    outcome = client.request(post(serve(answer).url))
+    assert (outcome.ok, outcome.body) == (True, b"ok")
+
+
+def test_a_reset_connection_is_a_network_failure(client, serve):
+    def answer(connection, _head, _body):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return False
+
+    outcome = client.request(post(serve(answer).url))
+    assert (outcome.cause, outcome.reached) == (Cause.NETWORK, True)
+
+
+def test_an_endless_answer_is_cut_and_its_status_counts(client, serve):
+    sent = []
+
+    def answer(connection, _head, _body):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        for _ in range(100):
+            connection.sendall(b"x" * 1_000_000)
+            sent.append(1)
+        return False
+
+    outcome = client.request(post(serve(answer).url))
+    assert (outcome.ok, outcome.status, outcome.truncated, len(outcome.body)) == (True, 200, True, 4096)
+    assert len(sent) < 50
+
+
+def test_endless_headers_are_a_failure(client, serve):
+    def answer(connection, _head, _body):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        for number in range(100_000):
+            connection.sendall(b"X-%d: %s\r\n" % (number, b"x" * 100))
+        return False
+
+    assert client.request(post(serve(answer).url)).cause is Cause.NETWORK
+
+
+def test_a_name_that_does_not_exist_is_a_dns_failure(client):
+    outcome = client.request(post("http://docora-test.invalid/"))
+    assert (outcome.cause, outcome.reached) == (Cause.DNS, False)
+    assert "docora-test.invalid" in outcome.message
+
+
+def answering_once():
+    """Answers the first request of every connection, and hangs up without a word on the second."""
+    known = []
+
+    def answer(connection, head, body):
+        if connection in known:
+            return False
+        known.append(connection)
+        return saying()(connection, head, body)
+
+    return answer
+
+
+def test_a_request_is_not_sent_twice_when_a_kept_connection_dies(client, serve):
+    server = serve(answering_once())
+    assert client.request(post(server.url)).ok
+    outcome = client.request(post(server.url))
+    assert (outcome.cause, outcome.reached, len(server.requests)) == (Cause.NETWORK, True, 2)
+
+
+def test_a_repeatable_request_is_sent_again_when_a_kept_connection_dies(client, serve):
+    server = serve(answering_once())
+    assert client.request(post(server.url)).ok
+    assert client.request(post(server.url, repeatable=True)).ok
+    assert (len(server.requests), server.connections) == (3, 2)
+
+
+def test_an_exception_in_a_callback_comes_out_of_poll(client, serve, monkeypatch, capfd):
+    def broken(*_):
+        raise LookupError("a mistake in Docora")
+
+    server = serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "refusal", broken)
+        client.submit(post(server.url))
+        with pytest.raises(LookupError, match="a mistake in Docora"):
+            everything(client)
+    [(_, outcome)] = client.poll(0)  # the request itself has ended all the same
+    assert (outcome.ok, outcome.reached) == (False, False)
+    assert client.request(post(server.url)).ok
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_closed_client_says_so(serve):
+    client = HttpClient(LOOPBACK, allow_http=True)
+    client.submit(post(serve().url))
+    client.close()
+    client.close()
+    assert client.in_flight == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        client.submit(post("http://127.0.0.1/"))

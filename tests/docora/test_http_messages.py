@@ -1,0 +1,57 @@
+"""Requests and outcomes as values: what a request refuses to carry, what an answer's headers say."""
+
+import pytest
+
+from docora.http.messages import AnswerHeaders, Outcome, Request
+
+
+@pytest.mark.parametrize("header", ["X: a\r\nY: b", "X: a\nY: b", "X: a\0", "X: ü", "no colon"])
+def test_a_header_cannot_smuggle_another_one(header):
+    with pytest.raises(ValueError, match="eader"):
+        Request("POST", "http://127.0.0.1/", ("A: b", header))
+
+
+@pytest.mark.parametrize(
+    ("method", "body"), [("GET", b"x"), ("HEAD", b"x"), ("POST / HTTP/1.1\r\nX: y", b""), ("", b"")]
+)
+def test_a_method_cannot_smuggle_anything(method, body):
+    with pytest.raises(ValueError):  # noqa: PT011
+        Request(method, "http://127.0.0.1/", (), body)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("0", 0.0),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 37.0),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 37.0),
+        ("Sun Nov  6 08:49:37 1994", 37.0),
+        ("Sun, 06 Nov 1994 08:00:00 GMT", 0.0),  # already past
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("9" * 400, None),
+        ("Sun, 99 Nov 1994 99:49:37 GMT", None),
+        ("٣", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value, seconds):
+    headers = {} if value is None else {"retry-after": value}
+    outcome = Outcome(
+        status=503, cause=None, message="", headers=headers, body=b"", truncated=False, elapsed=0.1, reached=True
+    )
+    assert outcome.retry_after(now=784111740.0) == seconds  # 08:49:00 of that day
+
+
+def test_the_headers_of_an_answer_are_bounded():
+    lines = [b"HTTP/1.1 200 OK\r\n", *(b"X-%d: %s\r\n" % (number, b"x" * 10_000) for number in range(500)), b"\r\n"]
+    headers = AnswerHeaders(lines)
+    assert len(headers) == AnswerHeaders.MAX_COUNT
+    assert max(len(value) for value in headers.values()) == AnswerHeaders.MAX_VALUE
+
+
+def test_a_token_does_not_show_up_in_a_traceback():
+    assert "geheim" not in repr(Request("POST", "https://a.example/", ("Authorization: Bearer geheim",), b"geheim"))

@@ -1,0 +1,164 @@
+"""What the HTTP client does not do: forbidden addresses and URLs, untrusted certificates, another process's sockets."""
+
+import datetime
+import os
+import socket
+import ssl
+import threading
+import time
+from ipaddress import ip_address
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from docora.http.client import Cause, HttpClient
+from tests.docora.http_server import LOOPBACK, post, servers
+
+
+@pytest.fixture
+def client():
+    with HttpClient(LOOPBACK, allow_http=True, user_agent="Docora/test") as client:
+        yield client
+
+
+@pytest.fixture
+def serve():
+    with servers() as start:
+        yield start
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001"])
+def test_a_private_address_is_refused_before_any_connection(serve, host):
+    server = serve()
+    with HttpClient([], allow_http=True) as client:
+        outcome = client.request(post(f"http://{host}:{server.port}/"))
+    assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
+    assert "is a loopback address" in outcome.message
+    time.sleep(0.05)
+    assert server.connections == 0
+
+
+def test_plain_http_is_refused_unless_allowed(serve):
+    server = serve()
+    with HttpClient(LOOPBACK) as client:
+        outcome = client.request(post(server.url))
+    assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
+    assert "https" in outcome.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:geheim@127.0.0.1/",
+        "http://127.0.0.1@geheim.example/",
+        "http:///127.0.0.1/geheim",
+        "http:/127.0.0.1/geheim",
+        "http://127.0.0.1\\@geheim/",
+        "http://127.0.0.1/geheim\r\nX: y",
+        "http://[fe80::1%25eth0]/geheim",
+        "http://bücher.example/geheim",
+        "ftp://127.0.0.1/geheim",
+        "file:///etc/geheim",
+        "geheim",
+    ],
+)
+def test_a_url_that_two_parsers_could_read_differently_is_refused_and_not_repeated(client, url):
+    outcome = client.request(post(url))
+    assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
+    assert "geheim" not in outcome.message
+
+
+def test_the_environment_cannot_put_a_proxy_in_between(monkeypatch, serve):
+    proxy, server = serve(), serve()
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    with HttpClient(LOOPBACK, allow_http=True) as client:
+        assert client.request(post(server.url)).ok
+    assert (server.connections, proxy.connections) == (1, 0)
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1: (server's context, path of the PEM file)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "docora test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1)
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context, str(path)
+
+
+def test_https_works_with_a_trusted_certificate(serve, certificate):
+    context, ca_file = certificate
+    server = serve(tls=context)
+    with HttpClient(LOOPBACK, ca_file=ca_file) as client:
+        assert client.request(post(server.url)).ok
+        assert client.request(post(server.url)).ok
+    assert server.connections == 1
+
+
+def test_an_untrusted_certificate_is_a_tls_failure_before_a_byte_is_sent(client, serve, certificate):
+    server = serve(tls=certificate[0])
+    outcome = client.request(post(server.url))
+    assert (outcome.cause, outcome.reached, server.requests) == (Cause.TLS, False, [])
+    assert "self-signed certificate" in outcome.message
+
+
+def test_a_server_that_does_not_speak_tls_is_a_tls_failure(client):
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+
+        def answer():
+            connection, _ = plain.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        outcome = client.request(post(f"https://127.0.0.1:{plain.getsockname()[1]}/"))
+    assert (outcome.cause, outcome.reached) == (Cause.TLS, False)
+
+
+def test_a_handshake_that_hangs_times_out_unreached(client):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        outcome = client.request(post(f"https://127.0.0.1:{silent.getsockname()[1]}/", connect_timeout=0.3))
+    assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, False)
+    assert "No connection to 127.0.0.1" in outcome.message
+
+
+# --- Processes --------------------------------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the server's threads
+def test_a_forked_child_may_not_use_the_client_and_does_the_parent_no_harm(serve, certificate):
+    context, ca_file = certificate
+    server = serve(tls=context)
+    client = HttpClient(LOOPBACK, ca_file=ca_file)
+    assert client.request(post(server.url)).ok
+    pid = os.fork()
+    if pid == 0:
+        refused = 0
+        for use in (lambda: client.submit(post(server.url)), lambda: client.poll(0), client.abort):
+            try:
+                use()
+            except RuntimeError:
+                refused += 1
+        client.close()
+        del use, client  # as if freed: no goodbye may go out on the parent's TLS connection
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert client.request(post(server.url)).ok
+    assert server.connections == 1
+    client.close()

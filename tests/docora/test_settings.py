@@ -1,0 +1,73 @@
+"""Settings fail loudly, and the keys of a data directory are made once."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from docora.datadir import Keys, embedded_redis_socket
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull} | settings
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "manage.py"), "check"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("SWEEP_INTERVAL_SECONDS", "soon", "SWEEP_INTERVAL_SECONDS must be a number"),
+        ("SWEEP_INTERVAL_SECONDS", "0", "SWEEP_INTERVAL_SECONDS must be at least 0.1"),
+        ("LEASE_SECONDS", "1", "LEASE_SECONDS must be at least 6"),
+        ("MAX_IN_FLIGHT", "2.5", "MAX_IN_FLIGHT must be a whole number"),
+        ("ALLOW_HTTP", "maybe", "ALLOW_HTTP must be yes or no"),
+        ("ALLOWED_PRIVATE_NETWORKS", "10.0.0.1/8", "ALLOWED_PRIVATE_NETWORKS must be networks"),
+        ("PUBLIC_URL", "http://docora.example", "must start with https://"),
+        ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
+        ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
+    ],
+)
+def test_a_bad_value_stops_the_start_with_a_sentence_that_names_it(
+    tmp_path: Path, name: str, value: str, sentence: str
+) -> None:
+    result = start_with(tmp_path, **{name: value})
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_first_command_in_an_empty_folder_makes_keys_that_only_the_owner_reads(tmp_path: Path) -> None:
+    assert start_with(tmp_path / "new").returncode == 0
+    file = tmp_path / "new" / "keys.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert set(json.loads(file.read_text())) == {"secret_key", "encryption_keys"}
+
+
+def test_processes_that_start_at_once_read_the_same_keys(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        keys = set(pool.map(lambda _: Keys(tmp_path).secret_key, range(64)))
+    assert len(keys) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_a_data_directory_with_a_long_name_has_its_socket_in_a_private_place() -> None:
+    short, long = Path("/srv/docora"), Path("/srv") / ("d" * 120)
+    assert embedded_redis_socket(short) == short / "valkey.sock"
+    assert len(os.fsencode(embedded_redis_socket(long))) <= 100
+    assert embedded_redis_socket(long) != embedded_redis_socket(Path("/srv") / ("e" * 120))

@@ -1,0 +1,156 @@
+"""`manage.py up`: everything starts, everything ends, and bad input gets a sentence."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Instance:
+    """A Docora with its own data directory: SQLite and the embedded Valkey."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.log = directory / "up.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        return kept | {"DATA_DIR": str(self.directory / "data"), "DOCORA_ENV_FILE": os.devnull}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(PROJECT / "manage.py"), *arguments]
+
+    def start(self, *options: str) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command("up", "--port", str(self.port), *options), env=self.environment, stdout=log, stderr=log
+            )
+        self.wait_until(lambda: b"Ctrl-C" in self.log.read_bytes(), 40)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def wait_until(self, condition, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def family(self) -> list[str]:
+        """The command lines of all processes of this instance that are alive."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                environment = (entry / "environ").read_bytes()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                status = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if f"DATA_DIR={self.directory / 'data'}".encode() in environment and status != "Z":
+                found.append(command)
+        return found
+
+    def end(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    instance = Instance(tmp_path)
+    yield instance
+    instance.end()
+
+
+def test_it_is_ready_when_health_answers_and_ctrl_c_leaves_no_process_behind(instance: Instance) -> None:
+    instance.start("--workers", "1")
+    with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=5) as answer:
+        assert answer.status == 200
+    assert len(instance.family()) >= 5  # up, valkey, web, worker, sweep
+    assert instance.process
+    instance.process.send_signal(signal.SIGINT)
+    assert instance.process.wait(30) == 0
+    assert instance.family() == []
+    assert "Traceback" not in instance.log.read_text()
+
+
+def test_a_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:
+    instance.start("--demo")
+    instance.wait_until(lambda: b"Sign in" in instance.log.read_bytes(), 30)
+    assert instance.process
+    instance.process.kill()
+    instance.process.wait()
+    instance.wait_until(lambda: instance.family() == [], 20)
+
+
+def test_a_child_that_dies_is_started_again(instance: Instance) -> None:
+    instance.start("--workers", "1")
+
+    def workers() -> list[str]:
+        return [command for command in instance.family() if "rqworker" in command]
+
+    assert len(workers()) == 1
+    pid = next(
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_worker(entry, instance.directory)
+    )
+    os.kill(pid, signal.SIGKILL)
+    instance.wait_until(lambda: "worker 1 ended with -9" in instance.log.read_text(), 10)
+    instance.wait_until(lambda: len(workers()) == 1, 10)
+
+
+def _is_worker(entry: Path, directory: Path) -> bool:
+    try:
+        return (
+            b"rqworker" in (entry / "cmdline").read_bytes()
+            and str(directory).encode() in (entry / "environ").read_bytes()
+        )
+    except OSError:
+        return False
+
+
+def test_a_taken_port_is_one_clear_sentence(instance: Instance) -> None:
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", instance.port))
+        squatter.listen()
+        result = instance.run("up", "--port", str(instance.port))
+    assert result.returncode == 1
+    assert result.stderr.strip() == (
+        f"CommandError: Port {instance.port} on 127.0.0.1 is taken. Choose another one: --port {instance.port + 1}."
+    )
+
+
+def test_a_second_one_on_the_same_data_directory_is_refused(instance: Instance) -> None:
+    instance.start("--workers", "1")
+    result = instance.run("up", "--port", str(free_port()))
+    assert result.returncode == 1
+    assert "Docora runs already with the data directory" in result.stderr
+
+
+def test_with_nobody_who_can_sign_in_it_says_which_command_makes_an_administrator(instance: Instance) -> None:
+    instance.start("--workers", "1")
+    assert "manage.py createsuperuser" in instance.log.read_text()

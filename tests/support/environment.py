@@ -1,0 +1,100 @@
+"""What one test process runs on: a PostgreSQL (or SQLite), a Valkey and a data directory, all its own.
+
+The addresses are known before anything is started. So Django can read its settings at once, Valkey starts with the
+session and PostgreSQL with the first test that needs it: a test of pure code waits for neither.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import django
+from django.conf import settings
+
+from tests.support.postgres import PostgresServer
+from tests.support.servers import ScratchFolder
+from tests.support.valkey import ValkeyServer
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class TestEnvironment:
+    """The servers of this process. `DOCORA_TEST_DATABASE=sqlite` puts a SQLite file in PostgreSQL's place."""
+
+    __test__ = False  # its name looks like a class of tests
+
+    def __init__(self) -> None:
+        choice = os.environ.get("DOCORA_TEST_DATABASE") or "postgres"
+        if choice not in {"postgres", "sqlite"}:
+            raise ValueError(f"DOCORA_TEST_DATABASE must be postgres or sqlite, but is {choice!r}.")
+        self.scratch = ScratchFolder()
+        self.data_dir = self.scratch.make("data")
+        self.valkey = ValkeyServer(self.scratch)
+        self.postgres = PostgresServer(self.scratch) if choice == "postgres" else None
+
+    def variables(self) -> dict[str, str]:
+        """The settings of Docora that differ from their defaults under test, as environment variables."""
+        return {
+            "DATA_DIR": str(self.data_dir),
+            "DATABASE_URL": self.postgres.url if self.postgres else self.sqlite_url(self.data_dir / "docora.sqlite3"),
+            "REDIS_URL": self.valkey.url,
+            "ALLOWED_GIT_HOSTS": "127.0.0.1",
+            "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
+            "ALLOW_HTTP": "yes",
+            "LOG_FORMAT": "json",
+        }
+
+    def install(self) -> None:
+        """Make these the settings of this process and of those it starts, and set Django up with them.
+
+        None of the developer's own settings come through. `DJANGO_SETTINGS_MODULE` does not stay in the environment:
+        an xdist worker would inherit it, and pytest-django would read the settings before that worker has its own.
+        """
+        if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
+            raise RuntimeError("Unset DJANGO_SETTINGS_MODULE: the tests set it, once they have servers of their own.")
+        for name in setting_names():
+            os.environ.pop(name, None)
+        os.environ.update(self.variables())
+        os.environ["DOCORA_ENV_FILE"] = os.devnull
+        os.environ["DJANGO_SETTINGS_MODULE"] = "docora.settings"
+        django.setup()
+        del os.environ["DJANGO_SETTINGS_MODULE"]
+
+    def use_test_database(self, database: dict[str, Any]) -> None:
+        """Start the server of Django's `database` settings; the test database on SQLite becomes a file.
+
+        A file, because in-memory databases that threads share lock whole tables and know no write-ahead log.
+        """
+        if self.postgres:
+            self.postgres.start()
+        else:
+            database.setdefault("TEST", {})["NAME"] = str(self.data_dir / "test.sqlite3")
+
+    def database_url(self, name: str) -> str:
+        """The address of the database that Django knows as `name` (on SQLite: its file)."""
+        return self.postgres.url_of(name) if self.postgres else self.sqlite_url(Path(name))
+
+    @staticmethod
+    def sqlite_url(path: Path) -> str:
+        return f"sqlite:///{path}"
+
+    def reset(self) -> None:
+        """Between two tests: an empty Valkey, and every server up again that a test has left stopped."""
+        if self.postgres and self.postgres.started:
+            self.postgres.start()
+        if self.valkey.started:
+            self.valkey.start()
+            with self.valkey.client() as client:
+                client.flushall()
+
+    def close(self) -> None:
+        self.valkey.stop()
+        if self.postgres:
+            self.postgres.stop()
+        self.scratch.close()
+
+
+def setting_names() -> list[str]:
+    """The names of all settings, as `.env.example` lists them."""
+    return re.findall(r"(?m)^# ([A-Z_]+)=", (PROJECT / ".env.example").read_text())

@@ -1,0 +1,114 @@
+"""Real git repositories behind a real git server, made and changed in one line each."""
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from docora.demo.git_server import GitServer, Request, Takeover
+from docora.demo.repositories import Changes, Entry, commit, git, git_environment, init
+
+__all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One bare repository: `path` on disk, `url` on the server, `name` as `owner/name`."""
+
+    name: str
+    path: Path
+    server: GitServer
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.url}/{self.name}"
+
+    @property
+    def head(self) -> str:
+        """The commit id of HEAD."""
+        return git(self.path, "rev-parse", "HEAD").decode().strip()
+
+    @property
+    def branch(self) -> str:
+        return git(self.path, "symbolic-ref", "--short", "HEAD").decode().strip()
+
+    def commit(self, changes: Changes, message: str = "Change", branch: str | None = None) -> str:
+        """Add a commit (path → content, None deletes) and return its id."""
+        return commit(self.path, changes, message, branch)
+
+    def force_push(self, files: Changes, message: str = "Rewritten") -> str:
+        """Replace the whole history by one commit that holds exactly `files`, and return its id."""
+        return commit(self.path, files, message, replace=True)
+
+    def rename_branch(self, name: str) -> None:
+        """Give the default branch another name; HEAD follows."""
+        git(self.path, "branch", "--move", self.branch, name)
+
+    def files(self, revision: str = "HEAD") -> dict[str, bytes]:
+        """Return path → content of every regular file: what a client should hold. No links, no submodules."""
+        blobs = {}
+        for line in git(self.path, "ls-tree", "-r", "-z", revision).split(b"\0")[:-1]:
+            (mode, _, blob), path = line.split(b"\t", 1)[0].split(), line.split(b"\t", 1)[1]
+            if mode in (b"100644", b"100755"):
+                blobs[path.decode(errors="surrogateescape")] = blob
+        return dict(zip(blobs, self._contents(blobs.values()), strict=True))
+
+    def _contents(self, blobs) -> Iterator[bytes]:
+        output = git(self.path, "cat-file", "--batch", stdin=(blob + b"\n" for blob in blobs))
+        position = 0
+        while position < len(output):
+            end = output.index(b"\n", position)
+            size = int(output[position:end].rpartition(b" ")[2])
+            yield output[end + 1 : end + 1 + size]
+            position = end + 1 + size + 1
+
+
+class GitFixture(AbstractContextManager):
+    """A git server on a free port, and the repositories that a test asks for.
+
+    `server.on_request` may be set at any time, `server.requests` tells what was asked for.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tokens: dict[str, set[str]] = {}
+        self.server = GitServer(directory, tokens=self.tokens)
+        self.server.start()
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def __exit__(self, *_: object) -> None:
+        self.server.stop()
+
+    def repo(
+        self,
+        name: str = "acme/widgets",
+        files: Mapping[str, bytes | Entry] | None = None,
+        branch: str = "main",
+        token: str | None = None,
+    ) -> Repo:
+        """Make a repository; with `files` None it stays without a commit, with `token` it is private."""
+        repo = Repo(name, self.directory / f"{name}.git", self.server)
+        init(repo.path, branch)
+        if files is not None:
+            repo.commit(files, "Start")
+        if token is not None:
+            self.tokens[name] = {token}
+        return repo
+
+    def make_large(self, name: str = "acme/big", *, count: int = 10_000, size: int = 4096) -> Repo:
+        """Make a repository of `count` different text files of `size` bytes each, a hundred to a folder."""
+        line = b"All work and no play makes a dull file.\n" * (size // 40 + 1)
+        return self.repo(
+            name,
+            {f"folder-{n // 100:04}/file-{n:06}.txt": (b"%d\n%b" % (n, line))[:size] for n in range(count)},
+        )
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+        """Run a git client, such as `run("clone", repo.url, "there")`, as somebody else would."""
+        return subprocess.run(
+            ["git", *arguments], cwd=self.directory, env=git_environment(), capture_output=True, check=check, timeout=60
+        )

