@@ -3,4 +3,4 @@ from django.apps import AppConfig
 
 class DeliveriesConfig(AppConfig):
     name = "deliveries_app"
-    verbose_name = "Deliveries"
+    verbose_name = "Sync"

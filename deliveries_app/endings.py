@@ -16,7 +16,7 @@ from django.db.models.functions import Greatest, Now
 from deliveries_app import runs
 from deliveries_app.clock import from_now
 from deliveries_app.lease import Lease, backoff
-from deliveries_app.models import App, Outcome, Status
+from deliveries_app.models import App, DeliveryFailure, FailureKind, Outcome, Status
 from repositories_app import services as repositories
 from repositories_app.exceptions import GitError
 
@@ -46,6 +46,8 @@ def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
             files_failing=0,
             **facts,
         )
+        # A listed failure whose path needs nothing any more (deleted upstream, or reverted) is settled too.
+        DeliveryFailure.objects.filter(pair=lease.pair, kind=FailureKind.FAILED).delete()
         runs.end_runs(lease.pair.pk, lease.generation, Outcome.SUCCEEDED)
 
 
@@ -93,8 +95,8 @@ def postponed(lease: Lease, seconds: float, message: str = "", cause: str = "") 
     with transaction.atomic():
         lease.finish(
             next_sync_in=seconds,
-            status=Status.PENDING,
-            retry_count=max(0, lease.pair.retry_count - 1),
+            status=Status.FAILED if lease.had_failed else Status.PENDING,
+            retry_count=Greatest(F("retry_count") - 1, 0),  # a person may have set it to 0 meanwhile
             **error,
         )
 
@@ -104,18 +106,18 @@ def endpoint_rests(lease: Lease, seconds: float, message: str, cause: str, *, do
     if down:
         seconds = backoff(lease.pair.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
     seconds = min(seconds, _LONGEST_REST)
-    with transaction.atomic():
-        postponed(lease, seconds, message, cause)
+    with transaction.atomic():  # the app's row before the pair's, as the claim locks them
         App.objects.filter(pk=lease.pair.app_id).update(
             not_before=Greatest(from_now(seconds), F("not_before")) if lease.pair.app.not_before else from_now(seconds),
             down_count=F("down_count") + (1 if down else 0),
         )
+        postponed(lease, seconds, message, cause)
 
 
 def endpoint_gone(lease: Lease) -> None:
     """The app wants no more notifications: paused until an administrator resumes it."""
     message = "The app answered 410 Gone and was paused. Resume it once its endpoint takes notifications again."
     with transaction.atomic():
-        postponed(lease, 0.0, message, "http")
         App.objects.filter(pk=lease.pair.app_id).update(paused=True, paused_reason=message)
+        postponed(lease, 0.0, message, "http")
         runs.end_runs(lease.pair.pk, lease.generation, Outcome.PAUSED, message)

@@ -21,6 +21,7 @@ from deliveries_app.models import App, AppRepository, Status
 
 SEND_MARGIN_SECONDS = 5.0
 _WAITING_SECONDS = 5.0
+_REBALANCE_SECONDS = 1.0
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Lease:
     intent_high: int
     clock: DatabaseClock
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
+    had_failed: bool  # the pair's status before the claim was "failed"
+    rebalanced_at: float = 0.0
 
     @property
     def may_send(self) -> bool:
@@ -98,8 +101,11 @@ class Lease:
             self.pair.app.down_count = 0
 
     def rebalance(self, in_flight: int) -> None:
-        """Take the fair share of the app's slots. Slots are given back before anyone takes them: a smaller share is
-        written only once no more than that is in flight; until then just nothing new is started."""
+        """Take the fair share of the app's slots, once a second. Slots are given back before anyone takes them: a
+        smaller share is written only once no more than that is in flight; until then just nothing new is started."""
+        if boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
+            return
+        self.rebalanced_at = boot_seconds()
         with transaction.atomic():
             app = App.objects.select_for_update().get(pk=self.pair.app_id)
             others = _other_leases(app.pk, self.pair.pk)
@@ -124,8 +130,8 @@ def claim(pair_pk: int) -> Lease | None:
     with transaction.atomic():
         app_pk = AppRepository.objects.filter(pk=pair_pk).values_list("app_id", flat=True).first()
         app = App.objects.select_for_update().filter(pk=app_pk).first() if app_pk else None
-        due = AppRepository.objects.filter(pk=pair_pk).due().free()
-        if app is None or not due.exists():
+        status = AppRepository.objects.filter(pk=pair_pk).due().free().values_list("status", flat=True).first()
+        if app is None or status is None:
             return None
         taken = _other_leases(app.pk, pair_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
         # An endpoint that was down is asked by one pair with one request before all the others come.
@@ -133,10 +139,10 @@ def claim(pair_pk: int) -> Lease | None:
         if slots < 1:
             AppRepository.objects.filter(pk=pair_pk).update(slots_wanted_at=Now(), next_sync_at=from_now(1))
             return None
-        return _take(pair_pk, slots, started)
+        return _take(pair_pk, slots, started, had_failed=status == Status.FAILED)
 
 
-def _take(pair_pk: int, slots: int, started: float) -> Lease | None:
+def _take(pair_pk: int, slots: int, started: float, *, had_failed: bool) -> Lease | None:
     """The conditional UPDATE itself, and the numbers that it drew."""
     free = AppRepository.objects.filter(pk=pair_pk, ended_at=None, next_sync_at__lte=Now()).free()
     updated = free.update(
@@ -156,7 +162,7 @@ def _take(pair_pk: int, slots: int, started: float) -> Lease | None:
     clock = DatabaseClock(rows.values_list(Now(), flat=True).get())
     high = max(pair.intent_high + 1, _microseconds(clock))
     AppRepository.objects.filter(pk=pair_pk, claim=pair.claim).update(intent_high=high)
-    return Lease(pair, pair.claim, pair.generation, slots, high, clock, started)
+    return Lease(pair, pair.claim, pair.generation, slots, high, clock, started, had_failed)
 
 
 def _other_leases(app_pk: int, pair_pk: int) -> QuerySet[AppRepository]:

@@ -1,15 +1,23 @@
-"""Reading `Delivery` rows for a plan: in byte order of the paths, page by page, so that memory stays constant."""
+"""What a plan reads of the database: `Delivery` rows in byte order of the paths, page by page, so that memory stays
+constant, and the terms that decide whether they count."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from deliveries_app.models import Delivery, DeliveryFailure, FailureKind
-from deliveries_app.plan import Row
+from django.conf import settings
+
+from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
+from deliveries_app.plan import Row, Terms
 
 PAGE = 2000
 _COLUMNS = (
     "path", "kind", "source_key", "sha", "intent", "generation", "acknowledged", "held_sha", "attempts", "hold_until",
 )  # fmt: skip
+
+
+def terms_of(pair: AppRepository) -> Terms:
+    """What decides now whether the pair's rows count."""
+    return Terms(pair.generation, pair.resend_floor, settings.MAX_FILE_BYTES)
 
 
 def all_rows(pair_pk: int) -> Iterator[Row]:

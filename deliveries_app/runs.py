@@ -46,7 +46,7 @@ def open_runs(pair_pk: int, generation: int) -> list[SyncRun]:
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, skipped: int, commit: str) -> None:
-    """At each plan: the total is what is recorded already plus what is planned now."""
+    """At each plan: the total is what is recorded already plus what is planned now. Inside the plan's transaction."""
     run.files_total, run.bytes_total = run.files_done + files, run.bytes_done + size
     run.files_failed, run.files_skipped, run.commit_sha = 0, skipped, commit
     run.attempts += 1
@@ -56,6 +56,10 @@ def set_totals(run: SyncRun, *, files: int, size: int, skipped: int, commit: str
             "files_total", "bytes_total", "files_failed", "files_skipped", "commit_sha", "attempts", "started_at",
         ]
     )  # fmt: skip
+
+
+def seed(run: SyncRun) -> None:
+    """Set the live counters from the rows; call it after the commit."""
     tallies.seed_run(run)
     if run.operation:
         tallies.seed_operation(run.operation)

@@ -22,7 +22,6 @@ from repositories_app.mirror import BlobReader, Mirror
 
 MAX_WAITS = 5  # of one notification in one run
 BYTES_IN_FLIGHT = 32_000_000
-_REBALANCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,6 @@ class Sender:
         self._bytes_in_flight = 0
         self._unsettled = _PathSet()
         self._pause_until = 0.0
-        self._rebalance_at = time.monotonic() + _REBALANCE_SECONDS
         self._judge = Judge()
 
     def send(self, plan: Plan) -> None:
@@ -231,9 +229,6 @@ class Sender:
         self._alive()
         if self._recorder.due:
             self._recorder.commit()
-        if time.monotonic() >= self._rebalance_at:
-            self._rebalance_at = time.monotonic() + _REBALANCE_SECONDS
-            self._lease.rebalance(self._client.in_flight)
 
 
 def _close(transfer: _Transfer) -> None:

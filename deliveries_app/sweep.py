@@ -17,10 +17,21 @@ logger = logging.getLogger(__name__)
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued in between
 
 
+class _Wakes:
+    """Enqueues what is due, at most once in `_WAKE_SECONDS` however often it is called."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._next:
+            waking.enqueue_due()
+            self._next = time.monotonic() + _WAKE_SECONDS
+
+
 def sweep_once(client: HttpClient) -> int:
     """Check what has to be checked, enqueue what is due, close and clean up what has ended. How many were enqueued."""
-    waking.enqueue_due()  # before the checks: their hosts may be slow
-    checking.check_due(client)
+    checking.check_due(client, _Wakes())  # hosts may be slow; nothing that is due waits for them
     runs.close_abandoned_operations()
     housekeeping.enqueue_clean_up()
     return waking.enqueue_due()

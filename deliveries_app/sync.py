@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from deliveries_app import endings, rows, runs
@@ -20,7 +20,7 @@ from deliveries_app.lease import Lease, claim
 from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun
 from deliveries_app.notices import NoticeRefused, send_sync_completed
 from deliveries_app.payloads import Envelope, RepositoryInfo
-from deliveries_app.plan import Plan, Terms, make_plan, reason_to_skip
+from deliveries_app.plan import Plan, make_plan, reason_to_skip
 from deliveries_app.recorder import Recorder
 from deliveries_app.sender import Destination, Sender
 from docora.worker import stopping
@@ -65,7 +65,7 @@ class Attempt:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.pair: AppRepository = lease.pair
-        self.terms = Terms(lease.generation, self.pair.resend_floor, settings.MAX_FILE_BYTES)
+        self.terms = rows.terms_of(self.pair)
         self.mirror: Mirror = repositories.mirror_of(self.pair.repository)
         self.sender: Sender | None = None
 
@@ -178,7 +178,12 @@ class Attempt:
 
     def _deliver(self, planned: Planned, run: SyncRun) -> None:
         plan = planned.plan
-        runs.set_totals(run, files=plan.files, size=plan.bytes, skipped=plan.skipped_count, commit=planned.head.commit)
+        with transaction.atomic():
+            self.lease.extend()
+            runs.set_totals(
+                run, files=plan.files, size=plan.bytes, skipped=plan.skipped_count, commit=planned.head.commit
+            )
+        runs.seed(run)
         listed = DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED)
         unequal = {"base_commit": "", "base_rules": "", "tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes}
         recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
@@ -208,8 +213,6 @@ class Attempt:
         }
         self.mirror.keep_base(self.pair.watch_id, commit)
         if recorder is None or not recorder.failed_count:
-            # A listed failure whose path needs nothing any more (deleted upstream, or reverted) is settled too.
-            DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED).delete()
             endings.succeeded(self.lease, facts)
             return
         last = recorder.last_failure
@@ -237,15 +240,15 @@ class Attempt:
     def _circuit_seconds(self, run: SyncRun | None) -> float:
         """How long the repository's open circuit holds this pair back; a person's or an app's request is the probe."""
         until = self.pair.repository.circuit_open_until
-        if until is None or (run and run.reason == Reason.RESYNC):
+        if until is None or (run and run.reason in {Reason.RESYNC, Reason.INITIAL}):
             return 0.0
         return max(0.0, (until - timezone.now()).total_seconds())
 
     def _alive(self) -> None:
         if stopping():
             raise Interrupted
-        if self.lease.extension_is_due:
-            self.lease.extend()
+        self._extend_if_due()
+        self.lease.rebalance(self.client.in_flight)
 
     def _ticking(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         for number, entry in enumerate(entries):

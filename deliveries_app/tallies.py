@@ -46,6 +46,11 @@ class Tally:
         return whole if self.finished else min(99, whole)
 
     @property
+    def tens(self) -> int:
+        """The percentage in steps of ten: spoken text changes at these only."""
+        return self.percent // 10 * 10
+
+    @property
     def seconds(self) -> float:
         """Since the first file could be sent."""
         return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0

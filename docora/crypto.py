@@ -9,7 +9,7 @@ import base64
 import hashlib
 import secrets
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
@@ -18,11 +18,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Expression
 
 MIN_KEY_LENGTH = 16
-
-if TYPE_CHECKING:
-    _TextField = models.TextField[str, str]
-else:  # generic in the stubs only
-    _TextField = models.TextField
 
 
 class DecryptionError(Exception):
@@ -71,7 +66,7 @@ def new_webhook_key() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
 
 
-class EncryptedTextField(_TextField):
+class EncryptedTextField(models.TextField[str, str]):
     """Text that is encrypted in the database and plain on the instance. Empty stays empty. It cannot be queried."""
 
     def get_db_prep_save(self, value: Any, connection: BaseDatabaseWrapper) -> Any:

@@ -1,17 +1,12 @@
 """Columns that behave the same on PostgreSQL and on SQLite."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-if TYPE_CHECKING:
-    _TextField = models.TextField[str, str]
-else:  # generic in the stubs only
-    _TextField = models.TextField
 
-
-class BytewiseTextField(_TextField):
+class BytewiseTextField(models.TextField[str, str]):
     """Text that is compared and ordered by its UTF-8 bytes, as git orders paths.
 
     That is SQLite's own rule; PostgreSQL is told so by collation `C`, which `db_collation` cannot say here because

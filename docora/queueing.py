@@ -16,10 +16,19 @@ from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 
+from docora.redis import connection
+
 logger = logging.getLogger(__name__)
 
 QUEUES = ("high", "default", "low")
 _STALE_SECONDS = 10
+
+
+def _queue(name: str) -> Queue:
+    """On the process's own connection: django-rq would open one for each call, which rq's script cache never lets go,
+    and without time-outs."""
+    queue: Queue = django_rq.get_queue(name, connection=connection())
+    return queue
 
 
 def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id: str) -> None:
@@ -35,7 +44,7 @@ def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owne
     running, or Redis is down).
     """
     try:
-        target = django_rq.get_queue(queue)
+        target = _queue(queue)
         try:
             target.enqueue(
                 function,
@@ -57,7 +66,7 @@ def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owne
 
 def _revive(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool) -> bool:
     for name in QUEUES:
-        queue = django_rq.get_queue(name)
+        queue = _queue(name)
         if queue.get_job_position(job_id) is None:
             continue
         if QUEUES.index(name) <= QUEUES.index(target.name):
@@ -89,11 +98,10 @@ def _is_left_over(target: Queue, job_id: str) -> bool:
 def drop(job_ids: Iterable[str]) -> None:
     """Take waiting jobs out of their queues; running ones notice at their next batch."""
     try:
-        connection = django_rq.get_connection("default")
         for job_id in job_ids:
             for name in QUEUES:
-                if connection.lrem(django_rq.get_queue(name).key, 0, job_id):
-                    connection.delete(Job.key_for(job_id))
+                if connection().lrem(_queue(name).key, 0, job_id):
+                    connection().delete(Job.key_for(job_id))
     except (RedisError, OSError) as error:
         logger.warning("not_dropped", extra={"cause": str(error)})
 
@@ -101,6 +109,6 @@ def drop(job_ids: Iterable[str]) -> None:
 def waiting(queue: str) -> int | None:
     """How many jobs wait in a queue; None when Redis is down."""
     try:
-        return int(django_rq.get_queue(queue).count)
+        return int(_queue(queue).count)
     except (RedisError, OSError):
         return None

@@ -1,13 +1,24 @@
 """Every address of Docora."""
 
 from django.contrib import admin
-from django.urls import path
+from django.http import HttpRequest, JsonResponse
+from django.urls import include, path, re_path
+from django.views.generic import RedirectView
 
+from docora.errors import json_error
 from docora.health import health, version
 
+
+def unknown(request: HttpRequest) -> JsonResponse:
+    return json_error("Not found", 404)
+
+
 urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="admin:index")),
     path("health", health),
     path("version", version),
+    path("admin/", include("deliveries_app.urls")),
+    re_path(r"^admin/api/", unknown),  # the site's catch-all would answer with a redirect to its login page
     path("admin/", admin.site.urls),
 ]
 handler400 = "docora.errors.bad_request"

@@ -1,5 +1,8 @@
-"""The RQ worker as Docora runs it: notices death within seconds, dies with its parent, hands over on SIGTERM."""
+"""The RQ worker as Docora runs it: notices death within seconds, dies with its parent, hands over on SIGTERM, and
+outlives an absence of Redis."""
 
+import contextlib
+import logging
 import os
 import signal
 import threading
@@ -7,11 +10,15 @@ import time
 from types import FrameType
 from typing import Any
 
+from redis.exceptions import RedisError
 from rq import Worker
+from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 
 from docora.process import die_with
+
+logger = logging.getLogger(__name__)
 
 _stopping = threading.Event()
 HAND_OVER_SECONDS = 8.0
@@ -35,6 +42,23 @@ class DocoraWorker(Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs |= {"worker_ttl": 25, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(*args, **kwargs)
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """rq ends a worker, and its job with it, whose Redis is away. The job needs only the database: it is waited
+        for, and then Redis is."""
+        try:
+            super().execute_job(job, queue)
+        except RedisError as error:
+            logger.warning("worker_without_redis", extra={"cause": str(error)})
+            while not self._stop_requested:
+                with contextlib.suppress(RedisError):
+                    self.connection.ping()
+                    return
+                time.sleep(0.5)
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        with contextlib.suppress(RedisError):
+            super().maintain_heartbeats(job, execution)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         parent = os.getpid()

@@ -3,4 +3,4 @@ from django.apps import AppConfig
 
 class RepositoriesConfig(AppConfig):
     name = "repositories_app"
-    verbose_name = "Repositories"
+    verbose_name = "Sync"

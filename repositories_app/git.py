@@ -48,6 +48,7 @@ def environment(token: str = "") -> dict[str, str]:
         "core.hooksPath": "/dev/null",
         "core.fsmonitor": "false",
         "credential.helper": "",
+        "fetch.unpackLimit": "1",  # packs are counted and repacked, loose objects would pile up
         "gc.auto": "0",
         "http.followRedirects": "false",
         "maintenance.auto": "false",

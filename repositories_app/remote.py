@@ -119,9 +119,10 @@ def _request(url: str, token: str, context: object) -> Request:
 
 
 def ls_heads[Key](
-    client: HttpClient, questions: Iterable[tuple[Key, str, str]]
+    client: HttpClient, questions: Iterable[tuple[Key, str, str]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError]]:
-    """HEAD of each `(key, url, token)`, in the order of arrival; an error is an answer too."""
+    """HEAD of each `(key, url, token)`, in the order of arrival; an error is an answer too. `tick` is called all the
+    while, about every second at least."""
     waiting = iter(questions)
     exhausted = False
     while True:
@@ -133,6 +134,7 @@ def ls_heads[Key](
                 client.submit(_request(question[1], question[2], question))
         if exhausted and client.in_flight == 0:
             return
+        tick()
         for request, outcome in client.poll(1.0):
             asked: tuple[Key, str, str] = request.context  # type: ignore[assignment]
             yield asked[0], _head_or_error(asked[1], asked[2], outcome)

@@ -180,6 +180,11 @@ class AppRepository(models.Model):
         return f"{self.app.app_id}-{self.repository.repository_id}"
 
     @property
+    def files_delivered(self) -> int:
+        """Files of the tree that the app holds, as of the last complete plan."""
+        return max(0, self.tree_files - self.files_failing)
+
+    @property
     def is_active(self) -> bool:
         """Something is going on or about to: worth looking at again in a second."""
         return self.status in {Status.PENDING, Status.SCANNING}

@@ -3,6 +3,7 @@ audits and returns a small frozen dataclass."""
 
 from deliveries_app.services.impact import Impact, impact_of
 from deliveries_app.services.onboarding import Onboarded, onboard_app
+from deliveries_app.services.resync import PERMISSION as RESYNC_PERMISSION
 from deliveries_app.services.resync import (
     NotFound,
     cancel_operation,
@@ -13,15 +14,17 @@ from deliveries_app.services.resync import (
     resync_single,
 )
 from deliveries_app.services.waking import enqueue_due, wish
-from deliveries_app.services.watching import Watched, unwatch, watch
+from deliveries_app.services.watching import Watched, delete_app, unwatch, watch
 
 __all__ = [
+    "RESYNC_PERMISSION",
     "Impact",
     "NotFound",
     "Onboarded",
     "Watched",
     "cancel_operation",
     "cancel_resync",
+    "delete_app",
     "dismiss_operation",
     "enqueue_due",
     "impact_of",

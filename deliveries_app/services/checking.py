@@ -5,6 +5,7 @@ another app's right to read never answers for it. Pairs that are due by their ow
 """
 
 import logging
+from collections.abc import Callable
 
 from django.conf import settings
 from django.db import transaction
@@ -13,6 +14,7 @@ from django.db.models.functions import Now
 
 from deliveries_app.clock import from_now
 from deliveries_app.models import AppRepository
+from deliveries_app.rows import terms_of
 from deliveries_app.services import waking
 from docora.http.client import HttpClient
 from repositories_app.exceptions import GitError
@@ -23,17 +25,23 @@ logger = logging.getLogger(__name__)
 SLICE = 500
 
 
-def check_due(client: HttpClient) -> int:
-    """Check every pair whose time has come; wakes a sync for those that moved or cannot be read. How many were asked."""
+def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """Check every pair whose time has come; wakes a sync for those that moved or cannot be read. How many were asked.
+
+    `meanwhile` is called again and again while the hosts are waited for."""
     asked = 0
     while pairs := _take_slice():
         asked += len(pairs)
         wanting = []
         questions = ((pair, pair.github_url, pair.github_token) for pair in pairs)
-        for pair, answer in ls_heads(client, questions):
+        for pair, answer in ls_heads(client, questions, meanwhile):
             if isinstance(answer, GitError):
                 logger.info("check_failed", extra={"pair": pair.pk, "cause": answer.cause.value})
-            elif (answer.commit, answer.branch) == (pair.base_commit, pair.branch):
+            elif (answer.commit, answer.branch, terms_of(pair).fingerprint) == (
+                pair.base_commit,
+                pair.branch,
+                pair.base_rules,
+            ):
                 continue
             wanting.append(pair.pk)  # an error is told, counted and tried again by the sync itself
         AppRepository.objects.filter(pk__in=[pair.pk for pair in pairs]).update(last_scanned_at=Now())

@@ -1,9 +1,10 @@
 """What nobody needs any more: ended watches, removed apps, repositories that nobody watches (`engine.md` §9)."""
 
 import logging
+from typing import Any
 
 from django.db import transaction
-from django.db.models import ProtectedError
+from django.db.models import ProtectedError, QuerySet
 
 from deliveries_app.models import App, AppRepository, Delivery, DeliveryFailure
 from docora import queueing
@@ -36,7 +37,8 @@ def remove_ended() -> int:
         repository = pair.repository
         with transaction.atomic():
             # Watching it again in the meantime has revived the row: then it stays.
-            deleted, _ = AppRepository.objects.filter(pk=pair.pk, ended_at__isnull=False).free().delete()
+            ended = AppRepository.objects.filter(pk=pair.pk, ended_at__isnull=False).free()
+            deleted = [row.delete() for row in ended.select_for_update()]
         if deleted:
             removed += 1
             _remove_orphan(repository)
@@ -47,8 +49,18 @@ def remove_ended() -> int:
 def _remove_slices(pair_pk: int) -> None:
     for model in (Delivery, DeliveryFailure):
         rows = model._default_manager.filter(pair_id=pair_pk, pair__ended_at__isnull=False)
-        while pks := list(rows.values_list("pk", flat=True)[:_SLICE]):
-            model._default_manager.filter(pk__in=pks)._raw_delete(using=rows.db)
+        while _remove_slice(pair_pk, rows):
+            pass
+
+
+def _remove_slice(pair_pk: int, rows: QuerySet[Any]) -> bool:
+    """With the pair locked, so that nobody revives it between the look and the removal."""
+    with transaction.atomic():
+        AppRepository.objects.select_for_update().filter(pk=pair_pk).first()
+        pks = list(rows.values_list("pk", flat=True)[:_SLICE])
+        if pks:
+            rows.model._default_manager.filter(pk__in=pks)._raw_delete(using=rows.db)
+        return bool(pks)
 
 
 def _remove_orphan(repository: Repository) -> None:

@@ -101,6 +101,11 @@ def resync_many(
 
 def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
     """The re-sync itself: one UPDATE clears the records and fences whoever is at work; one open run for each pair."""
+    # Somebody may just have mended an endpoint that was down: one pair asks it now rather than after the back-off.
+    # Apps are locked before pairs, as in the claim.
+    down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
+    resting = App.objects.filter(pk__in=list(down)).select_for_update().order_by("pk")
+    App.objects.filter(pk__in=[app.pk for app in resting]).update(not_before=None)
     rows = AppRepository.objects.alive().filter(pk__in=pks)
     locked = list(rows.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
     AppRepository.objects.filter(pk__in=locked).update(
@@ -113,8 +118,6 @@ def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) 
         wanted=F("wanted") + 1,
         next_sync_at=Now(),
     )
-    # Somebody may just have mended an endpoint that was down: one pair asks it now rather than after the back-off.
-    App.objects.filter(watches__in=locked, down_count__gt=0).update(not_before=None)
     pairs = AppRepository.objects.filter(pk__in=locked).select_related("app", "repository").order_by("pk")
     return SyncRun.objects.bulk_create(
         [

@@ -64,7 +64,9 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
         is_private = bool(token) and not _is_public(client, parsed.spelled)
     with transaction.atomic():
         repository = repositories.find_or_create(parsed, is_private=is_private)
-        pair, created = AppRepository.objects.select_related("app", "repository").get_or_create(
+        # Locked, so that an ended watch is either revived or gone, and never removed a moment later.
+        watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
+        pair, created = watches.get_or_create(
             app=app,
             repository=repository,
             defaults={"github_url": parsed.spelled, "github_token": token, "next_check_at": Now()},
@@ -94,10 +96,24 @@ def unwatch(actor: Actor, pair: AppRepository) -> None:
     actor.require("deliveries_app.delete_apprepository")
     actor.require_pair(pair)
     with transaction.atomic():
-        ended = AppRepository.objects.filter(pk=pair.pk, ended_at=None).update(
-            ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING
-        )
-        if ended:
-            pair.refresh_from_db()
-            runs.end_runs(pair.pk, pair.generation, Outcome.ENDED)
-            transaction.on_commit(lambda: queueing.drop([pair.job_id]), robust=True)
+        _end(pair)
+
+
+def _end(pair: AppRepository) -> None:
+    """Mark the watch as ended; the generation fences a worker that is at it."""
+    ended = AppRepository.objects.filter(pk=pair.pk, ended_at=None).update(
+        ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING
+    )
+    if ended:
+        pair.refresh_from_db()
+        runs.end_runs(pair.pk, pair.generation, Outcome.ENDED)
+        transaction.on_commit(lambda: queueing.drop([pair.job_id]), robust=True)
+
+
+def delete_app(actor: Actor, app: App) -> None:
+    """Remove a client app: its watches end, it is unknown at once, and its rows go when no worker works on them."""
+    actor.require("deliveries_app.delete_app")
+    with transaction.atomic():
+        for pair in AppRepository.objects.filter(app=app, ended_at=None).select_related("app", "repository"):
+            _end(pair)
+        App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())

@@ -96,9 +96,7 @@ def test_decoding_gives_back_every_byte_so_that_hash_and_size_are_right(content:
 
 
 def test_update_names_what_the_app_holds_before_the_commit() -> None:
-    expected = (
-        f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":"x"}},"previous_sha":"{"d" * 64}",{END}'
-    )
+    expected = f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":"x"}},"previous_sha":"{"d" * 64}",{END}'
     assert body_of(b"x", previous_sha="d" * 64) == expected.encode()
 
 
@@ -187,7 +185,9 @@ def test_a_webhook_id_names_the_watch_the_intent_and_for_chunks_the_attempt_and_
     assert webhook_id("w", 7, Chunk("1-2", 3, 10, "")) == "msg_w_7_1-2_3"
 
 
-@pytest.mark.parametrize("base", ["https://app.example/hooks", "https://app.example/hooks/", "https://app.example/hooks//"])
+@pytest.mark.parametrize(
+    "base", ["https://app.example/hooks", "https://app.example/hooks/", "https://app.example/hooks//"]
+)
 def test_exactly_one_slash_stands_between_base_url_and_event(base: str) -> None:
     assert endpoint(base, "create") == "https://app.example/hooks/create"
 

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import hmac
-import subprocess
 import time
 
 import pytest
@@ -23,8 +22,8 @@ KEYS = {
 
 
 def test_docora_signature_of_a_known_message() -> None:
-    """RFC 4231 has no timestamps: the vector is made with openssl from `1700000000.{"a":1}`."""
-    expected = "5bd7ef2e6d1e13d2ba5ad2dc1b1e0f0e"
+    """By openssl: `printf '1700000000.{"a":1}' | openssl dgst -sha256 -hmac a-key-of-16-char`."""
+    expected = "a68be791ce9f31c2535a10ae59b394c58bf26a2c878f11aa7ee1382f7a9578a1"
     assert docora_signature("a-key-of-16-char", 1_700_000_000, b'{"a":1}') == f"sha256={expected}"
 
 
@@ -52,7 +51,7 @@ def test_a_client_that_knows_only_the_contract_accepts_what_any_key_signs(key: s
         "webhook-signature": standard_signature(key, "msg_w_1", now, BODY),
     }
     verify(headers, BODY, key, now)
-    for changed in (BODY + b" ", BODY.replace(b"ü", b"u"), b""):
+    for changed in (BODY + b" ", BODY.replace(b".txt", b".tx_"), b""):
         with pytest.raises(Refused):
             verify(headers, changed, key, now)
     with pytest.raises(Refused):

@@ -1,0 +1,8 @@
+"""The admin: what an administrator sees and may press. It translates; the verbs are in `deliveries_app.services`."""
+
+from deliveries_app.admin.activity import BulkOperationAdmin, DeliveryAdmin, SyncRunAdmin
+from deliveries_app.admin.apps import AppAdmin
+from deliveries_app.admin.repositories import RepositoryAdmin
+from deliveries_app.admin.watches import AppRepositoryAdmin
+
+__all__ = ["AppAdmin", "AppRepositoryAdmin", "BulkOperationAdmin", "DeliveryAdmin", "RepositoryAdmin", "SyncRunAdmin"]

@@ -1,0 +1,139 @@
+"""What happened: sync runs, bulk operations, deliveries. Lists to read."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.safestring import SafeString
+
+from deliveries_app import fragments, tallies
+from deliveries_app.admin import components
+from deliveries_app.models import BulkOperation, Delivery, SyncRun
+from docora.templatetags.docora import ago, badge, number, size
+
+RUNS_PER_PAGE = 100
+
+
+@admin.register(SyncRun)
+class SyncRunAdmin(components.ReadOnlyAdmin):
+    list_display = (
+        "run_id", "repository_name", "app_name", "why", "requested_by", "started", "result", "files", "failed", "error",
+    )  # fmt: skip
+    list_filter = ("outcome", "reason")
+    search_fields = ("run_id", "repository_name", "app_name", "requested_by")
+    paginator = components.BoundedPaginator
+    list_per_page = 50
+
+    @admin.display(description="reason")
+    def why(self, run: SyncRun) -> str:
+        return run.get_reason_display()
+
+    @admin.display(description="requested", ordering="created_at")
+    def started(self, run: SyncRun) -> str:
+        return ago(run.created_at)
+
+    @admin.display(description="outcome")
+    def result(self, run: SyncRun) -> SafeString:
+        return badge(run.outcome, run.get_outcome_display()) if run.outcome else badge("scanning", "open")
+
+    @admin.display(description="files")
+    def files(self, run: SyncRun) -> str:
+        return f"{number(run.files_done)} of {number(run.files_total)}"
+
+    @admin.display(description="failed")
+    def failed(self, run: SyncRun) -> str:
+        return number(run.files_failed) if run.files_failed else ""
+
+
+@admin.register(BulkOperation)
+class BulkOperationAdmin(components.ReadOnlyAdmin):
+    list_display = ("title", "requested_by", "requested", "repositories", "state")
+    search_fields = ("title", "operation_id", "requested_by")
+    paginator = components.BoundedPaginator
+    list_per_page = 50
+    change_form_template = "admin/deliveries_app/bulkoperation/change_form.html"
+
+    @admin.display(description="requested", ordering="created_at")
+    def requested(self, operation: BulkOperation) -> str:
+        return ago(operation.created_at)
+
+    @admin.display(description="repositories", ordering="total")
+    def repositories(self, operation: BulkOperation) -> str:
+        return number(operation.total)
+
+    @admin.display(description="state")
+    def state(self, operation: BulkOperation) -> SafeString:
+        if operation.ended_at is None:
+            return badge("scanning", "running")
+        return badge("cancelled", "cancelled") if operation.cancelled_at else badge("succeeded", "finished")
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """The operation's progress, and each of its repositories."""
+        operation = self.get_object(request, object_id)
+        if operation is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        if not self.has_view_permission(request, operation):
+            raise PermissionDenied
+        runs = operation.runs.order_by("app_name", "repository_name", "pk")
+        page = Paginator(runs, RUNS_PER_PAGE).get_page(request.GET.get("p"))
+        found = tallies.of_runs(page.object_list)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": operation.title,
+            "opts": self.opts,
+            "original": operation,
+            "here": request.get_full_path(),
+            "page": page,
+            "rows": [{"run": run, "tally": found[run.pk]} for run in page.object_list],
+            **fragments.of_operation(operation),
+            "open_ids": fragments.joined(run.pk for run in page.object_list if not run.outcome),
+        }
+        return TemplateResponse(request, self.change_form_template or [], context)
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(components.ReadOnlyAdmin):
+    list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "sha")
+    list_select_related = ("pair__app", "pair__repository")
+    search_fields = ("path__startswith", "pair__app__app_id__exact", "pair__repository__repository_id__exact")
+    search_help_text = "The beginning of a path, an app id or a repository id"
+    paginator = components.BoundedPaginator
+    list_per_page = 50
+    sortable_by = ()
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
+        return super().get_queryset(request).filter(pair__ended_at=None)
+
+    @admin.display(description="repository")
+    def repository(self, delivery: Delivery) -> str:
+        return str(delivery.pair.repository)
+
+    @admin.display(description="app")
+    def app(self, delivery: Delivery) -> str:
+        return delivery.pair.app.name
+
+    @admin.display(description="state")
+    def state(self, delivery: Delivery) -> SafeString:
+        if not delivery.acknowledged:
+            return badge("in doubt", "in doubt")
+        if delivery.generation < delivery.pair.resend_floor:
+            return badge("cleared", "cleared")
+        return badge("delivered", "delivered")
+
+    @admin.display(description="size")
+    def bytes(self, delivery: Delivery) -> str:
+        return size(delivery.size)
+
+    @admin.display(description="last told")
+    def updated(self, delivery: Delivery) -> str:
+        return ago(delivery.updated_at)

@@ -1,0 +1,66 @@
+"""What several admin pages show: the cells of a watched repository, and the operations under way."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.core.paginator import Paginator
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from deliveries_app.models import AppRepository
+from docora.templatetags.docora import ago, badge, icon
+
+
+class BoundedPaginator(Paginator[Any]):
+    """For tables of millions of rows: never counts further than its hundredth page. Search and filters lead beyond."""
+
+    PAGES = 100
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[: self.PAGES * self.per_page].count())
+
+
+def live_status(pair: AppRepository) -> SafeString:
+    """The status cell; the list's poller swaps it by its id while the pair is active."""
+    return format_html(
+        '<span id="live-{}" class="live">{}</span>', pair.pk, badge(pair.status, pair.get_status_display())
+    )
+
+
+def resync_link(pair: AppRepository, back: str) -> SafeString:
+    """The button of a row: a link to the confirmation page."""
+    url = reverse("admin:deliveries_app_apprepository_force_resync")
+    query = urlencode({"ids": pair.pk, "next": back})
+    return format_html(
+        '<a class="button button-resync" href="{}?{}" aria-label="Re-sync {}">{}Re-sync</a>',
+        url,
+        query,
+        str(pair),
+        icon("resync"),
+    )
+
+
+def circuit_words(pair: AppRepository) -> SafeString | str:
+    repository = pair.repository
+    return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""
+
+
+class ReadOnlyAdmin(admin.ModelAdmin[Any]):
+    """Lists that record what happened: nobody adds, changes or deletes there."""
+
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -1,0 +1,98 @@
+"""Force re-sync in the admin: the action, and the confirmation page that every re-sync passes."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepositoryQuerySet, BulkOperation
+from deliveries_app.services import NotFound, resync_by_app, resync_many, resync_single
+from deliveries_app.services.impact import Impact, impact_of
+from deliveries_app.services.resync import PERMISSION
+from docora import confirm
+
+
+class ResyncAdmin[M: Model](admin.ModelAdmin[M]):
+    """A model whose rows stand for watched repositories. `view` and the re-sync permission are enough for both."""
+
+    def pairs_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
+        """The watched repositories that the rows stand for."""
+        raise NotImplementedError
+
+    def app_of(self, queryset: QuerySet[M]) -> App | None:
+        """The app, if the rows mean all of one app."""
+        return None
+
+    def has_resync_permission(self, request: HttpRequest) -> bool:
+        return self.has_view_permission(request) and request.user.has_perm(PERMISSION)
+
+    def get_urls(self) -> list[URLPattern]:
+        page = path(
+            "force-resync/", self.admin_site.admin_view(self.confirm_resync), name=self._url_name("force_resync")
+        )
+        return [page, *super().get_urls()]
+
+    def resync_url(self, request: HttpRequest, query: str) -> str:
+        """The address of the confirmation page."""
+        return f"{reverse(f'admin:{self._url_name("force_resync")}')}?{query}"
+
+    def ask(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
+        """The action itself: it only leads to the page that asks."""
+        return HttpResponseRedirect(self.resync_url(request, confirm.query_of_selection(request)))
+
+    def confirm_resync(self, request: HttpRequest) -> HttpResponse:
+        """GET tells what the re-sync would mean; POST with `post=yes` does it."""
+        if not self.has_resync_permission(request):
+            raise PermissionDenied
+        rows = confirm.selected(self, request)
+        pairs = self.pairs_of(rows).alive().order_by("app__name", "repository__owner", "repository__name", "pk")
+        back = confirm.way_back(request, reverse(f"admin:{self._url_name('changelist')}"))
+        impact = impact_of(pairs)
+        if impact.pairs == 0:
+            self.message_user(request, "There is nothing to re-sync in this selection.", messages.WARNING)
+            return HttpResponseRedirect(back)
+        app = self.app_of(rows)
+        if request.method == "POST" and request.POST.get("post") == "yes":
+            return self._resync(request, pairs, impact, app, back)
+        context: dict[str, Any] = {
+            **self.admin_site.each_context(request),
+            "title": "Force re-sync",
+            "opts": self.opts,
+            "impact": impact,
+            "app": app,
+            "single": impact.sample[0] if impact.pairs == 1 and app is None else None,
+            "back": back,
+        }
+        return TemplateResponse(request, "docora/confirm_resync.html", context)
+
+    def _resync(
+        self, request: HttpRequest, pairs: AppRepositoryQuerySet, impact: Impact, app: App | None, back: str
+    ) -> HttpResponse:
+        actor = Actor.of_user(request.user)
+        try:
+            if app is not None:
+                operation = resync_by_app(actor, app)
+            elif impact.pairs == 1:
+                resync_single(actor, pairs.select_related("app", "repository").get())
+                self.message_user(request, "Re-sync queued", messages.SUCCESS)
+                return HttpResponseRedirect(back)
+            else:
+                operation = resync_many(actor, pairs)
+        except NotFound as error:
+            self.message_user(request, f"{error}.", messages.WARNING)
+            return HttpResponseRedirect(back)
+        noun = "repository" if operation.total == 1 else "repositories"
+        self.message_user(request, f"Re-syncing {operation.total:,} {noun}…", messages.SUCCESS)
+        return HttpResponseRedirect(operation_page(operation))
+
+    def _url_name(self, view: str) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}_{view}"
+
+
+def operation_page(operation: BulkOperation) -> str:
+    return reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])

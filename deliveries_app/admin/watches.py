@@ -1,0 +1,213 @@
+"""Watched repositories: the page that most of an operator's work happens on."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+
+from deliveries_app import fragments, services
+from deliveries_app.actors import Actor
+from deliveries_app.admin import components
+from deliveries_app.admin.forms import WatchForm
+from deliveries_app.admin.resync import ResyncAdmin
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
+from docora.templatetags.docora import ago, number
+
+LISTED_FAILURES = 50
+
+
+class AppFilter(admin.SimpleListFilter):
+    title = "app"
+    parameter_name = "app"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(pk), name) for pk, name in App.objects.filter(ended_at=None).values_list("pk", "name")[:200]]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> QuerySet[AppRepository]:
+        value = self.value()
+        return queryset.filter(app_id=int(value)) if value and value.isdecimal() else queryset
+
+
+class CircuitFilter(admin.SimpleListFilter):
+    title = "circuit"
+    parameter_name = "circuit"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> QuerySet[AppRepository]:
+        if self.value() == "open":
+            return queryset.filter(repository__circuit_open_until__gt=timezone.now())
+        return queryset
+
+
+class LiveChangeList(ChangeList):
+    """Knows which of its rows are worth looking at again in a second."""
+
+    @property
+    def live_ids(self) -> str:
+        return fragments.live_ids(list(self.result_list))
+
+
+@admin.register(AppRepository)
+class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
+    list_display = (
+        "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
+    )  # fmt: skip
+    list_display_links = ("repository_name",)
+    list_filter = ("status", AppFilter, CircuitFilter)
+    list_select_related = ("app", "repository")
+    list_per_page = 50
+    search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
+    search_help_text = "Owner, name, app or id"
+    show_full_result_count = False
+    actions = ("force_resync",)
+    change_list_template = "admin/deliveries_app/apprepository/change_list.html"
+    change_form_template = "admin/deliveries_app/apprepository/change_form.html"
+
+    def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
+        return AppRepository.objects.alive().order_by("app__name", "repository__owner", "repository__name", "pk")
+
+    def pairs_of(self, queryset: QuerySet[AppRepository]) -> AppRepositoryQuerySet:
+        return AppRepository.objects.filter(pk__in=queryset.order_by().values("pk"))
+
+    @admin.action(
+        permissions=["resync"],
+        description="Force re-sync",
+        description_plural="Force re-sync of the selected repositories",
+    )
+    def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
+        return self.ask(request, queryset)
+
+    @admin.display(description="repository", ordering="repository__name")
+    def repository_name(self, pair: AppRepository) -> str:
+        return str(pair.repository)
+
+    @admin.display(description="app", ordering="app__name")
+    def app_name(self, pair: AppRepository) -> str:
+        return pair.app.name
+
+    @admin.display(description="status", ordering="status")
+    def status_badge(self, pair: AppRepository) -> SafeString:
+        return components.live_status(pair)
+
+    @admin.display(description="last sync", ordering="last_synced_at")
+    def synced(self, pair: AppRepository) -> str:
+        return ago(pair.last_synced_at)
+
+    @admin.display(description="files", ordering="tree_files")
+    def files(self, pair: AppRepository) -> str:
+        return number(pair.files_delivered)
+
+    @admin.display(description="last error")
+    def problem(self, pair: AppRepository) -> str:
+        return pair.last_error
+
+    @admin.display(description="circuit")
+    def circuit(self, pair: AppRepository) -> SafeString | str:
+        return components.circuit_words(pair)
+
+    def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
+        """With a button in every row for those who may press it; it leads back to this very list."""
+        if not self.has_resync_permission(request):
+            return self.list_display
+        back = request.get_full_path()
+
+        @admin.display(description="")
+        def resync_button(pair: AppRepository) -> SafeString:
+            return components.resync_link(pair, back)
+
+        return (*self.list_display, resync_button)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        operations = fragments.shown_operations(BulkOperation.objects.filter(ended_at=None))
+        context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
+        return super().changelist_view(request, context)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LiveChangeList
+
+    def has_change_permission(self, request: HttpRequest, obj: AppRepository | None = None) -> bool:
+        return False  # what can be changed has its own buttons
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Asks git before anything is saved, as the REST call does."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = WatchForm(request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            watched = form.save(Actor.of_user(request.user))
+            if watched is not None:
+                words = "is watched now" if watched.created else "was watched already: everything is sent again"
+                self.message_user(request, f"{watched.pair} {words}.", messages.SUCCESS)
+                return HttpResponseRedirect(
+                    reverse("admin:deliveries_app_apprepository_change", args=[watched.pair.pk])
+                )
+        return simple_form(self, request, form, "Watch a repository", "Watch")
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Facts, progress and what is not delivered. No form: every operating part is a button of its own."""
+        pair = self.get_object(request, object_id)
+        if pair is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        if not self.has_view_permission(request, pair):
+            raise PermissionDenied
+        failures = pair.failures.all()
+        context = {
+            **self.admin_site.each_context(request),
+            "title": str(pair),
+            "opts": self.opts,
+            "original": pair,
+            **fragments.of_pair(pair),
+            "may_resync": self.has_resync_permission(request),
+            "may_delete": self.has_delete_permission(request, pair),
+            "failures": failures[:LISTED_FAILURES],
+            "failure_count": failures.count(),
+            "runs": pair.runs.select_related("operation")[:10],
+            "here": request.get_full_path(),
+        }
+        return TemplateResponse(request, self.change_form_template or [], context)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Said in one line each: collecting a million deliveries to list them would help nobody."""
+        return [f"{pair}: nothing more is sent, its delivery records are removed" for pair in objs], {}, set(), []
+
+    def delete_model(self, request: HttpRequest, obj: AppRepository) -> None:
+        services.unwatch(Actor.of_user(request.user), obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
+        for pair in queryset.select_related("app", "repository"):
+            services.unwatch(Actor.of_user(request.user), pair)
+
+
+def simple_form(
+    model_admin: admin.ModelAdmin[Any], request: HttpRequest, form: Any, title: str, verb: str
+) -> TemplateResponse:
+    """A plain form in the admin's own look."""
+    fieldsets = [(None, {"fields": list(form.fields)})]
+    context = {
+        **model_admin.admin_site.each_context(request),
+        "title": title,
+        "opts": model_admin.opts,
+        "adminform": helpers.AdminForm(form, fieldsets, {}, (), model_admin=model_admin),
+        "form": form,
+        "verb": verb,
+        "media": model_admin.media,
+    }
+    return TemplateResponse(request, "docora/simple_form.html", context)

@@ -1,0 +1,170 @@
+"""The admin JSON: the same verbs as the admin's buttons, for a signed-in staff member's scripts (wire contract §3)."""
+
+import json
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate
+
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.http import require_GET, require_POST
+
+from deliveries_app import services, tallies
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, BulkOperation
+from docora.errors import json_error
+
+logger = logging.getLogger(__name__)
+
+PER_PAGE = 50
+
+type Call[**P] = Callable[Concatenate[HttpRequest, Actor, P], dict[str, Any]]
+
+
+class BadRequest(ValueError):
+    """The call is malformed; the message is the answer."""
+
+
+def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
+    """A view that answers `{"data": …}`, and every error as `{"error": …}`; `failure` is what a 500 says."""
+
+    def decorate(function: Call[P]) -> Callable[..., HttpResponse]:
+        @wraps(function)
+        def view(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            if not (request.user.is_active and request.user.is_staff):
+                return json_error("Sign in to the admin first", 401)
+            try:
+                return JsonResponse({"data": function(request, Actor.of_user(request.user), *args, **kwargs)})
+            except BadRequest as error:
+                return json_error(str(error), 400)
+            except services.NotFound as error:
+                return json_error(str(error), 404)
+            except PermissionDenied:
+                return json_error("You do not have the permission for this", 403)
+            except Exception:
+                logger.exception("admin_call_failed", extra={"path": request.path})
+                return json_error(failure, 500)
+
+        return view
+
+    return decorate
+
+
+@require_POST
+@call("Failed to queue re-sync")
+def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    facts = _body(request)
+    app_id, repository_id = facts.get("app_id"), facts.get("repository_id")
+    if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
+        raise BadRequest("app_id and repository_id are required")
+    actor.require(services.RESYNC_PERMISSION)
+    pair = (
+        AppRepository.objects.alive()
+        .filter(app__app_id=app_id, repository__repository_id=repository_id)
+        .select_related("app", "repository")
+        .first()
+    )
+    if pair is None:
+        raise services.NotFound("App-repository link not found")
+    return {"message": "Re-sync queued", "job_id": services.resync_single(actor, pair).job_id}
+
+
+@require_POST
+@call("Failed to start bulk re-sync")
+def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
+    actor.require(services.RESYNC_PERMISSION)
+    app = App.objects.filter(app_id=app_id, ended_at=None).first()
+    if app is None:
+        raise services.NotFound("App not found")
+    operation = services.resync_by_app(actor, app)
+    return {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": operation.total}
+
+
+@require_GET
+@call("Failed to list repositories")
+def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    """The watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
+    actor.require("deliveries_app.view_apprepository")
+    watches = AppRepository.objects.alive().select_related("app", "repository").order_by("app__name", "pk")
+    if app_id := request.GET.get("app_id"):
+        watches = watches.filter(app__app_id=app_id)
+    if status := request.GET.get("status"):
+        watches = watches.filter(status=status)
+    for word in request.GET.get("search", "").split():
+        watches = watches.filter(repository__canonical_url__icontains=word)
+    page = Paginator(watches, PER_PAGE).get_page(request.GET.get("page"))
+    return {
+        "page": page.number,
+        "pages": page.paginator.num_pages,
+        "total": page.paginator.count,
+        "repositories": [_watch(pair) for pair in page.object_list],
+    }
+
+
+@require_GET
+@call("Failed to read progress")
+def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
+    actor.require("deliveries_app.view_bulkoperation")
+    operation = _operation(operation_id)
+    tally = tallies.of_operation(operation)
+    return {
+        "operation_id": operation.operation_id,
+        "total": tally.total,
+        "completed": tally.completed,
+        "succeeded": tally.succeeded,
+        "failed": tally.failed,
+        "cancelled": tally.cancelled,
+        "superseded": tally.superseded,
+        "files_total": tally.files_total,
+        "files_done": tally.files_done,
+        "files_failed": tally.files_failed,
+        "bytes_total": tally.bytes_total,
+        "bytes_done": tally.bytes_done,
+        "percent": tally.percent,
+        "finished": tally.finished,
+    }
+
+
+@require_POST
+@call("Failed to cancel")
+def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
+    actor.require(services.RESYNC_PERMISSION)
+    services.cancel_operation(actor, _operation(operation_id))
+    return {"message": "Cancellation requested"}
+
+
+def _operation(operation_id: str) -> BulkOperation:
+    operation = BulkOperation.objects.filter(operation_id=operation_id).first()
+    if operation is None:
+        raise services.NotFound("Operation not found or expired")
+    return operation
+
+
+def _body(request: HttpRequest) -> dict[str, Any]:
+    try:
+        facts = json.loads(request.body or b"{}")
+    except ValueError:
+        raise BadRequest("The body must be JSON") from None
+    if not isinstance(facts, dict):
+        raise BadRequest("The body must be a JSON object")
+    return facts
+
+
+def _watch(pair: AppRepository) -> dict[str, Any]:
+    return {
+        "app_id": pair.app.app_id,
+        "app_name": pair.app.name,
+        "repository_id": pair.repository.repository_id,
+        "github_url": pair.github_url,
+        "owner": pair.repository.owner,
+        "name": pair.repository.name,
+        "status": pair.status,
+        "retry_count": pair.retry_count,
+        "last_error": pair.last_error or None,
+        "last_scanned_at": pair.last_scanned_at,
+        "last_synced_at": pair.last_synced_at,
+        "files": pair.tree_files,
+        "files_failing": pair.files_failing,
+    }

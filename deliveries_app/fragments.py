@@ -1,0 +1,75 @@
+"""What the progress fragments show, for the pages that hold them and for the polls that refresh them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import Q, QuerySet
+
+from deliveries_app import tallies
+from deliveries_app.models import AppRepository, BulkOperation, Outcome
+from deliveries_app.tallies import Tally
+from docora.text import format_bytes, format_seconds
+
+SHOWN_OPERATIONS = 5
+_NAMED = 3
+
+
+def of_operation(operation: BulkOperation) -> dict[str, Any]:
+    """For `docora/progress.html#bulk_progress`."""
+    tally = tallies.of_operation(operation)
+    return {"operation": operation, "tally": tally, "summary": summary(operation, tally) if tally.finished else ""}
+
+
+def of_pair(pair: AppRepository) -> dict[str, Any]:
+    """For `docora/progress.html#pair_progress`: the pair's newest run, open or not."""
+    run = pair.runs.order_by("-generation", "-pk").first()
+    return {"pair": pair, "run": run, "tally": tallies.of_runs([run])[run.pk] if run else None}
+
+
+def shown_operations(queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
+    """Operations that run, and finished ones until they are dismissed, the newest first."""
+    shown = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).distinct().order_by("-created_at", "-pk")
+    return [of_operation(operation) for operation in shown[:SHOWN_OPERATIONS]]
+
+
+def live_ids(pairs: Iterable[AppRepository]) -> str:
+    """The ids that a list's poller asks for: rows where something is going on."""
+    return joined(pair.pk for pair in pairs if pair.is_active)
+
+
+def joined(pks: Iterable[int]) -> str:
+    return ",".join(map(str, pks))
+
+
+def summary(operation: BulkOperation, tally: Tally) -> str:
+    """What came of a finished operation, in a sentence or three."""
+    if operation.cancelled_at is not None:
+        return _after_cancel(operation, tally)
+    counts = [f"{tally.succeeded:,} synced"]
+    counts += [f"{tally.failed:,} failed"] if tally.failed else []
+    counts += [f"{tally.cancelled:,} cancelled"] if tally.cancelled else []
+    counts += [f"{tally.superseded:,} taken over by a later re-sync"] if tally.superseded else []
+    sent = f"{tally.files_done:,} files ({format_bytes(tally.bytes_done)}) in {format_seconds(tally.seconds)}"
+    return f"{_repositories(tally.total)}: {', '.join(counts)} · {sent}"
+
+
+def _after_cancel(operation: BulkOperation, tally: Tally) -> str:
+    cancelled = operation.runs.filter(outcome=Outcome.CANCELLED)
+    begun = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
+    untouched = cancelled.filter(started_at=None).count()
+    parts = [f"{_repositories(tally.succeeded)} {'was' if tally.succeeded == 1 else 'were'} sent again in full"]
+    parts += [
+        f"{run.repository_name} had {run.files_done:,} of {run.files_total:,} files sent and goes on"
+        for run in begun[:_NAMED]
+    ]
+    if len(begun) > _NAMED:
+        parts.append("so do others")
+    if untouched:
+        parts.append(f"{untouched:,} {'was' if untouched == 1 else 'were'} not touched")
+    if tally.failed:
+        parts.append(f"{tally.failed:,} failed")
+    return f"Stopped by {operation.cancelled_by}. {'; '.join(parts)}."
+
+
+def _repositories(count: int) -> str:
+    return f"{count:,} {'repository' if count == 1 else 'repositories'}"

@@ -1,0 +1,21 @@
+"""Addresses below `/admin/` that are not the admin site's own; included before it, for its catch-all redirects."""
+
+from django.urls import path
+
+from deliveries_app import api, views
+
+app_name = "deliveries"
+urlpatterns = [
+    path("api/resync", api.resync),
+    path("api/resync/app/<str:app_id>", api.resync_app),
+    path("api/repositories", api.repositories),
+    path("api/retry/progress/<str:operation_id>", api.progress),
+    path("api/retry/cancel/<str:operation_id>", api.cancel),
+    path("progress/<str:operation_id>/", views.operation_progress, name="operation_progress"),
+    path("progress/<str:operation_id>/rows/", views.operation_rows, name="operation_rows"),
+    path("progress/<str:operation_id>/cancel/", views.cancel_operation, name="cancel_operation"),
+    path("progress/<str:operation_id>/dismiss/", views.dismiss_operation, name="dismiss_operation"),
+    path("live/", views.live_pairs, name="live_pairs"),
+    path("live/<int:pk>/", views.pair_progress, name="pair_progress"),
+    path("live/<int:pk>/cancel/", views.cancel_pair, name="cancel_pair"),
+]

@@ -1,0 +1,221 @@
+"""Large files in chunks (engine.md §7, protocol.md §1), told to a client that counts the chunks of each id."""
+
+import base64
+import itertools
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from deliveries_app import verdicts
+from deliveries_app.models import Status
+from deliveries_app.receiver import Answer, Notification, Record
+from tests.support.histories import assert_promise_kept, kill_worker, sha
+from tests.support.world import World
+
+LARGE = bytes(range(256)) * 2  # 684 characters of base64: 7 chunks
+TEXT = b"a line of text\n" * 30
+BUSY = Answer(429, headers={"Retry-After": "0"})
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 100
+
+
+class CountingClient:
+    """Written by the existing documentation: a file is complete when as many chunks of an id came as there are, in
+    whatever order, and however often each of them. `answer` may say (note → counted?, answer)."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[str, list[tuple[int, str]]] = {}
+        self.files: dict[str, str] = {}
+        self.early: list[str] = []
+        self.answer: Callable[[Notification], tuple[bool, Answer | None]] = lambda note: (True, None)
+        self._lock = threading.Lock()
+
+    def __call__(self, note: Notification) -> Answer | None:
+        with self._lock:
+            counted, answer = self.answer(note)
+            if counted and note.chunk:
+                self._count(note)
+            return answer
+
+    def _count(self, note: Notification) -> None:
+        assert note.chunk
+        pieces = self.pieces.setdefault(note.chunk.id, [])
+        pieces.append((note.chunk.index, note.content))
+        if len(pieces) == note.chunk.total:
+            try:
+                content = base64.b64decode("".join(piece for _, piece in sorted(pieces)), validate=True)
+            except ValueError:
+                content = b""
+            if sha(content) != note.sha or len(content) != note.size:
+                self.early.append(note.path)
+            self.files[note.path] = sha(content)
+
+
+@pytest.fixture
+def client(world: World) -> CountingClient:
+    client = CountingClient()
+    world.answer(client)
+    return client
+
+
+def chunks(world: World, path: str = "large") -> list[Record]:
+    return [record for record in world.requests() if record.path == path]
+
+
+def indexes(records: list[Record]) -> list[int]:
+    return [record.chunk.index for record in records if record.chunk]
+
+
+def ids(records: list[Record]) -> list[str]:
+    """The chunk ids in order of their first appearance."""
+    return list(dict.fromkeys(record.chunk.id for record in records if record.chunk))
+
+
+def once(index: int, counted: bool, answer: Answer) -> Callable[[Notification], tuple[bool, Answer | None]]:
+    """Answer the first chunk `index` like this."""
+    left = [answer]
+    return lambda note: (counted, left.pop()) if left and note.chunk and note.chunk.index == index else (True, None)
+
+
+def test_text_and_binary_go_in_order_one_chunk_after_the_other_under_one_id_and_one_sequence(
+    world: World, client: CountingClient
+) -> None:
+    repo, pair = world.watch({"large": LARGE, "text": TEXT, "small": b"small"})
+    world.settle()
+    for path in ("large", "text"):
+        records = chunks(world, path)
+        assert indexes(records) == list(range(records[0].chunk.total))  # type: ignore[union-attr]
+        assert all(first.answered_at <= then.received_at for first, then in itertools.pairwise(records))
+        assert len(ids(records)) == len({record.sequence for record in records}) == 1
+        assert len({record.webhook_id for record in records}) == len(records)
+        assert not any("." in record.webhook_id for record in records)
+    assert client.files == {"large": sha(LARGE), "text": sha(TEXT)}
+    assert_promise_kept(world, repo, pair)
+
+
+@pytest.mark.parametrize(("status", "index"), [(429, 0), (503, 3), (429, 6)])
+def test_a_chunk_that_was_certainly_not_processed_is_sent_again_as_it_is(
+    world: World, client: CountingClient, status: int, index: int
+) -> None:
+    repo, pair = world.watch({"large": LARGE})
+    client.answer = once(index, False, Answer(status, headers={"Retry-After": "0"}))
+    pair = world.sync(pair)
+    records = chunks(world)
+    assert indexes(records) == [*range(index + 1), *range(index, 7)]
+    assert len(ids(records)) == 1
+    assert records[index].webhook_id == records[index + 1].webhook_id
+    assert client.files == {"large": sha(LARGE)}
+    assert client.early == []
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_chunk_that_found_no_connection_is_sent_again_as_it_is(
+    world: World, client: CountingClient, monkeypatch
+) -> None:
+    monkeypatch.setattr(verdicts, "RETRY_UNREACHED", 0.1)
+    repo, pair = world.watch({"large": LARGE})
+    world.receiver.stop()
+    again = threading.Timer(0.25, world.receiver.start)
+    again.start()
+    world.sync(pair)
+    again.join()
+    assert indexes(chunks(world)) == list(range(7))
+    assert len(ids(chunks(world))) == 1
+    assert client.files == {"large": sha(LARGE)}
+    assert_promise_kept(world, repo, pair)
+
+
+DOUBTFUL = {
+    "an error": (3, Answer(500)),
+    "an error of a proxy": (5, Answer(502)),
+    "busy without saying until when": (1, Answer(503)),
+    "no answer": (3, Answer(close=True)),
+    "no answer to the first": (0, Answer(close=True)),
+}
+
+
+@pytest.mark.parametrize(("index", "answer"), DOUBTFUL.values(), ids=DOUBTFUL)
+def test_after_a_chunk_that_may_have_been_counted_the_file_starts_over_under_a_new_id(
+    world: World, client: CountingClient, index: int, answer: Answer
+) -> None:
+    """Retried under the old id it would complete the file too early, or never."""
+    repo, pair = world.watch({"large": LARGE, "other": b"small"})
+    client.answer = once(index, True, answer)
+    pair = world.sync(pair)
+    assert (pair.status, set(world.copy(pair))) == (Status.PENDING, {"other"})
+    world.settle()
+    records = chunks(world)
+    assert indexes(records) == [*range(index + 1), *range(7)]
+    assert len(ids(records)) == 2
+    assert len({record.webhook_id for record in records}) == len(records)
+    assert len({record.sequence for record in records}) == 1  # it is the same notification
+    assert client.files == {"large": sha(LARGE)}
+    assert client.early == []
+    assert_promise_kept(world, repo, pair)
+
+
+def test_when_only_the_answer_to_the_last_chunk_is_lost_the_client_gets_the_file_twice_and_never_a_wrong_one(
+    world: World, client: CountingClient
+) -> None:
+    repo, pair = world.watch({"large": LARGE})
+    client.answer = once(6, True, Answer(close=True, process=True))
+    world.sync(pair)
+    assert client.files == {"large": sha(LARGE)}
+    world.settle()
+    assert indexes(chunks(world)) == [*range(7), *range(7)]
+    assert client.early == []
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_worker_that_is_killed_amid_the_chunks_leaves_the_file_in_doubt_and_it_starts_over(
+    world: World, client: CountingClient
+) -> None:
+    repo, pair = world.watch({"large": LARGE})
+    kill_worker(world, pair, lambda note: bool(note.chunk and note.chunk.index == 4))
+    world.answer(client)
+    world.settle()
+    records = chunks(world)
+    assert indexes(records) == [*range(5), *range(7)]
+    assert len(ids(records)) == 2
+    assert len({record.sequence for record in records}) == 1
+    assert client.files == {"large": sha(LARGE)}
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_chunk_that_stays_busy_is_given_up_for_this_run_and_does_not_hold_back_other_files(
+    world: World, client: CountingClient, monkeypatch
+) -> None:
+    monkeypatch.setattr("deliveries_app.sender.MAX_WAITS", 2)
+    repo, pair = world.watch({"large": LARGE, "other": b"small"})
+    client.answer = lambda note: (False, BUSY) if note.chunk and note.chunk.index == 2 else (True, None)
+    pair = world.sync(pair)
+    assert (pair.status, set(world.copy(pair))) == (Status.PENDING, {"other"})
+    assert indexes(chunks(world)) == [0, 1, 2, 2, 2]
+    client.answer = lambda note: (True, None)
+    world.settle()
+    assert len(ids(chunks(world))) == 2
+    assert client.early == []
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_counting_client_never_completes_early_whatever_becomes_of_its_answers(
+    world: World, client: CountingClient, settings
+) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 1000
+    chance = random.Random(20260104)
+    files = {f"{n}": chance.randbytes(chance.randrange(101, 500)) for n in range(5)}
+    repo, pair = world.watch(files)
+    fates = [(False, BUSY), (True, Answer(500)), (False, Answer(500)), (True, Answer(close=True))]
+    client.answer = lambda note: chance.choice(fates) if chance.random() < 0.15 else (True, None)
+    for _ in range(40):
+        if world.sync(pair).status == Status.SYNCED:
+            break
+        pair.refresh_from_db()
+    assert client.early == []
+    assert client.files == {path: sha(content) for path, content in files.items()}
+    assert_promise_kept(world, repo, pair)

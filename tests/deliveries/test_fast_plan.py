@@ -1,0 +1,313 @@
+"""The fast path of the plan (engine.md §2): only what differs from the base, what is in doubt and what failed.
+
+Inside `watching_plans` every plan is compared with the full one, so these tests say when it is fast, and what comes of it.
+"""
+
+import random
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from deliveries_app import sync as engine
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository
+from deliveries_app.services import cancel_resync, resync_single
+from deliveries_app.sync import Planned
+from repositories_app import mirror
+from repositories_app.services import mirror_of
+from tests.support.git import Entry, Repo
+from tests.support.histories import (
+    assert_promise_kept,
+    at_notification,
+    kill_worker,
+    kill_worker_before_first_byte,
+    refusing,
+    watching_plans,
+)
+from tests.support.world import World
+
+A, B, C = b"content A", b"content B", b"content C"
+
+
+@pytest.fixture
+def plans() -> Iterator[list[Planned]]:
+    with watching_plans() as plans:
+        yield plans
+
+
+def was_fast(planned: Planned) -> bool:
+    return planned.among is not None
+
+
+def start(world: World, files: dict[str, bytes | Entry] | None = None) -> tuple[Repo, AppRepository]:
+    """A repository that was synced once, with a base."""
+    repo, pair = world.watch(files if files is not None else {f"{n}.txt": A for n in range(5)})
+    pair = world.sync(pair)
+    assert pair.base_commit == repo.head
+    return repo, pair
+
+
+def test_a_file_created_and_deleted_while_another_file_kept_failing_is_deleted_at_the_client(
+    world: World, plans: list[Planned]
+) -> None:
+    """A diff against "the last commit delivered completely" would know neither the file nor that it went."""
+    repo, pair = start(world)
+    repo.commit({"ghost": B, "poison": B})
+    world.answer(refusing("poison"))
+    pair = world.sync(pair)
+    assert "ghost" in world.copy(pair)
+    assert pair.base_commit == repo.head  # the whole plan was tried: the rows equal this tree but for what is listed
+    repo.commit({"ghost": None})
+    pair = world.sync(pair)
+    assert was_fast(plans[-1])
+    assert "ghost" not in world.copy(pair)
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_what_failed_is_tried_again_though_nothing_changed_upstream(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    repo.commit({"poison": B, "0.txt": B, "1.txt": None})
+    world.answer(refusing("poison", "0.txt", "1.txt"))
+    world.sync(pair)
+    world.answer(None)
+    world.sync(pair)
+    assert was_fast(plans[-1])
+    assert plans[-1].plan.files == 3
+    assert_promise_kept(world, repo, pair)
+
+
+def test_the_base_is_cleared_with_the_first_announcement_and_comes_back_at_the_end(
+    world: World, plans: list[Planned]
+) -> None:
+    repo, pair = start(world)
+    repo.commit({"0.txt": B})
+    seen: list[tuple[str, str]] = []
+    world.answer(
+        at_notification(1, lambda: seen.append(AppRepository.objects.values_list("base_commit", "base_rules").get()))
+    )
+    pair = world.sync(pair)
+    assert seen == [("", "")]
+    assert (pair.base_commit, pair.base_rules) == (repo.head, engine.rows.terms_of(pair).fingerprint)
+    assert_promise_kept(world, repo, pair)
+
+
+def test_after_a_worker_was_killed_amid_a_run_the_plan_is_full(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    repo.commit({"0.txt": B, "new": B})
+    kill_worker(world, pair, lambda note: True)
+    world.settle()
+    assert not was_fast(plans[0 if len(plans) == 1 else -1])
+    assert_promise_kept(world, repo, pair)
+
+
+def test_killed_at_b_after_announcing_and_pushed_back_to_a_nothing_stays_in_doubt(
+    world: World, plans: list[Planned]
+) -> None:
+    repo, pair = start(world)
+    repo.commit({"0.txt": B, "new": B})
+    kill_worker_before_first_byte(world, pair)
+    repo.commit({"0.txt": A, "new": None})
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+
+
+@pytest.mark.parametrize(("first", "second"), [(100, 5), (5, 100)], ids=["lower", "higher"])
+def test_another_limit_of_file_sizes_makes_a_full_plan_though_no_file_changed(
+    world: World, plans: list[Planned], settings, first: int, second: int
+) -> None:
+    settings.MAX_FILE_BYTES = first
+    _, pair = start(world, {"small": b"1", "larger": A})
+    settings.MAX_FILE_BYTES = second
+    world.sync(pair)
+    assert not was_fast(plans[-1])
+    assert set(world.copy(pair)) == ({"small"} if second == 5 else {"small", "larger"})
+
+
+def test_a_resync_and_its_cancel_are_planned_fully_where_records_were_touched(
+    world: World, plans: list[Planned]
+) -> None:
+    repo, pair = start(world)
+    resync_single(Actor.command(), pair)
+    world.sync(pair)
+    assert not was_fast(plans[-1])
+    resync_single(Actor.command(), pair)
+    world.answer(at_notification(1, lambda: cancel_resync(Actor.command(), pair)))
+    world.settle()
+    assert not was_fast(plans[-1])
+    assert_promise_kept(world, repo, pair)
+
+
+def test_without_its_mirror_the_plan_is_full_and_only_what_changed_is_sent(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    shutil.rmtree(mirror_of(pair.repository).directory)
+    repo.commit({"0.txt": B})
+    world.sync(pair)
+    assert not was_fast(plans[-1])
+    assert plans[-1].plan.files == 1
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_base_that_no_ref_keeps_any_more_makes_a_full_plan(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    copy = mirror_of(pair.repository)
+    copy._git(["update-ref", "-d", f"refs/docora/{pair.watch_id}/base"])
+    copy._git(["prune", "--expire=now"])
+    copy._git(["repack", "-a", "-d", "-q"])
+    repo.force_push({"0.txt": B, "other": A})
+    assert not copy.has(pair.base_commit)
+    world.sync(pair)
+    assert not was_fast(plans[-1])
+    assert_promise_kept(world, repo, pair)
+
+
+@pytest.mark.parametrize("changed", [3, 4], ids=["as many as allowed", "one more"])
+def test_more_differences_than_are_worth_it_make_a_full_plan(
+    world: World, plans: list[Planned], monkeypatch, changed: int
+) -> None:
+    monkeypatch.setattr(mirror, "MAX_DIFF_PATHS", 3)
+    monkeypatch.setattr(engine, "MAX_DIFF_PATHS", 3)
+    repo, pair = start(world)
+    repo.commit({f"{n}.txt": B for n in range(changed)})
+    world.sync(pair)
+    assert was_fast(plans[-1]) is (changed == 3)
+    assert_promise_kept(world, repo, pair)
+
+
+LINK, MODULE = Entry.symlink("0.txt"), Entry.submodule("1" * 40)
+CHANGES: dict[str, tuple[dict, dict, list[str]]] = {
+    "a file is added": ({"x": A}, {"y": A}, ["create"]),
+    "a file changes": ({"x": A, "y": A}, {"x": B}, ["update"]),
+    "a file goes": ({"x": A, "y": A}, {"x": None}, ["delete"]),
+    "a rename is a delete and a create": ({"x": A, "y": A}, {"x": None, "z": A}, ["delete", "create"]),
+    "only the mode changes": ({"x": A}, {"x": Entry.executable(A)}, []),
+    "mode and content change": ({"x": A}, {"x": Entry.executable(B)}, ["update"]),
+    "a file becomes a link": ({"x": A, "y": A}, {"x": LINK}, ["delete"]),
+    "a link becomes a file": ({"x": LINK, "y": A}, {"x": A}, ["create"]),
+    "a link becomes a submodule": ({"x": LINK, "y": A}, {"x": MODULE}, []),
+    "a submodule becomes a directory": ({"x": MODULE, "y": A}, {"x": None, "x/y": A}, ["create"]),
+    "a file becomes a directory": ({"x": A, "y": A}, {"x": None, "x/y": A, "x/z": A}, ["delete", "create", "create"]),
+    "a directory becomes a file": ({"x/y": A, "x/z": A}, {"x/y": None, "x/z": None, "x": A}, ["delete", "delete", "create"]),
+    "a directory moves": ({"x/a": A, "x/b": B}, {"x/a": None, "x/b": None, "y/a": A, "y/b": B}, ["delete", "delete", "create", "create"]),
+    "names that mean something to git": ({":(glob)*": A, "*": A, "[a]": A, "a": A}, {":(glob)*": B, "*": B, "[a]": B, ":!a": A, "-r": A}, ["create", "create", "update", "update", "update"]),
+    "names that need quoting": ({'a"b': A, "a\\b": A, "t\tab": A}, {'a"b': B, "a\\b": B, "new\nline": A, " ": A, "é": A}, ["create", "create", "create", "update", "update"]),
+    "the tree becomes empty": ({"x": A, "y/z": A}, {"x": None, "y/z": None}, ["delete", "delete"]),
+}  # fmt: skip
+
+
+def test_whatever_changes_the_fast_plan_is_the_full_plan_and_the_client_follows(
+    world: World, plans: list[Planned]
+) -> None:
+    for number, (name, (before, change, kinds)) in enumerate(CHANGES.items()):
+        repo, pair = world.watch(before, name=f"acme/change-{number}")
+        pair = world.sync(pair)
+        told = len(world.requests())
+        gone = {path: None for path, content in change.items() if content is None}
+        if gone and len(gone) < len(change):
+            repo.commit(gone)  # git's own import wants a path free before it puts something below it
+        repo.commit({path: content for path, content in change.items() if content is not None} or gone)
+        pair = world.sync(pair)
+        assert was_fast(plans[-1]), name
+        assert [record.kind for record in world.requests()[told:]] == kinds, name
+        assert_promise_kept(world, repo, pair)
+        files = repo.files()
+        assert (pair.tree_files, pair.tree_bytes) == (len(files), sum(map(len, files.values()))), name
+
+
+def test_a_force_push_of_another_history_is_only_the_difference_of_two_trees(
+    world: World, plans: list[Planned]
+) -> None:
+    repo, pair = start(world)
+    told = len(world.requests())
+    repo.force_push({f"{n}.txt": A for n in range(4)} | {"new": B})
+    world.settle()
+    assert was_fast(plans[-1])
+    assert [(record.kind, record.path) for record in world.requests()[told:]] == [
+        ("delete", "4.txt"),
+        ("create", "new"),
+    ]
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_renamed_branch_sends_nothing_and_is_noticed(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    told = len(world.requests())
+    repo.rename_branch("trunk")
+    world.settle()
+    pair.refresh_from_db()
+    assert pair.branch == "trunk"
+    assert len(world.requests()) == told
+    repo.commit({"0.txt": B})
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_paths_that_are_no_text_come_and_go_beside_the_others(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    repo.commit({"latin-\udce9": A, "0.txt": B})
+    pair = world.sync(pair)
+    assert [failure.cause for failure in pair.failures.all()] == ["not_utf8"]
+    repo.commit({"latin-\udce9": None})
+    pair = world.sync(pair)
+    assert not pair.failures.exists()
+    assert all(map(was_fast, plans[1:]))
+    assert_promise_kept(world, repo, pair)
+
+
+def test_the_list_of_skipped_paths_follows_the_tree_also_when_there_is_nothing_to_send(
+    world: World, plans: list[Planned]
+) -> None:
+    repo, pair = start(world, {"file": A, "old-link": LINK})
+    repo.commit({"old-link": None, "new-link": LINK})
+    world.settle()
+    assert set(pair.failures.values_list("path", "kind")) == {("new-link", "skipped")}
+    repo.commit({"new-link": None, "file": LINK, "other": A})
+    world.settle()
+    assert set(pair.failures.values_list("path", "kind")) == {("file", "skipped")}
+    assert all(map(was_fast, plans[1:]))
+
+
+def test_a_blocked_path_without_a_row_is_not_forgotten_when_it_was_a_link_for_a_while(
+    world: World, plans: list[Planned]
+) -> None:
+    """Listed as skipped instead of failed at C, and the worker killed: back at B nothing would speak of it any more."""
+    repo, pair = start(world, {"a": A, "z": A})
+    repo.commit({"a": None})
+    at_b = repo.commit({"a/b": B})
+    world.answer(refusing("a"))
+    pair = world.sync(pair)
+    assert pair.base_commit == at_b
+    rules = pair.base_rules
+    repo.commit({"a/b": LINK, "z": B})
+    kill_worker_before_first_byte(world, pair)
+    AppRepository.objects.filter(pk=pair.pk).update(  # as if killed a moment earlier: nothing was announced
+        base_commit=at_b, base_rules=rules
+    )
+    repo.commit({"a/b": B, "z": A})
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_random_walk_of_trees_is_planned_fast_and_followed_step_by_step(world: World, plans: list[Planned]) -> None:
+    chance = random.Random(20260105)
+    names = ["a", "b", "c/a", "c/b", "c.d", "d/e/f", "é", "z"]
+    repo, pair = start(world, {"keep": A, "a": A, "c/a": A})
+    failing: set[str] = set()
+    world.answer(lambda note: refusing(*failing)(note))
+    for _ in range(12):
+        held = repo.files()
+        changes: dict[str, bytes | Entry | None] = {
+            name: chance.choice([A, B, C, LINK, Entry.executable(A), None if name in held else A])
+            for name in chance.sample(names, 3)
+        }
+        repo.commit(changes)
+        failing = set(chance.sample(names, chance.choice([0, 0, 1, 3])))
+        pair = world.sync(pair)
+        assert pair.tree_files == len(repo.files())
+    assert all(map(was_fast, plans[1:]))
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, pair)

@@ -1,0 +1,188 @@
+"""RQ wakes workers early; the database decides (`engine.md` §6)."""
+
+import os
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import django_rq
+import pytest
+from django.db import transaction
+from django.db.models.functions import Now
+from redis import Redis
+from rq.job import Job
+from rq.utils import utcformat
+
+from deliveries_app.actors import Actor
+from deliveries_app.lease import claim
+from deliveries_app.models import App, AppRepository, SyncRun
+from deliveries_app.services import cancel_resync, enqueue_due, resync_single, unwatch, waking
+from docora import queueing
+from tests.support.valkey import ValkeyServer
+from tests.support.world import World
+
+FUNCTION = "deliveries_app.jobs.sync_pair"
+
+
+def ids(queue: str) -> list[str]:
+    return django_rq.get_queue(queue).get_job_ids()
+
+
+def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False) -> bool:
+    return queueing.enqueue(queue, FUNCTION, 1, job_id, owned=owned)
+
+
+def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
+    """A job that a worker has popped so many seconds ago, and then died."""
+    queue = django_rq.get_queue("default")
+    put(job_id=job_id)
+    queue.connection.lrem(queue.key, 0, job_id)
+    moment = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    queue.connection.hset(Job.key_for(job_id), "enqueued_at", utcformat(moment))
+
+
+def test_a_job_is_in_the_queue_once_however_often_it_is_put_there() -> None:
+    assert put() and put() and put()
+    assert ids("default") == ["job-1"]
+
+
+def test_a_job_leaves_nothing_behind_that_would_refuse_the_next_one() -> None:
+    put()
+    job = django_rq.get_queue("default").fetch_job("job-1")
+    assert job is not None
+    assert (job.timeout, job.result_ttl, job.retries_left) == (-1, 0, None)
+    assert job.failure_ttl is not None
+    assert job.failure_ttl <= 5
+
+
+def test_a_job_that_waits_in_a_lower_queue_is_moved_up_and_never_down() -> None:
+    put("low")
+    put("low", "job-2")
+    assert put("high")
+    assert (ids("high"), ids("low")) == (["job-1"], ["job-2"])
+    job = django_rq.get_queue("high").fetch_job("job-1")
+    assert job is not None
+    assert job.origin == "high"
+    assert put("default")
+    assert (ids("high"), ids("default")) == (["job-1"], [])
+
+
+def test_a_hash_in_no_list_is_left_over_once_it_is_older_than_10_seconds() -> None:
+    strand(seconds_ago=5)
+    assert not put()
+    strand("job-2", seconds_ago=11)
+    assert put(job_id="job-2")
+    assert ids("default") == ["job-2"]
+
+
+def test_a_hash_whose_pair_is_at_work_is_left_alone_however_old() -> None:
+    strand(seconds_ago=1000)
+    assert not put(owned=True)
+    assert ids("default") == []
+
+
+def test_a_hash_that_rq_itself_cannot_read_is_replaced(redis_client: Redis) -> None:
+    redis_client.hset(Job.key_for("job-1"), "last_heartbeat", "2026-11-24T12:00:00.000000Z")
+    assert put()
+    assert ids("default") == ["job-1"]
+
+
+def test_nothing_is_enqueued_before_the_commit_nor_after_a_rollback(transactional_db: None) -> None:
+    with transaction.atomic():
+        queueing.enqueue_after_commit("high", FUNCTION, 1, "job-1")
+        assert ids("high") == []
+    assert ids("high") == ["job-1"]
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        queueing.enqueue_after_commit("high", FUNCTION, 2, "job-2")
+        raise ZeroDivisionError
+    assert ids("high") == ["job-1"]
+
+
+def test_without_redis_a_change_stays_and_nobody_sees_an_error(world: World, valkey_server: ValkeyServer) -> None:
+    _, pair = world.watch()
+    valkey_server.stop()
+    started = time.monotonic()
+    made = resync_single(Actor.command(), pair)
+    assert SyncRun.objects.filter(pk=made.run.pk, outcome="").exists()
+    assert AppRepository.objects.due().filter(pk=pair.pk).exists()
+    assert not put()
+    assert queueing.waiting("default") is None
+    assert enqueue_due() == 0
+    queueing.drop(["job-1"])
+    assert cancel_resync(Actor.command(), pair) == 1
+    world.sync(pair)
+    unwatch(Actor.command(), pair)
+    assert time.monotonic() - started < 5
+    pair.refresh_from_db()
+    assert pair.ended_at is not None
+
+
+def test_a_redis_that_hangs_is_not_waited_for(transactional_db: None, valkey_server: ValkeyServer) -> None:
+    put()
+    assert valkey_server.pid is not None
+    os.kill(valkey_server.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert not put()
+        assert time.monotonic() - started < 5
+    finally:
+        os.kill(valkey_server.pid, signal.SIGCONT)
+
+
+def test_a_process_that_enqueues_for_months_does_not_run_out_of_descriptors() -> None:
+    put()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(30):
+        put(job_id=f"job-{number}")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_everything_due_is_found_again_from_the_database_after_redis_was_flushed(
+    world: World, redis_client: Redis
+) -> None:
+    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
+    redis_client.flushall()
+    assert enqueue_due() == 3
+    assert sorted(ids("default")) == sorted(pair.job_id for pair in pairs)
+    redis_client.flushall()
+    assert enqueue_due() == 3
+    assert sorted(ids("default")) == sorted(pair.job_id for pair in pairs)
+
+
+def test_the_queue_is_filled_a_few_at_a_time_with_those_that_wait_longest(
+    world: World, redis_client: Redis, monkeypatch
+) -> None:
+    monkeypatch.setattr(waking, "ENQUEUE_AHEAD", 4)
+    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(6)]
+    redis_client.flushall()
+    for age, pair in enumerate(pairs):
+        AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=Now() - timedelta(seconds=age + 1))
+    enqueue_due()
+    assert ids("default") == [pair.job_id for pair in reversed(pairs)][:4]
+    assert enqueue_due() == 0  # still half full
+    assert len(ids("default")) == 4
+
+
+def test_what_is_at_work_or_resting_or_paused_is_not_enqueued(world: World, redis_client: Redis) -> None:
+    _, pair = world.watch()
+    redis_client.flushall()
+    App.objects.update(paused=True)
+    assert enqueue_due() == 0
+    App.objects.update(paused=False, not_before=Now() + timedelta(seconds=60))
+    assert enqueue_due() == 0
+    App.objects.update(not_before=None)
+    lease = claim(pair.pk)
+    assert lease is not None
+    assert enqueue_due() == 0
+    lease.release()
+    assert enqueue_due() == 1
+
+
+def test_one_repository_that_a_person_asks_for_overtakes_the_bulk(world: World, redis_client: Redis) -> None:
+    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
+    redis_client.flushall()
+    enqueue_due()
+    resync_single(Actor.command(), pairs[2])
+    assert ids("high") == [pairs[2].job_id]
+    assert pairs[2].job_id not in ids("default")

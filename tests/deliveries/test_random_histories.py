@@ -1,0 +1,83 @@
+"""Histories that nobody thought of: pushes, crashes, re-syncs, cancels and a moody client in random order. Whatever
+happened, once things are quiet the client's copy equals HEAD."""
+
+import random
+
+import pytest
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import Status
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.services import cancel_resync, resync_single
+from tests.support.git import Entry
+from tests.support.histories import (
+    assert_promise_kept,
+    at_notification,
+    kill_worker_before_first_byte,
+    maybe_kill_worker,
+)
+from tests.support.world import World
+
+NAMES = ["a", "a/b", "a/b/c", "b", "c", "d/e", "d/f", "g", "h", "large"]
+CONTENTS = [b"one", b"two", b"three", b"four" * 100, Entry.symlink("b"), Entry.executable(b"one")]
+STEPS = 14
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed: int) -> None:
+    settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 3, 3
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
+    chance = random.Random(seed)
+    world.app.max_in_flight = chance.choice([1, 3])
+    world.app.send_sync_completed = chance.random() < 0.5
+    world.app.save()
+    repo, pair = world.watch(random_tree(chance))
+    actor = Actor.command()
+    for _ in range(STEPS):
+        match chance.randrange(9):
+            case 0 | 1:
+                repo.force_push(random_tree(chance))
+            case 2:
+                maybe_kill_worker(world, pair, chance.randrange(1, 8), processed=chance.random() < 0.5)
+            case 3:
+                kill_worker_before_first_byte(world, pair, or_nothing=True)
+            case 4:
+                resync_single(actor, pair)
+            case 5:
+                cancel_resync(actor, pair)
+            case 6:
+                act = chance.choice([resync_single, cancel_resync])
+                world.answer(at_notification(chance.randrange(1, 8), lambda act=act: act(actor, pair)))
+                world.sync(pair)
+            case 7:
+                world.answer(moody(chance))
+                world.sync(pair)
+            case 8:
+                world.answer(None)
+                world.sync(pair)
+        world.answer(None)
+    world.settle()
+    pair.refresh_from_db()
+    if pair.status == Status.FAILED:  # its attempts were used up by the mood of the client: the rescan tries again
+        world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+    assert all(record.outcome == "matches" for record in world.requests("sync_completed"))
+
+
+def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
+    """No path is a file and a directory at once."""
+    tree: dict[str, bytes | Entry] = {}
+    for name in chance.sample(NAMES, chance.randrange(3, len(NAMES))):
+        if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in tree):
+            tree[name] = chance.choice(CONTENTS)
+    return tree
+
+
+def moody(chance: random.Random):
+    """A client that refuses, loses or forgets to confirm some of what it is told."""
+    fates = [Answer(500), Answer(500, process=True), Answer(404), Answer(close=True), Answer(close=True, process=True)]
+
+    def hook(note: Notification) -> Answer | None:
+        return chance.choice(fates) if chance.random() < 0.3 else None
+
+    return hook

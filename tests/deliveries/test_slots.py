@@ -1,0 +1,175 @@
+"""`max_in_flight` is the app's, over all its repositories and all workers (`engine.md` §7)."""
+
+import time
+from itertools import pairwise
+
+import pytest
+from django.db.models import F
+
+from deliveries_app.lease import Lease, claim
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.receiver import Notification
+from deliveries_app.sync import sync
+from tests.support.processes import in_threads, syncing
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+
+def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[AppRepository]:
+    """Pairs of one app with so many slots."""
+    App.objects.filter(pk=world.app.pk).update(max_in_flight=slots)
+    world.app.refresh_from_db()
+    content = {f"{number:02}.txt": b"%d" % number for number in range(files)}
+    return [world.watch(content, name=f"acme/widgets-{number}")[1] for number in range(count)]
+
+
+def work_until_synced(pair: AppRepository) -> None:
+    """A worker that is woken for this pair whenever it is due, as the sweep does it."""
+
+    def synced() -> bool:
+        AppRepository.objects.filter(pk=pair.pk, lease_until=None).update(next_sync_at=F("created_at"))
+        sync(pair.pk)
+        return AppRepository.objects.filter(pk=pair.pk, status=Status.SYNCED).exists()
+
+    wait_for(synced, 40, 0.05)
+
+
+def owned(pair: AppRepository) -> Lease:
+    lease = claim(pair.pk)
+    assert lease is not None
+    return lease
+
+
+def rebalance(lease: Lease, in_flight: int) -> int:
+    """The slots that the holder has then, whatever the time since it last looked."""
+    lease.rebalanced_at = 0.0
+    lease.rebalance(in_flight)
+    return lease.slots
+
+
+def written(pair: AppRepository) -> int:
+    pair.refresh_from_db()
+    return pair.lease_slots
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_three_workers_on_three_repositories_never_exceed_the_app_s_limit_together(world: World, slots: int) -> None:
+    pairs = several(world, 3, files=12, slots=slots)
+    world.answer(lambda note: time.sleep(0.02))
+    in_threads(*[lambda pair=pair: work_until_synced(pair) for pair in pairs])
+    assert all(len(world.copy(pair)) == 12 for pair in pairs)
+    assert world.receiver.max_in_flight(world.app.app_id) <= slots
+    if slots == 1:  # strictly one by one
+        log = sorted(world.requests(), key=lambda record: record.received_at)
+        assert all(before.answered_at <= after.received_at for before, after in pairwise(log))
+
+
+def test_one_repository_alone_uses_all_slots(world: World) -> None:
+    (pair,) = several(world, 1, files=30, slots=6)
+    world.answer(lambda note: time.sleep(0.02))
+    world.sync(pair)
+    assert world.receiver.max_in_flight(world.app.app_id) == 6
+
+
+def test_whoever_finds_no_slot_is_due_again_in_a_second_and_keeps_its_attempts(world: World) -> None:
+    first, second = several(world, 2)
+    owned(first)
+    assert claim(second.pk) is None
+    second.refresh_from_db()
+    assert (second.retry_count, second.lease_until, second.status) == (0, None, Status.PENDING)
+    assert second.next_sync_at is not None
+    assert not AppRepository.objects.due().filter(pk=second.pk).exists()
+    wait_for(lambda: AppRepository.objects.due().filter(pk=second.pk).exists(), 2)
+
+
+def test_a_holder_gives_slots_back_before_anyone_takes_them_and_gets_them_again_later(world: World) -> None:
+    first, second = several(world, 2, slots=8)
+    holder = owned(first)
+    assert holder.slots == 8
+    assert claim(second.pk) is None  # it waits now
+    assert rebalance(holder, in_flight=8) == 4
+    assert written(first) == 8  # still under way
+    world.make_due(second)
+    assert claim(second.pk) is None
+    assert rebalance(holder, in_flight=4) == 4
+    assert written(first) == 4
+    world.make_due(second)
+    newcomer = owned(second)
+    assert newcomer.slots == 4
+    newcomer.finish(next_sync_in=None)
+    assert rebalance(holder, in_flight=4) == 8
+    assert written(first) == 8
+
+
+def test_an_app_with_more_repositories_than_slots_gives_each_holder_at_least_one(world: World) -> None:
+    pairs = several(world, 3, slots=2)
+    holder = owned(pairs[0])
+    assert claim(pairs[1].pk) is None
+    assert claim(pairs[2].pk) is None
+    assert rebalance(holder, in_flight=0) == 1
+    world.make_due(pairs[1])
+    world.make_due(pairs[2])
+    assert owned(pairs[1]).slots == 1
+    assert claim(pairs[2].pk) is None
+
+
+def test_the_slots_of_a_dead_worker_are_free_once_its_lease_has_run_out(world: World) -> None:
+    first, second = several(world, 2)
+    owned(first)
+    AppRepository.objects.filter(pk=first.pk).update(lease_until=F("created_at"))
+    assert owned(second).slots == 8
+
+
+def test_another_app_s_slots_are_its_own(world: World) -> None:
+    (pair,) = several(world, 1)
+    owned(pair)
+    _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    assert owned(other).slots == 8
+
+
+def test_a_repository_that_is_fetched_for_long_shares_its_slots_meanwhile(world: World) -> None:
+    """It would hold them all, with nothing under way, and the app's other repositories would wait for its git host."""
+    slow, quick = several(world, 2)
+    fetching, go_on = [], []
+
+    def hook(method: str, target: str) -> None:
+        if "widgets-0/info/refs" in target:  # where git itself begins
+            fetching.append(target)
+            wait_for(lambda: go_on, 20)
+
+    world.git.server.on_request = hook
+    world.make_due(slow)
+    worker = syncing(slow.pk)
+    try:
+        wait_for(lambda: fetching)
+        work_until_synced(quick)
+        slow.refresh_from_db()
+        assert slow.status == Status.SCANNING
+    finally:
+        go_on.append(True)
+        worker.join(20)
+    slow.refresh_from_db()
+    assert slow.status == Status.SYNCED
+
+
+def test_while_files_go_out_a_newcomer_gets_its_share_and_afterwards_the_holder_grows_back(world: World) -> None:
+    (short,) = several(world, 1, files=10, slots=4)
+    repo = world.git.repo("acme/long", {f"{number:03}.txt": b"%d" % number for number in range(260)})
+    long = world.watch_url(repo)
+    under_way: list[tuple[str, int]] = []
+
+    def hook(note: Notification) -> None:
+        under_way.append((note.repository, world.receiver._in_flight[note.app_id]))
+        time.sleep(0.06)
+
+    world.answer(hook)
+    world.make_due(long)
+    worker = syncing(long.pk)
+    wait_for(lambda: len(under_way) > 8)
+    work_until_synced(short)
+    worker.join(30)
+    mine = [index for index, (name, _) in enumerate(under_way) if name == "acme/widgets-0"]
+    assert mine, "the newcomer was served while the holder was at work"
+    assert mine[-1] < len(under_way) - 20
+    assert world.receiver.max_in_flight(world.app.app_id) == 4
+    assert max(count for _, count in under_way[mine[-1] + 40 :]) == 4

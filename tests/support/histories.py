@@ -1,0 +1,180 @@
+"""What histories are made of: somebody who interferes at a chosen notification, a worker that is killed there, and the
+promise that has to hold at the end of every one of them."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+from django.db import connections
+from django.db.models import F
+
+from deliveries_app import rows
+from deliveries_app.kinds import PHASES
+from deliveries_app.models import AppRepository, Delivery, Status
+from deliveries_app.plan import make_plan
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.sync import Attempt, Planned, sync
+from repositories_app.remote import Head
+from tests.support.git import Repo
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+Hook = Callable[[Notification], Answer | None]
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def shas(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {path: sha(content) for path, content in files.items()}
+
+
+def assert_promise_kept(world: World, repo: Repo, pair: AppRepository) -> None:
+    """The client's copy equals HEAD byte for byte, and Docora says so."""
+    pair.refresh_from_db()
+    assert world.copy(pair) == shas(repo.files())
+    assert (pair.status, pair.last_commit, pair.files_failing) == (Status.SYNCED, repo.head, 0)
+    held = Delivery.objects.filter(pair=pair)
+    assert dict(held.values_list("path", "sha")) == shas(repo.files())
+    assert not held.exclude(acknowledged=True, held_sha=F("sha"), generation__gte=pair.resend_floor).exists()
+    assert not pair.failures.filter(kind="failed").exists()
+
+
+def in_doubt(pair: AppRepository) -> set[str]:
+    """The paths of which nobody knows whether the client was told."""
+    return set(Delivery.objects.filter(pair=pair, acknowledged=False).values_list("path", flat=True))
+
+
+def refusing(*paths: str, status: int = 500, headers: Mapping[str, str] | None = None) -> Hook:
+    """A client that answers `status` for these paths, whatever it is told about them."""
+    return lambda note: Answer(status, headers=headers or {}) if note.path in paths else None
+
+
+def at_notification(number: int, action: Callable[[], object], then: Answer | None = None) -> Hook:
+    """`action` once, while the client works on its notification `number`; that one is answered with `then`.
+
+    It runs in the receiver's thread with a database connection of its own, as somebody else's would.
+    """
+    seen = iter(range(1, 1_000_000))
+
+    def hook(note: Notification) -> Answer | None:
+        if next(seen) != number:
+            return None
+        try:
+            action()
+        finally:
+            connections.close_all()
+        return then
+
+    return hook
+
+
+def kill_worker(
+    world: World, pair: AppRepository, when: Callable[[Notification], bool], *, processed: bool = True
+) -> None:
+    """An attempt in a process of its own, killed (-9) while the client works on the first notification that `when` is
+    true for. `processed`: the client keeps it all the same. The dead worker's lease runs out."""
+    assert _kill_worker(world, pair, when, processed=processed), "the attempt ended before it was killed"
+
+
+def maybe_kill_worker(world: World, pair: AppRepository, number: int, *, processed: bool) -> bool:
+    """The same at its notification `number`, if it gets so far. Whether it was killed."""
+    seen = iter(range(1, 1_000_000))
+    return _kill_worker(world, pair, lambda note: next(seen) == number, processed=processed)
+
+
+def _kill_worker(world: World, pair: AppRepository, when: Callable[[Notification], bool], *, processed: bool) -> bool:
+    child = 0
+    asked = 0
+    killed = False
+
+    def hook(note: Notification) -> Answer | None:
+        nonlocal asked, killed
+        asked += 1
+        if killed or not when(note):
+            return None
+        killed = True
+        os.kill(child, signal.SIGKILL)
+        return None if processed else Answer(close=True)
+
+    already = len(world.receiver.log)
+    world.make_due(pair)
+    world.answer(hook)
+    child = _fork(pair, lambda: None)
+    was_killed = _was_killed(child)
+    wait_for(lambda: len(world.receiver.log) - already == asked)
+    world.answer(None)
+    let_lease_run_out(pair)
+    return was_killed
+
+
+def kill_worker_before_first_byte(world: World, pair: AppRepository, *, or_nothing: bool = False) -> None:
+    """An attempt in a process of its own, killed (-9) when it has announced its first block and sent nothing.
+
+    `or_nothing`: there may be nothing to announce."""
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def prepare() -> None:
+        from deliveries_app.sender import Sender
+
+        Sender._submit = die  # type: ignore[method-assign]  # in the child only
+
+    world.make_due(pair)
+    was_killed = _was_killed(_fork(pair, prepare))
+    assert was_killed or or_nothing, "there was nothing to announce"
+    let_lease_run_out(pair)
+
+
+def let_lease_run_out(pair: AppRepository) -> None:
+    AppRepository.objects.filter(pk=pair.pk).update(lease_until=None)
+    pair.refresh_from_db()
+
+
+def _fork(pair: AppRepository, prepare: Callable[[], None]) -> int:
+    connections.close_all()  # each side opens its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the receiver's threads are not needed in the child
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            prepare()
+            sync(pair.pk)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def _was_killed(child: int) -> bool:
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), f"the attempt ended with {status}"
+    return os.WIFSIGNALED(status)
+
+
+@contextlib.contextmanager
+def watching_plans() -> Iterator[list[Planned]]:
+    """Every plan that is made inside, in order; `among` is None for a full one. Each is compared with the full plan."""
+    plans: list[Planned] = []
+    original = Attempt._plan
+
+    def spy(self: Attempt, head: Head) -> Planned:
+        plans.append(original(self, head))
+        full = make_plan(self.mirror.tree(head.commit), rows.all_rows(self.pair.pk), self.terms)
+        for kind in PHASES:
+            assert list(plans[-1].plan.phase(kind)) == list(full.phase(kind))
+        assert (plans[-1].plan.tree_files, plans[-1].plan.tree_bytes) == (full.tree_files, full.tree_bytes)
+        full.close()
+        return plans[-1]
+
+    Attempt._plan = spy  # type: ignore[method-assign]
+    try:
+        yield plans
+    finally:
+        Attempt._plan = original  # type: ignore[method-assign]

@@ -1,0 +1,172 @@
+"""Real `manage.py` processes on the test's database, and what can befall them."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from django.db import connections
+
+from deliveries_app.sync import sync
+from docora.process import die_with_parent
+from tests.support.receiver import wait_for
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class Daemon:
+    """One `manage.py` process, in a session of its own, that ends with the tests whatever happens."""
+
+    def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROJECT / "manage.py"), *arguments],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """As the out-of-memory killer does it."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self) -> None:
+        """As a service manager does it; does not wait."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        if self.running:
+            self.kill()
+
+    def horse(self) -> int:
+        """The pid of the work-horse, once there is one."""
+        return wait_for(lambda: next(children(self.pid), 0), timeout=20)
+
+
+class Daemons:
+    """Starts them; `close` ends every one of them."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self._directory = directory
+        self.environment = dict(environment)
+        self._started: list[Daemon] = []
+
+    def start(self, *arguments: str) -> Daemon:
+        daemon = Daemon(self._directory / f"daemon-{len(self._started)}.log", self.environment, *arguments)
+        self._started.append(daemon)
+        return daemon
+
+    def worker(self, *queues: str) -> Daemon:
+        return self.start("rqworker", *(queues or ("high", "default", "low")))
+
+    def sweep(self) -> Daemon:
+        return self.start("sweep")
+
+    def logs(self) -> str:
+        return "\n".join(daemon.log.read_text() for daemon in self._started)
+
+    def close(self) -> None:
+        for daemon in self._started:
+            daemon.end()
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that `pid` has started and that still run."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if int(parent) == pid and state != "Z":
+                yield int(entry.name)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The pid of a child that does the work and ends; each side opens database connections of its own."""
+    connections.close_all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the receiver's threads are not needed in the child
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def reap(child: int, timeout: float = 20) -> int:
+    """Wait for a child; its wait status."""
+    return wait_for(lambda: _ended(child), timeout)[0]
+
+
+def _ended(child: int) -> tuple[int] | None:
+    pid, status = os.waitpid(child, os.WNOHANG)
+    return (status,) if pid else None
+
+
+def in_threads(*works: Callable[[], object]) -> list[object]:
+    """What they return, each in a thread of its own with a database connection of its own, started together."""
+    results: list[object] = [None] * len(works)
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(len(works))
+
+    def run(index: int) -> None:
+        try:
+            barrier.wait(10)
+            results[index] = works[index]()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def syncing(pair_pk: int) -> threading.Thread:
+    """A worker for one pair, in a thread; join it."""
+
+    def run() -> None:
+        try:
+            sync(pair_pk)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
