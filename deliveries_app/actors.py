@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 
 from deliveries_app.models import App, AppRepository
 
@@ -40,10 +41,14 @@ class Actor:
         if self.user is not None and not self.user.has_perm(permission):
             raise PermissionDenied(f"You need the permission {permission}.")
 
-    def require_app(self, app: App) -> None:
-        """An app may act for itself only."""
-        if self.app is not None and self.app.pk != app.pk:
+    def require_app(self, app: App | None) -> None:
+        """An app may act for itself only; None stands for several apps."""
+        if self.app is not None and (app is None or self.app.pk != app.pk):
             raise PermissionDenied("This belongs to another app.")
+
+    def require_pairs(self, pairs: QuerySet[AppRepository]) -> None:
+        if self.app is not None and pairs.exclude(app=self.app).exists():
+            self.require_app(None)
 
     def require_pair(self, pair: AppRepository) -> None:
         self.require_app(pair.app)

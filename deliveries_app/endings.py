@@ -16,7 +16,7 @@ from django.db.models.functions import Greatest, Now
 from deliveries_app import runs
 from deliveries_app.clock import from_now
 from deliveries_app.lease import Lease, backoff
-from deliveries_app.models import App, DeliveryFailure, FailureKind, Outcome, Status
+from deliveries_app.models import App, Outcome, Status
 from repositories_app import services as repositories
 from repositories_app.exceptions import GitError
 
@@ -46,8 +46,6 @@ def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
             files_failing=0,
             **facts,
         )
-        # A listed failure whose path needs nothing any more (deleted upstream, or reverted) is settled too.
-        DeliveryFailure.objects.filter(pair=lease.pair, kind=FailureKind.FAILED).delete()
         runs.end_runs(lease.pair.pk, lease.generation, Outcome.SUCCEEDED)
 
 

@@ -18,7 +18,7 @@ from django.db.models import F
 from deliveries_app import runs
 from deliveries_app.kinds import Kind
 from deliveries_app.lease import Lease
-from deliveries_app.models import Delivery, DeliveryFailure, FailureKind, SyncRun
+from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun
 from deliveries_app.plan import Change, Skipped
 from docora.text import clean_text
 
@@ -73,6 +73,7 @@ class Recorder:
         self.failed_count = 0
         self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
         self.last_failure: Failure | None = None
+        self.started = lease.clock.now()
         self._committed_at = time.monotonic()
 
     @property
@@ -126,22 +127,6 @@ class Recorder:
         """Drop what is not written: the pair belongs to somebody else, who will find it in doubt."""
         self._acknowledged, self._failed = [], []
 
-    def list_skipped(self, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None) -> None:
-        """Replace the list of skipped paths: all of it, or what it says about the paths `among`."""
-        listed = DeliveryFailure.objects.filter(pair=self._lease.pair, kind=FailureKind.SKIPPED)
-        if among is not None:
-            listed = listed.filter(path_digest__in=[path_digest(path) for path in among])
-        now = self._lease.clock.now()
-        with transaction.atomic():
-            self._lease.extend()
-            listed.delete()
-            self._upsert_failures(
-                [
-                    self._failure_row(item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
-                    for item in skipped
-                ]
-            )
-
     def _write_acknowledged(self, now: datetime) -> None:
         if not self._acknowledged:
             return
@@ -172,39 +157,17 @@ class Recorder:
         for item, failure in self._failed:
             change = item.change if isinstance(item, Notification) else item
             listed.append(
-                self._failure_row(change.path.encode(), failure, FailureKind.FAILED, now, change.attempts + 1)
+                _failure_row(
+                    self._lease.pair, change.path.encode(), failure, FailureKind.FAILED, now, change.attempts + 1
+                )
             )
-        self._upsert_failures(listed)
-
-    def _failure_row(
-        self, path: bytes, failure: Failure, kind: FailureKind, now: datetime, attempts: int
-    ) -> DeliveryFailure:
-        return DeliveryFailure(
-            pair=self._lease.pair,
-            path_digest=path_digest(path),
-            path=clean_text(path.decode("utf-8", "backslashreplace"), 1024)
-            if kind == FailureKind.SKIPPED
-            else path.decode(),
-            kind=kind,
-            cause=failure.cause,
-            status_code=failure.status,
-            message=failure.message[:500],
-            body=clean_text(failure.body, 500),
-            attempts=attempts,
-            first_at=now,
-            last_at=now,
+        DeliveryFailure.objects.bulk_create(
+            sorted(listed, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
+            batch_size=500,
+            update_conflicts=True,
+            unique_fields=["pair", "path_digest"],
+            update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "last_at"],
         )
-
-    @staticmethod
-    def _upsert_failures(rows: Sequence[DeliveryFailure]) -> None:
-        if rows:
-            DeliveryFailure.objects.bulk_create(
-                sorted(rows, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
-                batch_size=500,
-                update_conflicts=True,
-                unique_fields=["pair", "path_digest"],
-                update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "last_at"],
-            )
 
     def _write_announced(self, notifications: Sequence[Notification], now: datetime, *, acknowledged: bool) -> None:
         if not notifications:
@@ -229,3 +192,49 @@ class Recorder:
         Delivery.objects.bulk_create(
             rows, update_conflicts=True, unique_fields=["pair", "path"], update_fields=_ANNOUNCED
         )
+
+
+def settle_lists(
+    pair: AppRepository, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None, started: datetime, now: datetime
+) -> None:
+    """What is listed once a run tried its whole plan: the failures since it `started`, and the paths that its tree skips
+    (all, or what it says about those `among`).
+
+    Call it in the transaction that sets the base. Until then the listing of an earlier failure may be the only trace of a
+    path, and a worker that was killed would have taken it away.
+    """
+    listed = DeliveryFailure.objects.filter(pair=pair)
+    listed.filter(kind=FailureKind.FAILED, last_at__lt=started).delete()
+    known = listed.filter(kind=FailureKind.SKIPPED)
+    if among is not None:
+        known = known.filter(path_digest__in=[path_digest(path) for path in among])
+    known.delete()
+    rows = [
+        _failure_row(pair, item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
+        for item in skipped
+    ]
+    DeliveryFailure.objects.bulk_create(
+        sorted(rows, key=lambda row: row.path_digest),
+        batch_size=500,
+        ignore_conflicts=True,  # a delete of such a path that failed is what counts
+    )
+
+
+def _failure_row(
+    pair: AppRepository, path: bytes, failure: Failure, kind: FailureKind, now: datetime, attempts: int
+) -> DeliveryFailure:
+    return DeliveryFailure(
+        pair=pair,
+        path_digest=path_digest(path),
+        path=clean_text(path.decode("utf-8", "backslashreplace"), 1024)
+        if kind == FailureKind.SKIPPED
+        else path.decode(),
+        kind=kind,
+        cause=failure.cause,
+        status_code=failure.status,
+        message=failure.message[:500],
+        body=clean_text(failure.body, 500),
+        attempts=attempts,
+        first_at=now,
+        last_at=now,
+    )

@@ -21,7 +21,7 @@ from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, R
 from deliveries_app.notices import NoticeRefused, send_sync_completed
 from deliveries_app.payloads import Envelope, RepositoryInfo
 from deliveries_app.plan import Plan, make_plan, reason_to_skip
-from deliveries_app.recorder import Recorder
+from deliveries_app.recorder import Recorder, settle_lists
 from deliveries_app.sender import Destination, Sender
 from docora.worker import stopping
 from repositories_app import remote
@@ -141,7 +141,9 @@ class Attempt:
             repositories.record_success(self.pair.repository)
             planned = self._plan(Head(commit, head.branch))
             try:
-                if planned.plan.files or run:
+                # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
+                owes_notice = self.pair.app.send_sync_completed and not self.pair.base_commit
+                if planned.plan.files or run or owes_notice:
                     self._deliver(planned, run or self._new_run())
                 else:
                     self._finish(planned, None)
@@ -188,7 +190,6 @@ class Attempt:
         unequal = {"base_commit": "", "base_rules": "", "tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes}
         recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
         self.recorder = recorder
-        recorder.list_skipped(plan.skipped, among=planned.among)
         destination = self._destination(planned.head, run)
         with self.mirror.blobs() as reader, structlog.contextvars.bound_contextvars(run_id=run.run_id):
             self.sender = Sender(
@@ -212,6 +213,13 @@ class Attempt:
             "tree_bytes": planned.plan.tree_bytes,
         }
         self.mirror.keep_base(self.pair.watch_id, commit)
+        now = self.lease.clock.now()
+        with transaction.atomic():
+            self._end(facts, recorder)
+            started = recorder.started if recorder else now
+            settle_lists(self.pair, planned.plan.skipped, among=planned.among, started=started, now=now)
+
+    def _end(self, facts: dict[str, Any], recorder: Recorder | None) -> None:
         if recorder is None or not recorder.failed_count:
             endings.succeeded(self.lease, facts)
             return

@@ -30,7 +30,8 @@ _PATTERNS: list[tuple[Cause, str]] = [
     (Cause.NOT_FOUND, r"repository .*not found|error: 404|couldn't find remote ref|does not appear to be a git repo"),
     (Cause.TIMEOUT, r"timed out|operation too slow|timeout"),
     (Cause.CORRUPT, r"loose object|bad object|corrupt|unable to read (tree|sha1)|missing blob|did not match any|bad tree"
-     r"|not a git repository|not a tree object|not a valid object|invalid object|could not parse|unable to parse|packfile"),
+     r"|not a git repository|not a tree object|not a valid object|invalid object|could not parse|unable to parse|packfile"
+     r"|index file \S+ is |differ in contents"),
     (Cause.TOO_LARGE, r"no space left|exceeds maximum|too large"),
     (Cause.NETWORK, r"could not resolve|couldn't connect|connection (refused|reset)|failed to connect|unable to access"
      r"|remote end hung up|early eof|ssl|rpc failed|empty reply|recv failure|send failure"),

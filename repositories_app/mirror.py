@@ -180,9 +180,11 @@ class Mirror:
 
 
 def _entry(line: bytes) -> Entry:
-    """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`."""
+    """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
     facts, path = line.split(b"\t", 1)
     mode, _, blob, size = facts.split()
+    if size == b"BAD":
+        raise git.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing", with_token=False)
     return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
 
 

@@ -103,7 +103,7 @@ class BulkOperationAdmin(components.ReadOnlyAdmin):
 
 @admin.register(Delivery)
 class DeliveryAdmin(components.ReadOnlyAdmin):
-    list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "sha")
+    list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
     list_select_related = ("pair__app", "pair__repository")
     search_fields = ("path__startswith", "pair__app__app_id__exact", "pair__repository__repository_id__exact")
     search_help_text = "The beginning of a path, an app id or a repository id"
@@ -133,6 +133,10 @@ class DeliveryAdmin(components.ReadOnlyAdmin):
     @admin.display(description="size")
     def bytes(self, delivery: Delivery) -> str:
         return size(delivery.size)
+
+    @admin.display(description="SHA-256")
+    def short_sha(self, delivery: Delivery) -> str:
+        return delivery.sha[:12]
 
     @admin.display(description="last told")
     def updated(self, delivery: Delivery) -> str:

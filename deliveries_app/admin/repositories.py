@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -68,6 +69,8 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """Facts, and who watches it."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
         repository = self.get_object(request, object_id)
         if repository is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]

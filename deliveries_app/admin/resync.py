@@ -28,6 +28,10 @@ class ResyncAdmin[M: Model](admin.ModelAdmin[M]):
         """The app, if the rows mean all of one app."""
         return None
 
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        title = str(self.opts.verbose_name_plural).capitalize()
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+
     def has_resync_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request) and request.user.has_perm(PERMISSION)
 

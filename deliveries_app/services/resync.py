@@ -76,6 +76,7 @@ def resync_many(
 ) -> BulkOperation:
     """Send everything of these pairs again, as one operation that can be watched and cancelled."""
     actor.require(PERMISSION)
+    actor.require_pairs(pairs)
     with transaction.atomic():
         pks = list(pairs.alive().order_by("pk").values_list("pk", flat=True))
         if not pks:
@@ -130,8 +131,7 @@ def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
     """Take back what has not been finished. How many repositories that concerns; 0 when it had ended already."""
     actor.require(PERMISSION)
-    if operation.app is not None:
-        actor.require_app(operation.app)
+    actor.require_app(operation.app)
     with transaction.atomic():
         open_runs = operation.runs.filter(outcome="")
         cancelled = _cancel(open_runs)
@@ -189,6 +189,7 @@ def _cancel(open_runs: QuerySet[SyncRun]) -> int:
 def dismiss_operation(actor: Actor, operation: BulkOperation) -> None:
     """Take the finished operation's box off the pages."""
     actor.require("deliveries_app.view_bulkoperation")
+    actor.require_app(operation.app)
     BulkOperation.objects.filter(pk=operation.pk, ended_at__isnull=False).update(dismissed_at=timezone.now())
 
 

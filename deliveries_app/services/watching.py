@@ -113,7 +113,8 @@ def _end(pair: AppRepository) -> None:
 def delete_app(actor: Actor, app: App) -> None:
     """Remove a client app: its watches end, it is unknown at once, and its rows go when no worker works on them."""
     actor.require("deliveries_app.delete_app")
-    with transaction.atomic():
+    actor.require_app(app)
+    with transaction.atomic():  # the app's row before its pairs', as the claim locks them
+        App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
         for pair in AppRepository.objects.filter(app=app, ended_at=None).select_related("app", "repository"):
             _end(pair)
-        App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())

@@ -1,0 +1,235 @@
+"""The admin's pages: what they show, to whom, and that they never show a secret."""
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, DeliveryFailure, Status, SyncRun
+from deliveries_app.services import resync_by_app
+from tests.support.staff import make_app, make_pair, staff
+from tests.support.world import World
+
+ADMIN = "/admin/deliveries_app"
+
+
+@pytest.fixture
+def root(db) -> Client:
+    User.objects.create_superuser("root", password="x")
+    client = Client()
+    client.force_login(User.objects.get(username="root"))
+    return client
+
+
+@pytest.fixture
+def pair(db) -> AppRepository:
+    pair = make_pair(make_app("Portal"), "docs", last_error="2 files were not accepted.", status=Status.FAILED)
+    facts = {
+        "mode": "100644",
+        "kind": "create",
+        "source_key": "x",
+        "size": 3,
+        "generation": 1,
+        "updated_at": timezone.now(),
+    }
+    for number, (path, acknowledged) in enumerate([("a.txt", True), ("b.txt", False)]):
+        Delivery.objects.create(pair=pair, path=path, sha="0" * 64, intent=number, acknowledged=acknowledged, **facts)
+    DeliveryFailure.objects.create(
+        pair=pair, path_digest="0" * 64, path="b.txt", cause="http", status_code=500, message="The app answered 500.",
+        body="<b>boom</b>", first_at=timezone.now(), last_at=timezone.now(),
+    )  # fmt: skip
+    return pair
+
+
+def pages(pair: AppRepository) -> list[str]:
+    operation = resync_by_app(Actor.system(), pair.app)
+    return [
+        "/admin/",
+        "/admin/deliveries_app/",
+        f"{ADMIN}/app/",
+        f"{ADMIN}/app/add/",
+        f"{ADMIN}/app/{pair.app_id}/change/",
+        f"{ADMIN}/app/{pair.app_id}/delete/",
+        f"{ADMIN}/apprepository/",
+        f"{ADMIN}/apprepository/?status__exact=failed&app={pair.app_id}&circuit=open&o=3",
+        f"{ADMIN}/apprepository/add/",
+        f"{ADMIN}/apprepository/{pair.pk}/change/",
+        f"{ADMIN}/apprepository/{pair.pk}/delete/",
+        f"{ADMIN}/apprepository/force-resync/?ids={pair.pk}",
+        "/admin/repositories_app/repository/",
+        f"/admin/repositories_app/repository/{pair.repository_id}/change/",
+        f"{ADMIN}/syncrun/",
+        f"{ADMIN}/syncrun/{SyncRun.objects.first().pk}/change/",  # type: ignore[union-attr]
+        f"{ADMIN}/bulkoperation/",
+        f"{ADMIN}/bulkoperation/{operation.pk}/change/",
+        f"{ADMIN}/delivery/",
+        f"{ADMIN}/delivery/?q=a.t",
+        f"{ADMIN}/delivery/{Delivery.objects.first().pk}/change/",  # type: ignore[union-attr]
+        f"/admin/progress/{operation.operation_id}/",
+        f"/admin/progress/{operation.operation_id}/rows/?ids={SyncRun.objects.first().pk}",  # type: ignore[union-attr]
+        f"/admin/live/?ids={pair.pk},999999,x",
+        f"/admin/live/{pair.pk}/",
+        "/admin/api/repositories",
+        f"/admin/api/retry/progress/{operation.operation_id}",
+    ]
+
+
+def test_every_page_answers_and_none_shows_a_secret(root: Client, pair: AppRepository) -> None:
+    for url in pages(pair):
+        answer = root.get(url)
+        assert answer.status_code == 200, url
+        for secret in ("ghp_secret", "k" * 20, pair.app.token_digest):
+            assert secret not in answer.text, url
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert " style=" not in answer.text, url
+        assert "onclick" not in answer.text, url
+
+
+def test_foreign_text_is_shown_as_text(root: Client, pair: AppRepository) -> None:
+    page = root.get(f"{ADMIN}/apprepository/{pair.pk}/change/").text
+    assert "&lt;b&gt;boom&lt;/b&gt;" in page
+    assert "<b>boom" not in page
+
+
+def test_a_viewer_sees_the_pages_and_finds_nothing_to_press(viewer: Client, pair: AppRepository) -> None:
+    for url in (
+        f"{ADMIN}/apprepository/",
+        f"{ADMIN}/apprepository/{pair.pk}/change/",
+        f"{ADMIN}/app/{pair.app_id}/change/",
+    ):
+        page = viewer.get(url)
+        assert page.status_code == 200
+        assert "force-resync" not in page.text
+        assert "/cancel/" not in page.text
+    for url in (f"{ADMIN}/app/add/", f"{ADMIN}/apprepository/add/", f"{ADMIN}/apprepository/{pair.pk}/delete/"):
+        assert viewer.get(url).status_code == 403
+
+
+def test_staff_without_any_permission_see_nothing(db, pair: AppRepository) -> None:
+    client = staff("mallory")
+    for url in pages(pair)[2:]:
+        assert client.get(url).status_code in {302, 403}, url
+
+
+def test_deliveries_below_the_floor_and_in_doubt_are_not_shown_as_delivered(root: Client, pair: AppRepository) -> None:
+    page = root.get(f"{ADMIN}/delivery/").text
+    assert (page.count("badge-good"), page.count("in doubt")) == (1, 1)
+    AppRepository.objects.update(generation=2, resend_floor=2)
+    page = root.get(f"{ADMIN}/delivery/").text
+    assert (page.count("badge-good"), page.count("cleared")) == (0, 1)
+
+
+def test_the_lists_take_no_query_per_row(root: Client, django_assert_max_num_queries) -> None:
+    app = make_app("Portal")
+    for number in range(45):
+        make_pair(app, f"repository-{number}")
+    for url, queries in [
+        (f"{ADMIN}/apprepository/", 12),
+        (f"{ADMIN}/app/{app.pk}/change/", 14),
+        ("/admin/repositories_app/repository/", 10),
+    ]:
+        with django_assert_max_num_queries(queries):
+            assert root.get(url).text.count("repository-") >= 45
+
+
+def test_watching_from_the_admin_asks_git_first_and_says_in_words_why_not(world: World) -> None:
+    User.objects.create_superuser("root", password="x")
+    client = Client()
+    client.force_login(User.objects.get(username="root"))
+    world.git.repo("acme/private", {"a": b"a"}, token="sesame")
+    repo = world.git.repo("acme/docs", {"a": b"a"})
+
+    def add(url: str, token: str = ""):
+        return client.post(
+            f"{ADMIN}/apprepository/add/", {"app": world.app.pk, "github_url": url, "github_token": token}, follow=True
+        )
+
+    assert "does not exist, or it is private and needs a token" in add(f"{world.git.url}/acme/private").text
+    wrong = add(f"{world.git.url}/acme/private", "ghp_wrong")
+    assert "The token was refused" in wrong.text
+    assert "ghp_wrong" not in wrong.text
+    assert "may not be watched here" in add("https://elsewhere.example/a/b").text
+    assert "git could not read the repository" in add("http://127.0.0.1:1/a/b").text
+    assert not AppRepository.objects.exists()
+    assert "is watched now" in add(repo.url).text
+    assert AppRepository.objects.get().runs.get().requested_by == "root"
+
+
+def test_a_new_app_shows_its_secrets_once(root: Client) -> None:
+    facts = {"name": "Search", "base_url": "https://search.example/hooks", "email": "a@b.example"}
+    answer = root.post(f"{ADMIN}/app/add/", facts)
+    page = root.get(answer.url)
+    app = App.objects.get()
+    assert app.client_auth_key in page.text
+    assert "docora_" in page.text
+    assert page.headers["Cache-Control"].count("no-store") == 1
+    again = root.get(answer.url, follow=True)
+    assert app.client_auth_key not in again.text
+    assert "shown once" in again.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("name", "ab", "at least 3"),
+        ("base_url", "ftp://x", "must start with"),
+        ("client_auth_key", "short", "at least 16"),
+    ],
+)
+def test_a_bad_app_is_told_in_words(root: Client, field: str, value: str, sentence: str) -> None:
+    facts = {"name": "Search", "base_url": "https://search.example/hooks", "email": "a@b.example"} | {field: value}
+    assert sentence in root.post(f"{ADMIN}/app/add/", facts).text
+    assert not App.objects.exists()
+
+
+def test_resuming_an_app_forgets_why_it_was_paused(root: Client, pair: AppRepository) -> None:
+    App.objects.update(paused=True, paused_reason="410", not_before=timezone.now(), down_count=3)
+    facts = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example", "max_in_flight": "8"}
+    assert root.post(f"{ADMIN}/app/{pair.app_id}/change/", facts).status_code == 302
+    app = App.objects.get()
+    assert (app.paused, app.paused_reason, app.not_before, app.down_count) == (False, "", None, 0)
+
+
+def test_unwatching_and_removing_an_app_hide_them_at_once(root: Client, pair: AppRepository) -> None:
+    other = make_pair(pair.app, "site")
+    root.post(f"{ADMIN}/apprepository/{other.pk}/delete/", {"post": "yes"})
+    assert AppRepository.objects.get(pk=other.pk).ended_at
+    assert root.get(f"{ADMIN}/apprepository/{other.pk}/change/").status_code == 302
+    root.post(f"{ADMIN}/app/{pair.app_id}/delete/", {"post": "yes"})
+    assert App.objects.get().ended_at
+    assert AppRepository.objects.alive().count() == 0
+
+
+def test_the_login_page_says_which_command_makes_an_administrator(client: Client, db) -> None:
+    assert "manage.py createsuperuser" in client.get("/admin/login/").text
+    User.objects.create_superuser("root", password="x")
+    assert "createsuperuser" not in client.get("/admin/login/").text
+
+
+def test_the_sidebar_has_sections_by_what_one_does(root: Client) -> None:
+    page = root.get("/admin/").text
+    order = [
+        "Apps",
+        "Watched repositories",
+        "Git repositories",
+        "Sync runs",
+        "Bulk operations",
+        "Deliveries",
+        "Users",
+        "Groups",
+    ]
+    places = [page.index(f">{name}</a>") for name in order]
+    assert places == sorted(places)
+    assert "Snapshots" not in page
+
+
+def test_operations_are_counted_on_every_app_that_they_touch(root: Client, pair: AppRepository) -> None:
+    from deliveries_app.services import resync_many
+
+    other = make_pair(make_app("Search"), "docs")
+    operation = resync_many(Actor.system(), AppRepository.objects.all())
+    for app in (pair.app, other.app):
+        assert operation.operation_id in root.get(f"{ADMIN}/app/{app.pk}/change/").text
+    assert operation.operation_id in root.get(f"{ADMIN}/apprepository/").text
+    assert BulkOperation.objects.get().total == 2

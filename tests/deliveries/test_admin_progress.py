@@ -1,0 +1,202 @@
+"""Progress in the admin: truthful, live from Redis, from the rows without it, and at an end when it has ended."""
+
+import json
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app import tallies
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
+from deliveries_app.services import cancel_operation, resync_many
+from docora import progress
+from tests.support.staff import make_app, make_pair
+from tests.support.world import World
+
+
+@pytest.fixture
+def operation(db) -> BulkOperation:
+    app = make_app("Portal")
+    for name in ("docs", "site", "big"):
+        make_pair(app, name)
+    return resync_many(Actor.system(), AppRepository.objects.all())
+
+
+def fragment(client: Client, operation: BulkOperation) -> str:
+    return client.get(f"/admin/progress/{operation.operation_id}/").text
+
+
+def test_a_running_operation_polls_and_a_finished_one_does_not(operator: Client, operation: BulkOperation) -> None:
+    running = fragment(operator, operation)
+    assert 'hx-trigger="every 1s"' in running
+    assert "0 of 3 repositories" in running
+    assert "0 / 300 files" in running
+    SyncRun.objects.update(outcome="succeeded", ended_at=timezone.now(), started_at=timezone.now(), files_done=100)
+    BulkOperation.objects.update(ended_at=timezone.now())
+    finished = fragment(operator, operation)
+    assert "hx-get" not in finished
+    assert 'value="100"' in finished
+    assert "3 repositories: 3 synced" in finished
+    assert "Dismiss" in finished
+
+
+def test_the_numbers_come_from_redis_and_from_the_rows_when_redis_lost_them(
+    operator: Client, operation: BulkOperation, redis_client
+) -> None:
+    tallies.seed_operation(operation)
+    assert progress.advance(operation.operation_id, files_done=42)
+    assert "42 / 300 files" in fragment(operator, operation)
+    SyncRun.objects.filter(pk=operation.runs.first().pk).update(files_done=17)  # type: ignore[union-attr]
+    redis_client.flushall()
+    assert "17 / 300 files" in fragment(operator, operation)
+
+
+def test_redis_being_down_makes_no_error_page(operator: Client, operation: BulkOperation, valkey_server) -> None:
+    valkey_server.stop()
+    assert "0 / 300 files" in fragment(operator, operation)
+    url = f"/admin/deliveries_app/apprepository/force-resync/?ids={AppRepository.objects.first().pk}"  # type: ignore[union-attr]
+    assert operator.post(url, {"post": "yes"}).status_code == 302
+    assert AppRepository.objects.filter(generation=3).count() == 1
+
+
+def test_a_bar_is_never_full_before_the_end(operator: Client, operation: BulkOperation) -> None:
+    progress.start(operation.operation_id, {"files_total": 300, "files_done": 5000, "started": 1, "completed": 9})
+    page = fragment(operator, operation)
+    assert 'value="99"' in page
+    assert "300 / 300 files" in page
+    assert "3 of 3 repositories" in page
+
+
+def test_cancel_says_what_was_sent_and_what_was_not(operator: Client, operation: BulkOperation) -> None:
+    first, second, _ = operation.runs.order_by("pk")
+    SyncRun.objects.filter(pk=first.pk).update(outcome="succeeded", ended_at=timezone.now(), files_done=100)
+    SyncRun.objects.filter(pk=second.pk).update(started_at=timezone.now(), files_done=44)
+    answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
+    assert "Cancelled: 2 had not finished." in answer.text
+    assert (
+        "Stopped by anna. 1 repository was sent again in full; acme/site had 44 of 100 files sent and goes on; "
+        "1 was not touched."
+    ) in answer.text
+    operation.refresh_from_db()
+    assert operation.ended_at
+    operator.post(f"/admin/progress/{operation.operation_id}/dismiss/")
+    assert operation.operation_id not in operator.get("/admin/deliveries_app/apprepository/").text
+
+
+def test_a_viewer_may_look_and_not_cancel(viewer: Client, operation: BulkOperation) -> None:
+    assert "0 of 3 repositories" in fragment(viewer, operation)
+    assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    pair = AppRepository.objects.first()
+    assert viewer.post(f"/admin/live/{pair.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
+    assert viewer.get(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 405
+    assert SyncRun.objects.filter(outcome="").count() == 3
+
+
+def test_a_session_that_has_ended_gets_a_hint_and_not_a_page_inside_the_page(
+    client: Client, operation: BulkOperation
+) -> None:
+    for url in (f"/admin/progress/{operation.operation_id}/", "/admin/live/?ids=1", "/admin/live/1/"):
+        answer = client.get(url)
+        assert answer.status_code == 401
+        assert "Sign in again" in answer.text
+        assert "<html" not in answer.text
+
+
+def test_the_cells_of_active_rows_are_swapped_in_place(operator: Client, operation: BulkOperation) -> None:
+    pks = list(AppRepository.objects.values_list("pk", flat=True))
+    AppRepository.objects.filter(pk=pks[0]).update(status="synced")
+    page = operator.get(f"/admin/live/?ids={','.join(map(str, pks))}").text
+    assert page.count('hx-swap-oob="true"') == 3
+    assert f"?ids={pks[1]},{pks[2]}" in page
+    AppRepository.objects.update(status="synced")
+    assert "hx-get" not in operator.get(f"/admin/live/?ids={pks[0]}").text
+
+
+def test_the_json_tells_the_same(operator: Client, operation: BulkOperation) -> None:
+    data = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
+    assert (data["operation_id"], data["total"], data["completed"]) == (operation.operation_id, 3, 0)
+    assert (data["files_total"], data["files_done"], data["percent"], data["finished"]) == (300, 0, 0, False)
+
+
+def test_a_second_resync_of_a_pair_ends_the_older_operation_truthfully(world: World, operator: Client) -> None:
+    _, pair = world.watch({"a.txt": b"a"})
+    world.settle()
+    first = resync_many(Actor.system(), AppRepository.objects.all())
+    second = resync_many(Actor.system(), AppRepository.objects.all())
+    world.settle()
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert first.ended_at
+    assert second.ended_at
+    assert (tallies.of_operation(first).superseded, tallies.of_operation(second).succeeded) == (1, 1)
+    assert "1 taken over by a later re-sync" in fragment(operator, first)
+    assert Delivery.objects.get(pair=pair).acknowledged
+
+
+def test_cancelling_twice_is_harmless(operation: BulkOperation) -> None:
+    assert cancel_operation(Actor.system(), operation) == 3
+    assert cancel_operation(Actor.system(), operation) == 0
+
+
+# --- The admin JSON -----------------------------------------------------------------------------------------------------
+
+
+def post(client: Client, url: str, body: object = None):
+    return client.post(url, json.dumps(body) if body is not None else "", content_type="application/json")
+
+
+def test_the_json_calls_answer_as_the_contract_says(operator: Client, operation: BulkOperation) -> None:
+    pair = AppRepository.objects.select_related("app", "repository").first()
+    assert pair
+    ids = {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+    answer = post(operator, "/admin/api/resync", ids)
+    assert answer.json() == {"data": {"message": "Re-sync queued", "job_id": f"{ids['app_id']}-{ids['repository_id']}"}}
+    answer = post(operator, f"/admin/api/resync/app/{ids['app_id']}")
+    data = answer.json()["data"]
+    assert (data["message"], data["total"]) == ("Bulk re-sync started", 3)
+    assert data["operation_id"].startswith("bulk_")
+    answer = post(operator, f"/admin/api/retry/cancel/{data['operation_id']}")
+    assert answer.json() == {"data": {"message": "Cancellation requested"}}
+    listed = operator.get(f"/admin/api/repositories?app_id={ids['app_id']}&search=docs").json()["data"]
+    assert [row["name"] for row in listed["repositories"]] == ["docs"]
+    assert listed["repositories"][0]["app_id"] == ids["app_id"]
+
+
+def test_the_json_errors_have_one_shape(
+    operator: Client, viewer: Client, client: Client, operation: BulkOperation
+) -> None:
+    unknown = {"app_id": "app_x", "repository_id": "repo_x"}
+    empty = make_app("Empty")
+    for answer, status, words in [
+        (post(client, "/admin/api/resync", unknown), 401, "Sign in to the admin first"),
+        (client.get("/admin/api/retry/progress/x"), 401, "Sign in to the admin first"),
+        (post(viewer, "/admin/api/resync", unknown), 403, "You do not have the permission for this"),
+        (
+            post(viewer, f"/admin/api/retry/cancel/{operation.operation_id}"),
+            403,
+            "You do not have the permission for this",
+        ),
+        (post(operator, "/admin/api/resync", {}), 400, "app_id and repository_id are required"),
+        (
+            post(operator, "/admin/api/resync", {"app_id": 1, "repository_id": None}),
+            400,
+            "app_id and repository_id are required",
+        ),
+        (post(operator, "/admin/api/resync", [1]), 400, "The body must be a JSON object"),
+        (operator.post("/admin/api/resync", "{", content_type="application/json"), 400, "The body must be JSON"),
+        (post(operator, "/admin/api/resync", unknown), 404, "App-repository link not found"),
+        (post(operator, "/admin/api/resync/app/app_x"), 404, "App not found"),
+        (post(operator, f"/admin/api/resync/app/{empty.app_id}"), 404, "No repositories for this app"),
+        (operator.get("/admin/api/retry/progress/bulk_x"), 404, "Operation not found or expired"),
+        (operator.get("/admin/api/nothing/here"), 404, "Not found"),
+    ]:
+        assert (answer.status_code, answer.json()) == (status, {"error": words})
+
+
+def test_the_json_calls_enforce_csrf(operator: Client, operation: BulkOperation) -> None:
+    strict = Client(enforce_csrf_checks=True)
+    strict.cookies = operator.cookies
+    answer = post(strict, "/admin/api/resync", {"app_id": "a", "repository_id": "b"})
+    assert answer.status_code == 403
+    assert set(answer.json()) == {"error"}

@@ -1,0 +1,186 @@
+"""Force re-sync in the admin: who may, what the confirmation says, and what happens then."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
+from tests.support.staff import make_app, make_pair, staff
+
+LIST = "/admin/deliveries_app/apprepository/"
+CONFIRM = f"{LIST}force-resync/"
+
+
+@pytest.fixture
+def pairs(db) -> list[AppRepository]:
+    portal, search = make_app("Portal"), make_app("Search")
+    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
+
+
+def choose(client: Client, url: str, action: str, *pks: int, **extra: str):
+    return client.post(url, {"action": action, "_selected_action": list(pks), "index": "0", **extra})
+
+
+def generations() -> list[int]:
+    return list(AppRepository.objects.order_by("pk").values_list("generation", flat=True))
+
+
+def test_one_row_is_a_warning_in_the_agreed_words_and_get_changes_nothing(operator: Client, pairs) -> None:
+    answer = choose(operator, LIST, "force_resync", pairs[0].pk)
+    assert answer.status_code == 302
+    assert answer.url.startswith(CONFIRM)
+    page = operator.get(answer.url)
+    assert (
+        "This will re-sync acme/docs and re-send ALL files to Portal. This may trigger many notifications. Continue?"
+        in page.text
+    )
+    assert "Warning" in page.text
+    assert "100" in page.text
+    assert generations() == [1, 1, 1]
+    assert not SyncRun.objects.exists()
+
+
+def test_confirming_one_leads_back_where_one_came_from(operator: Client, pairs) -> None:
+    url = choose(operator, f"{LIST}?q=docs", "force_resync", pairs[0].pk).url
+    answer = operator.post(url, {"post": "yes"}, follow=True)
+    assert answer.redirect_chain == [(f"{LIST}?q=docs", 302)]
+    assert "Re-sync queued" in answer.text
+    assert generations() == [2, 1, 1]
+    run = SyncRun.objects.get()
+    assert (run.requested_by, run.reason, run.operation) == ("anna", "resync", None)
+    entry = LogEntry.objects.get()
+    assert (entry.user.username, entry.object_id) == ("anna", str(pairs[0].pk))
+
+
+def test_several_rows_are_a_danger_and_lead_to_the_page_of_the_operation(operator: Client, pairs) -> None:
+    url = choose(operator, LIST, "force_resync", *(pair.pk for pair in pairs)).url
+    page = operator.get(url)
+    assert (
+        "This will re-sync 3 repositories for 2 apps. ALL files will be re-sent to the clients. Continue?" in page.text
+    )
+    assert "Danger" in page.text
+    answer = operator.post(url, {"post": "yes"}, follow=True)
+    operation = BulkOperation.objects.get()
+    assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
+    assert "Re-syncing 3 repositories…" in answer.text
+    assert generations() == [2, 2, 2]
+    assert LogEntry.objects.count() == 3
+
+
+def test_a_refresh_of_the_confirmation_asks_again_and_a_post_without_yes_does_nothing(operator: Client, pairs) -> None:
+    url = choose(operator, LIST, "force_resync", pairs[0].pk).url
+    for answer in (operator.get(url), operator.get(url), operator.post(url, {})):
+        assert answer.status_code == 200
+        assert "Yes, re-sync 1" in answer.text
+    assert generations() == [1, 1, 1]
+
+
+def test_all_of_an_app_has_words_of_its_own(operator: Client, pairs) -> None:
+    url = choose(operator, "/admin/deliveries_app/app/", "resync_all_for_app", pairs[0].app_id).url
+    assert (
+        "This will re-sync all 2 repositories for Portal. ALL files will be re-sent to the client. Continue?"
+        in operator.get(url).text
+    )
+    operator.post(url, {"post": "yes"})
+    assert BulkOperation.objects.get().app == pairs[0].app
+    assert generations() == [2, 2, 1]
+
+
+def test_a_git_repository_means_every_app_that_watches_it(operator: Client, pairs) -> None:
+    url = choose(operator, "/admin/repositories_app/repository/", "force_resync", pairs[0].repository_id).url
+    assert "2 repositories for 2 apps" in operator.get(url).text
+    operator.post(url, {"post": "yes"})
+    assert generations() == [2, 1, 2]
+
+
+def test_select_across_keeps_the_filters_of_the_list(operator: Client, pairs) -> None:
+    url = choose(operator, f"{LIST}?q=docs", "force_resync", pairs[0].pk, select_across="1").url
+    assert "2 repositories for 2 apps" in operator.get(url).text
+    operator.post(url, {"post": "yes"})
+    assert generations() == [2, 1, 2]
+
+
+def test_select_across_of_a_filtered_status_takes_only_what_matches(operator: Client, pairs) -> None:
+    AppRepository.objects.filter(pk=pairs[1].pk).update(status=Status.FAILED)
+    url = choose(operator, f"{LIST}?status__exact=failed", "force_resync", pairs[1].pk, select_across="1").url
+    operator.post(url, {"post": "yes"})
+    assert generations() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("status", Status.values)
+def test_it_is_available_in_any_status(operator: Client, pairs, status: str) -> None:
+    AppRepository.objects.update(status=status, lease_until=timezone.now() + timedelta(seconds=20), claim=3)
+    page = operator.get(LIST)
+    assert f"{CONFIRM}?ids={pairs[0].pk}" in page.text
+    operator.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"})
+    pair = AppRepository.objects.get(pk=pairs[0].pk)
+    assert (pair.generation, pair.resend_floor, pair.status) == (2, 2, Status.PENDING)
+
+
+def test_the_confirmation_says_who_is_syncing_and_who_waits(operator: Client, pairs) -> None:
+    AppRepository.objects.filter(pk=pairs[0].pk).update(status=Status.SCANNING)
+    App.objects.filter(pk=pairs[2].app_id).update(paused=True)
+    page = operator.get(f"{CONFIRM}?ids={','.join(str(pair.pk) for pair in pairs)}")
+    assert "syncing now: what it has sent so far is sent again" in page.text
+    assert "the app is paused: it waits until the app is resumed" in page.text
+    assert "300" in page.text
+
+
+def test_without_the_permission_it_is_not_offered_and_a_forged_post_is_refused(viewer: Client, pairs) -> None:
+    page = viewer.get(LIST)
+    assert "force_resync" not in page.text
+    assert "force-resync" not in page.text
+    url = f"{CONFIRM}?ids={pairs[0].pk}"
+    assert viewer.get(url).status_code == 403
+    assert viewer.post(url, {"post": "yes"}).status_code == 403
+    choose(viewer, LIST, "force_resync", pairs[0].pk)
+    for other in (
+        "/admin/deliveries_app/app/force-resync/?ids=1",
+        "/admin/repositories_app/repository/force-resync/?ids=1",
+    ):
+        assert viewer.post(other, {"post": "yes"}).status_code == 403
+    assert generations() == [1, 1, 1]
+
+
+def test_the_permission_without_the_right_to_see_is_not_enough(pairs) -> None:
+    client = staff("mallory", "resync_apprepository")
+    assert client.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"}).status_code == 403
+    assert generations() == [1, 1, 1]
+
+
+def test_nobody_signed_in_is_led_to_the_login_page(client: Client, pairs) -> None:
+    answer = client.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"})
+    assert answer.status_code == 302
+    assert answer.url.startswith("/admin/login/")
+
+
+def test_a_post_without_the_csrf_token_is_refused(pairs) -> None:
+    User.objects.create_superuser("root", password="x")
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.get(username="root"))
+    assert client.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"}).status_code == 403
+    assert generations() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("ids", ["", "0", "abc", "1;2", "9" * 30, "-1"])
+def test_a_selection_of_nothing_says_so(operator: Client, pairs, ids: str) -> None:
+    answer = operator.get(f"{CONFIRM}?ids={ids}", follow=True)
+    assert "There is nothing to re-sync in this selection." in answer.text
+
+
+def test_the_way_back_never_leads_to_another_site(operator: Client, pairs) -> None:
+    answer = operator.post(f"{CONFIRM}?ids={pairs[0].pk}&next=https://evil.example/", {"post": "yes"})
+    assert answer.url == LIST
+
+
+def test_the_numbers_of_a_confirmation_take_the_same_queries_for_many_rows(
+    operator: Client, pairs, django_assert_max_num_queries
+) -> None:
+    for number in range(40):
+        make_pair(pairs[0].app, f"many-{number}")
+    with django_assert_max_num_queries(12):
+        operator.get(f"{CONFIRM}?all=1")

@@ -1,0 +1,319 @@
+"""The mirror: a cache that may be damaged, shared and deleted at any time (`engine.md` §8)."""
+
+import base64
+import fcntl
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.db import connections
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, Status
+from deliveries_app.services import resync_single
+from repositories_app import mirror as mirrors
+from repositories_app import services as repositories
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.mirror import Mirror
+from tests.deliveries.conftest import world
+from tests.support.git import git
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import children, forked, is_alive, reap
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+__all__ = ["world"]
+
+
+def directory_of(pair: AppRepository) -> Path:
+    return repositories.mirror_of(pair.repository).directory
+
+
+def objects(pair: AppRepository) -> list[Path]:
+    return [path for path in (directory_of(pair) / "objects").rglob("*") if path.is_file()]
+
+
+def resync(world: World, pair: AppRepository) -> AppRepository:
+    resync_single(Actor.command(), pair)
+    return world.sync(pair)
+
+
+def commits(pair: AppRepository) -> int:
+    return int(git(directory_of(pair), "rev-list", "--all", "--count"))
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_it_is_bare_and_shallow_and_one_per_repository_whichever_apps_watch_it(world: World, settings) -> None:
+    repo, pair = world.watch({"a.txt": b"1"})
+    for number in range(4):
+        repo.commit({"a.txt": b"%d" % number})
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    assert [entry.name for entry in Path(settings.REPOS_DIR).iterdir() if entry.is_dir()] == [directory_of(pair).name]
+    assert git(directory_of(pair), "rev-parse", "--is-bare-repository").strip() == b"true"
+    assert (directory_of(pair) / "shallow").exists()
+    assert commits(pair) == 1
+    for each in (pair, other):
+        each.refresh_from_db()
+        assert_promise_kept(world, repo, each)
+
+
+def test_the_commits_that_rows_equal_are_kept_by_refs_and_survive_a_repack(world: World, monkeypatch) -> None:
+    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"1"})
+    world.settle()
+    for number in range(4):
+        repo.commit({"a.txt": b"change %d" % number})
+        world.settle()
+    assert len(list((directory_of(pair) / "objects" / "pack").glob("*.pack"))) == 5  # nothing piles up loose
+    monkeypatch.setattr(mirrors, "MAX_PACKS", 2)
+    mirror = repositories.mirror_of(pair.repository)
+    with mirror.in_use(lambda: None):
+        assert not repositories.mirror_of(pair.repository).repack_if_many(lambda: None)  # somebody reads it
+    assert mirror.repack_if_many(lambda: None)
+    assert len(list((directory_of(pair) / "objects" / "pack").glob("*.pack"))) == 1
+    assert commits(pair) == 1
+    pair.refresh_from_db()
+    assert mirror.has(pair.base_commit)
+    repo.commit({"b.txt": b"2"})
+    world.settle()
+    pair.refresh_from_db()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_stale_locks_of_a_writer_that_was_killed_are_removed(world: World) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    here = directory_of(pair)
+    stale = [
+        here / "shallow.lock",
+        here / "config.lock",
+        here / "packed-refs.lock",
+        here / f"refs/docora/{pair.watch_id}/run.lock",
+        here / "objects/pack/tmp_pack_abc",
+        here / "objects/tmp_obj_abc",
+        here / "objects/ab/tmp_obj_abc",
+    ]
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    repo.commit({"new.txt": b"x"})
+    world.settle()
+    pair.refresh_from_db()
+    assert_promise_kept(world, repo, pair)
+    assert [path for path in stale if path.exists()] == []
+
+
+def remove_everything(pair: AppRepository) -> None:
+    shutil.rmtree(directory_of(pair))
+
+
+def truncate_objects(pair: AppRepository) -> None:
+    for path in objects(pair):
+        path.chmod(0o600)
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def remove_objects(pair: AppRepository) -> None:
+    for path in objects(pair):
+        path.unlink()
+
+
+def lose_a_blob(pair: AppRepository) -> None:
+    """The commit and its tree are there, the content of one file is not."""
+    here = directory_of(pair)
+    blob = git(here, "rev-parse", f"{pair.base_commit}:readme.md").decode().strip()
+    for pack in list((here / "objects/pack").glob("*.pack")):
+        content = pack.read_bytes()
+        for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
+            path.unlink()
+        git(here, "unpack-objects", "-q", stdin=[content])
+    (here / "objects" / blob[:2] / blob[2:]).unlink()
+
+
+def empty_files(pair: AppRepository) -> None:
+    """After a power cut: names without content."""
+    for path in [*objects(pair), directory_of(pair) / "HEAD", directory_of(pair) / "config"]:
+        path.chmod(0o600)
+        os.truncate(path, 0)
+
+
+@pytest.mark.parametrize("damage", [remove_everything, truncate_objects, remove_objects, lose_a_blob, empty_files])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_damaged_mirror_is_made_anew_within_the_same_attempt(world: World, damage, moved: bool) -> None:
+    repo, pair = world.watch({"readme.md": b"# Hello\n", "b.txt": b"2"})
+    world.settle()
+    pair.refresh_from_db()
+    damage(pair)
+    if moved:
+        repo.commit({"c.txt": b"3"})
+    resync(world, pair)
+    assert pair.last_error == ""
+    assert_promise_kept(world, repo, pair)
+
+
+def test_the_mirror_serves_nobody_on_another_app_s_right(world: World) -> None:
+    repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
+    mine = world.sync(world.watch_url(repo, token="good"))
+    theirs = world.watch_url(repo, app=world.add_app("Other"), token="good")
+    AppRepository.objects.filter(pk=theirs.pk).update(github_token="guessed")
+    world.git.server._log.clear()
+    world.sync(theirs)
+    assert world.copy(theirs) == {}
+    assert (theirs.status, theirs.last_error_cause) == (Status.FAILED, "auth")
+    assert [request.token for request in world.git.server.requests] == ["guessed"]
+    assert_promise_kept(world, repo, mine)
+
+
+def test_every_run_a_resync_and_a_retry_too_begins_with_ls_refs_by_the_pair_s_own_token(world: World) -> None:
+    repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="one")
+    world.git.tokens["acme/private"] = {"one", "two"}
+    first = world.sync(world.watch_url(repo, token="one"))
+    second = world.watch_url(repo, app=world.add_app("Other"), token="two")
+    for pair, token in ((second, "two"), (first, "one")):
+        world.git.server._log.clear()
+        resync(world, pair)
+        assert [(request.target, request.token) for request in world.git.server.requests] == [
+            ("/acme/private/git-upload-pack", token)
+        ]
+        assert_promise_kept(world, repo, pair)
+
+
+def test_a_commit_that_came_after_the_answer_waits_for_the_next_run_or_is_named_by_the_fetch(world: World) -> None:
+    repo, pair = world.watch({"a.txt": b"1"})
+    world.settle()
+    repo.commit({"a.txt": b"2"})
+    asked = repo.head
+
+    def push_late(method: str, target: str) -> None:
+        if "info/refs" in target:
+            world.git.server.on_request = None
+            repo.commit({"a.txt": b"3"})
+
+    world.git.server.on_request = push_late
+    world.sync(pair)
+    assert pair.last_commit == asked
+    world.settle()
+    pair.refresh_from_db()
+    assert_promise_kept(world, repo, pair)
+
+
+@pytest.fixture
+def hanging(world: World) -> Iterator[tuple[Mirror, int, list[str], threading.Event]]:
+    """A fetch by a child process that hangs in the middle of its work: the mirror, the child, what git asked for, and
+    the event that lets the server go on."""
+    repo, pair = world.watch(name="acme/hangs")
+    AppRepository.objects.filter(pk=pair.pk).update(github_token="ghp_neverseen")
+    mirror = repositories.mirror_of(pair.repository)
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    def hang(method: str, target: str) -> None:
+        asked.append(target)
+        go_on.wait(20)
+
+    def work() -> None:
+        with mirror.in_use(lambda: None):
+            mirror.fetch(repo.url, "ghp_neverseen", repo.head, "watch", timeout=60, tick=lambda: None)
+
+    world.git.server.on_request = hang
+    child = forked(work)
+    wait_for(lambda: any("info/refs" in target for target in asked))
+    yield mirror, child, asked, go_on
+    go_on.set()
+    if is_alive(child):
+        os.kill(child, signal.SIGKILL)
+        reap(child)
+
+
+def offspring(pid: int) -> list[int]:
+    found = list(children(pid))
+    return [*found, *(deeper for each in found for deeper in offspring(each))]
+
+
+def test_git_dies_with_its_parent_and_the_locks_are_held_until_nobody_works(hanging) -> None:
+    mirror, child, _, go_on = hanging
+    locks = [Path(f"{mirror.directory}.{name}.lock") for name in ("fetch", "use")]
+    family = offspring(child)
+    assert family
+    assert all(map(is_locked, locks))
+    os.kill(child, signal.SIGKILL)
+    reap(child)
+    wait_for(lambda: not is_alive(family[0]), 2)
+    if any(map(is_alive, family)):  # git's own helper, which sees that it is alone once the server answers
+        assert all(map(is_locked, locks))
+        go_on.set()
+    wait_for(lambda: not any(map(is_alive, family)))
+    assert not any(map(is_locked, locks))
+
+
+def test_a_token_stands_in_no_argument_and_in_no_file(hanging) -> None:
+    mirror, child, asked, go_on = hanging
+    secrets = [b"ghp_neverseen", base64.b64encode(b"x-access-token:ghp_neverseen")]
+    lines = b"\n".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in offspring(child))
+    assert b"fetch" in lines
+    go_on.set()
+    assert os.waitstatus_to_exitcode(reap(child)) == 0
+    written = [path.read_bytes() for path in mirror.directory.parent.rglob("*") if path.is_file()]
+    assert len(written) > 3
+    for text in [lines, *written, *[target.encode() for target in asked]]:
+        assert not any(secret in text for secret in secrets)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 302])
+def test_a_token_stands_in_no_error_and_in_no_log(world: World, caplog, capfd, status: int) -> None:
+    repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="ghp_neverseen")
+    pair = world.watch_url(repo, token="ghp_neverseen")
+    for refuses in ("info/refs", "git-upload-pack"):
+        world.git.server.on_request = lambda method, target, refuses=refuses: status if refuses in target else None
+        world.sync(pair)
+        assert pair.last_error
+        assert pair.last_error_cause in set(Cause)
+    said = caplog.text + "".join(capfd.readouterr()) + pair.last_error + repr(world.runs(pair)[0].__dict__)
+    for secret in ("ghp_neverseen", base64.b64encode(b"x-access-token:ghp_neverseen").decode()):
+        assert secret not in said
+
+
+def test_a_fetch_that_outlasts_its_time_limit_ends_with_its_processes(world: World, settings) -> None:
+    settings.FETCH_TIMEOUT_SECONDS = 1
+    repo, pair = world.watch()
+    go_on = threading.Event()
+    world.git.server.on_request = lambda method, target: None if "info/refs" in target and go_on.wait(8) else None
+    world.sync(pair)
+    go_on.set()
+    assert pair.last_error_cause == "timeout"
+    wait_for(lambda: not [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    world.git.server.on_request = None
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_repository_without_commits_is_an_error_in_words_and_deletes_nothing_at_the_client(world: World) -> None:
+    repo, pair = world.watch({"a.txt": b"1"})
+    world.settle()
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    world.sync(pair)
+    assert pair.status == Status.FAILED
+    assert "no commit" in pair.last_error
+    assert set(world.copy(pair)) == {"a.txt"}
+
+
+def test_reading_what_is_not_there_is_an_error_of_the_mirror(world: World) -> None:
+    _, pair = world.watch()
+    world.settle()
+    mirror = repositories.mirror_of(pair.repository)
+    with mirror.in_use(lambda: None), mirror.blobs() as reader, pytest.raises(GitError) as caught:
+        list(reader.read(["0" * 40]))
+    assert caught.value.cause is Cause.CORRUPT
+    connections.close_all()

@@ -1,0 +1,35 @@
+"""Rows and staff users for tests of the admin, without a sync."""
+
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+from deliveries_app.models import App, AppRepository, Status
+from docora.crypto import hash_token, new_token
+from repositories_app.models import Repository
+
+VIEWS = ("app", "apprepository", "bulkoperation", "repository", "syncrun", "delivery")
+
+
+def make_app(name: str) -> App:
+    return App.objects.create(
+        name=name, base_url="https://x.example", email="a@b.example", client_auth_key="k" * 20,
+        token_digest=hash_token(new_token()),
+    )  # fmt: skip
+
+
+def make_pair(app: App, name: str, **facts) -> AppRepository:
+    repository, _ = Repository.objects.get_or_create(
+        canonical_url=f"https://github.com/acme/{name}", defaults={"owner": "acme", "name": name}
+    )
+    facts = {"status": Status.SYNCED, "tree_files": 100, "tree_bytes": 5_000, "next_sync_at": None} | facts
+    return AppRepository.objects.create(
+        app=app, repository=repository, github_url=repository.canonical_url, github_token="ghp_secret", **facts
+    )
+
+
+def staff(name: str, *codenames: str) -> Client:
+    user = User.objects.create_user(name, password="x", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    client = Client()
+    client.force_login(user)
+    return client
