@@ -1,5 +1,8 @@
 """Owning a pair for a while: claim, extend, share the app's slots, release (`engine.md` §4 and §7).
 
+Lock order everywhere: app, pair, runs, operation. The app's row is locked without its key: rows that refer to it may
+be written meanwhile, or a cancel that holds the pair and a claim that holds the app would wait for each other.
+
 The lease is a column with the database's time, taken and kept by conditional UPDATE. There is no lock server, and a
 worker that is frozen or cut off cannot record anything after another one has claimed.
 """
@@ -107,7 +110,7 @@ class Lease:
             return
         self.rebalanced_at = boot_seconds()
         with transaction.atomic():
-            app = App.objects.select_for_update().get(pk=self.pair.app_id)
+            app = App.objects.select_for_update(no_key=True).get(pk=self.pair.app_id)
             others = _other_leases(app.pk, self.pair.pk)
             waiting = (
                 AppRepository.objects.alive()
@@ -129,7 +132,7 @@ def claim(pair_pk: int) -> Lease | None:
     started = boot_seconds()
     with transaction.atomic():
         app_pk = AppRepository.objects.filter(pk=pair_pk).values_list("app_id", flat=True).first()
-        app = App.objects.select_for_update().filter(pk=app_pk).first() if app_pk else None
+        app = App.objects.select_for_update(no_key=True).filter(pk=app_pk).first() if app_pk else None
         status = AppRepository.objects.filter(pk=pair_pk).due().free().values_list("status", flat=True).first()
         if app is None or status is None:
             return None

@@ -61,7 +61,7 @@ def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed
     if pair.status == Status.FAILED:  # its attempts were used up by the mood of the client: the rescan tries again
         world.sync(pair)
     assert_promise_kept(world, repo, pair)
-    assert all(record.outcome == "matches" for record in world.requests("sync_completed"))
+    assert "differs" not in {record.outcome for record in world.requests("sync_completed")}
 
 
 def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
@@ -75,7 +75,7 @@ def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
 
 def moody(chance: random.Random):
     """A client that refuses, loses or forgets to confirm some of what it is told."""
-    fates = [Answer(500), Answer(500, process=True), Answer(404), Answer(close=True), Answer(close=True, process=True)]
+    fates = [Answer(500), Answer(500, process=True), Answer(400), Answer(close=True), Answer(close=True, process=True)]
 
     def hook(note: Notification) -> Answer | None:
         return chance.choice(fates) if chance.random() < 0.3 else None

@@ -1,0 +1,171 @@
+"""An administrator's journey in a real browser, against real workers, git, a client, PostgreSQL and Valkey."""
+
+import re
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from tests.browser.conftest import PASSWORD, Browser, Site
+from tests.support.receiver import Answer, Notification, wait_for
+from tests.support.world import World
+
+pytestmark = pytest.mark.browser
+
+LIST = "/admin/deliveries_app/apprepository/"
+
+
+def take_a_moment(notification: Notification) -> Answer | None:
+    time.sleep(0.1)
+    return None
+
+
+@pytest.fixture
+def watched(world: World, site: Site) -> list[AppRepository]:
+    """Three synced repositories of 150 files; from now on each file takes the client 0.1 s."""
+    files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(150)}
+    pairs = [world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site", "wiki")]
+    wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 3, timeout=40)
+    world.answer(take_a_moment)
+    return pairs
+
+
+def sign_in(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/admin/login/")
+    page.get_by_label("Username:").fill("anna")
+    page.get_by_label("Password:").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+def force_resync(page: Page, site: Site, *names: str) -> None:
+    """Tick the rows, choose the action, and come to the confirmation page."""
+    page.goto(site.url + LIST)
+    for name in names:
+        page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").check()
+    page.get_by_label("Action:").select_option("force_resync")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_role("heading", name="Force re-sync")).to_be_visible()
+
+
+def percent(page: Page) -> int:
+    return int(page.locator(".progress-box progress").first.get_attribute("value") or 0)
+
+
+def test_select_two_rows_force_re_sync_confirm_and_watch_the_bar_to_its_end(
+    world: World, site: Site, browser: Browser, watched: list[AppRepository]
+) -> None:
+    before = len(world.receiver.log)
+
+    def start(page: Page) -> None:
+        sign_in(page, site)
+        force_resync(page, site, "acme/docs", "acme/site")
+        expect(page.get_by_text("This will re-sync 2 repositories for 1 app.")).to_be_visible()
+        expect(page.get_by_role("row").filter(has_text="In all")).to_contain_text("300")
+        page.get_by_role("button", name="Yes, re-sync 2").click()
+        expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
+
+    browser.drive(start)
+    assert BulkOperation.objects.get().requested_by == "anna"
+
+    def watch(page: Page) -> list[int]:
+        seen: list[int] = []
+        reloaded = False
+        words = page.locator(".progress-box .progress-words")
+        while not re.search(r"2 repositories: 2 synced · 300 files", words.inner_text()):
+            seen.append(percent(page))
+            if not reloaded and seen[-1] >= 20:
+                page.reload()  # in the middle: the bar goes on where it was
+                reloaded = True
+            page.wait_for_timeout(200)
+        assert reloaded
+        return [*seen, percent(page)]
+
+    seen = browser.drive(watch)
+    assert seen == sorted(seen), "a bar never goes back"
+    assert seen[-1] == 100
+    assert all(value < 100 for value in seen[:-1])
+    assert len(set(seen)) > 4, "it moved"
+    assert len(world.receiver.log) - before == 300
+    assert set(SyncRun.objects.filter(reason="resync").values_list("outcome", flat=True)) == {"succeeded"}
+
+    def finished(page: Page) -> None:
+        assert page.locator(".progress-box [hx-get]").count() == 0  # polling has ended
+        page.get_by_role("button", name="Dismiss").click()
+        expect(page.get_by_role("button", name="Dismiss")).to_be_hidden()
+        page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
+        expect(page.get_by_role("link", name="Re-sync all repositories")).to_be_visible()
+        expect(page.locator(".progress-box")).to_have_count(0)
+
+    browser.drive(finished)
+    assert browser.complaints == []
+
+
+def test_cancel_stops_it_and_says_what_was_sent(
+    world: World, site: Site, browser: Browser, watched: list[AppRepository]
+) -> None:
+    def start_and_cancel(page: Page) -> str:
+        sign_in(page, site)
+        force_resync(page, site, "acme/docs", "acme/site", "acme/wiki")
+        page.get_by_role("button", name="Yes, re-sync 3").click()
+        while percent(page) <= 10:
+            page.wait_for_timeout(100)
+        page.get_by_role("button", name="Cancel").click()
+        words = page.locator(".progress-box .progress-words")
+        expect(words).to_contain_text("Stopped by anna.")
+        return words.inner_text()
+
+    words = browser.drive(start_and_cancel)
+    assert "of 150 files sent and goes on" in words
+    wait_for(lambda: AppRepository.objects.filter(status="synced", next_sync_at=None).count() == 3, timeout=40)
+    assert len([record for record in world.receiver.log if record.reason == "resync"]) < 450
+    for pair in watched:
+        assert len(world.copy(pair)) == 150
+    assert browser.complaints == []
+
+
+def test_one_row_leads_back_to_the_list_with_its_row_alive(
+    world: World, site: Site, browser: Browser, watched: list[AppRepository]
+) -> None:
+    def journey(page: Page) -> None:
+        sign_in(page, site)
+        page.goto(site.url + LIST)
+        page.get_by_role("link", name="Re-sync acme/wiki → Portal").click()
+        expect(page.get_by_text("This will re-sync acme/wiki and re-send ALL files to Portal.")).to_be_visible()
+        page.get_by_role("button", name="Yes, re-sync 1").click()
+        expect(page).to_have_url(site.url + LIST)
+        expect(page.get_by_role("status").filter(has_text="Re-sync queued")).to_be_visible()
+        row = page.get_by_role("row").filter(has_text="acme/wiki")
+        tick = page.get_by_role("row").filter(has_text="acme/docs").get_by_role("checkbox")
+        tick.check()
+        expect(row.locator("progress")).to_be_visible()
+        expect(row.locator(".badge")).to_have_text("synced", timeout=20_000)
+        expect(tick).to_be_checked()  # live cells leave the ticks alone
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_the_app_page_re_syncs_all_and_enter_in_its_form_never_starts_anything(
+    world: World, site: Site, browser: Browser, watched: list[AppRepository]
+) -> None:
+    def journey(page: Page) -> None:
+        sign_in(page, site)
+        page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
+        button = page.get_by_role("link", name="Re-sync all repositories")
+        button.click()
+        expect(page.get_by_text("This will re-sync all 3 repositories for Portal.")).to_be_visible()
+        page.get_by_role("button", name="Yes, re-sync 3").click()
+        page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
+        expect(page.locator(".progress-box progress").first).to_be_visible()
+        expect(button).to_be_hidden()  # the running bar stands in its place
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".progress-box")).to_contain_text("Stopped by anna.")
+        expect(button).to_be_visible()
+        page.get_by_label("Name:").press("Enter")
+        expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
+
+    browser.drive(journey)
+    assert BulkOperation.objects.count() == 1
+    assert browser.complaints == []

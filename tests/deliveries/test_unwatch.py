@@ -1,0 +1,204 @@
+"""No longer watched, watched again, and an app that goes (`engine.md` §9)."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import django_rq
+import pytest
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models.functions import Now
+
+from deliveries_app import jobs
+from deliveries_app.actors import Actor
+from deliveries_app.lease import claim
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Delivery,
+    DeliveryFailure,
+    Outcome,
+    Reason,
+    Status,
+    SyncRun,
+)
+from deliveries_app.services import delete_app, housekeeping, resync_many, unwatch, watch
+from deliveries_app.services.housekeeping import enqueue_clean_up, remove_ended
+from repositories_app import services as repositories
+from repositories_app.models import Repository
+from tests.support.histories import assert_promise_kept, at_notification, refusing
+from tests.support.processes import syncing
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+COMMAND = Actor.command()
+
+
+def test_nothing_more_is_sent_once_a_pair_is_unwatched_and_the_run_ends_as_such(world: World) -> None:
+    App.objects.update(max_in_flight=2)
+    world.app.refresh_from_db()
+    _, pair = world.watch({f"{number:03}.txt": b"x" for number in range(300)})
+    world.answer(lambda note: time.sleep(0.02))
+    world.make_due(pair)
+    worker = syncing(pair.pk)
+    wait_for(lambda: len(world.requests()) > 10)
+    # The lease is extended, and the fence seen, after a sixth of LEASE_SECONDS at the latest: make that now.
+    unwatch(COMMAND, pair)
+    worker.join(30)
+    sent = len(world.requests())
+    assert sent < 300
+    pair.refresh_from_db()
+    assert (pair.lease_until, pair.next_sync_at) == (None, None)
+    run = world.runs(pair)[0]
+    assert run.outcome == Outcome.ENDED
+    assert run.files_done == Delivery.objects.filter(pair=pair, acknowledged=True).count() <= sent
+    assert claim(pair.pk) is None
+    assert world.check() == 0
+
+
+def test_it_is_removed_when_no_lease_lives_and_what_speaks_of_it_stays(world: World, settings) -> None:
+    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    world.answer(refusing("b.txt"))
+    operation = resync_many(COMMAND, AppRepository.objects.all())
+    world.sync(pair)
+    mirror = repositories.mirror_of(pair.repository).directory
+    assert mirror.exists()
+    AppRepository.objects.update(lease_until=Now() + timedelta(seconds=20))
+    unwatch(COMMAND, pair)
+    assert remove_ended() == 0
+    assert Delivery.objects.count() == 2
+    AppRepository.objects.update(lease_until=Now() - timedelta(seconds=1))
+    assert remove_ended() == 1
+    for model in (AppRepository, Delivery, DeliveryFailure, Repository):
+        assert not model.objects.exists()
+    assert not mirror.exists()
+    run = SyncRun.objects.get(operation=operation)
+    assert (run.pair, run.app_name, run.repository_name) == (None, "Portal", "acme/widgets")
+    assert BulkOperation.objects.get().title == operation.title
+    assert App.objects.filter(pk=world.app.pk).exists()
+
+
+def test_deliveries_go_in_slices_and_a_repository_that_another_app_watches_stays(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(housekeeping, "_SLICE", 3)
+    repo, pair = world.watch({f"{number}.txt": b"x" for number in range(10)})
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    unwatch(COMMAND, pair)
+    assert remove_ended() == 1
+    other.refresh_from_db()
+    assert_promise_kept(world, repo, other)
+    assert repositories.mirror_of(other.repository).directory.exists()
+
+
+def test_watching_again_before_the_removal_revives_the_row_and_the_client_hears_what_was_deleted_meanwhile(
+    world: World,
+) -> None:
+    repo, pair = world.watch({"stays.txt": b"1", "goes.txt": b"2"})
+    world.settle()
+    unwatch(COMMAND, pair)
+    repo.commit({"goes.txt": None})
+    again = watch(COMMAND, world.app, repo.url)
+    assert (again.created, again.pair.pk, again.pair.watch_id) == (False, pair.pk, pair.watch_id)
+    assert remove_ended() == 0
+    world.settle()
+    pair.refresh_from_db()
+    assert_promise_kept(world, repo, pair)
+    assert set(world.copy(pair)) == {"stays.txt"}
+    assert [record.kind for record in world.requests()][-2:] == ["delete", "create"]
+    sequences = [record.sequence for record in world.requests()]
+    assert sequences[-1] > sequences[-2] > max(sequences[:-2])
+
+
+def test_a_watch_that_is_revived_while_it_is_being_removed_is_either_there_or_made_anew(
+    world: World, monkeypatch
+) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    unwatch(COMMAND, pair)
+    original = housekeeping._remove_slices
+
+    def revived(pair_pk: int) -> None:
+        original(pair_pk)
+        watch(COMMAND, world.app, repo.url)
+
+    monkeypatch.setattr(housekeeping, "_remove_slices", revived)
+    assert remove_ended() == 0
+    pair.refresh_from_db()
+    assert pair.ended_at is None
+    world.settle()
+    pair.refresh_from_db()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_watching_again_after_the_removal_is_a_new_watch(world: World) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    unwatch(COMMAND, pair)
+    jobs.clean_up("ended")
+    again = watch(COMMAND, world.app, repo.url)
+    assert again.created
+    assert again.pair.watch_id != pair.watch_id
+    world.settle()
+    again.pair.refresh_from_db()
+    assert_promise_kept(world, repo, again.pair)
+
+
+def test_watching_what_is_watched_is_a_new_token_and_a_full_fresh_sync_of_the_same_row(world: World) -> None:
+    repo = world.git.repo("acme/private", {"a.txt": b"1", "b.txt": b"2"}, token="old")
+    pair = world.sync(world.watch_url(repo, token="old"))
+    world.git.tokens["acme/private"] = {"new"}
+    again = watch(COMMAND, world.app, f"{repo.url}.git", "new")
+    assert (again.created, again.pair.pk) == (False, pair.pk)
+    assert again.as_dict()["github_url"] == f"{repo.url}.git"
+    pair = world.sync(pair)
+    assert pair.github_token == "new"
+    assert_promise_kept(world, repo, pair)
+    assert len(world.requests()) == 4
+    run = world.runs(pair)[0]
+    assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
+
+
+def test_a_token_that_cannot_read_the_repository_changes_nothing(world: World) -> None:
+    from repositories_app.exceptions import GitError
+
+    repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="good")
+    pair = world.sync(world.watch_url(repo, token="good"))
+    with pytest.raises(GitError):
+        watch(COMMAND, world.app, repo.url, "bad")
+    with pytest.raises(ValidationError):
+        watch(COMMAND, world.app, repo.url, "with space")
+    pair.refresh_from_db()
+    assert (pair.github_token, pair.status, pair.generation) == ("good", Status.SYNCED, 1)
+
+
+def test_a_waiting_job_goes_with_its_watch(world: World) -> None:
+    _, pair = world.watch()
+    assert django_rq.get_queue("high").get_job_ids() == [pair.job_id]
+    with transaction.atomic():
+        unwatch(COMMAND, pair)
+        assert django_rq.get_queue("high").get_job_ids() == [pair.job_id]
+    assert django_rq.get_queue("high").get_job_ids() == []
+    enqueue_clean_up()
+    assert django_rq.get_queue("low").get_job_ids() == ["clean-up"]
+
+
+def test_an_app_that_is_deleted_takes_its_watches_and_nobody_else_s_with_it(world: World) -> None:
+    repo, pair = world.watch()
+    _, second = world.watch(name="acme/gadgets")
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    operation = resync_many(COMMAND, AppRepository.objects.filter(app=world.app), app=world.app)
+    world.answer(at_notification(1, lambda: delete_app(COMMAND, App.objects.get(pk=world.app.pk))))
+    world.sync(pair)
+    assert {run.outcome for run in SyncRun.objects.filter(pair__in=[pair, second])} <= {Outcome.ENDED, Outcome.SUPERSEDED}
+    assert set(AppRepository.objects.alive()) == {other}
+    assert remove_ended() == 2
+    assert not App.objects.filter(pk=world.app.pk).exists()
+    operation.refresh_from_db()
+    assert (operation.app, operation.ended_at is not None) == (None, True)
+    world.answer(None)
+    world.settle()
+    other.refresh_from_db()
+    assert_promise_kept(world, repo, other)
+    assert not Path(repositories.mirror_of(second.repository).directory).exists()
