@@ -4,10 +4,11 @@ A finish at generation G ends every open run of the pair up to G; a run whose re
 ends as superseded (`engine.md` §10).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -62,7 +63,7 @@ def seed(run: SyncRun) -> None:
     """Set the live counters from the rows; call it after the commit."""
     tallies.seed_run(run)
     if run.operation:
-        tallies.seed_operation(run.operation)
+        tallies.show_in_operation(run, run.operation)
 
 
 def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
@@ -82,8 +83,8 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
     deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     if not progress.advance(run.run_id, **deltas):
         tallies.seed_run(run)
-    if run.operation and not progress.advance(run.operation.operation_id, **deltas):
-        tallies.seed_operation(run.operation)
+    if run.operation and any(deltas.values()):
+        tallies.show_in_operation(run, run.operation)
 
 
 def end_runs(pair_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
@@ -99,25 +100,34 @@ def end_runs(pair_pk: int, generation: int, outcome: Outcome, error: str = "") -
         superseded = index > 0 and takeover is not None and takeover.generation > run.generation
         _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
     close_operations({run.operation_id for run in runs if run.operation_id})
+    transaction.on_commit(partial(_show_ended, runs), robust=True)
 
 
-def cancel_runs(runs: Iterable[SyncRun]) -> None:
+def cancel_runs(runs: Sequence[SyncRun]) -> None:
     """End these runs as cancelled; their operations are closed by the caller."""
     for run in runs:
         _end(run, Outcome.CANCELLED, "")
+    transaction.on_commit(partial(_show_ended, runs), robust=True)
 
 
 def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
-    SyncRun.objects.filter(pk=run.pk, outcome="").update(outcome=outcome, ended_at=timezone.now(), error=error)
+    run.outcome, run.ended_at, run.error = outcome, timezone.now(), error
+    SyncRun.objects.filter(pk=run.pk, outcome="").update(outcome=outcome, ended_at=run.ended_at, error=error)
     progress.finish(run.run_id)
 
 
+def _show_ended(runs: Sequence[SyncRun]) -> None:
+    """In the operations that go on without them."""
+    for operation in BulkOperation.objects.filter(pk__in={run.operation_id for run in runs}, ended_at=None):
+        for run in runs:
+            if run.operation_id == operation.pk:
+                tallies.show_in_operation(run, operation)
+
+
 def close_operations(operation_pks: Iterable[int]) -> None:
-    """Close those of the operations whose runs have all ended; the others' counters are set from the rows."""
+    """Close those of the operations whose runs have all ended."""
     for operation in BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None):
-        open_left = Q(outcome="")
-        if operation.runs.filter(open_left).exists():
-            transaction.on_commit(lambda operation=operation: tallies.seed_operation(operation), robust=True)  # type: ignore[misc]
+        if operation.runs.filter(outcome="").exists():
             continue
         BulkOperation.objects.filter(pk=operation.pk, ended_at=None).update(ended_at=Now())
         progress.finish(operation.operation_id)

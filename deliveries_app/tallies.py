@@ -11,7 +11,13 @@ from deliveries_app.models import BulkOperation, Outcome, SyncRun
 from docora import progress
 
 _COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
-_ENDINGS = ("completed", "succeeded", "failed", "cancelled", "superseded")
+_COUNTED_AS = {
+    "succeeded": [Outcome.SUCCEEDED],
+    "failed": [Outcome.FAILED, Outcome.PAUSED],
+    "cancelled": [Outcome.CANCELLED, Outcome.ENDED],
+    "superseded": [Outcome.SUPERSEDED],
+}
+_ENDINGS = ("completed", *_COUNTED_AS)
 
 
 @dataclass(frozen=True)
@@ -110,22 +116,44 @@ def of_operation(operation: BulkOperation) -> Tally:
     )
 
 
+def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
+    """Let the operation's counters say what the row of this run of it says now."""
+    if not progress.put(operation.operation_id, str(run.pk), _part(run)):
+        seed_operation(operation)
+
+
+def _part(run: SyncRun) -> dict[str, int]:
+    """What a run adds to its operation's numbers."""
+    ending = next((name for name, outcomes in _COUNTED_AS.items() if run.outcome in outcomes), None)
+    return {
+        **run_counts(run),
+        **{name: int(name == ending or (name == "completed" and ending is not None)) for name in _ENDINGS},
+        "started": int(run.started_at.timestamp() * 1000) if run.started_at else 0,
+    }
+
+
 def seed_operation(operation: BulkOperation) -> dict[str, int]:
     """Count an operation's runs and, while it is open, keep the numbers in Redis."""
+    if operation.ended_at is not None:
+        return _counted(operation)
+    parts = {str(run.pk): _part(run) for run in operation.runs.only("outcome", "started_at", *_COUNTS)}
+    counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS)}
+    counts["started"] = min((part["started"] for part in parts.values() if part["started"]), default=0)
+    progress.start(operation.operation_id, counts, parts)
+    return counts
+
+
+def _counted(operation: BulkOperation) -> dict[str, int]:
+    """The same by the database alone."""
     found = operation.runs.aggregate(
         **{name: Sum(name) for name in _COUNTS},
         started=Min("started_at"),
         completed=Count("pk", filter=~Q(outcome="")),
-        succeeded=Count("pk", filter=Q(outcome=Outcome.SUCCEEDED)),
-        failed=Count("pk", filter=Q(outcome__in=[Outcome.FAILED, Outcome.PAUSED])),
-        cancelled=Count("pk", filter=Q(outcome__in=[Outcome.CANCELLED, Outcome.ENDED])),
-        superseded=Count("pk", filter=Q(outcome=Outcome.SUPERSEDED)),
+        **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},
     )
     started = found.pop("started")
     counts = {name: value or 0 for name, value in found.items()}
     counts["started"] = int(started.timestamp() * 1000) if started else 0
-    if operation.ended_at is None:
-        progress.start(operation.operation_id, counts)
     return counts
 
 

@@ -4,6 +4,7 @@ A counter is a cache of database rows. Its owner *sets* it from the row (`start`
 is not there reads as None and the reader goes to the rows. No function here raises when Redis is down.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -21,14 +22,33 @@ for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
+# Several write to one sum: each says what its part is now, in place of what it said before. Said twice, it counts once.
+_PUT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local before = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}')
+for name, value in pairs(cjson.decode(ARGV[2])) do
+  if name == 'started' then
+    local first = tonumber(redis.call('HGET', KEYS[1], name) or '0')
+    if value > 0 and (first == 0 or value < first) then redis.call('HSET', KEYS[1], name, ARGV[3]) end
+  elseif value ~= (before[name] or 0) then
+    redis.call('HINCRBY', KEYS[1], name, string.format('%.0f', value - (before[name] or 0)))
+  end
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return 1
+"""
 
-def start(key: str, counts: Mapping[str, int]) -> None:
-    """Set the counters of `key`, whatever they were."""
+
+def start(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    """Set the counters of `key`, whatever they were; `parts` is what they are the sum of."""
     try:
         with connection().pipeline(transaction=True) as pipeline:
-            pipeline.delete(_PREFIX + key)
+            pipeline.delete(_PREFIX + key, _parts_of(key))
             pipeline.hset(_PREFIX + key, mapping={name: str(value) for name, value in counts.items()})
             pipeline.expire(_PREFIX + key, TTL_SECONDS)
+            if parts:
+                pipeline.hset(_parts_of(key), mapping={name: json.dumps(part) for name, part in parts.items()})
+                pipeline.expire(_parts_of(key), TTL_SECONDS)
             pipeline.execute()
     except RedisError as error:
         logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
@@ -41,6 +61,17 @@ def advance(key: str, **deltas: int) -> bool:
         return True
     try:
         return bool(connection().eval(_ADVANCE, 1, _PREFIX + key, *arguments))
+    except RedisError as error:
+        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
+        return False
+
+
+def put(key: str, name: str, part: Mapping[str, int]) -> bool:
+    """Let the part `name` of a sum be this, whatever it was. All numbers are added but `started`, of which the sum
+    keeps the earliest. False when the sum is gone or Redis is: set it from the rows then."""
+    try:
+        arguments = (name, json.dumps(part), part.get("started", 0))
+        return bool(connection().eval(_PUT, 2, _PREFIX + key, _parts_of(key), *arguments))
     except RedisError as error:
         logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
         return False
@@ -63,6 +94,10 @@ def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
 def finish(key: str) -> None:
     """Forget the counters: the rows hold the final numbers."""
     try:
-        connection().delete(_PREFIX + key)
+        connection().delete(_PREFIX + key, _parts_of(key))
     except RedisError:
         logger.warning("progress_not_forgotten", extra={"key": key})
+
+
+def _parts_of(key: str) -> str:
+    return f"{_PREFIX}{key}:parts"
