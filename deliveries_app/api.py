@@ -9,9 +9,10 @@ from typing import Any, Concatenate
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.http import require_GET, require_POST
 
-from deliveries_app import services, tallies
+from deliveries_app import fragments, services, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation
 from docora.errors import json_error
@@ -31,10 +32,9 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
     """A view that answers `{"data": …}`, and every error as `{"error": …}`; `failure` is what a 500 says."""
 
     def decorate(function: Call[P]) -> Callable[..., HttpResponse]:
+        @csrf_protect
         @wraps(function)
-        def view(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
-            if not (request.user.is_active and request.user.is_staff):
-                return json_error("Sign in to the admin first", 401)
+        def signed_in(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             try:
                 return JsonResponse({"data": function(request, Actor.of_user(request.user), *args, **kwargs)})
             except BadRequest as error:
@@ -46,6 +46,13 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
             except Exception:
                 logger.exception("admin_call_failed", extra={"path": request.path})
                 return json_error(failure, 500)
+
+        @csrf_exempt  # asked for above, once somebody is signed in: the answer to nobody is 401, also without a token
+        @wraps(function)
+        def view(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            if not request.user.is_authenticated:
+                return json_error("Sign in to the admin first", 401)
+            return signed_in(request, *args, **kwargs)
 
         return view
 
@@ -60,6 +67,8 @@ def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
         raise BadRequest("app_id and repository_id are required")
     actor.require(services.RESYNC_PERMISSION)
+    if "\0" in app_id + repository_id:  # PostgreSQL refuses it, even in a question
+        raise services.NotFound("App-repository link not found")
     pair = (
         AppRepository.objects.alive()
         .filter(app__app_id=app_id, repository__repository_id=repository_id)
@@ -87,6 +96,8 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
 def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     """The watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
     actor.require("deliveries_app.view_apprepository")
+    if any("\0" in value for value in request.GET.values()):
+        raise BadRequest("The query holds a NUL character")
     watches = AppRepository.objects.alive().select_related("app", "repository").order_by("app__name", "pk")
     if app_id := request.GET.get("app_id"):
         watches = watches.filter(app__app_id=app_id)
@@ -106,7 +117,8 @@ def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
 @require_GET
 @call("Failed to read progress")
 def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
-    actor.require("deliveries_app.view_bulkoperation")
+    if not fragments.may_see_operations(request.user):
+        raise PermissionDenied
     operation = _operation(operation_id)
     tally = tallies.of_operation(operation)
     return {

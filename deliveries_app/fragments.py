@@ -3,15 +3,23 @@
 from collections.abc import Iterable
 from typing import Any
 
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Q, QuerySet
+from django.http import HttpRequest
 
 from deliveries_app import tallies
 from deliveries_app.models import AppRepository, BulkOperation, Outcome
+from deliveries_app.services import RESYNC_PERMISSION
 from deliveries_app.tallies import Tally
 from docora.text import format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
 _NAMED = 3
+
+
+def may_see_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
+    """Who may start an operation may follow it, whatever else they see."""
+    return user.has_perm("deliveries_app.view_bulkoperation") or user.has_perm(RESYNC_PERMISSION)  # type: ignore[union-attr]
 
 
 def of_operation(operation: BulkOperation) -> dict[str, Any]:
@@ -26,8 +34,10 @@ def of_pair(pair: AppRepository) -> dict[str, Any]:
     return {"pair": pair, "run": run, "tally": tallies.of_runs([run])[run.pk] if run else None}
 
 
-def shown_operations(queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
+def shown_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
     """Operations that run, and finished ones until they are dismissed, the newest first."""
+    if not may_see_operations(request.user):
+        return []
     shown = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).distinct().order_by("-created_at", "-pk")
     return [of_operation(operation) for operation in shown[:SHOWN_OPERATIONS]]
 

@@ -9,7 +9,8 @@ from functools import wraps
 from typing import Concatenate
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
@@ -25,17 +26,24 @@ MAX_LIVE_ROWS = 200
 type View[**P] = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
-def fragment[**P](permission: str) -> Callable[[View[P]], View[P]]:
-    """For staff with the permission; others get a short fragment that says what to do."""
+def may_see_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
+    return user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
+
+
+def fragment[**P](may_see: Callable[[AbstractBaseUser | AnonymousUser], bool]) -> Callable[[View[P]], View[P]]:
+    """For staff who may; others, and whoever asks for what is gone, get a short fragment that says so."""
 
     def decorate(view: View[P]) -> View[P]:
         @wraps(view)
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             if not (request.user.is_active and request.user.is_staff):
-                return render(request, "docora/signed_out.html", status=401)
-            if not request.user.has_perm(permission):
-                return HttpResponse("You do not have the permission to see this.", status=403)
-            return view(request, *args, **kwargs)
+                return render(request, "docora/notices.html#signed_out", {"here": _here(request)}, status=401)
+            if not may_see(request.user):
+                return render(request, "docora/notices.html#forbidden", status=403)
+            try:
+                return view(request, *args, **kwargs)
+            except Http404:
+                return render(request, "docora/notices.html#gone", status=404)
 
         return checked
 
@@ -43,17 +51,18 @@ def fragment[**P](permission: str) -> Callable[[View[P]], View[P]]:
 
 
 @require_GET
-@fragment("deliveries_app.view_bulkoperation")
+@fragment(fragments.may_see_operations)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The progress of a bulk operation: what its box polls every second until it has ended."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    here = HtmxDetails(request).current_url_abs_path or ""
-    context = {**fragments.of_operation(operation), "polled": True, "here": here}
+    context = {**fragments.of_operation(operation), "polled": True, "here": _here(request)}
+    # Screen readers read out whatever is put into the page: said only when ten percent more are done.
+    context["speaks"] = request.GET.get("said") != str(context["tally"].tens)
     return render(request, "docora/progress.html#bulk_progress", context)
 
 
 @require_GET
-@fragment("deliveries_app.view_bulkoperation")
+@fragment(fragments.may_see_operations)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The rows of an operation's page whose runs are named in `ids` and were open when they were last drawn."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
@@ -69,7 +78,7 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 
 
 @require_GET
-@fragment("deliveries_app.view_apprepository")
+@fragment(may_see_watches)
 def live_pairs(request: HttpRequest) -> HttpResponse:
     """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept."""
     pairs = list(AppRepository.objects.filter(pk__in=_ids(request)).select_related("app", "repository"))
@@ -83,7 +92,7 @@ def live_pairs(request: HttpRequest) -> HttpResponse:
 
 
 @require_GET
-@fragment("deliveries_app.view_apprepository")
+@fragment(may_see_watches)
 def pair_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The progress of one watched repository, for its own page."""
     pair = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
@@ -116,6 +125,11 @@ def cancel_pair(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _back(request: HttpRequest, default: str) -> HttpResponseRedirect:
     return HttpResponseRedirect(way_back(request, default))
+
+
+def _here(request: HttpRequest) -> str:
+    """The page that polls."""
+    return HtmxDetails(request).current_url_abs_path or ""
 
 
 def _ids(request: HttpRequest) -> list[int]:

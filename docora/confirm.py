@@ -8,11 +8,13 @@ import copy
 from typing import Any
 
 from django.contrib.admin import ModelAdmin, helpers
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import PAGE_VAR
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
 from django.utils.http import url_has_allowed_host_and_scheme
 
-_OURS = ("all", "ids", "next")
+_NO_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" means every page
 
 
 def query_of_selection(request: HttpRequest) -> str:
@@ -33,12 +35,16 @@ def selected[M: Model](model_admin: ModelAdmin[M], request: HttpRequest) -> Quer
         ids = [part for part in request.GET.get("ids", "").split(",") if part.isdecimal() and len(part) < 19]
         return model_admin.get_queryset(request).filter(pk__in=ids)
     filters = request.GET.copy()
-    for name in _OURS:
+    for name in _NO_FILTERS:
         filters.pop(name, None)
     as_list = copy.copy(request)
     as_list.GET = filters  # type: ignore[assignment]
-    change_list: Any = model_admin.get_changelist_instance(as_list)
-    return model_admin.get_queryset(request).filter(pk__in=change_list.get_queryset(as_list).order_by().values("pk"))
+    try:
+        change_list: Any = model_admin.get_changelist_instance(as_list)
+        rows = change_list.get_queryset(as_list)
+    except IncorrectLookupParameters:  # a filter that means nothing selects nothing
+        return model_admin.get_queryset(request).none()
+    return model_admin.get_queryset(request).filter(pk__in=rows.order_by().values("pk"))
 
 
 def way_back(request: HttpRequest, default: str) -> str:

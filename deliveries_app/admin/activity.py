@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
@@ -57,6 +57,12 @@ class BulkOperationAdmin(components.ReadOnlyAdmin):
     list_per_page = 50
     change_form_template = "admin/deliveries_app/bulkoperation/change_form.html"
 
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return fragments.may_see_operations(request.user)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return fragments.may_see_operations(request.user)
+
     @admin.display(description="requested", ordering="created_at")
     def requested(self, operation: BulkOperation) -> str:
         return ago(operation.created_at)
@@ -105,7 +111,7 @@ class BulkOperationAdmin(components.ReadOnlyAdmin):
 class DeliveryAdmin(components.ReadOnlyAdmin):
     list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
     list_select_related = ("pair__app", "pair__repository")
-    search_fields = ("path__startswith", "pair__app__app_id__exact", "pair__repository__repository_id__exact")
+    search_fields = ("path",)  # what it really asks for stands in get_search_results
     search_help_text = "The beginning of a path, an app id or a repository id"
     paginator = components.BoundedPaginator
     list_per_page = 50
@@ -113,6 +119,16 @@ class DeliveryAdmin(components.ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         return super().get_queryset(request).filter(pair__ended_at=None)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
+    ) -> tuple[QuerySet[Delivery], bool]:
+        """By the exact beginning of a path, as a range: SQLite's LIKE ignores case, and `_` means `_`."""
+        if not search_term:
+            return queryset, False
+        path = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
+        ids = Q(pair__app__app_id=search_term) | Q(pair__repository__repository_id=search_term)
+        return queryset.filter(path | ids), False
 
     @admin.display(description="repository")
     def repository(self, delivery: Delivery) -> str:

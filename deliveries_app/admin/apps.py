@@ -5,6 +5,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
+from django.db import transaction
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -132,17 +133,30 @@ class AppAdmin(ResyncAdmin[App]):
             "subtitle": None,
             "app": app,
             "page": page,
-            "operations": fragments.shown_operations(touching),
+            "operations": fragments.shown_operations(request, touching),
             "may_resync": self.has_resync_permission(request),
             "live_ids": fragments.live_ids(list(page.object_list)),
             "here": request.get_full_path(),
         }
 
+    def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
+        """Only what was changed on the page: the workers write the other columns. Resuming forgets why it was paused
+        and how long the endpoint was to rest."""
+        written = set(form.changed_data)
+        if "paused" in written and not obj.paused:
+            obj.paused_reason, obj.not_before, obj.down_count = "", None, 0
+            written |= {"paused_reason", "not_before", "down_count"}
+            transaction.on_commit(services.enqueue_due, robust=True)
+        obj.save(update_fields={*written, "updated_at"})
+
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Said in one line each: collecting a million deliveries to list them would help nobody."""
         return (
             [f"{app}: nothing more is sent, its watches and delivery records are removed" for app in objs],
-            {},
+            {
+                "apps": len(objs),
+                "watched repositories": AppRepository.objects.alive().filter(app__in=[app.pk for app in objs]).count(),
+            },
             set(),
             [],
         )

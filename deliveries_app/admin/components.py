@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.models import AppRepository
 from docora.templatetags.docora import ago, badge, icon
+from repositories_app.models import Repository
 
 
 class BoundedPaginator(Paginator[Any]):
@@ -46,8 +47,7 @@ def resync_link(pair: AppRepository, back: str) -> SafeString:
     )
 
 
-def circuit_words(pair: AppRepository) -> SafeString | str:
-    repository = pair.repository
+def circuit_words(repository: Repository) -> SafeString | str:
     return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""
 
 

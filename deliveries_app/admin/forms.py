@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import Onboarded, Watched, onboard_app, watch
-from deliveries_app.services.onboarding import validate_base_url
+from deliveries_app.services.onboarding import validate_base_url, validate_name
 from repositories_app.exceptions import GitError, InvalidUrl
 
 
@@ -86,12 +86,14 @@ class AppForm(forms.ModelForm[App]):
         )  # fmt: skip
         widgets = {"description": forms.Textarea(attrs={"rows": 2, "cols": 60})}
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What the page said counts, not what the row says now: a worker may have paused the app since.
+        if "paused" in self.fields:  # not for who may only see
+            self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
+
+    def clean_name(self) -> str:
+        return validate_name(self.cleaned_data["name"])
+
     def clean_base_url(self) -> str:
         return validate_base_url(self.cleaned_data["base_url"])
-
-    def save(self, commit: bool = True) -> Any:
-        """Resuming also forgets why it was paused and for how long the endpoint was to rest."""
-        if "paused" in self.changed_data and not self.cleaned_data["paused"]:
-            self.instance.paused_reason = ""
-            self.instance.not_before, self.instance.down_count = None, 0
-        return super().save(commit)

@@ -7,11 +7,12 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils.safestring import SafeString
 
 from deliveries_app import fragments
+from deliveries_app.admin import components
 from deliveries_app.admin.resync import ResyncAdmin
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
-from docora.templatetags.docora import ago
 from repositories_app.models import Repository
 
 
@@ -49,8 +50,8 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
         return int(repository.watcher_count)  # type: ignore[attr-defined]
 
     @admin.display(description="circuit")
-    def circuit(self, repository: Repository) -> str:
-        return f"open, next try {ago(repository.circuit_open_until)}" if repository.circuit_is_open else ""
+    def circuit(self, repository: Repository) -> SafeString | str:
+        return components.circuit_words(repository)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False  # it comes with the first watch

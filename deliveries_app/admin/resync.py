@@ -60,7 +60,7 @@ class ResyncAdmin[M: Model](admin.ModelAdmin[M]):
         if impact.pairs == 0:
             self.message_user(request, "There is nothing to re-sync in this selection.", messages.WARNING)
             return HttpResponseRedirect(back)
-        app = self.app_of(rows)
+        app = self.app_of(rows) if impact.pairs > 1 else None
         if request.method == "POST" and request.POST.get("post") == "yes":
             return self._resync(request, pairs, impact, app, back)
         context: dict[str, Any] = {
@@ -69,7 +69,7 @@ class ResyncAdmin[M: Model](admin.ModelAdmin[M]):
             "opts": self.opts,
             "impact": impact,
             "app": app,
-            "single": impact.sample[0] if impact.pairs == 1 and app is None else None,
+            "single": impact.sample[0] if impact.pairs == 1 else None,
             "back": back,
         }
         return TemplateResponse(request, "docora/confirm_resync.html", context)

@@ -113,7 +113,7 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
 
     @admin.display(description="circuit")
     def circuit(self, pair: AppRepository) -> SafeString | str:
-        return components.circuit_words(pair)
+        return components.circuit_words(pair.repository)
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """With a button in every row for those who may press it; it leads back to this very list."""
@@ -128,7 +128,7 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
         return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        operations = fragments.shown_operations(BulkOperation.objects.filter(ended_at=None))
+        operations = fragments.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -186,7 +186,13 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Said in one line each: collecting a million deliveries to list them would help nobody."""
-        return [f"{pair}: nothing more is sent, its delivery records are removed" for pair in objs], {}, set(), []
+        words = [f"{pair}: nothing more is sent, its delivery records are removed" for pair in objs]
+        return words, {"watched repositories": len(objs)}, set(), []
+
+    def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
+        """Back to the list: Django takes it only for those who may change."""
+        super().response_delete(request, obj_display, obj_id)
+        return HttpResponseRedirect(reverse("admin:deliveries_app_apprepository_changelist"))
 
     def delete_model(self, request: HttpRequest, obj: AppRepository) -> None:
         services.unwatch(Actor.of_user(request.user), obj)

@@ -41,6 +41,14 @@ def validate_base_url(url: str) -> str:
     return url
 
 
+def validate_name(name: str) -> str:
+    """The name without the spaces around it; `ValidationError` in words."""
+    name = name.strip()
+    if not 3 <= len(name) <= 100:
+        raise ValidationError("The name must have 3 to 100 characters.", code="name")
+    return name
+
+
 def onboard_app(
     actor: Actor,
     *,
@@ -56,9 +64,7 @@ def onboard_app(
     Raises `ValidationError` in words: name of 3–100 characters, base URL, e-mail, key of 16–500 characters.
     """
     actor.require("deliveries_app.add_app")
-    name = name.strip()
-    if not 3 <= len(name) <= 100:
-        raise ValidationError("The name must have 3 to 100 characters.", code="name")
+    name = validate_name(name)
     validate_base_url(base_url)
     try:
         validate_email(email)

@@ -188,7 +188,7 @@ def _cancel(open_runs: QuerySet[SyncRun]) -> int:
 
 def dismiss_operation(actor: Actor, operation: BulkOperation) -> None:
     """Take the finished operation's box off the pages."""
-    actor.require("deliveries_app.view_bulkoperation")
+    actor.require(PERMISSION)  # it goes for everybody who watches
     actor.require_app(operation.app)
     BulkOperation.objects.filter(pk=operation.pk, ended_at__isnull=False).update(dismissed_at=timezone.now())
 

@@ -30,7 +30,7 @@
 
   document.addEventListener("submit", (event) => {
     const form = event.target;
-    if (!form.matches("[data-busy]")) return;
+    if (form.method !== "post" || event.defaultPrevented) return;
     if (form.getAttribute("aria-busy") === "true") {
       event.preventDefault();
       return;

@@ -191,7 +191,10 @@ def test_an_app_that_is_deleted_takes_its_watches_and_nobody_else_s_with_it(worl
     operation = resync_many(COMMAND, AppRepository.objects.filter(app=world.app), app=world.app)
     world.answer(at_notification(1, lambda: delete_app(COMMAND, App.objects.get(pk=world.app.pk))))
     world.sync(pair)
-    assert {run.outcome for run in SyncRun.objects.filter(pair__in=[pair, second])} <= {Outcome.ENDED, Outcome.SUPERSEDED}
+    assert {run.outcome for run in SyncRun.objects.filter(pair__in=[pair, second])} <= {
+        Outcome.ENDED,
+        Outcome.SUPERSEDED,
+    }
     assert set(AppRepository.objects.alive()) == {other}
     assert remove_ended() == 2
     assert not App.objects.filter(pk=world.app.pk).exists()

@@ -1,0 +1,217 @@
+"""Progress in the admin: live numbers, an end, and truthful words afterwards."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app import runs, tallies
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, BulkOperation, Delivery, Outcome, Status, SyncRun
+from deliveries_app.services import cancel_operation, resync_by_app, resync_many
+from docora import progress
+from tests.support.staff import make_app, make_pair
+
+LIST = "/admin/deliveries_app/apprepository/"
+
+
+@pytest.fixture
+def user(db) -> User:
+    return User.objects.create_superuser("anna", password="x")
+
+
+@pytest.fixture
+def admin(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def operation(user: User) -> BulkOperation:
+    app = make_app("Portal")
+    for name in ("docs", "site", "web"):
+        make_pair(app, name)
+    return resync_by_app(Actor.of_user(user), app)
+
+
+def fragment(client: Client, operation: BulkOperation, **query: str) -> str:
+    return client.get(f"/admin/progress/{operation.operation_id}/", query, HTTP_HX_REQUEST="true").text
+
+
+def begin(run: SyncRun, files_done: int) -> None:
+    run.refresh_from_db()
+    runs.set_totals(run, files=100, size=5_000, skipped=0, commit="a" * 40)
+    runs.count(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
+    runs.show(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
+
+
+def end(run: SyncRun, outcome: Outcome) -> None:
+    SyncRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_at=timezone.now())
+    assert run.operation_id is not None
+    runs.close_operations([run.operation_id])
+
+
+def test_a_running_operation_is_polled_every_second_with_live_numbers(admin: Client, operation: BulkOperation) -> None:
+    begin(operation.runs.order_by("pk")[0], 50)
+    shown = fragment(admin, operation)
+    assert 'hx-trigger="every 1s"' in shown
+    assert "50 / 300 files" in shown
+    assert 'value="16"' in shown
+    progress.advance(operation.operation_id, files_done=100)
+    assert "150 / 300 files" in fragment(admin, operation)
+
+
+def test_without_redis_the_numbers_come_from_the_rows(admin: Client, operation: BulkOperation, valkey_server) -> None:
+    begin(operation.runs.order_by("pk")[0], 50)
+    valkey_server.stop()
+    assert "50 / 300 files" in fragment(admin, operation)
+
+
+def test_a_finished_operation_is_polled_no_more_and_stays_until_it_is_dismissed(
+    admin: Client, operation: BulkOperation
+) -> None:
+    page = f"/admin/deliveries_app/app/{operation.app_id}/change/"
+    for run in operation.runs.all():
+        begin(run, 100)
+        end(run, Outcome.SUCCEEDED)
+    shown = fragment(admin, operation)
+    assert "hx-get" not in shown
+    assert "3 repositories: 3 synced" in shown
+    assert "Dismiss" in shown
+    assert operation.title in admin.get(page).text
+    admin.post(f"/admin/progress/{operation.operation_id}/dismiss/")
+    assert f"progress-{operation.operation_id}" not in admin.get(page).text
+
+
+def test_after_a_cancel_it_tells_what_was_sent_and_what_was_not(
+    admin: Client, user: User, operation: BulkOperation
+) -> None:
+    full, half, _ = operation.runs.order_by("pk")
+    begin(full, 100)
+    end(full, Outcome.SUCCEEDED)
+    begin(half, 44)
+    cancel_operation(Actor.of_user(user), operation)
+    words = (
+        "Stopped by anna. 1 repository was sent again in full; "
+        "acme/site had 44 of 100 files sent and goes on; 1 was not touched."
+    )
+    assert words in fragment(admin, operation)
+
+
+def test_the_operation_stands_on_every_page_that_it_touches(
+    admin: Client, user: User, operation: BulkOperation
+) -> None:
+    search, bystander = make_app("Search"), make_app("Bystander")
+    make_pair(search, "docs")
+    make_pair(bystander, "docs")
+    both = resync_many(Actor.of_user(user), AppRepository.objects.exclude(app=bystander))
+    box = f"progress-{both.operation_id}"
+    assert box in admin.get(LIST).text
+    assert box in admin.get(f"/admin/deliveries_app/app/{search.pk}/change/").text
+    assert box not in admin.get(f"/admin/deliveries_app/app/{bystander.pk}/change/").text
+
+
+def test_words_for_screen_readers_are_sent_only_when_ten_percent_more_are_done(
+    admin: Client, operation: BulkOperation
+) -> None:
+    first = operation.runs.order_by("pk")[0]
+    begin(first, 90)  # 30 percent of the operation
+    spoken = f'id="spoken-{operation.operation_id}"'
+    assert spoken in fragment(admin, operation)
+    assert spoken not in fragment(admin, operation, said="30")
+    assert spoken in fragment(admin, operation, said="20")
+
+
+def test_a_list_asks_again_only_for_rows_where_something_goes_on(admin: Client, db) -> None:
+    app = make_app("Portal")
+    quiet, busy = make_pair(app, "docs"), make_pair(app, "site", status=Status.SCANNING)
+    page = admin.get(LIST).text
+    assert f"live/?ids={busy.pk}&quot;" in page or f'live/?ids={busy.pk}"' in page
+    shown = admin.get(f"/admin/live/?ids={busy.pk}").text
+    assert f'id="live-{busy.pk}"' in shown
+    assert f'id="live-{quiet.pk}"' not in shown
+    AppRepository.objects.update(status=Status.SYNCED)
+    ended = admin.get(f"/admin/live/?ids={busy.pk}").text
+    assert "synced" in ended
+    assert "hx-get" not in ended
+
+
+def test_an_operation_that_is_gone_ends_the_polling(admin: Client, db) -> None:
+    answer = admin.get("/admin/progress/bulk_gone/", HTTP_HX_REQUEST="true")
+    assert answer.status_code == 404
+    assert "hx-get" not in answer.text
+
+
+def test_the_repository_page_shows_its_run_its_failures_and_a_way_to_stop(
+    admin: Client, operation: BulkOperation
+) -> None:
+    run = operation.runs.order_by("pk")[0]
+    begin(run, 50)
+    page = admin.get(f"{LIST}{run.pair_id}/change/").text
+    assert "50 / 100 files" in page
+    assert "Cancel" in page
+    admin.post(f"/admin/live/{run.pair_id}/cancel/")
+    run.refresh_from_db()
+    assert run.outcome == Outcome.CANCELLED
+
+
+def test_a_delivery_is_shown_as_what_it_is(admin: Client, db) -> None:
+    pair = make_pair(make_app("Portal"), "docs", generation=5, resend_floor=5)
+    common = {
+        "pair": pair,
+        "mode": "100644",
+        "kind": "create",
+        "sha": "a" * 64,
+        "size": 1,
+        "updated_at": timezone.now(),
+    }
+    Delivery.objects.create(path="told", intent=1, generation=5, acknowledged=True, **common)
+    Delivery.objects.create(path="before", intent=2, generation=4, acknowledged=True, **common)
+    Delivery.objects.create(path="unsure", intent=3, generation=5, acknowledged=False, **common)
+    shown = admin.get("/admin/deliveries_app/delivery/").context["cl"]
+    states = {row.path: shown.model_admin.state(row) for row in shown.result_list}
+    assert [("delivered" in states[path]) for path in ("told", "before", "unsure")] == [True, False, False]
+    assert "cleared" in states["before"]
+    assert "in doubt" in states["unsure"]
+
+
+def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client, db) -> None:
+    pair = make_pair(make_app("Portal"), "docs")
+    common = {
+        "pair": pair,
+        "mode": "100644",
+        "kind": "create",
+        "sha": "a" * 64,
+        "size": 1,
+        "updated_at": timezone.now(),
+    }
+    for number, path in enumerate(["src/a", "SRC/b", "src_/c", "lib/src/d"]):
+        Delivery.objects.create(path=path, intent=number, generation=1, acknowledged=True, **common)
+    found = admin.get("/admin/deliveries_app/delivery/", {"q": "src/"}).context["cl"].result_list
+    assert [row.path for row in found] == ["src/a"]
+
+
+def test_the_list_takes_the_same_queries_for_many_rows(admin: Client, db, django_assert_max_num_queries) -> None:
+    app = make_app("Portal")
+    for number in range(45):
+        make_pair(app, f"many-{number}", status=Status.SCANNING, last_synced_at=timezone.now() - timedelta(hours=1))
+    admin.get(LIST)
+    with django_assert_max_num_queries(12):
+        admin.get(LIST)
+    everything = ",".join(str(pk) for pk in AppRepository.objects.values_list("pk", flat=True))
+    with django_assert_max_num_queries(6):
+        admin.get(f"/admin/live/?ids={everything}")
+    assert tallies.of_runs([]) == {}
+
+
+def test_an_open_circuit_is_told_in_words_and_not_in_markup(admin: Client, db) -> None:
+    pair = make_pair(make_app("Portal"), "docs")
+    pair.repository.circuit_open_until = timezone.now() + timedelta(minutes=20)
+    pair.repository.save()
+    for url in (LIST, "/admin/repositories_app/repository/"):
+        page = admin.get(url).text
+        assert "open, next try" in page
+        assert "&lt;time" not in page

@@ -1,0 +1,141 @@
+"""The admin JSON: the agreed messages and numbers, and every error as JSON."""
+
+import json
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from deliveries_app import services
+from deliveries_app.models import AppRepository, BulkOperation
+from tests.support.staff import VIEWS, make_app, make_pair, staff
+
+
+def generations() -> list[int]:
+    return list(AppRepository.objects.order_by("pk").values_list("generation", flat=True))
+
+
+@pytest.fixture
+def pairs(db) -> list[AppRepository]:
+    portal, search = make_app("Portal"), make_app("Search")
+    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
+
+
+@pytest.fixture
+def operator(db) -> Client:
+    return staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
+
+
+def post(client: Client, path: str, body: object = None):
+    data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+    return client.post(f"/admin/api/{path}", data, content_type="application/json")
+
+
+def ids_of(pair: AppRepository) -> dict[str, str]:
+    return {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+
+
+def test_one_pair_is_queued_under_the_id_of_its_job(operator: Client, pairs) -> None:
+    answer = post(operator, "resync", ids_of(pairs[0]))
+    assert answer.json() == {"data": {"message": "Re-sync queued", "job_id": pairs[0].job_id}}
+    assert generations() == [2, 1, 1]
+
+
+def test_an_app_is_started_watched_and_stopped(operator: Client, pairs) -> None:
+    started = post(operator, f"resync/app/{pairs[0].app.app_id}").json()["data"]
+    operation = BulkOperation.objects.get()
+    assert started == {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": 2}
+    shown = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
+    assert {name: shown[name] for name in ("total", "completed", "files_total", "files_done", "percent", "finished")} == {
+        "total": 2, "completed": 0, "files_total": 200, "files_done": 0, "percent": 0, "finished": False,
+    }  # fmt: skip
+    assert post(operator, f"retry/cancel/{operation.operation_id}").json() == {
+        "data": {"message": "Cancellation requested"}
+    }
+    shown = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
+    assert (shown["cancelled"], shown["finished"]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        ("resync", {}, 400, "app_id and repository_id are required"),
+        ("resync", {"app_id": "app_1"}, 400, "app_id and repository_id are required"),
+        ("resync", {"app_id": 1, "repository_id": 2}, 400, "app_id and repository_id are required"),
+        ("resync", {"app_id": "app_1", "repository_id": "repo_1"}, 404, "App-repository link not found"),
+        ("resync", {"app_id": "a\0", "repository_id": "repo_1"}, 404, "App-repository link not found"),
+        ("resync/app/app_unknown", {}, 404, "App not found"),
+        ("resync/app/a%00b", {}, 404, "Not found"),
+        ("retry/cancel/bulk_unknown", {}, 404, "Operation not found or expired"),
+        ("nowhere", {}, 404, "Not found"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_agreed_words(
+    operator: Client, pairs, path: str, body: object, status: int, error: str
+) -> None:
+    answer = post(operator, path, body)
+    assert (answer.status_code, answer.json()) == (status, {"error": error})
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"null", b'"x"'])
+def test_a_body_that_is_no_json_object_is_a_bad_request(operator: Client, pairs, body: bytes) -> None:
+    answer = post(operator, "resync", body)
+    assert answer.status_code == 400
+    assert list(answer.json()) == ["error"]
+
+
+def test_an_app_without_repositories_says_so(operator: Client, db) -> None:
+    answer = post(operator, f"resync/app/{make_app('Empty').app_id}")
+    assert (answer.status_code, answer.json()) == (404, {"error": "No repositories for this app"})
+
+
+def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, pairs, monkeypatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr(services, "resync_single", fail)
+    monkeypatch.setattr(services, "resync_by_app", fail)
+    answers = [post(operator, "resync", ids_of(pairs[0])), post(operator, f"resync/app/{pairs[0].app.app_id}")]
+    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [
+        (500, "Failed to queue re-sync"),
+        (500, "Failed to start bulk re-sync"),
+    ]
+
+
+def test_it_is_401_for_nobody_403_for_the_rest_also_with_csrf_checks(pairs) -> None:
+    User.objects.create_user("customer", password="x")
+    customer = Client(enforce_csrf_checks=True)
+    customer.force_login(User.objects.get(username="customer"))
+    for path in ("resync", f"resync/app/{pairs[0].app.app_id}", "retry/cancel/bulk_x"):
+        anonymous = post(Client(enforce_csrf_checks=True), path, ids_of(pairs[0]))
+        assert (anonymous.status_code, list(anonymous.json())) == (401, ["error"]), path
+        assert post(customer, path, ids_of(pairs[0])).status_code == 403, path
+        viewer = staff(f"viewer-{len(path)}", *(f"view_{model}" for model in VIEWS))
+        assert post(viewer, path, ids_of(pairs[0])).status_code == 403, path
+    assert Client().get("/admin/api/repositories").status_code == 401
+    assert generations() == [1, 1, 1]
+
+
+def test_a_signed_in_call_without_the_csrf_token_is_refused_as_json(pairs) -> None:
+    User.objects.create_superuser("root", password="x")
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.get(username="root"))
+    answer = post(client, "resync", ids_of(pairs[0]))
+    assert answer.status_code == 403
+    assert "CSRF" in answer.json()["error"]
+    assert generations() == [1, 1, 1]
+
+
+def test_the_watches_are_listed_filtered_and_paged(operator: Client, pairs) -> None:
+    def listed(query: str) -> set[tuple[str, str]]:
+        data = operator.get(f"/admin/api/repositories?{query}").json()["data"]
+        return {(row["app_id"], row["name"]) for row in data["repositories"]}
+
+    portal, search = pairs[0].app.app_id, pairs[2].app.app_id
+    assert listed("") == {(portal, "docs"), (portal, "site"), (search, "docs")}
+    assert listed(f"app_id={portal}") == {(portal, "docs"), (portal, "site")}
+    assert listed("search=site") == {(portal, "site")}
+    assert listed("search=acme/site") == {(portal, "site")}
+    assert listed("status=failed") == set()
+    assert operator.get("/admin/api/repositories?search=%00").status_code == 400
+    assert "ghp_secret" not in operator.get("/admin/api/repositories").text

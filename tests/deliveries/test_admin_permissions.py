@@ -1,0 +1,110 @@
+"""Who sees what in the admin, and what an operator with `view` and the re-sync permission can really do."""
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from deliveries_app.models import AppRepository, BulkOperation
+from tests.support.staff import make_app, make_pair, staff
+
+LIST = "/admin/deliveries_app/apprepository/"
+CONFIRM = f"{LIST}force-resync/"
+
+
+OPERATOR = ("view_app", "view_apprepository", "view_repository", "resync_apprepository")
+
+
+@pytest.fixture
+def pairs(db) -> list[AppRepository]:
+    portal, search = make_app("Portal"), make_app("Search")
+    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
+
+
+@pytest.fixture
+def operator(db) -> Client:
+    return staff("olga", *OPERATOR)
+
+
+def every_page(pairs: list[AppRepository]) -> list[str]:
+    pair = pairs[0]
+    return [
+        LIST,
+        f"{LIST}{pair.pk}/change/",
+        f"{LIST}add/",
+        f"{LIST}{pair.pk}/delete/",
+        "/admin/deliveries_app/app/",
+        f"/admin/deliveries_app/app/{pair.app_id}/change/",
+        "/admin/deliveries_app/app/add/",
+        f"/admin/deliveries_app/app/{pair.app_id}/delete/",
+        "/admin/repositories_app/repository/",
+        f"/admin/repositories_app/repository/{pair.repository_id}/change/",
+        "/admin/deliveries_app/bulkoperation/",
+        "/admin/deliveries_app/syncrun/",
+        "/admin/deliveries_app/delivery/",
+    ]
+
+
+def test_staff_without_any_permission_is_refused_everywhere(pairs) -> None:
+    client = staff("norbert")
+    assert {url: client.get(url).status_code for url in every_page(pairs)} == dict.fromkeys(every_page(pairs), 403)
+
+
+def test_nobody_signed_in_is_led_to_the_login_page_everywhere(client: Client, pairs) -> None:
+    for url in every_page(pairs):
+        answer = client.get(url)
+        assert (answer.status_code, answer.headers.get("Location", "")[:13]) == (302, "/admin/login/"), url
+
+
+def test_an_operator_can_follow_what_was_started(operator: Client, pairs) -> None:
+    url = f"{CONFIRM}?ids={','.join(str(pair.pk) for pair in pairs)}"
+    answer = operator.post(url, {"post": "yes"}, follow=True)
+    operation = BulkOperation.objects.get()
+    assert answer.status_code == 200
+    assert "Cancel" in answer.text
+    assert operator.get(f"/admin/progress/{operation.operation_id}/").status_code == 200
+    assert operator.get(f"/admin/api/retry/progress/{operation.operation_id}").status_code == 200
+    operator.post(f"/admin/progress/{operation.operation_id}/cancel/")
+    operation.refresh_from_db()
+    assert operation.cancelled_by == "olga"
+    operator.post(f"/admin/progress/{operation.operation_id}/dismiss/")
+    operation.refresh_from_db()
+    assert operation.dismissed_at is not None
+
+
+def test_an_operator_changes_nothing_else(operator: Client, pairs) -> None:
+    pair = pairs[0]
+    for url in (f"{LIST}add/", f"{LIST}{pair.pk}/delete/", "/admin/deliveries_app/app/add/"):
+        assert operator.post(url, {"post": "yes"}).status_code == 403
+    assert operator.post(f"/admin/deliveries_app/app/{pair.app_id}/change/", {"name": "Other"}).status_code == 403
+    assert AppRepository.objects.alive().count() == 3
+
+
+def test_who_only_sees_is_offered_neither_cancel_nor_dismiss(operator: Client, pairs) -> None:
+    operator.post(f"{CONFIRM}?all=1", {"post": "yes"})
+    operation = BulkOperation.objects.get()
+    viewer = staff("victor", "view_apprepository", "view_bulkoperation")
+    page = f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/"
+    assert "Cancel" not in viewer.get(page).text
+    assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    operator.post(f"/admin/progress/{operation.operation_id}/cancel/")
+    assert "Dismiss" not in viewer.get(page).text
+    assert viewer.post(f"/admin/progress/{operation.operation_id}/dismiss/").status_code == 403
+
+
+@pytest.mark.parametrize("path", ["live/?ids=1", "live/1/", "progress/bulk_x/", "progress/bulk_x/rows/"])
+def test_a_poll_is_never_answered_with_a_redirect(client: Client, pairs, path: str) -> None:
+    answer = client.get(f"/admin/{path}", HTTP_HX_REQUEST="true")
+    assert answer.status_code == 401
+    assert "Sign in again" in answer.text
+    assert staff("norbert").get(f"/admin/{path}").status_code == 403
+
+
+def test_no_secret_is_ever_in_a_page(pairs) -> None:
+    User.objects.create_superuser("root", password="x")
+    client = Client()
+    client.force_login(User.objects.get(username="root"))
+    for url in every_page(pairs):
+        page = client.get(url).text
+        assert "ghp_secret" not in page, url
+        assert "k" * 20 not in page, url
+        assert pairs[0].app.token_digest not in page, url
