@@ -149,7 +149,7 @@ def test_each_pair_is_compared_with_its_own_base(world: World) -> None:
 
 
 def test_a_pair_in_doubt_is_due_by_its_own_time_and_is_not_asked_for(world: World) -> None:
-    (pair,) = settled(world, 1)
+    (_pair,) = settled(world, 1)
     AppRepository.objects.update(next_sync_at=Now() + timedelta(seconds=50))
     assert world.check() == 0
     assert world.git.server.requests == []

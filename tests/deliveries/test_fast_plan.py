@@ -22,6 +22,7 @@ from tests.support.histories import (
     at_notification,
     kill_worker,
     kill_worker_before_first_byte,
+    let_lease_run_out,
     refusing,
     watching_plans,
 )
@@ -284,6 +285,43 @@ def test_a_blocked_path_without_a_row_is_not_forgotten_when_it_was_a_link_for_a_
     kill_worker_before_first_byte(world, pair)
     AppRepository.objects.filter(pk=pair.pk).update(**before)  # as if killed a moment earlier: nothing was announced
     repo.commit({"a/b": B, "z": A})
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_row_in_doubt_is_planned_though_nothing_lists_its_path(world: World, plans: list[Planned]) -> None:
+    repo, pair = start(world)
+    repo.commit({"0.txt": B, "1.txt": None})
+    world.answer(refusing("0.txt", "1.txt"))
+    world.sync(pair)
+    pair.failures.all().delete()
+    world.answer(None)
+    world.sync(pair)
+    assert was_fast(plans[-1])
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_frozen_worker_that_wakes_up_at_its_end_takes_nothing_off_the_list_of_its_successor(
+    world: World, monkeypatch
+) -> None:
+    """The successor lists a blocked path, which has no row, and sets the base: only the list speaks of it then."""
+    repo, pair = start(world, {"a": A, "z": A})
+    keep_base = mirror.Mirror.keep_base
+
+    def freeze(*arguments) -> None:
+        monkeypatch.setattr(mirror.Mirror, "keep_base", keep_base)
+        let_lease_run_out(pair)
+        repo.commit({"a": None})
+        repo.commit({"a/b": B})
+        world.answer(refusing("a"))
+        world.sync(pair)  # the successor, from its claim to its end
+        assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/b"}
+
+    monkeypatch.setattr(mirror.Mirror, "keep_base", freeze)
+    repo.commit({"z": B})
+    world.sync(pair)
+    assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/b"}
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, pair)

@@ -1,6 +1,7 @@
 """What is sent about each path (engine.md §2): the rules one by one, then the merge join against a naive dictionary."""
 
 import random
+import tracemalloc
 from collections.abc import Iterable
 
 import pytest
@@ -165,6 +166,20 @@ def test_each_phase_starts_with_what_was_not_tried_yet_so_that_poison_files_cann
     ]
     assert plan.count("create") == plan.files == 12
     plan.close()
+
+
+def test_memory_does_not_grow_with_the_repository() -> None:
+    count = 20_000
+    tracemalloc.start()
+    try:
+        entries = (entry(f"{n:08}", chance.choice("AB")) for chance in [random.Random(1)] for n in range(count))
+        plan = make_plan(entries, (row(f"{n:08}") for n in range(0, 2 * count, 2)), TERMS)
+        assert sum(1 for kind in ("delete", "create", "update") for _ in plan.phase(kind)) == plan.files > count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    plan.close()
+    assert peak < 1_000_000
 
 
 # --- The merge join against brute force ----------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_pairs_that_failed_together_do_not_come_back_together(world: World) -> N
 
 
 def test_a_failing_file_is_tried_in_five_attempts_that_send_nothing_else_again(world: World, settings) -> None:
-    repo, pair = world.watch({"bad.txt": b"1", "good.txt": b"2", "fine.txt": b"3"})
+    _repo, pair = world.watch({"bad.txt": b"1", "good.txt": b"2", "fine.txt": b"3"})
     world.answer(refusing("bad.txt"))
     for attempt in range(1, settings.MAX_RETRY_ATTEMPTS):
         world.sync(pair)

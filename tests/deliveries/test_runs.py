@@ -28,7 +28,7 @@ def closed(operation: BulkOperation) -> BulkOperation:
 
 
 def test_one_request_is_one_run_however_many_attempts_it_takes(world: World) -> None:
-    repo, pair = world.watch({"bad.txt": b"1", "good.txt": b"2"})
+    _repo, pair = world.watch({"bad.txt": b"1", "good.txt": b"2"})
     world.answer(refusing("bad.txt"))
     world.sync(pair)
     world.sync(pair)
@@ -123,7 +123,7 @@ def test_an_operation_ends_with_its_last_run_and_not_before(world: World) -> Non
 
 
 def test_an_operation_whose_worker_died_between_the_run_and_it_is_closed_by_the_sweep(world: World) -> None:
-    _, pair = world.watch()
+    _, _pair = world.watch()
     operation = everything()
     SyncRun.objects.filter(operation=operation).update(outcome=Outcome.SUCCEEDED, ended_at=operation.created_at)
     still_open = everything()

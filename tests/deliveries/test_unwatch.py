@@ -59,7 +59,7 @@ def test_nothing_more_is_sent_once_a_pair_is_unwatched_and_the_run_ends_as_such(
 
 
 def test_it_is_removed_when_no_lease_lives_and_what_speaks_of_it_stays(world: World, settings) -> None:
-    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    _repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.answer(refusing("b.txt"))
     operation = resync_many(COMMAND, AppRepository.objects.all())
     world.sync(pair)

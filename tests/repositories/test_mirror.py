@@ -289,7 +289,12 @@ def test_a_fetch_that_outlasts_its_time_limit_ends_with_its_processes(world: Wor
     settings.FETCH_TIMEOUT_SECONDS = 1
     repo, pair = world.watch()
     go_on = threading.Event()
-    world.git.server.on_request = lambda method, target: None if "info/refs" in target and go_on.wait(8) else None
+
+    def hang(method: str, target: str) -> None:
+        if "info/refs" in target:
+            go_on.wait(8)
+
+    world.git.server.on_request = hang
     world.sync(pair)
     go_on.set()
     assert pair.last_error_cause == "timeout"

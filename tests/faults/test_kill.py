@@ -1,0 +1,181 @@
+"""Workers that are killed, told to stop, or lose Redis: the promise holds all the same. Real processes, real signals."""
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+from django.db.models.functions import Now
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.services import resync_single
+from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import Daemons, children, is_alive
+from tests.support.receiver import Answer, wait_for
+from tests.support.valkey import ValkeyServer
+from tests.support.world import World
+
+FILES = 400
+
+
+def watched(world: World, count: int = FILES, pause: float = 0.01) -> tuple[Repo, AppRepository]:
+    """A repository whose delivery takes a while."""
+    world.answer(lambda note: time.sleep(pause))
+    return world.watch({f"folder-{n % 7}/file-{n:05}.txt": b"content %d\n" % n for n in range(count)})
+
+
+def wait_until_synced(pair: AppRepository, timeout: float = 60) -> None:
+    wait_for(lambda: AppRepository.objects.filter(pk=pair.pk, status=Status.SYNCED).exists(), timeout, 0.05)
+    pair.refresh_from_db()
+
+
+def duplicates(world: World) -> int:
+    counts = Counter(record.path for record in world.requests())
+    return sum(count - 1 for count in counts.values())
+
+
+def test_kill_9_of_the_worker_as_often_as_it_comes_is_finished_with_nothing_missing_and_few_duplicates(
+    world: World, daemons: Daemons
+) -> None:
+    repo, pair = watched(world)
+    sweep = daemons.sweep()
+    killed = 0
+    for share in (0.3, 0.6):
+        worker = daemons.worker()
+        wait_for(lambda share=share: len(world.requests()) > share * FILES, 30)
+        horse = worker.horse()
+        worker.kill()
+        killed += 1
+        wait_for(lambda horse=horse: not is_alive(horse), 2)  # an orphan must not go on beside its successor
+    started = time.monotonic()
+    daemons.worker()
+    wait_until_synced(pair)
+    assert time.monotonic() - started < 60
+    assert sweep.running
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) <= killed * (RECORD_BATCH + MAX_IN_FLIGHT)
+    (run,) = world.runs(pair)
+    assert (run.outcome, run.files_done, run.files_total, run.attempts) == ("succeeded", FILES, FILES, killed + 1)
+
+
+def test_kill_9_of_the_horse_alone_is_resumed_by_the_same_worker(world: World, daemons: Daemons) -> None:
+    repo, pair = watched(world, 200)
+    daemons.sweep()
+    worker = daemons.worker()
+    wait_for(lambda: len(world.requests()) > 60, 30)
+    os.kill(worker.horse(), signal.SIGKILL)
+    wait_until_synced(pair)
+    assert worker.running
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
+
+
+@pytest.mark.skipif(os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes 30 s; PostgreSQL's run is enough")
+def test_with_the_default_lease_a_killed_worker_is_replaced_within_60_seconds(world: World, daemons: Daemons) -> None:
+    for name in ("LEASE_SECONDS", "RECORD_BATCH", "SWEEP_INTERVAL_SECONDS"):
+        del daemons.environment[name]
+    App.objects.update(max_in_flight=8)
+    repo, pair = watched(world, 300)
+    daemons.sweep()
+    first = daemons.worker()
+    second = daemons.worker("high", "low", "default")
+    wait_for(lambda: len(world.requests()) > 100, 30)
+    busy = next(worker for worker in (first, second) if list(children(worker.pid)))
+    busy.kill()
+    killed_at = time.monotonic()
+    wait_until_synced(pair)
+    assert time.monotonic() - killed_at < 60
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) <= 100 + 8
+
+
+def test_sigterm_ends_a_worker_within_10_seconds_and_another_one_resumes_at_once_with_the_rest(
+    world: World, daemons: Daemons
+) -> None:
+    repo, pair = watched(world, 300, pause=0.02)
+    world.answer(lambda note: time.sleep(1.5 if note.path.endswith("60.txt") else 0.01))  # some are slow
+    first = daemons.worker()
+    wait_for(lambda: len(world.requests()) > 60, 30)
+    horse = first.horse()
+    started = time.monotonic()
+    first.terminate()
+    assert first.process.wait(10) == 0
+    assert time.monotonic() - started < 10
+    assert not is_alive(horse)
+    pair.refresh_from_db()
+    assert (pair.lease_until, pair.retry_count, pair.status) == (None, 0, Status.PENDING)
+    assert AppRepository.objects.due().filter(pk=pair.pk).exists()
+    recorded = pair.deliveries.filter(acknowledged=True).count()
+    assert recorded == len(world.requests())
+    daemons.sweep()
+    daemons.worker()
+    wait_until_synced(pair, 30)
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) == 0
+
+
+def test_sigterm_ends_an_idle_worker_and_the_sweep(world: World, daemons: Daemons) -> None:
+    worker, sweep = daemons.worker(), daemons.sweep()
+    _repo, pair = watched(world, 3)
+    wait_until_synced(pair, 30)
+    for daemon in (worker, sweep):
+        daemon.terminate()
+    for daemon in (worker, sweep):
+        assert daemon.process.wait(5) == 0
+    assert "Traceback" not in daemons.logs()
+
+
+def test_a_run_goes_on_while_redis_is_away_and_the_worker_takes_jobs_again_when_it_is_back(
+    world: World, daemons: Daemons, valkey_server: ValkeyServer
+) -> None:
+    repo, pair = watched(world)
+    daemons.sweep()
+    worker = daemons.worker()
+    wait_for(lambda: len(world.requests()) > 50, 30)
+    valkey_server.stop()
+    wait_until_synced(pair, 30)
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) == 0
+    resync_single(Actor.command(), pair)  # asked for while Redis is away
+    valkey_server.start()
+    wait_until_synced(pair, 30)
+    assert_promise_kept(world, repo, pair)
+    assert worker.running
+    assert len(world.requests()) == 2 * FILES
+
+
+def test_everything_due_is_found_again_after_a_flush_with_workers_at_work(
+    world: World, daemons: Daemons, valkey_server: ValkeyServer
+) -> None:
+    repo, pair = watched(world, 100)
+    others = [world.watch(name=f"acme/gadgets-{number}") for number in range(4)]
+    daemons.sweep()
+    daemons.worker()
+    wait_for(lambda: len(world.requests()) > 30, 30)
+    with valkey_server.client() as client:
+        client.flushall()
+    for its_repo, its_pair in [(repo, pair), *others]:
+        wait_until_synced(its_pair, 40)
+        assert_promise_kept(world, its_repo, its_pair)
+    assert duplicates(world) == 3  # readme.md of four repositories
+
+
+def test_a_push_a_retry_and_a_resync_find_their_way_through_the_real_queue(world: World, daemons: Daemons) -> None:
+    repo, pair = watched(world, 5)
+    daemons.sweep()
+    daemons.worker()
+    wait_until_synced(pair, 30)
+    repo.commit({"pushed.txt": b"new"})
+    AppRepository.objects.update(next_check_at=Now())
+    wait_for(lambda: AppRepository.objects.filter(pk=pair.pk, last_commit=repo.head).exists(), 30, 0.05)
+    failing = True
+    world.answer(lambda note: Answer(500) if failing else None)
+    resync_single(Actor.command(), pair)
+    wait_for(lambda: AppRepository.objects.filter(pk=pair.pk, retry_count__gte=2).exists(), 30, 0.05)
+    failing = False
+    wait_until_synced(pair, 30)
+    assert_promise_kept(world, repo, pair)
