@@ -5,6 +5,10 @@ class Superseded(Exception):
     """The pair belongs to another claim or generation now: whatever this worker still records would be wrong."""
 
 
+class Paused(Exception):
+    """An administrator paused the app while it was being sent to."""
+
+
 class EndpointDown(Exception):
     """The app's endpoint does not answer at all; every repository of the app has to wait."""
 

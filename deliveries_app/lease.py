@@ -19,7 +19,7 @@ from django.db.models import Case, DateTimeField, F, QuerySet, Sum, Value, When
 from django.db.models.functions import Now
 
 from deliveries_app.clock import DatabaseClock, boot_seconds, from_now
-from deliveries_app.exceptions import Superseded
+from deliveries_app.exceptions import Paused, Superseded
 from deliveries_app.models import App, AppRepository, Status
 
 SEND_MARGIN_SECONDS = 5.0
@@ -105,12 +105,15 @@ class Lease:
 
     def rebalance(self, in_flight: int) -> None:
         """Take the fair share of the app's slots, once a second. Slots are given back before anyone takes them: a
-        smaller share is written only once no more than that is in flight; until then just nothing new is started."""
+        smaller share is written only once no more than that is in flight; until then just nothing new is started.
+        Raises `Paused` when the app was paused meanwhile."""
         if boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
         self.rebalanced_at = boot_seconds()
         with transaction.atomic():
             app = App.objects.select_for_update(no_key=True).get(pk=self.pair.app_id)
+            if app.paused:
+                raise Paused
             others = _other_leases(app.pk, self.pair.pk)
             waiting = (
                 AppRepository.objects.alive()
@@ -121,7 +124,8 @@ class Lease:
             )
             taken = others.aggregate(slots=Sum("lease_slots"))["slots"] or 0
             share = max(1, app.max_in_flight // (others.count() + 1 + waiting))
-            self.slots = max(1, min(share, app.max_in_flight - taken))
+            # No more than at the claim: so many connections the run's client has.
+            self.slots = max(1, min(share, app.max_in_flight - taken, self.pair.app.max_in_flight))
             written = max(self.slots, in_flight)
             AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim).update(lease_slots=written)
 

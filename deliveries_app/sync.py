@@ -15,7 +15,7 @@ from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from deliveries_app import endings, rows, runs
-from deliveries_app.exceptions import EndpointDown, EndpointGone, RateLimited, Superseded
+from deliveries_app.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, Superseded
 from deliveries_app.lease import Lease, claim
 from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun
 from deliveries_app.notices import NoticeRefused, send_sync_completed
@@ -67,6 +67,7 @@ class Attempt:
         self.pair: AppRepository = lease.pair
         self.terms = rows.terms_of(self.pair)
         self.mirror: Mirror = repositories.mirror_of(self.pair.repository)
+        self.sync_run: SyncRun | None = None
         self.sender: Sender | None = None
 
     def run(self) -> None:
@@ -83,6 +84,9 @@ class Attempt:
             self._run()
         except Interrupted:
             self._drain(HAND_OVER_SECONDS)
+            endings.postponed(self.lease, 0.0)
+        except Paused:  # the run stays open, and goes on when the app is resumed
+            self._drain(DRAIN_SECONDS)
             endings.postponed(self.lease, 0.0)
         except GitError as error:
             self._drain(DRAIN_SECONDS)
@@ -107,28 +111,28 @@ class Attempt:
 
     def _run(self) -> None:
         open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
-        run = open_runs[0] if open_runs else None
+        self.sync_run = open_runs[0] if open_runs else None
         if self.pair.retry_count > settings.MAX_RETRY_ATTEMPTS:
             words = "Every attempt ended with the worker gone: look for its memory and its log."
             endings.failed(self.lease, words, "worker", permanent=True)
             return
-        wait = self._circuit_seconds(run)
+        wait = self._circuit_seconds(self.sync_run)
         if wait:
             endings.postponed(self.lease, wait)
             return
         head = remote.ls_head(self.client, self.pair.github_url, self.pair.github_token, self._alive)
         try:
-            self._sync_to(head, run)
+            self._sync_to(head)
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
             logger.warning("mirror_made_anew", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
             self.mirror.remove(self._alive)
-            self._sync_to(head, run)
+            self._sync_to(head)
         self.mirror.repack_if_many(lambda: None)
 
-    def _sync_to(self, head: Head, run: SyncRun | None) -> None:
+    def _sync_to(self, head: Head) -> None:
         with self.mirror.in_use(self._alive):
             commit = self.mirror.fetch(
                 self.pair.github_url,
@@ -143,8 +147,9 @@ class Attempt:
             try:
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.pair.app.send_sync_completed and not self.pair.base_commit
-                if planned.plan.files or run or owes_notice:
-                    self._deliver(planned, run or self._new_run())
+                if planned.plan.files or self.sync_run or owes_notice:
+                    self.sync_run = self.sync_run or self._new_run()
+                    self._deliver(planned, self.sync_run)
                 else:
                     self._finish(planned, None)
             finally:
@@ -284,6 +289,8 @@ class Attempt:
 
         if self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=hold_on):
             self.lease.release()
+        else:
+            self.lease.hold_on()
 
     def _why_down(self) -> tuple[str, str]:
         failure = self.recorder.last_failure

@@ -38,7 +38,6 @@ class Verdict:
 class Judge:
     """Judges the outcomes of one run, and knows when it is hopeless to go on."""
 
-    answered: bool = False
     _down: int = 0
     _gone: int = 0
 
@@ -72,7 +71,6 @@ class Judge:
         if verdict.rest is not None:
             raise RateLimited(verdict.rest)
         self._down = self._down + 1 if verdict.endpoint_failed else 0
-        self.answered = self.answered or verdict.delivered
         if self._down >= DOWN_AFTER:
             raise EndpointDown
         self._gone += verdict.gone

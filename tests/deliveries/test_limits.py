@@ -268,3 +268,28 @@ def test_not_here_in_answer_to_a_delete_in_doubt_is_as_good_as_done(world: World
     assert pair.status == Status.SYNCED
     assert set(world.rows(pair)) == {"keep.txt"}
     assert not App.objects.get().paused
+
+
+def test_an_app_that_is_paused_in_the_middle_of_a_run_is_sent_no_more_and_goes_on_when_it_is_resumed(
+    world: World,
+) -> None:
+    one_by_one(world)
+    repo, pair = world.watch(names(60))
+
+    def pause_at_the_fifth(notification: Notification) -> Answer | None:
+        if notification.path == "file-05.txt":
+            App.objects.filter(pk=world.app.pk).update(paused=True)
+        time.sleep(0.05)
+        return None
+
+    world.answer(pause_at_the_fifth)
+    pair = world.sync(pair)
+    assert pair.status == Status.PENDING
+    assert pair.lease_until is None
+    assert 5 < len(world.copy(pair)) < 60
+    run = world.runs(pair)[0]
+    assert (run.outcome, run.files_done) == ("", len(world.copy(pair)))
+    App.objects.filter(pk=world.app.pk).update(paused=False)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert [run.outcome for run in world.runs(pair)] == [Outcome.SUCCEEDED]
