@@ -3,15 +3,14 @@
 from typing import Any
 
 from django.contrib import admin
-from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
+from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments, tallies
 from deliveries_app.admin import components
+from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.models import BulkOperation, Delivery, SyncRun
 from docora.templatetags.docora import ago, badge, number, size
 
@@ -19,14 +18,13 @@ RUNS_PER_PAGE = 100
 
 
 @admin.register(SyncRun)
-class SyncRunAdmin(components.ReadOnlyAdmin):
+class SyncRunAdmin(ReadOnlyAdmin[SyncRun]):
     list_display = (
         "run_id", "repository_name", "app_name", "why", "requested_by", "started", "result", "files", "failed", "error",
     )  # fmt: skip
     list_filter = ("outcome", "reason")
     search_fields = ("run_id", "repository_name", "app_name", "requested_by")
     paginator = components.BoundedPaginator
-    list_per_page = 50
 
     @admin.display(description="reason")
     def why(self, run: SyncRun) -> str:
@@ -50,12 +48,11 @@ class SyncRunAdmin(components.ReadOnlyAdmin):
 
 
 @admin.register(BulkOperation)
-class BulkOperationAdmin(components.ReadOnlyAdmin):
+class BulkOperationAdmin(ReadOnlyAdmin[BulkOperation]):
     list_display = ("title", "requested_by", "requested", "repositories", "state")
     search_fields = ("title", "operation_id", "requested_by")
     paginator = components.BoundedPaginator
-    list_per_page = 50
-    change_form_template = "admin/deliveries_app/bulkoperation/change_form.html"
+    page_template = "admin/deliveries_app/bulkoperation/change_form.html"
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return fragments.may_see_operations(request.user)
@@ -77,44 +74,26 @@ class BulkOperationAdmin(components.ReadOnlyAdmin):
             return badge("scanning", "running")
         return badge("cancelled", "cancelled") if operation.cancelled_at else badge("succeeded", "finished")
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
         """The operation's progress, and each of its repositories."""
-        operation = self.get_object(request, object_id)
-        if operation is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
-        if not self.has_view_permission(request, operation):
-            raise PermissionDenied
         runs = operation.runs.order_by("app_name", "repository_name", "pk")
         page = Paginator(runs, RUNS_PER_PAGE).get_page(request.GET.get("p"))
         found = tallies.of_runs(page.object_list)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": operation.title,
-            "opts": self.opts,
-            "original": operation,
-            "here": request.get_full_path(),
+        return {
+            **fragments.of_operation(operation),
             "page": page,
             "rows": [{"run": run, "tally": found[run.pk]} for run in page.object_list],
-            **fragments.of_operation(operation),
             "open_ids": fragments.joined(run.pk for run in page.object_list if not run.outcome),
         }
-        return TemplateResponse(request, self.change_form_template or [], context)
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(components.ReadOnlyAdmin):
+class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
     list_select_related = ("pair__app", "pair__repository")
     search_fields = ("path",)  # what it really asks for stands in get_search_results
     search_help_text = "The beginning of a path, an app id or a repository id"
     paginator = components.BoundedPaginator
-    list_per_page = 50
     sortable_by = ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:

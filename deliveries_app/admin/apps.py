@@ -18,7 +18,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import AppForm, OnboardForm
 from deliveries_app.admin.resync import ResyncAdmin
 from deliveries_app.admin.watches import simple_form
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, Status
+from deliveries_app.models import App, AppRepository, BulkOperation, Status
 from docora.crypto import decrypt, encrypt
 from docora.templatetags.docora import badge
 
@@ -32,10 +32,9 @@ class AppAdmin(ResyncAdmin[App]):
     list_display = ("name", "app_id", "repositories", "failing", "state", "base_url")
     list_filter = ("paused",)
     search_fields = ("name", "app_id", "base_url", "email")
-    list_per_page = 50
-    show_full_result_count = False
     actions = ("resync_all_for_app",)
     change_form_template = "admin/deliveries_app/app/change_form.html"
+    pair_field = "app"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[App]:
         alive = Q(watches__ended_at=None)
@@ -48,9 +47,6 @@ class AppAdmin(ResyncAdmin[App]):
                 failed_count=Count("watches", filter=alive & Q(watches__status=Status.FAILED)),
             )
         )
-
-    def pairs_of(self, queryset: QuerySet[App]) -> AppRepositoryQuerySet:
-        return AppRepository.objects.filter(app__in=queryset.order_by().values("pk"))
 
     def app_of(self, queryset: QuerySet[App]) -> App | None:
         apps = list(queryset[:2])

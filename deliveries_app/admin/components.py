@@ -1,11 +1,9 @@
-"""What several admin pages show: the cells of a watched repository, and the operations under way."""
+"""What several admin pages show: a paginator for large tables, and the cells of a watched repository."""
 
 from typing import Any
 from urllib.parse import urlencode
 
-from django.contrib import admin
 from django.core.paginator import Paginator
-from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
@@ -49,22 +47,3 @@ def resync_link(pair: AppRepository, back: str) -> SafeString:
 
 def circuit_words(repository: Repository) -> SafeString | str:
     return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""
-
-
-class ReadOnlyAdmin(admin.ModelAdmin[Any]):
-    """Lists that record what happened: nobody adds, changes or deletes there."""
-
-    show_full_result_count = False
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        title = str(self.opts.verbose_name_plural).capitalize()
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False

@@ -3,16 +3,14 @@
 from typing import Any
 
 from django.contrib import admin
-from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments
 from deliveries_app.admin import components
 from deliveries_app.admin.resync import ResyncAdmin
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet
+from deliveries_app.models import AppRepository
 from repositories_app.models import Repository
 
 
@@ -21,17 +19,13 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
     list_filter = ("is_private",)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
-    list_per_page = 50
-    show_full_result_count = False
     actions = ("force_resync",)
-    change_form_template = "admin/repositories_app/repository/change_form.html"
+    page_template = "admin/repositories_app/repository/change_form.html"
+    pair_field = "repository"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Repository]:
         alive = Q(watches__ended_at=None, watches__app__ended_at=None)
         return super().get_queryset(request).annotate(watcher_count=Count("watches", filter=alive))
-
-    def pairs_of(self, queryset: QuerySet[Repository]) -> AppRepositoryQuerySet:
-        return AppRepository.objects.filter(repository__in=queryset.order_by().values("pk"))
 
     @admin.action(
         permissions=["resync"],
@@ -62,30 +56,13 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
     def has_delete_permission(self, request: HttpRequest, obj: Repository | None = None) -> bool:
         return False  # it goes with the last watch
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Facts, and who watches it."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        repository = self.get_object(request, object_id)
-        if repository is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         watches = AppRepository.objects.alive().filter(repository=repository).select_related("app", "repository")[:200]
-        context = {
-            **self.admin_site.each_context(request),
-            "title": str(repository),
-            "opts": self.opts,
-            "original": repository,
+        return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "watches": watches,
             "live_ids": fragments.live_ids(watches),
             "may_resync": self.has_resync_permission(request),
-            "here": request.get_full_path(),
         }
-        return TemplateResponse(request, self.change_form_template or [], context)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -10,27 +10,27 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepositoryQuerySet, BulkOperation
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.services import NotFound, resync_by_app, resync_many, resync_single
 from deliveries_app.services.impact import Impact, impact_of
 from deliveries_app.services.resync import PERMISSION
 from docora import confirm
 
 
-class ResyncAdmin[M: Model](admin.ModelAdmin[M]):
-    """A model whose rows stand for watched repositories. `view` and the re-sync permission are enough for both."""
+class ResyncAdmin[M: Model](DocoraAdmin[M]):
+    """A model whose rows stand for watched repositories: `pair_field` of a pair names the row that it belongs to.
+    `view` and the re-sync permission are enough for the action and its page."""
+
+    pair_field: str
 
     def pairs_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
         """The watched repositories that the rows stand for."""
-        raise NotImplementedError
+        return AppRepository.objects.filter(**{f"{self.pair_field}__in": queryset.order_by().values("pk")})
 
     def app_of(self, queryset: QuerySet[M]) -> App | None:
         """The app, if the rows mean all of one app."""
         return None
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        title = str(self.opts.verbose_name_plural).capitalize()
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
     def has_resync_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request) and request.user.has_perm(PERMISSION)
@@ -41,13 +41,10 @@ class ResyncAdmin[M: Model](admin.ModelAdmin[M]):
         )
         return [page, *super().get_urls()]
 
-    def resync_url(self, request: HttpRequest, query: str) -> str:
-        """The address of the confirmation page."""
-        return f"{reverse(f'admin:{self._url_name("force_resync")}')}?{query}"
-
     def ask(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
         """The action itself: it only leads to the page that asks."""
-        return HttpResponseRedirect(self.resync_url(request, confirm.query_of_selection(request)))
+        page = reverse(f"admin:{self._url_name('force_resync')}")
+        return HttpResponseRedirect(f"{page}?{confirm.query_of_selection(request)}")
 
     def confirm_resync(self, request: HttpRequest) -> HttpResponse:
         """GET tells what the re-sync would mean; POST with `post=yes` does it."""

@@ -65,19 +65,15 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
     list_display_links = ("repository_name",)
     list_filter = ("status", AppFilter, CircuitFilter)
     list_select_related = ("app", "repository")
-    list_per_page = 50
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or id"
-    show_full_result_count = False
     actions = ("force_resync",)
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
-    change_form_template = "admin/deliveries_app/apprepository/change_form.html"
+    page_template = "admin/deliveries_app/apprepository/change_form.html"
+    pair_field = "pk"
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
         return AppRepository.objects.alive().order_by("app__name", "repository__owner", "repository__name", "pk")
-
-    def pairs_of(self, queryset: QuerySet[AppRepository]) -> AppRepositoryQuerySet:
-        return AppRepository.objects.filter(pk__in=queryset.order_by().values("pk"))
 
     @admin.action(
         permissions=["resync"],
@@ -155,34 +151,17 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
                 )
         return simple_form(self, request, form, "Watch a repository", "Watch")
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        """Facts, progress and what is not delivered. No form: every operating part is a button of its own."""
-        pair = self.get_object(request, object_id)
-        if pair is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
-        if not self.has_view_permission(request, pair):
-            raise PermissionDenied
+    def page_context(self, request: HttpRequest, pair: AppRepository) -> dict[str, Any]:
+        """Facts, progress and what is not delivered."""
         failures = pair.failures.all()
-        context = {
-            **self.admin_site.each_context(request),
-            "title": str(pair),
-            "opts": self.opts,
-            "original": pair,
+        return {
             **fragments.of_pair(pair),
             "may_resync": self.has_resync_permission(request),
             "may_delete": self.has_delete_permission(request, pair),
             "failures": failures[:LISTED_FAILURES],
             "failure_count": failures.count(),
             "runs": pair.runs.select_related("operation")[:10],
-            "here": request.get_full_path(),
         }
-        return TemplateResponse(request, self.change_form_template or [], context)
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Said in one line each: collecting a million deliveries to list them would help nobody."""
