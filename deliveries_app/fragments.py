@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app import tallies
-from deliveries_app.models import AppRepository, BulkOperation, Outcome
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.services import RESYNC_PERMISSION
 from deliveries_app.tallies import Tally
 from docora.text import format_bytes, format_seconds
@@ -69,7 +69,7 @@ def _after_cancel(operation: BulkOperation, tally: Tally) -> str:
     untouched = cancelled.filter(started_at=None).count()
     parts = [f"{_repositories(tally.succeeded)} {'was' if tally.succeeded == 1 else 'were'} sent again in full"]
     parts += [
-        f"{run.repository_name} had {run.files_done:,} of {run.files_total:,} files sent and goes on"
+        f"{_of_run(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent and goes on"
         for run in begun[:_NAMED]
     ]
     if len(begun) > _NAMED:
@@ -79,6 +79,11 @@ def _after_cancel(operation: BulkOperation, tally: Tally) -> str:
     if tally.failed:
         parts.append(f"{tally.failed:,} failed")
     return f"Stopped by {operation.cancelled_by}. {'; '.join(parts)}."
+
+
+def _of_run(operation: BulkOperation, run: SyncRun) -> str:
+    """The repository; with its app where an operation touches several."""
+    return run.repository_name if operation.app_id else f"{run.repository_name} → {run.app_name}"
 
 
 def _repositories(count: int) -> str:

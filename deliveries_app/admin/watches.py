@@ -99,7 +99,7 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
     def synced(self, pair: AppRepository) -> str:
         return ago(pair.last_synced_at)
 
-    @admin.display(description="files", ordering="tree_files")
+    @admin.display(description="files delivered", ordering="tree_files")
     def files(self, pair: AppRepository) -> str:
         return number(pair.files_delivered)
 

@@ -75,7 +75,7 @@ def test_cancel_says_what_was_sent_and_what_was_not(operator: Client, operation:
     answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
     assert "Cancelled: 2 had not finished." in answer.text
     assert (
-        "Stopped by anna. 1 repository was sent again in full; acme/site had 44 of 100 files sent and goes on; "
+        "Stopped by anna. 1 repository was sent again in full; acme/site → Portal had 44 of 100 files sent and goes on; "
         "1 was not touched."
     ) in answer.text
     operation.refresh_from_db()

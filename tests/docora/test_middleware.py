@@ -1,0 +1,70 @@
+"""Whom Docora believes about a client's address and scheme, and how its errors look."""
+
+import ipaddress
+
+import pytest
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, RequestFactory
+
+from docora.middleware import TrustedProxyMiddleware
+
+CLIENT, PROXY, INNER = "203.0.113.9", "10.0.0.1", "10.0.0.2"
+
+
+def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tuple[str, str]:
+    """The address and the scheme that a view finds."""
+    headers = {"HTTP_X_FORWARDED_FOR": forwarded_for, "HTTP_X_FORWARDED_PROTO": proto}
+    request = RequestFactory().get("/", REMOTE_ADDR=remote, **headers)
+    found: list[HttpRequest] = []
+    TrustedProxyMiddleware(lambda request: found.append(request) or HttpResponse())(request)
+    assert "HTTP_X_FORWARDED_FOR" not in found[0].META
+    return found[0].META["REMOTE_ADDR"], found[0].scheme
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded_for", "proto", "expected"),
+    [
+        (CLIENT, "", "", (CLIENT, "http")),
+        (CLIENT, "198.51.100.1", "https", (CLIENT, "http")),  # a stranger says so
+        (PROXY, CLIENT, "https", (CLIENT, "https")),
+        (PROXY, f"{CLIENT}, {INNER}", "https", (CLIENT, "https")),
+        (PROXY, f"1.2.3.4, {CLIENT}", "http", (CLIENT, "http")),  # the client wrote the first one itself
+        (PROXY, "nonsense", "", ("nonsense", "http")),
+        (PROXY, "", "", (PROXY, "http")),
+    ],
+)
+def test_forwarded_headers_count_from_trusted_proxies_only(
+    settings, remote: str, forwarded_for: str, proto: str, expected: tuple[str, str]
+) -> None:
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
+    assert seen_by_django(remote, forwarded_for, proto) == expected
+
+
+def test_without_trusted_proxies_nobody_is_believed() -> None:
+    assert seen_by_django(PROXY, CLIENT, "https") == (PROXY, "http")
+
+
+def test_health_and_version_are_public_and_small(client: Client) -> None:
+    health = client.get("/health").json()
+    assert set(health) == {"timestamp", "uptime"}
+    assert health["timestamp"].endswith("Z")
+    assert set(client.get("/version").json()) == {"version", "buildNumber", "gitSha", "buildDate"}
+    assert client.post("/health").status_code == 405
+
+
+def test_health_is_not_redirected_to_https(client: Client, settings) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    assert client.get("/health").status_code == 200
+    assert client.get("/admin/login/").status_code == 301
+
+
+def test_unknown_addresses_are_json_below_the_api_and_pages_elsewhere(client: Client) -> None:
+    assert client.get("/api/nothing").json() == {"error": "Not found"}
+    assert client.get("/admin/api/nothing").json() == {"error": "Not found"}
+    page = client.get("/nothing")
+    assert page.status_code == 404
+    assert page.headers["Content-Type"].startswith("text/html")
+
+
+def test_the_root_leads_to_the_admin(client: Client) -> None:
+    assert client.get("/").url == "/admin/"
