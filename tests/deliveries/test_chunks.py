@@ -1,4 +1,4 @@
-"""Large files in chunks (engine.md §7, protocol.md §1), told to a client that counts the chunks of each id."""
+"""Large files in chunks (engine.md §7, the wire contract §1), told to a client that counts the chunks of each id."""
 
 import base64
 import itertools
