@@ -133,10 +133,6 @@ class Recorder:
         self._committed_at = time.monotonic()
         runs.show(self._run, **counts)
 
-    def forget(self) -> None:
-        """Drop what is not written: the pair belongs to somebody else, who will find it in doubt."""
-        self._acknowledged, self._failed = [], []
-
     def _write_acknowledged(self, now: datetime) -> None:
         if not self._acknowledged:
             return

@@ -17,8 +17,6 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Expression
 
-MIN_KEY_LENGTH = 16
-
 
 class DecryptionError(Exception):
     """A stored secret fits none of the configured `ENCRYPTION_KEYS`."""
