@@ -125,12 +125,18 @@ def _show_ended(runs: Sequence[SyncRun]) -> None:
 
 
 def close_operations(operation_pks: Iterable[int]) -> None:
-    """Close those of the operations whose runs have all ended."""
-    for operation in BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None):
-        if operation.runs.filter(outcome="").exists():
-            continue
-        BulkOperation.objects.filter(pk=operation.pk, ended_at=None).update(ended_at=Now())
-        progress.finish(operation.operation_id)
+    """Close those of the operations whose runs have all ended.
+
+    The operation's row is locked first: of two workers that end its last two runs at the same moment, neither sees the
+    other's before it is committed, and both would leave it open.
+    """
+    with transaction.atomic():
+        rows = BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None)
+        for operation in rows.select_for_update().order_by("pk"):
+            if operation.runs.filter(outcome="").exists():
+                continue
+            BulkOperation.objects.filter(pk=operation.pk).update(ended_at=Now())
+            progress.finish(operation.operation_id)
 
 
 def close_abandoned_operations() -> None:

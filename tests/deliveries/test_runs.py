@@ -1,12 +1,18 @@
 """One run per request, and what it comes to (`engine.md` §10)."""
 
+import contextlib
+import functools
+import threading
+
 import pytest
+from django.db import transaction
 
 from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.services import cancel_operation, cancel_resync, resync_many, resync_single, unwatch
 from tests.support.histories import assert_promise_kept, at_notification, refusing
+from tests.support.processes import in_threads
 from tests.support.world import World
 
 COMMAND = Actor.command()
@@ -158,3 +164,21 @@ def test_on_a_paused_app_a_resync_is_recorded_and_runs_on_resume(world: World) -
     assert len(world.requests()) == sent + 1
     assert_promise_kept(world, repo, pair)
     assert tallies.of_operation(closed(operation)).succeeded == 1
+
+
+def test_two_workers_that_end_the_last_two_runs_at_the_same_moment_close_the_operation(world: World) -> None:
+    """Neither sees the other's run ended before it is committed; both left the operation open, its bar at 99 %."""
+    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
+    world.settle()
+    operation = everything()
+    ended = threading.Barrier(2)
+
+    def end(pair: AppRepository) -> None:
+        pair.refresh_from_db()
+        with transaction.atomic():
+            runs.end_runs(pair.pk, pair.generation, Outcome.SUCCEEDED)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                ended.wait(0.5)  # where the second waits for the first one's commit, it never comes here in time
+
+    in_threads(*[functools.partial(end, pair) for pair in pairs])
+    closed(operation)
