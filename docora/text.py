@@ -28,8 +28,10 @@ def format_bytes(count: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """A duration in the two largest units that matter: `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 0.5:
+        return "less than a second"
     if seconds < 60:
-        return f"{max(0, round(seconds))} s"
+        return f"{round(seconds)} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
