@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from django.test import Client
 
-from tests.support.staff import VIEWS, staff
+from deliveries_app.models import AppRepository
+from tests.support.staff import VIEWS, make_app, make_pair, staff
 from tests.support.world import World
 
 
@@ -25,3 +26,10 @@ def operator(db) -> Client:
 @pytest.fixture
 def viewer(db) -> Client:
     return staff("victor", *(f"view_{model}" for model in VIEWS))
+
+
+@pytest.fixture
+def pairs(db) -> list[AppRepository]:
+    """Portal watches acme/docs and acme/site, Search watches acme/docs."""
+    portal, search = make_app("Portal"), make_app("Search")
+    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]

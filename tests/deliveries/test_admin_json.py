@@ -8,22 +8,11 @@ from django.test import Client
 
 from deliveries_app import services
 from deliveries_app.models import AppRepository, BulkOperation
-from tests.support.staff import VIEWS, make_app, make_pair, staff
+from tests.support.staff import VIEWS, make_app, staff
 
 
 def generations() -> list[int]:
     return list(AppRepository.objects.order_by("pk").values_list("generation", flat=True))
-
-
-@pytest.fixture
-def pairs(db) -> list[AppRepository]:
-    portal, search = make_app("Portal"), make_app("Search")
-    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
-
-
-@pytest.fixture
-def operator(db) -> Client:
-    return staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
 
 
 def post(client: Client, path: str, body: object = None):

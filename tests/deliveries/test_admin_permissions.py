@@ -5,19 +5,13 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deliveries_app.models import AppRepository, BulkOperation
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import staff
 
 LIST = "/admin/deliveries_app/apprepository/"
 CONFIRM = f"{LIST}force-resync/"
 
 
 OPERATOR = ("view_app", "view_apprepository", "view_repository", "resync_apprepository")
-
-
-@pytest.fixture
-def pairs(db) -> list[AppRepository]:
-    portal, search = make_app("Portal"), make_app("Search")
-    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
 
 
 @pytest.fixture

@@ -9,16 +9,10 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import make_pair, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
 CONFIRM = f"{LIST}force-resync/"
-
-
-@pytest.fixture
-def pairs(db) -> list[AppRepository]:
-    portal, search = make_app("Portal"), make_app("Search")
-    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
 
 
 def choose(client: Client, url: str, action: str, *pks: int, **extra: str):

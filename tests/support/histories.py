@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 from django.db import connections
@@ -19,6 +18,7 @@ from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import Attempt, Planned, sync
 from repositories_app.remote import Head
 from tests.support.git import Repo
+from tests.support.processes import forked
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
@@ -137,19 +137,11 @@ def let_lease_run_out(pair: AppRepository) -> None:
 
 
 def _fork(pair: AppRepository, prepare: Callable[[], None]) -> int:
-    connections.close_all()  # each side opens its own
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the receiver's threads are not needed in the child
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            prepare()
-            sync(pair.pk)
-            status = 0
-        finally:
-            os._exit(status)
-    return child
+    def work() -> None:
+        prepare()
+        sync(pair.pk)
+
+    return forked(work)
 
 
 def _was_killed(child: int) -> bool:
