@@ -5,8 +5,6 @@ at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writ
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -20,21 +18,20 @@ from deliveries_app.lease import Lease, claim
 from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun
 from deliveries_app.notices import NoticeRefused, send_sync_completed
 from deliveries_app.payloads import Envelope, RepositoryInfo
-from deliveries_app.plan import Plan, make_plan, reason_to_skip
+from deliveries_app.planning import Planned, plan_to
 from deliveries_app.recorder import Recorder, settle_lists
 from deliveries_app.sender import Destination, Sender
 from docora.worker import stopping
 from repositories_app import remote
 from repositories_app import services as repositories
 from repositories_app.exceptions import Cause, GitError, Interrupted
-from repositories_app.mirror import MAX_DIFF_PATHS, Entry, Mirror
+from repositories_app.mirror import Mirror
 from repositories_app.remote import Head
 
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
-_TICK_EVERY = 2000  # tree entries
 
 
 def sync(pair_pk: int) -> bool:
@@ -48,15 +45,6 @@ def sync(pair_pk: int) -> bool:
         except Superseded:
             logger.info("superseded")
     return True
-
-
-@dataclass
-class Planned:
-    """A plan, the commit that it leads to, and what a fast plan looked at (None: at everything)."""
-
-    plan: Plan
-    head: Head
-    among: list[bytes] | None
 
 
 class Attempt:
@@ -143,7 +131,7 @@ class Attempt:
                 tick=self._alive,
             )
             repositories.record_success(self.pair.repository)
-            planned = self._plan(Head(commit, head.branch))
+            planned = plan_to(Head(commit, head.branch), self.pair, self.terms, self.mirror, self._alive)
             try:
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.pair.app.send_sync_completed and not self.pair.base_commit
@@ -154,34 +142,6 @@ class Attempt:
                     self._finish(planned, None)
             finally:
                 planned.plan.close()
-
-    def _plan(self, head: Head) -> Planned:
-        fast = self._fast_plan(head)
-        if fast is None:
-            entries = self._ticking(self.mirror.tree(head.commit))
-            fast = Planned(make_plan(entries, rows.all_rows(self.pair.pk), self.terms), head, None)
-        plan = fast.plan
-        repositories.record_snapshot(self.pair.repository, head.commit, head.branch, plan.tree_files, plan.tree_bytes)
-        return fast
-
-    def _fast_plan(self, head: Head) -> Planned | None:
-        """Only what differs from the base commit, what is in doubt and what failed; None when that is not known."""
-        base = self.pair.base_commit
-        if not base or self.pair.base_rules != self.terms.fingerprint or not self.mirror.has(base):
-            return None
-        changed = [] if base == head.commit else self.mirror.changed_paths(base, head.commit)
-        unsettled = rows.unsettled_paths(self.pair.pk, MAX_DIFF_PATHS)
-        if changed is None or unsettled is None:
-            return None
-        paths = sorted({*changed, *(path.encode() for path in unsettled)})
-        before = [
-            entry for entry in self.mirror.tree(base, paths) if not reason_to_skip(entry, self.terms.max_file_bytes)
-        ]
-        names = [path.decode() for path in paths if _is_utf8(path)]
-        plan = make_plan(self.mirror.tree(head.commit, paths), rows.rows_at(self.pair.pk, names), self.terms)
-        plan.tree_files += self.pair.tree_files - len(before)
-        plan.tree_bytes += self.pair.tree_bytes - sum(entry.size for entry in before)
-        return Planned(plan, head, paths)
 
     def _deliver(self, planned: Planned, run: SyncRun) -> None:
         plan = planned.plan
@@ -263,12 +223,6 @@ class Attempt:
         self._extend_if_due()
         self.lease.rebalance(self.client.in_flight)
 
-    def _ticking(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        for number, entry in enumerate(entries):
-            if number % _TICK_EVERY == 0:
-                self._alive()
-            yield entry
-
     def _drain(self, seconds: float) -> None:
         """Let what is under way settle, and record it."""
         if self.sender is None:
@@ -296,11 +250,3 @@ class Attempt:
         failure = self.recorder.last_failure
         detail = failure.message if failure else ""
         return f"The app's endpoint is down: {detail}", failure.cause if failure else "network"
-
-
-def _is_utf8(path: bytes) -> bool:
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

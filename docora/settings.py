@@ -173,6 +173,7 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "admin:login"
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
 
 # --- Django ------------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -185,6 +186,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_htmx",
     "django_rq",
+    "axes",
     "repositories_app",
     "deliveries_app",
 ]
@@ -200,6 +202,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "axes.middleware.AxesMiddleware",  # last, as it says
 ]
 CSRF_FAILURE_VIEW = "docora.errors.csrf_failure"
 ROOT_URLCONF = "docora.urls"

@@ -21,6 +21,8 @@ class Repository(models.Model):
     consecutive_failures = models.PositiveIntegerField(default=0)
     last_failure_at = models.DateTimeField(null=True, blank=True)
     circuit_open_until = models.DateTimeField(null=True, blank=True)
+    last_error = models.TextField(blank=True, default="", help_text="The last failure that concerned every watcher.")
+    last_error_cause = models.CharField(max_length=20, blank=True, default="")
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 

@@ -48,6 +48,9 @@ class AppAdmin(ResyncAdmin[App]):
             )
         )
 
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("deliveries_app.onboard_app")
+
     def app_of(self, queryset: QuerySet[App]) -> App | None:
         apps = list(queryset[:2])
         return apps[0] if len(apps) == 1 else None

@@ -39,7 +39,16 @@ class App(models.Model):
     website = models.CharField(max_length=2048, blank=True)
     description = models.CharField(max_length=500, blank=True)
     client_auth_key = EncryptedTextField("signing key", help_text="Notifications are signed with it.")
-    token_digest = models.CharField(max_length=64, unique=True, editable=False)
+    new_auth_key = EncryptedTextField("new signing key", blank=True, default="", editable=False)
+    key_rotation_started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    new_key_signs = models.BooleanField(
+        default=False,
+        editable=False,
+        help_text="The app accepted the new key last: X-Docora-Signature is made with it.",
+    )
+    new_key_accepted_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="The old key may be retired from then on."
+    )
     paused = models.BooleanField(default=False, help_text="Nothing is sent to a paused app; what is due waits.")
     paused_reason = models.CharField(max_length=500, blank=True, editable=False)
     not_before = models.DateTimeField(
@@ -64,6 +73,10 @@ class App(models.Model):
 
     class Meta:
         ordering = ["name", "pk"]
+        permissions = [
+            ("onboard_app", "Can register a client app"),
+            ("rotate_secret_app", "Can replace the token and the signing key of an app"),
+        ]
         indexes = [models.Index(fields=["name", "id"], name="app_order")]
         constraints = [
             models.CheckConstraint(condition=Q(max_in_flight__gte=1), name="app_max_in_flight"),
@@ -72,6 +85,29 @@ class App(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_rotating_key(self) -> bool:
+        """Two signing keys are live: notifications carry a signature of each."""
+        return self.key_rotation_started_at is not None
+
+
+class AppToken(models.Model):
+    """A bearer token of an app, known by its SHA-256 only. An app has several while one is being rotated."""
+
+    app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="tokens")
+    digest = models.CharField("SHA-256", max_length=64, unique=True, editable=False)
+    ending = models.CharField(max_length=4, help_text="The token's last characters, to tell one from another.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="It was replaced and is accepted until then.")
+
+    class Meta:
+        ordering = ["-created_at", "-pk"]
+        constraints = [models.CheckConstraint(condition=~Q(digest=""), name="token_has_digest")]
+
+    def __str__(self) -> str:
+        return f"Token of {self.app}"
 
 
 class Status(models.TextChoices):
@@ -117,6 +153,12 @@ class AppRepository(models.Model):
     watch_id = models.CharField(max_length=16, unique=True, default=new_watch_id, editable=False)
     github_url = models.CharField("URL", max_length=2048, help_text="As the app spelled it.")
     github_token = EncryptedTextField("token", blank=True, default="")
+    push_secret = EncryptedTextField(
+        "push hook secret", blank=True, default="", help_text="The git host signs its push hooks with it."
+    )
+    ignore_patterns = models.TextField(
+        blank=True, default="", help_text="As in .gitignore, one a line; what they match is not sent to this app."
+    )
     status = models.CharField(max_length=20, choices=Status, default=Status.PENDING, editable=False)
 
     generation = models.BigIntegerField(default=1, editable=False)
@@ -136,6 +178,9 @@ class AppRepository(models.Model):
     tree_files = models.PositiveBigIntegerField("files", default=0, editable=False)
     tree_bytes = models.PositiveBigIntegerField("bytes", default=0, editable=False)
     files_failing = models.PositiveBigIntegerField(default=0, editable=False)
+    left_out = models.JSONField(
+        default=dict, editable=False, help_text="Cause → how many files of the tree are not sent, or not as they are."
+    )
 
     claim = models.BigIntegerField(default=0, editable=False)
     claim_wanted = models.BigIntegerField(default=0, editable=False)
@@ -154,7 +199,10 @@ class AppRepository(models.Model):
         verbose_name = "watched repository"
         verbose_name_plural = "watched repositories"
         ordering = ["app__name", "repository__owner", "repository__name", "pk"]
-        permissions = [("resync_apprepository", "Can force a re-sync of a watched repository")]
+        permissions = [
+            ("resync_apprepository", "Can force a re-sync of a watched repository"),
+            ("retry_apprepository", "Can retry a failed watched repository and reset a circuit"),
+        ]
         indexes = [
             models.Index(fields=["next_sync_at"], name="watch_due", condition=Q(ended_at=None)),
             models.Index(fields=["next_check_at"], name="watch_check", condition=Q(ended_at=None)),

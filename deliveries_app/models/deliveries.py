@@ -16,6 +16,9 @@ class Delivery(models.Model):
 
     pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     path = BytewiseTextField()
+    source_path = BytewiseTextField(
+        blank=True, db_default="", help_text="The file's path in the repository, kept while transforms are in use."
+    )
     mode = models.CharField(max_length=6)
     kind = models.CharField(max_length=6, choices=[(kind.value, kind.value) for kind in Kind])
     source_key = models.CharField(  # noqa: DJ001  null means "not known", which is no key at all
@@ -29,6 +32,9 @@ class Delivery(models.Model):
     generation = models.BigIntegerField()
     acknowledged = models.BooleanField()
     held_sha = models.CharField("held SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
+    remark = models.CharField(
+        max_length=20, blank=True, db_default="", help_text="What is special about the content, such as lfs_pointer."
+    )
     attempts = models.PositiveIntegerField(default=0, help_text="Failed attempts of this notification.")
     hold_until = models.DateTimeField(
         null=True, help_text="After a timeout the path rests, the client may still be at it."
@@ -38,7 +44,11 @@ class Delivery(models.Model):
     class Meta:
         verbose_name_plural = "deliveries"
         ordering = ["-pk"]
-        indexes = [models.Index(fields=["pair", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False))]
+        indexes = [
+            models.Index(fields=["pair", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False)),
+            models.Index(fields=["pair", "source_path"], name="delivery_source", condition=~Q(source_path="")),
+            models.Index(fields=["pair", "path"], name="delivery_remarked", condition=~Q(remark="")),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["pair", "path"], name="delivery_unique_path"),
             models.CheckConstraint(condition=Q(kind__in=[kind.value for kind in Kind]), name="delivery_kind_known"),

@@ -91,6 +91,7 @@ class SyncRun(models.Model):
     files_done = models.PositiveBigIntegerField(default=0, help_text="acknowledged by the client")
     files_failed = models.PositiveBigIntegerField(default=0)
     files_skipped = models.PositiveBigIntegerField(default=0)
+    left_out = models.JSONField(default=dict, help_text="Cause → how many files of the tree were not sent as they are.")
     bytes_total = models.PositiveBigIntegerField(default=0)
     bytes_done = models.PositiveBigIntegerField(default=0)
     error = models.TextField(blank=True, default="")
@@ -113,3 +114,48 @@ class SyncRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.repository_name} → {self.app_name}, {self.get_reason_display()}"
+
+
+class NoticeKind(models.TextChoices):
+    """Notifications that are not about one file; the value is the endpoint."""
+
+    SYNC_FAILED = "sync_failed", "sync failed"
+    SYNC_COMPLETED = "sync_completed", "sync completed"
+
+
+class Notice(models.Model):
+    """A notification that is not about one file and is still to be sent. Acknowledged or given up, its row goes.
+
+    `facts` are the fields of its body, without the timestamp, in order. `intent` is drawn before the first attempt and
+    kept for every retry.
+    """
+
+    pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="notices")
+    kind = models.CharField(max_length=14, choices=NoticeKind)
+    facts = models.JSONField()
+    intent = models.BigIntegerField("sequence", null=True)
+    generation = models.BigIntegerField()
+    attempts = models.PositiveIntegerField(default=0)
+    due_at = models.DateTimeField(default=timezone.now)
+    last_error = models.CharField(max_length=500, blank=True, default="")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["pk"]
+        indexes = [models.Index(fields=["due_at"], name="notice_due")]
+        constraints = [models.CheckConstraint(condition=Q(kind__in=NoticeKind.values), name="notice_kind_known")]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} to {self.pair}"
+
+
+class Queue(models.Model):
+    """The job queue lies in Redis; this stands for the right to see and to control it, and has no table."""
+
+    class Meta:
+        managed = False
+        default_permissions = ()
+        permissions = [("view_queue", "Can see the job queue"), ("control_queue", "Can stop jobs and pause the queue")]
+
+    def __str__(self) -> str:
+        return "Job queue"

@@ -7,9 +7,10 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
+from django.db import transaction
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
+from deliveries_app.models import App, AppToken
 from docora.crypto import hash_token, new_token, new_webhook_key
 
 
@@ -63,7 +64,7 @@ def onboard_app(
 
     Raises `ValidationError` in words: name of 3–100 characters, base URL, e-mail, key of 16–500 characters.
     """
-    actor.require("deliveries_app.add_app")
+    actor.require("deliveries_app.onboard_app")
     name = validate_name(name)
     validate_base_url(base_url)
     try:
@@ -76,13 +77,14 @@ def onboard_app(
     if len(description) > 500:
         raise ValidationError("The description must have at most 500 characters.", code="description")
     token = new_token()
-    app = App.objects.create(
-        name=name,
-        base_url=base_url,
-        email=email,
-        website=website,
-        description=description,
-        client_auth_key=key,
-        token_digest=hash_token(token),
-    )
+    with transaction.atomic():
+        app = App.objects.create(
+            name=name,
+            base_url=base_url,
+            email=email,
+            website=website,
+            description=description,
+            client_auth_key=key,
+        )
+        AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
     return Onboarded(app, token, key)

@@ -79,7 +79,7 @@ def test_every_page_answers_and_none_shows_a_secret(root: Client, pair: AppRepos
     for url in pages(pair):
         answer = root.get(url)
         assert answer.status_code == 200, url
-        for secret in ("ghp_secret", "k" * 20, pair.app.token_digest):
+        for secret in ("ghp_secret", "k" * 20, pair.app.tokens.get().digest):
             assert secret not in answer.text, url
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert " style=" not in answer.text, url

@@ -101,4 +101,4 @@ def test_no_secret_is_ever_in_a_page(pairs) -> None:
         page = client.get(url).text
         assert "ghp_secret" not in page, url
         assert "k" * 20 not in page, url
-        assert pairs[0].app.token_digest not in page, url
+        assert pairs[0].app.tokens.get().digest not in page, url

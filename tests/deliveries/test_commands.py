@@ -22,7 +22,7 @@ def test_onboard_app_prints_the_id_and_both_secrets_once(world: World) -> None:
     printed = json.loads(run("onboard_app", "Search", "https://search.example/hooks", "ops@search.example", json=True))
     assert set(printed) == {"app_id", "token", "client_auth_key", "created_at"}
     app = App.objects.get(app_id=printed["app_id"])
-    assert app.token_digest == hash_token(printed["token"])
+    assert app.tokens.get().digest == hash_token(printed["token"])
     assert app.client_auth_key == printed["client_auth_key"]
 
 

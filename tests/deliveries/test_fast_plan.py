@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from deliveries_app import sync as engine
+from deliveries_app import planning as engine
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
+from deliveries_app.planning import Planned
 from deliveries_app.services import cancel_resync, resync_single
-from deliveries_app.sync import Planned
 from repositories_app import mirror
 from repositories_app.services import mirror_of
 from tests.support.git import Entry, Repo

@@ -91,7 +91,7 @@ def test_an_error_of_ours_counts_as_an_attempt_and_leaves_its_cause_in_the_log_a
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr("deliveries_app.sync.make_plan", broken)
+    monkeypatch.setattr("deliveries_app.planning.make_plan", broken)
     world.sync(pair)
     assert (pair.status, pair.retry_count, pair.lease_until) == (Status.PENDING, 1, None)
     assert pair.last_error_cause == "internal"

@@ -3,6 +3,7 @@
 from django.db.models.functions import Now
 
 from deliveries_app import jobs
+from deliveries_app import sync as sync_module
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import wish
 from tests.support.git import Repo
@@ -34,16 +35,14 @@ def test_a_push_during_a_run_is_not_overwritten_by_the_end_of_the_run(world: Wor
 
 def test_a_push_after_the_claim_and_before_the_first_request_is_not_lost_either(world: World, monkeypatch) -> None:
     repo, pair = world.watch()
-    from deliveries_app.sync import Attempt
+    original = sync_module.plan_to
 
-    original = Attempt._plan
-
-    def plan(self: Attempt, head):
+    def plan(*arguments):
         push(repo, pair)
-        monkeypatch.setattr(Attempt, "_plan", original)
-        return original(self, head)
+        monkeypatch.setattr(sync_module, "plan_to", original)
+        return original(*arguments)
 
-    monkeypatch.setattr(Attempt, "_plan", plan)
+    monkeypatch.setattr(sync_module, "plan_to", plan)
     world.sync(pair)
     assert is_due(pair)
     world.settle()

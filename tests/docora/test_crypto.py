@@ -13,7 +13,7 @@ def make_app(**changes) -> App:
         "email": "a@b.example",
         "client_auth_key": "s3cret-" * 3,
     }
-    return App.objects.create(**facts | {"token_digest": hash_token(new_token())} | changes)
+    return App.objects.create(**facts | changes)
 
 
 def test_what_one_key_encrypted_is_read_after_a_new_key_was_put_in_front(settings) -> None:

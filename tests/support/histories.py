@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from django.db import connections
 from django.db.models import F
 
-from deliveries_app import rows
+from deliveries_app import sync as sync_module
 from deliveries_app.kinds import PHASES
 from deliveries_app.models import AppRepository, Delivery, Status
-from deliveries_app.plan import Plan, make_plan
+from deliveries_app.plan import Plan, Terms
+from deliveries_app.planning import Planned, full_plan
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.sync import Attempt, Planned, sync
+from deliveries_app.sync import sync
+from repositories_app.git import Tick
+from repositories_app.mirror import Mirror
 from repositories_app.remote import Head
 from tests.support.git import Repo
 from tests.support.processes import forked
@@ -155,22 +158,22 @@ def watching_plans() -> Iterator[list[Planned]]:
     """Every plan that is made inside, in order; `among` is None for a full one. Each is compared with the full plan."""
     plans: list[Planned] = []
     different: list[Planned] = []
-    original = Attempt._plan
+    original = sync_module.plan_to
 
-    def spy(self: Attempt, head: Head) -> Planned:
-        planned = original(self, head)
-        full = make_plan(self.mirror.tree(head.commit), rows.all_rows(self.pair.pk), self.terms)
+    def spy(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tick: Tick) -> Planned:
+        planned = original(head, pair, terms, mirror, tick)
+        full = full_plan(head, pair, terms, mirror, tick).plan
         if _contents(planned.plan) != _contents(full):
             different.append(planned)
         full.close()
         plans.append(planned)
         return planned
 
-    Attempt._plan = spy  # type: ignore[method-assign]
+    sync_module.plan_to = spy
     try:
         yield plans
     finally:
-        Attempt._plan = original  # type: ignore[method-assign]
+        sync_module.plan_to = original
     assert different == [], "a fast plan was not the full plan"
 
 

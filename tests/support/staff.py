@@ -3,7 +3,7 @@
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, AppToken, Status
 from docora.crypto import hash_token, new_token
 from repositories_app.models import Repository
 
@@ -11,10 +11,10 @@ VIEWS = ("app", "apprepository", "bulkoperation", "repository", "syncrun", "deli
 
 
 def make_app(name: str) -> App:
-    return App.objects.create(
-        name=name, base_url="https://x.example", email="a@b.example", client_auth_key="k" * 20,
-        token_digest=hash_token(new_token()),
-    )  # fmt: skip
+    app = App.objects.create(name=name, base_url="https://x.example", email="a@b.example", client_auth_key="k" * 20)
+    token = new_token()
+    AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
+    return app
 
 
 def make_pair(app: App, name: str, **facts) -> AppRepository:
