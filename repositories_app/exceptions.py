@@ -19,14 +19,31 @@ class GitError(Exception):
     """Reading a repository failed.
 
     `permanent`: trying again without a change by a person will not help. `for_every_watcher`: it concerns the
-    repository or its host, not one app's token, and so counts for the circuit breaker.
+    repository or its host, not one app's token, and so counts for the circuit breaker. `rest`: seconds that the host
+    wants to be left alone, 0 if it did not ask.
     """
 
-    def __init__(self, cause: Cause, message: str, *, permanent: bool = False, for_every_watcher: bool = False) -> None:
+    def __init__(
+        self,
+        cause: Cause,
+        message: str,
+        *,
+        permanent: bool = False,
+        for_every_watcher: bool = False,
+        rest: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.cause = cause
         self.permanent = permanent
         self.for_every_watcher = for_every_watcher
+        self.rest = rest
+
+
+class RepositoryMoved(GitError):
+    """The host redirects; the message names the new address where that is known and may be watched."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Cause.NOT_FOUND, message, permanent=True, for_every_watcher=True)
 
 
 class InvalidUrl(ValueError):

@@ -1,64 +1,79 @@
-"""Running git: isolated configuration, bounded time, no prompts, errors in words.
+"""Running git: isolated configuration, bounded time, size and memory, no prompts, errors in words.
 
-A token travels in the child's environment (`http.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs or
-files. Arguments are lists and options end with `--`, so nothing that a stranger wrote is read as an option.
+A token travels in the child's environment (`http.<host>.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs
+or files. Arguments are lists and options end with `--`, so nothing that a stranger wrote is read as an option. A command
+that uses the network says so with a `Remote`: its host is vetted first, and git dials the vetted addresses only.
 """
 
-import base64
+import functools
 import os
-import re
+import resource
+import selectors
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from docora.http.names import vet
 from docora.process import die_with_parent
-from docora.text import clean_text
+from repositories_app import git_errors
 from repositories_app.exceptions import Cause, GitError
 
 Tick = Callable[[], None]
 """Called about every second while git works: extends a lease, or raises to stop the work."""
 
 LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
+MAX_OUTPUT = 16 << 20  # bytes that `run` takes; what may be longer is streamed
+_MAX_MEMORY = 4 << 30  # bytes for each process of a network command
+_MAX_STDERR = 4 << 20  # bytes; a host can have git print whatever it likes
+_LOOKUP_SECONDS = 10.0
+_MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
-_PATTERNS: list[tuple[Cause, str]] = [
-    (Cause.AUTH, r"authentication failed|could not read (username|password)|error: (401|403)|terminal prompts disabled"),
-    (Cause.NOT_FOUND, r"repository .*not found|error: 404|couldn't find remote ref|does not appear to be a git repo"),
-    (Cause.TIMEOUT, r"timed out|operation too slow|timeout"),
-    (Cause.CORRUPT, r"loose object|bad object|corrupt|unable to read (tree|sha1)|missing blob|did not match any|bad tree"
-     r"|not a git repository|not a tree object|not a valid object|invalid object|could not parse|unable to parse|packfile"
-     r"|index file \S+ is |differ in contents"),
-    (Cause.TOO_LARGE, r"no space left|exceeds maximum|too large"),
-    (Cause.NETWORK, r"could not resolve|couldn't connect|connection (refused|reset)|failed to connect|unable to access"
-     r"|remote end hung up|early eof|ssl|rpc failed|empty reply|recv failure|send failure"),
-]  # fmt: skip
+_ALWAYS = {
+    "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "credential.helper": "",
+    "fetch.recurseSubmodules": "false",
+    "fetch.unpackLimit": "1",  # packs are counted and repacked, loose objects would pile up
+    "gc.auto": "0",
+    "http.followRedirects": "false",  # also keeps a host without smart HTTP from naming alternates elsewhere
+    "http.proxy": "",
+    "maintenance.auto": "false",
+    "protocol.allow": "never",
+    "protocol.version": "2",
+    "safe.directory": "*",
+    "submodule.recurse": "false",
+    "transfer.bundleURI": "false",
+    "transfer.credentialsInUrl": "die",
+}
 
 
-def basic_authorization(token: str) -> str:
-    """The header that GitHub and its kind take for a token: HTTP Basic with any user name."""
-    return "Authorization: Basic " + base64.b64encode(f"x-access-token:{token}".encode()).decode("ascii")
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where a network command goes: a URL as `parse_url` lets through, and the token to read it with, or none."""
+
+    url: str
+    token: str = field(default="", repr=False)
 
 
-def environment(token: str = "") -> dict[str, str]:
-    """The whole environment of a git child; nothing of the user's or the machine's git configuration counts."""
-    config = {
-        "core.hooksPath": "/dev/null",
-        "core.fsmonitor": "false",
-        "credential.helper": "",
-        "fetch.unpackLimit": "1",  # packs are counted and repacked, loose objects would pile up
-        "gc.auto": "0",
-        "http.followRedirects": "false",
-        "maintenance.auto": "false",
-        "protocol.version": "2",
-        "safe.directory": "*",
-        "transfer.credentialsInUrl": "die",
-    }
-    if token:
-        config["http.extraHeader"] = basic_authorization(token)
+def environment(remote: Remote | None = None) -> dict[str, str]:
+    """The whole environment of a git child; nothing of the user's or the machine's git configuration counts.
+
+    Raises `GitError` if the remote's host may not be called.
+    """
+    protocols = ("https", "http") if settings.ALLOW_HTTP else ("https",)
+    config = _ALWAYS | {f"protocol.{name}.allow": "always" for name in protocols}
+    if remote:
+        config |= _config_for(remote)
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/nonexistent",
@@ -68,7 +83,9 @@ def environment(token: str = "") -> dict[str, str]:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_PROTOCOL_FROM_USER": "0",
-        "GIT_ALLOW_PROTOCOL": "https:http" if settings.ALLOW_HTTP else "https",
+        "GIT_ALLOW_PROTOCOL": ":".join(protocols),
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOC_LIMIT": "1g",  # for one object: a small delta can unfold to anything
         "GIT_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second …
         "GIT_HTTP_LOW_SPEED_TIME": "30",  # … for so many seconds end a transfer
         "GIT_LITERAL_PATHSPECS": "1",
@@ -82,53 +99,50 @@ def environment(token: str = "") -> dict[str, str]:
     return env
 
 
-def classify(stderr: bytes, *, with_token: bool) -> GitError:
-    """What git's stderr means. Words of the remote are shown, shortened; a token never stands in them."""
-    text = re.sub(r"(https?://)[^/@\s]*@", r"\1", clean_text(stderr, 2000))
-    lines = [line for line in text.splitlines() if line.startswith(("fatal:", "error:", "remote:"))] or [text]
-    message = clean_text(re.sub(r"^(fatal|error): ", "", lines[-1]) or "git gave no reason", 300)
-    if "redirect" in text.lower():
-        return GitError(
-            Cause.NOT_FOUND,
-            "The host redirects to another address: the repository was renamed or moved. Watch its new address.",
-            permanent=True,
-            for_every_watcher=True,
-        )
-    cause = next((cause for cause, pattern in _PATTERNS if re.search(pattern, text, re.IGNORECASE)), Cause.OTHER)
-    return explain(cause, message, with_token=with_token)
+def _config_for(remote: Remote) -> dict[str, str]:
+    """The vetted addresses, pinned, and the token for this host alone."""
+    parts = urlsplit(remote.url)
+    host = parts.hostname or ""
+    vetted = vet(host, settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
+    if vetted.cause is not None:
+        raise git_errors.unreachable(vetted.cause, vetted.message, token=remote.token)
+    config = {}
+    if not _is_address(host):
+        port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+        listed = (f"[{address}]" if ":" in address else address for address in vetted.addresses[:_MAX_PINNED])
+        config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
+    if remote.token:
+        name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
+        config[name] = git_errors.basic_authorization(remote.token)
+    return config
 
 
-def explain(cause: Cause, detail: str, *, with_token: bool) -> GitError:
-    """One `GitError` per cause, in words that say what to do."""
-    if cause in {Cause.AUTH, Cause.NOT_FOUND}:
-        if with_token:
-            words = "The token was refused" if cause is Cause.AUTH else "The repository was not found with this token"
-            return GitError(cause, f"{words}: give a token that may read the repository.", permanent=True)
-        return GitError(
-            Cause.NOT_FOUND,
-            "The repository does not exist, or it is private and needs a token.",
-            permanent=True,
-            for_every_watcher=False,
-        )
-    if cause is Cause.CORRUPT:
-        return GitError(cause, f"The mirror is damaged and is made anew: {detail}")
-    return GitError(
-        cause, f"git could not read the repository: {detail}", for_every_watcher=cause is not Cause.TOO_LARGE
-    )
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def start(
     args: Sequence[str],
     *,
     directory: Path | None = None,
-    token: str = "",
+    remote: Remote | None = None,
     fds: Sequence[int] = (),
     stdin: int | None = None,
+    max_memory: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """A git child with pipes for output, in its own process group, that dies with this process and holds `fds`.
 
-    stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it.
+    stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it. `max_memory` (bytes)
+    is for a local command that keeps in memory what a stranger's tree unfolds to.
     """
+    env = environment(remote)
+    limits = {resource.RLIMIT_FSIZE: settings.MAX_FETCH_BYTES, resource.RLIMIT_DATA: _MAX_MEMORY} if remote else {}
+    if max_memory is not None:
+        limits[resource.RLIMIT_DATA] = max_memory
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, see `stderr_of`
     where = ["--git-dir", str(directory)] if directory else []
     process = subprocess.Popen(
@@ -136,23 +150,36 @@ def start(
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env=environment(token),
+        env=env,
         cwd="/",
         pass_fds=tuple(fds),
         start_new_session=True,
-        preexec_fn=die_with_parent,  # the workers that fork here have one thread
+        preexec_fn=functools.partial(_confine, limits),  # the workers that fork here have one thread
     )
     process.errors = errors  # type: ignore[attr-defined]
     return process
 
 
+def _confine(limits: Mapping[int, int]) -> None:
+    """In the child, for all processes of the command: they die with us, and neither a file that they write nor their
+    memory grows beyond its limit. A write beyond it fails with EFBIG, as the signal is ignored."""
+    die_with_parent()
+    if limits:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for kind, limit in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
 def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
-    """The last 8 KiB of what the child said on stderr; closes the file."""
-    errors = process.errors  # type: ignore[attr-defined]
+    """The last whole lines, 8 KiB at most, of what the child said on stderr; closes the file."""
+    errors: IO[bytes] = process.errors  # type: ignore[attr-defined]
     with errors:
         size = errors.seek(0, os.SEEK_END)
         errors.seek(max(0, size - 8192))
-        return bytes(errors.read())
+        said = errors.read()
+    return said if size <= 8192 else said.partition(b"\n")[2]  # half a line may hold half a token
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -175,29 +202,53 @@ def run(
     args: Sequence[str],
     *,
     directory: Path | None = None,
-    token: str = "",
+    remote: Remote | None = None,
     fds: Sequence[int] = (),
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
 ) -> bytes:
     """stdout of a git command that says little; `GitError` when it fails or outlasts `timeout` seconds."""
-    process = start(args, directory=directory, token=token, fds=fds)
-    deadline = time.monotonic() + timeout
+    process = start(args, directory=directory, remote=remote, fds=fds)
     try:
-        while True:
-            try:
-                output, _ = process.communicate(timeout=_TICK_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > deadline:
-                    raise GitError(
-                        Cause.TIMEOUT, f"git was not ready after {timeout:.0f} seconds.", for_every_watcher=True
-                    ) from None
-                if tick:
-                    tick()
+        output = _output_of(process, time.monotonic() + timeout, tick)
+    except subprocess.TimeoutExpired:
+        words = f"git was not ready after {timeout:.0f} seconds"
+        raise git_errors.explain(Cause.TIMEOUT, words) from None
     finally:
         stop(process)
         errors = stderr_of(process)
     if process.returncode != 0:
-        raise classify(errors, with_token=bool(token))
+        raise git_errors.classify(errors, token=remote.token if remote else "", ended=process.returncode)
     return output
+
+
+def _output_of(process: subprocess.Popen[bytes], deadline: float, tick: Tick | None) -> bytes:
+    """All of stdout, and the child has ended; `TimeoutExpired` at the deadline."""
+    assert process.stdout
+    output = bytearray()
+    next_tick = time.monotonic() + _TICK_SECONDS
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(max(0.0, min(next_tick, deadline) - time.monotonic())):
+                block = os.read(process.stdout.fileno(), 65536)
+                if not block:
+                    break
+                output += block
+            now = time.monotonic()
+            if now >= deadline:
+                raise subprocess.TimeoutExpired("git", 0)
+            if now >= next_tick:
+                next_tick = now + _TICK_SECONDS
+                _check_stderr(process)
+                if tick:
+                    tick()
+            if len(output) > MAX_OUTPUT:
+                raise git_errors.explain(Cause.TOO_LARGE, "git lists more than can be read")
+    process.wait(max(1.0, deadline - time.monotonic()))
+    return bytes(output)
+
+
+def _check_stderr(process: subprocess.Popen[bytes]) -> None:
+    if os.fstat(process.errors.fileno()).st_size > _MAX_STDERR:  # type: ignore[attr-defined]
+        raise GitError(Cause.OTHER, "The git host sends messages without end.", for_every_watcher=True)

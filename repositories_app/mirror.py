@@ -14,18 +14,26 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from repositories_app import git
-from repositories_app.exceptions import Cause, GitError
+from docora.text import format_bytes
+from repositories_app import git, git_errors
+from repositories_app.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.mirror_blobs import BlobReader
+from repositories_app.remote import where_to
+
+__all__ = ["MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
 
 MAX_PACKS = 50
 MAX_DIFF_PATHS = 2000
+MAX_DIFF_BYTES = 1 << 20  # of those paths together
+_MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
+MAX_LISTING_BYTES = 4 << 30
+"""How long the list of a tree may be: a few nested trees that name each other many times make a list without end."""
 _ARGUMENT_BYTES = 100_000
 _LOCK_POLL_SECONDS = 0.1
-_BATCH_OBJECTS = 500  # object names per write to `cat-file`; with 41 bytes each they fit into the pipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +68,28 @@ class Mirror:
             if self.has(commit):
                 self._git(["update-ref", ref, commit])
                 return commit
-            options = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
+            remote = git.Remote(url, token)
             try:
-                self._git([*options, "--", url, f"+{commit}:{ref}"], token=token, timeout=timeout, tick=tick)
-            except GitError as error:
-                if error.cause not in {Cause.OTHER, Cause.NOT_FOUND, Cause.NETWORK}:
-                    raise
-                self._git([*options, "--", url, f"+HEAD:{ref}"], token=token, timeout=timeout, tick=tick)
+                self._fetch(remote, [f"+{commit}:{ref}", f"+HEAD:{ref}"], timeout, tick)
+            except RepositoryMoved:
+                raise where_to(url, token, tick) from None
+            except BaseException:
+                self._clear()  # half a pack may be large
+                raise
             return self._git(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
+
+    def _fetch(self, remote: git.Remote, refspecs: Sequence[str], timeout: float, tick: git.Tick) -> None:
+        """The first of the refspecs that the host serves."""
+        options = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
+        for number, refspec in enumerate(refspecs, start=1):
+            try:
+                self._git([*options, "--", remote.url, refspec], remote=remote, timeout=timeout, tick=tick)
+                return
+            except RepositoryMoved:
+                raise
+            except GitError as error:
+                if number == len(refspecs) or error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
+                    raise
 
     def has(self, commit: str) -> bool:
         """Whether the commit and its tree are here."""
@@ -89,17 +111,32 @@ class Mirror:
         arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", commit]
         if paths is None:
             yield from self._ls_tree(arguments)
-            return
-        for part in _slices(paths):
-            wanted = set(part)
-            named = [os.fsdecode(path) for path in part]
-            yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
+        elif any(map(_is_strange, paths)):
+            wanted = set(paths)
+            yield from (entry for entry in self._ls_tree(arguments) if entry.path in wanted)
+        else:
+            for part in _slices(paths):
+                wanted = set(part)
+                named = [os.fsdecode(path) for path in part]
+                yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
 
     def changed_paths(self, base: str, commit: str) -> list[bytes] | None:
         """The paths that differ between two commits, in byte order; None when they are more than a full plan is worth."""
-        output = self._git(["diff-tree", "-r", "-z", "--name-only", "--no-renames", base, commit])
-        paths = output.split(b"\0")[:-1]
-        return sorted(set(paths)) if len(paths) <= MAX_DIFF_PATHS else None
+        found: set[bytes] = set()
+        size = 0
+        arguments = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", base, commit]
+        try:
+            with contextlib.closing(self._records(arguments, _MAX_DIFF_MEMORY)) as records:
+                for path in records:
+                    found.add(path)
+                    size += len(path)
+                    if len(found) > MAX_DIFF_PATHS or size > MAX_DIFF_BYTES:
+                        return None
+        except GitError as error:
+            if error.cause is Cause.TOO_LARGE:  # git's memory was used up: the list of a full plan streams
+                return None
+            raise
+        return sorted(found)
 
     def repack_if_many(self, tick: git.Tick) -> bool:
         """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now."""
@@ -127,34 +164,60 @@ class Mirror:
         )
 
     def _prepare(self) -> None:
-        """Create the repository if it is not there, and clear what a killed writer left. Holds the `fetch` lock."""
+        """Create the repository if it is not there, and clear it. Holds the `fetch` lock."""
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             git.run(["init", "--quiet", "--bare", "--template=", "--", str(self.directory)], fds=self._fds)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what a writer that was killed or failed has left. Holds the `fetch` lock."""
         for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/**/tmp_obj_*"):
             for stale in self.directory.glob(pattern):
                 stale.unlink(missing_ok=True)
 
     def _git(
-        self, args: Sequence[str], *, token: str = "", timeout: float = git.LOCAL_TIMEOUT, tick: git.Tick | None = None
+        self,
+        args: Sequence[str],
+        *,
+        remote: git.Remote | None = None,
+        timeout: float = git.LOCAL_TIMEOUT,
+        tick: git.Tick | None = None,
     ) -> bytes:
-        return git.run(args, directory=self.directory, token=token, fds=self._fds, timeout=timeout, tick=tick)
+        return git.run(args, directory=self.directory, remote=remote, fds=self._fds, timeout=timeout, tick=tick)
 
     def _ls_tree(self, arguments: Sequence[str]) -> Iterator[Entry]:
-        process = git.start(arguments, directory=self.directory, fds=self._fds)
+        before = None
+        for record in self._records(arguments):
+            entry = _entry(record)
+            if before is not None and entry.path <= before:
+                raise _disorder(entry.path)
+            before = entry.path
+            yield entry
+
+    def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
+        """What git prints between NULs, streaming."""
+        process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory)
         assert process.stdout
         try:
-            rest = b""
-            while block := process.stdout.read(65536):
-                *lines, rest = (rest + block).split(b"\0")
-                yield from map(_entry, lines)
+            parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
+            size = 0
+            while block := os.read(process.stdout.fileno(), 65536):
+                size += len(block)
+                if size > MAX_LISTING_BYTES:
+                    raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(size)}")
+                first, *more = block.split(b"\0")
+                parts.append(first)
+                for piece in more:
+                    yield b"".join(parts)
+                    parts = [piece]
             finished = process.wait(git.LOCAL_TIMEOUT) == 0
         finally:
             git.stop(process)
             errors = git.stderr_of(process)
         if not finished:
-            raise git.classify(errors, with_token=False)
+            raise git_errors.classify(errors, ended=process.returncode)
 
     @contextlib.contextmanager
     def _lock(self, name: str, kind: int, tick: git.Tick, *, wait: bool = True) -> Iterator[None]:
@@ -184,8 +247,19 @@ def _entry(line: bytes) -> Entry:
     facts, path = line.split(b"\t", 1)
     mode, _, blob, size = facts.split()
     if size == b"BAD":
-        raise git.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing", with_token=False)
+        raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
     return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
+
+
+def _disorder(path: bytes) -> GitError:
+    """git sorts a tree when it makes one, so this one was made by hand; what it means is not defined."""
+    words = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
+    return git_errors.explain(Cause.OTHER, words)
+
+
+def _is_strange(path: bytes) -> bool:
+    """Whether git would refuse this path as a pathspec, or take it for another one. Only hand-made trees have such."""
+    return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
 
 
 def _slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
@@ -200,65 +274,3 @@ def _slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
         size += len(path) + 1
     if part:
         yield part
-
-
-class BlobReader:
-    """Contents by blob id through one `git cat-file --batch`; use it as a context manager."""
-
-    BLOCK = 1 << 18
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        assert process.stdin
-        assert process.stdout
-        self._in, self._out = process.stdin, process.stdout
-
-    def __enter__(self) -> "BlobReader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        git.stop(self._process)
-        git.stderr_of(self._process)
-
-    def read(self, blobs: Sequence[str]) -> Iterator[bytes]:
-        """The whole contents, in order, asked for together: for files that fit into memory."""
-        for start in range(0, len(blobs), _BATCH_OBJECTS):
-            part = blobs[start : start + _BATCH_OBJECTS]
-            self._ask(part)
-            for blob in part:
-                size = self._size(blob)
-                content = self._out.read(size + 1)[:-1]
-                if len(content) != size:
-                    raise self._damaged(blob)
-                yield content
-
-    def stream(self, blob: str) -> Iterator[bytes]:
-        """One content in blocks; read it to its end before the next question."""
-        self._ask([blob])
-        left = self._size(blob)
-        while left:
-            block = self._out.read(min(self.BLOCK, left))
-            if not block:
-                raise self._damaged(blob)
-            left -= len(block)
-            yield block
-        self._out.read(1)
-
-    def _ask(self, blobs: Sequence[str]) -> None:
-        try:
-            self._in.write("".join(f"{blob}\n" for blob in blobs).encode("ascii"))
-            self._in.flush()
-        except BrokenPipeError:
-            raise self._damaged(blobs[0]) from None
-
-    def _size(self, blob: str) -> int:
-        header = self._out.readline().split()
-        if len(header) != 3:
-            raise self._damaged(blob)
-        return int(header[2])
-
-    def _damaged(self, blob: str) -> GitError:
-        return git.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read", with_token=False)

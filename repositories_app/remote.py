@@ -1,36 +1,29 @@
-"""The far side: which URLs may be watched, and where a repository's HEAD stands.
+"""The far side: where a repository's HEAD stands, and what a host's answers mean.
 
 A check is one `ls-refs` request of protocol v2, sent at once without asking for capabilities first; hundreds are under
 way together on pooled connections. A server that does not speak v2 is asked by git itself.
 """
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 from django.conf import settings
 
 from docora import http
-from docora.http.client import Cause as HttpCause
 from docora.http.client import HttpClient, Outcome, Request
-from repositories_app import git
-from repositories_app.exceptions import Cause, GitError, InvalidUrl
+from docora.text import clean_text
+from repositories_app import git, git_errors
+from repositories_app.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.repository_urls import RepositoryUrl, parse_url
 
-CASE_INSENSITIVE_HOSTS = {"github.com"}
-_SEGMENT = re.compile(r"(?!-)[A-Za-z0-9._-]{1,200}")
+__all__ = ["Head", "RepositoryUrl", "ls_head", "ls_heads", "new_client", "parse_url", "wait_for", "where_to"]
+
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryUrl:
-    """`canonical` identifies the repository; `spelled` is what the app wrote, and what is fetched from."""
-
-    spelled: str
-    canonical: str
-    owner: str
-    name: str
+_COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,48 +32,6 @@ class Head:
 
     commit: str
     branch: str
-
-
-def parse_url(url: str) -> RepositoryUrl:
-    """`https://<allowed host>/owner/name`, with an optional `.git` and trailing slash; `InvalidUrl` in words."""
-    url = url.strip()
-    schemes = ("https", "http") if settings.ALLOW_HTTP else ("https",)
-    form = "https://<host>/owner/name"
-    if len(url) > 2048 or not url.isprintable() or " " in url:
-        raise InvalidUrl(f"The repository URL must look like {form}.")
-    try:
-        parts = urlsplit(url)
-        host, port = (parts.hostname or "").lower(), parts.port
-    except ValueError:
-        raise InvalidUrl(f"The repository URL must look like {form}.") from None
-    if parts.scheme not in schemes or not host:
-        raise InvalidUrl(f"The repository URL must look like {form}; only {' and '.join(schemes)} are accepted.")
-    if parts.username is not None or parts.password is not None:
-        raise InvalidUrl("The repository URL must not contain credentials; give the token separately.")
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise InvalidUrl(f"The repository URL must end with the repository's name: {form}.")
-    _require_allowed_host(host, port)
-    segments = parts.path.removesuffix("/").removeprefix("/").split("/")
-    if len(segments) != 2:
-        raise InvalidUrl(f"The repository URL must name an owner and a repository: {form}.")
-    owner, name = segments[0], segments[1].removesuffix(".git")
-    if not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in (owner, name)):
-        raise InvalidUrl("Owner and name may hold letters, digits, dots, dashes and underscores.")
-    default_port = {"https": 443, "http": 80}[parts.scheme]
-    place = host if port in {None, default_port} else f"{host}:{port}"
-    path = f"{owner}/{name}"
-    if host in CASE_INSENSITIVE_HOSTS:
-        path = path.lower()
-    return RepositoryUrl(url.removesuffix("/"), f"{parts.scheme}://{place}/{path}", owner, name)
-
-
-def _require_allowed_host(host: str, port: int | None) -> None:
-    allowed = {entry.lower() for entry in settings.ALLOWED_GIT_HOSTS}
-    if host not in allowed and f"{host}:{port}" not in allowed:
-        raise InvalidUrl(
-            f"Repositories on {host} may not be watched here. Allowed: {', '.join(sorted(allowed))}. "
-            "An administrator can add the host to ALLOWED_GIT_HOSTS."
-        )
 
 
 def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
@@ -106,12 +57,16 @@ _LS_REFS = (
 )
 
 
+def _authorization(token: str) -> list[str]:
+    return [git_errors.basic_authorization(token)] if token else []
+
+
 def _request(url: str, token: str, context: object) -> Request:
     headers = (
         "Content-Type: application/x-git-upload-pack-request",
         "Accept: application/x-git-upload-pack-result",
         "Git-Protocol: version=2",
-        *([git.basic_authorization(token)] if token else []),
+        *_authorization(token),
     )
     return Request(
         "POST", f"{url}/git-upload-pack", headers, _LS_REFS, max_body=_MAX_ANSWER, repeatable=True, context=context
@@ -137,12 +92,12 @@ def ls_heads[Key](
         tick()
         for request, outcome in client.poll(1.0):
             asked: tuple[Key, str, str] = request.context  # type: ignore[assignment]
-            yield asked[0], _head_or_error(asked[1], asked[2], outcome)
+            yield asked[0], _head_or_error(asked[1], asked[2], outcome, tick)
 
 
 def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None) -> Head:
     """HEAD of one repository; raises the `GitError`."""
-    return _head(url, token, wait_for(client, _request(url, token, None), tick))
+    return _head(url, token, wait_for(client, _request(url, token, None), tick), tick)
 
 
 def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
@@ -158,29 +113,66 @@ def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Out
     return finished[0][1]
 
 
-def _head_or_error(url: str, token: str, outcome: Outcome) -> Head | GitError:
+def _head_or_error(url: str, token: str, outcome: Outcome, tick: git.Tick) -> Head | GitError:
     try:
-        return _head(url, token, outcome)
+        return _head(url, token, outcome, tick)
     except GitError as error:
         return error
 
 
-def _head(url: str, token: str, outcome: Outcome) -> Head:
-    with_token = bool(token)
+def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head:
     if outcome.cause is not None:
-        cause = Cause.TIMEOUT if outcome.cause is HttpCause.TIMEOUT else Cause.NETWORK
-        raise git.explain(cause, outcome.message, with_token=with_token)
-    status = outcome.status or 0
-    if status in {401, 403}:
-        raise git.explain(Cause.AUTH, "", with_token=with_token)
-    if status == 404:
-        raise git.explain(Cause.NOT_FOUND, "", with_token=with_token)
-    if 300 <= status < 400:
-        raise git.classify(b"redirect", with_token=with_token)
-    if status == 429 or status >= 500:
-        raise git.explain(Cause.NETWORK, f"the host answers {status}", with_token=with_token)
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
+    error = _refusal(url, token, outcome)
+    if error is not None:
+        raise error
     head = parse_ls_refs(outcome.body) if outcome.ok else None
-    return head or _ls_remote(url, token)
+    return head or _ls_remote(url, token, tick)
+
+
+def _refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
+    """What an answer other than 2xx means; None for one that only says that the host does not speak protocol v2."""
+    status = outcome.status or 0
+    if status == 429 or (status == 403 and _is_rate_limit(outcome)):
+        return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
+    if status == 403:
+        needs_sso = b"SAML" in outcome.body or b"SSO" in outcome.body
+        sso = "its owner has to authorise it for single sign-on with the organisation"
+        return git_errors.explain(Cause.AUTH, sso if needs_sso else git_errors.FORBIDDEN, token=token)
+    if status == 401:
+        return git_errors.explain(Cause.AUTH, token=token)
+    if status in {404, 410}:
+        return git_errors.explain(Cause.NOT_FOUND, token=token)
+    if 300 <= status < 400:
+        return _moved(url, token, outcome)
+    if status >= 500:
+        error = git_errors.explain(Cause.NETWORK, f"the host answers {status}", token=token)
+        error.rest = min(outcome.retry_after(time.time()) or 0.0, git_errors.LONGEST_REST)
+        return error
+    return None
+
+
+def _is_rate_limit(outcome: Outcome) -> bool:
+    """GitHub says 403 for it, too."""
+    return "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+
+
+def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
+    """The redirect is not followed; where it leads to is told if it may be watched, as `parse_url` writes it."""
+    try:
+        target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
+        address = parse_url(re.sub(r"/(info/refs|git-upload-pack)$", "", target)).spelled
+    except ValueError:  # `InvalidUrl` is one
+        return git_errors.moved("")
+    return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
+
+
+def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
+    """For a redirect that git met, and does not say where to: the same question again, asked by ourselves."""
+    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(token)))
+    with new_client(max_connections=1) as client:
+        outcome = wait_for(client, request, tick)
+    return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
 
 
 def parse_ls_refs(answer: bytes) -> Head | None:
@@ -198,7 +190,7 @@ def parse_ls_refs(answer: bytes) -> Head | None:
         if length == 0:
             raise _no_commit()
         line = answer[position + 4 : position + length].rstrip(b"\n").split(b" ")
-        if length > 4 and len(line) >= 2 and line[1] == b"HEAD" and re.fullmatch(rb"[0-9a-f]{40,64}", line[0]):
+        if length > 4 and len(line) >= 2 and line[1] == b"HEAD" and _COMMIT.fullmatch(line[0]):
             targets = [part.removeprefix(b"symref-target:") for part in line[2:] if part.startswith(b"symref-target:")]
             return Head(line[0].decode("ascii"), _branch(targets[0].decode("utf-8", "replace") if targets else ""))
         position += max(length, 4)
@@ -206,7 +198,7 @@ def parse_ls_refs(answer: bytes) -> Head | None:
 
 
 def _branch(ref: str) -> str:
-    return ref.removeprefix("refs/heads/")[:255]
+    return clean_text(ref.removeprefix("refs/heads/"), 255)
 
 
 def _no_commit() -> GitError:
@@ -217,10 +209,14 @@ def _no_commit() -> GitError:
     )
 
 
-def _ls_remote(url: str, token: str) -> Head:
+def _ls_remote(url: str, token: str, tick: git.Tick | None) -> Head:
     """The same from `git ls-remote`, for servers that do not speak protocol v2."""
-    output = git.run(["ls-remote", "--symref", "--", url, "HEAD"], token=token, timeout=60.0).decode("utf-8", "replace")
-    commit = re.search(r"^([0-9a-f]{40,64})\tHEAD$", output, re.MULTILINE)
+    arguments = ["ls-remote", "--symref", "--", url, "HEAD"]
+    try:
+        output = git.run(arguments, remote=git.Remote(url, token), timeout=60.0, tick=tick).decode("utf-8", "replace")
+    except RepositoryMoved:
+        raise where_to(url, token, tick) from None
+    commit = re.search(rf"^({_COMMIT.pattern.decode()})\tHEAD$", output, re.MULTILINE)
     if commit is None:
         raise _no_commit()
     branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)

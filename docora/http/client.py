@@ -1,8 +1,9 @@
 """The only outbound HTTP of Docora: many requests at once over one libcurl multi handle, driven by `poll`.
 
 What it keeps, for webhooks and git hosts alike:
-- The address is checked when its socket is opened, after the name has been resolved: there is no second look-up in
-  between, and a kept connection leads where it led when it was checked. No proxy, no redirect, no cookie, no netrc.
+- The very address that is dialled is checked when its socket is opened, and so is every other address of its name
+  (`docora.http.names`): one that may not be called refuses the name. A kept connection leads where it led when it was
+  checked. No proxy, no redirect, no cookie, no netrc.
 - A request that is not `repeatable` is sent at most once. By itself libcurl repeats even a POST when a kept-alive
   connection turns out to be dead, and the receiver may have counted the first one.
 - Whatever a server does, memory and time are bounded.
@@ -25,6 +26,7 @@ import pycurl
 
 from docora.http.addresses import Network
 from docora.http.messages import Cause, Outcome, Request, url_refusal
+from docora.http.names import Names
 from docora.http.transfer import Transfer
 
 __all__ = ["Cause", "HttpClient", "Outcome", "Request"]
@@ -58,7 +60,7 @@ class HttpClient:
         self._pid = os.getpid()
         self._allow_http = allow_http
         self._max_connections = max_connections
-        self._handle_options = (tuple(allowed_networks), user_agent, ca_file)
+        self._handle_options = (Names(allowed_networks), user_agent, ca_file)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
         self._idle: dict[str, list[Transfer]] = {}  # by method

@@ -147,3 +147,9 @@ def host_of(url: str) -> str:
     """`host` or `host:port` of a URL that `url_refusal` let through, for messages."""
     match = _URL.fullmatch(url)
     return match["host"] if match else "the server"
+
+
+def name_of(url: str) -> str:
+    """The host alone, as it is looked up: without port, an IPv6 address without brackets."""
+    host = host_of(url)
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

@@ -2,13 +2,14 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pycurl
 
-from docora.http.addresses import Network, refusal
-from docora.http.messages import AnswerHeaders, Cause, Outcome, Request, host_of
+from docora.http.addresses import refusal
+from docora.http.messages import AnswerHeaders, Cause, Outcome, Request, host_of, name_of
+from docora.http.names import Names, is_loopback_name
 from docora.text import clean_text
 
 CUT_AFTER: Final = 1024 * 1024  # bytes of an answer's body after which nobody listens any more
@@ -48,12 +49,11 @@ class Transfer:
     _received: int  # bytes of the answer's body, kept or not
     _cut: bool  # it was too much
     _sends: int  # how often the request was about to be sent over a connection
-    _dialled: bool  # at least one address was let through
-    _refusal: str | None  # why the last address that was not let through was not
+    _refused: tuple[Cause, str] | None  # why nothing may be sent over the connection that was about to be made
     _errno: int  # why no socket could be opened
 
-    def __init__(self, method: str, allowed_networks: Sequence[Network], user_agent: str, ca_file: str | None) -> None:
-        self._allowed_networks = allowed_networks
+    def __init__(self, method: str, names: Names, user_agent: str, ca_file: str | None) -> None:
+        self._names = names
         self._header_lines = []
         self._timeouts = (0.0, 0.0)
         self._url = ""
@@ -92,8 +92,8 @@ class Transfer:
         self._header_lines.clear()
         self._body = b""
         self._received = self._sends = self._errno = 0
-        self._cut = self._dialled = False
-        self._refusal = None
+        self._cut = False
+        self._refused = None
         curl = self.curl
         if request.url != self._url:
             curl.setopt(pycurl.URL, request.url)
@@ -133,13 +133,14 @@ class Transfer:
         return outcome
 
     def _open_socket(self, _purpose: int, address: Any) -> int:
-        """A socket for one candidate address of the name, or SOCKET_BAD, and libcurl goes on to the next."""
+        """A socket for one candidate address of the name, or SOCKET_BAD, and libcurl goes on to the next.
+
+        What was refused once stays refused for this request, also if another candidate is being connected to already.
+        """
         try:
-            sentence = refusal(address.addr[0], self._allowed_networks)
-            if sentence is not None:
-                self._refusal = sentence
+            self._refused = self._refused or self._why_not(address.addr[0])
+            if self._refused is not None or self._is_passed_over(address.addr[0]):
                 return _SOCKET_BAD
-            self._dialled = True
             # Detached: pycurl would duplicate a socket object, and children started later would inherit the duplicate.
             return socket.socket(address.family, address.socktype, address.protocol).detach()
         except OSError as error:
@@ -148,9 +149,24 @@ class Transfer:
             self.raised = error
         return _SOCKET_BAD
 
+    def _why_not(self, address: str) -> tuple[Cause, str] | None:
+        """None if this address, and every other one of the name, may be dialled."""
+        name = name_of(self.request.url)
+        sentence = None if is_loopback_name(name) else refusal(address, self._names.allowed_networks)
+        if sentence is not None:
+            return Cause.REFUSED_ADDRESS, sentence
+        vetted = self._names.vet(name)
+        return None if vetted.cause is None else (vetted.cause, vetted.message)
+
+    def _is_passed_over(self, address: str) -> bool:
+        """Not dialled, and no reason to refuse the name: the other family of `localhost`."""
+        return refusal(address, self._names.allowed_networks) is not None
+
     def _before_send(self, *_connection: object) -> int:
         """Asked once for every send; the second is libcurl repeating the request over another connection."""
         try:
+            if self._refused is not None:
+                return _ABORT
             self._sends += 1
             return _ABORT if self._sends > 1 and not self.request.repeatable else _GO_ON
         except BaseException as error:  # of a signal handler
@@ -173,14 +189,14 @@ class Transfer:
 
     def _failure(self, code: int, text: str) -> tuple[Cause, str]:
         """The cause, and the sentence for a person, of a request that got no answer."""
+        if self._refused is not None:
+            return self._refused
         host = host_of(self.request.url)
         reached = self._sends > 0
         cause = _CAUSES.get(code, Cause.NETWORK if reached else Cause.CONNECT)
         words = clean_text(text, 200)
         if cause is Cause.TIMEOUT:
             return self._timed_out(host, reached)
-        if cause is Cause.CONNECT and self._refusal and not self._dialled:
-            return Cause.REFUSED_ADDRESS, self._refusal
         if cause is Cause.CONNECT:
             number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
             return cause, f"No connection to {host}: {os.strerror(number) if number else words}."

@@ -133,6 +133,30 @@ def test_a_zone_is_refused_even_in_an_allowed_network():
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        # The last address of a block, and the first one after it: the edges are where a table is wrong.
+        ("9.255.255.255", "10.0.0.0", "10.255.255.255", "11.0.0.0"),
+        ("100.63.255.255", "100.64.0.0", "100.127.255.255", "100.128.0.0"),
+        ("126.255.255.255", "127.0.0.0", "127.255.255.255", "128.0.0.1"),
+        ("169.253.255.255", "169.254.0.0", "169.254.255.255", "169.255.0.0"),
+        ("172.15.255.255", "172.16.0.0", "172.31.255.255", "172.32.0.0"),
+        ("191.255.255.255", "192.0.0.0", "192.0.0.255", "192.0.1.0"),
+        ("192.167.255.255", "192.168.0.0", "192.168.255.255", "192.169.0.0"),
+        ("198.17.255.255", "198.18.0.0", "198.19.255.255", "198.20.0.0"),
+        ("2000:ffff::1", "2001::", "2001:1ff:ffff::1", "2001:200::1"),
+        ("2001:db7:ffff::1", "2001:db8::", "2001:db8:ffff::1", "2001:db9::1"),
+        ("2001:ffff::1", "2002::", "2002:ffff::1", "2003::1"),
+        ("3ffe:ffff::1", "3fff::", "3fff:fff:ffff::1", "3fff:1000::1"),
+    ],
+    ids=lambda edges: edges[1],
+)
+def test_the_edges_of_a_block_are_where_they_should_be(address):
+    before, first, last, after = address
+    assert [refusal(each, ()) is None for each in (before, first, last, after)] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
     "address", ["", "localhost", "127.1", "0x7f.0.0.1", "2130706433", "010.0.0.1", "[::1]", "1.2.3.4:80"]
 )
 def test_what_is_not_a_numeric_address_is_refused(address):

@@ -30,7 +30,10 @@ def serve():
         yield start
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "LOCALHOST", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1"],
+)
 def test_a_private_address_is_refused_before_any_connection(serve, host):
     server = serve()
     with HttpClient([], allow_http=True) as client:

@@ -1,5 +1,7 @@
 """Which URLs may be watched, and which spellings are one repository."""
 
+import time
+
 import pytest
 
 from repositories_app.exceptions import InvalidUrl
@@ -45,47 +47,190 @@ def test_names_are_kept_and_case_is_folded_only_where_the_host_ignores_it(
     assert parsed.spelled == url
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "github.com/acme/widgets",
-        "http://github.com/acme/widgets",
-        "git://github.com/acme/widgets",
-        "ssh://git@github.com/acme/widgets",
-        "git@github.com:acme/widgets",
-        "file:///etc/passwd",
-        "ext::sh -c id",
-        "--upload-pack=id",
-        "https://github.com",
-        "https://github.com/acme",
-        "https://github.com/acme/",
-        "https://github.com/acme/widgets/tree/main",
-        "https://github.com//widgets",
-        "https://github.com/../widgets",
-        "https://github.com/acme/..",
-        "https://github.com/acme/.git",
-        "https://github.com/-acme/widgets",
-        "https://github.com/acme/wid gets",
-        "https://github.com/acme/widgets?x=1",
-        "https://github.com/acme/widgets?",
-        "https://github.com/acme/widgets#x",
-        "https://github.com/acme/wid\x00gets",
-        "https://github.com/acme/wid\ngets",
-        "https://github.com/acme/wid%2egets",
-        "https://user@github.com/acme/widgets",
-        "https://user:token@github.com/acme/widgets",
-        "https://elsewhere.example/acme/widgets",
-        "https://github.com.evil.example/acme/widgets",
-        "https://git.example/acme/widgets",
-        "https://git.example:8444/acme/widgets",
-        "https://github.com:99999/acme/widgets",
-        "https://[::1/acme/widgets",
-        "https://github.com/acme/" + "w" * 3000,
-    ],
-)
-def test_anything_else_is_refused_in_words(url: str) -> None:
+FORM = "must look like https://<host>/owner/name"
+HOST = "must name a host"
+NAMES = "Owner and name may hold"
+CREDENTIALS = "must not contain credentials"
+TWO = "must name an owner and a repository"
+PORT = "must be a number from 1 to 65535"
+ELSEWHERE = "may not be watched here"
+END = "must end with the repository's name"
+REFUSED = [
+    ("", FORM),
+    (" ", FORM),
+    ("github.com/acme/widgets", FORM),
+    ("//github.com/acme/widgets", FORM),
+    ("https:github.com/acme/widgets", FORM),
+    ("https:/github.com/acme/widgets", FORM),
+    ("https:///github.com/acme/widgets", HOST),
+    ("http://github.com/acme/widgets", "only https are accepted"),
+    ("HTTPS://github.com/acme/widgets", "only https are accepted"),  # git would look for a helper of that name
+    ("git://github.com/acme/widgets", FORM),
+    ("ssh://git@github.com/acme/widgets", FORM),
+    ("git+ssh://git@github.com/acme/widgets", FORM),
+    ("git@github.com:acme/widgets", FORM),
+    ("github.com:acme/widgets", FORM),
+    ("file:///etc/passwd", FORM),
+    ("file://github.com/acme/widgets", FORM),
+    ("ftp://github.com/acme/widgets", FORM),
+    ("javascript://github.com/acme/widgets", FORM),
+    ("/etc/passwd", FORM),
+    ("../acme/widgets", FORM),
+    ("ext::sh -c id", FORM),
+    ("ext::https://github.com/acme/widgets", FORM),
+    ("fd::17/acme", FORM),
+    ("https::https://github.com/acme/widgets", FORM),
+    ("--upload-pack=id", FORM),
+    ("-uhttps://github.com/acme/widgets", FORM),
+    ("--upload-pack=id https://github.com/acme/widgets", FORM),
+    ("https://--upload-pack=id/acme/widgets", HOST),
+    ("https://-oProxyCommand=id/acme/widgets", HOST),
+    ("https://github.com", TWO),
+    ("https://github.com/", TWO),
+    ("https://github.com/acme", TWO),
+    ("https://github.com/acme/", TWO),
+    ("https://github.com/acme/widgets/tree/main", TWO),
+    ("https://github.com/acme/widgets.git/info/refs", TWO),
+    ("https://github.com//widgets", NAMES),
+    ("https://github.com//acme/widgets", TWO),
+    ("https://github.com/acme//widgets", TWO),
+    ("https://github.com/acme/widgets//", TWO),
+    ("https://github.com/acme/./widgets", TWO),
+    ("https://github.com/acme/../widgets", TWO),
+    ("https://github.com/../widgets", NAMES),
+    ("https://github.com/./widgets", NAMES),
+    ("https://github.com/acme/..", NAMES),
+    ("https://github.com/acme/.", NAMES),
+    ("https://github.com/acme/...", NAMES),
+    ("https://github.com/acme/.git", NAMES),
+    ("https://github.com/acme/.git/", NAMES),
+    ("https://github.com/acme/..git", NAMES),
+    ("https://github.com/-acme/widgets", NAMES),
+    ("https://github.com/acme/-x", NAMES),
+    ("https://github.com/acme/--upload-pack=id", NAMES),
+    ("https://github.com/acme/widgets.git.git", "may end in .git once at most"),
+    ("https://github.com/acme/widgets.GIT", "may end in .git once at most"),
+    ("https://github.com/acme/widgets.git.GIT", "may end in .git once at most"),
+    ("https://github.com/acme/wid gets", "without spaces"),
+    ("https://github.com/acme/wid\tgets", "without spaces"),
+    ("https://github.com/acme/wid\ngets", "line breaks"),
+    ("https://github.com/acme/wid\rgets", "line breaks"),
+    ("https://github.com/acme/wid\r\nX-Header: y/gets", "line breaks"),
+    ("https://github.com/acme/wid\x00gets", FORM),
+    ("https://github.com\x00.evil.example/acme/widgets", FORM),
+    ("https://github.com\t/acme/widgets", FORM),
+    ("https://github.com/acme/wid\x7fgets", FORM),
+    ("https:\\\\github.com\\acme\\widgets", "backslashes"),
+    ("https://github.com\\@evil.example/acme/widgets", "backslashes"),
+    ("https://evil.example\\@github.com/acme/widgets", "backslashes"),
+    ("https://github.com/acme\\widgets", "backslashes"),
+    ("https://github.com/acme/widgets?x=1", END),
+    ("https://github.com/acme/widgets?", END),
+    ("https://github.com/acme/widgets#x", END),
+    ("https://github.com/acme/widgets#", END),
+    ("https://evil.example?@github.com/acme/widgets", END),
+    ("https://evil.example#@github.com/acme/widgets", END),
+    ("https://github.com/acme/wid%2egets", NAMES),
+    ("https://github.com/%2e%2e/widgets", NAMES),
+    ("https://github.com/acme%2fwidgets/x", NAMES),
+    ("https://github.com/acme/wid%00gets", NAMES),
+    ("https://github.com/acme/wid:gets", NAMES),
+    ("https://github.com/acme/widgets;x", NAMES),
+    ("https://github.com/acme/$(id)", NAMES),
+    ("https://github.com/acme/`id`", NAMES),
+    ("https://github.com/~acme/widgets", NAMES),
+    ("https://github.com/acme/" + "w" * 201, NAMES),
+    ("https://github%2ecom/acme/widgets", HOST),
+    ("https://github.com%2f@evil.example/acme/widgets", CREDENTIALS),
+    ("https://user@github.com/acme/widgets", CREDENTIALS),
+    ("https://user:token@github.com/acme/widgets", CREDENTIALS),
+    ("https://:token@github.com/acme/widgets", CREDENTIALS),
+    ("https://@github.com/acme/widgets", CREDENTIALS),
+    ("https://:@github.com/acme/widgets", CREDENTIALS),
+    ("https://github.com@evil.example/acme/widgets", CREDENTIALS),
+    ("https://github.com:token@evil.example/acme/widgets", CREDENTIALS),
+    ("https://evil.example@github.com@evil.example/acme/widgets", CREDENTIALS),
+    ("https://elsewhere.example/acme/widgets", ELSEWHERE),
+    ("https://github.com.evil.example/acme/widgets", ELSEWHERE),
+    ("https://evilgithub.com/acme/widgets", ELSEWHERE),
+    ("https://www.github.com/acme/widgets", ELSEWHERE),
+    ("https://xn--gthub-cta.com/acme/widgets", ELSEWHERE),
+    ("https://git.example/acme/widgets", ELSEWHERE),  # only its port 8443 is allowed
+    ("https://git.example:8444/acme/widgets", ELSEWHERE),
+    ("https://127.0.0.1/acme/widgets", ELSEWHERE),
+    ("https://2130706433/acme/widgets", ELSEWHERE),
+    ("https://0x7f.1/acme/widgets", ELSEWHERE),
+    ("https://[::1]/acme/widgets", ELSEWHERE),
+    ("https://[::ffff:127.0.0.1]/acme/widgets", ELSEWHERE),
+    ("https://169.254.169.254/latest/meta-data", ELSEWHERE),
+    ("https://github.com./acme/widgets", HOST),
+    ("https://.github.com/acme/widgets", HOST),
+    ("https://github.com,evil.example/acme/widgets", HOST),
+    ("https://*.github.com/acme/widgets", HOST),
+    ("https://[fe80::1%25eth0]/acme/widgets", HOST),
+    ("https://[::1/acme/widgets", FORM),
+    ("https://::1]/acme/widgets", FORM),
+    ("https://[::1]evil/acme/widgets", FORM),
+    ("https://[v1.x]/acme/widgets", HOST),
+    ("https://::1/acme/widgets", HOST),
+    ("https://g\u0456thub.com/acme/widgets", "plain ASCII"),  # a Cyrillic letter
+    ("https://github\uff0ecom/acme/widgets", "plain ASCII"),  # a full-width full stop
+    ("https://github.com\uff0facme/widgets/x", "plain ASCII"),  # a full-width slash
+    ("https://github.com/acme/wid\u202egets", "plain ASCII"),
+    ("https://github.com/acme/widgets\u2028", "plain ASCII"),
+    ("https://github.com/\uff41cme/widgets", "plain ASCII"),
+    ("https://b\u00fccher.example/acme/widgets", "plain ASCII"),
+    ("https://github.com:/acme/widgets", PORT),
+    ("https://github.com:0/acme/widgets", PORT),
+    ("https://github.com:00443/acme/widgets", PORT),
+    ("https://github.com:+443/acme/widgets", PORT),
+    ("https://github.com:-1/acme/widgets", PORT),
+    ("https://github.com:65536/acme/widgets", PORT),
+    ("https://github.com:99999/acme/widgets", PORT),
+    ("https://github.com:443:443/acme/widgets", PORT),
+    ("https://github.com:" + "4" * 1500 + "/acme/widgets", PORT),
+    ("https://github.com:https/acme/widgets", PORT),
+    ("https://github.com/acme/" + "w" * 3000, "at most 2,048 characters"),
+]
+
+
+@pytest.mark.parametrize(("url", "words"), REFUSED, ids=lambda value: repr(value[:40]))
+def test_anything_else_is_refused_in_words(url: str, words: str) -> None:
     with pytest.raises(InvalidUrl) as refusal:
         parse_url(url)
-    assert str(refusal.value).endswith(".")
-    assert "token@" not in str(refusal.value)
+    sentence = str(refusal.value)
+    assert words in sentence, sentence
+    assert sentence.endswith(".")
+    assert len(sentence) < 400
+    assert sentence.isprintable()
+    assert "token@" not in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://github.com/acme/" + "w" * 10_000_000, " " * 10_000_000, "/" * 10_000_000, "https://" + "a:" * 5_000_000],
+    ids=["name", "spaces", "slashes", "host"],
+)
+def test_ten_megabytes_cost_nothing(text: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(InvalidUrl, match="at most 2,048 characters"):
+        parse_url(text)
+    assert time.perf_counter() - started < 0.01
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("https://[2001:DB8::1]/a/b", "https://[2001:db8::1]/a/b"),
+        ("https://[2001:db8::1]:8443/a/b", "https://[2001:db8::1]:8443/a/b"),
+        ("http://127.0.0.1:3000/a/b", "http://127.0.0.1:3000/a/b"),
+        ("http://ghe.example:80/a/b", "http://ghe.example/a/b"),
+        ("https://only.example/a/b", "https://only.example/a/b"),
+    ],
+)
+def test_what_an_administrator_allows_is_accepted(settings, url: str, canonical: str) -> None:
+    settings.ALLOW_HTTP = True
+    settings.ALLOWED_GIT_HOSTS = ["2001:db8::1", "127.0.0.1", "GHE.example", "only.example:443"]
+    parsed = parse_url(url)
+    assert parsed.canonical == canonical
+    assert parse_url(parsed.canonical).canonical == canonical

@@ -1,0 +1,31 @@
+"""A git server and a mirror, without an app, a database or a queue."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from repositories_app.mirror import Mirror
+from tests.support.git import GitFixture, Repo
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[GitFixture]:
+    with GitFixture(tmp_path / "git") as server:
+        yield server
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Mirror:
+    return Mirror(tmp_path / "repos" / "repo_1.git")
+
+
+@pytest.fixture
+def fetched(mirror: Mirror) -> Callable[..., str]:
+    """Fetch what HEAD of a repository is, as a sync does; the commit that is in the mirror now."""
+
+    def fetch(repo: Repo, token: str = "", commit: str | None = None, timeout: float = 60.0) -> str:
+        with mirror.in_use(lambda: None):
+            return mirror.fetch(repo.url, token, commit or repo.head, "watch", timeout=timeout, tick=lambda: None)
+
+    return fetch

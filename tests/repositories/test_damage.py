@@ -1,0 +1,182 @@
+"""A damaged mirror is told from every other failure, so that it is made anew and not reported for ever."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.mirror import Mirror
+from tests.support.git import GitFixture, Repo, git
+
+FILES = {"a.txt": b"a" * 5000, "folder/b.txt": b"b", "folder/deeper/c.txt": b"c"}
+
+
+@pytest.fixture
+def repo(server: GitFixture) -> Repo:
+    return server.repo("acme/widgets", FILES)
+
+
+@pytest.fixture
+def commit(repo: Repo, fetched: Callable[..., str]) -> str:
+    return fetched(repo)
+
+
+def pack(mirror: Mirror, suffix: str) -> Path:
+    found = next((mirror.directory / "objects/pack").glob(f"*.{suffix}"))
+    found.chmod(0o600)
+    return found
+
+
+def loose(mirror: Mirror) -> None:
+    """The same objects without a pack, each in a file of its own."""
+    content = pack(mirror, "pack").read_bytes()
+    shutil.rmtree(mirror.directory / "objects/pack")
+    git(mirror.directory, "unpack-objects", "-q", stdin=[content])
+
+
+def object_file(mirror: Mirror, what: str) -> Path:
+    name = git(mirror.directory, "rev-parse", what).decode().strip()
+    found = mirror.directory / "objects" / name[:2] / name[2:]
+    found.chmod(0o600)
+    return found
+
+
+def truncated_pack(mirror: Mirror, commit: str) -> None:
+    content = pack(mirror, "pack").read_bytes()
+    pack(mirror, "pack").write_bytes(content[: len(content) // 2])
+
+
+def garbage_in_pack(mirror: Mirror, commit: str) -> None:
+    content = bytearray(pack(mirror, "pack").read_bytes())
+    content[12:-20] = b"\x5a" * (len(content) - 32)
+    pack(mirror, "pack").write_bytes(content)
+
+
+def emptied_pack(mirror: Mirror, commit: str) -> None:
+    pack(mirror, "pack").write_bytes(b"")
+
+
+def lost_pack(mirror: Mirror, commit: str) -> None:
+    pack(mirror, "pack").unlink()
+
+
+def garbage_index(mirror: Mirror, commit: str) -> None:
+    pack(mirror, "idx").write_bytes(b"garbage" * 300)
+
+
+def truncated_index(mirror: Mirror, commit: str) -> None:
+    content = pack(mirror, "idx").read_bytes()
+    pack(mirror, "idx").write_bytes(content[:-30])
+
+
+def lost_index(mirror: Mirror, commit: str) -> None:
+    pack(mirror, "idx").unlink()
+
+
+def lost_packs(mirror: Mirror, commit: str) -> None:
+    shutil.rmtree(mirror.directory / "objects/pack")
+
+
+def lost_objects(mirror: Mirror, commit: str) -> None:
+    shutil.rmtree(mirror.directory / "objects")
+
+
+def empty_commit(mirror: Mirror, commit: str) -> None:
+    loose(mirror)
+    object_file(mirror, commit).write_bytes(b"")
+
+
+def empty_tree(mirror: Mirror, commit: str) -> None:
+    loose(mirror)
+    object_file(mirror, f"{commit}^{{tree}}").write_bytes(b"")
+
+
+def garbage_tree(mirror: Mirror, commit: str) -> None:
+    loose(mirror)
+    object_file(mirror, f"{commit}:folder").write_bytes(b"garbage")
+
+
+def lost_tree(mirror: Mirror, commit: str) -> None:
+    loose(mirror)
+    object_file(mirror, f"{commit}:folder/deeper").unlink()
+
+
+def lost_file(mirror: Mirror, commit: str) -> None:
+    loose(mirror)
+    object_file(mirror, f"{commit}:folder/b.txt").unlink()
+
+
+def empty_file(mirror: Mirror, commit: str) -> None:
+    loose(mirror)
+    object_file(mirror, f"{commit}:a.txt").write_bytes(b"")
+
+
+def garbage_head(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "HEAD").write_bytes(b"\0garbage\n")
+
+
+def garbage_config(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "config").write_bytes(b"[core\n\0")
+
+
+def garbage_packed_refs(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "packed-refs").write_bytes(b"garbage\n")
+
+
+def garbage_ref(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "refs/docora/watch/run").write_bytes(b"garbage\n")
+
+
+def zeros_in_ref(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "refs/docora/watch/run").write_bytes(b"\0" * 41)
+
+
+def garbage_shallow(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "shallow").write_bytes(b"garbage\n")
+
+
+def alternates_pointing_nowhere(mirror: Mirror, commit: str) -> None:
+    lost_pack(mirror, commit)
+    (mirror.directory / "objects/info").mkdir(exist_ok=True)
+    (mirror.directory / "objects/info/alternates").write_text("/nonexistent/objects\n")
+
+
+DAMAGE = [
+    truncated_pack, garbage_in_pack, emptied_pack, lost_pack, garbage_index, truncated_index, lost_index, lost_packs,
+    lost_objects, empty_commit, empty_tree, garbage_tree, lost_tree, lost_file, empty_file, garbage_head, garbage_config,
+    garbage_packed_refs, garbage_ref, zeros_in_ref, garbage_shallow, alternates_pointing_nowhere,
+]  # fmt: skip
+
+
+def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
+    """What a sync reads: the whole tree, the difference to the base, every content; then it keeps the base."""
+    entries = list(mirror.tree(commit))
+    mirror.changed_paths(base, commit)
+    with mirror.blobs() as reader:
+        contents = list(reader.read([entry.blob for entry in entries]))
+        assert contents == [b"".join(reader.stream(entry.blob)) for entry in entries]
+    mirror.keep_base("watch", commit)
+    return contents
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["same commit", "new commit"])
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_every_damage_is_called_one_or_does_not_matter(
+    mirror: Mirror, repo: Repo, fetched: Callable[..., str], commit: str, damage, moved: bool
+) -> None:
+    damage(mirror, commit)
+    if moved:
+        repo.commit({"d.txt": b"d"})
+    error = None
+    try:
+        contents = read_all(mirror, fetched(repo), commit)
+    except GitError as raised:
+        error = raised
+        mirror.remove(lambda: None)
+        contents = read_all(mirror, fetched(repo), repo.head)
+    assert contents == list(repo.files().values())
+    if error is not None:
+        assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.CORRUPT, False, False), str(error)
+        assert "The mirror is damaged and is made anew" in str(error)

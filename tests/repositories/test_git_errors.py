@@ -1,0 +1,135 @@
+"""What went wrong, told by its cause, in words, with what to do, and without the token."""
+
+import base64
+from urllib.parse import quote
+
+import pytest
+
+from docora.http.client import Cause as HttpCause
+from repositories_app import git_errors
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.git_errors import classify, explain, rate_limited, scrub, unreachable
+
+URL = "https://github.com/acme/widgets/"
+TOKEN = "ghp_NeverSeen+/=!42"
+BASIC = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
+
+
+def http(status: int) -> str:
+    return f"fatal: unable to access '{URL}': The requested URL returned error: {status}"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "cause", "everybody", "permanent", "words"),
+    [
+        (f"fatal: Authentication failed for '{URL}'", Cause.AUTH, False, True, "The token was refused: it is wrong"),
+        ("fatal: could not read Username for 'https://x': terminal prompts disabled", Cause.AUTH, False, True, "refused"),
+        (http(403), Cause.AUTH, False, True, "the host forbids it to read this repository"),
+        (f"remote: Repository not found.\nfatal: repository '{URL}' not found", Cause.NOT_FOUND, False, True, "address"),
+        (http(410), Cause.NOT_FOUND, False, True, "not found with this token"),
+        ("fatal: couldn't find remote ref HEAD", Cause.NOT_FOUND, False, True, "not found with this token"),
+        (http(301), Cause.NOT_FOUND, True, True, "renamed or moved"),
+        (http(308), Cause.NOT_FOUND, True, True, "renamed or moved"),
+        (http(429), Cause.NETWORK, False, False, "limits how often it may be asked with this token"),
+        (http(500), Cause.NETWORK, True, False, "error: 500"),
+        (http(503), Cause.NETWORK, True, False, "It is tried again by itself"),
+        ("fatal: unable to access 'x': Could not resolve host: git.example", Cause.NETWORK, True, False, "resolve"),
+        ("fatal: unable to access 'x': SSL certificate problem: expired", Cause.NETWORK, True, False, "certificate"),
+        ("fatal: unable to access 'x': Failed to connect to h port 443", Cause.NETWORK, True, False, "check the address"),
+        ("fatal: unable to access 'x': Operation too slow", Cause.TIMEOUT, True, False, "did not answer in time"),
+        ("fatal: unable to access 'x': Connection timed out", Cause.TIMEOUT, True, False, "did not answer in time"),
+        ("error: RPC failed; HTTP 503 curl 22\nfatal: expected flush after ref listing", Cause.NETWORK, True, False, "503"),
+        ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", Cause.NETWORK, True, False, "early EOF"),
+        ("fatal: write error: File too large", Cause.TOO_LARGE, True, True, "larger than MAX_FETCH_BYTES (5.4 GB)"),
+        ("fatal: write error: No space left on device", Cause.TOO_LARGE, True, True, "Make room in REPOS_DIR"),
+        ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "too large to be read"),
+        ("fatal: Out of memory, realloc failed", Cause.TOO_LARGE, True, True, "too large to be read"),
+        ("fatal: bad object 1234", Cause.CORRUPT, False, False, "is made anew"),
+        ("fatal: remote error: upload-pack: not our ref 1234", Cause.OTHER, True, False, "not our ref"),
+        ("fatal: something new", Cause.OTHER, True, False, "something new"),
+        ("", Cause.OTHER, True, False, "git gave no reason"),
+    ],
+)  # fmt: skip
+def test_git_s_words_are_told_apart(stderr, cause, everybody, permanent, words) -> None:
+    error = classify(stderr.encode(), token=TOKEN)
+    assert (error.cause, error.for_every_watcher, error.permanent) == (cause, everybody, permanent), str(error)
+    assert words in str(error)
+    assert str(error).endswith(".")
+
+
+def test_git_that_was_killed_says_by_which_signal() -> None:
+    assert "ended by signal 9" in str(classify(b"", ended=-9))
+
+
+@pytest.mark.parametrize(
+    ("stderr", "cause"),
+    [
+        ("remote: fatal: loose object is corrupt\n" + http(503), Cause.NETWORK),
+        ("remote: Authentication failed\n" + http(503), Cause.NETWORK),
+        ("fatal: remote error: packfile x is corrupt, bad object, timed out, error: 401", Cause.OTHER),
+        ("fatal: unable to access 'https://h/acme/corrupt-timeout/': The requested URL returned error: 503", Cause.NETWORK),
+        ("fatal: unable to access 'https://h/redirect/error: 429/': Failed to connect", Cause.NETWORK),
+        ("remote: error: 429\n" + http(404), Cause.NOT_FOUND),
+    ],
+)  # fmt: skip
+def test_neither_the_host_s_words_nor_a_repository_s_name_decide_the_cause(stderr: str, cause: Cause) -> None:
+    assert classify(stderr.encode()).cause is cause
+
+
+def test_what_the_host_says_is_shown_clean_and_short() -> None:
+    said = b"remote: \x1b[31mClosed for\x00 repairs " + b"x" * 5000 + b"\n" + http(503).encode()
+    message = str(classify(said))
+    assert "(the host says: \ufffd[31mClosed for\ufffd repairs" in message
+    assert len(message) < 700
+    assert message.isprintable()
+
+
+ECHOES = [
+    TOKEN, BASIC, quote(TOKEN, safe=""), TOKEN.upper(), f"Authorization: Basic {BASIC}", f"https://user:{TOKEN}@h/x",
+    f"https://x-access-token:{TOKEN}@github.com/acme", "https://other:secret@h/x", f'{{"token": "{TOKEN}"}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("echo", ECHOES, ids=range(len(ECHOES)))
+def test_a_token_that_the_host_repeats_stands_in_no_message(echo: str) -> None:
+    long = "x" * 285  # so that the message is cut in the middle of the token
+    errors = [
+        classify(f"{prefix}{padding}{echo} end\n{rest}".encode(), token=TOKEN)
+        for prefix in ("remote: ", "fatal: ", "fatal: remote error: ", "error: ", "fatal: unable to access ", "")
+        for padding in ("", long)
+        for rest in ("", http(503), http(401))
+    ]
+    errors += [explain(cause, padding + echo, token=TOKEN) for cause in Cause for padding in ("", long)]
+    errors += [unreachable(cause, padding + echo, token=TOKEN) for cause in HttpCause for padding in ("", long)]
+    for error in errors:
+        for secret in (TOKEN, BASIC, quote(TOKEN, safe=""), TOKEN.upper(), "NeverSeen", BASIC[:40], "other:secret"):
+            assert secret not in str(error)
+
+
+def test_scrubbing_leaves_the_rest_as_it_is() -> None:
+    assert scrub(f"a {TOKEN} b https://u:p@h/x?y@z", TOKEN) == "a … b https://h/x?y@z"
+    assert scrub("https://h/a@b user@example.org", "") == "https://h/a@b user@example.org"
+
+
+@pytest.mark.parametrize(("asked", "rest"), [(None, 60.0), (0.0, 1.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)])
+def test_a_host_that_limits_is_left_alone_for_as_long_as_it_asks_within_reason(asked, rest) -> None:
+    assert rate_limited(asked, token=TOKEN).rest == rest
+
+
+def test_a_limit_without_a_token_is_everybody_s_and_one_with_a_token_is_the_token_s() -> None:
+    assert rate_limited(None, token="").for_every_watcher
+    assert "A token usually raises the limit." in str(rate_limited(None, token=""))
+    assert not rate_limited(None, token=TOKEN).for_every_watcher
+
+
+def test_a_refused_address_says_where_it_can_be_allowed() -> None:
+    error = unreachable(HttpCause.REFUSED_ADDRESS, "git.example leads to 10.0.0.1, a private address.")
+    assert isinstance(error, GitError)
+    assert error.cause is Cause.NETWORK
+    assert str(error).endswith("An administrator can add its network to ALLOWED_PRIVATE_NETWORKS.")
+
+
+def test_every_cause_has_words_of_its_own() -> None:
+    said = {cause: str(explain(cause, "detail", token=token)) for cause in Cause for token in ("", "t")}
+    assert len(set(said.values())) == len(Cause)
+    assert git_errors.moved("").for_every_watcher

@@ -1,0 +1,243 @@
+"""git's own network commands: they dial what was vetted and nothing else, within bounds of time, size and memory."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from ipaddress import ip_network
+
+import pytest
+
+from repositories_app import git
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.mirror import Mirror
+from tests.docora.http_server import saying, servers
+from tests.support.git import GitFixture, Repo
+from tests.support.git import git as run_git
+
+
+@pytest.fixture
+def repo(server: GitFixture) -> Repo:
+    return server.repo("acme/widgets", {"a.txt": b"1"})
+
+
+@pytest.fixture
+def dns(monkeypatch):
+    """What a name leads to, for us; git's own resolver knows none of these names."""
+
+    def answering(*addresses: str) -> list[bytes]:
+        asked: list[bytes] = []
+
+        def getaddrinfo(host: bytes, *_: object, **__: object) -> list[tuple]:
+            asked.append(host)
+            return [(0, 1, 6, "", (address, 0)) for address in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        return asked
+
+    return answering
+
+
+def config(environment: dict[str, str]) -> dict[str, str]:
+    count = int(environment["GIT_CONFIG_COUNT"])
+    return {environment[f"GIT_CONFIG_KEY_{n}"]: environment[f"GIT_CONFIG_VALUE_{n}"] for n in range(count)}
+
+
+def fetch(mirror: Mirror, url: str, commit: str, token: str = "") -> str:
+    with mirror.in_use(lambda: None):
+        return mirror.fetch(url, token, commit, "watch", timeout=30, tick=lambda: None)
+
+
+# --- Addresses --------------------------------------------------------------------------------------------------------
+def test_git_dials_the_vetted_address_and_asks_no_resolver(mirror: Mirror, repo: Repo, dns) -> None:
+    asked = dns("127.0.0.1")
+    url = repo.url.replace("127.0.0.1", "git.example")
+    assert fetch(mirror, url, repo.head) == repo.head
+    assert asked == [b"git.example"]
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "pin"),
+    [
+        ("https://git.example/a/b", ["8.8.8.8"], "git.example:443:8.8.8.8"),
+        ("http://git.example/a/b", ["8.8.8.8"], "git.example:80:8.8.8.8"),
+        ("https://Git.Example:8443/a/b", ["8.8.8.8", "1.1.1.1"], "git.example:8443:8.8.8.8,1.1.1.1"),
+        ("https://git.example/a/b", ["2606:4700::1", "8.8.8.8"], "git.example:443:[2606:4700::1],8.8.8.8"),
+        ("https://git.example/a/b", ["8.8.8.8"] * 9, "git.example:443:8.8.8.8"),
+        ("https://8.8.8.8/a/b", [], None),
+        ("https://[2606:4700::1]/a/b", [], None),
+    ],
+)
+def test_the_pin_names_every_vetted_address(dns, url: str, addresses: list[str], pin: str | None) -> None:
+    dns(*addresses)
+    assert config(git.environment(git.Remote(url))).get("http.curloptResolve") == pin
+
+
+def test_ipv6_addresses_are_pinned_in_the_form_that_git_understands(mirror: Mirror, repo: Repo, dns, settings) -> None:
+    settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("127.0.0.0/8"), ip_network("fd00::/8")]
+    dns("fd12::1", "127.0.0.1")  # nobody is at the first one
+    assert fetch(mirror, repo.url.replace("127.0.0.1", "git.example"), repo.head) == repo.head
+
+
+@pytest.mark.parametrize(
+    "addresses", [["10.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["127.0.0.1", "169.254.169.254"], ["::ffff:10.0.0.1"], ["::1"]]
+)
+def test_a_refused_name_is_told_in_words_and_nothing_is_dialled(
+    mirror: Mirror, repo: Repo, dns, addresses: list[str]
+) -> None:
+    dns(*addresses)
+    with pytest.raises(GitError, match="ALLOWED_PRIVATE_NETWORKS") as caught:
+        fetch(mirror, repo.url.replace("127.0.0.1", "git.example"), repo.head)
+    assert (caught.value.cause, caught.value.for_every_watcher) == (Cause.NETWORK, True)
+    assert repo.server.requests == []
+
+
+def test_an_address_in_the_url_is_vetted_as_well(mirror: Mirror, repo: Repo, settings) -> None:
+    settings.ALLOWED_PRIVATE_NETWORKS = []
+    with pytest.raises(GitError, match="loopback address"):
+        fetch(mirror, repo.url, repo.head)
+    assert repo.server.requests == []
+
+
+def test_a_name_that_is_unknown_is_told_in_words(mirror: Mirror, repo: Repo) -> None:
+    with pytest.raises(GitError, match=r"The name no-such-host\.invalid could not be resolved"):
+        fetch(mirror, "http://no-such-host.invalid/acme/widgets", repo.head)
+
+
+# --- What a hostile host or machine could make git do -------------------------------------------------------------------
+def test_no_proxy_stands_between(mirror: Mirror, repo: Repo, monkeypatch) -> None:
+    with servers() as start:
+        proxy = start()
+        for name in ("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY", "GIT_PROXY_COMMAND"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        assert fetch(mirror, repo.url, repo.head) == repo.head
+        assert proxy.connections == 0
+
+
+def test_nothing_of_the_machine_s_environment_or_configuration_reaches_git(monkeypatch, tmp_path) -> None:
+    (tmp_path / ".gitconfig").write_text('[url "http://evil.example/"]\n\tinsteadOf = https://\n')
+    for name in ("GIT_SSH_COMMAND", "GIT_EXEC_PATH", "GIT_DIR", "GIT_TRACE", "LD_PRELOAD", "GIT_CONFIG_PARAMETERS"):
+        monkeypatch.setenv(name, "evil")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    environment = git.environment()
+    assert "evil" not in str(environment)
+    assert environment["HOME"] == "/nonexistent"
+    assert git.run(["config", "--list", "--show-scope"]).count(b"command\t") == int(environment["GIT_CONFIG_COUNT"])
+    assert b"insteadof" not in git.run(["config", "--list"])
+
+
+@pytest.mark.parametrize(("allow_http", "protocols"), [(False, "https"), (True, "https:http")])
+def test_only_https_and_http_where_it_is_allowed_are_spoken(settings, allow_http: bool, protocols: str) -> None:
+    settings.ALLOW_HTTP = allow_http
+    environment = git.environment()
+    assert environment["GIT_ALLOW_PROTOCOL"] == protocols
+    assert {key for key, value in config(environment).items() if key.startswith("protocol.") and value == "always"} == {
+        f"protocol.{name}.allow" for name in protocols.split(":")
+    }
+
+
+@pytest.mark.parametrize(
+    "url", ["ext::touch {}", "file://{}", "fd::7", "ssh://127.0.0.1/{}", "git://127.0.0.1/{}", "{}"]
+)
+def test_git_itself_refuses_every_other_transport(server: GitFixture, tmp_path, url: str) -> None:
+    repo = server.repo("acme/local", {"a": b"1"})
+    trace = tmp_path / "trace"
+    place = url.format(trace if "touch" in url else repo.path)
+    with pytest.raises(GitError):
+        git.run(["ls-remote", "--", place])
+    assert not trace.exists()
+
+
+def test_the_token_goes_to_its_own_host_only(dns) -> None:
+    dns("8.8.8.8")
+    found = config(git.environment(git.Remote("https://git.example:8443/a/b", "ghp_secret")))
+    [key] = [key for key in found if key.lower().endswith("extraheader")]
+    assert key == "http.https://git.example:8443/.extraHeader"
+    assert "ghp_secret" not in repr(git.Remote("https://git.example/a/b", "ghp_secret"))
+
+
+def test_a_host_without_smart_http_cannot_send_git_elsewhere(mirror: Mirror, repo: Repo) -> None:
+    with servers() as start:
+        inner = start()
+        pages = {
+            b"/info/refs": b"1" * 40 + b"\trefs/heads/main\n",
+            b"/HEAD": b"ref: refs/heads/main\n",
+            b"alternates": f"http://127.0.0.1:{inner.port}/objects\n".encode(),
+        }
+
+        def dumb(connection: socket.socket, head: bytes, body: bytes) -> bool:
+            page = next((page for name, page in pages.items() if name in head.split(b"\r\n")[0]), None)
+            return saying("200 OK" if page else "404 Not Found", page or b"")(connection, head, body)
+
+        url = f"http://127.0.0.1:{start(dumb).port}/acme/widgets"
+        assert b"refs/heads/main" in git.run(["ls-remote", "--", url], remote=git.Remote(url))
+        with pytest.raises(GitError) as caught:
+            fetch(mirror, url, "1" * 40)
+        assert str(caught.value).endswith(".")
+        fetch(mirror, repo.url, repo.head)  # the mirror is none the worse
+        with pytest.raises(GitError):  # without the depth git would walk the objects itself
+            git.run(["fetch", "--", url, "+HEAD:refs/x"], directory=mirror.directory, remote=git.Remote(url))
+        assert inner.connections == 0
+
+
+# --- Bounds -----------------------------------------------------------------------------------------------------------
+def test_a_repository_beyond_the_size_limit_is_refused_and_leaves_nothing_behind(
+    server: GitFixture, mirror: Mirror, fetched: Callable[..., str], settings
+) -> None:
+    repo = server.repo("acme/big", {"big.bin": os.urandom(3_000_000)})
+    settings.MAX_FETCH_BYTES = 1_000_000
+    with pytest.raises(GitError) as caught:
+        fetched(repo)
+    assert str(caught.value) == (
+        "The repository is larger than MAX_FETCH_BYTES (1.0 MB). An administrator can raise it."
+    )
+    assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
+    assert [path for path in (mirror.directory / "objects").rglob("*") if path.is_file()] == []
+    settings.MAX_FETCH_BYTES = 10_000_000
+    assert fetched(repo) == repo.head
+
+
+def test_an_object_that_unfolds_beyond_all_bounds_is_refused(server: GitFixture, fetched, monkeypatch) -> None:
+    repo = server.repo("acme/bomb", {"zeros": bytes(20_000_000)})
+    plain = git.environment
+    monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_ALLOC_LIMIT": "10m"})
+    with pytest.raises(GitError, match="too large to be read") as caught:
+        fetched(repo)
+    assert caught.value.cause is Cause.TOO_LARGE
+
+
+def test_a_host_that_talks_without_end_is_left(server: GitFixture, fetched: Callable[..., str], monkeypatch) -> None:
+    monkeypatch.setattr(git, "_MAX_STDERR", 100_000)
+    repo = server.repo("acme/chatty", {"a": b"1"})
+
+    def chatter(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-result\r\n\r\n")
+        connection.sendall(b"000dpackfile\n")
+        line = b"\2" + b"blah " * 1000 + b"\n"
+        while True:
+            connection.sendall(b"%04x%b" % (len(line) + 4, line))
+            time.sleep(0.001)
+
+    posts: list[str] = []
+
+    def after_the_refs(method: str, target: str):
+        if method == "POST":
+            posts.append(target)
+            return chatter
+        return None
+
+    repo.server.on_request = after_the_refs
+    started = time.monotonic()
+    with pytest.raises(GitError) as caught:
+        fetched(repo)
+    assert time.monotonic() - started < 20
+    assert len(str(caught.value)) < 700
+
+
+def test_a_list_of_refs_without_end_is_not_held_in_memory(server: GitFixture, monkeypatch) -> None:
+    monkeypatch.setattr(git, "MAX_OUTPUT", 60_000)
+    repo = server.repo("acme/refs", {"a": b"1"})
+    commands = "".join(f"create refs/heads/{n:04}/HEAD {repo.head}\n" for n in range(1500))
+    run_git(repo.path, "update-ref", "--stdin", stdin=[commands.encode()])
+    with pytest.raises(GitError, match="lists more than can be read"):
+        git.run(["ls-remote", "--", repo.url, "HEAD"], remote=git.Remote(repo.url))

@@ -1,0 +1,234 @@
+"""Trees that no git would make, but that a server can serve: read as they are, or refused in words."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repositories_app import mirror as mirrors
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.mirror import Mirror
+from tests.support.git import GitFixture, Repo, git
+
+ZEROS = "0" * 40
+
+
+@pytest.fixture
+def repo(server: GitFixture) -> Repo:
+    return server.repo("acme/hostile", {"readme.md": b"# Hello\n"})
+
+
+def blob(repo: Repo, content: bytes = b"x") -> bytes:
+    return git(repo.path, "hash-object", "-w", "--stdin", stdin=[content]).strip()
+
+
+def tree(repo: Repo, *entries: tuple[bytes, bytes, bytes]) -> bytes:
+    """A tree object exactly of these (mode, name, object id), in this order, whatever git thinks of it."""
+    raw = b"".join(b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
+    return git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
+
+
+def serve(repo: Repo, root: bytes) -> str:
+    """Make this tree the newest commit of the repository."""
+    lines = [b"tree %b\n" % root, b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
+    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
+    git(repo.path, "update-ref", "refs/heads/main", commit)
+    return commit
+
+
+def paths(mirror: Mirror, commit: str, only: list[bytes] | None = None) -> list[bytes]:
+    return [entry.path for entry in mirror.tree(commit, only)]
+
+
+STRANGE = [
+    b"..", b".", b".git", b".GIT", b".git ", b"git~1", b"-x", b"--help", b":(top)x", b":!x", b"*", b"a\nb", b"a\tb", b"a\\b",
+    b"\x01", b"\x7f", b"\xff\xfe", b"caf\xe9", b"CON", b"~", b'"', b" ", b"a" * 5000, "\u202e".encode(), b"\xed\xa0\x80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE, ids=lambda name: repr(name[:12]))
+@pytest.mark.parametrize("deep", [False, True], ids=["at the top", "in a folder"])
+def test_a_strange_name_is_listed_found_and_compared(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], name: bytes, deep: bool
+) -> None:
+    base = fetched(repo)
+    content = blob(repo, b"strange")
+    root = tree(repo, (b"100644", name, content))
+    path = name
+    if deep:
+        root, path = tree(repo, (b"40000", name, root)), name + b"/" + name
+    serve(repo, root)
+    commit = fetched(repo)
+    assert paths(mirror, commit) == [path]
+    assert paths(mirror, commit, [path]) == [path]
+    assert paths(mirror, commit, [b"readme.md", path, b"zzz"]) == [path]
+    assert mirror.changed_paths(base, commit) == sorted([path, b"readme.md"])
+    with mirror.blobs() as reader:
+        assert list(reader.read([entry.blob for entry in mirror.tree(commit)])) == [b"strange"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"", b"/", b"/x", b"//", b"../x", b"..", b"x/../../y", b".", b"./x", b"a//b", b"a/", b"a/./b", b"/etc/passwd", b":/",
+        b":(exclude)*", b":^x", b"*", b"[", b"-r", b"--", b"\xff", b"\n", b"x" * 300_000, b"a/" * 50_000 + b"a",
+    ],
+    ids=lambda path: repr(path[:14]),
+)  # fmt: skip
+def test_asking_for_a_path_that_no_tree_has_finds_nothing_and_never_fails(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], path: bytes
+) -> None:
+    commit = fetched(repo)
+    assert paths(mirror, commit, [path]) == []
+    assert paths(mirror, commit, [path, b"readme.md"]) == [b"readme.md"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[b"b", b"a"], [b"a", b"a"], [b"a", b"a.b", b"a"], [b"a/b", b"a"], [b"\xff", b"a"]],
+    ids=lambda names: repr(names),
+)
+def test_a_tree_that_is_not_sorted_is_refused_in_words(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], names: list[bytes]
+) -> None:
+    serve(repo, tree(repo, *((b"100644", name, blob(repo)) for name in names)))
+    with pytest.raises(GitError, match="malformed") as caught:
+        paths(mirror, fetched(repo))
+    assert caught.value.cause is Cause.OTHER
+
+
+BROKEN = {
+    "garbage": b"garbage",
+    "cut": b"100644 a\0short",
+    "no name": b"100644 \0" + b"\1" * 20,
+    "bad mode": b"999999 a\0" + b"\1" * 20,
+    "no mode": b"xyz a\0" + b"\1" * 20,
+    "missing file": b"100644 a\0" + b"\1" * 20,
+    "missing folder": b"40000 a\0" + b"\1" * 20,
+    "no end of name": b"100644 a" + b"\1" * 20,
+}
+
+
+@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
+def test_a_host_that_has_a_broken_tree_is_told_from_a_broken_mirror(
+    repo: Repo, fetched: Callable[..., str], raw: bytes
+) -> None:
+    serve(repo, git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip())
+    with pytest.raises(GitError, match=r"the host says: .*on the remote side") as caught:
+        fetched(repo)
+    assert caught.value.cause is Cause.NETWORK
+
+
+@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
+def test_a_broken_tree_that_a_host_has_slipped_in_is_an_error_in_words(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], raw: bytes
+) -> None:
+    base = fetched(repo)
+    here = Repo("mirror", mirror.directory, repo.server)
+    root = git(here.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
+    commit = serve(here, root)
+    with pytest.raises(GitError) as caught:
+        paths(mirror, commit)
+    assert caught.value.cause is Cause.CORRUPT
+    if b"\1" not in raw:
+        with pytest.raises(GitError):
+            mirror.changed_paths(base, commit)
+
+
+def test_an_entry_of_a_kind_that_it_is_not_is_never_taken_for_a_file(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    serve(repo, tree(repo, (b"100644", b"file", tree(repo, (b"100644", b"a", blob(repo))))))
+    with pytest.raises(GitError), mirror.blobs() as reader:
+        list(reader.read([entry.blob for entry in mirror.tree(fetched(repo))]))
+
+
+def test_two_thousand_levels_are_read_and_more_are_refused_in_words(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    lines = [b"commit refs/heads/main\ncommitter a <a@b> 1 +0000\ndata 1\nx\n"]
+    lines.append(b"M 100644 inline %b\ndata 1\nx\n" % (b"d/" * 2000 + b"f"))
+    git(repo.path, "fast-import", "--quiet", "--force", stdin=lines)
+    commit = fetched(repo)
+    assert paths(mirror, commit) == [b"d/" * 2000 + b"f"]
+    assert paths(mirror, commit, [b"d/" * 2000 + b"f"]) == [b"d/" * 2000 + b"f"]
+    root = git(repo.path, "rev-parse", "main^{tree}").strip()
+    for _ in range(100):
+        root = tree(repo, (b"40000", b"d", root))
+    serve(repo, root)
+    with pytest.raises(GitError, match="too large") as caught:
+        paths(mirror, fetched(repo))
+    assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
+
+
+def test_a_name_of_ten_megabytes_costs_no_more_than_reading_it(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    base = fetched(repo)
+    name = b"n" * 10_000_000
+    serve(repo, tree(repo, (b"100644", name, blob(repo))))
+    commit = fetched(repo)
+    started = time.process_time()
+    assert paths(mirror, commit) == [name]
+    assert paths(mirror, commit, [name]) == [name]
+    assert mirror.changed_paths(base, commit) is None  # a full plan streams, a list would not
+    assert time.process_time() - started < 2
+
+
+def test_fifty_thousand_entries_in_one_folder_are_streamed(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    content = blob(repo)
+    names = [b"file-%06d" % number for number in range(50_000)]
+    serve(repo, tree(repo, *((b"100644", name, content) for name in names)))
+    commit = fetched(repo)
+    assert paths(mirror, commit) == names
+    assert paths(mirror, commit, [names[7], names[40_000]]) == [names[7], names[40_000]]
+    assert next(mirror.tree(commit)).path == names[0]  # and given up in the middle
+
+
+def test_a_tree_that_unfolds_without_end_is_refused_in_words(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
+) -> None:
+    monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
+    root = tree(repo, *((b"100644", b"%d" % number, blob(repo)) for number in range(10)))
+    for _ in range(9):
+        root = tree(repo, *((b"40000", b"%d" % number, root) for number in range(10)))
+    serve(repo, root)  # ten trees, ten thousand million files
+    with pytest.raises(GitError, match="list of files exceeds 20 MB") as caught:
+        for _ in mirror.tree(fetched(repo)):
+            pass
+    assert caught.value.cause is Cause.TOO_LARGE
+
+
+def test_a_file_that_unfolds_to_gigabytes_is_not_held_in_memory(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    size = 256_000_000
+    serve(repo, tree(repo, (b"100644", b"zeros", blob(repo, bytes(size)))))
+    commit = fetched(repo)
+    assert sum(path.stat().st_size for path in (mirror.directory / "objects").rglob("*.pack")) < 2_000_000
+    [entry] = mirror.tree(commit)
+    assert entry.size == size
+    with mirror.blobs() as reader:
+        assert sum(map(len, reader.stream(entry.blob))) == size
+        status = Path(f"/proc/{reader._process.pid}/status").read_text()
+    peak = re.search(r"Vm(?:HWM|RSS):\s+(\d+) kB", status)
+    assert peak
+    assert int(peak[1]) * 1000 < size // 2
+
+
+@pytest.mark.parametrize("target", ["tag", "tree", "blob"])
+def test_a_head_that_names_no_commit_is_an_error_in_words(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], target: str
+) -> None:
+    oid = {"tree": git(repo.path, "rev-parse", "HEAD^{tree}").decode().strip(), "blob": blob(repo).decode()}.get(target)
+    if oid is None:
+        tag = b"object %b\ntype blob\ntag x\ntagger a <a@b> 1 +0000\n\nx\n" % blob(repo)
+        oid = git(repo.path, "hash-object", "-t", "tag", "-w", "--stdin", stdin=[tag]).decode().strip()
+    git(repo.path, "update-ref", "refs/tags/x", oid)
+    with pytest.raises(GitError) as caught:
+        fetched(repo, commit=oid)
+    assert str(caught.value).endswith(".")

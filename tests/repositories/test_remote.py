@@ -1,0 +1,202 @@
+"""What a git host's answers mean, over `ls-refs` and over git's own fetch: real servers, real git."""
+
+import base64
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.remote import Head, ls_head, ls_heads, new_client
+from tests.support.git import GitFixture, Repo, Takeover
+
+TOKEN = "ghp_NeverSeen42"
+
+
+@pytest.fixture
+def repo(server: GitFixture) -> Repo:
+    return server.repo("acme/widgets", {"a.txt": b"1"})
+
+
+def answer(status: str, *headers: str, body: bytes = b"") -> Takeover:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+
+    def take_over(connection: socket.socket) -> None:
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    return take_over
+
+
+def ask(repo: Repo, token: str = "") -> GitError:
+    with new_client(max_connections=1) as client, pytest.raises(GitError) as caught:
+        ls_head(client, repo.url, token)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "with_token", "without"),
+    [
+        ("401 No", [], b"", ("auth", False, "it is wrong, expired or revoked"), ("not_found", False, "needs a token")),
+        ("403 No", [], b"", ("auth", False, "forbids it"), ("not_found", False, "needs a token")),
+        ("403 No", [], b"SAML SSO", ("auth", False, "single sign-on"), ("not_found", False, "needs a token")),
+        ("404 No", [], b"", ("not_found", False, "with this token"), ("not_found", False, "needs a token")),
+        ("410 Gone", [], b"", ("not_found", False, "with this token"), ("not_found", False, "needs a token")),
+        ("429 Slow", [], b"", ("network", False, "asked again in 1 min"), ("network", True, "asked again in 1 min")),
+        ("429 Slow", ["Retry-After: 30"], b"", ("network", False, "in 30 s"), ("network", True, "in 30 s")),
+        ("403 No", ["Retry-After: 9"], b"", ("network", False, "in 9 s"), ("network", True, "in 9 s")),
+        ("403 No", ["X-RateLimit-Remaining: 0"], b"", ("network", False, "limits"), ("network", True, "limits")),
+        ("500 Oops", [], b"", ("network", True, "answers 500"), ("network", True, "answers 500")),
+        ("503 Busy", ["Retry-After: 8"], b"", ("network", True, "answers 503"), ("network", True, "answers 503")),
+    ],
+)  # fmt: skip
+def test_an_answer_is_told_by_its_cause(repo: Repo, status, headers, body, with_token, without) -> None:
+    repo.server.on_request = lambda *_: answer(status, *headers, body=body)
+    for token, (cause, everybody, words) in ((TOKEN, with_token), ("", without)):
+        error = ask(repo, token)
+        assert (error.cause, error.for_every_watcher) == (cause, everybody), str(error)
+        assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "rest"),
+    [
+        ("429 Slow", "X: y", 60.0),
+        ("429 Slow", "Retry-After: 30", 30.0),
+        ("403 No", "Retry-After: 9", 9.0),
+        ("503 Busy", "Retry-After: 8", 8.0),
+        ("503 Busy", "Retry-After: 999999", 3600.0),
+        ("503 Busy", "X: y", 0.0),
+        ("404 No", "Retry-After: 8", 0.0),
+    ],
+)
+def test_a_host_that_asks_for_a_rest_gets_it(repo: Repo, status: str, header: str, rest: float) -> None:
+    repo.server.on_request = lambda *_: answer(status, header)
+    assert ask(repo).rest == rest
+
+
+def test_a_limited_host_is_asked_once_and_git_is_not_sent_after(repo: Repo) -> None:
+    repo.server.on_request = lambda *_: answer("429 Too Many Requests")
+    ask(repo, TOKEN)
+    assert len(repo.server.requests) == 1
+
+
+MOVED = [
+    ("/acme/gadgets/git-upload-pack", "{url}/acme/gadgets"),
+    ("/acme/gadgets.git/git-upload-pack", "{url}/acme/gadgets.git"),
+    ("{url}/acme/gadgets/git-upload-pack", "{url}/acme/gadgets"),
+    ("{url}/acme/gadgets/info/refs?service=git-upload-pack", "{url}/acme/gadgets"),
+    ("{url}/acme/gadgets?token=secret", "{url}/acme/gadgets"),
+    ("{url}/acme/gadgets#secret", "{url}/acme/gadgets"),
+    ("//127.0.0.1:1/acme/gadgets", "http://127.0.0.1:1/acme/gadgets"),
+    ("http://user:secret@127.0.0.1/acme/gadgets", None),
+    ("https://elsewhere.example/acme/gadgets", None),
+    ("http://169.254.169.254/latest/meta-data", None),
+    ("{url}/users/sign_in/now", None),
+    ("{url}/acme/widgets/git-upload-pack", None),  # to where it was
+    ("{url}/acme/" + TOKEN, None),
+    ("file:///etc/passwd", None),
+    ("ext::sh -c id", None),
+    ("http://[::1", None),
+    ("{url}/acme/" + "g" * 5000, None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(("location", "told"), MOVED, ids=lambda value: repr(value)[:40])
+def test_a_renamed_repository_names_its_new_address_and_is_not_followed(
+    repo: Repo, status: str, location: str, told: str | None
+) -> None:
+    url = repo.server.url
+    repo.server.on_request = lambda *_: answer(status, "Location: " + location.replace("{url}", url))
+    error = ask(repo, TOKEN)
+    assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
+    if told:
+        assert f"redirects to {told.replace('{url}', url)}. Watch that address instead." in str(error)
+    else:
+        assert "The host redirects to another address, which Docora does not follow" in str(error)
+    assert "secret" not in str(error)
+    assert TOKEN not in str(error)
+    assert len(repo.server.requests) == 1
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
+def test_a_redirect_that_git_meets_is_told_the_same_way(repo: Repo, fetched: Callable[..., str], status: str) -> None:
+    def redirect(method: str, target: str) -> Takeover | None:
+        new = target.replace("widgets", "gadgets")
+        return answer(status, f"Location: {new}") if "widgets/info/refs" in target else None
+
+    repo.server.on_request = redirect
+    with pytest.raises(GitError) as caught:
+        fetched(repo)
+    assert f"redirects to {repo.server.url}/acme/gadgets. Watch that address instead." in str(caught.value)
+    assert caught.value.for_every_watcher
+    repo.server.on_request = lambda method, target: (
+        redirect(method, target) or (None if method == "GET" else answer("400 Bad Request"))
+    )
+    assert str(ask(repo)) == str(caught.value)  # a host without protocol v2, which git itself is sent to ask
+    assert not any("gadgets" in request.target for request in repo.server.requests)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
+def test_a_token_is_in_no_message_even_if_the_host_repeats_it(
+    repo: Repo, fetched: Callable[..., str], status: int
+) -> None:
+    basic = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
+    echo = f"{TOKEN} {basic} https://x:{TOKEN}@h/"
+    said = answer(f"{status} {echo}", f"X-Echo: {echo}", "Content-Type: text/plain", body=echo.encode())
+    repo.server.on_request = lambda *_: said
+    with pytest.raises(GitError) as caught:
+        fetched(repo, token=TOKEN)
+    for error in (caught.value, ask(repo, TOKEN)):
+        assert TOKEN not in str(error)
+        assert basic not in str(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"0000", b"garbage", b"zzzz", b"-001", b"0001", b"+fff", b"ffff", b"0004" * 1000, b"\0" * 60_000,
+        b"0032" + b"g" * 40 + b" HEAD\n0000", b"003d" + b"1" * 50 + b" HEAD\n0000", b"001fERR access denied\n0000",
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_an_answer_that_makes_no_sense_is_an_error_in_words(repo: Repo, body: bytes) -> None:
+    repo.server.on_request = lambda *_: answer("200 OK", body=body)
+    assert str(ask(repo)).endswith((".", "push."))
+
+
+def test_a_branch_name_from_the_host_is_made_safe_to_store(repo: Repo) -> None:
+    line = b"1" * 40 + b" HEAD symref-target:refs/heads/a\0b\xff" + b"c" * 500 + b"\n"
+    repo.server.on_request = lambda *_: answer("200 OK", body=b"%04x%b0000" % (len(line) + 4, line))
+    with new_client(max_connections=1) as client:
+        head = ls_head(client, repo.url)
+    assert head.branch.startswith("a\ufffdb\ufffdccc")
+    assert len(head.branch) == 255
+
+
+def test_the_caller_is_kept_alive_while_git_asks_a_host_without_protocol_v2(repo: Repo) -> None:
+    ticks: list[float] = []
+    git_came: list[float] = []
+
+    def slow(method: str, target: str) -> Takeover | None:
+        if method == "POST" and not git_came:
+            return answer("400 Bad Request")
+        if not git_came:
+            git_came.append(time.monotonic())
+            time.sleep(2.5)
+        return None
+
+    repo.server.on_request = slow
+    with new_client() as client:
+        answers = list(ls_heads(client, [("key", repo.url, "")], lambda: ticks.append(time.monotonic())))
+    assert answers == [("key", Head(repo.head, "main"))]
+    assert len([moment for moment in ticks if moment > git_came[0]]) >= 2
+
+
+def test_a_host_that_cannot_be_reached_concerns_everybody(repo: Repo) -> None:
+    repo.server.stop()
+    error = ask(repo, TOKEN)
+    assert (error.cause, error.for_every_watcher, error.permanent) == (Cause.NETWORK, True, False)
+    assert "Connection refused" in str(error)
