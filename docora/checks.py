@@ -6,6 +6,8 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, register
 
+from deliveries_app import transforms
+
 MIN_GIT = (2, 38)  # `cat-file -z` and the fixes of the `safe.directory` era
 
 
@@ -34,3 +36,10 @@ def check_git(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         found = ".".join(map(str, version))
         return [Error(f"git is {found}, but Docora needs {wanted} or newer; upgrade it.", id="docora.E002")]
     return []
+
+
+@register
+def check_transforms(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    problem = transforms.active().problem
+    hint = "A transform is a callable with a `name` and a `version`; see deliveries_app/transforms.py."
+    return [Error(problem, hint=hint, id="docora.E010")] if problem else []

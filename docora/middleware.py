@@ -1,10 +1,43 @@
-"""Whom to believe about the client's address and scheme."""
+"""Whom to believe about the client's address and scheme, what every page says to browsers and caches, and what it says
+when an encryption key is gone."""
 
 import ipaddress
+import logging
 from collections.abc import Callable
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from docora.crypto import DecryptionError
+from docora.errors import json_error, wants_json
+
+logger = logging.getLogger(__name__)
+
+# Docora's pages need none of what a browser can be asked for.
+PERMISSIONS_POLICY = ", ".join(
+    f"{feature}=()"
+    for feature in (
+        "accelerometer",
+        "autoplay",
+        "browsing-topics",
+        "camera",
+        "display-capture",
+        "encrypted-media",
+        "fullscreen",
+        "geolocation",
+        "gyroscope",
+        "magnetometer",
+        "microphone",
+        "midi",
+        "payment",
+        "picture-in-picture",
+        "publickey-credentials-get",
+        "screen-wake-lock",
+        "usb",
+        "xr-spatial-tracking",
+    )
+)
 
 
 class TrustedProxyMiddleware:
@@ -36,3 +69,34 @@ class TrustedProxyMiddleware:
         except ValueError:
             return False
         return any(parsed in network for network in settings.TRUSTED_PROXIES)
+
+
+class PageHeadersMiddleware:
+    """No browser feature for anything on the page, and nothing kept by a cache unless its view says otherwise."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self.get_response(request)
+        response.headers.setdefault("Permissions-Policy", PERMISSIONS_POLICY)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+
+class LostKeyMiddleware:
+    """Whatever needed a secret that cannot be decrypted answers with the sentence that says what to do."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        if not isinstance(exception, DecryptionError):
+            return None
+        logger.error("secret_not_decrypted", extra={"path": request.path})
+        if wants_json(request):
+            return json_error(str(exception), 500)
+        return render(request, "500.html", {"sentence": str(exception)}, status=500)

@@ -12,7 +12,7 @@ from docora import __version__
 SECTIONS: dict[str, list[str]] = {
     "Sync": ["deliveries_app.App", "deliveries_app.AppRepository", "repositories_app.Repository"],
     "Activity": ["deliveries_app.SyncRun", "deliveries_app.BulkOperation", "deliveries_app.Delivery"],
-    "Access": ["auth.User", "auth.Group"],
+    "Access": ["auth.User", "auth.Group", "axes.AccessAttempt"],
 }
 
 

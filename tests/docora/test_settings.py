@@ -39,6 +39,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("PUBLIC_URL", "http://docora.example", "must start with https://"),
         ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
+        ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
     ],

@@ -1,0 +1,131 @@
+"""What every answer says to browsers and caches, and the pages for what went wrong."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.test import Client
+from django.urls import NoReverseMatch, reverse
+
+from docora.middleware import PERMISSIONS_POLICY
+from tests.support.staff import staff
+
+PROJECT = Path(__file__).resolve().parents[2]
+EVERYWHERE = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Permissions-Policy": PERMISSIONS_POLICY,
+}
+INLINE = re.compile(r"<style(?![^>]*nonce)|<script(?![^>]*src)|\sstyle=|\son\w+=", re.IGNORECASE)
+
+
+@pytest.fixture
+def admin(admin_user) -> Client:
+    client = Client(raise_request_exception=False)
+    client.force_login(admin_user)
+    return client
+
+
+@pytest.mark.parametrize("address", ["/admin/", "/admin/login/", "/health", "/api/repositories", "/nothing", "/docs/"])
+def test_every_answer_has_the_headers(admin: Client, address: str) -> None:
+    answer = admin.get(address)
+    assert {name: answer.headers.get(name) for name in EVERYWHERE} == EVERYWHERE
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/admin/", "/admin/deliveries_app/app/", "/admin/password_change/", "/admin/live/", "/admin/api/repositories"],
+)
+def test_what_a_session_shows_is_kept_by_no_cache(admin: Client, address: str) -> None:
+    assert "no-store" in admin.get(address).headers["Cache-Control"]
+
+
+def test_static_files_may_be_cached(client: Client) -> None:
+    assert "max-age" in client.get("/static/docora/docora.css").headers["Cache-Control"]
+
+
+def test_the_session_cookie_is_out_of_reach_for_scripts_and_other_sites(client: Client, admin_user) -> None:
+    answer = client.post("/admin/login/", {"username": "admin", "password": "password"})
+    assert answer.status_code == 302
+    cookie = answer.cookies["sessionid"]
+    assert (cookie["httponly"], cookie["samesite"]) == (True, "Lax")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (SuspiciousOperation("forged"), 400, "This request was not understood"),
+        (PermissionDenied("You need the permission x."), 403, "You need the permission x."),
+        (PermissionDenied(), 403, "Your account lacks the permission."),
+        (RuntimeError("ghp_PlantedPlanted"), 500, "Something went wrong here"),
+    ],
+)
+def test_an_error_is_a_page_of_docoras_that_the_policy_lets_through(
+    admin: Client, monkeypatch, error: Exception, status: int, words: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("docora.site.DocoraAdminSite.get_app_list", fail)
+    answer = admin.get("/admin/")
+    page = answer.content.decode()
+    assert answer.status_code == status
+    assert words in page
+    assert "<title>" in page
+    assert "docora/error.css" in page
+    assert not INLINE.search(page)
+    assert "ghp_" not in page
+
+
+def test_an_unknown_address_and_a_stale_form_are_pages_too(admin_user) -> None:
+    client = Client(enforce_csrf_checks=True)
+    missing = client.get("/nothing")
+    stale = client.post("/admin/login/", {"username": "admin", "password": "password"})
+    assert (missing.status_code, stale.status_code) == (404, 403)
+    assert "There is no such page" in missing.content.decode()
+    assert "This form is too old" in stale.content.decode()
+    assert not INLINE.search(missing.content.decode() + stale.content.decode())
+
+
+def test_django_rq_has_no_page_here(admin: Client) -> None:
+    for address in ("/admin/django_rq/", "/admin/django_rq/dashboard/", "/django-rq/", "/admin/django-rq/"):
+        assert admin.get(address).status_code == 404, address
+    assert "django_rq" not in admin.get("/admin/").content.decode()
+    with pytest.raises(NoReverseMatch):
+        reverse("rq_home")
+
+
+@pytest.mark.parametrize("options", [["--deploy", "--fail-level", "WARNING"], ["--fail-level", "WARNING"]])
+def test_djangos_own_checks_find_nothing_under_an_https_address(tmp_path: Path, options: list[str]) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "DATA_DIR": str(tmp_path),
+        "DOCORA_ENV_FILE": os.devnull,
+        "PUBLIC_URL": "https://docora.example",
+    }
+    result = subprocess.run(
+        [sys.executable, str(PROJECT / "manage.py"), "check", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no issues (0 silenced)" in result.stdout
+
+
+def test_staff_without_a_right_is_told_so_in_words(db) -> None:
+    answer = staff("victor").get("/admin/auth/user/")
+    assert answer.status_code == 403
+    assert "You may not do this" in answer.content.decode()

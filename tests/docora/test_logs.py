@@ -1,0 +1,175 @@
+"""What is logged and reported: one line per record, and nothing in it that looks like a secret."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from django.test import Client, RequestFactory
+from django.views.debug import get_exception_reporter_class
+
+from docora.logs import configure
+from docora.redaction import MASK, redact, redact_value
+
+APP_TOKEN = "docora_" + "5e" * 32
+SIGNING_KEY = "whsec_c2VjcmV0IHNpZ25pbmcga2V5IGZvciB0ZXN0cw=="
+GITHUB = "ghp_PlantedPlantedPlantedPlantedPlanted00"
+LOCAL, POSTED, COOKIE = "value-of-a-local", "value-that-was-posted", "value-of-a-cookie"
+BASIC = "Basic eC1hY2Nlc3MtdG9rZW46Z2hwX1BsYW50ZWRQbGFudGVk"
+
+
+@pytest.fixture(params=["json", "console"])
+def log(request) -> Iterator[io.StringIO]:
+    """Everything that the process logs, as its handler writes it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure({"format": request.param, "level": "DEBUG"})
+    stream = io.StringIO()
+    root.handlers[0].setStream(stream)
+    yield stream
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"the token {APP_TOKEN}, it said", f"the token {MASK}, it said"),
+        (f"key {SIGNING_KEY}", f"key {MASK}"),
+        (f"{GITHUB}!", f"{MASK}!"),
+        ("github_pat_11ABCDEFG0_abcdefghij", MASK),
+        ("gho_abcdefgh1234 ghs_abcdefgh1234 glpat-abcdefgh1234", f"{MASK} {MASK} {MASK}"),
+        (f"Authorization: {BASIC}", f"Authorization: Basic {MASK}"),
+        ("authorization: whatever-it-is", f"authorization: {MASK}"),
+        ("{'Authorization': 'Bearer abc.def'}", f"{{'Authorization': 'Bearer {MASK}'}}"),
+        ("Cookie: sessionid=abc; csrftoken=def", f"Cookie: {MASK}"),
+        ("https://user:pass@git.example/a/b", f"https://{MASK}@git.example/a/b"),
+        ("redis://:pass@redis:6379/0", f"redis://{MASK}@redis:6379/0"),
+        ("App(name='x', client_auth_key='my own key')", f"App(name='x', client_auth_key='{MASK}')"),
+        ("/x?github_token=abc&page=2", f"/x?github_token={MASK}&page=2"),
+        ('{"github_token": "any thing", "page": 2}', f'{{"github_token": "{MASK}", "page": 2}}'),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The token was refused: it is wrong, expired or revoked. Give a token that may read the repository.",
+        "The host asks for basic authorization",
+        "git@github.com and ops@portal.example",
+        "https://github.com/acme/docs/blob/main/a@b.md",
+        "acme/docs: 1,690 files, commit 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e",
+        "app_0123456789abcdef01234567-repo_0123456789abcdef01234567",
+    ],
+)
+def test_ordinary_words_stay(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_fields_are_masked_by_their_name_and_by_their_look() -> None:
+    fields = {
+        "files": 3,
+        "github_token": "plain-words",
+        "error": GITHUB,
+        "parts": [SIGNING_KEY, {"push_secret": "x"}],
+        "none": None,
+        "raw": GITHUB.encode(),
+    }
+    assert redact_value(fields) == {
+        "files": 3,
+        "github_token": MASK,
+        "error": MASK,
+        "parts": [MASK, {"push_secret": MASK}],
+        "none": None,
+        "raw": f"b'{MASK}'",
+    }
+
+
+def test_every_record_is_masked_whoever_wrote_it(log: io.StringIO) -> None:
+    structlog.get_logger("docora.test").warning("ours", error=f"refused {APP_TOKEN}", client_auth_key="plain-words")
+    logging.getLogger("foreign").warning("theirs %s", GITHUB, extra={"headers": {"Authorization": BASIC}})
+    with structlog.contextvars.bound_contextvars(asked_with=GITHUB):
+        logging.getLogger("foreign").error("with context")
+    written = log.getvalue()
+    assert "ours" in written
+    assert "theirs" in written
+    assert "with context" in written
+    for secret in (APP_TOKEN, GITHUB, "plain-words", BASIC.removeprefix("Basic ")):
+        assert secret not in written
+
+
+def fail_with(secret: str) -> None:
+    local_variable = LOCAL
+    raise RuntimeError(f"refused {secret}: {len(local_variable)}")
+
+
+def test_tracebacks_are_masked_and_show_no_local_variable(log: io.StringIO) -> None:
+    for logger in (structlog.get_logger("docora.test"), logging.getLogger("foreign")):
+        try:
+            fail_with(GITHUB)
+        except RuntimeError:
+            logger.exception("it failed")
+    written = log.getvalue()
+    assert written.count(f"RuntimeError: refused {MASK}") == 2
+    assert "Traceback" in written
+    assert GITHUB not in written
+    assert LOCAL not in written
+
+
+def test_a_record_that_cannot_be_formatted_is_one_line_without_its_arguments(log: io.StringIO, capsys) -> None:
+    record = logging.LogRecord("foreign", logging.WARNING, __file__, 1, "%d files", (GITHUB,), None)
+    logging.getLogger().handlers[0].handle(record)
+    assert "a record of foreign" in log.getvalue()
+    assert GITHUB not in log.getvalue() + capsys.readouterr().err
+
+
+def test_json_records_are_one_line_each(capsys) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure({"format": "json", "level": "INFO"})
+    stream = io.StringIO()
+    root.handlers[0].setStream(stream)
+    try:
+        logging.getLogger("foreign").warning("two\nlines", extra={"files": 3})
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    record = json.loads(stream.getvalue())
+    assert (record["event"], record["files"], record["level"], record["logger"]) == (
+        "two\nlines",
+        3,
+        "warning",
+        "foreign",
+    )
+
+
+@pytest.mark.parametrize("form", ["html", "text"])
+def test_an_error_report_shows_no_secret_even_with_debug(settings, form: str) -> None:
+    settings.DEBUG = True
+    settings.RQ_QUEUES = {"high": {"URL": f"redis://:{LOCAL}@redis:6379/0"}}
+    posted = {"github_token": POSTED, "name": POSTED, "new_auth_key": POSTED}
+    request = RequestFactory().post("/admin/x", posted, headers={"authorization": f"Bearer {APP_TOKEN}"})
+    request.COOKIES = {"sessionid": COOKIE, "theme": COOKIE}
+    try:
+        fail_with(GITHUB)
+    except RuntimeError as error:
+        reporter = get_exception_reporter_class(request)(request, type(error), error, error.__traceback__)
+    page = reporter.get_traceback_html() if form == "html" else reporter.get_traceback_text()
+    assert "fail_with" in page
+    for secret in (LOCAL, GITHUB, POSTED, APP_TOKEN, COOKIE, *settings.ENCRYPTION_KEYS, settings.SECRET_KEY):
+        assert secret not in page
+
+
+def test_an_error_page_of_the_running_site_says_nothing_of_its_cause(admin_user, monkeypatch, settings) -> None:
+    client = Client(raise_request_exception=False)
+    client.force_login(admin_user)
+    monkeypatch.setattr("docora.site.DocoraAdminSite.get_app_list", lambda *_, **__: fail_with(GITHUB))
+    page = client.get("/admin/")
+    assert page.status_code == 500
+    assert "Something went wrong here" in page.content.decode()
+    assert GITHUB not in page.content.decode()

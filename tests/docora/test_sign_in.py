@@ -1,0 +1,179 @@
+"""Guessing passwords: two limits, a lock that ends by itself, and nothing of the password kept."""
+
+import ipaddress
+from datetime import timedelta
+
+import pytest
+from axes.models import AccessAttempt, AccessLog
+from django.contrib import admin
+from django.contrib.auth.models import Permission, User
+from django.http import HttpResponse
+from django.test import Client, RequestFactory
+from django.utils import timezone
+
+from docora.sign_in import client_address
+from tests.support.staff import staff
+
+PASSWORD, WRONG = "correct horse battery", "wr0ng-password-of-anna"
+LOGIN, LIST = "/admin/login/", "/admin/axes/accessattempt/"
+
+
+@pytest.fixture(autouse=True)
+def _quick_passwords(settings) -> None:
+    """The real hasher takes its time on purpose, a hundred times here."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture
+def anna(db) -> User:
+    return User.objects.create_superuser("anna", password=PASSWORD)
+
+
+def try_to_sign_in(
+    password: str = WRONG, name: str = "anna", address: str = "203.0.113.9", agent: str = "A"
+) -> HttpResponse:
+    facts = {"username": name, "password": password, "next": "/admin/", "note": "s3cret-note"}
+    return Client(REMOTE_ADDR=address, headers={"user-agent": agent}).post(LOGIN, facts)
+
+
+def fail(times: int, **facts) -> list[int]:
+    return [try_to_sign_in(**facts).status_code for _ in range(times)]
+
+
+def wait(minutes: float) -> None:
+    """As if the time had passed since every attempt so far."""
+    for attempt in AccessAttempt.objects.all():
+        earlier = attempt.attempt_time - timedelta(minutes=minutes)
+        AccessAttempt.objects.filter(pk=attempt.pk).update(attempt_time=earlier)
+
+
+def test_the_fifth_failure_locks_that_name_from_that_address(anna) -> None:
+    assert fail(5) == [200, 200, 200, 200, 429]
+    page = try_to_sign_in(PASSWORD)
+    assert page.status_code == 429, "the right password too"
+    assert page["Retry-After"] == "900"
+    assert "Too many failed sign-ins. Wait 15 minutes" in page.content.decode()
+    assert "no-store" in page["Cache-Control"]
+    assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302, "from elsewhere"
+
+
+def test_other_names_at_the_same_address_go_on(anna) -> None:
+    User.objects.create_user("otto", password=PASSWORD, is_staff=True)
+    fail(5)
+    assert try_to_sign_in(PASSWORD, name="otto").status_code == 302
+
+
+def test_another_browser_is_no_way_around_the_lock(anna) -> None:
+    statuses = [try_to_sign_in(agent=f"Browser {number}").status_code for number in range(5)]
+    assert statuses[-1] == 429
+
+
+def test_many_names_from_one_address_lock_the_address(anna) -> None:
+    statuses = [try_to_sign_in(name=f"guess-{number}").status_code for number in range(50)]
+    assert statuses == [200] * 49 + [429]
+    assert try_to_sign_in(PASSWORD).status_code == 429
+    assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302
+
+
+def test_the_lock_ends_after_fifteen_minutes_though_somebody_goes_on_trying(anna) -> None:
+    fail(5)
+    wait(14)
+    assert fail(3) == [429, 429, 429]
+    wait(1.1)
+    assert fail(1) == [200], "counted from one again"
+    assert try_to_sign_in(PASSWORD).status_code == 302
+
+
+def test_a_success_forgets_the_failures_of_that_name_only(anna) -> None:
+    fail(4)
+    fail(3, name="otto")
+    assert try_to_sign_in(PASSWORD).status_code == 302
+    assert fail(4) == [200, 200, 200, 200]
+    assert AccessAttempt.objects.get(username="otto").failures_since_start == 3
+
+
+def test_nothing_of_the_form_is_kept_and_no_success_is(anna) -> None:
+    fail(3)
+    try_to_sign_in(PASSWORD, address="203.0.113.10")
+    attempt = AccessAttempt.objects.get()
+    assert attempt.failures_since_start == 3
+    kept = " ".join(str(value) for value in AccessAttempt.objects.values().get().values())
+    assert "s3cret-note" not in kept
+    assert WRONG not in kept
+    assert (attempt.get_data, attempt.post_data) == ("", "")
+    assert not AccessLog.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("remote", "counted"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("", None),
+        ("nonsense", None),
+    ],
+)
+def test_a_client_is_its_address_or_its_ipv6_network(remote: str, counted: str | None) -> None:
+    assert client_address(RequestFactory().get("/", REMOTE_ADDR=remote)) == counted
+
+
+def test_behind_a_trusted_proxy_the_clients_address_counts(anna, settings) -> None:
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.1/32")]
+    for _ in range(5):
+        Client(REMOTE_ADDR="10.0.0.1", headers={"x-forwarded-for": "203.0.113.9"}).post(
+            LOGIN, {"username": "anna", "password": WRONG}
+        )
+    assert AccessAttempt.objects.get().ip_address == "203.0.113.9"
+    assert try_to_sign_in(PASSWORD, address="10.0.0.1").status_code == 302
+
+
+def test_without_an_address_at_all_signing_in_still_works(anna) -> None:
+    assert fail(2, address="") == [200, 200]
+    assert try_to_sign_in(PASSWORD, address="").status_code == 302
+
+
+def test_superusers_see_the_attempts_and_unlock_by_deleting_one(anna) -> None:
+    fail(5)
+    client = Client()
+    client.force_login(anna)
+    assert "Sign-in attempts" in client.get("/admin/").content.decode()
+    page = client.get(LIST)
+    assert page.context["title"] == "Sign-in attempts"
+    assert "203.0.113.9" in page.content.decode()
+    attempt = AccessAttempt.objects.get()
+    assert client.get(f"{LIST}{attempt.pk}/change/").status_code == 200
+    assert client.get(f"{LIST}add/").status_code == 403
+    assert client.post(f"{LIST}{attempt.pk}/delete/", {"post": "yes"}).status_code == 302
+    assert try_to_sign_in(PASSWORD).status_code == 302
+
+
+def test_nobody_else_sees_them_whatever_the_permissions(anna) -> None:
+    codenames = Permission.objects.filter(content_type__app_label="axes").values_list("codename", flat=True)
+    client = staff("victor", *codenames)
+    fail(1)
+    assert client.get(LIST).status_code == 403
+    assert client.get(f"{LIST}{AccessAttempt.objects.get().pk}/change/").status_code == 403
+    assert "Sign-in attempts" not in client.get("/admin/").content.decode()
+
+
+@pytest.mark.parametrize("model", ["accesslog", "accessfailurelog"])
+def test_the_other_tables_of_axes_have_no_page(anna, model: str) -> None:
+    client = Client()
+    client.force_login(anna)
+    assert client.get(f"/admin/axes/{model}/").status_code == 404
+
+
+def test_an_old_attempt_says_that_it_is_over(anna, rf) -> None:
+    fail(5)
+    page = admin.site.get_model_admin(AccessAttempt)
+    attempt = AccessAttempt.objects.get()
+    assert page.locked(attempt)
+    attempt.attempt_time = timezone.now() - timedelta(minutes=16)
+    assert not page.locked(attempt)
+
+
+def test_anonymous_json_is_401_and_counts_as_no_attempt(db) -> None:
+    answer = Client().post("/admin/api/resync", content_type="application/json", data={})
+    assert answer.status_code == 401
+    assert not AccessAttempt.objects.exists()

@@ -1,0 +1,4 @@
+from tests.deliveries.conftest import world
+from tests.faults.conftest import daemons
+
+__all__ = ["daemons", "world"]
