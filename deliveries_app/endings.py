@@ -17,7 +17,7 @@ from deliveries_app import runs
 from deliveries_app.clock import from_now
 from deliveries_app.lease import Lease, backoff
 from deliveries_app.models import App, Outcome, Status
-from repositories_app import services as repositories
+from deliveries_app.notices import record_git_failure
 from repositories_app.exceptions import GitError
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,8 @@ def failed(
 
 def git_failed(lease: Lease, error: GitError) -> None:
     """Reading the repository failed; what concerns every watcher counts for the circuit too."""
-    open_for = repositories.record_failure(lease.pair.repository) if error.for_every_watcher else 0.0
-    failed(lease, str(error), error.cause.value, permanent=error.permanent, rest=open_for)
+    open_for = record_git_failure(lease.pair.repository, error) if error.for_every_watcher else 0.0
+    failed(lease, str(error), error.cause.value, permanent=error.permanent, rest=max(open_for, error.rest))
 
 
 def postponed(lease: Lease, seconds: float, message: str = "", cause: str = "") -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, DateTimeField, F, QuerySet, Sum, Value, When
-from django.db.models.functions import Now
+from django.db.models import Case, DateTimeField, F, Min, QuerySet, Sum, Value, When
+from django.db.models.functions import Least, Now
 
 from deliveries_app.clock import DatabaseClock, boot_seconds, from_now
 from deliveries_app.exceptions import Paused, Superseded
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status
 
 SEND_MARGIN_SECONDS = 5.0
 _WAITING_SECONDS = 5.0
@@ -81,9 +81,13 @@ class Lease:
         AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim).update(lease_until=None, lease_slots=0)
 
     def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:
-        """Record the end and let go. `next_sync_in` seconds (None: nothing to do) holds unless somebody wished for a
-        sync since the claim: then the pair stays due. Raises `Superseded`."""
+        """Record the end and let go. `next_sync_in` seconds (None: nothing to do) holds unless a notice that could not
+        be sent is due earlier, or somebody wished for a sync since the claim: then the pair stays due. Raises
+        `Superseded`."""
         planned: Any = Value(None) if next_sync_in is None else from_now(next_sync_in)
+        waiting = Notice.objects.filter(pair=self.pair, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
+        if waiting is not None:
+            planned = Value(waiting) if next_sync_in is None else Least(planned, Value(waiting))
         owned = AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim, generation=self.generation)
         updated = owned.update(
             lease_until=None,

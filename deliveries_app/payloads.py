@@ -5,7 +5,7 @@ compact, non-ASCII raw, keys in this order, no floats, no integer-like keys.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -99,20 +99,48 @@ def delete_body(repository: RepositoryInfo, path: str, sha: str, commit_sha: str
     )
 
 
-def sync_completed_body(
-    repository: RepositoryInfo, commit_sha: str, files: int, tree_sha256: str, moment: datetime
-) -> bytes:
-    """The body of `sync_completed`; `tree_sha256` is over the lines `{sha}  {path}\\n` in byte order of the paths."""
-    return orjson.dumps(
-        {
-            "event": "sync_completed",
-            "repository": repository.as_dict(),
-            "commit_sha": commit_sha,
-            "files": files,
-            "tree_sha256": tree_sha256,
-            "timestamp": timestamp(moment),
-        }
-    )
+def notice_body(facts: Mapping[str, Any], moment: datetime) -> bytes:
+    """The body of a notification that is not about one file: its fields in order (below), then this attempt's time."""
+    return orjson.dumps({**facts, "timestamp": timestamp(moment)})
+
+
+def sync_completed_facts(repository: RepositoryInfo, commit_sha: str, files: int, tree_sha256: str) -> dict[str, Any]:
+    """`sync_completed`; `tree_sha256` is over the lines `{sha}  {path}\\n` in byte order of the paths."""
+    return {
+        "event": "sync_completed",
+        "repository": repository.as_dict(),
+        "commit_sha": commit_sha,
+        "files": files,
+        "tree_sha256": tree_sha256,
+    }
+
+
+def sync_failed_facts(
+    repository: RepositoryInfo,
+    *,
+    reason: str,
+    message: str,
+    consecutive_failures: int,
+    threshold: int,
+    cooldown_until: datetime,
+    retry_count: int,
+) -> dict[str, Any]:
+    """`sync_failed`: the repository cannot be read and its circuit has opened. `reason` is one of the causes of git."""
+    return {
+        "event": "sync_failed",
+        "repository": repository.as_dict(),
+        "error": {"type": "git_failure", "message": message, "reason": reason},
+        "circuit_breaker": {
+            "status": "open",
+            "consecutive_failures": consecutive_failures,
+            "threshold": threshold,
+            "cooldown_until": timestamp(cooldown_until),
+        },
+        "retry_count": retry_count,
+    }
+
+
+PING: dict[str, Any] = {"event": "ping"}
 
 
 def chunk_count(size: int, chunk_size: int) -> int:
@@ -148,23 +176,26 @@ class Envelope:
     """What the headers of one run's notifications have in common."""
 
     app_id: str
-    key: str
     run_id: str
     reason: str
 
-    def headers(self, body: bytes, message_id: str, sequence: int, unix_seconds: int) -> tuple[str, ...]:
-        """Header lines for the sent bytes `body`, signed with this attempt's time."""
+    def headers(
+        self, body: bytes, message_id: str, sequence: int, unix_seconds: int, keys: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Header lines for the sent bytes `body`, signed with this attempt's time. The first of the live `keys` makes
+        `X-Docora-Signature`, each of them a part of `webhook-signature`."""
+        standard = " ".join(signing.standard_signature(key, message_id, unix_seconds, body) for key in keys)
         return (
             "Content-Type: application/json",
             f"X-Docora-App-Id: {self.app_id}",
             f"X-Docora-Timestamp: {unix_seconds}",
-            f"X-Docora-Signature: {signing.docora_signature(self.key, unix_seconds, body)}",
+            f"X-Docora-Signature: {signing.docora_signature(keys[0], unix_seconds, body)}",
             f"X-Docora-Run-Id: {self.run_id}",
             f"X-Docora-Reason: {self.reason}",
             f"X-Docora-Sequence: {sequence}",
             f"webhook-id: {message_id}",
             f"webhook-timestamp: {unix_seconds}",
-            f"webhook-signature: {signing.standard_signature(self.key, message_id, unix_seconds, body)}",
+            f"webhook-signature: {standard}",
         )
 
 

@@ -11,10 +11,12 @@ _STANDARD_PREFIX = "whsec_"
 
 
 def _standard_key(key: str) -> bytes:
-    """The key bytes of Standard Webhooks: base64 after `whsec_`, else the key's UTF-8 bytes."""
+    """The key bytes of Standard Webhooks: base64 after `whsec_`, also without its padding, as the libraries take it;
+    else the key's UTF-8 bytes."""
     if key.startswith(_STANDARD_PREFIX):
+        encoded = key.removeprefix(_STANDARD_PREFIX)
         try:
-            return base64.b64decode(key.removeprefix(_STANDARD_PREFIX), validate=True)
+            return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
         except ValueError:  # no base64, or not even ASCII
             pass  # a client that chose such a key by chance verifies with its bytes
     return key.encode()

@@ -1,5 +1,6 @@
 """Verbs about repositories: find or create, and the circuit breaker."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from django.conf import settings
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
+from repositories_app.exceptions import GitError
 from repositories_app.mirror import Mirror
 from repositories_app.models import Repository, Snapshot
 from repositories_app.remote import RepositoryUrl
@@ -36,25 +38,36 @@ def record_snapshot(repository: Repository, commit: str, branch: str, files: int
     )
 
 
-def record_failure(repository: Repository) -> float:
+@dataclass(frozen=True)
+class Circuit:
+    """What a failure did to a repository's circuit: `opened` just now, and `open_for` so many seconds (0: closed)."""
+
+    opened: bool
+    open_for: float
+
+
+def record_failure(repository: Repository, error: GitError) -> Circuit:
     """Count a failure that concerns every watcher, once per check round however many watch, and open the circuit at
-    the threshold. Seconds until the circuit lets the next attempt through, 0 when it is closed."""
+    the threshold. An attempt after the cool-down that fails too prolongs the same opening."""
     round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
+    cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
+    until = Now() + timedelta(seconds=cooldown)
     rows = Repository.objects.filter(pk=repository.pk)
+    rows.update(last_error=str(error), last_error_cause=error.cause.value)
     rows.filter(Q(last_failure_at=None) | Q(last_failure_at__lte=round_ago)).update(
         consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now()
     )
-    cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
-    rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD).filter(
-        Q(circuit_open_until=None) | Q(circuit_open_until__lte=Now())
-    ).update(circuit_open_until=Now() + timedelta(seconds=cooldown))
+    failing = rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD)
+    opened = failing.filter(circuit_open_until=None).update(circuit_open_until=until) == 1
+    if not opened:
+        failing.filter(circuit_open_until__lte=Now()).update(circuit_open_until=until)
     repository.refresh_from_db()
-    return cooldown if repository.circuit_is_open else 0.0
+    return Circuit(opened, cooldown if repository.circuit_is_open else 0.0)
 
 
-def record_success(repository: Repository) -> None:
-    """The repository can be read: the circuit closes, whoever asked."""
-    if repository.consecutive_failures or repository.circuit_open_until:
-        Repository.objects.filter(pk=repository.pk).update(
-            consecutive_failures=0, circuit_open_until=None, last_failure_at=None
-        )
+def close_circuit(repository: Repository) -> None:
+    """The repository can be read, or a person says so: the circuit closes and the count starts over."""
+    rows = Repository.objects.filter(pk=repository.pk)
+    rows.exclude(consecutive_failures=0, circuit_open_until=None).update(
+        consecutive_failures=0, circuit_open_until=None, last_failure_at=None, last_error="", last_error_cause=""
+    )

@@ -45,7 +45,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('kind', models.CharField(choices=[('sync_failed', 'sync failed'), ('sync_completed', 'sync completed')], max_length=14)),
-                ('facts', models.JSONField()),
+                ('facts', models.TextField()),
                 ('intent', models.BigIntegerField(null=True, verbose_name='sequence')),
                 ('generation', models.BigIntegerField()),
                 ('attempts', models.PositiveIntegerField(default=0)),

@@ -2,7 +2,7 @@
 
 from deliveries_app.models.apps import App, AppRepository, AppRepositoryQuerySet, AppToken, Status
 from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind
-from deliveries_app.models.runs import BulkOperation, Notice, NoticeKind, Outcome, Queue, Reason, SyncRun
+from deliveries_app.models.runs import BulkOperation, Notice, NoticeKind, Outcome, Queue, Reason, SyncRun, new_run_id
 
 __all__ = [
     "App",
@@ -20,4 +20,5 @@ __all__ = [
     "Reason",
     "Status",
     "SyncRun",
+    "new_run_id",
 ]

@@ -126,13 +126,13 @@ class NoticeKind(models.TextChoices):
 class Notice(models.Model):
     """A notification that is not about one file and is still to be sent. Acknowledged or given up, its row goes.
 
-    `facts` are the fields of its body, without the timestamp, in order. `intent` is drawn before the first attempt and
-    kept for every retry.
+    `facts` are the fields of its body, without the timestamp, as JSON text: a JSON column would forget their order, and
+    clients verify bytes. `intent` is drawn before the first attempt and kept for every retry.
     """
 
     pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="notices")
     kind = models.CharField(max_length=14, choices=NoticeKind)
-    facts = models.JSONField()
+    facts = models.TextField()
     intent = models.BigIntegerField("sequence", null=True)
     generation = models.BigIntegerField()
     attempts = models.PositiveIntegerField(default=0)

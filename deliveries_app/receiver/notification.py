@@ -94,8 +94,9 @@ def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> Non
 
 def _standard_key(key: str) -> bytes:
     if key.startswith("whsec_"):
+        encoded = key.removeprefix("whsec_")
         with contextlib.suppress(ValueError):  # no base64 follows: then it is a key like any other
-            return base64.b64decode(key.removeprefix("whsec_"), validate=True)
+            return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     return key.encode()
 
 

@@ -7,10 +7,12 @@ import random
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from deliveries_app.payloads import (
+    PING,
     Chunk,
     Envelope,
     RepositoryInfo,
@@ -20,7 +22,9 @@ from deliveries_app.payloads import (
     encode_content,
     endpoint,
     file_body,
-    sync_completed_body,
+    notice_body,
+    sync_completed_facts,
+    sync_failed_facts,
     timestamp,
     webhook_id,
 )
@@ -118,7 +122,34 @@ def test_a_chunk_stands_last_in_file_and_is_always_base64() -> None:
 def test_sync_completed() -> None:
     expected = f'{{"event":"sync_completed",{ABOUT[1:]}"commit_sha":"{COMMIT}","files":3,"tree_sha256":"{SHA}",'
     expected += '"timestamp":"2026-11-24T12:00:00.000Z"}'
-    assert sync_completed_body(REPOSITORY, COMMIT, 3, SHA, NOON) == expected.encode()
+    facts = sync_completed_facts(REPOSITORY, COMMIT, 3, SHA)
+    assert notice_body(facts, NOON) == expected.encode()
+
+
+def failed_facts(message: str = "The host does not answer.") -> dict[str, Any]:
+    return sync_failed_facts(
+        REPOSITORY,
+        reason="network",
+        message=message,
+        consecutive_failures=5,
+        threshold=5,
+        cooldown_until=NOON + timedelta(minutes=30),
+        retry_count=2,
+    )
+
+
+def test_sync_failed() -> None:
+    expected = (
+        f'{{"event":"sync_failed",{ABOUT[1:-1]},'
+        '"error":{"type":"git_failure","message":"The host does not answer.","reason":"network"},'
+        '"circuit_breaker":{"status":"open","consecutive_failures":5,"threshold":5,'
+        '"cooldown_until":"2026-11-24T12:30:00.000Z"},"retry_count":2,"timestamp":"2026-11-24T12:00:00.000Z"}'
+    )
+    assert notice_body(failed_facts(), NOON) == expected.encode()
+
+
+def test_ping() -> None:
+    assert notice_body(PING, NOON) == b'{"event":"ping","timestamp":"2026-11-24T12:00:00.000Z"}'
 
 
 def stringified(bodies: list[bytes]) -> list[bytes]:
@@ -148,7 +179,8 @@ def test_existing_clients_that_verify_parsed_and_stringified_bodies_see_the_sign
     for text in (content.decode() for content, _ in STRINGS.values()):
         bodies.append(delete_body(REPOSITORY, f"dir/{text}", SHA, COMMIT, NOON))
         bodies.append(file_body(REPOSITORY, f"{text}.txt", SHA, 2**40, b"x", COMMIT, NOON, SHA))
-    bodies += [body_of(Chunk("id", 3, 10, "QUJD")), sync_completed_body(REPOSITORY, COMMIT, 0, SHA, NOON)]
+    facts = [sync_completed_facts(REPOSITORY, COMMIT, 0, SHA), failed_facts('"é\u2028😀'), PING]
+    bodies += [body_of(Chunk("id", 3, 10, "QUJD")), *(notice_body(each, NOON) for each in facts)]
     assert stringified(bodies) == bodies
 
 
@@ -194,7 +226,8 @@ def test_exactly_one_slash_stands_between_base_url_and_event(base: str) -> None:
 
 def test_the_headers_of_a_notification() -> None:
     body = b'{"a":1}'
-    lines = Envelope("app_1", "a-key-of-an-app", "run_1", "resync").headers(body, "msg_w_7", 7, 1_700_000_000)
+    envelope = Envelope("app_1", "run_1", "resync")
+    lines = envelope.headers(body, "msg_w_7", 7, 1_700_000_000, ["a-key-of-an-app"])
     headers = dict(line.split(": ", 1) for line in lines)
     assert len(headers) == len(lines)
     signature, standard = headers.pop("X-Docora-Signature"), headers.pop("webhook-signature")

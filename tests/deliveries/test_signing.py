@@ -6,6 +6,7 @@ import hmac
 import time
 
 import pytest
+from standardwebhooks import Webhook
 
 from deliveries_app.receiver import Refused, verify
 from deliveries_app.signing import docora_signature, standard_signature
@@ -32,6 +33,16 @@ def test_standard_signature_of_the_vector_that_all_its_libraries_share() -> None
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b'{"test": 2432232314}'
     )
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_key_whose_base64_lacks_its_padding_is_read_as_the_public_library_reads_it() -> None:
+    key, now = KEYS["one whose base64 lacks its padding"], int(time.time())
+    headers = {
+        "webhook-id": "msg_w_1",
+        "webhook-timestamp": str(now),
+        "webhook-signature": standard_signature(key, "msg_w_1", now, BODY),
+    }
+    Webhook(key).verify(BODY, headers, json_parse=False)
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)

@@ -108,7 +108,27 @@ def test_a_notice_that_is_refused_is_retried_without_any_file(world: World, noti
     world.answer(None)
     world.settle()
     assert len(world.requests("create")) == len(FILES)
-    assert [record.status for record in world.requests("sync_completed")] == [503, 503, 200]
+    sent = world.requests("sync_completed")
+    assert [record.status for record in sent] == [503, 503, 200]
+    assert len({(record.webhook_id, record.sequence) for record in sent}) == 1  # the same statement, tried again
+    assert not pair.notices.exists()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_refused_notice_about_a_tree_that_has_changed_since_is_another_one(
+    world: World, notices: list[Notification]
+) -> None:
+    repo, pair = world.watch(FILES)
+    refusing_notices(world)
+    world.sync(pair)
+    world.answer(None)
+    repo.commit({"b": b"changed"})
+    world.settle()
+    sent = world.requests("sync_completed")
+    assert [record.status for record in sent] == [503, 200]
+    assert sent[0].webhook_id != sent[1].webhook_id
+    assert sent[0].sequence < sent[1].sequence
+    assert not pair.notices.exists()
     assert_promise_kept(world, repo, pair)
 
 

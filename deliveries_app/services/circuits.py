@@ -1,0 +1,29 @@
+"""A repository's circuit, as a person operates it."""
+
+from django.db import transaction
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, Status
+from deliveries_app.services import audit, waking
+from repositories_app import services as repositories
+from repositories_app.models import Repository
+
+PERMISSION = "deliveries_app.retry_apprepository"
+
+
+def reset_circuit(actor: Actor, repository: Repository) -> int:
+    """Close the circuit and let every watch try at once. How many watches that wakes; the count of failures starts over,
+    so that only another series of them opens it again."""
+    actor.require(PERMISSION)
+    actor.require_pairs(AppRepository.objects.filter(repository=repository))
+    with transaction.atomic():
+        repositories.close_circuit(repository)
+        watches = AppRepository.objects.alive().filter(repository=repository)
+        pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+        rows = AppRepository.objects.filter(pk__in=pks)
+        woken = waking.wish(rows)
+        rows.update(retry_count=0)  # a person asks: the attempts start over too
+        rows.filter(status=Status.FAILED).update(status=Status.PENDING)
+        audit.record(actor, [repository], "Reset the circuit")
+        transaction.on_commit(waking.enqueue_due, robust=True)
+    return woken

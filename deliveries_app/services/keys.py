@@ -1,0 +1,95 @@
+"""Replacing an app's signing key without its clients noticing (wire contract §1; which key signs is in `keyring`)."""
+
+from dataclasses import dataclass, field
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App
+from deliveries_app.services import audit
+from docora.crypto import new_webhook_key
+
+PERMISSION = "deliveries_app.rotate_secret_app"
+
+
+class KeyRotationError(ValueError):
+    """The rotation is not where this step belongs; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """The new signing key, which cannot be shown again."""
+
+    app: App
+    key: str = field(repr=False)
+
+
+def validate_key(key: str) -> str:
+    """16 to 500 printable characters; `ValidationError` in words."""
+    if not 16 <= len(key) <= 500 or not key.isprintable():
+        raise ValidationError("The signing key must have 16 to 500 printable characters.", code="client_auth_key")
+    return key
+
+
+def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
+    """From now on notifications carry a signature of both keys; generates the new one unless it is given."""
+    made = validate_key(key) if key else new_webhook_key()
+    with transaction.atomic():
+        row = _locked(actor, app)
+        if row.is_rotating_key:
+            raise KeyRotationError("The key is being replaced already: retire the old key or cancel that first.")
+        if made == row.client_auth_key:
+            raise ValidationError("This is the key that is in use: give another one.", code="client_auth_key")
+        row.new_auth_key, row.key_rotation_started_at = made, timezone.now()
+        row.new_key_signs, row.new_key_accepted_at = False, None
+        _save(row)
+        audit.record(actor, [row], "Started to replace the signing key")
+    return NewKey(row, made)
+
+
+def retire_old_key(actor: Actor, app: App) -> None:
+    """End the rotation with the new key, once the app has accepted something that it signed."""
+    with transaction.atomic():
+        row = _locked(actor, app)
+        if not row.is_rotating_key:
+            raise KeyRotationError("No key is being replaced.")
+        if row.new_key_accepted_at is None:
+            raise KeyRotationError(
+                "The app has not accepted the new key yet. Give it the key, then send a test ping with the new key."
+            )
+        row.client_auth_key = row.new_auth_key
+        _end(row)
+        audit.record(actor, [row], "Retired the old signing key")
+
+
+def cancel_key_rotation(actor: Actor, app: App) -> None:
+    """End the rotation with the old key; the new one is forgotten."""
+    with transaction.atomic():
+        row = _locked(actor, app)
+        if not row.is_rotating_key:
+            raise KeyRotationError("No key is being replaced.")
+        _end(row)
+        audit.record(actor, [row], "Cancelled the replacement of the signing key")
+
+
+def _locked(actor: Actor, app: App) -> App:
+    actor.require(PERMISSION)
+    actor.require_app(app)
+    return App.objects.select_for_update(no_key=True).get(pk=app.pk)
+
+
+def _end(row: App) -> None:
+    row.new_auth_key, row.key_rotation_started_at = "", None
+    row.new_key_signs, row.new_key_accepted_at = False, None
+    _save(row)
+
+
+def _save(row: App) -> None:
+    row.save(
+        update_fields=[
+            "client_auth_key", "new_auth_key", "key_rotation_started_at", "new_key_signs", "new_key_accepted_at",
+            "updated_at",
+        ]
+    )  # fmt: skip

@@ -1,0 +1,165 @@
+"""Replacing a signing key: a client that knows only the old headers and one key at a time must not notice."""
+
+import pytest
+from django.core.exceptions import PermissionDenied, ValidationError
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository
+from deliveries_app.receiver import Answer
+from deliveries_app.services import resync_single
+from deliveries_app.services.keys import (
+    KeyRotationError,
+    cancel_key_rotation,
+    retire_old_key,
+    start_key_rotation,
+)
+from deliveries_app.services.pinging import send_ping
+from tests.support.histories import assert_promise_kept
+from tests.support.staff import staff
+from tests.support.world import KEY, World
+
+ME = Actor.command()
+NEW = "the-key-that-comes-next"
+FILES = {f"{number}.txt": b"x" * number for number in range(20)}
+
+
+def fresh(app: App) -> App:
+    return App.objects.get(pk=app.pk)
+
+
+def resend(world: World, pair: AppRepository) -> None:
+    resync_single(ME, pair)
+    world.settle()
+
+
+def refusals(world: World) -> int:
+    return sum(record.status == 401 for record in world.requests())
+
+
+def test_a_client_that_still_has_the_old_key_is_asked_nothing_twice(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    start_key_rotation(ME, world.app, NEW)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert refusals(world) == 0
+    assert (fresh(world.app).new_key_signs, fresh(world.app).new_key_accepted_at) == (False, None)
+
+
+def test_a_client_that_changes_over_gets_everything_and_the_winner_is_remembered(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    world.settle()
+    start_key_rotation(ME, world.app, NEW)
+    world.receiver.keys = NEW
+    resend(world, pair)
+    assert_promise_kept(world, repo, pair)
+    first = refusals(world)
+    assert 1 <= first <= world.app.max_in_flight  # those that were under way when the first was refused
+    assert fresh(world.app).new_key_signs
+    resend(world, pair)
+    assert refusals(world) == first
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_client_that_goes_back_to_the_old_key_is_followed(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    start_key_rotation(ME, world.app, NEW)
+    world.receiver.keys = NEW
+    world.settle()
+    world.receiver.keys = KEY
+    resend(world, pair)
+    assert_promise_kept(world, repo, pair)
+    assert not fresh(world.app).new_key_signs
+    assert fresh(world.app).new_key_accepted_at is not None
+
+
+def test_a_large_file_whose_first_chunk_is_refused_goes_on_under_the_same_chunk_id(world: World, settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 60
+    repo, pair = world.watch({"large": b"y" * 400})
+    start_key_rotation(ME, world.app, NEW)
+    world.receiver.keys = NEW
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert [record.status for record in world.requests()][:2] == [401, 200]
+    assert len({record.webhook_id for record in world.requests()}) == len(world.requests()) - 1
+
+
+def test_both_signatures_stand_in_the_standard_header_and_the_old_key_s_in_the_other(world: World) -> None:
+    seen = []
+    world.answer(lambda note: seen.append(note.headers["webhook-signature"].split()))  # type: ignore[func-returns-value]
+    world.watch()
+    start_key_rotation(ME, world.app, NEW)
+    world.settle()
+    assert {len(signatures) for signatures in seen} == {2}
+
+
+def test_a_run_that_began_with_one_key_goes_on_when_it_is_retired_meanwhile(world: World) -> None:
+    world.app.max_in_flight = 1
+    world.app.save()
+    repo, pair = world.watch(FILES)
+    calls = []
+
+    def rotate_at_once(note) -> Answer | None:
+        calls.append(note)
+        if len(calls) == 5:
+            start_key_rotation(ME, world.app, NEW)
+            App.objects.filter(pk=world.app.pk).update(new_key_accepted_at=fresh(world.app).key_rotation_started_at)
+            retire_old_key(ME, world.app)
+            world.receiver.keys = NEW
+        return None
+
+    world.answer(rotate_at_once)
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_key_that_the_client_knows_not_at_all_fails_the_files_and_is_tried_twice_only(world: World) -> None:
+    _, pair = world.watch({"one": b"1"})
+    start_key_rotation(ME, world.app, NEW)
+    world.receiver.keys = "neither-of-the-two-keys"
+    world.sync(pair)
+    assert [record.status for record in world.requests()] == [401, 401]
+    assert "answered 401" in pair.last_error
+
+
+def test_the_old_key_is_retired_only_once_the_new_one_has_been_accepted(world: World) -> None:
+    with pytest.raises(KeyRotationError, match="No key is being replaced"):
+        retire_old_key(ME, world.app)
+    start_key_rotation(ME, world.app, NEW)
+    with pytest.raises(KeyRotationError, match="has not accepted the new key yet"):
+        retire_old_key(ME, world.app)
+    assert not send_ping(ME, world.app, new_key=True).delivered
+    assert fresh(world.app).new_key_accepted_at is None
+    world.receiver.keys = NEW
+    assert send_ping(ME, world.app, new_key=True).delivered
+    retire_old_key(ME, world.app)
+    app = fresh(world.app)
+    assert (app.client_auth_key, app.new_auth_key, app.is_rotating_key) == (NEW, "", False)
+
+
+def test_a_cancelled_rotation_leaves_the_old_key(world: World) -> None:
+    start_key_rotation(ME, world.app, NEW)
+    cancel_key_rotation(ME, world.app)
+    app = fresh(world.app)
+    assert (app.client_auth_key, app.new_auth_key, app.is_rotating_key) == (KEY, "", False)
+    with pytest.raises(KeyRotationError):
+        cancel_key_rotation(ME, world.app)
+
+
+def test_one_rotation_at_a_time_and_with_another_key(world: World) -> None:
+    with pytest.raises(ValidationError, match="in use"):
+        start_key_rotation(ME, world.app, KEY)
+    for bad in ("too-short", "x" * 501, "sixteen characters\n"):
+        with pytest.raises(ValidationError, match="16 to 500"):
+            start_key_rotation(ME, world.app, bad)
+    assert start_key_rotation(ME, world.app).key.startswith("whsec_")
+    with pytest.raises(KeyRotationError, match="already"):
+        start_key_rotation(ME, world.app, NEW)
+
+
+@pytest.mark.parametrize("verb", [start_key_rotation, retire_old_key, cancel_key_rotation])
+def test_it_takes_the_permission_of_its_own(world: World, verb) -> None:
+    from django.contrib.auth.models import User
+
+    staff("olga", "change_app", "view_app")
+    with pytest.raises(PermissionDenied):
+        verb(Actor.of_user(User.objects.get(username="olga")), world.app)

@@ -1,0 +1,175 @@
+"""`sync_failed`: every watcher is told once when a repository's circuit opens, and may hear it late, but not never."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Notice, Status
+from deliveries_app.receiver import Answer
+from deliveries_app.services import unwatch
+from deliveries_app.services.circuits import reset_circuit
+from repositories_app.models import Repository
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept
+from tests.support.staff import staff
+from tests.support.world import World
+
+
+@pytest.fixture
+def quick(settings) -> None:
+    """The second failure opens the circuit."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 2
+
+
+def fail_once(world: World, pair: AppRepository) -> None:
+    """One attempt that finds the host failing, in a check round of its own."""
+    Repository.objects.filter(pk=pair.repository_id).update(last_failure_at=Now() - timedelta(hours=1))
+    world.git.server.on_request = lambda method, target: 503
+    world.sync(pair)
+
+
+def open_the_circuit(world: World, pair: AppRepository) -> None:
+    fail_once(world, pair)
+    assert not Notice.objects.exists()
+    fail_once(world, pair)
+    assert Repository.objects.get(pk=pair.repository_id).circuit_is_open
+
+
+def told(world: World) -> list[str]:
+    return [record.app_id for record in world.requests("sync_failed") if record.status == 200]
+
+
+def recover(world: World, repo: Repo, pair: AppRepository) -> None:
+    world.git.server.on_request = None
+    reset_circuit(Actor.command(), pair.repository)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+
+
+def test_every_watcher_is_told_once_when_the_circuit_opens(world: World, quick: None) -> None:
+    repo, pair = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    open_the_circuit(world, pair)
+    assert Notice.objects.count() == 2
+    said = []
+    world.answer(lambda note: said.append(note.payload) if note.kind == "sync_failed" else None)  # type: ignore[func-returns-value]
+    for each in (pair, other):
+        assert each.pk in AppRepository.objects.due().values_list("pk", flat=True)
+        world.sync(each)
+    assert sorted(told(world)) == sorted([pair.app.app_id, other.app.app_id])
+    assert not Notice.objects.exists()
+    body = said[0]
+    assert body["error"]["type"] == "git_failure"
+    assert (body["error"]["reason"], "503" in body["error"]["message"]) == ("network", True)
+    breaker = body["circuit_breaker"]
+    assert (breaker["status"], breaker["consecutive_failures"], breaker["threshold"]) == ("open", 2, 2)
+    assert breaker["cooldown_until"].endswith("Z")
+    for _ in range(3):  # the cool-down passes, the probe fails: it is the same opening
+        Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
+        fail_once(world, pair)
+    assert len(told(world)) == 2
+    recover(world, repo, pair)
+
+
+def test_another_opening_is_told_again(world: World, quick: None) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    for count in (1, 2):
+        open_the_circuit(world, pair)
+        world.sync(pair)
+        assert len(told(world)) == count
+        recover(world, repo, pair)
+
+
+def test_a_notice_that_is_refused_is_tried_again_under_its_number_and_holds_no_file_back(
+    world: World, quick: None
+) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    world.answer(lambda note: Answer(500) if note.kind == "sync_failed" else None)
+    world.sync(pair)
+    notice = Notice.objects.get()
+    assert (notice.attempts, notice.last_error) == (1, "it answered 500")
+    pair.refresh_from_db()
+    assert pair.next_sync_at is not None
+    assert pair.next_sync_at <= notice.due_at  # long before the cool-down ends
+    world.git.server.on_request = None
+    reset_circuit(Actor.command(), pair.repository)
+    repo.commit({"new": b"new"})
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+    world.answer(None)
+    Notice.objects.update(due_at=Now())
+    world.sync(pair)
+    assert not Notice.objects.exists()
+    attempts = world.requests("sync_failed")
+    assert len(attempts) == 2
+    assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
+
+
+def test_a_paused_app_is_told_when_it_is_resumed(world: World, quick: None) -> None:
+    repo, pair = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    App.objects.filter(pk=other.app_id).update(paused=True)
+    open_the_circuit(world, pair)
+    world.sync(other)
+    assert told(world) == []
+    App.objects.filter(pk=other.app_id).update(paused=False)
+    world.sync(other)
+    assert told(world) == [other.app.app_id]
+
+
+def test_a_notice_is_given_up_after_a_day_and_at_once_when_it_is_not_wanted(world: World, quick: None) -> None:
+    _, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    world.answer(lambda note: Answer(500) if note.kind == "sync_failed" else None)
+    Notice.objects.update(created_at=Now() - timedelta(days=2))
+    world.sync(pair)
+    assert not Notice.objects.exists()
+
+
+def test_who_stops_watching_is_told_nothing_any_more(world: World, quick: None) -> None:
+    _, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    unwatch(Actor.command(), pair)
+    assert not Notice.objects.exists()
+
+
+def test_with_the_circuit_open_the_notice_goes_out_and_git_is_left_alone(world: World, quick: None) -> None:
+    _, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    asked = len(world.git.server.requests)
+    world.sync(pair)
+    assert told(world) == [pair.app.app_id]
+    assert len(world.git.server.requests) == asked
+    assert pair.status in {Status.PENDING, Status.FAILED}
+
+
+def test_a_reset_closes_the_circuit_and_wakes_every_watch(world: World, quick: None) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    repository = Repository.objects.get(pk=pair.repository_id)
+    assert (repository.last_error_cause, "503" in repository.last_error) == ("network", True)
+    assert reset_circuit(Actor.command(), repository) == 1
+    repository.refresh_from_db()
+    assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
+    recover(world, repo, pair)
+
+
+def test_a_reset_takes_the_permission_to_retry(world: World) -> None:
+    _, pair = world.watch()
+    staff("rita", "view_repository", "resync_apprepository")
+    with pytest.raises(PermissionDenied):
+        reset_circuit(Actor.of_user(User.objects.get(username="rita")), pair.repository)
