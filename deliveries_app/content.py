@@ -1,16 +1,23 @@
-"""From planned changes to notifications that can be announced: contents read and hashed, in bounded blocks."""
+"""From planned changes to notifications that can be announced: contents read and hashed, in bounded blocks.
+
+With transforms in use a content is transformed here for the second time, after the plan, and that of a large file once
+more when it is sent: only one at a time is held, and none of them is kept on disk longer than it takes to send it.
+"""
 
 import hashlib
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from django.conf import settings
 
+from deliveries_app.eligible import remark_on
 from deliveries_app.kinds import Kind
 from deliveries_app.payloads import Chunk, RepositoryInfo, chunk_count, cut_base64, file_body
 from deliveries_app.plan import Change, Terms
-from deliveries_app.recorder import Notification
+from deliveries_app.recorder import Failure, Notification
+from deliveries_app.transforms import SourceFile, TransformFailed
 from repositories_app.mirror import BlobReader, Mirror
 
 BLOCK_BYTES = 8_000_000  # of small files' contents held at once
@@ -37,48 +44,119 @@ def is_large(size: int) -> bool:
 
 
 def read_block(
-    changes: Sequence[Change], reader: BlobReader, terms: Terms, tick: Callable[[], None]
+    changes: Sequence[Change],
+    reader: BlobReader,
+    terms: Terms,
+    tick: Callable[[], None],
+    fail: Callable[[Change, Failure], None],
 ) -> list[Notification]:
-    """One notification per change, in the same order."""
+    """One notification per change, in the same order; without those that transforms `fail`."""
+    if terms.transforms:
+        return list(_read_transformed(changes, reader, terms, tick, fail))
     small = [change.blob for change in changes if change.blob and not is_large(change.size)]
     contents = reader.read(small)
     notifications = []
     for change in changes:
         if change.kind == Kind.DELETE:
-            made = Notification(change, "", change.sha, 0, None)
+            made = Notification(change, "", change.sha, 0, None, change.intent or 0)
         elif is_large(change.size):
-            made = Notification(change, terms.source_key(change.blob), "", change.size, None)
+            made = Notification(change, terms.source_key(change.blob), "", change.size, None, change.intent or 0)
         else:
-            content = next(contents)
-            sha = hashlib.sha256(content).hexdigest()
-            made = Notification(change, terms.source_key(change.blob), sha, len(content), content)
-        made.intent = change.intent or 0
+            made = _notification(change, next(contents), terms)
         notifications.append(made)
     for made in notifications:
         if not made.sha:  # the large ones last: the pipe is free of other answers then
-            made.sha = _hash(reader, made.change.blob, tick)
+            made.sha, made.remark = _hash(reader, made.change, tick)
     return notifications
 
 
-def _hash(reader: BlobReader, blob: str, tick: Callable[[], None]) -> str:
+def _read_transformed(
+    changes: Sequence[Change],
+    reader: BlobReader,
+    terms: Terms,
+    tick: Callable[[], None],
+    fail: Callable[[Change, Failure], None],
+) -> Iterator[Notification]:
+    contents = reader.read([change.blob for change in changes if change.kind != Kind.DELETE])
+    for change in changes:
+        if change.kind == Kind.DELETE:
+            yield Notification(change, "", change.sha, 0, None, change.intent or 0)
+            continue
+        tick()
+        try:
+            content = _transformed(change, next(contents), terms)
+        except TransformFailed as error:
+            fail(change, Failure("transform", str(error)))
+        else:
+            yield _notification(change, content, terms)
+
+
+def _transformed(change: Change, content: bytes, terms: Terms) -> bytes:
+    """What is sent under the planned path. Raises `TransformFailed`, also where it is another path now."""
+    made = terms.transforms.apply(SourceFile(change.source_path, content))
+    if made is None or made.path != change.path:
+        raise _changed_its_mind(change)
+    return made.content
+
+
+def _changed_its_mind(change: Change) -> TransformFailed:
+    return TransformFailed(
+        f"The transforms made something else of {change.source_path} than a moment ago. They must be deterministic."
+    )
+
+
+def _notification(change: Change, content: bytes, terms: Terms) -> Notification:
+    """For a content in memory, which is kept unless it is large."""
+    size = len(content)
+    return Notification(
+        change,
+        terms.source_key(change.blob, change.source_path),
+        hashlib.sha256(content).hexdigest(),
+        size,
+        None if is_large(size) else content,
+        change.intent or 0,
+        remark_on(size, content),
+    )
+
+
+def _hash(reader: BlobReader, change: Change, tick: Callable[[], None]) -> tuple[str, str]:
     digest = hashlib.sha256()
-    for block in reader.stream(blob):
+    beginning = b""
+    for block in reader.stream(change.blob):
+        beginning = beginning or block
         digest.update(block)
         tick()
-    return digest.hexdigest()
+    return digest.hexdigest(), remark_on(change.size, beginning)
 
 
 class ChunkedFile:
-    """The bodies of one large file, one chunk after the other, read from a pipe of its own."""
+    """The bodies of one large file, one chunk after the other, read from a pipe of its own, or from a temporary file that
+    holds what transforms made. Raises `TransformFailed`."""
 
-    def __init__(self, notification: Notification, mirror: Mirror) -> None:
+    def __init__(self, notification: Notification, mirror: Mirror, terms: Terms) -> None:
         self._notification = notification
         self._reader = mirror.blobs()
-        self._pieces = cut_base64(self._reader.stream(notification.change.blob), settings.CHUNK_SIZE_BYTES)
+        self._spool = tempfile.TemporaryFile() if terms.transforms else None  # noqa: SIM115  closed by `close`
+        try:
+            content = self._transformed(terms) if self._spool else self._reader.stream(notification.change.blob)
+        except BaseException:
+            self.close()
+            raise
+        self._pieces = cut_base64(content, settings.CHUNK_SIZE_BYTES)
         self._id = str(uuid.uuid4())  # a new one whenever the file starts over
         self.total = chunk_count(notification.size, settings.CHUNK_SIZE_BYTES)
         self.index = -1
         self.chunk = self.advance()
+
+    def _transformed(self, terms: Terms) -> Iterator[bytes]:
+        assert self._spool
+        item = self._notification
+        content = _transformed(item.change, next(self._reader.read([item.change.blob])), terms)
+        if hashlib.sha256(content).hexdigest() != item.sha:
+            raise _changed_its_mind(item.change)
+        self._spool.write(content)
+        self._spool.seek(0)
+        return iter(lambda: self._spool.read(BlobReader.BLOCK) if self._spool else b"", b"")
 
     @property
     def is_last(self) -> bool:
@@ -97,3 +175,5 @@ class ChunkedFile:
 
     def close(self) -> None:
         self._reader.close()
+        if self._spool:
+            self._spool.close()

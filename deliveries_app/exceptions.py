@@ -23,3 +23,11 @@ class RateLimited(Exception):
 
 class EndpointGone(Exception):
     """The app answered 410 often enough to be believed: it wants no more notifications."""
+
+
+class PlanRefused(Exception):
+    """What to send cannot be decided before a person changes something; the message says what, `cause` in a word."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause

@@ -1,4 +1,4 @@
-"""What has to be sent: the tree of a commit joined with what the app holds. Pure and streaming.
+"""What has to be sent: the files of a commit joined with what the app holds. Pure and streaming.
 
 Both sides come in byte order of their paths (`git ls-tree -r` and the database agree on it, and so does Python's
 comparison of `str`), so the join needs one row of each in memory. The result is spooled to temporary files, one per
@@ -7,18 +7,22 @@ phase, and each phase ends with what has failed before: files that always fail m
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import orjson
 
+from deliveries_app import transforms
+from deliveries_app.eligible import UNLISTED, Skipped, eligible
 from deliveries_app.kinds import PHASES, Kind
+from deliveries_app.paths import MAX_PATH_BYTES
+from deliveries_app.transforms import Transforms
 from repositories_app.mirror import Entry
 
-MAX_PATH_BYTES = 1024
 MAX_SKIPPED_LISTED = 1000
-REGULAR = {"100644", "100755", "100664"}
 
 
 class Row(NamedTuple):
@@ -34,14 +38,17 @@ class Row(NamedTuple):
     held_sha: str | None
     attempts: int
     hold_until: float | None
+    source_path: str = ""
 
 
 class Change(NamedTuple):
-    """One notification to send. `blob` and `size` are the source's; `sha` is what the app holds, set for deletes and
-    where `compare` is.
+    """One notification to send. `blob` is the source's; `size` is that of what is sent; `sha` is what the app holds, set
+    for deletes and where `compare` is.
 
+    `source_path` is set while transforms are in use; `failure` says that they failed, and nothing can be sent.
     `intent` is kept from the row when it is the same notification again, else None. `lenient`: a delete that the client
-    may rightly answer with "not here". `compare`: adopt the row if the content is what it says (after an import).
+    may rightly answer with "not here". `compare`: adopt the row if the content is what it says (after an import, or
+    where transforms are or were in use).
     """
 
     kind: str
@@ -56,33 +63,47 @@ class Change(NamedTuple):
     compare: bool
     attempts: int
     hold_until: float | None
+    source_path: str = ""
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A path that is not sent, and why."""
+class Made(Entry):
+    """A file as transforms made it: `path` and `size` are of what is sent, `mode` and `blob` the source's."""
 
-    path: bytes
-    cause: str
-    message: str
+    source_path: str
 
 
 @dataclass(frozen=True, slots=True)
+class Held(Entry):
+    """A path whose row stays as it is if it came from `source_path`: what that would be now cannot be told."""
+
+    source_path: str
+
+
+@dataclass(frozen=True)
 class Terms:
-    """What decides whether a row counts: the run's generation, the pair's floor, the version of the rules."""
+    """What decides whether a row counts: the run's generation, the pair's floor, and the rules outside the tree: the
+    limit, the watch's ignore `patterns`, the `transforms`."""
 
     generation: int
     floor: int
     max_file_bytes: int
+    patterns: str = ""
+    transforms: Transforms = transforms.NONE
 
-    def source_key(self, blob: str) -> str:
-        """What the content is made from; the same key means the same content."""
-        return blob
+    def source_key(self, blob: str, source_path: str = "") -> str:
+        """What the content is made from; the same key means the same content. A transform may look at the path too."""
+        if not self.transforms:
+            return blob
+        made_by = hashlib.sha256(f"{self.transforms.fingerprint}|{source_path}".encode()).hexdigest()
+        return f"{blob}:{made_by[:32]}"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of everything but the tree that decides what is sent: with another one, only a full plan is right."""
-        facts = f"1|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}"
+        patterns = hashlib.sha256(self.patterns.encode()).hexdigest()
+        facts = f"2|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
         return hashlib.sha256(facts.encode()).hexdigest()
 
 
@@ -108,13 +129,16 @@ class Spool:
 
 @dataclass
 class Plan:
-    """The changes of each phase, fresh ones first, and the numbers of the tree that they lead to."""
+    """The changes of each phase, fresh ones first, and the numbers of the tree that they lead to.
+
+    `left_out`: cause → files of that tree that are not sent. `skipped`: what is to be listed of them, and remarks.
+    """
 
     files: int = 0
     bytes: int = 0
     tree_files: int = 0
     tree_bytes: int = 0
-    skipped_count: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
     _spools: dict[tuple[str, bool], Spool] = field(
         default_factory=lambda: {(kind, tried): Spool() for kind in PHASES for tried in (False, True)}
@@ -126,9 +150,13 @@ class Plan:
         self.bytes += change.size
 
     def skip(self, skipped: Skipped) -> None:
-        self.skipped_count += 1
-        if len(self.skipped) < MAX_SKIPPED_LISTED:
+        self.left_out[skipped.cause] += 1
+        if skipped.cause not in UNLISTED and len(self.skipped) < MAX_SKIPPED_LISTED:
             self.skipped.append(skipped)
+
+    @property
+    def skipped_count(self) -> int:
+        return sum(self.left_out.values())
 
     def phase(self, kind: str) -> Iterator[Change]:
         yield from self._spools[kind, False]
@@ -142,46 +170,27 @@ class Plan:
             spool.close()
 
 
-def reason_to_skip(entry: Entry, max_file_bytes: int) -> Skipped | None:
-    """Why a tree entry is not sent, None for one that is."""
-    if entry.mode == "120000":
-        return Skipped(entry.path, "symlink", "Symbolic links are not sent.")
-    if entry.mode == "160000":
-        return Skipped(entry.path, "submodule", "Submodules are not sent; watch their repository instead.")
-    if entry.mode not in REGULAR:
-        return Skipped(entry.path, "other", f"Entries of mode {entry.mode} are not sent.")
-    if len(entry.path) > MAX_PATH_BYTES:
-        return Skipped(entry.path, "path_too_long", f"Paths over {MAX_PATH_BYTES} bytes are not sent.")
-    if entry.size > max_file_bytes:
-        return Skipped(
-            entry.path, "too_large", f"{entry.size:,} bytes are more than MAX_FILE_BYTES ({max_file_bytes:,})."
-        )
-    try:
-        entry.path.decode("utf-8")
-    except UnicodeDecodeError:
-        return Skipped(entry.path, "not_utf8", "The path is not UTF-8 and cannot be written in JSON.")
-    return None
-
-
-def make_plan(entries: Iterable[Entry], rows: Iterable[Row], terms: Terms) -> Plan:
+def make_plan(
+    entries: Iterable[Entry], rows: Iterable[Row], terms: Terms, ignores: Callable[[Entry], bool] | None = None
+) -> Plan:
     """The whole plan: every tree entry and every row, both in byte order of their paths."""
     plan = Plan()
-    for path, entry, row in _join(_eligible(entries, terms, plan), rows):
-        change = decide(path, entry, row, terms)
-        if change is not None:
-            plan.add(change)
+    fill(plan, eligible(entries, terms.max_file_bytes, ignores, plan.skip), rows, terms)
     return plan
 
 
-def _eligible(entries: Iterable[Entry], terms: Terms, plan: Plan) -> Iterator[Entry]:
-    for entry in entries:
-        skipped = reason_to_skip(entry, terms.max_file_bytes)
-        if skipped:
-            plan.skip(skipped)
-        else:
-            plan.tree_files += 1
-            plan.tree_bytes += entry.size
-            yield entry
+def fill(plan: Plan, entries: Iterable[Entry], rows: Iterable[Row], terms: Terms) -> None:
+    """Plan for these files, all of which are to be sent, and every row, both in byte order of their paths."""
+    files = size = 0
+    for path, entry, row in _join(entries, rows):
+        if entry is not None and type(entry) is not Held:
+            files += 1
+            size += entry.size
+        change = decide(path, entry, row, terms)
+        if change is not None:
+            plan.add(change)
+    plan.tree_files += files
+    plan.tree_bytes += size
 
 
 def _join(entries: Iterable[Entry], rows: Iterable[Row]) -> Iterator[tuple[str, Entry | None, Row | None]]:
@@ -206,9 +215,11 @@ def decide(path: str, entry: Entry | None, row: Row | None, terms: Terms) -> Cha
     """The rules of `engine.md` §2 for one path; None when there is nothing to send."""
     if entry is None:
         return _delete(row, terms) if row else None
+    if isinstance(entry, Held):
+        return None if row is None or _is_held(row, entry) else _delete(row, terms)
     if row is None:
         return _write(Kind.CREATE, path, entry, None, None)
-    key = terms.source_key(entry.blob)
+    key = terms.source_key(entry.blob, _source_path(entry)) if terms.transforms else entry.blob
     if not row.acknowledged:
         # Announced by this very generation: the same notification again. Anything else: what the client holds is open.
         same = row.generation == terms.generation and row.source_key == key and row.kind != Kind.DELETE
@@ -217,7 +228,17 @@ def decide(path: str, entry: Entry | None, row: Row | None, terms: Terms) -> Cha
         return _write(Kind.CREATE, path, entry, row, None)
     if row.source_key == key:
         return None
-    return _write(Kind.UPDATE, path, entry, row, None, compare=row.source_key is None)
+    # Another key need not mean another content, where it is unknown or says more than the blob.
+    compare = row.source_key is None or ":" in row.source_key or bool(terms.transforms)
+    return _write(Kind.UPDATE, path, entry, row, None, compare=compare)
+
+
+def _source_path(entry: Entry) -> str:
+    return entry.source_path if isinstance(entry, Made) else ""
+
+
+def _is_held(row: Row, held: Held) -> bool:
+    return row.kind != Kind.DELETE and (row.source_path or row.path) == held.source_path
 
 
 def _write(kind: str, path: str, entry: Entry, row: Row | None, intent: int | None, *, compare: bool = False) -> Change:
@@ -225,8 +246,9 @@ def _write(kind: str, path: str, entry: Entry, row: Row | None, intent: int | No
     attempts, hold = (row.attempts, row.hold_until) if row and not row.acknowledged else (0, None)
     sha = row.sha if row and compare else ""
     return Change(
-        str(kind), path, entry.mode, entry.blob, entry.size, sha, previous, intent, False, compare, attempts, hold
-    )
+        str(kind), path, entry.mode, entry.blob, entry.size, sha, previous, intent, False, compare, attempts, hold,
+        _source_path(entry),
+    )  # fmt: skip
 
 
 def _delete(row: Row, terms: Terms) -> Change:

@@ -1,17 +1,27 @@
-"""From a commit to the plan that leads there: a fast one from what has changed, or a full one from the whole tree."""
+"""From a commit to the plan that leads there: a fast one from what has changed, or a full one from the whole tree.
 
+A plan is fast only while nothing but the tree can have changed what is sent: the fingerprint of the `Terms` is that of the
+base, `.docoraignore` is not among the changed paths, and no transforms are in use (a file that they drop has no row that
+would speak of it).
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deliveries_app import rows
+from deliveries_app.eligible import REMARKS, eligible
+from deliveries_app.exceptions import PlanRefused
 from deliveries_app.models import AppRepository
-from deliveries_app.plan import Plan, Terms, make_plan, reason_to_skip
+from deliveries_app.plan import Plan, Terms, fill, make_plan
+from deliveries_app.rules import FILE_NAME, IgnoreRules, read_rules
+from deliveries_app.transforming import Transforming
 from repositories_app import git
 from repositories_app import services as repositories
 from repositories_app.mirror import MAX_DIFF_PATHS, Entry, Mirror
 from repositories_app.remote import Head
 
-_TICK_EVERY = 2000  # tree entries
+_TICK_EVERY = 200  # tree entries
 
 
 @dataclass
@@ -24,7 +34,12 @@ class Planned:
 
 
 def plan_to(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tick: git.Tick) -> Planned:
-    """What has to be sent so that the app holds the tree of `head`; also keeps that tree's numbers as a snapshot."""
+    """What has to be sent so that the app holds what it should of `head`; also keeps that tree's numbers as a snapshot.
+
+    Raises `PlanRefused`.
+    """
+    if terms.transforms.problem:
+        raise PlanRefused(terms.transforms.problem, "transform")
     planned = _fast_plan(head, pair, terms, mirror) or full_plan(head, pair, terms, mirror, tick)
     plan = planned.plan
     repositories.record_snapshot(pair.repository, head.commit, head.branch, plan.tree_files, plan.tree_bytes)
@@ -33,26 +48,46 @@ def plan_to(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tick:
 
 def full_plan(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tick: git.Tick) -> Planned:
     """The whole tree joined with every row."""
-    entries = _ticking(mirror.tree(head.commit), tick)
-    return Planned(make_plan(entries, rows.all_rows(pair.pk), terms), head, None)
+    rules = read_rules(mirror, head.commit, terms.patterns)
+    plan = Plan()
+    tree = _ticking(mirror.tree(head.commit), tick)
+    entries = eligible(tree, terms.max_file_bytes, rules.check, plan.skip)
+    if terms.transforms:
+        with mirror.blobs() as reader, Transforming(plan, terms, reader, tick) as transforming:
+            fill(plan, transforming.files(entries, rows.by_source(pair.pk)), rows.all_rows(pair.pk), terms)
+    else:
+        fill(plan, entries, rows.all_rows(pair.pk), terms)
+    plan.skipped.extend(rules.problems)
+    return Planned(plan, head, None)
 
 
 def _fast_plan(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror) -> Planned | None:
     """Only what differs from the base commit, what is in doubt and what failed; None when that is not known."""
     base = pair.base_commit
-    if not base or pair.base_rules != terms.fingerprint or not mirror.has(base):
+    if not base or pair.base_rules != terms.fingerprint or terms.transforms or not mirror.has(base):
         return None
     changed = [] if base == head.commit else mirror.changed_paths(base, head.commit)
     unsettled = rows.unsettled_paths(pair.pk, MAX_DIFF_PATHS)
-    if changed is None or unsettled is None:
+    if changed is None or unsettled is None or FILE_NAME.encode() in changed:
         return None
+    rules = read_rules(mirror, head.commit, terms.patterns)
     paths = sorted({*changed, *(path.encode() for path in unsettled)})
-    before = [entry for entry in mirror.tree(base, paths) if not reason_to_skip(entry, terms.max_file_bytes)]
     names = [path.decode() for path in paths if _is_utf8(path)]
-    plan = make_plan(mirror.tree(head.commit, paths), rows.rows_at(pair.pk, names), terms)
-    plan.tree_files += pair.tree_files - len(before)
-    plan.tree_bytes += pair.tree_bytes - sum(entry.size for entry in before)
+    plan = make_plan(mirror.tree(head.commit, paths), rows.rows_at(pair.pk, names), terms, rules.check)
+    _add_the_rest(plan, pair, mirror.tree(base, paths), terms, rules)
     return Planned(plan, head, paths)
+
+
+def _add_the_rest(plan: Plan, pair: AppRepository, before: Iterator[Entry], terms: Terms, rules: IgnoreRules) -> None:
+    """Make the plan's numbers those of the whole tree: the pair's, less what the same paths counted `before`."""
+    left_out = Counter({cause: count for cause, count in pair.left_out.items() if cause not in REMARKS})
+    counted = list(
+        eligible(before, terms.max_file_bytes, rules.check, lambda skipped: left_out.subtract([skipped.cause]))
+    )
+    plan.tree_files += pair.tree_files - len(counted)
+    plan.tree_bytes += pair.tree_bytes - sum(entry.size for entry in counted)
+    plan.left_out.update(left_out)
+    plan.left_out = +plan.left_out
 
 
 def _ticking(entries: Iterator[Entry], tick: git.Tick) -> Iterator[Entry]:

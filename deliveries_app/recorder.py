@@ -16,15 +16,17 @@ from django.db import transaction
 from django.db.models import F
 
 from deliveries_app import runs
+from deliveries_app.eligible import Skipped
 from deliveries_app.kinds import Kind
 from deliveries_app.lease import Lease
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun
-from deliveries_app.plan import Change, Skipped
+from deliveries_app.plan import Change
+from docora.redaction import without
 from docora.text import clean_text
 
 _ANNOUNCED = [
     "mode", "kind", "source_key", "sha", "size", "intent", "generation", "acknowledged", "attempts", "hold_until",
-    "updated_at",
+    "updated_at", "source_path", "remark",
 ]  # fmt: skip
 
 
@@ -32,7 +34,7 @@ _ANNOUNCED = [
 class Notification:
     """A change with what is known once its content was read: the SHA-256 and size of what is sent, its number.
 
-    `content` is None for deletes and for files that are too large to be kept in memory.
+    `content` is None for deletes and for files that are too large to be kept in memory. `remark`: what is special about it.
     """
 
     change: Change
@@ -41,6 +43,7 @@ class Notification:
     size: int
     content: bytes | None
     intent: int = 0
+    remark: str = ""
     waits: int = 0
 
 
@@ -147,7 +150,9 @@ class Recorder:
             rows.filter(path__in=deleted).delete()
         if self._had_failures:
             digests = [path_digest(item.change.path.encode()) for item in self._acknowledged]
-            DeliveryFailure.objects.filter(pair=self._lease.pair, path_digest__in=digests).delete()
+            # Not those of this run: where transforms failed, another file may have got the path of the one that is listed.
+            listed = DeliveryFailure.objects.filter(pair=self._lease.pair, path_digest__in=digests)
+            listed.filter(last_at__lt=self.started).delete()
 
     def _write_failed(self, now: datetime) -> None:
         if not self._failed:
@@ -192,6 +197,8 @@ class Recorder:
                 acknowledged=acknowledged,
                 attempts=item.change.attempts if item.change.intent is not None else 0,
                 updated_at=now,
+                source_path=item.change.source_path,
+                remark=item.remark,
             )
             for item in sorted(notifications, key=lambda item: item.change.path)
         ]
@@ -239,8 +246,14 @@ def _failure_row(
         cause=failure.cause,
         status_code=failure.status,
         message=failure.message[:500],
-        body=clean_text(failure.body, 500),
+        body=clean_text(_without_keys(failure.body, pair), 500),
         attempts=attempts,
         first_at=now,
         last_at=now,
     )
+
+
+def _without_keys(body: bytes, pair: AppRepository) -> str:
+    """What the app answered, should it repeat the key that it expects."""
+    text = body.decode("utf-8", "replace")
+    return without(text, pair.app.client_auth_key, pair.app.new_auth_key)

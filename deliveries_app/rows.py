@@ -2,22 +2,36 @@
 constant, and the terms that decide whether they count."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.db.models import Count, Q
 
+from deliveries_app import transforms
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
-from deliveries_app.plan import Row, Terms
+from deliveries_app.plan import Plan, Row, Terms
 
 PAGE = 2000
 _COLUMNS = (
     "path", "kind", "source_key", "sha", "intent", "generation", "acknowledged", "held_sha", "attempts", "hold_until",
+    "source_path",
 )  # fmt: skip
+
+_HOLD_UNTIL = _COLUMNS.index("hold_until")
+
+
+class SourceRow(NamedTuple):
+    """What a row says about the file of the repository that it was made from, in this order."""
+
+    source_path: str
+    path: str
+    source_key: str | None
+    size: int
 
 
 def terms_of(pair: AppRepository) -> Terms:
     """What decides now whether the pair's rows count."""
-    return Terms(pair.generation, pair.resend_floor, settings.MAX_FILE_BYTES)
+    return Terms(pair.generation, pair.resend_floor, settings.MAX_FILE_BYTES, pair.ignore_patterns, transforms.active())
 
 
 def all_rows(pair_pk: int) -> Iterator[Row]:
@@ -31,6 +45,35 @@ def all_rows(pair_pk: int) -> Iterator[Row]:
         if len(page) < PAGE:
             return
         last = page[-1][0]
+
+
+def by_source(pair_pk: int) -> Iterator[SourceRow]:
+    """The rows that were made by transforms, in byte order of their source paths."""
+    made = Delivery.objects.filter(pair_id=pair_pk).exclude(source_path="").order_by("source_path", "path")
+    last: SourceRow | None = None
+    while True:
+        rest = (
+            made.filter(Q(source_path=last.source_path, path__gt=last.path) | Q(source_path__gt=last.source_path))
+            if last
+            else made
+        )
+        page = [SourceRow._make(values) for values in rest.values_list(*SourceRow._fields)[:PAGE]]
+        yield from page
+        if len(page) < PAGE:
+            return
+        last = page[-1]
+
+
+def remarked(pair_pk: int) -> dict[str, int]:
+    """Remark → how many files that the app was told about have it."""
+    marked = Delivery.objects.filter(pair_id=pair_pk).exclude(remark="").order_by()
+    return dict(marked.values_list("remark").annotate(Count("pk")))
+
+
+def tree_facts(pair_pk: int, plan: Plan) -> dict[str, Any]:
+    """Columns of the pair that tell of the planned tree."""
+    left_out = dict(plan.left_out) | remarked(pair_pk)
+    return {"tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes, "left_out": left_out}
 
 
 def rows_at(pair_pk: int, paths: Sequence[str]) -> Iterator[Row]:
@@ -62,4 +105,4 @@ def held(pair_pk: int) -> Iterator[tuple[str, str]]:
 
 def _row(values: tuple[Any, ...]) -> Row:
     row = Row._make(values)
-    return row._replace(hold_until=values[-1].timestamp()) if values[-1] else row
+    return row._replace(hold_until=values[_HOLD_UNTIL].timestamp()) if values[_HOLD_UNTIL] else row

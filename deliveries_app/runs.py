@@ -4,7 +4,7 @@ A finish at generation G ends every open run of the pair up to G; a run whose re
 ends as superseded (`engine.md` §10).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from django.db import transaction
@@ -46,17 +46,25 @@ def open_runs(pair_pk: int, generation: int) -> list[SyncRun]:
     return list(query.select_related("operation").order_by("-generation", "-pk"))
 
 
-def set_totals(run: SyncRun, *, files: int, size: int, skipped: int, commit: str) -> None:
+def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:
     """At each plan: the total is what is recorded already plus what is planned now. Inside the plan's transaction."""
     run.files_total, run.bytes_total = run.files_done + files, run.bytes_done + size
-    run.files_failed, run.files_skipped, run.commit_sha = 0, skipped, commit
+    run.files_failed, run.files_skipped, run.commit_sha = 0, sum(left_out.values()), commit
+    run.left_out = dict(left_out)
     run.attempts += 1
     run.started_at = run.started_at or timezone.now()
     run.save(
         update_fields=[
-            "files_total", "bytes_total", "files_failed", "files_skipped", "commit_sha", "attempts", "started_at",
+            "files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts",
+            "started_at",
         ]
     )  # fmt: skip
+
+
+def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
+    """At the end, when the remarks on what was sent are known too; inside the transaction that ends it."""
+    run.left_out = dict(left_out)
+    SyncRun.objects.filter(pk=run.pk).update(left_out=run.left_out)
 
 
 def seed(run: SyncRun) -> None:

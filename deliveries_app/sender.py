@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from deliveries_app.content import ChunkedFile, blocks, read_block
+from deliveries_app.keyring import REFUSALS, Keyring, Keys
 from deliveries_app.kinds import PHASES, Kind
 from deliveries_app.lease import Lease
 from deliveries_app.payloads import Envelope, RepositoryInfo, delete_body, endpoint, file_body, webhook_id
 from deliveries_app.plan import Change, Plan, Terms
 from deliveries_app.recorder import Failure, Notification, Recorder
+from deliveries_app.transforms import TransformFailed
 from deliveries_app.verdicts import LONGEST_WAIT, REST_AFTER_TIMEOUT, Judge, Verdict
 from docora.http.client import HttpClient, Outcome, Request
 from repositories_app.mirror import BlobReader, Mirror
@@ -33,6 +35,7 @@ class Destination:
     commit: str
     watch_id: str
     envelope: Envelope
+    keyring: Keyring
 
 
 @dataclass
@@ -42,6 +45,8 @@ class _Transfer:
     notification: Notification
     file: ChunkedFile | None
     size: int = 0
+    keys: Keys = ()  # what its request is signed with, once the keyring's choice has been refused
+    signed_with: Keys = ()
 
 
 class Sender:
@@ -129,14 +134,14 @@ class Sender:
     def _announce(self, block: list[Change]) -> None:
         """Read, announce and queue a block; what may not be sent in this run is listed instead."""
         sendable = [change for change in block if not self._is_blocked(change)]
-        notifications = read_block(sendable, self._reader, self._terms, self._keep_going)
+        notifications = read_block(sendable, self._reader, self._terms, self._keep_going, self._recorder.fail)
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
         announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
         self._recorder.commit(announced, adopted)
         self._ready.extend(_Transfer(item, None) for item in announced)
 
     def _is_blocked(self, change: Change) -> bool:
-        failure = None
+        failure = Failure("transform", change.failure) if change.failure else None
         if change.kind != Kind.DELETE and self._unsettled.touches(change.path):
             failure = Failure("blocked", "Waits for a delete at, above or below this path that the app did not accept.")
         rest = (change.hold_until or 0) - self._lease.clock.now().timestamp()
@@ -170,7 +175,11 @@ class Sender:
         item = transfer.notification
         change = item.change
         if transfer.file is None and change.kind != Kind.DELETE and item.content is None:
-            transfer.file = ChunkedFile(item, self._mirror)
+            try:
+                transfer.file = ChunkedFile(item, self._mirror, self._terms)
+            except TransformFailed as error:
+                self._recorder.fail(item, Failure("transform", str(error)))
+                return
         now = datetime.now(UTC)
         if change.kind == Kind.DELETE:
             body = delete_body(self._to.repository, change.path, item.sha, self._to.commit, now)
@@ -183,7 +192,9 @@ class Sender:
                 change.previous_sha,
             )  # fmt: skip
         message_id = webhook_id(self._to.watch_id, item.intent, transfer.file.chunk if transfer.file else None)
-        headers = self._to.envelope.headers(body, message_id, item.intent, int(now.timestamp()))
+        transfer.signed_with = transfer.keys or self._to.keyring.keys
+        seconds = int(now.timestamp())
+        headers = self._to.envelope.headers(body, message_id, item.intent, seconds, transfer.signed_with)
         transfer.size = len(body)
         self._bytes_in_flight += transfer.size
         whole = transfer.file is None  # a chunk that was sent twice would be counted twice
@@ -205,6 +216,8 @@ class Sender:
 
     def _settle(self, transfer: _Transfer, outcome: Outcome) -> None:
         item = transfer.notification
+        if self._tries_other_key(transfer, outcome):
+            return
         verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None)
         if verdict.delivered and transfer.file and not transfer.file.is_last:
             transfer.file.advance()
@@ -224,6 +237,20 @@ class Sender:
                 self._unsettled.add(item.change.path)
         _close(transfer)
         self._judge.stop_if_hopeless(verdict)
+
+    def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
+        """Whether the same request goes out once more, signed with the other key; remembers the key that was accepted."""
+        if outcome.ok:
+            self._to.keyring.accepted(transfer.signed_with)
+            transfer.keys = ()  # the next chunk is signed with what was accepted
+        if outcome.status not in REFUSALS or transfer.keys:
+            return False
+        other = self._to.keyring.other(transfer.signed_with)
+        if other is None:
+            return False
+        transfer.keys = other
+        self._ready.appendleft(transfer)
+        return True
 
     def _keep_going(self) -> None:
         self._alive()

@@ -13,14 +13,16 @@ from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from deliveries_app import endings, rows, runs
-from deliveries_app.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, Superseded
+from deliveries_app.exceptions import EndpointDown, EndpointGone, Paused, PlanRefused, RateLimited, Superseded
+from deliveries_app.keyring import Keyring
 from deliveries_app.lease import Lease, claim
-from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun
-from deliveries_app.notices import NoticeRefused, send_sync_completed
-from deliveries_app.payloads import Envelope, RepositoryInfo
+from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun, new_run_id
+from deliveries_app.notices import NoticeRefused, info_of, send_due, send_sync_completed, settle_completed
+from deliveries_app.payloads import Envelope
 from deliveries_app.planning import Planned, plan_to
 from deliveries_app.recorder import Recorder, settle_lists
 from deliveries_app.sender import Destination, Sender
+from docora.crypto import DecryptionError, require_readable
 from docora.worker import stopping
 from repositories_app import remote
 from repositories_app import services as repositories
@@ -55,6 +57,7 @@ class Attempt:
         self.pair: AppRepository = lease.pair
         self.terms = rows.terms_of(self.pair)
         self.mirror: Mirror = repositories.mirror_of(self.pair.repository)
+        self.keyring = Keyring(self.pair.app)
         self.sync_run: SyncRun | None = None
         self.sender: Sender | None = None
 
@@ -79,6 +82,8 @@ class Attempt:
         except GitError as error:
             self._drain(DRAIN_SECONDS)
             endings.git_failed(self.lease, error)
+        except PlanRefused as error:
+            endings.failed(self.lease, str(error), error.cause, permanent=True)
         except NoticeRefused as error:
             endings.failed(self.lease, str(error), "http")
         except RateLimited as error:
@@ -90,6 +95,9 @@ class Attempt:
         except EndpointGone:
             self._drain(DRAIN_SECONDS)
             endings.endpoint_gone(self.lease)
+        except DecryptionError as error:
+            self._drain(DRAIN_SECONDS)
+            endings.failed(self.lease, str(error), "internal", permanent=True)
         except (Superseded, DatabaseError):
             raise
         except Exception:
@@ -104,6 +112,8 @@ class Attempt:
             words = "Every attempt ended with the worker gone: look for its memory and its log."
             endings.failed(self.lease, words, "worker", permanent=True)
             return
+        require_readable(self.pair.github_token, *self.keyring.keys)
+        self._send_notices()
         wait = self._circuit_seconds(self.sync_run)
         if wait:
             endings.postponed(self.lease, wait)
@@ -120,6 +130,13 @@ class Attempt:
             self._sync_to(head)
         self.mirror.repack_if_many(lambda: None)
 
+    def _send_notices(self) -> None:
+        run_id, reason = (
+            (self.sync_run.run_id, self.sync_run.reason) if self.sync_run else (new_run_id(), Reason.CHANGE)
+        )
+        envelope = Envelope(self.pair.app.app_id, run_id, reason)
+        send_due(self.client, self.lease, envelope, self.keyring, self._alive)
+
     def _sync_to(self, head: Head) -> None:
         with self.mirror.in_use(self._alive):
             commit = self.mirror.fetch(
@@ -130,7 +147,7 @@ class Attempt:
                 timeout=settings.FETCH_TIMEOUT_SECONDS,
                 tick=self._alive,
             )
-            repositories.record_success(self.pair.repository)
+            repositories.close_circuit(self.pair.repository)
             planned = plan_to(Head(commit, head.branch), self.pair, self.terms, self.mirror, self._alive)
             try:
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
@@ -147,12 +164,10 @@ class Attempt:
         plan = planned.plan
         with transaction.atomic():
             self.lease.extend()
-            runs.set_totals(
-                run, files=plan.files, size=plan.bytes, skipped=plan.skipped_count, commit=planned.head.commit
-            )
+            runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         runs.seed(run)
         listed = DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED)
-        unequal = {"base_commit": "", "base_rules": "", "tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes}
+        unequal = {"base_commit": "", "base_rules": "", **rows.tree_facts(self.pair.pk, plan)}
         recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)
@@ -174,13 +189,15 @@ class Attempt:
             "branch": planned.head.branch,
             "base_commit": commit,
             "base_rules": self.terms.fingerprint,
-            "tree_files": planned.plan.tree_files,
-            "tree_bytes": planned.plan.tree_bytes,
+            **rows.tree_facts(self.pair.pk, planned.plan),
         }
         self.mirror.keep_base(self.pair.watch_id, commit)
         now = self.lease.clock.now()
         with transaction.atomic():
             self._end(facts, recorder)
+            if self.sync_run:
+                runs.set_left_out(self.sync_run, facts["left_out"])
+            settle_completed(self.pair)
             started = recorder.started if recorder else now
             settle_lists(self.pair, planned.plan.skipped, among=planned.among, started=started, now=now)
 
@@ -204,11 +221,10 @@ class Attempt:
         return run
 
     def _destination(self, head: Head, run: SyncRun) -> Destination:
-        repository = self.pair.repository
-        info = RepositoryInfo(repository.repository_id, self.pair.github_url, repository.owner, repository.name)
-        app = self.pair.app
-        envelope = Envelope(app.app_id, app.client_auth_key, run.run_id, run.reason)
-        return Destination(app.base_url, info, head.commit, self.pair.watch_id, envelope)
+        envelope = Envelope(self.pair.app.app_id, run.run_id, run.reason)
+        return Destination(
+            self.pair.app.base_url, info_of(self.pair), head.commit, self.pair.watch_id, envelope, self.keyring
+        )
 
     def _circuit_seconds(self, run: SyncRun | None) -> float:
         """How long the repository's open circuit holds this pair back; a person's or an app's request is the probe."""

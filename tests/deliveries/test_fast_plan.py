@@ -280,7 +280,8 @@ def test_a_blocked_path_without_a_row_is_not_forgotten_when_it_was_a_link_for_a_
     world.answer(refusing("a"))
     pair = world.sync(pair)
     assert pair.base_commit == at_b
-    before = AppRepository.objects.values("base_commit", "base_rules", "tree_files", "tree_bytes").get(pk=pair.pk)
+    facts = ("base_commit", "base_rules", "tree_files", "tree_bytes", "left_out")
+    before = AppRepository.objects.values(*facts).get(pk=pair.pk)
     repo.commit({"a/b": LINK, "z": B})
     kill_worker_before_first_byte(world, pair)
     AppRepository.objects.filter(pk=pair.pk).update(**before)  # as if killed a moment earlier: nothing was announced

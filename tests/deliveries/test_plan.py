@@ -3,11 +3,16 @@
 import random
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
-from deliveries_app.plan import MAX_PATH_BYTES, Change, Plan, Row, Terms, decide, make_plan, reason_to_skip
+from deliveries_app.eligible import reason_to_skip
+from deliveries_app.paths import MAX_PATH_BYTES
+from deliveries_app.plan import Change, Held, Made, Plan, Row, Terms, decide, make_plan
+from deliveries_app.transforms import Transforms
 from repositories_app.mirror import Entry
+from tests.support.transforms import Shout
 
 TERMS = Terms(generation=5, floor=4, max_file_bytes=1000)
 SHA_A, SHA_B = "a" * 64, "b" * 64
@@ -118,6 +123,47 @@ def test_an_imported_row_is_compared_once_by_content_unless_the_floor_says_every
     assert (cleared.kind, cleared.compare) == ("create", False)
 
 
+def test_while_transforms_are_in_use_the_path_counts_too_and_what_comes_out_equal_is_adopted() -> None:
+    terms = replace(TERMS, transforms=Transforms((Shout(),)))
+    made = Made(b"p", "100644", "A", 1, "source")
+    held = row(source_key=terms.source_key("A", "source"), source_path="source")
+    assert decide("p", made, held, terms) is None
+    for other in (replace(made, blob="B"), replace(made, source_path="other")):
+        change = decide("p", other, held, terms)
+        assert change
+        assert (change.kind, change.compare, change.sha, change.source_path) == (
+            "update", True, SHA_A, other.source_path,
+        )  # fmt: skip
+    back = decide("p", entry(), held, TERMS)  # out of use again
+    assert back
+    assert (back.kind, back.compare, back.source_path) == ("update", True, "")
+    plain = decide("p", entry(blob="B"), row(), TERMS)
+    assert plain
+    assert not plain.compare
+
+
+def test_a_held_path_keeps_its_row_only_if_it_came_from_the_same_file() -> None:
+    held = Held(b"p", "100644", "A", 1, "source")
+    assert decide("p", held, row(source_path="source"), TERMS) is None
+    assert decide("p", held, row(source_path="source", **IN_DOUBT), TERMS) is None
+    assert decide("p", held, None, TERMS) is None
+    assert outcome(decide("p", held, row(source_path="other"), TERMS)) == ("delete", None, None, SHA_A, False)
+    assert outcome(decide("p", held, row(source_path="source", kind="delete", **IN_DOUBT), TERMS)) == (
+        "delete", 77, None, SHA_A, True,
+    )  # fmt: skip
+    assert decide("p", Held(b"p", "100644", "A", 1, "p"), row(), TERMS) is None  # sent as it was, before transforms
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"floor": 5}, {"max_file_bytes": 1}, {"patterns": "a"}, {"transforms": Transforms((Shout(),))}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_decides_beside_the_tree_is_in_the_fingerprint(changes: dict) -> None:
+    assert replace(TERMS, **changes).fingerprint != TERMS.fingerprint
+    assert replace(TERMS, generation=9).fingerprint == TERMS.fingerprint
+
+
 def test_failed_attempts_and_the_rest_after_a_timeout_go_with_the_path_until_something_is_acknowledged() -> None:
     doubtful = row(**IN_DOUBT, attempts=3, hold_until=12.5)
     for tree in (entry(), entry(blob="C"), None):
@@ -142,11 +188,15 @@ def test_failed_attempts_and_the_rest_after_a_timeout_go_with_the_path_until_som
         (entry("é" * (MAX_PATH_BYTES // 2) + "e"), "path_too_long"),  # bytes count, not characters
         (Entry(b"latin-\xe9", "100644", "A", 1), "not_utf8"),
         (Entry(b"surrogate-\xed\xa0\x80", "100644", "A", 1), "not_utf8"),
+        (entry("a/../b"), "unsafe_path"),
+        (entry("a/../b", mode="120000"), "symlink"),
+        (entry("ignored/link", mode="120000"), "ignored"),
+        (entry("ignored/" * 200), "path_too_long"),  # nothing that long is matched with patterns
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_is_not_sent_has_a_reason(tree: Entry, cause: str | None) -> None:
-    skipped = reason_to_skip(tree, 1000)
+    skipped = reason_to_skip(tree, 1000, lambda entry: entry.path.startswith(b"ignored/"))
     assert (skipped.cause if skipped else None) == cause
 
 
@@ -199,7 +249,7 @@ UNIVERSE = sorted(
             "\U0001f600/x",
             "中/文",
             '"',
-            "\\",
+            "a\\b",
         ),
     ],
     key=str.encode,

@@ -2,13 +2,16 @@
 happened, once things are quiet the client's copy equals HEAD."""
 
 import random
+from collections.abc import Mapping
 
 import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import Status
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.rules import IgnoreRules, compile_lines
 from deliveries_app.services import cancel_resync, resync_single
+from repositories_app.mirror import Entry as TreeEntry
 from tests.support.git import Entry
 from tests.support.histories import (
     assert_promise_kept,
@@ -19,6 +22,7 @@ from tests.support.histories import (
 from tests.support.world import World
 
 NAMES = ["a", "a/b", "a/b/c", "b", "c", "d/e", "d/f", "g", "h", "large"]
+IGNORED = [b"d/\n", b"*\n!*/\n!e\n!.docoraignore\n", b"/a\n!/a\n", b"[bg]\n.docoraignore\n", b"/*/*/c\n"]
 CONTENTS = [b"one", b"two", b"three", b"four" * 100, Entry.symlink("b"), Entry.executable(b"one")]
 STEPS = 14
 
@@ -60,7 +64,7 @@ def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed
     pair.refresh_from_db()
     if pair.status == Status.FAILED:  # its attempts were used up by the mood of the client: the rescan tries again
         world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, pair, under_rules(repo.files()))
     assert "differs" not in {record.outcome for record in world.requests("sync_completed")}
 
 
@@ -70,7 +74,19 @@ def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
     for name in chance.sample(NAMES, chance.randrange(3, len(NAMES))):
         if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in tree):
             tree[name] = chance.choice(CONTENTS)
+    if chance.random() < 0.5:
+        tree[".docoraignore"] = chance.choice(IGNORED)
     return tree
+
+
+def under_rules(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files without those that the tree's own `.docoraignore` matches."""
+    rules = IgnoreRules(compile_lines(files.get(".docoraignore", b""))[0])
+    return {
+        path: content
+        for path, content in files.items()
+        if not rules.ignores(TreeEntry(path.encode(), "100644", "", len(content)))
+    }
 
 
 def moody(chance: random.Random):

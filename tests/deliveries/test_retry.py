@@ -27,7 +27,7 @@ def test_the_pause_doubles_up_to_an_hour_and_is_never_shortened_by_its_jitter() 
 def test_pairs_that_failed_together_do_not_come_back_together(world: World) -> None:
     pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.answer(refusing("readme.md"))
-    pauses = {round(due_in(world.sync(pair)), 2) for pair in pairs}
+    pauses = {round(due_in(world.sync(pair)), 4) for pair in pairs}
     assert len(pauses) == 3
     assert all(0.5 < pause <= 1.5 for pause in pauses)
 
@@ -91,7 +91,7 @@ def test_an_error_of_ours_counts_as_an_attempt_and_leaves_its_cause_in_the_log_a
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr("deliveries_app.planning.make_plan", broken)
+    monkeypatch.setattr("deliveries_app.planning.fill", broken)
     world.sync(pair)
     assert (pair.status, pair.retry_count, pair.lease_until) == (Status.PENDING, 1, None)
     assert pair.last_error_cause == "internal"

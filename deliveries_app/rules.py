@@ -1,0 +1,175 @@
+"""What is ignored: the `.docoraignore` of the pinned commit, then the patterns that an administrator adds to the watch.
+
+Both are one list, so that the watch's patterns can also take back what the file says (`!x`). As with git, the last
+pattern that matches decides, for each directory from the top and then for the file, and what lies in an ignored
+directory cannot be taken back.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import re2
+
+from deliveries_app.eligible import REGULAR, Skipped
+from deliveries_app.exceptions import PlanRefused
+from deliveries_app.gitignore import Hopeless, Pattern, compile_pattern, lines_of
+from docora.text import clean_text
+from repositories_app.mirror import Entry, Mirror
+
+FILE_NAME = ".docoraignore"
+MAX_FILE_BYTES = 65_536
+MAX_FILE_PATTERNS = 1000
+_LISTED = b"/" + FILE_NAME.encode()
+"""Under this path its bad lines are listed: no file has it, so that it never stands in the way of the file's own."""
+
+_ALLOWED_SECONDS = 10.0  # of matching before anybody asks …
+_ALLOWED_PER_PATH = 0.0005  # … and for each path: a hundred times what fifty ordinary patterns take
+_CACHED_DIRECTORIES = 10_000
+_OPTIONS = re2.Options()
+_OPTIONS.encoding = re2.Options.Encoding.LATIN1  # a byte is a character, as for git
+_OPTIONS.dot_nl = True
+_OPTIONS.never_capture = True
+_OPTIONS.log_errors = False
+
+
+class _Any:
+    """Whether a path matches any of some patterns, in one pass over its name and one over the whole path."""
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self._name = _union([pattern.regex for pattern in patterns if pattern.by_name])
+        self._path = _union([pattern.regex for pattern in patterns if not pattern.by_name])
+
+    def matches(self, path: bytes, name: bytes) -> bool:
+        by_name = self._name is not None and self._name.fullmatch(name) is not None
+        return by_name or (self._path is not None and self._path.fullmatch(path) is not None)
+
+
+class _LastMatch:
+    """What the last matching pattern of a list says. Patterns that say the same and stand together are one."""
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self._all = _Any(patterns)
+        self._groups = [
+            (includes, _Any(list(group))) for includes, group in groupby(patterns, lambda pattern: pattern.includes)
+        ][::-1]
+
+    def ignores(self, path: bytes, name: bytes) -> bool:
+        if not self._all.matches(path, name):
+            return False
+        return next((not includes for includes, group in self._groups if group.matches(path, name)), False)
+
+
+@dataclass
+class IgnoreRules:
+    """Asked path by path. Memory is bounded, and so is time: `PlanRefused` once matching takes far more than it may.
+
+    `problems`: lines of the file that are passed over, to be listed.
+    """
+
+    patterns: Sequence[Pattern]
+    problems: Sequence[Skipped] = ()
+    _directories: dict[bytes, bool] = field(default_factory=dict)
+    _asked: int = 0
+    _spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._for_directories = _LastMatch(self.patterns)
+        self._for_files = _LastMatch([pattern for pattern in self.patterns if not pattern.directories_only])
+
+    @property
+    def check(self) -> Callable[[Entry], bool] | None:
+        """`ignores`, or None where nothing can be ignored and nobody need ask."""
+        return self.ignores if self.patterns else None
+
+    def ignores(self, entry: Entry) -> bool:
+        """Whether the entry, or a directory above it, is ignored."""
+        started = time.monotonic()
+        self._asked += 1
+        left = _ALLOWED_SECONDS + _ALLOWED_PER_PATH * self._asked - self._spent
+        parent, _, name = entry.path.rpartition(b"/")
+        try:
+            if parent and self._is_directory_ignored(parent, started + left):
+                return True
+            rules = self._for_directories if entry.mode == "160000" else self._for_files
+            return rules.ignores(entry.path, name)
+        finally:
+            self._spent += time.monotonic() - started
+
+    def _is_directory_ignored(self, path: bytes, until: float) -> bool:
+        known = self._directories.get(path)
+        if known is not None:
+            return known
+        if len(self._directories) > _CACHED_DIRECTORIES:
+            self._directories.clear()
+        parts = path.split(b"/")
+        ignored = False
+        for depth, name in enumerate(parts, start=1):
+            if time.monotonic() > until:
+                raise PlanRefused(
+                    f"Matching the ignore patterns takes too long. Use fewer or simpler ones in {FILE_NAME} or in the "
+                    "watch's patterns: each * in a pattern costs.",
+                    "rules",
+                )
+            above = b"/".join(parts[:depth])
+            known = self._directories.get(above)
+            ignored = known if known is not None else ignored or self._for_directories.ignores(above, name)
+            self._directories[above] = ignored
+        return ignored
+
+
+def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
+    return re2.compile(b"|".join(regexes), _OPTIONS) if regexes else None
+
+
+def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRules:
+    """What the commit and the watch ignore. Raises `PlanRefused` for a file beyond the bounds: going
+    on without it would send what its owner wants hidden."""
+    content = _content_of_file(mirror, commit)
+    patterns, problems = compile_lines(content)
+    if len(patterns) > MAX_FILE_PATTERNS:
+        raise PlanRefused(
+            f"{FILE_NAME} has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer; nothing is sent "
+            "until then.",
+            "rules",
+        )
+    added, _ = compile_lines(patterns_of_watch.encode())
+    if problems:
+        words = clean_text(f"{FILE_NAME}: {words_for(problems)} It is passed over.", 500)
+        return IgnoreRules([*patterns, *added], [Skipped(_LISTED, "ignore_pattern", words)])
+    return IgnoreRules([*patterns, *added])
+
+
+def _content_of_file(mirror: Mirror, commit: str) -> bytes:
+    """Of the regular file in the root; nothing else counts, as a link could point anywhere."""
+    entry = next((entry for entry in mirror.tree(commit, [FILE_NAME.encode()]) if entry.mode in REGULAR), None)
+    if entry is None:
+        return b""
+    if entry.size > MAX_FILE_BYTES:
+        raise PlanRefused(
+            f"{FILE_NAME} has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter; nothing is sent until "
+            "then.",
+            "rules",
+        )
+    with mirror.blobs() as reader:
+        return next(reader.read([entry.blob]))
+
+
+def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:
+    """The patterns of a text, and (line number, line, what is wrong) of those that cannot match anything."""
+    patterns, problems = [], []
+    for number, line in lines_of(text):
+        try:
+            patterns.append(compile_pattern(line))
+        except Hopeless as error:
+            problems.append((number, line, str(error)))
+    return patterns, problems
+
+
+def words_for(problems: Sequence[tuple[int, bytes, str]]) -> str:
+    """The first few problems as sentences: `Line 3 ("[a") matches nothing, as its bracket is not closed.`"""
+    told = [f'Line {number} ("{clean_text(line, 40)}") {problem}.' for number, line, problem in problems[:5]]
+    if len(problems) > len(told):
+        told.append(f"{len(problems) - len(told):,} more lines are like that.")
+    return " ".join(told)

@@ -1,0 +1,234 @@
+"""What a pattern ignores is what `git check-ignore` says, for every pattern and every path."""
+
+import contextlib
+import random
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from deliveries_app.exceptions import PlanRefused
+from deliveries_app.rules import IgnoreRules, compile_lines, words_for
+from repositories_app.mirror import Entry
+from tests.support.git import git_environment
+
+PATHS = [
+    *("a", "b", "ab", "abc", "A", "readme.md", "docs/readme.md", "docs/a", "docs/b/c", "docs/deep/er/a", "src/main.py"),
+    *("build/out", "build/keep.txt", "sub/build/out", "node_modules/x/y.js", "x/node_modules/y", "foo/bar", "foobar"),
+    *(
+        "foo/x/bar",
+        "foox/y/bar",
+        "foo/bar/baz",
+        "a b",
+        "a b/c",
+        "trail",
+        "trail ",
+        "#hash",
+        "!bang",
+        "back\\slash",
+        "[x]",
+    ),
+    *(
+        "x]",
+        "é",
+        "é/ü",
+        "-dash",
+        "1",
+        "a-b",
+        "a.b",
+        "star*",
+        "q?",
+        "tab\there",
+        "new\nline",
+        "new\nline/x",
+        "{a,b}",
+        "$x",
+    ),
+    *("deep/a/b/c/d/e/f", "deep/a/b", ".hidden", "dir/.hidden", "x.txt", "dir/x.txt", "dir/y.txt", "dir/sub/x.txt"),
+    *("(p)", "p|q", "a+b", "^c", "temp~", "~", "logs/1.log", "logs/keep/1.log", "logs/keep/2.log"),
+]
+LISTS = [
+    *(["a"], ["/a"], ["a/"], ["docs/"], ["/docs"], ["docs/a"], ["b/c"], ["docs/b/c"], ["*"], ["/*"], ["*/"], ["**"], ["**/"]),
+    *(["*.md"], ["/*.md"], ["docs/*.md"], ["docs/**"], ["docs/**/a"], ["**/a"], ["**/build/out"], ["a/**/f"], ["deep/**/f"]),
+    *(["foo**/bar"], ["foo**bar"], ["foo/**bar"], ["foo**"], ["/foo**"], ["***"], ["deep/***/f"], ["foo*/bar"], ["f?o/bar"]),
+    *(["[ab]"], ["[!a]"], ["[^a]*"], ["[a-c]"], ["[]]"], ["[]x]*"], ["[!]a]"], ["[a"], ["a[", "b"], ["[c-a]"], ["[--0]"]),
+    *(["[a-]*"], ["[[:alpha:]]"], ["[[:digit:]]"], ["[[:space:][:punct:]]*"], ["[[:nope:]]"], ["[[:alpha]"], ["[a\\-z]*"]),
+    *(["\\[x\\]"], ["\\[x]"], ["\\#hash"], ["#hash"], ["\\!bang"], ["!bang"], ["back\\\\slash"], ["back\\slash"], ["a\\"]),
+    *(["trail "], ["trail\\ "], ["trail\\  "], ["  a"], ["a b"], ["a\\ b"], ["tab\t"], ["tab\there"], ["tab*"], ["new*"]),
+    *(["é"], ["?"], ["??"], ["é/"], ["é/*"], ["{a,b}"], ["$x"], ["(p)"], ["p|q"], ["a+b"], ["^c"], ["*~"], ["star\\*"], ["q\\?"]),
+    *([""], ["/"], ["!"], ["//"], ["a//"], ["/a/"], ["./a"], ["../a"], ["#"], [".*"], [".hidden"], ["*.*"], ["a.b"]),
+    *(["build", "!build/keep.txt"], ["build/*", "!build/keep.txt"], ["build/", "!build/"], ["*", "!*/", "!*.txt"]),
+    *(["*.txt", "!dir", "x.txt"], ["dir/", "!dir/sub/"], ["/*", "!/dir", "/dir/*", "!/dir/sub"], ["!a", "a"], ["a", "!a", "a"]),
+    *(["logs/**", "!logs/keep/", "!logs/keep/1.log"], ["logs/*", "!logs/keep/", "logs/keep/2.log"], ["foo/", "!/foo*/**/bar"]),
+    *(["\ufeffa"], ["a\r"], ["node_modules/", "!node_modules/x/y.js"], ["node_modules"], ["/node_modules"], ["[a/b]c"]),
+]  # fmt: skip
+"""Of every kind that the manual and git's own tests know."""
+
+
+class WorkTree:
+    """Asks git itself."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._git("init", "--quiet")
+
+    def ignored(self, text: bytes, paths: Iterable[bytes]) -> set[bytes]:
+        (self.directory / ".gitignore").write_bytes(text)
+        asked = b"\0".join(paths)
+        return set(self._git("check-ignore", "--stdin", "-z", "--no-index", stdin=asked).split(b"\0")[:-1])
+
+    def _git(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        command = ["git", "-C", str(self.directory), *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, check=False, env=git_environment()).stdout
+
+
+@pytest.fixture
+def work_tree(tmp_path: Path) -> WorkTree:
+    return WorkTree(tmp_path)
+
+
+def ours(text: bytes, paths: Iterable[bytes]) -> set[bytes]:
+    rules = IgnoreRules(compile_lines(text)[0])
+    return {path for path in paths if rules.ignores(Entry(path, "100644", "", 0))}
+
+
+def files_only(paths: Iterable[bytes]) -> list[bytes]:
+    """Without those that are a directory of others, as no tree has both."""
+    found = sorted(set(paths))
+    return [path for path in found if not any(other.startswith(path + b"/") for other in found)]
+
+
+def test_every_pattern_of_the_table_says_what_git_says(work_tree: WorkTree) -> None:
+    paths = files_only(path.encode() for path in PATHS)
+    different = {}
+    ignored = 0
+    for patterns in LISTS:
+        text = "".join(f"{pattern}\n" for pattern in patterns).encode()
+        real, found = work_tree.ignored(text, paths), ours(text, paths)
+        ignored += len(real)
+        if real != found:
+            different[tuple(patterns)] = (found - real, real - found)
+    assert different == {}
+    assert ignored > 500  # and git was really asked
+
+
+PIECES = [
+    *(b"*", b"**", b"***", b"?", b"[", b"]", b"[a", b"[!a]", b"[^b]", b"[a-c]", b"[]a]", b"[a\\]b]", b"[[:alpha:]]"),
+    *(b"[[:foo:]]", b"[[:digit:][:space:]]", b"[[:a]", b"[a-\\z]", b"[--0]", b"[a-]", b"[c-a]", b"\\", b"\\*", b"\\a"),
+    *(
+        b"\\/",
+        b"/",
+        b"/",
+        b"/",
+        b"a",
+        b"b",
+        b"x.txt",
+        b".",
+        b"foo",
+        b"\xc3",
+        b"-",
+        b"!",
+        b"#",
+        b" ",
+        b"\\ ",
+        b"\t",
+        b"\r",
+    ),
+    *(b"+", b"(", b")", b"{", b"}", b"$", b"|", b"^"),
+]
+NAMES = [
+    b"a",
+    b"b",
+    b"ab",
+    b"x.txt",
+    b"foo",
+    "é".encode(),
+    b"a b",
+    b"a ",
+    b"]",
+    b"-",
+    b"A1",
+    b"[x",
+    b"#h",
+    b"!n",
+    b"n\nl",
+]
+SEGMENTS = [*NAMES, b"*", b"**", b"*b", b"a*", b"?", b"[ab]", b"[!a]", b"*.txt", b"[[:alpha:]]", b"a**", b"**b", b"*o*"]
+
+
+def random_pattern(chance: random.Random) -> bytes:
+    if chance.random() < 0.5:
+        segments = b"/".join(chance.choices(SEGMENTS, k=chance.randrange(1, 5)))
+        return (
+            chance.choice([b"", b"", b"!"])
+            + chance.choice([b"", b"", b"/"])
+            + segments
+            + chance.choice([b"", b"/", b" "])
+        )
+    return chance.choice([b"", b"!"]) + b"".join(chance.choices(PIECES, k=chance.randrange(1, 7)))
+
+
+def test_random_lists_of_patterns_say_what_git_says(work_tree: WorkTree) -> None:
+    chance = random.Random(20260106)
+    for _ in range(150):
+        lines = [random_pattern(chance) + chance.choice([b"\n", b"\r\n"]) for _ in range(chance.randrange(1, 6))]
+        text = chance.choice([b"", b"\xef\xbb\xbf"]) + b"".join(lines)
+        paths = files_only(b"/".join(chance.choices(NAMES, k=chance.randrange(1, 5))) for _ in range(60))
+        assert ours(text, paths) == work_tree.ignored(text, paths), text
+
+
+def test_a_submodule_is_a_directory(work_tree: WorkTree) -> None:
+    rules = IgnoreRules(compile_lines(b"vendor/\n")[0])
+    assert rules.ignores(Entry(b"vendor", "160000", "", 0))
+    assert not rules.ignores(Entry(b"vendor", "100644", "", 0))
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"[a", "its bracket is not closed"),
+        (b"x[[:alpha:]", "its bracket is not closed"),
+        (b"[[:nope:]]", "a class of characters that does not exist"),
+        (b"[/]", "its bracket is empty"),
+        (b"a\\", "nothing follows its last backslash"),
+        (b"/", "matches nothing"),
+    ],
+)
+def test_a_pattern_that_can_match_nothing_is_named_with_its_line_and_the_others_hold(line: bytes, problem: str) -> None:
+    patterns, problems = compile_lines(b"# comment\n\n%b\nfine\n" % line)
+    assert len(patterns) == 1
+    assert [number for number, _, _ in problems] == [3]
+    assert words_for(problems).startswith(f'Line 3 ("{line.decode()}") matches nothing')
+    assert problem in words_for(problems)
+
+
+HOSTILE = {
+    "many stars": [b"*a" * 15 + b"b"],
+    "many stars in a thousand patterns": [b"*a%d*b%d*c%d*d" % (n, n % 7, n % 11) for n in range(1000)],
+    "doubled stars": [b"/" + b"**/a/" * 12 + b"b"],
+    "taken back and forth": [(b"!" if n % 2 else b"") + b"*a%d*b*" % n for n in range(1000)],
+    "sets": [b"[!a]*[!b]*" * 5 + b"c"],
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_pattern_hangs_the_worker(name: str) -> None:
+    """Backtracking over the first of these takes longer than the universe is old. Where it takes far too long all the
+    same, it is refused in words."""
+    chance = random.Random(1)
+    rules = IgnoreRules(compile_lines(b"\n".join(HOSTILE[name]))[0])
+    paths = [b"a" * 250, b"/".join([b"a"] * 500), *(bytes(chance.choices(b"abcd0123/", k=400)) for _ in range(50))]
+    with contextlib.suppress(PlanRefused):
+        for _ in range(20):
+            for path in paths:
+                rules.ignores(Entry(path.strip(b"/").replace(b"//", b"/a/"), "100644", "", 0))
+
+
+def test_what_takes_far_too_long_is_refused_in_words(monkeypatch) -> None:
+    monkeypatch.setattr("deliveries_app.rules._ALLOWED_SECONDS", 0.0)
+    monkeypatch.setattr("deliveries_app.rules._ALLOWED_PER_PATH", 0.0)
+    rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
+    with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):
+        rules.ignores(Entry(b"x/y/z", "100644", "", 0))

@@ -1,0 +1,241 @@
+"""What of a tree is not sent, or not as one may expect: nothing disappears without a line that says so."""
+
+import pytest
+
+from deliveries_app import plan
+from deliveries_app.actors import Actor
+from deliveries_app.eligible import reason_to_skip
+from deliveries_app.models import AppRepository, Delivery, Status
+from deliveries_app.paths import is_unsafe
+from deliveries_app.services import resync_single
+from repositories_app.mirror import Entry as TreeEntry
+from tests.support.git import Entry, Repo, git
+from tests.support.histories import assert_promise_kept, kill_worker, refusing, watching_plans
+from tests.support.world import World
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n"
+
+UNSAFE = [
+    *("/a", "a//b", "a/", ".", "./a", "a/./b", "a/.", "..", "../a", "a/../b", "a/..", "a/.. /b", "a/..  "),
+    *("a\\..\\b", "..\\a", "a/b\\..", "\\a", "\\\\server\\share", "C:/x", "c:\\x", "nul\0"),
+    *(
+        ".git",
+        ".git/config",
+        "a/.git",
+        "a/.git/hooks/x",
+        ".GIT/config",
+        ".Git",
+        "a/.giT/b",
+        ".git ",
+        ".git.",
+        ".git . ./x",
+    ),
+    *(
+        "git~1",
+        "GIT~1/config",
+        "a/git~1",
+        "git~1. ",
+        ".git:x",
+        ".git::$INDEX_ALLOCATION",
+        ".git::$INDEX_ALLOCATION/config",
+    ),
+    *(
+        "git~1:x",
+        "a\\.git\\config",
+        "a/.git\\x",
+        ".g\u200cit/config",
+        "\ufeff.git",
+        ".\u202agit",
+        ".git\u206f",
+        ".gi\u200dt. ",
+    ),
+]
+SAFE = [
+    *(
+        "a",
+        "a/b",
+        ".github/workflows/x.yml",
+        ".gitignore",
+        ".gitattributes",
+        ".gitmodules",
+        "a.git",
+        "a.git/b",
+        "git",
+        "git/x",
+    ),
+    *(
+        "...",
+        "a/.../b",
+        "..a",
+        "a..",
+        "a..b",
+        "a/..b",
+        ".a",
+        "a.",
+        "git~2",
+        "xgit~1",
+        ".gitx",
+        ".git~",
+        ".git-x",
+        "..git",
+    ),
+    *(
+        "a\\b",
+        "a:b",
+        "C:x",
+        "~",
+        "~/x",
+        " ",
+        "a b",
+        "-x",
+        "é",
+        "\u200c",
+        "a\u200cb",
+        "CON",
+        "new\nline",
+        "..\n",
+        ".git\n",
+    ),
+]
+
+
+@pytest.mark.parametrize("path", UNSAFE, ids=ascii)
+def test_a_path_that_would_lead_a_client_astray_is_not_sent(path: str) -> None:
+    assert is_unsafe(path.encode())
+    skipped = reason_to_skip(TreeEntry(path.encode(), "100644", "A", 1), 1000)
+    assert skipped
+    assert skipped.cause == "unsafe_path"
+
+
+@pytest.mark.parametrize("path", SAFE, ids=ascii)
+def test_a_path_that_only_looks_like_it_is_sent(path: str) -> None:
+    assert not is_unsafe(path.encode())
+    assert reason_to_skip(TreeEntry(path.encode(), "100644", "A", 1), 1000) is None
+
+
+# --- As a client sees it ------------------------------------------------------------------------------------------------
+
+
+def serve_tree(repo: Repo, names: list[bytes]) -> None:
+    """HEAD becomes a tree of exactly these files in the root and in `sub`, whatever git thinks of their names."""
+    blob = git(repo.path, "hash-object", "-w", "--stdin", stdin=[b"hostile"]).strip().decode()
+    entries = b"".join(b"100644 %b\0%b" % (name, bytes.fromhex(blob)) for name in sorted(names))
+    sub = write_tree(repo, entries)
+    tree = write_tree(repo, entries + b"40000 sub\0" + bytes.fromhex(sub))
+    lines = [f"tree {tree}\n".encode(), b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
+    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
+    git(repo.path, "update-ref", "refs/heads/main", commit)
+
+
+def write_tree(repo: Repo, entries: bytes) -> str:
+    arguments = ["hash-object", "-t", "tree", "--literally", "-w", "--stdin"]
+    return git(repo.path, *arguments, stdin=[entries]).decode().strip()
+
+
+def test_a_hostile_tree_is_left_out_name_by_name_and_the_rest_is_sent(world: World) -> None:
+    repo, pair = world.watch({"a": b"fine"})
+    world.settle()
+    hostile = [b"..", b".git", b".GIT ", b"git~1", b"a\\..\\..\\b", b".g\xe2\x80\x8cit"]
+    serve_tree(repo, [*hostile, b"a", b"fine"])
+    world.settle()
+    pair.refresh_from_db()
+    assert pair.status == Status.SYNCED
+    assert set(world.copy(pair)) == {"a", "fine", "sub/a", "sub/fine"}
+    assert pair.left_out == {"unsafe_path": 12}
+    assert pair.failures.filter(cause="unsafe_path", kind="skipped").count() == 12
+    repo.force_push({"a": b"fine"})
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert (pair.left_out, pair.failures.count()) == ({}, 0)
+
+
+def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fast_plans(
+    world: World, settings
+) -> None:
+    settings.MAX_FILE_BYTES = 50
+    files: dict[str, bytes | Entry] = {
+        "link": Entry.symlink("a"),
+        "module": Entry.submodule("1" * 40),
+        "large": b"x" * 51,
+        "latin-\udce9": b"x",
+        "long/" * 205 + "x": b"x",
+        "a": b"a",
+    }
+    with watching_plans() as plans:
+        repo, pair = world.watch(files)
+        world.settle()
+        causes = {"symlink": 1, "submodule": 1, "too_large": 1, "not_utf8": 1, "path_too_long": 1}
+        pair.refresh_from_db()
+        assert pair.left_out == causes
+        run = world.runs(pair)[0]
+        assert (run.left_out, run.files_skipped) == (causes, 5)
+        repo.commit({"link": None, "large": b"small", "link2": Entry.symlink("a"), "link3": Entry.symlink("a")})
+        world.settle()
+        pair.refresh_from_db()
+        causes = {"symlink": 2, "submodule": 1, "not_utf8": 1, "path_too_long": 1}
+        assert plans[-1].among is not None
+        assert pair.left_out == causes
+        run = world.runs(pair)[0]
+        assert (run.left_out, run.files_skipped) == (causes, 5)
+        assert set(pair.failures.values_list("cause", flat=True)) == set(causes)
+
+
+def test_the_list_is_bounded_and_the_counts_are_not(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "MAX_SKIPPED_LISTED", 3)
+    _, pair = world.watch({f"link-{n}": Entry.symlink("a") for n in range(8)} | {"a": b"a"})
+    world.settle()
+    pair.refresh_from_db()
+    assert pair.failures.count() == 3
+    assert pair.left_out == {"symlink": 8}
+
+
+# --- Git LFS ------------------------------------------------------------------------------------------------------------
+
+
+def pointers(pair: AppRepository) -> set[str]:
+    return set(Delivery.objects.filter(pair=pair, remark="lfs_pointer").values_list("path", flat=True))
+
+
+def test_a_pointer_of_git_lfs_is_sent_as_it_is_remarked_and_counted(world: World) -> None:
+    files = {"film.mp4": POINTER % 1, "song.ogg": POINTER % 2, "about-lfs.md": b"# " + POINTER % 3, "a": b"a"}
+    files["not-small"] = POINTER % 4 + b"x" * 1024
+    with watching_plans():
+        repo, pair = world.watch(files)
+        world.settle()
+        assert_promise_kept(world, repo, pair)
+        assert pointers(pair) == {"film.mp4", "song.ogg"}
+        assert pair.left_out == {"lfs_pointer": 2}
+        run = world.runs(pair)[0]
+        assert (run.left_out, run.files_skipped) == ({"lfs_pointer": 2}, 0)
+        repo.commit({"film.mp4": b"the film itself", "song.ogg": None, "new.bin": POINTER % 5})
+        world.settle()
+        assert_promise_kept(world, repo, pair)
+        assert pointers(pair) == {"new.bin"}
+        assert pair.left_out == {"lfs_pointer": 1}
+        repo.commit({"new.bin": None})
+        world.settle()
+        pair.refresh_from_db()
+        assert pair.left_out == {}
+
+
+def test_a_pointer_that_is_sent_in_chunks_is_remarked_too(world: World, settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES = settings.CHUNK_SIZE_BYTES = 40
+    repo, pair = world.watch({"film.mp4": POINTER % 1})
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert pair.left_out == {"lfs_pointer": 1}
+
+
+def test_the_count_of_pointers_survives_crashes_failures_and_resyncs(world: World) -> None:
+    repo, pair = world.watch({f"{n}.bin": POINTER % n for n in range(6)})
+    kill_worker(world, pair, lambda note: note.path == "3.bin")
+    world.answer(refusing("2.bin"))
+    world.sync(pair)
+    pair.refresh_from_db()
+    assert pair.left_out == {"lfs_pointer": 6}
+    world.answer(None)
+    resync_single(Actor.command(), pair)
+    repo.commit({"2.bin": b"whole"})
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert pair.left_out == {"lfs_pointer": 5}
