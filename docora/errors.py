@@ -1,20 +1,52 @@
 """Errors below `/api/` and `/admin/api/` are JSON of one shape, `{"error": "…"}`, never a page or a redirect."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
 _JSON_PREFIXES = ("/api/", "/admin/api/")
+INTERNAL = "Internal error; the log has the cause"
 
 
-def json_error(message: str, status: int) -> JsonResponse:
-    return JsonResponse({"error": message}, status=status)
+class ApiError(Exception):
+    """What an API call is answered with instead of a result; the message is one sentence for whoever wrote the call."""
+
+    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+    def response(self) -> JsonResponse:
+        return json_error(str(self), self.status, self.headers)
+
+
+def json_error(message: str, status: int, headers: Mapping[str, str] | None = None) -> JsonResponse:
+    return JsonResponse({"error": message}, status=status, headers=headers)
 
 
 def wants_json(request: HttpRequest) -> bool:
     return request.path.startswith(_JSON_PREFIXES)
+
+
+class JsonErrorsMiddleware:
+    """Gives the one shape to what Django and others answer by themselves, such as 405 with an empty body."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        is_json = response.headers.get("Content-Type", "").startswith("application/json")
+        if response.status_code < 400 or is_json or not wants_json(request):
+            return response
+        if response.status_code == 405:
+            allowed = ", ".join(sorted(response.headers.get("Allow", "").split(", ")))
+            return json_error(f"{request.method} is not possible here: use {allowed}", 405, {"Allow": allowed})
+        return json_error(response.reason_phrase, response.status_code)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
@@ -38,8 +70,4 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest, *args: Any) -> HttpResponse:
-    return (
-        json_error("Internal error; the log has the cause", 500)
-        if wants_json(request)
-        else defaults.server_error(request)
-    )
+    return json_error(INTERNAL, 500) if wants_json(request) else defaults.server_error(request)

@@ -5,8 +5,8 @@ from django.http import HttpRequest, JsonResponse
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 
+from docora import openapi
 from docora.errors import json_error
-from docora.health import health, version
 
 
 def unknown(request: HttpRequest) -> JsonResponse:
@@ -15,8 +15,11 @@ def unknown(request: HttpRequest) -> JsonResponse:
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
-    path("health", health),
-    path("version", version),
+    path("openapi.json", openapi.openapi_json, name="openapi"),
+    path("api/openapi.json", openapi.openapi_json),
+    path("docs/", openapi.docs, name="docs"),
+    path("", openapi.api.urls),
+    re_path(r"^api/", unknown),
     path("admin/", include("deliveries_app.urls")),
     re_path(r"^admin/api/", unknown),  # the site's catch-all would answer with a redirect to its login page
     path("admin/", admin.site.urls),

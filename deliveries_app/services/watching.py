@@ -1,5 +1,6 @@
 """Watching a repository, and no longer watching it (`engine.md` §9)."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,15 @@ from django.db.models.functions import Now
 from deliveries_app import runs
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Outcome, Reason, Status
+from deliveries_app.payloads import timestamp
 from deliveries_app.services import waking
 from deliveries_app.services.resync import resync_single
 from docora import queueing
-from docora.http.client import HttpClient
 from repositories_app import remote
 from repositories_app import services as repositories
-from repositories_app.exceptions import GitError, InvalidUrl
+from repositories_app.exceptions import Cause, GitError, InvalidUrl
+
+ASK_SECONDS = 12.0  # for everything that a host is asked while somebody waits for the page or the answer
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Watched:
             "owner": repository.owner,
             "name": repository.name,
             "is_private": repository.is_private,
-            "created_at": self.pair.created_at.isoformat(),
+            "created_at": timestamp(self.pair.created_at),
         }
 
 
@@ -59,10 +62,9 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
         raise InvalidUrl("The app is being removed.")
     parsed = remote.parse_url(url)
     validate_token(token)
-    with remote.new_client(max_connections=1) as client:
-        remote.ls_head(client, parsed.spelled, token)
-        is_private = bool(token) and not _is_public(client, parsed.spelled)
-    with transaction.atomic():
+    is_private = ask_git(parsed.spelled, token)
+    with transaction.atomic():  # the app's row before its pair's, as the claim locks them
+        App.objects.select_for_update(no_key=True).get(pk=app.pk)
         repository = repositories.find_or_create(parsed, is_private=is_private)
         # Locked, so that an ended watch is either revived or gone, and never removed a moment later.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
@@ -83,12 +85,24 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
     return Watched(pair, False)
 
 
-def _is_public(client: HttpClient, url: str) -> bool:
-    try:
-        remote.ls_head(client, url)
-    except GitError:
-        return False
-    return True
+def ask_git(url: str, token: str) -> bool:
+    """Whether the repository is private; raises the `GitError` when it cannot be read with this token, or when its host
+    takes longer than `ASK_SECONDS`."""
+    deadline = time.monotonic() + ASK_SECONDS
+
+    def give_up() -> None:
+        if time.monotonic() > deadline:
+            raise GitError(Cause.TIMEOUT, f"The host did not answer within {ASK_SECONDS:.0f} seconds; try again later.")
+
+    with remote.new_client(max_connections=1) as client:
+        remote.ls_head(client, url, token, give_up)
+        if not token:
+            return False
+        try:
+            remote.ls_head(client, url, "", give_up)
+        except GitError:
+            return True
+    return False
 
 
 def unwatch(actor: Actor, pair: AppRepository) -> None:
@@ -106,6 +120,7 @@ def _end(pair: AppRepository) -> None:
     )
     if ended:
         pair.refresh_from_db()
+        pair.notices.all().delete()
         runs.end_runs(pair.pk, pair.generation, Outcome.ENDED)
         transaction.on_commit(lambda: queueing.drop([pair.job_id]), robust=True)
 

@@ -1,0 +1,48 @@
+"""Who calls: a client app with its bearer token, or somebody who is slowed down."""
+
+from django.http import HttpRequest
+from ninja.security import HttpBearer
+
+from deliveries_app.models import App
+from deliveries_app.services import tokens
+from docora import throttle
+from docora.errors import ApiError
+
+_HOW = "Send the app's token: Authorization: Bearer docora_…"
+
+
+class AppToken(HttpBearer):
+    """`request.auth` becomes the `App`; its name is the name of the security scheme in the OpenAPI document."""
+
+    openapi_description = (
+        "The token of the client app, `docora_` and 64 hex digits. It is shown once when the app is registered, and an "
+        "administrator can replace it; the old one is accepted for a while after that."
+    )
+
+    def __call__(self, request: HttpRequest) -> App:
+        app = super().__call__(request)
+        if app is None:
+            given = "Authorization" in request.headers
+            raise refusal(request, "api", f"The token is unknown or expired. {_HOW}" if given else _HOW)
+        assert isinstance(app, App)
+        return app
+
+    def authenticate(self, request: HttpRequest, token: str) -> App | None:
+        return tokens.authenticate(token.strip())
+
+
+def caller(request: HttpRequest) -> App:
+    """The app that `AppToken` found."""
+    app = request.auth  # type: ignore[attr-defined]
+    assert isinstance(app, App)
+    return app
+
+
+def refusal(request: HttpRequest, kind: str, words: str) -> ApiError:
+    """The answer to a failed authentication: 401, or 429 when there were too many from this address."""
+    wait = throttle.count_failure(kind, request.META.get("REMOTE_ADDR", ""))
+    if wait is None:
+        return ApiError(words, 401, {"WWW-Authenticate": "Bearer"})
+    return ApiError(
+        f"Too many failed attempts from this address: wait {wait} seconds.", 429, {"Retry-After": str(wait)}
+    )

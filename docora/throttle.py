@@ -1,0 +1,45 @@
+"""Counting failures of one client, over Redis, so that guessing becomes slow. Without Redis nobody is held up.
+
+Only failures are counted and only failures are refused. Whoever has the right secret gets through however many wrong
+ones came from the same address: others may share it (a proxy, a cluster behind one NAT), and could otherwise lock a
+client app out. Nothing is lost by that, for secrets are 256 random bits: what the limit saves is work and log lines.
+"""
+
+import ipaddress
+import logging
+
+from docora.redis import RedisError, connection
+
+logger = logging.getLogger(__name__)
+
+FAILURES = 20
+SECONDS = 60
+
+
+def count_failure(kind: str, address: str) -> int | None:
+    """Note one failure of `kind` from `address`. Seconds to wait when there were more than `FAILURES` of them within
+    `SECONDS`, else None."""
+    key = f"docora:failures:{kind}:{_source(address)}"
+    try:
+        with connection().pipeline(transaction=True) as pipeline:
+            pipeline.incr(key)
+            pipeline.expire(key, SECONDS, nx=True)
+            pipeline.ttl(key)
+            count, _, left = pipeline.execute()
+    except (RedisError, OSError) as error:
+        logger.warning("not_throttled", extra={"cause": str(error)})
+        return None
+    return max(1, int(left)) if count > FAILURES else None
+
+
+def _source(address: str) -> str:
+    """The part of an address that one client cannot change at will: of IPv6 the first 64 bits."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))

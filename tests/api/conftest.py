@@ -1,0 +1,20 @@
+import pytest
+
+from deliveries_app.models import AppRepository
+from tests.api.caller import Caller
+from tests.deliveries.conftest import pairs, world
+from tests.support.world import World
+
+__all__ = ["pairs", "world"]
+
+
+@pytest.fixture
+def portal(pairs: list[AppRepository]) -> Caller:
+    """Portal, which watches acme/docs and acme/site; Search watches acme/docs too."""
+    return Caller(pairs[0].app)
+
+
+@pytest.fixture
+def caller(world: World) -> Caller:
+    """The app of the world, in which there are real repositories."""
+    return Caller(world.app)

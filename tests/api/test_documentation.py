@@ -1,0 +1,110 @@
+"""The OpenAPI document and the page that is made of it: public, complete, and true to the contract."""
+
+import re
+
+import pytest
+from django.test import Client
+from django.utils.html import escape
+
+from docora import openapi
+from docora.api import reference
+from docora.templatetags.docora import prose
+
+CALLS = {
+    ("POST", "/api/repositories"): {201, 401, 404, 413, 422, 429, 500},
+    ("GET", "/api/repositories"): {200, 401, 422, 429, 500},
+    ("GET", "/api/repositories/{repository_id}"): {200, 401, 404, 429, 500},
+    ("DELETE", "/api/repositories/{repository_id}"): {204, 401, 404, 429, 500},
+    ("PATCH", "/api/repositories/{repository_id}/token"): {200, 401, 404, 413, 422, 429, 500},
+    ("POST", "/api/repositories/{repository_id}/resync"): {202, 401, 404, 429, 500},
+    ("GET", "/api/repositories/{repository_id}/manifest"): {200, 401, 404, 429, 500},
+    ("POST", "/api/hooks/push/{repository_id}"): {202, 401, 413, 429, 500},
+    ("GET", "/health"): {200, 500},
+    ("GET", "/health/ready"): {200, 500, 503},
+    ("GET", "/version"): {200, 500},
+}
+
+
+@pytest.fixture
+def document(client: Client) -> dict:
+    return client.get("/openapi.json").json()
+
+
+@pytest.fixture
+def page(client: Client) -> str:
+    answer = client.get("/docs/")
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def test_it_is_one_document_at_two_addresses(client: Client, document: dict) -> None:
+    assert document["openapi"] == "3.1.0"
+    assert client.get("/api/openapi.json").json() == document
+
+
+def test_it_documents_every_call_with_every_answer(document: dict) -> None:
+    found = {
+        (method.upper(), path): {int(status) for status in operation["responses"]}
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert found == CALLS
+
+
+def test_every_error_has_the_one_shape(document: dict) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400 and (path, status) != ("/health/ready", "503"):
+                    schema = answer["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/Error"}, (path, status)
+
+
+def test_every_field_and_parameter_is_explained_or_speaks_for_itself(document: dict) -> None:
+    plain = {"owner", "name", "error", "message", "page", "ready", "timestamp", "version", "buildNumber", "gitSha"}
+    plain |= {"buildDate", "repositories"}
+    for name, schema in document["components"]["schemas"].items():
+        for field, facts in schema.get("properties", {}).items():
+            assert "description" in facts or field in plain, (name, field)
+
+
+def test_the_calls_that_need_a_token_say_so(document: dict) -> None:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == path.startswith("/api/repositories"), path
+    assert document["components"]["securitySchemes"]["AppToken"]["scheme"] == "bearer"
+
+
+def test_the_page_is_public_and_holds_no_script(client: Client, page: str) -> None:
+    assert "<script" not in page
+    assert "style=" not in page
+    assert "http-equiv" not in page
+    policy = client.get("/docs/").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+
+
+def test_the_page_shows_every_call_with_an_example(page: str) -> None:
+    groups = reference.context(openapi.document())["groups"]
+    calls = [call for group in groups.values() for call in group]
+    assert {(call.method, call.path) for call in calls} == set(CALLS)
+    for call in calls:
+        assert f'id="{call.anchor}"' in page
+        assert escape(call.curl) in page
+        assert call.curl.startswith("curl ")
+        assert "{" not in call.curl.partition(" -d ")[0], "every placeholder has an example"
+        assert ("$DOCORA_TOKEN" in call.curl) == call.needs_token
+
+
+def test_the_links_of_the_page_lead_somewhere(client: Client, page: str) -> None:
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    targets = re.findall(r'href="([^"]+)"', page)
+    assert len(targets) > 15
+    for target in targets:
+        if target.startswith("#"):
+            assert target[1:] in anchors
+        elif not target.startswith("/static/"):
+            assert client.get(target).status_code == 200
+
+
+def test_what_a_description_holds_is_text_and_never_markup() -> None:
+    assert prose("a `<b>` & `c` <i>") == "a <code>&lt;b&gt;</code> &amp; <code>c</code> &lt;i&gt;"

@@ -1,0 +1,91 @@
+"""Replacing the token of a watched repository: asked for first, then everything that the old one broke is cleared."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, Status
+from deliveries_app.services import watch_settings
+from deliveries_app.services.resync import NotFound
+from docora import queueing
+from tests.api.caller import Caller, error_of
+from tests.support.world import World
+
+
+@pytest.fixture
+def pair(world: World) -> AppRepository:
+    """Synced with the token `old`, which has been revoked since: the next syncs failed."""
+    repo = world.git.repo("acme/private", {"a": b"1"}, token="old")
+    pair = world.watch_url(repo, token="old")
+    world.settle()
+    world.git.tokens["acme/private"] = {"new"}
+    AppRepository.objects.filter(pk=pair.pk).update(
+        status=Status.FAILED, last_error="The token was refused.", last_error_cause="auth", retry_count=4
+    )
+    pair.repository.consecutive_failures = 9
+    pair.repository.circuit_open_until = timezone.now() + timedelta(hours=1)
+    pair.repository.save()
+    pair.refresh_from_db()
+    return pair
+
+
+def path_of(pair: AppRepository) -> str:
+    return f"/{pair.repository.repository_id}/token"
+
+
+def test_it_clears_the_errors_and_the_circuit_and_syncs_at_once(world: World, caller: Caller, pair) -> None:
+    answer = caller.patch(path_of(pair), {"github_token": "new"})
+    assert (answer.status_code, answer.json()) == (200, {"message": "Token updated successfully"})
+    before, wanted = len(world.requests("create")), pair.wanted
+    pair = AppRepository.objects.select_related("repository").get()
+    assert (pair.github_token, pair.status, pair.retry_count) == ("new", Status.PENDING, 0)
+    assert (pair.last_error, pair.last_error_cause) == ("", "")
+    assert (pair.repository.consecutive_failures, pair.repository.circuit_open_until) == (0, None)
+    assert pair.wanted == wanted + 1
+    assert pair.next_sync_at <= timezone.now()
+    assert queueing.waiting("high") == 1
+    world.settle()
+    pair.refresh_from_db()
+    assert pair.status == Status.SYNCED
+    assert len(world.requests("create")) == before, "the delivery records are kept"
+
+
+@pytest.mark.parametrize("token", ["old", "wrong"])
+def test_a_token_that_cannot_reach_the_repository_changes_nothing(caller: Caller, pair, token: str) -> None:
+    words = error_of(caller.patch(path_of(pair), {"github_token": token}), 422)
+    assert "token" in words
+    pair.refresh_from_db()
+    assert (pair.github_token, pair.status, pair.retry_count) == ("old", Status.FAILED, 4)
+    pair.repository.refresh_from_db()
+    assert pair.repository.circuit_is_open
+
+
+@pytest.mark.parametrize("body", [{}, {"github_token": ""}, {"github_token": "a b"}, {"github_token": None}])
+def test_what_is_no_token_is_a_422(caller: Caller, pair, body: dict) -> None:
+    assert "github_token" in error_of(caller.patch(path_of(pair), body), 422)
+
+
+def test_a_worker_that_is_at_it_goes_on(caller: Caller, pair) -> None:
+    AppRepository.objects.update(status=Status.SCANNING)
+    generation = pair.generation
+    caller.patch(path_of(pair), {"github_token": "new"})
+    pair.refresh_from_db()
+    assert (pair.status, pair.generation) == (Status.SCANNING, generation)
+
+
+def test_a_watch_that_ended_meanwhile_is_not_revived(pair) -> None:
+    AppRepository.objects.update(ended_at=timezone.now())
+    with pytest.raises(NotFound):
+        watch_settings.replace_github_token(Actor.command(), pair, "new")
+    pair.refresh_from_db()
+    assert pair.github_token == "old"
+
+
+def test_users_need_the_permission(pair) -> None:
+    user = User.objects.create_user("anna", is_staff=True)
+    with pytest.raises(PermissionDenied):
+        watch_settings.replace_github_token(Actor.of_user(user), pair, "new")

@@ -1,0 +1,112 @@
+"""Probes: alive without a database, ready only with everything."""
+
+from datetime import timedelta
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test import Client
+from rq import Worker
+from rq.utils import now
+
+from docora import health
+from docora.redis import connection as redis_connection
+
+
+@pytest.fixture
+def worker(redis_client):
+    """A worker that says that it lives."""
+    worker = Worker(["high"], connection=redis_connection())
+    worker.register_birth()
+    return worker
+
+
+@pytest.mark.parametrize("path", ["/health", "/version"])
+def test_alive_needs_no_database(client: Client, path: str) -> None:  # the fixture `db` is not asked for
+    assert client.get(path).status_code == 200
+    head = client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+
+
+def test_uptime_is_in_seconds(client: Client) -> None:
+    assert 0 < client.get("/health").json()["uptime"] < 3600
+
+
+def test_the_build_is_named_by_its_environment(client: Client, monkeypatch) -> None:
+    monkeypatch.setenv("DOCORA_BUILD_NUMBER", "7")
+    assert client.get("/version").json()["buildNumber"] == "7"
+
+
+@pytest.mark.django_db
+def test_with_everything_there_it_is_ready(client: Client, worker) -> None:
+    answer = client.get("/health/ready")
+    assert answer.json() == {"ready": True, "checks": dict.fromkeys(health.CHECKS, "ok")}
+    assert answer.status_code == 200
+
+
+def checks_of(client: Client) -> dict[str, str]:
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["ready"] is False
+    return {name: words for name, words in answer.json()["checks"].items() if words != "ok"}
+
+
+@pytest.mark.django_db
+def test_without_a_worker_it_is_not(client: Client) -> None:
+    assert "no sync worker" in checks_of(client)["workers"]
+
+
+@pytest.mark.django_db
+def test_a_worker_that_was_last_seen_long_ago_does_not_count(client: Client, worker) -> None:
+    long_ago = (now() - timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    redis_connection().hset(worker.key, "last_heartbeat", long_ago)
+    assert list(checks_of(client)) == ["workers"]
+
+
+@pytest.mark.django_db
+def test_without_redis_it_is_not(client: Client, valkey_server) -> None:
+    valkey_server.stop()
+    assert set(checks_of(client)) == {"redis", "workers"}
+
+
+@pytest.mark.django_db
+def test_with_a_migration_that_was_not_run_it_is_not(client: Client, worker) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
+    assert "run manage.py migrate" in checks_of(client)["database"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_without_a_database_it_is_not(client: Client, worker, postgres_server) -> None:
+    connection.close()
+    postgres_server.stop()
+    try:
+        found = checks_of(client)
+    finally:
+        postgres_server.start()
+        connection.close()
+    assert list(found) == ["database"]
+    assert "password" not in str(found)
+
+
+@pytest.mark.django_db
+def test_with_a_disk_that_cannot_be_written_it_is_not(client: Client, worker, settings, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    settings.REPOS_DIR = tmp_path / "file"
+    found = checks_of(client)
+    assert list(found) == ["disk"]
+    assert str(tmp_path) not in str(found)
+
+
+@pytest.mark.django_db
+def test_without_git_it_is_not(client: Client, worker, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert list(checks_of(client)) == ["git"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/version"])
+def test_probes_are_not_redirected_to_https(client: Client, settings, path: str) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    assert client.get(path).status_code in {200, 503}
+    assert django_settings.SECURE_SSL_REDIRECT

@@ -1,0 +1,166 @@
+"""Registering, listing, looking at and no longer watching repositories, with real git behind it."""
+
+import re
+import time
+
+import pytest
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository, Reason, Status, SyncRun
+from deliveries_app.services import watching
+from tests.api.caller import Caller, error_of
+from tests.support.world import World
+
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def test_a_repository_is_registered_as_the_contract_says(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/next.js", {"readme.md": b"hello"})
+    answer = caller.post("", {"github_url": f"{repo.url}.git"})
+    assert answer.status_code == 201
+    body = answer.json()
+    assert list(body) == ["repository_id", "github_url", "owner", "name", "is_private", "created_at"]
+    assert re.fullmatch("repo_[0-9a-f]{24}", body["repository_id"])
+    assert STAMP.fullmatch(body["created_at"])
+    assert (body["github_url"], body["owner"], body["name"]) == (f"{repo.url}.git", "acme", "next.js")
+    assert body["is_private"] is False
+    pair = AppRepository.objects.get()
+    assert (pair.app, pair.status) == (world.app, Status.PENDING)
+    assert world.sync(pair).status == Status.SYNCED
+
+
+def test_registering_again_replaces_the_token_and_sends_everything_again(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/private", {"a": b"1"}, token="first")
+    first = caller.post("", {"github_url": repo.url, "github_token": "first"}).json()
+    assert first["is_private"] is True
+    world.settle()
+    world.git.tokens["acme/private"] = {"second"}
+    again = caller.post("", {"github_url": f"{repo.url}/", "github_token": "second"})
+    assert (again.status_code, again.json()["repository_id"]) == (201, first["repository_id"])
+    pair = AppRepository.objects.get()
+    assert pair.github_token == "second"
+    assert SyncRun.objects.filter(pair=pair, outcome="", reason=Reason.RESYNC).count() == 1
+    world.settle()
+    assert len(world.requests("create")) == 2
+
+
+@pytest.mark.parametrize("given", [None, "wrong"])
+def test_a_repository_that_cannot_be_read_is_a_404_in_words(world: World, caller: Caller, given: str | None) -> None:
+    repo = world.git.repo("acme/private", {"a": b"1"}, token="right")
+    words = error_of(caller.post("", {"github_url": repo.url} | ({"github_token": given} if given else {})), 404)
+    assert "token" in words
+    assert "right" not in words
+    assert not AppRepository.objects.exists()
+
+
+def test_a_slow_host_does_not_hold_up_the_answer(world: World, caller: Caller, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "ASK_SECONDS", 0.5)
+    repo = world.git.repo(files={"a": b"1"})
+
+    def wait(method: str, target: str) -> int:
+        time.sleep(4)
+        return 500
+
+    world.git.server.on_request = wait
+    before = timezone.now()
+    assert "did not answer within" in error_of(caller.post("", {"github_url": repo.url}), 404)
+    assert (timezone.now() - before).total_seconds() < 3
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"github_url": "https://evil.example/a/b"}, "ALLOWED_GIT_HOSTS"),
+        ({"github_url": "ext::sh -c touch% /tmp/x"}, "must look like"),
+        ({"github_url": "http://127.0.0.1/a/b\u0000"}, "must look like"),
+        ({"github_url": "http://127.0.0.1/a/\ud800"}, "lone surrogates"),
+        ({"github_url": "http://127.0.0.1/--upload-pack=x/b"}, "Owner and name"),
+        ({"github_url": "http://u:p@127.0.0.1/a/b"}, "credentials"),
+        ({"github_url": "http://127.0.0.1/a/" + "b" * 3000}, "at most 2048 characters"),
+        ({"github_url": ""}, "must not be empty"),
+        ({"github_url": 5}, "github_url must be a string"),
+        ({"github_url": None}, "github_url must be a string"),
+        ({}, "github_url is required"),
+        ([], "must be a JSON object"),
+        ("text", "must be a JSON object"),
+        ({"github_url": "http://127.0.0.1/a/b", "github_token": ""}, "github_token must not be empty"),
+        ({"github_url": "http://127.0.0.1/a/b", "github_token": "a b"}, "printable ASCII"),
+        ({"github_url": "http://127.0.0.1/a/b", "github_token": "a\r\nX-Evil: 1"}, "printable ASCII"),
+        ({"github_url": "http://127.0.0.1/a/b", "github_token": "a\n"}, "printable ASCII"),
+        ({"github_url": "http://127.0.0.1/a/b", "github_token": "x" * 256}, "at most 255 characters"),
+        ({"github_url": "http://127.0.0.1/a/b", "github_token": ["x"]}, "github_token must be a string"),
+    ],
+)
+def test_what_cannot_be_registered_is_a_422_that_says_why(portal: Caller, body, words: str) -> None:
+    assert words in error_of(portal.post("", body), 422)
+
+
+def test_the_list_tells_how_every_sync_stands(portal: Caller) -> None:
+    AppRepository.objects.filter(app=portal.app, repository__name="docs").update(
+        status=Status.FAILED,
+        last_error="The token was refused.",
+        last_error_cause="auth",
+        last_synced_at=timezone.now(),
+        last_commit="c" * 40,
+        branch="main",
+        files_failing=3,
+        left_out={"symlink": 2},
+    )
+    body = portal.get().json()
+    assert (body["page"], body["pages"], body["total"]) == (1, 1, 2)
+    docs, site = body["repositories"]
+    assert set(docs) == {
+        *("repository_id", "github_url", "owner", "name", "is_private", "status", "created_at", "last_synced_at"),
+        *("last_scanned_at", "last_commit", "branch", "files", "bytes", "files_failing", "left_out", "last_error"),
+        *("last_error_cause", "next_sync_at"),
+    }
+    assert (docs["status"], docs["last_error_cause"], docs["left_out"]) == ("failed", "auth", {"symlink": 2})
+    assert (docs["files"], docs["bytes"], docs["files_failing"]) == (100, 5000, 3)
+    assert STAMP.fullmatch(docs["last_synced_at"])
+    assert (site["name"], site["last_error"], site["last_synced_at"], site["last_commit"]) == ("site", None, None, None)
+    assert portal.get(f"/{docs['repository_id']}").json() == docs
+    assert "ghp_secret" not in str(body)
+
+
+def test_the_list_is_paged(portal: Caller) -> None:
+    first, second = (portal.get(page=page, per_page=1).json() for page in (1, 2))
+    assert [page["repositories"][0]["name"] for page in (first, second)] == ["docs", "site"]
+    assert first["pages"] == 2
+    assert portal.get(page=1_000_000).json()["repositories"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"page": "0"}, "page must be at least 1"),
+        ({"page": "9" * 30}, "page must be at most 1000000"),
+        ({"page": "x"}, "page must be a whole number"),
+        ({"per_page": "101"}, "per_page must be at most 100"),
+        ({"per_page": "1.5"}, "per_page must be a whole number"),
+        ({"page": "\x00"}, "page must be a whole number"),
+    ],
+)
+def test_a_page_that_cannot_be_is_a_422(portal: Caller, query: dict[str, str], words: str) -> None:
+    assert words in error_of(portal.get(**query), 422)
+
+
+def test_a_repository_is_unwatched(world: World, caller: Caller) -> None:
+    _, pair = world.watch()
+    path = f"/{pair.repository.repository_id}"
+    answer = caller.delete(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert error_of(caller.delete(path), 404) == "Repository not found"
+    assert error_of(caller.get(path), 404) == "Repository not found"
+    assert caller.get().json()["total"] == 0
+
+
+def test_a_resync_is_queued_under_its_run_id(world: World, caller: Caller) -> None:
+    _, pair = world.watch()
+    world.settle()
+    answer = caller.post(f"/{pair.repository.repository_id}/resync")
+    assert answer.status_code == 202
+    run = SyncRun.objects.get(run_id=answer.json()["run_id"])
+    assert list(answer.json()) == ["run_id"]
+    assert (run.pair, run.reason, run.requested_by, run.outcome) == (pair, Reason.RESYNC, "app Portal", "")
+    world.settle()
+    assert len(world.requests("create")) == 2

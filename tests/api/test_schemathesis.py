@@ -1,0 +1,115 @@
+"""Schemathesis walks the whole API by its own OpenAPI document, over the real WSGI application.
+
+Whatever it sends, well-formed or not, with a token or without: no answer is a 5xx, and each has a status, a content type,
+headers and a body as documented. Every case is rolled back, so that each finds the same rows.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections, transaction
+from redis import Redis
+from rq import Worker
+from schemathesis.checks import load_all_checks
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository
+from deliveries_app.services import watch
+from docora.redis import connection
+from docora.wsgi import application
+from tests.api.caller import token_of
+from tests.support.git import GitFixture, Repo
+from tests.support.staff import make_app
+
+load_all_checks()
+pytestmark = pytest.mark.django_db
+
+GENERATION = {"max-examples": 25, "deterministic": True, "database": "none"}
+
+
+def walk(mode: str, **checks: bool) -> OpenApiSchema:
+    """The API, to be called with data of this `mode`: all, or positive for what fits the document only."""
+    config = {
+        "seed": 1,
+        "suppress-health-check": ["all"],
+        "generation": GENERATION | {"mode": mode},
+        "checks": {name: {"enabled": enabled} for name, enabled in checks.items()},
+    }
+    return schemathesis.openapi.from_wsgi("/openapi.json", application, config=SchemathesisConfig.from_dict(config))
+
+
+# A URL may be well-formed without leading to a repository, and an id without being one of the caller's.
+anything = walk("all", positive_data_acceptance=False)
+sensible = walk("positive")
+
+
+@pytest.fixture(scope="module")
+def git(tmp_path_factory) -> Iterator[GitFixture]:
+    with GitFixture(Path(tmp_path_factory.mktemp("git"))) as git:
+        yield git
+
+
+@pytest.fixture(scope="module")
+def repo(git: GitFixture) -> Repo:
+    return git.repo("acme/widgets", {"readme.md": b"# Hello\n"})
+
+
+@pytest.fixture
+def pair(db, repo: Repo) -> AppRepository:
+    return watch(Actor.command(), make_app("Portal"), repo.url).pair
+
+
+@pytest.fixture
+def headers(pair: AppRepository) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token_of(pair.app)}"}
+
+
+@pytest.fixture(autouse=True)
+def _one_connection() -> Iterator[None]:
+    """The ends of requests would close the connection, and with it the transaction of the test."""
+    ends = (request_started, request_finished)
+    for signal in ends:
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in ends:
+        signal.connect(close_old_connections)
+
+
+def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Response:
+    """One case, as if it were the first: failures of those before it do not slow it down."""
+    redis.flushall()
+    Worker(["high"], connection=connection()).register_birth()
+    with transaction.atomic():
+        response = case.call_and_validate(**kwargs)
+        transaction.set_rollback(True)
+    return response
+
+
+@anything.parametrize()
+def test_whatever_is_sent_with_a_token(case: schemathesis.Case, headers: dict[str, str], redis_client: Redis) -> None:
+    call(case, redis_client, headers=headers)
+
+
+@anything.parametrize()
+def test_whatever_is_sent_without_one(case: schemathesis.Case, db, redis_client: Redis) -> None:
+    response = call(case, redis_client)
+    if case.path.startswith("/api/"):
+        assert response.status_code >= 400
+
+
+@sensible.parametrize()
+def test_what_is_documented_works_for_a_repository_that_is_watched(
+    case: schemathesis.Case, pair: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
+) -> None:
+    if "repository_id" in case.path_parameters:
+        case.path_parameters["repository_id"] = pair.repository.repository_id
+    if case.operation.label == "POST /api/repositories":
+        case.body["github_url"] = repo.url
+    if case.operation.label.startswith("POST /api/hooks/"):
+        return  # nobody can make a signature by chance
+    assert call(case, redis_client, headers=headers).status_code < 300

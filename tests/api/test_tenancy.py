@@ -1,0 +1,56 @@
+"""No app sees or touches what another one watches: a foreign id is as unknown as one that never existed."""
+
+import pytest
+
+from deliveries_app.models import AppRepository, SyncRun
+from tests.api.caller import Caller, error_of
+
+CALLS = [
+    ("get", "/{}", None),
+    ("delete", "/{}", None),
+    ("get", "/{}/manifest", None),
+    ("post", "/{}/resync", None),
+    ("patch", "/{}/token", {"github_token": "stolen"}),
+]
+
+
+@pytest.fixture
+def search(pairs: list[AppRepository]) -> Caller:
+    """Search watches acme/docs, as Portal does; acme/site is Portal's alone."""
+    return Caller(pairs[2].app)
+
+
+def call(caller: Caller, verb: str, path: str, body: dict | None):
+    return getattr(caller, verb)(path, *([body] if body is not None else []))
+
+
+@pytest.mark.parametrize(("verb", "path", "body"), CALLS)
+def test_another_apps_repository_is_not_found(search: Caller, pairs, verb: str, path: str, body) -> None:
+    before = list(AppRepository.objects.order_by("pk").values())
+    foreign = call(search, verb, path.format(pairs[1].repository.repository_id), body)
+    unknown = call(search, verb, path.format("repo_" + "0" * 24), body)
+    assert error_of(foreign, 404) == error_of(unknown, 404) == "Repository not found"
+    assert list(AppRepository.objects.order_by("pk").values()) == before
+    assert not SyncRun.objects.exists()
+
+
+@pytest.mark.parametrize(("verb", "path", "body"), CALLS)
+@pytest.mark.parametrize("identifier", ["%00", "repo_%00", "%ff", "%ED%A0%80", "x" * 3000, "..%2f..", "' or 1=1"])
+def test_an_id_that_is_none_is_not_found_either(search: Caller, verb: str, path: str, body, identifier: str) -> None:
+    assert error_of(call(search, verb, path.format(identifier), body), 404) in {"Repository not found", "Not found"}
+
+
+def test_the_list_holds_the_callers_own_only(search: Caller, portal: Caller) -> None:
+    assert [row["name"] for row in search.get().json()["repositories"]] == ["docs"]
+    assert [row["name"] for row in portal.get().json()["repositories"]] == ["docs", "site"]
+
+
+def test_what_one_app_does_to_a_shared_repository_is_not_done_to_the_other(search: Caller, pairs) -> None:
+    path = f"/{pairs[2].repository.repository_id}"
+    run_id = search.post(f"{path}/resync").json()["run_id"]
+    assert SyncRun.objects.get().run_id == run_id
+    assert search.delete(path).status_code == 204
+    for pair, ended in zip(pairs, (False, False, True), strict=True):
+        pair.refresh_from_db()
+        assert (pair.ended_at is not None) == ended
+    assert pairs[0].resend_floor == 1

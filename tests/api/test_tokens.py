@@ -1,0 +1,155 @@
+"""Bearer tokens: which are accepted, what is kept of them, and how one takes the place of another."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppToken
+from deliveries_app.services import tokens
+from deliveries_app.services.resync import NotFound
+from tests.api.caller import Caller, error_of, token_of
+from tests.support.staff import make_app
+
+ACTOR = Actor.command()
+
+
+@pytest.fixture
+def app(db) -> App:
+    app = make_app("Portal")
+    app.tokens.all().delete()
+    return app
+
+
+def test_the_token_of_an_app_is_accepted_and_its_use_is_noted(app: App) -> None:
+    assert Caller(app).get().status_code == 200
+    assert timezone.now() - AppToken.objects.get().last_used_at < timedelta(seconds=5)
+
+
+def test_its_use_is_written_at_most_once_a_minute(app: App) -> None:
+    caller = Caller(app)
+    for age, written in ((timedelta(seconds=50), False), (timedelta(seconds=70), True)):
+        before = timezone.now() - age
+        AppToken.objects.update(last_used_at=before)
+        caller.get()
+        assert (AppToken.objects.get().last_used_at != before) == written
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer docora_" + "0" * 64,
+        "Basic ZG9jb3JhOnRva2Vu",
+        "Bearer docora_\x00",
+        "Bearer \xff\xfe",
+        "Bearer " + "x" * 10_000,
+        "docora_" + "0" * 64,
+    ],
+)
+def test_anything_else_is_a_401_that_says_how_to_authenticate(app: App, client, header: str) -> None:
+    answer = client.get("/api/repositories", headers={"Authorization": header})
+    assert "Authorization: Bearer docora_" in error_of(answer, 401)
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_an_expired_token_is_refused(app: App) -> None:
+    now = timezone.now()
+    assert Caller(app, token_of(app, expires_at=now + timedelta(minutes=1))).get().status_code == 200
+    error_of(Caller(app, token_of(app, expires_at=now - timedelta(seconds=1))).get(), 401)
+
+
+def test_the_token_of_an_app_that_is_being_removed_is_refused(app: App) -> None:
+    caller = Caller(app)
+    App.objects.update(ended_at=timezone.now())
+    error_of(caller.get(), 401)
+
+
+def test_the_database_holds_no_token(app: App) -> None:
+    new = tokens.rotate_app_token(ACTOR, app)
+    row = AppToken.objects.values().get()
+    assert new.token not in str(row)
+    assert new.token not in repr(new)
+    assert (len(row["digest"]), row["ending"]) == (64, new.token[-4:])
+
+
+def test_after_a_rotation_both_tokens_are_accepted_for_the_overlap(app: App) -> None:
+    old = token_of(app)
+    new = tokens.rotate_app_token(ACTOR, app, overlap=timedelta(hours=2))
+    assert abs(new.old_accepted_until - timezone.now() - timedelta(hours=2)) < timedelta(seconds=5)
+    assert tokens.authenticate(old) == tokens.authenticate(new.token) == app
+    AppToken.objects.filter(expires_at__isnull=False).update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert tokens.authenticate(old) is None
+    assert tokens.authenticate(new.token) == app
+
+
+def test_a_second_rotation_prolongs_nothing(app: App) -> None:
+    oldest = token_of(app)
+    first = tokens.rotate_app_token(ACTOR, app, overlap=timedelta(hours=1))
+    tokens.rotate_app_token(ACTOR, app, overlap=timedelta(hours=9))
+    assert tokens.authenticate(oldest)
+    row = app.tokens.get(ending=oldest[-4:])
+    assert abs(row.expires_at - first.old_accepted_until) < timedelta(milliseconds=2)
+
+
+def test_without_an_overlap_the_old_tokens_end_at_once(app: App) -> None:
+    old = token_of(app)
+    new = tokens.rotate_app_token(ACTOR, app, overlap=timedelta(0))
+    assert new.old_accepted_until is None
+    assert tokens.authenticate(old) is None
+    assert app.tokens.count() == 1
+
+
+def test_a_rotation_removes_what_has_expired(app: App) -> None:
+    token_of(app, expires_at=timezone.now() - timedelta(days=1))
+    tokens.rotate_app_token(ACTOR, app)
+    assert app.tokens.count() == 1
+
+
+def test_old_tokens_can_be_retired_before_their_time(app: App) -> None:
+    old = token_of(app)
+    token_of(app, expires_at=timezone.now() - timedelta(days=1))
+    new = tokens.rotate_app_token(ACTOR, app)
+    assert tokens.retire_old_tokens(ACTOR, app) == 1
+    assert tokens.authenticate(old) is None
+    assert tokens.authenticate(new.token) == app
+    assert tokens.retire_old_tokens(ACTOR, app) == 0
+
+
+@pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=31)])
+def test_an_overlap_has_its_limits(app: App, overlap: timedelta) -> None:
+    with pytest.raises(ValidationError, match="0 to 30 days"):
+        tokens.rotate_app_token(ACTOR, app, overlap=overlap)
+
+
+def test_an_app_that_is_being_removed_gets_no_token(app: App) -> None:
+    App.objects.update(ended_at=timezone.now())
+    with pytest.raises(NotFound):
+        tokens.rotate_app_token(ACTOR, app)
+
+
+def test_users_need_the_permission_and_are_named_in_the_log(app: App) -> None:
+    user = User.objects.create_user("anna", is_staff=True)
+    for verb in (tokens.rotate_app_token, tokens.retire_old_tokens):
+        with pytest.raises(PermissionDenied):
+            verb(Actor.of_user(user), app)
+    user.user_permissions.add(Permission.objects.get(codename="rotate_secret_app"))
+    actor = Actor.of_user(User.objects.get(pk=user.pk))
+    token_of(app)
+    tokens.rotate_app_token(actor, app)
+    tokens.retire_old_tokens(actor, app)
+    assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == [
+        "Replaced the token",
+        "Retired the old token",
+    ]
+
+
+def test_an_app_may_rotate_its_own_token_only(app: App) -> None:
+    with pytest.raises(PermissionDenied):
+        tokens.rotate_app_token(Actor.of_app(make_app("Search")), app)
