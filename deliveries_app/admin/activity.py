@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments, tallies
-from deliveries_app.admin import components
+from deliveries_app.admin import components, words
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.models import BulkOperation, Delivery, SyncRun
 from docora.templatetags.docora import ago, badge, number, size
@@ -20,10 +20,16 @@ RUNS_PER_PAGE = 100
 @admin.register(SyncRun)
 class SyncRunAdmin(ReadOnlyAdmin[SyncRun]):
     list_display = (
-        "run_id", "repository_name", "app_name", "why", "requested_by", "started", "result", "files", "failed", "error",
+        "repository_name", "app_name", "why", "requested_by", "started", "result", "files", "failed", "left_out_count",
+        "error",
+    )  # fmt: skip
+    fields = (
+        "run_id", "repository_name", "app_name", "why", "requested_by", "created_at", "started_at", "ended_at", "result",
+        "attempts", "commit_sha", "files", "failed", "left_out_words", "bytes", "error",
     )  # fmt: skip
     list_filter = ("outcome", "reason")
     search_fields = ("run_id", "repository_name", "app_name", "requested_by")
+    search_help_text = "Repository, app, who requested it, or a run id"
     paginator = components.BoundedPaginator
 
     @admin.display(description="reason")
@@ -45,6 +51,18 @@ class SyncRunAdmin(ReadOnlyAdmin[SyncRun]):
     @admin.display(description="failed")
     def failed(self, run: SyncRun) -> str:
         return number(run.files_failed) if run.files_failed else ""
+
+    @admin.display(description="left out")
+    def left_out_count(self, run: SyncRun) -> str:
+        return number(left) if (left := words.number_left_out(run.left_out)) else ""
+
+    @admin.display(description="left out")
+    def left_out_words(self, run: SyncRun) -> str:
+        return words.sentence(words.left_out(run.left_out))
+
+    @admin.display(description="sent")
+    def bytes(self, run: SyncRun) -> str:
+        return f"{size(run.bytes_done)} of {size(run.bytes_total)}"
 
 
 @admin.register(BulkOperation)

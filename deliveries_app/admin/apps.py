@@ -1,38 +1,39 @@
 """Client apps: the list, and the page from which one app is operated."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import transaction
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.safestring import SafeString
-from django.views.decorators.cache import never_cache
 
 from deliveries_app import fragments, services
 from deliveries_app.actors import Actor
-from deliveries_app.admin.forms import AppForm, OnboardForm
-from deliveries_app.admin.resync import ResyncAdmin
-from deliveries_app.admin.watches import simple_form
+from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
+from deliveries_app.admin.forms import AppForm, OnboardForm, posted
+from deliveries_app.admin.ping import PingAdmin
+from deliveries_app.admin.removal import RemovalAdmin
 from deliveries_app.models import App, AppRepository, BulkOperation, Status
-from docora.crypto import decrypt, encrypt
+from deliveries_app.services.onboarding import reachability
 from docora.templatetags.docora import badge
 
 PER_PAGE = 50
-_SECRETS = "docora_new_app_secrets"
+TOKENS_SHOWN = 20
 
 
 @admin.register(App)
-class AppAdmin(ResyncAdmin[App]):
+class AppAdmin(AppSecretsAdmin, PingAdmin, RemovalAdmin[App]):
     form = AppForm
     list_display = ("name", "app_id", "repositories", "failing", "state", "base_url")
     list_filter = ("paused",)
     search_fields = ("name", "app_id", "base_url", "email")
-    actions = ("resync_all_for_app",)
+    actions = ("resync_all_for_app", "delete_selected")
+    removal_words = ("Delete", "app", "apps")
     change_form_template = "admin/deliveries_app/app/change_form.html"
     pair_field = "app"
 
@@ -57,7 +58,7 @@ class AppAdmin(ResyncAdmin[App]):
 
     @admin.action(permissions=["resync"], description="Re-sync all for app", description_plural="Re-sync all for app")
     def resync_all_for_app(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.ask(request, queryset)
+        return self.ask_resync(request, queryset)
 
     @admin.display(ordering="watch_count")
     def repositories(self, app: App) -> int:
@@ -71,43 +72,26 @@ class AppAdmin(ResyncAdmin[App]):
     def state(self, app: App) -> SafeString | str:
         return badge("paused", "paused") if app.paused else ""
 
-    def get_urls(self) -> list[URLPattern]:
-        page = path(
-            "secrets/", self.admin_site.admin_view(never_cache(self.show_secrets)), name=self._url_name("secrets")
-        )
-        return [page, *super().get_urls()]
-
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Registers an app, then leads to the page that shows its secrets once."""
+        """Registers an app, tries its address once, and leads to the page that shows its secrets once."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        form = OnboardForm(request.POST or None)
+        form = OnboardForm(posted(request))
         if request.method == "POST" and form.is_valid():
             made = form.save(Actor.of_user(request.user))
             if made is not None:
-                # For one GET, encrypted: a page in answer to this POST would be sent again by a refresh.
-                request.session[_SECRETS] = [made.app.pk, encrypt(made.token), encrypt(made.client_auth_key)]
-                return HttpResponseRedirect(reverse(f"admin:{self._url_name('secrets')}"))
-        return simple_form(self, request, form, "Add app", "Register the app")
+                self._warn_if_unreachable(request, made.app)
+                return self.show_once(
+                    request, ONBOARDED, made.app, token=made.token, client_auth_key=made.client_auth_key
+                )
+        return self.simple_form(request, form, "Add app", "Register the app")
 
-    def show_secrets(self, request: HttpRequest) -> HttpResponse:
-        """The new app's token and key, once."""
-        kept = request.session.pop(_SECRETS, None)
-        app = App.objects.filter(pk=kept[0]).first() if kept else None
-        if kept is None or app is None:
-            self.message_user(request, "The secrets of a new app are shown once, and were shown.", messages.WARNING)
-            return HttpResponseRedirect(reverse(f"admin:{self._url_name('changelist')}"))
-        context = {
-            **self.admin_site.each_context(request),
-            "title": f"{app.name} is registered",
-            "opts": self.opts,
-            "app": app,
-            "token": decrypt(kept[1]),
-            "client_auth_key": decrypt(kept[2]),
-        }
-        return TemplateResponse(request, "admin/deliveries_app/app/secrets.html", context)
+    def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:
+        if why := reachability(app.base_url):
+            words = f"{app.name} is saved, but its address does not answer: {why} Mend that, then send a test ping."
+            self.message_user(request, words, messages.WARNING)
 
     def change_view(
         self,
@@ -119,13 +103,34 @@ class AppAdmin(ResyncAdmin[App]):
         """The app page: what runs and its repositories stand outside the form of the settings."""
         app = self.get_object(request, object_id)
         context = self._cockpit(request, app) if app is not None else {}
-        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+        before = app.base_url if app is not None else ""
+        answer = super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+        if request.method == "POST" and answer.status_code == 302 and app is not None:  # saved, and committed
+            app.refresh_from_db()
+            if app.base_url != before:
+                return self._offer_resync(request, app, answer)
+        return answer
+
+    def _offer_resync(self, request: HttpRequest, app: App, otherwise: HttpResponse) -> HttpResponse:
+        """After a new base URL: the page that asks whether to send everything there, for whoever may."""
+        self._warn_if_unreachable(request, app)
+        if not AppRepository.objects.alive().filter(app=app).exists():
+            return otherwise
+        if not self.has_resync_permission(request):
+            words = "The new endpoint holds nothing yet: ask somebody who may to re-sync all repositories."
+            self.message_user(request, words, messages.WARNING)
+            return otherwise
+        words = "The new endpoint holds nothing yet. Re-sync all repositories now, or go back and do it later."
+        self.message_user(request, words, messages.WARNING)
+        query = urlencode({"ids": app.pk, "next": self.page_of(app)})
+        return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
     def _cockpit(self, request: HttpRequest, app: App) -> dict[str, Any]:
         watches = AppRepository.objects.alive().filter(app=app).select_related("app", "repository")
         page = Paginator(watches.order_by("repository__owner", "repository__name", "pk"), PER_PAGE).get_page(
             request.GET.get("p")
         )
+        now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
         touching = BulkOperation.objects.filter(Q(app=app) | Q(runs__pair__app=app))
         return {
             "title": app.name,
@@ -133,36 +138,20 @@ class AppAdmin(ResyncAdmin[App]):
             "app": app,
             "page": page,
             "operations": fragments.shown_operations(request, touching),
+            "now": now,
+            "tokens": tokens,
+            "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
             "may_resync": self.has_resync_permission(request),
+            "may_rotate": self.has_rotate_permission(request),
+            "may_ping": self.has_ping_permission(request),
+            "may_watch": request.user.has_perm("deliveries_app.add_apprepository"),
+            "may_delete": self.has_delete_permission(request, app),
             "live_ids": fragments.live_ids(list(page.object_list)),
             "here": request.get_full_path(),
         }
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
-        """Only what was changed on the page: the workers write the other columns. Resuming forgets why it was paused
-        and how long the endpoint was to rest."""
-        written = set(form.changed_data)
-        if "paused" in written and not obj.paused:
-            obj.paused_reason, obj.not_before, obj.down_count = "", None, 0
-            written |= {"paused_reason", "not_before", "down_count"}
-            transaction.on_commit(services.enqueue_due, robust=True)
-        obj.save(update_fields={*written, "updated_at"})
+        services.change_app(Actor.of_user(request.user), obj, form.changed_data)
 
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Said in one line each: collecting a million deliveries to list them would help nobody."""
-        return (
-            [f"{app}: nothing more is sent, its watches and delivery records are removed" for app in objs],
-            {
-                "apps": len(objs),
-                "watched repositories": AppRepository.objects.alive().filter(app__in=[app.pk for app in objs]).count(),
-            },
-            set(),
-            [],
-        )
-
-    def delete_model(self, request: HttpRequest, obj: App) -> None:
-        services.delete_app(Actor.of_user(request.user), obj)
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[App]) -> None:
-        for app in queryset:
-            services.delete_app(Actor.of_user(request.user), app)
+    def remove(self, actor: Actor, obj: App) -> None:
+        services.delete_app(actor, obj)

@@ -4,12 +4,29 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.http import HttpRequest, QueryDict
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import Onboarded, Watched, onboard_app, watch
-from deliveries_app.services.onboarding import validate_base_url, validate_name
+from deliveries_app.services.onboarding import validate_base_url, validate_name, validate_website
 from repositories_app.exceptions import GitError, InvalidUrl
+
+_WIDE = {"class": "vTextField"}
+_KEY_HELP = "16 to 500 characters. One is generated if this stays empty."
+_WEBSITE_HELP = "Optional. An address for people, such as the app's own page."
+
+
+def posted(request: HttpRequest) -> QueryDict | None:
+    """The data that bind a form: also a POST without any is one."""
+    return request.POST if request.method == "POST" else None
+
+
+def error_into(form: forms.Form, error: Exception) -> None:
+    """What a service says is wrong, beside the field that it names by its code, else beside the first one."""
+    code = getattr(error, "code", None)
+    field = code if code in form.fields else next(iter(form.fields))
+    form.add_error(field, error if isinstance(error, ValidationError) else str(error))
 
 
 class WatchForm(forms.Form):
@@ -48,23 +65,27 @@ class WatchForm(forms.Form):
 class OnboardForm(forms.Form):
     """Register a client app."""
 
-    name = forms.CharField(min_length=3, max_length=100, widget=forms.TextInput(attrs={"class": "vTextField"}))
+    name = forms.CharField(min_length=3, max_length=100, widget=forms.TextInput(attrs=_WIDE))
     base_url = forms.CharField(
         label="Base URL",
         max_length=2048,
-        widget=forms.TextInput(attrs={"class": "vTextField"}),
+        widget=forms.TextInput(attrs=_WIDE),
         help_text="Notifications go to {base URL}/create, /update and /delete.",
     )
-    email = forms.EmailField(label="E-mail", widget=forms.EmailInput(attrs={"class": "vTextField"}))
-    website = forms.CharField(required=False, max_length=2048, widget=forms.TextInput(attrs={"class": "vTextField"}))
-    description = forms.CharField(required=False, max_length=500, widget=forms.Textarea(attrs={"rows": 3}))
+    email = forms.EmailField(label="E-mail", max_length=255, widget=forms.EmailInput(attrs=_WIDE))
+    website = forms.CharField(
+        required=False, max_length=2048, widget=forms.TextInput(attrs=_WIDE), help_text=_WEBSITE_HELP
+    )
+    description = forms.CharField(
+        required=False, max_length=500, widget=forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"})
+    )
     client_auth_key = forms.CharField(
         label="Signing key",
         required=False,
         min_length=16,
         max_length=500,
-        widget=forms.TextInput(attrs={"class": "vTextField", "autocomplete": "off"}),
-        help_text="16 to 500 characters. One is generated if this stays empty.",
+        widget=forms.PasswordInput(attrs={**_WIDE, "autocomplete": "off"}),  # never sent back
+        help_text=_KEY_HELP,
     )
 
     def save(self, actor: Actor) -> Onboarded | None:
@@ -72,7 +93,7 @@ class OnboardForm(forms.Form):
         try:
             return onboard_app(actor, **self.cleaned_data)
         except ValidationError as error:
-            self.add_error(error.code if error.code in self.fields else None, error)
+            error_into(self, error)
         return None
 
 
@@ -84,7 +105,11 @@ class AppForm(forms.ModelForm[App]):
         fields = (
             "name", "base_url", "email", "website", "description", "paused", "max_in_flight", "send_sync_completed",
         )  # fmt: skip
-        widgets = {"description": forms.Textarea(attrs={"rows": 2, "cols": 60})}
+        widgets = {
+            "base_url": forms.TextInput(attrs=_WIDE),
+            "website": forms.TextInput(attrs=_WIDE),
+            "description": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"}),
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -97,3 +122,62 @@ class AppForm(forms.ModelForm[App]):
 
     def clean_base_url(self) -> str:
         return validate_base_url(self.cleaned_data["base_url"])
+
+    def clean_website(self) -> str:
+        return validate_website(self.cleaned_data["website"])
+
+
+class RotateTokenForm(forms.Form):
+    """How long the token that is replaced is still accepted."""
+
+    overlap = forms.ChoiceField(
+        label="The old token",
+        choices=[
+            ("1", "is accepted for 1 hour more"),
+            ("24", "is accepted for 24 hours more"),
+            ("168", "is accepted for 7 days more"),
+            ("0", "is refused at once: it has leaked"),
+        ],
+        initial="24",
+    )
+
+
+class RotateKeyForm(forms.Form):
+    """The key that replaces the present one."""
+
+    client_auth_key = forms.CharField(
+        label="New signing key",
+        required=False,
+        min_length=16,
+        max_length=500,
+        widget=forms.PasswordInput(attrs={**_WIDE, "autocomplete": "off"}),  # never sent back
+        help_text=_KEY_HELP,
+    )
+
+
+class GithubTokenForm(forms.Form):
+    """The token that a repository is read with."""
+
+    github_token = forms.CharField(
+        label="New token",
+        required=False,
+        max_length=255,
+        widget=forms.PasswordInput(attrs={**_WIDE, "autocomplete": "off"}),
+        help_text="Empty for a public repository: the stored token is then removed.",
+    )
+
+
+class PatternsForm(forms.Form):
+    """What is not sent to the app, beside what the repository's own .docoraignore leaves out."""
+
+    patterns = forms.CharField(
+        label="Patterns",
+        required=False,
+        strip=False,
+        max_length=65536,
+        widget=forms.Textarea(attrs={"rows": 12, "class": "vLargeTextField patterns", "spellcheck": "false"}),
+        help_text="As in .gitignore: one pattern a line, # begins a comment, ! takes something in again.",
+    )
+
+    def clean_patterns(self) -> str:
+        return "\n".join(self.cleaned_data["patterns"].splitlines())

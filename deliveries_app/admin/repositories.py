@@ -2,24 +2,44 @@
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.urls import URLPattern
+from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments
+from deliveries_app.actors import Actor
 from deliveries_app.admin import components
 from deliveries_app.admin.resync import ResyncAdmin
+from deliveries_app.admin.words import GIT_HINTS
 from deliveries_app.models import AppRepository
+from deliveries_app.services.circuits import PERMISSION as RETRY_PERMISSION
+from deliveries_app.services.circuits import reset_circuit
+from docora.confirm import way_back
 from repositories_app.models import Repository
+
+
+class CircuitFilter(admin.SimpleListFilter):
+    title = "circuit"
+    parameter_name = "circuit"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Repository]) -> QuerySet[Repository]:
+        if self.value() == "open":
+            return queryset.filter(circuit_open_until__gt=timezone.now())
+        return queryset
 
 
 @admin.register(Repository)
 class RepositoryAdmin(ResyncAdmin[Repository]):
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
-    list_filter = ("is_private",)
+    list_filter = ("is_private", CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
-    actions = ("force_resync",)
+    actions = ("force_resync", "reset_circuits")
     page_template = "admin/repositories_app/repository/change_form.html"
     pair_field = "repository"
 
@@ -33,7 +53,31 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
         description_plural="Force re-sync for every app",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[Repository]) -> HttpResponse:
-        return self.ask(request, queryset)
+        return self.ask_resync(request, queryset)
+
+    @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
+    def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
+        """At once: it asks the git hosts once more, and nothing is lost by it."""
+        actor, selected = Actor.of_user(request.user), list(queryset.order_by("pk"))
+        for repository in selected:
+            reset_circuit(actor, repository)
+        words = f"{len(selected):,} circuits are" if len(selected) > 1 else "The circuit is"
+        self.message_user(request, f"{words} reset: every app's watch is tried at once.", messages.SUCCESS)
+
+    def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
+        """The button on the pages of the repository and of its watches."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        woken = reset_circuit(Actor.of_user(request.user), repository)
+        watches = "1 watch is" if woken == 1 else f"{woken:,} watches are"
+        self.message_user(request, f"The circuit is reset: {watches} tried at once.", messages.SUCCESS)
+        return HttpResponseRedirect(way_back(request, self.page_of(repository)))
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, RETRY_PERMISSION)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self.object_page("reset-circuit", self.reset_one, RETRY_PERMISSION), *super().get_urls()]
 
     @admin.display(description="repository", ordering="owner")
     def full_name(self, repository: Repository) -> str:
@@ -65,4 +109,6 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
             "watches": watches,
             "live_ids": fragments.live_ids(watches),
             "may_resync": self.has_resync_permission(request),
+            "may_retry": self.has_retry_permission(request),
+            "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

@@ -33,17 +33,17 @@ class ResyncAdmin[M: Model](DocoraAdmin[M]):
         return None
 
     def has_resync_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request) and request.user.has_perm(PERMISSION)
+        return self.may(request, PERMISSION)
 
     def get_urls(self) -> list[URLPattern]:
         page = path(
-            "force-resync/", self.admin_site.admin_view(self.confirm_resync), name=self._url_name("force_resync")
+            "force-resync/", self.admin_site.admin_view(self.confirm_resync), name=self.url_name("force_resync")
         )
         return [page, *super().get_urls()]
 
-    def ask(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
+    def ask_resync(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
         """The action itself: it only leads to the page that asks."""
-        page = reverse(f"admin:{self._url_name('force_resync')}")
+        page = reverse(f"admin:{self.url_name('force_resync')}")
         return HttpResponseRedirect(f"{page}?{confirm.query_of_selection(request)}")
 
     def confirm_resync(self, request: HttpRequest) -> HttpResponse:
@@ -52,7 +52,7 @@ class ResyncAdmin[M: Model](DocoraAdmin[M]):
             raise PermissionDenied
         rows = confirm.selected(self, request)
         pairs = self.pairs_of(rows).alive().order_by("app__name", "repository__owner", "repository__name", "pk")
-        back = confirm.way_back(request, reverse(f"admin:{self._url_name('changelist')}"))
+        back = confirm.way_back(request, reverse(f"admin:{self.url_name('changelist')}"))
         impact = impact_of(pairs)
         if impact.pairs == 0:
             self.message_user(request, "There is nothing to re-sync in this selection.", messages.WARNING)
@@ -90,9 +90,6 @@ class ResyncAdmin[M: Model](DocoraAdmin[M]):
         noun = "repository" if operation.total == 1 else "repositories"
         self.message_user(request, f"Re-syncing {operation.total:,} {noun}…", messages.SUCCESS)
         return HttpResponseRedirect(operation_page(operation))
-
-    def _url_name(self, view: str) -> str:
-        return f"{self.opts.app_label}_{self.opts.model_name}_{view}"
 
 
 def operation_page(operation: BulkOperation) -> str:

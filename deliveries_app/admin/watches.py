@@ -3,25 +3,26 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin import helpers
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments, services
 from deliveries_app.actors import Actor
-from deliveries_app.admin import components
-from deliveries_app.admin.forms import WatchForm
-from deliveries_app.admin.resync import ResyncAdmin
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
+from deliveries_app.admin import components, words
+from deliveries_app.admin.forms import WatchForm, posted
+from deliveries_app.admin.removal import RemovalAdmin
+from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
+from deliveries_app.services.circuits import PERMISSION as RETRY_PERMISSION
+from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number
 
-LISTED_FAILURES = 50
+LISTED_FAILURES, LISTED_RUNS = 50, 10
 
 
 class AppFilter(admin.SimpleListFilter):
@@ -58,22 +59,23 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     list_display = (
         "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
     )  # fmt: skip
     list_display_links = ("repository_name",)
     list_filter = ("status", AppFilter, CircuitFilter)
-    list_select_related = ("app", "repository")
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or id"
-    actions = ("force_resync",)
+    actions = ("force_resync", "delete_selected")
+    removal_words = ("Unwatch", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     pair_field = "pk"
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
-        return AppRepository.objects.alive().order_by("app__name", "repository__owner", "repository__name", "pk")
+        pairs = AppRepository.objects.alive().select_related("app", "repository")
+        return pairs.order_by("app__name", "repository__owner", "repository__name", "pk")
 
     @admin.action(
         permissions=["resync"],
@@ -81,7 +83,7 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
         description_plural="Force re-sync of the selected repositories",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.ask(request, queryset)
+        return self.ask_resync(request, queryset)
 
     @admin.display(description="repository", ordering="repository__name")
     def repository_name(self, pair: AppRepository) -> str:
@@ -140,59 +142,40 @@ class AppRepositoryAdmin(ResyncAdmin[AppRepository]):
         """Asks git before anything is saved, as the REST call does."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        form = WatchForm(request.POST or None)
+        form = WatchForm(posted(request), initial={"app": request.GET.get("app")})
         if request.method == "POST" and form.is_valid():
             watched = form.save(Actor.of_user(request.user))
             if watched is not None:
-                words = "is watched now" if watched.created else "was watched already: everything is sent again"
-                self.message_user(request, f"{watched.pair} {words}.", messages.SUCCESS)
+                state = "is watched now" if watched.created else "was watched already: everything is sent again"
+                self.message_user(request, f"{watched.pair} {state}.", messages.SUCCESS)
                 return HttpResponseRedirect(
                     reverse("admin:deliveries_app_apprepository_change", args=[watched.pair.pk])
                 )
-        return simple_form(self, request, form, "Watch a repository", "Watch")
+        return self.simple_form(request, form, "Watch a repository", "Watch")
 
     def page_context(self, request: HttpRequest, pair: AppRepository) -> dict[str, Any]:
         """Facts, progress and what is not delivered."""
-        failures = pair.failures.all()
+        failures = pair.failures.filter(kind=FailureKind.FAILED)
+        skipped = pair.failures.filter(kind=FailureKind.SKIPPED)
+        may_see_repository = request.user.has_perm("repositories_app.view_repository")
         return {
             **fragments.of_pair(pair),
             "may_resync": self.has_resync_permission(request),
             "may_delete": self.has_delete_permission(request, pair),
             "failures": failures[:LISTED_FAILURES],
             "failure_count": failures.count(),
-            "runs": pair.runs.select_related("operation")[:10],
+            "more_failures": max(0, failures.count() - LISTED_FAILURES),
+            "left_out": words.left_out(pair.left_out),
+            "skipped": skipped[:LISTED_FAILURES],
+            "more_skipped": max(0, skipped.count() - LISTED_FAILURES),
+            "notices": pair.notices.all()[:LISTED_FAILURES],
+            "may_change": self.may(request, CHANGE_PERMISSION),
+            "may_see_repository": may_see_repository,
+            "may_retry": may_see_repository and self.may(request, RETRY_PERMISSION),
+            "hook_url": hook_url(pair),
+            "hint": words.GIT_HINTS.get(pair.last_error_cause, ""),
+            "runs": [(run, words.number_left_out(run.left_out)) for run in pair.runs.all()[:LISTED_RUNS]],
         }
 
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Said in one line each: collecting a million deliveries to list them would help nobody."""
-        words = [f"{pair}: nothing more is sent, its delivery records are removed" for pair in objs]
-        return words, {"watched repositories": len(objs)}, set(), []
-
-    def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
-        """Back to the list: Django takes it only for those who may change."""
-        super().response_delete(request, obj_display, obj_id)
-        return HttpResponseRedirect(reverse("admin:deliveries_app_apprepository_changelist"))
-
-    def delete_model(self, request: HttpRequest, obj: AppRepository) -> None:
-        services.unwatch(Actor.of_user(request.user), obj)
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
-        for pair in queryset.select_related("app", "repository"):
-            services.unwatch(Actor.of_user(request.user), pair)
-
-
-def simple_form(
-    model_admin: admin.ModelAdmin[Any], request: HttpRequest, form: Any, title: str, verb: str
-) -> TemplateResponse:
-    """A plain form in the admin's own look."""
-    fieldsets = [(None, {"fields": list(form.fields)})]
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "title": title,
-        "opts": model_admin.opts,
-        "adminform": helpers.AdminForm(form, fieldsets, {}, (), model_admin=model_admin),
-        "form": form,
-        "verb": verb,
-        "media": model_admin.media,
-    }
-    return TemplateResponse(request, "docora/simple_form.html", context)
+    def remove(self, actor: Actor, obj: AppRepository) -> None:
+        services.unwatch(actor, obj)

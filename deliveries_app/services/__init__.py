@@ -2,7 +2,7 @@
 audits and returns a small frozen dataclass."""
 
 from deliveries_app.services.impact import Impact, impact_of
-from deliveries_app.services.onboarding import Onboarded, onboard_app
+from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.resync import PERMISSION as RESYNC_PERMISSION
 from deliveries_app.services.resync import (
     NotFound,
@@ -24,6 +24,7 @@ __all__ = [
     "Watched",
     "cancel_operation",
     "cancel_resync",
+    "change_app",
     "delete_app",
     "dismiss_operation",
     "enqueue_due",

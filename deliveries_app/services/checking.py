@@ -16,6 +16,7 @@ from deliveries_app.clock import from_now
 from deliveries_app.models import AppRepository
 from deliveries_app.rows import terms_of
 from deliveries_app.services import waking
+from docora.crypto import Undecryptable
 from docora.http.client import HttpClient
 from repositories_app.exceptions import GitError
 from repositories_app.remote import ls_heads
@@ -32,8 +33,9 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
     asked = 0
     while pairs := _take_slice():
         asked += len(pairs)
-        wanting = []
-        questions = ((pair, pair.github_url, pair.github_token) for pair in pairs)
+        lost = {pair.pk for pair in pairs if isinstance(pair.github_token, Undecryptable)}
+        wanting = list(lost)
+        questions = ((pair, pair.github_url, pair.github_token) for pair in pairs if pair.pk not in lost)
         for pair, answer in ls_heads(client, questions, meanwhile):
             if isinstance(answer, GitError):
                 logger.info("check_failed", extra={"pair": pair.pk, "cause": answer.cause.value})

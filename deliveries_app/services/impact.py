@@ -1,17 +1,18 @@
-"""What a re-sync would mean: the numbers of the confirmation pages."""
+"""What a re-sync or a removal would mean: the numbers of the confirmation pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Case, Count, F, OuterRef, Q, Subquery, Sum, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status, SyncRun
-from repositories_app.models import Snapshot
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, Status, SyncRun
+from repositories_app.models import Repository, Snapshot
 
 SAMPLE = 10
+COUNTED_RECORDS = 10_000
 _RECENT_RUNS = 50
 
 
@@ -32,6 +33,49 @@ class Impact:
     @property
     def more(self) -> int:
         return self.pairs - len(self.sample)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes with watched repositories that are removed: their delivery `records` (exact up to `COUNTED_RECORDS`,
+    beyond that about what their trees hold), and `orphans`, repositories that nobody else watches, with their mirrors.
+    `syncing` of them are being sent by a worker right now."""
+
+    pairs: int
+    syncing: int
+    records: int
+    records_are_exact: bool
+    orphans: int
+    orphan_names: Sequence[str]
+    sample: Sequence[AppRepository]
+
+    @property
+    def more(self) -> int:
+        return self.pairs - len(self.sample)
+
+    @property
+    def more_orphans(self) -> int:
+        return self.orphans - len(self.orphan_names)
+
+
+def removal_of(pairs: AppRepositoryQuerySet) -> Removal:
+    """Counted by the database in a constant number of queries; a table of millions is never counted."""
+    ids = pairs.alive().order_by().values("pk")
+    others = AppRepository.objects.alive().filter(repository=OuterRef("pk")).exclude(pk__in=ids)
+    orphans = Repository.objects.filter(Exists(AppRepository.objects.filter(repository=OuterRef("pk"), pk__in=ids)))
+    orphans = orphans.filter(~Exists(others))
+    found = pairs.alive().aggregate(pairs=Count("pk"), files=Coalesce(Sum("tree_files"), 0))
+    records = Delivery.objects.filter(pair__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
+    exact = records <= COUNTED_RECORDS
+    return Removal(
+        pairs=found["pairs"],
+        syncing=pairs.alive().leased().count(),
+        records=records if exact else max(records, found["files"]),
+        records_are_exact=exact,
+        orphans=orphans.count(),
+        orphan_names=[str(repository) for repository in orphans[:SAMPLE]],
+        sample=list(pairs.alive().select_related("app", "repository")[:SAMPLE]),
+    )
 
 
 def impact_of(pairs: AppRepositoryQuerySet) -> Impact:

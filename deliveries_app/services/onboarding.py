@@ -1,17 +1,26 @@
-"""Client apps: registering one."""
+"""Client apps: registering one, and changing its settings."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.contrib.admin.models import ADDITION
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken
+from deliveries_app.services import audit, waking
+from deliveries_app.services.keys import validate_key
 from docora.crypto import hash_token, new_token, new_webhook_key
+from docora.http.client import Request
+from docora.http.messages import url_refusal
+from repositories_app import remote
+
+_REACH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -19,8 +28,8 @@ class Onboarded:
     """The new app with its two secrets, which cannot be shown again."""
 
     app: App
-    token: str
-    client_auth_key: str
+    token: str = field(repr=False)
+    client_auth_key: str = field(repr=False)
 
 
 def validate_base_url(url: str) -> str:
@@ -39,14 +48,30 @@ def validate_base_url(url: str) -> str:
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValidationError("The base URL must not contain credentials, a query or a fragment.", code="base_url")
+    if (refusal := url_refusal(url, settings.ALLOW_HTTP)) is not None:  # what would fail at every call
+        raise ValidationError(refusal, code="base_url")
+    return url
+
+
+def validate_website(url: str) -> str:
+    """Empty, or an http(s) address that a browser can be led to; `ValidationError` in words."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if url and not (usable and len(url) <= 2048 and url.isprintable() and " " not in url):
+        raise ValidationError(
+            "The website must be an address such as https://portal.example of at most 2048 characters.", code="website"
+        )
     return url
 
 
 def validate_name(name: str) -> str:
     """The name without the spaces around it; `ValidationError` in words."""
     name = name.strip()
-    if not 3 <= len(name) <= 100:
-        raise ValidationError("The name must have 3 to 100 characters.", code="name")
+    if not 3 <= len(name) <= 100 or not name.isprintable():
+        raise ValidationError("The name must have 3 to 100 printable characters.", code="name")
     return name
 
 
@@ -62,18 +87,20 @@ def onboard_app(
 ) -> Onboarded:
     """Register a client app; generates its token, and its signing key unless one is given.
 
-    Raises `ValidationError` in words: name of 3–100 characters, base URL, e-mail, key of 16–500 characters.
+    Raises `ValidationError` in words: name of 3–100 characters, base URL, e-mail, website, description, key of 16–500
+    characters.
     """
     actor.require("deliveries_app.onboard_app")
     name = validate_name(name)
     validate_base_url(base_url)
+    validate_website(website)
     try:
         validate_email(email)
     except ValidationError:
         raise ValidationError("The e-mail address is malformed.", code="email") from None
-    key = client_auth_key or new_webhook_key()
-    if not 16 <= len(key) <= 500:
-        raise ValidationError("The signing key must have 16 to 500 characters.", code="client_auth_key")
+    if len(email) > 255:
+        raise ValidationError("The e-mail address must have at most 255 characters.", code="email")
+    key = validate_key(client_auth_key) if client_auth_key else new_webhook_key()
     if len(description) > 500:
         raise ValidationError("The description must have at most 500 characters.", code="description")
     token = new_token()
@@ -87,4 +114,35 @@ def onboard_app(
             client_auth_key=key,
         )
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
+        audit.record(actor, [app], "Registered", ADDITION)
     return Onboarded(app, token, key)
+
+
+def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
+    """Write the fields `changed` on `app`, and no others: the workers write the rest.
+
+    Resuming forgets why it was paused. Resuming and a new base URL both forget how long the endpoint was to rest.
+    """
+    actor.require("deliveries_app.change_app")
+    actor.require_app(app)
+    written = set(changed)
+    resumed = "paused" in written and not app.paused
+    if resumed:
+        app.paused_reason = ""
+        written.add("paused_reason")
+    if resumed or "base_url" in written:
+        app.not_before, app.down_count = None, 0
+        written |= {"not_before", "down_count"}
+        transaction.on_commit(waking.enqueue_due, robust=True)
+    app.save(update_fields={*written, "updated_at"})
+
+
+def reachability(base_url: str) -> str:
+    """Why notifications cannot be delivered to this address now, in one sentence; empty if anything answers there.
+
+    One `HEAD` through the outbound client. What it answers does not matter: an endpoint need not know `HEAD`.
+    """
+    request = Request("HEAD", base_url, connect_timeout=_REACH_SECONDS, timeout=_REACH_SECONDS)
+    with remote.new_client(max_connections=1) as client:
+        outcome = client.request(request)
+    return outcome.message if outcome.status is None else ""

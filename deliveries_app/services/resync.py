@@ -7,10 +7,8 @@ files the app may hold and has to be told to delete.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.contenttypes.models import ContentType
 from django.db import transaction
-from django.db.models import F, Max, Model, OuterRef, QuerySet, Subquery, Value
+from django.db.models import F, Max, OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
@@ -26,7 +24,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
-from deliveries_app.services import waking
+from deliveries_app.services import audit, waking
 
 PERMISSION = "deliveries_app.resync_apprepository"
 LOGGED_ONE_BY_ONE = 100
@@ -54,7 +52,7 @@ def resync_single(actor: Actor, pair: AppRepository, *, checked: bool = False) -
         if not made:
             raise NotFound("App-repository link not found")
         pair.refresh_from_db()
-        _log(actor, [pair], f"Forced re-sync of {pair}")
+        audit.record(actor, [pair], f"Forced re-sync of {pair}")
         waking.enqueue(pair, "high")
     return Resynced(made[0], pair.job_id)
 
@@ -93,9 +91,9 @@ def resync_many(
         BulkOperation.objects.filter(pk=operation.pk).update(total=len(made))
         operation.total = len(made)
         if len(made) <= LOGGED_ONE_BY_ONE:
-            _log(actor, [run.pair for run in made if run.pair], f"Forced re-sync, {operation.operation_id}")
+            audit.record(actor, [run.pair for run in made if run.pair], f"Forced re-sync, {operation.operation_id}")
         else:
-            _log(actor, [operation], f"Forced re-sync of {count}")
+            audit.record(actor, [operation], f"Forced re-sync of {count}")
         transaction.on_commit(waking.enqueue_due, robust=True)
     return operation
 
@@ -140,7 +138,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         )
         runs.close_operations([operation.pk])
         if cancelled:
-            _log(actor, [operation], f"Cancelled; {cancelled} repositories had not finished")
+            audit.record(actor, [operation], f"Cancelled; {cancelled} repositories had not finished")
     operation.refresh_from_db()
     return cancelled
 
@@ -156,7 +154,7 @@ def cancel_resync(actor: Actor, pair: AppRepository) -> int:
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])
-        _log(actor, [pair], "Cancelled the re-sync")
+        audit.record(actor, [pair], "Cancelled the re-sync")
     return cancelled
 
 
@@ -191,20 +189,3 @@ def dismiss_operation(actor: Actor, operation: BulkOperation) -> None:
     actor.require(PERMISSION)  # it goes for everybody who watches
     actor.require_app(operation.app)
     BulkOperation.objects.filter(pk=operation.pk, ended_at__isnull=False).update(dismissed_at=timezone.now())
-
-
-def _log(actor: Actor, objects: Sequence[Model], message: str) -> None:
-    """Django's own record of who did what, for users."""
-    if actor.user is None:
-        return
-    LogEntry.objects.bulk_create(
-        LogEntry(
-            user_id=actor.user.pk,
-            content_type=ContentType.objects.get_for_model(item),
-            object_id=str(item.pk),
-            object_repr=str(item)[:200],
-            action_flag=CHANGE,
-            change_message=message,
-        )
-        for item in objects
-    )

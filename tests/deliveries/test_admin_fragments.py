@@ -43,7 +43,7 @@ def fragment(client: Client, operation: BulkOperation, **query: str) -> str:
 
 def begin(run: SyncRun, files_done: int) -> None:
     run.refresh_from_db()
-    runs.set_totals(run, files=100, size=5_000, skipped=0, commit="a" * 40)
+    runs.set_totals(run, files=100, size=5_000, left_out={}, commit="a" * 40)
     runs.count(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
     runs.show(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
 

@@ -44,6 +44,7 @@ def pair(db) -> AppRepository:
 
 def pages(pair: AppRepository) -> list[str]:
     operation = resync_by_app(Actor.system(), pair.app)
+    rotating = pair.app.is_rotating_key  # its key is not rotated again then
     return [
         "/admin/",
         "/admin/deliveries_app/",
@@ -57,6 +58,12 @@ def pages(pair: AppRepository) -> list[str]:
         f"{ADMIN}/apprepository/{pair.pk}/change/",
         f"{ADMIN}/apprepository/{pair.pk}/delete/",
         f"{ADMIN}/apprepository/force-resync/?ids={pair.pk}",
+        *(f"{ADMIN}/app/{pair.app_id}/{page}/" for page in ("ping", "rotate-token", "retire-tokens", "history")),
+        *(f"{ADMIN}/app/{pair.app_id}/{page}/" for page in ("rotate-key", "retire-key", "cancel-key")[rotating:]),
+        *(f"{ADMIN}/apprepository/{pair.pk}/{page}/" for page in ("token", "push-secret", "patterns", "history")),
+        f"{ADMIN}/app/remove/?ids={pair.app_id}",
+        f"{ADMIN}/apprepository/remove/?all=1",
+        f"/admin/repositories_app/repository/{pair.repository_id}/history/",
         "/admin/repositories_app/repository/",
         f"/admin/repositories_app/repository/{pair.repository_id}/change/",
         f"{ADMIN}/syncrun/",
@@ -76,10 +83,15 @@ def pages(pair: AppRepository) -> list[str]:
 
 
 def test_every_page_answers_and_none_shows_a_secret(root: Client, pair: AppRepository) -> None:
+    App.objects.update(
+        key_rotation_started_at=timezone.now(), new_auth_key="n" * 20, new_key_accepted_at=timezone.now()
+    )
+    AppRepository.objects.update(push_secret="p" * 20)
+    pair.app.refresh_from_db()
     for url in pages(pair):
         answer = root.get(url)
         assert answer.status_code == 200, url
-        for secret in ("ghp_secret", "k" * 20, pair.app.tokens.get().digest):
+        for secret in ("ghp_secret", "k" * 20, "n" * 20, "p" * 20, pair.app.tokens.get().digest):
             assert secret not in answer.text, url
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert " style=" not in answer.text, url

@@ -1,0 +1,57 @@
+"""Send test ping: what the app's endpoint answers, in words, and what to do about it."""
+
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, reverse
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from deliveries_app.actors import Actor
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.models import App
+from deliveries_app.services import pinging
+
+_SESSION_KEY = "docora_last_ping"
+
+
+class PingAdmin(DocoraAdmin[App]):
+    """POST sends it and leads to the page (GET) that shows what came of it, so that a refresh sends nothing."""
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self.object_page("ping", self.ping, pinging.PERMISSION), *super().get_urls()]
+
+    def has_ping_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, pinging.PERMISSION)
+
+    def ping(self, request: HttpRequest, app: App) -> HttpResponse:
+        if request.method == "POST":
+            new_key = request.POST.get("key") == "new" and app.is_rotating_key
+            ping = pinging.send_ping(Actor.of_user(request.user), app, new_key=new_key)
+            request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **_facts(ping)}
+            return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
+        last: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Test ping",
+            "opts": self.opts,
+            "original": app,
+            "app": app,
+            "ping": last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None,
+            "back": self.page_of(app),
+        }
+        return TemplateResponse(request, "admin/deliveries_app/app/ping.html", context)
+
+
+def _facts(ping: pinging.Ping) -> dict[str, Any]:
+    """What the session can hold."""
+    return {
+        "delivered": ping.delivered,
+        "words": ping.words,
+        "hint": ping.hint,
+        "status": ping.status,
+        "seconds": ping.seconds,
+        "body": ping.body,
+        "new_key": ping.new_key,
+    }

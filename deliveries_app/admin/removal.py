@@ -1,0 +1,110 @@
+"""Removing in the admin: Django's delete page with the numbers, and one page of its own address for a selection."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+
+from deliveries_app.actors import Actor
+from deliveries_app.admin.resync import ResyncAdmin
+from deliveries_app.services.impact import SAMPLE, removal_of
+from docora import confirm
+
+
+class RemovalAdmin[M: Model](ResyncAdmin[M]):
+    """Rows that are removed with the watched repositories that they stand for. `removal_words`: the verb on the button
+    and in titles, and the noun of one row and of several."""
+
+    removal_words: tuple[str, str, str]
+    delete_confirmation_template = "docora/confirm_removal.html"
+
+    def remove(self, actor: Actor, obj: M) -> None:
+        """One row, through its service."""
+        raise NotImplementedError
+
+    @admin.action(permissions=["delete"], description="Delete", description_plural="Delete")
+    def delete_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
+        """In the place of Django's action of this name, which would write every id of the selection into its page. Like
+        that one it acts on `post`, and else leads to the page that asks."""
+        back = request.get_full_path()
+        if request.POST.get("post") == "yes":
+            return self._remove(request, queryset, back)
+        page = reverse(f"admin:{self.url_name('remove')}")
+        return HttpResponseRedirect(f"{page}?{confirm.query_of_selection(request)}")
+
+    def get_urls(self) -> list[URLPattern]:
+        page = path("remove/", self.admin_site.admin_view(self.confirm_removal), name=self.url_name("remove"))
+        return [page, *super().get_urls()]
+
+    def confirm_removal(self, request: HttpRequest) -> HttpResponse:
+        """GET tells what would go; POST with `post=yes` removes it."""
+        if not self.has_delete_permission(request):
+            raise PermissionDenied
+        rows = confirm.selected(self, request)
+        back = confirm.way_back(request, self._list())
+        if request.method == "POST" and request.POST.get("post") == "yes":
+            return self._remove(request, rows, back)
+        count = rows.count()
+        if count == 0:
+            self.message_user(request, "There is nothing to remove in this selection.", messages.WARNING)
+            return HttpResponseRedirect(back)
+        verb, one, several = self.removal_words
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": f"{verb} {count:,} {one if count == 1 else several}",
+            "back": back,
+            **self._about(rows),
+        }
+        return TemplateResponse(request, "docora/confirm_removal.html", context)
+
+    def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+        """Django's page of one row, with the numbers."""
+        obj = context["object"]
+        context |= {
+            "title": f"{self.removal_words[0]} {obj}",
+            "back": self.page_of(obj),
+            **self._about(self.get_queryset(request).filter(pk=obj.pk)),
+        }
+        return super().render_delete_form(request, context)
+
+    def _about(self, rows: QuerySet[M]) -> dict[str, Any]:
+        names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
+        return {
+            "removal": removal_of(self.pairs_of(rows)),
+            "verb": self.removal_words[0],
+            "row_count": rows.count(),
+            "row_names": names,
+        }
+
+    def _remove(self, request: HttpRequest, rows: QuerySet[M], back: str) -> HttpResponse:
+        actor, selected = Actor.of_user(request.user), list(rows)
+        self.log_deletions(request, selected)  # type: ignore[arg-type]  # any sequence of them will do
+        for row in selected:
+            self.remove(actor, row)
+        if selected:
+            self.message_user(request, f"{self._many(len(selected))} removed.", messages.SUCCESS)
+        return HttpResponseRedirect(back)
+
+    def _many(self, count: int) -> str:
+        _, one, several = self.removal_words
+        return f"1 {one} is" if count == 1 else f"{count:,} {several} are"
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Nothing is collected: the page says it in numbers, and a million deliveries would help nobody."""
+        return [str(obj) for obj in objs], {}, set(), []
+
+    def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
+        """Back to the list: Django takes it only for those who may change."""
+        super().response_delete(request, obj_display, obj_id)
+        return HttpResponseRedirect(self._list())
+
+    def delete_model(self, request: HttpRequest, obj: M) -> None:
+        self.remove(Actor.of_user(request.user), obj)
+
+    def _list(self) -> str:
+        return reverse(f"admin:{self.url_name('changelist')}")

@@ -1,0 +1,114 @@
+"""What can be changed about a watched repository: its token, the secret of its push hooks, what is left out."""
+
+from django.conf import settings
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET
+
+from deliveries_app.actors import Actor
+from deliveries_app.admin import shown_once
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.admin.forms import GithubTokenForm, PatternsForm, error_into, posted
+from deliveries_app.models import AppRepository
+from deliveries_app.services import NotFound, rules, watch_settings
+from deliveries_app.services.watch_settings import PERMISSION
+from repositories_app.exceptions import GitError
+
+_KIND = "push secret"
+
+
+class WatchSettingsAdmin(DocoraAdmin[AppRepository]):
+    """A page for each; GET tells and asks, POST acts."""
+
+    def get_urls(self) -> list[URLPattern]:
+        secret = path(
+            "secrets/",
+            self.admin_site.admin_view(never_cache(require_GET(self.show_secret))),
+            name=self.url_name("secrets"),
+        )
+        return [
+            secret,
+            self.object_page("token", self.replace_token, PERMISSION),
+            self.object_page("push-secret", self.renew_secret, PERMISSION),
+            self.object_page("patterns", self.edit_patterns, PERMISSION),
+            *super().get_urls(),
+        ]
+
+    def replace_token(self, request: HttpRequest, pair: AppRepository) -> HttpResponse:
+        """The old one is never shown, and the new one never again."""
+        form = GithubTokenForm(posted(request))
+        if request.method == "POST" and form.is_valid():
+            token = form.cleaned_data["github_token"]
+            try:
+                watch_settings.replace_github_token(Actor.of_user(request.user), pair, token)
+            except (ValidationError, GitError) as error:
+                error_into(form, error)
+            except NotFound as error:
+                return self._gone(request, error)
+            else:
+                words = "The token is replaced" if token else "The token is removed"
+                self.message_user(request, f"{words}; the repository is read now.", messages.SUCCESS)
+                return HttpResponseRedirect(self.page_of(pair))
+        template = "admin/deliveries_app/apprepository/token.html"
+        return self.ask(request, pair, "Replace the token", "Check and replace", template, form=form)
+
+    def renew_secret(self, request: HttpRequest, pair: AppRepository) -> HttpResponse:
+        if request.method == "POST":
+            try:
+                secret = watch_settings.renew_push_secret(Actor.of_user(request.user), pair)
+            except NotFound as error:
+                return self._gone(request, error)
+            shown_once.keep(request, _KIND, pair.pk, secret=secret)
+            return HttpResponseRedirect(reverse(f"admin:{self.url_name('secrets')}"))
+        template = "admin/deliveries_app/apprepository/push_secret.html"
+        verb = "Renew the secret" if pair.push_secret else "Make a secret"
+        return self.ask(request, pair, "Push hook secret", verb, template, hook_url=hook_url(pair))
+
+    def show_secret(self, request: HttpRequest) -> HttpResponse:
+        """The secret that this session has just made, once."""
+        kept = shown_once.take(request, _KIND)
+        pair = self.get_object(request, str(kept.pk)) if kept else None
+        if kept is None or pair is None:
+            self.message_user(request, "A secret is shown once, and this one was shown.", messages.WARNING)
+            return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "The new push hook secret",
+            "opts": self.opts,
+            "original": pair,
+            "hook_url": hook_url(pair),
+            "back": self.page_of(pair),
+            **kept.secrets,
+        }
+        return TemplateResponse(request, "admin/deliveries_app/apprepository/secrets.html", context)
+
+    def edit_patterns(self, request: HttpRequest, pair: AppRepository) -> HttpResponse:
+        form = PatternsForm(posted(request), initial={"patterns": pair.ignore_patterns})
+        if request.method == "POST" and form.is_valid():
+            try:
+                patterns = rules.set_ignore_patterns(Actor.of_user(request.user), pair, form.cleaned_data["patterns"])
+            except ValidationError as error:
+                error_into(form, error)
+            except NotFound as error:
+                return self._gone(request, error)
+            else:
+                words = (
+                    "The patterns are saved, and a sync is on its way." if patterns.changed else "Nothing was changed."
+                )
+                self.message_user(request, words, messages.SUCCESS)
+                return HttpResponseRedirect(self.page_of(pair))
+        template = "admin/deliveries_app/apprepository/patterns.html"
+        return self.ask(request, pair, "Ignore patterns", "Save", template, form=form)
+
+    def _gone(self, request: HttpRequest, error: NotFound) -> HttpResponse:
+        self.message_user(request, f"{error}: it is not watched any more.", messages.WARNING)
+        return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
+
+
+def hook_url(pair: AppRepository) -> str:
+    """Where the git host shall send its push hooks."""
+    return f"{settings.PUBLIC_URL}/api/hooks/push/{pair.repository.repository_id}"

@@ -1,0 +1,130 @@
+"""The life of a client app in a real browser, from its registration to its removal."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from deliveries_app.models import App, AppRepository
+from deliveries_app.services.tokens import authenticate
+from tests.browser.conftest import Browser, Site
+from tests.browser.test_journey import sign_in
+from tests.support.receiver import wait_for
+from tests.support.world import KEY, World
+
+pytestmark = pytest.mark.browser
+
+APPS = "/admin/deliveries_app/app/"
+NEW_KEY = "the key that comes next"
+
+
+def shown(page: Page, element: str) -> str:
+    return page.locator(f"code#{element}").inner_text()
+
+
+def register(page: Page, site: Site, world: World) -> tuple[str, str]:
+    """The app id and the token, from the page that shows them once."""
+    sign_in(page, site)
+    page.goto(f"{site.url}{APPS}add/")
+    page.get_by_label("Name:").fill("Newsletter")
+    page.get_by_label("Base URL:").fill(world.receiver.url)
+    page.get_by_label("E-mail:").fill("ops@newsletter.example")
+    page.get_by_label("Signing key:").fill(KEY)
+    page.get_by_role("button", name="Register the app").click()
+    expect(page.get_by_role("heading", name="Newsletter is registered")).to_be_visible()
+    expect(page.locator("code#signing-key")).to_have_text(KEY)
+    page.get_by_role("button", name="Copy: Token").click()
+    expect(page.get_by_role("button", name="Copy: Token")).to_have_text(re.compile("Copied|Selected"))
+    found = shown(page, "app-id"), shown(page, "token")
+    page.reload()
+    expect(page.get_by_role("alert").filter(has_text="A secret is shown once")).to_be_visible()
+    assert found[1] not in page.content()
+    return found
+
+
+def ping(page: Page, site: Site, app: App) -> None:
+    page.goto(f"{site.url}{APPS}{app.pk}/change/")
+    page.get_by_role("button", name="Send test ping").click()
+    expect(page.get_by_role("heading", name="The app accepted the ping: it answered 200.")).to_be_visible()
+    page.reload()  # sends nothing: the page is the answer to a GET
+    expect(page.get_by_text("pong")).to_be_visible()
+
+
+def rotate_key(page: Page, site: Site, app: App) -> None:
+    page.goto(f"{site.url}{APPS}{app.pk}/change/")
+    page.get_by_role("link", name="Rotate key").click()
+    page.get_by_label("New signing key:").fill(NEW_KEY)
+    page.get_by_role("button", name="Make a new key").click()
+    expect(page.locator("code#signing-key")).to_have_text(NEW_KEY)
+    page.get_by_role("button", name="Ping with the new key").click()
+    expect(page.get_by_role("heading", name="The app answered 401.")).to_be_visible()
+    page.get_by_role("link", name="Back to the app").click()
+    expect(page.get_by_role("heading", name="The signing key is being rotated")).to_be_visible()
+    expect(page.get_by_role("link", name="Retire old key")).to_have_count(0)
+
+
+def retire_key(page: Page) -> None:
+    page.get_by_role("button", name="Ping with the new key").click()
+    expect(page.get_by_role("heading", name="The app accepted the ping: it answered 200.")).to_be_visible()
+    page.get_by_role("link", name="Back to the app").click()
+    page.get_by_role("link", name="Retire old key").click()
+    page.get_by_role("button", name="Retire it now").click()
+    expect(page.get_by_role("status").filter(has_text="The old key is retired")).to_be_visible()
+    expect(page.get_by_role("heading", name="The signing key is being rotated")).to_have_count(0)
+    assert NEW_KEY not in page.content()
+
+
+def watch(page: Page, url: str) -> None:
+    page.get_by_role("link", name="Watch a repository").click()
+    page.get_by_label("URL:").fill(url)
+    page.get_by_role("button", name="Watch", exact=True).click()
+    expect(page.get_by_role("heading", name="acme/docs → Newsletter")).to_be_visible()
+    expect(page.locator(".progress-words .badge").first).to_have_text("synced", timeout=30_000)
+
+
+def ignore_drafts(page: Page) -> None:
+    page.get_by_role("link", name="Add patterns").click()
+    page.get_by_label("Patterns:").fill("/drafts/\n")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("pre.body")).to_have_text("/drafts/")
+
+
+def unwatch_and_delete(page: Page, site: Site, app: App) -> None:
+    page.get_by_role("link", name="Unwatch").click()
+    expect(page.get_by_text("Nothing more is sent about acme/docs → Newsletter.")).to_be_visible()
+    page.get_by_role("button", name="Yes, unwatch").click()
+    expect(page.get_by_role("heading", name="Watched repositories", exact=True)).to_be_visible()
+    page.goto(f"{site.url}{APPS}{app.pk}/change/")
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("This removes Newsletter.")).to_be_visible()
+    page.get_by_role("button", name="Yes, delete").click()
+    expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Newsletter")).to_have_count(0)
+
+
+def test_an_app_is_registered_pinged_given_a_new_key_fed_and_removed(
+    world: World, site: Site, browser: Browser
+) -> None:
+    repo = world.git.repo("acme/docs", {"readme.md": b"# Hello\n", "drafts/secret.md": b"not yet"})
+    app_id, token = browser.drive(lambda page: register(page, site, world))
+    app = App.objects.get(app_id=app_id)
+    assert authenticate(token) == app
+    browser.drive(lambda page: ping(page, site, app))
+    assert [record.kind for record in world.requests()] == ["ping"]
+
+    browser.drive(lambda page: rotate_key(page, site, app))
+    world.receiver.keys = NEW_KEY
+    browser.drive(retire_key)
+    app.refresh_from_db()
+    assert (app.client_auth_key, app.is_rotating_key) == (NEW_KEY, False)
+
+    browser.drive(lambda page: watch(page, repo.url))
+    pair = AppRepository.objects.get(app=app)
+    assert set(world.copy(pair)) == {"readme.md", "drafts/secret.md"}
+    browser.drive(ignore_drafts)
+    wait_for(lambda: set(world.copy(pair)) == {"readme.md"}, timeout=30)
+
+    browser.drive(lambda page: unwatch_and_delete(page, site, app))
+    wait_for(lambda: not App.objects.filter(pk=app.pk).exists(), timeout=40)  # the clean-up has passed
+    assert set(world.receiver.copy(app_id, "acme/docs")) == {"readme.md"}  # what the client holds, it keeps
+    assert browser.complaints == []

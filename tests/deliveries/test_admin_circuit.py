@@ -1,0 +1,103 @@
+"""An open circuit in the admin: why it is open, and the button that closes it."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository
+from repositories_app.models import Repository
+from tests.support.staff import staff
+
+LIST = "/admin/repositories_app/repository/"
+WATCHES = "/admin/deliveries_app/apprepository/"
+SEES = ("view_repository", "view_apprepository", "view_app")
+
+
+@pytest.fixture
+def broken(pairs: list[AppRepository]) -> list[AppRepository]:
+    """Every repository has failed five times; nothing is due for half an hour."""
+    later = timezone.now() + timedelta(minutes=30)
+    Repository.objects.update(
+        consecutive_failures=5,
+        circuit_open_until=later,
+        last_failure_at=timezone.now(),
+        last_error="git could not read the repository: <b>502</b>.",
+        last_error_cause="network",
+    )
+    AppRepository.objects.update(next_sync_at=later)
+    return pairs
+
+
+@pytest.fixture
+def mender(db) -> Client:
+    return staff("mara", *SEES, "retry_apprepository")
+
+
+def open_circuits() -> int:
+    return Repository.objects.exclude(circuit_open_until=None).count()
+
+
+def test_both_pages_say_why_it_is_open_and_what_can_be_done(mender: Client, broken) -> None:
+    page = mender.get(f"{LIST}{broken[0].repository_id}/change/").text
+    assert "5 failures in a row" in page
+    assert "git could not read the repository: &lt;b&gt;502&lt;/b&gt;." in page
+    assert "Once the git host can be reached again" in page
+    assert "Reset circuit" in page
+    assert "Reset circuit" in mender.get(f"{WATCHES}{broken[0].pk}/change/").text
+    assert "open, next try" in mender.get(f"{LIST}?circuit=open").text
+
+
+def test_the_button_closes_it_wakes_every_watch_and_leads_back(mender: Client, broken) -> None:
+    pair = broken[0]
+    back = f"{WATCHES}{pair.pk}/change/"
+    page = mender.post(f"{LIST}{pair.repository_id}/reset-circuit/?next={back}", follow=True)
+    assert page.redirect_chain == [(back, 302)]
+    assert "The circuit is reset: 2 watches are tried at once." in page.text
+    assert "Reset circuit" not in page.text
+    pair.repository.refresh_from_db()
+    assert (pair.repository.consecutive_failures, pair.repository.circuit_open_until) == (0, None)
+    due = AppRepository.objects.filter(next_sync_at__lte=timezone.now())
+    assert {due_pair.pk for due_pair in due} == {broken[0].pk, broken[2].pk}
+    entry = LogEntry.objects.get()
+    assert (entry.user.username, entry.change_message) == ("mara", "Reset the circuit")
+    assert "Reset the circuit" in mender.get(f"{LIST}{pair.repository_id}/history/").text
+
+
+def test_the_action_resets_what_is_ticked_or_everything(mender: Client, broken) -> None:
+    chosen = {"action": "reset_circuits", "_selected_action": [broken[0].repository_id]}
+    assert "The circuit is reset" in mender.post(LIST, chosen, follow=True).text
+    assert open_circuits() == 1
+    Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=5))
+    assert "2 circuits are reset" in mender.post(LIST, chosen | {"select_across": "1"}, follow=True).text
+    assert open_circuits() == 0
+
+
+def test_looking_closes_nothing(mender: Client, broken) -> None:
+    assert mender.get(f"{LIST}{broken[0].repository_id}/reset-circuit/").status_code == 405
+    mender.get(f"{LIST}?action=reset_circuits&_selected_action={broken[0].repository_id}")
+    assert open_circuits() == 2
+
+
+@pytest.mark.parametrize("permissions", [SEES, ("retry_apprepository",), (*SEES, "resync_apprepository")])
+def test_a_forged_post_without_the_permission_is_refused(broken, permissions: tuple[str, ...]) -> None:
+    client = staff("mallory", *permissions)
+    assert client.post(f"{LIST}{broken[0].repository_id}/reset-circuit/").status_code == 403
+    client.post(LIST, {"action": "reset_circuits", "_selected_action": [broken[0].repository_id]})
+    assert open_circuits() == 2
+    for url in (f"{LIST}{broken[0].repository_id}/change/", f"{WATCHES}{broken[0].pk}/change/"):
+        assert "reset-circuit" not in client.get(url).text
+
+
+def test_where_nothing_failed_there_is_nothing_to_reset(mender: Client, pairs) -> None:
+    assert "Reset circuit" not in mender.get(f"{LIST}{pairs[0].repository_id}/change/").text
+    assert mender.post(f"{LIST}999999/reset-circuit/").status_code == 302
+
+
+def test_who_may_not_see_git_repositories_is_offered_no_way_there(broken) -> None:
+    client = staff("olga", "view_apprepository", "retry_apprepository")
+    page = client.get(f"{WATCHES}{broken[0].pk}/change/").text
+    assert LIST not in page
+    assert "acme/docs" in page

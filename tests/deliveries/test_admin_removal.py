@@ -1,0 +1,158 @@
+"""Removing apps and watches in the admin: what the pages say first, and what goes."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import DELETION, LogEntry
+from django.contrib.auth.models import User
+from django.db.models.functions import Now
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.models import App, AppRepository, Delivery
+from deliveries_app.services import impact
+from tests.support.staff import make_app, make_pair, staff
+
+APPS = "/admin/deliveries_app/app/"
+WATCHES = "/admin/deliveries_app/apprepository/"
+
+
+@pytest.fixture
+def admin(db) -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    return client
+
+
+def deliver(pair: AppRepository, count: int) -> None:
+    facts = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "intent": 1, "generation": 1}
+    Delivery.objects.bulk_create(
+        Delivery(pair=pair, path=f"{number}.txt", acknowledged=True, updated_at=timezone.now(), **facts)
+        for number in range(count)
+    )
+
+
+def test_deleting_an_app_says_what_goes_with_it(admin: Client, pairs: list[AppRepository]) -> None:
+    deliver(pairs[0], 7)
+    AppRepository.objects.filter(pk=pairs[0].pk).update(lease_until=Now() + timedelta(seconds=20))
+    page = admin.get(f"{APPS}{pairs[0].app_id}/delete/").text
+    assert "This removes Portal." in page
+    assert "2 watched repositories will be unwatched" in page
+    assert "7 delivery records will be removed" in page
+    assert "1 git repository that nobody else watches" in page  # Search watches acme/docs too
+    assert "1 repository is being sent right now" in page
+    assert "The client keeps the files that it holds" in page
+
+
+def test_unwatching_says_what_goes_with_it(admin: Client, pairs: list[AppRepository]) -> None:
+    page = admin.get(f"{WATCHES}{pairs[0].pk}/delete/").text
+    assert "Nothing more is sent about acme/docs → Portal." in page
+    assert "No git repository goes with it." in page
+    assert "right now" not in page
+    assert "acme/site" in admin.get(f"{WATCHES}{pairs[1].pk}/delete/").text
+
+
+def test_a_large_table_is_not_counted_but_told_about(admin: Client, pairs, monkeypatch) -> None:
+    monkeypatch.setattr(impact, "COUNTED_RECORDS", 5)
+    deliver(pairs[0], 7)
+    assert "About 100 delivery records" in admin.get(f"{WATCHES}{pairs[0].pk}/delete/").text
+
+
+def test_the_page_takes_the_same_queries_for_many_watches(admin: Client, django_assert_max_num_queries) -> None:
+    app = make_app("Portal")
+    for number in range(30):
+        make_pair(app, f"many-{number}")
+    with django_assert_max_num_queries(14):
+        assert "and 20 more" in admin.get(f"{APPS}{app.pk}/delete/").text
+
+
+def test_a_deletion_stands_in_django_s_own_record(admin: Client, pairs: list[AppRepository]) -> None:
+    page = admin.post(f"{WATCHES}{pairs[0].pk}/delete/", {"post": "yes"}, follow=True)
+    assert page.redirect_chain == [(WATCHES, 302)]
+    admin.post(f"{APPS}{pairs[2].app_id}/delete/", {"post": "yes"})
+    entries = LogEntry.objects.filter(action_flag=DELETION).order_by("pk")
+    assert [entry.object_repr for entry in entries] == ["acme/docs → Portal", "Search"]
+
+
+def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Client, pairs) -> None:
+    chosen = {"action": "delete_selected", "_selected_action": [pairs[0].pk, pairs[2].pk]}
+    answer = admin.post(f"{WATCHES}?status__exact=synced", chosen)
+    assert AppRepository.objects.alive().count() == 3
+    page = admin.get(answer.url)
+    assert "Unwatch 2 repositories" in page.text
+    assert "1 git repository that nobody else watches" in page.text
+    done = admin.post(answer.url, {"post": "yes"}, follow=True)
+    assert "2 repositories are removed." in done.text
+    assert done.redirect_chain[-1][0] == f"{WATCHES}?status__exact=synced"
+    assert list(AppRepository.objects.alive()) == [pairs[1]]
+    assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
+
+
+def test_the_action_takes_all_that_the_filters_of_the_list_show(admin: Client, pairs) -> None:
+    chosen = {"action": "delete_selected", "_selected_action": [pairs[0].pk], "select_across": "1"}
+    answer = admin.post(f"{WATCHES}?app={pairs[0].app_id}", chosen)
+    page = admin.get(answer.url).text
+    assert "Unwatch 2 repositories" in page
+    assert "_selected_action" not in page
+    admin.post(answer.url, {"post": "yes"})
+    assert list(AppRepository.objects.alive()) == [pairs[2]]
+
+
+def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, pairs) -> None:
+    apps = [pairs[0].app_id, pairs[2].app_id]
+    answer = admin.post(APPS, {"action": "delete_selected", "_selected_action": apps})
+    page = admin.get(answer.url).text
+    assert "This removes Portal, Search." in page
+    assert "2 git repositories that nobody else watches" in page
+    assert "2 apps are removed." in admin.post(answer.url, {"post": "yes"}, follow=True).text
+    assert not App.objects.filter(ended_at=None).exists()
+    assert not AppRepository.objects.alive().exists()
+
+
+def test_a_confirmed_action_removes_at_once_as_django_s_own_does(admin: Client, pairs) -> None:
+    chosen = {"action": "delete_selected", "_selected_action": [pairs[1].pk], "post": "yes"}
+    assert "1 repository is removed." in admin.post(WATCHES, chosen, follow=True).text
+    assert AppRepository.objects.alive().count() == 2
+
+
+def test_an_empty_selection_removes_nothing(admin: Client, pairs) -> None:
+    assert "nothing to remove" in admin.get(f"{WATCHES}remove/?ids=", follow=True).text
+    admin.post(f"{WATCHES}remove/?ids=999999,x", {"post": "yes"})
+    admin.post(f"{WATCHES}remove/?ids={pairs[0].pk}", {"post": "no"})
+    assert AppRepository.objects.alive().count() == 3
+
+
+def test_looking_removes_nothing(admin: Client, pairs) -> None:
+    for url in (
+        f"{APPS}{pairs[0].app_id}/delete/",
+        f"{APPS}remove/?ids={pairs[0].app_id}&post=yes",
+        f"{WATCHES}{pairs[0].pk}/delete/?post=yes",
+        f"{WATCHES}remove/?all=1",
+    ):
+        assert admin.get(url).status_code == 200
+    assert AppRepository.objects.alive().count() == 3
+
+
+@pytest.mark.parametrize("permissions", [("view_app", "view_apprepository", "change_app"), ("delete_syncrun",)])
+def test_a_forged_post_without_the_permission_is_refused(pairs, permissions: tuple[str, ...]) -> None:
+    client = staff("mallory", *permissions)
+    for url in (
+        f"{APPS}{pairs[0].app_id}/delete/",
+        f"{APPS}remove/?all=1",
+        f"{WATCHES}{pairs[0].pk}/delete/",
+        f"{WATCHES}remove/?all=1",
+    ):
+        for method in (client.get, client.post):
+            assert method(url, {"post": "yes"}).status_code == 403, url
+    chosen = {"action": "delete_selected", "_selected_action": [pairs[0].pk], "post": "yes"}
+    client.post(WATCHES, chosen)
+    client.post(APPS, chosen | {"_selected_action": [pairs[0].app_id]})
+    assert AppRepository.objects.alive().count() == 3
+    assert App.objects.filter(ended_at=None).count() == 2
+
+
+def test_who_may_unwatch_may_not_delete_an_app(pairs) -> None:
+    client = staff("olga", "view_app", "view_apprepository", "delete_apprepository")
+    assert client.post(f"{APPS}{pairs[0].app_id}/delete/", {"post": "yes"}).status_code == 403
+    client.post(f"{WATCHES}{pairs[0].pk}/delete/", {"post": "yes"})
+    assert AppRepository.objects.alive().count() == 2

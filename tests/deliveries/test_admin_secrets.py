@@ -1,0 +1,188 @@
+"""The token and the signing key of an app in the admin: replaced, shown once, retired."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App
+from deliveries_app.services.keys import start_key_rotation
+from deliveries_app.services.tokens import authenticate, rotate_app_token
+from tests.support.staff import make_app, staff
+
+APPS = "/admin/deliveries_app/app/"
+PAGES = ("rotate-token", "retire-tokens", "rotate-key", "retire-key", "cancel-key")
+
+
+@pytest.fixture
+def app(db) -> App:
+    return make_app("Portal")
+
+
+@pytest.fixture
+def keeper(db) -> Client:
+    return staff("karla", "view_app", "rotate_secret_app")
+
+
+def rotating(app: App, *, accepted: bool = False) -> str:
+    """The new key of a rotation that has begun."""
+    key = start_key_rotation(Actor.system(), app).key
+    if accepted:
+        App.objects.update(new_key_accepted_at=timezone.now(), new_key_signs=True)
+    app.refresh_from_db()
+    return key
+
+
+def state(app: App) -> tuple:
+    app.refresh_from_db()
+    tokens = tuple(app.tokens.order_by("pk").values_list("digest", "expires_at"))
+    return app.client_auth_key, app.new_auth_key, app.key_rotation_started_at, app.new_key_accepted_at, tokens
+
+
+def shown(page, element: str) -> str:
+    """The text of a `code` element of a page of secrets."""
+    return page.text.partition(f'<code id="{element}">')[2].partition("</code>")[0].replace("&#x2B;", "+")
+
+
+def test_a_new_token_is_shown_once_and_the_old_one_works_for_as_long_as_was_chosen(keeper: Client, app: App) -> None:
+    old = app.tokens.get()
+    assert old.ending in keeper.get(f"{APPS}{app.pk}/rotate-token/").text
+    answer = keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "168"})
+    page = keeper.get(answer.url)
+    token = shown(page, "token")
+    assert authenticate(token) == app
+    assert "no-store" in page.headers["Cache-Control"]
+    old.refresh_from_db()
+    assert old.expires_at - timezone.now() > timedelta(days=6, hours=23)
+    assert token not in keeper.get(answer.url, follow=True).text
+    assert token not in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert token[-4:] in keeper.get(f"{APPS}{app.pk}/change/").text
+
+
+def test_a_leaked_token_ends_at_once(keeper: Client, app: App) -> None:
+    leaked = rotate_app_token(Actor.system(), app).token
+    keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "0"})
+    assert authenticate(leaked) is None
+    assert app.tokens.count() == 1
+
+
+def test_an_overlap_that_is_not_offered_is_refused_beside_the_field(keeper: Client, app: App) -> None:
+    before = state(app)
+    assert "not one of the available choices" in keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "99999"}).text
+    assert state(app) == before
+
+
+def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
+    newest = rotate_app_token(Actor.system(), app).token
+    assert "Retire the old one" in keeper.get(f"{APPS}{app.pk}/change/").text
+    page = keeper.post(f"{APPS}{app.pk}/retire-tokens/", {"post": "yes"}, follow=True)
+    assert "Only the newest token is accepted now." in page.text
+    assert "Retire the old one" not in page.text
+    assert [token.ending for token in app.tokens.all()] == [newest[-4:]]
+
+
+def test_a_new_key_is_shown_once_and_signs_beside_the_old_one(keeper: Client, app: App) -> None:
+    assert "Rotate key" in keeper.get(f"{APPS}{app.pk}/change/").text
+    answer = keeper.post(f"{APPS}{app.pk}/rotate-key/", {"client_auth_key": ""})
+    page = keeper.get(answer.url)
+    app.refresh_from_db()
+    assert app.is_rotating_key
+    assert shown(page, "signing-key") == app.new_auth_key != app.client_auth_key
+    assert app.new_auth_key not in str(dict(keeper.session))
+    own = keeper.get(f"{APPS}{app.pk}/change/").text
+    assert "The signing key is being rotated" in own
+    assert "Retire old key" not in own
+    assert app.new_auth_key not in own
+    assert "Rotate key" not in own
+
+
+def test_a_key_of_one_s_own_is_taken_and_a_bad_one_told_beside_the_field(keeper: Client, app: App) -> None:
+    url = f"{APPS}{app.pk}/rotate-key/"
+    assert "at least 16" in keeper.post(url, {"client_auth_key": "short"}).text
+    assert "This is the key that is in use" in keeper.post(url, {"client_auth_key": "k" * 20}).text
+    assert not state(app)[1]
+    assert shown(keeper.get(keeper.post(url, {"client_auth_key": "x" * 16}).url), "signing-key") == "x" * 16
+
+
+def test_the_old_key_is_retired_only_after_the_app_has_accepted_the_new_one(keeper: Client, app: App) -> None:
+    new = rotating(app)
+    url = f"{APPS}{app.pk}/retire-key/"
+    assert "has not accepted a new one yet" in keeper.get(url, follow=True).text
+    assert "has not accepted the new key yet" in keeper.post(url, follow=True).text
+    App.objects.update(new_key_accepted_at=timezone.now())
+    assert "Retire old key" in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert "The old key is retired" in keeper.post(url, follow=True).text
+    assert state(app)[:3] == (new, "", None)
+
+
+def test_a_rotation_can_be_cancelled_and_another_one_begun(keeper: Client, app: App) -> None:
+    rotating(app)
+    assert "being rotated already" in keeper.get(f"{APPS}{app.pk}/rotate-key/", follow=True).text
+    assert "The new key is dropped" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    assert state(app)[:3] == ("k" * 20, "", None)
+    assert "is not being rotated" in keeper.get(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    assert "No key is being replaced" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    assert keeper.post(f"{APPS}{app.pk}/rotate-key/").status_code == 302
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_looking_at_a_page_changes_nothing(keeper: Client, app: App, page: str) -> None:
+    rotate_app_token(Actor.system(), app)
+    rotating(app, accepted=True)
+    before = state(app)
+    for method in (keeper.get, keeper.head):
+        assert method(f"{APPS}{app.pk}/{page}/").status_code in {200, 302}
+    assert state(app) == before
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("permissions", [("view_app", "change_app"), ("rotate_secret_app",)])
+def test_a_forged_post_without_the_permission_is_refused(app: App, page: str, permissions: tuple[str, ...]) -> None:
+    rotate_app_token(Actor.system(), app)
+    rotating(app, accepted=True)
+    before = state(app)
+    client = staff("mallory", *permissions)
+    for method in (client.get, client.post):
+        assert method(f"{APPS}{app.pk}/{page}/", {"overlap": "0", "post": "yes"}).status_code == 403
+    assert state(app) == before
+    if "view_app" in permissions:
+        own = client.get(f"{APPS}{app.pk}/change/").text
+        assert all(f"/{page}/" not in own for page in PAGES)
+
+
+def test_a_post_needs_the_token_of_its_form(app: App) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(staff("karla", "view_app", "rotate_secret_app").get("/admin/").wsgi_request.user)
+    before = state(app)
+    for page in PAGES:
+        assert client.post(f"{APPS}{app.pk}/{page}/", {"overlap": "0"}).status_code == 403
+    assert state(app) == before
+
+
+def test_secrets_of_one_session_are_not_shown_to_another(keeper: Client, app: App) -> None:
+    answer = keeper.post(f"{APPS}{app.pk}/rotate-key/")
+    other = staff("olga", "view_app", "rotate_secret_app")
+    assert "A secret is shown once" in other.get(answer.url, follow=True).text
+    assert keeper.head(answer.url).status_code == 405  # only a GET shows them, and takes them
+    assert shown(keeper.get(answer.url), "signing-key")
+
+
+def test_an_app_that_is_gone_has_no_pages(keeper: Client, app: App) -> None:
+    App.objects.update(ended_at=timezone.now())
+    for page in PAGES:
+        assert keeper.post(f"{APPS}{app.pk}/{page}/", {"overlap": "0"}).status_code == 302
+    assert not state(app)[1]
+    assert app.tokens.count() == 1
+
+
+def test_what_was_done_stands_in_the_history_and_holds_no_secret(keeper: Client, app: App) -> None:
+    keeper.post(f"{APPS}{app.pk}/rotate-key/", {"client_auth_key": "x" * 16})
+    keeper.post(f"{APPS}{app.pk}/cancel-key/")
+    keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "24"})
+    assert LogEntry.objects.filter(object_id=str(app.pk), user__username="karla").count() == 3
+    page = keeper.get(f"{APPS}{app.pk}/history/").text
+    assert "Replaced the token" in page
+    assert "x" * 16 not in page
