@@ -4,6 +4,7 @@ a bad one stops the start with a sentence that names it. Units stand in the name
 import ipaddress
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,6 +80,10 @@ SECRET_KEY = text("SECRET_KEY", default="") or _keys.secret_key
 ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
 if any(len(key) < 16 for key in ENCRYPTION_KEYS):
     raise ImproperlyConfigured("Every one of ENCRYPTION_KEYS must have at least 16 characters.")
+if len(set(ENCRYPTION_KEYS)) < len(ENCRYPTION_KEYS):
+    raise ImproperlyConfigured(
+        "ENCRYPTION_KEYS has the same key twice. Put a new key in front of the old ones, or remove the repeated one."
+    )
 
 # --- The public address decides what is secure -------------------------------------------------------------------------
 DEBUG = flag("DEBUG")
@@ -102,7 +107,7 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^health$", r"^version$"]  # probed from inside, over plain http
+SECURE_REDIRECT_EXEMPT = [r"^health$", r"^health/ready$", r"^version$"]  # probed from inside, over plain http
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SECURE_CSP: dict[str, Any] = {
@@ -153,6 +158,8 @@ MAX_IN_FLIGHT = count("MAX_IN_FLIGHT", 8)
 RECORD_BATCH = count("RECORD_BATCH", 100)
 LEASE_SECONDS = number("LEASE_SECONDS", 30, 6)
 MAX_FILE_BYTES = count("MAX_FILE_BYTES", 104857600)
+FILE_TRANSFORMS = names("FILE_TRANSFORMS")
+MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
 FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
 
 # --- Outbound calls ----------------------------------------------------------------------------------------------------
@@ -174,6 +181,14 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LOGIN_URL = "admin:login"
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AXES_HANDLER = "docora.sign_in.SignInHandler"  # what is counted together, and what is kept, stands there
+AXES_CLIENT_IP_CALLABLE = "docora.sign_in.client_address"
+AXES_LOCKOUT_CALLABLE = "docora.sign_in.locked_out"
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_ENABLE_ADMIN = False  # docora.admin has the attempts
+AXES_VERBOSE = False
 
 # --- Django ------------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -195,6 +210,8 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "docora.middleware.PageHeadersMiddleware",  # below whitenoise: static files may be cached
+    "docora.errors.JsonErrorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -202,6 +219,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "docora.middleware.LostKeyMiddleware",
     "axes.middleware.AxesMiddleware",  # last, as it says
 ]
 CSRF_FAILURE_VIEW = "docora.errors.csrf_failure"
@@ -241,5 +259,7 @@ if LOG_LEVEL not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
 LOG_FORMAT = text("LOG_FORMAT", default="console" if sys.stderr.isatty() else "json")
 if LOG_FORMAT not in {"json", "console"}:
     raise ImproperlyConfigured(f"LOG_FORMAT must be json or console, but is {LOG_FORMAT!r}.")
+DEFAULT_EXCEPTION_REPORTER = "docora.reports.Reporter"
+DEFAULT_EXCEPTION_REPORTER_FILTER = "docora.reports.ReporterFilter"
 LOGGING_CONFIG = "docora.logs.configure"
 LOGGING = {"format": LOG_FORMAT, "level": LOG_LEVEL}

@@ -13,7 +13,19 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("docora", "repositories_app", "deliveries_app")
-ROOF = {"site", "urls", "wsgi", "checks", "health", "metrics", "settings", "supervisor", "management", "demo"}
+ROOF = {
+    "site",
+    "urls",
+    "wsgi",
+    "checks",
+    "health",
+    "openapi",
+    "metrics",
+    "settings",
+    "supervisor",
+    "management",
+    "demo",
+}
 """What lies in docora and may import everything; in turn, nothing below imports it."""
 
 MODULE_LINES = 320

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Group, User
 from django.db import OperationalError, ProgrammingError
 
 from deliveries_app.actors import Actor
@@ -27,7 +27,6 @@ APPS: dict[str, Sequence[str]] = {
     "Search": ("acme/handbook", "acme/website"),
 }
 _SECONDS_PER_FILE = 0.05  # what a real client needs to store a file, and long enough to watch the bar
-_VIEWER = ("app", "apprepository", "delivery", "syncrun", "bulkoperation", "repository")
 
 
 @dataclass
@@ -86,15 +85,14 @@ class Demo:
                     watch(Actor.system(), app, url)
 
     def _make_users(self) -> None:
-        """`admin` may everything, `operator` sees and re-syncs, `viewer` sees."""
-        views = [f"view_{model}" for model in _VIEWER]
-        for name, codenames in {"admin": [], "operator": [*views, "resync_apprepository"], "viewer": views}.items():
+        """`admin` may everything; `operator` and `viewer` are in the groups of their names."""
+        for name, groups in {"admin": [], "operator": ["Operators"], "viewer": ["Viewers"]}.items():
             user, _ = User.objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
             if not user.check_password(self.password):
                 user.set_password(self.password)
             user.save()
-            user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+            user.groups.set(Group.objects.filter(name__in=groups))
 
     def _read(self) -> Choices:
         if self._file.exists():

@@ -5,7 +5,7 @@ from datetime import datetime
 from django import template
 from django.utils import timezone
 from django.utils.formats import date_format
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from docora.text import format_bytes, format_seconds
@@ -86,6 +86,15 @@ def number(value: float | None) -> str:
 
 
 @register.filter
+def prose(words: str) -> SafeString:
+    """A sentence in which `backticks` mark code."""
+    parts = words.split("`")
+    return format_html_join(
+        "", "{}", ((format_html("<code>{}</code>", part) if index % 2 else part,) for index, part in enumerate(parts))
+    )
+
+
+@register.filter
 def size(value: float | None) -> str:
     return format_bytes(value) if value is not None else "—"
 
@@ -93,6 +102,14 @@ def size(value: float | None) -> str:
 @register.filter
 def duration(seconds: float | None) -> str:
     return format_seconds(seconds) if seconds is not None else "—"
+
+
+@register.filter
+def milliseconds(seconds: float | None) -> str:
+    """The time of one request: `38 ms`, `1.2 s`."""
+    if seconds is None:
+        return "—"
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
 @register.filter

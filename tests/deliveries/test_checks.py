@@ -161,17 +161,17 @@ def test_each_pair_is_asked_for_with_its_own_token_and_one_s_right_never_answers
     theirs = world.watch_url(repo, app=world.add_app("Other"), token="good")
     world.settle()
     world.git.tokens["acme/private"] = {"good"}
-    AppRepository.objects.filter(pk=theirs.pk).update(github_token="revoked")
+    AppRepository.objects.filter(pk=theirs.pk).update(github_token="not-good-any-more")
     repo.commit({"secret.txt": b"2"})
     world.git.server._log.clear()
     world.check()
-    assert {request.token for request in world.git.server.requests} == {"good", "revoked"}
+    assert {request.token for request in world.git.server.requests} == {"good", "not-good-any-more"}
     world.sync(mine)
     world.sync(theirs)
     assert_promise_kept(world, repo, mine)
     assert (theirs.status, theirs.last_error_cause) == (Status.FAILED, "auth")
     assert "token" in theirs.last_error
-    assert "revoked" not in theirs.last_error
+    assert "not-good-any-more" not in theirs.last_error
     assert world.copy(theirs)["secret.txt"] != world.copy(mine)["secret.txt"]
     assert mine.repository.consecutive_failures == 0
 

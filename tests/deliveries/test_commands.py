@@ -26,14 +26,24 @@ def test_onboard_app_prints_the_id_and_both_secrets_once(world: World) -> None:
     assert app.client_auth_key == printed["client_auth_key"]
 
 
+def test_onboard_app_takes_a_key_from_stdin_where_no_list_of_processes_shows_it(world: World, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a-key-from-elsewhere\n"))
+    arguments = ("Search", "https://search.example/hooks", "ops@search.example", "--client-auth-key-stdin", "--json")
+    assert json.loads(run("onboard_app", *arguments))["client_auth_key"] == "a-key-from-elsewhere"
+    assert App.objects.get(name="Search").client_auth_key == "a-key-from-elsewhere"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("ab", "https://x.example", "a@b.example"), "3 to 100 characters"),
+        (("ab", "https://x.example", "a@b.example"), "3 to 100 printable characters"),
         (("Search", "ftp://x.example", "a@b.example"), "must start with https://"),
         (("Search", "https://u:p@x.example", "a@b.example"), "must not contain credentials"),
         (("Search", "https://x.example", "nobody"), "e-mail address is malformed"),
-        (("Search", "https://x.example", "a@b.example", "--client-auth-key", "short"), "16 to 500 characters"),
+        (
+            ("Search", "https://x.example", "a@b.example", "--client-auth-key", "short"),
+            "16 to 500 printable characters",
+        ),
     ],
 )
 def test_onboard_app_says_in_words_what_is_wrong(db, arguments: tuple[str, ...], sentence: str) -> None:

@@ -1,10 +1,12 @@
 import json
+import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
+from deliveries_app.payloads import timestamp
 from deliveries_app.services import onboard_app
 
 
@@ -15,17 +17,24 @@ class Command(BaseCommand):
         parser.add_argument("name")
         parser.add_argument("base_url", help="notifications go to BASE_URL/create and so on")
         parser.add_argument("email")
-        parser.add_argument("--client-auth-key", default="", help="16 to 500 characters; generated if not given")
+        key = parser.add_mutually_exclusive_group()
+        key.add_argument("--client-auth-key", default="", help="16 to 500 characters; generated if not given")
+        key.add_argument(
+            "--client-auth-key-stdin",
+            action="store_true",
+            help="read it from stdin, where no list of processes shows it",
+        )
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        key = sys.stdin.readline().strip() if options["client_auth_key_stdin"] else options["client_auth_key"]
         try:
             made = onboard_app(
                 Actor.command(),
                 name=options["name"],
                 base_url=options["base_url"],
                 email=options["email"],
-                client_auth_key=options["client_auth_key"],
+                client_auth_key=key,
             )
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from None
@@ -33,7 +42,7 @@ class Command(BaseCommand):
             "app_id": made.app.app_id,
             "token": made.token,
             "client_auth_key": made.client_auth_key,
-            "created_at": made.app.created_at.isoformat(),
+            "created_at": timestamp(made.app.created_at),
         }
         if options["json"]:
             self.stdout.write(json.dumps(facts))

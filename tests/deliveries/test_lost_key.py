@@ -1,0 +1,101 @@
+"""One secret that no key opens: whatever needs it says so in a sentence, and everything else goes on."""
+
+import pytest
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client
+
+from deliveries_app.models import App, AppRepository
+from docora.crypto import DecryptionError, Undecryptable, encrypt, require_readable
+from docora.middleware import LostKeyMiddleware
+from tests.support.staff import make_app
+from tests.support.world import World
+
+SENTENCE = "A stored secret cannot be decrypted with any of the ENCRYPTION_KEYS."
+
+
+def lose_the_key_of(row: App | AppRepository, column: str, settings) -> str:
+    """As if this one value had been stored under a key that is gone. Returns its ciphertext."""
+    keys, settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS, ["a-key-that-nobody-has"]
+    ciphertext = encrypt("whatever it was")
+    settings.ENCRYPTION_KEYS = keys
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {row._meta.db_table} SET {column} = %s WHERE id = %s", [ciphertext, row.pk])
+    return ciphertext
+
+
+@pytest.fixture
+def admin(db, admin_user) -> Client:
+    client = Client()
+    client.force_login(admin_user)
+    return client
+
+
+def test_it_cannot_become_bytes_or_text(settings) -> None:
+    secret = Undecryptable(encrypt("ghp_token"))
+    for use in (
+        lambda: secret.encode(),
+        lambda: str(secret),
+        lambda: f"x-access-token:{secret}",
+        lambda: "Bearer " + secret,
+        lambda: secret + ".",
+        lambda: require_readable("fine", secret),
+    ):
+        with pytest.raises(DecryptionError, match="cannot be decrypted"):
+            use()
+    assert secret
+    assert "gAAAA" not in repr(secret)
+
+
+def test_saving_its_row_gives_the_ciphertext_back_unchanged(db, settings) -> None:
+    app = make_app("Portal")
+    ciphertext = lose_the_key_of(app, "client_auth_key", settings)
+    app = App.objects.get(pk=app.pk)
+    app.name = "Gate"
+    app.full_clean(exclude=["base_url"])
+    app.save()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name, client_auth_key FROM deliveries_app_app WHERE id = %s", [app.pk])
+        assert cursor.fetchone() == ("Gate", ciphertext)
+
+
+def test_every_list_and_page_of_the_admin_shows_the_row(admin, pairs, settings) -> None:
+    pair = pairs[0]
+    lose_the_key_of(pair, "github_token", settings)
+    lose_the_key_of(pair.app, "client_auth_key", settings)
+    for address in (
+        "/admin/",
+        "/admin/deliveries_app/app/",
+        f"/admin/deliveries_app/app/{pair.app_id}/change/",
+        "/admin/deliveries_app/apprepository/",
+        f"/admin/deliveries_app/apprepository/{pair.pk}/change/",
+        f"/admin/repositories_app/repository/{pair.repository_id}/change/",
+        "/admin/api/repositories",
+    ):
+        assert admin.get(address).status_code == 200, address
+
+
+@pytest.mark.parametrize("column", ["github_token", "client_auth_key"])
+def test_the_sync_that_needs_it_fails_with_the_sentence_and_the_others_go_on(world: World, settings, column) -> None:
+    _, pair = world.watch(name="acme/broken")
+    other_app = world.add_app("Search") if column == "client_auth_key" else world.app
+    _, other = world.watch(name="acme/fine", app=other_app)
+    lose_the_key_of(pair if column == "github_token" else pair.app, column, settings)
+    world.settle()
+    pair.refresh_from_db()
+    other.refresh_from_db()
+    assert (pair.status, other.status) == ("failed", "synced")
+    assert pair.last_error.startswith(SENTENCE)
+    assert world.copy(pair) == {}
+    assert world.rows(pair) == {}, "nothing was announced that could not be sent"
+
+
+def test_a_view_that_needs_it_answers_with_the_sentence(settings, rf) -> None:
+    middleware = LostKeyMiddleware(lambda request: HttpResponse())
+    page = middleware.process_exception(rf.get("/admin/x"), DecryptionError())
+    assert page.status_code == 500
+    assert SENTENCE in page.content.decode()
+    answer = middleware.process_exception(rf.get("/api/x"), DecryptionError())
+    assert SENTENCE in answer.content.decode()
+    assert answer["Content-Type"] == "application/json"
+    assert middleware.process_exception(rf.get("/api/x"), ValueError()) is None

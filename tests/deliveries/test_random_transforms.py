@@ -1,0 +1,54 @@
+"""Transforms that come, go and change places between pushes, crashes and refusals, in random order."""
+
+import random
+
+import pytest
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import Status
+from deliveries_app.services import resync_single
+from tests.support.histories import assert_promise_kept, maybe_kill_worker, refusing
+from tests.support.transforms import made_of, put_into_use
+from tests.support.world import World
+
+NAMES = ["a", "b", "docs/a", "docs/c", "drafts/a", "drafts/d", "é/e", "x/y/b"]
+CONTENTS = [b"one", b"TWO", b"\0three", b"four" * 100, b""]
+LISTS = [
+    [],
+    ["Shout"],
+    ["Swap"],
+    ["DropDrafts"],
+    ["Flatten"],
+    ["Swap", "Shout"],
+    ["DropDrafts", "Flatten"],
+    ["Shorten"],
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_once_things_are_quiet_the_copy_is_what_the_transforms_make_of_head(world: World, settings, seed: int) -> None:
+    settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 3, 3
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
+    chance = random.Random(seed)
+    put_into_use(settings, *chance.choice(LISTS))
+    repo, pair = world.watch({name: chance.choice(CONTENTS) for name in NAMES[:5]})
+    for _ in range(12):
+        match chance.randrange(6):
+            case 0 | 1:
+                names = chance.sample(NAMES, chance.randrange(1, len(NAMES)))
+                repo.force_push({name: chance.choice(CONTENTS) for name in names})
+            case 2 | 3:
+                put_into_use(settings, *chance.choice(LISTS))
+            case 4:
+                maybe_kill_worker(world, pair, chance.randrange(1, 6), processed=chance.random() < 0.5)
+            case 5:
+                resync_single(Actor.command(), pair)
+        world.answer(refusing(*chance.sample(["a", "b", "flat/a", "docs/c"], chance.randrange(3))))
+        world.sync(pair)
+        world.answer(None)
+    world.settle()
+    pair.refresh_from_db()
+    if pair.status == Status.FAILED:
+        world.sync(pair)
+    assert_promise_kept(world, repo, pair, made_of(repo.files()))
+    assert pair.tree_files == len(world.copy(pair))

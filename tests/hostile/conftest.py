@@ -1,0 +1,56 @@
+import json
+from collections.abc import Callable
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.http import HttpResponse
+from django.test import Client
+
+from deliveries_app.models import App, AppToken
+from docora.crypto import hash_token, new_token
+from tests.deliveries.conftest import pairs, world
+from tests.support.staff import make_app
+
+__all__ = ["pairs", "world"]
+
+Api = Callable[..., HttpResponse]
+
+
+def visitor(name: str, *codenames: str, superuser: bool = False, checks_csrf: bool = False) -> Client:
+    """Somebody signed in as staff, who sees a 500 as a browser would and not as an exception of this process."""
+    user = User(username=name, is_staff=True, is_superuser=superuser)
+    user.set_unusable_password()  # hashing one would take longer than the rest of the test
+    user.save()
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    client = Client(raise_request_exception=False, enforce_csrf_checks=checks_csrf)
+    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    return client
+
+
+@pytest.fixture
+def root(db) -> Client:
+    """May do everything, so that nothing but the input stands in the way."""
+    return visitor("root", superuser=True)
+
+
+@pytest.fixture
+def app(db) -> App:
+    return make_app("Portal")
+
+
+def token_of(app: App) -> str:
+    token = new_token()
+    AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
+    return token
+
+
+@pytest.fixture
+def api(app: App) -> Api:
+    """Call the REST API as `app`; a `body` that is not bytes is sent as JSON."""
+    client, authorization = Client(raise_request_exception=False), f"Bearer {token_of(app)}"
+
+    def call(method: str, path: str, body: object = b"", content_type: str = "application/json") -> HttpResponse:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return client.generic(method, f"/api/{path}", data, content_type, headers={"authorization": authorization})
+
+    return call

@@ -1,0 +1,283 @@
+"""Calls of the REST API that are malformed, forged, or about somebody else's repositories."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.models import App, AppRepository, AppToken, Delivery, SyncRun
+from docora.crypto import hash_token
+from tests.hostile.conftest import Api, token_of, visitor
+from tests.support.staff import make_app, make_pair
+
+JSON, OBJECT, FIELD = "not valid JSON", "must be a JSON object", "The field github_url"
+
+BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", OBJECT),
+    "blanks": (b"  \n", JSON),
+    "a bracket": (b"{", JSON),
+    "a bracket too many": (b"{}}", JSON),
+    "a comma too many": (b'{"github_url":"x",}', JSON),
+    "single quotes": (b"{'github_url':'x'}", JSON),
+    "no quotes": (b"{github_url:x}", JSON),
+    "a comment": (b'{"github_url":"x"/**/}', JSON),
+    "a form": (b"github_url=https://github.com/a/b", JSON),
+    "XML": (b"<?xml version='1.0'?><!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><a>&x;</a>", JSON),
+    "not UTF-8": (b'{"github_url":"\xff\xfe"}', JSON),
+    "half a character": (b'{"github_url":"\xc3"}', JSON),
+    "NUL in the text": (b'{"github_url":"\0"}', JSON),
+    "a byte order mark": (b'\xef\xbb\xbf{"github_url":"x"}', "must look like"),
+    "brackets without end": (b"[" * 60_000, JSON),
+    "objects without end": (b'{"a":' * 10_000, JSON),
+    "digits without end": (b'{"github_url":' + b"9" * 50_000 + b"}", JSON),
+    "null": (b"null", OBJECT),
+    "true": (b"true", OBJECT),
+    "a list": (b"[]", OBJECT),
+    "a list of pairs": (b'[["github_url","x"]]', OBJECT),
+    "a string": (b'"https://github.com/a/b"', OBJECT),
+    "a number": (b"1", OBJECT),
+    "not a number": (b"NaN", OBJECT),
+    "an empty object": (b"{}", FIELD),
+    "another field": (b'{"url":"https://github.com/a/b"}', FIELD),
+    "a number for the URL": (b'{"github_url":1}', FIELD),
+    "null for the URL": (b'{"github_url":null}', FIELD),
+    "a list for the URL": (b'{"github_url":["https://github.com/a/b"]}', FIELD),
+    "an object for the URL": (b'{"github_url":{"$ne":null}}', FIELD),
+    "a lone surrogate": (b'{"github_url":"\\ud800"}', FIELD),
+    "an escaped NUL": (b'{"github_url":"https://github.com/a/\\u0000"}', "must look like"),
+    "a number for the token": (b'{"github_url":"https://github.com/a/b","github_token":1}', "The field github_token"),
+    "prototype": (b'{"__proto__":{"github_url":"https://github.com/a/b"}}', FIELD),
+}
+
+
+@pytest.mark.parametrize(("body", "words"), BODIES.values(), ids=BODIES)
+def test_a_malformed_body_is_told_in_words(api: Api, body: bytes, words: str) -> None:
+    answer = api("POST", "repositories", body)
+    assert answer.status_code == 422
+    assert words in answer.json()["error"]
+    assert not AppRepository.objects.exists()
+
+
+@pytest.mark.parametrize("size", [65_537, 10_000_000], ids=["64 kB and a byte", "10 MB"])
+def test_a_body_beyond_the_limit_is_refused_before_it_is_read(app: App, api: Api, size: int) -> None:
+    pair = make_pair(app, "docs")
+    body = b'{"github_token":"' + b"x" * (size - 19) + b'"}'
+    for method, path in (
+        ("POST", "repositories"),
+        ("PATCH", f"repositories/{pair.repository.repository_id}/token"),
+    ):
+        answer = api(method, path, body)
+        assert answer.status_code == 413
+        assert "The body is too large" in answer.json()["error"]
+
+
+TYPES = [
+    "text/plain",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "application/xml",
+    "text/json",
+    "application/json5",
+    "application/jsonp",
+    "application",
+    "",
+    "\u00e9",
+    "application/json\0",
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("content_type", TYPES, ids=lambda name: repr(name[:24]))
+def test_another_content_type_is_refused(api: Api, content_type: str) -> None:
+    answer = api("POST", "repositories", b'{"github_url":"http://127.0.0.1/acme/widgets"}', content_type)
+    assert answer.status_code == 422
+    assert "Content-Type: application/json" in answer.json()["error"]
+
+
+# --- Who is calling ---------------------------------------------------------------------------------------------------
+GOOD = "docora_" + "ab" * 32
+AUTHORIZATIONS: dict[str, str | None] = {
+    "no header": None,
+    "an empty one": "",
+    "no scheme": GOOD,
+    "another scheme": f"Basic {GOOD}",
+    "no token": "Bearer ",
+    "an unknown token": "Bearer docora_" + "00" * 32,
+    "the token in capitals": f"Bearer {GOOD.upper()}",
+    "the token cut short": f"Bearer {GOOD[:-1]}",
+    "the token and more": f"Bearer {GOOD}0",
+    "two tokens": f"Bearer {GOOD} {GOOD}",
+    "a list": f"Bearer {GOOD},x",
+    "the digest that is stored": f"Bearer {hash_token(GOOD)}",
+    "SQL": "Bearer ' OR '1'='1",
+    "a wildcard": "Bearer docora_%",
+    "NUL": "Bearer docora_\0",
+    "not ASCII": "Bearer docora_é",
+    "null": "Bearer null",
+    "60 kB": "Bearer " + "a" * 60_000,
+}
+
+
+@pytest.mark.parametrize("authorization", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
+def test_whoever_is_not_a_known_app_is_answered_401_and_how_to_call(app: App, authorization: str | None) -> None:
+    AppToken.objects.create(app=app, digest=hash_token(GOOD), ending="abab")
+    pair = make_pair(app, "docs")
+    client = Client(raise_request_exception=False)
+    headers = {} if authorization is None else {"authorization": authorization}
+    for method, path in calls(pair.repository.repository_id):
+        answer = client.generic(method, path, b"{}", "application/json", headers=headers)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer"), path
+        assert "Authorization: Bearer docora_" in answer.json()["error"]
+    assert client.get("/api/repositories", headers={"authorization": f"Bearer {GOOD}"}).status_code == 200
+
+
+def test_a_session_of_the_admin_is_no_token(app: App) -> None:
+    root = visitor("root", superuser=True)
+    for method, path in calls(make_pair(app, "docs").repository.repository_id):
+        assert root.generic(method, path, b"{}", "application/json").status_code == 401
+
+
+def calls(repository_id: str) -> list[tuple[str, str]]:
+    """Every call about repositories."""
+    return [
+        ("POST", "/api/repositories"),
+        ("GET", "/api/repositories"),
+        ("GET", f"/api/repositories/{repository_id}"),
+        ("DELETE", f"/api/repositories/{repository_id}"),
+        ("PATCH", f"/api/repositories/{repository_id}/token"),
+        ("POST", f"/api/repositories/{repository_id}/resync"),
+        ("GET", f"/api/repositories/{repository_id}/manifest"),
+    ]
+
+
+METHODS = ["PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "X" * 1000]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method[:10])
+def test_another_method_is_405_and_names_those_that_there_are(app: App, api: Api, method: str) -> None:
+    repository_id = make_pair(app, "docs").repository.repository_id
+    before = state()
+    for path in ("repositories", f"repositories/{repository_id}", f"repositories/{repository_id}/manifest"):
+        if method in {known for known, address in calls(repository_id) if address == f"/api/{path}"}:
+            continue
+        answer = api(method, path)
+        assert answer.status_code == 405, path
+        assert "is not possible here: use " in answer.json()["error"]
+    assert state() == before
+
+
+# --- Somebody else's --------------------------------------------------------------------------------------------------
+CALLS: dict[str, tuple[str, str, object]] = {
+    "look at": ("GET", "", b""),
+    "unwatch": ("DELETE", "", b""),
+    "replace the token of": ("PATCH", "/token", {"github_token": "ghp_of_mine"}),
+    "re-sync": ("POST", "/resync", b""),
+    "list the files of": ("GET", "/manifest", b""),
+}
+
+
+def others(app: App) -> AppRepository:
+    pair = make_pair(make_app("Search"), "docs")
+    make_pair(app, "site")
+    return pair
+
+
+def ended(app: App) -> AppRepository:
+    pair = make_pair(app, "docs")
+    AppRepository.objects.filter(pk=pair.pk).update(ended_at="2026-01-01T00:00:00Z")
+    return pair
+
+
+def shared(app: App) -> AppRepository:
+    """Watched by another app only, after this one has stopped to."""
+    ended(app)
+    return make_pair(make_app("Search"), "docs")
+
+
+IDS: dict[str, Callable[[App], str]] = {
+    "another app's": lambda app: others(app).repository.repository_id,
+    "one that this app no longer watches": lambda app: ended(app).repository.repository_id,
+    "one that only another app still watches": lambda app: shared(app).repository.repository_id,
+    "another app's primary key": lambda app: str(others(app).pk),
+    "another app's watch id": lambda app: others(app).watch_id,
+    "this app's own id": lambda app: app.app_id,
+    "unknown": lambda app: "repo_" + "0" * 24,
+    "in capitals": lambda app: make_pair(app, "docs").repository.repository_id.upper(),
+    "with a blank behind it": lambda app: make_pair(app, "docs").repository.repository_id + "%20",
+    "a wildcard": lambda app: "%25",
+    "SQL": lambda app: "' OR 1=1 --",
+    "NUL": lambda app: "repo_%00",
+    "not UTF-8": lambda app: "%ff%fe",
+    "a lone surrogate": lambda app: "%ed%a0%80",
+    "dots": lambda app: "..%2f..%2fadmin",
+    "10 kB": lambda app: "x" * 10_000,
+}
+
+
+@pytest.mark.parametrize("identify", IDS.values(), ids=IDS)
+@pytest.mark.parametrize(("method", "path", "body"), CALLS.values(), ids=CALLS)
+def test_what_the_app_does_not_watch_is_not_there(
+    app: App, api: Api, method: str, path: str, body: object, identify: Callable[[App], str]
+) -> None:
+    repository_id = identify(app)
+    for pair in AppRepository.objects.exclude(app=app):
+        facts = {
+            "path": "secret.txt",
+            "mode": "100644",
+            "kind": "create",
+            "sha": "0" * 64,
+            "size": 1,
+            "intent": 1,
+            "updated_at": timezone.now(),
+        }
+        Delivery.objects.create(pair=pair, generation=1, acknowledged=True, **facts)
+    before = state()
+    answer = api(method, f"repositories/{repository_id}{path}", body)
+    assert answer.status_code == 404
+    assert list(answer.json()) == ["error"]
+    assert state() == before
+
+
+def test_the_list_and_the_manifest_show_the_callers_own(app: App, api: Api) -> None:
+    foreign = others(app)
+    assert [row["name"] for row in api("GET", "repositories").json()["repositories"]] == ["site"]
+    assert foreign.repository.repository_id not in api("GET", "repositories").text
+    theirs = Client().get("/api/repositories", headers={"authorization": f"Bearer {token_of(foreign.app)}"})
+    assert [row["name"] for row in theirs.json()["repositories"]] == ["docs"]
+
+
+def state() -> object:
+    """All that a call could have changed."""
+    pairs = AppRepository.objects.order_by("pk").values()
+    return json.dumps([list(pairs), list(SyncRun.objects.values()), list(Delivery.objects.values())], default=str)
+
+
+# --- Push hooks -------------------------------------------------------------------------------------------------------
+SIGNATURES: dict[str, str | None] = {
+    "none": None,
+    "empty": "",
+    "no digest": "sha256=",
+    "a wrong digest": "sha256=" + "0" * 64,
+    "the empty secret": "sha256=b613679a0814d9ec772f95d778c35fc5ff1697c493715653c6c712144292c5ad",
+    "SHA-1": "sha1=" + "0" * 40,
+    "capitals": "SHA256=" + "0" * 64,
+    "not hex": "sha256=" + "z" * 64,
+    "not ASCII": "sha256=" + "é" * 64,
+    "60 kB": "sha256=" + "0" * 60_000,
+}
+
+
+@pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
+@pytest.mark.parametrize("known", [True, False], ids=["a watched repository", "an unknown one"])
+def test_an_unsigned_push_hook_is_401_and_tells_nothing(app: App, signature: str | None, known: bool) -> None:
+    pair = make_pair(app, "docs", push_secret="the secret of the hook")
+    make_pair(app, "site")  # which has none: nothing signed with an empty secret is accepted
+    repository_id = pair.repository.repository_id if known else "repo_" + "0" * 24
+    before, headers = state(), {} if signature is None else {"x-hub-signature-256": signature}
+    answer = Client(raise_request_exception=False).post(
+        f"/api/hooks/push/{repository_id}", b"", content_type="application/json", headers=headers
+    )
+    assert (answer.status_code, state()) == (401, before)
+    assert answer.json() == {"error": "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"}

@@ -1,0 +1,244 @@
+"""Repositories that no git would make but that a host can serve: what could lead a client astray is listed and not sent,
+what cannot be read fails the run in words, and nothing that the client holds is lost by it."""
+
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from deliveries_app.models import AppRepository, Status
+from repositories_app import mirror as mirrors
+from tests.support.git import Repo, git, git_environment
+from tests.support.world import World
+
+UNSAFE, NOT_UTF8, LONG = "unsafe_path", "not_utf8", "path_too_long"
+FILE, FOLDER, LINK, MODULE = b"100644", b"40000", b"120000", b"160000"
+
+PATHS: dict[str, tuple[list[bytes], str]] = {
+    "the folder above": ([b"..", b"evil"], UNSAFE),
+    "the folder above from deeper down": ([b"src", b"..", b"..", b"etc", b"passwd"], UNSAFE),
+    "the folder above as a file": ([b".."], UNSAFE),
+    "the folder above in one name": ([b"../../etc/passwd"], UNSAFE),
+    "the folder above, as Windows writes it": ([b"..\\..\\evil"], UNSAFE),
+    "the folder above in the middle, as Windows writes it": ([b"src\\..\\..\\evil"], UNSAFE),
+    "the folder above with a blank that Windows drops": ([b".. ", b"evil"], UNSAFE),
+    "the folder itself": ([b".", b"evil"], UNSAFE),
+    "a root in one name": ([b"/etc/passwd"], UNSAFE),
+    "a drive": ([b"C:\\Windows\\evil"], UNSAFE),
+    "a drive and a slash": ([b"c:", b"evil"], UNSAFE),
+    "a share": ([b"\\\\server\\share"], UNSAFE),
+    "git's configuration": ([b".git", b"config"], UNSAFE),
+    "a hook of git's": ([b".git", b"hooks", b"post-checkout"], UNSAFE),
+    "git's folder as a file": ([b".git"], UNSAFE),
+    "git's folder below": ([b"src", b".git", b"config"], UNSAFE),
+    "git's folder in capitals": ([b".GIT", b"config"], UNSAFE),
+    "git's folder in mixed letters": ([b".GiT", b"config"], UNSAFE),
+    "git's folder by its short name": ([b"git~1", b"config"], UNSAFE),
+    "git's folder by its short name in capitals": ([b"GIT~1", b"config"], UNSAFE),
+    "git's folder with a dot that Windows drops": ([b".git.", b"config"], UNSAFE),
+    "git's folder with a blank that Windows drops": ([b".git ", b"config"], UNSAFE),
+    "git's folder with a stream of NTFS": ([b".git::$INDEX_ALLOCATION", b"config"], UNSAFE),
+    "git's folder with a letter that macOS drops": ([".g\u200cit".encode(), b"config"], UNSAFE),
+    "git's folder with a mark that macOS drops": (["\u200e.git".encode(), b"config"], UNSAFE),
+    "git's folder, as Windows writes it": ([b"src\\.git\\config"], UNSAFE),
+    "Latin-1": ([b"caf\xe9.txt"], NOT_UTF8),
+    "an encoded surrogate": ([b"\xed\xa0\x80"], NOT_UTF8),
+    "an overlong slash": ([b"..\xc0\xaf..\xc0\xafetc"], NOT_UTF8),
+    "half a character": ([b"\xf0\x9f"], NOT_UTF8),
+    "1,025 bytes": ([b"a" * 255] * 4 + [b"aa"], LONG),
+    "a name of 10 MB": ([b"n" * 10_000_000], LONG),
+    "a thousand levels": ([b"d"] * 1000, LONG),
+}
+
+
+def blob(repo: Repo, content: bytes = b"evil\n") -> bytes:
+    return git(repo.path, "hash-object", "-w", "--stdin", stdin=[content]).strip()
+
+
+def tree(repo: Repo, *entries: tuple[bytes, bytes, bytes]) -> bytes:
+    """A tree object of exactly these (mode, name, object id), whatever git thinks of them."""
+    raw = b"".join(b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
+    return git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
+
+
+def serve(repo: Repo, root: bytes) -> None:
+    """Make this tree the newest commit."""
+    lines = [b"tree %b\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n\nHostile\n" % root]
+    commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
+    git(repo.path, "update-ref", "refs/heads/main", commit)
+
+
+def serve_beside_a_good_file(repo: Repo, mode: bytes, path: list[bytes], oid: bytes) -> None:
+    """A commit of `good.txt` and of this one entry, its folders made as the path says."""
+    for name in path[:0:-1]:
+        oid, mode = tree(repo, (mode, name, oid)), FOLDER
+    entries = [(FILE, b"good.txt", blob(repo, b"good\n")), (mode, path[0], oid)]
+    serve(repo, tree(repo, *sorted(entries, key=lambda entry: entry[1] + b"/" * (entry[0] == FOLDER))))
+
+
+@pytest.fixture
+def synced(world: World) -> tuple[Repo, AppRepository]:
+    """A repository that was good once, and whose only file the client holds."""
+    repo, pair = world.watch({"good.txt": b"good\n"})
+    assert world.sync(pair).status == Status.SYNCED
+    return repo, pair
+
+
+def assert_only_the_good_file_was_sent(world: World, pair: AppRepository) -> None:
+    assert {record.path for record in world.requests()} == {"good.txt"}
+    assert list(world.copy(pair)) == ["good.txt"]
+    assert all(record.status == 200 for record in world.requests())
+
+
+def test_a_path_that_leads_astray_is_listed_and_not_sent(
+    world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
+) -> None:
+    repo, pair = synced
+    for name, (path, cause) in PATHS.items():
+        with subtests.test(name):
+            serve_beside_a_good_file(repo, FILE, path, blob(repo))
+            assert world.sync(pair).status == Status.SYNCED, pair.last_error
+            assert_only_the_good_file_was_sent(world, pair)
+            [listed] = pair.failures.all()
+            assert (listed.kind, listed.cause) == ("skipped", cause)
+            assert listed.message.endswith(".")
+            assert pair.left_out == {cause: 1}
+
+
+OTHERS: dict[str, tuple[bytes, bytes, str]] = {
+    "a link to the password file": (LINK, b"/etc/passwd", "symlink"),
+    "a link to the folder above": (LINK, b"../../..", "symlink"),
+    "a link to git's folder": (LINK, b".git", "symlink"),
+    "a link to nowhere": (LINK, b"", "symlink"),
+    "a submodule": (MODULE, b"", "submodule"),
+}
+
+
+def test_a_link_is_neither_followed_nor_sent(
+    world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
+) -> None:
+    repo, pair = synced
+    for name, (mode, target, cause) in OTHERS.items():
+        with subtests.test(name):
+            serve_beside_a_good_file(repo, mode, [b"evil"], b"1" * 40 if mode == MODULE else blob(repo, target))
+            assert world.sync(pair).status == Status.SYNCED, pair.last_error
+            assert_only_the_good_file_was_sent(world, pair)
+            assert [failure.cause for failure in pair.failures.all()] == [cause]
+
+
+# --- Trees that cannot be read ----------------------------------------------------------------------------------------
+def file(repo: Repo, name: bytes = b"a") -> tuple[bytes, bytes, bytes]:
+    return FILE, name, blob(repo)
+
+
+def without_end(repo: Repo) -> bytes:
+    """Ten trees, ten thousand million files."""
+    oid = tree(repo, *(file(repo, b"%d" % number) for number in range(10)))
+    for _ in range(9):
+        oid = tree(repo, *((FOLDER, b"%d" % number, oid) for number in range(10)))
+    return oid
+
+
+# "bad pack header": the host itself gives up over such a tree, in the middle of its answer.
+UNREADABLE: dict[str, tuple[Callable[[Repo], bytes], str]] = {
+    "a list without end, at first by its difference to what is held": (without_end, "list of files exceeds 20 MB"),
+    "two entries of one name": (lambda repo: tree(repo, file(repo), file(repo)), "malformed"),
+    "names out of order": (lambda repo: tree(repo, file(repo, b"b"), file(repo, b"a")), "malformed"),
+    "a name with a slash out of order": (lambda repo: tree(repo, file(repo, b"a/b"), file(repo, b"a")), "malformed"),
+    "an empty name": (lambda repo: tree(repo, file(repo, b"")), "bad pack header"),
+    "a file that is a folder": (lambda repo: tree(repo, (FILE, b"a", tree(repo, file(repo)))), "is damaged"),
+    "a folder that is a file": (lambda repo: tree(repo, (FOLDER, b"a", blob(repo))), "bad pack header"),
+    "a file that is not there": (lambda repo: tree(repo, (FILE, b"a", b"1" * 40)), "bad pack header"),
+    "a folder that is not there": (lambda repo: tree(repo, (FOLDER, b"a", b"1" * 40)), "bad pack header"),
+    "no mode": (lambda repo: tree(repo, (b"", b"a", blob(repo))), "bad pack header"),
+}
+
+
+def test_a_tree_that_cannot_be_read_fails_in_words_and_deletes_nothing(
+    world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests, monkeypatch
+) -> None:
+    monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
+    repo, pair = synced
+    for name, (make, words) in UNREADABLE.items():
+        with subtests.test(name):
+            serve_beside_a_good_file(repo, FOLDER, [b"evil"], make(repo))
+            assert world.sync(pair).status in {Status.PENDING, Status.FAILED}
+            assert words in pair.last_error
+            assert pair.last_error.endswith(".")
+            assert_only_the_good_file_was_sent(world, pair)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20  # KiB: no git took more than a gigabyte
+    repo.force_push({"good.txt": b"good\n", "more.txt": b"more\n"})  # and what can be read again is synced as before
+    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    assert list(world.copy(pair)) == ["good.txt", "more.txt"]
+
+
+# --- Bombs ------------------------------------------------------------------------------------------------------------
+def test_a_gigabyte_of_zeros_is_listed_as_too_large_and_never_read(
+    world: World, synced: tuple[Repo, AppRepository]
+) -> None:
+    repo, pair = synced
+    size = 1 << 30
+    importer = subprocess.Popen(
+        ["git", "-C", str(repo.path), "fast-import", "--quiet", "--force"],
+        env=git_environment({"core.bigFileThreshold": "1m", "core.compression": "1"}),
+        stdin=subprocess.PIPE,
+    )
+    assert importer.stdin
+    with importer.stdin as stream:
+        stream.write(b"commit refs/heads/main\ncommitter a <a@b> 2 +0000\ndata 1\nx\nfrom refs/heads/main^0\n")
+        stream.write(b"M 100644 inline zeros.bin\ndata %d\n" % size)
+        for _ in range(size >> 20):
+            stream.write(bytes(1 << 20))
+        stream.write(b"\n")
+    assert importer.wait(120) == 0
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < size // 10
+    assert_only_the_good_file_was_sent(world, pair)
+    [listed] = pair.failures.all()
+    assert (listed.cause, listed.message) == (
+        "too_large",
+        "1,073,741,824 bytes are more than MAX_FILE_BYTES (104,857,600).",
+    )
+
+
+IGNORE_BOMBS: dict[str, tuple[bytes, str]] = {
+    "a file of 1 MB": (b"# comment\n" * 100_000, "more than 65,536. Make it shorter"),
+    "10,000 patterns": (b"a\nb\n" * 5_000, "patterns, more than 1,000. Use fewer"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), IGNORE_BOMBS.values(), ids=IGNORE_BOMBS)
+def test_ignore_rules_beyond_all_bounds_stop_the_run_in_words(
+    world: World, synced: tuple[Repo, AppRepository], content: bytes, words: str
+) -> None:
+    repo, pair = synced
+    repo.commit({".docoraignore": content, "hidden.txt": b"hidden\n"})
+    assert world.sync(pair).status == Status.FAILED
+    assert words in pair.last_error
+    assert_only_the_good_file_was_sent(world, pair)
+
+
+SLOW_PATTERNS = [
+    b"*a" * 50 + b"b",
+    b"**/" * 100 + b"x",
+    b"[" + b"a-z" * 1000 + b"]*" * 20,
+    b"!" * 1000,
+    b"[[:alpha:]" * 500,
+]
+
+
+def test_a_pattern_that_other_engines_choke_on_is_matched_in_no_time(
+    world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
+) -> None:
+    repo, pair = synced
+    for pattern in SLOW_PATTERNS:
+        with subtests.test(repr(pattern[:12])):
+            repo.commit({".docoraignore": pattern + b"\n", "a" * 200: b"a\n"})
+            started = time.process_time()
+            assert world.sync(pair).status == Status.SYNCED, pair.last_error
+            assert time.process_time() - started < 2

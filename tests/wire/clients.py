@@ -1,0 +1,109 @@
+"""Clients that run what the documentation shows."""
+
+import base64
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from docora.process import die_with_parent
+from tests.support.receiver import wait_for
+
+SAMPLES = Path(__file__).resolve().parents[2] / "static" / "docs" / "samples"
+
+
+def load(name: str) -> ModuleType:
+    """A sample in Python, as a module."""
+    spec = importlib.util.spec_from_file_location(f"sample_{name}", SAMPLES / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def node_command() -> str:
+    node = shutil.which("node")
+    assert node, "There is no node on PATH; .ci/system-packages.sh installs it (Debian: apt-get install nodejs)."
+    return node
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What Node.js made of a request; `file` has the sha and size of the content that it decoded, if any."""
+
+    again: bytes
+    by_parsed_body: bool
+    by_raw_body: bool
+    file: dict[str, Any] | None
+
+
+class Node:
+    """One Node.js process for any number of requests, asked one after the other."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [node_command(), str(Path(__file__).with_name("verify_lines.mjs"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+        )
+
+    def judge(self, headers: Mapping[str, str], body: bytes, key: str) -> Judgement:
+        assert self._process.stdin
+        assert self._process.stdout
+        names_in_lower_case = {name.lower(): value for name, value in headers.items()}
+        question = {"headers": names_in_lower_case, "body": base64.b64encode(body).decode(), "key": key}
+        self._process.stdin.write(json.dumps(question).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return Judgement(**answer | {"again": base64.b64decode(answer["again"])})
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin
+            self._process.stdin.close()
+
+
+class SampleServer:
+    """A sample as its reader starts it: `url` is where it listens, `output` what it has printed so far."""
+
+    def __init__(self, name: str, key: str, log: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._log = log
+        program = node_command() if name.endswith(".mjs") else sys.executable
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [program, str(SAMPLES / name)],
+                env=os.environ | {"DOCORA_KEY": key, "PORT": str(self._port)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+            )
+        wait_for(self._listens)
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, self.output
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(10)

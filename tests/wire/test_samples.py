@@ -1,0 +1,109 @@
+"""The samples of the documentation as real client apps: started as their comments say, and sent a whole repository."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from deliveries_app.models import App, Status
+from docora.crypto import new_webhook_key
+from tests.docora.http_server import saying, servers
+from tests.support.world import KEY, World
+from tests.wire.bodies import CONTENTS
+from tests.wire.clients import Node, SampleServer, load
+
+SERVERS = ["verify.mjs", "verify_raw.mjs", "verify.py"]
+NEW_KEY = new_webhook_key()
+FILES = {
+    **{f"contents/{number:02}.txt": content for number, content in enumerate(CONTENTS.values())},
+    "__proto__/constructor": b"{}",
+    "0": b"zero",
+    "1/2": b"two",
+    "\"quoted\" 'name'": b"q",
+    "😀/e\u0301 é/\u2028.md": b"# \xf0\x9f\x98\x80\r\n",
+    "</script>.html": b"</script>",
+    "large.txt": b"0123456789abcdef\r\n" * 100_000,
+}
+
+Starter = Callable[[str, str], SampleServer]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    """Start a sample, given its name and the key that it knows."""
+    started: list[SampleServer] = []
+
+    def start(name: str, key: str) -> SampleServer:
+        started.append(SampleServer(name, key, tmp_path / f"{name}.{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+def lead_to(world: World, url: str, **changes: Any) -> None:
+    App.objects.filter(pk=world.app.pk).update(base_url=url, **changes)
+    world.app.refresh_from_db()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_sample_accepts_everything_that_a_sync_sends(world: World, start: Starter, name: str) -> None:
+    server = start(name, KEY)
+    lead_to(world, f"{server.url}/hooks", send_sync_completed=True)
+    repo, pair = world.watch(FILES)
+    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    assert len(world.rows(pair)) == len(FILES)
+
+    repo.commit({"0": b"0", "1/2": None})
+    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    for event in ("create", "update", "delete", "sync_completed"):
+        assert event in server.output, server.output
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_sample_with_another_key_accepts_nothing(world: World, start: Starter, name: str) -> None:
+    lead_to(world, start(name, "another-key-altogether").url)
+    _, pair = world.watch({"a": b"a", "b": b"b"})
+    world.sync(pair)
+    assert {failure.status_code for failure in pair.failures.all()} == {401}
+    assert not any(row.acknowledged for row in world.rows(pair).values())
+
+
+@pytest.mark.parametrize("knows", ["the old key", "the new key"])
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_sample_does_not_notice_that_its_key_is_being_replaced(
+    world: World, start: Starter, name: str, knows: str
+) -> None:
+    server = start(name, KEY if knows == "the old key" else NEW_KEY)
+    lead_to(world, server.url, new_auth_key=NEW_KEY, key_rotation_started_at=timezone.now())
+    _, pair = world.watch({f"file-{number}": b"%d" % number for number in range(30)})
+    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+
+
+def test_all_clients_verify_what_came_over_the_wire_with_either_key(world: World, node: Node) -> None:
+    """The bytes as they arrive, after the client, libcurl and a socket."""
+    with servers() as serve:
+        server = serve(saying())
+        keys = {"new_auth_key": NEW_KEY, "key_rotation_started_at": timezone.now(), "send_sync_completed": True}
+        lead_to(world, server.url, **keys)
+        repo, pair = world.watch(FILES)
+        assert world.sync(pair).status == Status.SYNCED, pair.last_error
+        repo.commit({"0": b"0", "1/2": None})
+        assert world.sync(pair).status == Status.SYNCED, pair.last_error
+        requests = list(server.requests)
+    assert len(requests) > len(FILES) + 3
+
+    plain, standard = load("verify"), load("verify_standard")
+    for head, body in requests:
+        lines = head.decode("ascii").split("\r\n")[1:]
+        headers = dict(line.split(": ", 1) for line in lines)
+        assert plain.verify(headers, body, KEY)
+        judgement = node.judge(headers, body, KEY)
+        assert (judgement.again, judgement.by_parsed_body, judgement.by_raw_body) == (body, True, True)
+        for key in (KEY, NEW_KEY):
+            assert standard.notification(headers, body, key) == json.loads(body)
+        assert standard.notification(headers, body, "another-key-altogether") is None

@@ -1,0 +1,31 @@
+// Answers each line of standard input, {headers, body, key} with the body in base64, by a line that says what a client
+// on Node.js makes of it: both of the documented verifications, and the body as JSON.stringify writes it again.
+
+import crypto from 'node:crypto';
+import readline from 'node:readline';
+import { verify } from '../../static/docs/samples/verify.mjs';
+import { verify as verifyRaw } from '../../static/docs/samples/verify_raw.mjs';
+
+function contentFacts(file) {
+  if (file?.content === undefined || file.chunk) return null;
+  const content = Buffer.from(file.content, file.content_encoding ?? 'utf8');
+  return { sha: crypto.createHash('sha256').update(content).digest('hex'), size: content.length };
+}
+
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const { headers, body, key } = JSON.parse(line);
+  const bytes = Buffer.from(body, 'base64');
+  let parsed;
+  try {
+    parsed = JSON.parse(bytes.toString('utf8'));
+  } catch {
+    parsed = undefined; // a body that was tampered with
+  }
+  const answer = {
+    again: Buffer.from(JSON.stringify(parsed) ?? '').toString('base64'),
+    by_parsed_body: parsed !== undefined && verify(headers, parsed, key),
+    by_raw_body: verifyRaw(headers, bytes, key),
+    file: contentFacts(parsed?.file),
+  };
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
