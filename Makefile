@@ -27,7 +27,7 @@ run: setup
 test: setup
 	@.ci/system-packages.sh
 	$(PYTEST) $(PYTEST_ARGS)
-	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories/test_mirror.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
 
 check: check-format check-lint check-types check-templates check-django
 

@@ -73,8 +73,11 @@ def test_select_two_rows_force_re_sync_confirm_and_watch_the_bar_to_its_end(
         seen: list[int] = []
         reloaded = False
         words = page.locator(".progress-box .progress-words")
-        while not re.search(r"2 repositories: 2 synced · 300 files", words.inner_text()):
-            seen.append(percent(page))
+        while True:
+            shown = percent(page)  # before the words: in between they may change, and then to the end
+            if re.search(r"2 repositories: 2 synced · 300 files", words.inner_text()):
+                break
+            seen.append(shown)
             if not reloaded and seen[-1] >= 20:
                 page.reload()  # in the middle: the bar goes on where it was
                 reloaded = True
