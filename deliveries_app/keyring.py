@@ -8,11 +8,14 @@ is remembered. `webhook-signature` always carries a signature of every live key.
 from django.utils import timezone
 
 from deliveries_app.models import App
+from docora.redaction import without
+from docora.text import clean_text
 
 Keys = tuple[str, ...]
 """The live keys; the first one makes `X-Docora-Signature`."""
 
 REFUSALS = {401, 403}
+_SHOWN = 500  # characters of an answer
 
 
 def keys_of(app: App) -> Keys:
@@ -21,6 +24,11 @@ def keys_of(app: App) -> Keys:
         return (app.client_auth_key,)
     both = (app.client_auth_key, app.new_auth_key)
     return both[::-1] if app.new_key_signs else both
+
+
+def answer_of(app: App, body: bytes) -> str:
+    """The beginning of what the app answered, for people: without its keys, should it repeat what it expects."""
+    return clean_text(without(body.decode("utf-8", "replace"), app.client_auth_key, app.new_auth_key), _SHOWN)
 
 
 class Keyring:

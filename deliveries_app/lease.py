@@ -25,6 +25,7 @@ from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status
 SEND_MARGIN_SECONDS = 5.0
 _WAITING_SECONDS = 5.0
 _REBALANCE_SECONDS = 1.0
+_OVERDUE_SECONDS = 60.0
 
 
 @dataclass
@@ -87,7 +88,9 @@ class Lease:
         planned: Any = Value(None) if next_sync_in is None else from_now(next_sync_in)
         waiting = Notice.objects.filter(pair=self.pair, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
         if waiting is not None:
-            planned = Value(waiting) if next_sync_in is None else Least(planned, Value(waiting))
+            # One that is overdue could not even be tried, where a key is lost, say: the pair would be claimed for ever.
+            wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
+            planned = wake if next_sync_in is None else Least(planned, wake)
         owned = AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim, generation=self.generation)
         updated = owned.update(
             lease_until=None,

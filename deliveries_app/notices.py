@@ -102,7 +102,7 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
 def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
     """Send the pair's `sync_failed` notices whose time has come. One that is refused waits, longer every time, and is
     given up after a day; a file never waits for it."""
-    due = Notice.objects.filter(pair=lease.pair, kind=NoticeKind.SYNC_FAILED, due_at__lte=timezone.now())
+    due = Notice.objects.filter(pair=lease.pair, kind=NoticeKind.SYNC_FAILED, due_at__lte=lease.clock.now())
     for notice in due:
         outcome = _send(client, lease, notice, lease.pair.app.base_url, envelope, keyring, alive)
         if outcome.ok or outcome.status == 410 or timezone.now() - notice.created_at > GIVE_UP_AFTER:
@@ -115,7 +115,7 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
         wait = max(backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked or 0.0, 3600.0))
         Notice.objects.filter(pk=notice.pk).update(
             attempts=F("attempts") + 1,
-            due_at=timezone.now() + timedelta(seconds=wait),
+            due_at=lease.clock.now() + timedelta(seconds=wait),
             last_error=_why(outcome)[:500],
         )
 

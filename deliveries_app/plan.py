@@ -154,10 +154,6 @@ class Plan:
         if skipped.cause not in UNLISTED and len(self.skipped) < MAX_SKIPPED_LISTED:
             self.skipped.append(skipped)
 
-    @property
-    def skipped_count(self) -> int:
-        return sum(self.left_out.values())
-
     def phase(self, kind: str) -> Iterator[Change]:
         yield from self._spools[kind, False]
         yield from self._spools[kind, True]

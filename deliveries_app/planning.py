@@ -21,7 +21,7 @@ from repositories_app import services as repositories
 from repositories_app.mirror import MAX_DIFF_PATHS, Entry, Mirror
 from repositories_app.remote import Head
 
-_TICK_EVERY = 200  # tree entries
+_TICK_EVERY = 200  # tree entries, or rows
 
 
 @dataclass
@@ -51,12 +51,13 @@ def full_plan(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tic
     rules = read_rules(mirror, head.commit, terms.patterns)
     plan = Plan()
     tree = _ticking(mirror.tree(head.commit), tick)
+    held = _ticking(rows.all_rows(pair.pk), tick)  # transforms have read the whole tree before the first of them
     entries = eligible(tree, terms.max_file_bytes, rules.check, plan.skip)
     if terms.transforms:
         with mirror.blobs() as reader, Transforming(plan, terms, reader, tick) as transforming:
-            fill(plan, transforming.files(entries, rows.by_source(pair.pk)), rows.all_rows(pair.pk), terms)
+            fill(plan, transforming.files(entries, rows.by_source(pair.pk)), held, terms)
     else:
-        fill(plan, entries, rows.all_rows(pair.pk), terms)
+        fill(plan, entries, held, terms)
     plan.skipped.extend(rules.problems)
     return Planned(plan, head, None)
 
@@ -90,11 +91,11 @@ def _add_the_rest(plan: Plan, pair: AppRepository, before: Iterator[Entry], term
     plan.left_out = +plan.left_out
 
 
-def _ticking(entries: Iterator[Entry], tick: git.Tick) -> Iterator[Entry]:
-    for number, entry in enumerate(entries):
+def _ticking[Item](items: Iterator[Item], tick: git.Tick) -> Iterator[Item]:
+    for number, item in enumerate(items):
         if number % _TICK_EVERY == 0:
             tick()
-        yield entry
+        yield item
 
 
 def _is_utf8(path: bytes) -> bool:

@@ -17,11 +17,11 @@ from django.db.models import F
 
 from deliveries_app import runs
 from deliveries_app.eligible import Skipped
+from deliveries_app.keyring import answer_of
 from deliveries_app.kinds import Kind
 from deliveries_app.lease import Lease
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun
 from deliveries_app.plan import Change
-from docora.redaction import without
 from docora.text import clean_text
 
 _ANNOUNCED = [
@@ -246,14 +246,8 @@ def _failure_row(
         cause=failure.cause,
         status_code=failure.status,
         message=failure.message[:500],
-        body=clean_text(_without_keys(failure.body, pair), 500),
+        body=answer_of(pair.app, failure.body),
         attempts=attempts,
         first_at=now,
         last_at=now,
     )
-
-
-def _without_keys(body: bytes, pair: AppRepository) -> str:
-    """What the app answered, should it repeat the key that it expects."""
-    text = body.decode("utf-8", "replace")
-    return without(text, pair.app.client_auth_key, pair.app.new_auth_key)

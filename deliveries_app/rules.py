@@ -88,6 +88,8 @@ class IgnoreRules:
         started = time.monotonic()
         self._asked += 1
         left = _ALLOWED_SECONDS + _ALLOWED_PER_PATH * self._asked - self._spent
+        if left < 0:
+            raise _takes_too_long()
         parent, _, name = entry.path.rpartition(b"/")
         try:
             if parent and self._is_directory_ignored(parent, started + left):
@@ -107,16 +109,20 @@ class IgnoreRules:
         ignored = False
         for depth, name in enumerate(parts, start=1):
             if time.monotonic() > until:
-                raise PlanRefused(
-                    f"Matching the ignore patterns takes too long. Use fewer or simpler ones in {FILE_NAME} or in the "
-                    "watch's patterns: each * in a pattern costs.",
-                    "rules",
-                )
+                raise _takes_too_long()
             above = b"/".join(parts[:depth])
             known = self._directories.get(above)
             ignored = known if known is not None else ignored or self._for_directories.ignores(above, name)
             self._directories[above] = ignored
         return ignored
+
+
+def _takes_too_long() -> PlanRefused:
+    return PlanRefused(
+        f"Matching the ignore patterns takes too long. Use fewer or simpler ones in {FILE_NAME} or in the watch's "
+        "patterns: each * in a pattern costs.",
+        "rules",
+    )
 
 
 def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:

@@ -227,9 +227,13 @@ class Attempt:
         )
 
     def _circuit_seconds(self, run: SyncRun | None) -> float:
-        """How long the repository's open circuit holds this pair back; a person's or an app's request is the probe."""
+        """How long the repository's open circuit holds this pair back; a person's or an app's request is the probe.
+
+        Only its first attempt: notices that are refused wake the pair again and again.
+        """
         until = self.pair.repository.circuit_open_until
-        if until is None or (run and run.reason in {Reason.RESYNC, Reason.INITIAL}):
+        asked = run is not None and run.reason in {Reason.RESYNC, Reason.INITIAL}
+        if until is None or (asked and self.pair.retry_count == 1):
             return 0.0
         return max(0.0, (until - timezone.now()).total_seconds())
 

@@ -18,12 +18,10 @@ def reset_circuit(actor: Actor, repository: Repository) -> int:
     actor.require_pairs(AppRepository.objects.filter(repository=repository))
     with transaction.atomic():
         repositories.close_circuit(repository)
-        watches = AppRepository.objects.alive().filter(repository=repository)
-        pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
-        rows = AppRepository.objects.filter(pk__in=pks)
-        woken = waking.wish(rows)
+        woken = waking.wish(AppRepository.objects.alive().filter(repository=repository))
+        rows = AppRepository.objects.filter(pk__in=woken)
         rows.update(retry_count=0)  # a person asks: the attempts start over too
         rows.filter(status=Status.FAILED).update(status=Status.PENDING)
         audit.record(actor, [repository], "Reset the circuit")
         transaction.on_commit(waking.enqueue_due, robust=True)
-    return woken
+    return len(woken)

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.keyring import Keyring
+from deliveries_app.keyring import Keyring, answer_of
 from deliveries_app.models import App, Reason, new_run_id
 from deliveries_app.notices import post_signed
 from deliveries_app.payloads import PING, Envelope, endpoint
 from deliveries_app.services import audit
 from docora.http.client import Cause, Outcome
-from docora.redaction import without
-from docora.text import clean_text, new_id
+from docora.text import new_id
 from repositories_app.remote import new_client
 
 PERMISSION = "deliveries_app.change_app"
-_SHOWN_BYTES = 500
 
 _HINTS: dict[Cause | int, str] = {
     Cause.DNS: "The name of the base URL does not resolve: check its spelling, and the DNS of this machine.",
@@ -76,10 +74,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         hint="" if outcome.ok else _hint(outcome),
         status=outcome.status,
         seconds=outcome.elapsed,
-        # should the app repeat the key that it expects
-        body=clean_text(
-            without(outcome.body.decode("utf-8", "replace"), app.client_auth_key, app.new_auth_key), _SHOWN_BYTES
-        ),
+        body=answer_of(app, outcome.body),
         new_key=new_key,
     )
 

@@ -44,10 +44,8 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
-        # In order, as everything that locks several pairs.
-        pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
-        waking.wish(AppRepository.objects.filter(pk__in=pks))
-        woken = AppRepository.objects.filter(pk__in=pks[:WOKEN_AT_ONCE])
-        for pair in woken.select_related("app", "repository"):
+        woken = waking.wish(watches)
+        first = AppRepository.objects.filter(pk__in=woken[:WOKEN_AT_ONCE])
+        for pair in first.select_related("app", "repository"):
             waking.enqueue(pair, "high")
-    return len(pks)
+    return len(woken)

@@ -1,18 +1,25 @@
 """Waking the workers: a wish is written into the row first, the job only follows (`engine.md` §6)."""
 
-from django.db.models import F, QuerySet
+from django.db import transaction
+from django.db.models import F
 from django.db.models.functions import Now
 
-from deliveries_app.models import AppRepository
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from docora import queueing
 
 SYNC_JOB = "deliveries_app.jobs.sync_pair"
 ENQUEUE_AHEAD = 50  # jobs that wait in the default queue at once; more would only fill Redis
 
 
-def wish(pairs: QuerySet[AppRepository]) -> int:
-    """These pairs shall sync as soon as possible, also when a worker is busy with them now. How many they are."""
-    return pairs.update(wanted=F("wanted") + 1, next_sync_at=Now())
+def wish(pairs: AppRepositoryQuerySet) -> list[int]:
+    """These pairs shall sync as soon as possible, also when a worker is busy with them now. Which they are.
+
+    They are locked in the order of their keys, as everywhere: one UPDATE of many rows has an order of its own.
+    """
+    with transaction.atomic():
+        pks = list(pairs.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+        AppRepository.objects.filter(pk__in=pks).update(wanted=F("wanted") + 1, next_sync_at=Now())
+    return pks
 
 
 def enqueue(pair: AppRepository, queue: str) -> None:

@@ -27,6 +27,8 @@ def replace_github_token(actor: Actor, pair: AppRepository, token: str) -> None:
     validate_token(token)
     ask_git(pair.github_url, token)
     with transaction.atomic():
+        # The repository's row before the pair's, as where a failure is counted.
+        repositories.close_circuit(pair.repository)
         _update(
             pair,
             github_token=token,
@@ -37,7 +39,6 @@ def replace_github_token(actor: Actor, pair: AppRepository, token: str) -> None:
             wanted=F("wanted") + 1,
             next_sync_at=Now(),
         )
-        repositories.close_circuit(pair.repository)
         audit.record(actor, [pair], "Replaced the repository's token")
         waking.enqueue(pair, "high")
 

@@ -131,5 +131,6 @@ def delete_app(actor: Actor, app: App) -> None:
     actor.require_app(app)
     with transaction.atomic():  # the app's row before its pairs', as the claim locks them
         App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
-        for pair in AppRepository.objects.filter(app=app, ended_at=None).select_related("app", "repository"):
+        watches = AppRepository.objects.filter(app=app, ended_at=None).order_by("pk")
+        for pair in watches.select_related("app", "repository"):
             _end(pair)

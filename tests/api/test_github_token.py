@@ -1,10 +1,13 @@
 """Replacing the token of a watched repository: asked for first, then everything that the old one broke is cleared."""
 
+import threading
+import time
 from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
+from django.db import connection, transaction
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
@@ -12,7 +15,9 @@ from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import watch_settings
 from deliveries_app.services.resync import NotFound
 from docora import queueing
+from repositories_app.models import Repository
 from tests.api.caller import Caller, error_of
+from tests.support.processes import in_threads
 from tests.support.world import World
 
 
@@ -83,6 +88,28 @@ def test_a_watch_that_ended_meanwhile_is_not_revived(pair) -> None:
         watch_settings.replace_github_token(Actor.command(), pair, "new")
     pair.refresh_from_db()
     assert pair.github_token == "old"
+
+
+def test_it_locks_the_repository_before_the_watch_as_a_failure_does(pair) -> None:
+    """In the other order the two would wait for each other."""
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite locks no rows")
+    repository_is_locked = threading.Event()
+
+    def count_a_failure() -> None:
+        with transaction.atomic():
+            Repository.objects.select_for_update().get(pk=pair.repository_id)
+            repository_is_locked.set()
+            time.sleep(1.5)  # the token is asked about meanwhile, and waits for the repository
+            AppRepository.objects.select_for_update(nowait=True).get(pk=pair.pk)
+
+    def replace() -> None:
+        assert repository_is_locked.wait(10)
+        watch_settings.replace_github_token(Actor.command(), pair, "new")
+
+    in_threads(count_a_failure, replace)
+    pair.refresh_from_db()
+    assert pair.github_token == "new"
 
 
 def test_users_need_the_permission(pair) -> None:

@@ -232,3 +232,12 @@ def test_what_takes_far_too_long_is_refused_in_words(monkeypatch) -> None:
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
     with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):
         rules.ignores(Entry(b"x/y/z", "100644", "", 0))
+
+
+def test_files_beside_each_other_are_not_matched_without_end_either(monkeypatch) -> None:
+    monkeypatch.setattr("deliveries_app.rules._ALLOWED_SECONDS", 0.0)
+    monkeypatch.setattr("deliveries_app.rules._ALLOWED_PER_PATH", 0.0)
+    rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
+    assert not rules.ignores(Entry(b"x", "100644", "", 0))
+    with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):
+        rules.ignores(Entry(b"y", "100644", "", 0))

@@ -11,9 +11,10 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice, Status
 from deliveries_app.receiver import Answer
-from deliveries_app.services import unwatch
+from deliveries_app.services import resync_single, unwatch
 from deliveries_app.services.circuits import reset_circuit
 from repositories_app.models import Repository
+from tests.deliveries.test_lost_key import lose_the_key_of
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
 from tests.support.staff import staff
@@ -154,6 +155,36 @@ def test_with_the_circuit_open_the_notice_goes_out_and_git_is_left_alone(world: 
     assert told(world) == [pair.app.app_id]
     assert len(world.git.server.requests) == asked
     assert pair.status in {Status.PENDING, Status.FAILED}
+
+
+def test_a_notice_that_is_tried_again_does_not_use_up_the_attempts_of_a_resync(world: World, quick: None) -> None:
+    repo, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    resync_single(Actor.command(), pair)
+    world.answer(lambda note: Answer(404) if note.kind == "sync_failed" else None)
+    asked = []
+    for _ in range(5):
+        Notice.objects.update(due_at=Now())
+        before = len(world.git.server.requests)
+        world.sync(pair)
+        asked.append(len(world.git.server.requests) - before)
+    assert asked == [1, 0, 0, 0, 0], "one probe, then git is left alone until the cool-down has passed"
+    assert (pair.status, pair.retry_count, world.runs(pair)[0].outcome) == (Status.PENDING, 1, "")
+    world.answer(None)
+    Notice.objects.update(due_at=Now())
+    recover(world, repo, pair)
+
+
+def test_a_notice_that_cannot_be_signed_does_not_keep_the_pair_awake(world: World, quick: None, settings) -> None:
+    _, pair = world.watch()
+    world.settle()
+    open_the_circuit(world, pair)
+    lose_the_key_of(pair.app, "client_auth_key", settings)
+    world.sync(pair)
+    assert Notice.objects.count() == 1
+    assert pair.next_sync_at is not None
+    assert pair.next_sync_at > timezone.now() + timedelta(seconds=30)
 
 
 def test_a_reset_closes_the_circuit_and_wakes_every_watch(world: World, quick: None) -> None:

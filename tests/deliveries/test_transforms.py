@@ -5,9 +5,11 @@ from functools import partial
 
 import pytest
 
-from deliveries_app import transforms
+from deliveries_app import planning, rows, transforms
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.transforms import SourceFile
+from repositories_app import services as repositories
+from repositories_app.remote import Head
 from tests.support import transforms as samples
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, kill_worker, refusing, sha
@@ -299,3 +301,17 @@ def test_a_list_that_cannot_be_used_fails_the_sync_in_words(world: World, use) -
     assert (pair.status, pair.last_error_cause) == (Status.FAILED, "transform")
     assert pair.last_error.startswith("FILE_TRANSFORMS names 'tests.support.transforms.Missing', which cannot be")
     assert world.requests() == []
+
+
+def test_the_lease_is_kept_while_what_is_known_is_joined_with_the_rows(world: World, use, monkeypatch) -> None:
+    """By then the tree has been read to its end."""
+    use("Flatten")
+    repo, pair = world.watch({f"{n}/{n}": b"%d" % n for n in range(5)})
+    world.settle()
+    monkeypatch.setattr(planning, "_TICK_EVERY", 1)
+    ticks: list[None] = []
+    mirror = repositories.mirror_of(pair.repository)
+    head = Head(repo.head, "main")
+    planned = planning.full_plan(head, pair, rows.terms_of(pair), mirror, lambda: ticks.append(None))
+    planned.plan.close()
+    assert len(ticks) == 10
