@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate
 
-from django.core.exceptions import PermissionDenied
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.request import RawPostDataException
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.http import require_GET, require_POST
 
@@ -67,7 +69,7 @@ def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
         raise BadRequest("app_id and repository_id are required")
     actor.require(services.RESYNC_PERMISSION)
-    if "\0" in app_id + repository_id:  # PostgreSQL refuses it, even in a question
+    if not (app_id.isprintable() and repository_id.isprintable()):  # a NUL, a surrogate: databases refuse the question
         raise services.NotFound("App-repository link not found")
     pair = (
         AppRepository.objects.alive()
@@ -96,8 +98,6 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
 def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     """The watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
     actor.require("deliveries_app.view_apprepository")
-    if any("\0" in value for value in request.GET.values()):
-        raise BadRequest("The query holds a NUL character")
     watches = AppRepository.objects.alive().select_related("app", "repository").order_by("app__name", "pk")
     if app_id := request.GET.get("app_id"):
         watches = watches.filter(app__app_id=app_id)
@@ -157,7 +157,9 @@ def _operation(operation_id: str) -> BulkOperation:
 def _body(request: HttpRequest) -> dict[str, Any]:
     try:
         facts = json.loads(request.body or b"{}")
-    except ValueError:
+    except RequestDataTooBig:
+        raise BadRequest(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes") from None
+    except (ValueError, RecursionError, RawPostDataException):  # the last: a form, read for its CSRF token
         raise BadRequest("The body must be JSON") from None
     if not isinstance(facts, dict):
         raise BadRequest("The body must be a JSON object")

@@ -66,7 +66,9 @@ def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return json_error("Bad request", 400) if wants_json(request) else defaults.bad_request(request, exception)
+    if wants_json(request):
+        return json_error("Not understood: check the host name, the address and the headers", 400)
+    return defaults.bad_request(request, exception)
 
 
 def server_error(request: HttpRequest, *args: Any) -> HttpResponse:

@@ -1,11 +1,14 @@
-"""Whom to believe about the client's address and scheme, what every page says to browsers and caches, and what it says
-when an encryption key is gone."""
+"""Whom to believe about the client's address and scheme, what every page says to browsers and caches, which questions
+the admin asks no database, and what it says when an encryption key is gone."""
 
 import ipaddress
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 from django.conf import settings
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
@@ -13,6 +16,10 @@ from docora.crypto import DecryptionError
 from docora.errors import json_error, wants_json
 
 logger = logging.getLogger(__name__)
+
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
+_MOST_WORDS = 100
+_LONGEST_NUMBER = 18  # digits
 
 # Docora's pages need none of what a browser can be asked for.
 PERMISSIONS_POLICY = ", ".join(
@@ -44,7 +51,7 @@ class TrustedProxyMiddleware:
     """Take `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and drop them from everybody else.
 
     The client is the last address of the list that is not itself a trusted proxy: what stands before it was written
-    by the client and could say anything.
+    by the client and could say anything. Some proxies write its port behind it, which is no part of who it is.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -54,7 +61,9 @@ class TrustedProxyMiddleware:
         forwarded_for = request.META.pop("HTTP_X_FORWARDED_FOR", "")
         forwarded_proto = request.META.pop("HTTP_X_FORWARDED_PROTO", "")
         if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):
-            for address in reversed([part.strip() for part in forwarded_for.split(",") if part.strip()]):
+            for part in reversed([part.strip() for part in forwarded_for.split(",") if part.strip()]):
+                with_port = _WITH_PORT.fullmatch(part)
+                address = (with_port[1] or with_port[2]) if with_port else part
                 request.META["REMOTE_ADDR"] = address
                 if not self._is_trusted(address):
                     break
@@ -69,6 +78,42 @@ class TrustedProxyMiddleware:
         except ValueError:
             return False
         return any(parsed in network for network in settings.TRUSTED_PROXIES)
+
+
+class AdminQuestionsMiddleware:
+    """Below `/admin/`: 400 for what a database answers with an error instead of finding nothing by it.
+
+    These are a NUL (PostgreSQL), a number of more than 64 bits and hundreds of words (SQLite), and a regular expression
+    that is none; one that is could keep either of them busy without end.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if request.path.startswith("/admin/") and not self._can_be_asked(request):
+            if wants_json(request):
+                return json_error("Nothing can be found by this query: correct its parameters", 400)
+            raise BadRequest("Nothing can be found by this.")
+        return self.get_response(request)
+
+    @staticmethod
+    def _can_be_asked(request: HttpRequest) -> bool:
+        if not all(_can_be_asked(name, values) for name, values in request.GET.lists()):
+            return False
+        if request.method != "POST" or wants_json(request):
+            return True
+        return all(part.isdecimal() for part in request.POST.getlist(ACTION_CHECKBOX_NAME))
+
+
+def _can_be_asked(name: str, values: Iterable[str]) -> bool:
+    is_text = name in {"q", "search"}
+    return not name.endswith("regex") and not any(
+        "\0" in value
+        or (is_text and len(value.split()) > _MOST_WORDS)
+        or (not is_text and any(part.isdecimal() and len(part) > _LONGEST_NUMBER for part in value.split(",")))
+        for value in (name, *values)
+    )
 
 
 class PageHeadersMiddleware:

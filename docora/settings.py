@@ -220,6 +220,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "docora.middleware.LostKeyMiddleware",
+    "docora.middleware.AdminQuestionsMiddleware",
     "axes.middleware.AxesMiddleware",  # last, as it says
 ]
 CSRF_FAILURE_VIEW = "docora.errors.csrf_failure"

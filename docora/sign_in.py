@@ -5,12 +5,12 @@ address, and `ADDRESS_FACTOR` times as many from one address under any names, fo
 people. A success forgets the failures of that name from that address, and only these: whoever has an account of his own
 could otherwise wipe out what he tried under other names.
 
-An attempt is kept as one row per name, address and browser with a counter. Nothing of what was posted is kept but the
-name: axes itself would append every form to the row, without end.
+An attempt is kept for 30 days as one row per name, address and browser with a counter. Nothing of what was posted is
+kept but the name: axes itself would append every form to the row, without end.
 """
 
-import ipaddress
 import logging
+from datetime import timedelta
 from typing import Any
 
 from axes.handlers.database import AxesDatabaseHandler
@@ -23,25 +23,17 @@ from django.db.models import Case, F, QuerySet, Sum, When
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
+from docora.throttle import source_of
+
 logger = logging.getLogger(__name__)
 
 ADDRESS_FACTOR = 10
+KEPT = timedelta(days=30)
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """`REMOTE_ADDR`, as `TrustedProxyMiddleware` left it; None if it is no address (a Unix socket).
-
-    An IPv6 client stands for its whole network of 64 bits, all of which is at the hands of one machine.
-    """
-    try:
-        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)).network_address)
+    """The source of `REMOTE_ADDR`, as `TrustedProxyMiddleware` left it."""
+    return source_of(request.META.get("REMOTE_ADDR", ""))
 
 
 def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict[str, Any] | None) -> HttpResponse:
@@ -82,12 +74,14 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
 
     def _record(self, request: HttpRequest, credentials: dict[str, Any]) -> None:
         now = request.axes_attempt_time  # type: ignore[attr-defined]
-        attempt, _ = AccessAttempt.objects.get_or_create(
+        attempt, is_new = AccessAttempt.objects.get_or_create(
             username=get_client_username(request, credentials),
             ip_address=_address(request),
             user_agent=request.axes_user_agent,  # type: ignore[attr-defined]
             defaults={"path_info": request.axes_path_info, "failures_since_start": 0},  # type: ignore[attr-defined]
         )
+        if is_new:
+            AccessAttempt.objects.filter(attempt_time__lt=now - KEPT).delete()
         over = When(attempt_time__lt=now - settings.AXES_COOLOFF_TIME, then=1)
         AccessAttempt.objects.filter(pk=attempt.pk).update(
             failures_since_start=Case(over, default=F("failures_since_start") + 1), attempt_time=now

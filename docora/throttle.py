@@ -19,7 +19,7 @@ SECONDS = 60
 def count_failure(kind: str, address: str) -> int | None:
     """Note one failure of `kind` from `address`. Seconds to wait when there were more than `FAILURES` of them within
     `SECONDS`, else None."""
-    key = f"docora:failures:{kind}:{_source(address)}"
+    key = f"docora:failures:{kind}:{source_of(address) or 'unknown'}"
     try:
         with connection().pipeline(transaction=True) as pipeline:
             pipeline.incr(key)
@@ -32,14 +32,15 @@ def count_failure(kind: str, address: str) -> int | None:
     return max(1, int(left)) if count > FAILURES else None
 
 
-def _source(address: str) -> str:
-    """The part of an address that one client cannot change at will: of IPv6 the first 64 bits."""
+def source_of(address: str) -> str | None:
+    """Whom an address stands for, as an address: IPv6 for its whole network of 64 bits, all of which is at the hands of
+    one machine. None if it is no address (a Unix socket)."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return "unknown"
+        return None
     if isinstance(parsed, ipaddress.IPv4Address):
         return str(parsed)
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(ipaddress.ip_network((parsed, 64), strict=False).network_address)

@@ -1,10 +1,14 @@
-"""What several admin pages show: a paginator for large tables, and the cells of a watched repository."""
+"""What several admin pages show: a paginator for large tables, a filter, and the cells of a watched repository."""
 
 from typing import Any
 from urllib.parse import urlencode
 
+from django.contrib import admin
 from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -23,6 +27,20 @@ class BoundedPaginator(Paginator[Any]):
     def count(self) -> int:
         rows: Any = self.object_list
         return int(rows.order_by()[: self.PAGES * self.per_page].count())
+
+
+class CircuitFilter(admin.SimpleListFilter):
+    """Rows whose circuit is open; `field` leads to the end of that."""
+
+    title = "circuit"
+    parameter_name = "circuit"
+    field = "circuit_open_until"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset
 
 
 def live_status(pair: AppRepository) -> SafeString:

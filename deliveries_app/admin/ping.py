@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, reverse
@@ -11,7 +12,7 @@ from django.utils.dateparse import parse_datetime
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App
-from deliveries_app.services import pinging
+from deliveries_app.services import NotFound, pinging
 
 _SESSION_KEY = "docora_last_ping"
 
@@ -28,7 +29,11 @@ class PingAdmin(DocoraAdmin[App]):
     def ping(self, request: HttpRequest, app: App) -> HttpResponse:
         if request.method == "POST":
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
-            ping = pinging.send_ping(Actor.of_user(request.user), app, new_key=new_key)
+            try:
+                ping = pinging.send_ping(Actor.of_user(request.user), app, new_key=new_key)
+            except NotFound as error:
+                self.message_user(request, f"{error}: it is being removed.", messages.WARNING)
+                return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
             request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **_facts(ping)}
             return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
         last: dict[str, Any] = request.session.get(_SESSION_KEY) or {}

@@ -6,7 +6,6 @@ from django.contrib import admin, messages
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import URLPattern
-from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments
@@ -21,23 +20,10 @@ from docora.confirm import way_back
 from repositories_app.models import Repository
 
 
-class CircuitFilter(admin.SimpleListFilter):
-    title = "circuit"
-    parameter_name = "circuit"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("open", "open")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Repository]) -> QuerySet[Repository]:
-        if self.value() == "open":
-            return queryset.filter(circuit_open_until__gt=timezone.now())
-        return queryset
-
-
 @admin.register(Repository)
 class RepositoryAdmin(ResyncAdmin[Repository]):
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
-    list_filter = ("is_private", CircuitFilter)
+    list_filter = ("is_private", components.CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
     actions = ("force_resync", "reset_circuits")
     page_template = "admin/repositories_app/repository/change_form.html"

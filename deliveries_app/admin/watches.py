@@ -8,7 +8,6 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments, services
@@ -37,17 +36,8 @@ class AppFilter(admin.SimpleListFilter):
         return queryset.filter(app_id=int(value)) if value and value.isdecimal() else queryset
 
 
-class CircuitFilter(admin.SimpleListFilter):
-    title = "circuit"
-    parameter_name = "circuit"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("open", "open")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> QuerySet[AppRepository]:
-        if self.value() == "open":
-            return queryset.filter(repository__circuit_open_until__gt=timezone.now())
-        return queryset
+class CircuitFilter(components.CircuitFilter):
+    field = "repository__circuit_open_until"
 
 
 class LiveChangeList(ChangeList):

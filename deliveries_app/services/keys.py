@@ -9,9 +9,8 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import audit
+from deliveries_app.services.tokens import PERMISSION, lock_app
 from docora.crypto import new_webhook_key
-
-PERMISSION = "deliveries_app.rotate_secret_app"
 
 
 class KeyRotationError(ValueError):
@@ -34,7 +33,10 @@ def validate_key(key: str) -> str:
 
 
 def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
-    """From now on notifications carry a signature of both keys; generates the new one unless it is given."""
+    """From now on notifications carry a signature of both keys; generates the new one unless it is given.
+
+    Like the two steps that end it, raises `KeyRotationError` out of turn, and `NotFound` for an app that is being removed.
+    """
     made = validate_key(key) if key else new_webhook_key()
     with transaction.atomic():
         row = _locked(actor, app)
@@ -77,7 +79,7 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
 def _locked(actor: Actor, app: App) -> App:
     actor.require(PERMISSION)
     actor.require_app(app)
-    return App.objects.select_for_update(no_key=True).get(pk=app.pk)
+    return lock_app(app)
 
 
 def _end(row: App) -> None:

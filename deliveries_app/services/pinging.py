@@ -10,6 +10,7 @@ from deliveries_app.models import App, Reason, new_run_id
 from deliveries_app.notices import post_signed
 from deliveries_app.payloads import PING, Envelope, endpoint
 from deliveries_app.services import audit
+from deliveries_app.services.resync import NotFound
 from docora.http.client import Cause, Outcome
 from docora.text import new_id
 from repositories_app.remote import new_client
@@ -53,10 +54,13 @@ class Ping:
 
 def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     """Send a signed ping and wait for the answer. `new_key`: signed with nothing but the key that is being introduced;
-    once that is accepted, the old key may be retired."""
+    once that is accepted, the old key may be retired. Raises `NotFound` for an app that is being removed."""
     actor.require(PERMISSION)
     actor.require_app(app)
-    app.refresh_from_db()
+    row = App.objects.filter(pk=app.pk, ended_at=None).first()
+    if row is None:
+        raise NotFound("App not found")
+    app = row
     new_key = new_key and app.is_rotating_key
     ring = Keyring.of_new_key(app) if new_key else Keyring(app)
     envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)

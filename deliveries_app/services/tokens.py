@@ -66,7 +66,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         raise ValidationError("The old token may be accepted for 0 to 30 days more.", code="overlap")
     token = new_token()
     with transaction.atomic():
-        _lock(app)
+        lock_app(app)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
         app.tokens.filter(expires_at__lte=Now()).delete()
@@ -81,7 +81,7 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
     actor.require(PERMISSION)
     actor.require_app(app)
     with transaction.atomic():
-        _lock(app)
+        lock_app(app)
         accepted = app.tokens.filter(expires_at__gt=Now()).count()
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:
@@ -89,7 +89,10 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
     return accepted
 
 
-def _lock(app: App) -> None:
-    """Two rotations at once would leave two tokens without an end. Without its key: see `lease`."""
-    if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
+def lock_app(app: App) -> App:
+    """The row as it is now, for one change of its secrets at a time: two rotations at once would leave two tokens
+    without an end. `NotFound` for an app that is being removed. Without its key: see `lease`."""
+    row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
+    if row is None:
         raise NotFound("App not found")
+    return row

@@ -58,13 +58,12 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
-    if app.ended_at is not None:
-        raise InvalidUrl("The app is being removed.")
     parsed = remote.parse_url(url)
     validate_token(token)
     is_private = ask_git(parsed.spelled, token)
     with transaction.atomic():  # the app's row before its pair's, as the claim locks them
-        App.objects.select_for_update(no_key=True).get(pk=app.pk)
+        if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
+            raise InvalidUrl("The app is being removed.")  # asked late: git may have taken its time
         repository = repositories.find_or_create(parsed, is_private=is_private)
         # Locked, so that an ended watch is either revived or gone, and never removed a moment later.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")

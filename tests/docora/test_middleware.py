@@ -30,6 +30,9 @@ def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tup
         (PROXY, f"{CLIENT}, {INNER}", "https", (CLIENT, "https")),
         (PROXY, f"1.2.3.4, {CLIENT}", "http", (CLIENT, "http")),  # the client wrote the first one itself
         (PROXY, "nonsense", "", ("nonsense", "http")),
+        (PROXY, f"{CLIENT}:51234", "", (CLIENT, "http")),
+        (PROXY, "[2001:db8::1]:51234", "", ("2001:db8::1", "http")),
+        (PROXY, f"{CLIENT}:1, {INNER}:2", "", (CLIENT, "http")),
         (PROXY, "", "", (PROXY, "http")),
     ],
 )
@@ -68,3 +71,9 @@ def test_unknown_addresses_are_json_below_the_api_and_pages_elsewhere(client: Cl
 
 def test_the_root_leads_to_the_admin(client: Client) -> None:
     assert client.get("/").url == "/admin/"
+
+
+def test_a_call_by_a_name_that_is_not_ours_is_told_what_to_look_at(client: Client) -> None:
+    answer = client.get("/api/repositories", headers={"host": "evil.example"})
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "Not understood: check the host name, the address and the headers"}

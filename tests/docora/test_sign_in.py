@@ -177,3 +177,10 @@ def test_anonymous_json_is_401_and_counts_as_no_attempt(db) -> None:
     answer = Client().post("/admin/api/resync", content_type="application/json", data={})
     assert answer.status_code == 401
     assert not AccessAttempt.objects.exists()
+
+
+def test_attempts_of_long_ago_are_forgotten(anna) -> None:
+    fail(2, name="somebody")
+    wait(minutes=31 * 24 * 60)
+    fail(1)
+    assert list(AccessAttempt.objects.values_list("username", flat=True)) == ["anna"]
