@@ -18,7 +18,7 @@ from tests.support.valkey import ValkeyServer
 PROJECT = Path(__file__).resolve().parent.parent
 
 OWNER = """
-import signal, sys
+import time
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ScratchFolder
 from tests.support.valkey import ValkeyServer
@@ -27,7 +27,8 @@ postgres, valkey = PostgresServer(scratch), ValkeyServer(scratch)
 postgres.start()
 valkey.start()
 print(scratch.path, postgres.pid, valkey.pid, flush=True)
-signal.pause()
+while True:
+    time.sleep(0.1)  # signal.pause() would miss a signal that comes just before it
 """
 
 
