@@ -9,10 +9,18 @@ from django.http import HttpRequest, QueryDict
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import Onboarded, Watched, onboard_app, watch
-from deliveries_app.services.onboarding import validate_base_url, validate_name, validate_website
+from deliveries_app.services.keys import validate_key
+from deliveries_app.services.onboarding import (
+    validate_base_url,
+    validate_max_in_flight,
+    validate_name,
+    validate_website,
+)
 from repositories_app.exceptions import GitError, InvalidUrl
 
 _WIDE = {"class": "vTextField"}
+# With "off", browsers put a password that they have stored for this site into the field.
+_SECRET = {**_WIDE, "autocomplete": "new-password"}
 _KEY_HELP = "16 to 500 characters. One is generated if this stays empty."
 _WEBSITE_HELP = "Optional. An address for people, such as the app's own page."
 
@@ -42,7 +50,7 @@ class WatchForm(forms.Form):
         label="Token",
         required=False,
         max_length=255,
-        widget=forms.PasswordInput(attrs={"class": "vTextField", "autocomplete": "off"}),
+        widget=forms.PasswordInput(attrs=_SECRET),
         help_text="Only for a private repository. It is stored encrypted and never shown again.",
     )
 
@@ -62,7 +70,22 @@ class WatchForm(forms.Form):
         return None
 
 
-class OnboardForm(forms.Form):
+class AppRules:
+    """The rules of an app's fields: all that is wrong is said at once, each beside its field."""
+
+    cleaned_data: dict[str, Any]
+
+    def clean_name(self) -> str:
+        return validate_name(self.cleaned_data["name"])
+
+    def clean_base_url(self) -> str:
+        return validate_base_url(self.cleaned_data["base_url"])
+
+    def clean_website(self) -> str:
+        return validate_website(self.cleaned_data["website"])
+
+
+class OnboardForm(AppRules, forms.Form):
     """Register a client app."""
 
     name = forms.CharField(min_length=3, max_length=100, widget=forms.TextInput(attrs=_WIDE))
@@ -84,9 +107,17 @@ class OnboardForm(forms.Form):
         required=False,
         min_length=16,
         max_length=500,
-        widget=forms.PasswordInput(attrs={**_WIDE, "autocomplete": "off"}),  # never sent back
+        widget=forms.PasswordInput(attrs=_SECRET),  # never sent back
         help_text=_KEY_HELP,
     )
+
+    def clean_client_auth_key(self) -> str:
+        key: str = self.cleaned_data["client_auth_key"]
+        return validate_key(key) if key else ""
+
+    def clean(self) -> None:
+        if self.errors and self.cleaned_data.get("client_auth_key"):  # empty the next time, and one would be generated
+            self.add_error("client_auth_key", "Enter the key again: it is not sent back.")
 
     def save(self, actor: Actor) -> Onboarded | None:
         """None after adding the error in words to the form."""
@@ -97,7 +128,7 @@ class OnboardForm(forms.Form):
         return None
 
 
-class AppForm(forms.ModelForm[App]):
+class AppForm(AppRules, forms.ModelForm[App]):
     """The settings of an app."""
 
     class Meta:
@@ -117,14 +148,8 @@ class AppForm(forms.ModelForm[App]):
         if "paused" in self.fields:  # not for who may only see
             self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
 
-    def clean_name(self) -> str:
-        return validate_name(self.cleaned_data["name"])
-
-    def clean_base_url(self) -> str:
-        return validate_base_url(self.cleaned_data["base_url"])
-
-    def clean_website(self) -> str:
-        return validate_website(self.cleaned_data["website"])
+    def clean_max_in_flight(self) -> int:
+        return validate_max_in_flight(self.cleaned_data["max_in_flight"])
 
 
 class RotateTokenForm(forms.Form):
@@ -150,7 +175,7 @@ class RotateKeyForm(forms.Form):
         required=False,
         min_length=16,
         max_length=500,
-        widget=forms.PasswordInput(attrs={**_WIDE, "autocomplete": "off"}),  # never sent back
+        widget=forms.PasswordInput(attrs=_SECRET),  # never sent back
         help_text=_KEY_HELP,
     )
 
@@ -162,7 +187,7 @@ class GithubTokenForm(forms.Form):
         label="New token",
         required=False,
         max_length=255,
-        widget=forms.PasswordInput(attrs={**_WIDE, "autocomplete": "off"}),
+        widget=forms.PasswordInput(attrs=_SECRET),
         help_text="Empty for a public repository: the stored token is then removed.",
     )
 

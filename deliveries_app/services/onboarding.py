@@ -21,6 +21,7 @@ from docora.http.messages import url_refusal
 from repositories_app import remote
 
 _REACH_SECONDS = 5.0
+MOST_IN_FLIGHT = 256  # each is a connection, and a process may open some hundreds of files
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ def validate_name(name: str) -> str:
     if not 3 <= len(name) <= 100 or not name.isprintable():
         raise ValidationError("The name must have 3 to 100 printable characters.", code="name")
     return name
+
+
+def validate_max_in_flight(number: int) -> int:
+    """1 to `MOST_IN_FLIGHT`; `ValidationError` in words."""
+    if not 1 <= number <= MOST_IN_FLIGHT:
+        raise ValidationError(
+            f"Between 1 and {MOST_IN_FLIGHT} notifications can be under way at once.", code="max_in_flight"
+        )
+    return number
 
 
 def onboard_app(

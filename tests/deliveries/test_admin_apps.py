@@ -68,11 +68,36 @@ def test_what_is_wrong_with_a_new_app_stands_beside_the_field(
     assert not App.objects.exists()
 
 
+def test_all_that_is_wrong_with_a_new_app_is_said_at_once(admin: Client) -> None:
+    facts = {"name": "ab", "base_url": "https://u:p@x.example", "email": "nobody", "website": "javascript:alert(1)"}
+    page = admin.post(f"{APPS}add/", facts | {"client_auth_key": "short"})
+    assert set(page.context["form"].errors) == {*facts, "client_auth_key"}
+
+
+def test_a_key_that_the_form_does_not_send_back_is_asked_for_again(admin: Client) -> None:
+    facts = {"name": "Portal", "base_url": "https://x.example", "email": "nobody", "client_auth_key": "k" * 20}
+    page = admin.post(f"{APPS}add/", facts)
+    assert "Enter the key again" in page.text
+    assert "k" * 20 not in page.text
+    assert 'autocomplete="new-password"' in page.text  # a browser would fill in the password of whoever is signed in
+    assert "Enter the key again" not in admin.post(f"{APPS}add/", facts | {"client_auth_key": ""}).text
+
+
 def test_the_settings_obey_the_rules_of_registering(admin: Client) -> None:
     app = make_app("Portal")
     for changes in ({"name": "ab"}, {"base_url": "https://x.example/?q=1"}, {"max_in_flight": "0"}):
         assert admin.post(f"{APPS}{app.pk}/change/", settings_of(admin, app, **changes)).status_code == 200
     assert App.objects.get(name="Portal", base_url="https://x.example").max_in_flight == app.max_in_flight
+
+
+@pytest.mark.parametrize("number", ["0", "257", "100000"])
+def test_how_much_may_be_under_way_at_once_has_bounds_that_are_told(admin: Client, number: str) -> None:
+    app = make_app("Portal")
+    page = admin.post(f"{APPS}{app.pk}/change/", settings_of(admin, app, max_in_flight=number))
+    assert page.context["adminform"].form.errors["max_in_flight"]
+    assert "violated" not in page.text
+    app.refresh_from_db()
+    assert app.max_in_flight == 8
 
 
 def test_resuming_forgets_why_it_was_paused_and_the_rest_that_the_endpoint_had(admin: Client) -> None:
