@@ -33,7 +33,7 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, RemovalAdmin[App]):
     list_filter = ("paused",)
     search_fields = ("name", "app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
-    removal_words = ("Delete", "app", "apps")
+    removal_words = ("Delete", "deleted", "app", "apps")
     change_form_template = "admin/deliveries_app/app/change_form.html"
     pair_field = "app"
 

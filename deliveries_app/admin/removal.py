@@ -17,9 +17,9 @@ from docora import confirm
 
 class RemovalAdmin[M: Model](ResyncAdmin[M]):
     """Rows that are removed with the watched repositories that they stand for. `removal_words`: the verb on the button
-    and in titles, and the noun of one row and of several."""
+    and in titles, what a row then is, and the noun of one row and of several."""
 
-    removal_words: tuple[str, str, str]
+    removal_words: tuple[str, str, str, str]
     delete_confirmation_template = "docora/confirm_removal.html"
 
     def remove(self, actor: Actor, obj: M) -> None:
@@ -52,7 +52,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         if count == 0:
             self.message_user(request, "There is nothing to remove in this selection.", messages.WARNING)
             return HttpResponseRedirect(back)
-        verb, one, several = self.removal_words
+        verb, _, one, several = self.removal_words
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -87,20 +87,20 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         for row in selected:
             self.remove(actor, row)
         if selected:
-            self.message_user(request, f"{self._many(len(selected))} removed.", messages.SUCCESS)
+            self.message_user(request, f"{self._many(len(selected))}.", messages.SUCCESS)
         return HttpResponseRedirect(back)
 
     def _many(self, count: int) -> str:
-        _, one, several = self.removal_words
-        return f"1 {one} is" if count == 1 else f"{count:,} {several} are"
+        _, done, one, several = self.removal_words
+        return f"1 {one} is {done}" if count == 1 else f"{count:,} {several} are {done}"
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Nothing is collected: the page says it in numbers, and a million deliveries would help nobody."""
         return [str(obj) for obj in objs], {}, set(), []
 
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
-        """Back to the list: Django takes it only for those who may change."""
-        super().response_delete(request, obj_display, obj_id)
+        """Back to the list: Django takes it only for those who may change, and says "deleted" of what is unwatched."""
+        self.message_user(request, f"{obj_display} is {self.removal_words[1]}.", messages.SUCCESS)
         return HttpResponseRedirect(self._list())
 
     def delete_model(self, request: HttpRequest, obj: M) -> None:

@@ -58,7 +58,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or id"
     actions = ("force_resync", "delete_selected")
-    removal_words = ("Unwatch", "repository", "repositories")
+    removal_words = ("Unwatch", "unwatched", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     pair_field = "pk"

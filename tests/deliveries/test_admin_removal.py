@@ -69,6 +69,7 @@ def test_the_page_takes_the_same_queries_for_many_watches(admin: Client, django_
 def test_a_deletion_stands_in_django_s_own_record(admin: Client, pairs: list[AppRepository]) -> None:
     page = admin.post(f"{WATCHES}{pairs[0].pk}/delete/", {"post": "yes"}, follow=True)
     assert page.redirect_chain == [(WATCHES, 302)]
+    assert "acme/docs → Portal is unwatched." in page.text
     admin.post(f"{APPS}{pairs[2].app_id}/delete/", {"post": "yes"})
     entries = LogEntry.objects.filter(action_flag=DELETION).order_by("pk")
     assert [entry.object_repr for entry in entries] == ["acme/docs → Portal", "Search"]
@@ -82,7 +83,7 @@ def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Clien
     assert "Unwatch 2 repositories" in page.text
     assert "1 git repository that nobody else watches" in page.text
     done = admin.post(answer.url, {"post": "yes"}, follow=True)
-    assert "2 repositories are removed." in done.text
+    assert "2 repositories are unwatched." in done.text
     assert done.redirect_chain[-1][0] == f"{WATCHES}?status__exact=synced"
     assert list(AppRepository.objects.alive()) == [pairs[1]]
     assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
@@ -104,14 +105,14 @@ def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, pairs) -> 
     page = admin.get(answer.url).text
     assert "This removes Portal, Search." in page
     assert "2 git repositories that nobody else watches" in page
-    assert "2 apps are removed." in admin.post(answer.url, {"post": "yes"}, follow=True).text
+    assert "2 apps are deleted." in admin.post(answer.url, {"post": "yes"}, follow=True).text
     assert not App.objects.filter(ended_at=None).exists()
     assert not AppRepository.objects.alive().exists()
 
 
 def test_a_confirmed_action_removes_at_once_as_django_s_own_does(admin: Client, pairs) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [pairs[1].pk], "post": "yes"}
-    assert "1 repository is removed." in admin.post(WATCHES, chosen, follow=True).text
+    assert "1 repository is unwatched." in admin.post(WATCHES, chosen, follow=True).text
     assert AppRepository.objects.alive().count() == 2
 
 
