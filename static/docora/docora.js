@@ -40,8 +40,14 @@
     setTimeout(() => form.querySelectorAll("button, input[type=submit]").forEach((button) => { button.disabled = true; }));
   });
 
-  // A page that comes back from the history is no longer busy.
-  window.addEventListener("pageshow", () => {
+  // Browsers may keep a page as it was for the way back, also one that is kept by no cache: not with a secret on it.
+  window.addEventListener("pagehide", () => {
+    for (const secret of document.querySelectorAll(".secret code")) secret.textContent = "";
+  });
+
+  // A page that comes back from the history is no longer busy; the server says why it shows no secret any more.
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted && document.querySelector(".secret")) location.reload();
     for (const form of document.querySelectorAll("[aria-busy=true]")) {
       form.removeAttribute("aria-busy");
       form.querySelectorAll("button, input[type=submit]").forEach((button) => { button.disabled = false; });

@@ -36,7 +36,9 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
     page.get_by_role("button", name="Copy: Token").click()
     expect(page.get_by_role("button", name="Copy: Token")).to_have_text(re.compile("Copied|Selected"))
     found = shown(page, "app-id"), shown(page, "token")
-    page.reload()
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")  # it is left …
+    expect(page.locator("code#token")).to_have_text("")
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")  # … and come back to
     expect(page.get_by_role("alert").filter(has_text="A secret is shown once")).to_be_visible()
     assert found[1] not in page.content()
     return found
