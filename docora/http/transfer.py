@@ -202,8 +202,9 @@ class Transfer:
             return cause, f"No connection to {host}: {os.strerror(number) if number else words}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
             return cause, f"The connection to {host}, kept from an earlier request, broke before an answer came."
+        if cause is Cause.DNS:
+            return cause, f"The name {name_of(self.request.url)} could not be resolved."
         prefix = {
-            Cause.DNS: f"The name in {host} could not be resolved",
             Cause.TLS: f"No trustworthy TLS connection to {host}",
             Cause.NETWORK: f"The connection to {host} broke",
             Cause.REFUSED_ADDRESS: "The URL was not accepted",
@@ -216,7 +217,7 @@ class Transfer:
             return Cause.TIMEOUT, f"{host} did not answer within {timeout:g} s."
         seconds = min(connect_timeout, timeout)
         if not self.curl.getinfo(pycurl.NAMELOOKUP_TIME):
-            return Cause.DNS, f"The name in {host} could not be resolved within {seconds:g} s."
+            return Cause.DNS, f"The name {name_of(self.request.url)} could not be resolved within {seconds:g} s."
         return Cause.TIMEOUT, f"No connection to {host} was made within {seconds:g} s."
 
 
