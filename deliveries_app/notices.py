@@ -36,6 +36,7 @@ from repositories_app import services as repositories
 from repositories_app.exceptions import GitError
 from repositories_app.models import Repository
 from repositories_app.remote import wait_for
+from repositories_app.repository_urls import owner_and_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ class NoticeRefused(Exception):
 
 def info_of(pair: AppRepository) -> RepositoryInfo:
     """The `repository` object of the pair's notifications."""
-    repository = pair.repository
-    return RepositoryInfo(repository.repository_id, pair.github_url, repository.owner, repository.name)
+    return RepositoryInfo(pair.repository.repository_id, pair.github_url, *owner_and_name(pair.github_url))
 
 
 def tree_sha256(pair_pk: int) -> str:

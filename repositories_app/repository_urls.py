@@ -59,6 +59,11 @@ def parse_url(url: str) -> RepositoryUrl:
     return RepositoryUrl(url.removesuffix("/"), f"{parts.scheme}://{place}/{path}", owner, name)
 
 
+def owner_and_name(spelled: str) -> tuple[str, str]:
+    """Of a URL that was accepted, as it spells them: `Acme/Docs` and `acme/docs` may be one repository."""
+    return _owner_and_name(urlsplit(spelled).path)
+
+
 def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     if "@" in authority:
         raise InvalidUrl("The repository URL must not contain credentials; give the token separately.")

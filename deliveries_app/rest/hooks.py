@@ -8,7 +8,7 @@ from ninja import Router, Status
 from deliveries_app.actors import Actor
 from deliveries_app.rest.auth import refusal
 from deliveries_app.rest.repositories import RepositoryId
-from deliveries_app.rest.schemas import Message
+from deliveries_app.rest.schemas import Announced
 from deliveries_app.services import push_hooks
 from docora.api.answers import THROTTLED, answers
 from docora.api.bodies import TooLarge, pieces
@@ -21,7 +21,7 @@ _REFUSED = "The signature is missing or wrong, or there is no such repository: w
 
 _documented = answers(
     202,
-    Message,
+    Announced,
     "The signature is right, and a check is queued.",
     {401: _REFUSED, 413: f"The body is larger than {MAX_BODY:,} bytes.", 429: THROTTLED},
 )

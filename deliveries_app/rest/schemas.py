@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.payloads import timestamp
+from deliveries_app.services.watching import Watched
 
 REPOSITORY_ID = "repo_5f2b8c1d9e3a4f6072b1c8d4"
 _URL = "https://github.com/acme/handbook"
@@ -107,6 +108,12 @@ class Message(Schema):
     message: str = Field(examples=["Token updated successfully"])
 
 
+class Announced(Schema):
+    """What comes of a push, in words."""
+
+    message: str = Field(examples=["Check queued"])
+
+
 class Resync(Schema):
     """A re-sync that is queued."""
 
@@ -126,15 +133,8 @@ class ManifestLine(BaseModel):
 
 def watched_repository(pair: AppRepository) -> dict[str, Any]:
     """`WatchedRepository` of a watch whose repository is loaded."""
-    repository = pair.repository
-    return {
-        "repository_id": repository.repository_id,
-        "github_url": pair.github_url,
-        "owner": repository.owner,
-        "name": repository.name,
-        "is_private": repository.is_private,
+    return Watched(pair, created=False).as_dict() | {
         "status": pair.status,
-        "created_at": timestamp(pair.created_at),
         "last_synced_at": pair.last_synced_at and timestamp(pair.last_synced_at),
         "last_scanned_at": pair.last_scanned_at and timestamp(pair.last_scanned_at),
         "last_commit": pair.last_commit or None,

@@ -19,6 +19,7 @@ from docora import queueing
 from repositories_app import remote
 from repositories_app import services as repositories
 from repositories_app.exceptions import Cause, GitError, InvalidUrl
+from repositories_app.repository_urls import owner_and_name
 
 ASK_SECONDS = 12.0  # for everything that a host is asked while somebody waits for the page or the answer
 
@@ -32,13 +33,13 @@ class Watched:
 
     def as_dict(self) -> dict[str, Any]:
         """The answer of the REST call and of the command."""
-        repository = self.pair.repository
+        owner, name = owner_and_name(self.pair.github_url)
         return {
-            "repository_id": repository.repository_id,
+            "repository_id": self.pair.repository.repository_id,
             "github_url": self.pair.github_url,
-            "owner": repository.owner,
-            "name": repository.name,
-            "is_private": repository.is_private,
+            "owner": owner,
+            "name": name,
+            "is_private": self.pair.repository.is_private,
             "created_at": timestamp(self.pair.created_at),
         }
 

@@ -1,5 +1,6 @@
 """The OpenAPI document and the page that is made of it: public, complete, and true to the contract."""
 
+import json
 import re
 
 import pytest
@@ -93,6 +94,12 @@ def test_the_page_shows_every_call_with_an_example(page: str) -> None:
         assert call.curl.startswith("curl ")
         assert "{" not in call.curl.partition(" -d ")[0], "every placeholder has an example"
         assert ("$DOCORA_TOKEN" in call.curl) == call.needs_token
+
+
+def test_the_example_of_a_message_is_the_one_of_its_call(document: dict) -> None:
+    group = {call.anchor: call for calls in reference.context(document)["groups"].values() for call in calls}
+    for anchor, words in {"replace_token": "Token updated successfully", "push_hook": "Check queued"}.items():
+        assert json.loads(group[anchor].answers[0].example) == {"message": words}
 
 
 def test_the_links_of_the_page_lead_somewhere(client: Client, page: str) -> None:

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Reason, Status, SyncRun
 from deliveries_app.services import watching
+from repositories_app import repository_urls
 from tests.api.caller import Caller, error_of
 from tests.support.world import World
 
@@ -27,6 +28,22 @@ def test_a_repository_is_registered_as_the_contract_says(world: World, caller: C
     pair = AppRepository.objects.get()
     assert (pair.app, pair.status) == (world.app, Status.PENDING)
     assert world.sync(pair).status == Status.SYNCED
+
+
+def test_each_app_is_told_the_spelling_that_it_gave_itself(world: World, caller: Caller, monkeypatch) -> None:
+    """As on github.com, where `Acme/Widgets` and `acme/widgets` are one repository."""
+    monkeypatch.setattr(repository_urls, "CASE_INSENSITIVE_HOSTS", {"127.0.0.1"})
+    callers = {"Acme/Widgets": caller, "acme/widgets": Caller(world.add_app("Search"))}
+    ids = set()
+    for spelled, each in callers.items():
+        repo = world.git.repo(spelled, {"readme.md": b"hello"})
+        answer = each.post("", {"github_url": repo.url}).json()
+        ids.add(answer["repository_id"])
+        seen = each.get(f"/{answer['repository_id']}").json()
+        assert f"{answer['owner']}/{answer['name']}" == f"{seen['owner']}/{seen['name']}" == spelled
+    assert len(ids) == 1
+    world.settle()
+    assert {record.repository for record in world.requests("create")} == set(callers)
 
 
 def test_registering_again_replaces_the_token_and_sends_everything_again(world: World, caller: Caller) -> None:
@@ -149,8 +166,8 @@ def test_a_repository_is_unwatched(world: World, caller: Caller) -> None:
     path = f"/{pair.repository.repository_id}"
     answer = caller.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
-    assert error_of(caller.delete(path), 404) == "Repository not found"
-    assert error_of(caller.get(path), 404) == "Repository not found"
+    assert error_of(caller.delete(path), 404).startswith("Repository not found")
+    assert error_of(caller.get(path), 404).startswith("Repository not found")
     assert caller.get().json()["total"] == 0
 
 
