@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -45,6 +46,19 @@ PERMISSIONS_POLICY = ", ".join(
         "xr-spatial-tracking",
     )
 )
+
+
+class ProbesMiddleware:
+    """A probe may ask by whatever address the machine has just got, which no list of hosts can name. Its answers name
+    no host."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if request.path.removeprefix("/") in settings.PROBES:
+            request.META["HTTP_HOST"] = urlsplit(settings.PUBLIC_URL).netloc
+        return self.get_response(request)
 
 
 class TrustedProxyMiddleware:

@@ -99,7 +99,7 @@ if not HTTPS and _public.hostname not in {"localhost", "127.0.0.1", "::1"}:
     raise ImproperlyConfigured(
         f"PUBLIC_URL {PUBLIC_URL!r} must start with https://. Plain http is accepted for 127.0.0.1 and localhost only."
     )
-ALLOWED_HOSTS = names("ALLOWED_HOSTS") or list(dict.fromkeys([_public.hostname, *_LOOPBACK]))
+ALLOWED_HOSTS = list(dict.fromkeys([_public.hostname, *(names("ALLOWED_HOSTS") or _LOOPBACK)]))
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if HTTPS else []
 TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
@@ -107,7 +107,8 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^health$", r"^health/ready$", r"^version$"]  # probed from inside, over plain http
+PROBES = ["health", "health/ready", "version"]  # asked from inside, over plain http and by whatever name
+SECURE_REDIRECT_EXEMPT = [f"^{path}$" for path in PROBES]
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SECURE_CSP: dict[str, Any] = {
@@ -206,6 +207,7 @@ INSTALLED_APPS = [
     "deliveries_app",
 ]
 MIDDLEWARE = [
+    "docora.middleware.ProbesMiddleware",
     "docora.middleware.TrustedProxyMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",

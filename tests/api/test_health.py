@@ -106,6 +106,14 @@ def test_without_git_it_is_not(client: Client, worker, monkeypatch) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/health", "/health/ready", "/version"])
+def test_probes_may_ask_by_whatever_address_the_machine_has(client: Client, settings, path: str) -> None:
+    settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "https://docora.example", ["docora.example"]
+    assert client.get(path, headers={"Host": "10.1.2.3:8000"}).status_code in {200, 503}
+    assert client.get("/docs/", headers={"Host": "10.1.2.3:8000"}).status_code == 400
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/version"])
 def test_probes_are_not_redirected_to_https(client: Client, settings, path: str) -> None:
     settings.SECURE_SSL_REDIRECT = True
     assert client.get(path).status_code in {200, 503}
