@@ -1,4 +1,5 @@
-"""Errors below `/api/` and `/admin/api/` are JSON of one shape, `{"error": "…"}`, never a page or a redirect."""
+"""Errors of the API, of the probes and below `/admin/api/` are JSON of one shape, `{"error": "…"}`, never a page or a
+redirect."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +9,8 @@ from django.http.response import HttpResponseBase
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
-_JSON_PREFIXES = ("/api/", "/admin/api/")
+_JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/openapi.json")
+NOT_FOUND = "Not found: check the address; /docs/ lists the calls of the API"
 INTERNAL = "Internal error; the log has the cause"
 
 
@@ -56,7 +58,7 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return json_error("Not found", 404) if wants_json(request) else defaults.page_not_found(request, exception)
+    return json_error(NOT_FOUND, 404) if wants_json(request) else defaults.page_not_found(request, exception)
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:

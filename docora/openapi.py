@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
@@ -19,7 +20,7 @@ from docora import __version__, health
 from docora.api import reference
 from docora.api.validation import sentence
 from docora.crypto import DecryptionError
-from docora.errors import INTERNAL, ApiError, json_error
+from docora.errors import INTERNAL, NOT_FOUND, ApiError, json_error
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
 
 @api.exception_handler(Http404)
 def _unknown(request: HttpRequest, error: Http404) -> HttpResponse:
-    return json_error("Not found", 404)
+    return json_error(NOT_FOUND, 404)
 
 
 @api.exception_handler(Exception)
@@ -97,11 +98,13 @@ def document() -> dict[str, Any]:
     return made
 
 
+@csrf_exempt  # another method is a 405
 @require_safe
 def openapi_json(request: HttpRequest) -> JsonResponse:
     return JsonResponse(document())
 
 
+@csrf_exempt
 @require_safe
 def docs(request: HttpRequest) -> HttpResponse:
     """The reference, from the document, for people."""

@@ -3,14 +3,16 @@
 from django.contrib import admin
 from django.http import HttpRequest, JsonResponse
 from django.urls import include, path, re_path
+from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import RedirectView
 
 from docora import openapi
-from docora.errors import json_error
+from docora.errors import NOT_FOUND, json_error
 
 
+@csrf_exempt  # so that it is a 404, and no question for a CSRF token, whatever the method
 def unknown(request: HttpRequest) -> JsonResponse:
-    return json_error("Not found", 404)
+    return json_error(NOT_FOUND, 404)
 
 
 urlpatterns = [

@@ -6,9 +6,10 @@ from ninja.security import HttpBearer
 from deliveries_app.models import App
 from deliveries_app.services import tokens
 from docora import throttle
+from docora.api.bodies import read_body
 from docora.errors import ApiError
 
-_HOW = "Send the app's token: Authorization: Bearer docora_…"
+_HOW = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
 
 
 class AppToken(HttpBearer):
@@ -19,12 +20,20 @@ class AppToken(HttpBearer):
         "administrator can replace it; the old one is accepted for a while after that."
     )
 
+    def __init__(self, *, max_body: int = 0) -> None:
+        """`max_body`: the call has a body of at most so many bytes. It is read once the caller is known, so that nobody
+        else keeps a thread waiting for the rest of one."""
+        super().__init__()
+        self._max_body = max_body
+
     def __call__(self, request: HttpRequest) -> App:
         app = super().__call__(request)
         if app is None:
             given = "Authorization" in request.headers
             raise refusal(request, "api", f"The token is unknown or expired. {_HOW}" if given else _HOW)
         assert isinstance(app, App)
+        if self._max_body:
+            read_body(request, self._max_body)
         return app
 
     def authenticate(self, request: HttpRequest, token: str) -> App | None:

@@ -9,7 +9,6 @@ from django.core.paginator import Paginator
 from django.db.models import F
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Path, Query, Router, Status
-from ninja.decorators import decorate_view
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
@@ -18,7 +17,6 @@ from deliveries_app.rest import schemas
 from deliveries_app.rest.auth import AppToken, caller
 from deliveries_app.services import watch_settings
 from docora.api.answers import THROTTLED, UNAUTHORIZED, answers
-from docora.api.bodies import bounded
 from docora.errors import ApiError
 from repositories_app.exceptions import GitError, InvalidUrl
 
@@ -28,6 +26,7 @@ MAX_BODY = 65536  # bytes of a JSON body
 MANIFEST_PAGE = 2000  # rows read, and lines sent, at once
 REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
 NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
+WITH_BODY = AppToken(max_body=MAX_BODY)
 BODY = {413: f"The body is larger than {MAX_BODY:,} bytes."}
 
 RepositoryId = Annotated[str, Path(description="From the answer to the registration.", example=schemas.REPOSITORY_ID)]
@@ -37,6 +36,7 @@ RepositoryId = Annotated[str, Path(description="From the answer to the registrat
     "",
     operation_id="watch_repository",
     summary="Watch a repository",
+    auth=WITH_BODY,
     **answers(
         201,
         schemas.Registered,
@@ -49,7 +49,6 @@ RepositoryId = Annotated[str, Path(description="From the answer to the registrat
         },
     ),
 )
-@decorate_view(bounded(MAX_BODY))
 def watch_repository(request: HttpRequest, registration: schemas.Registration) -> Status[dict[str, Any]]:
     """Docora asks git whether the repository can be read, and starts the first sync. Watching a repository that the
     app watches already replaces the token and sends everything again."""
@@ -116,6 +115,7 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
     "/{repository_id}/token",
     operation_id="replace_token",
     summary="Replace the repository's token",
+    auth=WITH_BODY,
     **answers(
         200,
         schemas.Message,
@@ -123,7 +123,6 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
         NOT_WATCHED | BODY | {422: "The body or the token is malformed, or the token cannot reach the repository."},
     ),
 )
-@decorate_view(bounded(MAX_BODY))
 def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schemas.NewToken) -> dict[str, str]:
     """Docora asks git with the new token first. The error state is cleared and a sync starts at once; what the app
     holds is not sent again."""
@@ -185,7 +184,7 @@ def _pair(request: HttpRequest, repository_id: str) -> AppRepository:
     possible = repository_id.isprintable()  # PostgreSQL refuses a NUL, even in a question
     pair = _watches(request).filter(repository__repository_id=repository_id).first() if possible else None
     if pair is None:
-        raise services.NotFound("Repository not found")
+        raise services.NotFound("Repository not found: GET /api/repositories lists what this app watches")
     return pair
 
 

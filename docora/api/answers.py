@@ -15,7 +15,7 @@ COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL}
 class Error(Schema):
     """Every error has this shape."""
 
-    error: str = Field(description="One sentence that says what to do.", examples=["Repository not found"])
+    error: str = Field(description="One sentence that says what to do.", examples=["The field github_url is required"])
 
 
 def answers(

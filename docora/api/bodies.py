@@ -5,17 +5,12 @@ itself (`wsgi.input_terminated`; granian does) can be read to the end.
 """
 
 from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any
 
 from django.http import HttpRequest
-from django.http.response import HttpResponseBase
 
-from docora.errors import json_error
+from docora.errors import ApiError
 
 _PIECE = 65536  # bytes
-
-type View = Callable[..., HttpResponseBase]
 
 
 class TooLarge(ValueError):
@@ -44,20 +39,11 @@ def pieces(request: HttpRequest, limit: int) -> Iterator[bytes]:
         yield piece
 
 
-def bounded(limit: int) -> Callable[[View], View]:
-    """A view whose `request.body` is at most `limit` bytes, chunked ones included; larger ones are answered with 413."""
-
-    def decorate(view: View) -> View:
-        @wraps(view)
-        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            try:
-                request._body = b"".join(pieces(request, limit))
-            except TooLarge as error:
-                return json_error(str(error), 413)
-            except OSError:
-                return json_error("The body ended before it was complete: send it again", 422)
-            return view(request, *args, **kwargs)
-
-        return checked
-
-    return decorate
+def read_body(request: HttpRequest, limit: int) -> None:
+    """Make `request.body` the whole of it, chunked ones included; `ApiError` for one of more than `limit` bytes."""
+    try:
+        request._body = b"".join(pieces(request, limit))
+    except TooLarge as error:
+        raise ApiError(str(error), 413) from None
+    except OSError:
+        raise ApiError("The body ended before it was complete: send it again", 422) from None

@@ -14,9 +14,14 @@ from tests.api.caller import Caller, error_of
 URL = "/api/repositories"
 
 
-@pytest.mark.parametrize("path", ["/api/", "/api/nothing", "/api/repositories/", "/api/hooks/push/", "/api/docs"])
-def test_an_unknown_path_is_a_404(client: Client, path: str) -> None:
-    assert error_of(client.get(path), 404) == "Not found"
+UNKNOWN = ["/api/", "/api/nothing", "/api/repositories/", "/api/hooks/push/", "/api/docs", "/admin/api/nothing"]
+
+
+@pytest.mark.parametrize("path", [*UNKNOWN, "/health/", "/version/", "/openapi.json/"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_an_unknown_path_is_a_404_that_names_the_list_of_calls(method: str, path: str) -> None:
+    """A real client has no CSRF token, and is not asked for one by what does not exist."""
+    assert "/docs/ lists" in error_of(Client(enforce_csrf_checks=True).generic(method, path), 404)
 
 
 @pytest.mark.parametrize(
@@ -28,13 +33,15 @@ def test_an_unknown_path_is_a_404(client: Client, path: str) -> None:
         ("get", f"{URL}/repo_1/token", "PATCH"),
         ("get", "/api/hooks/push/repo_1", "POST"),
         ("post", "/api/openapi.json", "GET, HEAD"),
+        ("post", "/openapi.json", "GET, HEAD"),
+        ("post", "/health", "GET, HEAD"),
+        ("put", "/health/ready", "GET, HEAD"),
+        ("delete", "/version", "GET, HEAD"),
         ("get", "/admin/api/resync", "POST"),
     ],
 )
-def test_a_wrong_method_is_a_405_that_names_the_right_ones(
-    client: Client, method: str, path: str, allowed: str
-) -> None:
-    answer = getattr(client, method)(path)
+def test_a_wrong_method_is_a_405_that_names_the_right_ones(method: str, path: str, allowed: str) -> None:
+    answer = getattr(Client(enforce_csrf_checks=True), method)(path)
     assert error_of(answer, 405) == f"{method.upper()} is not possible here: use {allowed}"
     assert answer.headers["Allow"] == allowed
 
@@ -76,6 +83,13 @@ def test_a_body_that_is_too_large_is_a_413(portal: Caller, path: str, verb: str)
     body = json.dumps({"github_url": "x" * 70_000})
     answer = getattr(portal.client, verb)(path, body, content_type="application/json")
     assert "at most 65,536 bytes" in error_of(answer, 413)
+
+
+@pytest.mark.parametrize(("path", "verb"), [(URL, "post"), (f"{URL}/repo_1/token", "patch")])
+def test_nothing_is_read_of_the_body_of_an_unknown_caller(client: Client, path: str, verb: str) -> None:
+    answer = getattr(client, verb)(path, "{}", content_type="application/json")
+    error_of(answer, 401)
+    assert answer.wsgi_request._read_started is False
 
 
 def chunked(content: bytes):

@@ -3,8 +3,10 @@
 import pytest
 
 from deliveries_app.models import AppRepository, SyncRun
+from docora.errors import NOT_FOUND
 from tests.api.caller import Caller, error_of
 
+NOT_WATCHED = "Repository not found: GET /api/repositories lists what this app watches"
 CALLS = [
     ("get", "/{}", None),
     ("delete", "/{}", None),
@@ -29,7 +31,7 @@ def test_another_apps_repository_is_not_found(search: Caller, pairs, verb: str, 
     before = list(AppRepository.objects.order_by("pk").values())
     foreign = call(search, verb, path.format(pairs[1].repository.repository_id), body)
     unknown = call(search, verb, path.format("repo_" + "0" * 24), body)
-    assert error_of(foreign, 404) == error_of(unknown, 404) == "Repository not found"
+    assert error_of(foreign, 404) == error_of(unknown, 404) == NOT_WATCHED
     assert list(AppRepository.objects.order_by("pk").values()) == before
     assert not SyncRun.objects.exists()
 
@@ -37,7 +39,7 @@ def test_another_apps_repository_is_not_found(search: Caller, pairs, verb: str, 
 @pytest.mark.parametrize(("verb", "path", "body"), CALLS)
 @pytest.mark.parametrize("identifier", ["%00", "repo_%00", "%ff", "%ED%A0%80", "x" * 3000, "..%2f..", "' or 1=1"])
 def test_an_id_that_is_none_is_not_found_either(search: Caller, verb: str, path: str, body, identifier: str) -> None:
-    assert error_of(call(search, verb, path.format(identifier), body), 404) in {"Repository not found", "Not found"}
+    assert error_of(call(search, verb, path.format(identifier), body), 404) in {NOT_WATCHED, NOT_FOUND}
 
 
 def test_the_list_holds_the_callers_own_only(search: Caller, portal: Caller) -> None:

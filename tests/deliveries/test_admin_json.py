@@ -8,6 +8,7 @@ from django.test import Client
 
 from deliveries_app import services
 from deliveries_app.models import AppRepository, BulkOperation
+from docora.errors import NOT_FOUND
 from tests.support.staff import VIEWS, make_app, staff
 
 
@@ -54,9 +55,9 @@ def test_an_app_is_started_watched_and_stopped(operator: Client, pairs) -> None:
         ("resync", {"app_id": "app_1", "repository_id": "repo_1"}, 404, "App-repository link not found"),
         ("resync", {"app_id": "a\0", "repository_id": "repo_1"}, 404, "App-repository link not found"),
         ("resync/app/app_unknown", {}, 404, "App not found"),
-        ("resync/app/a%00b", {}, 404, "Not found"),
+        ("resync/app/a%00b", {}, 404, NOT_FOUND),
         ("retry/cancel/bulk_unknown", {}, 404, "Operation not found or expired"),
-        ("nowhere", {}, 404, "Not found"),
+        ("nowhere", {}, 404, NOT_FOUND),
     ],
 )
 def test_what_is_wrong_is_said_in_the_agreed_words(

@@ -11,6 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.services import cancel_operation, resync_many
 from docora import progress
+from docora.errors import NOT_FOUND
 from tests.support.staff import make_app, make_pair
 from tests.support.world import World
 
@@ -189,7 +190,7 @@ def test_the_json_errors_have_one_shape(
         (post(operator, "/admin/api/resync/app/app_x"), 404, "App not found"),
         (post(operator, f"/admin/api/resync/app/{empty.app_id}"), 404, "No repositories for this app"),
         (operator.get("/admin/api/retry/progress/bulk_x"), 404, "Operation not found or expired"),
-        (operator.get("/admin/api/nothing/here"), 404, "Not found"),
+        (operator.get("/admin/api/nothing/here"), 404, NOT_FOUND),
     ]:
         assert (answer.status_code, answer.json()) == (status, {"error": words})
 

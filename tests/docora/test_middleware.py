@@ -6,6 +6,7 @@ import pytest
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 
+from docora.errors import NOT_FOUND
 from docora.middleware import TrustedProxyMiddleware
 
 CLIENT, PROXY, INNER = "203.0.113.9", "10.0.0.1", "10.0.0.2"
@@ -62,8 +63,8 @@ def test_health_is_not_redirected_to_https(client: Client, settings) -> None:
 
 
 def test_unknown_addresses_are_json_below_the_api_and_pages_elsewhere(client: Client) -> None:
-    assert client.get("/api/nothing").json() == {"error": "Not found"}
-    assert client.get("/admin/api/nothing").json() == {"error": "Not found"}
+    assert client.get("/api/nothing").json() == {"error": NOT_FOUND}
+    assert client.get("/admin/api/nothing").json() == {"error": NOT_FOUND}
     page = client.get("/nothing")
     assert page.status_code == 404
     assert page.headers["Content-Type"].startswith("text/html")
