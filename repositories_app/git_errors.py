@@ -111,7 +111,7 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
         return GitError(cause, f"The mirror is damaged and is made anew: {detail}.")
     if cause is Cause.TOO_LARGE:
         return GitError(cause, _too_large(detail), permanent=True, for_every_watcher=True)
-    words, hint = "git could not read the repository", "It is tried again by itself."
+    words, hint = "git could not read the repository", "What is watched is tried again by itself."
     if cause is Cause.TIMEOUT:
         words = "The git host did not answer in time"
     elif cause is Cause.NETWORK:
@@ -163,7 +163,7 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
     hint = "" if token else " A token usually raises the limit."
     return GitError(
         Cause.NETWORK,
-        f"The git host limits how often it may be asked {whose}. It is asked again in {format_seconds(rest)}.{hint}",
+        f"The git host limits how often it may be asked {whose}. It may be asked again in {format_seconds(rest)}.{hint}",
         for_every_watcher=not token,
         rest=rest,
     )
