@@ -123,6 +123,9 @@ SECURE_CSP: dict[str, Any] = {
     "frame-ancestors": [CSP.NONE],
 }
 
+# More than there is work for at once: a slow git host, or a client that dawdles over its body, keeps one waiting.
+WEB_THREADS = 16
+
 # --- Database and Redis ------------------------------------------------------------------------------------------------
 DATABASES: dict[str, dict[str, Any]] = {
     "default": env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
@@ -137,7 +140,8 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 elif os.environ.get("DOCORA_PROCESS") == "web":
-    _options["pool"] = {"min_size": 1, "max_size": 10, "timeout": 10}  # in forked workers a pool would cost, not save
+    # In forked workers a pool would cost, not save.
+    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 10}
 REDIS_URL = text("REDIS_URL", default="") or datadir.embedded_redis_url(DATA_DIR)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

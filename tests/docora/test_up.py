@@ -1,5 +1,6 @@
 """`manage.py up`: everything starts, everything ends, and bad input gets a sentence."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -95,6 +96,20 @@ def test_it_is_ready_when_health_answers_and_ctrl_c_leaves_no_process_behind(ins
     assert instance.process.wait(30) == 0
     assert instance.family() == []
     assert "Traceback" not in instance.log.read_text()
+
+
+def test_bodies_that_never_end_do_not_hold_up_others(instance: Instance) -> None:
+    instance.start("--workers", "1")
+    head = (
+        f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1:{instance.port}\r\nContent-Length: 9\r\n"
+        f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"
+    )
+    with contextlib.ExitStack() as connections:
+        for _ in range(8):
+            one = connections.enter_context(socket.create_connection(("127.0.0.1", instance.port)))
+            one.sendall(head.encode())
+        with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=20) as answer:
+            assert answer.status == 200
 
 
 def test_a_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:

@@ -107,7 +107,7 @@ def _web_command() -> list[str]:
         "--host": settings.HOST,
         "--port": str(settings.PORT),
         "--workers": "1",
-        "--blocking-threads": "4",
+        "--blocking-threads": str(settings.WEB_THREADS),
         "--log-level": "warning",
     }
     flat = [part for pair in options.items() for part in pair]
