@@ -37,6 +37,13 @@ _MAX_STDERR = 4 << 20  # bytes; a host can have git print whatever it likes
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
+# Several processes make up a network command, and git that is killed leaves its helpers behind, listening to a host for
+# as long as that pleases and holding our locks. This shell leads the group: it ends all of it when we die (SIGTERM is
+# what the kernel then sends it), and what is left of it when git ends.
+_LEADER = (
+    "sh", "-c",
+    'trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
+)  # fmt: skip
 _ALWAYS = {
     "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
     "core.fsmonitor": "false",
@@ -145,8 +152,9 @@ def start(
         limits[resource.RLIMIT_DATA] = max_memory
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, see `stderr_of`
     where = ["--git-dir", str(directory)] if directory else []
+    leader, death = (_LEADER, signal.SIGTERM) if remote else ((), signal.SIGKILL)
     process = subprocess.Popen(
-        ["git", *where, *args],
+        [*leader, "git", *where, *args],
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -154,16 +162,16 @@ def start(
         cwd="/",
         pass_fds=tuple(fds),
         start_new_session=True,
-        preexec_fn=functools.partial(_confine, limits),  # the workers that fork here have one thread
+        preexec_fn=functools.partial(_confine, limits, death),  # the workers that fork here have one thread
     )
     process.errors = errors  # type: ignore[attr-defined]
     return process
 
 
-def _confine(limits: Mapping[int, int]) -> None:
+def _confine(limits: Mapping[int, int], death: int) -> None:
     """In the child, for all processes of the command: they die with us, and neither a file that they write nor their
     memory grows beyond its limit. A write beyond it fails with EFBIG, as the signal is ignored."""
-    die_with_parent()
+    die_with_parent(death)
     if limits:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for kind, limit in limits.items():

@@ -72,7 +72,7 @@ def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
 
 
 def classify(stderr: bytes, *, token: str = "", ended: int = 1) -> GitError:
-    """What git's stderr means; `ended` is the exit status as `subprocess` has it, negative for a signal."""
+    """What git's stderr means; `ended` is the exit status; a signal is -n, as `subprocess` has it, or 128 + n, as a shell."""
     text = scrub(clean_text(stderr, 20_000), token)
     lines = [line for line in text.splitlines() if line.startswith(("fatal:", "error:"))]
     own = [re.sub(r"'[^']*'|(?<=remote error: )(?!upload-pack: not our ref).*", "''", line) for line in lines]
@@ -85,7 +85,8 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1) -> GitError:
             if pattern.search(words):
                 return explain(cause, _detail(cause, line, text), token=token)
     said = re.sub(r"(?m)^(fatal|error): ", "", "\n".join(lines) or text)
-    silent = f"git was ended by signal {-ended}" if ended < 0 else "git gave no reason"
+    number = -ended if ended < 0 else ended - 128
+    silent = f"git was ended by signal {number}" if number > 0 else "git gave no reason"
     return explain(Cause.OTHER, said or silent, token=token)
 
 

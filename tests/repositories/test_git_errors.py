@@ -59,6 +59,7 @@ def test_git_s_words_are_told_apart(stderr, cause, everybody, permanent, words) 
 
 def test_git_that_was_killed_says_by_which_signal() -> None:
     assert "ended by signal 9" in str(classify(b"", ended=-9))
+    assert "ended by signal 9" in str(classify(b"", ended=137))
 
 
 @pytest.mark.parametrize(
