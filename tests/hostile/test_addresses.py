@@ -158,18 +158,21 @@ def test_a_name_with_one_private_address_among_public_ones_is_refused_whole(
     assert words in outcome.message
 
 
-@pytest.mark.usefixtures("_no_private_networks")
 def test_a_name_that_was_public_when_asked_is_dialled_nowhere_else(
-    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None]
+    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], settings
 ) -> None:
     server = serve()
-    dns([PUBLIC])  # what Docora is told; libcurl, which dials, takes it for 127.0.0.1
+    url = f"http://rebind.localhost:{server.port}"  # which libcurl, whomever we asked, takes for 127.0.0.1
+    dns([PUBLIC])
     with HttpClient([], allow_http=True) as client:
-        outcome = client.request(post(f"http://127.1:{server.port}/"))
-    assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
+        outcome = client.request(post(f"{url}/"))
+    assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
     assert LOOPBACK in outcome.message
-    environment = git.environment(git.Remote(f"http://127.1:{server.port}/acme/widgets"))
-    assert f"127.1:{server.port}:{PUBLIC}" in environment.values()  # git asks nobody again
+
+    settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("127.0.0.2/32")]  # stands for a public one, and nobody is there
+    dns(["127.0.0.2"])
+    assert "Failed to connect to rebind.localhost" in str(by_git(f"{url}/acme/widgets"))
+    assert server.connections == 0
 
 
 # --- Redirects --------------------------------------------------------------------------------------------------------
