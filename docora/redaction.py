@@ -38,7 +38,7 @@ _SUBSTITUTIONS: list[tuple[re.Pattern[str], str]] = [
     # `github_token=…`, `"client_auth_key": "…"`, `token='…'`
     (re.compile(rf"""\b({_WORDS}\\?["']?\s*[:=]\s*\\?["'])[^"'\\]+""", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(rf"""\b({_WORDS}=)[^\s"'&,;)\]]+""", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(r"(\w+://)[^/\s@\"'<>]+@"), rf"\1{MASK}@"),
+    (re.compile(r"://[^/\s@\"'<>]+@"), f"://{MASK}@"),
 ]
 _CERTAINLY_SECRET = re.compile(rf"{_WORDS}|authorization|cookie|.*_(?:key|token|secret|password)", re.IGNORECASE)
 
@@ -69,14 +69,15 @@ def redact_value(value: object, name: object = "", depth: int = 6) -> object:
 def without(text: str, *secrets: str) -> str:
     """`text` without these very secrets, in any form in which a stranger who was given them may repeat them, and then
     without whatever looks like one. What could not be decrypted was never given to anybody."""
-    forms = {form for secret in secrets if type(secret) is str and secret for form in _forms(secret)}
+    forms = {form for secret in secrets if type(secret) is str and secret for form in forms_of(secret)}
     if forms:
         longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
         text = re.sub("|".join(longest_first), MASK, text)
     return redact(text)
 
 
-def _forms(secret: str) -> set[str]:
+def forms_of(secret: str) -> set[str]:
+    """How it looks as it is, in HTML, JSON and URLs, in hex and in base64."""
     raw = secret.encode()
     return {
         secret,

@@ -7,11 +7,11 @@ not have the mirror made anew, and a repository may be called `acme/timeout`.
 
 import base64
 import re
-from urllib.parse import quote
 
 from django.conf import settings
 
 from docora.http.client import Cause as HttpCause
+from docora.redaction import forms_of
 from docora.text import clean_text, format_bytes, format_seconds
 from repositories_app.exceptions import Cause, GitError, RepositoryMoved
 
@@ -57,10 +57,10 @@ def _basic(token: str) -> str:
 def scrub(text: str, token: str) -> str:
     """Foreign text without the token, in any form that an echo may have, and without any other credentials in URLs."""
     if token:
-        forms = {token, quote(token, safe=""), _basic(token)}
+        forms = forms_of(token) | {_basic(token)}
         longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
         text = re.sub("|".join(longest_first), "…", text, flags=re.IGNORECASE)
-    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:

@@ -1,5 +1,6 @@
 """git's own network commands: they dial what was vetted and nothing else, within bounds of time, size and memory."""
 
+import gzip
 import os
 import socket
 import time
@@ -203,6 +204,18 @@ def test_an_object_that_unfolds_beyond_all_bounds_is_refused(server: GitFixture,
     monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_ALLOC_LIMIT": "10m"})
     with pytest.raises(GitError, match="too large to be read") as caught:
         fetched(repo)
+    assert caught.value.cause is Cause.TOO_LARGE
+
+
+def test_an_answer_that_unfolds_beyond_all_bounds_is_refused(monkeypatch) -> None:
+    plain = git.environment
+    monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_ALLOC_LIMIT": "10m"})
+    refs = b"001e# service=git-upload-pack\n0000" + b"003d%b refs/heads/main\n" % (b"1" * 40) * 1_000_000
+    head = ("Content-Type: application/x-git-upload-pack-advertisement", "Content-Encoding: gzip")
+    with servers() as start:
+        url = f"http://127.0.0.1:{start(saying('200 OK', gzip.compress(refs), *head)).port}/acme/bomb"
+        with pytest.raises(GitError, match="too large to be read") as caught:
+            git.run(["ls-remote", "--", url, "HEAD"], remote=git.Remote(url))
     assert caught.value.cause is Cause.TOO_LARGE
 
 
