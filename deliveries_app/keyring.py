@@ -5,6 +5,8 @@ accepted last, the old one first; what is answered with 401 or 403 is sent once 
 is remembered. `webhook-signature` always carries a signature of every live key.
 """
 
+from collections.abc import Iterable
+
 from django.utils import timezone
 
 from deliveries_app.models import App
@@ -26,9 +28,11 @@ def keys_of(app: App) -> Keys:
     return both[::-1] if app.new_key_signs else both
 
 
-def answer_of(app: App, body: bytes) -> str:
-    """The beginning of what the app answered, for people: without its keys, should it repeat what it expects."""
-    return clean_text(without(body.decode("utf-8", "replace"), app.client_auth_key, app.new_auth_key), _SHOWN)
+def answers_of(app: App, bodies: Iterable[bytes]) -> list[str]:
+    """The beginnings of what the app answered, for people: without its keys, should it repeat what it expects. Asks the
+    row too: a key may have come since `app` was read."""
+    keys = {key for row in (app, *App.objects.filter(pk=app.pk)) for key in (row.client_auth_key, row.new_auth_key)}
+    return [clean_text(without(body.decode("utf-8", "replace"), *keys), _SHOWN) for body in bodies]
 
 
 class Keyring:

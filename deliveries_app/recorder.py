@@ -17,7 +17,7 @@ from django.db.models import F
 
 from deliveries_app import runs
 from deliveries_app.eligible import Skipped
-from deliveries_app.keyring import answer_of
+from deliveries_app.keyring import answers_of
 from deliveries_app.kinds import Kind
 from deliveries_app.lease import Lease
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun
@@ -164,14 +164,12 @@ class Recorder:
             paths = [item.change.path for item, failure in sent if failure.rest == rest]
             hold = datetime.fromtimestamp(now.timestamp() + rest, tz=UTC) if rest else None
             rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
-        listed = []
-        for item, failure in self._failed:
+        pair, listed = self._lease.pair, []
+        said = answers_of(pair.app, [failure.body for _, failure in self._failed])
+        for (item, failure), body in zip(self._failed, said, strict=True):
             change = item.change if isinstance(item, Notification) else item
-            listed.append(
-                _failure_row(
-                    self._lease.pair, change.path.encode(), failure, FailureKind.FAILED, now, change.attempts + 1
-                )
-            )
+            path, attempts = change.path.encode(), change.attempts + 1
+            listed.append(_failure_row(pair, path, failure, FailureKind.FAILED, now, attempts, body))
         DeliveryFailure.objects.bulk_create(
             sorted(listed, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
             batch_size=500,
@@ -234,7 +232,13 @@ def settle_lists(
 
 
 def _failure_row(
-    pair: AppRepository, path: bytes, failure: Failure, kind: FailureKind, now: datetime, attempts: int
+    pair: AppRepository,
+    path: bytes,
+    failure: Failure,
+    kind: FailureKind,
+    now: datetime,
+    attempts: int,
+    body: str = "",
 ) -> DeliveryFailure:
     return DeliveryFailure(
         pair=pair,
@@ -246,7 +250,7 @@ def _failure_row(
         cause=failure.cause,
         status_code=failure.status,
         message=failure.message[:500],
-        body=answer_of(pair.app, failure.body),
+        body=body,
         attempts=attempts,
         first_at=now,
         last_at=now,

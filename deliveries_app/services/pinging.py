@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.keyring import Keyring, answer_of
+from deliveries_app.keyring import Keyring, answers_of
 from deliveries_app.models import App, Reason, new_run_id
 from deliveries_app.notices import post_signed
 from deliveries_app.payloads import PING, Envelope, endpoint
@@ -78,7 +78,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         hint="" if outcome.ok else _hint(outcome),
         status=outcome.status,
         seconds=outcome.elapsed,
-        body=answer_of(app, outcome.body),
+        body=answers_of(app, [outcome.body])[0],
         new_key=new_key,
     )
 

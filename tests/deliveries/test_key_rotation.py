@@ -112,6 +112,23 @@ def test_a_run_that_began_with_one_key_goes_on_when_it_is_retired_meanwhile(worl
     assert_promise_kept(world, repo, pair)
 
 
+def test_an_answer_that_repeats_a_key_is_kept_without_it_although_the_key_came_during_the_run(world: World) -> None:
+    world.app.max_in_flight = 1
+    world.app.save()
+    _, pair = world.watch(FILES)
+
+    def rotate_and_tell(note) -> Answer:
+        if not fresh(world.app).is_rotating_key:
+            start_key_rotation(ME, world.app, NEW)
+        return Answer(422, {"error": f"expected {KEY} or {NEW}"})
+
+    world.answer(rotate_and_tell)
+    world.sync(pair)
+    said = {failure.body for failure in pair.failures.all()}
+    assert len(said) == 1
+    assert "expected [redacted] or [redacted]" in said.pop()
+
+
 def test_a_key_that_the_client_knows_not_at_all_fails_the_files_and_is_tried_twice_only(world: World) -> None:
     _, pair = world.watch({"one": b"1"})
     start_key_rotation(ME, world.app, NEW)
