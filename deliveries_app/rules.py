@@ -130,36 +130,38 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
 
 
 def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRules:
-    """What the commit and the watch ignore. Raises `PlanRefused` for a file beyond the bounds: going
+    """What the commit and the watch ignore. Raises `PlanRefused` for a file that is no text or beyond the bounds: going
     on without it would send what its owner wants hidden."""
-    content = _content_of_file(mirror, commit)
-    patterns, problems = compile_lines(content)
-    if len(patterns) > MAX_FILE_PATTERNS:
-        raise PlanRefused(
-            f"{FILE_NAME} has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer; nothing is sent "
-            "until then.",
-            "rules",
-        )
+    entry = next(iter(mirror.tree(commit, [FILE_NAME.encode()])), None)
+    patterns, problem = _patterns_of(entry, mirror) if entry else ([], "")
     added, _ = compile_lines(patterns_of_watch.encode())
-    if problems:
-        words = clean_text(f"{FILE_NAME}: {words_for(problems)} It is passed over.", 500)
-        return IgnoreRules([*patterns, *added], [Skipped(_LISTED, "ignore_pattern", words)])
-    return IgnoreRules([*patterns, *added])
+    problems = [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{problem}", 500))] if problem else []
+    return IgnoreRules([*patterns, *added], problems)
 
 
-def _content_of_file(mirror: Mirror, commit: str) -> bytes:
-    """Of the regular file in the root; nothing else counts, as a link could point anywhere."""
-    entry = next((entry for entry in mirror.tree(commit, [FILE_NAME.encode()]) if entry.mode in REGULAR), None)
-    if entry is None:
-        return b""
+def _patterns_of(entry: Entry, mirror: Mirror) -> tuple[list[Pattern], str]:
+    """Its patterns, and what of it does not count, as the rest of a sentence. Nothing but a regular file is read, as a
+    link could point anywhere."""
+    if entry.mode not in REGULAR:
+        return [], " is a link or a submodule here, which is not read: it ignores nothing."
+    patterns, problems = compile_lines(_content_of(entry, mirror))
+    if len(patterns) > MAX_FILE_PATTERNS:
+        raise _refused(f"has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer")
+    return patterns, f": {words_for(problems)} It is passed over." if problems else ""
+
+
+def _content_of(entry: Entry, mirror: Mirror) -> bytes:
     if entry.size > MAX_FILE_BYTES:
-        raise PlanRefused(
-            f"{FILE_NAME} has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter; nothing is sent until "
-            "then.",
-            "rules",
-        )
+        raise _refused(f"has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter")
     with mirror.blobs() as reader:
-        return next(reader.read([entry.blob]))
+        content = next(reader.read([entry.blob]))
+    if b"\0" in content:  # UTF-16, most likely: of each line the first letter would be left
+        raise _refused("is not text in UTF-8, it holds NUL bytes. Save it as UTF-8")
+    return content
+
+
+def _refused(words: str) -> PlanRefused:
+    return PlanRefused(f"{FILE_NAME} {words}; nothing is sent until then.", "rules")
 
 
 def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:

@@ -141,10 +141,16 @@ def test_only_a_regular_file_in_the_root_counts(world: World, plans: list[Planne
     )
     world.settle()
     assert_promise_kept(world, repo, pair)
+    listed = dict(pair.failures.values_list("path", "message"))
+    assert set(listed) == {".docoraignore", "/.docoraignore"}
+    assert listed["/.docoraignore"] == (
+        ".docoraignore is a link or a submodule here, which is not read: it ignores nothing."
+    )
     repo.commit({".docoraignore": None})
     repo.commit({".docoraignore/x": b"*\n"})
     world.settle()
     assert_promise_kept(world, repo, pair)
+    assert not pair.failures.exists()
 
 
 def test_lines_that_match_nothing_are_listed_beside_the_file_itself(world: World, plans: list[Planned]) -> None:
@@ -174,8 +180,13 @@ def test_lines_that_match_nothing_are_listed_beside_the_file_itself(world: World
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"x" * 65_537, "65,537 bytes, more than 65,536"), (b"a\n" * 1001, "1,001 patterns, more than 1,000")],
-    ids=["too long", "too many"],
+    [
+        (b"x" * 65_537, "65,537 bytes, more than 65,536"),
+        (b"a\n" * 1001, "1,001 patterns, more than 1,000"),
+        ("*.env\r\n".encode("utf-16"), "is not text in UTF-8, it holds NUL bytes. Save it as UTF-8; nothing is sent"),
+        (b"*.env\n\0\xff\xfe", "is not text in UTF-8"),
+    ],
+    ids=["too long", "too many", "UTF-16", "binary"],
 )
 def test_a_file_beyond_the_bounds_stops_everything_rather_than_send_what_should_be_hidden(
     world: World, content: bytes, words: str
