@@ -131,7 +131,8 @@ class Spool:
 class Plan:
     """The changes of each phase, fresh ones first, and the numbers of the tree that they lead to.
 
-    `left_out`: cause → files of that tree that are not sent. `skipped`: what is to be listed of them, and remarks.
+    `left_out`: cause → files of that tree that are not sent. `skipped`: what is to be listed of them, and remarks. `kept`:
+    paths that the app holds on to while their transforms fail.
     """
 
     files: int = 0
@@ -140,6 +141,7 @@ class Plan:
     tree_bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     _spools: dict[tuple[str, bool], Spool] = field(
         default_factory=lambda: {(kind, tried): Spool() for kind in PHASES for tried in (False, True)}
     )
@@ -185,6 +187,8 @@ def fill(plan: Plan, entries: Iterable[Entry], rows: Iterable[Row], terms: Terms
         change = decide(path, entry, row, terms)
         if change is not None:
             plan.add(change)
+        elif row is not None and type(entry) is Held:
+            plan.kept.append(path)
     plan.tree_files += files
     plan.tree_bytes += size
 

@@ -69,11 +69,14 @@ class Sender:
         self._ready: deque[_Transfer] = deque()
         self._bytes_in_flight = 0
         self._unsettled = _PathSet()
+        self._kept = _PathSet()
         self._pause_until = 0.0
         self._judge = Judge()
 
     def send(self, plan: Plan) -> None:
         """Send the whole plan. Returns when every file was tried; raises what ends the run before that."""
+        for path in plan.kept:
+            self._kept.add(path)
         for kind in PHASES:
             self._send_phase(plan.phase(kind))
         self._recorder.commit()
@@ -142,8 +145,8 @@ class Sender:
 
     def _is_blocked(self, change: Change) -> bool:
         failure = Failure("transform", change.failure) if change.failure else None
-        if change.kind != Kind.DELETE and self._unsettled.touches(change.path):
-            failure = Failure("blocked", "Waits for a delete at, above or below this path that the app did not accept.")
+        if failure is None and change.kind != Kind.DELETE:
+            failure = self._waits_for_others(change.path)
         rest = (change.hold_until or 0) - self._lease.clock.now().timestamp()
         if rest > LONGEST_WAIT:
             failure = Failure(
@@ -157,6 +160,15 @@ class Sender:
         if change.kind == Kind.DELETE:
             self._unsettled.add(change.path)
         return True
+
+    def _waits_for_others(self, path: str) -> Failure | None:
+        if self._unsettled.touches(path):
+            return Failure("blocked", "Waits for a delete at, above or below this path that the app did not accept.")
+        if self._kept.touches(path):
+            return Failure(
+                "blocked", "Waits for a file above or below this path that the app holds and a transform fails for."
+            )
+        return None
 
     def _wait(self, seconds: float) -> None:
         self._pause_until = max(self._pause_until, time.monotonic() + seconds)

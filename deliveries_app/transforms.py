@@ -59,7 +59,7 @@ class Transforms:
         for step in self.steps:
             try:
                 made = step(file)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a library that gives up must not take the run with it
                 logger.exception("transform_failed", extra={"transform": name_of(step), "path": source})
                 raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}") from error
             if made is None:

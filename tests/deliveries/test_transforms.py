@@ -139,6 +139,14 @@ def test_one_that_raises_fails_its_file_and_not_the_run_and_tells_nothing_of_the
     assert not pair.failures.exists()
 
 
+def test_one_that_wants_to_end_the_process_fails_its_file_too(world: World, use) -> None:
+    use("Quits")
+    _, pair = world.watch({"bad": b"poison", "good": b"good"})
+    pair = world.sync(pair)
+    assert pair.failures.get().message == "Transform quits failed: SystemExit"
+    assert set(world.copy(pair)) == {"good"}
+
+
 def test_what_the_client_has_of_a_file_stays_while_its_transform_fails(world: World, use) -> None:
     use("Picky", "Flatten")
     repo, pair = world.watch({"x/a": b"fine", "y/b": b"fine", "z": b"z"})
@@ -173,6 +181,26 @@ def test_a_failing_file_stays_listed_though_another_file_gets_its_path(world: Wo
     pair = world.sync(pair)
     assert list(pair.failures.values_list("path", "cause")) == [("a", "transform")]
     repo.commit({"a": b"mended"})
+    world.settle()
+    assert_followed(world, repo, pair)
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [("a", "a/b"), ("a/b", "a")], ids=["below", "above"])
+def test_no_other_file_is_sent_above_or_below_what_the_client_keeps_of_a_failing_one(
+    world: World, use, kept: str, wanted: str
+) -> None:
+    use("ByContent", "Picky")
+    repo, pair = world.watch({"1": f"path: {kept}\nfine".encode(), "2": b"x"})
+    world.settle()
+    repo.commit({"1": f"path: {kept}\npoison".encode(), "2": f"path: {wanted}\nx".encode()})
+    pair = world.sync(pair)
+    assert world.copy(pair) == {kept: sha(f"path: {kept}\nfine".encode())}
+    assert set(pair.failures.values_list("path", "cause")) == {("1", "transform"), (wanted, "blocked")}
+    assert "a transform fails for" in pair.failures.get(cause="blocked").message
+    repo.commit({"1": f"path: {kept}\nfine".encode(), "2": b"x"})
+    world.settle()
+    assert_followed(world, repo, pair)
+    repo.commit({"1": b"elsewhere", "2": f"path: {wanted}\nx".encode()})
     world.settle()
     assert_followed(world, repo, pair)
 

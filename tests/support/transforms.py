@@ -77,6 +77,18 @@ class Picky:
         return file
 
 
+class Quits:
+    """Ends the process for contents that hold `poison`, as some libraries do."""
+
+    name = "quits"
+    version = 1
+
+    def __call__(self, file: SourceFile) -> SourceFile:
+        if b"poison" in file.content:
+            raise SystemExit(3)
+        return file
+
+
 class ByContent:
     """A first line `path: …` says where the file goes."""
 
