@@ -226,7 +226,8 @@ def run(
         stop(process)
         errors = stderr_of(process)
     if process.returncode != 0:
-        raise git_errors.classify(errors, token=remote.token if remote else "", ended=process.returncode)
+        token = remote.token if remote else ""
+        raise git_errors.classify(errors, token=token, ended=process.returncode, local=remote is None)
     return output
 
 

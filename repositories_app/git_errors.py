@@ -19,6 +19,7 @@ DEFAULT_REST = 60.0  # seconds, where a host says "too many requests" and not fo
 LONGEST_REST = 3600.0
 FORBIDDEN = "the host forbids it to read this repository"
 _MESSAGE = 300  # characters of foreign text in a message
+_DAMAGED = "The mirror is damaged and is made anew"
 _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
 _FILE_LIMIT = re.compile(r"file too large")
@@ -71,8 +72,9 @@ def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
     return " ".join(clean_text(scrub(text[:100_000], token), limit).split()).rstrip(".")
 
 
-def classify(stderr: bytes, *, token: str = "", ended: int = 1) -> GitError:
-    """What git's stderr means; `ended` is the exit status; a signal is -n, as `subprocess` has it, or 128 + n, as a shell."""
+def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = False) -> GitError:
+    """What git's stderr means; `ended` is the exit status; a signal is -n, as `subprocess` has it, or 128 + n, as a shell.
+    `local`: the command read the mirror only, so that whatever it says and is not known here is about the mirror."""
     text = scrub(clean_text(stderr, 20_000), token)
     lines = [line for line in text.splitlines() if line.startswith(("fatal:", "error:"))]
     own = [re.sub(r"'[^']*'|(?<=remote error: )(?!upload-pack: not our ref).*", "''", line) for line in lines]
@@ -85,6 +87,8 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1) -> GitError:
             if pattern.search(words):
                 return explain(cause, _detail(cause, line, text), token=token)
     said = re.sub(r"(?m)^(fatal|error): ", "", "\n".join(lines) or text)
+    if local and said and ended > 0:
+        return explain(Cause.CORRUPT, said)
     number = -ended if ended < 0 else ended - 128
     silent = f"git was ended by signal {number}" if number > 0 else "git gave no reason"
     return explain(Cause.OTHER, said or silent, token=token)
@@ -109,7 +113,7 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     if cause in {Cause.AUTH, Cause.NOT_FOUND}:
         return _not_found(token)
     if cause is Cause.CORRUPT:
-        return GitError(cause, f"The mirror is damaged and is made anew: {detail}.")
+        return GitError(cause, f"{_DAMAGED}: {detail}.")
     if cause is Cause.TOO_LARGE:
         return GitError(cause, _too_large(detail), permanent=True, for_every_watcher=True)
     words, hint = "git could not read the repository", "What is watched is tried again by itself."
@@ -120,6 +124,18 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     else:
         hint += " If it stays so, look whether the repository can be cloned by hand."
     return GitError(cause, f"{words}: {detail}. {hint}", for_every_watcher=True)
+
+
+def still_damaged(error: GitError) -> GitError:
+    """For a mirror that is damaged although it was made anew just before: the repository is, or the disk, and that
+    concerns every watcher."""
+    detail = str(error).removeprefix(f"{_DAMAGED}: ").rstrip(".")
+    return GitError(
+        Cause.CORRUPT,
+        f"The repository could not be read, although its mirror was made anew: {detail}. Look whether it can be cloned "
+        "by hand; if so, look at the disk of REPOS_DIR.",
+        for_every_watcher=True,
+    )
 
 
 def _not_found(token: str) -> GitError:

@@ -10,6 +10,7 @@ that a watch's rows equal.
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from repositories_app.mirror_blobs import BlobReader
 from repositories_app.remote import where_to
 
 __all__ = ["MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
+
+logger = logging.getLogger(__name__)
 
 MAX_PACKS = 50
 MAX_DIFF_PATHS = 2000
@@ -73,8 +76,10 @@ class Mirror:
                 self._fetch(remote, [f"+{commit}:{ref}", f"+HEAD:{ref}"], timeout, tick)
             except RepositoryMoved:
                 raise where_to(url, token, tick) from None
-            except BaseException:
+            except BaseException as error:
                 self._clear()  # half a pack may be large
+                if isinstance(error, GitError) and error.cause is Cause.OTHER:
+                    self._examine(tick)
                 raise
             return self._git(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
 
@@ -90,6 +95,11 @@ class Mirror:
             except GitError as error:
                 if number == len(refspecs) or error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
                     raise
+
+    def _examine(self, tick: git.Tick) -> None:
+        """Whether it is the mirror that a fetch stumbled over, for reasons that git words in a hundred ways: then reading
+        it alone fails, too."""
+        self._git(["rev-list", "--objects", "--all", "--quiet"], tick=tick)
 
     def has(self, commit: str) -> bool:
         """Whether the commit and its tree are here."""
@@ -139,7 +149,8 @@ class Mirror:
         return sorted(found)
 
     def repack_if_many(self, tick: git.Tick) -> bool:
-        """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now."""
+        """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now. One that cannot be
+        repacked is damaged, or the disk is full: it is removed, and the next fetch makes it anew."""
         if len(list((self.directory / "objects" / "pack").glob("*.pack"))) <= MAX_PACKS:
             return False
         try:
@@ -147,8 +158,12 @@ class Mirror:
                 self._lock("use", fcntl.LOCK_EX, tick, wait=False),
                 self._lock("fetch", fcntl.LOCK_EX, tick, wait=False),
             ):
-                self._git(["repack", "-a", "-d", "-q"], timeout=1800.0, tick=tick)
-                self._git(["prune", "--expire=now"], timeout=1800.0, tick=tick)
+                try:
+                    self._git(["repack", "-a", "-d", "-q"], timeout=1800.0, tick=tick)
+                    self._git(["prune", "--expire=now"], timeout=1800.0, tick=tick)
+                except GitError as error:
+                    logger.warning("mirror_not_repacked", extra={"cause": str(error)})
+                    shutil.rmtree(self.directory, ignore_errors=True)
         except BlockingIOError:
             return False
         return True
@@ -217,7 +232,7 @@ class Mirror:
             git.stop(process)
             errors = git.stderr_of(process)
         if not finished:
-            raise git_errors.classify(errors, ended=process.returncode)
+            raise git_errors.classify(errors, ended=process.returncode, local=True)
 
     @contextlib.contextmanager
     def _lock(self, name: str, kind: int, tick: git.Tick, *, wait: bool = True) -> Iterator[None]:

@@ -121,6 +121,30 @@ def garbage_config(mirror: Mirror, commit: str) -> None:
     (mirror.directory / "config").write_bytes(b"[core\n\0")
 
 
+def half_config(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "config").write_bytes(b"[core]\n\trepositoryformatversion =")
+
+
+def config_of_another_git(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "config").write_bytes(b"[core]\n\trepositoryformatversion = 99\n")
+
+
+def folder_as_config(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "config").unlink()
+    (mirror.directory / "config").mkdir()
+
+
+def folder_as_index(mirror: Mirror, commit: str) -> None:
+    index = pack(mirror, "idx")
+    index.unlink()
+    index.mkdir()
+
+
+def folder_as_ref(mirror: Mirror, commit: str) -> None:
+    (mirror.directory / "refs/docora/watch/base").mkdir()
+    (mirror.directory / "refs/docora/watch/base/x").write_bytes(b"x")
+
+
 def garbage_packed_refs(mirror: Mirror, commit: str) -> None:
     (mirror.directory / "packed-refs").write_bytes(b"garbage\n")
 
@@ -146,7 +170,7 @@ def alternates_pointing_nowhere(mirror: Mirror, commit: str) -> None:
 DAMAGE = [
     truncated_pack, garbage_in_pack, emptied_pack, lost_pack, garbage_index, truncated_index, lost_index, lost_packs,
     lost_objects, empty_commit, empty_tree, garbage_tree, lost_tree, lost_file, empty_file, garbage_head, garbage_config,
-    garbage_packed_refs, garbage_ref, zeros_in_ref, garbage_shallow, alternates_pointing_nowhere,
+    half_config, config_of_another_git, folder_as_config, folder_as_index, folder_as_ref, garbage_packed_refs, garbage_ref, zeros_in_ref, garbage_shallow, alternates_pointing_nowhere,
 ]  # fmt: skip
 
 

@@ -92,6 +92,31 @@ def test_the_commits_that_rows_equal_are_kept_by_refs_and_survive_a_repack(world
     assert_promise_kept(world, repo, pair)
 
 
+def test_a_mirror_that_cannot_be_repacked_is_made_anew_and_no_run_is_to_blame(world: World, monkeypatch) -> None:
+    repo, pair = world.watch({"keep": b"k", "old": b"only the other watch still has it"})
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    old = git(repo.path, "rev-parse", "HEAD:old").decode().strip()
+    repo.commit({"old": None})
+    world.sync(pair)
+    here = directory_of(pair)
+    packs = list((here / "objects/pack").glob("*.pack"))
+    contents = [pack.read_bytes() for pack in packs]
+    shutil.rmtree(here / "objects/pack")
+    for content in contents:
+        git(here, "unpack-objects", "-q", stdin=[content])
+    (here / "objects" / old[:2] / old[2:]).unlink()
+    monkeypatch.setattr(mirrors, "MAX_PACKS", -1)
+    for number in range(2):
+        repo.commit({"new": b"%d" % number})
+        world.sync(pair)
+        assert_promise_kept(world, repo, pair)
+        assert (pair.last_error, pair.repository.consecutive_failures) == ("", 0)
+        assert here.exists() == (number > 0), "removed, and made anew by the next run"
+    world.sync(other)
+    assert_promise_kept(world, repo, other)
+
+
 def test_stale_locks_of_a_writer_that_was_killed_are_removed(world: World) -> None:
     repo, pair = world.watch()
     world.settle()
