@@ -42,7 +42,9 @@ def plan_to(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tick:
         raise PlanRefused(terms.transforms.problem, "transform")
     planned = _fast_plan(head, pair, terms, mirror) or full_plan(head, pair, terms, mirror, tick)
     plan = planned.plan
-    repositories.record_snapshot(pair.repository, head.commit, head.branch, plan.tree_files, plan.tree_bytes)
+    repositories.record_snapshot(
+        pair.repository, head.commit, head.branch, plan.tree_files, plan.tree_bytes, for_all=not terms.patterns
+    )
     return planned
 
 

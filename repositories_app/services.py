@@ -29,13 +29,14 @@ def mirror_of(repository: Repository) -> Mirror:
     return Mirror(Path(settings.REPOS_DIR) / f"{repository.repository_id}.git")
 
 
-def record_snapshot(repository: Repository, commit: str, branch: str, files: int, size: int) -> None:
-    """What the tree of `commit` was like; one row per commit, the newest kept."""
-    Snapshot.objects.update_or_create(
-        repository=repository,
-        commit_sha=commit,
-        defaults={"branch": branch, "file_count": files, "total_bytes": size},
-    )
+def record_snapshot(
+    repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool = True
+) -> None:
+    """What the tree of `commit` was like; one row per commit, the newest kept. Not `for_all`: one watch's own rules have
+    changed the numbers, which are better than none and never replace others."""
+    facts = {"branch": branch, "file_count": files, "total_bytes": size}
+    record = Snapshot.objects.update_or_create if for_all else Snapshot.objects.get_or_create
+    record(repository=repository, commit_sha=commit, defaults=facts)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from deliveries_app.eligible import reason_to_skip
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.paths import is_unsafe
 from deliveries_app.services import resync_single
+from deliveries_app.services.rules import set_ignore_patterns
 from repositories_app.mirror import Entry as TreeEntry
 from tests.support.git import Entry, Repo, git
 from tests.support.histories import assert_promise_kept, kill_worker, refusing, watching_plans
@@ -121,7 +122,11 @@ def serve_tree(repo: Repo, names: list[bytes]) -> None:
     blob = git(repo.path, "hash-object", "-w", "--stdin", stdin=[b"hostile"]).strip().decode()
     entries = b"".join(b"100644 %b\0%b" % (name, bytes.fromhex(blob)) for name in sorted(names))
     sub = write_tree(repo, entries)
-    tree = write_tree(repo, entries + b"40000 sub\0" + bytes.fromhex(sub))
+    commit_tree(repo, write_tree(repo, entries + b"40000 sub\0" + bytes.fromhex(sub)))
+
+
+def commit_tree(repo: Repo, tree: str) -> None:
+    """HEAD becomes this tree, which git itself may refuse to commit."""
     lines = [f"tree {tree}\n".encode(), b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
     commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
     git(repo.path, "update-ref", "refs/heads/main", commit)
@@ -147,6 +152,24 @@ def test_a_hostile_tree_is_left_out_name_by_name_and_the_rest_is_sent(world: Wor
     world.settle()
     assert_promise_kept(world, repo, pair)
     assert (pair.left_out, pair.failures.count()) == ({}, 0)
+
+
+def test_the_repository_s_own_numbers_are_not_those_of_one_watch_s_patterns(world: World) -> None:
+    repo, pair = world.watch({"a": b"a", "b.env": b"bb", "c.env": b"cc"})
+    world.settle()
+    set_ignore_patterns(Actor.command(), pair, "*.env")
+    world.settle()
+    snapshot = pair.repository.snapshots.get()
+    assert (snapshot.file_count, snapshot.total_bytes) == (3, 5)
+    repo.commit({"d": b"d"})
+    world.settle()
+    assert pair.repository.snapshots.first().file_count == 2, "better than none"
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    assert pair.repository.snapshots.first().file_count == 4
+    pair.refresh_from_db()
+    other.refresh_from_db()
+    assert (pair.tree_files, other.tree_files) == (2, 4)
 
 
 def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fast_plans(
