@@ -22,9 +22,10 @@ from deliveries_app.payloads import Envelope
 from deliveries_app.planning import Planned, plan_to
 from deliveries_app.recorder import Recorder, settle_lists
 from deliveries_app.sender import Destination, Sender
+from deliveries_app.services import circuits
 from docora.crypto import DecryptionError, require_readable
 from docora.worker import stopping
-from repositories_app import remote
+from repositories_app import git_errors, remote
 from repositories_app import services as repositories
 from repositories_app.exceptions import Cause, GitError, Interrupted
 from repositories_app.mirror import Mirror
@@ -83,6 +84,7 @@ class Attempt:
             self._drain(DRAIN_SECONDS)
             endings.git_failed(self.lease, error)
         except PlanRefused as error:
+            self._close_circuit()  # the repository can be read
             endings.failed(self.lease, str(error), error.cause, permanent=True)
         except NoticeRefused as error:
             endings.failed(self.lease, str(error), "http")
@@ -127,8 +129,16 @@ class Attempt:
             logger.warning("mirror_made_anew", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
             self.mirror.remove(self._alive)
-            self._sync_to(head)
+            self._sync_with_new_mirror(head)
         self.mirror.repack_if_many(lambda: None)
+
+    def _sync_with_new_mirror(self, head: Head) -> None:
+        try:
+            self._sync_to(head)
+        except GitError as error:
+            if error.cause is not Cause.CORRUPT:
+                raise
+            raise git_errors.still_damaged(error) from None
 
     def _send_notices(self) -> None:
         run_id, reason = (
@@ -147,9 +157,12 @@ class Attempt:
                 timeout=settings.FETCH_TIMEOUT_SECONDS,
                 tick=self._alive,
             )
-            repositories.close_circuit(self.pair.repository)
             planned = plan_to(Head(commit, head.branch), self.pair, self.terms, self.mirror, self._alive)
             try:
+                # Not before the plan: a tree that cannot be read is the repository's failure as well. A damage may lie in
+                # a content, too: then the end closes it.
+                if self.pair.repository.last_error_cause != Cause.CORRUPT:
+                    self._close_circuit()
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.pair.app.send_sync_completed and not self.pair.base_commit
                 if planned.plan.files or self.sync_run or owes_notice:
@@ -192,6 +205,7 @@ class Attempt:
             **rows.tree_facts(self.pair.pk, planned.plan),
         }
         self.mirror.keep_base(self.pair.watch_id, commit)
+        self._close_circuit()
         now = self.lease.clock.now()
         with transaction.atomic():
             self._end(facts, recorder)
@@ -236,6 +250,9 @@ class Attempt:
         if until is None or (asked and self.pair.retry_count == 1):
             return 0.0
         return max(0.0, (until - timezone.now()).total_seconds())
+
+    def _close_circuit(self) -> None:
+        circuits.close_circuit(self.pair.repository, but=self.pair)
 
     def _alive(self) -> None:
         if stopping():

@@ -66,9 +66,11 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
     return Circuit(opened, cooldown if repository.circuit_is_open else 0.0)
 
 
-def close_circuit(repository: Repository) -> None:
-    """The repository can be read, or a person says so: the circuit closes and the count starts over."""
+def close_circuit(repository: Repository) -> bool:
+    """The repository can be read, or a person says so: the circuit closes and the count starts over. Whether that ends a
+    cool-down that held others back."""
     rows = Repository.objects.filter(pk=repository.pk)
-    rows.exclude(consecutive_failures=0, circuit_open_until=None).update(
+    closed = rows.exclude(consecutive_failures=0, circuit_open_until=None).update(
         consecutive_failures=0, circuit_open_until=None, last_failure_at=None, last_error="", last_error_cause=""
     )
+    return closed == 1 and repository.circuit_is_open

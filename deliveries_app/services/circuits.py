@@ -11,6 +11,16 @@ from repositories_app.models import Repository
 PERMISSION = "deliveries_app.retry_apprepository"
 
 
+def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
+    """The repository can be read: its circuit closes, and the watches that it held back need not wait for the end of the
+    cool-down; `but` the one that has just read it."""
+    with transaction.atomic():
+        if repositories.close_circuit(repository):
+            watches = AppRepository.objects.alive().filter(repository=repository)
+            waking.wish(watches.exclude(pk=but.pk) if but else watches)
+            transaction.on_commit(waking.enqueue_due, robust=True)
+
+
 def reset_circuit(actor: Actor, repository: Repository) -> int:
     """Close the circuit and let every watch try at once. How many watches that wakes; the count of failures starts over,
     so that only another series of them opens it again."""

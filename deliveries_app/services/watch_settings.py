@@ -8,10 +8,9 @@ from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
-from deliveries_app.services import audit, waking
+from deliveries_app.services import audit, circuits, waking
 from deliveries_app.services.resync import NotFound
 from deliveries_app.services.watching import ask_git, validate_token
-from repositories_app import services as repositories
 
 PERMISSION = "deliveries_app.change_apprepository"
 
@@ -28,7 +27,7 @@ def replace_github_token(actor: Actor, pair: AppRepository, token: str) -> None:
     ask_git(pair.github_url, token)
     with transaction.atomic():
         # The repository's row before the pair's, as where a failure is counted.
-        repositories.close_circuit(pair.repository)
+        circuits.close_circuit(pair.repository)
         _update(
             pair,
             github_token=token,

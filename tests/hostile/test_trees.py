@@ -148,7 +148,10 @@ UNREADABLE: dict[str, tuple[Callable[[Repo], bytes], str]] = {
     "names out of order": (lambda repo: tree(repo, file(repo, b"b"), file(repo, b"a")), "malformed"),
     "a name with a slash out of order": (lambda repo: tree(repo, file(repo, b"a/b"), file(repo, b"a")), "malformed"),
     "an empty name": (lambda repo: tree(repo, file(repo, b"")), "bad pack header"),
-    "a file that is a folder": (lambda repo: tree(repo, (FILE, b"a", tree(repo, file(repo)))), "is damaged"),
+    "a file that is a folder": (
+        lambda repo: tree(repo, (FILE, b"a", tree(repo, file(repo)))),
+        "is not the content of a file",
+    ),
     "a folder that is a file": (lambda repo: tree(repo, (FOLDER, b"a", blob(repo))), "bad pack header"),
     "a file that is not there": (lambda repo: tree(repo, (FILE, b"a", b"1" * 40)), "bad pack header"),
     "a folder that is not there": (lambda repo: tree(repo, (FOLDER, b"a", b"1" * 40)), "bad pack header"),

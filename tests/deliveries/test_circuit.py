@@ -1,0 +1,142 @@
+"""What counts for a repository's circuit though its host answers, and who is let through once it closes."""
+
+from datetime import timedelta
+
+import pytest
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, Notice
+from deliveries_app.services import resync_single
+from deliveries_app.services.watch_settings import replace_github_token
+from repositories_app.models import Repository
+from tests.deliveries.test_left_out import commit_tree, write_tree
+from tests.support.git import Repo, git
+from tests.support.histories import assert_promise_kept, kill_worker
+from tests.support.world import World
+
+
+def blob(repo: Repo) -> bytes:
+    return bytes.fromhex(git(repo.path, "hash-object", "-w", "--stdin", stdin=[b"x"]).decode())
+
+
+def serve_unsorted_tree(repo: Repo) -> None:
+    commit_tree(repo, write_tree(repo, b"100644 b\0%b100644 a\0%b" % (blob(repo), blob(repo))))
+
+
+def serve_folder_as_file(repo: Repo) -> None:
+    folder = write_tree(repo, b"100644 a\0%b" % blob(repo))
+    commit_tree(repo, write_tree(repo, b"100644 file\0%b" % bytes.fromhex(folder)))
+
+
+def failing(method: str, target: str) -> int:
+    return 503
+
+
+def due() -> set[int]:
+    return set(AppRepository.objects.due().values_list("pk", flat=True))
+
+
+def opened_at_once(world: World, settings) -> tuple[Repo, AppRepository, AppRepository]:
+    """Two watchers of a repository whose circuit has just opened; both were told and wait for the cool-down."""
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    repo, pair = world.watch()
+    other = world.watch_url(repo, app=world.add_app("Other"))
+    world.settle()
+    world.git.server.on_request = failing
+    for each in (pair, pair, other):
+        world.sync(each)
+    assert Repository.objects.get().circuit_is_open
+    assert due() == set()
+    return repo, pair, other
+
+
+@pytest.mark.parametrize(
+    ("serve", "reason", "words"),
+    [
+        (serve_unsorted_tree, "other", "its tree is malformed"),
+        (serve_folder_as_file, "corrupt", "although its mirror was made anew: object"),
+    ],
+    ids=["tree", "content"],
+)
+def test_a_repository_that_is_broken_itself_opens_its_circuit_although_it_can_be_fetched(
+    world: World, settings, serve, reason: str, words: str
+) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 3
+    repo, pair = world.watch()
+    world.settle()
+    serve(repo)
+    for count in (1, 2, 3):
+        Repository.objects.update(last_failure_at=Now() - timedelta(hours=1))
+        world.sync(pair)
+        repository = Repository.objects.get()
+        assert (repository.consecutive_failures, repository.circuit_is_open) == (count, count == 3)
+        assert (repository.last_error_cause, words in repository.last_error) == (reason, True), repository.last_error
+    said: list[dict[str, dict[str, str]]] = []
+    world.answer(lambda note: said.append(note.payload) if note.kind == "sync_failed" else None)  # type: ignore[func-returns-value]
+    world.sync(pair)
+    assert [body["error"]["reason"] for body in said] == [reason]
+    world.answer(None)
+    repo.force_push({"mended": b"m"})
+    Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+    repository.refresh_from_db()
+    assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
+
+
+def test_rules_that_cannot_be_used_are_no_failure_of_the_repository(world: World, settings) -> None:
+    repo, pair, _ = opened_at_once(world, settings)
+    world.git.server.on_request = None
+    repo.commit({".docoraignore": b"x" * 70_000})
+    Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
+    world.sync(pair)
+    repository = Repository.objects.get()
+    assert (pair.last_error_cause, repository.consecutive_failures) == ("rules", 0)
+    assert repository.circuit_open_until is None
+
+
+def test_after_the_cool_down_one_watch_asks_for_all(world: World, settings) -> None:
+    _, pair, other = opened_at_once(world, settings)
+    Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
+    world.git.server._log.clear()
+    for each in (pair, other):
+        world.sync(each)
+    assert len(world.git.server.requests) == 1
+    assert Repository.objects.get().circuit_is_open
+    assert not Notice.objects.exists(), "it is the same opening"
+
+
+def test_a_probe_that_succeeds_lets_the_others_through_at_once(world: World, settings) -> None:
+    repo, pair, other = opened_at_once(world, settings)
+    world.git.server.on_request = None
+    resync_single(Actor.command(), pair)
+    world.sync(pair)
+    assert due() == {other.pk}
+    repo.commit({"new": b"n"})
+    world.sync(other)
+    assert_promise_kept(world, repo, other)
+    assert due() == set()
+
+
+def test_a_token_that_reads_the_repository_lets_the_others_through_too(world: World, settings) -> None:
+    _, pair, other = opened_at_once(world, settings)
+    world.git.server.on_request = None
+    replace_github_token(Actor.command(), pair, "")
+    assert due() == {pair.pk, other.pk}
+
+
+def test_a_notice_amid_which_the_worker_was_killed_goes_out_again_under_its_number(world: World, settings) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 1
+    _, pair = world.watch()
+    world.settle()
+    world.git.server.on_request = failing
+    world.sync(pair)
+    kill_worker(world, pair, lambda note: note.kind == "sync_failed", processed=False)
+    assert due() == {pair.pk}
+    world.sync(pair)
+    attempts = world.requests("sync_failed")
+    assert len(attempts) == 2
+    assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
+    assert not Notice.objects.exists()
