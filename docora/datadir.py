@@ -42,7 +42,7 @@ class Keys:
         return self._loaded
 
     def _generate(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._path.parent)
         keys = {"secret_key": secrets.token_urlsafe(50), "encryption_keys": secrets.token_urlsafe(32)}
         handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")  # mkstemp: mode 0600
         try:
@@ -52,6 +52,12 @@ class Keys:
                 os.link(temporary, self._path)
         finally:
             Path(temporary).unlink()
+
+
+def make_private(directory: Path) -> None:
+    """Make a folder that only its owner may enter: it holds sessions, or what private repositories hold. One that is
+    there already stays as whoever made it wants it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def embedded_redis_socket(directory: Path) -> Path:

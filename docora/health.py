@@ -21,6 +21,7 @@ from rq import Worker
 
 from docora import __version__
 from docora.api.answers import answers
+from docora.datadir import make_private
 from docora.redis import RedisError
 from docora.redis import connection as redis_connection
 
@@ -124,7 +125,7 @@ def check_git() -> str:
 def check_disk() -> str:
     """By writing: a full disk and a read-only one look fine from afar."""
     try:
-        Path(settings.REPOS_DIR).mkdir(parents=True, exist_ok=True)
+        make_private(Path(settings.REPOS_DIR))
         with tempfile.TemporaryFile(dir=settings.REPOS_DIR) as file:
             file.write(bytes(4096))
             file.flush()

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from docora.datadir import make_private
 from docora.text import format_bytes
 from repositories_app import git, git_errors
 from repositories_app.exceptions import Cause, GitError, RepositoryMoved
@@ -182,7 +183,7 @@ class Mirror:
         """Create the repository if it is not there, and clear it. Holds the `fetch` lock."""
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.directory.parent)
             git.run(["init", "--quiet", "--bare", "--template=", "--", str(self.directory)], fds=self._fds)
         self._clear()
 
@@ -236,7 +237,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def _lock(self, name: str, kind: int, tick: git.Tick, *, wait: bool = True) -> Iterator[None]:
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self.directory.parent)
         fd = os.open(f"{self.directory}.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:

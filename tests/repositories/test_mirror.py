@@ -70,6 +70,13 @@ def test_it_is_bare_and_shallow_and_one_per_repository_whichever_apps_watch_it(w
         assert_promise_kept(world, repo, each)
 
 
+def test_what_private_repositories_hold_is_for_their_owner_alone(world: World, settings, tmp_path: Path) -> None:
+    settings.REPOS_DIR = tmp_path / "made" / "repos"
+    _, pair = world.watch()
+    world.sync(pair)
+    assert settings.REPOS_DIR.stat().st_mode & 0o077 == 0
+
+
 def test_the_commits_that_rows_equal_are_kept_by_refs_and_survive_a_repack(world: World, monkeypatch) -> None:
     repo, pair = world.watch({"a.txt": b"1", "b.txt": b"1"})
     world.settle()

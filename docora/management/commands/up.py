@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, connections
 
 from docora.commandline import add_instance_options
-from docora.datadir import embedded_redis_url
+from docora.datadir import embedded_redis_url, make_private
 from docora.embedded import UnsafeSocketDirectory, valkey_command
 from docora.http.client import HttpClient, Request
 from docora.redis import RedisError, connection
@@ -78,7 +78,7 @@ class Command(BaseCommand):
 
     def _own_data_directory(self) -> None:
         """One `up` for one data directory: two Valkeys on one socket would steal it from each other."""
-        settings.DATA_DIR.mkdir(parents=True, exist_ok=True)
+        make_private(settings.DATA_DIR)
         self._lock = os.open(Path(settings.DATA_DIR) / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
