@@ -18,10 +18,11 @@ from tests.support.valkey import ValkeyServer
 PROJECT = Path(__file__).resolve().parent.parent
 
 OWNER = """
-import time
+import signal, time
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ScratchFolder
 from tests.support.valkey import ValkeyServer
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 scratch = ScratchFolder()
 postgres, valkey = PostgresServer(scratch), ValkeyServer(scratch)
 postgres.start()

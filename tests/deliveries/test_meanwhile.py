@@ -55,7 +55,7 @@ def test_a_token_is_replaced_while_the_circuit_opens(pairs, monkeypatch, setting
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     Repository.objects.update(consecutive_failures=1)
     written, outcomes = threading.Event(), []
-    really_update, really_close = watch_settings._update, watch_settings.repositories.close_circuit
+    really_update, really_close = watch_settings._update, watch_settings.circuits.close_circuit
 
     def pause() -> None:
         """Lets the other one come as far as it can, after the first of the two rows is locked."""
@@ -65,7 +65,7 @@ def test_a_token_is_replaced_while_the_circuit_opens(pairs, monkeypatch, setting
 
     monkeypatch.setattr(watch_settings, "ask_git", lambda *asked: False)
     monkeypatch.setattr(watch_settings, "_update", lambda *a, **k: (really_update(*a, **k), pause()))
-    monkeypatch.setattr(watch_settings.repositories, "close_circuit", lambda row: (really_close(row), pause()))
+    monkeypatch.setattr(watch_settings.circuits, "close_circuit", lambda row: (really_close(row), pause()))
 
     def open_circuit() -> None:
         written.wait(10)
