@@ -13,7 +13,8 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Greatest, Now
 
-from deliveries_app import runs
+from deliveries_app import causes, runs
+from deliveries_app.causes import NO_TROUBLE, RootCause, Trouble
 from deliveries_app.clock import from_now
 from deliveries_app.lease import Lease, backoff
 from deliveries_app.models import App, Outcome, Status
@@ -38,12 +39,11 @@ def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
             next_sync_in=None,
             status=Status.SYNCED,
             retry_count=0,
-            last_error="",
-            last_error_cause="",
             last_synced_at=Now(),
             last_scanned_at=Now(),
             next_check_at=next_check(),
             files_failing=0,
+            **NO_TROUBLE,
             **facts,
         )
         runs.end_runs(lease.pair.pk, lease.generation, Outcome.SUCCEEDED)
@@ -51,8 +51,7 @@ def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
 
 def failed(
     lease: Lease,
-    message: str,
-    cause: str,
+    trouble: Trouble,
     *,
     permanent: bool = False,
     rest: float = 0.0,
@@ -71,35 +70,34 @@ def failed(
             next_sync_in=max(wait, rest),
             status=Status.FAILED if exhausted else Status.PENDING,
             retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
-            last_error=message,
-            last_error_cause=cause,
             last_scanned_at=Now(),
             next_check_at=next_check(),
+            **trouble.columns(),
             **(facts or {}),
         )
         if exhausted:
-            runs.end_runs(lease.pair.pk, lease.generation, Outcome.FAILED, message)
+            runs.end_runs(lease.pair.pk, lease.generation, Outcome.FAILED, trouble.message)
 
 
 def git_failed(lease: Lease, error: GitError) -> None:
     """Reading the repository failed; what concerns every watcher counts for the circuit too."""
     open_for = record_git_failure(lease.pair.repository, error) if error.for_every_watcher else 0.0
-    failed(lease, str(error), error.cause.value, permanent=error.permanent, rest=max(open_for, error.rest))
+    trouble = Trouble(str(error), error.cause.value, causes.of_git(error.cause))
+    failed(lease, trouble, permanent=error.permanent, rest=max(open_for, error.rest))
 
 
-def postponed(lease: Lease, seconds: float, message: str = "", cause: str = "") -> None:
+def postponed(lease: Lease, seconds: float, trouble: Trouble | None = None) -> None:
     """Not this pair's fault: due again in so many seconds, and the attempt is given back."""
-    error = {"last_error": message, "last_error_cause": cause} if message else {}
     with transaction.atomic():
         lease.finish(
             next_sync_in=seconds,
             status=Status.FAILED if lease.had_failed else Status.PENDING,
             retry_count=Greatest(F("retry_count") - 1, 0),  # a person may have set it to 0 meanwhile
-            **error,
+            **(trouble.columns() if trouble else {}),
         )
 
 
-def endpoint_rests(lease: Lease, seconds: float, message: str, cause: str, *, down: bool) -> None:
+def endpoint_rests(lease: Lease, seconds: float, trouble: Trouble, *, down: bool) -> None:
     """The app asked for a rest or is down: none of its pairs is sent to earlier, so that no worker sits and waits."""
     if down:
         seconds = backoff(lease.pair.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
@@ -109,7 +107,7 @@ def endpoint_rests(lease: Lease, seconds: float, message: str, cause: str, *, do
             not_before=Greatest(from_now(seconds), F("not_before")) if lease.pair.app.not_before else from_now(seconds),
             down_count=F("down_count") + (1 if down else 0),
         )
-        postponed(lease, seconds, message, cause)
+        postponed(lease, seconds, trouble)
 
 
 def endpoint_gone(lease: Lease) -> None:
@@ -117,5 +115,5 @@ def endpoint_gone(lease: Lease) -> None:
     message = "The app answered 410 Gone and was paused. Resume it once its endpoint takes notifications again."
     with transaction.atomic():
         App.objects.filter(pk=lease.pair.app_id).update(paused=True, paused_reason=message)
-        postponed(lease, 0.0, message, "http")
+        postponed(lease, 0.0, Trouble(message, "http", RootCause.CLIENT_ERROR, 410))
         runs.end_runs(lease.pair.pk, lease.generation, Outcome.PAUSED, message)

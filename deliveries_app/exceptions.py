@@ -6,7 +6,7 @@ class Superseded(Exception):
 
 
 class Paused(Exception):
-    """An administrator paused the app while it was being sent to."""
+    """An administrator paused the app, or all syncing, while it was being sent to."""
 
 
 class EndpointDown(Exception):

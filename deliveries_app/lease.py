@@ -20,7 +20,7 @@ from django.db.models.functions import Least, Now
 
 from deliveries_app.clock import DatabaseClock, boot_seconds, from_now
 from deliveries_app.exceptions import Paused, Superseded
-from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status
+from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause
 
 SEND_MARGIN_SECONDS = 5.0
 _WAITING_SECONDS = 5.0
@@ -113,13 +113,13 @@ class Lease:
     def rebalance(self, in_flight: int) -> None:
         """Take the fair share of the app's slots, once a second. Slots are given back before anyone takes them: a
         smaller share is written only once no more than that is in flight; until then just nothing new is started.
-        Raises `Paused` when the app was paused meanwhile."""
+        Raises `Paused` when the app, or all syncing, was paused meanwhile."""
         if boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
         self.rebalanced_at = boot_seconds()
         with transaction.atomic():
             app = App.objects.select_for_update(no_key=True).get(pk=self.pair.app_id)
-            if app.paused:
+            if app.paused or SyncPause.objects.exists():
                 raise Paused
             others = _other_leases(app.pk, self.pair.pk)
             waiting = (

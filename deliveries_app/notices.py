@@ -16,8 +16,9 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from deliveries_app import rows
-from deliveries_app.keyring import REFUSALS, Keyring, Keys
+from deliveries_app import causes, rows
+from deliveries_app.causes import Trouble
+from deliveries_app.keyring import REFUSALS, Keyring, Keys, answers_of
 from deliveries_app.lease import Lease, backoff
 from deliveries_app.models import AppRepository, Notice, NoticeKind
 from deliveries_app.payloads import (
@@ -46,6 +47,10 @@ _BASE_DELAY_SECONDS = 2.0
 
 class NoticeRefused(Exception):
     """The files arrived, but the notice about it was not accepted."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.message)
+        self.trouble = trouble
 
 
 def info_of(pair: AppRepository) -> RepositoryInfo:
@@ -137,7 +142,12 @@ def send_sync_completed(
         notice.save()
     outcome = _send(client, lease, notice, to.base_url, to.envelope, to.keyring, alive)
     if not outcome.ok:
-        raise NoticeRefused(f"All files were acknowledged, but /sync_completed was not: {_why(outcome)}")
+        message = f"All files were acknowledged, but /sync_completed was not: {_why(outcome)}"
+        cause = outcome.cause.value if outcome.cause else "http"
+        root = causes.of_delivery(cause, outcome.status)
+        raise NoticeRefused(
+            Trouble(message, cause, root, outcome.status, answers_of(lease.pair.app, [outcome.body])[0])
+        )
 
 
 def settle_completed(pair: AppRepository) -> None:

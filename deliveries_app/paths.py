@@ -1,4 +1,6 @@
-"""Which paths a client could be led astray by, if it wrote the files where they say."""
+"""Which paths a client could be led astray by, if it wrote the files where they say; and which stand in each other's way."""
+
+from collections.abc import Iterator
 
 import re2
 
@@ -38,3 +40,28 @@ def _has_clues(path: bytes) -> bool:
         or path[:1] in b"./"
         or path[-1:] == b"/"
     )
+
+
+class PathSet:
+    """Asked whether a path is equal to, above or below one of those that were added."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+        self._above: set[str] = set()
+
+    def add(self, path: str) -> None:
+        self._paths.add(path)
+        self._above.update(_ancestors(path))
+
+    def touches(self, path: str) -> bool:
+        if not self._paths:
+            return False
+        return path in self._paths or path in self._above or any(part in self._paths for part in _ancestors(path))
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """`a/b/c` → `a`, `a/b`."""
+    position = path.find("/")
+    while position != -1:
+        yield path[:position]
+        position = path.find("/", position + 1)

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from deliveries_app import runs
+from deliveries_app import runs, vitals
 from deliveries_app.eligible import Skipped
 from deliveries_app.keyring import answers_of
 from deliveries_app.kinds import Kind
@@ -28,6 +28,9 @@ _ANNOUNCED = [
     "mode", "kind", "source_key", "sha", "size", "intent", "generation", "acknowledged", "attempts", "hold_until",
     "updated_at", "source_path", "remark",
 ]  # fmt: skip
+
+
+BLOCKED = "blocked"
 
 
 @dataclass
@@ -79,10 +82,15 @@ class Recorder:
         self._acknowledged: list[Notification] = []
         self._failed: list[tuple[Notification | Change, Failure]] = []
         self.failed_count = 0
+        self._latest = vitals.Latest()
         self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
         self.last_failure: Failure | None = None
         self.started = lease.clock.now()
         self._committed_at = time.monotonic()
+
+    @property
+    def last_words(self) -> str:
+        return self.last_failure.message if self.last_failure else ""
 
     @property
     def due(self) -> bool:
@@ -95,6 +103,10 @@ class Recorder:
             or (waiting > 0 and since >= _SHOW_SECONDS)
         )
 
+    def timed(self, ok: bool, seconds: float) -> None:
+        """One request was answered, or not, after so many seconds."""
+        self._latest.add(ok, seconds)
+
     def acknowledge(self, notification: Notification) -> None:
         self._acknowledged.append(notification)
 
@@ -102,7 +114,8 @@ class Recorder:
         """A notification that failed, or a change that could not even be announced in this run."""
         self._failed.append((what, failure))
         self.failed_count += 1
-        self.last_failure = failure
+        if failure.cause != BLOCKED or self.last_failure is None:
+            self.last_failure = failure  # what waits for another path says nothing of the cause
         self.earliest_retry = max(self.earliest_retry, failure.rest)
 
     def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
@@ -130,9 +143,18 @@ class Recorder:
             self._write_announced(adopt, now, acknowledged=True)
             if any(counts.values()):
                 runs.count(self._run, **counts)
+            vitals.record(
+                self._lease.pair.app,
+                self._latest,
+                now,
+                files=len(self._acknowledged),
+                size=sum(notification.change.size for notification in self._acknowledged),
+                failed=len(self._failed),
+            )
         if announce:
             self._on_first = {}
-        self._acknowledged, self._failed = [], []
+        vitals.remember(self._lease.pair.app, self._latest)
+        self._acknowledged, self._failed, self._latest = [], [], vitals.Latest()
         self._committed_at = time.monotonic()
         runs.show(self._run, **counts)
 

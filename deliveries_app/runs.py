@@ -26,6 +26,7 @@ def open_run(
     operation: BulkOperation | None = None,
 ) -> SyncRun:
     """A new open run at the pair's generation (the caller has just raised or read it). Totals start as estimates."""
+    is_retry = reason == Reason.RETRY
     return SyncRun(
         pair=pair,
         app_name=pair.app.name,
@@ -35,8 +36,8 @@ def open_run(
         requested_by=requested_by,
         user_id=user_pk,
         generation=pair.generation,
-        files_total=pair.tree_files,
-        bytes_total=pair.tree_bytes,
+        files_total=pair.files_failing if is_retry else pair.tree_files,
+        bytes_total=0 if is_retry else pair.tree_bytes,
     )
 
 
@@ -118,9 +119,22 @@ def cancel_runs(runs: Sequence[SyncRun]) -> None:
     transaction.on_commit(partial(_show_ended, runs), robust=True)
 
 
+def supersede(pair_pks: Sequence[int]) -> None:
+    """A request takes over what is open about these pairs; inside its transaction, before it opens its own runs."""
+    taken = list(SyncRun.objects.filter(pair__in=pair_pks, outcome=""))
+    for run in taken:
+        _end(run, Outcome.SUPERSEDED, "")
+    close_operations({run.operation_id for run in taken if run.operation_id})
+    transaction.on_commit(partial(_show_ended, taken), robust=True)
+
+
 def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
     run.outcome, run.ended_at, run.error = outcome, timezone.now(), error
-    SyncRun.objects.filter(pk=run.pk, outcome="").update(outcome=outcome, ended_at=run.ended_at, error=error)
+    ending = {"outcome": outcome, "ended_at": run.ended_at, "error": error}
+    if outcome == Outcome.SUCCEEDED and run.started_at is None:  # what its estimate spoke of was sent by another run
+        run.files_total, run.bytes_total = run.files_done, run.bytes_done
+        ending |= {"files_total": F("files_done"), "bytes_total": F("bytes_done")}
+    SyncRun.objects.filter(pk=run.pk, outcome="").update(**ending)
     progress.finish(run.run_id)
 
 

@@ -14,9 +14,10 @@ from deliveries_app.content import ChunkedFile, blocks, read_block
 from deliveries_app.keyring import REFUSALS, Keyring, Keys
 from deliveries_app.kinds import PHASES, Kind
 from deliveries_app.lease import Lease
+from deliveries_app.paths import PathSet
 from deliveries_app.payloads import Envelope, RepositoryInfo, delete_body, endpoint, file_body, webhook_id
 from deliveries_app.plan import Change, Plan, Terms
-from deliveries_app.recorder import Failure, Notification, Recorder
+from deliveries_app.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.transforms import TransformFailed
 from deliveries_app.verdicts import LONGEST_WAIT, REST_AFTER_TIMEOUT, Judge, Verdict
 from docora.http.client import HttpClient, Outcome, Request
@@ -68,8 +69,8 @@ class Sender:
         self._alive = alive
         self._ready: deque[_Transfer] = deque()
         self._bytes_in_flight = 0
-        self._unsettled = _PathSet()
-        self._kept = _PathSet()
+        self._unsettled = PathSet()
+        self._kept = PathSet()
         self._pause_until = 0.0
         self._judge = Judge()
 
@@ -163,10 +164,10 @@ class Sender:
 
     def _waits_for_others(self, path: str) -> Failure | None:
         if self._unsettled.touches(path):
-            return Failure("blocked", "Waits for a delete at, above or below this path that the app did not accept.")
+            return Failure(BLOCKED, "Waits for a delete at, above or below this path that the app did not accept.")
         if self._kept.touches(path):
             return Failure(
-                "blocked", "Waits for a file above or below this path that the app holds and a transform fails for."
+                BLOCKED, "Waits for a file above or below this path that the app holds and a transform fails for."
             )
         return None
 
@@ -228,6 +229,7 @@ class Sender:
 
     def _settle(self, transfer: _Transfer, outcome: Outcome) -> None:
         item = transfer.notification
+        self._recorder.timed(outcome.ok, outcome.elapsed)
         if self._tries_other_key(transfer, outcome):
             return
         verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None)
@@ -273,28 +275,3 @@ class Sender:
 def _close(transfer: _Transfer) -> None:
     if transfer.file:
         transfer.file.close()
-
-
-class _PathSet:
-    """Paths of unsettled deletes, asked whether another path is equal to, above or below one of them."""
-
-    def __init__(self) -> None:
-        self._paths: set[str] = set()
-        self._above: set[str] = set()
-
-    def add(self, path: str) -> None:
-        self._paths.add(path)
-        self._above.update(_ancestors(path))
-
-    def touches(self, path: str) -> bool:
-        if not self._paths:
-            return False
-        return path in self._paths or path in self._above or any(part in self._paths for part in _ancestors(path))
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """`a/b/c` → `a`, `a/b`."""
-    position = path.find("/")
-    while position != -1:
-        yield path[:position]
-        position = path.find("/", position + 1)

@@ -12,9 +12,10 @@ from django.conf import settings
 from django.db import DatabaseError, transaction
 from django.utils import timezone
 
-from deliveries_app import endings, rows, runs
+from deliveries_app import causes, endings, rows, runs
+from deliveries_app.causes import RootCause, Trouble
 from deliveries_app.exceptions import EndpointDown, EndpointGone, Paused, PlanRefused, RateLimited, Superseded
-from deliveries_app.keyring import Keyring
+from deliveries_app.keyring import Keyring, answers_of
 from deliveries_app.lease import Lease, claim
 from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun, new_run_id
 from deliveries_app.notices import NoticeRefused, info_of, send_due, send_sync_completed, settle_completed
@@ -77,7 +78,7 @@ class Attempt:
         except Interrupted:
             self._drain(HAND_OVER_SECONDS)
             endings.postponed(self.lease, 0.0)
-        except Paused:  # the run stays open, and goes on when the app is resumed
+        except Paused:  # the run stays open, and goes on when what was paused is resumed
             self._drain(DRAIN_SECONDS)
             endings.postponed(self.lease, 0.0)
         except GitError as error:
@@ -85,34 +86,35 @@ class Attempt:
             endings.git_failed(self.lease, error)
         except PlanRefused as error:
             self._close_circuit()  # the repository can be read
-            endings.failed(self.lease, str(error), error.cause, permanent=True)
+            endings.failed(self.lease, Trouble(str(error), error.cause, RootCause.RULES), permanent=True)
         except NoticeRefused as error:
-            endings.failed(self.lease, str(error), "http")
+            endings.failed(self.lease, error.trouble)
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
-            endings.endpoint_rests(self.lease, error.seconds, str(error), "http", down=False)
+            endings.endpoint_rests(self.lease, error.seconds, self._trouble(str(error)), down=False)
         except EndpointDown:
             self._drain(DRAIN_SECONDS)
-            endings.endpoint_rests(self.lease, 0.0, *self._why_down(), down=True)
+            trouble = self._trouble(f"The app's endpoint is down: {self.recorder.last_words}")
+            endings.endpoint_rests(self.lease, 0.0, trouble, down=True)
         except EndpointGone:
             self._drain(DRAIN_SECONDS)
             endings.endpoint_gone(self.lease)
         except DecryptionError as error:
             self._drain(DRAIN_SECONDS)
-            endings.failed(self.lease, str(error), "internal", permanent=True)
+            endings.failed(self.lease, _internal(str(error)), permanent=True)
         except (Superseded, DatabaseError):
             raise
         except Exception:
             logger.exception("sync_failed_unexpectedly")
             self._drain(DRAIN_SECONDS)
-            endings.failed(self.lease, "An internal error stopped the sync; the log has the cause.", "internal")
+            endings.failed(self.lease, _internal("An internal error stopped the sync; the log has the cause."))
 
     def _run(self) -> None:
         open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
         self.sync_run = open_runs[0] if open_runs else None
         if self.pair.retry_count > settings.MAX_RETRY_ATTEMPTS:
             words = "Every attempt ended with the worker gone: look for its memory and its log."
-            endings.failed(self.lease, words, "worker", permanent=True)
+            endings.failed(self.lease, Trouble(words, "worker", RootCause.INTERNAL), permanent=True)
             return
         require_readable(self.pair.github_token, *self.keyring.keys)
         self._send_notices()
@@ -219,13 +221,18 @@ class Attempt:
         if recorder is None or not recorder.failed_count:
             endings.succeeded(self.lease, facts)
             return
-        last = recorder.last_failure
-        assert last is not None
         count = recorder.failed_count
-        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {last.message}"
+        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {recorder.last_words}"
         endings.failed(
-            self.lease, message, last.cause, rest=recorder.earliest_retry, facts=facts | {"files_failing": count}
+            self.lease, self._trouble(message), rest=recorder.earliest_retry, facts=facts | {"files_failing": count}
         )
+
+    def _trouble(self, message: str) -> Trouble:
+        """What the run's last failure says about why it did not end well."""
+        last = self.recorder.last_failure
+        assert last is not None
+        root = causes.of_delivery(last.cause, last.status)
+        return Trouble(message, last.cause, root, last.status, answers_of(self.pair.app, [last.body])[0])
 
     def _new_run(self) -> SyncRun:
         """A run that nobody asked for: a change was found, or what failed earlier is tried again."""
@@ -246,7 +253,7 @@ class Attempt:
         Only its first attempt: notices that are refused wake the pair again and again.
         """
         until = self.pair.repository.circuit_open_until
-        asked = run is not None and run.reason in {Reason.RESYNC, Reason.INITIAL}
+        asked = run is not None and run.reason != Reason.CHANGE
         if until is None or (asked and self.pair.retry_count == 1):
             return 0.0
         return max(0.0, (until - timezone.now()).total_seconds())
@@ -283,7 +290,6 @@ class Attempt:
         else:
             self.lease.hold_on()
 
-    def _why_down(self) -> tuple[str, str]:
-        failure = self.recorder.last_failure
-        detail = failure.message if failure else ""
-        return f"The app's endpoint is down: {detail}", failure.cause if failure else "network"
+
+def _internal(message: str) -> Trouble:
+    return Trouble(message, "internal", RootCause.INTERNAL)

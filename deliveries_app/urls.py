@@ -2,7 +2,8 @@
 
 from django.urls import path
 
-from deliveries_app import api, views
+from deliveries_app import api
+from deliveries_app.views import progress
 
 app_name = "deliveries"
 urlpatterns = [
@@ -11,11 +12,11 @@ urlpatterns = [
     path("api/repositories", api.repositories),
     path("api/retry/progress/<slug:operation_id>", api.progress),
     path("api/retry/cancel/<slug:operation_id>", api.cancel),
-    path("progress/<slug:operation_id>/", views.operation_progress, name="operation_progress"),
-    path("progress/<slug:operation_id>/rows/", views.operation_rows, name="operation_rows"),
-    path("progress/<slug:operation_id>/cancel/", views.cancel_operation, name="cancel_operation"),
-    path("progress/<slug:operation_id>/dismiss/", views.dismiss_operation, name="dismiss_operation"),
-    path("live/", views.live_pairs, name="live_pairs"),
-    path("live/<int:pk>/", views.pair_progress, name="pair_progress"),
-    path("live/<int:pk>/cancel/", views.cancel_pair, name="cancel_pair"),
+    path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
+    path("progress/<slug:operation_id>/rows/", progress.operation_rows, name="operation_rows"),
+    path("progress/<slug:operation_id>/cancel/", progress.cancel_operation, name="cancel_operation"),
+    path("progress/<slug:operation_id>/dismiss/", progress.dismiss_operation, name="dismiss_operation"),
+    path("live/", progress.live_pairs, name="live_pairs"),
+    path("live/<int:pk>/", progress.pair_progress, name="pair_progress"),
+    path("live/<int:pk>/cancel/", progress.cancel_pair, name="cancel_pair"),
 ]

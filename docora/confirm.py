@@ -2,9 +2,14 @@
 
 A page rendered in answer to the action's POST would be lost to a refresh. So the action redirects here, with the ids of
 the rows, or, for "select all N", with the filters of the list; GET shows what it would mean, POST acts.
+
+A confirmation is bound to what it showed: the form carries a digest of the rows and the number of their files, and what
+has become another set meanwhile, or notably more, is shown once more. A changed status alone is no reason to ask again.
 """
 
 import copy
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.admin import ModelAdmin, helpers
@@ -14,6 +19,8 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
 from django.utils.http import url_has_allowed_host_and_scheme
 
+CHANGED = "What is selected has changed since this page was shown. Look at the numbers once more."
+GROWTH_UNASKED = 1.1
 _NO_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" means every page
 
 
@@ -45,6 +52,26 @@ def selected[M: Model](model_admin: ModelAdmin[M], request: HttpRequest) -> Quer
     except IncorrectLookupParameters:  # a filter that means nothing selects nothing
         return model_admin.get_queryset(request).none()
     return model_admin.get_queryset(request).filter(pk__in=rows.order_by().values("pk"))
+
+
+def shown(pks: Iterable[int], files: int) -> dict[str, Any]:
+    """What the form carries of the rows that its page shows, for `docora/shown.html`."""
+    return {"shown_rows": _digest(pks), "shown_files": files}
+
+
+def has_changed(request: HttpRequest, pks: Iterable[int], files: int) -> bool:
+    """Whether the rows are not those that the posted form was shown for, or hold over a tenth more files than then.
+
+    A form that carries nothing was posted by somebody who did not look, and who names the rows in the address.
+    """
+    rows, before = request.POST.get("shown_rows", ""), request.POST.get("shown_files", "")
+    if not rows:
+        return False
+    return rows != _digest(pks) or not before.isdecimal() or files > int(before[:18]) * GROWTH_UNASKED
+
+
+def _digest(pks: Iterable[int]) -> str:
+    return hashlib.sha256(",".join(map(str, sorted(pks))).encode()).hexdigest()
 
 
 def way_back(request: HttpRequest, default: str) -> str:

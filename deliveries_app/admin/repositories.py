@@ -14,8 +14,8 @@ from deliveries_app.admin import components
 from deliveries_app.admin.resync import ResyncAdmin
 from deliveries_app.admin.words import GIT_HINTS
 from deliveries_app.models import AppRepository
-from deliveries_app.services.circuits import PERMISSION as RETRY_PERMISSION
 from deliveries_app.services.circuits import reset_circuit
+from deliveries_app.services.operations import RETRY_PERMISSION
 from docora.confirm import way_back
 from repositories_app.models import Repository
 

@@ -14,7 +14,7 @@ from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation
 from deliveries_app.services import NotFound, resync_by_app, resync_many, resync_single
 from deliveries_app.services.impact import Impact, impact_of
-from deliveries_app.services.resync import PERMISSION
+from deliveries_app.services.operations import RESYNC_PERMISSION
 from docora import confirm
 
 
@@ -33,7 +33,7 @@ class ResyncAdmin[M: Model](DocoraAdmin[M]):
         return None
 
     def has_resync_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, PERMISSION)
+        return self.may(request, RESYNC_PERMISSION)
 
     def get_urls(self) -> list[URLPattern]:
         page = path(
@@ -58,7 +58,11 @@ class ResyncAdmin[M: Model](DocoraAdmin[M]):
             self.message_user(request, "There is nothing to re-sync in this selection.", messages.WARNING)
             return HttpResponseRedirect(back)
         app = self.app_of(rows) if impact.pairs > 1 else None
+        pks = list(pairs.values_list("pk", flat=True))
         if request.method == "POST" and request.POST.get("post") == "yes":
+            if confirm.has_changed(request, pks, impact.files):
+                self.message_user(request, confirm.CHANGED, messages.WARNING)
+                return HttpResponseRedirect(request.get_full_path())
             return self._resync(request, pairs, impact, app, back)
         context: dict[str, Any] = {
             **self.admin_site.each_context(request),
@@ -68,6 +72,7 @@ class ResyncAdmin[M: Model](DocoraAdmin[M]):
             "app": app,
             "single": impact.sample[0] if impact.pairs == 1 else None,
             "back": back,
+            **confirm.shown(pks, impact.files),
         }
         return TemplateResponse(request, "docora/confirm_resync.html", context)
 

@@ -17,7 +17,7 @@ from deliveries_app.admin.forms import WatchForm, posted
 from deliveries_app.admin.removal import RemovalAdmin
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
-from deliveries_app.services.circuits import PERMISSION as RETRY_PERMISSION
+from deliveries_app.services.operations import RETRY_PERMISSION
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number
 

@@ -1,8 +1,29 @@
-"""Who is told (`apps`), what they were told (`deliveries`), and the work of telling them (`runs`)."""
+"""Who is told (`apps`), what they were told (`deliveries`), the work of telling them (`runs`), and how much of it there
+was (`traffic`)."""
 
-from deliveries_app.models.apps import App, AppRepository, AppRepositoryQuerySet, AppToken, Status
+from deliveries_app.causes import RootCause
+from deliveries_app.models.apps import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    AppToken,
+    FailedSync,
+    Status,
+    SyncPause,
+)
 from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind
-from deliveries_app.models.runs import BulkOperation, Notice, NoticeKind, Outcome, Queue, Reason, SyncRun, new_run_id
+from deliveries_app.models.runs import (
+    BulkOperation,
+    Notice,
+    NoticeKind,
+    OperationKind,
+    Outcome,
+    Queue,
+    Reason,
+    SyncRun,
+    new_run_id,
+)
+from deliveries_app.models.traffic import HourlyTraffic
 
 __all__ = [
     "App",
@@ -12,13 +33,18 @@ __all__ = [
     "BulkOperation",
     "Delivery",
     "DeliveryFailure",
+    "FailedSync",
     "FailureKind",
+    "HourlyTraffic",
     "Notice",
     "NoticeKind",
+    "OperationKind",
     "Outcome",
     "Queue",
     "Reason",
+    "RootCause",
     "Status",
+    "SyncPause",
     "SyncRun",
     "new_run_id",
 ]

@@ -6,10 +6,11 @@ from typing import Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from deliveries_app.causes import RootCause
 from docora.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
@@ -117,6 +118,21 @@ class Status(models.TextChoices):
     FAILED = "failed", "failed"
 
 
+class SyncPause(models.Model):
+    """All syncing is paused while the one row of this table exists; what is due waits."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    since = models.DateTimeField(default=timezone.now)
+    paused_by = models.CharField(max_length=150)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.CheckConstraint(condition=Q(pk=1), name="pause_is_one")]
+
+    def __str__(self) -> str:
+        return f"All syncing paused by {self.paused_by}"
+
+
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     """Time is the database's in every query that decides about a lease: workers' clocks may differ."""
 
@@ -134,11 +150,21 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
         return self.filter(Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit))
 
+    def unpaused(self) -> Self:
+        """Neither their app nor all syncing is paused."""
+        return self.filter(~Exists(SyncPause.objects.all()), app__paused=False)
+
     def due(self) -> Self:
         """Alive and wanting a sync now, of an app that takes notifications now."""
-        return self.alive().filter(
-            Q(app__not_before=None) | Q(app__not_before__lte=Now()), next_sync_at__lte=Now(), app__paused=False
+        return (
+            self.alive()
+            .unpaused()
+            .filter(Q(app__not_before=None) | Q(app__not_before__lte=Now()), next_sync_at__lte=Now())
         )
+
+    def failing(self) -> Self:
+        """Alive, and the last attempt did not end well: given up until the next rescan, or being tried again."""
+        return self.alive().filter(failing_since__isnull=False)
 
 
 class AppRepository(models.Model):
@@ -169,6 +195,14 @@ class AppRepository(models.Model):
     retry_count = models.PositiveIntegerField(default=0, editable=False)
     last_error = models.TextField(blank=True, default="", editable=False)
     last_error_cause = models.CharField(max_length=20, blank=True, default="", editable=False)
+    root_cause = models.CharField(max_length=14, choices=RootCause, blank=True, default="", editable=False)
+    last_status_code = models.PositiveSmallIntegerField("status code", null=True, blank=True, editable=False)
+    last_answer = models.CharField(
+        "answer", max_length=500, blank=True, default="", editable=False, help_text="The first bytes of it."
+    )
+    failing_since = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="The first failure after the last success or re-sync."
+    )
     last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
     last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
     last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
@@ -209,10 +243,15 @@ class AppRepository(models.Model):
             models.Index(fields=["lease_until"], name="watch_leased", condition=Q(lease_until__isnull=False)),
             models.Index(fields=["status", "app"], name="watch_status"),
             models.Index(fields=["ended_at"], name="watch_ended", condition=Q(ended_at__isnull=False)),
+            models.Index(fields=["root_cause", "app"], name="watch_failing", condition=Q(failing_since__isnull=False)),
         ]
         constraints = [
             models.UniqueConstraint(fields=["app", "repository"], name="watch_unique_pair"),
             models.CheckConstraint(condition=Q(status__in=Status.values), name="watch_status_known"),
+            models.CheckConstraint(
+                condition=Q(failing_since=None, root_cause="") | (Q(failing_since__isnull=False) & ~Q(root_cause="")),
+                name="watch_failing_has_cause",
+            ),
             models.CheckConstraint(
                 condition=Q(resend_floor__gte=1) & Q(generation__gte=models.F("resend_floor")),
                 name="watch_floor_reached",
@@ -236,3 +275,17 @@ class AppRepository(models.Model):
     def is_active(self) -> bool:
         """Something is going on or about to: worth looking at again in a second."""
         return self.status in {Status.PENDING, Status.SCANNING}
+
+    @property
+    def is_failing(self) -> bool:
+        return self.failing_since is not None
+
+
+class FailedSync(AppRepository):
+    """The watched repositories that are failing, as a list of its own in the admin."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ()  # whoever sees watched repositories sees these
+        verbose_name = "failed sync"
+        verbose_name_plural = "failed syncs"

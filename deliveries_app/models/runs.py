@@ -17,10 +17,16 @@ def new_operation_id() -> str:
     return new_id("bulk", 16)
 
 
+class OperationKind(models.TextChoices):
+    RESYNC = "resync", "re-sync"
+    RETRY = "retry", "retry"
+
+
 class BulkOperation(models.Model):
     """A request for several repositories at once. It outlives the app and the user it speaks of."""
 
     operation_id = models.CharField(max_length=50, unique=True, default=new_operation_id, editable=False)
+    kind = models.CharField(max_length=6, choices=OperationKind, default=OperationKind.RESYNC)
     title = models.CharField(max_length=200, help_text="What was asked for, in words.")
     app = models.ForeignKey(App, null=True, blank=True, on_delete=models.SET_NULL, related_name="operations")
     requested_by = models.CharField(max_length=150)
@@ -41,6 +47,7 @@ class BulkOperation(models.Model):
             models.Index(fields=["created_at"], name="operation_open", condition=Q(ended_at=None)),
             models.Index(fields=["ended_at"], name="operation_shown", condition=Q(dismissed_at=None)),
         ]
+        constraints = [models.CheckConstraint(condition=Q(kind__in=OperationKind.values), name="operation_kind_known")]
 
     def __str__(self) -> str:
         return self.title
@@ -59,7 +66,7 @@ class Outcome(models.TextChoices):
     SUCCEEDED = "succeeded", "succeeded"
     FAILED = "failed", "failed"
     CANCELLED = "cancelled", "cancelled"
-    SUPERSEDED = "superseded", "superseded by a later re-sync"
+    SUPERSEDED = "superseded", "taken over by a later request"
     ENDED = "ended", "no longer watched"
     PAUSED = "paused", "app paused"
 

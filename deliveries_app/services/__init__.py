@@ -3,36 +3,50 @@ audits and returns a small frozen dataclass."""
 
 from deliveries_app.services.impact import Impact, impact_of
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
-from deliveries_app.services.resync import PERMISSION as RESYNC_PERMISSION
-from deliveries_app.services.resync import (
+from deliveries_app.services.operations import (
+    CONTROL_PERMISSION,
+    RESYNC_PERMISSION,
+    RETRY_PERMISSION,
     NotFound,
     cancel_operation,
-    cancel_resync,
+    cancel_request,
     dismiss_operation,
-    resync_by_app,
-    resync_many,
-    resync_single,
+    stop_sync,
 )
+from deliveries_app.services.pausing import current_pause, pause_syncing, resume_syncing
+from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
+from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
 from deliveries_app.services.waking import enqueue_due, wish
 from deliveries_app.services.watching import Watched, delete_app, unwatch, watch
 
 __all__ = [
+    "CONTROL_PERMISSION",
     "RESYNC_PERMISSION",
+    "RETRY_PERMISSION",
     "Impact",
+    "NotFailed",
     "NotFound",
     "Onboarded",
     "Watched",
     "cancel_operation",
-    "cancel_resync",
+    "cancel_request",
     "change_app",
+    "current_pause",
     "delete_app",
     "dismiss_operation",
     "enqueue_due",
     "impact_of",
     "onboard_app",
+    "pause_syncing",
+    "resume_syncing",
     "resync_by_app",
     "resync_many",
     "resync_single",
+    "retry_all",
+    "retry_by_app",
+    "retry_many",
+    "retry_single",
+    "stop_sync",
     "unwatch",
     "watch",
     "wish",

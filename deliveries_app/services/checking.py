@@ -61,7 +61,8 @@ def _take_slice() -> list[AppRepository]:
         pairs = list(
             AppRepository.objects.alive()
             .free()
-            .filter(closed, next_check_at__lte=Now(), next_sync_at=None, app__paused=False)
+            .unpaused()
+            .filter(closed, next_check_at__lte=Now(), next_sync_at=None)
             .select_for_update(skip_locked=True, of=("self",))
             .select_related("repository")
             .order_by("next_check_at")[:SLICE]

@@ -5,10 +5,9 @@ from django.db import transaction
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import audit, waking
+from deliveries_app.services.operations import RETRY_PERMISSION
 from repositories_app import services as repositories
 from repositories_app.models import Repository
-
-PERMISSION = "deliveries_app.retry_apprepository"
 
 
 def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
@@ -24,7 +23,7 @@ def close_circuit(repository: Repository, *, but: AppRepository | None = None) -
 def reset_circuit(actor: Actor, repository: Repository) -> int:
     """Close the circuit and let every watch try at once. How many watches that wakes; the count of failures starts over,
     so that only another series of them opens it again."""
-    actor.require(PERMISSION)
+    actor.require(RETRY_PERMISSION)
     actor.require_pairs(AppRepository.objects.filter(repository=repository))
     with transaction.atomic():
         repositories.close_circuit(repository)

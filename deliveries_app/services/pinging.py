@@ -10,7 +10,7 @@ from deliveries_app.models import App, Reason, new_run_id
 from deliveries_app.notices import post_signed
 from deliveries_app.payloads import PING, Envelope, endpoint
 from deliveries_app.services import audit
-from deliveries_app.services.resync import NotFound
+from deliveries_app.services.operations import NotFound
 from docora.http.client import Cause, Outcome
 from docora.text import new_id
 from repositories_app.remote import new_client

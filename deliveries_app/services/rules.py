@@ -12,7 +12,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.rules import compile_lines, words_for
 from deliveries_app.services import audit, waking
-from deliveries_app.services.resync import NotFound
+from deliveries_app.services.operations import NotFound
 
 PERMISSION = "deliveries_app.change_apprepository"
 MAX_CHARACTERS = 10_000

@@ -14,7 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.clock import from_now
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import audit
-from deliveries_app.services.resync import NotFound
+from deliveries_app.services.operations import NotFound
 from docora.crypto import hash_token, new_token
 
 PERMISSION = "deliveries_app.rotate_secret_app"

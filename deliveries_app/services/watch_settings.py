@@ -7,9 +7,10 @@ from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
+from deliveries_app.causes import NO_TROUBLE
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import audit, circuits, waking
-from deliveries_app.services.resync import NotFound
+from deliveries_app.services.operations import NotFound
 from deliveries_app.services.watching import ask_git, validate_token
 
 PERMISSION = "deliveries_app.change_apprepository"
@@ -31,12 +32,11 @@ def replace_github_token(actor: Actor, pair: AppRepository, token: str) -> None:
         _update(
             pair,
             github_token=token,
-            last_error="",
-            last_error_cause="",
             retry_count=0,
             status=Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
             wanted=F("wanted") + 1,
             next_sync_at=Now(),
+            **NO_TROUBLE,
         )
         audit.record(actor, [pair], "Replaced the repository's token")
         waking.enqueue(pair, "high")

@@ -1,4 +1,5 @@
-// What CSS and htmx cannot do: toasts that are announced, buttons that are busy once pressed, copying a secret.
+// What CSS and htmx cannot do: toasts that are announced, buttons that are busy once pressed, copying a secret, and
+// panels that refresh themselves unless somebody is at work in them.
 "use strict";
 
 (() => {
@@ -53,6 +54,52 @@
       form.querySelectorAll("button, input[type=submit]").forEach((button) => { button.disabled = false; });
     }
   });
+
+  // Panels that refresh themselves: [data-live] holds the bar (docora/live_bar.html) and the element that htmx refreshes.
+  for (const panel of document.querySelectorAll("[data-live]")) {
+    const body = panel.querySelector("[hx-get]");
+    const age = panel.querySelector("[data-live-age]");
+    const pause = panel.querySelector("[data-live-pause]");
+    let updated = Date.now();
+    let asked = false; // by the person, who gets it even while the panel is paused
+    let trouble = "";
+    panel.querySelector(".live-bar").hidden = false;
+
+    const paused = () => pause.getAttribute("aria-pressed") === "true";
+    // What somebody types, opens or selects must not be taken away from under the hand.
+    const busy = () =>
+      body.querySelector("input:focus, select:focus, textarea:focus, details[open], [aria-busy=true]") !== null ||
+      (getSelection().type === "Range" && body.contains(getSelection().anchorNode));
+    const tell = () => {
+      const seconds = Math.round((Date.now() - updated) / 1000);
+      const since = seconds < 2 ? "just now" : seconds < 90 ? `${seconds} s ago` : `${Math.round(seconds / 60)} min ago`;
+      age.textContent = trouble ? `${trouble} Last update ${since}` : `Updated ${since}${paused() ? ", paused" : ""}`;
+    };
+
+    body.addEventListener("htmx:beforeRequest", (event) => {
+      if (event.target !== body) return;
+      if (!asked && (paused() || document.hidden || busy())) event.preventDefault();
+      asked = false;
+    });
+    body.addEventListener("htmx:afterRequest", (event) => {
+      if (event.target !== body) return;
+      const status = event.detail.xhr.status;
+      if (event.detail.successful) updated = Date.now();
+      trouble = event.detail.successful ? "" : status ? "Not refreshed." : "The server does not answer.";
+      // Signed out, or no longer allowed: the panel says so now, and asking on would not change it.
+      if ([401, 403, 404].includes(status)) pause.setAttribute("aria-pressed", "true");
+      tell();
+    });
+    panel.querySelector("[data-live-refresh]").addEventListener("click", () => {
+      asked = true;
+      htmx.trigger(body, "docora:refresh");
+    });
+    pause.addEventListener("click", () => {
+      pause.setAttribute("aria-pressed", String(!paused()));
+      tell();
+    });
+    setInterval(tell, 1000);
+  }
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");

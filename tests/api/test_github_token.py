@@ -13,7 +13,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import watch_settings
-from deliveries_app.services.resync import NotFound
+from deliveries_app.services.operations import NotFound
 from docora import queueing
 from repositories_app.models import Repository
 from tests.api.caller import Caller, error_of

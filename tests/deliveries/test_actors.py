@@ -11,11 +11,11 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.services import (
     cancel_operation,
-    cancel_resync,
+    cancel_request,
     delete_app,
     dismiss_operation,
     onboard_app,
-    resync,
+    operations,
     resync_by_app,
     resync_many,
     resync_single,
@@ -43,7 +43,7 @@ VERBS: dict[str, Verb] = {
     "re-sync several": lambda actor, pair, operation: resync_many(actor, AppRepository.objects.all()),
     "re-sync by app": lambda actor, pair, operation: resync_by_app(actor, pair.app),
     "cancel": lambda actor, pair, operation: cancel_operation(actor, operation),
-    "cancel one": lambda actor, pair, operation: cancel_resync(actor, pair),
+    "cancel one": lambda actor, pair, operation: cancel_request(actor, pair),
     "dismiss": lambda actor, pair, operation: dismiss_operation(actor, operation),
 }  # fmt: skip
 
@@ -121,8 +121,8 @@ def test_who_asked_stands_on_the_run_and_on_the_operation(world: World, pair: Ap
 def test_django_s_log_names_each_pair_up_to_a_limit_and_beyond_it_the_operation(
     world: World, monkeypatch, limit: int, entries: int
 ) -> None:
-    assert resync.LOGGED_ONE_BY_ONE == 100
-    monkeypatch.setattr(resync, "LOGGED_ONE_BY_ONE", limit)
+    assert operations.LOGGED_ONE_BY_ONE == 100
+    monkeypatch.setattr(operations, "LOGGED_ONE_BY_ONE", limit)
     for number in range(3):
         world.watch(name=f"acme/widgets-{number}")
     actor = staff(*OPERATOR)
@@ -136,7 +136,7 @@ def test_django_s_log_names_each_pair_up_to_a_limit_and_beyond_it_the_operation(
 def test_a_resync_and_its_cancel_are_logged_for_users_only(world: World, pair: AppRepository) -> None:
     actor = staff(*OPERATOR)
     resync_single(actor, pair)
-    cancel_resync(actor, pair)
+    cancel_request(actor, pair)
     assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == [
         f"Forced re-sync of {pair}",
         "Cancelled the re-sync",

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
-from deliveries_app.services import cancel_resync, resync_single
+from deliveries_app.services import cancel_request, resync_single
 from deliveries_app.services.checking import check_due
 from repositories_app import git, remote
 from repositories_app.models import Repository
@@ -281,7 +281,7 @@ def test_a_cancelled_probe_is_an_ordinary_check_again_and_waits_for_the_cool_dow
     (pair,) = settled(world, 1)
     open_circuit(pair, 1000)
     resync_single(Actor.command(), pair)
-    cancel_resync(Actor.command(), pair)
+    cancel_request(Actor.command(), pair)
     world.git.server._log.clear()
     world.sync(pair)
     assert world.git.server.requests == []

@@ -13,7 +13,7 @@ from deliveries_app import planning as engine
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.planning import Planned
-from deliveries_app.services import cancel_resync, resync_single
+from deliveries_app.services import cancel_request, resync_single
 from repositories_app import mirror
 from repositories_app.services import mirror_of
 from tests.support.git import Entry, Repo
@@ -135,7 +135,7 @@ def test_a_resync_and_its_cancel_are_planned_fully_where_records_were_touched(
     world.sync(pair)
     assert not was_fast(plans[-1])
     resync_single(Actor.command(), pair)
-    world.answer(at_notification(1, lambda: cancel_resync(Actor.command(), pair)))
+    world.answer(at_notification(1, lambda: cancel_request(Actor.command(), pair)))
     world.settle()
     assert not was_fast(plans[-1])
     assert_promise_kept(world, repo, pair)

@@ -9,7 +9,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.planning import Planned
 from deliveries_app.services import resync_single, unwatch
-from deliveries_app.services.resync import NotFound
+from deliveries_app.services.operations import NotFound
 from deliveries_app.services.rules import MAX_CHARACTERS, MAX_PATTERNS, set_ignore_patterns
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, kill_worker, refusing, watching_plans

@@ -16,7 +16,7 @@ from rq.utils import utcformat
 from deliveries_app.actors import Actor
 from deliveries_app.lease import claim
 from deliveries_app.models import App, AppRepository, SyncRun
-from deliveries_app.services import cancel_resync, enqueue_due, resync_single, unwatch, waking
+from deliveries_app.services import cancel_request, enqueue_due, resync_single, unwatch, waking
 from docora import queueing
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
@@ -111,7 +111,7 @@ def test_without_redis_a_change_stays_and_nobody_sees_an_error(world: World, val
     assert queueing.waiting("default") is None
     assert enqueue_due() == 0
     queueing.drop(["job-1"])
-    assert cancel_resync(Actor.command(), pair) == 1
+    assert cancel_request(Actor.command(), pair) == 1
     world.sync(pair)
     unwatch(Actor.command(), pair)
     assert time.monotonic() - started < 5

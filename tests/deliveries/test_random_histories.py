@@ -10,7 +10,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.rules import IgnoreRules, compile_lines
-from deliveries_app.services import cancel_resync, resync_single
+from deliveries_app.services import cancel_request, resync_single
 from repositories_app.mirror import Entry as TreeEntry
 from tests.support.git import Entry
 from tests.support.histories import (
@@ -48,9 +48,9 @@ def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed
             case 4:
                 resync_single(actor, pair)
             case 5:
-                cancel_resync(actor, pair)
+                cancel_request(actor, pair)
             case 6:
-                act = chance.choice([resync_single, cancel_resync])
+                act = chance.choice([resync_single, cancel_request])
                 world.answer(at_notification(chance.randrange(1, 8), lambda act=act: act(actor, pair)))
                 world.sync(pair)
             case 7:

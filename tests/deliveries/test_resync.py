@@ -12,7 +12,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, Outcome, Status, SyncRun
 from deliveries_app.receiver import Answer
-from deliveries_app.services import cancel_resync, resync_single, unwatch
+from deliveries_app.services import cancel_request, resync_single, unwatch
 from docora import queueing
 from repositories_app.mirror import Mirror
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt, kill_worker, refusing, shas
@@ -35,7 +35,7 @@ def resync(pair: AppRepository) -> SyncRun:
 
 
 def cancel(pair: AppRepository) -> int:
-    return cancel_resync(Actor.command(), pair)
+    return cancel_request(Actor.command(), pair)
 
 
 def sent_in(world: World, run: SyncRun) -> Counter[str]:

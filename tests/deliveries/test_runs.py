@@ -10,7 +10,7 @@ from django.db import transaction
 from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, SyncRun
-from deliveries_app.services import cancel_operation, cancel_resync, resync_many, resync_single, unwatch
+from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single, unwatch
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.processes import in_threads
 from tests.support.world import World
@@ -83,7 +83,7 @@ def test_of_two_resyncs_with_the_later_one_cancelled_the_first_is_what_was_done(
     world.settle()
     resync_single(COMMAND, pair)
     resync_single(COMMAND, pair)
-    assert cancel_resync(COMMAND, pair) == 1
+    assert cancel_request(COMMAND, pair) == 1
     world.sync(pair)
     assert_promise_kept(world, repo, pair)
     assert outcomes(world, pair)[1:] == [("resync", "succeeded"), ("resync", "cancelled")]
@@ -145,7 +145,7 @@ def test_cancelling_what_has_ended_is_no_error_and_changes_nothing(world: World)
     world.sync(pair)
     assert cancel_operation(COMMAND, operation) == 0
     assert closed(operation).cancelled_at is None
-    assert cancel_resync(COMMAND, pair) == 0
+    assert cancel_request(COMMAND, pair) == 0
 
 
 def test_on_a_paused_app_a_resync_is_recorded_and_runs_on_resume(world: World) -> None:
