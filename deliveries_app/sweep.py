@@ -8,6 +8,7 @@ from django.db import DatabaseError, close_old_connections
 
 from deliveries_app import runs
 from deliveries_app.services import checking, housekeeping, waking
+from docora import heartbeat
 from docora.http.client import HttpClient
 from docora.worker import stopping
 from repositories_app import remote
@@ -26,6 +27,7 @@ class _Wakes:
     def __call__(self) -> None:
         if time.monotonic() >= self._next:
             waking.enqueue_due()
+            heartbeat.beat(heartbeat.SWEEP)  # hosts may be slow; a sweep that waits for them is alive
             self._next = time.monotonic() + _WAKE_SECONDS
 
 
@@ -34,7 +36,9 @@ def sweep_once(client: HttpClient) -> int:
     checking.check_due(client, _Wakes())  # hosts may be slow; nothing that is due waits for them
     runs.close_abandoned_operations()
     housekeeping.enqueue_clean_up()
-    return waking.enqueue_due()
+    enqueued = waking.enqueue_due()
+    heartbeat.beat(heartbeat.SWEEP)
+    return enqueued
 
 
 def sweep_forever() -> None:
