@@ -3,7 +3,7 @@
 from django.urls import path
 
 from deliveries_app import api
-from deliveries_app.views import progress
+from deliveries_app.views import overview, progress
 
 app_name = "deliveries"
 urlpatterns = [
@@ -17,6 +17,7 @@ urlpatterns = [
     path("progress/<slug:operation_id>/cancel/", progress.cancel_operation, name="cancel_operation"),
     path("progress/<slug:operation_id>/dismiss/", progress.dismiss_operation, name="dismiss_operation"),
     path("live/", progress.live_pairs, name="live_pairs"),
+    path("live/overview/", overview.live_overview, name="live_overview"),
     path("live/<int:pk>/", progress.pair_progress, name="pair_progress"),
     path("live/<int:pk>/cancel/", progress.cancel_pair, name="cancel_pair"),
 ]

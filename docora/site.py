@@ -6,12 +6,24 @@ from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 
+from deliveries_app import overview
 from docora import __version__
 
 SECTIONS: dict[str, list[str]] = {
-    "Sync": ["deliveries_app.App", "deliveries_app.AppRepository", "repositories_app.Repository"],
-    "Activity": ["deliveries_app.SyncRun", "deliveries_app.BulkOperation", "deliveries_app.Delivery"],
+    "Sync": [
+        "deliveries_app.App",
+        "deliveries_app.AppRepository",
+        "deliveries_app.FailedSync",
+        "repositories_app.Repository",
+    ],
+    "Activity": [
+        "deliveries_app.SyncRun",
+        "deliveries_app.BulkOperation",
+        "deliveries_app.Delivery",
+        "deliveries_app.Queue",
+    ],
     "Access": ["auth.User", "auth.Group", "axes.AccessAttempt"],
 }
 
@@ -45,6 +57,11 @@ class DocoraAdminSite(admin.AdminSite):
                     }
                 )
         return sections
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """The state at a glance, for those who may see any of it, above the list of models."""
+        shown = overview.of_user(request.user) if overview.may_see(request.user) else None
+        return super().index(request, {"overview": shown, **(extra_context or {})})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         nobody = not get_user_model()._default_manager.filter(is_staff=True).exists()

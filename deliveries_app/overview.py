@@ -1,0 +1,172 @@
+"""The state at a glance, for the admin's first page. Reads only; what a user may not see is None, and is not read."""
+
+from dataclasses import dataclass
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Count, Q, Window
+from django.db.models.functions import Now, RowNumber
+from django.utils import timezone
+
+from deliveries_app import tallies, traffic
+from deliveries_app.fragments import may_see_operations
+from deliveries_app.models import App, AppRepository, BulkOperation, RootCause, Status, SyncRun
+from deliveries_app.tallies import Tally
+from deliveries_app.traffic import Day
+from docora import heartbeat
+from docora.heartbeat import Signs
+from repositories_app.models import Repository
+
+OPERATIONS_SHOWN, PAIRS_SHOWN = 4, 6
+
+VIEW_APPS = "deliveries_app.view_app"
+VIEW_PAIRS = "deliveries_app.view_apprepository"
+VIEW_DELIVERIES = "deliveries_app.view_delivery"
+VIEW_QUEUE = "deliveries_app.view_queue"
+VIEW_REPOSITORIES = "repositories_app.view_repository"
+
+
+@dataclass(frozen=True)
+class Apps:
+    total: int
+    paused: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Watched repositories. `failing`: the last attempt did not end well; `given_up` of these wait for the rescan.
+    `oldest_due` has waited longest of all that could be synced now."""
+
+    total: int
+    failing: int
+    given_up: int
+    syncing: int
+    oldest_due: AppRepository | None
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """`delayed` are watched repositories that are tried again, but not yet. Without Redis only these are known."""
+
+    waiting: int | None
+    active: int | None
+    delayed: int
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is going on. No more than a few of each are shown; `more_operations` says that there are others."""
+
+    operations: tuple[tuple[BulkOperation, Tally], ...]
+    more_operations: bool
+    pairs: tuple[tuple[AppRepository, Tally | None], ...]
+    more_pairs: int
+
+
+@dataclass(frozen=True)
+class Failing:
+    """So many watched repositories fail for the same reason; `newest` is the one that began last."""
+
+    cause: RootCause
+    count: int
+    newest: AppRepository
+
+
+@dataclass(frozen=True)
+class Overview:
+    """`signs` is None when Redis is down, everything else when the user may not see it."""
+
+    signs: Signs | None
+    apps: Apps | None
+    pairs: Pairs | None
+    circuits: int | None
+    jobs: Jobs | None
+    day: Day | None
+    running: Running | None
+    failing: tuple[Failing, ...] | None
+
+    @property
+    def is_fresh(self) -> bool:
+        """There is nothing yet that could be synced."""
+        return (self.apps is not None and not self.apps.total) or (self.pairs is not None and not self.pairs.total)
+
+
+def may_see(user: AbstractBaseUser | AnonymousUser) -> bool:
+    """Whether anything of it would be shown."""
+    parts = (VIEW_APPS, VIEW_PAIRS, VIEW_DELIVERIES, VIEW_QUEUE, VIEW_REPOSITORIES)
+    return may_see_operations(user) or any(user.has_perm(part) for part in parts)  # type: ignore[union-attr]
+
+
+def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
+    """In a number of queries that does not grow with what there is."""
+    signs = heartbeat.read()
+    may = user.has_perm  # type: ignore[union-attr]
+    pairs = _pairs() if may(VIEW_PAIRS) else None
+    return Overview(
+        signs=signs,
+        apps=_apps() if may(VIEW_APPS) else None,
+        pairs=pairs,
+        circuits=_circuits() if may(VIEW_REPOSITORIES) else None,
+        jobs=_jobs(signs) if may(VIEW_QUEUE) else None,
+        day=traffic.of_last_day() if may(VIEW_DELIVERIES) else None,
+        running=_running(pairs, operations=may_see_operations(user)) if pairs or may_see_operations(user) else None,
+        failing=_failing() if pairs else None,
+    )
+
+
+def _apps() -> Apps:
+    alive = App.objects.filter(ended_at=None)
+    return Apps(**alive.aggregate(total=Count("pk"), paused=Count("pk", Q(paused=True))))
+
+
+def _pairs() -> Pairs:
+    alive = AppRepository.objects.alive()
+    counts = alive.aggregate(
+        total=Count("pk"),
+        failing=Count("pk", Q(failing_since__isnull=False)),
+        given_up=Count("pk", Q(failing_since__isnull=False, status=Status.FAILED)),
+        syncing=Count("pk", Q(status=Status.SCANNING)),
+    )
+    due = AppRepository.objects.due().free().select_related("app", "repository").order_by("next_sync_at", "pk")
+    return Pairs(**counts, oldest_due=due.first())
+
+
+def _circuits() -> int:
+    return Repository.objects.filter(circuit_open_until__gt=timezone.now()).count()
+
+
+def _jobs(signs: Signs | None) -> Jobs:
+    tried_again = Q(failing_since__isnull=False) | Q(retry_count__gt=0)
+    delayed = AppRepository.objects.alive().filter(tried_again, next_sync_at__gt=Now()).count()
+    return Jobs(signs.waiting if signs else None, signs.active if signs else None, delayed)
+
+
+def _running(pairs: Pairs | None, *, operations: bool) -> Running:
+    found = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
+    syncing = _syncing() if pairs and pairs.syncing else []
+    newest = {
+        run.pair_id: run for run in SyncRun.objects.filter(pair__in=syncing, outcome="").order_by("generation", "pk")
+    }
+    bars = tallies.of_runs(newest.values())
+    return Running(
+        operations=tuple((operation, tallies.of_operation(operation)) for operation in found[:OPERATIONS_SHOWN]),
+        more_operations=len(found) > OPERATIONS_SHOWN,
+        pairs=tuple((pair, bars[newest[pair.pk].pk] if pair.pk in newest else None) for pair in syncing),
+        more_pairs=max(0, pairs.syncing - len(syncing)) if pairs else 0,
+    )
+
+
+def _syncing() -> list[AppRepository]:
+    rows = AppRepository.objects.alive().filter(status=Status.SCANNING).select_related("app", "repository")
+    return list(rows.order_by("app__name", "repository__owner", "repository__name", "pk")[:PAIRS_SHOWN])
+
+
+def _failing() -> tuple[Failing, ...]:
+    """The most frequent cause first."""
+    newest = AppRepository.objects.failing().annotate(
+        place=Window(RowNumber(), partition_by="root_cause", order_by=["-failing_since", "-pk"]),
+        cause_count=Window(Count("pk"), partition_by="root_cause"),
+    )
+    counts = dict(newest.filter(place=1).order_by().values_list("pk", "cause_count"))
+    pairs = AppRepository.objects.filter(pk__in=counts).select_related("app", "repository")
+    found = [Failing(RootCause(pair.root_cause), counts[pair.pk], pair) for pair in pairs if pair.root_cause]
+    return tuple(sorted(found, key=lambda failing: (failing.count, failing.newest.failing_since), reverse=True))

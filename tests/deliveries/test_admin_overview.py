@@ -1,0 +1,347 @@
+"""The overview: the state at a glance, true, complete for whoever may see it, and nothing for others."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection as database
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+from rq import Worker
+
+from deliveries_app import overview, sweep
+from deliveries_app.causes import RootCause
+from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncRun
+from docora import heartbeat, queueing
+from docora.redis import connection
+from repositories_app import remote
+from tests.support.staff import VIEWS, make_app, make_pair, staff
+from tests.support.valkey import ValkeyServer
+
+PAGE = "/admin/"
+FRAGMENT = "/admin/live/overview/"
+SEES_ALL = (*(f"view_{model}" for model in VIEWS), "view_queue")
+
+
+@pytest.fixture
+def viewer(db) -> Client:
+    return staff("vera", *SEES_ALL)
+
+
+@pytest.fixture
+def admin(db) -> Client:
+    User.objects.create_superuser("root", password="x")
+    client = Client()
+    client.force_login(User.objects.get(username="root"))
+    return client
+
+
+@pytest.fixture
+def alive(redis_client) -> None:
+    """A worker and the sweep are at work."""
+    Worker(["high"], connection=redis_client).register_birth()
+    heartbeat.beat(heartbeat.SWEEP)
+
+
+def fail(app: App, name: str, cause: RootCause = RootCause.SERVER_ERROR, **facts) -> AppRepository:
+    facts = {"status": Status.FAILED, "last_error": f"{name} is broken."} | facts
+    minutes_ago = facts.pop("minutes_ago", 5)
+    return make_pair(
+        app, name, failing_since=timezone.now() - timedelta(minutes=minutes_ago), root_cause=cause, **facts
+    )
+
+
+def sent(app: App, *, hours_ago: int = 0, **counts: int) -> None:
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours_ago)
+    HourlyTraffic.objects.create(app=app, hour=hour, **counts)
+
+
+def link(page: str, id_: str) -> str:
+    """The address of the link with this id."""
+    found = re.search(rf'<a id="{id_}"[^>]* href="([^"]*)"', page)
+    assert found, f"no link {id_}"
+    return found[1].replace("&amp;", "&")
+
+
+def shown(page: str, id_: str) -> str:
+    """The words of the link with this id."""
+    found = re.search(rf'<a id="{id_}"[^>]*>(.*?)</a>', page, re.DOTALL)
+    assert found, f"no link {id_}"
+    return re.sub("<[^>]*>", "", found[1]).strip()
+
+
+def words(page: str) -> str:
+    return " ".join(re.sub("<[^>]*>", " ", page).split())
+
+
+@pytest.fixture
+def everything(db) -> list[App]:
+    """Some of everything that is counted."""
+    portal, search = make_app("Portal"), make_app("Search")
+    App.objects.filter(pk=search.pk).update(paused=True)
+    later = timezone.now() + timedelta(minutes=3)
+    make_pair(portal, "docs")
+    make_pair(portal, "gone", ended_at=timezone.now(), failing_since=timezone.now(), root_cause="tls")
+    fail(portal, "web", next_sync_at=later)
+    fail(portal, "site", status=Status.PENDING, next_sync_at=later)
+    make_pair(portal, "big", status=Status.SCANNING)
+    broken = fail(search, "old", RootCause.GIT_HOST)
+    broken.repository.circuit_open_until = later
+    broken.repository.save()
+    return [portal, search]
+
+
+@pytest.mark.parametrize(
+    ("card", "number"),
+    [("apps", 2), ("paused", 1), ("watched", 5), ("failed", 3), ("given-up", 2), ("syncing", 1), ("circuits", 1)],
+)
+def test_every_number_links_to_the_list_that_it_counts(viewer: Client, everything, card: str, number: int) -> None:
+    page = viewer.get(PAGE).text
+    assert shown(page, f"card-{card}").split()[0] == str(number)
+    assert viewer.get(link(page, f"card-{card}")).context["cl"].result_count == number
+
+
+def test_the_queue_says_what_waits_what_runs_and_what_is_tried_again_later(viewer: Client, everything) -> None:
+    for number in range(3):
+        queueing.enqueue("default", "deliveries_app.jobs.sync_pair", number, f"job-{number}")
+    connection().zadd("rq:wip:high", {"job-9:x": "+inf"})
+    page = viewer.get(PAGE).text
+    assert [shown(page, f"card-{name}") for name in ("waiting", "active", "delayed")] == [
+        "3 waiting",
+        "1 active",
+        "2 delayed",
+    ]
+    assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist")
+
+
+def test_the_pair_that_has_been_due_longest_is_named(viewer: Client) -> None:
+    app = make_app("Portal")
+    late = make_pair(app, "late", next_sync_at=timezone.now() - timedelta(minutes=7))
+    make_pair(app, "later", next_sync_at=timezone.now() - timedelta(minutes=2))
+    make_pair(app, "at-work", next_sync_at=timezone.now() - timedelta(minutes=9), lease_until=soon())
+    page = viewer.get(PAGE).text
+    assert shown(page, "card-oldest") == "oldest due 7 min ago"
+    assert link(page, "card-oldest") == f"/admin/deliveries_app/apprepository/{late.pk}/change/"
+
+
+def soon():
+    return timezone.now() + timedelta(seconds=20)
+
+
+def test_failures_stand_under_their_cause_the_most_frequent_first(viewer: Client) -> None:
+    app = make_app("Portal")
+    fail(app, "one", RootCause.GIT_AUTH, minutes_ago=1)
+    fail(app, "two", minutes_ago=60)
+    newest = fail(app, "three", minutes_ago=2)
+    page = viewer.get(PAGE).text
+    section = page[page.index('id="failing"') :]
+    assert section.index("Endpoint: 5xx") < section.index("Git: token refused")
+    assert shown(page, "see-http_5xx") == "2 repositories"
+    assert shown(page, f"failing-{newest.pk}") == "acme/three → Portal"
+    assert "three is broken." in section
+    assert "two is broken." not in section
+    listed = viewer.get(link(page, "see-http_5xx")).context["cl"]
+    assert listed.result_count == 2
+
+
+def test_retry_is_offered_with_each_cause_to_those_who_may(viewer: Client) -> None:
+    fail(make_app("Portal"), "web")
+    assert "button-retry" not in viewer.get(PAGE).text
+    mender = staff("mara", *SEES_ALL, "retry_apprepository")
+    address = link(mender.get(PAGE).text, "retry-http_5xx")
+    assert address.startswith(reverse("admin:deliveries_app_failedsync_retry_failed"))
+    assert "cause=http_5xx" in address
+    assert address.endswith("&next=/admin/")
+
+
+def test_what_runs_now_has_bars(viewer: Client) -> None:
+    app = make_app("Portal")
+    operation = BulkOperation.objects.create(title="Re-sync all · Portal", app=app, requested_by="anna", total=4)
+    sending, looking = (make_pair(app, name, status=Status.SCANNING) for name in ("docs", "site"))
+    facts = {"app_name": "Portal", "reason": "resync", "requested_by": "anna", "generation": 1}
+    numbers = {"files_total": 200, "files_done": 50, "files_failed": 2, "started_at": timezone.now()}
+    SyncRun.objects.create(pair=sending, repository_name="acme/docs", operation=operation, **facts, **numbers)
+    SyncRun.objects.create(pair=looking, repository_name="acme/site", **facts)
+    page = viewer.get(PAGE).text
+    assert 'aria-label="Progress of Re-sync all · Portal"' in page
+    assert '<progress max="100" value="25" aria-label="Progress of acme/docs → Portal">' in page
+    assert "50 / 200 files, 2 not accepted" in words(page)
+    assert "looking what has changed" in words(page)
+
+
+def test_more_than_fits_is_told_with_a_link(viewer: Client) -> None:
+    app = make_app("Portal")
+    for number in range(overview.PAIRS_SHOWN + 2):
+        make_pair(app, f"r{number}", status=Status.SCANNING)
+    page = viewer.get(PAGE).text
+    assert page.count("looking what has changed") == overview.PAIRS_SHOWN
+    assert shown(page, "more-pairs") == "2 more syncing now"
+
+
+def test_an_hour_with_failures_is_marked_and_told_in_words(viewer: Client) -> None:
+    app = make_app("Portal")
+    sent(app, files=900, failed=100, bytes=5_000, requests=1_000, milliseconds=38_000)
+    sent(app, hours_ago=5, files=500, bytes=1_000)
+    sent(app, hours_ago=24, files=7_000)  # a day ago
+    page = viewer.get(PAGE).text
+    assert shown(page, "day-files") == "1,400 files"
+    assert shown(page, "day-failed") == "100 not accepted"
+    assert page.count('class="chart-good"') == 2
+    assert page.count('class="chart-bad"') == 2  # in the bar, and below the line
+    assert page.count('class="chart-hour"') == 24
+    assert "1,400 files in all" in page
+    assert "100 files were not accepted, in 1 hour." in page
+    table = page[page.index("<details") : page.index("</details>")]
+    assert table.count('<th scope="row">') == 24
+    assert '<td class="numeric bad">100</td>' in table
+
+
+def test_the_busiest_and_the_slowest_apps_are_named_and_those_being_removed_are_not(viewer: Client) -> None:
+    busy, slow, gone = make_app("Busy"), make_app("Slow"), make_app("Gone")
+    App.objects.filter(pk=gone.pk).update(ended_at=timezone.now())
+    sent(busy, files=1_000, requests=1_000, milliseconds=20_000, bytes=3_000_000)
+    sent(slow, files=10, requests=10, milliseconds=25_000)
+    sent(gone, files=9_000, requests=9_000, milliseconds=9_000_000)
+    text = words(viewer.get(PAGE).text)
+    assert "Busiest apps Busy 1,000 files · 3.0 MB Slow 10 files" in text
+    assert "Slowest apps on average Slow 2.5 s · 10 requests Busy 20 ms · 1,000 requests" in text
+    assert "Gone" not in text
+
+
+def test_a_fresh_installation_says_what_to_do_first(admin: Client, viewer: Client, alive) -> None:
+    page = admin.get(PAGE).text
+    assert link(page, "first-app") == reverse("admin:deliveries_app_app_add")
+    assert 'id="first-watch"' not in page
+    assert "<svg viewBox" not in page
+    assert "Ask somebody who may register apps." in viewer.get(PAGE).text
+    make_app("Portal")
+    page = admin.get(PAGE).text
+    assert 'id="first-app"' not in page
+    assert link(page, "first-watch") == reverse("admin:deliveries_app_apprepository_add")
+    make_pair(App.objects.get(), "docs")
+    assert "What to do first" not in admin.get(PAGE).text
+
+
+def test_when_all_is_well_no_trouble_is_told(viewer: Client, alive) -> None:
+    make_pair(make_app("Portal"), "docs")
+    text = words(viewer.get(PAGE).text)
+    assert "1 worker since just now · sweep" in text
+    assert "Nothing is failing." in text
+    assert "Nothing is being synced." in text
+    assert "Nothing was sent in the last 24 hours." in text
+    for trouble in ("Redis does not answer", "No sync worker", "The sweep is not running"):
+        assert trouble not in text
+
+
+def test_without_redis_the_page_says_so_and_shows_what_the_database_knows(
+    viewer: Client, everything, valkey_server: ValkeyServer
+) -> None:
+    BulkOperation.objects.create(title="Re-sync all", requested_by="anna", total=4)
+    valkey_server.stop()
+    for url in (PAGE, FRAGMENT):
+        page = viewer.get(url).text
+        assert "Redis does not answer." in page
+        assert shown(page, "card-waiting") == "— waiting"
+        assert shown(page, "card-delayed") == "2 delayed"
+        assert shown(page, "card-failed") == "3"
+        assert "No sync worker is running" not in page
+
+
+def test_without_a_worker_or_the_sweep_the_page_says_what_to_start(viewer: Client, redis_client) -> None:
+    page = viewer.get(PAGE).text
+    assert "No sync worker is running." in page
+    assert "The sweep is not running." in page
+    assert "It has not looked for a day." in page
+    long_ago = timezone.now() - timedelta(minutes=10)
+    redis_client.set("docora:heartbeat:sweep", long_ago.timestamp())
+    assert "It looked last 10 min ago ." in words(viewer.get(PAGE).text)
+
+
+def test_a_sweep_says_that_it_has_looked(db) -> None:
+    with remote.new_client() as client:
+        sweep.sweep_once(client)
+    signs = heartbeat.read()
+    assert signs is not None
+    assert not signs.sweep_is_late
+
+
+PARTS = {
+    "view_app": "card-apps",
+    "view_apprepository": "card-watched",
+    "view_repository": "card-circuits",
+    "view_queue": "card-waiting",
+    "view_delivery": "day-files",
+    "view_bulkoperation": "running",
+}
+
+
+@pytest.mark.parametrize("permission", PARTS)
+def test_each_part_is_shown_only_to_those_who_may_see_what_it_counts(everything, permission: str) -> None:
+    sent(everything[0], files=1, requests=1)
+    page = staff("sam", permission).get(FRAGMENT).text
+    found = {name for name, part in PARTS.items() if f'id="{part}"' in page}
+    runs = {"view_bulkoperation"} if permission == "view_apprepository" else set()
+    assert found == {permission} | runs
+    assert ("Portal" in page) == (permission == "view_apprepository")  # in the names of what fails and what runs
+
+
+def test_a_poll_is_answered_with_the_panel_the_signs_of_life_and_nothing_around_them(viewer: Client, alive) -> None:
+    answer = viewer.get(FRAGMENT, HTTP_HX_REQUEST="true")
+    assert answer.status_code == 200
+    assert "<html" not in answer.text
+    assert '<p id="overview-signs" class="signs" hx-swap-oob="true">' in answer.text
+    assert "hx-get" not in answer.text
+    assert 'hx-trigger="every 5s, docora:refresh"' in viewer.get(PAGE).text
+
+
+def test_a_poll_says_in_place_that_one_is_signed_out_or_may_not(client: Client, db) -> None:
+    assert (client.get(FRAGMENT).status_code, client.post(FRAGMENT).status_code) == (401, 405)
+    assert "Sign in again" in client.get(FRAGMENT).text
+    nobody = staff("norbert")
+    assert nobody.get(FRAGMENT).status_code == 403
+    page = nobody.get(PAGE)
+    assert page.status_code == 200
+    assert "overview" not in re.sub("Overview", "", page.text)
+
+
+def test_what_can_be_focused_in_the_panel_has_an_id(admin: Client, everything) -> None:
+    sent(everything[0], files=5, failed=1, requests=6, milliseconds=60)
+    panel = admin.get(FRAGMENT).text
+    focusable = re.findall(r"<(?:a|button|summary)\b[^>]*>", panel)
+    assert len(focusable) > 15
+    assert [tag for tag in focusable if ' id="' not in tag] == []
+    ids = re.findall(r'\bid="([^"]*)"', panel)
+    assert len(ids) == len(set(ids))
+
+
+def test_names_are_words_and_never_markup(admin: Client) -> None:
+    app = make_app("<b>Portal</b>")
+    fail(app, "docs", last_error="<script>alert(1)</script>")
+    make_pair(app, "site", status=Status.SCANNING)
+    sent(app, files=1, requests=1)
+    page = admin.get(PAGE).text
+    assert "<b>Portal" not in page
+    assert "<script>alert" not in page
+
+
+def fill(app: App, start: int, count: int) -> None:
+    causes = list(RootCause)
+    for number in range(start, start + count):
+        fail(app, f"failing-{number}", causes[number % len(causes)])
+        make_pair(app, f"busy-{number}", status=Status.SCANNING)
+        BulkOperation.objects.create(title=f"Re-sync {number}", requested_by="anna", total=1, ended_at=timezone.now())
+        sent(make_app(f"App {number}"), files=number + 1, requests=1)
+
+
+def test_many_rows_take_as_many_queries_as_few(viewer: Client, django_assert_max_num_queries) -> None:
+    app = make_app("Portal")
+    fill(app, 0, 2)
+    with CaptureQueriesContext(database) as few:
+        viewer.get(FRAGMENT)
+    fill(app, 2, 30)
+    with django_assert_max_num_queries(len(few)):
+        viewer.get(FRAGMENT)
+    assert len(few) < 20
