@@ -59,13 +59,14 @@ def failed(
 ) -> None:
     """An attempt that counts: try again after a pause that doubles, or give up until the next rescan.
 
-    The count stays one below the limit when it gives up: each rescan is one more attempt, no longer series.
+    The count stays one below the limit when it gives up: each rescan is one more attempt, no longer series. It never
+    gives up on what a person asked for while it was at it: that is still to be tried.
     """
     attempt = lease.pair.retry_count
-    exhausted = permanent or attempt >= settings.MAX_RETRY_ATTEMPTS
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
-    wait = settings.RESCAN_INTERVAL_SECONDS if exhausted else delay
     with transaction.atomic():
+        exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.asked_meanwhile()
+        wait = settings.RESCAN_INTERVAL_SECONDS if exhausted else delay
         lease.finish(
             next_sync_in=max(wait, rest),
             status=Status.FAILED if exhausted else Status.PENDING,

@@ -104,6 +104,13 @@ class Lease:
         if updated != 1:
             raise Superseded
 
+    def asked_meanwhile(self) -> bool:
+        """Since the claim a person asked for a retry, which gave all attempts back. Locks the pair: call it inside the
+        transaction that ends the attempt."""
+        row = AppRepository.objects.select_for_update().filter(pk=self.pair.pk)
+        attempts = row.values_list("retry_count", flat=True).first()
+        return attempts is not None and attempts < self.pair.retry_count
+
     def endpoint_answers(self) -> None:
         """The app took something: it is not down any more, all its repositories may go on."""
         if self.pair.app.down_count:

@@ -6,6 +6,7 @@ ends as superseded (`engine.md` §10).
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from django.db import transaction
 from django.db.models import F
@@ -17,6 +18,13 @@ from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason,
 from docora import progress
 
 
+class Left(NamedTuple):
+    """What a run has still to send."""
+
+    files: int
+    size: int
+
+
 def open_run(
     pair: AppRepository,
     reason: Reason,
@@ -24,9 +32,12 @@ def open_run(
     requested_by: str,
     user_pk: int | None = None,
     operation: BulkOperation | None = None,
+    left: Left | None = None,
 ) -> SyncRun:
-    """A new open run at the pair's generation (the caller has just raised or read it). Totals start as estimates."""
-    is_retry = reason == Reason.RETRY
+    """A new open run at the pair's generation (the caller has just raised or read it). Totals start as estimates: what
+    is `left` where that is known, else the files that failed last, or the whole tree."""
+    if left is None:
+        left = Left(pair.files_failing, 0) if reason == Reason.RETRY else Left(pair.tree_files, pair.tree_bytes)
     return SyncRun(
         pair=pair,
         app_name=pair.app.name,
@@ -36,8 +47,8 @@ def open_run(
         requested_by=requested_by,
         user_id=user_pk,
         generation=pair.generation,
-        files_total=pair.files_failing if is_retry else pair.tree_files,
-        bytes_total=0 if is_retry else pair.tree_bytes,
+        files_total=left.files,
+        bytes_total=left.size,
     )
 
 
@@ -92,7 +103,7 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
     deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     if not progress.advance(run.run_id, **deltas):
         tallies.seed_run(run)
-    if run.operation and any(deltas.values()):
+    if run.operation and any(deltas.values()) and _is_open(run):
         tallies.show_in_operation(run, run.operation)
 
 
@@ -119,13 +130,24 @@ def cancel_runs(runs: Sequence[SyncRun]) -> None:
     transaction.on_commit(partial(_show_ended, runs), robust=True)
 
 
-def supersede(pair_pks: Sequence[int]) -> None:
-    """A request takes over what is open about these pairs; inside its transaction, before it opens its own runs."""
-    taken = list(SyncRun.objects.filter(pair__in=pair_pks, outcome=""))
+def supersede(pair_pks: Sequence[int]) -> dict[int, Left]:
+    """A request takes over what is open about these pairs; inside its transaction, before it opens its own runs. What
+    the newest of them had still to send, by pair."""
+    taken = list(SyncRun.objects.filter(pair__in=pair_pks, outcome="").order_by("generation", "pk"))
     for run in taken:
         _end(run, Outcome.SUPERSEDED, "")
     close_operations({run.operation_id for run in taken if run.operation_id})
     transaction.on_commit(partial(_show_ended, taken), robust=True)
+    return {run.pair_id: _left_of(run) for run in taken if run.pair_id}
+
+
+def _left_of(run: SyncRun) -> Left:
+    return Left(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
+
+
+def _is_open(run: SyncRun) -> bool:
+    """A retry may have taken it over while its worker goes on: what it was worth to its operation is settled then."""
+    return SyncRun.objects.filter(pk=run.pk, outcome="").exists()
 
 
 def _end(run: SyncRun, outcome: Outcome, error: str) -> None:

@@ -168,17 +168,19 @@ class Attempt:
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.pair.app.send_sync_completed and not self.pair.base_commit
                 if planned.plan.files or self.sync_run or owes_notice:
-                    self.sync_run = self.sync_run or self._new_run()
-                    self._deliver(planned, self.sync_run)
+                    self._deliver(planned)
                 else:
                     self._finish(planned, None)
             finally:
                 planned.plan.close()
 
-    def _deliver(self, planned: Planned, run: SyncRun) -> None:
+    def _deliver(self, planned: Planned) -> None:
         plan = planned.plan
         with transaction.atomic():
             self.lease.extend()
+            # Asked again: a retry may have taken the run over while git was read, and then this attempt is for it.
+            open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
+            run = self.sync_run = open_runs[0] if open_runs else self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         runs.seed(run)
         listed = DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED)

@@ -1,6 +1,6 @@
 """What re-sync and retry have in common: a request for one watched repository or for several, and taking it back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -96,12 +96,26 @@ def lock(pks: Sequence[int], among: AppRepositoryQuerySet) -> list[int]:
     return list(rows.select_for_update(of=("self",)).values_list("pk", flat=True))
 
 
-def open_runs(actor: Actor, pks: Sequence[int], reason: Reason, operation: BulkOperation | None) -> list[SyncRun]:
-    """One open run for each of the pairs, at the generation that they have now."""
+def open_runs(
+    actor: Actor,
+    pks: Sequence[int],
+    reason: Reason,
+    operation: BulkOperation | None,
+    left: Mapping[int, runs.Left] | None = None,
+) -> list[SyncRun]:
+    """One open run for each of the pairs, at the generation that they have now. `left`: what some have to send."""
+    left = left or {}
     pairs = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
     return SyncRun.objects.bulk_create(
         [
-            runs.open_run(pair, reason, requested_by=actor.name, user_pk=actor.user_pk, operation=operation)
+            runs.open_run(
+                pair,
+                reason,
+                requested_by=actor.name,
+                user_pk=actor.user_pk,
+                operation=operation,
+                left=left.get(pair.pk),
+            )
             for pair in pairs
         ]
     )
@@ -164,8 +178,8 @@ def _cancel(open_runs: QuerySet[SyncRun]) -> int:
     record nothing for the next one.
 
     After a re-sync the floor goes back to the newest re-sync that is not cancelled, and the pair is due at once as an
-    ordinary check; after a retry it is failing as before, until the next rescan. Pairs are locked before runs, as
-    everywhere.
+    ordinary check; after a retry it is failing as before, until the next rescan, unless a later request for it goes on.
+    Pairs are locked before runs, as everywhere.
     """
     pks = sorted({pk for pk in open_runs.values_list("pair_id", flat=True) if pk is not None})
     pairs = AppRepository.objects.filter(pk__in=pks)
@@ -188,6 +202,7 @@ def _cancel(open_runs: QuerySet[SyncRun]) -> int:
         next_sync_at=Now(),
     )
     others = {run.pair_id for run in chosen if run.pair_id} - resynced
+    others -= set(SyncRun.objects.filter(pair__in=others, outcome="").values_list("pair_id", flat=True))
     pairs.filter(pk__in=others).update(generation=F("generation") + 1, **_resting())
     transaction.on_commit(waking.enqueue_due, robust=True)
     return len(chosen)

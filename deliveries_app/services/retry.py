@@ -72,8 +72,8 @@ def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) 
     """No generation is drawn: what is acknowledged stays so, and a worker that is at it goes on. The request takes
     over what was open; its bar counts what is sent from now on."""
     locked = operations.lock(pks, AppRepository.objects.failing())
-    runs.supersede(locked)
+    left = runs.supersede(locked)
     rows = AppRepository.objects.filter(pk__in=locked)
     rows.update(retry_count=0, wanted=F("wanted") + 1, next_sync_at=Now())
     rows.filter(status=Status.FAILED).update(status=Status.PENDING)
-    return operations.open_runs(actor, locked, Reason.RETRY, operation)
+    return operations.open_runs(actor, locked, Reason.RETRY, operation, left)

@@ -1,0 +1,413 @@
+"""Retry: what is not acknowledged is sent now, with all attempts before it again, and nothing else is sent twice."""
+
+from collections import Counter
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app import tallies
+from deliveries_app.actors import Actor
+from deliveries_app.clock import from_now
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.services import (
+    NotFailed,
+    NotFound,
+    cancel_operation,
+    cancel_request,
+    resync_many,
+    resync_single,
+    retry_all,
+    retry_by_app,
+    retry_many,
+    retry_single,
+    unwatch,
+)
+from docora import queueing
+from repositories_app.mirror import Mirror
+from repositories_app.models import Repository
+from tests.support.histories import assert_promise_kept, at_notification, refusing
+from tests.support.world import World
+
+COMMAND = Actor.command()
+FILES = {f"{n}.txt": b"%d" % n for n in range(8)}
+
+
+@pytest.fixture
+def world(world: World, settings) -> World:
+    """Small batches and one file at a time, so that "halfway" is a certain place."""
+    settings.RECORD_BATCH, world.app.max_in_flight, settings.MAX_RETRY_ATTEMPTS = 2, 1, 2
+    world.app.save()
+    return world
+
+
+def retry(pair: AppRepository) -> SyncRun:
+    return retry_single(COMMAND, pair).run
+
+
+def sent_in(world: World, run: SyncRun) -> Counter[str]:
+    """How often each path was sent by this run."""
+    return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
+
+
+def outcomes(world: World, pair: AppRepository) -> list[tuple[str, str]]:
+    """Reason and outcome of each run, the oldest first."""
+    return [(run.reason, run.outcome) for run in reversed(world.runs(pair))]
+
+
+def due_in(pair: AppRepository) -> float:
+    assert pair.next_sync_at is not None
+    return (pair.next_sync_at - timezone.now()).total_seconds()
+
+
+def given_up(world: World, pair: AppRepository) -> AppRepository:
+    """After attempts at which the client refuses 3.txt and 5.txt: nothing is tried before the next rescan."""
+    world.answer(refusing("3.txt", "5.txt"))
+    world.sync(pair)
+    pair = world.sync(pair)
+    assert (pair.status, pair.is_failing) == (Status.FAILED, True)
+    world.answer(None)
+    return pair
+
+
+# --- What it sends -------------------------------------------------------------------------------------------------------
+
+
+def test_it_sends_only_what_is_not_acknowledged_and_says_why(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    given_up(world, pair)
+    run = retry(pair)
+    assert (run.files_total, pair.job_id) == (2, retry_single(COMMAND, pair).job_id)
+    pair.refresh_from_db()
+    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
+    assert due_in(pair) <= 0
+    run = world.runs(pair)[0]
+    world.sync(pair)
+    assert sent_in(world, run) == {"3.txt": 1, "5.txt": 1}
+    assert {record.reason for record in world.requests() if record.run_id == run.run_id} == {"retry"}
+    assert_promise_kept(world, repo, pair)
+    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+
+
+def test_it_keeps_the_generation_and_the_numbers_of_the_notifications(world: World) -> None:
+    _repo, pair = world.watch(FILES)
+    before = given_up(world, pair).generation
+    retry(pair)
+    pair = world.sync(pair)
+    assert pair.generation == before
+    ids = [record.webhook_id for record in world.requests() if record.path == "3.txt"]
+    assert len(ids) == 3
+    assert len(set(ids)) == 1
+
+
+def test_it_gives_all_attempts_back(world: World) -> None:
+    _repo, pair = world.watch(FILES)
+    given_up(world, pair)
+    world.answer(refusing("3.txt"))
+    retry(pair)
+    pair = world.sync(pair)
+    assert (pair.status, pair.retry_count) == (Status.PENDING, 1)
+    pair = world.sync(pair)
+    assert pair.status == Status.FAILED
+    assert outcomes(world, pair) == [("initial", "failed"), ("retry", "failed")]
+
+
+def test_a_pair_whose_resync_is_half_done_goes_on_with_the_rest(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    world.sync(pair)
+    operation = resync_many(COMMAND, AppRepository.objects.all())
+    seen: list[str] = []
+
+    def stop_answering(note: Notification) -> Answer | None:
+        seen.append(note.path)
+        return Answer(429, headers={"Retry-After": "600"}) if len(seen) > 4 else None
+
+    world.answer(stop_answering)
+    pair = world.sync(pair)
+    assert (pair.is_failing, pair.resend_floor) == (True, pair.generation)
+    world.answer(None)
+    run = retry(pair)
+    assert (run.files_total, run.bytes_total) == (4, 4)
+    operation.refresh_from_db()
+    assert operation.ended_at
+    world.sync(pair)
+    assert sorted(sent_in(world, run)) == ["4.txt", "5.txt", "6.txt", "7.txt"]
+    assert_promise_kept(world, repo, pair)
+    assert outcomes(world, pair)[1:] == [("resync", "superseded"), ("retry", "succeeded")]
+
+
+# --- What it is refused for, and what it waits for -----------------------------------------------------------------------
+
+
+def test_what_is_not_failing_is_not_retried(world: World) -> None:
+    _, pair = world.watch(FILES)
+    world.sync(pair)
+    with pytest.raises(NotFailed, match=r"^Only failed entries can be retried$"):
+        retry(pair)
+    with pytest.raises(NotFound, match=r"^No failed notifications for this app$"):
+        retry_by_app(COMMAND, world.app)
+    with pytest.raises(NotFound, match=r"^No failed notifications found$"):
+        retry_all(COMMAND)
+    pair.refresh_from_db()
+    assert pair.next_sync_at is None
+    assert not BulkOperation.objects.exists()
+    assert len(world.runs(pair)) == 1
+
+
+def test_what_is_no_longer_watched_is_not_retried(world: World) -> None:
+    _, pair = world.watch(FILES)
+    given_up(world, pair)
+    unwatch(COMMAND, pair)
+    with pytest.raises(NotFailed):
+        retry(pair)
+
+
+def test_of_a_selection_only_what_is_failing_is_retried(world: World) -> None:
+    _, failing = world.watch(FILES)
+    _, fine = world.watch(FILES, name="acme/fine")
+    world.sync(fine)
+    given_up(world, failing)
+    operation = retry_many(COMMAND, AppRepository.objects.all())
+    assert (operation.total, operation.title) == (1, "Retry · 1 repository")
+    assert operation.runs.get().pair == failing
+
+
+def test_it_goes_out_as_the_probe_while_the_circuit_is_open(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    given_up(world, pair)
+    Repository.objects.update(circuit_open_until=from_now(1800), consecutive_failures=5)
+    assert world.sync(pair).status == Status.FAILED  # the rescan is held back
+    retry(pair)
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+    assert Repository.objects.get().circuit_open_until is None
+
+
+def test_an_endpoint_that_was_down_is_asked_at_once(world: World) -> None:
+    repo, pair = world.watch({f"{n:02}.txt": b"x" for n in range(12)})
+    world.answer(lambda note: Answer(502))
+    pair = world.sync(pair)
+    app = App.objects.get(pk=world.app.pk)
+    assert app.down_count == 1
+    assert app.not_before is not None
+    App.objects.update(not_before=from_now(1800))
+    world.answer(None)
+    retry(pair)
+    assert AppRepository.objects.due().get() == pair
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+
+
+def test_an_endpoint_that_asked_for_a_rest_is_left_alone(world: World) -> None:
+    _, pair = world.watch(FILES)
+    world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
+    world.sync(pair)
+    retry(pair)
+    assert not AppRepository.objects.due().exists()
+
+
+def test_on_a_paused_app_it_is_recorded_and_waits(world: World) -> None:
+    _, pair = world.watch(FILES)
+    given_up(world, pair)
+    App.objects.update(paused=True)
+    retry(pair)
+    assert not AppRepository.objects.due().exists()
+    App.objects.update(paused=False)
+    assert AppRepository.objects.due().get() == pair
+    assert outcomes(world, pair)[-1] == ("retry", "")
+
+
+def test_a_single_one_is_woken_before_all_bulk_work(world: World) -> None:
+    _, pair = world.watch(FILES)
+    given_up(world, pair)
+    queueing.drop([pair.job_id])
+    retry(pair)
+    assert queueing.waiting("high") == 1
+
+
+# --- What is open already ------------------------------------------------------------------------------------------------
+
+
+def test_an_open_run_is_taken_over_and_its_operation_ends(world: World) -> None:
+    _, pair = world.watch(FILES)
+    given_up(world, pair)
+    first = retry_all(COMMAND)
+    second = retry_by_app(COMMAND, world.app)
+    first.refresh_from_db()
+    assert first.ended_at
+    assert tallies.of_operation(first).superseded == 1
+    world.sync(pair)
+    second.refresh_from_db()
+    assert second.ended_at
+    assert tallies.of_operation(second).succeeded == 1
+    assert outcomes(world, pair) == [("initial", "failed"), ("retry", "superseded"), ("retry", "succeeded")]
+
+
+def test_asked_for_while_git_is_read_this_very_attempt_is_for_it(world: World, monkeypatch) -> None:
+    _, pair = world.watch(FILES)
+    given_up(world, pair)
+    first, made = retry(pair), list[SyncRun]()
+    fetch = Mirror.fetch
+
+    def and_press(mirror, *arguments, **named):
+        made.append(retry(pair))
+        return fetch(mirror, *arguments, **named)
+
+    monkeypatch.setattr(Mirror, "fetch", and_press)
+    pair = world.sync(pair)
+    assert sent_in(world, first) == {}
+    assert sent_in(world, made[0]) == {"3.txt": 1, "5.txt": 1}
+    assert outcomes(world, pair)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
+
+
+def test_asked_for_while_files_are_sent_the_worker_goes_on_and_nothing_is_sent_twice(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    world.answer(refusing("0.txt"))
+    world.sync(pair)
+    repo.commit({f"new-{n}.txt": b"new" for n in range(4)})
+    before = len(world.requests())
+    world.answer(at_notification(2, lambda: retry(pair)))
+    world.settle()
+    assert Counter(record.path for record in world.requests()[before:]) == Counter(
+        ["0.txt", *(f"new-{n}.txt" for n in range(4))]
+    )
+    assert_promise_kept(world, repo, pair)
+    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+
+
+def test_asked_for_during_the_last_attempt_it_is_still_tried(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    world.answer(refusing("3.txt", "5.txt"))
+    world.sync(pair)
+    world.answer(at_notification(1, lambda: retry(pair), then=Answer(500)))
+    pair = world.sync(pair)
+    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
+    assert outcomes(world, pair)[-1] == ("retry", "")
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+
+
+def test_asked_for_during_an_attempt_that_fails_for_good_it_is_still_tried(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    given_up(world, pair)
+    away = repo.path.with_name("away")
+    repo.path.rename(away)
+    pressed: list[SyncRun] = []
+
+    def press_once(method: str, target: str) -> None:
+        if not pressed:
+            pressed.append(retry(pair))
+            connection.close()
+
+    world.git.server.on_request = press_once
+    pair = world.sync(pair)
+    assert (pair.status, pair.root_cause, pair.retry_count) == (Status.PENDING, "git_not_found", 0)
+    assert outcomes(world, pair)[-1] == ("retry", "")
+    away.rename(repo.path)
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+
+
+def test_what_a_worker_still_sends_of_a_run_that_was_taken_over_moves_no_bar_back(world: World) -> None:
+    """Its older operation goes on with another pair, and counts this one as done."""
+    _, pair = world.watch(FILES)
+    _, other = world.watch(FILES, name="acme/other")
+    given_up(world, pair)
+    given_up(world, other)
+    operation = retry_all(COMMAND)
+    completed: list[int] = []
+
+    def look() -> None:
+        operation.refresh_from_db()
+        completed.append(tallies.of_operation(operation).completed)
+
+    seen: list[str] = []
+
+    def hook(note: Notification) -> None:
+        seen.append(note.path)
+        if len(seen) == 1:
+            retry(pair)
+        look()
+        connection.close()
+
+    world.answer(hook)
+    world.sync(pair)
+    look()
+    assert completed == [1, 1, 1]
+
+
+# --- Taking it back ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_retry_leaves_the_pair_failing_until_the_next_rescan(world: World, settings) -> None:
+    repo, pair = world.watch(FILES)
+    since = given_up(world, pair).failing_since
+    operation = retry_all(COMMAND)
+    assert cancel_operation(COMMAND, operation) == 1
+    pair.refresh_from_db()
+    assert (pair.status, pair.failing_since, pair.root_cause) == (Status.FAILED, since, "http_5xx")
+    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < due_in(pair) <= settings.RESCAN_INTERVAL_SECONDS
+    assert not AppRepository.objects.due().exists()
+    assert outcomes(world, pair)[-1] == ("retry", "cancelled")
+    world.sync(pair)  # the rescan
+    assert_promise_kept(world, repo, pair)
+
+
+def test_cancelling_fences_the_worker_that_is_at_it_and_what_it_sent_is_not_lost(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    world.answer(lambda note: Answer(500))
+    world.sync(pair)
+    world.sync(pair)
+    run = retry(pair)
+    world.answer(at_notification(4, lambda: cancel_request(COMMAND, pair)))
+    pair = world.sync(pair)
+    assert (pair.status, pair.lease_until) == (Status.FAILED, None)
+    assert len(sent_in(world, run)) <= 6
+    run.refresh_from_db()
+    assert run.outcome == Outcome.CANCELLED
+    assert run.files_done < 4  # what it was sent when it was cancelled is in doubt, and nothing after it was recorded
+    assert due_in(pair) > 0
+    world.answer(None)
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+
+
+def test_cancelling_a_retry_leaves_a_resync_alone_that_was_asked_for_after_it(world: World) -> None:
+    repo, pair = world.watch(FILES)
+    given_up(world, pair)
+    operation = retry_all(COMMAND)
+    run = resync_single(COMMAND, pair).run
+    cancel_operation(COMMAND, operation)
+    assert AppRepository.objects.due().get() == pair
+    world.sync(pair)
+    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert_promise_kept(world, repo, pair)
+
+
+# --- Its bar -------------------------------------------------------------------------------------------------------------
+
+
+def test_its_bar_counts_what_it_sends_and_is_full_only_when_the_last_file_is_acknowledged(world: World) -> None:
+    _, pair = world.watch(FILES)
+    given_up(world, pair)
+    operation = retry_all(COMMAND)
+    seen: list[tuple[int, int, int]] = []
+
+    def look(note: Notification) -> None:
+        tally = tallies.of_operation(BulkOperation.objects.get(pk=operation.pk))
+        seen.append((tally.files_done, tally.files_total, tally.percent))
+        connection.close()
+
+    world.answer(look)
+    AppRepository.objects.update(next_sync_at=Now())
+    world.sync(pair)
+    assert [total for _, total, _ in seen] == [2, 2]
+    assert max(percent for *_, percent in seen) < 100
+    operation.refresh_from_db()
+    tally = tallies.of_operation(operation)
+    assert (tally.files_done, tally.files_total, tally.percent, tally.finished) == (2, 2, 100, True)
