@@ -1,0 +1,259 @@
+"""Since when a watched repository has been failing, why, and what the app answered: over its whole history."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
+
+import pytest
+from django.apps import apps
+from django.utils import timezone
+
+from deliveries_app import causes
+from deliveries_app.actors import Actor
+from deliveries_app.causes import RootCause
+from deliveries_app.clock import from_now
+from deliveries_app.models import App, AppRepository, DeliveryFailure, FailureKind, Status
+from deliveries_app.receiver import Answer
+from deliveries_app.services import cancel_request, resync_single, retry_single, unwatch, watch
+from deliveries_app.services.circuits import reset_circuit
+from deliveries_app.services.watch_settings import replace_github_token
+from repositories_app.exceptions import Cause as GitCause
+from repositories_app.models import Repository
+from tests.support.histories import refusing
+from tests.support.staff import make_app, make_pair
+from tests.support.world import KEY, World
+
+COMMAND = Actor.command()
+NOTHING = (None, "", None, "", "", "")
+
+
+def trouble(pair: AppRepository) -> tuple[object, ...]:
+    """Every column that tells of a failure."""
+    pair.refresh_from_db()
+    return (
+        pair.failing_since,
+        pair.root_cause,
+        pair.last_status_code,
+        pair.last_answer,
+        pair.last_error,
+        pair.last_error_cause,
+    )
+
+
+@pytest.fixture
+def failing(world: World) -> AppRepository:
+    """Its first attempt found a client that answers 500, an hour ago."""
+    _, pair = world.watch({"bad.txt": b"1", "good.txt": b"2"})
+    world.answer(lambda note: Answer(500, {"error": "out of disk"}) if note.path == "bad.txt" else None)
+    world.sync(pair)
+    AppRepository.objects.filter(pk=pair.pk).update(failing_since=timezone.now() - timedelta(hours=1))
+    pair.refresh_from_db()
+    return pair
+
+
+# --- Since when ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_failure_sets_it_with_the_cause_and_the_answer(world: World, failing: AppRepository) -> None:
+    assert failing.is_failing
+    assert (failing.root_cause, failing.last_status_code) == ("http_5xx", 500)
+    assert "out of disk" in failing.last_answer
+    assert failing.last_error == "1 file was not accepted. The app answered 500."
+    assert list(AppRepository.objects.failing()) == [failing]
+
+
+def test_further_failures_keep_it_and_the_latest_cause_counts(world: World, failing: AppRepository) -> None:
+    since = failing.failing_since
+    world.answer(refusing("bad.txt", status=403))
+    assert trouble(world.sync(failing))[:3] == (since, "refused", 403)
+    world.receiver.stop()
+    assert trouble(world.sync(failing))[:4] == (since, "connection", None, "")
+    world.receiver.start()
+
+
+def test_it_is_kept_through_the_last_attempt_and_the_rescans_after_it(world: World, settings, failing) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 2
+    since = failing.failing_since
+    assert world.sync(failing).status == Status.FAILED
+    assert world.sync(failing).failing_since == since
+
+
+def test_a_success_clears_it(world: World, failing: AppRepository) -> None:
+    world.answer(None)
+    world.sync(failing)
+    assert trouble(failing) == NOTHING
+    assert not AppRepository.objects.failing().exists()
+
+
+def test_a_resync_clears_it_and_the_next_failure_begins_anew(world: World, failing: AppRepository) -> None:
+    before = failing.failing_since
+    resync_single(COMMAND, failing)
+    assert trouble(failing) == NOTHING
+    pair = world.sync(failing)
+    assert before is not None
+    assert pair.failing_since is not None
+    assert pair.failing_since > before
+
+
+def test_a_new_token_for_the_repository_clears_it(world: World, failing: AppRepository) -> None:
+    replace_github_token(COMMAND, failing, "ghp_other")
+    assert trouble(failing) == NOTHING
+
+
+@pytest.mark.parametrize("verb", ["retry", "cancelled retry", "reset circuit"])
+def test_a_person_who_lets_it_be_tried_again_does_not_clear_it(world: World, failing, verb: str) -> None:
+    before = trouble(failing)
+    if verb == "reset circuit":
+        reset_circuit(COMMAND, failing.repository)
+    else:
+        retry_single(COMMAND, failing)
+    if verb == "cancelled retry":
+        cancel_request(COMMAND, failing)
+    assert trouble(failing) == before
+
+
+def test_what_is_no_longer_watched_is_not_failing_and_watching_it_again_clears_it(world: World, failing) -> None:
+    unwatch(COMMAND, failing)
+    assert not AppRepository.objects.failing().exists()
+    watch(COMMAND, world.app, failing.github_url)
+    assert trouble(failing) == NOTHING
+
+
+def test_a_removed_app_has_nothing_failing(world: World, failing: AppRepository) -> None:
+    App.objects.update(ended_at=timezone.now())
+    assert not AppRepository.objects.failing().exists()
+
+
+def test_a_circuit_that_others_opened_and_a_pause_make_nothing_fail(world: World) -> None:
+    _, pair = world.watch()
+    world.settle()
+    Repository.objects.update(circuit_open_until=from_now(600))
+    assert trouble(world.sync(pair)) == NOTHING
+    App.objects.update(paused=True)
+    assert trouble(world.sync(pair)) == NOTHING
+
+
+def test_an_endpoint_that_is_down_or_asks_for_a_rest_is_told_as_what_it_answers(world: World) -> None:
+    _, pair = world.watch({f"{number:02}.txt": b"x" for number in range(12)})
+    world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
+    assert trouble(world.sync(pair))[1:3] == ("http_4xx", 429)
+    world.answer(lambda note: Answer(502))
+    assert trouble(world.sync(pair))[1:3] == ("http_5xx", 502)
+    assert "endpoint is down" in pair.last_error
+    world.answer(lambda note: Answer(410))
+    assert trouble(world.sync(pair))[1:3] == ("http_4xx", 410)
+
+
+# --- The answer ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_bounded_and_holds_no_key(world: World) -> None:
+    _, pair = world.watch()
+    world.answer(lambda note: Answer(401, {"expected": KEY, "nul": "\0", "more": "x" * 2000}))
+    pair = world.sync(pair)
+    assert (pair.root_cause, pair.last_status_code, len(pair.last_answer)) == ("refused", 401, 500)
+    assert "expected" in pair.last_answer
+    assert KEY not in pair.last_answer
+
+
+def test_a_failure_of_git_leaves_no_answer_of_the_app_behind(world: World, failing: AppRepository) -> None:
+    AppRepository.objects.filter(pk=failing.pk).update(github_url=f"{world.git.server.url}/acme/gone")
+    assert trouble(world.sync(failing))[1:4] == ("git_not_found", None, "")
+
+
+# --- The cause -----------------------------------------------------------------------------------------------------------
+
+
+def broken(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_an_error_of_ours_is_docora_s_own(world: World, monkeypatch) -> None:
+    _, pair = world.watch()
+    monkeypatch.setattr("deliveries_app.planning.fill", broken)
+    assert world.sync(pair).root_cause == RootCause.INTERNAL
+
+
+def test_rules_that_cannot_be_applied_are_a_cause_of_their_own(world: World) -> None:
+    _, pair = world.watch({".docoraignore": b"\n".join(b"%d" % number for number in range(20_000))})
+    assert world.sync(pair).root_cause == RootCause.RULES
+
+
+@pytest.mark.parametrize(
+    ("cause", "status", "root"),
+    [
+        ("dns", None, RootCause.DNS),
+        ("tls", None, RootCause.TLS),
+        ("timeout", None, RootCause.TIMEOUT),
+        ("connect", None, RootCause.CONNECTION),
+        ("network", None, RootCause.CONNECTION),
+        ("refused_address", None, RootCause.ADDRESS),
+        ("transform", None, RootCause.RULES),
+        ("http", 401, RootCause.REFUSED),
+        ("http", 403, RootCause.REFUSED),
+        ("http", 404, RootCause.CLIENT_ERROR),
+        ("http", 499, RootCause.CLIENT_ERROR),
+        ("http", 500, RootCause.SERVER_ERROR),
+        ("http", 599, RootCause.SERVER_ERROR),
+        ("http", 302, RootCause.UNEXPECTED),
+    ],
+)
+def test_each_way_to_fail_has_one_root_cause(cause: str, status: int | None, root: RootCause) -> None:
+    assert causes.of_delivery(cause, status) == root
+
+
+@pytest.mark.parametrize("cause", list(GitCause))
+def test_every_failure_of_git_has_a_root_cause_of_git(cause: GitCause) -> None:
+    assert causes.of_git(cause).label.startswith("Git: ")
+
+
+# --- What failed before there were these columns -------------------------------------------------------------------------
+
+
+def upgrade() -> None:
+    migration = import_module("deliveries_app.migrations.0007_what_is_failing")
+    migration.note_what_fails(apps, None)
+
+
+@pytest.fixture
+def before(db) -> Callable[..., AppRepository]:
+    """A watched repository as it was kept before."""
+    app = make_app("Portal")
+
+    def make(name: str, cause: str, status: int | None = None) -> AppRepository:
+        pair = make_pair(app, name, status=Status.FAILED, last_error="It failed.", last_error_cause=cause)
+        now = timezone.now()
+        DeliveryFailure.objects.create(
+            pair=pair, path_digest="0" * 64, path="a", kind=FailureKind.FAILED, cause=cause, status_code=status,
+            message="", body="no" if status else "", first_at=now, last_at=now,
+        )  # fmt: skip
+        return pair
+
+    return make
+
+
+def test_what_was_failing_before_an_upgrade_is_grouped_by_what_is_known_of_it(before) -> None:
+    pairs = {
+        RootCause.GIT_AUTH: before("a", "auth"),
+        RootCause.DNS: before("b", "dns"),
+        RootCause.RULES: before("c", "rules"),
+        RootCause.REFUSED: before("d", "http", 403),
+        RootCause.CLIENT_ERROR: before("e", "http", 422),
+        RootCause.SERVER_ERROR: before("f", "http", 503),
+        RootCause.UNEXPECTED: before("g", "http"),
+    }
+    fine = make_pair(pairs[RootCause.DNS].app, "fine")
+    upgrade()
+    assert {root: trouble(pair)[1] for root, pair in pairs.items()} == {root: root.value for root in pairs}
+    assert all(pair.is_failing for pair in pairs.values())
+    assert trouble(pairs[RootCause.REFUSED])[2:4] == (403, "no")
+    assert trouble(fine) == NOTHING
+
+
+def test_it_has_been_failing_since_its_last_attempt_as_far_as_anybody_knows(before) -> None:
+    pair = before("a", "auth")
+    at = timezone.now() - timedelta(hours=3)
+    AppRepository.objects.update(last_scanned_at=at)
+    upgrade()
+    pair.refresh_from_db()
+    assert pair.failing_since == at
