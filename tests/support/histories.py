@@ -137,6 +137,16 @@ def kill_worker_before_first_byte(world: World, pair: AppRepository, *, or_nothi
     let_lease_run_out(pair)
 
 
+def given_up(world: World, pair: AppRepository) -> AppRepository:
+    """After two attempts, and no more are left, at which the client refuses 3.txt and 5.txt; it takes them from now on."""
+    world.answer(refusing("3.txt", "5.txt"))
+    world.sync(pair)
+    pair = world.sync(pair)
+    assert (pair.status, pair.is_failing) == (Status.FAILED, True)
+    world.answer(None)
+    return pair
+
+
 def let_lease_run_out(pair: AppRepository) -> None:
     AppRepository.objects.filter(pk=pair.pk).update(lease_until=None)
     pair.refresh_from_db()
