@@ -47,7 +47,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         rows = confirm.selected(self, request)
         back = confirm.way_back(request, self._list())
         if request.method == "POST" and request.POST.get("post") == "yes":
-            return self._remove(request, rows, back)
+            return self._ask_again(request, rows) or self._remove(request, rows, back)
         count = rows.count()
         if count == 0:
             self.message_user(request, "There is nothing to remove in this selection.", messages.WARNING)
@@ -62,6 +62,29 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         }
         return TemplateResponse(request, "docora/confirm_removal.html", context)
 
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Django's page of one row, which an app's new watch makes another one."""
+        if request.method == "POST" and self.has_delete_permission(request) and object_id.isdecimal():
+            rows = self.get_queryset(request).filter(pk=int(object_id[:18]))
+            if answer := self._ask_again(request, rows):
+                return answer
+        return super().delete_view(request, object_id, extra_context)
+
+    def _ask_again(self, request: HttpRequest, rows: QuerySet[M]) -> HttpResponse | None:
+        """Back to the page that asks, where what the posted form was shown for has changed."""
+        if not confirm.has_changed(request, *self._bound_to(rows)):
+            return None
+        self.message_user(request, confirm.CHANGED, messages.WARNING)
+        return HttpResponseRedirect(request.get_full_path())
+
+    def _bound_to(self, rows: QuerySet[M]) -> tuple[list[int], int]:
+        """The rows with the watched repositories that go with them, told apart by their sign; and their files."""
+        pairs = self.pairs_of(rows).alive().order_by()
+        found = dict(pairs.values_list("pk", "tree_files"))
+        return [*rows.order_by().values_list("pk", flat=True), *(-pk for pk in found)], sum(found.values())
+
     def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
         """Django's page of one row, with the numbers."""
         obj = context["object"]
@@ -74,7 +97,9 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
 
     def _about(self, rows: QuerySet[M]) -> dict[str, Any]:
         names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
+        pks, files = self._bound_to(rows)
         return {
+            **confirm.shown(pks, files),
             "removal": removal_of(self.pairs_of(rows)),
             "verb": self.removal_words[0],
             "row_count": rows.count(),

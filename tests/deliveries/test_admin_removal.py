@@ -157,3 +157,43 @@ def test_who_may_unwatch_may_not_delete_an_app(pairs) -> None:
     assert client.post(f"{APPS}{pairs[0].app_id}/delete/", {"post": "yes"}).status_code == 403
     client.post(f"{WATCHES}{pairs[0].pk}/delete/", {"post": "yes"})
     assert AppRepository.objects.alive().count() == 2
+
+
+# --- Bound to what the page showed --------------------------------------------------------------------------------------
+
+
+def form_of(client: Client, url: str) -> dict[str, str]:
+    context = client.get(url).context
+    return {"post": "yes", "shown_rows": context["shown_rows"], "shown_files": str(context["shown_files"])}
+
+
+@pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}", "remove/?all=1"])
+def test_an_app_that_watches_another_repository_meanwhile_is_asked_for_again(admin: Client, pairs, page: str) -> None:
+    url = APPS + page.format(pk=pairs[0].app_id)
+    form = form_of(admin, url)
+    make_pair(pairs[0].app, "more")
+    answer = admin.post(url, form, follow=True)
+    assert "What is selected has changed since this page was shown." in answer.text
+    assert not App.objects.filter(ended_at__isnull=False).exists()
+    admin.post(url, form_of(admin, url))
+    assert App.objects.get(pk=pairs[0].app_id).ended_at
+
+
+@pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}"])
+def test_files_that_grew_by_more_than_a_tenth_are_asked_for_again(admin: Client, pairs, page: str) -> None:
+    url = WATCHES + page.format(pk=pairs[0].pk)
+    form = form_of(admin, url)
+    AppRepository.objects.filter(pk=pairs[0].pk).update(tree_files=111)
+    assert "has changed" in admin.post(url, form, follow=True).text
+    assert AppRepository.objects.alive().count() == 3
+    AppRepository.objects.filter(pk=pairs[0].pk).update(tree_files=110, status="failed")
+    admin.post(url, form)
+    assert AppRepository.objects.alive().count() == 2
+
+
+def test_a_selection_by_filters_that_means_other_rows_now_is_asked_for_again(admin: Client, pairs) -> None:
+    url = f"{APPS}remove/?all=1"
+    form = form_of(admin, url)
+    make_app("Empty")
+    assert "has changed" in admin.post(url, form, follow=True).text
+    assert App.objects.filter(ended_at=None).count() == 3
