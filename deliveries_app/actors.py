@@ -36,10 +36,10 @@ class Actor:
     def system(cls) -> "Actor":
         return cls("Docora")
 
-    def require(self, permission: str) -> None:
-        """Users need the permission; others are asked by `require_pair` or trusted."""
-        if self.user is not None and not self.user.has_perm(permission):
-            raise PermissionDenied(f"You need the permission {permission}.")
+    def require(self, *permissions: str) -> None:
+        """Users need one of the permissions; others are asked by `require_pair` or trusted."""
+        if self.user is not None and not any(self.user.has_perm(permission) for permission in permissions):
+            raise PermissionDenied(f"You need the permission {' or '.join(permissions)}.")
 
     def require_app(self, app: App | None) -> None:
         """An app may act for itself only; None stands for several apps."""

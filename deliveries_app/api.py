@@ -43,6 +43,8 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
                 return json_error(str(error), 400)
             except services.NotFound as error:
                 return json_error(str(error), 404)
+            except services.NotFailed as error:
+                return json_error(str(error), 409)
             except PermissionDenied:
                 return json_error("You do not have the permission for this", 403)
             except Exception:
@@ -64,21 +66,7 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
 @require_POST
 @call("Failed to queue re-sync")
 def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
-    facts = _body(request)
-    app_id, repository_id = facts.get("app_id"), facts.get("repository_id")
-    if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
-        raise BadRequest("app_id and repository_id are required")
-    actor.require(services.RESYNC_PERMISSION)
-    if not (app_id.isprintable() and repository_id.isprintable()):  # a NUL, a surrogate: databases refuse the question
-        raise services.NotFound("App-repository link not found")
-    pair = (
-        AppRepository.objects.alive()
-        .filter(app__app_id=app_id, repository__repository_id=repository_id)
-        .select_related("app", "repository")
-        .first()
-    )
-    if pair is None:
-        raise services.NotFound("App-repository link not found")
+    pair = _pair(request, actor, services.RESYNC_PERMISSION)
     return {"message": "Re-sync queued", "job_id": services.resync_single(actor, pair).job_id}
 
 
@@ -91,6 +79,33 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
         raise services.NotFound("App not found")
     operation = services.resync_by_app(actor, app)
     return {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": operation.total}
+
+
+@require_POST
+@call("Failed to queue retry")
+def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    pair = _pair(request, actor, services.RETRY_PERMISSION)
+    return {"message": "Retry queued", "job_id": services.retry_single(actor, pair).job_id}
+
+
+@require_POST
+@call("Failed to start bulk retry")
+def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
+    actor.require(services.RETRY_PERMISSION)
+    app = App.objects.filter(app_id=app_id, ended_at=None).first()
+    if app is None:
+        raise services.NotFound("No failed notifications for this app")
+    return _retrying(services.retry_by_app(actor, app))
+
+
+@require_POST
+@call("Failed to start bulk retry")
+def retry_all(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    return _retrying(services.retry_all(actor))
+
+
+def _retrying(operation: BulkOperation) -> dict[str, Any]:
+    return {"message": "Bulk retry started", "operation_id": operation.operation_id, "total": operation.total}
 
 
 @require_GET
@@ -142,7 +157,7 @@ def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str,
 @require_POST
 @call("Failed to cancel")
 def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
-    actor.require(services.RESYNC_PERMISSION)
+    actor.require(services.RESYNC_PERMISSION, services.RETRY_PERMISSION)  # before it is told which operations there are
     services.cancel_operation(actor, _operation(operation_id))
     return {"message": "Cancellation requested"}
 
@@ -152,6 +167,26 @@ def _operation(operation_id: str) -> BulkOperation:
     if operation is None:
         raise services.NotFound("Operation not found or expired")
     return operation
+
+
+def _pair(request: HttpRequest, actor: Actor, permission: str) -> AppRepository:
+    """The watch that the body names."""
+    facts = _body(request)
+    app_id, repository_id = facts.get("app_id"), facts.get("repository_id")
+    if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
+        raise BadRequest("app_id and repository_id are required")
+    actor.require(permission)
+    if not (app_id.isprintable() and repository_id.isprintable()):  # a NUL, a surrogate: databases refuse the question
+        raise services.NotFound("App-repository link not found")
+    pair = (
+        AppRepository.objects.alive()
+        .filter(app__app_id=app_id, repository__repository_id=repository_id)
+        .select_related("app", "repository")
+        .first()
+    )
+    if pair is None:
+        raise services.NotFound("App-repository link not found")
+    return pair
 
 
 def _body(request: HttpRequest) -> dict[str, Any]:

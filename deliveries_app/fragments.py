@@ -8,8 +8,8 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app import tallies
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
-from deliveries_app.services import RESYNC_PERMISSION
+from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
+from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.tallies import Tally
 from docora.text import format_bytes, format_seconds
 
@@ -19,7 +19,8 @@ _NAMED = 3
 
 def may_see_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Who may start an operation may follow it, whatever else they see."""
-    return user.has_perm("deliveries_app.view_bulkoperation") or user.has_perm(RESYNC_PERMISSION)  # type: ignore[union-attr]
+    enough = ("deliveries_app.view_bulkoperation", RESYNC_PERMISSION, RETRY_PERMISSION)
+    return any(user.has_perm(permission) for permission in enough)  # type: ignore[union-attr]
 
 
 def of_operation(operation: BulkOperation) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def summary(operation: BulkOperation, tally: Tally) -> str:
     counts = [f"{tally.succeeded:,} synced"]
     counts += [f"{tally.failed:,} failed"] if tally.failed else []
     counts += [f"{tally.cancelled:,} cancelled"] if tally.cancelled else []
-    counts += [f"{tally.superseded:,} taken over by a later re-sync"] if tally.superseded else []
+    counts += [f"{tally.superseded:,} taken over by a later request"] if tally.superseded else []
     sent = f"{tally.files_done:,} files ({format_bytes(tally.bytes_done)}) in {format_seconds(tally.seconds)}"
     return f"{_repositories(tally.total)}: {', '.join(counts)} · {sent}"
 
@@ -67,18 +68,23 @@ def _after_cancel(operation: BulkOperation, tally: Tally) -> str:
     cancelled = operation.runs.filter(outcome=Outcome.CANCELLED)
     begun = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
     untouched = cancelled.filter(started_at=None).count()
-    parts = [f"{_repositories(tally.succeeded)} {'was' if tally.succeeded == 1 else 'were'} sent again in full"]
+    is_retry = operation.kind == OperationKind.RETRY
+    were = "was" if tally.succeeded == 1 else "were"
+    parts = [f"{_repositories(tally.succeeded)} {were} {'synced' if is_retry else 'sent again in full'}"]
     parts += [
-        f"{_of_run(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent and goes on"
+        f"{_of_run(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent"
+        f"{'' if is_retry else ' and goes on'}"
         for run in begun[:_NAMED]
     ]
     if len(begun) > _NAMED:
-        parts.append("so do others")
+        parts.append("others were begun too" if is_retry else "so do others")
     if untouched:
         parts.append(f"{untouched:,} {'was' if untouched == 1 else 'were'} not touched")
     if tally.failed:
         parts.append(f"{tally.failed:,} failed")
-    return f"Stopped by {operation.cancelled_by}. {'; '.join(parts)}."
+    said = f"Stopped by {operation.cancelled_by}. {'; '.join(parts)}."
+    stopped = is_retry and (begun or untouched)
+    return f"{said} What was stopped goes on failing until the next rescan." if stopped else said
 
 
 def _of_run(operation: BulkOperation, run: SyncRun) -> str:

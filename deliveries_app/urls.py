@@ -3,13 +3,16 @@
 from django.urls import path
 
 from deliveries_app import api
-from deliveries_app.views import overview, progress
+from deliveries_app.views import failed, overview, progress
 
 app_name = "deliveries"
 urlpatterns = [
     path("api/resync", api.resync),
     path("api/resync/app/<slug:app_id>", api.resync_app),
     path("api/repositories", api.repositories),
+    path("api/retry", api.retry),
+    path("api/retry/app/<slug:app_id>", api.retry_app),
+    path("api/retry/all", api.retry_all),
     path("api/retry/progress/<slug:operation_id>", api.progress),
     path("api/retry/cancel/<slug:operation_id>", api.cancel),
     path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
@@ -18,6 +21,7 @@ urlpatterns = [
     path("progress/<slug:operation_id>/dismiss/", progress.dismiss_operation, name="dismiss_operation"),
     path("live/", progress.live_pairs, name="live_pairs"),
     path("live/overview/", overview.live_overview, name="live_overview"),
+    path("live/failed/", failed.failed_syncs, name="failed_syncs"),
     path("live/<int:pk>/", progress.pair_progress, name="pair_progress"),
     path("live/<int:pk>/cancel/", progress.cancel_pair, name="cancel_pair"),
 ]

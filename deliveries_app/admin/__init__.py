@@ -2,7 +2,16 @@
 
 from deliveries_app.admin.activity import BulkOperationAdmin, DeliveryAdmin, SyncRunAdmin
 from deliveries_app.admin.apps import AppAdmin
+from deliveries_app.admin.failed import FailedSyncAdmin
 from deliveries_app.admin.repositories import RepositoryAdmin
 from deliveries_app.admin.watches import AppRepositoryAdmin
 
-__all__ = ["AppAdmin", "AppRepositoryAdmin", "BulkOperationAdmin", "DeliveryAdmin", "RepositoryAdmin", "SyncRunAdmin"]
+__all__ = [
+    "AppAdmin",
+    "AppRepositoryAdmin",
+    "BulkOperationAdmin",
+    "DeliveryAdmin",
+    "FailedSyncAdmin",
+    "RepositoryAdmin",
+    "SyncRunAdmin",
+]

@@ -63,5 +63,19 @@ def resync_link(pair: AppRepository, back: str) -> SafeString:
     )
 
 
+def retry_button(pair: AppRepository, back: str) -> SafeString:
+    """The button of a failing row: acts at once. It belongs to the form of `docora/retry_form.html`, which the page has
+    outside the list's own."""
+    url = reverse("admin:deliveries_app_apprepository_retry", args=[pair.pk])
+    return format_html(
+        '<button type="submit" form="retry-now" class="button button-retry" formaction="{}?{}" aria-label="Retry {}"'
+        ' title="Sends only what is not acknowledged">{}Retry</button>',
+        url,
+        urlencode({"next": back}),
+        str(pair),
+        icon("retry"),
+    )
+
+
 def circuit_words(repository: Repository) -> SafeString | str:
     return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""

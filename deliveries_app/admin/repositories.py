@@ -96,5 +96,6 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
             "live_ids": fragments.live_ids(watches),
             "may_resync": self.has_resync_permission(request),
             "may_retry": self.has_retry_permission(request),
+            "may_retry_sync": request.user.has_perms(["deliveries_app.view_apprepository", RETRY_PERMISSION]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

@@ -6,8 +6,8 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.urls import URLPattern, reverse
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments, services
@@ -15,10 +15,13 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin import components, words
 from deliveries_app.admin.forms import WatchForm, posted
 from deliveries_app.admin.removal import RemovalAdmin
+from deliveries_app.admin.retry import RetryAdmin
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
+from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.services.operations import RETRY_PERMISSION
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
+from docora.confirm import way_back
 from docora.templatetags.docora import ago, number
 
 LISTED_FAILURES, LISTED_RUNS = 50, 10
@@ -49,7 +52,7 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, RetryAdmin[AppRepository], RemovalAdmin[AppRepository]):
     list_display = (
         "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
     )  # fmt: skip
@@ -57,7 +60,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     list_filter = ("status", AppFilter, CircuitFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or id"
-    actions = ("force_resync", "delete_selected")
+    actions = ("force_resync", "retry", "delete_selected")
     removal_words = ("Unwatch", "unwatched", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
@@ -74,6 +77,23 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
         return self.ask_resync(request, queryset)
+
+    def retry_one(self, request: HttpRequest, pair: AppRepository) -> HttpResponse:
+        """The button of one watched repository: at once, since nothing is sent twice by it."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        try:
+            services.retry_single(Actor.of_user(request.user), pair)
+        except services.NotFailed:
+            self.message_user(request, f"{pair} is not failing any more.", messages.WARNING)
+        else:
+            waits = " It goes out once the app is resumed." if pair.app.paused else ""
+            words = f"Retry queued. {pair}: only what is not acknowledged is sent.{waits}"
+            self.message_user(request, words, messages.SUCCESS)
+        return HttpResponseRedirect(way_back(request, self.page_of(pair)))
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self.object_page("retry", self.retry_one, RETRY_PERMISSION), *super().get_urls()]
 
     @admin.display(description="repository", ordering="repository__name")
     def repository_name(self, pair: AppRepository) -> str:
@@ -104,16 +124,20 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
         return components.circuit_words(pair.repository)
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
-        """With a button in every row for those who may press it; it leads back to this very list."""
-        if not self.has_resync_permission(request):
-            return self.list_display
+        """With the buttons of every row for those who may press them; they lead back to this very list."""
         back = request.get_full_path()
+
+        @admin.display(description="")
+        def retry_button(pair: AppRepository) -> SafeString | str:
+            return components.retry_button(pair, back) if pair.is_failing else ""
 
         @admin.display(description="")
         def resync_button(pair: AppRepository) -> SafeString:
             return components.resync_link(pair, back)
 
-        return (*self.list_display, resync_button)
+        buttons: list[Any] = [retry_button] if self.has_retry_permission(request) else []
+        buttons += [resync_button] if self.has_resync_permission(request) else []
+        return (*self.list_display, *buttons)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         operations = fragments.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
@@ -161,9 +185,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, RemovalAdmin[AppRepository]):
             "notices": pair.notices.all()[:LISTED_FAILURES],
             "may_change": self.may(request, CHANGE_PERMISSION),
             "may_see_repository": may_see_repository,
-            "may_retry": may_see_repository and self.may(request, RETRY_PERMISSION),
+            "may_retry": may_see_repository and self.has_retry_permission(request),
+            "may_retry_sync": self.has_retry_permission(request),
             "hook_url": hook_url(pair),
-            "hint": words.GIT_HINTS.get(pair.last_error_cause, ""),
+            "hint": words.ROOT_HINTS[RootCause(pair.root_cause)] if pair.is_failing else "",
             "runs": [(run, words.number_left_out(run.left_out)) for run in pair.runs.all()[:LISTED_RUNS]],
         }
 

@@ -1,4 +1,4 @@
-"""What a re-sync or a removal would mean: the numbers of the confirmation pages."""
+"""What a re-sync, a retry or a removal would mean: the numbers of the confirmation pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,24 @@ class Impact:
     syncing: int
     paused: int
     seconds: float | None
+    sample: Sequence[AppRepository]
+
+    @property
+    def more(self) -> int:
+        return self.pairs - len(self.sample)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """`pairs` failing repositories of `apps` apps, and the `files` that were not accepted. Of `unknown` of them it is
+    not known how much is left: their last attempt ended before it had tried everything."""
+
+    pairs: int
+    apps: int
+    files: int
+    unknown: int
+    syncing: int
+    paused: int
     sample: Sequence[AppRepository]
 
     @property
@@ -95,6 +113,19 @@ def impact_of(pairs: AppRepositoryQuerySet) -> Impact:
     return Impact(
         files=files, size=found.pop("size_in_all"), seconds=files / pace if pace else None, sample=sample, **found
     )
+
+
+def backlog_of(pairs: AppRepositoryQuerySet) -> Backlog:
+    """Counted by the database; `pairs` are failing."""
+    found = pairs.aggregate(
+        pairs=Count("pk"),
+        apps=Count("app", distinct=True),
+        files=Coalesce(Sum("files_failing"), 0),
+        unknown=Count("pk", filter=Q(base_commit="")),
+        syncing=Count("pk", filter=Q(status=Status.SCANNING)),
+        paused=Count("pk", filter=Q(app__paused=True)),
+    )
+    return Backlog(sample=list(pairs.select_related("app", "repository")[:SAMPLE]), **found)
 
 
 def _with_sizes(pairs: AppRepositoryQuerySet) -> AppRepositoryQuerySet:

@@ -143,9 +143,10 @@ def cancel_request(actor: Actor, pair: AppRepository) -> int:
     asked = SyncRun.objects.filter(pair=pair, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
     with transaction.atomic():
         newest = asked.order_by("-generation", "-pk").first()
-        actor.require(RETRY_PERMISSION if newest and newest.reason == Reason.RETRY else RESYNC_PERMISSION)
         if newest is None:
+            actor.require(RESYNC_PERMISSION, RETRY_PERMISSION)
             return 0
+        actor.require(RETRY_PERMISSION if newest.reason == Reason.RETRY else RESYNC_PERMISSION)
         cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
         if newest.operation_id:
             runs.close_operations([newest.operation_id])

@@ -8,9 +8,14 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import fragments, services, tallies
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
 from deliveries_app.views.fragment import fragment, here, ids, may_see_watches
 from docora.confirm import way_back
+
+_CANCELLED = {
+    Reason.RESYNC: "Re-sync cancelled.",
+    Reason.RETRY: "Retry cancelled: it goes on failing until the next rescan.",
+}
 
 
 @require_GET
@@ -82,7 +87,8 @@ def dismiss_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
 def cancel_pair(request: HttpRequest, pk: int) -> HttpResponse:
     pair = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
     stopped = services.cancel_request(Actor.of_user(request.user), pair)
-    messages.success(request, "Re-sync cancelled." if stopped else "There is no re-sync to cancel.")
+    run = pair.runs.filter(outcome=Outcome.CANCELLED).order_by("-ended_at", "-pk").first() if stopped else None
+    messages.success(request, _CANCELLED[Reason(run.reason)] if run else "There is nothing to cancel.")
     return _back(request, reverse("admin:deliveries_app_apprepository_change", args=[pair.pk]))
 
 

@@ -29,6 +29,9 @@
     }
   }
 
+  // Also those that stand elsewhere on the page and belong to the form by its id.
+  const buttonsOf = (form) => [...form.elements].filter((element) => element.matches("button, input[type=submit]"));
+
   document.addEventListener("submit", (event) => {
     const form = event.target;
     if (form.method !== "post" || event.defaultPrevented) return;
@@ -38,7 +41,7 @@
     }
     form.setAttribute("aria-busy", "true");
     // After the submission has taken the buttons' values with it.
-    setTimeout(() => form.querySelectorAll("button, input[type=submit]").forEach((button) => { button.disabled = true; }));
+    setTimeout(() => buttonsOf(form).forEach((button) => { button.disabled = true; }));
   });
 
   // Browsers may keep a page as it was for the way back, also one that is kept by no cache: not with a secret on it.
@@ -51,7 +54,7 @@
     if (event.persisted && document.querySelector(".secret")) location.reload();
     for (const form of document.querySelectorAll("[aria-busy=true]")) {
       form.removeAttribute("aria-busy");
-      form.querySelectorAll("button, input[type=submit]").forEach((button) => { button.disabled = false; });
+      buttonsOf(form).forEach((button) => { button.disabled = false; });
     }
   });
 

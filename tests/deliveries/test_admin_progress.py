@@ -131,7 +131,7 @@ def test_a_second_resync_of_a_pair_ends_the_older_operation_truthfully(world: Wo
     assert first.ended_at
     assert second.ended_at
     assert (tallies.of_operation(first).superseded, tallies.of_operation(second).succeeded) == (1, 1)
-    assert "1 taken over by a later re-sync" in fragment(operator, first)
+    assert "1 taken over by a later request" in fragment(operator, first)
     assert Delivery.objects.get(pair=pair).acknowledged
 
 

@@ -2,7 +2,9 @@
 
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.utils import timezone
 
+from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, AppToken, Status
 from docora.crypto import hash_token, new_token
 from repositories_app.models import Repository
@@ -33,3 +35,14 @@ def staff(name: str, *codenames: str) -> Client:
     client = Client()
     client.force_login(user)
     return client
+
+
+def fail(pair: AppRepository, root: RootCause, *, status: int | None = None, answer: str = "", **facts) -> None:
+    """As if the pair's last attempt had ended like this."""
+    state = facts.pop("state", Status.PENDING)
+    AppRepository.objects.filter(pk=pair.pk).update(
+        root_cause=root, last_status_code=status, last_answer=answer, failing_since=timezone.now(), status=state,
+        last_error=f"It failed: {root}.", last_error_cause="http" if status else "other",
+        next_sync_at=timezone.now(), **facts,
+    )  # fmt: skip
+    pair.refresh_from_db()

@@ -1,0 +1,69 @@
+"""What is failing: grouped by root cause, and what each watched repository of it waits for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db.models import Case, Count, Min, Q, TextChoices, Value, When
+from django.db.models.functions import Now
+
+from deliveries_app.causes import RootCause
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status
+
+
+class State(TextChoices):
+    """What becomes of a failing one next; the first that is true of it, in the order of `_STATES`."""
+
+    FAILED = "failed", "failed"
+    RETRYING = "retrying", "retrying"
+    SYNCING = "syncing", "syncing"
+    RESTS = "rests", "endpoint rests"
+    PAUSED = "paused", "app paused"
+    CIRCUIT = "circuit", "circuit open"
+
+
+_STATES = [
+    (Q(status=Status.SCANNING), State.SYNCING),
+    (Q(app__paused=True), State.PAUSED),
+    # What a person asked for goes out as the probe; all others wait for it.
+    (Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0), State.CIRCUIT),
+    (Q(app__not_before__gt=Now()), State.RESTS),
+    (Q(status=Status.FAILED), State.FAILED),
+]
+
+
+def with_state(pairs: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+    """With the `state` of each, as the list shows and filters it."""
+    whens = [When(condition, then=Value(state)) for condition, state in _STATES]
+    return pairs.annotate(state=Case(*whens, default=Value(State.RETRYING)))
+
+
+def next_attempt(pair: AppRepository) -> datetime | None:
+    """When it is tried again by itself. None while it is being tried, and as long as its app is paused."""
+    if pair.status == Status.SCANNING or pair.app.paused or pair.next_sync_at is None:
+        return None
+    asked = pair.retry_count == 0
+    waits = [pair.next_sync_at, pair.app.not_before, None if asked else pair.repository.circuit_open_until]
+    return max(moment for moment in waits if moment is not None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """So many failing repositories, of `apps` apps, with one root cause; the longest has been failing since `since`."""
+
+    cause: RootCause
+    count: int
+    apps: int
+    since: datetime
+
+
+def groups(app_pk: int | None = None) -> list[Group]:
+    """Of all apps, or of one. One query."""
+    pairs = AppRepository.objects.failing()
+    if app_pk is not None:
+        pairs = pairs.filter(app_id=app_pk)
+    found = (
+        pairs.order_by("root_cause")
+        .values_list("root_cause")
+        .annotate(count=Count("pk"), apps=Count("app", distinct=True), since=Min("failing_since"))
+    )
+    return [Group(RootCause(cause), count, apps, since) for cause, count, apps, since in found]

@@ -1,0 +1,312 @@
+"""Retry in the admin: one at once, several after a page that asks, and never to be taken for a re-sync."""
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.causes import RootCause
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, Status, SyncRun
+from deliveries_app.services import retry_all
+from tests.support.staff import VIEWS, fail, make_app, make_pair, staff
+
+LIST = "/admin/deliveries_app/failedsync/"
+ASK = f"{LIST}retry-failed/"
+WATCHES = "/admin/deliveries_app/apprepository/"
+
+
+@pytest.fixture
+def operator(db) -> Client:
+    return staff("olga", *(f"view_{model}" for model in VIEWS), "retry_apprepository")
+
+
+@pytest.fixture
+def failing(pairs: list[AppRepository]) -> list[AppRepository]:
+    """Portal's two repositories and Search's one."""
+    fail(pairs[0], RootCause.SERVER_ERROR, status=502, base_commit="c" * 40, files_failing=3)
+    fail(pairs[1], RootCause.GIT_AUTH, state=Status.FAILED, retry_count=4)
+    fail(pairs[2], RootCause.SERVER_ERROR, status=500, base_commit="c" * 40, files_failing=2)
+    return pairs
+
+
+def retried() -> list[str]:
+    """What is to be retried, in the order of its rows."""
+    return [str(run.pair) for run in SyncRun.objects.filter(reason=Reason.RETRY, outcome="").order_by("pair")]
+
+
+def ids(*pairs: AppRepository) -> str:
+    return f"{ASK}?ids={','.join(str(pair.pk) for pair in pairs)}"
+
+
+def form_of(client: Client, url: str) -> dict[str, str]:
+    """What the form of the page that asks would send."""
+    context = client.get(url).context
+    return {"post": "yes", "shown_rows": context["shown_rows"], "shown_files": str(context["shown_files"])}
+
+
+# --- One ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_button_of_a_row_acts_at_once_and_leads_back(operator: Client, failing) -> None:
+    page = operator.get(f"{LIST}?cause=git_auth").text
+    back = "next=%2Fadmin%2Fdeliveries_app%2Ffailedsync%2F%3Fcause%3Dgit_auth"
+    assert f'form="retry-now" class="button button-retry" formaction="{WATCHES}{failing[1].pk}/retry/?{back}"' in page
+    assert '<form id="retry-now" method="post" hidden>' in page
+    answer = operator.post(f"{WATCHES}{failing[1].pk}/retry/?{back}", follow=True)
+    assert answer.redirect_chain == [(f"{LIST}?cause=git_auth", 302)]
+    assert "Retry queued. acme/site → Portal: only what is not acknowledged is sent." in answer.text
+    assert retried() == ["acme/site → Portal"]
+    assert LogEntry.objects.get().change_message == "Retry of acme/site → Portal"
+    pair = AppRepository.objects.get(pk=failing[1].pk)
+    assert (pair.status, pair.retry_count, pair.generation) == (Status.PENDING, 0, 1)
+
+
+def test_of_a_paused_app_it_says_that_it_waits(operator: Client, failing) -> None:
+    App.objects.update(paused=True)
+    answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
+    assert "It goes out once the app is resumed." in answer.text
+
+
+def test_what_has_been_mended_meanwhile_is_told_and_not_retried(operator: Client, failing) -> None:
+    AppRepository.objects.update(failing_since=None, root_cause="")
+    answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
+    assert "acme/docs → Portal is not failing any more." in answer.text
+    assert retried() == []
+
+
+def test_looking_at_its_address_does_nothing(operator: Client, failing) -> None:
+    assert operator.get(f"{WATCHES}{failing[0].pk}/retry/").status_code == 405
+    assert retried() == []
+
+
+def test_it_needs_a_csrf_token(failing) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    assert client.post(f"{WATCHES}{failing[0].pk}/retry/").status_code == 403
+    assert client.post(ids(*failing), {"post": "yes"}).status_code == 403
+    assert retried() == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["apprepository/", "apprepository/{pair}/change/", "../repositories_app/repository/{repository}/change/"],
+    ids=["the list", "its own page", "the page of its git repository"],
+)
+def test_a_failing_repository_has_the_button_wherever_it_is_shown(operator: Client, failing, page: str) -> None:
+    docs = failing[0]
+    url = "/admin/deliveries_app/" + page.format(pair=docs.pk, repository=docs.repository_id)
+    url = url.replace("deliveries_app/../", "")
+    assert f"{WATCHES}{docs.pk}/retry/?next=" in operator.get(url).text
+    AppRepository.objects.update(failing_since=None, root_cause="")
+    assert "/retry/?next=" not in operator.get(url).text
+
+
+# --- Several ------------------------------------------------------------------------------------------------------------
+
+
+def choose(client: Client, url: str, *pks: int, **extra: str) -> str:
+    return client.post(url, {"action": "retry", "_selected_action": list(pks), "index": "0", **extra}).url
+
+
+def test_a_selection_passes_a_page_that_says_what_is_sent(operator: Client, failing) -> None:
+    url = choose(operator, LIST, failing[0].pk, failing[1].pk, failing[2].pk)
+    page = operator.get(url).text
+    assert "This will retry 3 failing repositories of 2 apps." in page
+    assert "It sends only what is not acknowledged; nothing that a client holds is sent again." in page
+    assert "5 files" in page
+    assert "and what is left of 1 repository, which their next attempt finds out" in page
+    assert "given up until the next rescan" in page
+    assert "Yes, retry 3" in page
+    for word in ("re-sync 3", "ALL files", "Danger", "button-resync"):
+        assert word not in page
+    assert retried() == []
+
+
+def test_confirmed_it_is_one_operation_with_the_page_of_a_resync(operator: Client, failing) -> None:
+    url = choose(operator, LIST, *(pair.pk for pair in failing))
+    answer = operator.post(url, form_of(operator, url), follow=True)
+    operation = BulkOperation.objects.get()
+    assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
+    assert "Retrying 3 repositories…" in answer.text
+    assert (operation.kind, operation.total, operation.title) == ("retry", 3, "Retry · 3 repositories")
+    assert "progress-box-retry" in answer.text
+    assert "Cancel" in answer.text
+    assert len(retried()) == 3
+    assert set(AppRepository.objects.values_list("generation", "resend_floor")) == {(1, 1)}
+
+
+def test_of_the_watched_repositories_those_that_are_failing_are_retried(operator: Client, failing) -> None:
+    make_pair(failing[0].app, "fine")
+    url = choose(operator, f"{WATCHES}?q=docs", failing[0].pk, select_across="1")
+    assert "2 failing repositories of 2 apps" in operator.get(url).text
+    operator.post(url, form_of(operator, url))
+    assert retried() == ["acme/docs → Portal", "acme/docs → Search"]
+
+
+def test_where_nothing_is_failing_it_says_so(operator: Client, pairs) -> None:
+    url = choose(operator, WATCHES, pairs[0].pk)
+    assert "none of it is failing" in operator.get(url, follow=True).text
+    assert "none of it is failing" in operator.get(f"{ASK}?all=1", follow=True).text
+
+
+@pytest.mark.parametrize(
+    ("query", "title", "words", "count"),
+    [
+        ("", "Retry all failed", "3 failing repositories of 2 apps", 3),
+        ("&app={portal}", "Retry all failed · Portal", "all 2 failing repositories of Portal", 2),
+        ("&cause=http_5xx", "Retry · Endpoint: 5xx", "2 failing repositories of 2 apps", 2),
+        ("&state=retrying", "Retry · 2 repositories", "2 failing repositories of 2 apps", 2),
+    ],
+    ids=["everything", "an app", "a group", "a state"],
+)
+def test_all_of_something_is_named_by_the_filters_of_the_list(
+    operator: Client, failing, query: str, title: str, words: str, count: int
+) -> None:
+    url = f"{ASK}?all=1{query.format(portal=failing[0].app_id)}"
+    assert words in operator.get(url).text
+    operator.post(url, form_of(operator, url))
+    operation = BulkOperation.objects.get()
+    assert (operation.title, operation.total) == (title, count)
+    assert (operation.app is not None) is (query.startswith("&app"))
+
+
+def test_one_alone_is_queued_and_leads_back(operator: Client, failing) -> None:
+    url = f"{ASK}?all=1&cause=git_auth&next={LIST}?o=1"
+    assert "This will retry acme/site for Portal." in operator.get(url).text
+    answer = operator.post(url, form_of(operator, url), follow=True)
+    assert answer.redirect_chain == [(f"{LIST}?o=1", 302)]
+    assert "Retry queued" in answer.text
+    assert not BulkOperation.objects.exists()
+
+
+# --- Bound to what it showed --------------------------------------------------------------------------------------------
+
+
+def test_it_asks_again_when_the_set_has_changed_meanwhile(operator: Client, failing) -> None:
+    url = f"{ASK}?all=1"
+    form = form_of(operator, url)
+    fail(make_pair(failing[0].app, "more"), RootCause.DNS)
+    answer = operator.post(url, form, follow=True)
+    assert "What is selected has changed since this page was shown." in answer.text
+    assert "This will retry 4 failing repositories" in answer.text
+    assert retried() == []
+
+
+def test_it_asks_again_when_notably_more_files_fail(operator: Client, failing) -> None:
+    url = ids(*failing)
+    form = form_of(operator, url)
+    AppRepository.objects.filter(pk=failing[0].pk).update(files_failing=4)
+    assert "has changed" in operator.post(url, form, follow=True).text
+    assert retried() == []
+
+
+def test_a_changed_status_alone_is_no_reason_to_ask_again(operator: Client, failing) -> None:
+    url = ids(*failing)
+    form = form_of(operator, url)
+    AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING)
+    AppRepository.objects.filter(pk=failing[1].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
+    operator.post(url, form)
+    assert retried() == ["acme/docs → Portal", "acme/docs → Search"]
+
+
+# --- Who may ------------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_permission_nothing_is_offered_and_a_forged_post_is_refused(failing) -> None:
+    viewer = staff("victor", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
+    for url in (LIST, WATCHES, f"{WATCHES}{failing[0].pk}/change/"):
+        page = viewer.get(url).text
+        assert "/retry/?next=" not in page, url
+        assert 'value="retry"' not in page, url
+    for url in (f"{WATCHES}{failing[0].pk}/retry/", f"{ASK}?all=1", f"{WATCHES}retry-failed/?all=1"):
+        assert viewer.post(url, {"post": "yes"}).status_code == 403, url
+    viewer.post(LIST, {"action": "retry", "_selected_action": [failing[0].pk]})
+    assert retried() == []
+
+
+def test_the_permission_without_the_right_to_see_is_not_enough(failing) -> None:
+    client = staff("mallory", "retry_apprepository")
+    for url in (f"{WATCHES}{failing[0].pk}/retry/", f"{ASK}?all=1"):
+        assert client.post(url, {"post": "yes"}).status_code == 403
+    assert retried() == []
+
+
+def test_nobody_signed_in_is_led_to_the_login_page(client: Client, failing) -> None:
+    for url in (f"{WATCHES}{failing[0].pk}/retry/", f"{ASK}?all=1"):
+        assert client.post(url, {"post": "yes"}).url.startswith("/admin/login/")
+
+
+def test_the_confirmation_takes_the_same_queries_for_many_rows(
+    operator: Client, failing, django_assert_max_num_queries
+) -> None:
+    for number in range(40):
+        fail(make_pair(make_app(f"App {number}"), f"many-{number}"), RootCause.DNS)
+    with django_assert_max_num_queries(12):
+        assert "and 33 more" in operator.get(f"{ASK}?all=1").text
+
+
+# --- Its progress, its end and its cancel --------------------------------------------------------------------------------
+
+
+def test_who_may_retry_may_follow_cancel_and_dismiss_it(failing) -> None:
+    client = staff("rita", "view_apprepository", "retry_apprepository")
+    operation = retry_all(Actor.system())
+    base = f"/admin/progress/{operation.operation_id}/"
+    assert "0 of 3 repositories" in client.get(base).text
+    assert client.post(f"{base}cancel/").status_code == 302
+    assert client.post(f"{base}dismiss/").status_code == 302
+    operation.refresh_from_db()
+    assert operation.cancelled_by == "rita"
+    assert operation.dismissed_at
+
+
+def test_the_permission_to_resync_does_not_cancel_a_retry(failing) -> None:
+    client = staff("robert", "view_apprepository", "view_bulkoperation", "resync_apprepository")
+    operation = retry_all(Actor.system())
+    assert client.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
+    assert "Cancel" not in client.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
+    assert len(retried()) == 3
+
+
+def test_cancelled_it_says_what_goes_on_failing_and_never_that_everything_was_sent(operator: Client, failing) -> None:
+    operation = retry_all(Actor.system())
+    first, second, _ = operation.runs.order_by("pair")
+    now = timezone.now()
+    SyncRun.objects.filter(pk=first.pk).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now, files_done=3)
+    SyncRun.objects.filter(pk=second.pk).update(started_at=now, files_done=4, files_total=9)
+    answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
+    assert (
+        "Stopped by olga. 1 repository was synced; acme/site → Portal had 4 of 9 files sent; 1 was not touched. "
+        "What was stopped goes on failing until the next rescan."
+    ) in answer.text
+    assert "sent again in full" not in answer.text
+
+
+def test_what_failed_is_one_click_away_and_so_is_its_retry(operator: Client, failing) -> None:
+    operation = retry_all(Actor.system())
+    now = timezone.now()
+    SyncRun.objects.filter(pair=failing[0]).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now)
+    SyncRun.objects.exclude(pair=failing[0]).update(outcome=Outcome.FAILED, ended_at=now, started_at=now)
+    BulkOperation.objects.update(ended_at=now)
+    page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
+    assert f'{LIST}?operation={operation.operation_id}">See what failed' in page
+    url = f"{ASK}?all=1&operation={operation.operation_id}"
+    assert url.replace("&", "&amp;") in page or url in page
+    assert "This will retry 2 failing repositories of 2 apps." in operator.get(url).text
+    operator.post(url, form_of(operator, url))
+    assert retried() == ["acme/site → Portal", "acme/docs → Search"]
+
+
+def test_a_single_retry_is_cancelled_on_the_page_of_its_repository(operator: Client, failing) -> None:
+    operator.post(f"{WATCHES}{failing[0].pk}/retry/")
+    page = operator.get(f"{WATCHES}{failing[0].pk}/change/").text
+    assert f"/admin/live/{failing[0].pk}/cancel/" in page
+    assert "progress-retry" in page
+    answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
+    assert "Retry cancelled: it goes on failing until the next rescan." in answer.text
+    pair = AppRepository.objects.get(pk=failing[0].pk)
+    assert (pair.status, pair.is_failing) == (Status.FAILED, True)
+    answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
+    assert "There is nothing to cancel." in answer.text

@@ -1,0 +1,138 @@
+"""Retry through the admin JSON: the agreed messages and codes, and the operation behind it."""
+
+import json
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from deliveries_app import services
+from deliveries_app.actors import Actor
+from deliveries_app.causes import RootCause
+from deliveries_app.models import AppRepository, BulkOperation, Reason, SyncRun
+from tests.support.staff import fail, make_app, staff
+
+SIGN_IN, FORBIDDEN = "Sign in to the admin first", "You do not have the permission for this"
+
+
+@pytest.fixture
+def operator(db) -> Client:
+    return staff("olga", "view_apprepository", "retry_apprepository")
+
+
+@pytest.fixture
+def failing(pairs: list[AppRepository]) -> list[AppRepository]:
+    """Portal's first repository and Search's one; Portal's second is fine."""
+    fail(pairs[0], RootCause.SERVER_ERROR, status=502)
+    fail(pairs[2], RootCause.DNS)
+    return pairs
+
+
+def post(client: Client, path: str, body: object = None):
+    return client.post(f"/admin/api/{path}", json.dumps(body or {}), content_type="application/json")
+
+
+def ids_of(pair: AppRepository) -> dict[str, str]:
+    return {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+
+
+def answered(answer) -> tuple[int, dict[str, object]]:
+    return answer.status_code, answer.json()
+
+
+def retried() -> int:
+    return SyncRun.objects.filter(reason=Reason.RETRY, outcome="").count()
+
+
+def test_one_is_queued_under_the_id_of_its_job(operator: Client, failing) -> None:
+    answer = post(operator, "retry", ids_of(failing[0]))
+    assert answered(answer) == (200, {"data": {"message": "Retry queued", "job_id": failing[0].job_id}})
+    assert SyncRun.objects.get(reason=Reason.RETRY).pair == failing[0]
+
+
+@pytest.mark.parametrize(("path", "total"), [("retry/app/{app}", 1), ("retry/all", 2)])
+def test_those_of_an_app_and_all_of_them_are_started_watched_and_stopped(
+    operator: Client, failing, path: str, total: int
+) -> None:
+    answer = post(operator, path.format(app=failing[0].app.app_id))
+    operation = BulkOperation.objects.get()
+    assert answered(answer) == (
+        200,
+        {"data": {"message": "Bulk retry started", "operation_id": operation.operation_id, "total": total}},
+    )
+    assert operation.kind == "retry"
+    shown = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
+    assert (shown["total"], shown["completed"], shown["cancelled"], shown["finished"]) == (total, 0, 0, False)
+    stopped = post(operator, f"retry/cancel/{operation.operation_id}")
+    assert answered(stopped) == (200, {"data": {"message": "Cancellation requested"}})
+    shown = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
+    assert (shown["cancelled"], shown["finished"]) == (total, True)
+    assert retried() == 0
+
+
+def test_what_is_not_failing_is_a_conflict(operator: Client, failing) -> None:
+    assert answered(post(operator, "retry", ids_of(failing[1]))) == (
+        409,
+        {"error": "Only failed entries can be retried"},
+    )
+
+
+@pytest.mark.parametrize("body", [{}, {"app_id": "app_1"}, {"app_id": 1, "repository_id": 2}, {"repository_id": "r"}])
+def test_both_ids_are_required(operator: Client, failing, body: object) -> None:
+    assert answered(post(operator, "retry", body)) == (400, {"error": "app_id and repository_id are required"})
+
+
+def test_what_is_not_there_is_said_in_the_agreed_words(operator: Client, failing) -> None:
+    empty = make_app("Empty").app_id
+    unknown = {"app_id": "app_1", "repository_id": "repo_1"}
+    assert answered(post(operator, "retry", unknown)) == (404, {"error": "App-repository link not found"})
+    for app_id in (empty, "app_unknown"):
+        wanted = (404, {"error": "No failed notifications for this app"})
+        assert answered(post(operator, f"retry/app/{app_id}")) == wanted
+    AppRepository.objects.update(failing_since=None, root_cause="")
+    assert answered(post(operator, "retry/all")) == (404, {"error": "No failed notifications found"})
+    for path in ("retry/cancel/bulk_unknown", "retry/cancel/all"):
+        assert answered(post(operator, path)) == (404, {"error": "Operation not found or expired"})
+
+
+def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, failing, monkeypatch, caplog) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("password=hunter2")
+
+    for name in ("retry_single", "retry_by_app", "retry_all"):
+        monkeypatch.setattr(services, name, broken)
+    assert answered(post(operator, "retry", ids_of(failing[0]))) == (500, {"error": "Failed to queue retry"})
+    for path in (f"retry/app/{failing[0].app.app_id}", "retry/all"):
+        assert answered(post(operator, path)) == (500, {"error": "Failed to start bulk retry"})
+    assert "hunter2" in caplog.text
+
+
+def test_it_is_401_for_nobody_and_403_without_the_permission(client: Client, failing) -> None:
+    stranger = staff("norbert", "view_apprepository", "view_bulkoperation", "resync_apprepository")
+    for path in ("retry", f"retry/app/{failing[0].app.app_id}", "retry/all"):
+        body = ids_of(failing[0])
+        assert answered(post(client, path, body)) == (401, {"error": SIGN_IN})
+        assert answered(post(stranger, path, body)) == (403, {"error": FORBIDDEN})
+        assert client.get(f"/admin/api/{path}").status_code == 405
+    assert retried() == 0
+
+
+def test_each_kind_of_operation_is_cancelled_with_its_own_permission(failing) -> None:
+    retries, resyncs = staff("rita", "retry_apprepository"), staff("robert", "resync_apprepository")
+    retry = services.retry_all(Actor.system())
+    resync = services.resync_many(Actor.system(), AppRepository.objects.filter(pk=failing[1].pk))
+    for client, operation in ((resyncs, retry), (retries, resync)):
+        assert answered(post(client, f"retry/cancel/{operation.operation_id}")) == (403, {"error": FORBIDDEN})
+        assert client.get(f"/admin/api/retry/progress/{operation.operation_id}").status_code == 200
+    for client, operation in ((retries, retry), (resyncs, resync)):
+        assert post(client, f"retry/cancel/{operation.operation_id}").status_code == 200
+
+
+def test_a_call_without_the_csrf_token_is_refused_as_json(failing) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    for path in ("retry", "retry/all"):
+        answer = post(client, path, ids_of(failing[0]))
+        assert answer.status_code == 403
+        assert set(answer.json()) == {"error"}
+    assert retried() == 0
