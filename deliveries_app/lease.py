@@ -123,11 +123,11 @@ class Lease:
         Raises `Paused` when the app, or all syncing, was paused meanwhile."""
         if boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
-        self.rebalanced_at = boot_seconds()
         with transaction.atomic():
             app = App.objects.select_for_update(no_key=True).get(pk=self.pair.app_id)
             if app.paused or SyncPause.objects.exists():
-                raise Paused
+                raise Paused  # and again at the next call, whoever passed it over
+            self.rebalanced_at = boot_seconds()
             others = _other_leases(app.pk, self.pair.pk)
             waiting = (
                 AppRepository.objects.alive()

@@ -4,6 +4,7 @@ Each is a row from the moment it is due, sent by whoever claims the pair, under 
 files are: so it survives crashes, is tried again, and keeps its number (`engine.md` §5 and §10).
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from django.utils import timezone
 
 from deliveries_app import causes, rows
 from deliveries_app.causes import Trouble
+from deliveries_app.exceptions import Paused
 from deliveries_app.keyring import REFUSALS, Keyring, Keys, answers_of
 from deliveries_app.lease import Lease, backoff
 from deliveries_app.models import AppRepository, Notice, NoticeKind
@@ -109,6 +111,7 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
     given up after a day; a file never waits for it."""
     due = Notice.objects.filter(pair=lease.pair, kind=NoticeKind.SYNC_FAILED, due_at__lte=lease.clock.now())
     for notice in due:
+        alive()
         outcome = _send(client, lease, notice, lease.pair.app.base_url, envelope, keyring, alive)
         if outcome.ok or outcome.status == 410 or timezone.now() - notice.created_at > GIVE_UP_AFTER:
             logger.info("notice_settled", extra={"notice": notice.pk, "status": outcome.status})
@@ -168,7 +171,13 @@ def _send(
     keyring: Keyring,
     alive: Callable[[], None],
 ) -> Outcome:
-    """One attempt; its number is in the database before the first byte is sent."""
+    """One attempt; its number is in the database before the first byte is sent. Whoever pauses syncing meanwhile waits
+    for the answer: thrown away, it would have the same notice sent again."""
+
+    def settling() -> None:
+        with contextlib.suppress(Paused):
+            alive()
+
     if notice.intent is None:
         notice.intent = lease.reserve_intents(1)
     with transaction.atomic():
@@ -182,7 +191,7 @@ def _send(
         notice.intent,
         envelope,
         keyring,
-        alive,
+        settling,
     )
 
 

@@ -123,10 +123,10 @@ def end_runs(pair_pk: int, generation: int, outcome: Outcome, error: str = "") -
     transaction.on_commit(partial(_show_ended, runs), robust=True)
 
 
-def cancel_runs(runs: Sequence[SyncRun]) -> None:
+def cancel_runs(runs: Sequence[SyncRun], words: str = "") -> None:
     """End these runs as cancelled; their operations are closed by the caller."""
     for run in runs:
-        _end(run, Outcome.CANCELLED, "")
+        _end(run, Outcome.CANCELLED, words)
     transaction.on_commit(partial(_show_ended, runs), robust=True)
 
 

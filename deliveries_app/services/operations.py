@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, F, Max, OuterRef, QuerySet, Subquery, Value, When
+from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
@@ -161,12 +161,12 @@ def stop_sync(actor: Actor, pair: AppRepository) -> bool:
     actor.require_pair(pair)
     with transaction.atomic():
         rows = AppRepository.objects.alive().filter(pk=pair.pk)
-        row = rows.select_for_update(of=("self",)).first()
-        open_runs = SyncRun.objects.filter(pair=pair, outcome="")
-        if row is None or not (row.is_active or open_runs.exists() or rows.leased().exists()):
+        locked = rows.select_for_update(of=("self",)).first()
+        if locked is None or not rows.filter(_going_on()).exists():
             return False
-        operations = set(open_runs.exclude(operation=None).values_list("operation_id", flat=True))
-        _cancel(open_runs)
+        asked = SyncRun.objects.filter(pair=pair, outcome="")
+        operations = set(asked.exclude(operation=None).values_list("operation_id", flat=True))
+        _cancel(asked, f"Stopped by {actor.name}.")
         AppRepository.objects.filter(pk=pair.pk).update(generation=F("generation") + 1, **_resting())
         runs.close_operations(operations)
         audit.record(actor, [pair], "Stopped the sync")
@@ -174,8 +174,23 @@ def stop_sync(actor: Actor, pair: AppRepository) -> bool:
     return True
 
 
-def _cancel(open_runs: QuerySet[SyncRun]) -> int:
-    """End these runs as cancelled. The generation goes on in any case, so that a worker of the cancelled request can
+def _going_on() -> Q:
+    """A worker is at it, it is due, it waits for a slot or for its next attempt, or somebody asked for it.
+
+    Of a pair that was stopped nothing of this is true: its worker may still let requests settle, but it is fenced, and
+    the status is not `scanning` any more.
+    """
+    return (
+        Q(status=Status.SCANNING)
+        | Q(next_sync_at__lte=Now())
+        | Q(slots_wanted_at__isnull=False)
+        | Q(status=Status.PENDING, failing_since__isnull=False)
+        | Q(Exists(SyncRun.objects.filter(pair=OuterRef("pk"), outcome="")))
+    )
+
+
+def _cancel(open_runs: QuerySet[SyncRun], words: str = "") -> int:
+    """End these runs as cancelled, with `words` about it. The generation goes on in any case, so that a worker of the cancelled request can
     record nothing for the next one.
 
     After a re-sync the floor goes back to the newest re-sync that is not cancelled, and the pair is due at once as an
@@ -186,7 +201,7 @@ def _cancel(open_runs: QuerySet[SyncRun]) -> int:
     pairs = AppRepository.objects.filter(pk__in=pks)
     list(pairs.select_for_update().order_by("pk").values_list("pk", flat=True))
     chosen = list(open_runs.filter(outcome=""))
-    runs.cancel_runs(chosen)
+    runs.cancel_runs(chosen, words)
     resynced = {run.pair_id for run in chosen if run.pair_id and run.reason == Reason.RESYNC}
     still_asked = (
         SyncRun.objects.filter(pair=OuterRef("pk"), reason=Reason.RESYNC)
@@ -211,14 +226,16 @@ def _cancel(open_runs: QuerySet[SyncRun]) -> int:
 
 def _resting() -> dict[str, object]:
     """Columns of a pair that is left alone until the next rescan, with the status that it had before."""
+    unequal = Q(base_commit="") | Q(files_failing__gt=0)  # something was announced, refused, or never sent
     return {
         "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),
+        "slots_wanted_at": None,
         "retry_count": Case(
             When(failing_since=None, then=Value(0)), default=Value(max(0, settings.MAX_RETRY_ATTEMPTS - 1))
         ),
         "status": Case(
             When(failing_since__isnull=False, then=Value(Status.FAILED)),
-            When(base_commit="", then=Value(Status.PENDING)),  # something has been announced, or nothing ever sent
+            When(unequal, then=Value(Status.PENDING)),
             default=Value(Status.SYNCED),
         ),
     }

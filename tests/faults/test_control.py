@@ -1,0 +1,70 @@
+"""Pause, resume and stop with real workers: they notice within seconds, and what was acknowledged is not sent again."""
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, Outcome, Status
+from deliveries_app.services import pause_syncing, resume_syncing, stop_sync, wish
+from docora import queueing
+from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
+from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+ME = Actor.command()
+
+
+def wait_until_left(pair: AppRepository) -> None:
+    """Until no worker holds it."""
+    wait_for(lambda: not AppRepository.objects.filter(pk=pair.pk).leased().exists(), 20, 0.05)
+    pair.refresh_from_db()
+
+
+def told_about(world: World, pair: AppRepository) -> int:
+    return len([record for record in world.requests() if record.repository == str(pair.repository)])
+
+
+def test_workers_hand_over_when_syncing_is_paused_and_send_only_the_rest_after_the_resume(
+    world: World, daemons: Daemons
+) -> None:
+    repo, pair = watched(world)
+    daemons.sweep()
+    workers = [daemons.worker(), daemons.worker("high", "low", "default")]
+    wait_for(lambda: len(world.requests()) > 100, 30)
+    pause_syncing(ME)
+    wait_until_left(pair)
+    told = len(world.requests())
+    assert told < FILES
+    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
+    assert pair.deliveries.filter(acknowledged=True).count() == told
+    _other_repo, other = world.watch(name="acme/other")
+    wait_for(lambda: queueing.waiting("high") == 0, 20, 0.05)  # a worker has taken its job, and found nothing to do
+    resume_syncing(ME)
+    wait_until_synced(pair)
+    wait_until_synced(other)
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) == 0
+    assert [run.outcome for run in world.runs(pair)] == [Outcome.SUCCEEDED]
+    assert all(worker.running for worker in workers)
+    assert "Traceback" not in daemons.logs()
+
+
+def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: World, daemons: Daemons) -> None:
+    repo, pair = watched(world)
+    daemons.sweep()
+    worker = daemons.worker()
+    wait_for(lambda: len(world.requests()) > 100, 30)
+    _other_repo, other = world.watch(name="acme/other")
+    assert stop_sync(ME, pair)
+    wait_until_left(pair)
+    told = told_about(world, pair)
+    assert told < FILES
+    wait_until_synced(other)
+    assert (pair.status, pair.retry_count, world.runs(pair)[0].outcome) == (Status.PENDING, 0, Outcome.CANCELLED)
+    assert told_about(world, pair) == told
+    wish(AppRepository.objects.filter(pk=pair.pk))  # as its rescan does
+    wait_until_synced(pair)
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
+    assert worker.running
+    assert "Traceback" not in daemons.logs()
