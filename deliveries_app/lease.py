@@ -7,8 +7,6 @@ The lease is a column with the database's time, taken and kept by conditional UP
 worker that is frozen or cut off cannot record anything after another one has claimed.
 """
 
-import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +19,7 @@ from django.db.models.functions import Least, Now
 from deliveries_app.clock import DatabaseClock, boot_seconds, from_now
 from deliveries_app.exceptions import Paused, Superseded
 from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause
+from docora.worker import identity
 
 SEND_MARGIN_SECONDS = 5.0
 _WAITING_SECONDS = 5.0
@@ -173,7 +172,7 @@ def _take(pair_pk: int, slots: int, started: float, *, had_failed: bool) -> Leas
         status=Status.SCANNING,
         lease_until=from_now(settings.LEASE_SECONDS),
         lease_slots=slots,
-        lease_owner=f"{socket.gethostname()}:{os.getpid()}"[:100],
+        lease_owner=identity()[:100],
         slots_wanted_at=None,
     )
     if updated != 1:

@@ -17,9 +17,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
-from rq import Worker
 
-from docora import __version__
+from docora import __version__, queue_state
 from docora.api.answers import answers
 from docora.datadir import make_private
 from docora.redis import RedisError
@@ -138,10 +137,10 @@ def check_workers() -> str:
     """A worker says that it lives every few seconds; one that was killed stays registered for a while."""
     limit = datetime.now(UTC) - _WORKER_SEEN
     try:
-        seen = [worker.last_heartbeat for worker in Worker.all(connection=redis_connection())]
+        seen = [worker.seen_at for worker in queue_state.read_workers()]
     except (RedisError, OSError):
         return "not known without Redis"
-    alive = any(beat and beat.replace(tzinfo=UTC) > limit for beat in seen)
+    alive = any(moment and moment > limit for moment in seen)
     return OK if alive else "no sync worker is running: start manage.py up, or manage.py rqworker"
 
 

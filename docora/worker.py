@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from types import FrameType
@@ -21,7 +22,9 @@ from docora.process import die_with
 logger = logging.getLogger(__name__)
 
 _stopping = threading.Event()
+_worker_pid = 0
 HAND_OVER_SECONDS = 8.0
+WORKER_TTL_SECONDS = 25
 
 
 def stopping() -> bool:
@@ -34,13 +37,19 @@ def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
     _stopping.set()
 
 
+def identity() -> str:
+    """`host:pid` of the worker that this process works for, as it registered itself in Redis; outside of workers, of the
+    process itself."""
+    return f"{socket.gethostname()}:{_worker_pid or os.getpid()}"
+
+
 class DocoraWorker(Worker):
     """Short heartbeats whatever the command line says: rq's defaults would find a killed worker's job after 811 s."""
 
     max_connection_wait_time = 2.0  # seconds; nothing waits longer than this once Redis is back
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs |= {"worker_ttl": 25, "maintenance_interval": 10, "job_monitoring_interval": 3}
+        kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(*args, **kwargs)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -66,6 +75,8 @@ class DocoraWorker(Worker):
         super().fork_work_horse(job, queue)
 
     def setup_work_horse_signals(self) -> None:
+        global _worker_pid
+        _worker_pid = self._parent_pid
         die_with(self._parent_pid, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)

@@ -10,13 +10,12 @@ from rq import Worker
 from rq.utils import now
 
 from docora import health
-from docora.redis import connection as redis_connection
 
 
 @pytest.fixture
 def worker(redis_client):
     """A worker that says that it lives."""
-    worker = Worker(["high"], connection=redis_connection())
+    worker = Worker(["high"], connection=redis_client)
     worker.register_birth()
     return worker
 
@@ -59,7 +58,7 @@ def test_without_a_worker_it_is_not(client: Client) -> None:
 @pytest.mark.django_db
 def test_a_worker_that_was_last_seen_long_ago_does_not_count(client: Client, worker) -> None:
     long_ago = (now() - timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    redis_connection().hset(worker.key, "last_heartbeat", long_ago)
+    worker.connection.hset(worker.key, "last_heartbeat", long_ago)
     assert list(checks_of(client)) == ["workers"]
 
 

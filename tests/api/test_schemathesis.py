@@ -87,7 +87,7 @@ def _one_connection() -> Iterator[None]:
 def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Response:
     """One case, as if it were the first: failures of those before it do not slow it down."""
     redis.flushall()
-    Worker(["high"], connection=connection()).register_birth()
+    Worker(["high"], connection=redis).register_birth()
     with transaction.atomic():
         response = case.call_and_validate(**kwargs)
         transaction.set_rollback(True)
