@@ -3,7 +3,7 @@
 from django.urls import path
 
 from deliveries_app import api
-from deliveries_app.views import failed, overview, progress
+from deliveries_app.views import failed, overview, progress, queue
 
 app_name = "deliveries"
 urlpatterns = [
@@ -22,6 +22,7 @@ urlpatterns = [
     path("live/", progress.live_pairs, name="live_pairs"),
     path("live/overview/", overview.live_overview, name="live_overview"),
     path("live/failed/", failed.failed_syncs, name="failed_syncs"),
+    path("live/queue/", queue.live_queue, name="live_queue"),
     path("live/<int:pk>/", progress.pair_progress, name="pair_progress"),
     path("live/<int:pk>/cancel/", progress.cancel_pair, name="cancel_pair"),
 ]

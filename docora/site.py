@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from deliveries_app import overview
+from deliveries_app.services.pausing import current_pause
 from docora import __version__
 
 SECTIONS: dict[str, list[str]] = {
@@ -36,7 +37,9 @@ class DocoraAdminSite(admin.AdminSite):
     empty_value_display = "—"
 
     def each_context(self, request: HttpRequest) -> dict[str, Any]:
-        return {**super().each_context(request), "docora_version": __version__}
+        """`sync_pause`: who paused all syncing, for the banner on every page of those who are signed in."""
+        pause = current_pause() if self.has_permission(request) else None
+        return {**super().each_context(request), "docora_version": __version__, "sync_pause": pause}
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """The models by what one does with them, not by the package that they live in."""

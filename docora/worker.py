@@ -11,8 +11,9 @@ import time
 from types import FrameType
 from typing import Any
 
+from redis.client import Pipeline
 from redis.exceptions import RedisError
-from rq import Worker
+from rq import Worker, worker_registration
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
@@ -64,6 +65,14 @@ class DocoraWorker(Worker):
                     self.connection.ping()
                     return
                 time.sleep(0.5)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Registers anew each time: rq does it at the start only, and a Redis that has lost everything would never know of
+        its workers again."""
+        super().heartbeat(timeout, pipeline)
+        worker_registration.register(self, pipeline)
+        if pipeline is None and not self.connection.hexists(self.key, "birth"):  # while it works, rq looks itself
+            self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         with contextlib.suppress(RedisError):

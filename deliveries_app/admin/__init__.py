@@ -3,6 +3,7 @@
 from deliveries_app.admin.activity import BulkOperationAdmin, DeliveryAdmin, SyncRunAdmin
 from deliveries_app.admin.apps import AppAdmin
 from deliveries_app.admin.failed import FailedSyncAdmin
+from deliveries_app.admin.queue import QueueAdmin
 from deliveries_app.admin.repositories import RepositoryAdmin
 from deliveries_app.admin.watches import AppRepositoryAdmin
 
@@ -12,6 +13,7 @@ __all__ = [
     "BulkOperationAdmin",
     "DeliveryAdmin",
     "FailedSyncAdmin",
+    "QueueAdmin",
     "RepositoryAdmin",
     "SyncRunAdmin",
 ]

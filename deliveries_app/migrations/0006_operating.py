@@ -15,6 +15,10 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name='queue',
+            options={'default_permissions': (), 'managed': False, 'permissions': [('view_queue', 'Can see the job queue'), ('control_queue', 'Can stop jobs and pause the queue')], 'verbose_name_plural': 'queue'},
+        ),
         migrations.CreateModel(
             name='HourlyTraffic',
             fields=[

@@ -162,6 +162,7 @@ class Queue(models.Model):
     class Meta:
         managed = False
         default_permissions = ()
+        verbose_name_plural = "queue"  # there is one
         permissions = [("view_queue", "Can see the job queue"), ("control_queue", "Can stop jobs and pause the queue")]
 
     def __str__(self) -> str:

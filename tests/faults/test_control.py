@@ -3,12 +3,13 @@
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status
 from deliveries_app.services import pause_syncing, resume_syncing, stop_sync, wish
-from docora import queueing
+from docora import queue_state, queueing
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
+from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
 ME = Actor.command()
@@ -68,3 +69,26 @@ def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: Wo
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
     assert worker.running
     assert "Traceback" not in daemons.logs()
+
+
+def test_a_redis_that_lost_everything_knows_its_workers_again(
+    world: World, daemons: Daemons, valkey_server: ValkeyServer
+) -> None:
+    worker = daemons.worker()
+    wait_for(lambda: [known.pid for known in queue_state.read_workers()] == [worker.pid], 30, 0.1)
+    with valkey_server.client() as client:
+        client.flushall()
+    wait_for(lambda: [known.pid for known in queue_state.read_workers()] == [worker.pid], 30, 0.1)
+    (known,) = queue_state.read_workers()
+    assert (known.state, known.is_gone, known.queues) == ("idle", False, "high, default, low")
+
+
+def test_a_lease_names_the_worker_and_not_the_process_that_it_forked(world: World, daemons: Daemons) -> None:
+    _repo, pair = watched(world)
+    worker = daemons.worker()
+    wait_for(lambda: len(world.requests()) > 20, 30)
+    pair.refresh_from_db()
+    (known,) = queue_state.read_workers()
+    assert (pair.lease_owner, known.pid) == (known.identity, worker.pid)
+    assert known.job is not None
+    assert (known.state, known.job.argument) == ("busy", str(pair.pk))

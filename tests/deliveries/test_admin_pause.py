@@ -1,0 +1,137 @@
+"""Pausing all syncing in the admin: the page that asks, the banner on every page, and what waits meanwhile."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository, SyncPause, SyncRun
+from tests.support.staff import staff
+
+PAGE = "/admin/deliveries_app/queue/"
+LIVE = "/admin/live/queue/"
+WATCHES = "/admin/deliveries_app/apprepository/"
+BANNER = "<strong>All syncing is paused</strong> by anna"
+SEES = ("view_queue", "view_apprepository", "view_app")
+
+
+@pytest.fixture
+def operator(db) -> Client:
+    return staff("olga", *SEES, "control_queue", "resync_apprepository")
+
+
+@pytest.fixture
+def paused(db) -> SyncPause:
+    return SyncPause.objects.create(paused_by="anna")
+
+
+def test_the_page_says_what_it_means_and_only_its_button_pauses(operator: Client, pairs) -> None:
+    page = operator.get(f"{PAGE}pause/").text
+    for words in ("nothing is sent to any app", "are recorded, and wait", "is not sent again", "No, take me back"):
+        assert words in page
+    assert "hand over" not in page  # nothing runs
+    assert not SyncPause.objects.exists()
+    answer = operator.post(f"{PAGE}pause/", {"post": "yes"}, follow=True)
+    assert answer.redirect_chain == [(PAGE, 302)]
+    assert "All syncing is paused by olga." in answer.text
+    assert SyncPause.objects.get().paused_by == "olga"
+    assert LogEntry.objects.get().change_message == "Paused all syncing"
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 sync that runs now hands over"), (2, "2 syncs that run now hand")])
+def test_it_says_how_many_syncs_hand_over(operator: Client, pairs, count: int, words: str) -> None:
+    chosen = [pair.pk for pair in pairs[:count]]
+    soon = timezone.now() + timedelta(seconds=20)
+    AppRepository.objects.filter(pk__in=chosen).update(lease_until=soon)
+    assert words in operator.get(f"{PAGE}pause/").text
+
+
+def test_who_pauses_second_is_told_who_was_first(operator: Client, paused: SyncPause) -> None:
+    assert "All syncing is paused by anna." in operator.post(f"{PAGE}pause/", {"post": "yes"}, follow=True).text
+    assert SyncPause.objects.get().paused_by == "anna"
+
+
+def every_page(pair: AppRepository) -> list[str]:
+    return [
+        "/admin/",
+        PAGE,
+        WATCHES,
+        f"{WATCHES}{pair.pk}/change/",
+        f"{WATCHES}force-resync/?ids={pair.pk}",
+        f"/admin/deliveries_app/app/{pair.app_id}/change/",
+        "/admin/password_change/",
+    ]
+
+
+def test_the_banner_stands_on_every_page_with_a_button_that_resumes_and_leads_back(
+    operator: Client, pairs, paused: SyncPause
+) -> None:
+    for url in every_page(pairs[0]):
+        page = operator.get(url).text
+        assert BANNER in page, url
+        assert f'action="{PAGE}resume/?next=' in page, url
+    back = f"{WATCHES}{pairs[0].pk}/change/"
+    answer = operator.post(f"{PAGE}resume/?next={back}", follow=True)
+    assert answer.redirect_chain == [(back, 302)]
+    assert "Syncing goes on." in answer.text
+    assert not SyncPause.objects.exists()
+    for url in every_page(pairs[0]):
+        assert "All syncing is paused" not in operator.get(url).text, url
+    assert "not paused any more" in operator.post(f"{PAGE}resume/", follow=True).text
+
+
+def test_who_may_not_resume_sees_the_banner_and_no_button(pairs, paused: SyncPause) -> None:
+    viewer = staff("victor", *SEES)
+    for url in (PAGE, WATCHES):
+        page = viewer.get(url).text
+        assert BANNER in page
+        assert "/resume/" not in page
+    assert BANNER in staff("norbert").get("/admin/").text
+
+
+def test_whoever_is_not_signed_in_learns_nothing_and_costs_no_query(client: Client, paused: SyncPause) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        page = client.get("/admin/login/").text
+    assert "paused" not in page
+    assert not [query for query in captured.captured_queries if "syncpause" in query["sql"]]
+
+
+def test_the_banner_costs_one_query(operator: Client, pairs, paused: SyncPause) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        operator.get(f"{WATCHES}{pairs[0].pk}/change/")
+    assert len([query for query in captured.captured_queries if "syncpause" in query["sql"]]) == 1
+
+
+def test_the_queue_page_learns_while_it_is_open_that_somebody_paused_or_resumed(operator: Client, db) -> None:
+    assert '<div id="sync-pause">' in operator.get(PAGE).text
+    before = operator.get(LIVE).text
+    assert '<div id="sync-pause" hx-swap-oob="true">' in before
+    assert "Pause all syncing" in before
+    SyncPause.objects.create(paused_by="anna")
+    after = operator.get(LIVE, headers={"HX-Current-URL": f"http://testserver{PAGE}"}).text
+    assert BANNER in after
+    assert f'action="{PAGE}resume/?next={PAGE}"' in after
+    assert "Pause all syncing" not in after
+
+
+def test_a_resync_that_is_asked_for_meanwhile_is_recorded_and_the_confirmation_says_that_it_waits(
+    operator: Client, pairs, paused: SyncPause
+) -> None:
+    url = f"{WATCHES}force-resync/?ids={pairs[0].pk}"
+    assert "the re-sync is recorded and runs when syncing is resumed" in operator.get(url).text
+    operator.post(url, {"post": "yes"})
+    assert SyncRun.objects.get().outcome == ""
+    assert "All syncing is paused." in operator.get(PAGE).text
+
+
+def test_markup_in_a_name_stays_a_name(db) -> None:
+    SyncPause.objects.create(paused_by="<b>anna</b>")
+    root = User.objects.create_superuser("root", password="x")
+    client = Client()
+    client.force_login(root)
+    assert "&lt;b&gt;anna&lt;/b&gt;" in client.get("/admin/").text
