@@ -16,6 +16,7 @@ from deliveries_app.eligible import REGULAR, Skipped
 from deliveries_app.exceptions import PlanRefused
 from deliveries_app.gitignore import Hopeless, Pattern, compile_pattern, lines_of
 from docora.text import clean_text
+from repositories_app.git import LOCAL_TIMEOUT
 from repositories_app.mirror import Entry, Mirror
 
 FILE_NAME = ".docoraignore"
@@ -132,7 +133,7 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
 def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRules:
     """What the commit and the watch ignore. Raises `PlanRefused` for a file that is no text or beyond the bounds: going
     on without it would send what its owner wants hidden."""
-    entry = next(iter(mirror.tree(commit, [FILE_NAME.encode()])), None)
+    entry = mirror.entry(commit, FILE_NAME.encode())
     patterns, problem = _patterns_of(entry, mirror) if entry else ([], "")
     added, _ = compile_lines(patterns_of_watch.encode())
     problems = [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{problem}", 500))] if problem else []
@@ -150,11 +151,16 @@ def _patterns_of(entry: Entry, mirror: Mirror) -> tuple[list[Pattern], str]:
     return patterns, f": {words_for(problems)} It is passed over." if problems else ""
 
 
-def _content_of(entry: Entry, mirror: Mirror) -> bytes:
+def content_of_file(mirror: Mirror, commit: str, *, timeout: float = LOCAL_TIMEOUT) -> bytes:
+    """Of the regular file in the root; empty for anything else. Raises `PlanRefused`."""
+    entry = mirror.entry(commit, FILE_NAME.encode(), timeout=timeout)
+    return _content_of(entry, mirror, timeout) if entry and entry.mode in REGULAR else b""
+
+
+def _content_of(entry: Entry, mirror: Mirror, timeout: float = LOCAL_TIMEOUT) -> bytes:
     if entry.size > MAX_FILE_BYTES:
         raise _refused(f"has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter")
-    with mirror.blobs() as reader:
-        content = next(reader.read([entry.blob]))
+    content = mirror.content(entry.blob, timeout=timeout)
     if b"\0" in content:  # UTF-16, most likely: of each line the first letter would be left
         raise _refused("is not text in UTF-8, it holds NUL bytes. Save it as UTF-8")
     return content

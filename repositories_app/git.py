@@ -140,11 +140,13 @@ def start(
     fds: Sequence[int] = (),
     stdin: int | None = None,
     max_memory: int | None = None,
+    short: bool = False,
 ) -> subprocess.Popen[bytes]:
     """A git child with pipes for output, in its own process group, that dies with this process and holds `fds`.
 
     stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it. `max_memory` (bytes)
-    is for a local command that keeps in memory what a stranger's tree unfolds to.
+    is for a local command that keeps in memory what a stranger's tree unfolds to. `short`: a local read that soon ends
+    by itself, also without us; no Python runs in the child then, so that a process with threads may start it.
     """
     env = environment(remote)
     limits = {resource.RLIMIT_FSIZE: settings.MAX_FETCH_BYTES, resource.RLIMIT_DATA: _MAX_MEMORY} if remote else {}
@@ -162,7 +164,8 @@ def start(
         cwd="/",
         pass_fds=tuple(fds),
         start_new_session=True,
-        preexec_fn=functools.partial(_confine, limits, death),  # the workers that fork here have one thread
+        # Otherwise only workers start it, and they have one thread.
+        preexec_fn=None if short else functools.partial(_confine, limits, death),
     )
     process.errors = errors  # type: ignore[attr-defined]
     return process
@@ -214,9 +217,10 @@ def run(
     fds: Sequence[int] = (),
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
+    short: bool = False,
 ) -> bytes:
     """stdout of a git command that says little; `GitError` when it fails or outlasts `timeout` seconds."""
-    process = start(args, directory=directory, remote=remote, fds=fds)
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short)
     try:
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from docora.datadir import make_private
@@ -24,6 +24,7 @@ from docora.text import format_bytes
 from repositories_app import git, git_errors
 from repositories_app.exceptions import Cause, GitError, RepositoryMoved
 from repositories_app.mirror_blobs import BlobReader
+from repositories_app.mirror_entries import DIRECTORY, Entry, disorder, entry_of, is_strange, slices
 from repositories_app.remote import where_to
 
 __all__ = ["MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
@@ -36,18 +37,7 @@ MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
 MAX_LISTING_BYTES = 4 << 30
 """How long the list of a tree may be: a few nested trees that name each other many times make a list without end."""
-_ARGUMENT_BYTES = 100_000
 _LOCK_POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes."""
-
-    path: bytes
-    mode: str
-    blob: str
-    size: int
 
 
 class Mirror:
@@ -61,6 +51,21 @@ class Mirror:
     def in_use(self, tick: git.Tick) -> Iterator[None]:
         """Hold the shared lock: nobody removes or repacks the mirror meanwhile."""
         with self._lock("use", fcntl.LOCK_SH, tick):
+            yield
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[None]:
+        """The same for a page that shows what is here and waits for nothing: `GitError` says why there is nothing to see."""
+        if not (self.directory / "HEAD").exists():
+            raise GitError(Cause.NOT_FOUND, "This machine has no mirror of the repository.")
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._lock("use", fcntl.LOCK_SH, lambda: None, wait=False))
+            except BlockingIOError:
+                words = "The mirror is being made anew just now. Ask again in a moment."
+                raise GitError(Cause.TIMEOUT, words) from None
+            except OSError as error:
+                raise GitError(Cause.OTHER, f"This machine's mirror cannot be used: {error.strerror}.") from error
             yield
 
     def fetch(self, url: str, token: str, commit: str, watch: str, *, timeout: float, tick: git.Tick) -> str:
@@ -102,12 +107,12 @@ class Mirror:
         it alone fails, too."""
         self._git(["rev-list", "--objects", "--all", "--quiet"], tick=tick)
 
-    def has(self, commit: str) -> bool:
+    def has(self, commit: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bool:
         """Whether the commit and its tree are here."""
         if not commit or not self.directory.exists():
             return False
         try:
-            self._git(["cat-file", "-e", f"{commit}^{{tree}}"])
+            self._glance(["cat-file", "-e", f"{commit}^{{tree}}"], timeout)
         except GitError:
             return False
         return True
@@ -122,14 +127,44 @@ class Mirror:
         arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", commit]
         if paths is None:
             yield from self._ls_tree(arguments)
-        elif any(map(_is_strange, paths)):
+        elif any(map(is_strange, paths)):
             wanted = set(paths)
             yield from (entry for entry in self._ls_tree(arguments) if entry.path in wanted)
         else:
-            for part in _slices(paths):
+            for part in slices(paths):
                 wanted = set(part)
                 named = [os.fsdecode(path) for path in part]
                 yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
+
+    def entry(self, commit: str, path: bytes, *, timeout: float = git.LOCAL_TIMEOUT) -> Entry | None:
+        """What the commit has at this very path, which may be a directory; None for nothing."""
+        if b"\0" in path:
+            return None
+        if is_strange(path):
+            return self._walk(commit, path, time.monotonic() + timeout)
+        listed = self._glance(["ls-tree", "-l", "-z", "--full-tree", commit, "--", os.fsdecode(path)], timeout)
+        return _named(path, listed)
+
+    def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
+        """For a path that git takes for another one: name by name."""
+        found, tree = None, commit
+        for name in path.split(b"/"):
+            if found and found.mode != DIRECTORY:
+                return None
+            found = _named(name, self._glance(["ls-tree", "-l", "-z", tree], until - time.monotonic()))
+            if found is None:
+                return None
+            tree = found.blob
+        return replace(found, path=path) if found else None
+
+    def content(self, blob: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bytes:
+        """The whole content of a small file, 16 MiB at most."""
+        try:
+            return self._glance(["cat-file", "blob", blob], timeout)
+        except GitError as error:
+            if error.cause in {Cause.TIMEOUT, Cause.TOO_LARGE}:
+                raise
+            raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read") from error
 
     def changed_paths(self, base: str, commit: str) -> list[bytes] | None:
         """The paths that differ between two commits, in byte order; None when they are more than a full plan is worth."""
@@ -193,6 +228,10 @@ class Mirror:
             for stale in self.directory.glob(pattern):
                 stale.unlink(missing_ok=True)
 
+    def _glance(self, args: Sequence[str], timeout: float) -> bytes:
+        """For what is answered at once, also in a process with threads."""
+        return git.run(args, directory=self.directory, fds=self._fds, timeout=max(0.0, timeout), short=True)
+
     def _git(
         self,
         args: Sequence[str],
@@ -206,9 +245,9 @@ class Mirror:
     def _ls_tree(self, arguments: Sequence[str]) -> Iterator[Entry]:
         before = None
         for record in self._records(arguments):
-            entry = _entry(record)
+            entry = entry_of(record)
             if before is not None and entry.path <= before:
-                raise _disorder(entry.path)
+                raise disorder(entry.path)
             before = entry.path
             yield entry
 
@@ -258,35 +297,7 @@ class Mirror:
             os.close(fd)
 
 
-def _entry(line: bytes) -> Entry:
-    """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
-    facts, path = line.split(b"\t", 1)
-    mode, _, blob, size = facts.split()
-    if size == b"BAD":
-        raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
-    return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
-
-
-def _disorder(path: bytes) -> GitError:
-    """git sorts a tree when it makes one, so this one was made by hand; what it means is not defined."""
-    words = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
-    return git_errors.explain(Cause.OTHER, words)
-
-
-def _is_strange(path: bytes) -> bool:
-    """Whether git would refuse this path as a pathspec, or take it for another one. Only hand-made trees have such."""
-    return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
-
-
-def _slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """The paths in portions that fit on a command line."""
-    part: list[bytes] = []
-    size = 0
-    for path in paths:
-        if part and size + len(path) > _ARGUMENT_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(path)
-        size += len(path) + 1
-    if part:
-        yield part
+def _named(path: bytes, listed: bytes) -> Entry | None:
+    """The line of this path."""
+    line = next((line for line in listed.split(b"\0") if line.partition(b"\t")[2] == path), None)
+    return entry_of(line) if line else None

@@ -1,0 +1,55 @@
+"""Lines of a tree as git prints them, and paths as it takes them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from repositories_app import git_errors
+from repositories_app.exceptions import Cause, GitError
+
+DIRECTORY = "040000"
+_ARGUMENT_BYTES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes. A directory
+    has a line (`040000`) only where it is asked for."""
+
+    path: bytes
+    mode: str
+    blob: str
+    size: int
+
+
+def entry_of(line: bytes) -> Entry:
+    """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
+    facts, path = line.split(b"\t", 1)
+    mode, _, blob, size = facts.split()
+    if size == b"BAD":
+        raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
+    return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
+
+
+def disorder(path: bytes) -> GitError:
+    """git sorts a tree when it makes one, so this one was made by hand; what it means is not defined."""
+    words = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
+    return git_errors.explain(Cause.OTHER, words)
+
+
+def is_strange(path: bytes) -> bool:
+    """Whether git would refuse this path as a pathspec, or take it for another one. Only hand-made trees have such."""
+    return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
+
+
+def slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The paths in portions that fit on a command line."""
+    part: list[bytes] = []
+    size = 0
+    for path in paths:
+        if part and size + len(path) > _ARGUMENT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += len(path) + 1
+    if part:
+        yield part

@@ -1,0 +1,99 @@
+"""One look at a mirror, for a page: any path is found or not, nothing is fetched, waited for or made."""
+
+import fcntl
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from repositories_app.exceptions import Cause, GitError
+from repositories_app.mirror import Mirror
+from tests.repositories.test_hostile_trees import STRANGE, blob, repo, serve, tree
+from tests.support.git import Entry, GitFixture, Repo
+
+__all__ = ["repo"]
+
+NOWHERE = [
+    b"", b"/", b"/readme.md", b"./readme.md", b"readme.md/", b"readme.md/x", b"..", b"README.md", b"*", b"-r", b":(top)readme.md",
+    b"a\0b", b"\xff", b"x" * 300_000, b"a/" * 50_000 + b"a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE, ids=lambda name: repr(name[:12]))
+@pytest.mark.parametrize("deep", [False, True], ids=["at the top", "in a folder"])
+def test_a_path_with_a_strange_name_is_found(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], name: bytes, deep: bool
+) -> None:
+    content = blob(repo, b"strange")
+    root, path = tree(repo, (b"100644", name, content)), name
+    if deep:
+        root, path = tree(repo, (b"40000", name, root)), name + b"/" + name
+    serve(repo, root)
+    commit = fetched(repo)
+    found = mirror.entry(commit, path)
+    assert found
+    assert (found.path, found.mode, found.blob, found.size) == (path, "100644", content.decode(), 7)
+    assert mirror.content(found.blob) == b"strange"
+
+
+@pytest.mark.parametrize("path", NOWHERE, ids=lambda path: repr(path[:14]))
+def test_a_path_that_is_not_there_is_nothing_and_no_error(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], path: bytes
+) -> None:
+    assert mirror.entry(fetched(repo), path) is None
+
+
+def test_links_submodules_and_directories_are_told_by_their_mode(
+    server: GitFixture, mirror: Mirror, fetched: Callable[..., str]
+) -> None:
+    files = {"docs/a.md": b"a", "link": Entry.symlink("docs/a.md"), "lib": Entry.submodule("1" * 40)}
+    commit = fetched(server.repo("acme/docs", files))
+    found = {path: mirror.entry(commit, path) for path in (b"docs", b"link", b"lib", b"docs/a.md")}
+    assert {path: entry and entry.mode for path, entry in found.items()} == {
+        b"docs": "040000",
+        b"link": "120000",
+        b"lib": "160000",
+        b"docs/a.md": "100644",
+    }
+
+
+def test_a_process_with_threads_may_look(
+    repo: Repo, mirror: Mirror, fetched: Callable[..., str], recwarn: pytest.WarningsRecorder
+) -> None:
+    commit = fetched(repo)
+    recwarn.clear()
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, args=[60])
+    thread.start()
+    try:
+        with mirror.glance():
+            assert mirror.has(commit)
+            assert mirror.entry(commit, b"readme.md")
+    finally:
+        release.set()
+        thread.join()
+    assert [str(warning.message) for warning in recwarn if "fork" in str(warning.message)] == []
+
+
+def test_a_mirror_that_is_not_there_is_told_and_not_made(mirror: Mirror) -> None:
+    with pytest.raises(GitError, match="no mirror"), mirror.glance():
+        pass
+    assert not mirror.directory.parent.exists()
+
+
+def test_a_mirror_that_is_made_anew_is_not_waited_for(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    commit = fetched(repo)
+    with open(f"{mirror.directory}.use.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(GitError, match="made anew"), mirror.glance():
+            pass
+    with mirror.glance():
+        assert mirror.entry(commit, b"readme.md")
+
+
+def test_a_question_that_takes_too_long_is_given_up(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+    commit = fetched(repo)
+    for path in (b"readme.md", b"./readme.md"):
+        with pytest.raises(GitError) as raised:
+            mirror.entry(commit, path, timeout=0)
+        assert raised.value.cause is Cause.TIMEOUT
