@@ -5,9 +5,11 @@ pattern that matches decides, for each directory from the top and then for the f
 directory cannot be taken back.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 
 import re2
@@ -168,6 +170,55 @@ def _content_of(entry: Entry, mirror: Mirror, timeout: float = LOCAL_TIMEOUT) ->
 
 def _refused(words: str) -> PlanRefused:
     return PlanRefused(f"{FILE_NAME} {words}; nothing is sent until then.", "rules")
+
+
+@dataclass(frozen=True)
+class IgnoredBy:
+    """The line that decides: of `.docoraignore`, or, if not `in_file`, of the watch's patterns. `matched` is the path
+    that it matches, the file's own or that of a directory above it."""
+
+    in_file: bool
+    number: int
+    line: bytes
+    matched: bytes
+
+
+def ignored_by(file: bytes, patterns_of_watch: str, entry: Entry) -> IgnoredBy | None:
+    """Which line ignores the entry, for the page that explains one file; syncs ask `IgnoreRules`, made for millions."""
+    lines = [*_numbered(file, in_file=True), *_numbered(patterns_of_watch.encode(), in_file=False)][::-1]
+    any_line = _Any([line.pattern for line in lines])
+    parts = entry.path.split(b"/")
+    for depth, name in enumerate(parts, start=1):
+        path = b"/".join(parts[:depth])
+        if not any_line.matches(path, name):
+            continue
+        is_file = depth == len(parts) and entry.mode != "160000"
+        asked = (line for line in lines if not (is_file and line.pattern.directories_only))
+        last = next((line for line in asked if line.matches(path, name)), None)
+        if last and not last.pattern.includes:
+            return IgnoredBy(last.in_file, last.number, last.text, path)
+    return None
+
+
+@dataclass(frozen=True)
+class _Line:
+    in_file: bool
+    number: int
+    text: bytes
+    pattern: Pattern
+
+    @cached_property
+    def _any(self) -> _Any:
+        return _Any([self.pattern])
+
+    def matches(self, path: bytes, name: bytes) -> bool:
+        return self._any.matches(path, name)
+
+
+def _numbered(text: bytes, *, in_file: bool) -> Iterator[_Line]:
+    for number, line in lines_of(text):
+        with contextlib.suppress(Hopeless):
+            yield _Line(in_file, number, line, compile_pattern(line))
 
 
 def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deliveries_app.exceptions import PlanRefused
-from deliveries_app.rules import IgnoreRules, compile_lines, words_for
+from deliveries_app.rules import IgnoredBy, IgnoreRules, compile_lines, ignored_by, words_for
 from repositories_app.mirror import Entry
 from tests.support.git import git_environment
 
@@ -78,6 +78,12 @@ class WorkTree:
         asked = b"\0".join(paths)
         return set(self._git("check-ignore", "--stdin", "-z", "--no-index", stdin=asked).split(b"\0")[:-1])
 
+    def deciding(self, text: bytes, path: bytes) -> tuple[int, bytes] | None:
+        """(number, line) of the line that ignores the path, as git tells it."""
+        (self.directory / ".gitignore").write_bytes(text)
+        said = self._git("check-ignore", "--stdin", "-z", "--no-index", "--verbose", stdin=path).split(b"\0")
+        return (int(said[1]), said[2]) if len(said) > 3 and not said[2].startswith(b"!") else None
+
     def _git(self, *arguments: str, stdin: bytes = b"") -> bytes:
         command = ["git", "-C", str(self.directory), *arguments]
         return subprocess.run(command, input=stdin, capture_output=True, check=False, env=git_environment()).stdout
@@ -111,6 +117,28 @@ def test_every_pattern_of_the_table_says_what_git_says(work_tree: WorkTree) -> N
             different[tuple(patterns)] = (found - real, real - found)
     assert different == {}
     assert ignored > 500  # and git was really asked
+
+
+def test_the_line_that_ignores_a_path_is_the_one_that_git_names(work_tree: WorkTree) -> None:
+    paths = files_only(path.encode() for path in PATHS)
+    named = 0
+    for patterns in [*LISTS[-18:], ["", *(line for some in LISTS for line in ["# more", *some])]]:
+        text = "".join(f"{pattern}\n" for pattern in patterns).encode()
+        for path in paths[::3]:
+            found = ignored_by(text, "", Entry(path, "100644", "", 0))
+            real = work_tree.deciding(text, path)
+            named += real is not None
+            assert (found and (found.number, found.line.rstrip(b"\r"))) == real, (patterns, path)
+    assert named > 50
+
+
+def test_a_line_of_the_watch_is_told_from_one_of_the_file() -> None:
+    path = Entry(b"docs/draft/a.md", "100644", "", 0)
+    file = b"# ours\n*.log\n\n/docs/draft/\n"
+    assert ignored_by(file, "", path) == IgnoredBy(True, 4, b"/docs/draft/", b"docs/draft")
+    assert ignored_by(file, "!draft/", path) is None
+    assert ignored_by(file, "!draft/\na.md", path) == IgnoredBy(False, 2, b"a.md", b"docs/draft/a.md")
+    assert ignored_by(b"[open\n", "", path) is None
 
 
 PIECES = [
