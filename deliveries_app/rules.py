@@ -136,25 +136,30 @@ def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRul
     """What the commit and the watch ignore. Raises `PlanRefused` for a file that is no text or beyond the bounds: going
     on without it would send what its owner wants hidden."""
     entry = mirror.entry(commit, FILE_NAME.encode())
-    patterns, problem = _patterns_of(entry, mirror) if entry else ([], "")
+    if entry is None or entry.mode in REGULAR:
+        return rules_of(_content_of(entry, mirror) if entry else b"", patterns_of_watch)
     added, _ = compile_lines(patterns_of_watch.encode())
-    problems = [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{problem}", 500))] if problem else []
-    return IgnoreRules([*patterns, *added], problems)
+    return IgnoreRules(added, _remark(" is a link or a submodule here, which is not read: it ignores nothing."))
 
 
-def _patterns_of(entry: Entry, mirror: Mirror) -> tuple[list[Pattern], str]:
-    """Its patterns, and what of it does not count, as the rest of a sentence. Nothing but a regular file is read, as a
-    link could point anywhere."""
-    if entry.mode not in REGULAR:
-        return [], " is a link or a submodule here, which is not read: it ignores nothing."
-    patterns, problems = compile_lines(_content_of(entry, mirror))
+def rules_of(file: bytes, patterns_of_watch: str) -> IgnoreRules:
+    """What this `.docoraignore` and the watch ignore. Raises `PlanRefused`."""
+    patterns, problems = compile_lines(file)
     if len(patterns) > MAX_FILE_PATTERNS:
         raise _refused(f"has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer")
-    return patterns, f": {words_for(problems)} It is passed over." if problems else ""
+    added, _ = compile_lines(patterns_of_watch.encode())
+    return IgnoreRules(
+        [*patterns, *added], _remark(f": {words_for(problems)} It is passed over.") if problems else []
+    )
+
+
+def _remark(words: str) -> list[Skipped]:
+    """A line about the file itself, in the list of what is left out."""
+    return [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{words}", 500))]
 
 
 def content_of_file(mirror: Mirror, commit: str, *, timeout: float = LOCAL_TIMEOUT) -> bytes:
-    """Of the regular file in the root; empty for anything else. Raises `PlanRefused`."""
+    """Of the regular file in the root, as a link could point anywhere; empty for anything else. Raises `PlanRefused`."""
     entry = mirror.entry(commit, FILE_NAME.encode(), timeout=timeout)
     return _content_of(entry, mirror, timeout) if entry and entry.mode in REGULAR else b""
 

@@ -27,7 +27,7 @@ from repositories_app.mirror_blobs import BlobReader
 from repositories_app.mirror_entries import DIRECTORY, Entry, disorder, entry_of, is_strange, slices
 from repositories_app.remote import where_to
 
-__all__ = ["MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
+__all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Mirror:
                 held.enter_context(self._lock("use", fcntl.LOCK_SH, lambda: None, wait=False))
             except BlockingIOError:
                 words = "The mirror is being made anew just now. Ask again in a moment."
-                raise GitError(Cause.TIMEOUT, words) from None
+                raise GitError(Cause.OTHER, words) from None
             except OSError as error:
                 raise GitError(Cause.OTHER, f"This machine's mirror cannot be used: {error.strerror}.") from error
             yield

@@ -1,6 +1,7 @@
 """The verbs. Admin, JSON, jobs and commands call these and nothing below them; each takes an `Actor`, checks, acts,
 audits and returns a small frozen dataclass."""
 
+from deliveries_app.services.explaining import Explanation, explain
 from deliveries_app.services.impact import Impact, impact_of
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.operations import (
@@ -23,6 +24,7 @@ __all__ = [
     "CONTROL_PERMISSION",
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
+    "Explanation",
     "Impact",
     "NotFailed",
     "NotFound",
@@ -35,6 +37,7 @@ __all__ = [
     "delete_app",
     "dismiss_operation",
     "enqueue_due",
+    "explain",
     "impact_of",
     "onboard_app",
     "pause_syncing",

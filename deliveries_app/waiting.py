@@ -1,0 +1,37 @@
+"""When a watched repository is tried next, and what it waits for."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository, Status, SyncPause
+
+_A_MOMENT = timedelta(seconds=10)  # less reads like "just now"
+
+
+@dataclass(frozen=True)
+class NextTry:
+    """`words`, followed by the moment `at` where there is one: `next try` in 40 s."""
+
+    words: str
+    at: datetime | None = None
+
+
+def next_try(pair: AppRepository, pause: SyncPause | None, *, rests_until: datetime | None = None) -> NextTry:
+    """`rests_until`: earlier the file that one asks about is not sent. The pair comes with its app and repository."""
+    if pair.status == Status.SCANNING:
+        return NextTry("syncing now")
+    if pause is not None:
+        return NextTry("waits until syncing is resumed")
+    if pair.app.paused:
+        return NextTry("waits until the app is resumed")
+    if pair.next_sync_at is None:
+        return NextTry("next check", pair.next_check_at)
+    held = [pair.next_sync_at, pair.app.not_before, rests_until]
+    if pair.retry_count:  # the first attempt of a request is the circuit's probe
+        held.append(pair.repository.circuit_open_until)
+    at = max(moment for moment in held if moment is not None)
+    if at > timezone.now() + _A_MOMENT:
+        return NextTry("next try", at)
+    return NextTry("next try as soon as a worker is free")
