@@ -121,12 +121,13 @@ class AdminQuestionsMiddleware:
 
 
 def _can_be_asked(name: str, values: Iterable[str]) -> bool:
-    is_text = name in {"q", "search"}
+    is_search = name in {"q", "search"}
+    is_text = is_search or name == "path"
     if name == "ids":  # of a page that asks: what is no number there selects nothing
         return True
     return not name.endswith("regex") and not any(
         "\0" in value
-        or (is_text and len(value.split()) > _MOST_WORDS)
+        or (is_search and len(value.split()) > _MOST_WORDS)
         or (not is_text and any(part.isdecimal() and len(part) > _LONGEST_NUMBER for part in value.split(",")))
         for value in (name, *values)
     )
