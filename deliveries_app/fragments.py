@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app import tallies
-from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
 from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.tallies import Tally
 from docora.text import format_bytes, format_seconds
@@ -36,11 +36,30 @@ def of_pair(pair: AppRepository) -> dict[str, Any]:
 
 
 def shown_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
-    """Operations that run, and finished ones until they are dismissed, the newest first."""
-    if not may_see_operations(request.user):
+    """The contexts of those that `shown` finds."""
+    return [of_operation(operation) for operation in shown(request.user, queryset)]
+
+
+def shown(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
+    """Operations that run, and finished ones until they are dismissed, the newest first, for whoever may follow them."""
+    if not may_see_operations(user):
         return []
-    shown = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).distinct().order_by("-created_at", "-pk")
-    return [of_operation(operation) for operation in shown[:SHOWN_OPERATIONS]]
+    newest = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).order_by("-created_at", "-pk")
+    return list(newest[:SHOWN_OPERATIONS])
+
+
+def touching(app: App) -> QuerySet[BulkOperation]:
+    """Operations that were asked for this app, or for several of which it is one."""
+    its_runs = SyncRun.objects.filter(operation=OuterRef("pk"), pair__app=app)
+    return BulkOperation.objects.filter(Q(app=app) | Q(app=None) & Exists(its_runs))
+
+
+def open_tallies(pairs: Iterable[AppRepository]) -> dict[int, Tally]:
+    """The tally of the newest open run of each pair that has one, by the pair's primary key."""
+    runs = SyncRun.objects.filter(pair__in=list(pairs), outcome="").order_by("generation", "pk")
+    newest = {run.pair_id: run for run in runs if run.pair_id is not None}
+    found = tallies.of_runs(newest.values())
+    return {pair_pk: found[run.pk] for pair_pk, run in newest.items()}
 
 
 def live_ids(pairs: Iterable[AppRepository]) -> str:

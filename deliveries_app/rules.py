@@ -20,6 +20,7 @@ from deliveries_app.gitignore import Hopeless, Pattern, compile_pattern, lines_o
 from docora.text import clean_text
 from repositories_app.git import LOCAL_TIMEOUT
 from repositories_app.mirror import Entry, Mirror
+from repositories_app.mirror_entries import DIRECTORY
 
 FILE_NAME = ".docoraignore"
 MAX_FILE_BYTES = 65_536
@@ -136,8 +137,10 @@ def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRul
     """What the commit and the watch ignore. Raises `PlanRefused` for a file that is no text or beyond the bounds: going
     on without it would send what its owner wants hidden."""
     entry = mirror.entry(commit, FILE_NAME.encode())
-    if entry is None or entry.mode in REGULAR:
-        return rules_of(_content_of(entry, mirror) if entry else b"", patterns_of_watch)
+    if entry is None or entry.mode == DIRECTORY:
+        return rules_of(b"", patterns_of_watch)
+    if entry.mode in REGULAR:
+        return rules_of(_content_of(entry, mirror), patterns_of_watch)
     added, _ = compile_lines(patterns_of_watch.encode())
     return IgnoreRules(added, _remark(" is a link or a submodule here, which is not read: it ignores nothing."))
 
@@ -148,9 +151,7 @@ def rules_of(file: bytes, patterns_of_watch: str) -> IgnoreRules:
     if len(patterns) > MAX_FILE_PATTERNS:
         raise _refused(f"has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer")
     added, _ = compile_lines(patterns_of_watch.encode())
-    return IgnoreRules(
-        [*patterns, *added], _remark(f": {words_for(problems)} It is passed over.") if problems else []
-    )
+    return IgnoreRules([*patterns, *added], _remark(f": {words_for(problems)} It is passed over.") if problems else [])
 
 
 def _remark(words: str) -> list[Skipped]:

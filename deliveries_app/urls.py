@@ -3,6 +3,7 @@
 from django.urls import path
 
 from deliveries_app import api
+from deliveries_app.views import app as app_views
 from deliveries_app.views import failed, overview, progress, queue
 
 app_name = "deliveries"
@@ -23,6 +24,7 @@ urlpatterns = [
     path("live/overview/", overview.live_overview, name="live_overview"),
     path("live/failed/", failed.failed_syncs, name="failed_syncs"),
     path("live/queue/", queue.live_queue, name="live_queue"),
+    path("live/app/<int:pk>/", app_views.live_app, name="live_app"),
     path("live/<int:pk>/", progress.pair_progress, name="pair_progress"),
     path("live/<int:pk>/cancel/", progress.cancel_pair, name="cancel_pair"),
 ]

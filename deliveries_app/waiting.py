@@ -32,6 +32,5 @@ def next_try(pair: AppRepository, pause: SyncPause | None, *, rests_until: datet
     if pair.retry_count:  # the first attempt of a request is the circuit's probe
         held.append(pair.repository.circuit_open_until)
     at = max(moment for moment in held if moment is not None)
-    if at > timezone.now() + _A_MOMENT:
-        return NextTry("next try", at)
-    return NextTry("next try as soon as a worker is free")
+    what = "next try" if pair.is_failing else "next sync"
+    return NextTry(what, at) if at > timezone.now() + _A_MOMENT else NextTry(f"{what} as soon as a worker is free")

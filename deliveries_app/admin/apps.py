@@ -5,29 +5,28 @@ from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from deliveries_app import fragments, services
+from deliveries_app import app_page, fragments, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.forms import AppForm, OnboardForm, posted
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin
-from deliveries_app.models import App, AppRepository, BulkOperation, Status
+from deliveries_app.admin.why import WhyOfAppAdmin
+from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.services.onboarding import reachability
 from docora.templatetags.docora import badge
 
-PER_PAGE = 50
 TOKENS_SHOWN = 20
 
 
 @admin.register(App)
-class AppAdmin(AppSecretsAdmin, PingAdmin, RemovalAdmin[App]):
+class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
     form = AppForm
     list_display = ("name", "app_id", "repositories", "failing", "state", "base_url")
     list_filter = ("paused",)
@@ -126,28 +125,24 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, RemovalAdmin[App]):
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
     def _cockpit(self, request: HttpRequest, app: App) -> dict[str, Any]:
-        watches = AppRepository.objects.alive().filter(app=app).select_related("app", "repository")
-        page = Paginator(watches.order_by("repository__owner", "repository__name", "pk"), PER_PAGE).get_page(
-            request.GET.get("p")
-        )
         now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
-        touching = BulkOperation.objects.filter(Q(app=app) | Q(runs__pair__app=app))
+        live = app_page.live(request.user, app, request.GET)
+        boxes = live["operations_shown"]
+        more = app_page.more(app) if live["may_see"] else {}
         return {
             "title": app.name,
             "subtitle": None,
-            "app": app,
-            "page": page,
-            "operations": fragments.shown_operations(request, touching),
+            **live,
+            **more,
+            "operations": [fragments.of_operation(one) for one in boxes],
+            "recent": app_page.recent(request.user, app, boxes),
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
-            "may_resync": self.has_resync_permission(request),
             "may_rotate": self.has_rotate_permission(request),
             "may_ping": self.has_ping_permission(request),
-            "may_watch": request.user.has_perm("deliveries_app.add_apprepository"),
             "may_delete": self.has_delete_permission(request, app),
-            "live_ids": fragments.live_ids(list(page.object_list)),
-            "here": request.get_full_path(),
+            "may_see_runs": request.user.has_perm("deliveries_app.view_syncrun"),
         }
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:

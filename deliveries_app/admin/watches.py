@@ -17,6 +17,7 @@ from deliveries_app.admin.forms import WatchForm, posted
 from deliveries_app.admin.removal import RemovalAdmin
 from deliveries_app.admin.retry import RetryAdmin
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
+from deliveries_app.admin.why import WhyAdmin
 from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.services.operations import RETRY_PERMISSION
@@ -52,7 +53,7 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, RetryAdmin[AppRepository], RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository], RemovalAdmin[AppRepository]):
     list_display = (
         "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
     )  # fmt: skip

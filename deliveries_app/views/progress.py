@@ -8,7 +8,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import fragments, services, tallies
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason
 from deliveries_app.views.fragment import fragment, here, ids, may_see_watches
 from docora.confirm import way_back
 
@@ -48,14 +48,12 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 @require_GET
 @fragment(may_see_watches)
 def live_pairs(request: HttpRequest) -> HttpResponse:
-    """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept."""
+    """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept; with
+    `files=1` also their numbers of files, for a page that shows them."""
     pairs = list(AppRepository.objects.filter(pk__in=ids(request)).select_related("app", "repository"))
-    newest = {
-        run.pair_id: run for run in SyncRun.objects.filter(pair__in=pairs, outcome="").order_by("generation", "pk")
-    }
-    found = tallies.of_runs(newest.values())
-    rows = [{"pair": pair, "tally": found[newest[pair.pk].pk] if pair.pk in newest else None} for pair in pairs]
-    context = {"rows": rows, "live_ids": fragments.joined(pair.pk for pair in pairs if pair.is_active)}
+    found = fragments.open_tallies(pairs)
+    rows = [{"pair": pair, "tally": found.get(pair.pk)} for pair in pairs]
+    context = {"rows": rows, "live_ids": fragments.live_ids(pairs), "with_files": request.GET.get("files") == "1"}
     return render(request, "docora/progress.html#live_cells", context)
 
 

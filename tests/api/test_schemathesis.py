@@ -24,7 +24,6 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.services import watch
 from deliveries_app.services.watch_settings import renew_push_secret
-from docora.redis import connection
 from docora.wsgi import application
 from tests.api.caller import token_of
 from tests.support.git import GitFixture, Repo

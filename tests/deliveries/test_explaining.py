@@ -183,7 +183,7 @@ def test_a_record_that_a_resync_cleared(world: World) -> None:
     assert (why.row_state, why.row.held_sha) == ("cleared", sha(b"1"))
     assert why.row.generation < pair.resend_floor
     assert why.tried_next
-    assert why.tried_next.words == "next try as soon as a worker is free"
+    assert why.tried_next.words == "next sync as soon as a worker is free"
     world.sync(pair)
     assert ask(pair, "a.md").verdict.state == "delivered"
 

@@ -1,0 +1,364 @@
+"""The app page as a cockpit: what it shows of an app's work, to whom, and what is refreshed without anything being lost."""
+
+import hashlib
+import re
+from datetime import timedelta
+from html import unescape
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app import app_page, vitals
+from deliveries_app.actors import Actor
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    DeliveryFailure,
+    Outcome,
+    Status,
+    SyncPause,
+    SyncRun,
+)
+from deliveries_app.services import resync_by_app, resync_many
+from tests.support.staff import VIEWS, make_app, make_pair, staff
+
+APPS = "/admin/deliveries_app/app/"
+FAILING = {
+    "status": Status.FAILED,
+    "root_cause": "http_5xx",
+    "last_error": "2 files were not accepted. The app answered 500.",
+    "last_status_code": 500,
+}
+
+
+@pytest.fixture
+def admin(db) -> Client:
+    User.objects.create_superuser("root", password="x")
+    client = Client()
+    client.force_login(User.objects.get(username="root"))
+    return client
+
+
+@pytest.fixture
+def app(db) -> App:
+    return make_app("Portal")
+
+
+def page(client: Client, app: App, **query: str):
+    return client.get(f"{APPS}{app.pk}/change/", query)
+
+
+def live(client: Client, app: App, **query: str):
+    return client.get(f"/admin/live/app/{app.pk}/", query, HTTP_HX_REQUEST="true")
+
+
+def failing(app: App, name: str, **facts) -> AppRepository:
+    return make_pair(app, name, **FAILING | {"failing_since": timezone.now() - timedelta(hours=1)} | facts)
+
+
+def file_failing(pair: AppRepository, path: str, minutes_ago: int = 1) -> DeliveryFailure:
+    moment = timezone.now() - timedelta(minutes=minutes_ago)
+    return DeliveryFailure.objects.create(
+        pair=pair, path=path, path_digest=hashlib.sha256(path.encode()).hexdigest(), cause="http", status_code=500,
+        message="The app answered 500.", body="<b>boom</b>", attempts=3, first_at=moment, last_at=moment,
+    )  # fmt: skip
+
+
+def names(text: str) -> list[str]:
+    """The repositories of the table, in its order."""
+    return re.findall(r'id="watch-\d+" href="[^"]+">([^<]+)</a>', text)
+
+
+def words(text: str, pair: AppRepository) -> str:
+    """What the table says of a repository beside its status, without markup."""
+    row = text[text.index(f'id="watch-{pair.pk}"') :]
+    cell = row[row.index('class="goes"') : row.index("</td>", row.index('class="goes"'))]
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", cell.partition(">")[2])).split())
+
+
+def test_health_is_told_of_the_last_notifications_or_that_there_were_none(admin: Client, app: App) -> None:
+    assert "No notification was sent lately." in page(admin, app).text
+    latest = vitals.Latest()
+    for number in range(100):
+        latest.add(number != 0, 0.038 if number < 90 else 0.21)
+    vitals.remember(app, latest)
+    for shown in (page(admin, app), live(admin, app)):
+        assert "99 % ok · median 38 ms · p95 210 ms (last 100)" in shown.text
+
+
+def test_without_redis_the_page_is_there_all_the_same(admin: Client, app: App, valkey_server) -> None:
+    make_pair(app, "docs", status=Status.SCANNING)
+    valkey_server.stop()
+    assert names(page(admin, app).text) == ["acme/docs"]
+
+
+def test_each_row_says_what_is_wrong_and_when_it_is_tried_next(admin: Client, app: App) -> None:
+    soon = timezone.now() + timedelta(seconds=100)
+    files = failing(app, "files", next_sync_at=soon, files_failing=2, base_commit="a" * 40)
+    down = failing(app, "down", next_sync_at=soon, files_failing=2, status=Status.PENDING, last_status_code=503)
+    git = failing(
+        app, "git", next_sync_at=soon, root_cause="git_auth", last_error="The token was refused.", last_status_code=None
+    )
+    waiting = make_pair(app, "waiting", status=Status.PENDING, next_sync_at=timezone.now())
+    synced = make_pair(app, "well")
+    text = page(admin, app).text
+    assert words(text, files) == "HTTP 500 on 2 files next try in 1 min"
+    assert words(text, down) == "HTTP 503 next try in 1 min"  # no base: the number of files is that of an earlier run
+    assert words(text, git) == "The token was refused next try in 1 min"
+    assert words(text, waiting) == "Next sync as soon as a worker is free"
+    assert words(text, synced) == ""
+    App.objects.update(not_before=timezone.now() + timedelta(minutes=10, seconds=30))
+    assert words(page(admin, app).text, files).endswith("next try in 10 min")
+    App.objects.update(paused=True)
+    assert words(page(admin, app).text, files).endswith("waits until the app is resumed")
+    SyncPause.objects.create(paused_by="anna")
+    assert words(page(admin, app).text, files).endswith("waits until syncing is resumed")
+
+
+def test_an_open_circuit_is_waited_for_unless_somebody_asks(admin: Client, app: App) -> None:
+    pair = failing(app, "docs", next_sync_at=timezone.now(), retry_count=3)
+    pair.repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
+    pair.repository.save()
+    assert words(page(admin, app).text, pair).endswith("next try in 20 min")
+    AppRepository.objects.update(retry_count=0)
+    assert words(page(admin, app).text, pair).endswith("next try as soon as a worker is free")
+
+
+def test_a_repository_that_is_being_sent_shows_its_bar_and_its_files(admin: Client, app: App) -> None:
+    pair = make_pair(app, "docs", status=Status.SCANNING)
+    SyncRun.objects.create(
+        pair=pair, app_name="Portal", repository_name="acme/docs", reason="change", requested_by="sweep", generation=1,
+        started_at=timezone.now(), files_total=10_000, files_done=4_400,
+    )  # fmt: skip
+    text = page(admin, app).text
+    assert 'value="44"' in text
+    assert words(text, pair) == "4,400 / 10,000 files"
+    polled = admin.get("/admin/live/", {"ids": pair.pk, "files": "1"}).text
+    assert f'id="going-{pair.pk}" hx-swap-oob="true">4,400 / 10,000 files' in polled
+    assert f"ids={pair.pk}&files=1" in unescape(polled)
+    assert "going-" not in admin.get("/admin/live/", {"ids": pair.pk}).text  # other lists have no place for them
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({}, ["acme/docs", "acme/site", "acme/web", "other/docs"]),
+        ({"q": "docs"}, ["acme/docs", "other/docs"]),
+        ({"q": "ACME/do"}, ["acme/docs"]),
+        ({"q": "github.com/acme/site"}, ["acme/site"]),
+        ({"q": "%"}, []),
+        ({"status": "failed"}, ["acme/web"]),
+        ({"status": "failing"}, ["acme/site", "acme/web"]),
+        ({"status": "synced", "q": "docs"}, ["acme/docs", "other/docs"]),
+        ({"status": "nonsense"}, ["acme/docs", "acme/site", "acme/web", "other/docs"]),
+        ({"o": "-repository"}, ["other/docs", "acme/web", "acme/site", "acme/docs"]),
+        ({"o": "files"}, ["other/docs", "acme/docs", "acme/web", "acme/site"]),
+        ({"o": "-files"}, ["acme/site", "acme/web", "acme/docs", "other/docs"]),
+        ({"o": "status"}, ["acme/web", "acme/site", "acme/docs", "other/docs"]),
+        ({"o": "-synced"}, ["acme/web", "acme/docs", "acme/site", "other/docs"]),
+        ({"o": "app__client_auth_key"}, ["acme/docs", "acme/site", "acme/web", "other/docs"]),
+    ],
+)
+def test_the_table_is_searched_filtered_and_sorted(admin: Client, app: App, query, found: list[str]) -> None:
+    now = timezone.now()
+    make_pair(app, "docs", tree_files=20, last_synced_at=now - timedelta(hours=1))
+    failing(app, "site", status=Status.PENDING, tree_files=40)
+    failing(app, "web", tree_files=30, last_synced_at=now)
+    other = make_pair(app, "else", tree_files=10)
+    other.repository.owner, other.repository.name = "other", "docs"
+    other.repository.canonical_url = "https://gitlab.com/other/docs"
+    other.repository.save()
+    AppRepository.objects.filter(pk=other.pk).update(github_url=other.repository.canonical_url)
+    make_pair(make_app("Search"), "docs")
+    make_pair(app, "unwatched", ended_at=now)
+    assert names(page(admin, app, **query).text) == found
+    assert names(live(admin, app, **query).text) == found
+
+
+def test_the_headings_say_how_the_table_is_sorted_and_lead_to_the_other_way(admin: Client, app: App) -> None:
+    make_pair(app, "docs")
+    text = unescape(page(admin, app, q="docs", p="1", o="files").text)
+    assert text.count("aria-sort=") == 1
+    assert re.search(r'aria-sort="ascending"><a id="sort-files" href="\?q=docs&o=-files#repositories"', text)
+    assert 'id="sort-status" href="?q=docs&o=status#repositories"' in text
+    assert 'aria-sort="descending"' in page(admin, app, o="-files").text
+
+
+def test_a_thousand_repositories_are_paged_and_the_query_stays_in_the_links(admin: Client, app: App) -> None:
+    for number in range(120):
+        make_pair(app, f"docs-{number:03}")
+    text = page(admin, app, q="docs", o="-repository", p="2").text
+    assert len(names(text)) == app_page.PER_PAGE
+    assert names(text)[0] == "acme/docs-069"
+    assert "Page 2 of 3" in text
+    for shown in (text, live(admin, app, q="docs", o="-repository", p="2", operations="").text):
+        assert 'href="?q=docs&o=-repository&p=3"' in unescape(shown)
+        assert 'href="?q=docs&o=-repository&p=1"' in unescape(shown)
+    for nonsense in ("x", "-1", "99", "9" * 9):
+        assert len(names(page(admin, app, p=nonsense).text)) in {20, 50}
+
+
+def test_what_is_refreshed_asks_with_the_query_of_the_page(admin: Client, app: App) -> None:
+    make_pair(app, "docs")
+    text = unescape(page(admin, app, q="do cs", status="synced").text)
+    assert f'hx-get="/admin/live/app/{app.pk}/?q=do+cs&status=synced"' in text
+    assert 'hx-trigger="every 5s, docora:refresh"' in text
+    refreshed = unescape(live(admin, app, q="docs", operations="").text)
+    assert "every 5s" not in refreshed  # the element around it goes on asking
+    assert 'role="search"' not in refreshed  # what somebody types is not taken away
+    assert f"next={APPS}{app.pk}/change/%3Fq%3Ddocs" in refreshed  # the buttons lead back to the page
+
+
+def test_everything_that_can_have_the_focus_keeps_it_over_a_refresh_by_an_id(admin: Client, app: App) -> None:
+    for number in range(60):
+        failing(app, f"docs-{number}")
+    resync_by_app(Actor.command(), app)
+    AppRepository.objects.update(failing_since=timezone.now(), root_cause="http_5xx")
+    refreshed = live(admin, app, operations="gone").text
+    focusable = re.findall(r"<(?:a|button|select|input(?! type=\"hidden\"))\b[^>]*>", refreshed)
+    assert len(focusable) > 150
+    assert [tag for tag in focusable if " id=" not in tag] == []
+
+
+def test_nothing_to_show_says_what_to_do_first(admin: Client, viewer: Client, app: App) -> None:
+    text = page(admin, app).text
+    assert "This app watches nothing yet." in text
+    assert "Watch a repository" in text
+    assert 'role="search"' not in text
+    assert "Why was this file" not in text
+    assert "apprepository/add/" not in page(viewer, app).text
+    make_pair(app, "docs")
+    assert "No repository matches." in page(admin, app, q="nothing").text
+
+
+def test_the_buttons_of_a_row_are_for_those_who_may(admin: Client, viewer: Client, operator: Client, app: App) -> None:
+    pair, well = failing(app, "docs"), make_pair(app, "site")
+    text = unescape(page(admin, app).text)
+    assert f'action="/admin/deliveries_app/apprepository/{pair.pk}/retry/?next={APPS}{app.pk}/change/"' in text
+    assert f'id="retry-{well.pk}"' not in text
+    for name in ("resync", "unwatch"):
+        assert f'id="{name}-{pair.pk}"' in text
+        assert f'id="{name}-{well.pk}"' in text
+    assert "Retry all failed (1)" in text
+    assert f"{APPS}retry-failed/?ids={app.pk}&next={APPS}{app.pk}/change/" in text
+    for shown in (page(operator, app).text, live(operator, app).text):
+        assert "force-resync" in shown
+        assert "retry-" not in shown.replace("retry-count", "")
+        assert "unwatch-" not in shown
+    for shown in (page(viewer, app).text, live(viewer, app).text):
+        assert not re.search(r"force-resync|/retry/|/delete/|retry-failed", shown)
+
+
+def test_who_sees_no_watched_repositories_sees_none_here(app: App) -> None:
+    pair = failing(app, "docs")
+    file_failing(pair, "a.md")
+    blind = staff("bob", "view_app", "resync_apprepository", "retry_apprepository")
+    for shown in (page(blind, app), live(blind, app)):
+        assert shown.status_code == 200
+        assert "acme/docs" not in shown.text
+        assert "a.md" not in shown.text
+        assert "force-resync" not in shown.text
+        assert "permission to see watched repositories" in shown.text
+
+
+def test_the_fragment_is_for_staff_who_may_see_apps(client: Client, admin: Client, app: App) -> None:
+    assert live(client, app).status_code == 401
+    assert "Sign in again" in live(client, app).text
+    assert live(staff("norbert", "view_apprepository"), app).status_code == 403
+    assert live(staff("vera", *(f"view_{model}" for model in VIEWS)), app).status_code == 200
+    assert client.post(f"/admin/live/app/{app.pk}/").status_code == 405
+    App.objects.update(ended_at=timezone.now())
+    assert live(admin, app).status_code == 404
+
+
+def test_operations_are_sent_again_only_when_they_are_others(admin: Client, app: App) -> None:
+    make_pair(app, "docs")
+    operation = resync_by_app(Actor.command(), app)
+    assert f'name="operations" value="{operation.pk}"' in page(admin, app).text
+    assert f"progress-{operation.operation_id}" in live(admin, app, operations="").text
+    assert "app-operations" not in live(admin, app, operations=str(operation.pk)).text
+    SyncRun.objects.update(outcome=Outcome.SUCCEEDED, ended_at=timezone.now())
+    BulkOperation.objects.update(ended_at=timezone.now(), dismissed_at=timezone.now())
+    assert 'id="app-operations" hx-swap-oob="innerHTML"' in live(admin, app, operations=str(operation.pk)).text
+
+
+def test_ended_operations_stay_on_the_page_with_what_came_of_them(admin: Client, app: App) -> None:
+    other = make_app("Search")
+    for name in ("docs", "site"):
+        make_pair(app, name)
+        make_pair(other, name)
+    ours, _ = resync_by_app(Actor.command(), app), resync_by_app(Actor.command(), other)
+    both = resync_many(Actor.command(), AppRepository.objects.all())
+    SyncRun.objects.update(outcome=Outcome.SUCCEEDED, started_at=timezone.now(), ended_at=timezone.now())
+    BulkOperation.objects.update(ended_at=timezone.now(), dismissed_at=timezone.now())
+    BulkOperation.objects.filter(pk=both.pk).update(dismissed_at=None)
+    context = page(admin, app).context
+    assert [shown["operation"] for shown in context["operations"]] == [both]
+    assert [shown["operation"] for shown in context["recent"]] == [ours]
+    text = page(admin, app).text
+    assert "2 repositories: 2 synced" in text
+    assert "All sync runs of this app" in text
+
+
+def test_the_newest_files_that_fail_are_listed_over_all_repositories(admin: Client, app: App, monkeypatch) -> None:
+    docs, site = failing(app, "docs"), failing(app, "site")
+    for number in range(30):
+        file_failing(docs, f"docs/{number}.md", minutes_ago=100 + number)
+        file_failing(site, f"site & co/{number}.md", minutes_ago=number)
+    file_failing(failing(make_app("Search"), "docs"), "of another app")
+    DeliveryFailure.objects.filter(path="docs/0.md").update(kind="skipped")
+    files = page(admin, app).context["files"]
+    assert (files.count, files.is_more, len(files.listed)) == (59, False, app_page.LISTED_FILES)
+    assert [row.path for row in files.listed[:2]] == ["site & co/0.md", "site & co/1.md"]
+    text = unescape(page(admin, app).text)
+    assert f"apprepository/{site.pk}/why/?path=site%20%26%20co%2F0.md" in text
+    assert "<b>boom" not in page(admin, app).text
+    monkeypatch.setattr(app_page, "SORTED_FILES", 20)
+    assert "Files failing (more than 20)" in page(admin, app).text
+
+
+def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client, app: App) -> None:
+    make_pair(app, "site")
+    resync_by_app(Actor.command(), app)
+    file_failing(failing(app, "docs"), "a.md")
+    text = page(admin, app).text
+    settings = text[text.index('id="app_form"') :]
+    settings = settings[: settings.index("</form>")]
+    assert 'name="base_url"' in settings
+    for part in ("hx-get", 'name="q"', 'name="path"', "/retry/", "force-resync", "/cancel/", "<form"):
+        assert part in text
+        assert part not in settings
+    assert text.index('id="app_form"') > text.index('id="tokens"') > text.index('id="repositories"')
+
+
+def test_three_and_three_hundred_repositories_take_the_same_queries(admin: Client, app: App) -> None:
+    def count(*urls: str) -> list[int]:
+        counts = []
+        for url in urls:
+            with CaptureQueriesContext(
+                connection,
+            ) as queries:
+                assert admin.get(url).status_code == 200
+            counts.append(len(queries))
+        return counts
+
+    def add(numbers: range) -> None:
+        for number in numbers:
+            pair = failing(app, f"docs-{number}", status=[Status.FAILED, Status.SCANNING][number % 2])
+            file_failing(pair, f"{number}.md")
+            SyncRun.objects.create(
+                pair=pair, app_name="Portal", repository_name="x", reason="change", requested_by="x", generation=1
+            )
+
+    urls = f"{APPS}{app.pk}/change/", f"/admin/live/app/{app.pk}/?q=docs&status=failing&o=-files"
+    add(range(3))
+    count(*urls)
+    few = count(*urls)
+    add(range(3, 300))
+    assert count(*urls) == few
+    assert max(few) <= 24
