@@ -78,16 +78,16 @@ class Node:
 class SampleServer:
     """A sample as its reader starts it: `url` is where it listens, `output` what it has printed so far."""
 
-    def __init__(self, name: str, key: str, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+    def __init__(self, name: str, key: str, log: Path, *, port: int = 0, **environment: str) -> None:
+        with socket.create_server(("127.0.0.1", port)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         program = node_command() if name.endswith(".mjs") else sys.executable
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [program, str(SAMPLES / name)],
-                env=os.environ | {"DOCORA_KEY": key, "PORT": str(self._port)},
+                env=os.environ | {"DOCORA_KEY": key, "PORT": str(self.port)} | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -98,7 +98,7 @@ class SampleServer:
     def _listens(self) -> bool:
         assert self._process.poll() is None, self.output
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     @property
     def output(self) -> str:

@@ -1,0 +1,246 @@
+"""The receivers of the documentation as real client apps that keep a copy: of everything a sync sends, and of nothing else."""
+
+import base64
+import hashlib
+import inspect
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.paths import is_unsafe
+from deliveries_app.payloads import PING, Chunk, Envelope, delete_body, file_body, notice_body, webhook_id
+from deliveries_app.services import resync_single
+from tests.support.git import Repo
+from tests.support.world import KEY, World
+from tests.wire.bodies import BODIES, COMMIT, CONTENTS, NOON, PATHS, REPOSITORY, SHA, chunked, written
+from tests.wire.clients import SAMPLES, SampleServer, load
+
+LARGE = b"0123456789abcdef\r\n" * 40_000
+FILES = {f"contents/{number:02}": content for number, content in enumerate(CONTENTS.values())} | {
+    path: b"at a path" for path in PATHS.values() if path != "__proto__" and not is_unsafe(path.encode())
+}
+
+
+@dataclass
+class Client:
+    """A receiver that is running, and what it keeps. `restart` is what a deployment does to it."""
+
+    name: str
+    folder: Path
+    key: str = KEY
+    servers: list[SampleServer] = field(default_factory=list)
+
+    def start(self) -> None:
+        log, copies = self.folder / f"{len(self.servers)}.log", str(self.folder / "copies")
+        port = self.servers[0].port if self.servers else 0
+        self.servers.append(SampleServer(self.name, self.key, log, port=port, COPIES=copies))
+
+    def restart(self) -> None:
+        self.servers[-1].close()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"{self.servers[-1].url}/hooks"
+
+    @property
+    def output(self) -> str:
+        return "".join(server.output for server in self.servers)
+
+    def held(self, repository_id: str = REPOSITORY.repository_id) -> dict[str, bytes]:
+        """Path → content of the copy."""
+        files = self.folder / "copies" / repository_id / "files"
+        return {str(file.relative_to(files)): file.read_bytes() for file in files.rglob("*") if file.is_file()}
+
+    def on_disk(self) -> set[Path]:
+        """Every file that is there, whatever it is for."""
+        return {file for file in self.folder.parent.rglob("*") if file.is_file() and file.suffix != ".log"}
+
+    def post(self, event: str, body: bytes, sequence: int = 1, key: str = KEY, **changes: str) -> tuple[int, str]:
+        """Send a notification as Docora does; the status, and the words of the answer."""
+        envelope = Envelope("app_0123456789abcdef01234567", "run_0123456789abcdef01234567", "change")
+        lines = envelope.headers(body, webhook_id("0123456789abcdef", sequence), sequence, int(time.time()), [key])
+        headers = dict(line.split(": ", 1) for line in lines)
+        headers |= {name.replace("_", "-"): value for name, value in changes.items()}
+        request = urllib.request.Request(f"{self.url}/{event}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def create(self, path: str, content: bytes, sequence: int = 1) -> tuple[int, str]:
+        return self.post("create", written(content, path), sequence)
+
+    def delete(self, path: str, sequence: int) -> tuple[int, str]:
+        return self.post("delete", delete_body(REPOSITORY, path, SHA, COMMIT, NOON), sequence)
+
+
+@pytest.fixture(params=["receiver.py", "receiver.mjs"])
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
+    (tmp_path / "client").mkdir()
+    client = Client(request.param, tmp_path / "client")
+    client.start()
+    yield client
+    for server in client.servers:
+        server.close()
+
+
+def synced(world: World, client: Client, pair: AppRepository, repo: Repo) -> None:
+    """A sync ends well, the copy is the repository, and the client itself has found that out."""
+    assert world.sync(pair).status == Status.SYNCED, (pair.last_error, client.output)
+    assert client.held(pair.repository.repository_id) == repo.files()
+    assert client.output.rstrip().endswith("the copy matches")
+
+
+@pytest.fixture
+def watched(world: World, client: Client, settings) -> tuple[Repo, AppRepository]:
+    """A repository of every kind of content and path; whatever is not tiny comes in chunks that end anywhere."""
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 60_000, 50_001
+    App.objects.filter(pk=world.app.pk).update(base_url=client.url, send_sync_completed=True)
+    world.app.refresh_from_db()
+    return world.watch({**FILES, "large.txt": LARGE})
+
+
+def test_the_copy_is_what_the_repository_is_through_every_change(world: World, client: Client, watched) -> None:
+    repo, pair = watched
+    synced(world, client, pair, repo)
+    assert "more to come" in client.output
+    repo.commit({"large.txt": LARGE[::-1], "0": b"changed", "1/2/3": None, "contents/00": None, "new/a/b": b"\0"})
+    synced(world, client, pair, repo)
+    repo.commit({"1": b"was a folder", "0": None, "0/was/a": b"file", "new/a/b": None})
+    synced(world, client, pair, repo)
+    client.restart()
+    repo.commit({"large.txt": LARGE[1:]})
+    synced(world, client, pair, repo)
+
+
+def test_a_re_sync_mends_a_copy_that_was_damaged(world: World, client: Client, watched) -> None:
+    repo, pair = watched
+    synced(world, client, pair, repo)
+    files = client.folder / "copies" / pair.repository.repository_id / "files"
+    (files / "large.txt").unlink()
+    (files / "large.txt").mkdir()
+    (files / "large.txt" / "in the way").write_text("x")
+    (files / "contents" / "01").write_text("x")
+    resync_single(Actor.system(), pair)
+    synced(world, client, pair, repo)
+
+
+def test_every_body_is_understood(client: Client) -> None:
+    for sequence, (name, body) in enumerate(BODIES.items(), 1):
+        if name == "a huge size":
+            continue
+        event = name.partition(":")[0].partition(" ")[0].replace("chunk", "create")
+        status, words = client.post(event, body, sequence)
+        assert (status, words != "stale") == (200, True), (name, words)
+
+
+def test_a_large_file_is_there_once_its_last_chunk_is(client: Client) -> None:
+    bodies = chunked(LARGE, 100_001)
+    for body in bodies[:-1]:
+        assert client.post("create", body) == (200, "more to come")
+        assert client.held() == {}
+    client.restart()
+    assert client.post("create", bodies[-1]) == (200, "kept")
+    assert client.held() == {"big.bin": LARGE}
+    assert [file for file in client.on_disk() if "incoming" in file.parts] == []
+
+
+def test_chunks_of_an_attempt_that_was_given_up_are_not_mixed_with_the_next_one(client: Client) -> None:
+    def chunk(number: int, content: str, attempt: str) -> bytes:
+        piece = Chunk(attempt, number, 2, base64.b64encode(content.encode()).decode())
+        return file_body(REPOSITORY, "a", hashlib.sha256(b"onetwo").hexdigest(), 6, piece, COMMIT, NOON)
+
+    assert client.post("create", chunk(0, "eno", "first"), 1) == (200, "more to come")
+    assert client.post("create", chunk(0, "one", "second"), 2) == (200, "more to come")
+    assert client.post("create", chunk(0, "one", "second"), 2) == (200, "more to come")
+    assert client.post("create", chunk(1, "two", "first"), 1)[0] == 409
+    assert client.post("create", chunk(1, "two", "second"), 2) == (200, "kept")
+    assert client.held() == {"a": b"onetwo"}
+
+
+def test_what_comes_late_changes_nothing_not_even_after_a_restart(client: Client) -> None:
+    assert client.create("a", b"new", 7) == (200, "kept")
+    assert client.create("a", b"old", 6) == (200, "stale")
+    assert client.delete("a", 5) == (200, "stale")
+    assert client.create("a", b"new", 7) == (200, "kept")
+    assert client.delete("a", 8) == (200, "removed")
+    client.restart()
+    assert client.create("a", b"new", 7) == (200, "stale")
+    assert client.post("create", chunked(LARGE, 100_000)[0].replace(b"big.bin", b"a"), 7) == (200, "stale")
+    assert client.held() == {}
+    assert client.delete("a", 9) == (200, "absent")
+    assert client.create("b", b"another path", 1) == (200, "kept")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../a", "/a", "a/../../../a", "a/..", "..", ".", "", "a//b", "a/", "./a", "a\0b", "../../../../../../tmp/a"],
+)
+def test_a_path_that_leads_out_of_the_copy_is_refused(client: Client, path: str) -> None:
+    before = client.on_disk()
+    assert client.create(path, b"x") == (422, "The path leads out of the copy.")
+    assert client.delete(path, 2) == (422, "The path leads out of the copy.")
+    assert client.post("create", chunked(b"x", 2)[0].replace(b'"big.bin"', json.dumps(path).encode()))[0] == 422
+    assert client.on_disk() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (REPOSITORY.repository_id, "../../elsewhere"),
+        ("0b9cbbd4-3ba5-4d0c-b5c4-6a3f3c7f6f9e", "../../elsewhere"),
+        ("0b9cbbd4-3ba5-4d0c-b5c4-6a3f3c7f6f9e", ".."),
+    ],
+)
+def test_no_other_name_of_a_notification_leads_out_of_the_copy_either(client: Client, old: str, new: str) -> None:
+    body = chunked(LARGE, 100_000)[0].replace(old.encode(), new.encode())
+    before = client.on_disk()
+    assert client.post("create", body)[0] == 422
+    assert client.on_disk() == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("sha", SHA), ("size", 5), ("content", "other")])
+def test_a_content_that_is_not_what_is_said_of_it_is_refused(client: Client, field: str, value: object) -> None:
+    assert client.create("a", b"text", 1) == (200, "kept")
+    body = json.loads(written(b"longer text", "a"))
+    body["file"][field] = value
+    assert client.post("update", json.dumps(body).encode(), 2) == (422, "The content is not what sha and size say.")
+    assert client.held() == {"a": b"text"}
+    assert client.create("a", b"text again", 2) == (200, "kept")
+
+
+def test_what_is_not_docora_s_is_refused_and_nothing_is_kept_of_it(client: Client) -> None:
+    body = written(b"x")
+    before = client.on_disk()
+    assert client.post("create", body, key="another-key-altogether")[0] == 401
+    assert client.post("create", body, X_Docora_Timestamp=str(int(time.time()) - 60))[0] == 401
+    assert client.post("create", body, X_Docora_Signature="sha256=")[0] == 401
+    assert client.on_disk() == before
+
+
+def test_other_notifications_are_answered_and_other_addresses_are_not(client: Client) -> None:
+    assert client.post("ping", notice_body(PING, NOON)) == (200, "pong")
+    assert client.post("sync_failed", BODIES["sync_failed plain"])[0] == 200
+    assert client.post("sync_completed", BODIES["sync_completed"]) == (200, "the copy differs: ask for a re-sync")
+    assert client.post("elsewhere", notice_body(PING, NOON))[0] == 404
+
+
+def test_the_receivers_verify_exactly_as_the_samples_do_that_only_verify() -> None:
+    assert inspect.getsource(load("receiver").verify) == inspect.getsource(load("verify").verify)
+    function = re.compile(r"^export function verify\(.*?^}$", re.MULTILINE | re.DOTALL)
+    ours, theirs = (function.search((SAMPLES / name).read_text()) for name in ("receiver.mjs", "verify_raw.mjs"))
+    assert ours
+    assert theirs
+    assert ours[0] == theirs[0]
