@@ -7,7 +7,6 @@ from typing import Any
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import render
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
@@ -17,7 +16,6 @@ from ninja.parser import Parser
 from deliveries_app.rest import hooks, repositories
 from deliveries_app.services import NotFound
 from docora import __version__, health
-from docora.api import reference
 from docora.api.validation import sentence
 from docora.crypto import DecryptionError
 from docora.errors import INTERNAL, NOT_FOUND, ApiError, json_error
@@ -102,10 +100,3 @@ def document() -> dict[str, Any]:
 @require_safe
 def openapi_json(request: HttpRequest) -> JsonResponse:
     return JsonResponse(document())
-
-
-@csrf_exempt
-@require_safe
-def docs(request: HttpRequest) -> HttpResponse:
-    """The reference, from the document, for people."""
-    return render(request, "docora/docs/reference.html", reference.context(document()))

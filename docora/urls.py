@@ -6,7 +6,7 @@ from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import RedirectView
 
-from docora import openapi
+from docora import docs, openapi
 from docora.errors import NOT_FOUND, json_error
 
 
@@ -19,7 +19,10 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("openapi.json", openapi.openapi_json, name="openapi"),
     path("api/openapi.json", openapi.openapi_json),
-    path("docs/", openapi.docs, name="docs"),
+    path("docs/", docs.start, name="docs"),
+    path("docs/webhooks/", docs.webhooks, name="docs-webhooks"),
+    path("docs/api/", docs.api, name="docs-api"),
+    path("docs/operations/", docs.operations, name="docs-operations"),
     path("", openapi.api.urls),
     re_path(r"^api/", unknown),
     path("admin/", include("deliveries_app.urls")),

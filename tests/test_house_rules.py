@@ -20,6 +20,7 @@ ROOF = {
     "checks",
     "health",
     "openapi",
+    "docs",
     "metrics",
     "settings",
     "supervisor",

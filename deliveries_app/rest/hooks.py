@@ -12,6 +12,7 @@ from deliveries_app.rest.schemas import Announced
 from deliveries_app.services import push_hooks
 from docora.api.answers import THROTTLED, answers
 from docora.api.bodies import TooLarge, pieces
+from docora.api.reference import SHELL
 from docora.errors import ApiError
 
 router = Router(tags=["Push hooks"])
@@ -34,6 +35,7 @@ _documented["openapi_extra"] |= {
             "description": "`sha256=` and the hex HMAC-SHA256 of the body under the push hook secret of the watch.",
             "schema": {"type": "string"},
             "example": "sha256=88aab3ede8d3adf94d26ab90d3bafd4a2083070c3bcce9c014ee04a443847c0b",
+            SHELL: """sha256=$(printf %s "$BODY" | openssl dgst -sha256 -hmac "$PUSH_SECRET" -r | cut -d ' ' -f 1)""",
         }
     ],
     "requestBody": {

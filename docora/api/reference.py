@@ -11,6 +11,10 @@ from docora.api.answers import COMMON
 
 type Document = Mapping[str, Any]
 
+SHELL = "x-docora-shell"
+"""Of a header that no example can stand for, since it is made from the body: the shell's words for it, with the body in
+`$BODY`."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -52,11 +56,12 @@ class Call:
     parameters: list[Field]
     body: list[Field]
     curl: str
+    needs_signature: bool
     answers: list[Answer]
 
 
 def context(document: Document) -> dict[str, Any]:
-    """What the template `docora/docs/reference.html` needs."""
+    """What the template `docs/api.html` needs."""
     groups: dict[str, list[Call]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -94,6 +99,7 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
         ],
         body=list(_fields(document, body[1]["schema"])) if body else [],
         curl=_curl(document, path, method, operation, body),
+        needs_signature=any(SHELL in parameter for parameter in parameters),
         answers=[_answer(document, int(status), answer) for status, answer in operation["responses"].items()],
     )
 
@@ -118,10 +124,13 @@ def _answer(document: Document, status: int, answer: Document) -> Answer:
 def _curl(document: Document, path: str, method: str, operation: Document, body: tuple[str, Any] | None) -> str:
     """A call that can be pasted into a shell, once the token stands in `$DOCORA_TOKEN`."""
     headers, query = [], []
+    is_signed = any(SHELL in parameter for parameter in operation.get("parameters", []))
     for parameter in operation.get("parameters", []):
         example = parameter.get("example", parameter["schema"].get("default"))
         if parameter["in"] == "path":
             path = path.replace(f"{{{parameter['name']}}}", str(example))
+        elif SHELL in parameter:
+            headers.append(f'-H "{parameter["name"]}: {parameter[SHELL]}"')
         elif parameter["in"] == "header":
             headers.append(f"-H {shlex.quote(f'{parameter["name"]}: {example}')}")
         elif parameter["in"] == "query":
@@ -135,7 +144,10 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
         media_type, content = body
         example = content.get("example", _example(document, content["schema"]))
         parts.append(f"-H 'Content-Type: {media_type}'")
-        headers.append(f"-d {shlex.quote(json.dumps(example))}")
+        text = shlex.quote(json.dumps(example))
+        if is_signed:
+            parts[0], text = f"BODY={text}\n{parts[0]}", '"$BODY"'
+        headers.append(f"-d {text}")
     return " \\\n  ".join([*parts, *headers])
 
 

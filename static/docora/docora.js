@@ -1,5 +1,5 @@
-// What CSS and htmx cannot do: toasts that are announced, buttons that are busy once pressed, copying a secret, and
-// panels that refresh themselves unless somebody is at work in them.
+// What CSS and htmx cannot do: toasts that are announced, buttons that are busy once pressed, and panels that refresh
+// themselves unless somebody is at work in them.
 "use strict";
 
 (() => {
@@ -103,17 +103,4 @@
     });
     setInterval(tell, 1000);
   }
-
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy]");
-    if (!button) return;
-    const text = document.getElementById(button.dataset.copy).textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(document.getElementById(button.dataset.copy));
-      button.textContent = "Selected: copy it now";
-    }
-  });
 })();

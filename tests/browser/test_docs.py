@@ -1,5 +1,6 @@
 """The documentation in a real browser: on a phone and on a desk, light and dark, without a word from the console."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,13 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser
+
+PAGES = {
+    "": "Docora",
+    "webhooks/": "Webhook reference",
+    "api/": "API reference",
+    "operations/": "Operations handbook",
+}
 
 
 @pytest.fixture(params=[(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")], ids=str)
@@ -18,14 +26,45 @@ def reader(request: pytest.FixtureRequest) -> Iterator[Browser]:
     browser.close()
 
 
-def test_the_reference_fits_the_screen_and_its_contents_lead_to_the_calls(live_server, reader: Browser) -> None:
+def open_contents(page: Page) -> None:
+    """On a phone the list is folded, so that the text comes first."""
+    summary = page.get_by_text("On this page")
+    if summary.is_visible():
+        assert page.locator(".contents details").get_attribute("open") is None
+        summary.click()
+
+
+def test_every_page_fits_the_screen_and_its_contents_lead_through_it(live_server, reader: Browser) -> None:
     def read(page: Page) -> None:
-        page.goto(f"{live_server.url}/docs/")
-        expect(page.get_by_role("heading", name="API reference")).to_be_visible()
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        page.get_by_role("navigation").get_by_role("link", name="Replace the repository's token").click()
-        expect(page.get_by_role("heading", name="Replace the repository's token")).to_be_in_viewport()
-        assert page.evaluate("getComputedStyle(document.querySelector('pre')).borderRadius") != "0px"
+        for address, heading in PAGES.items():
+            page.goto(f"{live_server.url}/docs/{address}")
+            expect(page.get_by_role("heading", level=1, name=heading)).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            assert page.evaluate("getComputedStyle(document.querySelector('pre')).borderRadius") != "0px"
+            open_contents(page)
+            last = page.get_by_role("navigation", name="On this page").get_by_role("link").last
+            expect(last).to_be_visible()
+            words = last.locator("span").last.inner_text() if last.locator("span").count() else last.inner_text()
+            last.click()
+            expect(page.get_by_role("heading", name=words, exact=True)).to_be_in_viewport()
+
+    reader.drive(read)
+    assert reader.complaints == []
+
+
+def test_code_can_be_copied_and_the_button_says_so(live_server, reader: Browser) -> None:
+    def read(page: Page) -> None:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.goto(f"{live_server.url}/docs/webhooks/")
+        button = page.get_by_role("button", name="Copy verify.py")
+        button.click()
+        expect(button).to_have_text(re.compile("Copied|Selected"))
+        expect(page.get_by_role("status")).to_have_text(re.compile("Copied|Selected"))
+        if page.get_by_role("status").inner_text() == "Copied":
+            shown = page.locator("#verify-py").text_content()
+            assert page.evaluate("navigator.clipboard.readText()") == shown
+        page.get_by_text("receiver.mjs", exact=True).click()
+        expect(page.get_by_role("link", name="Download receiver.mjs")).to_be_visible()
 
     reader.drive(read)
     assert reader.complaints == []

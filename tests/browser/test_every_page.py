@@ -126,6 +126,9 @@ def test_no_page_breaks_the_policy_or_fails(site: Site, browser: Browser, everyt
         ("/nothing", 404, "There is no such page"),
         ("/admin/nothing/", 404, "There is no such page"),
         ("/docs/", 200, None),
+        ("/docs/webhooks/", 200, None),
+        ("/docs/api/", 200, None),
+        ("/docs/operations/", 200, None),
     ],
 )
 def test_pages_outside_the_walk_obey_it_too(
