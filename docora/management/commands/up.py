@@ -108,7 +108,7 @@ def _web_command() -> list[str]:
         "--port": str(settings.PORT),
         "--workers": "1",
         "--blocking-threads": str(settings.WEB_THREADS),
-        "--log-level": "warning",
+        "--log-level": "error",  # it warns of threads in any number that is more than it would choose
     }
     flat = [part for pair in options.items() for part in pair]
     return [sys.executable, "-m", "granian", *flat, "--no-ws", "docora.wsgi:application"]
