@@ -31,10 +31,16 @@ _STATES = [
 ]
 
 
+_CAUSES = list(RootCause)  # in the order in which they are told: the endpoint's, git's, ours
+
+
 def with_state(pairs: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """With the `state` of each, as the list shows and filters it."""
-    whens = [When(condition, then=Value(state)) for condition, state in _STATES]
-    return pairs.annotate(state=Case(*whens, default=Value(State.RETRYING)))
+    """With the `state` of each, as the list shows and filters it, and its place in the `cause_order`."""
+    states = [When(condition, then=Value(state)) for condition, state in _STATES]
+    causes = [When(root_cause=cause, then=Value(place)) for place, cause in enumerate(_CAUSES)]
+    return pairs.annotate(
+        state=Case(*states, default=Value(State.RETRYING)), cause_order=Case(*causes, default=Value(len(_CAUSES)))
+    )
 
 
 def next_attempt(pair: AppRepository) -> datetime | None:
@@ -57,13 +63,14 @@ class Group:
 
 
 def groups(app_pk: int | None = None) -> list[Group]:
-    """Of all apps, or of one. One query."""
+    """Of all apps, or of one, in the order of the list. One query."""
     pairs = AppRepository.objects.failing()
     if app_pk is not None:
         pairs = pairs.filter(app_id=app_pk)
     found = (
-        pairs.order_by("root_cause")
+        pairs.order_by()
         .values_list("root_cause")
         .annotate(count=Count("pk"), apps=Count("app", distinct=True), since=Min("failing_since"))
     )
-    return [Group(RootCause(cause), count, apps, since) for cause, count, apps, since in found]
+    made = [Group(RootCause(cause), count, apps, since) for cause, count, apps, since in found]
+    return sorted(made, key=lambda group: _CAUSES.index(group.cause))

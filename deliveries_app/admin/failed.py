@@ -7,6 +7,7 @@ from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
+from django.db.models.expressions import Combinable
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
@@ -63,19 +64,21 @@ class FailedChangeList(ChangeList):
 
 @admin.register(FailedSync)
 class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
-    list_display = ("repository_name", "app_name", "cause", "answer", "attempts", "next_try", "since", "state_badge")
+    list_display = ("repository_name", "app_name", "state_badge", "cause", "attempts", "since")
     list_display_links = None
     list_filter = (FailingAppFilter, RootCauseFilter, StateFilter, OperationFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "last_error")
     search_help_text = "Owner, name, app, or words of the error"
-    ordering = ("root_cause", "app__name", "repository__owner", "repository__name", "pk")
     actions = ("retry",)
     change_list_template = "admin/deliveries_app/failedsync/change_list.html"
     pair_field = "pk"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedSync]:
         pairs: Any = FailedSync.objects.failing().select_related("app", "repository")
-        return failing.with_state(pairs).order_by(*self.ordering)  # type: ignore[return-value]
+        return failing.with_state(pairs)  # type: ignore[return-value]
+
+    def get_ordering(self, request: HttpRequest) -> list[str | Combinable]:
+        return ["cause_order", "app__name", "repository__owner", "repository__name", "pk"]
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm(VIEW_PERMISSION)
@@ -139,21 +142,13 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def app_name(self, pair: FailedSync) -> str:
         return pair.app.name
 
-    @admin.display(description="cause", ordering="root_cause")
+    @admin.display(description="cause, and what was answered", ordering="cause_order")
     def cause(self, pair: FailedSync) -> SafeString:
         return cell("cause", pair)
 
-    @admin.display(description="answer", ordering="last_status_code")
-    def answer(self, pair: FailedSync) -> SafeString:
-        return cell("answer", pair)
-
-    @admin.display(description="attempts", ordering="retry_count")
+    @admin.display(description="attempts", ordering="next_sync_at")
     def attempts(self, pair: FailedSync) -> SafeString:
         return cell("attempts", pair)
-
-    @admin.display(description="next attempt", ordering="next_sync_at")
-    def next_try(self, pair: FailedSync) -> SafeString:
-        return cell("next", pair)
 
     @admin.display(description="failing since", ordering="failing_since")
     def since(self, pair: FailedSync) -> SafeString:

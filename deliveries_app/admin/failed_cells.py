@@ -1,8 +1,9 @@
 """The cells of a failed sync's row: each stands in an element of its own, which is refreshed in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from django.conf import settings
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -19,26 +20,37 @@ _BADGES = {State.SYNCING: "scanning", State.RETRYING: "pending_snapshot", State.
 
 def _cause(pair: AppRepository) -> SafeString:
     label = RootCause(pair.root_cause).label
-    return format_html('<strong>{}</strong><span class="quiet">{}</span>', label, pair.last_error)
+    return format_html("<strong>{}</strong><span>{}</span>{}", label, pair.last_error, _answer(pair))
 
 
 def _answer(pair: AppRepository) -> SafeString | str:
+    """The status code and the first bytes; all that is kept of it on hover."""
     if pair.last_status_code is None:
         return ""
     start = pair.last_answer[:SHOWN_ANSWER] + ("…" if len(pair.last_answer) > SHOWN_ANSWER else "")
-    return format_html('<strong>{}</strong><code title="{}">{}</code>', pair.last_status_code, pair.last_answer, start)
+    return format_html('<code title="{}">{} {}</code>', pair.last_answer, pair.last_status_code, start)
 
 
-def _attempts(pair: AppRepository) -> str:
-    if pair.status == Status.FAILED:
-        return "given up"
-    return f"{min(pair.retry_count, settings.MAX_RETRY_ATTEMPTS)} of {settings.MAX_RETRY_ATTEMPTS}"
+def _attempts(pair: AppRepository) -> SafeString:
+    used = f"{min(pair.retry_count, settings.MAX_RETRY_ATTEMPTS)} of {settings.MAX_RETRY_ATTEMPTS}"
+    return format_html(
+        '<span>{}</span><span class="quiet">{}</span>',
+        "given up" if pair.status == Status.FAILED else used,
+        _next(pair),
+    )
 
 
 def _next(pair: AppRepository) -> SafeString | str:
     if pair.status == Status.SCANNING:
-        return "now"
-    return "when the app is resumed" if pair.app.paused else ago(failing.next_attempt(pair))
+        return "being tried now"
+    if pair.app.paused:
+        return "when the app is resumed"
+    moment = failing.next_attempt(pair)
+    return "due now" if moment is not None and moment <= timezone.now() else format_html("next {}", ago(moment))
+
+
+def _since(pair: AppRepository) -> SafeString | str:
+    return ago(pair.failing_since)
 
 
 def _state(pair: AppRepository) -> SafeString:
@@ -46,13 +58,11 @@ def _state(pair: AppRepository) -> SafeString:
     return badge(_BADGES.get(state, state.value), state.label)
 
 
-_CELLS = {
-    "cause": _cause,
-    "answer": _answer,
-    "attempts": _attempts,
-    "next": _next,
-    "since": lambda pair: ago(pair.failing_since),
+_CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
     "state": _state,
+    "cause": _cause,
+    "attempts": _attempts,
+    "since": _since,
 }
 
 

@@ -8,6 +8,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import URLPattern, reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app import fragments, services
@@ -126,19 +127,18 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """With the buttons of every row for those who may press them; they lead back to this very list."""
+        may_retry, may_resync = self.has_retry_permission(request), self.has_resync_permission(request)
+        if not (may_retry or may_resync):
+            return self.list_display
         back = request.get_full_path()
 
         @admin.display(description="")
-        def retry_button(pair: AppRepository) -> SafeString | str:
-            return components.retry_button(pair, back) if pair.is_failing else ""
-
-        @admin.display(description="")
         def resync_button(pair: AppRepository) -> SafeString:
-            return components.resync_link(pair, back)
+            retry = components.retry_button(pair, back) if may_retry and pair.is_failing else ""
+            resync = components.resync_link(pair, back) if may_resync else ""
+            return format_html('<div class="row-buttons">{}{}</div>', retry, resync)
 
-        buttons: list[Any] = [retry_button] if self.has_retry_permission(request) else []
-        buttons += [resync_button] if self.has_resync_permission(request) else []
-        return (*self.list_display, *buttons)
+        return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         operations = fragments.shown_operations(request, BulkOperation.objects.filter(ended_at=None))

@@ -47,7 +47,7 @@ def shown(client: Client, query: str = "") -> list[str]:
 
 def test_it_shows_what_is_failing_ordered_by_root_cause(viewer: Client, failing) -> None:
     make_pair(failing[0].app, "fine")
-    assert shown(viewer) == ["acme/site → Portal", "acme/docs → Portal", "acme/docs → Search"]
+    assert shown(viewer) == ["acme/docs → Portal", "acme/docs → Search", "acme/site → Portal"]
 
 
 def test_a_row_tells_the_cause_the_answer_the_attempts_and_when_it_goes_on(viewer: Client, failing, settings) -> None:
@@ -62,7 +62,7 @@ def test_a_row_tells_the_cause_the_answer_the_attempts_and_when_it_goes_on(viewe
     assert "&lt;h1&gt;Bad gateway" in page
     assert f"2 of {settings.MAX_RETRY_ATTEMPTS}" in page
     assert "2 h ago" in page
-    assert "in 4" in page
+    assert "next <time" in page
     assert "given up" in page  # the other one, which is failed
     assert f'href="/admin/deliveries_app/apprepository/{failing[0].pk}/change/"' in page
 
@@ -114,7 +114,7 @@ def test_it_is_filtered_by_app_and_by_cause_and_found_by_words(viewer: Client, f
 
 
 @pytest.mark.parametrize(
-    "query", ["?app=x", f"?app={'9' * 30}", "?cause=x", "?state=x", "?operation=x", "?operation=%00"]
+    "query", ["?app=x", f"?app={'9' * 30}", "?cause=x", "?state=x", "?operation=x", "?operation=%00", "?_facets=True"]
 )
 def test_a_filter_that_means_nothing_breaks_nothing(viewer: Client, failing, query: str) -> None:
     assert viewer.get(f"{LIST}{query}", follow=True).status_code in {200, 400}
@@ -149,7 +149,7 @@ def test_every_root_cause_has_a_hint_in_sentences() -> None:
 def test_each_cause_is_a_group_with_its_number_what_to_do_and_a_way_to_its_rows(operator: Client, failing) -> None:
     page = operator.get(LIST)
     counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
-    assert counts == [("git_auth", 1, 1), ("http_5xx", 2, 2)]
+    assert counts == [("http_5xx", 2, 2), ("git_auth", 1, 1)]
     assert "3 repositories are failing" in page.text
     assert "The git host refuses the token" in page.text
     assert 'href="?cause=http_5xx"' in page.text
@@ -191,7 +191,7 @@ def test_the_groups_and_each_cell_come_anew_into_their_places(operator: Client, 
     AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING)
     answer = live(operator, failing[0].pk)
     assert "3 repositories are failing" in answer
-    for name in ("cause", "answer", "attempts", "next", "since", "state"):
+    for name in ("state", "cause", "attempts", "since"):
         assert f'<div id="failed-{name}-{failing[0].pk}" class="failed-{name}" hx-swap-oob="true">' in answer
     assert "syncing" in answer
     assert "_selected_action" not in answer

@@ -114,7 +114,7 @@ def test_a_selection_passes_a_page_that_says_what_is_sent(operator: Client, fail
     url = choose(operator, LIST, failing[0].pk, failing[1].pk, failing[2].pk)
     page = operator.get(url).text
     assert "This will retry 3 failing repositories of 2 apps." in page
-    assert "It sends only what is not acknowledged; nothing that a client holds is sent again." in page
+    assert "It sends only what is not acknowledged; nothing that a client has accepted is sent again." in page
     assert "5 files" in page
     assert "and what is left of 1 repository, which their next attempt finds out" in page
     assert "given up until the next rescan" in page
