@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from deliveries_app import failing
+from deliveries_app.causes import RootCause
 from deliveries_app.failing import State
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 
@@ -31,7 +31,8 @@ class RootCauseFilter(admin.SimpleListFilter):
     parameter_name = "cause"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(group.cause.value, group.cause.label) for group in failing.groups()]
+        found = set(AppRepository.objects.failing().order_by().values_list("root_cause", flat=True).distinct())
+        return [(cause.value, cause.label) for cause in RootCause if cause.value in found]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(root_cause=self.value()) if self.value() else queryset
