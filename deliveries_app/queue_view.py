@@ -134,7 +134,7 @@ def look() -> QueueView:
         queue=queue,
         counts=counted,
         running=[line(pair, words=_lease_words(pair, alive)) for pair in running],
-        waiting=[line(pair, queue=queued.get(pair.pk, ""), words=_held_back(pair, pause)) for pair in waiting],
+        waiting=[line(pair, queue=queued.get(pair.pk, ""), words=_why_waiting(pair, pause)) for pair in waiting],
         unqueued=max(0, counted.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
         idle_jobs=len(queued) - len(with_job),
         clean_ups=[job for job in jobs if _pair_of(job) is None],
@@ -188,6 +188,10 @@ def _held_back(pair: AppRepository, pause: SyncPause | None) -> str:
     return ""
 
 
+def _why_waiting(pair: AppRepository, pause: SyncPause | None) -> str:
+    return _held_back(pair, pause) or ("All slots of the app are taken." if pair.slots_wanted_at else "")
+
+
 def _lease_words(pair: Any, alive: set[str]) -> str:
     """What happens next if the worker has not extended its lease in time. One that does lives, whoever knows of it."""
     left = pair.left.total_seconds()
@@ -229,4 +233,4 @@ def _scheduled_words(pair: AppRepository) -> str:
         return f"Attempt {pair.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}."
     if pair.repository.circuit_is_open:
         return "The repository's circuit is open."
-    return "Waits for a free slot of its app." if pair.slots_wanted_at else "Rests until the rescan."
+    return "All slots of the app are taken." if pair.slots_wanted_at else "Rests until the rescan."

@@ -157,8 +157,10 @@ def test_what_is_held_back_says_by_what(operator: Client, pairs) -> None:
     assert "The app&#x27;s endpoint rests for 1 min" in shown
     view = queue_view.look()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
-    SyncPause.objects.create(paused_by="anna")
     App.objects.update(paused=False, not_before=None)
+    AppRepository.objects.filter(pk=pairs[0].pk).update(slots_wanted_at=timezone.now())
+    assert "All slots of the app are taken." in section(operator, "waiting")
+    SyncPause.objects.create(paused_by="anna")
     assert section(operator, "waiting").count("All syncing is paused.") == 3
     assert (queue_view.look().counts.held, queue_view.look().unqueued) == (3, 0)
 
