@@ -1,6 +1,6 @@
 """Doors for RQ: a primary key in, one call."""
 
-from deliveries_app.services import housekeeping, waking
+from deliveries_app.services import housekeeping, pruning, waking
 from deliveries_app.sync import sync
 from docora.worker import stopping
 
@@ -19,3 +19,8 @@ def sync_pair(pair_pk: int) -> None:
 def clean_up(what: str) -> None:
     """Remove what has ended."""
     housekeeping.remove_ended()
+
+
+def prune(what: str) -> None:
+    """Remove what is old; the next hour goes on where a worker had to stop."""
+    pruning.prune(stop=stopping)

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 
 from deliveries_app import runs
-from deliveries_app.services import checking, housekeeping, waking
+from deliveries_app.services import checking, housekeeping, pruning, waking
 from docora import heartbeat
 from docora.http.client import HttpClient
 from docora.worker import stopping
@@ -36,6 +36,7 @@ def sweep_once(client: HttpClient) -> int:
     checking.check_due(client, _Wakes())  # hosts may be slow; nothing that is due waits for them
     runs.close_abandoned_operations()
     housekeeping.enqueue_clean_up()
+    pruning.enqueue_prune()
     enqueued = waking.enqueue_due()
     heartbeat.beat(heartbeat.SWEEP)
     return enqueued

@@ -95,6 +95,15 @@ def _is_left_over(target: Queue, job_id: str) -> bool:
     return (datetime.now(UTC) - job.enqueued_at).total_seconds() > _STALE_SECONDS
 
 
+def first_in(name: str, seconds: int) -> bool:
+    """Whether nobody else, in any process, has been told so within so many seconds. False when Redis is down."""
+    try:
+        return bool(connection().set(f"docora:first:{name}", "1", nx=True, ex=seconds))
+    except (RedisError, OSError) as error:
+        logger.warning("not_enqueued", extra={"job_id": name, "cause": str(error)})
+        return False
+
+
 def drop(job_ids: Iterable[str]) -> None:
     """Take waiting jobs out of their queues; running ones notice at their next batch."""
     try:

@@ -167,6 +167,11 @@ FILE_TRANSFORMS = names("FILE_TRANSFORMS")
 MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
 FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
 
+# --- How long the history is kept, 0 for ever --------------------------------------------------------------------------
+SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)
+BULK_OPERATION_RETENTION_DAYS = count("BULK_OPERATION_RETENTION_DAYS", 365, 0)
+TRAFFIC_RETENTION_DAYS = count("TRAFFIC_RETENTION_DAYS", 90, 0)
+
 # --- Outbound calls ----------------------------------------------------------------------------------------------------
 ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")

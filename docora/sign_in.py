@@ -10,7 +10,7 @@ kept but the name: axes itself would append every form to the row, without end.
 """
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from axes.handlers.database import AxesDatabaseHandler
@@ -81,7 +81,7 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
             defaults={"path_info": request.axes_path_info, "failures_since_start": 0},  # type: ignore[attr-defined]
         )
         if is_new:
-            AccessAttempt.objects.filter(attempt_time__lt=now - KEPT).delete()
+            old_attempts(now).delete()
         over = When(attempt_time__lt=now - settings.AXES_COOLOFF_TIME, then=1)
         AccessAttempt.objects.filter(pk=attempt.pk).update(
             failures_since_start=Case(over, default=F("failures_since_start") + 1), attempt_time=now
@@ -92,6 +92,12 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
 
     def user_logged_out(self, sender: Any, request: HttpRequest, user: User | None, **kwargs: Any) -> None:
         """Nothing to count."""
+
+
+def old_attempts(now: datetime) -> QuerySet[Any]:
+    """What is kept no longer."""
+    old: QuerySet[Any] = AccessAttempt.objects.filter(attempt_time__lt=now - KEPT)
+    return old
 
 
 def _address(request: HttpRequest) -> str | None:

@@ -1,0 +1,30 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app.services.pruning import prune
+
+_WORDS = {
+    "runs": ("sync run", "sync runs"),
+    "operations": ("bulk operation", "bulk operations"),
+    "traffic": ("hour of traffic", "hours of traffic"),
+    "sessions": ("session", "sessions"),
+    "attempts": ("sign-in attempt", "sign-in attempts"),
+}
+
+
+class Command(BaseCommand):
+    help = "Removes history that is older than …_RETENTION_DAYS, as the low queue does once an hour by itself."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--dry-run", action="store_true", help="only say how much it would be")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        pruned = prune(dry_run=options["dry_run"])
+        parts = [
+            f"{count:,} {one if count == 1 else many}"
+            for name, (one, many) in _WORDS.items()
+            if (count := getattr(pruned, name))
+        ]
+        verb = "Would be removed" if options["dry_run"] else "Removed"
+        self.stdout.write(f"{verb}: {', '.join(parts) or 'nothing'}.")

@@ -1,0 +1,308 @@
+"""What is old enough goes, in slices; what a cancel, a page or a tally still needs stays."""
+
+from datetime import datetime, timedelta
+from io import StringIO
+
+import django_rq
+import pytest
+from axes.models import AccessAttempt
+from django.contrib.sessions.models import Session
+from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app import jobs, sweep
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
+from deliveries_app.services import cancel_operation, cancel_request, pruning, resync_many, resync_single
+from deliveries_app.services.pruning import Pruned, prune
+from repositories_app import remote
+from tests.support.histories import assert_promise_kept
+from tests.support.staff import make_app, make_pair
+from tests.support.valkey import ValkeyServer
+from tests.support.world import World
+
+OLD, RECENT = 91, 89  # days
+
+
+@pytest.fixture
+def pair(db) -> AppRepository:
+    return make_pair(make_app("Portal"), "docs")
+
+
+def days_ago(days: float) -> datetime:
+    return timezone.now() - timedelta(days=days)
+
+
+def run_of(pair: AppRepository | None, *, days: float = OLD, generation: int = 1, **facts) -> SyncRun:
+    """A run that was asked for and ended so many days ago."""
+    moment = days_ago(days)
+    facts = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED} | facts
+    ended = moment if facts["outcome"] else None
+    return SyncRun.objects.create(
+        pair=pair, requested_by="Docora", generation=generation, created_at=moment, started_at=moment, ended_at=ended,
+        **facts,
+    )  # fmt: skip
+
+
+def operation_of(days: float, **facts) -> BulkOperation:
+    facts = {"title": "Re-sync all", "total": 2, "requested_by": "anna", "ended_at": days_ago(days)} | facts
+    return BulkOperation.objects.create(created_at=days_ago(days), **facts)
+
+
+def left() -> set[int]:
+    return set(SyncRun.objects.values_list("pk", flat=True))
+
+
+def resync(pair: AppRepository) -> SyncRun:
+    return resync_single(Actor.command(), pair).run
+
+
+def numbers(pair: AppRepository) -> tuple[int, int]:
+    pair.refresh_from_db()
+    return pair.generation, pair.resend_floor
+
+
+# --- Runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_ended_before_the_retention_goes_and_what_ended_since_stays(pair: AppRepository) -> None:
+    run_of(pair)
+    run_of(None)  # of a watch that is gone
+    long = run_of(pair, outcome="")  # asked for long ago, and under way until yesterday
+    SyncRun.objects.filter(pk=long.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(1))
+    recent = [run_of(pair, days=RECENT), run_of(None, days=RECENT)]
+    assert prune().runs == 2
+    assert left() == {long.pk, *(run.pk for run in recent)}
+
+
+def test_the_newest_run_of_each_pair_stays_however_old_it_is(pair: AppRepository) -> None:
+    other = make_pair(pair.app, "site")
+    for which in (pair, other):
+        for days in (300, 200, 100):
+            run_of(which, days=days)
+    assert prune().runs == 4
+    assert [run.created_at.date() for run in SyncRun.objects.all()] == [days_ago(100).date()] * 2
+    assert pair.runs.count() == other.runs.count() == 1
+
+
+def test_open_runs_stay_however_old_they_are(pair: AppRepository) -> None:
+    waiting = [run_of(pair, days=400, outcome="", generation=generation) for generation in (1, 2)]
+    newest = run_of(pair, days=1, generation=3)
+    assert prune().total == 0
+    assert left() == {newest.pk, *(run.pk for run in waiting)}
+
+
+@pytest.mark.parametrize("later", ["", Outcome.CANCELLED])
+def test_the_newest_resync_that_was_not_cancelled_stays_and_one_that_may_be_cancelled_does_not_stand_in_for_it(
+    pair: AppRepository, later: str
+) -> None:
+    run_of(pair, days=400, generation=2, reason=Reason.RESYNC)
+    floor = run_of(pair, days=300, generation=4, reason=Reason.RESYNC)
+    run_of(pair, days=250, generation=5, reason=Reason.RESYNC, outcome=Outcome.CANCELLED)
+    last = run_of(pair, days=200, generation=6, reason=Reason.RESYNC, outcome=later)
+    newest = run_of(pair, days=1, generation=8)
+    prune()
+    expected = {floor.pk, newest.pk} | ({last.pk} if not later else set())
+    assert left() == expected
+
+
+def test_a_resync_goes_once_a_later_one_has_ended(pair: AppRepository) -> None:
+    run_of(pair, days=300, generation=2, reason=Reason.RESYNC)
+    run_of(pair, days=200, generation=3, reason=Reason.RESYNC, outcome=Outcome.FAILED)
+    run_of(pair, days=100, generation=4)
+    kept = {run.generation for run in SyncRun.objects.exclude(generation=2)}
+    assert prune().runs == 1
+    assert {run.generation for run in SyncRun.objects.all()} == kept == {3, 4}
+
+
+def test_a_cancel_after_pruning_restores_the_same_floor(world: World) -> None:
+    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    world.settle()
+    resync(pair)
+    world.settle()
+    assert numbers(pair) == (2, 2)
+    for text in (b"3", b"4"):
+        repo.commit({"a.txt": text})
+        world.settle()
+    SyncRun.objects.update(created_at=days_ago(OLD), started_at=days_ago(OLD), ended_at=days_ago(OLD))
+    resync(pair)
+    assert numbers(pair) == (3, 3)
+    assert prune().runs == 3  # the first sync, and both changes: the newest run is the re-sync that is open
+    assert cancel_request(Actor.command(), pair) == 1
+    assert numbers(pair) == (4, 2)
+    before = len(world.requests())
+    world.settle()
+    assert len(world.requests()) == before  # all that the app holds still counts
+    assert_promise_kept(world, repo, pair)
+
+
+def test_without_that_resync_the_floor_would_fall_below_what_was_cleared(world: World) -> None:
+    """The history that the rule is for: a re-sync that stopped half-way, and a later one that is cancelled."""
+    repo, pair = world.watch({"a.txt": b"1"})
+    world.settle()
+    first = resync(pair)  # nothing of it is sent; a newer one takes it over
+    resync(pair)
+    SyncRun.objects.filter(pk=first.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(OLD), created_at=days_ago(OLD))
+    prune()
+    cancel_request(Actor.command(), pair)
+    assert numbers(pair)[1] == first.generation == 2
+    world.settle()
+    assert [record.kind for record in world.requests()] == ["create", "create"]
+    assert_promise_kept(world, repo, pair)
+
+
+@pytest.mark.parametrize("days", [0, 10**9])
+def test_runs_are_kept_for_ever_where_nothing_says_how_long(pair: AppRepository, settings, days: int) -> None:
+    settings.SYNC_RUN_RETENTION_DAYS = settings.BULK_OPERATION_RETENTION_DAYS = settings.TRAFFIC_RETENTION_DAYS = days
+    run_of(pair, days=5000)
+    run_of(pair, days=4000)
+    operation_of(5000)
+    HourlyTraffic.objects.create(app=pair.app, hour=days_ago(5000))
+    assert prune() == Pruned()
+    assert SyncRun.objects.count() == 2
+
+
+# --- Bulk operations ---------------------------------------------------------------------------------------------------
+
+
+def test_an_operation_keeps_its_runs_as_long_as_it_is_kept(pair: AppRepository) -> None:
+    kept, gone = operation_of(300), operation_of(400)
+    tallied = run_of(pair, days=300, operation=kept)
+    run_of(pair, days=400, operation=gone)
+    newest = run_of(pair, days=1)
+    assert prune() == Pruned(runs=1, operations=1)
+    assert left() == {tallied.pk, newest.pk}
+    assert list(BulkOperation.objects.all()) == [kept]
+
+
+def test_a_run_that_outlives_its_operation_forgets_it(pair: AppRepository, settings) -> None:
+    settings.BULK_OPERATION_RETENTION_DAYS = 30
+    recent = run_of(pair, days=40, operation=operation_of(40))
+    last_of_another = run_of(make_pair(pair.app, "site"), days=400, operation=operation_of(400))
+    run_of(pair, days=1)
+    assert prune() == Pruned(operations=2)
+    for run in (recent, last_of_another):
+        run.refresh_from_db()
+        assert run.operation is None
+
+
+def test_an_operation_that_is_open_or_ended_lately_stays_however_long_ago_it_was_asked_for(pair: AppRepository) -> None:
+    running, slow = operation_of(400, ended_at=None), operation_of(400, ended_at=days_ago(10))
+    assert prune().operations == 0
+    assert set(BulkOperation.objects.all()) == {running, slow}
+
+
+def test_an_operation_can_be_cancelled_after_pruning_and_every_floor_is_restored(world: World) -> None:
+    pairs = [world.watch({"a.txt": b"1"}, name=f"acme/widgets-{number}")[1] for number in range(3)]
+    world.settle()
+    resync_many(Actor.command(), AppRepository.objects.all())
+    world.settle()
+    BulkOperation.objects.update(created_at=days_ago(400), ended_at=days_ago(400))
+    SyncRun.objects.update(created_at=days_ago(400), ended_at=days_ago(400))
+    operation = resync_many(Actor.command(), AppRepository.objects.all())
+    assert prune() == Pruned(runs=3, operations=1)
+    assert cancel_operation(Actor.command(), operation) == 3
+    assert [numbers(pair) for pair in pairs] == [(4, 2)] * 3
+
+
+# --- Traffic, sessions, sign-in attempts -------------------------------------------------------------------------------
+
+
+def test_hours_sessions_and_attempts_go_by_their_own_rules(pair: AppRepository) -> None:
+    for days in (OLD, RECENT):
+        HourlyTraffic.objects.create(app=pair.app, hour=days_ago(days))
+    for key, days in (("old", 1), ("new", -1)):
+        Session.objects.create(session_key=key, session_data="", expire_date=days_ago(days))
+    for name, days in (("old", 31), ("new", 29)):
+        attempt = AccessAttempt.objects.create(username=name, failures_since_start=1)
+        AccessAttempt.objects.filter(pk=attempt.pk).update(attempt_time=days_ago(days))
+    assert prune() == Pruned(traffic=1, sessions=1, attempts=1)
+    assert HourlyTraffic.objects.get().hour > days_ago(90)
+    assert Session.objects.get().session_key == "new"
+    assert AccessAttempt.objects.get().username == "new"
+
+
+# --- How it is done ----------------------------------------------------------------------------------------------------
+
+
+def test_it_goes_in_slices_and_one_that_is_stopped_or_killed_half_way_goes_on_next_time(
+    pair: AppRepository, monkeypatch
+) -> None:
+    monkeypatch.setattr(pruning, "_SLICE", 3)
+    for _ in range(4):
+        run_of(pair, operation=operation_of(400))
+    for _ in range(6):
+        run_of(pair)
+    asked = iter([False, False, True])
+    assert prune(stop=lambda: next(asked, True)).runs == 6
+    assert (SyncRun.objects.count(), BulkOperation.objects.count()) == (4, 4)
+
+    slices = 0
+
+    def killed() -> bool:
+        nonlocal slices
+        slices += 1
+        if slices > 3:
+            raise SystemExit
+        return False
+
+    with pytest.raises(SystemExit):
+        prune(stop=killed)
+    assert SyncRun.objects.count() == 1
+    assert prune() == Pruned(operations=4)
+    assert prune() == Pruned()
+    assert SyncRun.objects.get().operation is None
+
+
+def test_a_dry_run_says_what_would_go_and_removes_nothing(pair: AppRepository) -> None:
+    for days in (400, 300, 1):
+        run_of(pair, days=days, operation=operation_of(days))
+    HourlyTraffic.objects.create(app=pair.app, hour=days_ago(OLD))
+
+    def said(*options: str) -> str:
+        out = StringIO()
+        call_command("prune", *options, stdout=out)
+        return out.getvalue().strip()
+
+    assert said("--dry-run") == "Would be removed: 1 sync run, 1 bulk operation, 1 hour of traffic."
+    assert SyncRun.objects.count() == 3
+    assert said() == "Removed: 1 sync run, 1 bulk operation, 1 hour of traffic."
+    assert said() == "Removed: nothing."
+
+
+def test_the_number_of_queries_grows_with_slices_and_not_with_rows(pair: AppRepository) -> None:
+    def queries_for(rows: int) -> int:
+        for _ in range(rows):
+            run_of(pair)
+            run_of(None, operation=operation_of(400))
+        with CaptureQueriesContext(connection) as queries:
+            prune()
+        return len(queries)
+
+    assert queries_for(30) == queries_for(3)
+
+
+def test_the_sweep_wakes_the_low_queue_for_it_once_an_hour(db, redis_client, valkey_server: ValkeyServer) -> None:
+    def waiting() -> list[str]:
+        return django_rq.get_queue("low").get_job_ids()
+
+    with remote.new_client() as client:
+        sweep.sweep_once(client)
+        assert waiting() == ["prune"]
+        django_rq.get_queue("low").empty()
+        sweep.sweep_once(client)
+        assert waiting() == []
+        redis_client.delete("docora:first:prune")  # an hour later
+        sweep.sweep_once(client)
+        assert waiting() == ["prune"]
+        valkey_server.stop()
+        sweep.sweep_once(client)
+
+
+def test_the_job_does_what_the_command_does(pair: AppRepository) -> None:
+    run_of(pair)
+    kept = run_of(pair, days=1)
+    jobs.prune("old")
+    assert left() == {kept.pk}
