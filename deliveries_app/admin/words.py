@@ -1,6 +1,6 @@
 """Words for what the engine keeps as a short cause."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deliveries_app.causes import RootCause
@@ -96,8 +96,3 @@ def left_out(counts: Mapping[str, int]) -> list[LeftOut]:
 def number_left_out(counts: Mapping[str, int]) -> int:
     """Files that are not sent at all."""
     return sum(count for cause, count in counts.items() if cause not in AS_IT_IS_NOT)
-
-
-def sentence(found: Iterable[LeftOut]) -> str:
-    """`Symbolic links 3, Ignored 12`, or empty."""
-    return ", ".join(f"{item.name} {item.count:,}" for item in found)

@@ -1,0 +1,120 @@
+"""What the lists of the history have in common: filters that stay cheap, a bounded search, and CSV."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from django.contrib.admin import ShowFacets
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
+
+from deliveries_app import history
+from deliveries_app.admin import components
+from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
+from docora.csv_export import Cell, attachment
+
+
+class HistoryList(ChangeList):
+    """`window_from`: how far back it looked, where an index carries less than is asked for."""
+
+    window_from: datetime | None = None
+    window_until: datetime | None = None
+    window = history.WINDOW
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
+        admin: Any = self.model_admin
+        search = admin.search(self.query)
+        rows = super().get_queryset(request, exclude_parameters).filter(search.condition)
+        specs = [spec for spec in self.filter_specs if isinstance(spec, HistoryFilter)]
+        is_narrow = any(spec.is_narrow and spec.used_parameters for spec in specs)
+        if search.in_window or (not is_narrow and not self.query and any(spec.in_window for spec in specs)):
+            until = next((spec.until for spec in specs if isinstance(spec, PeriodFilter)), None)
+            return self.in_window(rows, until)
+        return rows
+
+    def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
+        self.window_from, self.window_until = history.edge(self.model._default_manager.all(), until), until
+        return rows.filter(created_at__gte=self.window_from) if self.window_from else rows
+
+    @property
+    def is_cut(self) -> bool:
+        """There is more than its paginator counts."""
+        return bool(self.result_count >= components.BoundedPaginator.PAGES * self.list_per_page)
+
+
+class WholeList(HistoryList):
+    """For the export, which has the time to look at everything, and needs no page of it."""
+
+    def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
+        return rows
+
+    def get_results(self, request: HttpRequest) -> None:
+        """None are shown."""
+
+
+class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
+    """A list by time, the newest first, that can be downloaded as it is filtered."""
+
+    change_list_template = "admin/deliveries_app/history/list.html"
+    paginator = components.BoundedPaginator
+    sortable_by = ("requested",)  # the time alone has an index
+    show_facets = ShowFacets.NEVER  # each would count the whole table
+    nothing_yet: str
+    csv_name: str
+    csv_header: Sequence[str]
+
+    @abstractmethod
+    def search(self, term: str) -> history.Search:
+        """What the words in the search box mean."""
+
+    @abstractmethod
+    def csv_rows(self, page: list[M]) -> list[Sequence[Cell]]:
+        """A row for each of these, in the order of `csv_header`."""
+
+    def also(self, request: HttpRequest) -> tuple[str, str] | None:
+        """The words and the address of a link to what else there is about what the list is filtered by."""
+        return None
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[M], search_term: str) -> Any:
+        return queryset, False  # the list has seen to it
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """By the filters alone: any other column would be looked through from end to end."""
+        filters: Any = self.list_filter
+        return any(lookup in spec.parameters for spec in filters)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        is_export = request.resolver_match and request.resolver_match.url_name == self.url_name("export")
+        return WholeList if is_export else HistoryList
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        context = {
+            "export": reverse(f"admin:{self.url_name('export')}"),
+            "also": self.also(request),
+            "nothing_yet": self.nothing_yet,
+            **(extra_context or {}),
+        }
+        return super().changelist_view(request, context)
+
+    def get_urls(self) -> list[URLPattern]:
+        page = path("export/", self.admin_site.admin_view(self.export), name=self.url_name("export"))
+        return [page, *super().get_urls()]
+
+    def export(self, request: HttpRequest) -> HttpResponseBase:
+        """The filtered list as CSV, the newest first."""
+        if request.method not in {"GET", "HEAD"}:
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        try:
+            rows = self.get_changelist_instance(request).queryset
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("changelist")}')}?{ERROR_FLAG}=1")
+        pages = (self.csv_rows(page) for page in history.pages(rows))
+        return attachment(self.csv_name, self.csv_header, pages)

@@ -1,0 +1,245 @@
+"""The history as CSV: what is filtered and all of it, in bounded memory, with nothing that a spreadsheet would run."""
+
+import csv
+import io
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app import history
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
+from docora.csv_export import cell, lines
+from tests.support.staff import make_app, make_pair, staff
+
+RUNS = "/admin/deliveries_app/syncrun/export/"
+OPERATIONS = "/admin/deliveries_app/bulkoperation/export/"
+MOMENT = datetime(2025, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
+
+
+@pytest.fixture
+def pair(db) -> AppRepository:
+    return make_pair(make_app("Portal"), "docs")
+
+
+def rows(client: Client, query: str = "", url: str = RUNS) -> list[dict[str, str]]:
+    answer = client.get(url + query)
+    assert answer.status_code == 200
+    return list(csv.DictReader(io.StringIO(b"".join(answer).decode(), newline="")))
+
+
+def many(pair: AppRepository, count: int, **facts) -> list[SyncRun]:
+    facts = {
+        "requested_by": "Docora",
+        "reason": Reason.CHANGE,
+        "outcome": Outcome.SUCCEEDED,
+        "ended_at": MOMENT,
+    } | facts
+    return SyncRun.objects.bulk_create(
+        [
+            SyncRun(pair=pair, generation=1, **({"created_at": MOMENT + timedelta(seconds=n)} | facts))
+            for n in range(count)
+        ]
+    )
+
+
+# --- What is in it -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_a_row_of_exact_facts(viewer: Client, pair: AppRepository) -> None:
+    operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
+    [run] = many(
+        pair, 1, reason=Reason.RESYNC, requested_by="anna", operation=operation, outcome=Outcome.FAILED, attempts=5,
+        app_name="Portal", repository_name="acme/docs", started_at=MOMENT + timedelta(seconds=1), created_at=MOMENT,
+        ended_at=MOMENT + timedelta(seconds=3.5), commit_sha="c0ffee", files_total=1690, files_done=1204, files_failed=3,
+        bytes_total=10_000, bytes_done=9_000, left_out={"ignored": 12, "lfs_pointer": 1}, error='He said "no",\nthen left',
+    )  # fmt: skip
+    assert rows(viewer) == [
+        {
+            "run_id": run.run_id,
+            "requested_at": "2025-03-04T05:06:07+00:00",
+            "started_at": "2025-03-04T05:06:08+00:00",
+            "ended_at": "2025-03-04T05:06:11+00:00",
+            "seconds": "2.500",
+            "app": "Portal",
+            "repository": "acme/docs",
+            "trigger": "re-sync",
+            "requested_by": "anna",
+            "outcome": "failed",
+            "attempts": "5",
+            "commit": "c0ffee",
+            "files_total": "1690",
+            "files_done": "1204",
+            "files_failed": "3",
+            "files_left_out": "12",
+            "bytes_total": "10000",
+            "bytes_done": "9000",
+            "bulk_operation_id": operation.operation_id,
+            "error": 'He said "no",\nthen left',
+        }
+    ]
+
+
+def test_an_open_run_has_no_end_and_an_empty_list_is_its_header(viewer: Client, pair: AppRepository) -> None:
+    assert rows(viewer) == []
+    assert b"".join(viewer.get(RUNS)).startswith(b'"run_id","requested_at",')
+    many(pair, 1, outcome="", ended_at=None)
+    [row] = rows(viewer)
+    assert (row["outcome"], row["started_at"], row["ended_at"], row["seconds"]) == ("open", "", "", "")
+
+
+def test_an_operation_is_a_row_with_its_final_tally(viewer: Client, pair: AppRepository) -> None:
+    operation = BulkOperation.objects.create(
+        title="Re-sync all · Portal", app=pair.app, total=4, requested_by="anna", created_at=MOMENT,
+        ended_at=MOMENT + timedelta(seconds=10), cancelled_at=MOMENT + timedelta(seconds=9), cancelled_by="olga",
+    )  # fmt: skip
+    many(pair, 2, operation=operation, started_at=MOMENT, files_total=10, files_done=10, bytes_total=5, bytes_done=5)
+    many(pair, 1, operation=operation, outcome=Outcome.CANCELLED, started_at=MOMENT, files_total=10, files_done=4)
+    many(pair, 1, operation=operation, outcome=Outcome.CANCELLED, files_total=10)
+    [row] = rows(viewer, url=OPERATIONS)
+    assert row == {
+        "bulk_operation_id": operation.operation_id, "kind": "resync", "title": "Re-sync all · Portal", "app": "Portal",
+        "requested_by": "anna", "requested_at": "2025-03-04T05:06:07+00:00", "ended_at": "2025-03-04T05:06:17+00:00",
+        "seconds": "10.000", "state": "cancelled", "cancelled_at": "2025-03-04T05:06:16+00:00", "cancelled_by": "olga",
+        "repositories": "4", "full": "2", "failed": "0", "part": "1", "untouched": "1", "superseded": "0", "open": "0",
+        "files_total": "40", "files_done": "24", "bytes_total": "10", "bytes_done": "10",
+    }  # fmt: skip
+
+
+def test_the_download_says_what_it_is(viewer: Client, pair: AppRepository) -> None:
+    for url, name in ((RUNS, "sync-runs"), (OPERATIONS, "bulk-operations")):
+        answer = viewer.get(url)
+        assert answer["Content-Type"] == "text/csv; charset=utf-8; header=present"
+        filename = f"docora-{name}-{timezone.localdate():%Y-%m-%d}.csv"
+        assert answer["Content-Disposition"] == f'attachment; filename="{filename}"'
+        assert "no-store" in answer["Cache-Control"]
+        assert answer["X-Content-Type-Options"] == "nosniff"
+
+
+def test_names_of_all_scripts_come_through(viewer: Client, pair: AppRepository) -> None:
+    many(pair, 1, repository_name="ács/文書-✓", error="Größe — 5 ‰\u2028")
+    [row] = rows(viewer)
+    assert (row["repository"], row["error"]) == ("ács/文書-✓", "Größe — 5 ‰\u2028")
+
+
+# --- All of it, and as it is filtered ----------------------------------------------------------------------------------
+
+
+def test_every_row_is_in_it_once_the_newest_first_also_where_many_are_of_one_moment(
+    viewer: Client, pair: AppRepository, monkeypatch
+) -> None:
+    monkeypatch.setattr(history, "_PAGE", 4)
+    made = [*many(pair, 6), *many(pair, 11, created_at=MOMENT), *many(pair, 3)]
+    newest_first = sorted(made, key=lambda run: (run.created_at, run.pk), reverse=True)
+    assert [row["run_id"] for row in rows(viewer)] == [run.run_id for run in newest_first]
+    assert [row["run_id"] for row in rows(viewer, "?o=5&p=2&all=")] == [run.run_id for run in newest_first]
+
+
+def test_it_is_filtered_as_the_list_is_and_looks_through_everything(
+    viewer: Client, pair: AppRepository, monkeypatch
+) -> None:
+    monkeypatch.setattr(history, "WINDOW", 2)
+    other = make_pair(pair.app, "site")
+    failed = many(other, 5, outcome=Outcome.FAILED, repository_name="acme/site")
+    many(pair, 5, repository_name="acme/docs", created_at=MOMENT + timedelta(days=9))
+    wanted = {run.run_id for run in failed}
+    for query in ("outcome=failed", f"pair={other.pk}", "q=site", "until=2025-03-04", f"q={failed[0].run_id}"):
+        found = {row["run_id"] for row in rows(viewer, f"?{query}")}
+        assert found == (wanted if "run_" not in query else {failed[0].run_id}), query
+    assert 'export/?outcome=failed">Export CSV</a>' in viewer.get(RUNS.replace("export/", "?outcome=failed&p=1")).text
+
+
+def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, pair: AppRepository, monkeypatch) -> None:
+    """Five thousand rows more cost five queries more and no memory: what a page is made of goes with it."""
+    monkeypatch.setattr(history, "_PAGE", 500)
+
+    def cost() -> tuple[int, int]:
+        """Queries, and the highest number of bytes while it went out."""
+        with CaptureQueriesContext(connection) as queries:
+            tracemalloc.start()
+            for _ in viewer.get(RUNS):
+                connection.queries_log.clear()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return len(queries), peak
+
+    many(pair, 1000, error="x" * 1000)
+    cost()
+    _, small = cost()
+    many(pair, 4000, error="x" * 1000)
+    _, large = cost()
+    assert large < 1.5 * small  # four megabytes of text more
+
+    with CaptureQueriesContext(connection) as queries:
+        list(viewer.get(RUNS))
+    assert sum("error" in query["sql"] for query in queries) == 5000 // 500 + 1
+
+
+# --- Formulas ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        (" =1", "' =1"),
+        ("\t=1", "'\t'=1"),
+        ("\r\n=1", "'\r'\n'=1"),
+        ("＝1", "'＝1"),
+        ("a;=1", "a;'=1"),
+        ('a";\n=cmd', "a\";'\n'=cmd"),
+        ("acme/docs", "acme/docs"),
+        ("a=b", "a=b"),
+        ("3 - 2", "3 - 2"),
+        ("", ""),
+    ],
+)
+def test_no_text_begins_as_a_formula(text: str, written: str) -> None:
+    assert cell(text) == written
+
+
+def test_numbers_and_times_are_left_as_they_are() -> None:
+    assert [cell(value) for value in (-1, 0, -0.5, None, MOMENT)] == [
+        "-1",
+        "0",
+        "-0.500",
+        "",
+        "2025-03-04T05:06:07+00:00",
+    ]
+
+
+def test_a_cell_cannot_be_left_from_within() -> None:
+    [_, written] = lines(["error"], [[['",=1+1,"'], ["a\r\n=2"]]])
+    assert written == b'""",=1+1,"""\r\n"a\r\'\n\'=2"\r\n'
+    assert list(csv.reader(io.StringIO(written.decode(), newline=""))) == [['",=1+1,"'], ["a\r'\n'=2"]]
+
+
+def test_what_strangers_name_is_defused_in_the_download(viewer: Client, pair: AppRepository) -> None:
+    many(pair, 1, app_name="=HYPERLINK(1)", repository_name="-x/@y", requested_by="+anna", error="=cmd|' /C calc'!A0")
+    [row] = rows(viewer)
+    named = [row[name] for name in ("app", "repository", "requested_by", "error")]
+    assert named == ["'=HYPERLINK(1)", "'-x/@y", "'+anna", "'=cmd|' /C calc'!A0"]
+    BulkOperation.objects.create(title="=1", total=1, requested_by="@anna")
+    [row] = rows(viewer, url=OPERATIONS)
+    assert (row["title"], row["requested_by"]) == ("'=1", "'@anna")
+
+
+# --- Who may -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_who_sees_the_list_may_download_it_and_only_by_get(viewer: Client, client: Client, pair) -> None:
+    many(pair, 1)
+    assert client.get(RUNS).status_code == 302
+    assert staff("mallory", "view_bulkoperation", "view_app").get(RUNS).status_code == 403
+    assert staff("ron", "view_syncrun").get(OPERATIONS).status_code == 403
+    assert len(rows(staff("rita", "view_syncrun"))) == 1
+    for method in ("POST", "PUT", "DELETE"):
+        assert viewer.generic(method, RUNS).status_code == 405
+    assert viewer.head(RUNS).status_code == 200
