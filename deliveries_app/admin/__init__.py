@@ -2,9 +2,9 @@
 
 from deliveries_app.admin.activity import DeliveryAdmin
 from deliveries_app.admin.apps import AppAdmin
+from deliveries_app.admin.bulk_operations import BulkOperationAdmin
 from deliveries_app.admin.failed import FailedSyncAdmin
 from deliveries_app.admin.queue import QueueAdmin
-from deliveries_app.admin.bulk_operations import BulkOperationAdmin
 from deliveries_app.admin.repositories import RepositoryAdmin
 from deliveries_app.admin.sync_runs import SyncRunAdmin
 from deliveries_app.admin.watches import AppRepositoryAdmin
