@@ -15,6 +15,9 @@ PACKAGES := docora repositories_app deliveries_app
 # A part of the suite may hold nothing that runs on SQLite; pytest's "no test was collected" (5) is then no failure.
 MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 
+# What the browser tests need from npm, as its lock file pins it; npm's own record says what is there.
+NPM_PACKAGES := tests/browser/node_modules/.package-lock.json
+
 .PHONY: setup run test check check-format check-lint check-types check-templates check-django lock clean
 
 setup:
@@ -26,8 +29,12 @@ run: setup
 # The whole suite on PostgreSQL, then what works on the database once more on SQLite. Pytest's summary stands last.
 test: setup
 	@.ci/system-packages.sh
+	-@$(MAKE) $(NPM_PACKAGES)
 	$(PYTEST) $(PYTEST_ARGS)
 	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories/test_mirror.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+
+$(NPM_PACKAGES): tests/browser/package-lock.json
+	npm ci --prefix tests/browser --ignore-scripts --no-audit --no-fund
 
 check: check-format check-lint check-types check-templates check-django
 
@@ -63,8 +70,9 @@ lock: setup
 	$(COMPILE) pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt && \
 	echo uv | $(COMPILE) - --output-file .ci/uv.txt
 	@.ci/bootstrap.sh
+	npm install --prefix tests/browser --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 # Leaves `var/` alone: it holds data.
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/browser/node_modules
 	find . \( -name .git -o -name var \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the suite needs and no Python package brings: Chromium for tests/browser, Node.js for tests/wire.
+# Installs what the suite needs and no Python package brings: Chromium and npm for tests/browser, Node.js for tests/wire.
 # Everything else (PostgreSQL, Valkey, git's HTTP server) comes with the packages or with git.
 #
 # Never an error by itself: without them every other test still says something, and those that need them fail.
@@ -40,4 +40,5 @@ provide() {
 
 provide chromium chromium Chromium tests/browser
 provide node nodejs Node.js tests/wire
+provide npm npm npm tests/browser
 exit 0

@@ -66,6 +66,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_a_machine_that_has_everything_is_left_alone(machine: Machine) -> None:
     machine.program("chromium")
     machine.program("node")
+    machine.program("npm")
     done = machine.run()
     assert (done.returncode, done.stdout, done.stderr, machine.asked) == (0, "", "", [])
 
@@ -73,13 +74,15 @@ def test_a_machine_that_has_everything_is_left_alone(machine: Machine) -> None:
 def test_what_is_missing_is_installed_and_the_package_lists_are_asked_for_once(machine: Machine) -> None:
     done = machine.run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert machine.asked == ["update", "chromium", "nodejs"]
+    assert machine.asked == ["update", "chromium", "nodejs", "npm"]
     assert machine.has("chromium")
     assert machine.has("node")
+    assert machine.has("npm")
 
 
 def test_only_what_is_missing_is_installed(machine: Machine) -> None:
     machine.program("chromium")
+    machine.program("npm")
     assert machine.run().stdout == "Installing Node.js for tests/wire ...\n"
     assert machine.asked == ["update", "nodejs"]
 
