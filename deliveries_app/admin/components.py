@@ -17,6 +17,9 @@ from deliveries_app.models import AppRepository
 from docora.templatetags.docora import ago, badge, icon
 from repositories_app.models import Repository
 
+ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
+"""The heading of a column of buttons."""
+
 
 class BoundedPaginator(Paginator[Any]):
     """For tables of millions of rows: never counts further than its hundredth page. Search and filters lead beyond."""

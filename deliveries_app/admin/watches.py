@@ -132,7 +132,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
             return self.list_display
         back = request.get_full_path()
 
-        @admin.display(description="")
+        @admin.display(description=components.ACTIONS)
         def resync_button(pair: AppRepository) -> SafeString:
             retry = components.retry_button(pair, back) if may_retry and pair.is_failing else ""
             resync = components.resync_link(pair, back) if may_resync else ""

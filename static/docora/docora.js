@@ -1,5 +1,5 @@
-// What CSS and htmx cannot do: toasts that are announced, buttons that are busy once pressed, and panels that refresh
-// themselves unless somebody is at work in them.
+// What CSS and htmx cannot do: toasts that are announced, buttons that are busy once pressed, boxes that
+// scroll with the keyboard, and panels that refresh themselves unless somebody is at work in them.
 "use strict";
 
 (() => {
@@ -17,14 +17,24 @@
       close.type = "button";
       close.setAttribute("aria-label", "Dismiss this message");
       close.textContent = "×";
-      close.addEventListener("click", () => toast.remove());
+      close.addEventListener("click", () => {
+        toast.remove();
+        // Whoever came here with the keyboard goes on from the next message, or from the beginning of the page's content.
+        (toasts.querySelector(".toast button") ?? document.getElementById("content-start"))?.focus();
+      });
       toast.append(words, close);
       const region = document.getElementById(urgent ? "toasts-urgent" : "toasts-polite");
       setTimeout(() => region.append(toast), 100);
       if (!urgent) {
-        // Long enough to be read, and never while it is pointed at or focused.
-        const leave = () => (toast.matches(":hover, :focus-within") ? setTimeout(leave, 2000) : toast.remove());
-        setTimeout(leave, 6000 + 60 * words.textContent.length);
+        // Long enough to be read. Only seconds count in which it can be, and nobody points at it or has come to it.
+        let seconds = 6 + Math.ceil(words.textContent.length / 15);
+        const timer = setInterval(() => {
+          if (document.hidden || toast.matches(":hover, :focus-within")) return;
+          seconds -= 1;
+          if (seconds > 0) return;
+          clearInterval(timer);
+          toast.remove();
+        }, 1000);
       }
     }
   }
@@ -103,4 +113,27 @@
     });
     setInterval(tell, 1000);
   }
+
+  // What scrolls sideways can be come to, and then scrolled, with the keyboard; what shows all of itself is no stop.
+  const markScrolling = () => {
+    for (const box of document.querySelectorAll(".table-scroll, pre")) {
+      const scrolls = box.scrollWidth > box.clientWidth;
+      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Scrolls sideways"]]) {
+        if (scrolls) box.setAttribute(name, value);
+        else box.removeAttribute(name);
+      }
+    }
+  };
+  markScrolling();
+  addEventListener("load", markScrolling);
+  addEventListener("resize", markScrolling);
+  document.addEventListener("toggle", markScrolling, true);
+  document.addEventListener("htmx:afterSettle", markScrolling);
+
+  // Two of Django's own parts say too little: a picture is the search field's only label, and icons are named, but not
+  // said to be pictures. The latter are made by a script, once the page has loaded.
+  document.getElementById("searchbar")?.setAttribute("aria-label", "Search");
+  addEventListener("load", () => {
+    for (const icon of document.querySelectorAll(".help-tooltip[aria-label]")) icon.setAttribute("role", "img");
+  });
 })();

@@ -53,10 +53,10 @@ class Site:
         for number in (1, 2):
             self._start(f"worker-{number}", "-m", "docora", "rqworker", "high", "default", "low", "-v", "0")
         self._start("sweep", "-m", "docora", "sweep")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=2).close()
+                urllib.request.urlopen(f"{self.url}/health", timeout=10).close()
                 return
             except OSError:
                 assert time.monotonic() < deadline, (self._logs / "web.log").read_text()
