@@ -16,7 +16,7 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
 
 WINDOW = 20_000
-_MOST_PAIRS = 500  # that an index is asked for; beyond that there is enough among the newest
+MOST_PAIRS = 500  # that an index is asked for; beyond that there is enough among the newest
 _MOST_FORGOTTEN = 500
 _PAGE = 1000
 
@@ -46,8 +46,8 @@ def search_runs(term: str) -> Search:
     if term.startswith("bulk_"):
         return Search(Q(operation__operation_id=term))
     named = Q(app_name__icontains=term) | Q(repository_name__icontains=term)
-    pairs = list(_pairs_named(term).order_by().values_list("pk", flat=True)[: _MOST_PAIRS + 1])
-    if len(pairs) > _MOST_PAIRS:
+    pairs = list(_pairs_named(term).order_by().values_list("pk", flat=True)[: MOST_PAIRS + 1])
+    if len(pairs) > MOST_PAIRS:
         return Search(named, in_window=True)
     # What is not watched any more has nothing left but the names in its runs. Their keys, and not the question itself:
     # an OR of the two is answered by two indexes only where both sides are known to be few.

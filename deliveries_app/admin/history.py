@@ -32,7 +32,7 @@ class HistoryList(ChangeList):
         search = admin.search(self.query)
         rows = super().get_queryset(request, exclude_parameters).filter(search.condition)
         specs = [spec for spec in self.filter_specs if isinstance(spec, HistoryFilter)]
-        is_narrow = any(spec.is_narrow and spec.used_parameters for spec in specs)
+        is_narrow = any(spec.is_narrow for spec in specs)
         if search.in_window or (not is_narrow and not self.query and any(spec.in_window for spec in specs)):
             until = next((spec.until for spec in specs if isinstance(spec, PeriodFilter)), None)
             return self.in_window(rows, until)

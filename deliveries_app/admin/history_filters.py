@@ -11,6 +11,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.functional import cached_property
 
 from deliveries_app import history
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Reason
@@ -18,10 +19,9 @@ from repositories_app.models import Repository
 
 
 class HistoryFilter(admin.ListFilter):
-    """Reads the `parameters` of the address. `is_narrow`: it leaves the rows of few pairs, or of one operation."""
+    """Reads the `parameters` of the address."""
 
     parameters: tuple[str, ...]
-    is_narrow = False
 
     def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)
@@ -39,6 +39,11 @@ class HistoryFilter(admin.ListFilter):
     @property
     def in_window(self) -> bool:
         """No index carries what it asks for."""
+        return False
+
+    @property
+    def is_narrow(self) -> bool:
+        """It leaves the rows of a few pairs, or of one operation: whatever else is asked can be looked for in these."""
         return False
 
     def expected_parameters(self) -> list[str | None]:
@@ -131,8 +136,11 @@ class StateFilter(WordFilter):
 class ChosenFilter(HistoryFilter):
     """One row of another model, chosen on its page; there is no list of them to choose from."""
 
-    is_narrow = True
     chosen_from: type[Model]
+
+    @property
+    def is_narrow(self) -> bool:
+        return bool(self.used_parameters)
 
     def has_output(self) -> bool:
         return bool(self.used_parameters)
@@ -171,12 +179,25 @@ class AppFilter(HistoryFilter):
     title = "app"
     template = "admin/deliveries_app/history/app_filter.html"
     parameters = ("pair__app", "app_name")
-    is_narrow = True
 
     @property
     def typed(self) -> str:
         return self.given("app_name")
 
+    @property
+    def in_window(self) -> bool:
+        return bool(self.typed) and not self.is_narrow
+
+    @property
+    def is_narrow(self) -> bool:
+        return bool(self.used_parameters) and len(self.pairs) <= history.MOST_PAIRS
+
+    @cached_property
+    def pairs(self) -> list[int]:
+        pairs = AppRepository.objects.filter(app__in=self.apps).order_by()
+        return list(pairs.values_list("pk", flat=True)[: history.MOST_PAIRS + 1])
+
+    @cached_property
     def apps(self) -> list[int]:
         if self.value:
             return [int(self.value)] if self.value.isdecimal() else []
@@ -184,11 +205,11 @@ class AppFilter(HistoryFilter):
         return list(App.objects.filter(named).order_by().values_list("pk", flat=True))
 
     def condition(self) -> Q:
-        return Q(pair__app__in=self.apps())
+        return Q(pair__in=self.pairs) if self.is_narrow else Q(pair__app__in=self.apps)
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """The one form, with what it holds now."""
-        chosen = App.objects.filter(pk__in=self.apps()).first() if self.value else None
+        chosen = App.objects.filter(pk__in=self.apps).first() if self.value else None
         yield {
             **self.everything(changelist),
             "others": self.fields_of_others(changelist),
@@ -200,10 +221,17 @@ class OperationAppFilter(AppFilter):
     """Operations for the app, and those that concerned it among others."""
 
     parameters = ("app", "app_name")
-    is_narrow = False
+
+    @property
+    def in_window(self) -> bool:
+        return False
+
+    @property
+    def is_narrow(self) -> bool:
+        return False
 
     def condition(self) -> Q:
-        return history.concerning(self.apps())
+        return history.concerning(self.apps)
 
 
 class PeriodFilter(HistoryFilter):

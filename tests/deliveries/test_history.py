@@ -170,7 +170,7 @@ def test_where_very_much_is_meant_the_newest_are_looked_through_and_the_page_say
     viewer: Client, pairs, monkeypatch
 ) -> None:
     monkeypatch.setattr(history, "WINDOW", 3)
-    monkeypatch.setattr(history, "_MOST_PAIRS", 2)
+    monkeypatch.setattr(history, "MOST_PAIRS", 2)
     monkeypatch.setattr("deliveries_app.admin.history.HistoryList.window", 3)
     old = [run_of(pairs[0], days=10 + number).pk for number in range(3)]
     new = [run_of(pairs[number], days=number).pk for number in range(3)]
@@ -181,6 +181,11 @@ def test_where_very_much_is_meant_the_newest_are_looked_through_and_the_page_say
     assert listed(viewer, "?outcome=succeeded") == new
     assert listed(viewer, f"?outcome=succeeded&until={day(10)}") == old
     assert listed(viewer, f"?outcome=succeeded&pair={pairs[0].pk}") == [new[0], *old]
+    assert listed(viewer, "?outcome=succeeded&app_name=portal") == [*new[:2], *old]
+    make_pair(pairs[0].app, "third")
+    assert listed(viewer, "?outcome=succeeded&app_name=portal") == new[:2]
+    assert listed(viewer, f"?outcome=succeeded&pair__app={pairs[0].app_id}") == new[:2]
+    assert listed(viewer, f"?pair__app={pairs[0].app_id}") == [*new[:2], *old]
     assert "looked through" not in viewer.get(f"{RUNS}?pair={pairs[0].pk}&outcome=succeeded").text
     assert "looked through" not in viewer.get(RUNS).text
 
