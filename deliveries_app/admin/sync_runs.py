@@ -25,8 +25,8 @@ SHOWN_OF_ERROR = 100  # characters; its page has the rest
 @admin.register(SyncRun)
 class SyncRunAdmin(HistoryAdmin[SyncRun]):
     list_display = (
-        "repository_name", "app_name", "result", "problem", "trigger", "requested", "took", "commit", "files", "failed",
-        "left_out_count", "bytes",
+        "repository_name", "app_name", "result", "trigger", "requested", "took", "commit", "files", "failed", "left_out_count",
+        "bytes", "problem",
     )  # fmt: skip
     list_filter = (
         filters.AppFilter, filters.RepositoryFilter, filters.PairFilter, filters.OperationFilter,
