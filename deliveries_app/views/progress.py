@@ -1,5 +1,7 @@
 """Progress of operations and of single repositories, and the buttons that end it."""
 
+from typing import Any
+
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
@@ -53,7 +55,12 @@ def live_pairs(request: HttpRequest) -> HttpResponse:
     pairs = list(AppRepository.objects.filter(pk__in=ids(request)).select_related("app", "repository"))
     found = fragments.open_tallies(pairs)
     rows = [{"pair": pair, "tally": found.get(pair.pk)} for pair in pairs]
-    context = {"rows": rows, "live_ids": fragments.live_ids(pairs), "with_files": request.GET.get("files") == "1"}
+    context: dict[str, Any] = {
+        "rows": rows,
+        "live_ids": fragments.live_ids(pairs),
+        "with_files": request.GET.get("files") == "1",
+    }
+    context["settled"] = [pair for pair in pairs if not pair.is_active]
     return render(request, "docora/progress.html#live_cells", context)
 
 
@@ -62,7 +69,10 @@ def live_pairs(request: HttpRequest) -> HttpResponse:
 def pair_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The progress of one watched repository, for its own page."""
     pair = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
-    return render(request, "docora/progress.html#pair_progress", {**fragments.of_pair(pair), "polled": True})
+    context = {**fragments.of_pair(pair), "polled": True}
+    tally = context["tally"]
+    context["speaks"] = tally is not None and request.GET.get("said") != str(tally.tens)
+    return render(request, "docora/progress.html#pair_progress", context)
 
 
 @require_POST

@@ -68,6 +68,19 @@
     }
   });
 
+  // Focus on what a swap has taken away goes to the nearest thing around it that is still there, not to the page's top.
+  let around = [];
+  document.addEventListener("htmx:beforeSwap", () => {
+    around = [];
+    for (let at = document.activeElement; at && at !== document.body; at = at.parentElement) if (at.id) around.push(at.id);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    if (around.length === 0 || document.activeElement !== document.body) return;
+    const place = document.getElementById(around.find((id) => document.getElementById(id)));
+    place?.setAttribute("tabindex", "-1");
+    place?.focus({ preventScroll: true });
+  });
+
   // Panels that refresh themselves: [data-live] holds the bar (docora/live_bar.html) and the element that htmx refreshes.
   for (const panel of document.querySelectorAll("[data-live]")) {
     const body = panel.querySelector("[hx-get]");
@@ -102,6 +115,9 @@
       // Signed out, or no longer allowed: the panel says so now, and asking on would not change it.
       if ([401, 403, 404].includes(status)) pause.setAttribute("aria-pressed", "true");
       tell();
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) htmx.trigger(body, "docora:refresh");
     });
     panel.querySelector("[data-live-refresh]").addEventListener("click", () => {
       asked = true;

@@ -201,3 +201,26 @@ def test_the_json_calls_enforce_csrf(operator: Client, operation: BulkOperation)
     answer = post(strict, "/admin/api/resync", {"app_id": "a", "repository_id": "b"})
     assert answer.status_code == 403
     assert set(answer.json()) == {"error"}
+
+
+def test_what_is_read_out_changes_at_every_tenth_and_at_the_end(operator: Client, operation: BulkOperation) -> None:
+    pair = AppRepository.objects.order_by("pk")[0]
+    run = pair.runs.get()
+    SyncRun.objects.filter(pk=run.pk).update(started_at=timezone.now(), files_done=42)
+    spoken = '<span id="spoken" hx-swap-oob="innerHTML">'
+    assert (
+        f"{spoken}acme/docs: more than 40 percent sent.</span>" in operator.get(f"/admin/live/{pair.pk}/?said=30").text
+    )
+    quiet = operator.get(f"/admin/live/{pair.pk}/?said=40").text
+    assert spoken not in quiet
+    assert "?said=40" in quiet
+    AppRepository.objects.filter(pk=pair.pk).update(status="synced")
+    assert f"{spoken}acme/docs: synced.</span>" in operator.get(f"/admin/live/{pair.pk}/?said=40").text
+
+
+def test_a_list_reads_out_which_of_its_rows_came_to_an_end(operator: Client, operation: BulkOperation) -> None:
+    first, second, _ = AppRepository.objects.order_by("pk")
+    assert 'id="spoken"' not in operator.get(f"/admin/live/?ids={first.pk},{second.pk}").text
+    AppRepository.objects.filter(pk=second.pk).update(status="failed")
+    page = operator.get(f"/admin/live/?ids={first.pk},{second.pk}").text
+    assert '<span id="spoken" hx-swap-oob="innerHTML">acme/site → Portal: failed. </span>' in page

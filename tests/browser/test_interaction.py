@@ -1,0 +1,297 @@
+"""What one works with beside the mouse, and what must not be lost while a page lives: focus, ticks, messages, a session."""
+
+import re
+from collections.abc import Iterator
+from threading import Event
+
+import pytest
+from django.contrib.sessions.models import Session
+from playwright.sync_api import Locator, Page, Route, expect
+
+from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from tests.browser.accessibility import violations
+from tests.browser.conftest import PASSWORD, Browser, Site
+from tests.browser.test_journey import LIST, force_resync, sign_in
+from tests.support.receiver import Answer, Notification, wait_for
+from tests.support.world import World
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+# Whether the pressed form's button could be pressed no more: noted for later, for the page is left meanwhile.
+NOTE_THE_BUTTON = """addEventListener("submit", () => setTimeout(() => {
+    sessionStorage.busy = document.querySelector("form[aria-busy=true] button.button").disabled;
+}))"""
+
+
+@pytest.fixture
+def gate(world: World) -> Iterator[Event]:
+    """While it is cleared, the client takes a second for each file."""
+    gate = Event()
+    gate.set()
+
+    def take_a_moment(notification: Notification) -> Answer | None:
+        gate.wait(1)
+        return None
+
+    world.answer(take_a_moment)
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def watched(world: World, gate: Event, site: Site) -> AppRepository:
+    """acme/docs and acme/site, synced, of 200 files each; the first of them."""
+    files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(200)}
+    pair, _ = (world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site"))
+    wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 2, timeout=60)
+    return pair
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until the target has the focus, and can be seen to have it."""
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        if target.count() and target.evaluate("target => target === document.activeElement"):
+            assert target.evaluate("target => getComputedStyle(target).outlineStyle") != "none"
+            return
+    raise AssertionError(f"Tab never comes to {target}")
+
+
+def after_polls(page: Page, count: int, address: str) -> None:
+    """Until the page has asked so many times more at an address with these words, and put the answers into itself."""
+    for _ in range(count):
+        with page.expect_response(lambda response: address in response.url, timeout=30_000):
+            pass
+    page.wait_for_timeout(100)
+
+
+def test_from_the_overview_to_a_confirmed_re_sync_with_the_keyboard_alone(
+    site: Site, browser: Browser, watched: AppRepository
+) -> None:
+    def journey(page: Page) -> None:
+        page.goto(f"{site.url}/admin/login/")
+        page.keyboard.type("anna")  # the field has the focus
+        page.keyboard.press("Tab")
+        page.keyboard.type(PASSWORD)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to main content")).to_be_focused()
+        page.keyboard.press("Enter")
+        tab_to(page, page.get_by_role("main").get_by_role("link", name="Watched repositories", exact=True).first)
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(site.url + LIST)
+        tab_to(page, page.get_by_role("row").filter(has_text="acme/docs").get_by_role("checkbox"))
+        page.keyboard.press("Space")
+        tab_to(page, page.get_by_label("Action:"))
+        page.keyboard.type("Force")
+        tab_to(page, page.get_by_role("button", name="Run"))
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Force re-sync")).to_be_visible()
+        page.reload()  # the question is still there
+        expect(page.get_by_text("This will re-sync acme/docs and re-send ALL files to Portal.")).to_be_visible()
+        tab_to(page, page.get_by_role("button", name="Yes, re-sync 1"))
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(site.url + LIST)
+        toast = page.get_by_role("status").filter(has_text="Re-sync queued")
+        expect(toast).to_be_visible()
+        tab_to(page, toast.get_by_role("button", name="Dismiss this message"))
+        page.keyboard.press("Enter")
+        expect(toast).to_be_hidden()
+        expect(page.get_by_role("main")).to_be_focused()
+
+    browser.drive(journey)
+    assert SyncRun.objects.filter(reason="resync", pair=watched).count() == 1
+    assert browser.complaints == []
+
+
+def test_focus_ticks_and_what_is_unfolded_are_kept_while_parts_of_the_page_are_exchanged(
+    site: Site, browser: Browser, watched: AppRepository, gate: Event
+) -> None:
+    gate.clear()
+
+    def on_the_operation(page: Page) -> None:
+        sign_in(page, site)
+        force_resync(page, site, "acme/docs", "acme/site")
+        page.get_by_role("button", name="Yes, re-sync 2").click()
+        cancel = page.get_by_role("button", name="Cancel")
+        cancel.focus()
+        after_polls(page, 3, "/admin/progress/")
+        expect(cancel).to_be_focused()
+        assert violations(page) == []  # with a message, and while the bar moves
+
+    def on_the_list(page: Page) -> None:
+        page.goto(site.url + LIST)
+        row = page.get_by_role("row").filter(has_text="acme/site")
+        expect(row.locator("progress")).to_be_visible()
+        folded = page.locator("#changelist-filter details").first
+        folded.locator("summary").click()
+        was_open = folded.evaluate("details => details.open")
+        tick = row.get_by_role("checkbox")
+        tick.check()
+        tick.focus()
+        after_polls(page, 3, "/admin/live/")
+        expect(tick).to_be_focused()
+        expect(tick).to_be_checked()
+        assert folded.evaluate("details => details.open") == was_open
+
+    def to_the_end(page: Page, operation: int) -> None:
+        page.goto(f"{site.url}/admin/deliveries_app/bulkoperation/{operation}/change/")
+        page.get_by_role("button", name="Cancel").focus()
+        gate.set()
+        dismiss = page.get_by_role("button", name="Dismiss", exact=True)
+        expect(dismiss).to_be_visible(timeout=60_000)
+        page.keyboard.press("Tab")  # the focus stayed where Cancel was: it is one step to what came in its place
+        expect(dismiss).to_be_focused()
+
+    browser.drive(on_the_operation)
+    browser.drive(on_the_list)
+    pk = BulkOperation.objects.get().pk
+    browser.drive(lambda page: to_the_end(page, pk))
+    assert browser.complaints == []
+
+
+def test_a_second_press_sends_nothing_and_the_button_shows_why(
+    site: Site, browser: Browser, watched: AppRepository
+) -> None:
+    def journey(page: Page) -> None:
+        held: list[Route] = []
+        page.route("**/force-resync/**", lambda route: hold(route, held))
+        sign_in(page, site)
+        force_resync(page, site, "acme/docs", "acme/site")
+        page.evaluate(NOTE_THE_BUTTON)
+        page.get_by_role("button", name="Yes, re-sync 2").dblclick(no_wait_after=True)
+        while not held:
+            page.wait_for_timeout(50)
+        page.wait_for_timeout(300)  # a second request would be held too
+        assert len(held) == 1
+        held[0].continue_()
+        expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
+        assert page.evaluate("sessionStorage.busy") == "true"
+
+    browser.drive(journey)
+    assert BulkOperation.objects.count() == 1
+    assert browser.complaints == []
+
+
+def hold(route: Route, held: list[Route]) -> None:
+    """The server gets a POST only when the test wants it."""
+    held.append(route) if route.request.method == "POST" else route.continue_()
+
+
+def test_a_session_that_ends_is_said_in_place_and_one_comes_back_to_the_page(
+    site: Site, browser: Browser, watched: AppRepository, gate: Event
+) -> None:
+    gate.clear()
+
+    def begin(page: Page) -> None:
+        sign_in(page, site)
+        force_resync(page, site, "acme/docs", "acme/site")
+        page.get_by_role("button", name="Yes, re-sync 2").click()
+        expect(page.locator(".progress-box progress").first).to_be_visible()
+
+    def lose_the_server(page: Page) -> None:
+        page.context.set_offline(True)
+        page.wait_for_event("requestfailed")
+        page.context.set_offline(False)
+        after_polls(page, 2, "/admin/progress/")
+        expect(page.locator(".progress-box progress").first).to_be_visible()
+
+    def end(page: Page) -> None:
+        words = page.locator(".progress-box").get_by_text("Your session has ended.")
+        expect(words).to_be_visible()
+        expect(page.locator("#login-form")).to_have_count(0)  # no page within the page
+        assert violations(page) == []
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.wait_for_timeout(2_500)
+        assert [url for url in asked if f"/{operation.operation_id}/?" in url] == []
+        page.get_by_role("link", name="Sign in again").first.click()
+        page.get_by_label("Username:").fill("anna")
+        page.get_by_label("Password:").fill(PASSWORD)
+        page.get_by_role("button", name="Log in").click()
+        expect(page).to_have_url(re.compile(rf"/bulkoperation/{operation.pk}/change/"))
+        expect(page.locator(".progress-box progress").first).to_be_visible()
+
+    browser.drive(begin)
+    browser.drive(lose_the_server)
+    operation = BulkOperation.objects.get()
+    Session.objects.all().delete()
+    browser.drive(end)
+    own = re.compile(r"Failed to load resource: .*(401|ERR_INTERNET_DISCONNECTED)|^htmx:(sendError|afterRequest)")
+    assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
+
+
+def test_messages_stay_until_they_can_have_been_read(site: Site, browser: Browser) -> None:
+    def journey(page: Page) -> None:
+        sign_in(page, site)
+        page.clock.install()
+        page.goto(f"{site.url}/admin/auth/user/")
+        page.get_by_role("link", name="anna").click()
+        page.get_by_role("button", name="Save", exact=True).click()
+        toast = page.locator("#toasts-polite .toast")
+        expect(toast).to_contain_text("was changed successfully")
+        assert violations(page) == []
+        page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        page.clock.run_for(60_000)
+        expect(toast).to_be_visible()  # nobody saw it
+        page.evaluate("delete document.hidden")
+        page.clock.run_for(5_000)
+        expect(toast).to_be_visible()
+        toast.hover()
+        page.clock.run_for(60_000)
+        expect(toast).to_be_visible()
+        page.mouse.move(0, 0)
+        page.clock.run_for(20_000)
+        expect(toast).to_have_count(0)
+
+        page.goto(f"{site.url}{LIST}force-resync/?ids=0")
+        warning = page.get_by_role("alert").filter(has_text="There is nothing to re-sync in this selection.")
+        expect(warning).to_be_visible()
+        page.mouse.move(0, 0)
+        page.clock.run_for(600_000)
+        expect(warning).to_be_visible()  # what went wrong waits for the person
+        warning.get_by_role("button", name="Dismiss this message").click()
+        expect(warning).to_be_hidden()
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_what_moves_is_told_in_words_and_motion_and_colours_are_the_persons(
+    site: Site, browser: Browser, watched: AppRepository, gate: Event
+) -> None:
+    gate.clear()
+
+    def journey(page: Page) -> None:
+        sign_in(page, site)
+        page.goto(site.url + LIST)
+        time = page.get_by_role("row").filter(has_text="acme/docs").locator("time")
+        expect(time).to_have_text(re.compile("just now|ago"))
+        expect(time).to_have_attribute("title", re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+$"))
+        page.get_by_role("link", name="Re-sync acme/docs → Portal").click()
+        page.get_by_role("button", name="Yes, re-sync 1").click()
+        icon = page.locator(".badge-busy .icon")
+        expect(icon).to_be_visible()
+        moving = "icon => getComputedStyle(icon).animationName"
+        assert icon.evaluate(moving) == "docora-pulse"
+        page.emulate_media(reduced_motion="reduce")
+        assert icon.evaluate(moving) == "none"
+        page.emulate_media(forced_colors="active")
+        bar = page.locator("td progress")
+        assert bar.evaluate("bar => getComputedStyle(bar).appearance") == "auto"
+        border = "badge => getComputedStyle(badge).borderTopColor"
+        assert page.locator("td .badge").first.evaluate(border) != "rgba(0, 0, 0, 0)"
+        gate.set()
+        expect(page.locator("#spoken")).to_have_text("acme/docs → Portal: synced.", timeout=60_000)
+        gate.clear()
+        page.goto(f"{site.url}{LIST}{watched.pk}/change/")
+        page.locator(".progress-box").get_by_role("link", name="Re-sync").click()
+        page.get_by_role("button", name="Yes, re-sync 1").click()
+        expect(page.locator(".progress-words .badge").first).to_have_text("syncing")
+        gate.set()
+        expect(page.locator("#spoken")).to_have_text("acme/docs: synced.", timeout=60_000)
+
+    browser.drive(journey)
+    assert browser.complaints == []
