@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services.tokens import authenticate
+from tests.browser.accessibility import violations
 from tests.browser.conftest import Browser, Site
 from tests.browser.test_journey import sign_in
 from tests.support.receiver import wait_for
@@ -33,6 +34,7 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
     page.get_by_role("button", name="Register the app").click()
     expect(page.get_by_role("heading", name="Newsletter is registered")).to_be_visible()
     expect(page.locator("code#signing-key")).to_have_text(KEY)
+    assert violations(page) == []
     page.get_by_role("button", name="Copy: Token").click()
     expect(page.get_by_role("button", name="Copy: Token")).to_have_text(re.compile("Copied|Selected"))
     found = shown(page, "app-id"), shown(page, "token")
@@ -50,6 +52,7 @@ def ping(page: Page, site: Site, app: App) -> None:
     expect(page.get_by_role("heading", name="The app accepted the ping: it answered 200.")).to_be_visible()
     page.reload()  # sends nothing: the page is the answer to a GET
     expect(page.get_by_text("pong")).to_be_visible()
+    assert violations(page) == []
 
 
 def rotate_key(page: Page, site: Site, app: App) -> None:
@@ -63,6 +66,7 @@ def rotate_key(page: Page, site: Site, app: App) -> None:
     page.get_by_role("link", name="Back to the app").click()
     expect(page.get_by_role("heading", name="The signing key is being rotated")).to_be_visible()
     expect(page.get_by_role("link", name="Retire old key")).to_have_count(0)
+    assert violations(page) == []
 
 
 def retire_key(page: Page) -> None:
