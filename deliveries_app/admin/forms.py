@@ -4,7 +4,11 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.forms.renderers import BaseRenderer
+from django.forms.utils import flatatt
 from django.http import HttpRequest, QueryDict
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
@@ -37,10 +41,26 @@ def error_into(form: forms.Form, error: Exception) -> None:
     form.add_error(field, error if isinstance(error, ValidationError) else str(error))
 
 
+class LongSelect(forms.Select):
+    """For thousands of options: in one go, and not from a template for each."""
+
+    def render(
+        self, name: str, value: Any, attrs: dict[str, Any] | None = None, renderer: BaseRenderer | None = None
+    ) -> SafeString:
+        widget = self.get_context(name, value, attrs)["widget"]
+        choices = (choice for _, group, _ in widget["optgroups"] for choice in group)
+        options = format_html_join(
+            "",
+            '<option value="{}"{}>{}</option>',
+            ((choice["value"], " selected" if choice["selected"] else "", choice["label"]) for choice in choices),
+        )
+        return format_html('<select name="{}"{}>{}</select>', name, flatatt(widget["attrs"]), options)
+
+
 class WatchForm(forms.Form):
     """Let an app watch a repository."""
 
-    app = forms.ModelChoiceField(App.objects.filter(ended_at=None))
+    app = forms.ModelChoiceField(App.objects.filter(ended_at=None).only("name"), widget=LongSelect)
     github_url = forms.CharField(
         label="URL",
         max_length=2048,

@@ -48,6 +48,7 @@ class Delivery(models.Model):
             models.Index(fields=["pair", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False)),
             models.Index(fields=["pair", "source_path"], name="delivery_source", condition=~Q(source_path="")),
             models.Index(fields=["pair", "path"], name="delivery_remarked", condition=~Q(remark="")),
+            models.Index(fields=["path", "id"], name="delivery_path"),  # searched for, whoever was told
         ]
         constraints = [
             models.UniqueConstraint(fields=["pair", "path"], name="delivery_unique_path"),

@@ -1,10 +1,11 @@
 """What a re-sync, a retry or a removal would mean: the numbers of the confirmation pages."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Case, Count, Exists, F, OuterRef, Q, Subquery, Sum, When
+from django.db.models import Case, Count, F, OuterRef, Q, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -14,6 +15,8 @@ from repositories_app.models import Repository, Snapshot
 SAMPLE = 10
 COUNTED_RECORDS = 10_000
 _RECENT_RUNS = 50
+_APPS_APART = 100
+_NAMED_ONE_BY_ONE = 1000  # repositories; of more, all are counted: a question that names thousands takes longer
 
 
 @dataclass(frozen=True)
@@ -77,23 +80,31 @@ class Removal:
 
 
 def removal_of(pairs: AppRepositoryQuerySet) -> Removal:
-    """Counted by the database in a constant number of queries; a table of millions is never counted."""
-    ids = pairs.alive().order_by().values("pk")
-    others = AppRepository.objects.alive().filter(repository=OuterRef("pk")).exclude(pk__in=ids)
-    orphans = Repository.objects.filter(Exists(AppRepository.objects.filter(repository=OuterRef("pk"), pk__in=ids)))
-    orphans = orphans.filter(~Exists(others))
-    found = pairs.alive().aggregate(pairs=Count("pk"), files=Coalesce(Sum("tree_files"), 0))
+    """In a constant number of queries; a table of millions is never counted."""
+    pairs = pairs.alive()
+    rows = list(pairs.order_by().values_list("repository_id", "tree_files"))
+    orphans = _watched_by_these_alone(Counter(repository for repository, _ in rows))
+    ids = pairs.order_by().values("pk")
     records = Delivery.objects.filter(pair__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
     exact = records <= COUNTED_RECORDS
     return Removal(
-        pairs=found["pairs"],
-        syncing=pairs.alive().leased().count(),
-        records=records if exact else max(records, found["files"]),
+        pairs=len(rows),
+        syncing=pairs.leased().count(),
+        records=records if exact else max(records, sum(files for _, files in rows)),
         records_are_exact=exact,
-        orphans=orphans.count(),
-        orphan_names=[str(repository) for repository in orphans[:SAMPLE]],
-        sample=list(pairs.alive().select_related("app", "repository")[:SAMPLE]),
+        orphans=len(orphans),
+        orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
+        sample=list(pairs.select_related("app", "repository")[:SAMPLE]),
     )
+
+
+def _watched_by_these_alone(counted: Counter[int]) -> list[int]:
+    """Of the repositories that so many of the pairs watch, those that nobody else watches."""
+    watches = AppRepository.objects.alive().order_by()
+    if len(counted) <= _NAMED_ONE_BY_ONE:
+        watches = watches.filter(repository__in=counted)
+    watched = dict(watches.values_list("repository").annotate(Count("pk")))
+    return sorted(repository for repository, count in counted.items() if watched.get(repository) == count)
 
 
 def impact_of(pairs: AppRepositoryQuerySet) -> Impact:
@@ -109,7 +120,7 @@ def impact_of(pairs: AppRepositoryQuerySet) -> Impact:
     )
     sample = list(counted.select_related("app", "repository")[:SAMPLE])
     files = found.pop("files_in_all")
-    pace = _recent_pace(pairs)
+    pace = _recent_pace(pairs, found["apps"])
     return Impact(
         files=files, size=found.pop("size_in_all"), seconds=files / pace if pace else None, sample=sample, **found
     )
@@ -143,22 +154,15 @@ def _with_sizes(pairs: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
     )
 
 
-def _recent_pace(pairs: AppRepositoryQuerySet) -> float | None:
-    """Files per second over the apps' latest runs."""
-    apps = pairs.order_by().values("app")
-    recent = (
-        SyncRun.objects.filter(
-            pair__app__in=apps,
-            files_done__gt=0,
-            started_at__isnull=False,
-            ended_at__gt=timezone.now() - timedelta(days=7),
-        )
-        .order_by("-created_at")
-        .values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]
-    )
+def _recent_pace(pairs: AppRepositoryQuerySet, apps: int) -> float | None:
+    """Files per second over the latest runs of so many apps; where they are many, over the latest of all."""
+    ended = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
+    recent = ended.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
+    if apps <= _APPS_APART:  # by their keys: how to find them is planned well then, also where nothing is analysed yet
+        recent = recent.filter(pair__app__in=list(pairs.order_by().values_list("app", flat=True).distinct()))
     files, seconds = 0, 0.0
-    for done, started, ended in recent:
-        if started and ended:
+    for done, started, over in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:
+        if started and over:
             files += done
-            seconds += (ended - started).total_seconds()
+            seconds += (over - started).total_seconds()
     return files / seconds if seconds > 0 else None

@@ -132,6 +132,32 @@ def test_deliveries_below_the_floor_and_in_doubt_are_not_shown_as_delivered(root
     assert (page.count("badge-good"), page.count("cleared")) == (0, 1)
 
 
+def test_deliveries_are_found_by_the_beginning_of_a_path_and_by_an_id(root: Client, pair: AppRepository) -> None:
+    other = make_pair(make_app("Search"), "site")
+    row = Delivery.objects.get(path="a.txt")
+    row.pk, row.pair, row.path = None, other, "B_2.txt"
+    row.save()
+
+    def found(term: str) -> list[str]:
+        rows = root.get(f"{ADMIN}/delivery/", {"q": term}).context["cl"].result_list
+        return [row.path for row in rows]
+
+    assert found("a.") == ["a.txt"]
+    assert found("b") == ["b.txt"]  # as git does, it tells B from b
+    assert found("B_") == ["B_2.txt"]
+    assert found("txt") == []
+    assert found(pair.app.app_id) == ["a.txt", "b.txt"]
+    assert found(other.repository.repository_id) == ["B_2.txt"]
+    assert found("app_" + "0" * 24) == []
+
+
+def test_the_app_that_one_comes_from_is_chosen_already(root: Client, pair: AppRepository) -> None:
+    other = make_app("<Search>")
+    page = root.get(f"{ADMIN}/apprepository/add/?app={other.pk}").text
+    assert f'<option value="{other.pk}" selected>&lt;Search&gt;</option>' in page
+    assert page.count(" selected>") == 1
+
+
 def test_the_lists_take_no_query_per_row(root: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(45):
