@@ -1,0 +1,64 @@
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deliveries_app.models import App, Delivery, HourlyTraffic, SyncRun
+from docora.demo.crowd import deliveries, history, layout, tables
+from docora.demo.crowd.layout import Amounts
+from docora.demo.crowd.loading import load
+
+type Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
+
+
+class Command(BaseCommand):
+    help = (
+        "Fills an empty database with made-up apps, watched repositories, deliveries and sync runs, as many as a large "
+        "installation has. Nothing of it is ever fetched or sent by itself: every next time lies a year ahead."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        for name in ("apps", "repositories", "deliveries", "runs"):
+            parser.add_argument(f"--{name}", type=int, default=getattr(Amounts, name), metavar="N")
+        parser.add_argument("--seed", type=int, default=Amounts.seed, metavar="N", help="another seed, other rows (1)")
+        parser.add_argument("--yes", action="store_true", help="also into a database that holds apps already")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        amounts = Amounts(**{name: options[name] for name in ("apps", "repositories", "deliveries", "runs", "seed")})
+        if amounts.apps < 1 or amounts.repositories < 1 or min(amounts.deliveries, amounts.runs) < 0:
+            raise CommandError("There must be at least one app and one repository.")
+        if not options["yes"] and App.objects.exists():
+            raise CommandError(
+                "This database holds apps already, and made-up rows cannot be told from real ones afterwards. "
+                "Give another DATABASE_URL or DATA_DIR; or --yes, if it is to hold both."
+            )
+        columns = [TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        with Progress(*columns, console=Console()) as progress:
+            try:
+                with transaction.atomic():
+                    _fill(amounts, lambda rows, words, total: progress.track(rows, total=total, description=words))
+            except IntegrityError as error:
+                raise CommandError(f"Nothing is written: rows of this --seed are here already. ({error})") from None
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+        self.stdout.write(
+            f"{amounts.apps:,} apps watch {amounts.repositories:,} repositories; {amounts.deliveries:,} deliveries, "
+            f"{amounts.runs:,} sync runs."
+        )
+
+
+def _fill(amounts: Amounts, track: Track) -> None:
+    now = timezone.now()
+    watches = layout.draw(amounts)
+    watched = tables.make(amounts, list(track(watches, "Apps and repositories", len(watches))), now)
+    sent = deliveries.deliveries(amounts, watched, now)
+    load(Delivery, deliveries.COLUMNS, track(sent, "Deliveries", amounts.deliveries))
+    operations = history.make_operations(amounts, watched, now)
+    happened = history.runs(amounts, watched, operations, now)
+    load(SyncRun, history.RUN_COLUMNS, track(happened, "Sync runs", amounts.runs))
+    apps = list({one.pair.app_id: one.pair.app for one in watched}.values())
+    load(HourlyTraffic, history.TRAFFIC_COLUMNS, track(history.traffic(amounts, apps, now), "Hours of traffic", None))

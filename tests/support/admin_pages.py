@@ -1,0 +1,122 @@
+"""Every page and fragment of the admin that a GET can ask for, found from its URLs and not from a list.
+
+What an address has to name is taken from the database: the oldest row of the model. So the caller makes the row first
+that has the most to show. An address with an argument that is not known here is an error, not a page less.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice, product
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ALL_VAR, ORDER_VAR, SEARCH_VAR
+from django.contrib.auth.models import User
+from django.db.models import Model
+from django.test import Client
+from django.urls import URLPattern, reverse
+
+from deliveries_app import urls
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, SyncRun
+
+ROOT = "/admin/"
+SELECTED = 60
+CHOICES = 8
+NOT_THERE = {403, 404, 405}
+"""Nobody adds a run by hand; a fragment of another model; a button that takes a POST only."""
+
+_NOT_OURS = {"login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n", "view_on_site"}
+_SEARCHED = {AppRepository: "repository-0000", Delivery: "src/"}  # what does not find everything
+
+
+def pages() -> list[str]:
+    """Pages of the site, of its models, and everything in `deliveries_app.urls`."""
+    return [*_of_site(), *(url for model in admin.site._registry for url in _of_model(model)), *_of_fragments()]
+
+
+def variants(client: Client) -> Iterator[str]:
+    """Each list once more by the choices of every filter, by every column both ways, with a search, page 2, and all."""
+    for model, model_admin in admin.site._registry.items():
+        url = _list(model)
+        change_list: Any = client.get(url).context_data["cl"]  # type: ignore[attr-defined]
+        for spec in change_list.filter_specs:
+            others = (choice for choice in spec.choices(change_list) if not choice["selected"])
+            yield from (url + choice["query_string"] for choice in islice(others, CHOICES))
+        for number, name in enumerate(change_list.list_display):
+            if change_list.get_ordering_field(name) and name in change_list.sortable_by:
+                yield from (f"{url}?{ORDER_VAR}={sign}{number}" for sign in ("", "-"))
+        yield f"{url}?p=2"
+        if model_admin.search_fields:
+            yield f"{url}?{urlencode({SEARCH_VAR: _SEARCHED.get(model, 'acme')})}"
+        if change_list.result_count <= change_list.list_max_show_all:
+            yield f"{url}?{ALL_VAR}="
+
+
+def example(model: type[Model]) -> Any:
+    return model._default_manager.order_by("pk").first()
+
+
+def ids(model: type[Model]) -> str:
+    pks = model._default_manager.order_by("pk").values_list("pk", flat=True)[:SELECTED]
+    return ",".join(map(str, pks))
+
+
+def _list(model: type[Model]) -> str:
+    return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+
+
+def _of_site() -> Iterator[str]:
+    yield ROOT
+    for pattern in admin.site.get_urls():
+        if isinstance(pattern, URLPattern) and pattern.name not in _NOT_OURS and not _is_expression(pattern):
+            yield from _filled(ROOT, pattern, {})
+    for label in {model._meta.app_label for model in admin.site._registry}:
+        yield reverse("admin:app_list", args=[label])
+
+
+def _of_model(model: type[Model]) -> Iterator[str]:
+    row = example(model)
+    known = dict.fromkeys(("object_id", "id"), [] if row is None else [row.pk])
+    for pattern in admin.site._registry[model].get_urls():
+        if isinstance(pattern, URLPattern) and str(pattern.pattern) != "<path:object_id>/":  # only leads elsewhere
+            for url in _filled(_list(model), pattern, known):
+                yield url
+                if not pattern.pattern.converters and str(pattern.pattern) not in {"", "add/"}:  # about a selection
+                    yield f"{url}?{urlencode({'ids': ids(model)})}"
+                    yield f"{url}?all=1"
+
+
+def _of_fragments() -> Iterator[str]:
+    """Which model `pk` is of, the address does not say: each is tried, and what is a 404 is not looked at."""
+    rows: dict[type[Model], Any] = {model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun)}
+    known = {
+        "pk": [row.pk for row in rows.values()],
+        "app_id": [rows[App].app_id],
+        "operation_id": [rows[BulkOperation].operation_id],
+        "run_id": [rows[SyncRun].run_id],
+    }
+    for pattern in urls.urlpatterns:
+        for url in _filled(ROOT, pattern, known):
+            yield f"{url}?{urlencode({'ids': ids(SyncRun if 'rows' in url else AppRepository)})}"
+
+
+def _is_expression(pattern: URLPattern) -> bool:
+    return not hasattr(pattern.pattern, "_route")
+
+
+def _filled(base: str, pattern: URLPattern, known: dict[str, list[Any]]) -> Iterator[str]:
+    names = list(pattern.pattern.converters)
+    if unknown := [name for name in names if name not in known]:
+        raise LookupError(f"{base}{pattern.pattern}: give an example of {unknown} in {__name__}.")
+    for values in product(*(known[name] for name in names)):
+        rest = iter(values)
+        yield base + re.sub(r"<[^>]+>", lambda _: str(next(rest)), str(pattern.pattern))  # noqa: B023  called at once
+
+
+def superuser(name: str = "root") -> Client:
+    """Sees and may everything."""
+    user, _ = User.objects.get_or_create(username=name, defaults={"is_staff": True, "is_superuser": True})
+    client = Client(SERVER_NAME="127.0.0.1")
+    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    return client
