@@ -1,0 +1,117 @@
+"""How long the pages of the admin take at full size: `make bench-pages`.
+
+Starts a PostgreSQL and a Valkey of its own, fills them with `manage.py generate_data`, and asks for every page, fragment
+and list variant of `tests.support.admin_pages`: server time without a network, the median of seven, and the queries.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import django
+from rich.console import Console
+from rich.table import Table
+
+from tests.support.postgres import PostgresServer
+from tests.support.valkey import ValkeyServer
+
+LIMIT_MS = 150
+TIMES = 7
+
+
+class Measured(NamedTuple):
+    page: str
+    median: float  # milliseconds
+    best: float
+    queries: int
+    kilobytes: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("apps", "repositories", "deliveries", "runs"):
+        parser.add_argument(f"--{name}", metavar="N", help="as of generate_data")
+    parser.add_argument("--here", action="store_true", help="measure the DATABASE_URL there is; adds a user to it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="pages with this in their address")
+    options = vars(parser.parse_args())
+    here, only = options.pop("here"), options.pop("only")
+    with ExitStack() as stack:
+        os.environ |= {"DJANGO_SETTINGS_MODULE": "docora.settings", "LOG_LEVEL": "critical"}
+        if not here:
+            os.environ |= {
+                "DATABASE_URL": stack.enter_context(PostgresServer()).url,
+                "REDIS_URL": stack.enter_context(ValkeyServer()).url,
+                "DATA_DIR": stack.enter_context(tempfile.TemporaryDirectory()),
+                "DOCORA_ENV_FILE": os.devnull,
+            }
+        django.setup()
+        if not here:
+            from django.core.management import call_command
+
+            call_command("migrate", verbosity=0)
+            call_command("generate_data", **{name: int(value) for name, value in options.items() if value})
+        show([measured for page, get in asked() if only in page and (measured := measure(page, get)) is not None])
+
+
+def asked() -> list[tuple[str, Callable[[], object]]]:
+    """Every page with what asks for it."""
+    from deliveries_app.models import AppRepository
+    from deliveries_app.rest.repositories import _manifest
+    from tests.support.admin_pages import example, pages, superuser, variants
+
+    client, pair = superuser(), example(AppRepository)
+    lists = "/admin/deliveries_app/delivery/", "/admin/api/repositories"
+    urls = [
+        *pages(),
+        *variants(client),
+        *(
+            f"{lists[0]}?q={word}"
+            for word in (pair.app.app_id, pair.repository.repository_id, "not/there", "src/00000-")
+        ),
+        *(
+            f"{lists[1]}?{query}"
+            for query in ("status=failed", f"app_id={pair.app.app_id}", "search=globex", "page=100")
+        ),
+    ]
+    first_of_manifest = ("manifest, its first 2,000 lines", lambda: next(_manifest(pair.pk)))
+    return [*((url, lambda url=url: client.get(url)) for url in dict.fromkeys(urls)), first_of_manifest]
+
+
+def measure(page: str, get: Callable[[], object]) -> Measured | None:
+    """None for what is no page: it leads elsewhere, or is not there."""
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    with CaptureQueriesContext(connection) as queries:
+        answer = get()
+    asked = len(queries)  # forgotten at the next request
+    if getattr(answer, "status_code", 200) != 200:
+        return None
+    times = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        get()
+        times.append((time.perf_counter() - began) * 1000)
+    size = len(getattr(answer, "content", answer)) / 1000  # type: ignore[arg-type]
+    return Measured(page, statistics.median(times), min(times), asked, size)
+
+
+def show(found: list[Measured]) -> None:
+    table = Table("page", *(f"{name:>7}" for name in ("median", "best", "queries", "kB")), title="Milliseconds")
+    for one in sorted(found, key=lambda one: -one.median):
+        colour = "[red]" if one.median > LIMIT_MS else ""
+        page = one.page if len(one.page) < 90 else one.page[:87] + "…"
+        table.add_row(page, f"{colour}{one.median:.0f}", f"{one.best:.0f}", str(one.queries), f"{one.kilobytes:.0f}")
+    slow = sum(one.median > LIMIT_MS for one in found)
+    console = Console(width=130)
+    console.print(table)
+    console.print(f"{len(found)} pages, {slow} of them over {LIMIT_MS} ms.")
+
+
+if __name__ == "__main__":
+    main()

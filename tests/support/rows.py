@@ -1,0 +1,113 @@
+"""As many rows of everything as a test wants, all about the oldest row of each model, without a sync."""
+
+from datetime import timedelta
+
+from axes.models import AccessAttempt
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import Group, User
+from django.contrib.contenttypes.models import ContentType
+from django.utils import timezone
+
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppToken,
+    BulkOperation,
+    Delivery,
+    DeliveryFailure,
+    FailureKind,
+    HourlyTraffic,
+    Notice,
+    NoticeKind,
+    OperationKind,
+    Outcome,
+    Reason,
+    RootCause,
+    Status,
+    SyncRun,
+)
+from repositories_app.models import Repository, Snapshot
+from tests.support.staff import make_app, make_pair
+
+_STATUSES = (Status.FAILED, Status.SCANNING, Status.PENDING, Status.SYNCED)
+
+
+def add_rows(first: int, last: int) -> None:
+    """Rows number `first` to `last` (excluded) of every table; 0 is the row that the others belong to.
+
+    An app that watches many repositories; a repository that many apps watch; a watch, failing, with many deliveries, failures,
+    runs and notices; operations that are open, ended or cancelled, the first of them with many runs.
+    """
+    for number in range(first, last):
+        _add(number)
+
+
+def _add(number: int) -> None:
+    now = timezone.now()
+    app = make_app(f"Portal {number:02}")
+    portal = App.objects.order_by("pk")[0]
+    token = f"{number:04}"
+    AppToken.objects.create(app=portal, digest=f"{number:064}", ending=token, expires_at=now + timedelta(hours=1))
+    facts = _failing(number) if number % 4 < 3 else {"status": Status.SYNCED}
+    one = make_pair(portal, f"repository-{number:05}", **facts)
+    pair = AppRepository.objects.order_by("pk")[0]
+    if number:
+        make_pair(app, "repository-00000", **facts)
+    Repository.objects.filter(pk=one.repository_id).update(circuit_open_until=now + timedelta(hours=1))
+    Snapshot.objects.create(
+        repository=pair.repository, commit_sha=f"{number:040}", branch="main", file_count=1, total_bytes=1
+    )
+    _add_deliveries(number, pair)
+    operation = BulkOperation.objects.create(
+        kind=OperationKind.values[number % 2], title=f"Operation {number}", app=portal, requested_by="anna", total=1,
+        ended_at=now if number % 3 else None, cancelled_at=now if number % 3 == 1 else None,
+    )  # fmt: skip
+    first = BulkOperation.objects.order_by("pk")[0]
+    _add_run(number, one, first)
+    _add_run(number, pair, operation)
+    _add_run(number, pair, None)
+    HourlyTraffic.objects.create(app=portal, hour=now - timedelta(hours=number), files=1, requests=1)
+    HourlyTraffic.objects.get_or_create(app=app, hour=now, defaults={"files": 1, "requests": 1})
+    Notice.objects.create(pair=pair, kind=NoticeKind.SYNC_FAILED, facts="{}", generation=1)
+    user = User.objects.create(username=f"user-{number:02}", is_staff=True)
+    Group.objects.create(name=f"Group {number}")
+    AccessAttempt.objects.create(username=f"user-{number:02}", ip_address="192.0.2.1", failures_since_start=1)
+    for row in (portal, pair, pair.repository, first, user):
+        kind = ContentType.objects.get_for_model(row)
+        LogEntry.objects.create(user=user, content_type=kind, object_id=row.pk, object_repr="x", action_flag=CHANGE)
+
+
+def _failing(number: int) -> dict[str, object]:
+    return {
+        "status": _STATUSES[number % 4],
+        "failing_since": timezone.now(),
+        "root_cause": RootCause.values[number % len(RootCause)],
+        "last_error": "The app answered 500.",
+        "left_out": {"symlink": 1},
+        "files_failing": 1,
+    }
+
+
+def _add_deliveries(number: int, pair: AppRepository) -> None:
+    now = timezone.now()
+    Delivery.objects.create(
+        pair=pair, path=f"src/{number:03}", mode="100644", kind="create", source_key="x", sha="0" * 64, size=3,
+        intent=number, generation=1, acknowledged=number % 2 == 0, updated_at=now,
+    )  # fmt: skip
+    for kind in FailureKind:
+        DeliveryFailure.objects.create(
+            pair=pair, path_digest=f"{kind}{number:050}", path=f"src/{number:03}", kind=kind, cause="http", status_code=500,
+            message="The app answered 500.", first_at=now, last_at=now,
+        )  # fmt: skip
+
+
+def _add_run(number: int, pair: AppRepository, operation: BulkOperation | None) -> None:
+    """Of the runs of an operation that has ended none is open."""
+    now = timezone.now()
+    is_open = number % 3 == 0 and (operation is None or operation.ended_at is None)
+    SyncRun.objects.create(
+        pair=pair, app_name=pair.app.name, repository_name=str(pair.repository), operation=operation,
+        reason=Reason.values[number % len(Reason)], requested_by="anna", generation=1, started_at=now,
+        ended_at=None if is_open else now, outcome="" if is_open else Outcome.values[number % len(Outcome)],
+        files_total=2, files_done=1,
+    )  # fmt: skip
