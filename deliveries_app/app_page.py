@@ -1,5 +1,6 @@
 """What the app page shows of an app's work: for the page itself, and for the fragment that refreshes it."""
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ from docora.templatetags.docora import counted, milliseconds
 
 PER_PAGE = 50
 LISTED_FILES = 50
-SORTED_FILES = 5000
+SORTED_FILES = 2000
 """The newest files that fail are the newest of so many: an app that refuses everything may have millions."""
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
@@ -174,12 +175,13 @@ def trouble(pair: AppRepository) -> str:
 
 def failing_files(app: App) -> FailingFiles:
     """Over all repositories of the app, read from the index up to a bound and only then sorted."""
-    listed = DeliveryFailure.objects.filter(pair__in=watches_of(app).values("pk"), kind=FailureKind.FAILED)
-    some = listed.order_by().values("pk")[: SORTED_FILES + 1]
-    count = some.count()
-    newest = DeliveryFailure.objects.filter(pk__in=some).select_related("pair__app", "pair__repository")
-    rows = list(newest.order_by("-last_at", "-pk")[:LISTED_FILES]) if count else []
-    return FailingFiles(rows, min(count, SORTED_FILES), count > SORTED_FILES)
+    may_have = Q(failing_since__isnull=False) | Q(files_failing__gt=0) | Q(status=Status.SCANNING)
+    pairs = watches_of(app).filter(may_have).values("pk")
+    listed = DeliveryFailure.objects.filter(pair__in=pairs, kind=FailureKind.FAILED)
+    some = list(listed.order_by().values_list("last_at", "pk")[: SORTED_FILES + 1])
+    newest = [pk for _, pk in heapq.nlargest(LISTED_FILES, some)]
+    rows = DeliveryFailure.objects.filter(pk__in=newest).select_related("pair__repository").order_by("-last_at", "-pk")
+    return FailingFiles(list(rows), min(len(some), SORTED_FILES), len(some) > SORTED_FILES)
 
 
 def more(app: App) -> dict[str, Any]:
