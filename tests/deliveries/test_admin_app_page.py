@@ -245,7 +245,14 @@ def test_the_buttons_of_a_row_are_for_those_who_may(admin: Client, viewer: Clien
         assert f'id="{name}-{pair.pk}"' in text
         assert f'id="{name}-{well.pk}"' in text
     assert "Retry all failed (1)" in text
-    assert f"{APPS}retry-failed/?ids={app.pk}&next={APPS}{app.pk}/change/" in text
+    bulk = re.search(r'id="retry-failed"[^>]*href="([^"]+)"', text)
+    assert bulk
+    assert bulk[1].endswith(f"&next={APPS}{app.pk}/change/")
+    asked = admin.get(bulk[1])
+    assert [row.pk for row in asked.context["impact"].sample] == [pair.pk]
+    assert admin.post(f"/admin/deliveries_app/apprepository/{pair.pk}/retry/?next={APPS}{app.pk}/change/").url == (
+        f"{APPS}{app.pk}/change/"
+    )
     for shown in (page(operator, app).text, live(operator, app).text):
         assert "force-resync" in shown
         assert "retry-" not in shown.replace("retry-count", "")
@@ -302,7 +309,9 @@ def test_ended_operations_stay_on_the_page_with_what_came_of_them(admin: Client,
     assert [shown["operation"] for shown in context["recent"]] == [ours]
     text = page(admin, app).text
     assert "2 repositories: 2 synced" in text
-    assert "All sync runs of this app" in text
+    link = re.search(r'href="([^"]+)">All sync runs of this app', text)
+    assert link
+    assert {run.app_name for run in admin.get(unescape(link[1])).context["cl"].result_list} == {"Portal"}
 
 
 def test_the_newest_files_that_fail_are_listed_over_all_repositories(admin: Client, app: App, monkeypatch) -> None:

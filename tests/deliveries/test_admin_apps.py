@@ -169,5 +169,5 @@ def test_the_app_page_takes_the_same_queries_for_many_repositories(
     for number in range(60):
         make_pair(app, f"many-{number}")
     admin.get(f"{APPS}{app.pk}/change/")
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(15):
         admin.get(f"{APPS}{app.pk}/change/")

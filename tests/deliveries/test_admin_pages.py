@@ -164,7 +164,7 @@ def test_the_lists_take_no_query_per_row(root: Client, django_assert_max_num_que
         make_pair(app, f"repository-{number}")
     for url, queries in [
         (f"{ADMIN}/apprepository/", 12),
-        (f"{ADMIN}/app/{app.pk}/change/", 14),
+        (f"{ADMIN}/app/{app.pk}/change/", 15),
         ("/admin/repositories_app/repository/", 10),
     ]:
         with django_assert_max_num_queries(queries):
