@@ -75,24 +75,29 @@ def _revive(target: Queue, function: str, argument: int | str, job_id: str, *, o
             target.connection.hset(Job.key_for(job_id), "origin", target.name)
             target.connection.rpush(target.key, job_id)
         return True
-    if owned or not _is_left_over(target, job_id):
+    if owned:
         return False
     try:
-        Job.fetch(job_id, connection=target.connection).delete()
+        found = Job.fetch(job_id, connection=target.connection)
     except NoSuchJobError:
-        target.connection.delete(Job.key_for(job_id))
+        _discard_unreadable(target, job_id)
+    else:
+        if not _is_left_over(found):
+            return False
+        found.delete()
     return enqueue(target.name, function, argument, job_id, owned=True)
 
 
-def _is_left_over(target: Queue, job_id: str) -> bool:
+def _is_left_over(job: Job) -> bool:
     """In no queue, and older than a moment between two lists could be."""
-    try:
-        job = Job.fetch(job_id, connection=target.connection)
-    except NoSuchJobError:
-        return True
-    if job.enqueued_at is None:
-        return True
-    return (datetime.now(UTC) - job.enqueued_at).total_seconds() > _STALE_SECONDS
+    return job.enqueued_at is None or (datetime.now(UTC) - job.enqueued_at).total_seconds() > _STALE_SECONDS
+
+
+def _discard_unreadable(queue: Queue, job_id: str) -> None:
+    """What rq cannot read as a job. Not one that somebody else has just enqueued: a worker may be at it already."""
+    key = Job.key_for(job_id)
+    if not queue.connection.hexists(key, "enqueued_at"):
+        queue.connection.delete(key)
 
 
 def first_in(name: str, seconds: int) -> bool:

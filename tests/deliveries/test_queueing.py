@@ -10,6 +10,7 @@ import django_rq
 from django.db import transaction
 from django.db.models.functions import Now
 from redis import Redis
+from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.utils import utcformat
 
@@ -87,6 +88,25 @@ def test_a_hash_that_rq_itself_cannot_read_is_replaced(redis_client: Redis) -> N
     redis_client.hset(Job.key_for("job-1"), "last_heartbeat", "2026-11-24T12:00:00.000000Z")
     assert put()
     assert ids("default") == ["job-1"]
+
+
+def test_a_job_that_somebody_else_enqueues_while_one_looks_is_left_alone(redis_client: Redis, monkeypatch) -> None:
+    put()
+    waiting_since = redis_client.hget(Job.key_for("job-1"), "enqueued_at")
+    redis_client.delete("rq:queue:default")  # a worker has popped it, and is done with it when one looks closer
+    original = Job.fetch
+
+    def fetch(job_id: str, **options: object) -> Job:
+        monkeypatch.setattr(Job, "fetch", original)
+        redis_client.delete(Job.key_for(job_id))
+        put()
+        redis_client.delete("rq:queue:default")  # and another worker has it already
+        raise NoSuchJobError
+
+    monkeypatch.setattr(Job, "fetch", fetch)
+    assert not put()
+    assert ids("default") == []
+    assert redis_client.hget(Job.key_for("job-1"), "enqueued_at") not in (None, waiting_since)
 
 
 def test_nothing_is_enqueued_before_the_commit_nor_after_a_rollback(transactional_db: None) -> None:

@@ -47,7 +47,7 @@ def test_workers_hand_over_when_syncing_is_paused_and_send_only_the_rest_after_t
     assert duplicates(world) == 0
     assert [run.outcome for run in world.runs(pair)] == [Outcome.SUCCEEDED]
     assert all(worker.running for worker in workers)
-    assert "Traceback" not in daemons.logs()
+    assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
 def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: World, daemons: Daemons) -> None:
@@ -68,7 +68,7 @@ def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: Wo
     assert_promise_kept(world, repo, pair)
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
     assert worker.running
-    assert "Traceback" not in daemons.logs()
+    assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
 def test_a_redis_that_lost_everything_knows_its_workers_again(
