@@ -18,7 +18,7 @@ MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 # What the browser tests need from npm, as its lock file pins it; npm's own record says what is there.
 NPM_PACKAGES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: setup run test bench-pages check check-format check-lint check-types check-templates check-django lock clean
+.PHONY: setup run test bench-pages screenshots check check-format check-lint check-types check-templates check-django lock clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -32,6 +32,11 @@ test: setup
 	-@$(MAKE) $(NPM_PACKAGES)
 	$(PYTEST) $(PYTEST_ARGS)
 	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories/test_mirror.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+
+# Pictures of a running instance for the documentation, in static/docs/. Look at them before you commit them.
+screenshots: setup
+	@.ci/system-packages.sh
+	$(BIN)/python -m tests.browser.screenshots
 
 $(NPM_PACKAGES): tests/browser/package-lock.json
 	npm ci --prefix tests/browser --ignore-scripts --no-audit --no-fund

@@ -4,7 +4,6 @@ Playwright's synchronous API runs an event loop in its thread, and Django refuse
 everything that drives the browser goes through one worker thread, see `Browser`.
 """
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,16 +21,10 @@ from django.contrib.auth.models import User
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 from docora.process import die_with_parent
+from tests.browser import chromium
 from tests.support.world import World
 
 PROJECT = Path(__file__).resolve().parents[2]
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-sync",
-]
 PASSWORD = "correct horse battery"
 
 
@@ -85,17 +78,13 @@ class Browser:
     """One page in headless Chromium. `drive(f)` runs `f(page)` in the browser's own thread and returns its result."""
 
     def __init__(self, **context: Any) -> None:
-        executable = shutil.which("chromium") or shutil.which("chromium-browser")
-        assert executable, (
-            "Chromium is not installed. `make test` installs it on Debian when run as root: apt install chromium"
-        )
         self._thread = ThreadPoolExecutor(1)
         self.complaints: list[str] = []
-        self._thread.submit(self._open, executable, context).result()
+        self._thread.submit(self._open, context).result()
 
-    def _open(self, executable: str, context: dict[str, Any]) -> None:
+    def _open(self, context: dict[str, Any]) -> None:
         self._playwright = sync_playwright().start()
-        self._browser = self._playwright.chromium.launch(executable_path=executable, args=CHROMIUM_OPTIONS)
+        self._browser = chromium.launch(self._playwright)
         self._page = self._browser.new_context(**context).new_page()
         self._page.set_default_timeout(15_000)
         self._page.on("console", self._listen)

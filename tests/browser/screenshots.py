@@ -1,0 +1,149 @@
+"""`make screenshots`: pictures of the admin for the documentation, as small WebP files in static/docs/.
+
+They are taken of a real instance (tests/browser/showcase.py) that is started for them and stopped afterwards.
+"""
+
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import django
+from django.urls import NoReverseMatch, reverse
+from playwright.sync_api import Page, expect
+
+from docora.commandline import DEMO_SETTINGS
+from tests.browser import chromium
+from tests.browser.accessibility import Look, look_as
+
+if TYPE_CHECKING:
+    from tests.browser.showcase import Showcase
+
+PROJECT = Path(__file__).resolve().parents[2]
+TARGET = PROJECT / "static" / "docs"
+LARGEST = 60_000  # bytes
+QUALITIES = (85, 75, 65, 50)  # the first that is small enough
+LIGHT = (Look("light", 1280), Look("light", 390))
+DARK = (Look("dark", 1280), Look("dark", 390))
+HALFWAY = 40  # percent
+
+
+class Camera:
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
+        self._devtools = page.context.new_cdp_session(page)
+
+    def shoot(self, name: str, path: str, looks: tuple[Look, ...] = LIGHT) -> None:
+        """The page at `path`, as `static/docs/NAME-WIDTH.webp`; a dark one says so in its name."""
+        for look in looks:
+            look_as(self.page, look)
+            self.open(path)
+            self.page.wait_for_timeout(400)  # bars and badges come with the first poll
+            file = TARGET / f"{name}-{look.width}{'-dark' if look.scheme == 'dark' else ''}.webp"
+            file.write_bytes(self._picture(file.name))
+            print(f"{file.relative_to(PROJECT)}: {file.stat().st_size / 1000:.0f} kB")
+        look_as(self.page, LIGHT[0])
+
+    def open(self, path: str) -> None:
+        response = self.page.goto(self.url + path)
+        if response is None or response.status != 200:
+            answer = response.status if response else "nothing"
+            raise SystemExit(f"There is no picture of {path}: the page answers {answer}, not 200.")
+
+    def _picture(self, name: str) -> bytes:
+        for quality in QUALITIES:
+            options = {"format": "webp", "quality": quality}
+            picture = base64.b64decode(self._devtools.send("Page.captureScreenshot", options)["data"])
+            if len(picture) <= LARGEST:
+                return picture
+        raise SystemExit(f"{name} is too large: {len(picture):,} bytes, and {LARGEST:,} are allowed.")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="docora-screenshots-") as folder:
+        url = configure(Path(folder))
+        django.setup()
+        from tests.browser.showcase import Showcase  # its models want the settings
+
+        failed, queue = page_of("failedsync_changelist"), page_of("queue_changelist")  # before anything is started
+        instance = subprocess.Popen([sys.executable, "manage.py", "up"], cwd=PROJECT, stdout=subprocess.DEVNULL)
+        showcase = Showcase(Path(folder))
+        try:
+            wait_until_it_answers(f"{url}/health", instance)
+            showcase.fill()
+            with chromium.page(reduced_motion="reduce") as page:
+                take_pictures(Camera(page, url), showcase, failed=failed, queue=queue)
+        finally:
+            showcase.close()
+            instance.send_signal(signal.SIGTERM)
+            instance.wait(60)
+
+
+def page_of(name: str, *arguments: int) -> str:
+    try:
+        return reverse(f"admin:deliveries_app_{name}", args=arguments)
+    except NoReverseMatch:
+        raise SystemExit(f"There is no page {name} of deliveries_app to take a picture of.") from None
+
+
+def take_pictures(camera: Camera, showcase: "Showcase", *, failed: str, queue: str) -> None:
+    page, portal = camera.page, showcase.portal
+    camera.open("/admin/")
+    page.get_by_label("Username:").fill("anna")
+    page.get_by_label("Password:").fill(showcase.password)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    camera.shoot("failed-syncs", failed)
+    confirmation = f"{page_of('app_force_resync')}?ids={portal}"
+    camera.shoot("confirmation", confirmation)
+    showcase.pace = 0.15
+    camera.open(confirmation)
+    page.get_by_role("button", name=re.compile("^Yes, re-sync")).click()
+    bar = page.locator(".progress-box progress").first
+    while int(bar.get_attribute("value") or 0) < HALFWAY:
+        page.wait_for_timeout(200)
+    showcase.pace = 2.0  # it goes on, but not to its end before it is in every picture
+    camera.shoot("app", page_of("app_change", portal))
+    camera.shoot("overview", "/admin/", LIGHT + DARK)
+    camera.shoot("queue", queue)
+
+
+def configure(folder: Path) -> str:
+    """The settings of the instance and of this process, which works on its database. Returns its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "HOST", "REPOS_DIR"):
+        os.environ.pop(name, None)
+    os.environ |= DEMO_SETTINGS | {
+        "DOCORA_ENV_FILE": os.devnull,
+        "DATA_DIR": str(folder / "data"),
+        "PORT": str(port),
+        "LOG_LEVEL": "ERROR",
+        "DJANGO_SETTINGS_MODULE": "docora.settings",
+    }
+    return f"http://127.0.0.1:{port}"
+
+
+def wait_until_it_answers(address: str, instance: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=10).close()
+            return
+        except OSError:
+            if instance.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("The instance does not start; its messages above say why.") from None
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""An instance as it might be after a day's work: apps, repositories, what fails and since when, and a day's traffic.
+
+Docora runs as `manage.py up` runs it; git server and clients live in this process, which writes into the instance's
+database beside it. Everything that is sent is really sent. Only the traffic of hours past and the times since when
+something fails are made up.
+"""
+
+import math
+import random
+import time
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+from django.contrib.auth.models import User
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, HourlyTraffic
+from deliveries_app.receiver import Answer, Notification, Receiver
+from deliveries_app.services import onboard_app, watch
+from docora.demo import contents
+from docora.demo.git_server import GitServer
+from docora.demo.repositories import commit, init
+from tests.support.receiver import wait_for
+
+PASSWORD = "a password for pictures"
+
+REPOSITORIES = {
+    "handbook": contents.handbook(),
+    "website": contents.website(),
+    "assets": contents.assets(),
+    "legacy": contents.legacy(),
+    "blog": dict(islice(contents.website().items(), 40, 210)),
+    "api-guide": dict(islice(contents.handbook().items(), 8, 50)),
+    "release-notes": dict(islice(contents.website().items(), 240, 330)),
+    "runbooks": dict(islice(contents.handbook().items(), 20, 56)),
+    "onboarding": dict(islice(contents.handbook().items(), 12)),
+    "drafts": dict(islice(contents.website().items(), 330, 350)),
+    "payroll": dict(islice(contents.legacy().items(), 14)),
+}
+APPS = {
+    "Portal": ("handbook", "website", "assets", "legacy", "blog", "api-guide", "release-notes", "runbooks", "drafts"),
+    "Search": ("handbook", "website", "blog", "api-guide"),
+    "Intranet": ("handbook", "onboarding", "runbooks", "payroll"),
+    "Newsletter": ("blog", "release-notes"),
+    "Help centre": ("api-guide", "handbook"),
+}
+BROKEN_APPS = {
+    "Newsletter": Answer(401, {"error": "The signature does not match."}),
+    "Help centre": Answer(502, {"error": "Bad gateway: no upstream server is up."}),
+}
+BROKEN_REPOSITORIES = ("drafts", "payroll")  # the first is deleted, the second one's token is revoked
+FAILING_FOR = {"Newsletter": 6, "Help centre": 3, "Portal": 31, "Intranet": 9}  # hours
+TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Showcase:
+    """`fill()` makes all of it in the database of the running instance. `pace`: the seconds that clients take a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pace = 0.0
+        self.portal = 0  # the pk of the app that watches most
+        self._tokens = {"acme/payroll": {TOKEN}}
+        self._git = GitServer(directory / "git", tokens=self._tokens)
+        self._keys: dict[str, str] = {}
+        self._broken: dict[str, Answer] = {}  # app id → what it answers
+        self._clients = Receiver(directory / "clients", self._keys, on_request=self._answer, log_size=0)
+
+    @property
+    def password(self) -> str:
+        """Of anna, who may everything."""
+        return PASSWORD
+
+    def close(self) -> None:
+        self.pace = 0.0
+        self._git.stop()
+        self._clients.stop()
+
+    def _answer(self, notification: Notification) -> Answer | None:
+        time.sleep(self.pace)
+        return self._broken.get(notification.app_id)
+
+    def fill(self) -> None:
+        User.objects.create_superuser("anna", password=PASSWORD)
+        self._git.start()
+        self._clients.start()
+        for name, files in REPOSITORIES.items():
+            init(self._path(name))
+            commit(self._path(name), files)
+        for name, repositories in APPS.items():
+            self._add_app(name, repositories)
+        wait_for(lambda: not AppRepository.objects.exclude(status="synced").exists(), timeout=180)
+        self._break()
+        self._add_a_day()
+        self._make_older()
+        self.portal = App.objects.get(name="Portal").pk
+
+    def _path(self, repository: str) -> Path:
+        return self._git.directory / "acme" / f"{repository}.git"
+
+    def _add_app(self, name: str, repositories: tuple[str, ...]) -> None:
+        address = f"{name.lower().replace(' ', '-')}@acme.example"
+        app = onboard_app(Actor.system(), name=name, base_url=self._clients.url, email=address).app
+        self._keys[app.app_id] = app.client_auth_key
+        for repository in repositories:
+            token = TOKEN if repository == "payroll" else ""
+            watch(Actor.system(), app, f"{self._git.url}/acme/{repository}", token)
+
+    def _break(self) -> None:
+        """Two apps refuse what is new in their repositories, and two repositories cannot be read any more."""
+        for name, answer in BROKEN_APPS.items():
+            self._broken[App.objects.get(name=name).app_id] = answer
+        for name in ("blog", "release-notes", "api-guide", "handbook"):
+            commit(self._path(name), {f"news/{number}.md": b"# News\n" for number in range(3)})
+        deleted, _ = BROKEN_REPOSITORIES
+        self._path(deleted).rename(self._path(deleted).with_suffix(".gone"))
+        self._tokens["acme/payroll"] = {"another"}
+        AppRepository.objects.update(next_check_at=Now())
+        failing = sum(len(APPS[name]) for name in BROKEN_APPS) + len(BROKEN_REPOSITORIES)
+        wait_for(lambda: AppRepository.objects.failing().count() == failing, timeout=180, interval=0.5)
+        for name, hours in FAILING_FOR.items():
+            since = timezone.now() - timedelta(hours=hours, minutes=len(name) * 3)
+            AppRepository.objects.failing().filter(app__name=name).update(failing_since=since)
+
+    def _add_a_day(self) -> None:
+        """The traffic of the 23 hours before this one: much by day, little by night, and what was refused of late."""
+        dice = random.Random("traffic")
+        this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+        rows = []
+        for size, name in enumerate(reversed(APPS), 1):
+            app = App.objects.get(name=name)
+            for ago in range(1, 24):
+                day = 1 + math.cos((ago - 5) / 24 * 2 * math.pi)
+                files = int((40 + 150 * day) * size * dice.uniform(0.6, 1.2))
+                failed = dice.randrange(60, 220) if name in BROKEN_APPS and ago <= FAILING_FOR[name] else 0
+                rows.append(
+                    HourlyTraffic(
+                        app=app,
+                        hour=this_hour - timedelta(hours=ago),
+                        files=files,
+                        bytes=files * dice.randrange(4_000, 12_000),
+                        failed=failed,
+                        requests=files + failed,
+                        milliseconds=(files + failed) * dice.randrange(12, 30) * (len(name) - 4),
+                    )
+                )
+        HourlyTraffic.objects.bulk_create(rows)
+
+    def _make_older(self) -> None:
+        """Not everything was made and synced within the last minute."""
+        dice, now = random.Random("ages"), timezone.now()
+        App.objects.update(created_at=now - timedelta(days=90))
+        for pair in AppRepository.objects.all():
+            synced_at = (pair.failing_since or now) - timedelta(minutes=dice.randrange(2, 140))
+            AppRepository.objects.filter(pk=pair.pk).update(last_synced_at=synced_at)
