@@ -16,7 +16,7 @@ NOBODY = "http://127.0.0.1:9/hooks"
 
 @pytest.fixture
 def operator(db) -> Client:
-    return staff("olga", "view_app", "onboard_app", "change_app", "resync_apprepository")
+    return staff("olga", "view_app", "view_apprepository", "onboard_app", "change_app", "resync_apprepository")
 
 
 def register(client: Client, **changes: str):
@@ -121,7 +121,7 @@ def test_a_new_address_has_not_asked_for_a_rest(operator: Client) -> None:
 def test_an_app_that_watches_nothing_yet_has_its_whole_page(operator: Client) -> None:
     app = make_app("Portal")
     page = operator.get(f"{APPS}{app.pk}/change/").text
-    for words in (app.app_id, "Send test ping", "This app watches nothing yet.", app.tokens.get().ending, "History"):
+    for words in (app.app_id, "Send test ping", "This app watches nothing yet.", app.tokens.get().ending, "Audit log"):
         assert words in page
 
 

@@ -176,5 +176,5 @@ def test_the_numbers_of_a_confirmation_take_the_same_queries_for_many_rows(
 ) -> None:
     for number in range(40):
         make_pair(pairs[0].app, f"many-{number}")
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         operator.get(f"{CONFIRM}?all=1")

@@ -243,7 +243,7 @@ def test_the_confirmation_takes_the_same_queries_for_many_rows(
 ) -> None:
     for number in range(40):
         fail(make_pair(make_app(f"App {number}"), f"many-{number}"), RootCause.DNS)
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         assert "and 33 more" in operator.get(f"{ASK}?all=1").text
 
 

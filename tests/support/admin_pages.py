@@ -38,6 +38,8 @@ def pages() -> list[str]:
 def variants(client: Client) -> Iterator[str]:
     """Each list once more by the choices of every filter, by every column both ways, with a search, page 2, and all."""
     for model, model_admin in admin.site._registry.items():
+        if not model._meta.managed:
+            continue
         url = _list(model)
         change_list: Any = client.get(url).context_data["cl"]  # type: ignore[attr-defined]
         for spec in change_list.filter_specs:
@@ -54,10 +56,12 @@ def variants(client: Client) -> Iterator[str]:
 
 
 def example(model: type[Model]) -> Any:
-    return model._default_manager.order_by("pk").first()
+    return model._default_manager.order_by("pk").first() if model._meta.managed else None
 
 
 def ids(model: type[Model]) -> str:
+    if not model._meta.managed:  # the queue has a page, and no table
+        return ""
     pks = model._default_manager.order_by("pk").values_list("pk", flat=True)[:SELECTED]
     return ",".join(map(str, pks))
 
@@ -78,11 +82,16 @@ def _of_site() -> Iterator[str]:
 def _of_model(model: type[Model]) -> Iterator[str]:
     row = example(model)
     known = dict.fromkeys(("object_id", "id"), [] if row is None else [row.pk])
+    known["pair_pk"] = [example(AppRepository).pk]
     for pattern in admin.site._registry[model].get_urls():
         if isinstance(pattern, URLPattern) and str(pattern.pattern) != "<path:object_id>/":  # only leads elsewhere
             for url in _filled(_list(model), pattern, known):
                 yield url
-                if not pattern.pattern.converters and str(pattern.pattern) not in {"", "add/"}:  # about a selection
+                if not pattern.pattern.converters and str(pattern.pattern) not in {
+                    "",
+                    "add/",
+                    "export/",
+                }:  # about a selection
                     yield f"{url}?{urlencode({'ids': ids(model)})}"
                     yield f"{url}?all=1"
 
