@@ -13,8 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from tests.support.admin_pages import NOT_THERE, pages, superuser, variants
 from tests.support.rows import add_rows
 
-FEW, MANY = 6, 60
-"""A page shows up to five operations, each with a question of its own; six rows fill that."""
+FEW, MANY = 24, 60
+"""A page shows up to five operations that run and five that ended, each with a question of its own; 24 rows fill that."""
 
 _LARGE = re.compile(r'"deliveries_app_(delivery|syncrun)"')
 _BOUND = re.compile(r'LIMIT \d+|"deliveries_app_syncrun"\."operation_id" = ')

@@ -129,8 +129,12 @@ def admin_pages(client: Client, *beginnings: str) -> Iterator[tuple[str, bytes]]
         if kinds[kind] > _PAGES_OF_A_KIND or "logout" in path:
             continue
         answer = client.get(address, follow=True)
-        yield address, answer.content
-        links = {_resolved(path, unescape(link)) for link in re.findall(r'(?:href|hx-get)="([^"#]+)', answer.text)}
+        content = b"".join(answer.streaming_content) if answer.streaming else answer.content
+        yield address, content
+        links = {
+            _resolved(path, unescape(link))
+            for link in re.findall(r'(?:href|hx-get)="([^"#]+)', content.decode(errors="replace"))
+        }
         new = sorted(link for link in links if link.startswith("/admin/") and link not in seen)
         seen.update(new)
         waiting += new
