@@ -17,8 +17,8 @@ FEW, MANY = 24, 60
 """A page shows up to five operations that run and five that ended, each with a question of its own; 24 rows fill that."""
 
 _LARGE = re.compile(r'"deliveries_app_(delivery|syncrun)"')
-_BOUND = re.compile(r'LIMIT \d+|"deliveries_app_syncrun"\."operation_id" = ')
-"""A page's worth, or the runs of one operation, which are no more than there are watches."""
+_BOUND = re.compile(r'LIMIT \d+|"deliveries_app_syncrun"\."operation_id" (?:= |IN \()')
+"""A page's worth, or the runs of the operations of a page, each no more than there are watches."""
 
 
 def queries(client: Client, url: str) -> list[str]:
