@@ -55,12 +55,11 @@ def live_pairs(request: HttpRequest) -> HttpResponse:
     pairs = list(AppRepository.objects.filter(pk__in=ids(request)).select_related("app", "repository"))
     found = fragments.open_tallies(pairs)
     rows = [{"pair": pair, "tally": found.get(pair.pk)} for pair in pairs]
-    context: dict[str, Any] = {
-        "rows": rows,
-        "live_ids": fragments.live_ids(pairs),
+    context: dict[str, Any] = {"rows": rows, "live_ids": fragments.live_ids(pairs)}
+    context |= {
         "with_files": request.GET.get("files") == "1",
+        "settled": [pair for pair in pairs if not pair.is_active],
     }
-    context["settled"] = [pair for pair in pairs if not pair.is_active]
     return render(request, "docora/progress.html#live_cells", context)
 
 
