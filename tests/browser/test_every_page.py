@@ -18,7 +18,7 @@ from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRu
 from deliveries_app.services import resync_by_app
 from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, Look, look_as, violations, violations_in_two_looks
 from tests.browser.conftest import PASSWORD, Browser, Site
-from tests.support.receiver import wait_for
+from tests.support.receiver import Answer, wait_for
 from tests.support.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -108,9 +108,13 @@ def looks_of(kind: str, walk: Walk) -> tuple[Look, ...]:
 
 @pytest.fixture
 def everything(world: World, site: Site) -> AppRepository:
-    """A row of every kind: synced and failed watches, runs, an operation, deliveries, people, failed sign-ins."""
-    _, pair = world.watch({f"posts/{number}.html": b"<p>%d</p>" % number for number in range(3)}, name="acme/docs")
+    """A row of every kind: watches that are synced and that fail on either side, runs, an operation, deliveries, people,
+    failed sign-ins."""
+    docs, pair = world.watch({f"posts/{number}.html": b"<p>%d</p>" % number for number in range(3)}, name="acme/docs")
     broken, _ = world.watch(name="acme/broken")
+    refusing = world.add_app("Search")
+    world.answer(lambda notification: Answer(503) if notification.app_id == refusing.app_id else None)
+    world.watch_url(docs, app=refusing)
     Group.objects.get_or_create(name="Operators")
     User.objects.create_user("victor", password="x", is_staff=True)
     AccessAttempt.objects.create(
@@ -120,6 +124,7 @@ def everything(world: World, site: Site) -> AppRepository:
     broken.path.rename(broken.path.with_suffix(".gone"))
     resync_by_app(Actor.command(), world.app)
     wait_for(lambda: BulkOperation.objects.filter(ended_at__isnull=False).exists(), timeout=40)
+    wait_for(lambda: AppRepository.objects.failing().count() == 2, timeout=40)
     return pair
 
 
@@ -132,21 +137,38 @@ def test_no_page_breaks_the_policy_fails_or_shuts_anybody_out(
     def journey(page: Page) -> Walk:
         sign_in(page, site)
         expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-        return walk(page, site, browser.complaints)
+        walked = walk(page, site, browser.complaints)
+        page.goto(f"{site.url}/admin/deliveries_app/queue/pause/")
+        page.get_by_role("button", name="Pause all syncing").click()
+        expect(page.get_by_role("region", name="All syncing is paused")).to_be_visible()  # as on every page from now on
+        walked.wrong += violations_in_two_looks(page)
+        return walked
 
     found = browser.drive(journey)
-    assert found.wrong == []
+    assert not found.wrong, "\n".join(found.wrong)
     assert {kind: status for kind, status in found.statuses.items() if status != 200} == {}
     for kind in (
         "/admin/",
         "/admin/deliveries_app/app/",
         "/admin/deliveries_app/app/add/",
         "/admin/deliveries_app/app/N/change/",
+        "/admin/deliveries_app/app/N/delete/",
+        "/admin/deliveries_app/app/force-resync/?…",
+        "/admin/deliveries_app/apprepository/",
         "/admin/deliveries_app/apprepository/N/change/",
-        "/admin/repositories_app/repository/N/change/",
-        "/admin/deliveries_app/syncrun/",
-        "/admin/deliveries_app/delivery/",
+        "/admin/deliveries_app/apprepository/N/why/?…",
+        "/admin/deliveries_app/apprepository/force-resync/?…",
         "/admin/deliveries_app/bulkoperation/N/change/",
+        "/admin/deliveries_app/bulkoperation/export/",
+        "/admin/deliveries_app/delivery/",
+        "/admin/deliveries_app/failedsync/",
+        "/admin/deliveries_app/failedsync/retry-failed/?…",
+        "/admin/deliveries_app/queue/",
+        "/admin/deliveries_app/queue/pause/",
+        "/admin/deliveries_app/syncrun/",
+        "/admin/deliveries_app/syncrun/N/change/",
+        "/admin/deliveries_app/syncrun/export/",
+        "/admin/repositories_app/repository/N/change/",
         "/admin/auth/user/add/",
         "/admin/auth/user/N/change/",
         "/admin/auth/user/N/password/",

@@ -1,0 +1,152 @@
+"""Panels that refresh themselves, on the first page that has one: they never take anything from under the hand."""
+
+import re
+
+import pytest
+from django.contrib.sessions.models import Session
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.accessibility import violations
+from tests.browser.conftest import Browser, Site
+from tests.browser.test_journey import sign_in
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+EVERY = 5_000  # milliseconds
+
+
+class Panel:
+    """The live panel of the overview, on a page whose clock the test moves on. `asked` counts its requests."""
+
+    def __init__(self, page: Page, site: Site) -> None:
+        sign_in(page, site)
+        page.clock.install()
+        page.goto(f"{site.url}/admin/")
+        self.page = page
+        self.body = page.locator("[data-live] [hx-get]")
+        self.age = page.locator("[data-live-age]")
+        self.refresh = page.get_by_role("button", name="Refresh")
+        self.pause = page.get_by_role("button", name="Pause")
+        self.address = self.body.get_attribute("hx-get") or ""
+        self.asked = 0
+        page.on("request", self._count)
+        expect(self.age).to_have_text("Updated just now")
+
+    def _count(self, request: object) -> None:
+        self.asked += self.address in getattr(request, "url", "")
+
+    def is_refreshed(self) -> None:
+        """When its time has come: fails if nothing is asked for."""
+        self._mark()
+        self.page.clock.run_for(EVERY + 500)
+        self._is_exchanged()
+
+    def is_refreshed_at_once(self, button: Locator) -> None:
+        self._mark()
+        button.click()
+        self._is_exchanged()
+
+    def stays(self) -> None:
+        """For half a minute, however often its time has come."""
+        before = self.asked
+        self.page.clock.run_for(6 * EVERY)
+        self.page.wait_for_timeout(200)
+        assert self.asked == before
+
+    def hide(self, hidden: bool) -> None:
+        """As if the tab went to the background, or came back."""
+        value = "true" if hidden else "false"
+        self.page.evaluate(
+            f"Object.defineProperty(document, 'hidden', {{value: {value}, configurable: true}});"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+
+    def add(self, html: str) -> None:
+        self.body.evaluate("(body, html) => body.insertAdjacentHTML('beforeend', html)", html)
+
+    def _mark(self) -> None:
+        self.add('<i id="mark"></i>')
+
+    def _is_exchanged(self) -> None:
+        expect(self.page.locator("#mark")).to_have_count(0)
+
+
+def test_a_panel_refreshes_itself_unless_it_is_paused_or_hidden(site: Site, browser: Browser) -> None:
+    def journey(page: Page) -> None:
+        panel = Panel(page, site)
+        assert violations(page) == []
+        panel.is_refreshed()
+        panel.is_refreshed()
+        panel.pause.click()
+        expect(panel.pause).to_have_attribute("aria-pressed", "true")
+        panel.stays()
+        expect(panel.age).to_have_text(re.compile(r"^Updated \d+ s ago, paused$"))
+        panel.is_refreshed_at_once(panel.refresh)  # whoever asks gets it
+        panel.stays()
+        panel.pause.click()
+        panel.is_refreshed()
+        panel.hide(True)
+        panel.stays()
+        panel._mark()
+        panel.hide(False)  # whoever comes back sees what is true now
+        panel._is_exchanged()
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_a_panel_takes_nothing_from_under_the_hand(site: Site, browser: Browser) -> None:
+    def journey(page: Page) -> None:
+        panel = Panel(page, site)
+        link = panel.body.locator("a[id]").first
+        link.focus()
+        for _ in range(3):
+            panel.is_refreshed()
+        expect(link).to_be_focused()
+        panel.add('<input id="typed">')
+        page.locator("#typed").fill("half a wor")
+        panel.stays()
+        expect(page.locator("#typed")).to_have_value("half a wor")
+        page.locator("#typed").blur()
+        panel.is_refreshed()
+        expect(page.locator("#typed")).to_have_count(0)
+        panel.add('<details id="unfolded" open><summary>More</summary>…</details>')
+        panel.stays()
+        page.locator("#unfolded summary").click()
+        panel.is_refreshed()
+        panel.add('<p id="chosen">chosen to be copied</p>')
+        page.locator("#chosen").select_text()
+        panel.stays()
+        page.evaluate("getSelection().removeAllRanges()")
+        panel.is_refreshed()
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_a_panel_says_when_the_server_or_the_session_has_gone(site: Site, browser: Browser) -> None:
+    def lose_the_server(page: Page) -> Panel:
+        panel = Panel(page, site)
+        page.context.set_offline(True)
+        page.clock.run_for(EVERY + 500)
+        expect(panel.age).to_have_text(re.compile(r"^The server does not answer\. Last update "))
+        page.context.set_offline(False)
+        panel.is_refreshed()
+        expect(panel.age).to_have_text(re.compile("^Updated "))
+        return panel
+
+    def lose_the_session(page: Page) -> None:
+        page.clock.run_for(EVERY + 500)
+        expect(panel.body).to_contain_text("Your session has ended.")
+        expect(panel.body.get_by_role("link", name="Sign in again")).to_have_attribute(
+            "href", re.compile(r"next=/admin/$")
+        )
+        expect(panel.pause).to_have_attribute("aria-pressed", "true")
+        assert violations(page) == []
+        panel.stays()
+
+    panel = browser.drive(lose_the_server)
+    Session.objects.all().delete()
+    browser.drive(lose_the_session)
+    own = re.compile(r"Failed to load resource: .*(401|ERR_INTERNET_DISCONNECTED)|^htmx:(sendError|afterRequest)")
+    assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
