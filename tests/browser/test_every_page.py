@@ -73,7 +73,7 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
         path, _, query = address.partition("?")
         kind = kind_of(path) + ("?…" if query else "")
         kinds[kind] = kinds.get(kind, 0) + 1
-        if kinds[kind] > KINDS or "logout" in path or "/export/" in path:  # a download is no page
+        if kinds[kind] > KINDS or "logout" in path:
             continue
         for look in looks_of(kind_of(path), walk):
             look_as(page, look)
