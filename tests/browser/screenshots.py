@@ -82,9 +82,9 @@ def main() -> None:
             with chromium.page(reduced_motion="reduce") as page:
                 take_pictures(Camera(page, url), showcase, failed=failed, queue=queue)
         finally:
-            showcase.close()
             instance.send_signal(signal.SIGTERM)
             instance.wait(60)
+            showcase.close()
 
 
 def page_of(name: str, *arguments: int) -> str:

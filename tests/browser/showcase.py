@@ -7,10 +7,10 @@ something fails are made up.
 
 import math
 import random
-import time
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 from django.contrib.auth.models import User
 from django.db.models.functions import Now
@@ -60,6 +60,7 @@ class Showcase:
     """`fill()` makes all of it in the database of the running instance. `pace`: the seconds that clients take a file."""
 
     def __init__(self, directory: Path) -> None:
+        self._closed = Event()
         self.pace = 0.0
         self.portal = 0  # the pk of the app that watches most
         self._tokens = {"acme/payroll": {TOKEN}}
@@ -74,13 +75,14 @@ class Showcase:
         return PASSWORD
 
     def close(self) -> None:
-        self.pace = 0.0
+        """The clients take nothing any more, so that nobody writes into their folders."""
+        self._closed.set()
         self._git.stop()
         self._clients.stop()
 
     def _answer(self, notification: Notification) -> Answer | None:
-        time.sleep(self.pace)
-        return self._broken.get(notification.app_id)
+        self._closed.wait(self.pace)
+        return Answer(503) if self._closed.is_set() else self._broken.get(notification.app_id)
 
     def fill(self) -> None:
         User.objects.create_superuser("anna", password=PASSWORD)
