@@ -88,14 +88,14 @@ def asked() -> list[tuple[str, Callable[[], object]]]:
 
 
 def measure(page: str, get: Callable[[], object]) -> Measured | None:
-    """None for what is no page: it leads elsewhere, or is not there."""
+    """None for what is no page: it leads elsewhere, is not there, or is a download as long as the table."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(connection) as queries:
         answer = get()
     asked = len(queries)  # forgotten at the next request
-    if getattr(answer, "status_code", 200) != 200:
+    if getattr(answer, "status_code", 200) != 200 or getattr(answer, "streaming", False):
         return None
     times, cpu = [], _cpu_seconds(connection)
     for _ in range(TIMES):
