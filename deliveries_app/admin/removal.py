@@ -48,7 +48,8 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         back = confirm.way_back(request, self._list())
         if request.method == "POST" and request.POST.get("post") == "yes":
             return self._ask_again(request, rows) or self._remove(request, rows, back)
-        count = rows.count()
+        about = self._about(rows)
+        count = about["row_count"]
         if count == 0:
             self.message_user(request, "There is nothing to remove in this selection.", messages.WARNING)
             return HttpResponseRedirect(back)
@@ -58,7 +59,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
             "opts": self.opts,
             "title": f"{verb} {count:,} {one if count == 1 else several}",
             "back": back,
-            **self._about(rows),
+            **about,
         }
         return TemplateResponse(request, "docora/confirm_removal.html", context)
 
@@ -98,11 +99,12 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
     def _about(self, rows: QuerySet[M]) -> dict[str, Any]:
         names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
         pks, files = self._bound_to(rows)
+        count = sum(pk > 0 for pk in pks)
         return {
             **confirm.shown(pks, files),
             "removal": removal_of(self.pairs_of(rows)),
             "verb": self.removal_words[0],
-            "row_count": rows.count(),
+            "row_count": count,
             "row_names": names,
         }
 
