@@ -8,7 +8,7 @@
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?=
 PACKAGES := docora repositories_app deliveries_app
 

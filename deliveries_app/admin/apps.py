@@ -19,7 +19,7 @@ from deliveries_app.admin.forms import AppForm, OnboardForm, posted
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin
 from deliveries_app.admin.why import WhyOfAppAdmin
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository
 from deliveries_app.services.onboarding import reachability
 from docora.templatetags.docora import badge
 
@@ -49,7 +49,7 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
             super()
             .get_queryset(request)
             .filter(ended_at=None)
-            .annotate(watch_count=_count_of_watches(), failed_count=_count_of_watches(status=Status.FAILED))
+            .annotate(watch_count=_count_of_watches(), failed_count=_count_of_watches(failing_since__isnull=False))
         )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
