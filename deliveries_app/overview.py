@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Count, Q, Window
-from django.db.models.functions import Now, RowNumber
+from django.db.models.functions import RowNumber
 from django.utils import timezone
 
 from deliveries_app import tallies, traffic
@@ -45,7 +45,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Jobs:
-    """`delayed` are watched repositories that are tried again, but not yet. Without Redis only these are known."""
+    """`delayed` are watched repositories that are synced at a time to come. Without Redis only these are known."""
 
     waiting: int | None
     active: int | None
@@ -135,8 +135,7 @@ def _circuits() -> int:
 
 
 def _jobs(signs: Signs | None) -> Jobs:
-    tried_again = Q(failing_since__isnull=False) | Q(retry_count__gt=0)
-    delayed = AppRepository.objects.alive().filter(tried_again, next_sync_at__gt=Now()).count()
+    delayed = AppRepository.objects.scheduled().count()
     return Jobs(signs.waiting if signs else None, signs.active if signs else None, delayed)
 
 

@@ -222,7 +222,7 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
 
 def _scheduled() -> list[tuple[AppRepository, str]]:
     """What is tried at a time to come, the soonest first, and what it waits for."""
-    rows = _pairs().free().filter(next_sync_at__gt=Now()).order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
+    rows = _pairs().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
     return [(pair, _scheduled_words(pair)) for pair in rows]
 
 

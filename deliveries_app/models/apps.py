@@ -162,6 +162,10 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
             .filter(Q(app__not_before=None) | Q(app__not_before__lte=Now()), next_sync_at__lte=Now())
         )
 
+    def scheduled(self) -> Self:
+        """Alive, free, and wanting a sync at a time to come."""
+        return self.alive().free().filter(next_sync_at__gt=Now())
+
     def failing(self) -> Self:
         """Alive, and the last attempt did not end well: given up until the next rescan, or being tried again."""
         return self.alive().filter(failing_since__isnull=False)

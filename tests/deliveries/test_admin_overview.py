@@ -114,7 +114,7 @@ def test_the_queue_says_what_waits_what_runs_and_what_is_tried_again_later(viewe
         "1 active",
         "2 delayed",
     ]
-    assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist")
+    assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist") + "#waiting"
 
 
 def test_the_pair_that_has_been_due_longest_is_named(viewer: Client) -> None:
