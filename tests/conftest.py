@@ -13,12 +13,17 @@ from django.conf import settings
 from django.db import connection
 from redis import Redis
 
+from tests.support import emptying
 from tests.support.environment import TestEnvironment
 from tests.support.postgres import PostgresServer
 from tests.support.valkey import ValkeyServer
 
 environment = TestEnvironment()
 environment.install()
+emptying.install()
+settings.PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.MD5PasswordHasher"
+]  # the real one takes a quarter of a second
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,12 +18,6 @@ PASSWORD, WRONG = "correct horse battery", "wr0ng-password-of-anna"
 LOGIN, LIST = "/admin/login/", "/admin/axes/accessattempt/"
 
 
-@pytest.fixture(autouse=True)
-def _quick_passwords(settings) -> None:
-    """The real hasher takes its time on purpose, a hundred times here."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-
-
 @pytest.fixture
 def anna(db) -> User:
     return User.objects.create_superuser("anna", password=PASSWORD)

@@ -65,7 +65,7 @@ class Instance:
                 continue
             try:
                 environment = (entry / "environ").read_bytes()
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 status = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             except OSError:
                 continue

@@ -192,7 +192,6 @@ class Journey:
 def test_nothing_that_was_planted_is_found_anywhere(
     world: World, daemons: Daemons, admin_user, redis_client, log: io.StringIO, tmp_path: Path, settings
 ) -> None:
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     admin = Client()
     admin.force_login(admin_user)
     journey = Journey(world, admin)
