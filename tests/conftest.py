@@ -21,9 +21,7 @@ from tests.support.valkey import ValkeyServer
 environment = TestEnvironment()
 environment.install()
 emptying.install()
-settings.PASSWORD_HASHERS = [
-    "django.contrib.auth.hashers.MD5PasswordHasher"
-]  # the real one takes a quarter of a second
+settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real one takes a quarter of a second
 
 
 def pytest_configure(config: pytest.Config) -> None:

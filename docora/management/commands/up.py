@@ -60,7 +60,7 @@ class Command(BaseCommand):
                 raise CommandError(str(error)) from None
         _wait_for_redis()
         self._prepare_database(migrate=not options["no_migrate"])
-        supervisor.add(Child("web", _web_command(), {"DOCORA_PROCESS": "web"}))
+        supervisor.add(Child("web", web_command(), {"DOCORA_PROCESS": "web"}))
         for number in range(options["workers"]):
             # Every second worker prefers maintenance to bulk work, so that neither waits for the other for ever.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")
@@ -101,7 +101,7 @@ def _superuser_exists() -> bool:
     return User.objects.filter(is_superuser=True).exists()
 
 
-def _web_command() -> list[str]:
+def web_command() -> list[str]:
     options = {
         "--interface": "wsgi",
         "--host": settings.HOST,
