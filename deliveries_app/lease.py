@@ -16,6 +16,7 @@ from django.db import transaction
 from django.db.models import Case, DateTimeField, F, Min, QuerySet, Sum, Value, When
 from django.db.models.functions import Least, Now
 
+from deliveries_app import batch_sql
 from deliveries_app.clock import DatabaseClock, boot_seconds, from_now
 from deliveries_app.exceptions import Paused, Superseded
 from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause
@@ -62,10 +63,17 @@ class Lease:
         Raises `Superseded` when it is not. First statement of every transaction that records something.
         """
         started = boot_seconds()
-        owned = AppRepository.objects.filter(pk=self.pair.pk, claim=self.claim, generation=self.generation)
-        updated = owned.update(lease_until=from_now(settings.LEASE_SECONDS), intent_high=self.intent_high, **changes)
-        if updated != 1:
+        owned = batch_sql.extend_lease(
+            self.pair.pk,
+            self.claim,
+            self.generation,
+            seconds=settings.LEASE_SECONDS,
+            intent_high=self.intent_high,
+        )
+        if not owned:
             raise Superseded
+        if changes:
+            AppRepository.objects.filter(pk=self.pair.pk).update(**changes)
         self.extended_at = started
 
     def hold_on(self) -> None:

@@ -6,6 +6,7 @@ next batch. Whatever kills the worker afterwards, the rows tell which paths are 
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from deliveries_app import runs, vitals
+from deliveries_app import batch_sql, runs, vitals
+from deliveries_app.batch_sql import Announced
 from deliveries_app.eligible import Skipped
 from deliveries_app.keyring import answers_of
 from deliveries_app.kinds import Kind
@@ -23,12 +25,6 @@ from deliveries_app.lease import Lease
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun
 from deliveries_app.plan import Change
 from docora.text import clean_text
-
-_ANNOUNCED = [
-    "mode", "kind", "source_key", "sha", "size", "intent", "generation", "acknowledged", "attempts", "hold_until",
-    "updated_at", "source_path", "remark",
-]  # fmt: skip
-
 
 BLOCKED = "blocked"
 
@@ -64,6 +60,9 @@ class Failure:
 # The rules ask for a sixth of the lease at the latest; at a slow client a bar that moves every second reads better, and
 # less is in doubt after a crash.
 _SHOW_SECONDS = 1.0
+TELL_SECONDS = (
+    0.5  # how often Redis is told, and the app's hour counted: a fast run records dozens of batches a second
+)
 
 
 def path_digest(path: bytes) -> str:
@@ -83,6 +82,8 @@ class Recorder:
         self._failed: list[tuple[Notification | Change, Failure]] = []
         self.failed_count = 0
         self._latest = vitals.Latest()
+        self._untold: Counter[str] = Counter()
+        self._told_at = time.monotonic()
         self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
         self.last_failure: Failure | None = None
         self.started = lease.clock.now()
@@ -94,14 +95,10 @@ class Recorder:
 
     @property
     def due(self) -> bool:
-        """Time to commit: enough outcomes, or long enough since the last time."""
-        waiting = len(self._acknowledged) + len(self._failed)
+        """Long enough since the last commit. Outcomes do not pile up meanwhile: each announcement commits them."""
         since = time.monotonic() - self._committed_at
-        return (
-            waiting >= settings.RECORD_BATCH
-            or since >= settings.LEASE_SECONDS / 6
-            or (waiting > 0 and since >= _SHOW_SECONDS)
-        )
+        waiting = self._acknowledged or self._failed
+        return since >= settings.LEASE_SECONDS / 6 or (bool(waiting) and since >= _SHOW_SECONDS)
 
     def timed(self, ok: bool, seconds: float) -> None:
         """One request was answered, or not, after so many seconds."""
@@ -133,8 +130,10 @@ class Recorder:
             "bytes_done": sum(notification.change.size for notification in done),
             "files_failed": len(self._failed),
         }
+        self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
         changes = self._on_first if announce else {}
         now = self._lease.clock.now()
+        tell = not announce or time.monotonic() - self._told_at >= TELL_SECONDS
         with transaction.atomic():
             self._lease.extend(**changes)
             self._write_acknowledged(now)
@@ -143,20 +142,28 @@ class Recorder:
             self._write_announced(adopt, now, acknowledged=True)
             if any(counts.values()):
                 runs.count(self._run, **counts)
-            vitals.record(
-                self._lease.pair.app,
-                self._latest,
-                now,
-                files=len(self._acknowledged),
-                size=sum(notification.change.size for notification in self._acknowledged),
-                failed=len(self._failed),
-            )
+            if tell:
+                self._count_traffic(now)
         if announce:
             self._on_first = {}
-        vitals.remember(self._lease.pair.app, self._latest)
-        self._acknowledged, self._failed, self._latest = [], [], vitals.Latest()
+        self._acknowledged, self._failed = [], []
         self._committed_at = time.monotonic()
-        runs.show(self._run, **counts)
+        if tell:
+            self._tell()
+
+    def _count_traffic(self, now: datetime) -> None:
+        told = self._untold
+        sent = told["bytes_done"] - told["adopted"]
+        app = self._lease.pair.app
+        vitals.record(app, self._latest, now, files=told["files"], size=sent, failed=told["files_failed"])
+
+    def _tell(self) -> None:
+        """What the bars and the app's page show, once it is committed."""
+        vitals.remember(self._lease.pair.app, self._latest)
+        names = ("files_done", "bytes_done", "files_failed")
+        runs.show(self._run, **{name: self._untold[name] for name in names})
+        self._latest, self._untold = vitals.Latest(), Counter()
+        self._told_at = time.monotonic()
 
     def _write_acknowledged(self, now: datetime) -> None:
         if not self._acknowledged:
@@ -165,9 +172,7 @@ class Recorder:
         written = [item.change.path for item in self._acknowledged if item.change.kind != Kind.DELETE]
         deleted = [item.change.path for item in self._acknowledged if item.change.kind == Kind.DELETE]
         if written:
-            rows.filter(path__in=written).update(
-                acknowledged=True, held_sha=F("sha"), attempts=0, hold_until=None, updated_at=now
-            )
+            batch_sql.acknowledge(self._lease.pair.pk, written, now)
         if deleted:
             rows.filter(path__in=deleted).delete()
         if self._had_failures:
@@ -204,27 +209,21 @@ class Recorder:
         if not notifications:
             return
         rows = [
-            Delivery(
-                pair=self._lease.pair,
-                path=item.change.path,
-                mode=item.change.mode,
-                kind=item.change.kind,
-                source_key=item.source_key or None,
-                sha=item.sha,
-                size=item.size,
-                intent=item.intent,
-                generation=self._lease.generation,
-                acknowledged=acknowledged,
-                attempts=item.change.attempts if item.change.intent is not None else 0,
-                updated_at=now,
-                source_path=item.change.source_path,
-                remark=item.remark,
+            Announced(
+                item.change.path,
+                item.change.mode,
+                item.change.kind,
+                item.source_key or None,
+                item.sha,
+                item.size,
+                item.intent,
+                item.change.attempts if item.change.intent is not None else 0,
+                item.change.source_path,
+                item.remark,
             )
             for item in sorted(notifications, key=lambda item: item.change.path)
         ]
-        Delivery.objects.bulk_create(
-            rows, update_conflicts=True, unique_fields=["pair", "path"], update_fields=_ANNOUNCED
-        )
+        batch_sql.announce(self._lease.pair.pk, self._lease.generation, rows, now, acknowledged=acknowledged)
 
 
 def settle_lists(

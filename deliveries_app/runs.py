@@ -13,7 +13,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app import tallies
+from deliveries_app import batch_sql, tallies
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
 from docora import progress
 
@@ -88,11 +88,7 @@ def seed(run: SyncRun) -> None:
 
 def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
     """Add a recorded batch to the row; call it inside the batch's transaction."""
-    SyncRun.objects.filter(pk=run.pk).update(
-        files_done=F("files_done") + files_done,
-        bytes_done=F("bytes_done") + bytes_done,
-        files_failed=F("files_failed") + files_failed,
-    )
+    batch_sql.count(run.pk, files_done=files_done, bytes_done=bytes_done, files_failed=files_failed)
     run.files_done += files_done
     run.bytes_done += bytes_done
     run.files_failed += files_failed

@@ -7,7 +7,7 @@ import pytest
 from django.db import connections
 from redis import Redis
 
-from deliveries_app import tallies
+from deliveries_app import recorder, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.receiver import Answer, Notification
@@ -19,6 +19,13 @@ from tests.support.histories import kill_worker, refusing
 from tests.support.processes import in_threads
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
+
+
+@pytest.fixture(autouse=True)
+def _every_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a client that takes longer for a batch than Redis waits for news of it."""
+    monkeypatch.setattr(recorder, "TELL_SECONDS", 0.0)
+
 
 
 def files(count: int) -> dict[str, bytes]:
