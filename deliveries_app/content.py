@@ -53,8 +53,7 @@ def read_block(
     """One notification per change, in the same order; without those that transforms `fail`."""
     if terms.transforms:
         return list(_read_transformed(changes, reader, terms, tick, fail))
-    small = [change.blob for change in changes if change.blob and not is_large(change.size)]
-    contents = reader.read(small)
+    contents = reader.read(_small_blobs(changes))
     notifications = []
     for change in changes:
         if change.kind == Kind.DELETE:
@@ -68,6 +67,16 @@ def read_block(
         if not made.sha:  # the large ones last: the pipe is free of other answers then
             made.sha, made.remark = _hash(reader, made.change, tick)
     return notifications
+
+
+def ask_ahead(changes: Sequence[Change], reader: BlobReader, terms: Terms) -> None:
+    """Have git unpack what `read_block` will ask for next, while the block before it is sent."""
+    if not terms.transforms:
+        reader.ask_ahead(_small_blobs(changes))
+
+
+def _small_blobs(changes: Sequence[Change]) -> list[str]:
+    return [change.blob for change in changes if change.blob and not is_large(change.size)]
 
 
 def _read_transformed(

@@ -1,6 +1,7 @@
 """Changes → acknowledged outcomes, `slots` at a time (`engine.md` §7).
 
-Phases in order; within one, a block of changes is read and announced as soon as the last one is under way. Every
+Phases in order; within one, a block of changes is announced as soon as the last one is under way, and git unpacks the
+next one meanwhile. Every
 outcome goes to the recorder; the exceptions that this module raises mean that the run stops here.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from deliveries_app.content import ChunkedFile, blocks, read_block
+from deliveries_app.content import ChunkedFile, ask_ahead, blocks, read_block
 from deliveries_app.keyring import REFUSALS, Keyring, Keys
 from deliveries_app.kinds import PHASES, Kind
 from deliveries_app.lease import Lease
@@ -119,20 +120,16 @@ class Sender:
 
     def _send_phase(self, changes: Iterator[Change]) -> None:
         waiting = blocks(changes)
-        exhausted = False
-        while True:
+        block = next(waiting, None)
+        while block or self._ready or self._client.in_flight:
             self._start()
-            if not self._ready and not exhausted:
+            if block and not self._ready:
+                self._announce(block)
                 block = next(waiting, None)
-                if block is None:
-                    exhausted = True
-                else:
-                    self._announce(block)
-                    self._keep_going()
-                continue
-            if exhausted and not self._ready and not self._client.in_flight:
-                return
-            self._collect()
+                if block:
+                    ask_ahead(block, self._reader, self._terms)
+            else:
+                self._collect()
             self._keep_going()
 
     def _announce(self, block: list[Change]) -> None:
