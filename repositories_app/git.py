@@ -5,6 +5,7 @@ or files. Arguments are lists and options end with `--`, so nothing that a stran
 that uses the network says so with a `Remote`: its host is vetted first, and git dials the vetted addresses only.
 """
 
+import contextlib
 import functools
 import os
 import resource
@@ -37,6 +38,7 @@ _MAX_STDERR = 4 << 20  # bytes; a host can have git print whatever it likes
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
+_TRUSTED = "host"
 # Several processes make up a network command, and git that is killed leaves its helpers behind, listening to a host for
 # as long as that pleases and holding our locks. This shell leads the group: it ends all of it when we die (SIGTERM is
 # what the kernel then sends it), and what is left of it when git ends.
@@ -66,10 +68,21 @@ _ALWAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Where a network command goes: a URL as `parse_url` lets through, and the token to read it with, or none."""
+    """Where a network command goes: a URL as `parse_url` lets through, and the token to read it with, or none.
+
+    `trusted`: git does not walk the whole tree again to see whether the host has sent all of it, which a shallow fetch
+    does whatever was there before (140 ms for 200,000 files). It takes the host for the promisor of a partial clone, of
+    which only contents of more than a terabyte are left out; what is missing anyhow shows when it is read.
+    """
 
     url: str
     token: str = field(default="", repr=False)
+    trusted: bool = False
+
+    @property
+    def name(self) -> str:
+        """How a command names it."""
+        return _TRUSTED if self.trusted else self.url
 
 
 def environment(remote: Remote | None = None) -> dict[str, str]:
@@ -118,6 +131,12 @@ def _config_for(remote: Remote) -> dict[str, str]:
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
         listed = (f"[{address}]" if ":" in address else address for address in vetted.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
+    if remote.trusted:
+        config |= {
+            f"remote.{_TRUSTED}.url": remote.url,
+            f"remote.{_TRUSTED}.promisor": "true",
+            f"remote.{_TRUSTED}.partialCloneFilter": "blob:limit=1024g",
+        }
     if remote.token:
         name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
         config[name] = git_errors.basic_authorization(remote.token)
@@ -145,8 +164,9 @@ def start(
     """A git child with pipes for output, in its own process group, that dies with this process and holds `fds`.
 
     stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it. `max_memory` (bytes)
-    is for a local command that keeps in memory what a stranger's tree unfolds to. `short`: a local read that soon ends
-    by itself, also without us; no Python runs in the child then, so that a process with threads may start it.
+    is for a local command that keeps in memory what a stranger's tree unfolds to. `short`: a local command that soon ends
+    by itself, also without us, because it has little to do or because nobody reads what it prints. No Python runs in the
+    child then: a process with threads may start it, and it starts ten times as fast.
     """
     env = environment(remote)
     limits = {resource.RLIMIT_FSIZE: settings.MAX_FETCH_BYTES, resource.RLIMIT_DATA: _MAX_MEMORY} if remote else {}
@@ -168,6 +188,10 @@ def start(
         preexec_fn=None if short else functools.partial(_confine, limits, death),
     )
     process.errors = errors  # type: ignore[attr-defined]
+    if short:
+        for kind, limit in limits.items():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                resource.prlimit(process.pid, kind, (limit, limit))
     return process
 
 
@@ -218,10 +242,17 @@ def run(
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
     short: bool = False,
+    stdin: bytes = b"",
 ) -> bytes:
-    """stdout of a git command that says little; `GitError` when it fails or outlasts `timeout` seconds."""
-    process = start(args, directory=directory, remote=remote, fds=fds, short=short)
+    """stdout of a git command that says little; `GitError` when it fails or outlasts `timeout` seconds. `stdin` is short,
+    too, and fits into a pipe."""
+    pipe = subprocess.PIPE if stdin else None
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=pipe)
     try:
+        if process.stdin:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its words say why
+                process.stdin.write(stdin)
+                process.stdin.close()
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:
         words = f"git was not ready after {timeout:.0f} seconds"

@@ -9,7 +9,6 @@ that a watch's rows equal.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from docora.datadir import make_private
 from docora.text import format_bytes
-from repositories_app import git, git_errors
+from repositories_app import file_locks, git, git_errors
 from repositories_app.exceptions import Cause, GitError, RepositoryMoved
 from repositories_app.mirror_blobs import BlobReader
 from repositories_app.mirror_entries import DIRECTORY, Entry, disorder, entry_of, is_strange, slices
@@ -37,7 +36,6 @@ MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
 MAX_LISTING_BYTES = 4 << 30
 """How long the list of a tree may be: a few nested trees that name each other many times make a list without end."""
-_LOCK_POLL_SECONDS = 0.1
 
 
 class Mirror:
@@ -50,7 +48,7 @@ class Mirror:
     @contextlib.contextmanager
     def in_use(self, tick: git.Tick) -> Iterator[None]:
         """Hold the shared lock: nobody removes or repacks the mirror meanwhile."""
-        with self._lock("use", fcntl.LOCK_SH, tick):
+        with self._lock("use", tick, shared=True):
             yield
 
     @contextlib.contextmanager
@@ -60,7 +58,7 @@ class Mirror:
             raise GitError(Cause.NOT_FOUND, "This machine has no mirror of the repository.")
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(self._lock("use", fcntl.LOCK_SH, lambda: None, wait=False))
+                held.enter_context(self._lock("use", shared=True, wait=False))
             except BlockingIOError:
                 words = "The mirror is being made anew just now. Ask again in a moment."
                 raise GitError(Cause.OTHER, words) from None
@@ -71,13 +69,14 @@ class Mirror:
     def fetch(self, url: str, token: str, commit: str, watch: str, *, timeout: float, tick: git.Tick) -> str:
         """Have `commit`, or what HEAD is meanwhile where the host does not serve a commit by name; the commit that is
         there now, kept by the watch's `run` ref. Call it inside `in_use`."""
-        with self._lock("fetch", fcntl.LOCK_EX, tick):
+        with self._lock("fetch", tick):
             self._prepare()
             ref = f"refs/docora/{watch}/run"
             if self.has(commit):
-                self._git(["update-ref", ref, commit])
+                self._update_refs(f"update {ref} {commit}")
                 return commit
-            remote = git.Remote(url, token)
+            # The first fetch is looked at as a whole; what a later one brings is small beside what is here.
+            remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
                 self._fetch(remote, [f"+{commit}:{ref}", f"+HEAD:{ref}"], timeout, tick)
             except RepositoryMoved:
@@ -87,14 +86,16 @@ class Mirror:
                 if isinstance(error, GitError) and error.cause is Cause.OTHER:
                     self._examine(tick)
                 raise
-            return self._git(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
+            if remote.trusted:
+                self._clear()  # its packs are like any others from now on
+            return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
 
     def _fetch(self, remote: git.Remote, refspecs: Sequence[str], timeout: float, tick: git.Tick) -> None:
         """The first of the refspecs that the host serves."""
         options = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
         for number, refspec in enumerate(refspecs, start=1):
             try:
-                self._git([*options, "--", remote.url, refspec], remote=remote, timeout=timeout, tick=tick)
+                self._git([*options, "--", remote.name, refspec], remote=remote, timeout=timeout, tick=tick)
                 return
             except RepositoryMoved:
                 raise
@@ -119,8 +120,7 @@ class Mirror:
 
     def keep_base(self, watch: str, commit: str) -> None:
         """Remember `commit` as what the watch's rows equal, and let its `run` ref go."""
-        self._git(["update-ref", f"refs/docora/{watch}/base", commit])
-        self._git(["update-ref", "-d", f"refs/docora/{watch}/run"])
+        self._update_refs(f"update refs/docora/{watch}/base {commit}", f"delete refs/docora/{watch}/run")
 
     def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
         """The files of a commit in byte order of their paths, all or just those named, streaming."""
@@ -187,14 +187,12 @@ class Mirror:
     def repack_if_many(self, tick: git.Tick) -> bool:
         """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now. One that cannot be
         repacked is damaged, or the disk is full: it is removed, and the next fetch makes it anew."""
-        if len(list((self.directory / "objects" / "pack").glob("*.pack"))) <= MAX_PACKS:
+        if len(self._packs()) <= MAX_PACKS:
             return False
         try:
-            with (
-                self._lock("use", fcntl.LOCK_EX, tick, wait=False),
-                self._lock("fetch", fcntl.LOCK_EX, tick, wait=False),
-            ):
+            with self._lock("use", wait=False), self._lock("fetch", wait=False):
                 try:
+                    self._clear()
                     self._git(["repack", "-a", "-d", "-q"], timeout=1800.0, tick=tick)
                     self._git(["prune", "--expire=now"], timeout=1800.0, tick=tick)
                 except GitError as error:
@@ -206,13 +204,18 @@ class Mirror:
 
     def remove(self, tick: git.Tick) -> None:
         """Delete the mirror once nobody uses it. Not inside `in_use`."""
-        with self._lock("use", fcntl.LOCK_EX, tick), self._lock("fetch", fcntl.LOCK_EX, tick):
+        with self._lock("use", tick), self._lock("fetch", tick):
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def blobs(self) -> "BlobReader":
         return BlobReader(
-            git.start(["cat-file", "--batch"], directory=self.directory, fds=self._fds, stdin=subprocess.PIPE)
+            git.start(
+                ["cat-file", "--batch"], directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True
+            )
         )
+
+    def _packs(self) -> list[Path]:
+        return list((self.directory / "objects" / "pack").glob("*.pack"))
 
     def _prepare(self) -> None:
         """Create the repository if it is not there, and clear it. Holds the `fetch` lock."""
@@ -224,13 +227,23 @@ class Mirror:
 
     def _clear(self) -> None:
         """Remove what a writer that was killed or failed has left. Holds the `fetch` lock."""
-        for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/**/tmp_obj_*"):
+        for pattern in (
+            "*.lock",
+            "refs/**/*.lock",
+            "objects/pack/tmp_*",
+            "objects/pack/*.promisor",
+            "objects/**/tmp_obj_*",
+        ):
             for stale in self.directory.glob(pattern):
                 stale.unlink(missing_ok=True)
 
-    def _glance(self, args: Sequence[str], timeout: float) -> bytes:
+    def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT, *, stdin: bytes = b"") -> bytes:
         """For what is answered at once, also in a process with threads."""
-        return git.run(args, directory=self.directory, fds=self._fds, timeout=max(0.0, timeout), short=True)
+        timeout = max(0.0, timeout)
+        return git.run(args, directory=self.directory, fds=self._fds, timeout=timeout, short=True, stdin=stdin)
+
+    def _update_refs(self, *commands: str) -> None:
+        self._glance(["update-ref", "--stdin"], stdin="".join(f"{command}\n" for command in commands).encode("ascii"))
 
     def _git(
         self,
@@ -253,7 +266,7 @@ class Mirror:
 
     def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
         """What git prints between NULs, streaming."""
-        process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory)
+        process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory, short=True)
         assert process.stdout
         try:
             parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
@@ -275,26 +288,18 @@ class Mirror:
             raise git_errors.classify(errors, ended=process.returncode, local=True)
 
     @contextlib.contextmanager
-    def _lock(self, name: str, kind: int, tick: git.Tick, *, wait: bool = True) -> Iterator[None]:
+    def _lock(
+        self, name: str, tick: git.Tick = lambda: None, *, shared: bool = False, wait: bool = True
+    ) -> Iterator[None]:
+        """Children that are started meanwhile hold it as well."""
         make_private(self.directory.parent)
-        fd = os.open(f"{self.directory}.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, kind | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not wait:
-                        raise
-                    tick()
-                    time.sleep(_LOCK_POLL_SECONDS)
+        path = Path(f"{self.directory}.{name}.lock")
+        with file_locks.hold(path, shared=shared, wait=wait, tick=tick) as fd:
             self._fds.append(fd)
             try:
                 yield
             finally:
                 self._fds.remove(fd)
-        finally:
-            os.close(fd)
 
 
 def _named(path: bytes, listed: bytes) -> Entry | None:
