@@ -42,6 +42,11 @@ def _fernet(keys: tuple[str, ...]) -> MultiFernet:
     return MultiFernet([Fernet(derive_key(key)) for key in keys])
 
 
+def derive_keys() -> None:
+    """The slow part of the first `encrypt` or `decrypt` of a process; those that it forks need not do it again."""
+    _fernet(tuple(settings.ENCRYPTION_KEYS))
+
+
 def encrypt(plain: str) -> str:
     """The Fernet token of `plain` under the newest key."""
     return _fernet(tuple(settings.ENCRYPTION_KEYS)).encrypt(plain.encode()).decode("ascii")

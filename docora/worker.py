@@ -18,6 +18,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 
+from docora import crypto
 from docora.process import die_with
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,11 @@ def identity() -> str:
     """`host:pid` of the worker that this process works for, as it registered itself in Redis; outside of workers, of the
     process itself."""
     return f"{socket.gethostname()}:{_worker_pid or os.getpid()}"
+
+
+def warm_up() -> None:
+    """What every work-horse would do anew, done once before they are forked."""
+    crypto.derive_keys()
 
 
 class DocoraWorker(Worker):
@@ -79,8 +85,8 @@ class DocoraWorker(Worker):
             super().maintain_heartbeats(job, execution)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        parent = os.getpid()
-        self._parent_pid = parent
+        warm_up()
+        self._parent_pid = os.getpid()
         super().fork_work_horse(job, queue)
 
     def setup_work_horse_signals(self) -> None:

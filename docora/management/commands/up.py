@@ -60,7 +60,7 @@ class Command(BaseCommand):
                 raise CommandError(str(error)) from None
         _wait_for_redis()
         self._prepare_database(migrate=not options["no_migrate"])
-        supervisor.add(Child("web", web_command(), {"DOCORA_PROCESS": "web"}))
+        supervisor.add(Child("web", web_command(settings.PORT), {"DOCORA_PROCESS": "web"}))
         for number in range(options["workers"]):
             # Every second worker prefers maintenance to bulk work, so that neither waits for the other for ever.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")
@@ -101,11 +101,11 @@ def _superuser_exists() -> bool:
     return User.objects.filter(is_superuser=True).exists()
 
 
-def web_command() -> list[str]:
+def web_command(port: int) -> list[str]:
     options = {
         "--interface": "wsgi",
         "--host": settings.HOST,
-        "--port": str(settings.PORT),
+        "--port": str(port),
         "--workers": "1",
         "--blocking-threads": str(settings.WEB_THREADS),
         "--log-level": "error",  # it warns of threads in any number that is more than it would choose
