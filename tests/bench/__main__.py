@@ -1,0 +1,70 @@
+"""`make bench`: everything that Docora promises about speed and memory, measured on this machine, beside the wire's ceiling.
+
+`BENCH_ARGS="--only check,resync"` takes the measurements of these names only, `--most 100000` ends the repositories
+there. Only a whole run writes `RESULTS.md` and its charts.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from tests.bench import changes, memory, polling, report, resyncs, sending
+from tests.bench.report import Chart, Row
+from tests.bench.stage import PROJECT, Stage, open_stage
+
+
+def recording(stage: Stage) -> Iterator[Row]:
+    """In processes of their own: one knows a single database only."""
+    for database, limit in (("postgres", 20), ("sqlite", 50)):
+        command = [sys.executable, "-m", "tests.bench.recording", database]
+        done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True)
+        spent = json.loads(done.stdout.splitlines()[-1])
+        yield Row(
+            f"Announcing and recording a file, {'PostgreSQL' if database == 'postgres' else 'SQLite'}",
+            f"{spent:.1f} µs of the worker's CPU",
+            f"≤ {limit} µs",
+            spent <= limit,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", metavar="NAMES", help="with commas between")
+    parser.add_argument(
+        "--most", metavar="N", type=int, default=memory.SIZES[-1], help="files of the largest repository"
+    )
+    options = parser.parse_args()
+    jobs: dict[int, Mapping[str, float]] = {}
+    measurements: dict[str, Callable[[Stage], Iterator[Row]]] = {
+        "first": sending.first_sync,
+        "workers": sending.several_workers,
+        "check": changes.checks,
+        "changes": changes.twenty_files,
+        "clear": resyncs.clear,
+        "resync": resyncs.all_of_an_app,
+        "polls": polling.open_bars,
+        "recording": recording,
+        "gigabyte": memory.one_gigabyte,
+        "memory": lambda stage: memory.by_size(stage, jobs, options.most),
+    }
+    wanted = options.only.split(",") if options.only else [*measurements, "in-flight"]
+    rows: list[Row] = []
+    charts: list[Chart] = []
+    with open_stage() as stage:
+        for name in wanted:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            if name == "in-flight":
+                charts.append(sending.in_flight(stage))
+            else:
+                for row in measurements[name](stage):
+                    print(f"  {row.work}: {row.result} ({row.goal})", file=sys.stderr, flush=True)
+                    rows.append(row)
+    report.show(rows)
+    if not options.only and options.most == memory.SIZES[-1]:
+        report.write(rows, [memory.chart(jobs), *charts])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What a small change costs in a small and in a large repository, and a check that finds none."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+
+from tests.bench.report import Row
+from tests.bench.repositories import make_large
+from tests.bench.sink import COMMIT
+from tests.bench.stage import Stage
+
+CHANGED = 20
+WATCHES = 10_000
+
+
+def twenty_files(stage: Stage) -> Iterator[Row]:
+    """20 changed files of 10,000, and of 200,000."""
+    medians = []
+    for count in (10_000, 200_000):
+        repo = make_large(stage.git, f"acme/changes-{count}", count, 400)
+        receiver = stage.receiver()
+        pair = stage.watch(stage.app(receiver), repo.name)
+        stage.job(pair)
+        receiver.counts()
+        times = []
+        for number in range(7):
+            paths = (f"folder-{n:04}/file-{n * 100:06}.txt" for n in range(number, number + CHANGED))
+            repo.commit(dict.fromkeys(paths, b"changed %d\n" % number))
+            stage.wish(pair)
+            times.append(stage.job(pair)["seconds"])
+            assert receiver.counts()["posts"] == CHANGED
+        medians.append(statistics.median(times))
+        receiver.close()
+    small, large = medians
+    yield Row(
+        f"{CHANGED} files changed, of 10,000 and of 200,000",
+        f"{small * 1000:.0f} ms and {large * 1000:.0f} ms",
+        "≤ 200 ms, and within 1.5 × of each other",
+        max(medians) <= 0.2 and max(medians) <= 1.5 * min(medians),
+        f"ls-refs, fetch, plan, send, record; git's own share: {_fetch_seconds(stage) * 1000:.0f} ms of fetch",
+    )
+
+
+def _fetch_seconds(stage: Stage) -> float:
+    """A bare `git fetch --depth=1` of such a change, with the repository of 10,000 files."""
+    repo = next(iter(stage.git.directory.glob("acme/changes-10000.git")))
+    clone = stage.directory / "clone.git"
+    url = f"{stage.git.url}/acme/{repo.stem}"
+    stage.git.run("clone", "--quiet", "--bare", "--depth=1", url, str(clone))
+    times = []
+    from tests.support.git import Repo
+
+    for number in range(5):
+        Repo(f"acme/{repo.stem}", repo, stage.git.server).commit({f"fetched-{number}.txt": b"new\n"})
+        began = time.perf_counter()
+        stage.git.run("--git-dir", str(clone), "fetch", "--quiet", "--depth=1", url, "HEAD")
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def checks(stage: Stage) -> Iterator[Row]:
+    """10,000 watched repositories of which none has moved, checked by one process."""
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    from deliveries_app.services.checking import check_due
+    from repositories_app import remote
+
+    host = stage.receiver()
+    app = stage.app(host)
+    stage.many_watches(app, host.url, WATCHES, COMMIT)
+    started = []
+    sys.addaudithook(lambda event, _: started.append(event) if event in {"subprocess.Popen", "os.fork"} else None)
+    with remote.new_client() as client, CaptureQueriesContext(connection) as queries:
+        cpu, began = time.process_time(), time.perf_counter()
+        asked = check_due(client)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    written = [query["sql"] for query in queries if query["sql"].startswith("UPDATE")]
+    assert asked >= WATCHES
+    assert not app.watches.filter(next_sync_at__isnull=False).exists()
+    yield Row(
+        f"Check of {WATCHES:,} watched repositories, nothing has changed",
+        f"{seconds:.1f} s; {cpu / WATCHES * 1000:.2f} ms of CPU for each, {len(started)} processes started",
+        "≤ 15 s on one core, ≤ 3 ms of CPU for each, none",
+        seconds <= 15 and cpu / WATCHES <= 0.003 and not started,
+        f"{len(queries)} statements in all, {len(written)} of them write, each for up to 500 rows",
+    )

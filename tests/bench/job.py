@@ -1,0 +1,66 @@
+"""One job of a worker, in a process of its own, measured: `python -m tests.bench.job sync_pair 7`.
+
+Prints one line of JSON: seconds, the processor's seconds of this process and of its children (git), and the megabytes of
+memory that the job took above what the process held before it.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import django
+
+
+def main() -> None:
+    django.setup()
+    from django.db import connection
+
+    from deliveries_app import jobs, sync  # noqa: F401  a worker has imported the engine before it forks
+    from docora import worker
+    from docora.redis import connection as redis
+
+    connection.ensure_connection()
+    redis().ping()
+    worker.warm_up()
+    if os.environ.get("PROFILE"):
+        import cProfile
+
+        profile = cProfile.Profile()
+        profile.enable()
+    idle = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    cpu, began = time.process_time(), time.perf_counter()
+    getattr(jobs, sys.argv[1])(int(sys.argv[2]))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    if os.environ.get("PROFILE"):
+        profile.disable()
+        profile.dump_stats(os.environ["PROFILE"])
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "cpu": cpu,
+                "children_cpu": children.ru_utime + children.ru_stime,
+                "idle_mb": idle,
+                "peak_mb": _memory("VmHWM") - idle,
+                "children_mb": children.ru_maxrss / 1000,
+            }
+        )
+    )
+
+
+def _memory(name: str) -> float:
+    """Megabytes, as the kernel counts them for this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise KeyError(name)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
+    main()

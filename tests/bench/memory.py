@@ -1,0 +1,57 @@
+"""How large a worker grows: with repositories of 1,000 to 1,000,000 files, and with one file of a gigabyte."""
+
+from collections.abc import Iterator, Mapping
+
+from tests.bench.lines import Line
+from tests.bench.report import Chart, Row
+from tests.bench.repositories import make_huge, make_large
+from tests.bench.stage import Stage
+
+LIMIT_MB = 40
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+FILE_BYTES = 400
+
+
+def by_size(stage: Stage, jobs: dict[int, Mapping[str, float]], most: int) -> Iterator[Row]:
+    """A first sync of each size up to `most` files; what each job took is left in `jobs`."""
+    receiver = stage.receiver()
+    for count in (size for size in SIZES if size <= most):
+        repo = make_large(stage.git, f"acme/memory-{count}", count, FILE_BYTES)
+        pair = stage.watch(stage.app(receiver), repo.name)
+        jobs[count] = job = stage.job(pair)
+        assert receiver.counts()["posts"] == count
+        yield Row(
+            f"First sync of {count:,} files of {FILE_BYTES} bytes",
+            f"{job['peak_mb']:.0f} MB above idle in {job['seconds']:.1f} s",
+            f"≤ {LIMIT_MB} MB",
+            job["peak_mb"] <= LIMIT_MB,
+            f"idle {job['idle_mb']:.0f} MB; the largest git process {job['children_mb']:.0f} MB",
+        )
+
+
+def one_gigabyte(stage: Stage) -> Iterator[Row]:
+    """One file that is sent in some 2,700 chunks."""
+    receiver = stage.receiver()
+    size = 1 << 30
+    repo = make_huge(stage.git, "acme/gigabyte", size)
+    pair = stage.watch(stage.app(receiver), repo.name)
+    job = stage.job(pair, MAX_FILE_BYTES=str(2 * size))
+    counts = receiver.counts()
+    assert counts["bytes"] > size * 4 / 3
+    yield Row(
+        "First sync of one file of 1 GiB, MAX_FILE_BYTES raised",
+        f"{job['peak_mb']:.0f} MB above idle in {job['seconds']:.1f} s",
+        f"≤ {LIMIT_MB} MB",
+        job["peak_mb"] <= LIMIT_MB,
+        f"{counts['posts']:,.0f} chunks, {counts['bytes'] / counts['seconds'] / 1e6:,.0f} MB/s on the wire; "
+        f"the largest git process {job['children_mb']:.0f} MB",
+    )
+
+
+def chart(jobs: Mapping[int, Mapping[str, float]]) -> Chart:
+    lines = [
+        Line("seconds", [(float(count), job["seconds"]) for count, job in jobs.items()]),
+        Line("MB above idle", [(float(count), max(1.0, job["peak_mb"])) for count, job in jobs.items()]),
+    ]
+    title = "First sync: time and memory of a worker by size of the repository"
+    return Chart("repository-size", title, f"files of {FILE_BYTES} bytes", "s, MB", lines)

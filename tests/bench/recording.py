@@ -1,0 +1,60 @@
+"""What announcing and recording cost this side of the database: `python -m tests.bench.recording [sqlite]`."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from tests.bench.stage import open_stage
+
+FILES = 20_000
+
+
+def microseconds() -> float:
+    """CPU of this process per file that is announced and then recorded as acknowledged, in batches as a sync makes them."""
+    from django.conf import settings
+
+    from deliveries_app import runs
+    from deliveries_app.kinds import Kind
+    from deliveries_app.lease import claim
+    from deliveries_app.models import AppRepository, Reason
+    from deliveries_app.plan import Change
+    from deliveries_app.recorder import Notification, Recorder
+
+    lease = claim(AppRepository.objects.get().pk)
+    assert lease
+    run = runs.open_run(lease.pair, Reason.CHANGE, requested_by="bench")
+    run.save()
+    recorder = Recorder(lease, run, had_failures=False, on_first={})
+    facts: Any = ("100644", "b" * 40, 4096, "", None, None, False, False, 0, None)
+    batches = [
+        [
+            Notification(Change(Kind.CREATE, f"folder/file-{n:06}.txt", *facts), "b" * 40, f"{n:064x}", 4096, b"")
+            for n in range(start, start + settings.RECORD_BATCH)
+        ]
+        for start in range(0, FILES, settings.RECORD_BATCH)
+    ]
+    began = time.process_time()
+    for batch in batches:
+        recorder.commit(batch)
+        for notification in batch:
+            recorder.timed(True, 0.001)
+            recorder.acknowledge(notification)
+    recorder.commit()
+    return (time.process_time() - began) / FILES * 1e6
+
+
+def main() -> None:
+    with open_stage(*sys.argv[1:2]) as stage:
+        receiver = stage.receiver()
+        from django.utils import timezone
+
+        stage.many_watches(stage.app(receiver), receiver.url, 1, "c" * 40)
+        from deliveries_app.models import AppRepository
+
+        AppRepository.objects.update(next_sync_at=timezone.now())
+        print(json.dumps(microseconds()))
+
+
+if __name__ == "__main__":
+    main()

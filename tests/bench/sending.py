@@ -1,0 +1,118 @@
+"""How fast files go out: beside the wire's ceiling, at a slow client, with more in flight, by several workers."""
+
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tests.bench.lines import Line
+from tests.bench.report import Chart, Row
+from tests.bench.repositories import make_large
+from tests.bench.stage import HERE, Receiver, Stage
+
+if TYPE_CHECKING:
+    from deliveries_app.models import AppRepository
+
+FILE_BYTES = 4096
+BODY_BYTES = 4800  # of such a file's notification
+SLOW_MS = 20
+
+
+def ceiling(receiver: Receiver, in_flight: int, count: int = 20_000) -> float:
+    """Posts per second of a bare loop."""
+    numbers = [str(number) for number in (count, in_flight, BODY_BYTES)]
+    command = [sys.executable, "-I", str(HERE / "ceiling.py"), f"{receiver.url}/create", *numbers]
+    measured = float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    receiver.counts()
+    return measured
+
+
+def first_sync(stage: Stage) -> Iterator[Row]:
+    """10,000 files to a receiver that answers at once, and 2,000 to one that takes 20 ms."""
+    make_large(stage.git, "acme/ten-thousand", 10_000, FILE_BYTES)
+    make_large(stage.git, "acme/two-thousand", 2_000, FILE_BYTES)
+    quick = stage.receiver()
+    rates, jobs, ceilings, cpu = [], [], [], []
+    for _ in range(3):
+        ceilings.append(ceiling(quick, 8))
+        job = stage.job(_fresh(stage, quick, "acme/ten-thousand"))
+        counts = quick.counts()
+        assert counts["posts"] == 10_000
+        rates.append(counts["posts"] / counts["seconds"])
+        jobs.append(job["seconds"])
+        cpu.append(job["cpu"])
+    top, rate, seconds = map(statistics.median, (ceilings, rates, jobs))
+    yield Row(
+        "First sync of 10,000 files of 4 KiB, one worker, 8 in flight, receiver answers at once",
+        f"{rate:,.0f} files/s, {rate / top:.0%} of the ceiling; the whole job {seconds:.2f} s",
+        f"≥ 8,000 files/s or ≥ 45 % of the ceiling ({top:,.0f} posts/s)",
+        rate >= min(8000, 0.45 * top),
+        f"the worker's own CPU: {statistics.median(cpu) / 10_000 * 1e6:.0f} µs per file, git's reading apart",
+    )
+    slow = stage.receiver(SLOW_MS)
+    job = stage.job(_fresh(stage, slow, "acme/two-thousand"))
+    counts = slow.counts()
+    rate, top = counts["posts"] / counts["seconds"], 8 / (SLOW_MS / 1000)
+    yield Row(
+        f"First sync of 2,000 files, receiver takes {SLOW_MS} ms",
+        f"{rate:,.0f} files/s, {rate / top:.0%}; the whole job {job['seconds']:.2f} s",
+        f"≥ 95 % of max_in_flight / {SLOW_MS} ms ({top:,.0f}/s)",
+        rate >= 0.95 * top,
+    )
+
+
+def in_flight(stage: Stage) -> Chart:
+    """Files per second with 1 to 32 in flight."""
+    make_large(stage.git, "acme/in-flight", 2_000, FILE_BYTES)
+    lines = []
+    for delay in (0, SLOW_MS):
+        points = []
+        for slots in (1, 2, 4, 8, 16, 32):
+            receiver = stage.receiver(delay)
+            stage.job(_fresh(stage, receiver, "acme/in-flight", slots))
+            counts = receiver.counts()
+            points.append((float(slots), counts["posts"] / counts["seconds"]))
+            receiver.close()
+        lines.append(Line(f"receiver takes {delay} ms", points))
+    return Chart("in-flight", "Files per second by requests in flight", "requests in flight", "files/s", lines)
+
+
+def several_workers(stage: Stage) -> Iterator[Row]:
+    """Two workers for two apps at a slow receiver; four workers for one app."""
+    from deliveries_app.models import App
+
+    slow = stage.receiver(SLOW_MS)
+    names = [f"acme/workers-{number}" for number in range(4)]
+    for name in names:
+        make_large(stage.git, name, 1_200, FILE_BYTES)
+    alone = stage.job(_fresh(stage, slow, names[0]))["seconds"]
+    pairs = [_fresh(stage, slow, name) for name in names[:2]]
+    slow.counts()
+    with ThreadPoolExecutor() as pool:
+        both = max(job["seconds"] for job in pool.map(stage.job, pairs))
+    gain = 2 * alone / both
+    yield Row(
+        f"Two workers on two repositories of different apps, receiver takes {SLOW_MS} ms",
+        f"{gain:.2f} × one worker",
+        "≥ 1.7 ×",
+        gain >= 1.7,
+        f"1,200 files each: {alone:.2f} s alone, {both:.2f} s both at once",
+    )
+    app = stage.app(slow)
+    App.objects.filter(pk=app.pk).update(max_in_flight=8)
+    pairs = [stage.watch(app, name) for name in names]
+    slow.counts()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(stage.job_when_there_is_room, pairs))
+    most = slow.counts()["most"]
+    yield Row("Four workers on four repositories of one app", f"{most} in flight at most", "≤ 8", 0 < most <= 8)
+
+
+def _fresh(stage: Stage, receiver: Receiver, name: str, slots: int = 8) -> "AppRepository":
+    """The repository watched by a new app, and nothing of it on this machine."""
+    pair = stage.watch(stage.app(receiver, max_in_flight=slots), name)
+    shutil.rmtree(stage.directory / "data" / "repos", ignore_errors=True)
+    return pair

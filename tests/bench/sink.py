@@ -1,0 +1,111 @@
+"""A client app that costs next to nothing: it counts what it is sent and answers 200 to everything.
+
+Run by itself (`python sink.py [DELAY_MS]`), so that it takes a process of its own; it prints its port. One thread, one
+epoll, no copy that can be spared: on the machine that is measured, every microsecond here is one that Docora lacks.
+`GET /counts` tells, and forgets, what came in, and how many seconds lay between the first post and the last; the answer to `ls-refs` is HEAD at the commit that `COMMIT` names.
+"""
+
+import heapq
+import json
+import select
+import socket
+import sys
+import time
+
+COMMIT = "c" * 40
+_BLOCK = 1 << 20
+_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def _answer(body: bytes, content_type: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _packet(line: str) -> bytes:
+    return f"{len(line) + 4:04x}{line}".encode()
+
+
+_REFS = _answer(
+    _packet(f"{COMMIT} HEAD symref-target:refs/heads/main\n") + b"0000", "application/x-git-upload-pack-result"
+)
+
+
+class Sink:
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._open: dict[int, socket.socket] = {}
+        self._parts: dict[int, bytearray] = {}
+        self._late: list[tuple[float, int]] = []  # answers that are due at a time to come, by descriptor
+        self.posts = self.bytes = self.most = 0
+        self.first = self.last = 0.0
+
+    def serve(self) -> None:
+        while True:
+            wait = max(0.0, self._late[0][0] - time.monotonic()) if self._late else -1
+            for fd, _ in self._epoll.poll(wait):
+                if fd == self._listener.fileno():
+                    self._accept()
+                else:
+                    self._read(fd)
+            while self._late and self._late[0][0] <= time.monotonic():
+                self._say(heapq.heappop(self._late)[1], _OK)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._open[connection.fileno()] = connection
+        self._epoll.register(connection, select.EPOLLIN)
+
+    def _read(self, fd: int) -> None:
+        data: bytes | bytearray = self._open[fd].recv(_BLOCK)
+        if not data:
+            self._parts.pop(fd, None)
+            self._open.pop(fd).close()
+            return
+        if fd in self._parts:
+            self._parts[fd] += data
+            data = self._parts[fd]
+        head = data.find(b"\r\n\r\n")
+        length = data.find(b"Content-Length: ", 0, head)
+        whole = head + 4 + (int(data[length + 16 : data.find(b"\r", length)]) if length > 0 else 0)
+        if head < 0 or len(data) < whole:
+            self._parts.setdefault(fd, bytearray(data))
+            return
+        self._parts.pop(fd, None)
+        self._take(fd, data, whole)
+
+    def _take(self, fd: int, request: bytes | bytearray, size: int) -> None:
+        if request.startswith(b"GET /counts"):
+            seconds = self.last - self.first
+            counts = {"posts": self.posts, "bytes": self.bytes, "most": self.most, "seconds": seconds}
+            self.posts = self.bytes = self.most = 0
+            self._say(fd, _answer(json.dumps(counts).encode(), "application/json"))
+        elif b"/git-upload-pack " in request[:200]:
+            self._say(fd, _REFS)
+        else:
+            self.last = time.monotonic()
+            self.first = self.last if not self.posts else self.first
+            self.posts += 1
+            self.bytes += size
+            if self._delay:
+                heapq.heappush(self._late, (time.monotonic() + self._delay, fd))
+                self.most = max(self.most, len(self._late))
+            else:
+                self._say(fd, _OK)
+
+    def _say(self, fd: int, answer: bytes) -> None:
+        try:
+            self._open[fd].send(answer)
+        except (KeyError, OSError):
+            return  # whoever asked has gone
+
+
+if __name__ == "__main__":
+    sink = Sink(float(sys.argv[1]) / 1000 if len(sys.argv) > 1 else 0.0)
+    print(sink.port, flush=True)
+    sink.serve()

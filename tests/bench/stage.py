@@ -1,0 +1,181 @@
+"""What the measurements run on: a PostgreSQL (or SQLite), a Valkey, a git server and receivers, all on this machine.
+
+Settings are those of a fresh installation, but for addresses on loopback. PostgreSQL does not wait for the disk, as in
+the tests: it is Docora that is measured.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import django
+
+from tests.support.postgres import PostgresServer
+from tests.support.valkey import ValkeyServer
+
+if TYPE_CHECKING:
+    from deliveries_app.models import App, AppRepository
+
+PROJECT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+KEY = "a-key-that-only-benchmarks-use"
+
+
+class Receiver:
+    """A `sink` in a process of its own."""
+
+    def __init__(self, delay_ms: float = 0) -> None:
+        command = [sys.executable, "-I", str(HERE / "sink.py"), str(delay_ms)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
+
+    def counts(self) -> dict[str, float]:
+        """Posts, their bytes, the seconds from the first to the last, and how many were under way at once, since the last
+        question."""
+        with urllib.request.urlopen(f"{self.url}/counts") as answer:
+            found: dict[str, float] = json.load(answer)
+        return found
+
+    @property
+    def cpu(self) -> float:
+        """Processor seconds so far."""
+        return cpu_of(self.process.pid)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def cpu_of(pid: int) -> float:
+    """Processor seconds that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    from tests.support.processes import children
+
+    found = []
+    for child in children(pid):
+        found += [child, *descendants(child)]
+    return found
+
+
+class Stage:
+    """Use `open_stage`; Django is set up then."""
+
+    def __init__(self, stack: ExitStack, directory: Path) -> None:
+        from tests.support.git import GitFixture
+
+        self._stack = stack
+        self.directory = directory
+        self.git = GitFixture(directory / "git")
+        stack.callback(self.git.server.stop)
+        self._apps = 0
+
+    def receiver(self, delay_ms: float = 0) -> Receiver:
+        made = Receiver(delay_ms)
+        self._stack.callback(made.close)
+        return made
+
+    def app(self, receiver: Receiver, **columns: Any) -> "App":
+        from deliveries_app.actors import Actor
+        from deliveries_app.models import App
+        from deliveries_app.services import onboard_app
+
+        self._apps += 1
+        made = onboard_app(
+            Actor.command(), name=f"App {self._apps}", base_url=receiver.url, email="ops@portal.example",
+            client_auth_key=KEY,
+        )  # fmt: skip
+        App.objects.filter(pk=made.app.pk).update(**columns) if columns else None
+        made.app.refresh_from_db()
+        return made.app
+
+    def watch(self, app: "App", name: str) -> "AppRepository":
+        from deliveries_app.actors import Actor
+        from deliveries_app.services import watch
+
+        return watch(Actor.command(), app, f"{self.git.url}/{name}").pair
+
+    def wish(self, pair: "AppRepository") -> None:
+        """As a push hook does it."""
+        from deliveries_app.models import AppRepository
+        from deliveries_app.services import waking
+
+        waking.wish(AppRepository.objects.filter(pk=pair.pk))
+
+    def many_watches(self, app: "App", host: str, count: int, commit: str, **columns: Any) -> None:
+        """Repositories on `host` that the app watches and that are synced to `commit`."""
+        from deliveries_app.models import AppRepository, Status
+        from deliveries_app.rows import terms_of
+        from repositories_app.models import Repository
+
+        urls = [f"{host}/bench/{app.pk}-{number}" for number in range(count)]
+        repositories = Repository.objects.bulk_create(
+            [Repository(canonical_url=url, owner="bench", name=url.rpartition("/")[2]) for url in urls]
+        )
+        pairs = [
+            AppRepository(
+                app=app, repository=repository, github_url=repository.canonical_url, status=Status.SYNCED,
+                next_sync_at=None, base_commit=commit, last_commit=commit, branch="main", **columns,
+            )
+            for repository in repositories
+        ]  # fmt: skip
+        for pair in pairs:
+            pair.base_rules = terms_of(pair).fingerprint
+        AppRepository.objects.bulk_create(pairs, batch_size=1000)
+
+    def job(self, pair: "AppRepository", **settings: str) -> dict[str, float]:
+        """Sync the pair in a process of its own, with these settings; what that took."""
+        measured = self._attempt(pair, settings)
+        if pair.status != "synced":
+            raise RuntimeError(f"{pair} is {pair.status}: {pair.last_error}")
+        return measured
+
+    def job_when_there_is_room(self, pair: "AppRepository") -> None:
+        """The same beside others of the same app: one that finds all slots taken is tried again in a second."""
+        while pair.status != "synced":
+            self._attempt(pair, {})
+            time.sleep(0.5)
+
+    def _attempt(self, pair: "AppRepository", settings: Mapping[str, str]) -> dict[str, float]:
+        command = [sys.executable, "-m", "tests.bench.job", "sync_pair", str(pair.pk)]
+        done = subprocess.run(command, cwd=PROJECT, env=os.environ | dict(settings), stdout=subprocess.PIPE, check=True)
+        measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        pair.refresh_from_db()
+        return measured
+
+
+@contextmanager
+def open_stage(database: str = "postgres") -> Iterator[Stage]:
+    """Start the servers, migrate, and hand out the stage; everything is gone afterwards."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="docora-bench-")))
+        url = stack.enter_context(PostgresServer()).url if database == "postgres" else f"sqlite:///{directory}/db"
+        os.environ |= {
+            "DJANGO_SETTINGS_MODULE": "docora.settings",
+            "DOCORA_ENV_FILE": os.devnull,
+            "DATABASE_URL": url,
+            "REDIS_URL": stack.enter_context(ValkeyServer()).url,
+            "DATA_DIR": str(directory / "data"),
+            "ALLOWED_GIT_HOSTS": "127.0.0.1",
+            "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
+            "ALLOW_HTTP": "yes",
+            "LOG_LEVEL": "warning",
+        }
+        django.setup()
+        from django.core.management import call_command
+
+        call_command("migrate", verbosity=0)
+        yield Stage(stack, directory)
