@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.core.cache import cache
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 
@@ -14,6 +15,7 @@ from deliveries_app.tallies import Tally
 from docora.text import format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
+KEPT_SECONDS = 5
 _NAMED = 3
 
 
@@ -23,9 +25,23 @@ def may_see_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
     return any(user.has_perm(permission) for permission in enough)  # type: ignore[union-attr]
 
 
-def of_operation(operation: BulkOperation) -> dict[str, Any]:
+def polled(operation_id: str) -> dict[str, Any] | None:
+    """`of_operation` for a poll; None when there is no such operation. While Redis counts, its row is asked for every few
+    seconds only: the counters are taken away when it ends."""
+    key = f"operation:{operation_id}"
+    operation = cache.get(key)
+    tally = tallies.live(operation) if operation else None
+    if tally is None:
+        operation = BulkOperation.objects.filter(operation_id=operation_id).first()
+        if operation is None:
+            return None
+        cache.set(key, operation, KEPT_SECONDS)
+    return of_operation(operation, tally)
+
+
+def of_operation(operation: BulkOperation, tally: Tally | None = None) -> dict[str, Any]:
     """For `docora/progress.html#bulk_progress`."""
-    tally = tallies.of_operation(operation)
+    tally = tally or tallies.of_operation(operation)
     return {"operation": operation, "tally": tally, "summary": summary(operation, tally) if tally.finished else ""}
 
 

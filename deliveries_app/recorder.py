@@ -60,9 +60,7 @@ class Failure:
 # The rules ask for a sixth of the lease at the latest; at a slow client a bar that moves every second reads better, and
 # less is in doubt after a crash.
 _SHOW_SECONDS = 1.0
-TELL_SECONDS = (
-    0.5  # how often Redis is told, and the app's hour counted: a fast run records dozens of batches a second
-)
+TELL_SECONDS = 0.5  # how often Redis is told, and the app's hour counted: a fast run records dozens of batches a second
 
 
 def path_digest(path: bytes) -> str:

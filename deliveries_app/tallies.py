@@ -103,9 +103,16 @@ def _run_tally(run: SyncRun, live: dict[str, int] | None) -> Tally:
 
 def of_operation(operation: BulkOperation) -> Tally:
     """The tally of a bulk operation; sets its counters from the rows when Redis has none."""
-    live = None if operation.ended_at else progress.read([operation.operation_id])[0]
-    started = (live or {}).get("started")
-    counts = live if live and started is not None else seed_operation(operation)
+    return live(operation) or _operation_tally(operation, seed_operation(operation))
+
+
+def live(operation: BulkOperation) -> Tally | None:
+    """The tally by Redis alone; None when it has none, as once the operation has ended."""
+    counts = None if operation.ended_at else progress.read([operation.operation_id])[0]
+    return _operation_tally(operation, counts) if counts and counts.get("started") is not None else None
+
+
+def _operation_tally(operation: BulkOperation, counts: dict[str, int]) -> Tally:
     began = counts.get("started") or 0
     return Tally(
         **_clamped({name: counts.get(name, 0) for name in _COUNTS}),

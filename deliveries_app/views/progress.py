@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
@@ -24,8 +24,10 @@ _CANCELLED = {
 @fragment(fragments.may_see_operations)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The progress of a bulk operation: what its box polls every second until it has ended."""
-    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    context = {**fragments.of_operation(operation), "polled": True, "here": here(request)}
+    context = fragments.polled(operation_id)
+    if context is None:
+        raise Http404
+    context |= {"polled": True, "here": here(request)}
     # Screen readers read out whatever is put into the page: said only when ten percent more are done.
     context["speaks"] = request.GET.get("said") != str(context["tally"].tens)
     return render(request, "docora/progress.html#bulk_progress", context)

@@ -1,12 +1,14 @@
 """Progress in the admin: truthful, live from Redis, from the rows without it, and at an end when it has ended."""
 
 import json
+import time
 
 import pytest
+from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from deliveries_app import tallies
+from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.services import cancel_operation, resync_many
@@ -34,12 +36,38 @@ def test_a_running_operation_polls_and_a_finished_one_does_not(operator: Client,
     assert "0 of 3 repositories" in running
     assert "0 / 300 files" in running
     SyncRun.objects.update(outcome="succeeded", ended_at=timezone.now(), started_at=timezone.now(), files_done=100)
-    BulkOperation.objects.update(ended_at=timezone.now())
+    runs.close_operations([operation.pk])
     finished = fragment(operator, operation)
     assert "hx-get" not in finished
     assert 'value="100"' in finished
     assert "3 repositories: 3 synced" in finished
     assert "Dismiss" in finished
+
+
+def test_polls_take_no_query_while_redis_counts(
+    operator: Client, operation: BulkOperation, django_assert_num_queries
+) -> None:
+    fragment(operator, operation)
+    with django_assert_num_queries(0):
+        assert "0 of 3 repositories" in fragment(operator, operation)
+
+
+def test_a_bar_stands_still_soon_after_its_reader_lost_the_permission(
+    operator: Client, operation: BulkOperation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deliveries_app.views.fragment.KEPT_SECONDS", 0.3)
+    assert "0 of 3 repositories" in fragment(operator, operation)
+    User.objects.update(is_active=False)
+    time.sleep(0.4)
+    assert operator.get(f"/admin/progress/{operation.operation_id}/").status_code == 401
+
+
+def test_nobody_else_is_shown_what_one_session_may_see(operator: Client, operation: BulkOperation) -> None:
+    fragment(operator, operation)
+    other = Client()
+    other.force_login(User.objects.create_user("clerk", is_staff=True))
+    assert other.get(f"/admin/progress/{operation.operation_id}/").status_code == 403
+    assert Client().get(f"/admin/progress/{operation.operation_id}/").status_code == 401
 
 
 def test_the_numbers_come_from_redis_and_from_the_rows_when_redis_lost_them(

@@ -27,7 +27,6 @@ def _every_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "TELL_SECONDS", 0.0)
 
 
-
 def files(count: int) -> dict[str, bytes]:
     return {f"{number:03}.txt": b"content %d" % number for number in range(count)}
 
