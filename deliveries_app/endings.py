@@ -19,17 +19,13 @@ from deliveries_app.clock import from_now
 from deliveries_app.lease import Lease, backoff
 from deliveries_app.models import App, Outcome, Status
 from deliveries_app.notices import record_git_failure
+from deliveries_app.rescans import next_check
 from repositories_app.exceptions import GitError
 
 logger = logging.getLogger(__name__)
 
 ENDPOINT_BASE_DELAY_SECONDS = 5.0
 _LONGEST_REST = 3600.0
-
-
-def next_check() -> Any:
-    """When HEAD is asked for again; a little early or late, so that checks do not come in waves."""
-    return from_now(settings.RESCAN_INTERVAL_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311  no secret
 
 
 def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
@@ -41,7 +37,7 @@ def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
             retry_count=0,
             last_synced_at=Now(),
             last_scanned_at=Now(),
-            next_check_at=next_check(),
+            next_check_at=next_check(facts.get("moved_at")),
             files_failing=0,
             **NO_TROUBLE,
             **facts,
@@ -72,7 +68,7 @@ def failed(
             status=Status.FAILED if exhausted else Status.PENDING,
             retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
             last_scanned_at=Now(),
-            next_check_at=next_check(),
+            next_check_at=next_check((facts or {}).get("moved_at")),
             **trouble.columns(),
             **(facts or {}),
         )

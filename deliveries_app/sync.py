@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import DatabaseError, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app import causes, endings, rows, runs
@@ -208,6 +209,8 @@ class Attempt:
             "base_rules": self.terms.fingerprint,
             **rows.tree_facts(self.pair.pk, planned.plan),
         }
+        if self.pair.last_commit not in ("", commit):
+            facts["moved_at"] = Now()
         self.mirror.keep_base(self.pair.watch_id, commit)
         self._close_circuit()
         now = self.lease.clock.now()

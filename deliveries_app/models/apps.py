@@ -208,6 +208,9 @@ class AppRepository(models.Model):
         null=True, blank=True, editable=False, help_text="The first failure after the last success or re-sync."
     )
     last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
+    moved_at = models.DateTimeField(
+        "last moved", null=True, blank=True, editable=False, help_text="When HEAD was last seen at another commit."
+    )
     last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
     last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
     branch = models.CharField(max_length=255, blank=True, default="", editable=False)

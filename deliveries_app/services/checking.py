@@ -7,13 +7,12 @@ another app's right to read never answers for it. Pairs that are due by their ow
 import logging
 from collections.abc import Callable
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from deliveries_app.clock import from_now
 from deliveries_app.models import AppRepository
+from deliveries_app.rescans import next_check
 from deliveries_app.rows import terms_of
 from deliveries_app.services import waking
 from docora.crypto import Undecryptable
@@ -67,7 +66,5 @@ def _take_slice() -> list[AppRepository]:
             .select_related("repository")
             .order_by("next_check_at")[:SLICE]
         )
-        AppRepository.objects.filter(pk__in=[pair.pk for pair in pairs]).update(
-            next_check_at=from_now(settings.RESCAN_INTERVAL_SECONDS)
-        )
+        AppRepository.objects.filter(pk__in=[pair.pk for pair in pairs]).update(next_check_at=next_check())
     return pairs
