@@ -18,7 +18,7 @@ MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 # What the browser tests need from npm, as its lock file pins it; npm's own record says what is there.
 NPM_PACKAGES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: setup run test bench-pages screenshots check check-format check-lint check-types check-templates check-django lock clean
+.PHONY: setup run test bench bench-pages screenshots check check-format check-lint check-types check-templates check-django lock clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -41,10 +41,15 @@ screenshots: setup
 $(NPM_PACKAGES): tests/browser/package-lock.json
 	npm ci --prefix tests/browser --ignore-scripts --no-audit --no-fund
 
-# Server time and queries of every admin page, with 5 million deliveries: some minutes, and 3 GB below /tmp meanwhile.
-# BENCH_ARGS="--deliveries 100000 --only delivery" makes it smaller.
+# Speed and memory, beside the wire's ceiling: about twenty minutes and 20 GB below /tmp meanwhile; a whole run rewrites
+# tests/bench/RESULTS.md and its charts. BENCH_ARGS="--only first,check" takes some of it, "--most 100000" ends there.
 BENCH_ARGS ?=
 
+bench: setup
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# Server time and queries of every admin page, with 5 million deliveries: some minutes, and 3 GB below /tmp meanwhile.
+# BENCH_ARGS="--deliveries 100000 --only delivery" makes it smaller.
 bench-pages: setup
 	$(BIN)/python -m tests.bench.pages $(BENCH_ARGS)
 

@@ -8,6 +8,7 @@ import pytest
 from django.contrib.sessions.models import Session
 from playwright.sync_api import Locator, Page, Route, expect
 
+from deliveries_app.fragments import KEPT_SECONDS
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from tests.browser.accessibility import violations
 from tests.browser.conftest import PASSWORD, Browser, Site
@@ -200,7 +201,7 @@ def test_a_session_that_ends_is_said_in_place_and_one_comes_back_to_the_page(
 
     def end(page: Page) -> None:
         words = page.locator(".progress-box").get_by_text("Your session has ended.")
-        expect(words).to_be_visible()
+        expect(words).to_be_visible(timeout=(KEPT_SECONDS + 5) * 1000)
         expect(page.locator("#login-form")).to_have_count(0)  # no page within the page
         assert violations(page) == []
         asked: list[str] = []

@@ -134,6 +134,7 @@ def test_stale_locks_of_a_writer_that_was_killed_are_removed(world: World) -> No
         here / "packed-refs.lock",
         here / f"refs/docora/{pair.watch_id}/run.lock",
         here / "objects/pack/tmp_pack_abc",
+        here / "objects/pack/pack-abc.promisor",
         here / "objects/tmp_obj_abc",
         here / "objects/ab/tmp_obj_abc",
     ]
@@ -190,6 +191,42 @@ def test_a_damaged_mirror_is_made_anew_within_the_same_attempt(world: World, dam
     damage(pair)
     if moved:
         repo.commit({"c.txt": b"3"})
+    resync(world, pair)
+    assert pair.last_error == ""
+    assert_promise_kept(world, repo, pair)
+
+
+@pytest.mark.parametrize("filters", ["true", "false"])
+def test_later_fetches_leave_a_mirror_like_any_other_whether_the_host_filters_or_not(
+    world: World, filters: str
+) -> None:
+    repo, pair = world.watch({"readme.md": b"# Hello\n", "folder/b.txt": b"2"})
+    git(repo.path, "config", "uploadpack.allowFilter", filters)
+    for number in range(3):
+        repo.commit({"folder/b.txt": b"%d" % number, f"large-{number}.bin": os.urandom(200_000)})
+        world.settle()
+        pair.refresh_from_db()
+        assert_promise_kept(world, repo, pair)
+    here = directory_of(pair)
+    assert list(here.rglob("*.promisor")) == []
+    assert "remote" not in (here / "config").read_text()
+    assert git(here, "rev-list", "--objects", "--missing=print", pair.base_commit).count(b"?") == 0
+
+
+def test_a_later_fetch_to_which_a_host_sends_half_is_noticed_and_made_anew(world: World) -> None:
+    """git is told not to walk the whole tree after a later fetch: what lacks shows when it is read."""
+    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    world.settle()
+    repo.commit({"a.txt": b"11"})
+    lost = git(repo.path, "rev-parse", f"{repo.head}:b.txt").decode().strip()
+    here = directory_of(pair)
+    for pack in list((here / "objects/pack").glob("*.pack")):
+        content = pack.read_bytes()
+        for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
+            path.unlink()
+        git(here, "unpack-objects", "-q", stdin=[content])
+        (here / "objects/pack" / pack.name).touch()
+    (here / "objects" / lost[:2] / lost[2:]).unlink()
     resync(world, pair)
     assert pair.last_error == ""
     assert_promise_kept(world, repo, pair)

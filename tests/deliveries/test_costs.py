@@ -1,0 +1,145 @@
+"""What a sync costs grows with the change and not with the repository: statements, processes, requests and rows, counted.
+
+How long it takes is for `make bench` to say.
+"""
+
+import re
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from deliveries_app import recorder
+from deliveries_app.models import AppRepository
+from tests.support.git import Repo
+from tests.support.world import World
+
+CHANGED = {f"file-{number:04}.txt": b"changed" for number in range(0, 40, 2)}
+
+ONE_BATCH = 8  # statements
+
+
+@pytest.fixture(autouse=True)
+def batches_of_ten(settings, monkeypatch) -> None:
+    settings.RECORD_BATCH = 10
+    monkeypatch.setattr(recorder, "TELL_SECONDS", 1000.0)
+
+
+@dataclass
+class Spent:
+    """`statements` by their first two words and by what they are about, `processes` of git by their verb."""
+
+    statements: Counter[str] = field(default_factory=Counter)
+    processes: Counter[str] = field(default_factory=Counter)
+    notifications: int = 0
+    requests_to_host: int = 0
+
+
+@contextmanager
+def spending(world: World, spent: Spent) -> Iterator[None]:
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and threading.get_ident() in listening:  # the git server starts some, too
+            words = [str(word) for word in arguments[1]]
+            start = words.index("git") + 1
+            verb = start + 2 if words[start] == "--git-dir" else start
+            spent.processes[words[verb]] += 1
+
+    sent, asked = len(world.requests()), len(world.git.server.requests)
+    listening = [threading.get_ident()]
+    sys.addaudithook(note)  # for good: it listens only as long as there is something in the list
+    try:
+        with CaptureQueriesContext(connection) as queries:
+            yield
+    finally:
+        listening.clear()
+    for query in queries:
+        words = re.sub(r"^\d+ times: ", "", query["sql"]).replace('"', "").split()
+        spent.statements[words[0] if "SAVEPOINT" in words else " ".join(words[:3])] += 1
+    spent.notifications = len(world.requests()) - sent
+    spent.requests_to_host = len(world.git.server.requests) - asked
+
+
+def first_sync(world: World, files: int) -> tuple[Repo, AppRepository, Spent]:
+    contents = {f"file-{number:04}.txt": b"content %d" % number for number in range(files)}
+    repo, pair = world.watch(contents, name=f"acme/of-{files}")
+    spent = Spent()
+    with spending(world, spent):
+        world.sync(pair)
+    return repo, pair, spent
+
+
+def small_change(world: World, repo: Repo, pair: AppRepository) -> Spent:
+    repo.commit(CHANGED)
+    spent = Spent()
+    with spending(world, spent):
+        world.sync(pair)
+    return spent
+
+
+def test_a_batch_of_a_first_sync_takes_a_handful_of_statements_and_no_process(world: World) -> None:
+    few, many = first_sync(world, 100)[2], first_sync(world, 300)[2]
+    assert (few.notifications, many.notifications) == (100, 300)
+    assert many.processes == few.processes
+    assert many.requests_to_host == few.requests_to_host
+    batches = (300 - 100) / 10
+    more = many.statements - few.statements
+    assert more.total() / batches <= ONE_BATCH, more
+
+
+def test_a_first_sync_asks_git_for_the_tree_once_and_for_all_contents_together(world: World) -> None:
+    spent = first_sync(world, 30)[2]
+    reads = {"ls-tree": 2, "cat-file": 2}  # also: where .docoraignore is, and whether the commit is here
+    assert spent.processes == {"init": 1, "fetch": 1, "rev-parse": 1, "update-ref": 1} | reads
+
+
+def test_twenty_changed_files_cost_the_same_in_a_small_and_in_a_large_repository(world: World) -> None:
+    small = small_change(world, *first_sync(world, 40)[:2])
+    large = small_change(world, *first_sync(world, 1500)[:2])
+    assert small.notifications == large.notifications == 20
+    assert large.processes == small.processes
+    assert large.requests_to_host == small.requests_to_host
+    assert large.processes.total() <= 10
+    assert (
+        large.statements.total() <= small.statements.total() + ONE_BATCH
+    )  # which a slow moment may make out of another
+
+
+def test_a_small_change_writes_the_rows_of_its_files_and_no_other(world: World) -> None:
+    repo, pair, _ = first_sync(world, 60)
+    before = world.rows(pair)
+    small_change(world, repo, pair)
+    touched = {path for path, row in world.rows(pair).items() if row.updated_at != before[path].updated_at}
+    assert touched == set(CHANGED)
+
+
+def test_a_sync_that_finds_nothing_new_reads_no_tree_and_writes_no_delivery(world: World) -> None:
+    _, pair, _ = first_sync(world, 30)
+    spent = Spent()
+    with spending(world, spent):
+        world.sync(pair)
+    assert spent.notifications == 0
+    assert "fetch" not in spent.processes
+    assert spent.processes["ls-tree"] == 1  # where .docoraignore is
+    assert not [words for words in spent.statements if words.endswith("deliveries_app_delivery")], spent.statements
+
+
+def test_checks_take_the_same_statements_for_a_few_and_for_many(world: World) -> None:
+    counts = []
+    for known in (2, 20):
+        for number in range(AppRepository.objects.count(), known):
+            world.watch(name=f"acme/watched-{number}")
+        world.settle()
+        spent = Spent()
+        with spending(world, spent):
+            assert world.check() == known
+        assert not spent.processes
+        assert spent.requests_to_host == known
+        counts.append(spent.statements)
+    assert counts[0] == counts[1]
