@@ -40,7 +40,7 @@ class Lease:
     clock: DatabaseClock
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the pair's status before the claim was "failed"
-    rebalanced_at: float = 0.0
+    rebalanced_at: float  # boot-time clock; a claim takes all slots that are free
 
     @property
     def may_send(self) -> bool:
@@ -190,7 +190,7 @@ def _take(pair_pk: int, slots: int, started: float, *, had_failed: bool) -> Leas
     clock = DatabaseClock(rows.values_list(Now(), flat=True).get())
     high = max(pair.intent_high + 1, _microseconds(clock))
     AppRepository.objects.filter(pk=pair_pk, claim=pair.claim).update(intent_high=high)
-    return Lease(pair, pair.claim, pair.generation, slots, high, clock, started, had_failed)
+    return Lease(pair, pair.claim, pair.generation, slots, high, clock, started, had_failed, started)
 
 
 def _other_leases(app_pk: int, pair_pk: int) -> QuerySet[AppRepository]:

@@ -78,7 +78,7 @@ class Mirror:
             # The first fetch is looked at as a whole; what a later one brings is small beside what is here.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
-                self._fetch(remote, [f"+{commit}:{ref}", f"+HEAD:{ref}"], timeout, tick)
+                by_name = self._fetch(remote, ref, commit, timeout, tick)
             except RepositoryMoved:
                 raise where_to(url, token, tick) from None
             except BaseException as error:
@@ -88,20 +88,23 @@ class Mirror:
                 raise
             if remote.trusted:
                 self._clear()  # its packs are like any others from now on
+            if by_name:
+                return commit
             return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
 
-    def _fetch(self, remote: git.Remote, refspecs: Sequence[str], timeout: float, tick: git.Tick) -> None:
-        """The first of the refspecs that the host serves."""
-        options = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"]
-        for number, refspec in enumerate(refspecs, start=1):
-            try:
-                self._git([*options, "--", remote.name, refspec], remote=remote, timeout=timeout, tick=tick)
-                return
-            except RepositoryMoved:
+    def _fetch(self, remote: git.Remote, ref: str, commit: str, timeout: float, tick: git.Tick) -> bool:
+        """Whether the host serves a commit by name; it was asked for what HEAD is meanwhile otherwise."""
+        command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
+        try:
+            self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
+        except RepositoryMoved:
+            raise
+        except GitError as error:
+            if error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
                 raise
-            except GitError as error:
-                if number == len(refspecs) or error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
-                    raise
+            self._git([*command, remote.name, f"+HEAD:{ref}"], remote=remote, timeout=timeout, tick=tick)
+            return False
+        return True
 
     def _examine(self, tick: git.Tick) -> None:
         """Whether it is the mirror that a fetch stumbled over, for reasons that git words in a hundred ways: then reading
