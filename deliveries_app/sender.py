@@ -1,8 +1,7 @@
 """Changes → acknowledged outcomes, `slots` at a time (`engine.md` §7).
 
 Phases in order; within one, a block of changes is announced as soon as the last one is under way, and git unpacks the
-next one meanwhile. Every
-outcome goes to the recorder; the exceptions that this module raises mean that the run stops here.
+next one meanwhile. Every outcome goes to the recorder; the exceptions that this module raises mean that the run stops here.
 """
 
 import time
@@ -145,7 +144,7 @@ class Sender:
         failure = Failure("transform", change.failure) if change.failure else None
         if failure is None and change.kind != Kind.DELETE:
             failure = self._waits_for_others(change.path)
-        rest = (change.hold_until or 0) - self._lease.clock.now().timestamp()
+        rest = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
         if rest > LONGEST_WAIT:
             failure = Failure(
                 "timeout", "The last request timed out; the path rests before it is sent again.", rest=rest
