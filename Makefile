@@ -18,7 +18,7 @@ MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 # What the browser tests need from npm, as its lock file pins it; npm's own record says what is there.
 NPM_PACKAGES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: setup run test bench bench-pages screenshots check check-format check-lint check-types check-templates check-django lock clean
+.PHONY: setup run test bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -32,6 +32,13 @@ test: setup
 	-@$(MAKE) $(NPM_PACKAGES)
 	$(PYTEST) $(PYTEST_ARGS)
 	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories/test_mirror.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+
+# Random histories, crashes and outages among them, for as long as asked; rewrites tests/faults/RESULTS.md.
+# SOAK_ARGS="--histories 200" or "--minutes 60 --first-seed 7000".
+SOAK_ARGS ?=
+
+soak: setup
+	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 # Pictures of a running instance for the documentation, in static/docs/. Look at them before you commit them.
 screenshots: setup

@@ -1,8 +1,5 @@
 """Rows of the performance table, and what becomes of them: a table on the terminal, `RESULTS.md`, charts."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.lines import Line, svg
+from tests.support.machine import machine
 
 HERE = Path(__file__).resolve().parent
 
@@ -47,7 +45,11 @@ def show(rows: Sequence[Row]) -> None:
 
 def write(rows: Sequence[Row], charts: Sequence[Chart]) -> None:
     """`RESULTS.md` and the charts beside it."""
-    lines = ["# What `make bench` measured", "", machine(), "", "| | work | result | must reach | remark |"]
+    where = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Worker, database, Redis, git server and receiver share the machine; "
+        "the database does not wait for the disk."
+    )
+    lines = ["# What `make bench` measured", "", where, "", "| | work | result | must reach | remark |"]
     lines.append("|---|---|---|---|---|")
     for row in rows:
         cells = ("✓" if row.reached else "✗", row.work, row.result, row.goal, row.remark)
@@ -59,21 +61,3 @@ def write(rows: Sequence[Row], charts: Sequence[Chart]) -> None:
             points = ", ".join(f"{x:,g}: {y:,.4g}" for x, y in line.points)
             lines += ["", f"{line.name} ({chart.up}, by {chart.across}): {points}"]
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
-
-
-def machine() -> str:
-    """What it ran on, in one sentence."""
-    cpu = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?"
-    )
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores ({cpu}), {memory / 1e6:.0f} GB, Linux "
-        f"{platform.release()}, Python {platform.python_version()}, git {git}. Worker, database, Redis, git server and "
-        "receiver share the machine; the database does not wait for the disk."
-    )
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()

@@ -2,22 +2,20 @@
 happened, once things are quiet the client's copy equals HEAD."""
 
 import random
-from collections.abc import Mapping
 
 import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import Status
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.rules import IgnoreRules, compile_lines
 from deliveries_app.services import cancel_request, resync_single
-from repositories_app.mirror import Entry as TreeEntry
 from tests.support.git import Entry
 from tests.support.histories import (
     assert_promise_kept,
     at_notification,
     kill_worker_before_first_byte,
     maybe_kill_worker,
+    under_rules,
 )
 from tests.support.world import World
 
@@ -77,16 +75,6 @@ def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
     if chance.random() < 0.5:
         tree[".docoraignore"] = chance.choice(IGNORED)
     return tree
-
-
-def under_rules(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files without those that the tree's own `.docoraignore` matches."""
-    rules = IgnoreRules(compile_lines(files.get(".docoraignore", b""))[0])
-    return {
-        path: content
-        for path, content in files.items()
-        if not rules.ignores(TreeEntry(path.encode(), "100644", "", len(content)))
-    }
 
 
 def moody(chance: random.Random):

@@ -16,7 +16,7 @@ _MADE_BY_MIGRATIONS = {
 
 def install() -> None:
     """For every test of this process."""
-    TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[method-assign, assignment]
+    TransactionTestCase._fixture_teardown = empty  # type: ignore[method-assign, assignment]
 
 
 @cache
@@ -24,7 +24,8 @@ def _tables() -> list[str]:
     return connection.introspection.django_table_names(only_existing=True, include_views=False)
 
 
-def _empty_tables(_case: object) -> None:
+def empty(_case: object = None) -> None:
+    """Delete every row that no migration made."""
     # In one transaction: foreign keys are looked at when it ends, so that the order does not matter.
     with transaction.atomic(), connection.cursor() as cursor:
         for table in _tables():

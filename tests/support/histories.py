@@ -16,9 +16,10 @@ from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.plan import Plan, Terms
 from deliveries_app.planning import Planned, full_plan
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.rules import rules_of
 from deliveries_app.sync import sync
 from repositories_app.git import Tick
-from repositories_app.mirror import Mirror
+from repositories_app.mirror import Entry, Mirror
 from repositories_app.remote import Head
 from tests.support.git import Repo
 from tests.support.processes import forked
@@ -34,6 +35,16 @@ def sha(content: bytes) -> str:
 
 def shas(files: Mapping[str, bytes]) -> dict[str, str]:
     return {path: sha(content) for path, content in files.items()}
+
+
+def under_rules(files: Mapping[str, bytes], patterns: str = "") -> dict[str, bytes]:
+    """The files without those that the tree's own `.docoraignore` or a watch's patterns match."""
+    rules = rules_of(files.get(".docoraignore", b""), patterns)
+    return {
+        path: content
+        for path, content in files.items()
+        if not rules.ignores(Entry(path.encode(), "100644", "", len(content)))
+    }
 
 
 def assert_promise_kept(

@@ -1,0 +1,121 @@
+"""`make soak`: random histories for as long as asked, each process with a seed, a database and a Redis of its own.
+
+    make soak SOAK_ARGS="--histories 1000"
+    make soak SOAK_ARGS="--minutes 60 --first-seed 7000"
+
+Prints what happened in them, and writes it to `tests/faults/RESULTS.md`. A seed that found a divergence can be had again:
+`HISTORIES=25 make test PYTEST_ARGS="tests/faults/test_convergence.py --hypothesis-seed=7012"`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.support.machine import machine
+
+HERE = Path(__file__).resolve().parent
+PER_SEED = 25
+
+
+@dataclass
+class Soak:
+    """All seeds so far; `diverged` maps a seed to what pytest says of it."""
+
+    seeds: list[int] = field(default_factory=list)
+    histories: int = 0
+    notifications: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    duplicates: list[int] = field(default_factory=list)
+    diverged: dict[int, str] = field(default_factory=dict)
+
+    def add(self, seed: int, summary: Path, output: str, failed: bool) -> None:
+        self.seeds.append(seed)
+        if failed:
+            self.diverged[seed] = "\n".join(line for line in output.splitlines() if line.startswith(("E ", "tests/")))
+        if summary.exists():
+            found = json.loads(summary.read_text())
+            self.histories += found["histories"]
+            self.notifications += found["notifications"]
+            self.events += Counter(found["events"])
+            self.duplicates += found["duplicates"]
+
+
+def run_seed(seed: int, folder: Path) -> tuple[Path, str, bool]:
+    summary = folder / f"{seed}.json"
+    environment = os.environ | {"HISTORIES": str(PER_SEED), "SUMMARY": str(summary)}
+    command = [sys.executable, "-m", "pytest", "-q", f"--hypothesis-seed={seed}", str(HERE / "test_convergence.py")]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return summary, done.stdout, done.returncode != 0
+
+
+def report(soak: Soak, seconds: float) -> str:
+    kills = len(soak.duplicates)
+    again = f"{statistics.median(soak.duplicates):g} and {max(soak.duplicates)}" if kills else "—"
+    rows = [
+        ("histories", f"{soak.histories:,}"),
+        ("seeds", f"{min(soak.seeds)} to {max(soak.seeds)}, {PER_SEED} histories each"),
+        (
+            "divergences",
+            f"{len(soak.diverged)}" + (f": seeds {', '.join(map(str, soak.diverged))}" if soak.diverged else ""),
+        ),
+        ("notifications that clients got", f"{soak.notifications:,}"),
+        ("workers killed (-9) while they sent", f"{kills:,}"),
+        ("files that came once more after a kill, median and maximum", again),
+        ("took", f"{seconds / 60:.0f} minutes on {machine()}"),
+    ]
+    events = [(name, f"{count:,}") for name, count in soak.events.most_common()]
+    return (
+        "# Random histories\n\n"
+        f"Written by `make soak` on {datetime.now(UTC):%Y-%m-%d}. What a history is made of stands in `convergence.py`, what must\n"
+        "hold at any time in `journal.py`, and what once things are quiet in `universe.py`.\n\n"
+        f"{_table('', 'result', rows)}\n## What happened in them\n\n{_table('event', 'times', events)}"
+    )
+
+
+def _table(left: str, right: str, rows: list[tuple[str, str]]) -> str:
+    return f"| {left} | {right} |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="make soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--histories", type=int, default=1000, help="how many, unless the time is up before")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so many")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
+    options = parser.parse_args()
+    seeds = range(options.first_seed, options.first_seed + -(-options.histories // PER_SEED))
+    began = time.monotonic()
+    soak = Soak()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+
+        def one(seed: int) -> None:
+            if time.monotonic() - began < options.minutes * 60:
+                soak.add(seed, *run_seed(seed, Path(folder)))
+                state = "DIVERGED" if seed in soak.diverged else "well"
+                print(f"seed {seed}: {state}; {soak.histories:,} histories, {len(soak.duplicates):,} kills", flush=True)
+
+        list(pool.map(one, seeds))
+    text = report(soak, time.monotonic() - began)
+    print(text)
+    for seed, output in soak.diverged.items():
+        print(f"--- seed {seed} ---\n{output}")
+    (HERE / "RESULTS.md").write_text(text)
+    sys.exit(1 if soak.diverged else 0)
+
+
+if __name__ == "__main__":
+    main()

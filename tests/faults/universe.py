@@ -1,0 +1,343 @@
+"""Everything that can happen to Docora, one method each, and the promise that must hold once things are quiet.
+
+Two apps at one client server, two repositories, three watches: acme/one for both apps, acme/two for the first. The
+components are real: git and its server, the database, Redis, sockets, and workers as processes that are really killed.
+What is short here are the times that one would wait for: timeouts of requests, rests after them, back-offs.
+"""
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from django.db import connections, transaction
+from django.db.models import F
+
+from deliveries_app import runs
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Status, SyncRun
+from deliveries_app.services import (
+    NotFailed,
+    NotFound,
+    cancel_operation,
+    cancel_request,
+    resync_by_app,
+    resync_single,
+    retry_by_app,
+    retry_single,
+    unwatch,
+    watch,
+)
+from deliveries_app.services.housekeeping import remove_ended
+from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
+from deliveries_app.services.rules import set_ignore_patterns
+from deliveries_app.services.tokens import rotate_app_token
+from deliveries_app.services.waking import enqueue_due
+from deliveries_app.sync import sync
+from repositories_app.services import mirror_of
+from tests.faults.journal import Journal
+from tests.faults.workers import Fate, Workers
+from tests.support.git import Changes, Repo, git
+from tests.support.histories import shas, under_rules
+from tests.support.postgres import PostgresServer
+from tests.support.processes import children
+from tests.support.receiver import Answer, Notification
+from tests.support.valkey import ValkeyServer
+from tests.support.world import KEY, World
+
+SLOW = (0.05, 0.5)  # seconds, of which the latter is too long
+ACTOR = Actor.command()
+
+
+class Universe:
+    """`close` it at the end. `events` counts what happened."""
+
+    def __init__(self, directory: Path, database: PostgresServer | None, redis: ValkeyServer) -> None:
+        self._database, self._redis = database, redis
+        self.events: Counter[str] = Counter()
+        self.journal = Journal()
+        self.world = World(directory)
+        self.keys = {self.world.app.app_id: KEY}
+        self.apps = [self.world.app, self.world.add_app("Search")]
+        self.keys[self.apps[1].app_id] = KEY
+        self.world.receiver.keys = self.keys
+        self.repos = [self.world.git.repo(f"acme/{name}", {"readme.md": b"# Hello\n"}) for name in ("one", "two")]
+        for number in range(len(self.repos)):
+            self._learn(number)
+        self.pairs: list[AppRepository] = []
+        for app, repo in ((0, 0), (1, 0), (0, 1)):
+            self.pairs.append(watch(ACTOR, self.apps[app], self.repos[repo].url).pair)
+        self._repo_of = {self.pairs[0].pk: 0, self.pairs[1].pk: 0, self.pairs[2].pk: 1}
+        self._ours = set(children(os.getpid()))
+        self._quiet_at = 0
+        self._lock = threading.Lock()
+        self._workers = Workers(self.world, self.journal, self.events, self.happen)
+        self._mood: Callable[[], Answer | float | None] = lambda: None
+        self.world.answer(self._answer)
+
+    def close(self) -> None:
+        self._mood = lambda: None
+        self.world.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether workers were at work since it was last quiet."""
+        return self.events["work"] > self._quiet_at
+
+    def repo_of(self, number: int) -> int:
+        """Which repository this watch is about."""
+        return self._repo_of[self.pairs[number].pk]
+
+    def happen(self, what: str) -> None:
+        """A method of this class by its name, with a number behind it where it needs one."""
+        name, _, argument = what.partition(" ")
+        getattr(self, name)(*([int(argument)] if argument else []))
+
+    # --- What happens upstream ---------------------------------------------------------------------------------------
+
+    def push(self, repo: int, changes: Changes) -> None:
+        self._note("push")
+        self.repos[repo].commit(changes)
+        self._learn(repo)
+
+    def force_push(self, repo: int, tree: Changes) -> None:
+        self._note("force-push" if tree else "empty tree")
+        self.repos[repo].force_push(tree)
+        self._learn(repo)
+
+    def rename_branch(self, repo: int, name: str) -> None:
+        if self.repos[repo].branch != name:
+            self._note("branch renamed")
+            self.repos[repo].rename_branch(name)
+
+    def paths(self, repo: int) -> list[str]:
+        """All that HEAD holds, links too, in order."""
+        listed = git(self.repos[repo].path, "ls-tree", "-r", "-z", "--name-only", "HEAD")
+        return [os.fsdecode(path) for path in listed.split(b"\0") if path]
+
+    # --- What people do ----------------------------------------------------------------------------------------------
+
+    def resync(self, number: int) -> None:
+        self._note("re-sync")
+        self._unless_gone(lambda: resync_single(ACTOR, self.pairs[number]))
+
+    def resync_all(self, app: int) -> None:
+        self._note("re-sync of all")
+        self._unless_gone(lambda: resync_by_app(ACTOR, self.apps[app]))
+
+    def retry(self, number: int) -> None:
+        self._note("retry")
+        self._unless_gone(lambda: retry_single(ACTOR, self.pairs[number]))
+
+    def retry_all(self, app: int) -> None:
+        self._note("retry of all")
+        self._unless_gone(lambda: retry_by_app(ACTOR, self.apps[app]))
+
+    def cancel(self, number: int) -> None:
+        self._note("cancel")
+        self._unless_gone(lambda: cancel_request(ACTOR, self.pairs[number]))
+
+    def cancel_all(self, app: int) -> None:
+        self._note("cancel of an operation")
+        operation = BulkOperation.objects.filter(app=self.apps[app], ended_at=None).last()
+        if operation:
+            cancel_operation(ACTOR, operation)
+
+    def ignore(self, number: int, patterns: str) -> None:
+        self._note("ignore rules")
+        self._unless_gone(lambda: set_ignore_patterns(ACTOR, self.pairs[number], patterns))
+
+    def rotate_token(self, app: int) -> None:
+        self._note("token rotated")
+        rotate_app_token(ACTOR, self.apps[app])
+
+    def rotate_key(self, app: int) -> None:
+        """Begin, or end if the client has taken the new key; the client changes over at once or later."""
+        row = App.objects.get(pk=self.apps[app].pk)
+        try:
+            if not row.is_rotating_key:
+                self._note("key rotation begun")
+                self.journal.rotating.add(row.app_id)
+                start_key_rotation(ACTOR, row)
+            elif self.keys[row.app_id] != row.new_auth_key:
+                self._note("client changed its key")
+                self.keys[row.app_id] = row.new_auth_key
+            else:
+                retire_old_key(ACTOR, row)
+                self._note("key rotation ended")
+        except KeyRotationError:
+            pass  # the client has not taken anything with the new key yet
+
+    def unwatch_and_watch(self, number: int) -> None:
+        self._watch_again(number, removed=False)
+
+    def remove_and_watch(self, number: int) -> None:
+        """The rows are gone before it is watched again, and the client has thrown its copy away."""
+        self._watch_again(number, removed=True)
+
+    def _watch_again(self, number: int, *, removed: bool) -> None:
+        self._note("removed and watched again" if removed else "unwatched and watched again")
+        pair = AppRepository.objects.get(pk=self.pairs[number].pk)
+        repo = self._repo_of.pop(pair.pk)
+        unwatch(ACTOR, pair)
+        if removed:
+            remove_ended()
+            shutil.rmtree(self.world.receiver.directory / pair.app.app_id / str(pair.repository), ignore_errors=True)
+            self.world.receiver._copies.pop((pair.app.app_id, str(pair.repository)), None)
+        self.pairs[number] = watch(ACTOR, pair.app, self.repos[repo].url).pair
+        self._repo_of[self.pairs[number].pk] = repo
+
+    # --- What breaks -------------------------------------------------------------------------------------------------
+
+    def redis_forgets(self) -> None:
+        self._note("Redis flushed")
+        with self._redis.client() as client:
+            client.flushall()
+
+    def redis_restarts(self) -> None:
+        self._note("Redis restarted")
+        self._redis.restart()
+
+    def database_restarts(self) -> None:
+        if self._database is not None:
+            self._note("database restarted")
+            connections.close_all()
+            self._workers.excused = True  # a worker that loses its database ends, and its job is found again
+            self._database.restart()
+
+    def lose_mirror(self, repo: int) -> None:
+        self._note("mirror deleted")
+        shutil.rmtree(self._mirror(repo), ignore_errors=True)
+
+    def damage_mirror(self, repo: int, seed: int) -> None:
+        """Cut some of its files short, as a power cut does."""
+        self._note("mirror truncated")
+        chance = random.Random(seed)
+        for path in sorted(self._mirror(repo).rglob("*")):
+            if path.is_file() and chance.random() < 0.3:
+                path.chmod(0o600)
+                os.truncate(path, path.stat().st_size // 2)
+
+    def mood(self, seed: int, share: float) -> None:
+        """What the client does with a share of its notifications from now on; 0: as a good client does."""
+        self._note("mood" if share else "good client")
+        chance = random.Random(seed)
+        fates: list[Answer | float] = [
+            Answer(500), Answer(500, process=True), Answer(400), Answer(404), Answer(410), Answer(503),
+            Answer(429, headers={"Retry-After": "0"}), Answer(429, headers={"Retry-After": "1"}),
+            Answer(close=True), Answer(close=True, process=True), *SLOW,
+        ]  # fmt: skip
+        self._mood = lambda: chance.choice(fates) if chance.random() < share else None
+
+    # --- Workers -----------------------------------------------------------------------------------------------------
+
+    def work(self, numbers: Iterable[int], fates: Sequence[Fate | None]) -> None:
+        """Workers at these watches at once, each with its fate, until none of them is left."""
+        self._note("work")
+        self.find()
+        connections.close_all()
+        self._workers.work(
+            [(self.pairs[number], fate) for number, fate in zip(dict.fromkeys(numbers), fates, strict=False)]
+        )
+
+    def find(self) -> None:
+        """What the sweep does in a round."""
+        self.world.check()
+        remove_ended()
+        enqueue_due()
+
+    def _answer(self, note: Notification) -> Answer | None:
+        """Runs in the client's threads."""
+        answer = self._workers.befall(note)
+        if answer is not None:
+            return answer
+        with self._lock:
+            mood = self._mood()
+        if isinstance(mood, float):
+            time.sleep(mood)
+            return None
+        if mood and note.kind == "delete" and mood.status in {404, 410}:
+            return Answer(500)  # the others mean that it does not hold the file, and it does not lie
+        return mood
+
+    # --- The promise -------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Until nothing is due any more, with everything well; then the promise must hold."""
+        self._note("quiet")
+        self._quiet_at = self.events["work"]
+        self.mood(0, 0.0)
+        for app in self.apps:
+            row = App.objects.get(pk=app.pk)
+            if row.is_rotating_key:
+                self.keys[row.app_id] = row.new_auth_key
+        for _ in range(60):
+            App.objects.update(paused=False, paused_reason="", not_before=None, down_count=0)
+            self.find()
+            due = [pair for pair in self._alive() if pair.next_sync_at is not None or pair.status == Status.FAILED]
+            if not due:
+                break
+            for pair in due:
+                self.world.make_due(pair)
+                AppRepository.objects.filter(pk=pair.pk).update(lease_until=None)
+                self.journal.begin(self.world.receiver.log)
+                sync(pair.pk)
+        else:
+            raise AssertionError(f"it does not come to rest: {[(pair.status, pair.last_error) for pair in due]}")
+        self.check_at_rest()
+
+    def check_at_rest(self) -> None:
+        for pair in self._alive():
+            self._check_pair(pair, self.repos[self._repo_of[pair.pk]])
+        assert not SyncRun.objects.filter(outcome="").exists()
+        runs.close_abandoned_operations()
+        assert not BulkOperation.objects.filter(ended_at=None).exists()
+        assert set(children(os.getpid())) <= self._ours | self._servers(), "a process was left behind"
+        self.check_in_flight()
+
+    def check_in_flight(self) -> None:
+        """What holds at any time, for all that the client was told so far."""
+        log = self.world.receiver.log
+        self.journal.check(log)
+        for run in SyncRun.objects.filter(outcome=""):
+            assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
+
+    def _check_pair(self, pair: AppRepository, repo: Repo) -> None:
+        expected = shas(under_rules(repo.files(), pair.ignore_patterns))
+        copy = self.world.copy(pair)
+        assert copy == expected, (str(pair), set(copy) ^ set(expected))
+        assert (pair.status, pair.last_commit, pair.files_failing) == (Status.SYNCED, repo.head, 0), str(pair)
+        assert (pair.lease_until, pair.lease_slots, pair.next_sync_at) == (None, 0, None)
+        held = Delivery.objects.filter(pair=pair)
+        assert dict(held.values_list("path", "sha")) == expected
+        assert not held.exclude(acknowledged=True, held_sha=F("sha"), generation__gte=pair.resend_floor).exists()
+        assert not pair.failures.filter(kind="failed").exists()
+        assert pair.tree_files == len(expected)
+
+    def _alive(self) -> list[AppRepository]:
+        return list(AppRepository.objects.alive().select_related("app", "repository").order_by("pk"))
+
+    def _servers(self) -> set[int]:
+        servers = (self._database, self._redis)
+        return {server.pid for server in servers if server is not None and server.pid is not None}
+
+    def _learn(self, repo: int) -> None:
+        self.journal.learn(self.repos[repo].name, shas(self.repos[repo].files()).values())
+
+    def _mirror(self, repo: int) -> Path:
+        pair = next(pair for pair in self.pairs if self._repo_of[pair.pk] == repo)
+        return mirror_of(pair.repository).directory
+
+    def _unless_gone(self, act: Callable[[], object]) -> None:
+        try:
+            with transaction.atomic():
+                act()
+        except (NotFound, NotFailed):
+            self._note("too late")
+
+    def _note(self, event: str) -> None:
+        self.events[event] += 1
