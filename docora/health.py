@@ -122,15 +122,21 @@ def check_git() -> str:
 
 
 def check_disk() -> str:
+    if can_be_written(Path(settings.REPOS_DIR)):
+        return OK
+    return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk not full"
+
+
+def can_be_written(directory: Path) -> bool:
     """By writing: a full disk and a read-only one look fine from afar."""
     try:
-        make_private(Path(settings.REPOS_DIR))
-        with tempfile.TemporaryFile(dir=settings.REPOS_DIR) as file:
+        make_private(directory)
+        with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(4096))
             file.flush()
     except OSError:
-        return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk not full"
-    return OK
+        return False
+    return True
 
 
 def check_workers() -> str:

@@ -8,6 +8,7 @@ was stopped is simply started again. Nothing else of a row changes, `updated_at`
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from django.apps import apps
@@ -50,9 +51,9 @@ def columns() -> list[Column]:
     ]
 
 
-def reencrypt(column: Column, *, dry_run: bool = False) -> None:
-    """Renew every value of one column and count in `column`. `dry_run` only counts."""
-    for pk, stored in _values(column):
+def reencrypt(column: Column, *, dry_run: bool = False, at_most: int | None = None) -> None:
+    """Renew every value of one column, or the first `at_most`, and count in `column`. `dry_run` only counts."""
+    for pk, stored in islice(_values(column), at_most):
         match _renew(column, pk, stored, dry_run):
             case _Fate.RENEWED:
                 column.renewed += 1

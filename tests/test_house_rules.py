@@ -19,6 +19,7 @@ ROOF = {
     "urls",
     "wsgi",
     "checks",
+    "doctor",
     "health",
     "openapi",
     "docs",

@@ -11,7 +11,7 @@ from deliveries_app.notices import post_signed
 from deliveries_app.payloads import PING, Envelope, endpoint
 from deliveries_app.services import audit
 from deliveries_app.services.operations import NotFound
-from docora.http.client import Cause, Outcome
+from docora.http.client import Cause, HttpClient, Outcome
 from docora.text import new_id
 from repositories_app.remote import new_client
 
@@ -63,11 +63,8 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     app = row
     new_key = new_key and app.is_rotating_key
     ring = Keyring.of_new_key(app) if new_key else Keyring(app)
-    envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)
-    sequence = int(timezone.now().timestamp() * 1_000_000)
-    url = endpoint(app.base_url, "ping")
     with new_client(max_connections=1) as client:
-        outcome = post_signed(client, url, PING, f"msg_{new_id('ping')}", sequence, envelope, ring)
+        outcome = post_ping(client, app, ring)
     if outcome.status == 410:
         App.objects.filter(pk=app.pk).update(paused=True, paused_reason=_HINTS[410])
     words = _words(outcome)
@@ -81,6 +78,14 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         body=answers_of(app, [outcome.body])[0],
         new_key=new_key,
     )
+
+
+def post_ping(client: HttpClient, app: App, ring: Keyring) -> Outcome:
+    """The request itself, as every notification is made, signed and sent."""
+    envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)
+    sequence = int(timezone.now().timestamp() * 1_000_000)
+    url = endpoint(app.base_url, "ping")
+    return post_signed(client, url, PING, f"msg_{new_id('ping')}", sequence, envelope, ring)
 
 
 def _words(outcome: Outcome) -> str:
