@@ -6,6 +6,7 @@ Each function is one fenced transaction: it either finds the pair still ours and
 
 import logging
 import random
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -20,6 +21,7 @@ from deliveries_app.lease import Lease, backoff
 from deliveries_app.models import App, Outcome, Status
 from deliveries_app.notices import record_git_failure
 from deliveries_app.rescans import next_check
+from docora import counters
 from repositories_app.exceptions import GitError
 
 logger = logging.getLogger(__name__)
@@ -62,9 +64,9 @@ def failed(
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
     with transaction.atomic():
         exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.asked_meanwhile()
-        wait = settings.RESCAN_INTERVAL_SECONDS if exhausted else delay
+        wait = max(settings.RESCAN_INTERVAL_SECONDS if exhausted else delay, rest)
         lease.finish(
-            next_sync_in=max(wait, rest),
+            next_sync_in=wait,
             status=Status.FAILED if exhausted else Status.PENDING,
             retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
             last_scanned_at=Now(),
@@ -72,6 +74,7 @@ def failed(
             **trouble.columns(),
             **(facts or {}),
         )
+        transaction.on_commit(partial(_tell_failed, trouble, attempt, wait), robust=True)
         if exhausted:
             runs.end_runs(lease.pair.pk, lease.generation, Outcome.FAILED, trouble.message)
 
@@ -92,6 +95,8 @@ def postponed(lease: Lease, seconds: float, trouble: Trouble | None = None) -> N
             retry_count=Greatest(F("retry_count") - 1, 0),  # a person may have set it to 0 meanwhile
             **(trouble.columns() if trouble else {}),
         )
+        if trouble:
+            transaction.on_commit(partial(_tell_failed, trouble, lease.pair.retry_count, seconds), robust=True)
 
 
 def endpoint_rests(lease: Lease, seconds: float, trouble: Trouble, *, down: bool) -> None:
@@ -114,3 +119,9 @@ def endpoint_gone(lease: Lease) -> None:
         App.objects.filter(pk=lease.pair.app_id).update(paused=True, paused_reason=message)
         postponed(lease, 0.0, Trouble(message, "http", RootCause.CLIENT_ERROR, 410))
         runs.end_runs(lease.pair.pk, lease.generation, Outcome.PAUSED, message)
+
+
+def _tell_failed(trouble: Trouble, attempt: int, wait: float) -> None:
+    facts = {"cause": trouble.root.value, "error": trouble.message, "attempt": attempt, "next_try_in": round(wait, 1)}
+    logger.info("attempt_failed", extra=facts)
+    counters.add({counters.field(counters.SYNC_FAILURES, trouble.root.value): 1})

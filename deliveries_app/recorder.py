@@ -5,6 +5,7 @@ next batch. Whatever kills the worker afterwards, the rows tell which paths are 
 """
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from deliveries_app import batch_sql, runs, vitals
+from deliveries_app import batch_sql, causes, runs, vitals
 from deliveries_app.batch_sql import Announced
 from deliveries_app.eligible import Skipped
 from deliveries_app.keyring import answers_of
@@ -24,7 +25,10 @@ from deliveries_app.kinds import Kind
 from deliveries_app.lease import Lease
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun
 from deliveries_app.plan import Change
+from docora import counters
 from docora.text import clean_text
+
+logger = logging.getLogger(__name__)
 
 BLOCKED = "blocked"
 
@@ -56,6 +60,11 @@ class Failure:
     body: bytes = b""
     rest: float = 0.0
 
+    @property
+    def counted_as(self) -> str:
+        """The root cause, except of what only waits for another path."""
+        return BLOCKED if self.cause == BLOCKED else causes.of_delivery(self.cause, self.status).value
+
 
 # The rules ask for a sixth of the lease at the latest; at a slow client a bar that moves every second reads better, and
 # less is in doubt after a crash.
@@ -81,6 +90,7 @@ class Recorder:
         self.failed_count = 0
         self._latest = vitals.Latest()
         self._untold: Counter[str] = Counter()
+        self._untold_causes: Counter[str] = Counter()
         self._told_at = time.monotonic()
         self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
         self.last_failure: Failure | None = None
@@ -129,6 +139,7 @@ class Recorder:
             "files_failed": len(self._failed),
         }
         self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
+        self._untold_causes.update(failure.counted_as for _, failure in self._failed)
         changes = self._on_first if announce else {}
         now = self._lease.clock.now()
         tell = not announce or time.monotonic() - self._told_at >= TELL_SECONDS
@@ -146,21 +157,29 @@ class Recorder:
             self._on_first = {}
         self._acknowledged, self._failed = [], []
         self._committed_at = time.monotonic()
+        if announce or any(counts.values()):
+            logger.debug("batch_recorded", extra={**counts, "announced": len(announce)})
         if tell:
             self._tell()
 
+    @property
+    def _untold_bytes(self) -> int:
+        """That were sent; what was adopted is done without."""
+        return self._untold["bytes_done"] - self._untold["adopted"]
+
     def _count_traffic(self, now: datetime) -> None:
-        told = self._untold
-        sent = told["bytes_done"] - told["adopted"]
-        app = self._lease.pair.app
-        vitals.record(app, self._latest, now, files=told["files"], size=sent, failed=told["files_failed"])
+        app, told = self._lease.pair.app, self._untold
+        failed = told["files_failed"]
+        vitals.record(app, self._latest, now, files=told["files"], size=self._untold_bytes, failed=failed)
 
     def _tell(self) -> None:
-        """What the bars and the app's page show, once it is committed."""
-        vitals.remember(self._lease.pair.app, self._latest)
+        """What the bars, the app's page and the metrics show, once it is committed."""
+        failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._untold_causes.items()}
+        counts = {counters.FILES: self._untold["files"], counters.BYTES: self._untold_bytes, **failures}
+        vitals.remember(self._lease.pair.app, self._latest, counts)
         names = ("files_done", "bytes_done", "files_failed")
         runs.show(self._run, **{name: self._untold[name] for name in names})
-        self._latest, self._untold = vitals.Latest(), Counter()
+        self._latest, self._untold, self._untold_causes = vitals.Latest(), Counter(), Counter()
         self._told_at = time.monotonic()
 
     def _write_acknowledged(self, now: datetime) -> None:

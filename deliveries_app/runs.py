@@ -4,6 +4,8 @@ A finish at generation G ends every open run of the pair up to G; a run whose re
 ends as superseded (`engine.md` §10).
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +17,11 @@ from django.utils import timezone
 
 from deliveries_app import batch_sql, tallies
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
-from docora import progress
+from docora import counters, progress
+
+logger = logging.getLogger(__name__)
+
+LOGGED_ONE_BY_ONE = 100
 
 
 class Left(NamedTuple):
@@ -50,6 +56,20 @@ def open_run(
         files_total=left.files,
         bytes_total=left.size,
     )
+
+
+def facts_of(run: SyncRun) -> dict[str, str]:
+    """What the log says of a run where it is asked for and where it starts, beside its id."""
+    return {"reason": str(run.reason)} | ({"operation_id": run.operation.operation_id} if run.operation else {})
+
+
+def tell_requested(runs: Sequence[SyncRun]) -> None:
+    """Log, once it is committed, who asked for these runs: of one with its id, of several with that of their operation,
+    which each of them says again when it starts."""
+    first = runs[0]
+    which = {"runs": len(runs)} if first.operation else {"run_id": first.run_id, "pair": first.pair_id}
+    facts = {**facts_of(first), "requested_by": first.requested_by, **which}
+    transaction.on_commit(lambda: logger.info("sync_requested", extra=facts), robust=True)
 
 
 def open_runs(pair_pk: int, generation: int) -> list[SyncRun]:
@@ -116,14 +136,14 @@ def end_runs(pair_pk: int, generation: int, outcome: Outcome, error: str = "") -
         superseded = index > 0 and takeover is not None and takeover.generation > run.generation
         _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
     close_operations({run.operation_id for run in runs if run.operation_id})
-    transaction.on_commit(partial(_show_ended, runs), robust=True)
+    transaction.on_commit(partial(_tell_ended, runs), robust=True)
 
 
 def cancel_runs(runs: Sequence[SyncRun], words: str = "") -> None:
     """End these runs as cancelled; their operations are closed by the caller."""
     for run in runs:
         _end(run, Outcome.CANCELLED, words)
-    transaction.on_commit(partial(_show_ended, runs), robust=True)
+    transaction.on_commit(partial(_tell_ended, runs), robust=True)
 
 
 def supersede(pair_pks: Sequence[int]) -> dict[int, Left]:
@@ -133,7 +153,7 @@ def supersede(pair_pks: Sequence[int]) -> dict[int, Left]:
     for run in taken:
         _end(run, Outcome.SUPERSEDED, "")
     close_operations({run.operation_id for run in taken if run.operation_id})
-    transaction.on_commit(partial(_show_ended, taken), robust=True)
+    transaction.on_commit(partial(_tell_ended, taken), robust=True)
     return {run.pair_id: _left_of(run) for run in taken if run.pair_id}
 
 
@@ -156,8 +176,14 @@ def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
     progress.finish(run.run_id)
 
 
-def _show_ended(runs: Sequence[SyncRun]) -> None:
-    """In the operations that go on without them."""
+def _tell_ended(runs: Sequence[SyncRun]) -> None:
+    """In the log, in the counters, and in the operations that go on without them."""
+    if len(runs) <= LOGGED_ONE_BY_ONE:
+        for run in runs:
+            logger.info("run_ended", extra={"run_id": run.run_id, "pair": run.pair_id, "outcome": str(run.outcome)})
+    else:
+        logger.info("runs_ended", extra=dict(Counter(str(run.outcome) for run in runs)))
+    counters.add(Counter(counters.field(counters.SYNCS, run.outcome) for run in runs))
     for operation in BulkOperation.objects.filter(pk__in={run.operation_id for run in runs}, ended_at=None):
         for run in runs:
             if run.operation_id == operation.pk:

@@ -44,9 +44,10 @@ def sync(pair_pk: int) -> bool:
     lease = claim(pair_pk)
     if lease is None:
         return False
-    with structlog.contextvars.bound_contextvars(pair=pair_pk, claim=lease.claim):
+    attempt = Attempt(lease)
+    with structlog.contextvars.bound_contextvars(pair=pair_pk, claim=lease.claim, run_id=attempt.run_id):
         try:
-            Attempt(lease).run()
+            attempt.run()
         except Superseded:
             logger.info("superseded")
     return True
@@ -62,6 +63,7 @@ class Attempt:
         self.mirror: Mirror = repositories.mirror_of(self.pair.repository)
         self.keyring = Keyring(self.pair.app)
         self.sync_run: SyncRun | None = None
+        self.run_id = new_run_id()  # until there is a request that it is for, and of the run that it opens otherwise
         self.sender: Sender | None = None
 
     def run(self) -> None:
@@ -79,9 +81,11 @@ class Attempt:
         except Interrupted:
             self._drain(HAND_OVER_SECONDS)
             endings.postponed(self.lease, 0.0)
+            logger.info("handed_over")
         except Paused:  # the run stays open, and goes on when what was paused is resumed
             self._drain(DRAIN_SECONDS)
             endings.postponed(self.lease, 0.0)
+            logger.info("sync_paused")
         except GitError as error:
             self._drain(DRAIN_SECONDS)
             endings.git_failed(self.lease, error)
@@ -111,8 +115,9 @@ class Attempt:
             endings.failed(self.lease, _internal("An internal error stopped the sync; the log has the cause."))
 
     def _run(self) -> None:
-        open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
-        self.sync_run = open_runs[0] if open_runs else None
+        self._work_for_newest_request()
+        asked = runs.facts_of(self.sync_run) if self.sync_run else {}
+        logger.info("claimed", extra={"attempt": self.pair.retry_count, **asked})
         if self.pair.retry_count > settings.MAX_RETRY_ATTEMPTS:
             words = "Every attempt ended with the worker gone: look for its memory and its log."
             endings.failed(self.lease, Trouble(words, "worker", RootCause.INTERNAL), permanent=True)
@@ -122,6 +127,7 @@ class Attempt:
         wait = self._circuit_seconds(self.sync_run)
         if wait:
             endings.postponed(self.lease, wait)
+            logger.info("circuit_open", extra={"next_try_in": round(wait, 1)})
             return
         head = remote.ls_head(self.client, self.pair.github_url, self.pair.github_token, self._alive)
         try:
@@ -144,10 +150,8 @@ class Attempt:
             raise git_errors.still_damaged(error) from None
 
     def _send_notices(self) -> None:
-        run_id, reason = (
-            (self.sync_run.run_id, self.sync_run.reason) if self.sync_run else (new_run_id(), Reason.CHANGE)
-        )
-        envelope = Envelope(self.pair.app.app_id, run_id, reason)
+        reason = self.sync_run.reason if self.sync_run else Reason.CHANGE
+        envelope = Envelope(self.pair.app.app_id, self.run_id, reason)
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
     def _sync_to(self, head: Head) -> None:
@@ -160,7 +164,10 @@ class Attempt:
                 timeout=settings.FETCH_TIMEOUT_SECONDS,
                 tick=self._alive,
             )
+            logger.info("fetched", extra={"commit": commit})
             planned = plan_to(Head(commit, head.branch), self.pair, self.terms, self.mirror, self._alive)
+            plan = planned.plan
+            logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
             try:
                 # Not before the plan: a tree that cannot be read is the repository's failure as well. A damage may lie in
                 # a content, too: then the end closes it.
@@ -168,20 +175,20 @@ class Attempt:
                     self._close_circuit()
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.pair.app.send_sync_completed and not self.pair.base_commit
-                if planned.plan.files or self.sync_run or owes_notice:
+                if plan.files or self.sync_run or owes_notice:
                     self._deliver(planned)
                 else:
                     self._finish(planned, None)
             finally:
-                planned.plan.close()
+                plan.close()
 
     def _deliver(self, planned: Planned) -> None:
         plan = planned.plan
         with transaction.atomic():
             self.lease.extend()
             # Asked again: a retry may have taken the run over while git was read, and then this attempt is for it.
-            open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
-            run = self.sync_run = open_runs[0] if open_runs else self._new_run()
+            self._work_for_newest_request()
+            run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         runs.seed(run)
         listed = DeliveryFailure.objects.filter(pair=self.pair, kind=FailureKind.FAILED)
@@ -189,16 +196,16 @@ class Attempt:
         recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)
-        with self.mirror.blobs() as reader, structlog.contextvars.bound_contextvars(run_id=run.run_id):
+        with self.mirror.blobs() as reader:
             self.sender = Sender(
                 self.client, self.mirror, reader, self.lease, recorder, destination, self.terms, self._alive
             )
-            logger.info("sending", extra={"files": plan.files, "bytes": plan.bytes, "commit": planned.head.commit})
+            logger.info("sending", extra=runs.facts_of(run))
             self.sender.send(plan)
+            logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
             if self.pair.app.send_sync_completed and not recorder.failed_count:
                 send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
             self._finish(planned, recorder)
-            logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
 
     def _finish(self, planned: Planned, recorder: Recorder | None) -> None:
         commit = planned.head.commit
@@ -243,8 +250,17 @@ class Attempt:
         """A run that nobody asked for: a change was found, or what failed earlier is tried again."""
         reason = Reason.RETRY if self.pair.retry_count > 1 else Reason.CHANGE
         run = runs.open_run(self.pair, reason, requested_by="sweep")
+        run.run_id = self.run_id
         run.save()
         return run
+
+    def _work_for_newest_request(self) -> None:
+        """The run that is asked for, if any, is this attempt's from now on, and what is logged says so."""
+        open_runs = runs.open_runs(self.pair.pk, self.lease.generation)
+        self.sync_run = open_runs[0] if open_runs else None
+        if self.sync_run:
+            self.run_id = self.sync_run.run_id
+            structlog.contextvars.bind_contextvars(run_id=self.run_id)
 
     def _destination(self, head: Head, run: SyncRun) -> Destination:
         envelope = Envelope(self.pair.app.app_id, run.run_id, run.reason)

@@ -9,7 +9,7 @@ from django.http.response import HttpResponseBase
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
-_JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/openapi.json")
+_JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the address; /docs/ lists the calls of the API"
 INTERNAL = "Internal error; the log has the cause"
 

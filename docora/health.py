@@ -4,8 +4,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -18,17 +16,19 @@ from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
 
-from docora import __version__, queue_state
+from docora import __version__, heartbeat
 from docora.api.answers import answers
 from docora.datadir import make_private
-from docora.redis import RedisError
-from docora.redis import connection as redis_connection
+from docora.heartbeat import Signs
+from docora.text import format_bytes, format_seconds
 
 router = Router(tags=["Health"])
 
 _started = time.monotonic()
-_WORKER_SEEN = timedelta(seconds=60)
 OK = "ok"
+_UNKNOWN = "not known without Redis"
+LEAST_FREE_BYTES, LEAST_FREE_SHARE = 2**30, 0.1
+"""Of the disk with the mirrors. The smaller of the two counts: 1 GiB is much on a small disk, a tenth on a large one."""
 
 
 class Health(Schema):
@@ -43,8 +43,14 @@ class Readiness(Schema):
 
     ready: bool
     checks: dict[str, str] = Field(
-        description="`ok`, or what is wrong in words, for `database`, `redis`, `git`, `disk` and `workers`.",
-        examples=[{"database": OK, "redis": OK, "git": OK, "disk": OK, "workers": OK}],
+        description="`ok`, or what is wrong in words, for `database`, `redis`, `git`, `disk` (also when little of it is "
+        "free), `workers` and `sweep`.",
+        examples=[dict.fromkeys(("database", "redis", "git", "disk", "workers", "sweep"), OK)],
+    )
+    sweep_age: float | None = Field(
+        description="Seconds since the sweep last looked for what is due; null if it has not for a day, or without Redis.",
+        ge=0,
+        examples=[2.5],
     )
 
 
@@ -77,9 +83,14 @@ _readiness["openapi_extra"]["responses"][503] = {"description": "Something is mi
 @router.api_operation(PROBES, "/health/ready", operation_id="ready", summary="Is it ready to sync?", **_readiness)
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Looks at everything that syncing needs."""
-    found = {name: check() for name, check in CHECKS.items()}
+    signs = heartbeat.read()
+    found = look(signs)
     is_ready = all(words == OK for words in found.values())
-    return Status(200 if is_ready else 503, {"ready": is_ready, "checks": found})
+    age = signs.sweep_age if signs else None
+    return Status(
+        200 if is_ready else 503,
+        {"ready": is_ready, "checks": found, "sweep_age": None if age is None else round(age, 1)},
+    )
 
 
 @router.api_operation(
@@ -92,6 +103,18 @@ def version(request: HttpRequest) -> dict[str, str]:
         "buildNumber": os.environ.get("DOCORA_BUILD_NUMBER", ""),
         "gitSha": os.environ.get("DOCORA_BUILD_SHA", ""),
         "buildDate": os.environ.get("DOCORA_BUILD_DATE", ""),
+    }
+
+
+def look(signs: Signs | None) -> dict[str, str]:
+    """`OK`, or what is wrong in words, of everything that syncing needs; `signs` as `heartbeat.read` has them."""
+    return {
+        "database": check_database(),
+        "redis": check_redis(signs),
+        "git": check_git(),
+        "disk": check_disk(),
+        "workers": check_workers(signs),
+        "sweep": check_sweep(signs),
     }
 
 
@@ -109,22 +132,19 @@ def check_database() -> str:
     return OK if _latest_migrations() <= applied.keys() else "the database is not migrated: run manage.py migrate"
 
 
-def check_redis() -> str:
-    try:
-        redis_connection().ping()
-    except (RedisError, OSError):
-        return "Redis does not answer: check REDIS_URL and the Redis server"
-    return OK
-
-
 def check_git() -> str:
     return OK if shutil.which("git") else "git is not installed"
 
 
 def check_disk() -> str:
-    if can_be_written(Path(settings.REPOS_DIR)):
-        return OK
-    return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk not full"
+    if not can_be_written(Path(settings.REPOS_DIR)):
+        return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk not full"
+    disk = shutil.disk_usage(settings.REPOS_DIR)
+    if disk.free < min(LEAST_FREE_BYTES, LEAST_FREE_SHARE * disk.total):
+        return (
+            f"only {format_bytes(disk.free)} are free for mirrors of repositories: make room on the disk of REPOS_DIR"
+        )
+    return OK
 
 
 def can_be_written(directory: Path) -> bool:
@@ -139,21 +159,22 @@ def can_be_written(directory: Path) -> bool:
     return True
 
 
-def check_workers() -> str:
-    """A worker says that it lives every few seconds; one that was killed stays registered for a while."""
-    limit = datetime.now(UTC) - _WORKER_SEEN
-    try:
-        seen = [worker.seen_at for worker in queue_state.read_workers()]
-    except (RedisError, OSError):
-        return "not known without Redis"
-    alive = any(moment and moment > limit for moment in seen)
-    return OK if alive else "no sync worker is running: start manage.py up, or manage.py rqworker"
+def check_redis(signs: Signs | None) -> str:
+    return OK if signs else "Redis does not answer: check REDIS_URL and the Redis server"
 
 
-CHECKS: dict[str, Callable[[], str]] = {
-    "database": check_database,
-    "redis": check_redis,
-    "git": check_git,
-    "disk": check_disk,
-    "workers": check_workers,
-}
+def check_workers(signs: Signs | None) -> str:
+    if signs is None:
+        return _UNKNOWN
+    return OK if signs.workers else "no sync worker is running: start manage.py up, or manage.py rqworker"
+
+
+def check_sweep(signs: Signs | None) -> str:
+    if signs is None:
+        return _UNKNOWN
+    if not signs.sweep_is_late:
+        return OK
+    if signs.sweep_age is None:
+        return "the sweep has not run for a day: start manage.py up, or manage.py sweep"
+    ago = format_seconds(signs.sweep_age)
+    return f"the sweep last looked {ago} ago: see whether manage.py up, or manage.py sweep, still runs"

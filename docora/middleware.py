@@ -50,13 +50,18 @@ PERMISSIONS_POLICY = ", ".join(
 
 class ProbesMiddleware:
     """A probe may ask by whatever address the machine has just got, which no list of hosts can name. Its answers name
-    no host."""
+    no host.
+
+    So may whoever has the token for the metrics. Without one they are told to this machine, and there the name counts: a
+    page in a browser on it, from a host whose name was made to lead here, must not read them.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        if request.path.removeprefix("/") in settings.PROBES:
+        path = request.path.removeprefix("/")
+        if path in settings.PROBES or (path == "metrics" and settings.METRICS_TOKEN):
             request.META["HTTP_HOST"] = urlsplit(settings.PUBLIC_URL).netloc
         return self.get_response(request)
 

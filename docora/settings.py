@@ -3,6 +3,7 @@ a bad one stops the start with a sentence that names it. Units stand in the name
 
 import ipaddress
 import os
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -108,7 +109,7 @@ SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 PROBES = ["health", "health/ready", "version"]  # asked from inside, over plain http and by whatever name
-SECURE_REDIRECT_EXEMPT = [f"^{path}$" for path in PROBES]
+SECURE_REDIRECT_EXEMPT = [f"^{path}$" for path in (*PROBES, "metrics")]
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SECURE_CSP: dict[str, Any] = {
@@ -177,6 +178,11 @@ TRAFFIC_RETENTION_DAYS = count("TRAFFIC_RETENTION_DAYS", 90, 0)
 ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
+
+# --- Who may read the metrics ------------------------------------------------------------------------------------------
+METRICS_TOKEN = text("METRICS_TOKEN", default="")
+if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
+    raise ImproperlyConfigured("METRICS_TOKEN must be at least 16 printable ASCII characters without spaces.")
 
 # --- Administrators ----------------------------------------------------------------------------------------------------
 ADMIN_USERNAME = text("ADMIN_USERNAME", default="")

@@ -6,7 +6,7 @@ from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import RedirectView
 
-from docora import docs, openapi
+from docora import docs, metrics, openapi
 from docora.errors import NOT_FOUND, json_error
 
 
@@ -23,6 +23,7 @@ urlpatterns = [
     path("docs/webhooks/", docs.webhooks, name="docs-webhooks"),
     path("docs/api/", docs.api, name="docs-api"),
     path("docs/operations/", docs.operations, name="docs-operations"),
+    path("metrics", metrics.metrics, name="metrics"),
     path("", openapi.api.urls),
     re_path(r"^api/", unknown),
     path("admin/", include("deliveries_app.urls")),

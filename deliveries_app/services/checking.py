@@ -15,6 +15,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.rescans import next_check
 from deliveries_app.rows import terms_of
 from deliveries_app.services import waking
+from docora import counters
 from docora.crypto import Undecryptable
 from docora.http.client import HttpClient
 from repositories_app.exceptions import GitError
@@ -46,6 +47,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
                 continue
             wanting.append(pair.pk)  # an error is told, counted and tried again by the sync itself
         AppRepository.objects.filter(pk__in=[pair.pk for pair in pairs]).update(last_scanned_at=Now())
+        counters.add({counters.CHECKS: len(pairs) - len(lost)})
         if wanting:
             waking.wish(AppRepository.objects.alive().filter(pk__in=wanting))
         if len(pairs) < SLICE:

@@ -29,7 +29,6 @@ from docora import queueing
 RESYNC_PERMISSION = "deliveries_app.resync_apprepository"
 RETRY_PERMISSION = "deliveries_app.retry_apprepository"
 CONTROL_PERMISSION = "deliveries_app.control_queue"
-LOGGED_ONE_BY_ONE = 100
 
 _PERMISSIONS = {OperationKind.RESYNC: RESYNC_PERMISSION, OperationKind.RETRY: RETRY_PERMISSION}
 _WORDS = {OperationKind.RESYNC: "Forced re-sync", OperationKind.RETRY: "Retry"}
@@ -74,7 +73,7 @@ def start(
         count = f"{len(made):,} {'repository' if len(made) == 1 else 'repositories'}"
         operation.title, operation.total = (title or f"{kind.label.capitalize()} · {count}")[:200], len(made)
         operation.save(update_fields=["title", "total"])
-        if len(made) <= LOGGED_ONE_BY_ONE:
+        if len(made) <= runs.LOGGED_ONE_BY_ONE:
             touched = [run.pair for run in made if run.pair]
             audit.record(actor, touched, f"{_WORDS[kind]}, {operation.operation_id}")
         else:
@@ -106,7 +105,7 @@ def open_runs(
     """One open run for each of the pairs, at the generation that they have now. `left`: what some have to send."""
     left = left or {}
     pairs = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
-    return SyncRun.objects.bulk_create(
+    made = SyncRun.objects.bulk_create(
         [
             runs.open_run(
                 pair,
@@ -119,6 +118,9 @@ def open_runs(
             for pair in pairs
         ]
     )
+    if made:
+        runs.tell_requested(made)
+    return made
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:

@@ -75,7 +75,9 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
         )
         if created:
             pair.refresh_from_db()
-            runs.open_run(pair, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk).save()
+            run = runs.open_run(pair, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
+            run.save()
+            runs.tell_requested([run])
             waking.enqueue(pair, "high")
             return Watched(pair, True)
         # Watching it again revives a watch that is ending, and is a full fresh sync of the same row in any case.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from django.conf import settings
 
-from docora import health
+from docora import health, heartbeat
 from docora.datadir import embedded_redis_url
 from docora.doctor.findings import Finding, fine, of_probe, problem, warning
 from docora.redis import RedisError, connection
@@ -17,7 +17,7 @@ _CLOSE, _FULL = 0.8, 0.95  # of maxmemory
 
 def answers() -> Iterator[Finding]:
     """By writing: a replica, a full one, and one whose disk is full answer a ping as well."""
-    words = health.check_redis()
+    words = health.check_redis(heartbeat.read())
     if words != health.OK and embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
         yield problem("The embedded Valkey does not answer.", "Start manage.py up, which runs it, or set REDIS_URL.")
     elif words != health.OK:

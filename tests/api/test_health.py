@@ -9,12 +9,15 @@ from django.test import Client
 from rq import Worker
 from rq.utils import now
 
-from docora import health
+from docora import health, heartbeat
+
+CHECKS = ("database", "redis", "git", "disk", "workers", "sweep")
 
 
 @pytest.fixture
 def worker(redis_client):
-    """A worker that says that it lives."""
+    """A worker that says that it lives, as the sweep does."""
+    heartbeat.beat(heartbeat.SWEEP)
     worker = Worker(["high"], connection=redis_client)
     worker.register_birth()
     return worker
@@ -39,7 +42,9 @@ def test_the_build_is_named_by_its_environment(client: Client, monkeypatch) -> N
 @pytest.mark.django_db
 def test_with_everything_there_it_is_ready(client: Client, worker) -> None:
     answer = client.get("/health/ready")
-    assert answer.json() == {"ready": True, "checks": dict.fromkeys(health.CHECKS, "ok")}
+    body = answer.json()
+    assert 0 <= body.pop("sweep_age") < 60
+    assert body == {"ready": True, "checks": dict.fromkeys(CHECKS, "ok")}
     assert answer.status_code == 200
 
 
@@ -52,6 +57,8 @@ def checks_of(client: Client) -> dict[str, str]:
 
 @pytest.mark.django_db
 def test_without_a_worker_it_is_not(client: Client) -> None:
+    heartbeat.beat(heartbeat.SWEEP)
+    assert list(checks_of(client)) == ["workers"]
     assert "no sync worker" in checks_of(client)["workers"]
 
 
@@ -63,9 +70,26 @@ def test_a_worker_that_was_last_seen_long_ago_does_not_count(client: Client, wor
 
 
 @pytest.mark.django_db
+def test_without_a_sweep_it_is_not(client: Client, worker) -> None:
+    worker.connection.delete("docora:heartbeat:sweep")
+    assert checks_of(client) == {"sweep": "the sweep has not run for a day: start manage.py up, or manage.py sweep"}
+    assert client.get("/health/ready").json()["sweep_age"] is None
+
+
+@pytest.mark.django_db
+def test_a_sweep_that_looked_long_ago_is_named_with_its_age(client: Client, worker) -> None:
+    worker.connection.set("docora:heartbeat:sweep", (now() - timedelta(minutes=10)).timestamp())
+    found = checks_of(client)
+    assert list(found) == ["sweep"]
+    assert found["sweep"].startswith("the sweep last looked 10 min")
+    assert 600 <= client.get("/health/ready").json()["sweep_age"] < 660
+
+
+@pytest.mark.django_db
 def test_without_redis_it_is_not(client: Client, valkey_server) -> None:
     valkey_server.stop()
-    assert set(checks_of(client)) == {"redis", "workers"}
+    assert set(checks_of(client)) == {"redis", "workers", "sweep"}
+    assert client.get("/health/ready").json()["sweep_age"] is None
 
 
 @pytest.mark.django_db
@@ -95,6 +119,19 @@ def test_with_a_disk_that_cannot_be_written_it_is_not(client: Client, worker, se
     found = checks_of(client)
     assert list(found) == ["disk"]
     assert str(tmp_path) not in str(found)
+
+
+@pytest.mark.django_db
+def test_with_little_room_for_mirrors_it_is_not(client: Client, worker, settings, tmp_path, monkeypatch) -> None:
+    settings.REPOS_DIR = tmp_path
+    monkeypatch.setattr(health, "LEAST_FREE_BYTES", 2**62)
+    monkeypatch.setattr(health, "LEAST_FREE_SHARE", 0.0)
+    assert client.get("/health/ready").status_code == 200  # of a small disk even less may be free
+    monkeypatch.setattr(health, "LEAST_FREE_SHARE", 1.0)
+    found = checks_of(client)
+    assert list(found) == ["disk"]
+    assert "are free for mirrors" in found["disk"]
+    assert str(tmp_path) not in found["disk"]
 
 
 @pytest.mark.django_db

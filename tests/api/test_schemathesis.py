@@ -24,6 +24,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from deliveries_app.services import watch
 from deliveries_app.services.watch_settings import renew_push_secret
+from docora import heartbeat
 from docora.wsgi import application
 from tests.api.caller import token_of
 from tests.support.git import GitFixture, Repo
@@ -86,6 +87,7 @@ def _one_connection() -> Iterator[None]:
 def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Response:
     """One case, as if it were the first: failures of those before it do not slow it down."""
     redis.flushall()
+    heartbeat.beat(heartbeat.SWEEP)
     Worker(["high"], connection=redis).register_birth()
     with transaction.atomic():
         response = case.call_and_validate(**kwargs)

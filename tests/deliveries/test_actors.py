@@ -7,6 +7,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
 
+from deliveries_app import runs
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.services import (
@@ -15,7 +16,6 @@ from deliveries_app.services import (
     delete_app,
     dismiss_operation,
     onboard_app,
-    operations,
     resync_by_app,
     resync_many,
     resync_single,
@@ -121,8 +121,8 @@ def test_who_asked_stands_on_the_run_and_on_the_operation(world: World, pair: Ap
 def test_django_s_log_names_each_pair_up_to_a_limit_and_beyond_it_the_operation(
     world: World, monkeypatch, limit: int, entries: int
 ) -> None:
-    assert operations.LOGGED_ONE_BY_ONE == 100
-    monkeypatch.setattr(operations, "LOGGED_ONE_BY_ONE", limit)
+    assert runs.LOGGED_ONE_BY_ONE == 100
+    monkeypatch.setattr(runs, "LOGGED_ONE_BY_ONE", limit)
     for number in range(3):
         world.watch(name=f"acme/widgets-{number}")
     actor = staff(*OPERATOR)

@@ -86,7 +86,7 @@ def test_health_is_told_of_the_last_notifications_or_that_there_were_none(admin:
     latest = vitals.Latest()
     for number in range(100):
         latest.add(number != 0, 0.038 if number < 90 else 0.21)
-    vitals.remember(app, latest)
+    vitals.remember(app, latest, {})
     for shown in (page(admin, app), live(admin, app)):
         assert "99 % ok · median 38 ms · p95 210 ms (last 100)" in shown.text
 

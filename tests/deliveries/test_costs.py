@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from redis import Redis
 
 from deliveries_app import recorder
 from deliveries_app.models import AppRepository
@@ -91,6 +92,15 @@ def test_a_batch_of_a_first_sync_takes_a_handful_of_statements_and_no_process(wo
     batches = (300 - 100) / 10
     more = many.statements - few.statements
     assert more.total() / batches <= ONE_BATCH, more
+
+
+def test_redis_is_told_of_all_batches_of_a_moment_together(world: World, redis_client: Redis) -> None:
+    told = []
+    for files in (100, 300):
+        redis_client.config_resetstat()
+        first_sync(world, files)
+        told.append(redis_client.info("commandstats")["cmdstat_exec"]["calls"])
+    assert told[0] == told[1]
 
 
 def test_a_first_sync_asks_git_for_the_tree_once_and_for_all_contents_together(world: World) -> None:

@@ -301,4 +301,12 @@ def test_the_handbook_names_no_command_probe_or_log_line_that_does_not_exist() -
     }
     listed = re.findall(r"<code>([a-z]+_[a-z_]*[a-z])</code>", page.partition('id="logs"')[2])
     assert len(listed) > 8
-    assert set(listed) - {"run_id", "sync_failed"} <= logged
+    assert set(listed) - {"run_id", "operation_id", "sync_failed"} <= logged
+
+
+def test_the_handbook_lists_every_metric_and_no_other(db) -> None:
+    told = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
+    section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
+    assert set(re.findall("<code>(docora_\\w+)</code>", section)) == told
+    used = set(re.findall(r"docora_\w+", read("/docs/operations/").code["alert-rules"]))
+    assert {name.removesuffix("_count") for name in used} <= told

@@ -40,6 +40,8 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("PUBLIC_URL", "docora.example", "PUBLIC_URL must look like"),
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
+        ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
+        ("METRICS_TOKEN", "words with blanks in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
     ],
