@@ -64,7 +64,7 @@ def random_tree(seed: int) -> dict[str, tuple[bytes, int]]:
 
 def random_fate(seed: int) -> Fate | None:
     chance = random.Random(seed)
-    [kind] = chance.choices(["kill", "term", "freeze", "interference", None], weights=[45, 10, 5, 20, 20])
+    [kind] = chance.choices(["kill", "term", "freeze", "interference", None], weights=[60, 10, 5, 15, 10])
     if kind == "interference":
         kind = chance.choice(INTERFERENCES)
     return Fate(kind, at=chance.randrange(1, 7), kept=chance.random() < 0.5) if kind else None
