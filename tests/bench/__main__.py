@@ -44,9 +44,10 @@ def main() -> None:
         "changes": changes.twenty_files,
         "clear": resyncs.clear,
         "resync": resyncs.all_of_an_app,
+        "small-repositories": resyncs.twenty_small,
         "polls": polling.open_bars,
         "recording": recording,
-        "gigabyte": memory.one_gigabyte,
+        "large-file": memory.one_large_file,
         "memory": lambda stage: memory.by_size(stage, jobs, options.most),
     }
     wanted = options.only.split(",") if options.only else [*measurements, "in-flight"]
