@@ -17,6 +17,7 @@ from django.utils.csp import CSP
 
 from docora import __version__, datadir
 from docora.http.messages import url_refusal
+from docora.mail import mail_options
 
 django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like mean at run time what the checker reads
 
@@ -70,29 +71,6 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         raise ImproperlyConfigured(
             f"{name} must be networks such as 10.0.0.0/8, separated by commas: {error}."
         ) from None
-
-
-def mailer(name: str) -> dict[str, Any]:
-    """Django's options for the mail server of an address such as smtp+tls://user:password@mail.example:587. What is
-    wrong with it is said without a word of it: it holds a password."""
-    try:
-        url = env.email_url_config(text(name))
-    except (ImproperlyConfigured, ValueError):
-        url = {}
-    if url.get("EMAIL_BACKEND") != env.EMAIL_SCHEMES["smtp"] or not url["EMAIL_HOST"]:
-        raise ImproperlyConfigured(
-            f"{name} must look like smtp+tls://user:password@mail.example:587, with smtp+ssl for TLS from the beginning "
-            "and smtp for none; what is special in user name and password is written as in any URL, @ as %40."
-        )
-    return {
-        "host": url["EMAIL_HOST"],
-        "port": url["EMAIL_PORT"],
-        "username": url["EMAIL_HOST_USER"],
-        "password": url["EMAIL_HOST_PASSWORD"],
-        "use_tls": url.get("EMAIL_USE_TLS", False),
-        "use_ssl": url.get("EMAIL_USE_SSL", False),
-        "timeout": 10,  # seconds for each step
-    }
 
 
 # --- Where things are --------------------------------------------------------------------------------------------------
@@ -204,7 +182,7 @@ ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 
 # --- Alerts: off until one of the two ways is set ----------------------------------------------------------------------
-MAILERS: dict[str, Any] = {"default": {"OPTIONS": mailer("EMAIL_URL")}} if text("EMAIL_URL") else {}
+MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
 SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # no mail server is no mistake: nothing but alerts is mailed
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL", default="")
 ALERT_EMAILS = names("ALERT_EMAILS")

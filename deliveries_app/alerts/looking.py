@@ -70,9 +70,8 @@ def look() -> None:
 def _begin_round() -> int | None:
     """The number of this round, whose row is ours until the end of the transaction. None if it is too early for one."""
     AlertRound.objects.get_or_create(defaults={"looked_at": timezone.now() - timedelta(days=1)})
-    early = Q(
-        looked_at__gt=from_now(-_BETWEEN_SECONDS), looked_at__lte=Now()
-    )  # one in the future was written by a wrong clock
+    # A look in the future was written by a clock that was wrong.
+    early = Q(looked_at__gt=from_now(-_BETWEEN_SECONDS), looked_at__lte=Now())
     if not AlertRound.objects.exclude(early).update(looked_at=Now()):
         return None
     return AlertRound.objects.get().number + 1
@@ -112,8 +111,10 @@ def _of_docora(signs: Signs | None) -> dict[AlertKind, bool | None]:
 
 
 def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:
-    """Rows for all that is wrong and has none. How many."""
-    known = Alert.objects.filter(kind=kind, ended_at=None, subject=OuterRef("pk"))
+    """Rows for all that is wrong and has none. How many.
+
+    Which have one is for the unique index to say: a question for it in the SELECT is one that PostgreSQL, which plans for
+    the few rows that there are, may answer by reading again and again the many that this very statement adds."""
     values = {
         "kind": Value(kind.value, CharField()),
         "subject": F("pk"),
@@ -122,11 +123,11 @@ def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> in
         "since": subjects.since or Value(now, DateTimeField()),
         "opened": Value(number, BigIntegerField()),
     }
-    rows = subjects.wrong.filter(~Exists(known)).order_by()
-    rows = rows.annotate(**{f"new_{name}": value for name, value in values.items()})
+    rows = subjects.wrong.order_by().annotate(**{f"new_{name}": value for name, value in values.items()})
     select, parameters = rows.values_list(*(f"new_{name}" for name in values)).query.sql_with_params()
     with connection.cursor() as cursor:
-        cursor.execute(f"INSERT INTO {Alert._meta.db_table} ({', '.join(values)}) {select}", parameters)
+        into = f"INSERT INTO {Alert._meta.db_table} ({', '.join(values)})"
+        cursor.execute(f"{into} {select} ON CONFLICT DO NOTHING", parameters)
         return int(cursor.rowcount)
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import F, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -36,7 +36,7 @@ def tell(channel: Channel) -> None:
     if min(row.told_begun, row.told_ended) >= _last_round() and not _lasting(row).exists():
         return
     mine = AlertChannel.objects.filter(pk=row.pk)
-    if not mine.filter(due_at__lte=Now()).update(due_at=from_now(_CLAIM_SECONDS)):
+    if not mine.filter(Q(due_at=None) | Q(due_at__lte=Now())).update(due_at=from_now(_CLAIM_SECONDS)):
         return
     row.refresh_from_db()  # whoever had it before may have told something since
     last = _last_round()
@@ -56,8 +56,8 @@ def tell(channel: Channel) -> None:
             return
         mine.update(**facts)
         logger.info("alert_sent", extra={"channel": channel.name, "alert": message.event, "count": message.total})
-    pause = GATHER_SECONDS if messages else 0.0
-    mine.update(told_begun=last, told_ended=last, attempts=0, last_error="", due_at=from_now(pause))
+    pause = from_now(GATHER_SECONDS) if messages else None
+    mine.update(told_begun=last, told_ended=last, attempts=0, last_error="", due_at=pause)
 
 
 def undelivered() -> list[AlertChannel]:

@@ -85,7 +85,7 @@ class AlertChannel(models.Model):
     told_begun = models.BigIntegerField(default=0)
     told_ended = models.BigIntegerField(default=0)
     reminded_at = models.DateTimeField(default=timezone.now)
-    due_at = models.DateTimeField(default=timezone.now)
+    due_at = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0, help_text="That failed in a row.")
     last_error = models.CharField(max_length=500, blank=True, default="")
     created_at = models.DateTimeField(default=timezone.now)
