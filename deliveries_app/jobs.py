@@ -1,5 +1,6 @@
 """Doors for RQ: a primary key in, one call."""
 
+from deliveries_app import alerts
 from deliveries_app.services import housekeeping, pruning, waking
 from deliveries_app.sync import sync
 from docora.worker import stopping
@@ -19,6 +20,11 @@ def sync_pair(pair_pk: int) -> None:
 def clean_up(what: str) -> None:
     """Remove what has ended."""
     housekeeping.remove_ended()
+
+
+def go_round(what: str) -> None:
+    """See to alerts in the place of a sweep that is late."""
+    alerts.go_round()
 
 
 def prune(what: str) -> None:

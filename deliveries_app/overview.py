@@ -7,9 +7,9 @@ from django.db.models import Count, Q, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
-from deliveries_app import tallies, traffic
+from deliveries_app import alerts, tallies, traffic
 from deliveries_app.fragments import may_see_operations
-from deliveries_app.models import App, AppRepository, BulkOperation, RootCause, Status, SyncRun
+from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, Status, SyncRun
 from deliveries_app.tallies import Tally
 from deliveries_app.traffic import Day
 from docora import heartbeat
@@ -73,7 +73,8 @@ class Failing:
 
 @dataclass(frozen=True)
 class Overview:
-    """`signs` is None when Redis is down, everything else when the user may not see it."""
+    """`signs` is None when Redis is down, everything else but `undelivered`, the channels by which no alert arrives, when
+    the user may not see it."""
 
     signs: Signs | None
     apps: Apps | None
@@ -83,6 +84,7 @@ class Overview:
     day: Day | None
     running: Running | None
     failing: tuple[Failing, ...] | None
+    undelivered: list[AlertChannel]
 
     @property
     def is_fresh(self) -> bool:
@@ -110,6 +112,7 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
         day=traffic.of_last_day() if may(VIEW_DELIVERIES) else None,
         running=_running(pairs, operations=may_see_operations(user)) if pairs or may_see_operations(user) else None,
         failing=_failing() if pairs else None,
+        undelivered=alerts.undelivered(),
     )
 
 

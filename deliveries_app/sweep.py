@@ -6,7 +6,7 @@ import time
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 
-from deliveries_app import runs
+from deliveries_app import alerts, runs
 from deliveries_app.services import checking, housekeeping, pruning, waking
 from docora import heartbeat
 from docora.http.client import HttpClient
@@ -43,9 +43,9 @@ def sweep_once(client: HttpClient) -> int:
 
 
 def sweep_forever() -> None:
-    """Until the process is told to stop. A database that is away is waited for."""
+    """Until the process is told to stop. A database that is away is waited for. Alerts are seen to beside it."""
     next_sweep = 0.0
-    with remote.new_client() as client:
+    with remote.new_client() as client, alerts.going_round():
         while not stopping():
             close_old_connections()
             try:

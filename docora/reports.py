@@ -21,7 +21,10 @@ class ReporterFilter(SafeExceptionReporterFilter):
         return True
 
     def cleanse_setting(self, key: str | int, value: Any) -> Any:
-        """A setting, a header or a cookie; addresses lose their passwords whatever the setting is called."""
+        """A setting, a header or a cookie; addresses lose their passwords whatever the setting is called. Whoever knows the
+        address of a webhook may post to it."""
+        if key == "ALERT_WEBHOOK_URL" and value:
+            return self.cleansed_substitute
         cleansed = super().cleanse_setting(key, value)
         return redact(str(cleansed)) if isinstance(cleansed, str) else cleansed  # a lazy one is made a text
 

@@ -16,6 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 
 from docora import __version__, datadir
+from docora.http.messages import url_refusal
+from docora.mail import mail_options
 
 django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like mean at run time what the checker reads
 
@@ -183,6 +185,24 @@ ALLOW_HTTP = flag("ALLOW_HTTP")
 METRICS_TOKEN = text("METRICS_TOKEN", default="")
 if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
     raise ImproperlyConfigured("METRICS_TOKEN must be at least 16 printable ASCII characters without spaces.")
+
+# --- Alerts: off until one of the two ways is set ----------------------------------------------------------------------
+MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
+SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # no mail server is no mistake: nothing but alerts is mailed
+DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL", default="")
+ALERT_EMAILS = names("ALERT_EMAILS")
+ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL", default="")
+ALERT_AFTER_SECONDS = number("ALERT_AFTER_SECONDS", 900)
+ALERT_REPEAT_SECONDS = number("ALERT_REPEAT_SECONDS", 86400)
+for _address in ALERT_EMAILS:
+    if not re.fullmatch(r"[^\s@<>]+@[^\s@<>]+", _address):
+        raise ImproperlyConfigured(
+            f"ALERT_EMAILS must be addresses such as ops@example.org, separated by commas, but has {_address!r}."
+        )
+if ALERT_EMAILS and not (MAILERS and DEFAULT_FROM_EMAIL):
+    raise ImproperlyConfigured("ALERT_EMAILS needs EMAIL_URL, the mail server, and DEFAULT_FROM_EMAIL, the sender.")
+if ALERT_WEBHOOK_URL and (_refusal := url_refusal(ALERT_WEBHOOK_URL, ALLOW_HTTP)):
+    raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_refusal}")
 
 # --- Administrators ----------------------------------------------------------------------------------------------------
 ADMIN_USERNAME = text("ADMIN_USERNAME", default="")

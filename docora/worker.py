@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,10 @@ _stopping = threading.Event()
 _worker_pid = 0
 HAND_OVER_SECONDS = 8.0
 WORKER_TTL_SECONDS = 25
+
+in_maintenance: list[Callable[[], None]] = []
+"""What else a worker does each time that it looks after its queues: about every ten seconds while it is idle, between two
+jobs otherwise. Redis only, and quick."""
 
 
 def stopping() -> bool:
@@ -79,6 +84,11 @@ class DocoraWorker(Worker):
         worker_registration.register(self, pipeline)
         if pipeline is None and not self.connection.hexists(self.key, "birth"):  # while it works, rq looks itself
             self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+
+    def run_maintenance_tasks(self) -> None:
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        for look_after in in_maintenance:
+            look_after()
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         with contextlib.suppress(RedisError):

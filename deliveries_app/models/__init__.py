@@ -1,7 +1,8 @@
-"""Who is told (`apps`), what they were told (`deliveries`), the work of telling them (`runs`), and how much of it there
-was (`traffic`)."""
+"""Who is told (`apps`), what they were told (`deliveries`), the work of telling them (`runs`), how much of it there was
+(`traffic`), and what the operator is told (`alerts`)."""
 
 from deliveries_app.causes import RootCause
+from deliveries_app.models.alerts import Alert, AlertChannel, AlertKind, AlertRound, ChannelName
 from deliveries_app.models.apps import (
     App,
     AppRepository,
@@ -26,11 +27,16 @@ from deliveries_app.models.runs import (
 from deliveries_app.models.traffic import HourlyTraffic
 
 __all__ = [
+    "Alert",
+    "AlertChannel",
+    "AlertKind",
+    "AlertRound",
     "App",
     "AppRepository",
     "AppRepositoryQuerySet",
     "AppToken",
     "BulkOperation",
+    "ChannelName",
     "Delivery",
     "DeliveryFailure",
     "FailedSync",

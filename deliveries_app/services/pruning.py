@@ -1,4 +1,4 @@
-"""What is old enough to go: runs, bulk operations, hours of traffic; sessions and sign-in attempts that have ended.
+"""What is old enough to go: runs, bulk operations, hours of traffic; alerts, sessions and sign-in attempts that are over.
 
 Nothing depends on when this happens, how often, or whether it is killed on the way: each slice is one transaction, and
 the next time goes on with what is left. Three kinds of runs stay, however old they are:
@@ -20,7 +20,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from deliveries_app.models import BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
+from deliveries_app.models import Alert, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
 from docora import queueing, sign_in
 
 PRUNE_JOB = "deliveries_app.jobs.prune"
@@ -36,6 +36,7 @@ class Pruned:
     runs: int = 0
     operations: int = 0
     traffic: int = 0
+    alerts: int = 0
     sessions: int = 0
     attempts: int = 0
 
@@ -58,6 +59,7 @@ def prune(*, dry_run: bool = False, stop: Callable[[], bool] = lambda: False) ->
     others: dict[str, tuple[QuerySet[Any], str]] = {
         "operations": (operations, "created_at"),
         "traffic": (_older(HourlyTraffic.objects.all(), "hour", settings.TRAFFIC_RETENTION_DAYS, now), "hour"),
+        "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
         "attempts": (sign_in.old_attempts(now), "attempt_time"),
     }

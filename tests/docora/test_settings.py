@@ -43,6 +43,14 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("METRICS_TOKEN", "words with blanks in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
+        ("EMAIL_URL", "https://mail.example", "EMAIL_URL must look like smtp+tls://"),
+        ("ALERT_EMAILS", "ops@docora.example,night", "ALERT_EMAILS must be addresses"),
+        ("ALERT_EMAILS", "ops@docora.example", "ALERT_EMAILS needs EMAIL_URL"),
+        (
+            "ALERT_WEBHOOK_URL",
+            "http://chat.example/hook",
+            "ALERT_WEBHOOK_URL cannot be called. The URL must start with https",
+        ),
         ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
     ],
 )
@@ -53,6 +61,14 @@ def test_a_bad_value_stops_the_start_with_a_sentence_that_names_it(
     assert result.returncode == 1
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_mail_server_that_is_not_understood_is_not_repeated_with_its_password(tmp_path: Path) -> None:
+    for url in ("smtp://ops:hunter2#x@mail.example", "smtp://ops:hunter2@mail.example:port", "mail://ops:hunter2@x"):
+        result = start_with(tmp_path, EMAIL_URL=url)
+        assert result.returncode == 1
+        assert "EMAIL_URL must look like" in result.stderr
+        assert "hunter2" not in result.stderr + result.stdout
 
 
 def test_the_first_command_in_an_empty_folder_makes_keys_that_only_the_owner_reads(tmp_path: Path) -> None:

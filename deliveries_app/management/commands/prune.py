@@ -8,6 +8,7 @@ _WORDS = {
     "runs": ("sync run", "sync runs"),
     "operations": ("bulk operation", "bulk operations"),
     "traffic": ("hour of traffic", "hours of traffic"),
+    "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
     "attempts": ("sign-in attempt", "sign-in attempts"),
 }

@@ -3,6 +3,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from deliveries_app import alerts
 from deliveries_app.sweep import sweep_forever, sweep_once
 from docora.worker import request_stop
 from repositories_app import remote
@@ -18,6 +19,7 @@ class Command(BaseCommand):
         if options["once"]:
             with remote.new_client() as client:
                 self.stdout.write(f"{sweep_once(client)} enqueued")
+            alerts.go_round()
             return
         signal.signal(signal.SIGTERM, request_stop)
         signal.signal(signal.SIGINT, request_stop)

@@ -1,0 +1,243 @@
+"""Alerts arrive: once, whoever sends them at the same time, and later where nobody takes them now; nobody waits for it,
+and nothing of it shows a secret."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db.models import F
+from django.test import RequestFactory
+from django.utils import timezone
+from django.views.debug import get_exception_reporter_class
+from redis import Redis
+from rq import Worker
+
+from deliveries_app import alerts
+from deliveries_app.models import Alert, AlertChannel, AlertKind, AppRepository, Status
+from docora import heartbeat
+from tests.docora.http_server import saying
+from tests.support.alerts import HOOK_SECRET, PASSWORD, Outside, fail_since, next_round, outside, time_passes
+from tests.support.processes import Daemons, in_threads
+from tests.support.receiver import wait_for
+from tests.support.staff import VIEWS, make_app, make_pair, staff
+
+
+@pytest.fixture
+def out(db, settings, redis_client: Redis) -> Iterator[Outside]:
+    """Alerts are on; a worker and the sweep are at work."""
+    Worker(["high"], name="first", connection=redis_client).register_birth()
+    heartbeat.beat(heartbeat.SWEEP)
+    with outside(settings) as found:
+        yield found
+
+
+@pytest.fixture
+def pair(db) -> AppRepository:
+    return make_pair(make_app("Portal"), "docs")
+
+
+@pytest.fixture
+def daemons(tmp_path: Path, instance_environment: dict[str, str], out: Outside) -> Iterator[Daemons]:
+    """Processes that send to the webhook and the mail server of this test."""
+    url = f"smtp://docora:{PASSWORD.replace('$', '%24')}@127.0.0.1:{out.smtp.port}"
+    more = {
+        "ALERT_WEBHOOK_URL": out.hook_url, "EMAIL_URL": url, "ALERT_EMAILS": "ops@docora.example",
+        "DEFAULT_FROM_EMAIL": "docora@docora.example", "LOG_LEVEL": "debug",
+    }  # fmt: skip
+    daemons = Daemons(tmp_path, instance_environment | more)
+    yield daemons
+    daemons.close()
+
+
+def channel(name: str) -> AlertChannel:
+    return AlertChannel.objects.get(name=name)
+
+
+# --- Down, and up again ------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_server_that_is_down_gets_everything_in_one_message_once_it_is_up(out: Outside, pair) -> None:
+    out.smtp.stop()
+    fail_since(pair, 16)
+    next_round()
+    assert (out.events, out.mails) == ([("alert", "failing", 1)], [])
+    site = make_pair(pair.app, "site")
+    fail_since(site, 16)
+    next_round()
+    out.smtp.start()
+    next_round()
+    assert out.events == [("alert", "failing", 1)] * 2
+    assert out.mails == ["[Docora] alert: 2 watched repositories are failing (2 × Endpoint: timeout)."]
+    assert channel("email").attempts == 0
+
+
+def test_what_began_and_ended_while_nobody_took_it_is_told_as_over(out: Outside, pair) -> None:
+    out.hook_says = saying("503 Service Unavailable")
+    fail_since(pair, 16)
+    next_round()
+    AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)
+    next_round()
+    out.hook_says = saying()
+    next_round()
+    assert out.events == [("alert", "failing", 1), ("resolved", "failing", 1), ("resolved", "failing", 1)]
+    next_round()
+    assert len(out.events) == 3
+
+
+def test_it_is_tried_again_after_pauses_that_double_up_to_an_hour(out: Outside, pair) -> None:
+    out.hook_says = saying("302 Found", b"", "Location: /elsewhere")
+    fail_since(pair, 16)
+    waits = []
+    for _ in range(9):
+        AlertChannel.objects.update(due_at=F("created_at"))
+        alerts.go_round()
+        alerts.go_round()  # not before its time
+        waits.append(round((channel("webhook").due_at - timezone.now()).total_seconds(), -1))
+    assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert len(out.events) == 9
+
+
+def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outside, pair) -> None:
+    viewer = staff("vera", *(f"view_{model}" for model in VIEWS))
+    out.smtp.answers["RCPT"] = "550 no such <b>mailbox</b>"
+    fail_since(pair, 16)
+    next_round()
+    page = viewer.get("/admin/").text
+    assert "Alerts by e-mail do not arrive." in page
+    assert "it refused every address of ALERT_EMAILS" in page
+    assert "Alerts by webhook" not in page
+    out.smtp.answers.clear()
+    next_round()
+    assert "do not arrive" not in viewer.get("/admin/").text
+
+
+# --- Who sends ---------------------------------------------------------------------------------------------------------
+
+
+def test_several_who_look_at_once_send_once(transactional_db, out: Outside, pair) -> None:
+    fail_since(pair, 16)
+    in_threads(*[alerts.go_round] * 4)
+    assert out.events == [("alert", "failing", 1)]
+    assert len(out.mails) == 1
+
+
+def test_a_process_that_is_started_again_does_not_repeat_what_was_told(transactional_db, out, pair, daemons) -> None:
+    fail_since(pair, 16)
+    for _ in range(2):
+        assert daemons.start("sweep", "--once").process.wait(60) == 0, daemons.logs()
+        time_passes()
+    assert out.events == [("alert", "failing", 1)]
+    assert len(out.mails) == 1
+
+
+def test_a_mail_server_that_says_nothing_holds_neither_the_sweep_nor_its_end_up(
+    transactional_db, out: Outside, pair, daemons, redis_client: Redis
+) -> None:
+    out.smtp.silent.set()
+    fail_since(pair, 16)
+    redis_client.delete("docora:heartbeat:sweep")
+    sweep = daemons.sweep()
+    wait_for(lambda: out.events == [("alert", "failing", 1)], timeout=30)
+    for _ in range(2):
+        redis_client.delete("docora:heartbeat:sweep")
+        wait_for(lambda: redis_client.exists("docora:heartbeat:sweep"), timeout=8)
+    sweep.terminate()
+    begun = time.monotonic()
+    assert sweep.process.wait(20) == 0
+    assert time.monotonic() - begun < 10
+
+
+def test_a_worker_goes_round_for_a_sweep_that_has_ended(transactional_db, out, daemons, redis_client: Redis) -> None:
+    redis_client.set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
+    daemons.worker()
+    wait_for(lambda: Alert.objects.filter(kind=AlertKind.SWEEP_LATE).exists(), timeout=30)
+    time_passes(minutes=2)
+    wait_for(lambda: out.events == [("alert", "sweep_late", 1)], timeout=30)
+
+
+# --- Nothing that does not belong there --------------------------------------------------------------------------------
+
+
+def test_no_secret_stands_in_logs_rows_pages_or_messages(
+    transactional_db, out: Outside, pair, daemons, settings
+) -> None:
+    repeated = base64.b64encode(f"\0docora\0{PASSWORD}".encode()).decode()
+    out.smtp.answers["AUTH"] = f"535 not {PASSWORD}, not {repeated}"
+    out.hook_says = saying("404 Not Found", out.hook_url.encode())
+    fail_since(pair, 16)
+    assert daemons.start("sweep", "--once").process.wait(60) == 0
+    assert daemons.start("send_test_alert").process.wait(60) == 1
+    settings.DEBUG = True
+    reporter = get_exception_reporter_class(RequestFactory().get("/"))(
+        RequestFactory().get("/"), ValueError, None, None
+    )
+    admin = staff("vera", *(f"view_{model}" for model in VIEWS))
+    rows = " ".join(AlertChannel.objects.values_list("last_error", flat=True))
+    places = [daemons.logs(), rows, admin.get("/admin/").text, reporter.get_traceback_html(), json.dumps(out.hooked)]
+    assert "it answered 535" in rows
+    assert "alert_not_sent" in places[0]
+    for place in places:
+        for secret in (PASSWORD, repeated, HOOK_SECRET):
+            assert secret not in place
+
+
+def test_a_name_makes_no_header_no_mention_and_no_line_of_its_own(out: Outside) -> None:
+    app = make_app("x\r\nBcc: all@world.example\u2028<!channel> @here <https://evil.example|click>")
+    fail_since(make_pair(app, "docs"), 16)
+    next_round()
+    (mail,) = out.smtp.mails
+    assert mail.message["Bcc"] is None
+    assert mail.recipients == ["ops@docora.example", "night@docora.example"]
+    assert len(mail.message["Subject"]) <= 150
+    assert not [line for line in mail.text.splitlines() if line.startswith(("Bcc", "<"))]
+    assert not set("<>@\r\n\u2028") & set(out.hooked[0]["text"])
+    assert b"\nBcc" not in out.heads[0]
+
+
+def test_the_webhook_is_called_by_the_rules_of_every_outbound_call(out: Outside, pair, settings) -> None:
+    settings.ALLOWED_PRIVATE_NETWORKS = []
+    fail_since(pair, 16)
+    next_round()
+    assert out.events == []
+    assert "127.0.0.1 is" in channel("webhook").last_error
+
+
+# --- Trying it ---------------------------------------------------------------------------------------------------------
+
+
+def try_it() -> str:
+    said = StringIO()
+    call_command("send_test_alert", stdout=said)
+    return said.getvalue()
+
+
+def test_a_test_says_who_took_it(out: Outside) -> None:
+    assert try_it() == (
+        "The test alert was taken by the webhook.\n"
+        "The test alert was taken by the mail server, for ops@docora.example, night@docora.example.\n"
+    )
+    assert out.events == [("alert", "test", 0)]
+    assert "This is a test of the alerts" in out.hooked[0]["text"]
+    assert len(out.mails) == 1
+
+
+def test_a_test_that_does_not_arrive_says_why(out: Outside) -> None:
+    out.smtp.stop()
+    with pytest.raises(
+        CommandError, match=r"did not arrive\. The mail server 127.0.0.1 did not take it: Connection refused"
+    ):
+        try_it()
+    out.smtp.start()
+    out.hook_says = saying("500 Oops")
+    with pytest.raises(CommandError, match="The webhook of ALERT_WEBHOOK_URL answered 500"):
+        try_it()
+
+
+def test_a_test_while_alerts_are_off_says_what_to_set(db) -> None:
+    with pytest.raises(CommandError, match=r"Alerts are off\. Set ALERT_WEBHOOK_URL"):
+        try_it()
