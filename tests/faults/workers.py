@@ -1,6 +1,7 @@
 """Workers as processes of their own, and what befalls them while the client works on one of their notifications."""
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -64,6 +65,8 @@ class Workers:
         self._world, self._journal, self._events, self._meanwhile = world, journal, events, meanwhile
         self._lock = threading.Lock()
         self._at_work: list[_Work] = []
+        # For the thread that waits for the workers: a server that another one starts would end with that thread.
+        self._errands: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
         self.excused = False
 
     def work(self, fates: Sequence[tuple[AppRepository, Fate | None]]) -> None:
@@ -99,10 +102,9 @@ class Workers:
             os.kill(one.pid, _SIGNALS[fate.kind])
         else:
             self._events["interference"] += 1
-            try:
-                self._meanwhile(fate.kind)
-            finally:
-                connections.close_all()
+            done = threading.Event()
+            self._errands.put((fate.kind, done))
+            assert done.wait(60), f"nobody saw to {fate.kind}"
         return None if fate.kept else Answer(close=True)
 
     def _wait_for(self, one: _Work) -> None:
@@ -113,10 +115,19 @@ class Workers:
                 self._overtake(one)
             elif pid:
                 break
+            self._run_errands()
             assert time.monotonic() < until, f"a worker did not end: {one}"
             time.sleep(0.005)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         assert killed or status == 0 or self.excused, f"a worker ended with {status}: {one}"
+
+    def _run_errands(self) -> bool:
+        """False, so that one may go on waiting."""
+        while not self._errands.empty():
+            what, done = self._errands.get()
+            self._meanwhile(what)
+            done.set()
+        return False
 
     def _overtake(self, one: _Work) -> None:
         """The worker is frozen beyond its lease, another one does the work, and then it wakes up."""
@@ -130,7 +141,7 @@ class Workers:
     def _let_the_client_finish(self) -> None:
         """A dead worker's last requests may still be worked on."""
         receiver = self._world.receiver
-        wait_for(lambda: sum(receiver._in_flight.values()) == 0, timeout=20)
+        wait_for(lambda: self._run_errands() or sum(receiver._in_flight.values()) == 0, timeout=20)
         time.sleep(0.02)
 
 
