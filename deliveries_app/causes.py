@@ -4,6 +4,7 @@ Finer than the wire's reasons, which say nothing of the app's own endpoint, and 
 have the same root cause when the same thing mends both.
 """
 
+import errno
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,20 @@ class Trouble:
             "last_answer": self.answer,
             "failing_since": Coalesce(F("failing_since"), Now()),
         }
+
+
+def internal(message: str) -> Trouble:
+    """Nobody's fault but Docora's, or this machine's."""
+    return Trouble(message, "internal", RootCause.INTERNAL)
+
+
+def of_machine(error: OSError) -> Trouble:
+    """A file of this machine could not be made, read or written; which one is not for those who see the message."""
+    said = error.strerror or type(error).__name__
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    what = "Make room in" if full else "Look whether it can use"
+    places = "REPOS_DIR and the folder for temporary files (TMPDIR)"
+    return internal(f"This machine cannot use its files: {said}. {what} {places}. It is tried again by itself.")
 
 
 NO_TROUBLE: dict[str, Any] = {

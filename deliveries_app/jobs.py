@@ -1,13 +1,32 @@
-"""Doors for RQ: a primary key in, one call."""
+"""Doors for RQ: a primary key in, one call.
+
+A database that is gone ends a job in words. What was to be done stands in the rows, and the sweep finds it again.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
 
 from deliveries_app import alerts
 from deliveries_app.services import housekeeping, pruning, waking
 from deliveries_app.sync import sync
+from docora.database import LOST
 from docora.worker import stopping
+
+logger = logging.getLogger(__name__)
 
 _ROUNDS = 20
 
 
+@contextlib.contextmanager
+def _until_the_database_is_lost() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        logger.warning("job_without_database", extra={"cause": str(error).strip()})
+
+
+@_until_the_database_is_lost()
 def sync_pair(pair_pk: int) -> None:
     """Sync the pair, and again as long as it is due again at once: a re-sync that superseded this very job, or a push
     that came during it, starts now and not with the next sweep."""
@@ -17,16 +36,19 @@ def sync_pair(pair_pk: int) -> None:
     waking.enqueue_due()
 
 
+@_until_the_database_is_lost()
 def clean_up(what: str) -> None:
     """Remove what has ended."""
     housekeeping.remove_ended()
 
 
+@_until_the_database_is_lost()
 def go_round(what: str) -> None:
     """See to alerts in the place of a sweep that is late."""
     alerts.go_round()
 
 
+@_until_the_database_is_lost()
 def prune(what: str) -> None:
     """Remove what is old; the next hour goes on where a worker had to stop."""
     pruning.prune(stop=stopping)

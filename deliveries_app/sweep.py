@@ -4,7 +4,7 @@ import logging
 import time
 
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, InterfaceError, close_old_connections
 
 from deliveries_app import alerts, runs
 from deliveries_app.services import checking, housekeeping, pruning, waking
@@ -54,6 +54,6 @@ def sweep_forever() -> None:
                     sweep_once(client)
                 else:
                     waking.enqueue_due()
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 logger.warning("sweep_without_database", extra={"cause": str(error)})
             time.sleep(max(0.05, min(_WAKE_SECONDS, next_sweep - time.monotonic())))

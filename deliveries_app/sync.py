@@ -9,9 +9,8 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from deliveries_app import causes, endings, rows, runs
 from deliveries_app.causes import RootCause, Trouble
@@ -106,13 +105,17 @@ class Attempt:
             endings.endpoint_gone(self.lease)
         except DecryptionError as error:
             self._drain(DRAIN_SECONDS)
-            endings.failed(self.lease, _internal(str(error)), permanent=True)
-        except (Superseded, DatabaseError):
+            endings.failed(self.lease, causes.internal(str(error)), permanent=True)
+        except OSError as error:  # a full disk, most of all
+            logger.warning("machine_failed", extra={"cause": str(error)})
+            self._drain(DRAIN_SECONDS)
+            endings.failed(self.lease, causes.of_machine(error))
+        except (Superseded, DatabaseError, InterfaceError):
             raise
         except Exception:
             logger.exception("sync_failed_unexpectedly")
             self._drain(DRAIN_SECONDS)
-            endings.failed(self.lease, _internal("An internal error stopped the sync; the log has the cause."))
+            endings.failed(self.lease, causes.internal("An internal error stopped the sync; the log has the cause."))
 
     def _run(self) -> None:
         self._work_for_newest_request()
@@ -277,7 +280,7 @@ class Attempt:
         asked = run is not None and run.reason != Reason.CHANGE
         if until is None or (asked and self.pair.retry_count == 1):
             return 0.0
-        return max(0.0, (until - timezone.now()).total_seconds())
+        return max(0.0, (until - self.lease.clock.now()).total_seconds())
 
     def _close_circuit(self) -> None:
         circuits.close_circuit(self.pair.repository, but=self.pair)
@@ -310,7 +313,3 @@ class Attempt:
             self.lease.release()
         else:
             self.lease.hold_on()
-
-
-def _internal(message: str) -> Trouble:
-    return Trouble(message, "internal", RootCause.INTERNAL)

@@ -8,6 +8,8 @@ import structlog
 
 from docora.redaction import redact, redact_value
 
+MAX_FIELD = 10_000
+"""Characters of one field of a record, about."""
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -23,6 +25,29 @@ def mask_secrets(logger: Any, method: str, event: structlog.types.EventDict) -> 
     return {name: redact_value(value, name) for name, value in event.items()}
 
 
+def bounded(limit: int) -> structlog.types.Processor:
+    """Cuts every field to about so many characters: a stranger's words may be megabytes, which no collector takes. Of a
+    text both ends stay, because a traceback says the most at its end."""
+
+    def cut(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        return {name: _cut(value, limit) for name, value in event.items()}
+
+    return cut
+
+
+def _cut(value: object, limit: int) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        if len(repr(value)) <= limit:
+            return value
+        return f"[{len(value):,} items, too long to be logged]"  # as a text they could not be masked by their names
+    text = value if isinstance(value, str) else str(value)
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]} […{len(text) - limit:,} characters left out…] {text[-(limit // 2) :]}"
+
+
 def configure(config: dict[str, Any]) -> None:
     """Django's `LOGGING_CONFIG`: every logger of the process, Django's and rq's too, ends in one handler on stderr."""
     renderer: Any = (
@@ -34,7 +59,9 @@ def configure(config: dict[str, Any]) -> None:
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         # Tracebacks become plain text here: the renderers' pretty ones print local variables, and those hold tokens.
         structlog.processors.format_exc_info,
+        bounded(10 * MAX_FIELD),  # looking for secrets takes time; what is half of one at this cut goes with the next
         mask_secrets,
+        bounded(MAX_FIELD),
         renderer,
     ]
     handler = logging.StreamHandler()

@@ -15,7 +15,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 
-from docora import __version__, datadir
+from docora import __version__, database, datadir
 from docora.http.messages import url_refusal
 from docora.mail import mail_options
 
@@ -143,7 +143,8 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 elif os.environ.get("DOCORA_PROCESS") == "web":
-    # In forked workers a pool would cost, not save.
+    # In forked workers a pool would cost, not save. What a restarted server has left in it is no request's error.
+    _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 10}
 REDIS_URL = text("REDIS_URL", default="") or datadir.embedded_redis_url(DATA_DIR)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -170,6 +171,8 @@ MAX_FILE_BYTES = count("MAX_FILE_BYTES", 104857600)
 FILE_TRANSFORMS = names("FILE_TRANSFORMS")
 MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
 FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
+if _database["ENGINE"] == "django.db.backends.postgresql":
+    _database["OPTIONS"] = database.bounded(_options, LEASE_SECONDS)
 
 # --- How long the history is kept, 0 for ever --------------------------------------------------------------------------
 SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)

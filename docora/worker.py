@@ -15,6 +15,7 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
@@ -93,6 +94,14 @@ class DocoraWorker(Worker):
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         with contextlib.suppress(RedisError):
             super().maintain_heartbeats(job, execution)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Not of a job that Redis knows no more: it was emptied, or this process was frozen and somebody else took over.
+        The job's own work was done, or is done elsewhere."""
+        if isinstance(exc_info[1], InvalidJobOperation | NoSuchJobError):
+            logger.warning("job_forgotten", extra={"job_id": job.id, "cause": str(exc_info[1])})
+        else:
+            super().handle_exception(job, *exc_info)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         warm_up()

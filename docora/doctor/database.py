@@ -43,11 +43,11 @@ def answers() -> Iterator[Finding]:
 def clock() -> Iterator[Finding]:
     """How far this machine's clock is from the database's.
 
-    Leases and due times go by the database's clock alone, so no skew gives a repository to two workers. What goes by this
-    machine's are the timestamps that clients verify, the signs of life of workers and sweep, and when a circuit lets the
-    next attempt through. Clocks that somebody keeps right are within milliseconds: from a second on nobody does. From
-    `LEASE_SECONDS` / 6 on, the beat in which leases are extended and the finest interval of the engine, it is a problem: such
-    a clock goes on drifting, until living workers look dead (25 s) and clients refuse signatures (300 s).
+    Leases, due times and how long a circuit holds back go by the database's clock alone, so no skew gives a repository to
+    two workers. What goes by this machine's are the timestamps that clients verify and the signs of life of workers and
+    sweep. Clocks that somebody keeps right are within milliseconds: from a second on nobody does. From `LEASE_SECONDS` / 6
+    on, the beat in which leases are extended and the finest interval of the engine, it is a problem: such a clock goes on
+    drifting, until living workers look dead (25 s) and clients refuse signatures (300 s).
     """
     if connection.vendor == "sqlite":
         yield fine("SQLite goes by this machine's clock.")

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
-from deliveries_app.services import cancel_request, resync_single
+from deliveries_app.services import cancel_request, checking, resync_single
 from deliveries_app.services.checking import check_due
 from repositories_app import git, remote
 from repositories_app.models import Repository
@@ -72,6 +72,21 @@ def test_checks_are_written_in_bulk_however_many_there_are(world: World) -> None
         world.watch(name=f"acme/widgets-{number}")
     world.settle()
     assert queries(8) == few
+
+
+def test_however_many_are_due_a_sweep_holds_a_slice_of_them_at_a_time(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(checking, "SLICE", 3)
+    settled(world, 7)
+    slices = []
+    take = checking._take_slice
+
+    def taken() -> list[AppRepository]:
+        slices.append(take())
+        return slices[-1]
+
+    monkeypatch.setattr(checking, "_take_slice", taken)
+    assert world.check() == 7
+    assert [len(pairs) for pairs in slices] == [3, 3, 1]
 
 
 def test_ten_pairs_are_asked_at_the_same_time(world: World) -> None:

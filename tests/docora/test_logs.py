@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import structlog
 from django.test import Client, RequestFactory
 from django.views.debug import get_exception_reporter_class
 
-from docora.logs import configure
+from docora.logs import MAX_FIELD, configure
 from docora.redaction import MASK, redact, redact_value
 
 APP_TOKEN = "docora_" + "5e" * 32
@@ -146,6 +147,30 @@ def test_json_records_are_one_line_each(capsys) -> None:
         "warning",
         "foreign",
     )
+
+
+def test_a_line_is_bounded_whatever_a_stranger_sends_and_keeps_both_ends_of_a_text(log: io.StringIO) -> None:
+    huge = "begin " + "x" * 50_000_000 + " end"
+    started = time.monotonic()
+    try:
+        raise RuntimeError(huge)
+    except RuntimeError:
+        logging.getLogger("foreign").exception(
+            "%s", huge, extra={"said": huge, "parts": [huge, {"more": huge}], "n": 3}
+        )
+    logging.getLogger("foreign").warning("many", extra={"items": list(range(1_000_000))})
+    assert time.monotonic() - started < 10
+    written = log.getvalue()
+    assert len(written) < 6 * MAX_FIELD
+    for said in ("begin xxx", "xxx end", "characters left out", "Traceback", "1,000,000 items"):
+        assert said in written
+
+
+def test_a_secret_at_the_end_of_what_is_left_is_masked_before_it_is_cut(log: io.StringIO) -> None:
+    around = "y" * (MAX_FIELD // 2 - 20)
+    logging.getLogger("foreign").warning("%s", f"{around} {GITHUB} {'z' * 3 * MAX_FIELD} {GITHUB} {around}")
+    assert GITHUB[:14] not in log.getvalue()
+    assert GITHUB[-8:] not in log.getvalue()
 
 
 @pytest.mark.parametrize("form", ["html", "text"])

@@ -1,0 +1,101 @@
+"""The disk of the mirrors, or that of the temporary files, is full: it is told in words, nothing half is left lying about,
+and the sync succeeds once there is room."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from deliveries_app.models import AppRepository, Status
+from deliveries_app.sync import sync
+from repositories_app import services as repositories
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import forked, reap
+from tests.support.small_disk import mount_small_disk, resize
+from tests.support.world import World
+
+MAY_NOT = 77
+FILES = {"large.bin": os.urandom(3_000_000), "small.txt": b"small"}
+
+
+@dataclass
+class Ended:
+    """How an attempt ended, and what the mirror's folder held then."""
+
+    status: str
+    error: str
+    cause: str
+    files: list[str]
+
+
+def attempts_on_a_small_disk(
+    world: World, pair: AppRepository, folder: Path, options: str, report: Path, between: Callable[[], None]
+) -> tuple[Ended, Ended]:
+    """Two attempts in a process that sees a small disk there: one on it, one when `between` has made room."""
+
+    def attempt() -> Ended:
+        world.make_due(pair)
+        sync(pair.pk)
+        pair.refresh_from_db()
+        mirror = repositories.mirror_of(pair.repository).directory
+        left = [str(path.relative_to(mirror)) for path in mirror.rglob("*") if path.is_file()]
+        return Ended(pair.status, pair.last_error, pair.last_error_cause, left)
+
+    def work() -> None:
+        try:
+            mount_small_disk(folder, options)
+        except OSError:
+            os._exit(MAY_NOT)
+        first = attempt()
+        between()
+        report.write_text(json.dumps([asdict(first), asdict(attempt())]))
+
+    ended = os.waitstatus_to_exitcode(reap(forked(work), 60))
+    if ended == MAY_NOT:
+        pytest.skip("this process may not mount a small disk, neither as root nor among users of its own")
+    assert ended == 0
+    first, second = json.loads(report.read_text())
+    return Ended(**first), Ended(**second)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["size=1m", "size=100m,nr_inodes=4", "size=100m,nr_inodes=1"],
+    ids=["no room for the pack", "none for a repository", "none for a lock"],
+)
+def test_a_full_disk_of_the_mirrors_is_told_in_words_and_leaves_no_half_pack(
+    world: World, tmp_path: Path, settings, options: str
+) -> None:
+    repo, pair = world.watch(FILES)
+    disk = Path(settings.REPOS_DIR)
+    full, roomy = attempts_on_a_small_disk(
+        world, pair, disk, options, tmp_path / "report", lambda: resize(disk, "size=100m,nr_inodes=10000")
+    )
+    assert full.status != Status.SYNCED
+    assert "No space left on device" in full.error
+    assert "Make room" in full.error
+    assert "REPOS_DIR" in full.error
+    assert not [name for name in full.files if name.startswith("objects/") or name.endswith(".lock")]
+    assert (roomy.status, roomy.error) == (Status.SYNCED, "")
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_full_disk_of_the_temporary_files_is_told_in_words(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo, pair = world.watch(FILES)
+    disk = tmp_path / "tmp"
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    full, roomy = attempts_on_a_small_disk(
+        world, pair, disk, "size=1m,nr_inodes=1", tmp_path / "report", lambda: resize(disk, "size=100m,nr_inodes=10000")
+    )
+    assert full.status != Status.SYNCED
+    assert "No space left on device" in full.error
+    assert "Make room" in full.error
+    assert "TMPDIR" in full.error
+    assert roomy.status == Status.SYNCED
+    assert_promise_kept(world, repo, pair)

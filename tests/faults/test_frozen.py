@@ -1,0 +1,91 @@
+"""Workers that are frozen (a laptop that sleeps, a machine that is moved, a debugger) and wake up when it is too late."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, Delivery
+from deliveries_app.services import resync_single
+from tests.faults.test_kill import FILES, wait_until_synced, watched
+from tests.support.histories import assert_promise_kept
+from tests.support.postgres import PostgresServer
+from tests.support.processes import Daemons, is_alive
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+LEASE_SECONDS = 6  # of the daemons
+
+# What a work-horse does with its job, frozen where it has just written a batch and not yet committed it.
+FREEZES_IN_A_TRANSACTION = """
+import os, signal
+from deliveries_app import jobs
+from deliveries_app.recorder import Recorder
+
+write = Recorder._write_acknowledged
+
+def write_and_freeze(self, now):
+    some = bool(self._acknowledged)
+    write(self, now)
+    if some:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+Recorder._write_acknowledged = write_and_freeze
+jobs.sync_pair({pair})
+"""
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_ends(
+    world: World, daemons: Daemons
+) -> None:
+    repo, pair = watched(world)
+    daemons.sweep()
+    frozen = daemons.worker()
+    wait_for(lambda: len(world.requests()) > 0.3 * FILES, 30)
+    horse = frozen.horse()
+    os.kill(horse, signal.SIGSTOP)
+    daemons.worker()
+    wait_until_synced(pair)
+    assert_promise_kept(world, repo, pair)
+    told = len(world.requests())
+    rows = list(Delivery.objects.filter(pair=pair).order_by("path").values())
+    runs = [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(pair)]
+    os.kill(horse, signal.SIGCONT)
+    wait_for(lambda: not is_alive(horse), 40)
+    pair.refresh_from_db()
+    assert list(Delivery.objects.filter(pair=pair).order_by("path").values()) == rows
+    assert [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(pair)] == runs
+    assert len(world.requests()) == told  # not even what it had ready
+    assert_promise_kept(world, repo, pair)
+    assert frozen.running
+    assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
+
+
+def test_a_worker_frozen_in_a_transaction_holds_up_nobody_for_longer_than_a_lease(
+    world: World, daemons: Daemons, postgres_server: PostgresServer
+) -> None:
+    repo, pair = watched(world, 100)
+    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_IN_A_TRANSACTION.format(pair=pair.pk))
+    wait_for(lambda: is_stopped(frozen.pid), 30)
+    started = time.monotonic()
+    resync_single(
+        Actor.command(), pair
+    )  # what the admin's button does: it needs the row that the frozen one has locked
+    assert time.monotonic() - started < LEASE_SECONDS + 5
+    daemons.sweep()
+    daemons.worker()
+    wait_until_synced(pair)
+    assert_promise_kept(world, repo, pair)
+    told, state = len(world.requests()), AppRepository.objects.filter(pk=pair.pk).values().get()
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
+    assert "job_without_database" in frozen.log.read_text()
+    assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
+    assert len(world.requests()) == told
+    assert AppRepository.objects.filter(pk=pair.pk).values().get() == state
+    assert_promise_kept(world, repo, pair)

@@ -1,0 +1,227 @@
+"""A worker that is killed (-9) at any of the six steps of a run: claim, mirror, plan, announce and send, record, finish."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from deliveries_app import endings
+from deliveries_app import sync as engine
+from deliveries_app.models import AppRepository, Outcome, Status, SyncRun
+from deliveries_app.recorder import Recorder
+from deliveries_app.sender import Sender
+from deliveries_app.sync import sync
+from repositories_app import file_locks
+from repositories_app import services as repositories
+from repositories_app.mirror import Entry, Mirror
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept, in_doubt, let_lease_run_out
+from tests.support.processes import children, forked, is_alive
+from tests.support.receiver import Answer, Notification, wait_for
+from tests.support.trickle import pack_sent, trickling
+from tests.support.world import World
+
+RECORD_BATCH, MAX_IN_FLIGHT = 3, 2
+BEFORE = {f"{number:02}.txt": b"content %d" % number for number in range(8)}
+CHANGES = {"00.txt": None, "01.txt": None, "02.txt": b"other", "03.txt": b"other", "new/a.txt": b"a", "new/b.txt": b"b"}
+# Larger than the pipes between git and its helpers: a kill finds all of them at work.
+LARGE = {"large.bin": os.urandom(3_000_000)}
+
+
+def offspring(pid: int) -> list[int]:
+    found = list(children(pid))
+    return [*found, *(deeper for each in found for deeper in offspring(each))]
+
+
+class Victim:
+    """An attempt in a process of its own. Whoever kills it says first which processes it has started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pid = 0
+        self._parent = os.getpid()
+        self._family = folder / "family"
+
+    def start(self, pair: AppRepository, prepare: Callable[[], None]) -> None:
+        def work() -> None:
+            prepare()
+            sync(pair.pk)
+
+        self.pid = forked(work)
+
+    def kill(self) -> None:
+        """From outside, or by itself."""
+        pid = wait_for(lambda: self.pid) if os.getpid() == self._parent else os.getpid()
+        self._family.write_text(" ".join(map(str, offspring(pid))))
+        os.kill(pid, signal.SIGKILL)
+
+    @property
+    def family(self) -> list[int]:
+        return [int(pid) for pid in self._family.read_text().split()]
+
+    def wait(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        assert os.WIFSIGNALED(status), "the attempt ended before it was killed"
+
+
+def dies_before(place: object, name: str) -> Callable[[World, Victim], Callable[[], None]]:
+    """In the victim only, when it is about to call this function."""
+
+    def arrange(world: World, victim: Victim) -> Callable[[], None]:
+        return lambda: setattr(place, name, lambda *_, **__: victim.kill())
+
+    return arrange
+
+
+def dies_after(place: object, name: str) -> Callable[[World, Victim], Callable[[], None]]:
+    def arrange(world: World, victim: Victim) -> Callable[[], None]:
+        original = getattr(place, name)
+
+        def last(*arguments: object, **named: object) -> None:
+            original(*arguments, **named)
+            victim.kill()
+
+        return lambda: setattr(place, name, last)
+
+    return arrange
+
+
+def dies_while_it_lists_the_tree(world: World, victim: Victim) -> Callable[[], None]:
+    original = Mirror._records
+
+    def halfway(mirror: Mirror, *arguments: object) -> Iterator[Entry]:
+        for entry in original(mirror, *arguments):  # type: ignore[arg-type]
+            yield entry  # type: ignore[misc]
+            victim.kill()
+
+    return lambda: setattr(Mirror, "_records", halfway)
+
+
+def dies_at_git_request(part: str) -> Callable[[World, Victim], Callable[[], None]]:
+    """While the git host works on the first request for such an address."""
+
+    def arrange(world: World, victim: Victim) -> Callable[[], None]:
+        requests = iter(range(1000))
+
+        def hook(method: str, target: str) -> None:
+            if part in target and next(requests) == 0:
+                victim.kill()
+
+        world.git.server.on_request = hook
+        return lambda: None
+
+    return arrange
+
+
+def dies_in_the_middle_of_the_pack(world: World, victim: Victim) -> Callable[[], None]:
+    """When git has written the first half of it."""
+    answer = pack_sent(Repo("acme/widgets", world.git.directory / "acme/widgets.git", world.git.server))
+    send_half = trickling(answer, at_once=len(answer) // 2, until=threading.Event())
+
+    def takeover(connection: socket.socket) -> None:
+        threading.Thread(target=send_half, args=(connection.dup(),), daemon=True).start()
+        wait_for(lambda: [path for path in Path(settings.REPOS_DIR).rglob("tmp_pack_*") if path.stat().st_size])
+        victim.kill()
+
+    requests = iter(range(1000))
+    # The first one is ours, for HEAD.
+    world.git.server.on_request = lambda method, _: takeover if method == "POST" and next(requests) == 1 else None
+    return lambda: None
+
+
+def dies_at_notification(number: int, then: Answer | None) -> Callable[[World, Victim], Callable[[], None]]:
+    def arrange(world: World, victim: Victim) -> Callable[[], None]:
+        notes = iter(range(1, 1000))
+
+        def hook(note: Notification) -> Answer | None:
+            if next(notes) != number:
+                return None
+            victim.kill()
+            return then
+
+        world.answer(hook)
+        return lambda: None
+
+    return arrange
+
+
+STEPS = {
+    "right after the claim": dies_after(engine, "claim"),
+    "while HEAD is asked for": dies_at_git_request("git-upload-pack"),
+    "while git asks what there is": dies_at_git_request("info/refs"),
+    "in the middle of the pack": dies_in_the_middle_of_the_pack,
+    "when the commit is there": dies_after(Mirror, "fetch"),
+    "while it plans": dies_while_it_lists_the_tree,
+    "when it has planned": dies_after(engine.runs, "set_totals"),
+    "in the transaction that announces": dies_after(Recorder, "_write_announced"),
+    "before the first byte": dies_before(Sender, "_submit"),
+    "while the client takes a delete": dies_at_notification(1, None),
+    "while the client loses a delete": dies_at_notification(1, Answer(close=True)),
+    "while the client takes a create": dies_at_notification(3, None),
+    "while the client loses an update": dies_at_notification(6, Answer(close=True)),
+    "after an acknowledgement that is not recorded": dies_before(Recorder, "acknowledge"),
+    "in the transaction that records": dies_after(Recorder, "_write_acknowledged"),
+    "right before the end is recorded": dies_before(endings, "succeeded"),
+    "in the transaction that records the end": dies_after(endings, "succeeded"),
+    "right after the end is recorded": dies_before(Mirror, "repack_if_many"),
+}
+
+
+def a_change_to_send(world: World) -> tuple[Repo, AppRepository]:
+    """The client holds what was there before; files are deleted, changed and new since."""
+    world.app.max_in_flight = MAX_IN_FLIGHT
+    world.app.save()
+    repo, pair = world.watch(BEFORE)
+    world.settle()
+    repo.commit(CHANGES | LARGE)
+    world.make_due(pair)
+    return repo, pair
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_killed_at_any_step_leaves_nothing_behind_and_another_one_finishes(
+    world: World, tmp_path: Path, settings, step: str
+) -> None:
+    settings.RECORD_BATCH = RECORD_BATCH
+    repo, pair = a_change_to_send(world)
+    told = len(world.requests())
+    victim = Victim(tmp_path)
+    victim.start(pair, STEPS[step](world, victim))
+    victim.wait()
+    world.answer(None)
+    world.git.server.on_request = None
+    wait_for(lambda: not any(map(is_alive, victim.family)))
+    assert_nobody_holds(repositories.mirror_of(pair.repository))
+    ended = step == "right after the end is recorded"
+    pair.refresh_from_db()
+    assert (pair.status, pair.retry_count) == ((Status.SYNCED, 0) if ended else (Status.SCANNING, 1))
+    let_lease_run_out(pair)
+    world.settle()
+    assert_promise_kept(world, repo, pair)
+    assert in_doubt(pair) == set()
+    assert (pair.lease_until, pair.lease_slots, pair.next_sync_at, pair.retry_count) == (None, 0, None, 0)
+    runs = world.runs(pair)
+    assert [run.outcome for run in runs] == [Outcome.SUCCEEDED] * 2
+    assert all(run.files_done == run.files_total for run in runs)
+    assert not SyncRun.objects.filter(ended_at=None).exists()
+    changed = len(CHANGES) + len(LARGE)
+    names = {record.path for record in world.requests()[told:]}
+    assert len(names) == changed
+    whole = [record for record in world.requests()[told:] if record.chunk is None]
+    assert len(whole) - (changed - len(LARGE)) <= RECORD_BATCH + MAX_IN_FLIGHT
+    left = [path.name for path in repositories.mirror_of(pair.repository).directory.rglob("*") if is_left_over(path)]
+    assert left == []
+
+
+def assert_nobody_holds(mirror: Mirror) -> None:
+    for name in ("fetch", "use"):
+        with file_locks.hold(Path(f"{mirror.directory}.{name}.lock"), shared=False, wait=False):
+            pass
+
+
+def is_left_over(path: Path) -> bool:
+    return path.name.startswith(("tmp_", ".tmp")) or path.name.endswith(".lock")

@@ -1,0 +1,131 @@
+"""Hosts that answer a few bytes a second, or not at all: every wait has an end, in words, and leaves no process behind."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from deliveries_app import sender
+from deliveries_app.lease import claim
+from deliveries_app.models import App, AppRepository, Delivery, Status
+from deliveries_app.sync import sync
+from docora.http.client import Request
+from repositories_app import git, remote
+from repositories_app import services as repositories
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import children, forked, is_alive, reap
+from tests.support.receiver import wait_for
+from tests.support.trickle import head_answered, pack_sent, refs_advertised, trickling
+from tests.support.world import World
+
+FILES = {"large.bin": os.urandom(300_000), "small.txt": b"small"}
+LONG = 30.0  # seconds; no wait of these tests may come near it
+PLACES: dict[str, tuple[str, int, Callable[[Repo], bytes]]] = {
+    "HEAD": ("POST", 0, head_answered),
+    "the refs": ("GET", 0, refs_advertised),
+    "the pack": ("POST", 1, pack_sent),
+}
+
+
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Ends what still trickles."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def trickle(repo: Repo, place: str, over: threading.Event) -> None:
+    """Half of that answer comes at once, and then a few bytes a second."""
+    method, number, answer_of = PLACES[place]
+    answer = answer_of(repo)
+    send = trickling(answer, at_once=len(answer) // 2, until=over)
+    seen = iter(range(1000))
+    repo.server.on_request = lambda asked, _: send if asked == method and next(seen) == number else None
+
+
+def git_processes() -> list[int]:
+    return [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def assert_ended_in_words(world: World, pair: AppRepository, words: str) -> None:
+    started = time.monotonic()
+    world.sync(pair)
+    assert time.monotonic() - started < LONG
+    assert pair.last_error_cause == "timeout"
+    assert pair.last_error.startswith("The git host did not answer in time: ")
+    assert words in pair.last_error
+    wait_for(lambda: git_processes() == [])
+    mirror = repositories.mirror_of(pair.repository).directory
+    assert [path for path in mirror.rglob("*") if path.name.startswith("tmp_")] == []
+
+
+def assert_synced_once_it_answers(world: World, repo: Repo, pair: AppRepository) -> None:
+    repo.server.on_request = None
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_host_that_trickles_its_answer_for_head_is_left_after_the_time_of_a_request(
+    world: World, monkeypatch: pytest.MonkeyPatch, over: threading.Event
+) -> None:
+    monkeypatch.setattr(remote, "Request", partial(Request, timeout=1.5))
+    repo, pair = world.watch(FILES)
+    trickle(repo, "HEAD", over)
+    assert_ended_in_words(world, pair, "did not answer within 1.5 s")
+    assert_synced_once_it_answers(world, repo, pair)
+
+
+@pytest.mark.parametrize("place", ["the refs", "the pack"])
+def test_a_host_that_trickles_to_git_is_left_after_the_time_of_a_fetch(
+    world: World, settings, over: threading.Event, place: str
+) -> None:
+    settings.FETCH_TIMEOUT_SECONDS = 2
+    repo, pair = world.watch(FILES)
+    trickle(repo, place, over)
+    assert_ended_in_words(world, pair, "git was not ready after 2 seconds")
+    assert_synced_once_it_answers(world, repo, pair)
+
+
+@pytest.mark.parametrize("place", ["the refs", "the pack"])
+def test_a_host_below_git_s_lowest_speed_is_left_long_before_that(
+    world: World, monkeypatch: pytest.MonkeyPatch, over: threading.Event, place: str
+) -> None:
+    plain = git.environment
+    monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_HTTP_LOW_SPEED_TIME": "2"})
+    repo, pair = world.watch(FILES)
+    trickle(repo, place, over)
+    assert_ended_in_words(world, pair, "Operation too slow. Less than 1000 bytes/sec transferred the last 2 seconds")
+    assert_synced_once_it_answers(world, repo, pair)
+
+
+def test_a_client_that_accepts_and_never_answers_costs_a_worker_bounded_time_and_no_lease(
+    world: World, settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.LEASE_SECONDS = 6
+    seconds = 7.5  # longer than the lease
+    monkeypatch.setattr(sender, "Request", partial(Request, timeout=seconds))
+    repo, pair = world.watch({f"{number:02}.txt": b"%d" % number for number in range(14)})
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        App.objects.update(max_in_flight=10, base_url=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        started = time.monotonic()
+        child = forked(lambda: sync(pair.pk))
+        wait_for(lambda: Delivery.objects.filter(pair=pair).exists())
+        while is_alive(child):
+            assert claim(pair.pk) is None
+            time.sleep(0.1)
+        assert reap(child) == 0
+    assert seconds < time.monotonic() - started < LONG
+    pair.refresh_from_db()
+    assert (pair.status, pair.lease_until, pair.last_error_cause) == (Status.PENDING, None, "timeout")
+    assert "endpoint is down" in pair.last_error
+    App.objects.update(base_url=world.receiver.url, not_before=None)
+    Delivery.objects.update(hold_until=None)  # the 30 s that a path rests are over
+    world.sync(pair)
+    assert_promise_kept(world, repo, pair)
