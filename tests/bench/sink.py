@@ -2,7 +2,8 @@
 
 Run by itself (`python sink.py [DELAY_MS]`), so that it takes a process of its own; it prints its port. One thread, one
 epoll, no copy that can be spared: on the machine that is measured, every microsecond here is one that Docora lacks.
-`GET /counts` tells, and forgets, what came in, and how many seconds lay between the first post and the last; the answer to `ls-refs` is HEAD at the commit that `COMMIT` names.
+`GET /counts` tells, and forgets, what came in, and how many seconds lay between the first post and the last; the answer
+to `ls-refs` is HEAD at the commit that `COMMIT` names.
 """
 
 import heapq
@@ -46,8 +47,9 @@ class Sink:
 
     def serve(self) -> None:
         while True:
-            wait = max(0.0, self._late[0][0] - time.monotonic()) if self._late else -1
-            for fd, _ in self._epoll.poll(wait):
+            wait = max(0.0, self._late[0][0] - time.monotonic()) if self._late else None
+            select.select([self._epoll], [], [], wait)  # epoll's own time-out comes in whole milliseconds
+            for fd, _ in self._epoll.poll(0):
                 if fd == self._listener.fileno():
                     self._accept()
                 else:
