@@ -18,6 +18,7 @@ from deliveries_app.rules import FILE_NAME, IgnoreRules, read_rules
 from deliveries_app.transforming import Transforming
 from repositories_app import git
 from repositories_app import services as repositories
+from repositories_app.exceptions import GitError
 from repositories_app.mirror import MAX_DIFF_PATHS, Entry, Mirror
 from repositories_app.remote import Head
 
@@ -67,9 +68,12 @@ def full_plan(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tic
 def _fast_plan(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror) -> Planned | None:
     """Only what differs from the base commit, what is in doubt and what failed; None when that is not known."""
     base = pair.base_commit
-    if not base or pair.base_rules != terms.fingerprint or terms.transforms or not mirror.has(base):
+    if not base or pair.base_rules != terms.fingerprint or terms.transforms:
         return None
-    changed = [] if base == head.commit else mirror.changed_paths(base, head.commit)
+    try:
+        changed = [] if base == head.commit else mirror.changed_paths(base, head.commit)
+    except GitError:  # the base is not here, or not whole: the full plan does without it
+        return None
     unsettled = rows.unsettled_paths(pair.pk, MAX_DIFF_PATHS)
     if changed is None or unsettled is None or FILE_NAME.encode() in changed:
         return None

@@ -127,7 +127,7 @@ class Mirror:
 
     def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
         """The files of a commit in byte order of their paths, all or just those named, streaming."""
-        arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", commit]
+        arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]
         if paths is None:
             yield from self._ls_tree(arguments)
         elif any(map(is_strange, paths)):
@@ -145,12 +145,12 @@ class Mirror:
             return None
         if is_strange(path):
             return self._walk(commit, path, time.monotonic() + timeout)
-        listed = self._glance(["ls-tree", "-l", "-z", "--full-tree", commit, "--", os.fsdecode(path)], timeout)
+        listed = self._glance(["ls-tree", "-l", "-z", "--full-tree", _peeled(commit), "--", os.fsdecode(path)], timeout)
         return _named(path, listed)
 
     def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
         """For a path that git takes for another one: name by name."""
-        found, tree = None, commit
+        found, tree = None, _peeled(commit)
         for name in path.split(b"/"):
             if found and found.mode != DIRECTORY:
                 return None
@@ -173,7 +173,7 @@ class Mirror:
         """The paths that differ between two commits, in byte order; None when they are more than a full plan is worth."""
         found: set[bytes] = set()
         size = 0
-        arguments = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", base, commit]
+        arguments = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", _peeled(base), _peeled(commit)]
         try:
             with contextlib.closing(self._records(arguments, _MAX_DIFF_MEMORY)) as records:
                 for path in records:
@@ -303,6 +303,11 @@ class Mirror:
                 yield
             finally:
                 self._fds.remove(fd)
+
+
+def _peeled(commit: str) -> str:
+    """What a host calls HEAD may be anything: git refuses what is no commit, then."""
+    return f"{commit}^{{commit}}"
 
 
 def _named(path: bytes, listed: bytes) -> Entry | None:

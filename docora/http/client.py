@@ -34,6 +34,9 @@ __all__ = ["Cause", "HttpClient", "Outcome", "Request"]
 # Seconds. libcurl's select() does not see descriptors from 1024 on; this is how late an answer on one can be noticed.
 _LONGEST_WAIT: Final = 0.05
 
+# From this wait on, a request is sent when it is submitted; until then with others at the next `poll`, which costs half.
+_A_WHILE: Final = 0.001
+
 _clients: "WeakSet[HttpClient]" = WeakSet()
 _inherited: "list[HttpClient]" = []
 # In a forked child the sockets are the parent's, and libcurl says goodbye on TLS connections when it is freed.
@@ -68,6 +71,7 @@ class HttpClient:
         self._running: dict[Any, Transfer] = {}  # by easy handle
         self._finished: list[tuple[Request, Outcome]] = []
         self._raised: list[BaseException] = []
+        self._waited = False  # the last time: servers are slow, and there is time to send each request at once
         self._closed = False
         _clients.add(self)
 
@@ -159,6 +163,8 @@ class HttpClient:
         transfer.begin(request)
         self._multi.add_handle(transfer.curl)
         self._running[transfer.curl] = transfer
+        if self._waited:
+            self._multi.perform()
 
     def _drive(self) -> None:
         """Let libcurl do all that it can without waiting, gather what has ended, start what was in line."""
@@ -189,8 +195,10 @@ class HttpClient:
             return
         if timer > 0:
             seconds = min(seconds, timer / 1000)
+        began = time.monotonic()
         if self._multi.select(min(seconds, _LONGEST_WAIT)) <= 0:
             time.sleep(0.001)  # it comes back at once when there is no socket to wait for: never spin
+        self._waited = time.monotonic() - began > _A_WHILE
 
 
 def _refused(sentence: str) -> Outcome:

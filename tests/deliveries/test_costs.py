@@ -115,7 +115,7 @@ def test_twenty_changed_files_cost_the_same_in_a_small_and_in_a_large_repository
     assert small.notifications == large.notifications == 20
     assert large.processes == small.processes
     assert large.requests_to_host == small.requests_to_host
-    assert large.processes.total() <= 9
+    assert large.processes.total() <= 8
     assert (
         large.statements.total() <= small.statements.total() + ONE_BATCH
     )  # which a slow moment may make out of another

@@ -230,5 +230,5 @@ def test_a_head_that_names_no_commit_is_an_error_in_words(
         oid = git(repo.path, "hash-object", "-t", "tag", "-w", "--stdin", stdin=[tag]).decode().strip()
     git(repo.path, "update-ref", "refs/tags/x", oid)
     with pytest.raises(GitError) as caught:
-        fetched(repo, commit=oid)
+        list(mirror.tree(fetched(repo, commit=oid)))
     assert str(caught.value).endswith(".")
