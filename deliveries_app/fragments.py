@@ -16,7 +16,7 @@ from docora.text import format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
 KEPT_SECONDS = 5
-LONGEST_OPERATION_ID = 40
+LONGEST_OPERATION_ID = 50  # as its column
 _NAMED = 3
 
 

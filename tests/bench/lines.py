@@ -43,7 +43,7 @@ def svg(title: str, across: str, up: str, lines: Sequence[Line]) -> str:
         parts.append(f'<path d="M{_LEFT} {y}H{WIDTH - _RIGHT}" stroke="#9ca3af" stroke-opacity=".4"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{10.0**power:,g}</text>')
     for x in xs:
-        parts.append(f'<text x="{place_x(x)}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{x:,g}</text>')
+        parts.append(f'<text x="{place_x(x)}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{x:,.10g}</text>')
     for line, colour in zip(lines, _COLOURS, strict=False):
         places = [(place_x(x), place_y(y)) for x, y in line.points]
         path = "L".join(f"{x} {y}" for x, y in places)

@@ -58,6 +58,6 @@ def write(rows: Sequence[Row], charts: Sequence[Chart]) -> None:
         (HERE / f"{chart.name}.svg").write_text(svg(chart.title, chart.across, chart.up, chart.lines))
         lines += ["", f"![{chart.title}]({chart.name}.svg)"]
         for line in chart.lines:
-            points = ", ".join(f"{x:,g}: {y:,.4g}" for x, y in line.points)
+            points = ", ".join(f"{x:,.10g}: {y:,.4g}" for x, y in line.points)
             lines += ["", f"{line.name} ({chart.up}, by {chart.across}): {points}"]
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
