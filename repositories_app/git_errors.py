@@ -23,6 +23,7 @@ _DAMAGED = "The mirror is damaged and is made anew"
 _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
 _FILE_LIMIT = re.compile(r"file too large")
+_FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
 # The first that matches any line decides.
 _PATTERNS: list[tuple[Cause, str]] = [
     (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for HEAD
@@ -115,7 +116,9 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     if cause is Cause.CORRUPT:
         return GitError(cause, f"{_DAMAGED}: {detail}.")
     if cause is Cause.TOO_LARGE:
-        return GitError(cause, _too_large(detail), permanent=True, for_every_watcher=True)
+        # A full disk is this machine's trouble: no client is told of it, and another machine, or room, helps.
+        here = _FULL_DISK.search(detail) is not None
+        return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
     words, hint = "git could not read the repository", "What is watched is tried again by itself."
     if cause is Cause.TIMEOUT:
         words = "The git host did not answer in time"
@@ -155,7 +158,7 @@ def _too_large(detail: str) -> str:
             f"The repository is larger than MAX_FETCH_BYTES ({format_bytes(settings.MAX_FETCH_BYTES)}). "
             "An administrator can raise it."
         )
-    if re.search(r"no space left|quota", detail, re.IGNORECASE):
+    if _FULL_DISK.search(detail):
         return f"There is no room for the repository on this machine: {detail}. Make room in REPOS_DIR."
     return f"The repository is too large to be read: {detail}. Make it smaller, or split it."
 

@@ -44,7 +44,7 @@ def http(status: int) -> str:
         ("error: RPC failed; HTTP 503 curl 22\nfatal: expected flush after ref listing", Cause.NETWORK, True, False, "503"),
         ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", Cause.NETWORK, True, False, "early EOF"),
         ("fatal: write error: File too large", Cause.TOO_LARGE, True, True, "larger than MAX_FETCH_BYTES (5.4 GB)"),
-        ("fatal: write error: No space left on device", Cause.TOO_LARGE, True, True, "Make room in REPOS_DIR"),
+        ("fatal: write error: No space left on device", Cause.TOO_LARGE, False, False, "Make room in REPOS_DIR"),
         ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "too large to be read"),
         ("fatal: Out of memory, realloc failed", Cause.TOO_LARGE, True, True, "too large to be read"),
         ("fatal: bad object 1234", Cause.CORRUPT, False, False, "is made anew"),
