@@ -10,7 +10,7 @@ from django.utils import timezone
 from redis import Redis
 from rq.utils import utcformat
 
-from docora import health, queue_state, queueing
+from docora import health, heartbeat, queue_state, queueing
 from docora.redis import RedisError, connection
 from docora.worker import WORKER_TTL_SECONDS, identity
 from tests.support.valkey import ValkeyServer
@@ -91,7 +91,7 @@ def test_neither_a_look_nor_the_readiness_check_makes_anybody_wait_for_a_redis_t
 ) -> None:
     register(redis_client, "alive")
     queue_state.read()
-    assert health.check_workers() == health.OK
+    assert health.check_workers(heartbeat.read()) == health.OK
     connection().connection_pool.disconnect()  # connections of after the look
     assert valkey_server.pid is not None
     os.kill(valkey_server.pid, signal.SIGSTOP)

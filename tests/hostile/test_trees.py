@@ -162,6 +162,7 @@ UNREADABLE: dict[str, tuple[Callable[[Repo], bytes], str]] = {
 def test_a_tree_that_cannot_be_read_fails_in_words_and_deletes_nothing(
     world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests, monkeypatch
 ) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of other tests' children, a browser's maybe
     monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
     repo, pair = synced
     for name, (make, words) in UNREADABLE.items():
@@ -171,7 +172,8 @@ def test_a_tree_that_cannot_be_read_fails_in_words_and_deletes_nothing(
             assert words in pair.last_error
             assert pair.last_error.endswith(".")
             assert_only_the_good_file_was_sent(world, pair)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20  # KiB: no git took more than a gigabyte
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert largest < 1 << 20 or largest == before  # KiB: no git took more than a gigabyte
     repo.force_push({"good.txt": b"good\n", "more.txt": b"more\n"})  # and what can be read again is synced as before
     assert world.sync(pair).status == Status.SYNCED, pair.last_error
     assert list(world.copy(pair)) == ["good.txt", "more.txt"]
