@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from docora.datadir import make_private
-from docora.text import format_bytes
 from repositories_app import file_locks, git, git_errors
 from repositories_app.exceptions import Cause, GitError, RepositoryMoved
 from repositories_app.mirror_blobs import BlobReader
 from repositories_app.mirror_entries import DIRECTORY, Entry, disorder, entry_of, is_strange, slices
+from repositories_app.mirror_records import records
 from repositories_app.remote import where_to
 
 __all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
@@ -270,25 +270,7 @@ class Mirror:
     def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
         """What git prints between NULs, streaming."""
         process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory, short=True)
-        assert process.stdout
-        try:
-            parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
-            size = 0
-            while block := os.read(process.stdout.fileno(), 65536):
-                size += len(block)
-                if size > MAX_LISTING_BYTES:
-                    raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(size)}")
-                first, *more = block.split(b"\0")
-                parts.append(first)
-                for piece in more:
-                    yield b"".join(parts)
-                    parts = [piece]
-            finished = process.wait(git.LOCAL_TIMEOUT) == 0
-        finally:
-            git.stop(process)
-            errors = git.stderr_of(process)
-        if not finished:
-            raise git_errors.classify(errors, ended=process.returncode, local=True)
+        yield from records(process, MAX_LISTING_BYTES)
 
     @contextlib.contextmanager
     def _lock(
