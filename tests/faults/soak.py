@@ -65,7 +65,7 @@ def report(soak: Soak, seconds: float) -> str:
     again = f"{statistics.median(soak.duplicates):g} and {max(soak.duplicates)}" if kills else "—"
     rows = [
         ("histories", f"{soak.histories:,}"),
-        ("seeds", f"{min(soak.seeds)} to {max(soak.seeds)}, {PER_SEED} histories each"),
+        ("seeds", f"{min(soak.seeds)} to {max(soak.seeds)}, at least {PER_SEED} histories each"),
         (
             "divergences",
             f"{len(soak.diverged)}" + (f": seeds {', '.join(map(str, soak.diverged))}" if soak.diverged else ""),
