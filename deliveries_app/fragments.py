@@ -16,7 +16,6 @@ from docora.text import format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
 KEPT_SECONDS = 5
-LONGEST_OPERATION_ID = 50  # as its column
 _NAMED = 3
 
 
@@ -29,7 +28,7 @@ def may_see_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
 def polled(operation_id: str) -> dict[str, Any] | None:
     """`of_operation` for a poll; None when there is no such operation. While Redis counts, its row is asked for every few
     seconds only: the counters are taken away when it ends."""
-    if len(operation_id) > LONGEST_OPERATION_ID:
+    if len(operation_id) > (BulkOperation._meta.get_field("operation_id").max_length or 0):
         return None  # nor may a key of the cache be that long
     key = f"operation:{operation_id}"
     operation = cache.get(key)

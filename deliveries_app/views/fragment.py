@@ -24,23 +24,26 @@ def may_see_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
     return user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
 
 
-def fragment[**P](may_see: Callable[[AbstractBaseUser | AnonymousUser], bool]) -> Callable[[View[P]], View[P]]:
+def fragment[**P](
+    may_see: Callable[[AbstractBaseUser | AnonymousUser], bool], *, remembered: bool = False
+) -> Callable[[View[P]], View[P]]:
     """For staff who may; others, and whoever asks for what is gone, get a short fragment that says so.
 
-    That a session may see is remembered for `KEPT_SECONDS`: a page asks every second, and two of the three queries that
-    its bar took were about who asks. So long a bar moves on after its reader has signed out or lost the permission.
+    `remembered`, for what a page asks for every second: that a session may see it is kept for `KEPT_SECONDS`, for two of
+    the three queries that a bar took were about who asks. So long a bar moves on after its reader has lost the permission.
     """
 
     def decorate(view: View[P]) -> View[P]:
         @wraps(view)
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
-            key = _verdict_key(request, may_see.__name__)
-            if not cache.get(key):
+            key = _verdict_key(request, f"{may_see.__module__}.{may_see.__qualname__}")
+            if not (remembered and cache.get(key)):
                 if not (request.user.is_active and request.user.is_staff):
                     return render(request, "docora/notices.html#signed_out", {"here": here(request)}, status=401)
                 if not may_see(request.user):
                     return render(request, "docora/notices.html#forbidden", status=403)
-                cache.set(key, True, KEPT_SECONDS)
+                if remembered:
+                    cache.set(key, True, KEPT_SECONDS)
             try:
                 return view(request, *args, **kwargs)
             except (Http404, NotFound):

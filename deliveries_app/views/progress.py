@@ -21,7 +21,7 @@ _CANCELLED = {
 
 
 @require_GET
-@fragment(fragments.may_see_operations)
+@fragment(fragments.may_see_operations, remembered=True)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The progress of a bulk operation: what its box polls every second until it has ended."""
     context = fragments.polled(operation_id)
@@ -34,7 +34,7 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
 
 
 @require_GET
-@fragment(fragments.may_see_operations)
+@fragment(fragments.may_see_operations, remembered=True)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The rows of an operation's page whose runs are named in `ids` and were open when they were last drawn."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
@@ -50,7 +50,7 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 
 
 @require_GET
-@fragment(may_see_watches)
+@fragment(may_see_watches, remembered=True)
 def live_pairs(request: HttpRequest) -> HttpResponse:
     """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept; with
     `files=1` also their numbers of files, for a page that shows them."""
@@ -66,7 +66,7 @@ def live_pairs(request: HttpRequest) -> HttpResponse:
 
 
 @require_GET
-@fragment(may_see_watches)
+@fragment(may_see_watches, remembered=True)
 def pair_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The progress of one watched repository, for its own page."""
     pair = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)

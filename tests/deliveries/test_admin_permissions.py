@@ -102,3 +102,10 @@ def test_no_secret_is_ever_in_a_page(pairs) -> None:
         assert "ghp_secret" not in page, url
         assert "k" * 20 not in page, url
         assert pairs[0].app.tokens.get().digest not in page, url
+
+
+def test_who_may_see_one_fragment_is_shown_no_other_for_it(pairs) -> None:
+    reader = staff("rita", "view_app")
+    assert reader.get("/admin/live/overview/").status_code == 200
+    for path in ("/admin/live/queue/", f"/admin/live/?ids={pairs[0].pk}", f"/admin/live/{pairs[0].pk}/"):
+        assert reader.get(path).status_code == 403, path
