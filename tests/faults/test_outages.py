@@ -84,15 +84,18 @@ def test_redis_gone_for_15_seconds_while_everything_is_sent_again_and_a_person_p
 def test_postgresql_gone_for_seconds_while_workers_send_and_the_sweep_looks(
     world: World, daemons: Daemons, postgres_server: PostgresServer
 ) -> None:
-    watches = [watched(world, 200, pause=0.03), world.watch(numbered(200), name="acme/gadgets")]
+    # So many that neither worker is done before the other has well begun, however slow the machine.
+    watches = [watched(world, 600, pause=0.03), world.watch(numbered(600), name="acme/gadgets")]
     sweep = daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     wait_for(lambda: all(told_about(world, pair) > 20 for _, pair in watches), 30)
     connections.close_all()
     postgres_server.stop()
-    wait_for(lambda: daemons.logs().count("job_without_database") >= 2, 40)  # both ended what they were at
-    wait_for(lambda: "sweep_without_database" in daemons.logs(), 20)
-    postgres_server.start()
+    try:
+        wait_for(lambda: daemons.logs().count("job_without_database") >= 2, 40)  # both ended what they were at
+        wait_for(lambda: "sweep_without_database" in daemons.logs(), 20)
+    finally:
+        postgres_server.start()  # other tests need it, whatever came of this one
     for repo, pair in watches:
         wait_until_synced(pair)
         assert_promise_kept(world, repo, pair)
