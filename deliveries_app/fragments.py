@@ -16,6 +16,7 @@ from docora.text import format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
 KEPT_SECONDS = 5
+_ROW_SECONDS = 60
 _NAMED = 3
 
 
@@ -25,9 +26,12 @@ def may_see_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
     return any(user.has_perm(permission) for permission in enough)  # type: ignore[union-attr]
 
 
-def polled(operation_id: str) -> dict[str, Any] | None:
-    """`of_operation` for a poll; None when there is no such operation. While Redis counts, its row is asked for every few
-    seconds only: the counters are taken away when it ends."""
+def polled(operation_id: str, *, said: str | None) -> dict[str, Any] | None:
+    """`of_operation` for a poll; None when there is no such operation. While Redis counts, its row is asked for once a
+    minute only: what a bar shows of it is never changed, and the counters are taken away when it ends.
+
+    Screen readers read out whatever is put into the page, so it `speaks` only when ten percent more are done than `said`.
+    """
     if len(operation_id) > (BulkOperation._meta.get_field("operation_id").max_length or 0):
         return None  # nor may a key of the cache be that long
     key = f"operation:{operation_id}"
@@ -37,8 +41,9 @@ def polled(operation_id: str) -> dict[str, Any] | None:
         operation = BulkOperation.objects.filter(operation_id=operation_id).first()
         if operation is None:
             return None
-        cache.set(key, operation, KEPT_SECONDS)
-    return of_operation(operation, tally)
+        cache.set(key, operation, _ROW_SECONDS)
+    context = of_operation(operation, tally)
+    return context | {"polled": True, "speaks": said != str(context["tally"].tens)}
 
 
 def of_operation(operation: BulkOperation, tally: Tally | None = None) -> dict[str, Any]:

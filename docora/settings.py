@@ -249,9 +249,10 @@ MIDDLEWARE = [
     "docora.middleware.ProbesMiddleware",
     "docora.middleware.TrustedProxyMiddleware",
     "django.middleware.security.SecurityMiddleware",
+    "docora.middleware.PageHeadersMiddleware",
+    "deliveries_app.views.polls.PollsMiddleware",  # as high as it may be: it is there to be cheap
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "docora.middleware.PageHeadersMiddleware",  # below whitenoise: static files may be cached
     "docora.errors.JsonErrorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -17,6 +17,7 @@ from deliveries_app.services import NotFound
 
 MAX_LIVE_ROWS = 200
 
+type MaySee = Callable[[AbstractBaseUser | AnonymousUser], bool]
 type View[**P] = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
@@ -24,9 +25,7 @@ def may_see_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
     return user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
 
 
-def fragment[**P](
-    may_see: Callable[[AbstractBaseUser | AnonymousUser], bool], *, remembered: bool = False
-) -> Callable[[View[P]], View[P]]:
+def fragment[**P](may_see: MaySee, *, remembered: bool = False) -> Callable[[View[P]], View[P]]:
     """For staff who may; others, and whoever asks for what is gone, get a short fragment that says so.
 
     `remembered`, for what a page asks for every second: that a session may see it is kept for `KEPT_SECONDS`, for two of
@@ -36,14 +35,13 @@ def fragment[**P](
     def decorate(view: View[P]) -> View[P]:
         @wraps(view)
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
-            key = _verdict_key(request, f"{may_see.__module__}.{may_see.__qualname__}")
-            if not (remembered and cache.get(key)):
+            if not (remembered and is_known(request, may_see)):
                 if not (request.user.is_active and request.user.is_staff):
                     return render(request, "docora/notices.html#signed_out", {"here": here(request)}, status=401)
                 if not may_see(request.user):
                     return render(request, "docora/notices.html#forbidden", status=403)
                 if remembered:
-                    cache.set(key, True, KEPT_SECONDS)
+                    cache.set(_verdict_key(request, may_see), True, KEPT_SECONDS)
             try:
                 return view(request, *args, **kwargs)
             except (Http404, NotFound):
@@ -54,9 +52,14 @@ def fragment[**P](
     return decorate
 
 
-def _verdict_key(request: HttpRequest, right: str) -> str:
+def is_known(request: HttpRequest, may_see: MaySee) -> bool:
+    """Whether this session was let in by this right within the last `KEPT_SECONDS`."""
+    return bool(cache.get(_verdict_key(request, may_see)))
+
+
+def _verdict_key(request: HttpRequest, may_see: MaySee) -> str:
     session = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
-    return f"may:{right}:{hashlib.sha256(session.encode()).hexdigest()}"
+    return f"may:{may_see.__module__}.{may_see.__qualname__}:{hashlib.sha256(session.encode()).hexdigest()}"
 
 
 def here(request: HttpRequest) -> str:

@@ -24,13 +24,10 @@ _CANCELLED = {
 @fragment(fragments.may_see_operations, remembered=True)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The progress of a bulk operation: what its box polls every second until it has ended."""
-    context = fragments.polled(operation_id)
+    context = fragments.polled(operation_id, said=request.GET.get("said"))
     if context is None:
         raise Http404
-    context |= {"polled": True, "here": here(request)}
-    # Screen readers read out whatever is put into the page: said only when ten percent more are done.
-    context["speaks"] = request.GET.get("said") != str(context["tally"].tens)
-    return render(request, "docora/progress.html#bulk_progress", context)
+    return render(request, "docora/progress.html#bulk_progress", context | {"here": here(request)})
 
 
 @require_GET

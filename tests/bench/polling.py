@@ -6,7 +6,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 
 from tests.bench.report import Row
@@ -18,28 +19,53 @@ BARS, SECONDS = 100, 15
 def open_bars(stage: Stage) -> Iterator[Row]:
     cookies = _signed_in()
     bars = _operations(stage)
+    with _web("tests.bench.polling:nothing") as (url, pid):
+        floor = _share(url, pid, bars, cookies)
+    with _web() as (url, pid):
+        for what, paths, remark in (
+            (f"{BARS} open progress bars in one list, polled every second", [_list_of()], "the web process"),
+            (
+                f"{BARS} open progress bars in as many browsers, each polled every second",
+                bars,
+                f"the server alone, when it answers with a constant, takes {floor:.1%}",
+            ),
+        ):
+            share = _share(url, pid, paths, cookies)
+            figures = f"{share:.1%} of a core, {share / len(paths) * 1000:.2f} ms for each poll"
+            remark += "; the counters move between two polls"
+            yield Row(what, figures, "≤ 10 % of a core", share <= 0.1, remark)
+
+
+def nothing(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
+    """The least that an answer costs."""
+    start_response("200 OK", [("Content-Type", "text/html")])
+    return [b"progress"]
+
+
+@contextmanager
+def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, int]]:
+    """A web process as `up` starts it: its address and its pid."""
+    from docora.management.commands.up import web_command
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    from docora.management.commands.up import web_command
-
-    web = subprocess.Popen(web_command(port), cwd=PROJECT, env=os.environ | {"PORT": str(port), "PUBLIC_URL": url})
+    command = [*web_command(port)[:-1], application]
+    web = subprocess.Popen(command, cwd=PROJECT, env=os.environ | {"PORT": str(port), "PUBLIC_URL": url})
     try:
         _wait_for(url)
-        for what, paths in (
-            (f"{BARS} open progress bars in one list, polled every second", [_list_of()]),
-            (f"{BARS} open progress bars in as many browsers, each polled every second", bars),
-        ):
-            _poll(url, paths, cookies, 2)
-            cpu = _cpu(web.pid)
-            _poll(url, paths, cookies, SECONDS)
-            share = (_cpu(web.pid) - cpu) / SECONDS
-            figures = f"{share:.1%} of a core, {share / len(paths) * 1000:.2f} ms for each poll"
-            remark = "the web process; the counters move between two polls"
-            yield Row(what, figures, "≤ 10 % of a core", share <= 0.1, remark)
+        yield url, web.pid
     finally:
         web.terminate()
         web.wait()
+
+
+def _share(url: str, pid: int, paths: list[str], cookies: str) -> float:
+    """Of a core, while each path is asked for once a second."""
+    _poll(url, paths, cookies, 2)
+    cpu = _cpu(pid)
+    _poll(url, paths, cookies, SECONDS)
+    return (_cpu(pid) - cpu) / SECONDS
 
 
 def _signed_in() -> str:
