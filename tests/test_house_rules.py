@@ -296,6 +296,7 @@ def test_the_top_of_the_tree_is_exactly_what_it_should_be() -> None:
         "tests",
         "README.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "Makefile",
         "requirements.txt",
         "requirements-dev.txt",
