@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_it_is_a_semantic_version_and_stands_in_one_place() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?", __version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     project = (PROJECT / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in project
     assert not re.search(r"(?m)^version\s*=", project)
