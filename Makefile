@@ -18,7 +18,7 @@ MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 # What the browser tests need from npm, as its lock file pins it; npm's own record says what is there.
 NPM_PACKAGES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: setup run test bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock clean
+.PHONY: setup run test bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -97,7 +97,13 @@ lock: setup
 	@.ci/bootstrap.sh
 	npm install --prefix tests/browser --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
+# A wheel, which is all of Docora but its dependencies, and an sdist: the same bytes wherever one commit is built.
+DIST := dist
+
+dist: setup
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d $(DIST)
+
 # Leaves `var/` alone: it holds data.
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/browser/node_modules
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/browser/node_modules
 	find . \( -name .git -o -name var \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

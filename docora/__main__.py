@@ -1,4 +1,4 @@
-"""`python -m docora …` is `manage.py …`."""
+"""`python -m docora …` is `docora …`, or `manage.py …` in a checkout."""
 
 from docora.commandline import main
 

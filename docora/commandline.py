@@ -8,6 +8,10 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from pathlib import Path
+
+from docora import __version__
+from docora.installation import program
 
 # Demo repositories and the demo client are on this machine, over plain http.
 DEMO_SETTINGS = {
@@ -41,12 +45,16 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:] in (["--version"], ["version"]):
+        sys.stdout.write(f"{__version__}\n")  # Django would tell its own
+        return
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
+    sys.path.append(str(Path.cwd()))  # FILE_TRANSFORMS may lie there; the children of `up` look there anyway
     apply_instance_options(sys.argv[1:])
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
     try:
-        execute_from_command_line(sys.argv)
+        execute_from_command_line([program(), *sys.argv[1:]])
     except ImproperlyConfigured as error:
         raise SystemExit(f"Docora cannot start: {error}") from None

@@ -20,6 +20,7 @@ from docora import __version__, heartbeat
 from docora.api.answers import answers
 from docora.datadir import make_private
 from docora.heartbeat import Signs
+from docora.installation import program
 from docora.text import format_bytes, format_seconds
 
 router = Router(tags=["Health"])
@@ -129,7 +130,7 @@ def check_database() -> str:
         applied = MigrationRecorder(connection).applied_migrations()
     except (DatabaseError, InterfaceError):
         return "the database does not answer: check DATABASE_URL and the database server"
-    return OK if _latest_migrations() <= applied.keys() else "the database is not migrated: run manage.py migrate"
+    return OK if _latest_migrations() <= applied.keys() else f"the database is not migrated: run {program()} migrate"
 
 
 def check_git() -> str:
@@ -166,7 +167,7 @@ def check_redis(signs: Signs | None) -> str:
 def check_workers(signs: Signs | None) -> str:
     if signs is None:
         return _UNKNOWN
-    return OK if signs.workers else "no sync worker is running: start manage.py up, or manage.py rqworker"
+    return OK if signs.workers else f"no sync worker is running: start {program()} up, or {program()} rqworker"
 
 
 def check_sweep(signs: Signs | None) -> str:
@@ -175,6 +176,6 @@ def check_sweep(signs: Signs | None) -> str:
     if not signs.sweep_is_late:
         return OK
     if signs.sweep_age is None:
-        return "the sweep has not run for a day: start manage.py up, or manage.py sweep"
+        return f"the sweep has not run for a day: start {program()} up, or {program()} sweep"
     ago = format_seconds(signs.sweep_age)
-    return f"the sweep last looked {ago} ago: see whether manage.py up, or manage.py sweep, still runs"
+    return f"the sweep last looked {ago} ago: see whether {program()} up, or {program()} sweep, still runs"

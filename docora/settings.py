@@ -1,4 +1,4 @@
-"""Every setting of Docora, in sections. A value comes from the environment or from `.env` beside `manage.py`;
+"""Every setting of Docora, in sections. A value comes from the environment or from `.env` (`docora.installation`);
 a bad one stops the start with a sentence that names it. Units stand in the names."""
 
 import ipaddress
@@ -15,15 +15,15 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 
-from docora import __version__, database, datadir
+from docora import __version__, database, datadir, installation
 from docora.http.messages import url_refusal
 from docora.mail import mail_options
 
 django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like mean at run time what the checker reads
 
-BASE_DIR = Path(__file__).resolve().parent.parent
+BASE_DIR = installation.FILES
 env = environ.Env()
-environ.Env.read_env(os.environ.get("DOCORA_ENV_FILE") or BASE_DIR / ".env")
+environ.Env.read_env(installation.env_file())
 
 
 def text(name: str, default: str = "") -> str:

@@ -1,4 +1,4 @@
-"""`manage.py up`: Valkey, web, workers and sweep as children of one process.
+"""`up`: Valkey, web, workers and sweep as children of one process.
 
 Each child runs in a session of its own, so that Ctrl-C in the terminal reaches only this process, which then ends them
 in order. A child that ends by itself is started again, slower each time. Should this process be killed with -9, the
@@ -133,7 +133,7 @@ def _python_path() -> str:
 
 
 def manage(*arguments: str) -> list[str]:
-    """A command line for this installation's `manage.py`, whichever folder it is run from."""
+    """A command line for a command of this installation, whichever folder it is run from."""
     return [sys.executable, "-m", "docora", *arguments]
 
 

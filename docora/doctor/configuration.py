@@ -9,6 +9,7 @@ from django.core import checks
 
 from docora.doctor.findings import Finding, fine, problem, warning
 from docora.http.addresses import Network
+from docora.installation import program
 
 _METADATA = [ip_address(address) for address in ("169.254.169.254", "168.63.129.16", "fd00:ec2::254")]
 _LOOPBACK = [ip_address(address) for address in ("127.0.0.1", "::1")]
@@ -79,7 +80,7 @@ def _is_wide(network: Network) -> bool:
 
 
 def django_checks() -> Iterator[Finding]:
-    """`manage.py check --deploy`, without what is said elsewhere."""
+    """`check --deploy`, without what is said elsewhere."""
     quiet = _SAID_HERE if settings.HTTPS else _SAID_HERE | _FOLLOW_FROM_HTTP
     told = [
         message
@@ -90,7 +91,7 @@ def django_checks() -> Iterator[Finding]:
         found = problem if message.level >= checks.ERROR else warning
         yield found(f"{message.msg} ({message.id})", message.hint or "")
     if not told:
-        yield fine("Django's own checks (manage.py check --deploy) find nothing more.")
+        yield fine(f"Django's own checks ({program()} check --deploy) find nothing more.")
 
 
 def people() -> Iterator[Finding]:
@@ -100,7 +101,7 @@ def people() -> Iterator[Finding]:
     elif active.filter(is_staff=True).exists():
         yield warning(
             "There is no superuser: nobody can manage users, delete an app or unlock sign-ins.",
-            "Make one: manage.py createsuperuser",
+            f"Make one: {program()} createsuperuser",
         )
     else:
-        yield warning("Nobody can sign in.", "Make an administrator: manage.py createsuperuser")
+        yield warning("Nobody can sign in.", f"Make an administrator: {program()} createsuperuser")

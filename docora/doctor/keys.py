@@ -1,7 +1,6 @@
 """Keys and what they protect: can they be guessed, do they open what is stored, and who else can read them?"""
 
 import math
-import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from django.conf import settings
 
 from docora.doctor.findings import Finding, fine, problem, warning
+from docora.installation import env_file, program
 from docora.reencryption import Column, columns, reencrypt
 
 _SECRET_KEY_BITS, _ENCRYPTION_KEY_BITS = 100, 60
@@ -33,7 +33,7 @@ def strength() -> Iterator[Finding]:
             weak = True
             yield problem(
                 f"Number {place} of ENCRYPTION_KEYS is short or repeats itself: whoever has the database can guess it.",
-                f"Make one ({_MAKE_ONE}), put it in front, and run manage.py rotate_encryption_keys.",
+                f"Make one ({_MAKE_ONE}), put it in front, and run {program()} rotate_encryption_keys.",
             )
     if not weak:
         yield fine("SECRET_KEY and ENCRYPTION_KEYS do not look guessable.")
@@ -55,7 +55,7 @@ def secrets() -> Iterator[Finding]:
     if older:
         yield warning(
             f"{older:,} stored {'secret has' if older == 1 else 'secrets have'} an older one of the ENCRYPTION_KEYS.",
-            "Run manage.py rotate_encryption_keys before you remove that key.",
+            f"Run {program()} rotate_encryption_keys before you remove that key.",
         )
     if not lost and not older:
         read = sum(column.current for column in found)
@@ -72,8 +72,7 @@ def _rows_of(column: Column) -> str:
 def permissions() -> Iterator[Finding]:
     """Who besides Docora's user may read its keys and enter its folders? A group may be meant; everybody is not."""
     data, repos = Path(settings.DATA_DIR), Path(settings.REPOS_DIR)
-    env_file = Path(os.environ.get("DOCORA_ENV_FILE") or Path(settings.BASE_DIR) / ".env")
-    found = [*map(_judge_file, (data / "keys.json", env_file)), *map(_judge_folder, (data, repos))]
+    found = [*map(_judge_file, (data / "keys.json", env_file())), *map(_judge_folder, (data, repos))]
     told = [finding for finding in found if finding]
     yield from told or [fine("Keys, data directory and mirrors are open to nobody but their owner.")]
 

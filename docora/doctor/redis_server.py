@@ -7,6 +7,7 @@ from django.conf import settings
 from docora import health, heartbeat
 from docora.datadir import embedded_redis_url
 from docora.doctor.findings import Finding, fine, of_probe, problem, warning
+from docora.installation import program
 from docora.redis import RedisError, connection
 from docora.text import clean_text, format_bytes
 
@@ -19,7 +20,7 @@ def answers() -> Iterator[Finding]:
     """By writing: a replica, a full one, and one whose disk is full answer a ping as well."""
     words = health.check_redis(heartbeat.read())
     if words != health.OK and embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
-        yield problem("The embedded Valkey does not answer.", "Start manage.py up, which runs it, or set REDIS_URL.")
+        yield problem("The embedded Valkey does not answer.", f"Start {program()} up, which runs it, or set REDIS_URL.")
     elif words != health.OK:
         yield of_probe(words)
     else:

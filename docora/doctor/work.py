@@ -12,6 +12,7 @@ from deliveries_app.services import current_pause
 from docora import heartbeat, queue_state
 from docora.doctor.findings import Finding, fine, problem, warning
 from docora.heartbeat import Signs
+from docora.installation import program
 from docora.redis import RedisError
 from docora.text import format_seconds
 
@@ -24,7 +25,8 @@ def workers() -> Iterator[Finding]:
     alive = [worker for worker in queue_state.read_workers() if not worker.is_gone]
     if not alive:
         yield problem(
-            "No sync worker is running: nothing is sent.", "Start manage.py up, or manage.py rqworker high default low."
+            "No sync worker is running: nothing is sent.",
+            f"Start {program()} up, or {program()} rqworker high default low.",
         )
         return
     hosts = sorted({worker.host for worker in alive})
@@ -34,7 +36,7 @@ def workers() -> Iterator[Finding]:
 
 def sweep() -> Iterator[Finding]:
     signs = _signs()
-    advice = "Start manage.py up, or manage.py sweep; if it runs, its log says what it waits for."
+    advice = f"Start {program()} up, or {program()} sweep; if it runs, its log says what it waits for."
     if signs.sweep_age is None:
         yield problem("The sweep has not looked for a day, if ever: nothing begins by itself.", advice)
     elif signs.sweep_is_late:

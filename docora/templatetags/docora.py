@@ -8,6 +8,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from docora import installation
 from docora.text import format_bytes, format_seconds
 
 register = template.Library()
@@ -47,6 +48,12 @@ def badge(status: str, word: str) -> SafeString:
         icon(_STATUS_ICONS.get(status, "dot")),
         word,
     )
+
+
+@register.simple_tag
+def program(*, in_full: bool = False) -> str:
+    """What the command line is called, for a sentence, or `in_full` for a block to copy."""
+    return installation.program(in_full=in_full)
 
 
 @register.filter

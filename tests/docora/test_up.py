@@ -4,79 +4,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Instance:
-    """A Docora with its own data directory: SQLite and the embedded Valkey."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.port = free_port()
-        self.log = directory / "up.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        return kept | {"DATA_DIR": str(self.directory / "data"), "DOCORA_ENV_FILE": os.devnull}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, str(PROJECT / "manage.py"), *arguments]
-
-    def start(self, *options: str) -> None:
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command("up", "--port", str(self.port), *options), env=self.environment, stdout=log, stderr=log
-            )
-        self.wait_until(lambda: b"Ctrl-C" in self.log.read_bytes(), 40)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    def wait_until(self, condition, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-
-    def family(self) -> list[str]:
-        """The command lines of all processes of this instance that are alive."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                environment = (entry / "environ").read_bytes()
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                status = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if f"DATA_DIR={self.directory / 'data'}".encode() in environment and status != "Z":
-                found.append(command)
-        return found
-
-    def end(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
+from tests.support.instance import Instance, free_port
 
 
 @pytest.fixture

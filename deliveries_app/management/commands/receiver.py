@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
+from docora.installation import program
 
 
 class Command(BaseCommand):
@@ -86,4 +87,4 @@ def _new_key() -> str:
 
 
 def _hint(url: str, key: str) -> str:
-    return f"manage.py onboard_app NAME {url} EMAIL --client-auth-key {key}"
+    return f"{program()} onboard_app NAME {url} EMAIL --client-auth-key {key}"

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from docora.commandline import DEMO_SETTINGS, add_instance_options
 from docora.demo.instance import APPS, Demo, wait_for_database
+from docora.installation import program
 
 
 class Command(BaseCommand):
@@ -20,7 +21,7 @@ class Command(BaseCommand):
             wanted = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
             raise CommandError(f"The demo needs these settings, for every process of the instance: {wanted}")
         if not wait_for_database(30.0):
-            raise CommandError("The database has no tables yet. Start the instance first: manage.py up --demo")
+            raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())

@@ -16,6 +16,7 @@ from docora.commandline import add_instance_options
 from docora.datadir import embedded_redis_url, make_private
 from docora.embedded import UnsafeSocketDirectory, valkey_command
 from docora.http.client import HttpClient, Request
+from docora.installation import program
 from docora.redis import RedisError, connection
 from docora.supervisor import Child, Supervisor, manage, port_is_taken
 
@@ -71,7 +72,7 @@ class Command(BaseCommand):
         if options["demo"]:
             supervisor.add(Child("demo", manage("demo", "--port", str(settings.PORT))))
         elif not User.objects.filter(is_staff=True).exists():
-            self.stdout.write("Nobody can sign in yet. Make an administrator: manage.py createsuperuser")
+            self.stdout.write(f"Nobody can sign in yet. Make an administrator: {program()} createsuperuser")
         connections.close_all()
         self.stdout.write("Ctrl-C stops it.")
         self.stdout.flush()

@@ -1,0 +1,28 @@
+"""Where Docora's own files lie, and what its command line is called: in a checkout, and installed from the wheel.
+
+Knows no Django, because the settings are made from it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+INSTALLED = (_PACKAGE / "templates").is_dir()
+"""The wheel has them inside the package; in a checkout they lie beside it."""
+
+FILES = _PACKAGE if INSTALLED else _PACKAGE.parent
+"""The folder of `templates`, `static` and `.env.example`."""
+
+
+def env_file() -> Path:
+    """The file of settings: that of the checkout, or, installed, of the current folder."""
+    return Path(os.environ.get("DOCORA_ENV_FILE") or (Path.cwd() if INSTALLED else FILES) / ".env")
+
+
+def program(*, in_full: bool = False) -> str:
+    """What messages call the command line. `in_full` is what a shell understands in the checkout's folder."""
+    if INSTALLED or Path(sys.argv[0]).name == "docora":
+        return "docora"
+    return ".venv/bin/python manage.py" if in_full else "manage.py"

@@ -1,0 +1,297 @@
+"""The wheel: it holds all of Docora and nothing else, and runs from an empty folder, on packages of its own."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docora import __version__
+from docora.demo.git_server import GitServer
+from docora.demo.repositories import make_demo_repositories
+from docora.supervisor import port_is_taken
+from tests.support.git import Repo
+from tests.support.instance import PROJECT, Instance, free_port
+
+WHEEL = f"docora-{__version__}-py3-none-any.whl"
+PASSWORD = "correct horse battery staple"
+TRANSFORMS = """
+from dataclasses import replace
+
+class IntoAFolder:
+    name, version = "into-a-folder", 1
+
+    def __call__(self, file):
+        return replace(file, path=f"portal/{file.path}")
+"""
+
+
+def build(source: Path, target: Path) -> Path:
+    """What `make dist` makes of `source`, in `target`; returns the wheel."""
+    epoch = subprocess.run(
+        ["git", "log", "-1", "--format=%ct"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(target)],
+        cwd=source,
+        env=os.environ | {"SOURCE_DATE_EPOCH": epoch.stdout.strip()},
+        umask=0o077,
+        check=True,
+    )
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `make dist` fills, as it stands in the Makefile."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(["make", "--old-file=setup", "dist", f"DIST={folder}"], cwd=PROJECT, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked."""
+    folder = tmp_path_factory.mktemp("source")
+    with tarfile.open(dist / f"docora-{__version__}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"docora-{__version__}"
+
+
+class Environment:
+    """A new virtual environment with what requirements.txt locks, and with a wheel once one is installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "bin"
+        uv = subprocess.run([PROJECT / ".ci" / "bootstrap.sh", "uv"], capture_output=True, text=True, check=True)
+        self._uv = uv.stdout.strip()
+        self._run("venv", "--no-project", "--no-python-downloads", "--python", sys.executable, str(folder))
+        self._pip("--require-hashes", "-r", str(PROJECT / "requirements.txt"))
+
+    def install(self, wheel: Path) -> None:
+        """Offline: whatever it needs must be there already."""
+        self._pip("--offline", str(wheel))
+
+    def _pip(self, *arguments: str) -> None:
+        self._run("pip", "install", "--no-python-downloads", "--python", str(self.bin / "python"), *arguments)
+
+    def _run(self, *arguments: str) -> None:
+        subprocess.run([self._uv, "--quiet", *arguments], cwd=self.bin.parent.parent, check=True)
+
+
+@pytest.fixture(scope="module")
+def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("venv") / "docora")
+    environment.install(dist / WHEEL)
+    return environment
+
+
+class Installed(Instance):
+    """What an environment has, run from an empty folder with nothing set; its processes are known by their HOME."""
+
+    def __init__(self, directory: Path, environment: Environment) -> None:
+        super().__init__(directory)
+        self.bin = environment.bin
+        self.folder = directory / "folder"
+        self.folder.mkdir()
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.directory)}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(self.bin / "docora"), *arguments]
+
+    def done(self, *arguments: str) -> str:
+        """What a command printed that did what it was asked for."""
+        result = self.run(*arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    @contextlib.contextmanager
+    def receiver(self, *options: str) -> Iterator[str]:
+        """`docora receiver` in the background; gives its address."""
+        port = free_port()
+        command = self.command("receiver", "--port", str(port), "--quiet", *options)
+        with subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL) as process:
+            try:
+                self.wait_until(lambda: port_is_taken("127.0.0.1", port), 20)
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                process.terminate()
+
+    def settings(self, **values: str) -> None:
+        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+
+    def get(self, path: str, form: dict[str, str] | None = None) -> bytes:
+        """A body; raises HTTPError for any other status than 200. Cookies are kept."""
+        data = urllib.parse.urlencode(form).encode() if form else None
+        with self._opener.open(f"http://127.0.0.1:{self.port}{path}", data, timeout=20) as answer:
+            return answer.read()
+
+    def sign_in(self, name: str, password: str) -> str:
+        """The first page of the admin."""
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get("/admin/login/").decode())
+        assert token
+        form = {"csrfmiddlewaretoken": token[1], "username": name, "password": password, "next": "/admin/"}
+        return self.get("/admin/login/", form).decode()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="docora-") as name:  # a short one: a socket lies in it
+        yield Path(name)
+
+
+@pytest.fixture
+def installed(environment: Environment, directory: Path) -> Iterator[Installed]:
+    installed = Installed(directory, environment)
+    yield installed
+    installed.end()
+
+
+# --- What is in it ------------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_what_git_has_of_the_packages_templates_and_static_files_and_nothing_else(dist: Path) -> None:
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    shipped = {name for name in names if name.startswith(("docora/", "repositories_app/", "deliveries_app/"))}
+    shipped |= {f"docora/{name}" for name in names if name.startswith(("templates/", "static/", ".env.example"))}
+    with zipfile.ZipFile(dist / WHEEL) as wheel:
+        inside = set(wheel.namelist())
+    about = {name for name in inside if name.startswith(f"docora-{__version__}.dist-info/")}
+    assert {Path(name).name for name in about} == {"METADATA", "RECORD", "WHEEL", "entry_points.txt"}
+    assert inside - about == shipped
+    assert {"docora/templates/docs/page.html", "docora/static/docs/samples/verify.py", "docora/.env.example"} <= inside
+
+
+def test_the_same_commit_gives_the_same_bytes_from_the_sdist_as_well(dist: Path, source: Path, tmp_path: Path) -> None:
+    assert build(source, tmp_path).read_bytes() == (dist / WHEEL).read_bytes()
+
+
+# --- What it does -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_is_called_docora_however_it_is_started(installed: Installed) -> None:
+    module = [str(installed.bin / "python"), "-m", "docora", "help", "up"]
+    told = subprocess.run(
+        module, cwd=installed.folder, env=installed.environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert told.startswith("usage: docora up ")
+    assert installed.done("help", "up") == told
+    assert installed.done("--version") == installed.done("version") == f"{__version__}\n"
+    assert "docora help <subcommand>" in installed.done("help")
+
+
+def test_it_runs_from_an_empty_folder_with_nothing_set_and_its_pages_are_whole(installed: Installed) -> None:
+    installed.start()
+    assert json.loads(installed.get("/health"))["uptime"] > 0
+    assert json.loads(installed.get("/version"))["version"] == __version__
+    login = installed.get("/admin/login/").decode()
+    assert "<code>docora createsuperuser</code>" in login
+    assert "Make an administrator: docora createsuperuser" in installed.log.read_text()
+
+    handbook = installed.get("/docs/operations/").decode()
+    assert "was not deployed" not in handbook
+    assert "docora doctor" in handbook
+    pages = [login, handbook, *(installed.get(f"/docs/{name}").decode() for name in ("", "webhooks/", "api/"))]
+    links = set(re.findall(r'(?:href|src)="/(static/[^"]+)"', "".join(pages)))
+    ours = {link for link in links if (PROJECT / link).exists()}
+    assert {"static/docora/docora.css", "static/docora/docs.css", "static/docs/samples/receiver.py"} <= ours
+    for link in links:
+        body = installed.get(f"/{link}")
+        assert body == (PROJECT / link).read_bytes() if link in ours else body
+
+    assert installed.end() == 0
+    assert installed.family() == []
+    assert "Traceback" not in installed.log.read_text()
+    assert [path.name for path in installed.folder.iterdir()] == ["var"]
+    assert {"keys.json", "docora.sqlite3", "valkey"} <= {path.name for path in (installed.folder / "var").iterdir()}
+
+
+def test_a_client_gets_its_copy_by_the_settings_and_transforms_of_the_current_folder(installed: Installed) -> None:
+    make_demo_repositories(installed.directory / "git")
+    (installed.folder / "portal_files.py").write_text(TRANSFORMS)
+    installed.settings(
+        ADMIN_USERNAME="root",
+        ADMIN_PASSWORD=f"'{PASSWORD}'",
+        ALLOW_HTTP="yes",
+        ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8",
+        ALLOWED_GIT_HOSTS="127.0.0.1",
+        FILE_TRANSFORMS="portal_files.IntoAFolder",
+    )
+    installed.start()
+    assert f"Docora {__version__}" in installed.sign_in("root", PASSWORD)
+
+    key = "a key of at least sixteen characters"
+    with GitServer(installed.directory / "git") as server, installed.receiver("--key", key) as url:
+        facts = ["Portal", url, "ops@portal.example", "--client-auth-key", key]
+        app = json.loads(installed.done("onboard_app", *facts, "--json"))["app_id"]
+        installed.done("watch_repository", app, f"{server.url}/acme/handbook")
+        repository = Repo("acme/handbook", server.directory / "acme" / "handbook.git", server)
+        expected = {f"portal/{path}": content for path, content in repository.files().items()}
+        copies = installed.folder / "var" / "receiver" / app / "acme" / "handbook"
+        installed.wait_until(lambda: contents(copies) == expected, 40)
+        installed.done("resync", app, "--wait", "--yes")
+    assert installed.end() == 0
+    assert installed.family() == []
+    assert "Traceback" not in installed.log.read_text()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path → content of every file below it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_demo_is_in_it(installed: Installed) -> None:
+    installed.start("--demo")
+    installed.wait_until(lambda: "Sign in" in installed.log.read_text(), 30)
+    password = re.search(r"Sign in admin / (\S+)", installed.log.read_text())
+    assert password
+    assert "Overview" in installed.sign_in("admin", password[1])
+    received = installed.folder / "var" / "demo" / "received"
+    installed.wait_until(lambda: any(path.is_file() for path in received.rglob("*.md")), 30)
+    assert installed.end() == 0
+    assert installed.family() == []
+
+
+def test_a_newer_wheel_over_an_older_one_brings_the_folder_up_to_date(
+    dist: Path, source: Path, directory: Path
+) -> None:
+    older = shutil.copytree(source, directory / "older")
+    (older / "docora" / "__init__.py").write_text('__version__ = "0.0.1"\n')
+    newest = max((older / "deliveries_app" / "migrations").glob("0*.py"))
+    newest.unlink()
+    environment = Environment(directory / "venv")
+    environment.install(build(older, directory / "dist"))
+    installed = Installed(directory, environment)
+    installed.settings(DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'")
+    assert installed.done("--version") == "0.0.1\n"
+    installed.done("migrate", "--verbosity", "0")
+    installed.done("createsuperuser", "--noinput", "--username", "root", "--email", "root@docora.example")
+    keys = (installed.folder / "var" / "keys.json").read_text()
+
+    environment.install(dist / WHEEL)
+    assert installed.done("--version") == f"{__version__}\n"
+    assert f"[ ]  deliveries_app.{newest.stem}" in installed.done("showmigrations", "--plan")
+    try:
+        installed.start()
+        assert "[ ]" not in installed.done("showmigrations", "--plan")
+        assert "Overview" in installed.sign_in("root", PASSWORD)
+    finally:
+        installed.end()
+    assert (installed.folder / "var" / "keys.json").read_text() == keys

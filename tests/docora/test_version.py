@@ -1,0 +1,44 @@
+"""One version, written once, told everywhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.test import Client
+
+from docora import __version__
+from docora.http import user_agent
+from tests.support.staff import staff
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_it_is_a_semantic_version_and_stands_in_one_place() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    project = (PROJECT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project
+    assert not re.search(r"(?m)^version\s*=", project)
+
+
+@pytest.mark.parametrize("entry", [["manage.py"], ["-m", "docora"]], ids=" ".join)
+@pytest.mark.parametrize("question", ["--version", "version"])
+def test_the_command_line_tells_it_whatever_the_settings_are(entry: list[str], question: str) -> None:
+    told = subprocess.run(
+        [sys.executable, *entry, question],
+        cwd=PROJECT,
+        env={"PORT": "no number"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"{__version__}\n", "")
+
+
+def test_pages_and_answers_tell_it(db, client: Client) -> None:
+    assert client.get("/version").json()["version"] == __version__
+    assert client.get("/openapi.json").json()["info"]["version"] == __version__
+    assert f'<p class="version">Docora {__version__}</p>' in staff("olga").get("/admin/").text
+    assert user_agent() == f"Docora/{__version__}"

@@ -1,0 +1,87 @@
+"""A whole Docora, started by `up`, with a folder and a data directory of its own: SQLite and the embedded Valkey."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Instance:
+    """Everything of it lies below `directory`; commands are run in `folder`, which is the same unless it is set."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = self.folder = directory
+        self.port = free_port()
+        self.log = directory / "up.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        return kept | {"DATA_DIR": str(self.directory / "data"), "DOCORA_ENV_FILE": os.devnull}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(PROJECT / "manage.py"), *arguments]
+
+    def start(self, *options: str) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command("up", "--port", str(self.port), *options),
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.wait_until(lambda: b"Ctrl-C" in self.log.read_bytes(), 40)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def wait_until(self, condition: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def family(self) -> list[str]:
+        """The command lines of all processes of this instance that are alive: those whose environment names its place."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                environment = (entry / "environ").read_bytes()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                status = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if b"=" + os.fsencode(self.directory) in environment and status != "Z":
+                found.append(command)
+        return found
+
+    def end(self) -> int | None:
+        """Its exit status, once everything has ended; None if it was never started."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+        return self.process.returncode if self.process else None
