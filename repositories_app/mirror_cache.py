@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 60.0
 EMPTY_BYTES = 65536
-"""What the disk gives to a mirror beside its packs: two dozen small files and folders, and as many locks and refs."""
+"""What a disk with blocks of 4 KiB gives to a mirror beside its packs: a dozen and a half folders, locks and refs."""
 _NAME = re.compile(r"(repo_\w+)\.git(\.(use|fetch)\.lock)?")
 _IDS_AT_ONCE = 1000
 
