@@ -207,18 +207,18 @@ class Mirror:
         return True
 
     def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True) -> bool:
-        """Delete the mirror and its locks once nobody uses it; without `wait` False where somebody does. Not inside
-        `in_use`."""
+        """Delete the mirror and its locks once nobody uses it, or unless somebody does, without `wait`. Whether it is
+        gone. Not inside `in_use`."""
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
-                # First: what is left of it if this process is killed is no mirror, then.
-                (self.directory / "HEAD").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # first: what is left if this process is killed is no mirror, then
+                    (self.directory / "HEAD").unlink()
                 shutil.rmtree(self.directory, ignore_errors=True)
                 for name in ("fetch", "use"):
                     self._lock_file(name).unlink(missing_ok=True)
         except BlockingIOError:
             return False
-        return True
+        return not self.directory.exists()
 
     def used_at(self) -> float:
         """When it was last in use, in Unix seconds; 0 where nobody knows."""

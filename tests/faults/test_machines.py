@@ -157,9 +157,9 @@ def test_a_repository_moves_to_a_machine_without_a_mirror_and_back_to_one_that_i
         assert place.mirror_of(pair).directory.exists() == has_mirror
         if number:
             repo.commit({f"{number}.txt": None, "new.txt": b"%d" % number, f"more-{number}.txt": b"more"})
+        base = pair.base_commit
         place.start()
         wait_until_at_head(repo, pair)
-        base = pair.base_commit
         assert_promise_kept(world, repo, pair)
         assert host_of(pair) == place.machine.name
         assert not base or not place.mirror_of(pair).has(base)  # the difference could not be asked of git
