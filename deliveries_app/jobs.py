@@ -12,6 +12,7 @@ from deliveries_app.services import housekeeping, pruning, waking
 from deliveries_app.sync import sync
 from docora.database import LOST
 from docora.worker import stopping
+from repositories_app import mirror_cache
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,12 @@ def _until_the_database_is_lost() -> Iterator[None]:
 @_until_the_database_is_lost()
 def sync_pair(pair_pk: int) -> None:
     """Sync the pair, and again as long as it is due again at once: a re-sync that superseded this very job, or a push
-    that came during it, starts now and not with the next sweep."""
+    that came during it, starts now and not with the next sweep. What was fetched may be too much for this machine."""
     for _ in range(_ROUNDS):
         if stopping() or not sync(pair_pk):
             break
     waking.enqueue_due()
+    mirror_cache.look_after()
 
 
 @_until_the_database_is_lost()

@@ -128,7 +128,7 @@ def look() -> QueueView:
         return Line(pair, run, found.get(run.pk) if run else None, **more)
 
     workers = _workers(queue.workers if queue else [], running)
-    alive = {worker.worker.identity for worker in workers if not worker.worker.is_gone}
+    alive = {worker.worker.name for worker in workers if not worker.worker.is_gone}
     return QueueView(
         pause=pause,
         queue=queue,
@@ -209,7 +209,7 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
     pairs = AppRepository.objects.select_related("app", "repository").in_bulk([pk for pk in at_work.values() if pk])
     lines = []
     for worker in workers:
-        held = [pair for pair in running if pair.lease_owner == worker.identity]
+        held = [pair for pair in running if pair.lease_owner == worker.name]
         words = ""
         if worker.is_gone:
             words = "Killed, or cut off from Redis. " + (

@@ -132,5 +132,6 @@ def operations(request: HttpRequest) -> HttpResponse:
         "hook_body": hooks.MAX_BODY,
         "chunk": settings.CHUNK_SIZE_BYTES,
         "in_doubt": settings.RECORD_BATCH + settings.MAX_IN_FLIGHT,
+        "web_threads": settings.WEB_THREADS,
     }
     return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)

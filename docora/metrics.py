@@ -2,7 +2,8 @@
 
 What has been done is counted in Redis (`docora.counters`), because the processes that do it come and go; how things are
 is asked for at each scrape, of Redis and of the database, in a number of questions that does not grow with what there
-is. Where one of the two is down, the other still answers. No label names an app, a repository or a path.
+is. Where one of the two is down, the other still answers. No label names an app, a repository or a path. Only the disk is
+that of the machine that is asked.
 """
 
 import ipaddress
@@ -32,6 +33,7 @@ from docora.errors import json_error
 from docora.heartbeat import Signs
 from docora.queue_state import QueueState
 from docora.queueing import QUEUES
+from repositories_app import mirror_cache
 from repositories_app.models import Repository
 
 _REDIS_UP = "1 if Redis answers. Without it, what it counts and knows is left out."
@@ -64,6 +66,7 @@ class _Docora(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from _of_redis()
         yield from _of_database()
+        yield from _of_this_machine()
 
 
 _registry = CollectorRegistry()
@@ -152,6 +155,15 @@ def _of_database() -> Iterator[Metric]:
     yield _gauge("watches_overdue_seconds", "For how long the one that has waited longest could be synced.", late)
     yield _gauge("leases", "Watched repositories that a worker holds.", leases)
     yield _gauge("circuits_open", "Git repositories that are left alone after failures.", circuits)
+
+
+def _of_this_machine() -> Iterator[Metric]:
+    size = mirror_cache.last_measured()
+    if size is not None:
+        words = "Bytes of the mirrors of repositories on this machine, as its workers last measured them."
+        yield _gauge("mirrors_bytes", words, size.bytes)
+        yield _gauge("mirrors", "How many mirrors that are.", size.mirrors)
+        yield _gauge("mirrors_max_bytes", "What bounds them, REPOS_MAX_BYTES; 0 for nothing.", settings.REPOS_MAX_BYTES)
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:

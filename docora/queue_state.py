@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker as it registered itself, and what it is at."""
+    """A worker as it registered itself, and what it is at. Leases that it holds have its name as `lease_owner`."""
 
     name: str
     host: str
@@ -49,11 +49,6 @@ class Worker:
     born_at: datetime | None
     seen_at: datetime | None
     job: Job | None
-
-    @property
-    def identity(self) -> str:
-        """As `docora.worker.identity` writes it."""
-        return f"{self.host}:{self.pid}"
 
     @property
     def is_gone(self) -> bool:

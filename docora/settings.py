@@ -76,6 +76,9 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
 # --- Where things are --------------------------------------------------------------------------------------------------
 DATA_DIR = Path(text("DATA_DIR", default=str(Path.cwd() / "var"))).absolute()
 REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
+# No bound by default: nobody else knows how much of the disk is for mirrors, and one that is too small has everything
+# fetched again and again, which git hosts limit.
+REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
 _keys = datadir.Keys(DATA_DIR)

@@ -4,6 +4,7 @@ outlives an absence of Redis."""
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -26,7 +27,7 @@ from docora.process import die_with
 logger = logging.getLogger(__name__)
 
 _stopping = threading.Event()
-_worker_pid = 0
+_worker_name = ""
 HAND_OVER_SECONDS = 8.0
 WORKER_TTL_SECONDS = 25
 
@@ -46,9 +47,9 @@ def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
 
 
 def identity() -> str:
-    """`host:pid` of the worker that this process works for, as it registered itself in Redis; outside of workers, of the
+    """The name of the worker that this process works for, as Redis knows it; outside of workers, `host:pid` of the
     process itself."""
-    return f"{socket.gethostname()}:{_worker_pid or os.getpid()}"
+    return _worker_name or f"{socket.gethostname()}:{os.getpid()}"
 
 
 def warm_up() -> None:
@@ -61,9 +62,11 @@ class DocoraWorker(Worker):
 
     max_connection_wait_time = 2.0  # seconds; nothing waits longer than this once Redis is back
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, queues: Any, name: str | None = None, **kwargs: Any) -> None:
+        """Two containers may have the same pid, and even the same host name: the last part is the worker's own."""
+        name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
-        super().__init__(*args, **kwargs)
+        super().__init__(queues, name, **kwargs)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """rq ends a worker, and its job with it, whose Redis is away. The job needs only the database: it is waited
@@ -109,8 +112,8 @@ class DocoraWorker(Worker):
         super().fork_work_horse(job, queue)
 
     def setup_work_horse_signals(self) -> None:
-        global _worker_pid
-        _worker_pid = self._parent_pid
+        global _worker_name
+        _worker_name = self.name
         die_with(self._parent_pid, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)

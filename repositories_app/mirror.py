@@ -48,7 +48,8 @@ class Mirror:
     @contextlib.contextmanager
     def in_use(self, tick: git.Tick) -> Iterator[None]:
         """Hold the shared lock: nobody removes or repacks the mirror meanwhile."""
-        with self._lock("use", tick, shared=True):
+        with self._lock("use", tick, shared=True) as fd:
+            os.utime(fd)
             yield
 
     @contextlib.contextmanager
@@ -205,10 +206,26 @@ class Mirror:
             return False
         return True
 
-    def remove(self, tick: git.Tick) -> None:
-        """Delete the mirror once nobody uses it. Not inside `in_use`."""
-        with self._lock("use", tick), self._lock("fetch", tick):
-            shutil.rmtree(self.directory, ignore_errors=True)
+    def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True) -> bool:
+        """Delete the mirror and its locks once nobody uses it, or unless somebody does, without `wait`. Whether it is
+        gone. Not inside `in_use`."""
+        try:
+            with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
+                with contextlib.suppress(OSError):  # first: what is left if this process is killed is no mirror, then
+                    (self.directory / "HEAD").unlink()
+                shutil.rmtree(self.directory, ignore_errors=True)
+                for name in ("fetch", "use"):
+                    self._lock_file(name).unlink(missing_ok=True)
+        except BlockingIOError:
+            return False
+        return not self.directory.exists()
+
+    def used_at(self) -> float:
+        """When it was last in use, in Unix seconds; 0 where nobody knows."""
+        try:
+            return self._lock_file("use").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def blobs(self) -> "BlobReader":
         return BlobReader(
@@ -275,16 +292,18 @@ class Mirror:
     @contextlib.contextmanager
     def _lock(
         self, name: str, tick: git.Tick = lambda: None, *, shared: bool = False, wait: bool = True
-    ) -> Iterator[None]:
-        """Children that are started meanwhile hold it as well."""
+    ) -> Iterator[int]:
+        """Its descriptor; children that are started meanwhile hold it as well."""
         make_private(self.directory.parent)
-        path = Path(f"{self.directory}.{name}.lock")
-        with file_locks.hold(path, shared=shared, wait=wait, tick=tick) as fd:
+        with file_locks.hold(self._lock_file(name), shared=shared, wait=wait, tick=tick) as fd:
             self._fds.append(fd)
             try:
-                yield
+                yield fd
             finally:
                 self._fds.remove(fd)
+
+    def _lock_file(self, name: str) -> Path:
+        return Path(f"{self.directory}.{name}.lock")
 
 
 def _peeled(commit: str) -> str:

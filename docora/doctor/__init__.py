@@ -36,6 +36,7 @@ def examinations(*, offline: bool = False, app_id: str = "") -> list[Examination
         Examination("pauses", work.pauses, needs=("database",)),
         Examination("addresses", outbound.addresses),
         Examination("disk", disk.space),
+        Examination("mirrors", disk.mirrors),
         Examination("delivery", delivery.on_this_machine),
     ]
     if not offline:

@@ -26,6 +26,7 @@ PAGE = "/admin/deliveries_app/queue/"
 LIVE = "/admin/live/queue/"
 SEES = ("view_queue", "view_apprepository", "view_app")
 ME = Actor.command()
+WORKER = "box:7:0123abcd"
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def viewer(db) -> Client:
     return staff("victor", *SEES)
 
 
-def lease(pair: AppRepository, settings, *, left: float | None = None, owner: str = "box:7") -> None:
+def lease(pair: AppRepository, settings, *, left: float | None = None, owner: str = WORKER) -> None:
     """As if a worker were at it; its lease lasts so many seconds more."""
     AppRepository.objects.filter(pk=pair.pk).update(
         status=Status.SCANNING,
@@ -103,13 +104,13 @@ def test_what_runs_is_shown_with_its_request_its_bar_and_its_worker(
     begin(pairs[0])
     queueing.enqueue("high", "deliveries_app.jobs.sync_pair", pairs[0].pk, pairs[0].job_id)
     redis_client.delete("rq:queue:high")  # a worker has taken it
-    register(redis_client, "w" * 32, at=pairs[0].job_id, state="busy")
+    register(redis_client, WORKER, at=pairs[0].job_id, state="busy")
     shown = section(operator, "running")
     assert "acme/docs" in shown
     assert "re-sync, anna" in shown
     assert 'value="40"' in shown
     assert "40 / 100" in shown
-    assert "box:7" in shown
+    assert WORKER in shown
     assert "gone" not in shown
     workers = section(operator, "workers")
     assert "acme/docs → Portal" in workers
@@ -207,7 +208,7 @@ def test_a_lease_that_nobody_extends_says_when_the_repository_is_free_again(
     settings.LEASE_SECONDS = 3600.0
     lease(pairs[0], settings, left=640)
     assert "This worker is gone: the repository is free again in 10 min" in section(operator, "running")
-    register(redis_client, "alive")
+    register(redis_client, WORKER)
     shown = section(operator, "running")
     assert "Not heard from for 49 min" in shown
     assert "If it is gone, the repository is free again in 10 min" in shown
@@ -224,8 +225,8 @@ def test_a_worker_without_a_sign_of_life_is_gone_and_what_it_holds_is_said(
     operator: Client, pairs, redis_client: Redis, settings
 ) -> None:
     settings.LEASE_SECONDS = 3600.0
-    register(redis_client, "killed", seconds_ago=70, state="busy")
-    register(redis_client, "alive", pid=8)
+    register(redis_client, WORKER, seconds_ago=70, state="busy")
+    register(redis_client, "box:7:another", pid=7)  # in another container with the same host name
     assert "It holds no repository any more." in section(operator, "workers")
     lease(pairs[0], settings, left=640)
     shown = section(operator, "workers")

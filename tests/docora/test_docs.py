@@ -22,6 +22,7 @@ from deliveries_app.causes import RootCause
 from deliveries_app.models import Outcome, Reason, Status
 from docora import docs, env_example
 from docora.http import user_agent
+from repositories_app import mirror_cache
 from repositories_app.exceptions import Cause
 from tests.support.staff import staff
 from tests.wire.bodies import BODIES
@@ -304,7 +305,9 @@ def test_the_handbook_names_no_command_probe_or_log_line_that_does_not_exist() -
     assert set(listed) - {"run_id", "operation_id", "sync_failed"} <= logged
 
 
-def test_the_handbook_lists_every_metric_and_no_other(db) -> None:
+def test_the_handbook_lists_every_metric_and_no_other(db, tmp_path: Path, settings) -> None:
+    settings.REPOS_DIR = tmp_path
+    mirror_cache.look_after()  # until a worker has, nothing is told of mirrors
     told = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
     section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
     assert set(re.findall("<code>(docora_\\w+)</code>", section)) == told

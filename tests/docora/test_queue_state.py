@@ -60,9 +60,9 @@ def test_a_worker_is_read_with_the_job_that_it_is_at(redis_client: Redis) -> Non
     redis_client.sadd("rq:worker:busy:one:executions", "job-5:abc")
     register(redis_client, "older", seconds_ago=3)
     older, busy = queue_state.read_workers()
-    assert (older.name, older.identity, older.state, older.queues) == ("older", "box:7", "idle", "high, low")
+    assert (older.name, older.host, older.pid, older.state, older.queues) == ("older", "box", 7, "idle", "high, low")
     assert older.job is None
-    assert (busy.name, busy.identity) == ("busy:one", "box:8")
+    assert (busy.name, busy.pid) == ("busy:one", 8)
     assert busy.job is not None
     assert busy.job.argument == "5"
 

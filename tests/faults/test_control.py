@@ -1,5 +1,13 @@
 """Pause, resume and stop with real workers: they notice within seconds, and what was acknowledged is not sent again."""
 
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deliveries_app import queue_view
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status
 from deliveries_app.services import pause_syncing, resume_syncing, stop_sync, wish
@@ -13,6 +21,7 @@ from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
 ME = Actor.command()
+FILES_OF_ANOTHER = {f"{number}.txt": b"%d" % number for number in range(FILES)}
 
 
 def wait_until_left(pair: AppRepository) -> None:
@@ -89,6 +98,38 @@ def test_a_lease_names_the_worker_and_not_the_process_that_it_forked(world: Worl
     wait_for(lambda: len(world.requests()) > 20, 30)
     pair.refresh_from_db()
     (known,) = queue_state.read_workers()
-    assert (pair.lease_owner, known.pid) == (known.identity, worker.pid)
+    assert (pair.lease_owner, known.pid) == (known.name, worker.pid)
     assert known.job is not None
     assert (known.state, known.job.argument) == ("busy", str(pair.pk))
+
+
+def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
+    world: World, daemons: Daemons, tmp_path: Path
+) -> None:
+    def rename() -> None:
+        os.unshare(os.CLONE_NEWUTS)
+        socket.sethostname("docora")
+
+    (tmp_path / "containers").mkdir()
+    containers = Daemons(tmp_path / "containers", daemons.environment, rename)
+    app = world.add_app("Search")
+    pairs = [watched(world)[1], world.watch(FILES_OF_ANOTHER, name="acme/other", app=app)[1]]
+    try:
+        for _ in pairs:
+            containers.start(
+                "rqworker", "high", "default", "low", through=["unshare", "--pid", "--fork", "--kill-child"]
+            )
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"this process may not make containers: {error}")
+    try:
+        wait_for(lambda: AppRepository.objects.leased().count() == 2, 30)
+        owners = set(AppRepository.objects.leased().values_list("lease_owner", flat=True))
+        workers = queue_state.read_workers()
+        assert {(known.host, known.pid) for known in workers} == {("docora", 1)}
+        assert {known.name for known in workers} == owners
+        assert len(owners) == 2
+        assert all(owner.startswith("docora:1:") for owner in owners)
+        lines = queue_view.look().workers
+        assert {line.pair.pk for line in lines if line.pair} == {pair.pk for pair in pairs}
+    finally:
+        containers.close()

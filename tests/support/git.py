@@ -70,10 +70,10 @@ class GitFixture(AbstractContextManager):
     `server.on_request` may be set at any time, `server.requests` tells what was asked for.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         self.directory = directory
         self.tokens: dict[str, set[str]] = {}
-        self.server = GitServer(directory, tokens=self.tokens)
+        self.server = GitServer(directory, host=host, tokens=self.tokens)
         self.server.start()
 
     @property

@@ -4,11 +4,13 @@ Only its binaries: the package's own launcher creates system users, changes perm
 in the user's runtime directory, and leaves the server running when the parent is killed.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, urlencode
@@ -21,7 +23,6 @@ _SUPERUSER = "docora"
 
 # The data live as long as the tests, so nothing is written for the sake of surviving a crash of the machine.
 _SETTINGS = {
-    "listen_addresses": "",
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
@@ -36,7 +37,8 @@ _SETTINGS = {
 
 
 class PostgresServer(Server):
-    """Listens on a Unix socket in a folder that only its own user and root can enter; no port, no password."""
+    """Listens on a Unix socket in a folder that only its own user and root can enter; no port unless `listening_at`, no
+    password."""
 
     name = "postgres"
     refuses_root: ClassVar[bool] = True
@@ -46,6 +48,7 @@ class PostgresServer(Server):
     def __init__(self, scratch: ScratchFolder | None = None) -> None:
         super().__init__(scratch)
         self.data = self.folder / "data"
+        self._address = ""
         self._install = _package_folder()
 
     @property
@@ -56,6 +59,21 @@ class PostgresServer(Server):
         """The address of one of its databases, as libpq and django-environ both understand it."""
         query = urlencode({"host": str(self.folder), "user": _SUPERUSER}, safe="/")
         return f"postgresql:///{quote(database, safe='')}?{query}"
+
+    @contextlib.contextmanager
+    def listening_at(self, address: str, network: str) -> Iterator[Callable[[str], str]]:
+        """Restarted, so that it listens there too meanwhile and trusts the network; what its databases' URLs are there."""
+        rules = self.data / "pg_hba.conf"
+        before = rules.read_text()
+        rules.write_text(f"{before}\nhost all all {network} trust\n")
+        self._address = address
+        self.restart()
+        try:
+            yield lambda database: f"postgresql://{_SUPERUSER}@{address}/{quote(database, safe='')}"
+        finally:
+            rules.write_text(before)
+            self._address = ""
+            self.restart()
 
     def create_database(self, name: str) -> str:
         """A new empty database; returns its address."""
@@ -81,7 +99,11 @@ class PostgresServer(Server):
         self._run("postgres", "--single", "-D", str(self.data), "postgres", stdin="CREATE DATABASE docora\n")
 
     def command(self) -> list[str]:
-        settings = _SETTINGS | {"unix_socket_directories": str(self.folder), "unix_socket_permissions": "0700"}
+        settings = _SETTINGS | {
+            "listen_addresses": self._address,
+            "unix_socket_directories": str(self.folder),
+            "unix_socket_permissions": "0700",
+        }
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [str(self._binary("postgres")), "-D", str(self.data), *options]
 

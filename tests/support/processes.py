@@ -1,13 +1,12 @@
 """Real `manage.py` processes on the test's database, and what can befall them."""
 
-import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from django.db import connections
@@ -20,19 +19,32 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Daemon:
-    """One `manage.py` process, in a session of its own, that ends with the tests whatever happens."""
+    """One `manage.py` process, in a session of its own, that ends with the tests whatever happens.
 
-    def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
+    `enter` is what the new process does before it becomes that one, `through` a command that starts it."""
+
+    def __init__(
+        self,
+        log: Path,
+        environment: Mapping[str, str],
+        *arguments: str,
+        enter: Callable[[], None] = lambda: None,
+        through: Sequence[str] = (),
+    ) -> None:
+        def prepare() -> None:
+            die_with_parent(signal.SIGKILL)
+            enter()
+
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROJECT / "manage.py"), *arguments],
+                [*through, sys.executable, str(PROJECT / "manage.py"), *arguments],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
+                preexec_fn=prepare,
             )
 
     @property
@@ -64,13 +76,17 @@ class Daemon:
 class Daemons:
     """Starts them; `close` ends every one of them."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str], enter: Callable[[], None] = lambda: None
+    ) -> None:
         self._directory = directory
+        self._enter = enter
         self.environment = dict(environment)
         self._started: list[Daemon] = []
 
-    def start(self, *arguments: str) -> Daemon:
-        daemon = Daemon(self._directory / f"daemon-{len(self._started)}.log", self.environment, *arguments)
+    def start(self, *arguments: str, through: Sequence[str] = ()) -> Daemon:
+        log = self._directory / f"daemon-{len(self._started)}.log"
+        daemon = Daemon(log, self.environment, *arguments, enter=self._enter, through=through)
         self._started.append(daemon)
         return daemon
 

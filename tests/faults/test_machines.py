@@ -1,0 +1,252 @@
+"""Several machines at one PostgreSQL and one Redis, each with mirrors of its own: whichever takes a job does it, and one
+that dies or is cut off is made up for by the others.
+
+They are namespaces of this machine's network, with cables that can be pulled.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from django.db import connection, connections
+from django.db.models.functions import Now
+
+from deliveries_app.models import App, AppRepository, Delivery, Status
+from repositories_app.mirror import Mirror
+from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
+from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept
+from tests.support.network import Machine, Network, NoNamespaces
+from tests.support.postgres import PostgresServer
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
+from tests.support.valkey import ValkeyServer
+from tests.support.world import World
+
+LEASE_SECONDS = 6
+
+
+@dataclass
+class Place:
+    """A machine, the processes on it, and the folder of its mirrors."""
+
+    machine: Machine
+    daemons: Daemons
+    mirrors: Path
+
+    def start(self, workers: int = 1) -> None:
+        self.daemons.sweep()
+        for _ in range(workers):
+            self.daemons.worker()
+
+    def mirror_of(self, pair: AppRepository) -> Mirror:
+        return Mirror(self.mirrors / f"{pair.repository.repository_id}.git")
+
+
+@pytest.fixture
+def network(postgres_server: PostgresServer) -> Iterator[Network]:
+    with Network() as network:
+        try:
+            for name in ("harbour", "hill"):
+                network.machine(name)
+        except NoNamespaces as error:
+            pytest.skip(str(error))
+        yield network
+
+
+@pytest.fixture
+def world(network: Network, transactional_db: None, tmp_path: Path, settings) -> Iterator[World]:
+    """Its git server and its receiver are on the network, and nowhere else."""
+    settings.ALLOWED_GIT_HOSTS, settings.ALLOWED_PRIVATE_NETWORKS = [network.address], [ip_network(network.range)]
+    world = World(tmp_path, network.address)
+    App.objects.update(max_in_flight=MAX_IN_FLIGHT)
+    world.app.refresh_from_db()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def places(
+    network: Network,
+    world: World,
+    postgres_server: PostgresServer,
+    valkey_server: ValkeyServer,
+    tmp_path: Path,
+    settings,
+) -> Iterator[tuple[Place, Place]]:
+    shared = {
+        "SECRET_KEY": settings.SECRET_KEY,
+        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+        "ALLOWED_GIT_HOSTS": network.address,
+        "ALLOWED_PRIVATE_NETWORKS": network.range,
+        "LEASE_SECONDS": str(LEASE_SECONDS),
+        "RECORD_BATCH": str(RECORD_BATCH),
+        "SWEEP_INTERVAL_SECONDS": "1",
+    }
+    name = str(connection.settings_dict["NAME"])
+    connections.close_all()  # PostgreSQL is restarted
+    with (
+        postgres_server.listening_at(network.address, network.range) as url_of,
+        valkey_server.listening_at(network.address) as redis_url,
+    ):
+        made = []
+        for machine in network.machines:
+            folder = tmp_path / machine.name
+            folder.mkdir()
+            own = {"DATABASE_URL": url_of(name), "REDIS_URL": redis_url, "DATA_DIR": str(folder)}
+            daemons = Daemons(folder, os.environ | shared | own, machine.enter)
+            made.append(Place(machine, daemons, folder / "repos"))
+        yield made[0], made[1]
+        for place in made:
+            place.daemons.close()
+        connections.close_all()
+
+
+def host_of(pair: AppRepository) -> str:
+    """The machine that holds or held the repository's lease last."""
+    return AppRepository.objects.get(pk=pair.pk).lease_owner.partition(":")[0]
+
+
+def wait_until_at_head(repo: Repo, pair: AppRepository, timeout: float = 60) -> None:
+    AppRepository.objects.filter(pk=pair.pk).update(next_check_at=Now())
+    at_head = AppRepository.objects.filter(pk=pair.pk, last_commit=repo.head, status=Status.SYNCED)
+    wait_for(at_head.exists, timeout, 0.05)
+
+
+def no_traceback(places: tuple[Place, ...]) -> None:
+    logs = "\n".join(place.daemons.logs() for place in places)
+    assert "Traceback" not in logs, logs.partition("Traceback")[2][:3000]
+
+
+def test_pushes_are_synced_by_whichever_machine_takes_the_job(world: World, places: tuple[Place, Place]) -> None:
+    world.answer(lambda note: time.sleep(0.02))
+    files = {f"{number}.txt": b"%d" % number for number in range(60)}
+    apps = [world.app, *(world.add_app(f"App {number}", max_in_flight=2) for number in range(5))]
+    watches = [world.watch(files, name=f"acme/widgets-{number}", app=app) for number, app in enumerate(apps)]
+    for place in places:
+        place.start()
+    for _, pair in watches:
+        wait_until_synced(pair)
+    assert {host_of(pair) for _, pair in watches} == {"harbour", "hill"}
+    for repo, _ in watches:
+        repo.commit({"pushed.txt": b"new", "0.txt": None})
+    for repo, pair in watches:
+        wait_until_at_head(repo, pair)
+        assert_promise_kept(world, repo, pair)
+        assert any(place.mirror_of(pair).has(repo.head) for place in places)
+    told = Counter((record.app_id, record.kind, record.path) for record in world.requests())
+    assert max(told.values()) == 1
+    assert len(told) == len(watches) * (60 + 2)
+    assert not AppRepository.objects.leased().exists()
+    no_traceback(places)
+
+
+def test_a_repository_moves_to_a_machine_without_a_mirror_and_back_to_one_that_is_behind(
+    world: World, places: tuple[Place, Place]
+) -> None:
+    repo, pair = world.watch({f"{number}.txt": b"%d" % number for number in range(30)})
+    here, there = places
+    told = 0
+    for number, (place, has_mirror, changes) in enumerate([(here, False, 30), (there, False, 3), (here, True, 3)]):
+        assert place.mirror_of(pair).directory.exists() == has_mirror
+        if number:
+            repo.commit({f"{number}.txt": None, "new.txt": b"%d" % number, f"more-{number}.txt": b"more"})
+        base = pair.base_commit
+        place.start()
+        wait_until_at_head(repo, pair)
+        assert_promise_kept(world, repo, pair)
+        assert host_of(pair) == place.machine.name
+        assert not base or not place.mirror_of(pair).has(base)  # the difference could not be asked of git
+        told += changes
+        assert len(world.requests()) == told
+        place.daemons.close()
+    no_traceback(places)
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_what_a_machine_that_fell_was_at_is_finished_by_another_one_once_its_lease_is_over(
+    world: World, places: tuple[Place, Place], how: str
+) -> None:
+    repo, pair = watched(world)
+    for place in places:
+        place.start()
+    wait_for(lambda: len(world.requests()) > 0.3 * FILES, 30)
+    fallen, other = sorted(places, key=lambda place: place.machine.name != host_of(pair))
+    assert fallen.machine.name == host_of(pair)
+    fell_at = time.monotonic()
+    if how == "killed":
+        fallen.daemons.close()
+    else:
+        fallen.machine.cut_off()
+    wait_for(lambda: host_of(pair) == other.machine.name, 30, 0.05)
+    assert time.monotonic() - fell_at < LEASE_SECONDS + 5
+    wait_until_synced(pair)
+    assert_promise_kept(world, repo, pair)
+    assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
+    (run,) = world.runs(pair)
+    assert (run.outcome, run.files_done, run.files_total, run.attempts) == ("succeeded", FILES, FILES, 2)
+    assert not AppRepository.objects.leased().exists()
+    no_traceback((other,))
+
+
+def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_again(
+    world: World, places: tuple[Place, Place]
+) -> None:
+    repo, pair = watched(world)
+    lost, other = places
+    supervisor = lost.daemons.start("up", "--no-migrate", "--workers", "1")  # it starts again what gives up
+    wait_for(lambda: len(world.requests()) > 0.3 * FILES, 60)
+    lost.machine.cut_off()
+    other.start()
+    wait_until_synced(pair)
+    assert host_of(pair) == other.machine.name
+    rows = list(Delivery.objects.filter(pair=pair).order_by("path").values())
+    state = AppRepository.objects.filter(pk=pair.pk).values().get()
+    told = len(world.requests())
+    other.daemons.close()
+    lost.machine.connect()
+
+    gadgets, later = world.watch(name="acme/gadgets")
+    wait_until_synced(later)
+    assert host_of(later) == lost.machine.name
+    assert_promise_kept(world, gadgets, later)
+    # What its kernel still held for the client may come now; the client does not take what is older than what it has.
+    late = [record for record in world.requests()[told:] if record.repository == str(pair.repository)]
+    assert len(late) <= MAX_IN_FLIGHT
+    assert list(Delivery.objects.filter(pair=pair).order_by("path").values()) == rows
+    checks = {"next_check_at", "last_scanned_at"}
+    now = AppRepository.objects.filter(pk=pair.pk).values().get()
+    assert {name for name in state if state[name] != now[name]} <= checks
+    assert_promise_kept(world, repo, pair)
+    supervisor.terminate()
+    assert supervisor.process.wait(30) == 0
+
+
+def test_the_requests_that_an_app_gets_at_once_are_counted_over_all_machines(
+    world: World, places: tuple[Place, Place]
+) -> None:
+    world.answer(lambda note: time.sleep(0.02))
+    files = {f"{number}.txt": b"%d" % number for number in range(100)}
+    watches = [world.watch(files, name=f"acme/widgets-{number}") for number in range(6)]
+    for place in places:
+        place.start(workers=2)
+    at_once: set[frozenset[str]] = set()
+
+    def all_synced() -> bool:
+        owners = AppRepository.objects.leased().values_list("lease_owner", flat=True)
+        at_once.add(frozenset(owner.partition(":")[0] for owner in owners))
+        return AppRepository.objects.filter(status=Status.SYNCED).count() == len(watches)
+
+    wait_for(all_synced, 90, 0.02)
+    assert frozenset({"harbour", "hill"}) in at_once
+    assert 1 < world.receiver.max_in_flight(world.app.app_id) <= MAX_IN_FLIGHT
+    for repo, pair in watches:
+        assert_promise_kept(world, repo, pair)
+    assert len(world.requests()) == 6 * 100
+    no_traceback(places)

@@ -1,0 +1,280 @@
+"""The mirrors of one machine stay within their bound: what was used least lately goes, nobody is waited for, and what is
+needed again is made anew."""
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.test import Client
+
+from docora import worker
+from docora.doctor import disk
+from repositories_app import file_locks, mirror_cache
+from repositories_app.mirror import Mirror
+from repositories_app.models import Repository
+from repositories_app.services import mirror_of
+from tests.support.doctor import fines, warnings
+from tests.support.git import GitFixture, Repo
+
+LARGE = 1_000_000
+ROOM = LARGE + mirror_cache.EMPTY_BYTES + 10_000  # of a mirror with a file of that size, which cannot be compressed
+
+
+@pytest.fixture(autouse=True)
+def folder(transactional_db, tmp_path: Path, settings) -> Path:
+    settings.REPOS_DIR = tmp_path / "repos"
+    return settings.REPOS_DIR
+
+
+@pytest.fixture
+def mirrors(server: GitFixture, fetched: Callable[..., str]) -> Callable[..., list[Mirror]]:
+    """Mirrors of so many repositories, each with a file of such a size, used in their order a minute apart."""
+
+    def make(count: int, size: int = LARGE) -> list[Mirror]:
+        made = []
+        for number in range(count):
+            repo = server.repo(f"acme/widgets-{Repository.objects.count()}", {"large.bin": os.urandom(size)})
+            owner, name = repo.name.split("/")
+            mirror = mirror_of(Repository.objects.create(canonical_url=repo.url, owner=owner, name=name))
+            fetch(mirror, repo)
+            used(mirror, minutes_ago=60 - number)
+            made.append(mirror)
+        return made
+
+    return make
+
+
+def fetch(mirror: Mirror, repo: Repo) -> str:
+    with mirror.in_use(lambda: None):
+        return mirror.fetch(repo.url, "", repo.head, "watch", timeout=60.0, tick=lambda: None)
+
+
+def used(mirror: Mirror, *, minutes_ago: float) -> None:
+    moment = time.time() - 60 * minutes_ago
+    os.utime(f"{mirror.directory}.use.lock", (moment, moment))
+
+
+def there(mirrors: list[Mirror]) -> list[bool]:
+    return [mirror.directory.exists() for mirror in mirrors]
+
+
+def look_after(folder: Path) -> None:
+    """As if it were time for it."""
+    (folder / "mirrors.json").unlink(missing_ok=True)
+    mirror_cache.look_after()
+
+
+# --- What goes -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_mirrors_that_were_used_least_lately_go_until_the_rest_is_within_the_bound(
+    mirrors, folder: Path, settings
+) -> None:
+    made = mirrors(4)
+    with made[0].in_use(lambda: None):
+        pass  # the first one to be fetched is the last one that was used
+    settings.REPOS_MAX_BYTES = 2 * ROOM
+    look_after(folder)
+    assert there(made) == [True, False, False, True]
+    assert not list(folder.glob(f"{made[1].directory.name}*")), "its locks have gone with it"
+    assert mirror_cache.measure().bytes <= settings.REPOS_MAX_BYTES
+
+
+def test_without_a_bound_all_of_them_stay(mirrors, folder: Path) -> None:
+    made = mirrors(3)
+    look_after(folder)
+    assert there(made) == [True, True, True]
+
+
+def test_one_that_is_in_use_stays_and_nobody_is_waited_for(mirrors, folder: Path, settings) -> None:
+    made = mirrors(3)
+    settings.REPOS_MAX_BYTES = 1
+    with Mirror(made[0].directory).in_use(lambda: None):
+        used(made[0], minutes_ago=90)
+        look_after(folder)
+        assert there(made) == [True, False, False]
+    look_after(folder)
+    assert there(made) == [False, False, False]
+
+
+def test_one_that_git_still_works_in_stays_when_its_worker_was_killed(mirrors, folder: Path, settings) -> None:
+    [made] = mirrors(1)
+    settings.REPOS_MAX_BYTES = 1
+    with made.in_use(lambda: None):
+        reader = made.blobs()  # its process has inherited the lock
+    with reader:
+        look_after(folder)
+        assert made.directory.exists()
+    look_after(folder)
+    assert not made.directory.exists()
+
+
+def test_one_that_is_larger_than_the_bound_goes_before_all_others_and_the_log_says_so(
+    mirrors, folder: Path, settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    small, [large] = mirrors(2, 1000), mirrors(1)
+    used(large, minutes_ago=0)
+    settings.REPOS_MAX_BYTES = LARGE
+    with caplog.at_level(logging.INFO, "repositories_app.mirror_cache"):
+        look_after(folder)
+    assert there([*small, large]) == [True, True, False]
+    [said] = caplog.records
+    assert (said.message, said.levelname, said.bound) == ("mirror_larger_than_bound", "WARNING", LARGE)  # type: ignore[attr-defined]
+    assert f"{said.repository}.git" == large.directory.name  # type: ignore[attr-defined]
+
+
+def test_what_belongs_to_no_repository_goes_without_a_bound_too_and_nothing_else_is_touched(
+    mirrors, folder: Path
+) -> None:
+    kept, gone = mirrors(2, 10)
+    Repository.objects.filter(repository_id=gone.directory.stem).delete()
+    (folder / "repo_without_mirror.git.use.lock").touch()
+    foreign = [folder / name for name in ("lost+found", "repo_copy.git.old", "notes.txt", "other.git")]
+    for path in foreign:
+        path.mkdir()
+    look_after(folder)
+    left = {path.name for path in folder.iterdir()} - {path.name for path in foreign}
+    ours = kept.directory.name
+    assert left == {ours, f"{ours}.use.lock", f"{ours}.fetch.lock", "mirrors.json", "mirrors.lock"}
+    assert all(path.is_dir() for path in foreign)
+
+
+# --- When it is done -----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_done_once_a_minute_at_most_and_by_one_process_at_a_time(mirrors, folder: Path, settings) -> None:
+    made = mirrors(2)
+    mirror_cache.look_after()
+    settings.REPOS_MAX_BYTES = 1
+    mirror_cache.look_after()
+    assert there(made) == [True, True], "it was done a moment ago"
+    moment = time.time() - mirror_cache.EVERY_SECONDS - 1
+    os.utime(folder / "mirrors.json", (moment, moment))
+    with (folder / "mirrors.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        mirror_cache.look_after()
+    assert there(made) == [True, True], "somebody else was at it"
+    mirror_cache.look_after()
+    assert there(made) == [False, False]
+
+
+def test_a_worker_that_is_told_to_stop_removes_no_more(mirrors, folder: Path, settings, monkeypatch) -> None:
+    made = mirrors(2)
+    settings.REPOS_MAX_BYTES = 1
+    monkeypatch.setattr(worker, "_stopping", threading.Event())
+    worker.request_stop()
+    look_after(folder)
+    assert there(made) == [True, True]
+
+
+def test_a_disk_without_room_for_it_is_no_failure_of_the_job(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mirror_cache.look_after()  # nothing was ever fetched
+    folder.mkdir()
+    (folder / "mirrors.lock").mkdir()
+    mirror_cache.look_after()
+    assert [record.message for record in caplog.records] == ["mirrors_not_looked_after"]
+
+
+# --- What becomes of one that went ---------------------------------------------------------------------------------------
+
+
+def test_one_that_went_is_made_anew_at_the_next_fetch(
+    server: GitFixture, mirrors, folder: Path, settings, tmp_path: Path
+) -> None:
+    [made] = mirrors(1, 1000)
+    settings.REPOS_MAX_BYTES = 1
+    look_after(folder)
+    repo = Repo("acme/widgets-0", server.directory / "acme/widgets-0.git", server.server)
+    assert not made.has(repo.head)
+    assert fetch(made, repo) == repo.head
+    assert made.has(repo.head)
+
+
+def test_one_whose_removal_was_cut_short_is_no_mirror_and_is_made_anew(
+    server: GitFixture, mirrors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [made] = mirrors(1, 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # killed here
+        made.remove()
+    assert made.directory.exists()
+    repo = Repo("acme/widgets-0", server.directory / "acme/widgets-0.git", server.server)
+    assert not made.has(repo.head)
+    assert fetch(made, repo) == repo.head
+
+
+def test_who_waits_for_a_lock_whose_file_is_removed_gets_the_one_that_others_see(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    waits, holds, done = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with file_locks.hold(path, shared=False, tick=waits.set):
+            holds.set()
+            done.wait(10)
+
+    with file_locks.hold(path, shared=False):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waits.wait(10)
+        path.unlink()
+    assert holds.wait(10)
+    try:
+        with pytest.raises(BlockingIOError), file_locks.hold(path, shared=False, wait=False):
+            pass
+    finally:
+        done.set()
+        thread.join(10)
+
+
+# --- What is told of it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_what_is_measured_is_near_what_the_disk_gives(mirrors, folder: Path, size: int) -> None:
+    mirrors(5, size)
+    taken = sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+    measured = mirror_cache.measure()
+    assert measured.mirrors == 5
+    assert 0.5 < measured.bytes / taken < 2
+
+
+def metrics() -> dict[str, float]:
+    lines = (line.split() for line in Client().get("/metrics").text.splitlines() if line.startswith("docora_mirrors"))
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_metrics_tell_what_was_last_measured_on_this_machine(mirrors, folder: Path, settings) -> None:
+    settings.REPOS_MAX_BYTES = 5 * ROOM
+    mirrors(2)
+    assert metrics() == {}, "no worker has looked yet"
+    look_after(folder)
+    size = mirror_cache.measure()
+    assert size.bytes > 2 * LARGE
+    assert metrics() == {
+        "docora_mirrors_bytes": size.bytes,
+        "docora_mirrors": 2,
+        "docora_mirrors_max_bytes": settings.REPOS_MAX_BYTES,
+    }
+    for damaged in ("", "[]", "{}", json.dumps({"bytes": 1})):
+        (folder / "mirrors.json").write_text(damaged)
+        assert metrics() == {}
+
+
+def test_the_doctor_says_what_mirrors_take_and_whether_the_disk_is_full_before_their_bound(
+    mirrors, folder: Path, settings
+) -> None:
+    assert "0 mirrors in" in fines(disk.mirrors())
+    mirrors(1)
+    assert "holds 1 mirror in 1.1 MB; nothing bounds them (REPOS_MAX_BYTES)." in fines(disk.mirrors())
+    settings.REPOS_MAX_BYTES = 2_000_000
+    assert "REPOS_MAX_BYTES bounds them to 2.0 MB." in fines(disk.mirrors())
+    settings.REPOS_MAX_BYTES = 1000
+    assert "removes what is too much after its next sync" in fines(disk.mirrors())
+    settings.REPOS_MAX_BYTES = 10**18
+    assert "The disk is full before that" in warnings(disk.mirrors())

@@ -1,0 +1,114 @@
+"""Several machines inside this one: network namespaces with host names of their own, each on a cable of its own.
+
+What this process listens on at `Network.address` they reach over their cables, and nothing else. A machine lasts as long
+as a process in it: nothing of it is left when the tests have ended, however they did.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import subprocess
+from typing import Self
+
+from docora.process import die_with_parent
+
+
+class NoNamespaces(Exception):
+    """This process may not make networks of its own; says in a sentence why."""
+
+
+class Machine:
+    """One that is called `name`, at `address`. The cable is between `address` and the network's own."""
+
+    def __init__(self, name: str, address: str, to: str, cable: str) -> None:
+        self.name, self.address, self._to, self._cable = name, address, to, cable
+        self._namespaces: list[int] = []
+        try:
+            self._keeper = subprocess.Popen(["sleep", "infinity"], preexec_fn=functools.partial(_become, name))
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NoNamespaces(f"A network namespace cannot be made here: {error}") from None
+        try:
+            for kind in ("net", "uts"):
+                self._namespaces.append(os.open(f"/proc/{self._keeper.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+            self._lay_cable()
+        except BaseException:
+            self.close()
+            raise
+
+    def enter(self) -> None:
+        """The calling process moves there, for good; it must have one thread."""
+        for namespace in self._namespaces:
+            os.setns(namespace)
+
+    def cut_off(self) -> None:
+        """Pull the cable: neither side is told of it."""
+        _ip("link", "set", self._cable, "down")
+
+    def connect(self) -> None:
+        """Plug it in, again."""
+        _ip("link", "set", self._cable, "up")
+
+    def close(self) -> None:
+        for namespace in self._namespaces:
+            os.close(namespace)
+        self._keeper.kill()
+        self._keeper.wait(10)
+        with contextlib.suppress(NoNamespaces):  # the kernel would do it too, a moment later
+            _ip("link", "delete", self._cable)
+
+    def _lay_cable(self) -> None:
+        """The same address stands at our end of every cable, so that all machines know one server by one address."""
+        there = str(self._keeper.pid)
+        _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", there)
+        _ip("address", "add", self._to, "peer", self.address, "dev", self._cable)
+        self.connect()
+        _ip("address", "add", self.address, "peer", self._to, "dev", "eth0", inside=there)
+        for device in ("lo", "eth0"):
+            _ip("link", "set", device, "up", inside=there)
+
+
+class Network:
+    """Machines are made by `machine`; `close` ends them. Raises `NoNamespaces` where the first of them is made."""
+
+    def __init__(self) -> None:
+        number = os.getpid()
+        prefix = f"10.{64 + number // 250 % 64}.{number % 250}"  # other test processes have others
+        self.address, self.range = f"{prefix}.1", f"{prefix}.0/24"
+        self._prefix = prefix
+        self.machines: list[Machine] = []
+
+    def machine(self, name: str) -> Machine:
+        number = len(self.machines) + 2
+        cable = f"docora{os.getpid() % 100_000}-{number}"  # 15 characters at most
+        machine = Machine(name, f"{self._prefix}.{number}", self.address, cable)
+        self.machines.append(machine)
+        return machine
+
+    def close(self) -> None:
+        for machine in self.machines:
+            machine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _become(name: str) -> None:
+    die_with_parent(signal.SIGKILL)
+    os.unshare(os.CLONE_NEWNET | os.CLONE_NEWUTS)
+    socket.sethostname(name)
+
+
+def _ip(*arguments: str, inside: str = "") -> None:
+    """One command of iproute2, here or in the network of that process."""
+    there = ["nsenter", "--target", inside, "--net"] if inside else []
+    try:
+        subprocess.run([*there, "ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
+    except FileNotFoundError as error:
+        raise NoNamespaces(f"A network cannot be made here: {error}") from None
+    except subprocess.CalledProcessError as error:
+        raise NoNamespaces(f"A network cannot be made here: {error.stderr.strip()}") from None
