@@ -1,0 +1,66 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app import situation
+from deliveries_app.api import watch_facts
+from deliveries_app.management.finding import app_of
+from deliveries_app.situation import Line, Situation
+from docora.console import FAILED, add_json, moment, write_json, write_table
+
+
+class Command(BaseCommand):
+    help = "What fails, is synced and waits, of all apps or of one; exit 1 if something fails."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("app_id", nargs="?", help="only this app")
+        parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most so many (50)")
+        add_json(parser, "paused, workers, sweep_seconds, the numbers, and lines")
+        parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        found = situation.look(app_of(options["app_id"]) if options["app_id"] else None, max(0, options["limit"]))
+        if options["json"]:
+            write_json(self.stdout, _facts(found))
+        else:
+            self.stdout.write(_words(found))
+            write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, found.lines))
+        if found.failing:
+            raise SystemExit(FAILED)
+
+
+def _facts(found: Situation) -> dict[str, Any]:
+    return {
+        "paused": found.pause is not None,
+        "workers": len(found.signs.workers) if found.signs else None,
+        "sweep_seconds": found.signs.sweep_age if found.signs else None,
+        **{name: getattr(found, name) for name in ("watches", "failing", "given_up", "syncing", "waiting")},
+        "lines": [_line(line) for line in found.lines],
+    }
+
+
+def _line(line: Line) -> dict[str, Any]:
+    facts = {"state": line.state, "failing_since": line.pair.failing_since, "root_cause": line.pair.root_cause or None}
+    return watch_facts(line.pair) | facts | {"percent": line.percent, "next": line.next.words, "next_at": line.next.at}
+
+
+def _words(found: Situation) -> str:
+    told = [
+        f"{found.watches:,} watched repositories: {found.failing:,} failing ({found.given_up:,} of them given up until the "
+        f"next rescan), {found.syncing:,} syncing, {found.waiting:,} waiting."
+    ]
+    if found.pause:
+        told.append(f"All syncing has been paused by {found.pause.paused_by} since {moment(found.pause.since)}.")
+    if found.signs is None:
+        told.append("Redis does not answer: nothing new is begun.")
+    elif not found.signs.workers or found.signs.sweep_is_late:
+        told.append("A part of Docora does not run: manage.py doctor says which.")
+    return "\n".join(told)
+
+
+def _row(line: Line) -> list[str]:
+    pair = line.pair
+    done = f"{line.percent} % sent. " if line.percent is not None else ""
+    after = f" ({line.next.words}{f' {moment(line.next.at)}' if line.next.at else ''})"
+    what = done + " ".join(pair.last_error.split()) + after
+    return [str(pair.app), str(pair.repository), f"{pair.app.app_id} {pair.repository.repository_id}", line.state, what]
