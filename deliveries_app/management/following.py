@@ -33,6 +33,14 @@ def check_options(options: dict[str, Any]) -> None:
 
 def follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
     """Say what was asked for and, with `--wait`, how it ended: exit 1 unless all of it succeeded."""
+    try:
+        _follow(command, asked, options)
+    except KeyboardInterrupt:
+        command.stderr.write(_goes_on(asked))
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
     facts = _facts(asked)
     if not options["json"]:
         command.stdout.write(_words(asked))
@@ -42,12 +50,13 @@ def follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
             write_json(command.stdout, facts)
         return
     tally = _wait(command, asked, options["timeout"], quiet=options["json"])
-    problem = _problem(asked, tally) if tally.finished else f"Not finished after {options['timeout']:g} seconds. "
     if options["json"]:
         outcome = {"outcome": asked.outcome, "error": asked.error} if isinstance(asked, SyncRun) else {}
         write_json(command.stdout, facts | outcome | tally.as_dict())
-    if problem:
-        raise CommandError(problem if tally.finished else problem + _goes_on(asked))
+    if not tally.finished:
+        raise CommandError(f"Not finished after {options['timeout']:g} seconds. {_goes_on(asked)}")
+    if tally.succeeded < tally.total:
+        raise CommandError(_problem(asked, tally))
 
 
 def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: bool) -> Tally:
@@ -55,18 +64,14 @@ def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: b
     deadline = time.monotonic() + timeout if timeout is not None else None
     if current_pause():
         command.stderr.write("All syncing is paused: this waits until it is resumed.")
-    try:
-        with Bar(quiet=quiet) as bar:
-            while True:
-                tally = _look(asked)
-                many = f"{tally.completed:,} of {tally.total:,} repositories, files"
-                bar.show(many if tally.total > 1 else "Files", tally.files_done, tally.files_total or None)
-                if tally.finished or (deadline is not None and time.monotonic() >= deadline):
-                    return tally
-                time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        command.stderr.write(_goes_on(asked))
-        raise SystemExit(INTERRUPTED) from None
+    with Bar(quiet=quiet) as bar:
+        while True:
+            tally = _look(asked)
+            many = f"{tally.completed:,} of {tally.total:,} repositories, files"
+            bar.show(many if tally.total > 1 else "Files", tally.files_done, tally.files_total or None)
+            if tally.finished or (deadline is not None and time.monotonic() >= deadline):
+                return tally
+            time.sleep(_POLL_SECONDS)
 
 
 def _look(asked: Asked) -> Tally:
@@ -75,10 +80,7 @@ def _look(asked: Asked) -> Tally:
 
 
 def _problem(asked: Asked, tally: Tally) -> str:
-    """Empty if all of it succeeded. What somebody cancelled or a later request took over did not: its files may not be
-    there."""
-    if tally.succeeded == tally.total:
-        return ""
+    """What somebody cancelled, or a later request took over, did not succeed either: its files may not be there."""
     if isinstance(asked, BulkOperation):
         endings = {"failed": tally.failed, "cancelled": tally.cancelled, "taken over": tally.superseded}
         told = ", ".join(f"{count:,} {words}" for words, count in endings.items() if count)
