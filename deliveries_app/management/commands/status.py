@@ -46,8 +46,8 @@ def _line(line: Line) -> dict[str, Any]:
 
 def _words(found: Situation) -> str:
     told = [
-        f"{found.watches:,} watched repositories: {found.failing:,} failing ({found.given_up:,} of them given up until the "
-        f"next rescan), {found.syncing:,} syncing, {found.waiting:,} waiting."
+        f"Watched repositories: {found.watches:,}; failing: {found.failing:,}, of which {found.given_up:,} are given up until "
+        f"the next rescan; syncing: {found.syncing:,}; waiting: {found.waiting:,}."
     ]
     if found.pause:
         told.append(f"All syncing has been paused by {found.pause.paused_by} since {moment(found.pause.since)}.")
