@@ -1,7 +1,9 @@
 """The commands that an operator types, in groups: what `help` shows first, and what the shells complete."""
 
 import re
+from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -70,6 +72,53 @@ def line_of(name: str) -> str:
     told = LINES.get(name) or load(name).help
     sentence = _SENTENCE.match(" ".join(told.split()))
     return sentence[1] if sentence else told
+
+
+@dataclass(frozen=True)
+class Described:
+    """A command as the handbook has it: `synopsis` with its arguments, `words` about it, options that explain themselves."""
+
+    synopsis: str
+    words: str
+    options: list[tuple[str, str]]
+
+
+@cache
+def reference() -> dict[str, list[Described]]:
+    """Group → its commands. What is not Docora's own has no options here."""
+    return {title: [_described(name) for name in names] for title, names in groups().items()}
+
+
+def own_options(parser: ArgumentParser) -> Iterator[Action]:
+    """Those of the command itself; not the ones that every command has from Django, but for `--help`."""
+    common = set(BaseCommand().create_parser("", "")._option_string_actions) - {"--help"}
+    for action in parser._actions:
+        if action.option_strings and not common & set(action.option_strings):
+            yield action
+
+
+def _described(name: str) -> Described:
+    if name in LINES:
+        return Described(name, LINES[name], [])
+    command = load(name)
+    parser = command.create_parser("", name)
+    positional = [action for action in parser._actions if not action.option_strings and action.help != SUPPRESS]
+    arguments = [_argument(action) for action in positional]
+    options = [
+        (" ".join([action.option_strings[0], *_value(action)]), action.help or "")
+        for action in own_options(parser)
+        if "--help" not in action.option_strings
+    ]
+    return Described(" ".join([name, *arguments]), command.help, options)
+
+
+def _argument(action: Action) -> str:
+    name = str(action.metavar or action.dest.upper())
+    return name if action.nargs is None else f"[{name}]"
+
+
+def _value(action: Action) -> list[str]:
+    return [] if action.nargs == 0 else [str(action.metavar or action.dest.upper())]
 
 
 class CommandLine(ManagementUtility):

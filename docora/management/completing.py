@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from django.core.management.base import BaseCommand
 from django.db import DatabaseError, InterfaceError, connection
 
 from deliveries_app.models import App, AppRepository, BulkOperation
@@ -63,12 +62,10 @@ def _option(parser: ArgumentParser, word: str) -> Action | None:
 
 
 def _options(parser: ArgumentParser, given: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Those of the command itself that are not there yet; not Django's, which every command has."""
-    common = set(BaseCommand().create_parser("docora", "")._option_string_actions) - {"--help"}
-    for action in parser._actions:
-        name = next((name for name in action.option_strings if name.startswith("--")), "")
-        if name and name not in common and not set(action.option_strings) & set(given):
-            yield name, (action.help or "") % {"default": action.default, "prog": ""}
+    """Those of the command itself that are not there yet."""
+    for action in command_list.own_options(parser):
+        if not set(action.option_strings) & set(given):
+            yield action.option_strings[-1], action.help or ""
 
 
 def _positionals(parser: ArgumentParser, given: Sequence[str]) -> list[str]:

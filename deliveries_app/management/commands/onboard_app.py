@@ -18,7 +18,9 @@ class Command(BaseCommand):
         parser.add_argument("base_url", help="notifications go to BASE_URL/create and so on")
         parser.add_argument("email", help="of whoever looks after the app")
         key = parser.add_mutually_exclusive_group()
-        key.add_argument("--client-auth-key", default="", help="16 to 500 characters; generated if not given")
+        key.add_argument(
+            "--client-auth-key", metavar="KEY", default="", help="16 to 500 characters; generated if not given"
+        )
         key.add_argument(
             "--client-auth-key-stdin",
             action="store_true",

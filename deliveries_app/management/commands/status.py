@@ -15,7 +15,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
         parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most so many (50)")
-        add_json(parser, "paused, workers, sweep_seconds, the numbers, and lines")
+        add_json(parser, "paused, workers, sweep_seconds, watches, failing, given_up, syncing, waiting, lines")
         parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:

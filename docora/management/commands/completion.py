@@ -1,3 +1,4 @@
+from argparse import SUPPRESS
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -11,7 +12,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("shell", choices=(*completing.SHELLS, "words"), metavar="bash|zsh|fish")
-        parser.add_argument("words", nargs="*", help="what the scripts ask with: completion words -- WORD …")
+        parser.add_argument("words", nargs="*", help=SUPPRESS)  # the scripts ask: completion words -- WORD …
         parser.epilog = "In ~/.bashrc: source <(manage.py completion bash)"
 
     def handle(self, *args: Any, **options: Any) -> None:
