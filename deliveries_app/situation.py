@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count, Q
+from django.db.models import Count, F, Q
 from django.db.models.functions import Now
 
 from deliveries_app import failing, tallies
+from deliveries_app.api import watch_facts
 from deliveries_app.models import App, AppRepository, Status, SyncPause, SyncRun
 from deliveries_app.services import current_pause
 from deliveries_app.waiting import NextTry, next_try
@@ -28,6 +29,16 @@ class Line:
     percent: int | None
     next: NextTry
 
+    def as_dict(self) -> dict[str, Any]:
+        facts = {
+            "state": self.state,
+            "failing_since": self.pair.failing_since,
+            "root_cause": self.pair.root_cause or None,
+        }
+        return (
+            watch_facts(self.pair) | facts | {"percent": self.percent, "next": self.next.words, "next_at": self.next.at}
+        )
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -42,6 +53,15 @@ class Situation:
     syncing: int
     waiting: int
     lines: list[Line]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "paused": self.pause is not None,
+            "workers": len(self.signs.workers) if self.signs else None,
+            "sweep_seconds": self.signs.sweep_age if self.signs else None,
+            **{name: getattr(self, name) for name in ("watches", "failing", "given_up", "syncing", "waiting")},
+            "lines": [line.as_dict() for line in self.lines],
+        }
 
 
 def look(app: App | None, at_most: int) -> Situation:
@@ -58,8 +78,10 @@ def look(app: App | None, at_most: int) -> Situation:
     )
     pause = current_pause()
     told = failing.with_state(pairs.filter(_FAILS | _SYNCS | _WAITS)).select_related("app", "repository")
-    order = ("failing_since", "-status", "next_sync_at", "pk")  # "scanning" lies behind "pending_snapshot"
-    rows: list[Any] = list(told.order_by(*order)[:at_most])
+    first = F("failing_since").asc(nulls_last=True)
+    rows: list[Any] = list(
+        told.order_by(first, "-status", "next_sync_at", "pk")[:at_most]
+    )  # "scanning" before "pending"
     percents = _percents(rows)
     lines = [Line(pair, _state(pair), percents.get(pair.pk), next_try(pair, pause)) for pair in rows]
     return Situation(pause=pause, signs=heartbeat.read(), lines=lines, **counts)

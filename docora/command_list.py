@@ -90,8 +90,8 @@ def reference() -> dict[str, list[Described]]:
 
 
 def own_options(parser: ArgumentParser) -> Iterator[Action]:
-    """Those of the command itself; not the ones that every command has from Django, but for `--help`."""
-    common = set(BaseCommand().create_parser("", "")._option_string_actions) - {"--help"}
+    """Those of the command itself; not the ones that every command has from Django."""
+    common = set(BaseCommand().create_parser("", "")._option_string_actions)
     for action in parser._actions:
         if action.option_strings and not common & set(action.option_strings):
             yield action
@@ -104,11 +104,7 @@ def _described(name: str) -> Described:
     parser = command.create_parser("", name)
     positional = [action for action in parser._actions if not action.option_strings and action.help != SUPPRESS]
     arguments = [_argument(action) for action in positional]
-    options = [
-        (" ".join([action.option_strings[0], *_value(action)]), action.help or "")
-        for action in own_options(parser)
-        if "--help" not in action.option_strings
-    ]
+    options = [(" ".join([one.option_strings[0], *_value(one)]), one.help or "") for one in own_options(parser)]
     return Described(" ".join([name, *arguments]), command.help, options)
 
 

@@ -132,7 +132,7 @@ class Bar:
         words, done, total = self._latest
         if self._is_live:
             if self._task is None:
-                self._task = self._progress.add_task("")
+                self._task = self._progress.add_task(words, total=total)
                 self._progress.start()
             self._progress.update(self._task, description=words, completed=done, total=total)
             self._next = time.monotonic() + _BAR_SECONDS

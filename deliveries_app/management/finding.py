@@ -1,4 +1,4 @@
-"""The rows that ids on the command line name; an id that names none is one sentence."""
+"""The rows that ids on the command line name; an id that names none is one sentence, and so is what a service refuses."""
 
 from django.core.management.base import CommandError
 from django.db.models import Model, QuerySet
@@ -28,6 +28,11 @@ def pair_of(app_id: str, repository_id: str) -> AppRepository:
 def repository_of(repository_id: str) -> Repository:
     nothing = f"There is no repository {repository_id}; see list_watches."
     return _first(Repository.objects.all(), {"repository_id": repository_id}, nothing)
+
+
+def refusal(error: Exception) -> CommandError:
+    """What a service has against it, in its own words."""
+    return CommandError(" ".join(getattr(error, "messages", [str(error)])))
 
 
 def _first[M: Model](rows: QuerySet[M], ids: dict[str, str], nothing: str) -> M:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -11,7 +14,7 @@ from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.services import current_pause, resync_by_app, resync_single
 from deliveries_app.services.tokens import authenticate, live_tokens
-from tests.support.commands import run, run_json
+from tests.support.commands import PROJECT, run, run_json
 from tests.support.receiver import Answer
 from tests.support.staff import fail
 from tests.support.world import World
@@ -204,3 +207,15 @@ def test_list_watches_lists_all_those_of_an_app_or_those_that_fail(pairs) -> Non
     found = [line.split("\t")[:2] for line in run("list_watches", pairs[0].app.app_id).splitlines()]
     assert found == [ids_of(pairs[0]), ids_of(pairs[1])]
     assert [line.split("\t")[1] for line in run("list_watches", "--failing").splitlines()] == [ids_of(pairs[1])[1]]
+
+
+@pytest.mark.parametrize("name", ["list_apps", "list_watches"])
+def test_a_list_whose_reader_has_left_ends_quietly(pairs, instance_environment: dict[str, str], name: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    call = [sys.executable, str(PROJECT / "manage.py"), name]
+    with os.fdopen(writing, "wb") as gone:
+        done = subprocess.run(
+            call, env=instance_environment, stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")

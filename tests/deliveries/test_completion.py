@@ -100,8 +100,8 @@ def test_options_are_those_of_the_command_that_are_not_given_yet(db) -> None:
     def words(*typed: str) -> list[str]:
         return [word for word, _ in completing.candidates(typed)]
 
-    assert words("prune", "--") == ["--help", "--dry-run", "--json"]
-    assert words("prune", "--dry-run", "--") == ["--help", "--json"]
+    assert words("prune", "--") == ["--dry-run", "--json"]
+    assert words("prune", "--dry-run", "--") == ["--json"]
     assert words("resync", "--timeout", "") == [], "a number is nobody's to guess"
     assert words("completion", "") == ["bash", "zsh", "fish", "words"]
     assert words("prune", "x", "") == words("nonsense", "") == []

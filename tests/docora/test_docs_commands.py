@@ -39,7 +39,7 @@ def test_every_argument_and_option_of_a_command_is_told_and_no_other(section: st
         if name in command_list.LINES:
             continue
         parser = command_list.load(name).create_parser("manage.py", name)
-        wanted = {action.option_strings[0] for action in command_list.own_options(parser)} - {"-h"}
+        wanted = {action.option_strings[0] for action in command_list.own_options(parser)}
         assert wanted <= set(re.findall(r"--[a-z-]+", words)), name
         assert set(re.findall(r" (--[a-z-]+)", words)) <= wanted, name
         for action in parser._positionals._group_actions:

@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -18,19 +19,20 @@ class Command(BaseCommand):
         parser.epilog = "The ids alone: list_apps | cut -f1"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["json"]:
-            for app in _apps():
-                write_json(self.stdout, app)
-            return
-        rows = (
-            [app["app_id"], app["name"], app["base_url"], f"{app['watches']:,}", f"{app['failing']:,}",
-             "paused" if app["paused"] else ""]
-            for app in _apps()
-        )  # fmt: skip
-        write_table(self.stdout, ["Id", "Name", "Base URL", "Watches", "Failing", ""], rows)
+        with closing(_apps()) as apps:
+            if options["json"]:
+                for app in apps:
+                    write_json(self.stdout, app)
+            else:
+                write_table(self.stdout, ["Id", "Name", "Base URL", "Watches", "Failing", ""], map(_row, apps))
 
 
-def _apps() -> Iterator[dict[str, Any]]:
+def _row(app: dict[str, Any]) -> list[str]:
+    numbers = [f"{app['watches']:,}", f"{app['failing']:,}"]
+    return [app["app_id"], app["name"], app["base_url"], *numbers, "paused" if app["paused"] else ""]
+
+
+def _apps() -> Generator[dict[str, Any]]:
     alive = Q(watches__isnull=False, watches__ended_at=None)
     apps = App.objects.filter(ended_at=None).annotate(
         watched=Count("watches", alive), failing=Count("watches", alive & Q(watches__failing_since__isnull=False))

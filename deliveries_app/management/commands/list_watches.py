@@ -1,10 +1,12 @@
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.api import watch_facts
 from deliveries_app.management.finding import app_of, pairs_of
-from deliveries_app.models import AppRepository
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from docora.console import add_json, moment, write_json, write_table
 
 _SLICE = 500
@@ -23,12 +25,16 @@ class Command(BaseCommand):
         pairs = pairs_of(app_of(options["app_id"]) if options["app_id"] else None)
         if options["failing"]:
             pairs = pairs.failing()
-        found = pairs.iterator(chunk_size=_SLICE)
-        if options["json"]:
-            for pair in found:
-                write_json(self.stdout, watch_facts(pair))
-        else:
-            write_table(self.stdout, ["App", "Id", "URL", "Status", "Files", "Last sync"], map(_row, found))
+        with closing(_each(pairs)) as found:
+            if options["json"]:
+                for pair in found:
+                    write_json(self.stdout, watch_facts(pair))
+            else:
+                write_table(self.stdout, ["App", "Id", "URL", "Status", "Files", "Last sync"], map(_row, found))
+
+
+def _each(pairs: AppRepositoryQuerySet) -> Generator[AppRepository]:
+    yield from pairs.iterator(chunk_size=_SLICE)
 
 
 def _row(pair: AppRepository) -> list[str]:

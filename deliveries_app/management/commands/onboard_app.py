@@ -2,9 +2,10 @@ import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
+from deliveries_app.management.finding import refusal
 from deliveries_app.payloads import timestamp
 from deliveries_app.services import onboard_app
 from docora.console import add_json, write_json
@@ -40,7 +41,7 @@ class Command(BaseCommand):
                 client_auth_key=key,
             )
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
+            raise refusal(error) from None
         facts = {
             "app_id": made.app.app_id,
             "token": made.token,

@@ -4,7 +4,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of
+from deliveries_app.management.finding import app_of, refusal
+from deliveries_app.services import NotFound
 from deliveries_app.services.pinging import send_ping
 from docora.console import add_json, write_json, wrong_usage
 
@@ -21,7 +22,10 @@ class Command(BaseCommand):
         app = app_of(options["app_id"])
         if options["new_key"] and not app.is_rotating_key:
             raise wrong_usage(f"{app} has no new key: rotate_key makes one.")
-        ping = send_ping(Actor.command(), app, new_key=options["new_key"])
+        try:
+            ping = send_ping(Actor.command(), app, new_key=options["new_key"])
+        except NotFound as error:
+            raise refusal(error) from None
         if options["json"]:
             write_json(self.stdout, {"app_id": app.app_id, **asdict(ping)})
         elif ping.delivered:

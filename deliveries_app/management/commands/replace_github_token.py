@@ -2,10 +2,10 @@ import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import pair_of
+from deliveries_app.management.finding import pair_of, refusal
 from deliveries_app.services.operations import NotFound
 from deliveries_app.services.watch_settings import replace_github_token
 from docora.console import add_json, write_json
@@ -29,10 +29,8 @@ class Command(BaseCommand):
             self.stderr.write("The token, and Enter:", self.style.NOTICE)
         try:
             replace_github_token(Actor.command(), pair, sys.stdin.readline().strip())
-        except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
-        except (GitError, NotFound) as error:
-            raise CommandError(str(error)) from None
+        except (ValidationError, GitError, NotFound) as error:
+            raise refusal(error) from None
         if options["json"]:
             write_json(self.stdout, {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id})
         else:

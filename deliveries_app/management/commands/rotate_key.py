@@ -2,11 +2,12 @@ import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of
+from deliveries_app.management.finding import app_of, refusal
 from deliveries_app.models import App
+from deliveries_app.services import NotFound
 from deliveries_app.services.keys import KeyRotationError, cancel_key_rotation, retire_old_key, start_key_rotation
 from docora.console import add_json, write_json
 
@@ -29,8 +30,8 @@ class Command(BaseCommand):
         app = app_of(options["app_id"])
         try:
             facts, words = _take_step(app, options)
-        except (ValidationError, KeyRotationError) as error:
-            raise CommandError(" ".join(getattr(error, "messages", [str(error)]))) from None
+        except (ValidationError, KeyRotationError, NotFound) as error:
+            raise refusal(error) from None
         if options["json"]:
             write_json(self.stdout, {"app_id": app.app_id, **facts})
         else:

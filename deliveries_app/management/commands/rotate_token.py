@@ -2,10 +2,11 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of
+from deliveries_app.management.finding import app_of, refusal
+from deliveries_app.services import NotFound
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
 from docora.console import add_json, add_yes, confirm, moment, write_json, wrong_usage
 
@@ -36,8 +37,8 @@ class Command(BaseCommand):
             confirm(f"The token that {app} uses now will be refused at once.", yes=options["yes"])
         try:
             made = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
-        except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
+        except (ValidationError, NotFound) as error:
+            raise refusal(error) from None
         facts = {"app_id": app.app_id, "token": made.token, "old_accepted_until": made.old_accepted_until}
         if options["json"]:
             write_json(self.stdout, facts)

@@ -3,7 +3,6 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app import situation
-from deliveries_app.api import watch_facts
 from deliveries_app.management.finding import app_of
 from deliveries_app.situation import Line, Situation
 from docora.console import FAILED, add_json, moment, write_json, write_table
@@ -21,27 +20,12 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         found = situation.look(app_of(options["app_id"]) if options["app_id"] else None, max(0, options["limit"]))
         if options["json"]:
-            write_json(self.stdout, _facts(found))
+            write_json(self.stdout, found.as_dict())
         else:
             self.stdout.write(_words(found))
             write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, found.lines))
         if found.failing:
             raise SystemExit(FAILED)
-
-
-def _facts(found: Situation) -> dict[str, Any]:
-    return {
-        "paused": found.pause is not None,
-        "workers": len(found.signs.workers) if found.signs else None,
-        "sweep_seconds": found.signs.sweep_age if found.signs else None,
-        **{name: getattr(found, name) for name in ("watches", "failing", "given_up", "syncing", "waiting")},
-        "lines": [_line(line) for line in found.lines],
-    }
-
-
-def _line(line: Line) -> dict[str, Any]:
-    facts = {"state": line.state, "failing_since": line.pair.failing_since, "root_cause": line.pair.root_cause or None}
-    return watch_facts(line.pair) | facts | {"percent": line.percent, "next": line.next.words, "next_at": line.next.at}
 
 
 def _words(found: Situation) -> str:

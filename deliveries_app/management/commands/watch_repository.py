@@ -2,10 +2,10 @@ import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of
+from deliveries_app.management.finding import app_of, refusal
 from deliveries_app.services import watch
 from docora.console import add_json, write_json
 from repositories_app.exceptions import GitError, InvalidUrl
@@ -26,10 +26,8 @@ class Command(BaseCommand):
         token = sys.stdin.readline().strip() if options["github_token_stdin"] else ""
         try:
             watched = watch(Actor.command(), app, options["url"], token)
-        except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
-        except (InvalidUrl, GitError) as error:
-            raise CommandError(str(error)) from None
+        except (ValidationError, InvalidUrl, GitError) as error:
+            raise refusal(error) from None
         if options["json"]:
             write_json(self.stdout, watched.as_dict())
             return
