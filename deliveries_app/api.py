@@ -125,7 +125,7 @@ def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
         "page": page.number,
         "pages": page.paginator.num_pages,
         "total": page.paginator.count,
-        "repositories": [_watch(pair) for pair in page.object_list],
+        "repositories": [watch_facts(pair) for pair in page.object_list],
     }
 
 
@@ -135,23 +135,7 @@ def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str,
     if not fragments.may_see_operations(request.user):
         raise PermissionDenied
     operation = _operation(operation_id)
-    tally = tallies.of_operation(operation)
-    return {
-        "operation_id": operation.operation_id,
-        "total": tally.total,
-        "completed": tally.completed,
-        "succeeded": tally.succeeded,
-        "failed": tally.failed,
-        "cancelled": tally.cancelled,
-        "superseded": tally.superseded,
-        "files_total": tally.files_total,
-        "files_done": tally.files_done,
-        "files_failed": tally.files_failed,
-        "bytes_total": tally.bytes_total,
-        "bytes_done": tally.bytes_done,
-        "percent": tally.percent,
-        "finished": tally.finished,
-    }
+    return {"operation_id": operation.operation_id, **tallies.of_operation(operation).as_dict()}
 
 
 @require_POST
@@ -201,7 +185,8 @@ def _body(request: HttpRequest) -> dict[str, Any]:
     return facts
 
 
-def _watch(pair: AppRepository) -> dict[str, Any]:
+def watch_facts(pair: AppRepository) -> dict[str, Any]:
+    """A watch, as scripts are told of it here and by the commands."""
     return {
         "app_id": pair.app.app_id,
         "app_name": pair.app.name,

@@ -71,6 +71,11 @@ class Tally:
         rate = self.files_per_second
         return (self.files_total - self.files_done) / rate if rate > 0 and not self.finished else None
 
+    def as_dict(self) -> dict[str, int]:
+        """For scripts: the admin JSON and the commands."""
+        names = ("total", *_ENDINGS, *_COUNTS, "percent", "finished")
+        return {name: getattr(self, name) for name in names}
+
 
 def run_counts(run: SyncRun) -> dict[str, int]:
     return {name: getattr(run, name) for name in _COUNTS}

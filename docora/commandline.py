@@ -5,6 +5,7 @@ first, so that this process, its children and every other command of the same fo
 """
 
 import os
+import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -44,17 +45,64 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
 
 
+def spare_the_folder(arguments: Sequence[str]) -> None:
+    """Completion is asked for in any folder: it must not leave generated keys there. It decrypts nothing."""
+    if arguments and arguments[0] == "completion":
+        for name in ("SECRET_KEY", "ENCRYPTION_KEYS"):
+            os.environ[name] = os.environ.get(name) or "for-completion-only"
+
+
+def sentence_of(error: Exception) -> str:
+    """What a person at the command line is told instead of a traceback; empty for what nobody has foreseen."""
+    from django.core.exceptions import ImproperlyConfigured
+    from django.db import DatabaseError, InterfaceError, OperationalError
+
+    from docora.crypto import DecryptionError
+    from docora.redaction import redact
+    from docora.redis import RedisError
+
+    cause = redact(next(iter(str(error).strip().splitlines()), "")).rstrip(".")
+    match error:
+        case ImproperlyConfigured():
+            return f"Docora cannot start: {error}"
+        case DatabaseError() if re.search("no such (table|column)|(relation|column) .* does not exist", cause):
+            return f"The database is not that of this version ({cause}). Migrate it: {program()} migrate"
+        case OperationalError() | InterfaceError():
+            return f"The database cannot be used: {cause}. Check DATABASE_URL, and whether it runs."
+        case RedisError():
+            return f"Redis does not answer: {cause}. Check REDIS_URL, and whether it runs."
+        case DecryptionError():
+            return str(error)
+    return ""
+
+
 def main() -> None:
     if sys.argv[1:] in (["--version"], ["version"]):
         sys.stdout.write(f"{__version__}\n")  # Django would tell its own
         return
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
     sys.path.append(str(Path.cwd()))  # FILE_TRANSFORMS may lie there; the children of `up` look there anyway
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
-    from django.core.exceptions import ImproperlyConfigured
-    from django.core.management import execute_from_command_line
+    spare_the_folder(sys.argv[1:])
+    from docora.command_list import CommandLine
+    from docora.console import BROKEN_PIPE, INTERRUPTED
 
     try:
-        execute_from_command_line([program(), *sys.argv[1:]])
-    except ImproperlyConfigured as error:
-        raise SystemExit(f"Docora cannot start: {error}") from None
+        try:
+            CommandLine([program(), *sys.argv[1:]]).execute()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read the answer has seen enough. Nothing is left for Python to write at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(BROKEN_PIPE) from None
+    except Exception as error:
+        words = sentence_of(error)
+        if not words or "--traceback" in sys.argv:
+            raise
+        raise SystemExit(words) from None

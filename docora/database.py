@@ -9,13 +9,29 @@ On our side a server that is gone without a word (power, network, firewall) woul
 with something sent and for two hours without.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, InternalError, OperationalError
 
 LOST = (OperationalError, InterfaceError, InternalError)
 """What a database that is gone, or has ended our session, makes of any statement; not what a wrong statement does."""
+
+
+def known(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `read` makes of DATABASE_URL, if it is understood; it is not repeated, for a password may stand in it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they repeat it
+            found = read()
+    except (ValueError, ImproperlyConfigured):
+        found = {}
+    if found.get("ENGINE") not in {"django.db.backends.postgresql", "django.db.backends.sqlite3"}:
+        raise ImproperlyConfigured(
+            "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file."
+        )
+    return found
 
 
 def bounded(given: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 with the final NUL
 
@@ -72,3 +72,11 @@ def embedded_redis_socket(directory: Path) -> Path:
 
 def embedded_redis_url(directory: Path) -> str:
     return f"unix://{quote(str(embedded_redis_socket(directory)))}?db=0"
+
+
+def is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0
+    except ValueError:  # the port is no number
+        return False

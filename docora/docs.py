@@ -18,7 +18,7 @@ from deliveries_app.admin.words import LEFT_OUT
 from deliveries_app.causes import RootCause
 from deliveries_app.models import Outcome, Status
 from deliveries_app.rest import hooks
-from docora import env_example
+from docora import command_list, env_example
 from docora.api import reference
 from docora.http import user_agent
 from docora.openapi import document
@@ -126,6 +126,7 @@ def operations(request: HttpRequest) -> HttpResponse:
     """The handbook of whoever runs Docora."""
     context = {
         "sections": env_example.sections(),
+        "commands": command_list.reference(),
         "statuses": Status,
         "outcomes": Outcome,
         "causes": RootCause,

@@ -5,7 +5,7 @@ the ciphertext it was read as: what is written meanwhile is never lost, any numb
 was stopped is simply started again. Nothing else of a row changes, `updated_at` neither.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -36,6 +36,10 @@ class Column:
     current: int = 0
     unreadable: list[Any] = field(default_factory=list)
 
+    @property
+    def seen(self) -> int:
+        return self.renewed + self.current + len(self.unreadable)
+
     def __str__(self) -> str:
         return f"{self.model._meta.label}.{self.name}"
 
@@ -51,8 +55,11 @@ def columns() -> list[Column]:
     ]
 
 
-def reencrypt(column: Column, *, dry_run: bool = False, at_most: int | None = None) -> None:
-    """Renew every value of one column, or the first `at_most`, and count in `column`. `dry_run` only counts."""
+def reencrypt(
+    column: Column, *, dry_run: bool = False, at_most: int | None = None, told: Callable[[], None] = lambda: None
+) -> None:
+    """Renew every value of one column, or the first `at_most`, and count in `column`. `dry_run` only counts. `told` is
+    called after each of them."""
     for pk, stored in islice(_values(column), at_most):
         match _renew(column, pk, stored, dry_run):
             case _Fate.RENEWED:
@@ -61,6 +68,7 @@ def reencrypt(column: Column, *, dry_run: bool = False, at_most: int | None = No
                 column.current += 1
             case _Fate.UNREADABLE:
                 column.unreadable.append(pk)
+        told()
 
 
 def _rows(column: Column) -> QuerySet[Any]:
@@ -69,9 +77,18 @@ def _rows(column: Column) -> QuerySet[Any]:
     return column.model._base_manager.annotate(stored=raw)
 
 
+def _stored(column: Column) -> QuerySet[Any]:
+    return _rows(column).exclude(stored="").exclude(stored=None)
+
+
+def how_many(column: Column) -> int:
+    """Secrets that are stored in it now."""
+    return _stored(column).count()
+
+
 def _values(column: Column) -> Iterator[tuple[Any, str]]:
     """`(pk, ciphertext)` in the order of the keys. No transaction stays open between the slices."""
-    rows = _rows(column).exclude(stored="").exclude(stored=None).order_by("pk").values_list("pk", "stored")
+    rows = _stored(column).order_by("pk").values_list("pk", "stored")
     found = list(rows[:SLICE])
     while found:
         yield from found

@@ -134,7 +134,7 @@ WEB_THREADS = 16
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------
 DATABASES: dict[str, dict[str, Any]] = {
-    "default": env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+    "default": database.known(lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}"))
 }
 _database = DATABASES["default"]
 _options = _database.setdefault("OPTIONS", {})
@@ -150,6 +150,8 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 10}
 REDIS_URL = text("REDIS_URL", default="") or datadir.embedded_redis_url(DATA_DIR)
+if not datadir.is_redis_url(REDIS_URL):  # not repeated: a password may stand in it
+    raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ the next time goes on with what is left. Three kinds of runs stay, however old t
 - those of a bulk operation that is kept: its final tally is counted from them.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -51,8 +52,11 @@ def enqueue_prune() -> None:
         queueing.enqueue("low", PRUNE_JOB, "old", "prune", owned=False)
 
 
-def prune(*, dry_run: bool = False, stop: Callable[[], bool] = lambda: False) -> Pruned:
-    """Remove what is older than its retention allows, as long as `stop` does not say otherwise. `dry_run` counts only."""
+def prune(
+    *, dry_run: bool = False, stop: Callable[[], bool] = lambda: False, told: Callable[[int], None] = lambda _: None
+) -> Pruned:
+    """Remove what is older than its retention allows, as long as `stop` does not say otherwise. `dry_run` counts only.
+    `told` is called again and again with how much has been removed."""
     now = timezone.now()
     operations = _old_operations(now)
     runs = _old_runs(now, operations)
@@ -65,9 +69,14 @@ def prune(*, dry_run: bool = False, stop: Callable[[], bool] = lambda: False) ->
     }
     if dry_run:
         return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})
-    removed = _remove(runs, "created_at", stop)
-    _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)
-    return Pruned(removed, **{name: _remove(rows, field, stop) for name, (rows, field) in others.items()})
+    gone = Counter[str]()
+    for name, (rows, field) in {"runs": (runs, "created_at"), **others}.items():
+        if name == "operations":
+            _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)
+        for count in _remove(rows, field, stop):
+            gone[name] += count
+            told(gone.total())
+    return Pruned(**gone)
 
 
 def _older(rows: QuerySet[Any], field: str, days: int, now: datetime) -> QuerySet[Any]:
@@ -101,25 +110,28 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
 
 def _detach(runs: QuerySet[SyncRun], stop: Callable[[], bool]) -> None:
     """Runs that outlive their operation forget it; nothing is removed while a run speaks of it."""
-    _by_slices(runs.order_by("pk"), "pk", stop, lambda rows: rows.update(operation=None))
+    for _ in _by_slices(runs.order_by("pk"), "pk", stop, lambda rows: rows.update(operation=None)):
+        pass
 
 
-def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> int:
-    """Without Django's look at every row: what else speaks of them has been seen to."""
+def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterator[int]:
+    """How many rows of each slice. Without Django's look at every row: what else speaks of them has been seen to."""
     if rows.model is BulkOperation:
         rows = rows.filter(~Exists(SyncRun.objects.filter(operation=OuterRef("pk"))))
     return _by_slices(rows.order_by(field, "pk"), field, stop, lambda part: part._raw_delete(using=part.db))
 
 
-def _by_slices(rows: QuerySet[Any], field: str, stop: Callable[[], bool], act: Callable[[QuerySet[Any]], int]) -> int:
+def _by_slices(
+    rows: QuerySet[Any], field: str, stop: Callable[[], bool], act: Callable[[QuerySet[Any]], int]
+) -> Iterator[int]:
     """A transaction for each slice, in the order of `field`, which carries on where the slice before ended: what stays is
-    looked at once. What somebody else holds just now is left for the next time. How many rows."""
-    done, rest = 0, rows
+    looked at once. What somebody else holds just now is left for the next time. How many rows, slice by slice."""
+    rest = rows
     while not stop():
         with transaction.atomic():
             part = list(rest.select_for_update(skip_locked=True).values_list("pk", field)[:_SLICE])
             if not part:
                 break
-            done += act(rows.model._default_manager.filter(pk__in=[pk for pk, _ in part]))
+            done = act(rows.model._default_manager.filter(pk__in=[pk for pk, _ in part]))
+        yield done
         rest = rows.filter(**{f"{field}__gte": part[-1][1]})
-    return done

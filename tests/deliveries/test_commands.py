@@ -4,18 +4,12 @@ import io
 import json
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError
 
-from deliveries_app.models import App, AppRepository, SyncRun
-from deliveries_app.sync import sync
+from deliveries_app.models import App, AppRepository
 from docora.crypto import hash_token
+from tests.support.commands import run
 from tests.support.world import World
-
-
-def run(name: str, *arguments: str, **options) -> str:
-    out = io.StringIO()
-    call_command(name, *arguments, stdout=out, **options)
-    return out.getvalue()
 
 
 def test_onboard_app_prints_the_id_and_both_secrets_once(world: World) -> None:
@@ -98,37 +92,6 @@ def test_watching_again_is_a_full_fresh_sync_of_the_same_row(world: World) -> No
     world.sync(pair)
     assert AppRepository.objects.count() == 1
     assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt"]
-
-
-def test_resync_asks_before_it_does_anything(world: World, monkeypatch) -> None:
-    _, pair = world.watch()
-    world.sync(pair)
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
-    with pytest.raises(CommandError, match="Nothing was done"):
-        run("resync", world.app.app_id)
-    assert "send ALL 1 files" in asked[0]
-    assert SyncRun.objects.count() == 1
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_resync_wait_ends_with_the_outcome(world: World, monkeypatch, settings, works: bool) -> None:
-    settings.MAX_RETRY_ATTEMPTS = 1
-    _, pair = world.watch({"a.txt": b"a", "b.txt": b"b"})
-    world.sync(pair)
-    if not works:
-        from tests.support.receiver import Answer
-
-        world.answer(lambda notification: Answer(500) if notification.path == "b.txt" else None)
-    # The worker of this test: it runs whenever the command looks.
-    monkeypatch.setattr("deliveries_app.management.commands.resync.time.sleep", lambda _: sync(pair.pk))
-    repository_id = pair.repository.repository_id
-    if works:
-        assert "Re-sync queued, run_" in run("resync", world.app.app_id, repository_id, wait=True, yes=True)
-        assert "Bulk re-sync started, bulk_" in run("resync", world.app.app_id, wait=True, yes=True)
-    else:
-        with pytest.raises(CommandError, match="answered 500"):
-            run("resync", world.app.app_id, repository_id, wait=True, yes=True)
 
 
 def test_resync_of_what_is_not_watched_is_one_sentence(world: World) -> None:

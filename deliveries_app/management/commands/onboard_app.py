@@ -1,30 +1,34 @@
-import json
 import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
+from deliveries_app.management.finding import refusal
 from deliveries_app.payloads import timestamp
 from deliveries_app.services import onboard_app
+from docora.console import add_json, write_json
 
 
 class Command(BaseCommand):
     help = "Registers a client app and prints its token and signing key, once."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name")
+        parser.add_argument("name", help="3 to 100 characters")
         parser.add_argument("base_url", help="notifications go to BASE_URL/create and so on")
-        parser.add_argument("email")
+        parser.add_argument("email", help="of whoever looks after the app")
         key = parser.add_mutually_exclusive_group()
-        key.add_argument("--client-auth-key", default="", help="16 to 500 characters; generated if not given")
+        key.add_argument(
+            "--client-auth-key", metavar="KEY", default="", help="16 to 500 characters; generated if not given"
+        )
         key.add_argument(
             "--client-auth-key-stdin",
             action="store_true",
             help="read it from stdin, where no list of processes shows it",
         )
-        parser.add_argument("--json", action="store_true")
+        add_json(parser, "app_id, token, client_auth_key, created_at")
+        parser.epilog = "Example: onboard_app Portal https://portal.example/hooks ops@portal.example --json"
 
     def handle(self, *args: Any, **options: Any) -> None:
         key = sys.stdin.readline().strip() if options["client_auth_key_stdin"] else options["client_auth_key"]
@@ -37,7 +41,7 @@ class Command(BaseCommand):
                 client_auth_key=key,
             )
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
+            raise refusal(error) from None
         facts = {
             "app_id": made.app.app_id,
             "token": made.token,
@@ -45,7 +49,7 @@ class Command(BaseCommand):
             "created_at": timestamp(made.app.created_at),
         }
         if options["json"]:
-            self.stdout.write(json.dumps(facts))
+            write_json(self.stdout, facts)
             return
         self.stdout.write(f"{made.app.name} is registered. Keep these, they are not shown again:")
         for name, value in facts.items():

@@ -1,8 +1,10 @@
+from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.services.pruning import prune
+from docora.console import Bar, add_json, write_json
 
 _WORDS = {
     "runs": ("sync run", "sync runs"),
@@ -19,9 +21,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--dry-run", action="store_true", help="only say how much it would be")
+        add_json(parser, f"dry_run, and how many of {', '.join(_WORDS)}")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        pruned = prune(dry_run=options["dry_run"])
+        with Bar(quiet=options["json"]) as bar:
+            pruned = prune(dry_run=options["dry_run"], told=lambda count: bar.show("Removed", count))
+        if options["json"]:
+            write_json(self.stdout, {"dry_run": options["dry_run"], **asdict(pruned)})
+            return
         parts = [
             f"{count:,} {one if count == 1 else many}"
             for name, (one, many) in _WORDS.items()

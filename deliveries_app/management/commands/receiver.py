@@ -3,6 +3,7 @@
 import base64
 import secrets
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, override
 
@@ -10,11 +11,12 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
+from docora.console import add_json, plain, write_json
 from docora.installation import program
 
 
 class Command(BaseCommand):
-    help = "Receive notifications as a client app would: verify them, keep a copy on disk, print what came."
+    help = "Receives notifications as a client app would: verifies them, keeps a copy on disk, prints what came."
     requires_system_checks = []  # a client runs without Docora's database and Redis
 
     @override
@@ -23,6 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
         parser.add_argument("--key", help="the app's client_auth_key; without one, a new key is made and printed")
         parser.add_argument("--dir", type=Path, help="where the copies are kept (DATA_DIR/receiver)")
+        add_json(parser, "a line for each notification, with the fields of the receiver's Record")
         parser.add_argument("--quiet", action="store_true", help="print nothing but refusals")
 
     @override
@@ -30,6 +33,8 @@ class Command(BaseCommand):
         directory: Path = options["dir"] or Path(settings.DATA_DIR) / "receiver"
         key: str = options["key"] or _new_key()
         self.quiet: bool = options["quiet"]
+        self.as_json: bool = options["json"]
+        self.unread = threading.Event()
         receiver = Receiver(
             directory.absolute(),
             key,
@@ -44,29 +49,39 @@ class Command(BaseCommand):
             reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
             raise CommandError(f"Cannot listen on {options['host']} port {options['port']}: {reason}.") from None
         with receiver:
-            self.stdout.write(f"Listening on {receiver.url}, copies in {receiver.directory}")
+            told = self.stderr if self.as_json else self.stdout
+            told.write(f"Listening on {receiver.url}, copies in {receiver.directory}")
             if not options["key"]:
-                self.stdout.write(
+                told.write(
                     f"No --key was given, so one was made. Onboard an app that uses it:\n  {_hint(receiver.url, key)}"
                 )
             try:
-                threading.Event().wait()
+                self.unread.wait()
             except KeyboardInterrupt:
-                self.stdout.write("")
+                told.write("")
+                return
+        raise BrokenPipeError
 
     def _print(self, record: Record) -> None:
-        if not self.quiet or record.status >= 400:
-            self.stdout.write(describe(record))
-            self.stdout.flush()
+        if self.quiet and record.status < 400:
+            return
+        try:
+            if self.as_json:
+                write_json(self.stdout, asdict(record))
+            else:
+                self.stdout.write(describe(record))
+                self.stdout.flush()
+        except BrokenPipeError:  # in a connection's thread; the main one ends it
+            self.unread.set()
 
 
 def describe(record: Record) -> str:
     """Say on one line what was received and what became of it."""
     if not record.verified:
-        return f"{_plain(record.kind):<14} refused ({record.status}): {record.outcome}"
+        return f"{plain(record.kind):<14} refused ({record.status}): {record.outcome}"
     parts = [f"{record.kind:<14}", record.repository]
     if record.path:
-        parts.append(_plain(record.path))
+        parts.append(plain(record.path))
     if record.kind in ("create", "update"):
         parts.append(f"{record.size:,} bytes")
     if record.chunk:
@@ -75,11 +90,6 @@ def describe(record: Record) -> str:
         parts.append(record.sha[:8])
     parts.append("verified" if record.status < 400 else f"verified, refused ({record.status})")
     return "  ".join([*filter(None, parts), record.outcome])
-
-
-def _plain(text: str) -> str:
-    """Return text from the wire so that it cannot steer a terminal, nor start a new line."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _new_key() -> str:

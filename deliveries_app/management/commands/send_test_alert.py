@@ -1,12 +1,16 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.alerts import send_test
+from docora.console import add_json, write_json
 
 
 class Command(BaseCommand):
     help = "Sends a test to wherever alerts go, ALERT_WEBHOOK_URL and ALERT_EMAILS; exit 1 if it did not arrive."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_json(parser, "channels, a list of target, delivered and problem")
 
     def handle(self, *args: Any, **options: Any) -> None:
         results = send_test()
@@ -14,9 +18,13 @@ class Command(BaseCommand):
             raise CommandError(
                 "Alerts are off. Set ALERT_WEBHOOK_URL, or ALERT_EMAILS with EMAIL_URL and DEFAULT_FROM_EMAIL."
             )
-        for result in results:
-            if not result.problem:
-                self.stdout.write(f"The test alert was taken by {result.target}.")
+        if options["json"]:
+            channels = [{"target": one.target, "delivered": not one.problem, "problem": one.problem} for one in results]
+            write_json(self.stdout, {"channels": channels})
+        else:
+            for result in results:
+                if not result.problem:
+                    self.stdout.write(f"The test alert was taken by {result.target}.")
         problems = [result.problem for result in results if result.problem]
         if problems:
             raise CommandError(f"The test alert did not arrive. {' '.join(problems)}")

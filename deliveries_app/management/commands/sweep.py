@@ -5,6 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app import alerts
 from deliveries_app.sweep import sweep_forever, sweep_once
+from docora.console import add_json, write_json, wrong_usage
 from docora.worker import request_stop
 from repositories_app import remote
 
@@ -14,12 +15,19 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--once", action="store_true", help="one round, then end")
+        add_json(parser, "enqueued; with --once")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["json"] and not options["once"]:
+            raise wrong_usage("--json goes with --once.")
         if options["once"]:
             with remote.new_client() as client:
-                self.stdout.write(f"{sweep_once(client)} enqueued")
+                enqueued = sweep_once(client)
             alerts.go_round()
+            if options["json"]:
+                write_json(self.stdout, {"enqueued": enqueued})
+            else:
+                self.stdout.write(f"{enqueued} enqueued")
             return
         signal.signal(signal.SIGTERM, request_stop)
         signal.signal(signal.SIGINT, request_stop)

@@ -1,13 +1,13 @@
-import json
 import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
+from deliveries_app.management.finding import app_of, refusal
 from deliveries_app.services import watch
+from docora.console import add_json, write_json
 from repositories_app.exceptions import GitError, InvalidUrl
 
 
@@ -15,24 +15,21 @@ class Command(BaseCommand):
     help = "Lets an app watch a repository, after asking git whether it can be read."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id")
-        parser.add_argument("url")
+        parser.add_argument("app_id", help="as list_apps shows it")
+        parser.add_argument("url", help="of the repository, such as https://github.com/acme/docs")
         parser.add_argument("--github-token-stdin", action="store_true", help="read the repository's token from stdin")
-        parser.add_argument("--json", action="store_true")
+        add_json(parser, "repository_id, github_url, owner, name, is_private, created_at")
+        parser.epilog = "A private one: watch_repository APP_ID URL --github-token-stdin < token.txt"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        app = App.objects.filter(app_id=options["app_id"], ended_at=None).first()
-        if app is None:
-            raise CommandError(f"There is no app {options['app_id']}.")
+        app = app_of(options["app_id"])
         token = sys.stdin.readline().strip() if options["github_token_stdin"] else ""
         try:
             watched = watch(Actor.command(), app, options["url"], token)
-        except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
-        except (InvalidUrl, GitError) as error:
-            raise CommandError(str(error)) from None
+        except (ValidationError, InvalidUrl, GitError) as error:
+            raise refusal(error) from None
         if options["json"]:
-            self.stdout.write(json.dumps(watched.as_dict()))
+            write_json(self.stdout, watched.as_dict())
             return
         verb = "watches" if watched.created else "watched already, and everything is sent again:"
         self.stdout.write(f"{app.name} {verb} {watched.pair.repository} ({watched.pair.repository.repository_id})")

@@ -1,13 +1,13 @@
 """`manage.py doctor`: what would bite in production, in words; exit 1 if something does."""
 
 import json
-from argparse import ArgumentParser
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandParser
 
+from docora.console import FAILED, wrong_usage
 from docora.doctor import Level, Report, examinations, examine
 
 _ORDER = list(Level)
@@ -18,21 +18,21 @@ class Command(BaseCommand):
     help = "Says in words what would bite in production, and ends with 1 if something does. Warnings do not count."
     requires_system_checks = []  # they are among the findings
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="a list of {check, level, words, advice}")
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--json", action="store_true", help="for scripts: a list of {check, level, words, advice}")
         parser.add_argument("--offline", action="store_true", help="without what leaves this machine: the git host")
         parser.add_argument("--app", metavar="APP_ID", default="", help="also send the test ping to this app")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["offline"] and options["app"]:
-            raise CommandError("A ping of an app leaves the machine: --app and --offline exclude each other.")
+            raise wrong_usage("A ping of an app leaves the machine: --app and --offline exclude each other.")
         reports = examine(examinations(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
             self.stdout.write(json.dumps([asdict(report) for report in reports], indent=2))
         else:
             self._tell(reports)
         if any(report.level is Level.PROBLEM for report in reports):
-            raise SystemExit(1)
+            raise SystemExit(FAILED)
 
     def _tell(self, reports: list[Report]) -> None:
         """One line for each, problems last, where a terminal shows them."""

@@ -1,54 +1,64 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deliveries_app.models import App, Delivery, HourlyTraffic, SyncRun
+from docora.console import Bar, add_json, write_json, wrong_usage
 from docora.demo.crowd import deliveries, history, layout, tables
 from docora.demo.crowd.layout import Amounts
 from docora.demo.crowd.loading import load
 
 type Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
 
+_AMOUNTS = ("apps", "repositories", "deliveries", "runs")
+
 
 class Command(BaseCommand):
     help = (
-        "Fills an empty database with made-up apps, watched repositories, deliveries and sync runs, as many as a large "
-        "installation has. Nothing of it is ever fetched or sent by itself: every next time lies a year ahead."
+        "Fills an empty database with made-up rows, as many as a large installation has. Nothing of it is ever fetched or "
+        "sent by itself: every next time lies a year ahead."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        for name in ("apps", "repositories", "deliveries", "runs"):
-            parser.add_argument(f"--{name}", type=int, default=getattr(Amounts, name), metavar="N")
+        for name in _AMOUNTS:
+            default = getattr(Amounts, name)
+            parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"so many ({default:,})")
         parser.add_argument("--seed", type=int, default=Amounts.seed, metavar="N", help="another seed, other rows (1)")
         parser.add_argument("--yes", action="store_true", help="also into a database that holds apps already")
+        add_json(parser, "apps, repositories, deliveries, runs")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        amounts = Amounts(**{name: options[name] for name in ("apps", "repositories", "deliveries", "runs", "seed")})
+        amounts = Amounts(**{name: options[name] for name in (*_AMOUNTS, "seed")})
         if amounts.apps < 1 or amounts.repositories < 1 or min(amounts.deliveries, amounts.runs) < 0:
-            raise CommandError("There must be at least one app and one repository.")
+            raise wrong_usage("There must be at least one app and one repository.")
         if not options["yes"] and App.objects.exists():
             raise CommandError(
                 "This database holds apps already, and made-up rows cannot be told from real ones afterwards. "
                 "Give another DATABASE_URL or DATA_DIR; or --yes, if it is to hold both."
             )
-        columns = [TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        with Progress(*columns, console=Console()) as progress:
-            try:
-                with transaction.atomic():
-                    _fill(amounts, lambda rows, words, total: progress.track(rows, total=total, description=words))
-            except IntegrityError as error:
-                raise CommandError(f"Nothing is written: rows of this --seed are here already. ({error})") from None
+        try:
+            with transaction.atomic():
+                _fill(amounts, partial(_track, options["json"]))
+        except IntegrityError as error:
+            raise CommandError(f"Nothing is written: rows of this --seed are here already. ({error})") from None
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE")
+        if options["json"]:
+            write_json(self.stdout, {name: getattr(amounts, name) for name in _AMOUNTS})
+            return
         self.stdout.write(
             f"{amounts.apps:,} apps watch {amounts.repositories:,} repositories; {amounts.deliveries:,} deliveries, "
             f"{amounts.runs:,} sync runs."
         )
+
+
+def _track(quiet: bool, rows: Iterable[Any], words: str, total: int | None) -> Iterator[Any]:
+    with Bar(quiet=quiet) as bar:
+        yield from bar.track(rows, words, total)
 
 
 def _fill(amounts: Amounts, track: Track) -> None:

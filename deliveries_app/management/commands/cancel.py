@@ -1,0 +1,38 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from deliveries_app.actors import Actor
+from deliveries_app.management.finding import pair_of
+from deliveries_app.models import BulkOperation
+from deliveries_app.services import cancel_operation, cancel_request
+from docora.console import add_json, write_json
+
+
+class Command(BaseCommand):
+    help = "Takes back a re-sync or retry that has not ended. What has been sent stays sent."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("id", help="a bulk operation's id (bulk_…), or an app's")
+        parser.add_argument("repository_id", nargs="?", help="with an app's id: the newest request for this repository")
+        add_json(parser, "cancelled, the number of repositories")
+        parser.epilog = "Examples: cancel bulk_0123456789abcdef; cancel APP_ID REPOSITORY_ID"
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["repository_id"]:
+            cancelled = cancel_request(Actor.command(), pair_of(options["id"], options["repository_id"]))
+        else:
+            cancelled = cancel_operation(Actor.command(), _operation(options["id"]))
+        if options["json"]:
+            write_json(self.stdout, {"cancelled": cancelled})
+        elif cancelled:
+            self.stdout.write(f"Cancelled: {cancelled:,} {'repository' if cancelled == 1 else 'repositories'}.")
+        else:
+            self.stdout.write("Nothing was left to cancel.")
+
+
+def _operation(operation_id: str) -> BulkOperation:
+    found = BulkOperation.objects.filter(operation_id=operation_id).first() if operation_id.isprintable() else None
+    if found is None:
+        raise CommandError("There is no such bulk operation. For one repository, give the app's id and its id.")
+    return found

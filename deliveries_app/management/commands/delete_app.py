@@ -1,0 +1,33 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app.actors import Actor
+from deliveries_app.management.finding import app_of, pairs_of
+from deliveries_app.services import delete_app
+from deliveries_app.services.impact import removal_of
+from docora.console import add_json, add_yes, confirm, write_json
+
+
+class Command(BaseCommand):
+    help = "Removes a client app with all that it watches. It keeps its files, and is told nothing."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("app_id", help="as list_apps shows it")
+        add_json(parser, "app_id, watches, the number of those that ended")
+        add_yes(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        app = app_of(options["app_id"])
+        removal = removal_of(pairs_of(app))
+        about = "" if removal.records_are_exact else "about "
+        question = (
+            f"{app} and its token will be unknown at once. It watches {removal.pairs:,} repositories, of which "
+            f"{removal.orphans:,} are watched by nobody else; {about}{removal.records:,} delivery records go."
+        )
+        confirm(question, yes=options["yes"])
+        delete_app(Actor.command(), app)
+        if options["json"]:
+            write_json(self.stdout, {"app_id": app.app_id, "watches": removal.pairs})
+        else:
+            self.stdout.write(f"{app} is removed.")

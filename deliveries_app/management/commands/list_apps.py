@@ -1,0 +1,42 @@
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+from django.db.models import Count, Q
+
+from deliveries_app.models import App
+from docora.console import add_json, write_json, write_table
+
+_SLICE = 500
+
+
+class Command(BaseCommand):
+    help = "Lists the client apps with their ids."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_json(parser, "a line for each app: app_id, name, base_url, email, paused, watches, failing, created_at")
+        parser.epilog = "The ids alone: list_apps | cut -f1"
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        with closing(_apps()) as apps:
+            if options["json"]:
+                for app in apps:
+                    write_json(self.stdout, app)
+            else:
+                write_table(self.stdout, ["Id", "Name", "Base URL", "Watches", "Failing", ""], map(_row, apps))
+
+
+def _row(app: dict[str, Any]) -> list[str]:
+    numbers = [f"{app['watches']:,}", f"{app['failing']:,}"]
+    return [app["app_id"], app["name"], app["base_url"], *numbers, "paused" if app["paused"] else ""]
+
+
+def _apps() -> Generator[dict[str, Any]]:
+    alive = Q(watches__isnull=False, watches__ended_at=None)
+    apps = App.objects.filter(ended_at=None).annotate(
+        watched=Count("watches", alive), failing=Count("watches", alive & Q(watches__failing_since__isnull=False))
+    )
+    names = ("app_id", "name", "base_url", "email", "paused", "watched", "failing", "created_at")
+    for row in apps.values(*names).iterator(chunk_size=_SLICE):
+        yield {"watches" if name == "watched" else name: row[name] for name in names}

@@ -1,0 +1,41 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app.actors import Actor
+from deliveries_app.management import following
+from deliveries_app.management.finding import app_of, pair_of
+from deliveries_app.models import BulkOperation, SyncRun
+from deliveries_app.services import NotFailed, NotFound, retry_all, retry_by_app, retry_single
+from docora.console import write_json, wrong_usage
+
+
+class Command(BaseCommand):
+    help = "Sends what is failing now, instead of at its next time: of one repository, of an app, or of all apps."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("app_id", nargs="?", help="as list_apps shows it")
+        parser.add_argument("repository_id", nargs="?", help="as list_watches shows it; all of the app if left out")
+        parser.add_argument("--all", action="store_true", help="whatever is failing, of all apps")
+        following.add_options(parser)
+        parser.epilog = "For scripts: retry --all --wait --timeout 3600 --json"
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        following.check_options(options)
+        if bool(options["app_id"]) == options["all"]:
+            raise wrong_usage("Give an app id, or --all.")
+        try:
+            following.follow(self, _request(options["app_id"], options["repository_id"]), options)
+        except (NotFailed, NotFound):
+            if options["json"]:
+                write_json(self.stdout, {"kind": "retry", "total": 0})
+            else:
+                self.stdout.write("Nothing of it is failing.")
+
+
+def _request(app_id: str | None, repository_id: str | None) -> SyncRun | BulkOperation:
+    if app_id is None:
+        return retry_all(Actor.command())
+    if repository_id is None:
+        return retry_by_app(Actor.command(), app_of(app_id))
+    return retry_single(Actor.command(), pair_of(app_id, repository_id)).run

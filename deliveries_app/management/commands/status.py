@@ -1,0 +1,51 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app import situation
+from deliveries_app.management.finding import app_of
+from deliveries_app.situation import Line, Situation
+from docora.console import FAILED, add_json, moment, write_json, write_table
+from docora.installation import program
+
+
+class Command(BaseCommand):
+    help = "What fails, is synced and waits, of all apps or of one; exit 1 if something fails."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("app_id", nargs="?", help="only this app")
+        parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most so many (50)")
+        add_json(parser, "paused, workers, sweep_seconds, watches, failing, given_up, syncing, waiting, lines")
+        parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        found = situation.look(app_of(options["app_id"]) if options["app_id"] else None, max(0, options["limit"]))
+        if options["json"]:
+            write_json(self.stdout, found.as_dict())
+        else:
+            self.stdout.write(_words(found))
+            write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, found.lines))
+        if found.failing:
+            raise SystemExit(FAILED)
+
+
+def _words(found: Situation) -> str:
+    told = [
+        f"Watched repositories: {found.watches:,}; failing: {found.failing:,}, of which {found.given_up:,} are given up until "
+        f"the next rescan; syncing: {found.syncing:,}; waiting: {found.waiting:,}."
+    ]
+    if found.pause:
+        told.append(f"All syncing has been paused by {found.pause.paused_by} since {moment(found.pause.since)}.")
+    if found.signs is None:
+        told.append("Redis does not answer: nothing new is begun.")
+    elif not found.signs.workers or found.signs.sweep_is_late:
+        told.append(f"A part of Docora does not run: {program()} doctor says which.")
+    return "\n".join(told)
+
+
+def _row(line: Line) -> list[str]:
+    pair = line.pair
+    done = f"{line.percent} % sent. " if line.percent is not None else ""
+    after = f" ({line.next.words}{f' {moment(line.next.at)}' if line.next.at else ''})"
+    what = done + " ".join(pair.last_error.split()) + after
+    return [str(pair.app), str(pair.repository), f"{pair.app.app_id} {pair.repository.repository_id}", line.state, what]

@@ -1,0 +1,35 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from deliveries_app.actors import Actor
+from deliveries_app.management.finding import pair_of, pairs_of
+from deliveries_app.services import unwatch
+from deliveries_app.services.impact import removal_of
+from docora.console import add_json, add_yes, confirm, write_json
+
+
+class Command(BaseCommand):
+    help = "Stops watching a repository for an app. The app keeps its files, and is told nothing."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("app_id", help="as list_apps shows it")
+        parser.add_argument("repository_id", help="as list_watches shows it")
+        add_json(parser, "app_id, repository_id")
+        add_yes(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        pair = pair_of(options["app_id"], options["repository_id"])
+        removal = removal_of(pairs_of(pair.app, options["repository_id"]))
+        mirror = " Nobody else watches it, and its mirror goes too." if removal.orphans else ""
+        about = "" if removal.records_are_exact else "about "
+        confirm(
+            f"{pair.app} will no longer be sent {pair.repository}; {about}{removal.records:,} delivery records go.{mirror}",
+            yes=options["yes"],
+        )
+        unwatch(Actor.command(), pair)
+        if options["json"]:
+            ids = {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+            write_json(self.stdout, ids)
+        else:
+            self.stdout.write(f"{pair.app} no longer watches {pair.repository}.")

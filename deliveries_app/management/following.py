@@ -1,0 +1,116 @@
+"""What `resync` and `retry` have in common: saying what was asked for, and waiting for its end."""
+
+import argparse
+import time
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from deliveries_app import tallies
+from deliveries_app.models import BulkOperation, Outcome, SyncRun
+from deliveries_app.services import current_pause
+from deliveries_app.tallies import Tally
+from docora.console import INTERRUPTED, Bar, add_json, write_json, wrong_usage
+from docora.installation import program
+
+_POLL_SECONDS = 0.3
+
+type Asked = SyncRun | BulkOperation
+
+
+def add_options(parser: CommandParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="show progress to the end; exit 1 if not all succeeded")
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: no longer than this; it goes on by itself"
+    )
+    add_json(parser, "kind, run_id or operation_id, total; with --wait the numbers of its end")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Before anything is asked for."""
+    if options["timeout"] is not None and not options["wait"]:
+        raise wrong_usage("--timeout goes with --wait.")
+
+
+def follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
+    """Say what was asked for and, with `--wait`, how it ended: exit 1 unless all of it succeeded."""
+    try:
+        _follow(command, asked, options)
+    except KeyboardInterrupt:
+        command.stderr.write(_goes_on(asked))
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
+    facts = _facts(asked)
+    if not options["json"]:
+        command.stdout.write(_words(asked))
+        command.stdout.flush()
+    if not options["wait"]:
+        if options["json"]:
+            write_json(command.stdout, facts)
+        return
+    tally = _wait(command, asked, options["timeout"], quiet=options["json"])
+    if options["json"]:
+        outcome = {"outcome": asked.outcome, "error": asked.error} if isinstance(asked, SyncRun) else {}
+        write_json(command.stdout, facts | outcome | tally.as_dict())
+    if not tally.finished:
+        raise CommandError(f"Not finished after {options['timeout']:g} seconds. {_goes_on(asked)}")
+    if tally.succeeded < tally.total:
+        raise CommandError(_problem(asked, tally))
+
+
+def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: bool) -> Tally:
+    """The tally at its end, or when the time is over."""
+    deadline = time.monotonic() + timeout if timeout is not None else None
+    if current_pause():
+        command.stderr.write("All syncing is paused: this waits until it is resumed.")
+    with Bar(quiet=quiet) as bar:
+        while True:
+            tally = _look(asked)
+            many = f"{tally.completed:,} of {tally.total:,} repositories, files"
+            bar.show(many if tally.total > 1 else "Files", tally.files_done, tally.files_total or None)
+            if tally.finished or (deadline is not None and time.monotonic() >= deadline):
+                return tally
+            time.sleep(_POLL_SECONDS)
+
+
+def _look(asked: Asked) -> Tally:
+    asked.refresh_from_db()
+    return tallies.of_operation(asked) if isinstance(asked, BulkOperation) else tallies.of_runs([asked])[asked.pk]
+
+
+def _problem(asked: Asked, tally: Tally) -> str:
+    """What somebody cancelled, or a later request took over, did not succeed either: its files may not be there."""
+    if isinstance(asked, BulkOperation):
+        endings = {"failed": tally.failed, "cancelled": tally.cancelled, "taken over": tally.superseded}
+        told = ", ".join(f"{count:,} {words}" for words, count in endings.items() if count)
+        return f"{tally.total - tally.succeeded:,} of {tally.total:,} repositories did not succeed: {told}."
+    return f"It did not succeed: {Outcome(asked.outcome).label}. {asked.error}".strip()
+
+
+def _facts(asked: Asked) -> dict[str, Any]:
+    if isinstance(asked, BulkOperation):
+        return {"kind": asked.kind, "operation_id": asked.operation_id, "total": asked.total}
+    return {"kind": asked.reason, "run_id": asked.run_id, "total": 1}
+
+
+def _words(asked: Asked) -> str:
+    if isinstance(asked, SyncRun):
+        return f"{asked.get_reason_display().capitalize()} queued, {asked.run_id}"
+    return f"Bulk {asked.get_kind_display()} started, {asked.operation_id}, {asked.total:,} repositories"
+
+
+def _goes_on(asked: Asked) -> str:
+    if isinstance(asked, BulkOperation):
+        ids = asked.operation_id
+    else:
+        ids = f"{asked.pair.app.app_id} {asked.pair.repository.repository_id}" if asked.pair else ""
+    return f"It goes on by itself. To cancel it: {program()} cancel {ids}"
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds")
+    return seconds

@@ -1,0 +1,142 @@
+"""What commands have in common: how they answer scripts and people, how they ask, and how they show that they get on.
+
+The result goes to stdout, alone: with `--json` one object, or one a line where there may be many. Everything else, errors,
+questions and progress, goes to stderr. A command that could not do what it was asked for prints no result; it ends with 1
+and a sentence. It ends with 1 as well if something that it did or looked at has failed, and with 2 if it was used wrongly.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import IO, Any, Self, cast
+
+from django.core.management.base import CommandError, CommandParser, OutputWrapper
+from django.core.serializers.json import DjangoJSONEncoder
+from django.utils import timezone
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+"""Exit codes; the last two are what a shell makes of SIGINT and SIGPIPE."""
+
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 10.0
+
+
+def add_json(parser: CommandParser, keys: str) -> None:
+    """The option `--json`, which prints these keys."""
+    parser.add_argument("--json", action="store_true", help=f"for scripts: {keys}")
+
+
+def add_yes(parser: CommandParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def write_json(out: OutputWrapper, facts: Mapping[str, Any]) -> None:
+    """One object on one line. Times are ISO 8601 in UTC with milliseconds, as everywhere."""
+    out.write(json.dumps(facts, cls=DjangoJSONEncoder))
+    out.flush()
+
+
+def wrong_usage(words: str) -> CommandError:
+    return CommandError(words, returncode=USAGE)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Return only if somebody wants it: who said so with `yes`, or says so at the terminal."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise wrong_usage(f"{question} There is no terminal to ask at; if you want that, add --yes.")
+    sys.stderr.write(f"{question} Continue? [y/N] ")  # stdout may be a file
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise CommandError("Nothing was done.")
+
+
+def moment(at: datetime) -> str:
+    """A time as the pages of the admin show it."""
+    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S %Z}"
+
+
+def plain(text: str) -> str:
+    """Return foreign text so that it cannot steer a terminal, nor start a new line."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns on a terminal. Elsewhere a line each without headings, with tabs in between, for `cut` and `awk`."""
+    if not out.isatty():
+        for row in rows:
+            out.write("\t".join(map(plain, row)))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console(file=cast(IO[str], out)).print(table)
+
+
+class Bar:
+    """How far something is, on stderr: a bar on a terminal, elsewhere a line every ten seconds; nothing when `quiet`.
+
+    Show it as often as you like, it draws itself seldom enough. Without a total it only counts.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
+        self._is_silent = quiet and not self._is_live
+        self._latest: tuple[str, int, int | None] | None = None
+        self._next = 0.0
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._latest:
+            self._draw()
+        if self._task is not None:
+            self._progress.stop()
+
+    def show(self, words: str, done: int, total: int | None = None) -> None:
+        self._latest = (words, done, total)
+        if time.monotonic() >= self._next:
+            self._draw()
+
+    def track[T](self, items: Iterable[T], words: str, total: int | None = None) -> Iterator[T]:
+        """The items, each of them shown once it has been dealt with."""
+        for number, item in enumerate(items, 1):
+            yield item
+            self.show(words, number, total)
+
+    def _draw(self) -> None:
+        assert self._latest
+        words, done, total = self._latest
+        if self._is_live:
+            if self._task is None:
+                self._task = self._progress.add_task(words, total=total)
+                self._progress.start()
+            self._progress.update(self._task, description=words, completed=done, total=total)
+            self._next = time.monotonic() + _BAR_SECONDS
+        elif not self._is_silent:
+            sys.stderr.write(f"{words}: {done:,}{f' of {total:,}' if total is not None else ''}\n")
+            self._next = time.monotonic() + _LINE_SECONDS
+        self._latest = None

@@ -1,0 +1,144 @@
+"""What commands print for scripts: the documented keys, one object, and nothing beside it on stdout."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from deliveries_app.models import App, SyncRun
+from deliveries_app.receiver import Record
+from deliveries_app.services import pruning
+from tests.deliveries.sender import KEY, Sender
+from tests.support.commands import PROJECT, run, run_json
+from tests.support.staff import make_app
+from tests.support.world import World
+
+COLUMNS = ["App.client_auth_key", "App.new_auth_key", "AppRepository.github_token", "AppRepository.push_secret"]
+
+
+def test_sweep_says_how_many_it_enqueued(world: World, redis_client) -> None:
+    world.watch()
+    redis_client.flushall()
+    assert run_json("sweep", "--once") == {"enqueued": 1}
+    with pytest.raises(CommandError, match="--json goes with --once") as wrong:
+        run("sweep", "--json")
+    assert wrong.value.returncode == 2
+
+
+def test_prune_says_how_many_of_each_and_counts_aloud_while_it_removes(world: World, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(pruning, "_SLICE", 2)
+    monkeypatch.setattr("docora.console._LINE_SECONDS", 0.0)
+    run("generate_data", "--apps=1", "--repositories=2", "--deliveries=0", "--runs=30", "--yes")
+    SyncRun.objects.exclude(ended_at=None).update(ended_at="2020-01-01T00:00Z", created_at="2020-01-01T00:00Z")
+    capsys.readouterr()
+    counted = run_json("prune", "--dry-run")
+    assert set(counted) == {"dry_run", "runs", "operations", "traffic", "alerts", "sessions", "attempts"}
+    assert (counted["dry_run"], counted["runs"] > 4) == (True, True)
+    assert f"Removed: {counted['runs']:,} sync runs" in run("prune")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "Removed: 2"
+    assert told[-1] == f"Removed: {counted['runs']}"
+    assert run_json("prune") == dict.fromkeys(counted, 0) | {"dry_run": False}
+
+
+def test_rotate_encryption_keys_counts_each_column(db, settings, capsys) -> None:
+    settings.ENCRYPTION_KEYS = ["the-first-key-of-all"]
+    lost = make_app("Lost")
+    settings.ENCRYPTION_KEYS = ["a-newer-key-in-front"]
+    make_app("Fine")
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="1 stored secret cannot be decrypted"):
+        call_command("rotate_encryption_keys", "--json", stdout=out)
+    told = json.loads(out.getvalue())
+    assert sorted(told) == ["columns", "dry_run"]
+    assert sorted(told["columns"]) == [f"deliveries_app.{column}" for column in COLUMNS]
+    keys = told["columns"]["deliveries_app.App.client_auth_key"]
+    assert keys == {"renewed": 0, "current": 1, "unreadable": [lost.pk]}
+    assert capsys.readouterr().out == ""
+
+
+def test_generate_data_says_what_it_made_and_shows_its_progress_on_stderr(db, capsys) -> None:
+    amounts = {"apps": 1, "repositories": 2, "deliveries": 3, "runs": 4}
+    options = [f"--{name}={count}" for name, count in amounts.items()]
+    assert run_json("generate_data", *options) == amounts
+    assert capsys.readouterr().err == ""
+    run("generate_data", *options, "--yes", "--seed=2")
+    assert "Deliveries: 3 of 3" in capsys.readouterr().err
+    with pytest.raises(CommandError) as wrong:
+        run("generate_data", "--apps=0")
+    assert wrong.value.returncode == 2
+
+
+def test_send_test_alert_says_what_became_of_each_channel(world: World, settings, capsys) -> None:
+    settings.ALERT_WEBHOOK_URL = f"{world.receiver.url}/alerts"
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="did not arrive"):
+        call_command("send_test_alert", "--json", stdout=out)
+    [channel] = json.loads(out.getvalue())["channels"]
+    assert (channel["target"], channel["delivered"], bool(channel["problem"])) == ("the webhook", False, True)
+
+
+def test_a_text_from_an_app_that_is_no_ascii_is_json_all_the_same(db) -> None:
+    App.objects.filter(pk=make_app("Portal").pk).update(name="Pörtäl ☃")
+    printed = run("list_apps", "--json")
+    assert printed.isascii()
+    assert json.loads(printed)["name"] == "Pörtäl ☃"
+
+
+def start_receiver(directory: Path) -> tuple[subprocess.Popen[str], Sender]:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(PROJECT / "manage.py"),
+            "receiver",
+            "--json",
+            "--port=0",
+            "--key",
+            KEY,
+            "--dir",
+            directory,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    listening = process.stderr.readline()
+
+    class At:
+        port = int(listening.partition(",")[0].rpartition(":")[2])
+
+    return process, Sender(At())
+
+
+def test_the_receiver_prints_a_line_for_each_notification_and_nothing_else(tmp_path: Path) -> None:
+    process, sender = start_receiver(tmp_path)
+    try:
+        for path in ("a", "b"):
+            assert sender.send(path, "text") == 200
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["path"] for line in lines] == ["a", "b"]
+    assert set(lines[0]) == set(Record.__annotations__)
+    assert process.returncode == 0
+
+
+def test_the_receiver_ends_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    process, sender = start_receiver(tmp_path)
+    try:
+        assert process.stdout
+        process.stdout.close()
+        sender.send("a", "text")
+        assert process.wait(20) == 141
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()

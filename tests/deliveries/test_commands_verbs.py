@@ -1,0 +1,221 @@
+"""The commands that do what the admin's buttons do: each through the same service, with an answer for scripts."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from deliveries_app.actors import Actor
+from deliveries_app.causes import RootCause
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.services import current_pause, resync_by_app, resync_single
+from deliveries_app.services.tokens import authenticate, live_tokens
+from tests.support.commands import PROJECT, run, run_json
+from tests.support.receiver import Answer
+from tests.support.staff import fail
+from tests.support.world import World
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """What is typed, or piped, into the command."""
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def ids_of(pair: AppRepository) -> list[str]:
+    return [pair.app.app_id, pair.repository.repository_id]
+
+
+def test_cancel_takes_back_an_operation_or_the_newest_request_of_one_repository(pairs) -> None:
+    operation = resync_by_app(Actor.command(), pairs[0].app)
+    assert run_json("cancel", operation.operation_id) == {"cancelled": 2}
+    assert run("cancel", operation.operation_id) == "Nothing was left to cancel.\n"
+    run_of = resync_single(Actor.command(), pairs[2]).run
+    assert run_json("cancel", *ids_of(pairs[2])) == {"cancelled": 1}
+    run_of.refresh_from_db()
+    assert run_of.outcome == "cancelled"
+
+
+def test_pausing_and_resuming_everything(pairs) -> None:
+    assert run_json("pause_syncing") == {"app_id": None, "paused": True}
+    assert current_pause()
+    assert "goes on" in run("resume_syncing")
+    assert current_pause() is None
+    assert "was not paused" in run("resume_syncing")
+
+
+def test_pausing_and_resuming_one_app(pairs) -> None:
+    app = pairs[0].app
+    assert run_json("pause_syncing", app.app_id) == {"app_id": app.app_id, "paused": True}
+    assert dict(App.objects.values_list("name", "paused")) == {"Portal": True, "Search": False}
+    run("pause_syncing")
+    assert "All syncing is still paused" in run("resume_syncing", app.app_id)
+    assert not App.objects.filter(paused=True).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "words"),
+    [("unwatch_repository", 2, "no longer be sent acme/docs"), ("delete_app", 1, "watches 2 repositories")],
+)
+def test_what_cannot_be_taken_back_asks_first(pairs, name: str, count: int, words: str) -> None:
+    with pytest.raises(CommandError, match=f"{words}.*add --yes") as refused:
+        run(name, *ids_of(pairs[0])[:count])
+    assert refused.value.returncode == 2
+    assert AppRepository.objects.alive().count() == 3
+
+
+def test_unwatch_repository_ends_one_watch(pairs) -> None:
+    told = run_json("unwatch_repository", *ids_of(pairs[0]), "--yes")
+    assert told == dict(zip(("app_id", "repository_id"), ids_of(pairs[0]), strict=True))
+    assert list(AppRepository.objects.alive()) == [pairs[1], pairs[2]]
+
+
+def test_delete_app_ends_the_app_and_its_watches(pairs) -> None:
+    app = pairs[0].app
+    assert run_json("delete_app", app.app_id, "--yes") == {"app_id": app.app_id, "watches": 2}
+    assert list(AppRepository.objects.alive()) == [pairs[2]]
+    with pytest.raises(CommandError, match="There is no app"):
+        run("delete_app", app.app_id, "--yes")
+
+
+def test_rotate_token_prints_a_token_that_holds_beside_the_old_one(pairs) -> None:
+    app = pairs[0].app
+    told = run_json("rotate_token", app.app_id)
+    assert set(told) == {"app_id", "token", "old_accepted_until"}
+    assert authenticate(told["token"]) == app
+    assert live_tokens(app).count() == 2
+
+
+def test_after_a_leak_rotate_token_ends_the_old_one_and_asks_before(pairs) -> None:
+    app = pairs[0].app
+    with pytest.raises(CommandError, match=r"will be refused at once.*add --yes"):
+        run("rotate_token", app.app_id, "--overlap-hours", "0")
+    assert run_json("rotate_token", app.app_id, "--overlap-hours", "0", "--yes")["old_accepted_until"] is None
+    assert live_tokens(app).count() == 1
+    with pytest.raises(CommandError, match="0 to 30 days"):
+        run("rotate_token", app.app_id, "--overlap-hours", "800")
+
+
+def test_a_signing_key_is_replaced_step_by_step(world: World, typed) -> None:
+    app_id, old = world.app.app_id, world.app.client_auth_key
+    typed("the-key-that-comes-next\n")
+    made = run_json("rotate_key", app_id, "--client-auth-key-stdin")
+    assert made == {"app_id": app_id, "step": "started", "client_auth_key": "the-key-that-comes-next"}
+    with pytest.raises(CommandError, match="has not accepted the new key yet"):
+        run("rotate_key", app_id, "--retire")
+    with pytest.raises(CommandError, match="refused the signature") as refused:
+        run("ping_app", app_id, "--new-key")
+    assert refused.value.returncode == 1
+    world.receiver.keys = "the-key-that-comes-next"
+    told = run_json("ping_app", app_id, "--new-key")
+    assert (told["app_id"], told["delivered"], told["status"], told["new_key"]) == (app_id, True, 200, True)
+    assert run_json("rotate_key", app_id, "--retire") == {"app_id": app_id, "step": "retired"}
+    assert App.objects.get(app_id=app_id).client_auth_key == "the-key-that-comes-next" != old
+    with pytest.raises(CommandError, match="has no new key: rotate_key makes one"):
+        run("ping_app", app_id, "--new-key")
+
+
+def test_a_new_signing_key_can_be_forgotten(pairs) -> None:
+    app = pairs[0].app
+    assert run_json("rotate_key", app.app_id)["client_auth_key"].startswith("whsec_")
+    assert run_json("rotate_key", app.app_id, "--cancel") == {"app_id": app.app_id, "step": "cancelled"}
+    with pytest.raises(CommandError, match="No key is being replaced"):
+        run("rotate_key", app.app_id, "--cancel")
+
+
+def test_ping_app_ends_with_1_and_a_hint_if_it_was_not_accepted(world: World) -> None:
+    assert "accepted the ping: it answered 200" in run("ping_app", world.app.app_id)
+    world.answer(lambda _: Answer(500))
+    with pytest.raises(CommandError, match=r"The app answered 500\. The app failed while it handled the ping"):
+        run("ping_app", world.app.app_id)
+
+
+def test_reset_circuit_lets_every_watch_try_at_once(pairs) -> None:
+    repository = pairs[0].repository
+    repository.circuit_open_until = "2099-01-01T00:00Z"
+    repository.save()
+    told = run_json("reset_circuit", repository.repository_id)
+    assert told == {"repository_id": repository.repository_id, "woken": 2}
+    repository.refresh_from_db()
+    assert repository.circuit_open_until is None
+    assert "all 2 apps that watch it" in run("reset_circuit", repository.repository_id)
+
+
+def test_replace_github_token_tries_the_one_that_it_reads(world: World, typed) -> None:
+    repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
+    pair = world.watch_url(repo, token="sesame")
+    typed("wrong\n")
+    with pytest.raises(CommandError, match="The token was refused"):
+        run("replace_github_token", *ids_of(pair))
+    typed("sesame\n")
+    assert run_json("replace_github_token", *ids_of(pair))["app_id"] == world.app.app_id
+    assert "wrong" not in AppRepository.objects.get().github_token
+
+
+def test_explain_says_what_is_known_of_a_file(world: World) -> None:
+    _, pair = world.watch({"a.txt": b"a"})
+    world.sync(pair)
+    told = run_json("explain", *ids_of(pair), "a.txt")
+    assert (told["path"], told["state"], told["next"]) == ("a.txt", "delivered", None)
+    assert told["words"] in run("explain", *ids_of(pair), "a.txt")
+    assert run_json("explain", *ids_of(pair), "none.txt")["state"] == "absent"
+
+
+def test_status_tells_what_fails_and_ends_with_1(pairs) -> None:
+    assert "Watched repositories: 3; failing: 0" in run("status")
+    fail(pairs[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    AppRepository.objects.filter(pk=pairs[1].pk).update(status=Status.SCANNING)
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as ended:
+        call_command("status", "--json", stdout=out)
+    assert ended.value.code == 1
+    told = json.loads(out.getvalue())
+    numbers = {name: told[name] for name in ("paused", "watches", "failing", "given_up", "syncing", "waiting")}
+    assert numbers == {"paused": False, "watches": 3, "failing": 1, "given_up": 1, "syncing": 1, "waiting": 1}
+    failing, syncing = told["lines"]
+    assert (failing["state"], failing["root_cause"], failing["app_name"]) == ("failed", "http_5xx", "Portal")
+    assert (syncing["state"], syncing["next"]) == ("syncing", "syncing now")
+
+
+def test_status_of_one_app_counts_that_app_alone(pairs) -> None:
+    fail(pairs[0], RootCause.SERVER_ERROR)
+    assert "Watched repositories: 1; failing: 0" in run("status", pairs[2].app.app_id)
+    with pytest.raises(SystemExit):
+        run("status", pairs[0].app.app_id)
+
+
+def test_list_apps_counts_what_each_watches(pairs) -> None:
+    run("unwatch_repository", *ids_of(pairs[1]), "--yes")
+    fail(pairs[0], RootCause.SERVER_ERROR)
+    portal, search = (json.loads(line) for line in run("list_apps", "--json").splitlines())
+    assert (portal["name"], portal["watches"], portal["failing"], portal["paused"]) == ("Portal", 1, 1, False)
+    assert (search["app_id"], search["watches"], search["failing"]) == (pairs[2].app.app_id, 1, 0)
+    assert [line.split("\t")[:2] for line in run("list_apps").splitlines()] == [
+        [portal["app_id"], "Portal"],
+        [search["app_id"], "Search"],
+    ]
+
+
+def test_list_watches_lists_all_those_of_an_app_or_those_that_fail(pairs) -> None:
+    fail(pairs[1], RootCause.SERVER_ERROR)
+    lines = [json.loads(line) for line in run("list_watches", "--json").splitlines()]
+    assert [[line["app_id"], line["repository_id"]] for line in lines] == [ids_of(pair) for pair in pairs]
+    found = [line.split("\t")[:2] for line in run("list_watches", pairs[0].app.app_id).splitlines()]
+    assert found == [ids_of(pairs[0]), ids_of(pairs[1])]
+    assert [line.split("\t")[1] for line in run("list_watches", "--failing").splitlines()] == [ids_of(pairs[1])[1]]
+
+
+@pytest.mark.parametrize("name", ["list_apps", "list_watches"])
+def test_a_list_whose_reader_has_left_ends_quietly(pairs, instance_environment: dict[str, str], name: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    call = [sys.executable, str(PROJECT / "manage.py"), name]
+    with os.fdopen(writing, "wb") as gone:
+        done = subprocess.run(
+            call, env=instance_environment, stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")

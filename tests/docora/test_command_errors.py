@@ -1,0 +1,148 @@
+"""Whatever is wrong, a person at the command line is told it in a sentence: no traceback, no secret, nothing on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
+
+from docora import command_list
+from docora.commandline import sentence_of
+from tests.docora.test_up import free_port
+from tests.support.commands import PROJECT, manage
+from tests.support.postgres import PostgresServer
+
+COMMANDS = {
+    "onboard_app": ["Portal", "https://portal.example/hooks", "ops@portal.example"],
+    "list_apps": [],
+    "ping_app": ["app_none"],
+    "rotate_token": ["app_none"],
+    "rotate_key": ["app_none"],
+    "delete_app": ["app_none", "--yes"],
+    "watch_repository": ["app_none", "https://github.com/acme/docs"],
+    "list_watches": [],
+    "replace_github_token": ["app_none", "repo_none"],
+    "unwatch_repository": ["app_none", "repo_none", "--yes"],
+    "status": [],
+    "explain": ["app_none", "repo_none", "a.txt"],
+    "resync": ["app_none", "repo_none", "--yes", "--wait"],
+    "retry": ["--all", "--wait"],
+    "cancel": ["bulk_none"],
+    "pause_syncing": [],
+    "resume_syncing": [],
+    "reset_circuit": ["repo_none"],
+    "prune": [],
+    "rotate_encryption_keys": [],
+    "generate_data": ["--apps=1", "--repositories=1", "--deliveries=1", "--runs=1"],
+    "sweep": ["--once"],
+    "send_test_alert": [],
+}
+"""What asks the database, with arguments that name nothing. `receiver` and `completion` need nothing; `up`, `demo`, `doctor`
+and the workers have tests of their own."""
+
+APART = {"up", "web", "rqworker", "demo", "receiver", "doctor", "completion", "import_docora"}
+NEED_NO_DATABASE = {"send_test_alert"}
+
+
+def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.every_command"],
+        cwd=PROJECT,
+        env=os.environ | {"LOG_LEVEL": "critical"} | environment,
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return [tuple(outcome) for outcome in json.loads(done.stdout)]
+
+
+def test_every_command_of_an_operator_is_tried() -> None:
+    of_docora = {name for name, _ in command_list.offered()} - set(command_list.LINES)
+    assert of_docora - APART <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("database", ["postgres://docora:hunter2@127.0.0.1:{port}/docora", "sqlite:////nowhere/at/all"])
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_without_a_database_every_command_says_so(database: str, option: list[str]) -> None:
+    lines = [[name, *arguments, *option] for name, arguments in COMMANDS.items() if name not in NEED_NO_DATABASE]
+    for line, (code, out, err) in zip(
+        lines, outcomes(lines, DATABASE_URL=database.format(port=free_port())), strict=True
+    ):
+        assert (code, out) == (1, ""), (line, err)
+        assert err.startswith("The database cannot be used: "), line
+        assert err.endswith("Check DATABASE_URL, and whether it runs."), line
+        assert err.count("\n") == 0, line
+        assert "hunter2" not in err
+
+
+def test_without_tables_every_command_says_how_to_make_them(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    lines = [[name, *arguments] for name, arguments in COMMANDS.items() if name not in NEED_NO_DATABASE]
+    empty = [f"sqlite:///{tmp_path / 'empty.sqlite3'}", postgres_server.url]
+    for database in empty:
+        for line, (code, out, err) in zip(lines, outcomes(lines, DATABASE_URL=database), strict=True):
+            assert (code, out) == (1, ""), (line, err)
+            assert err.startswith("The database is not that of this version"), (line, err)
+            assert err.endswith("Migrate it: manage.py migrate"), line
+
+
+def test_an_id_that_names_nothing_is_a_sentence_that_says_where_to_look(instance_environment: dict[str, str]) -> None:
+    named = {name: arguments for name, arguments in COMMANDS.items() if any("none" in word for word in arguments)}
+    lines = [[name, *(word.replace("none", other) for word in arguments)] for name, arguments in named.items()
+             for other in ("none", "\udcff", "x" * 5000)]  # fmt: skip
+    for line, (code, out, err) in zip(lines, outcomes(lines, **instance_environment), strict=True):
+        assert (code, out) == (1, ""), (line, err)
+        assert "There is no" in err, (line, err)
+        assert "Traceback" not in err, line
+
+
+def test_without_redis_a_command_does_what_it_can_and_never_fails_with_a_traceback(
+    instance_environment: dict[str, str],
+) -> None:
+    lines = [[name, *arguments, "--json"] for name, arguments in COMMANDS.items()]
+    environment = instance_environment | {"REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    for line, (code, out, err) in zip(lines, outcomes(lines, **environment), strict=True):
+        assert "Traceback" not in err, (line, err)
+        assert code == 0 or (err.startswith("CommandError: ") and not out), (line, code, err)
+        for printed in out.splitlines():
+            assert isinstance(json.loads(printed), dict), line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_IN_FLIGHT", "many"),
+        ("DATABASE_URL", "hunter2"),
+        ("DATABASE_URL", "mysql://docora:hunter2@127.0.0.1/docora"),
+        ("DATABASE_URL", "postgres://docora:hunter2@127.0.0.1:port/docora"),
+        ("REDIS_URL", "hunter2"),
+        ("REDIS_URL", "redis://:hunter2@127.0.0.1:port/0"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_stops_every_command_with_its_name(name: str, value: str) -> None:
+    lines = [[command, *arguments] for command, arguments in COMMANDS.items()]
+    lines += [["up"], ["rqworker", "high"], ["doctor"], ["migrate"], ["help"], []]
+    for line, (code, out, err) in zip(lines, outcomes(lines, **{name: value}), strict=True):
+        assert (code, out) == (1, ""), (line, err)
+        assert err.startswith(f"Docora cannot start: {name} must "), (line, err)
+        assert "\n" not in err
+        assert "hunter2" not in err
+
+
+def test_a_command_that_does_not_exist_is_wrong_usage() -> None:
+    done = manage("resynch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Did you mean resync?" in done.stderr
+
+
+def test_what_nobody_has_foreseen_stays_a_traceback_and_so_does_what_somebody_asks_for() -> None:
+    assert sentence_of(RuntimeError("odd")) == ""
+    assert sentence_of(DatabaseError("syntax error")) == ""
+    assert sentence_of(ImproperlyConfigured("X must be y.")) == "Docora cannot start: X must be y."
+    done = manage("list_apps", "--traceback", environment=os.environ | {"DATABASE_URL": "sqlite:////nowhere/at/all"})
+    assert "Traceback" in done.stderr
