@@ -297,6 +297,8 @@ def test_the_top_of_the_tree_is_exactly_what_it_should_be() -> None:
         "README.md",
         "CHANGELOG.md",
         "Makefile",
+        "Dockerfile",
+        "compose.yaml",
         "requirements.txt",
         "requirements-dev.txt",
     }

@@ -22,11 +22,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 class Daemon:
     """One `manage.py` process, in a session of its own, that ends with the tests whatever happens."""
 
-    def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str) -> None:
+    def __init__(self, log: Path, environment: Mapping[str, str], *arguments: str, project: Path = PROJECT) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROJECT / "manage.py"), *arguments],
+                [sys.executable, str(project / "manage.py"), *arguments],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -64,13 +64,15 @@ class Daemon:
 class Daemons:
     """Starts them; `close` ends every one of them."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], project: Path = PROJECT) -> None:
         self._directory = directory
+        self._project = project
         self.environment = dict(environment)
         self._started: list[Daemon] = []
 
     def start(self, *arguments: str) -> Daemon:
-        daemon = Daemon(self._directory / f"daemon-{len(self._started)}.log", self.environment, *arguments)
+        log = self._directory / f"daemon-{len(self._started)}.log"
+        daemon = Daemon(log, self.environment, *arguments, project=self._project)
         self._started.append(daemon)
         return daemon
 

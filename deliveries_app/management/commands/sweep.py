@@ -1,10 +1,11 @@
 import signal
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app import alerts
 from deliveries_app.sweep import sweep_forever, sweep_once
+from docora import schema
 from docora.worker import request_stop
 from repositories_app import remote
 
@@ -17,10 +18,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["once"]:
+            if not schema.is_migrated():
+                raise CommandError(f"Nothing was looked for: {schema.NOT_MIGRATED}.")
             with remote.new_client() as client:
                 self.stdout.write(f"{sweep_once(client)} enqueued")
             alerts.go_round()
             return
+        schema.wait_until_migrated(self.stderr.write)
         signal.signal(signal.SIGTERM, request_stop)
         signal.signal(signal.SIGINT, request_stop)
         sweep_forever()
