@@ -1,6 +1,7 @@
 """Restarts of the web process that no request notices: each asks over a connection of its own, and none is asked twice."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from docora.process import die_with_parent
-from tests.support.deployment import PROJECT
-from tests.support.processes import children
+from docora.supervisor import port_is_taken
+from tests.support.deployment import PROJECT, UNITS, free_port
+from tests.support.processes import Daemons, children
 from tests.support.receiver import wait_for
 
 # What systemd does between fork and exec.
@@ -92,10 +94,10 @@ def ask(address: tuple[str, int], question: bytes = QUESTION) -> int:
 class Visitors:
     """Several at once, one question after the other, until it is enough."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, address: tuple[str, int]) -> None:
         self.statuses: list[int] = []
         self._enough = threading.Event()
-        self._threads = [threading.Thread(target=self._visit, args=(site.address,)) for _ in range(4)]
+        self._threads = [threading.Thread(target=self._visit, args=(address,)) for _ in range(4)]
 
     def _visit(self, address: tuple[str, int]) -> None:
         while not self._enough.is_set():
@@ -120,7 +122,7 @@ class Visitors:
 
 
 def test_a_restart_on_a_socket_that_systemd_holds_loses_no_request(site: Site) -> None:
-    with Visitors(site) as visitors:
+    with Visitors(site.address) as visitors:
         for _ in range(2):
             visitors.more()
             assert site.end() == 0
@@ -132,7 +134,7 @@ def test_a_restart_on_a_socket_that_systemd_holds_loses_no_request(site: Site) -
 
 def test_sighup_replaces_the_process_that_answers_and_loses_no_request(site: Site) -> None:
     before = site.workers()
-    with Visitors(site) as visitors:
+    with Visitors(site.address) as visitors:
         visitors.more()
         site.process.send_signal(signal.SIGHUP)
         wait_for(lambda: site.workers() and not site.workers() & before, 30)
@@ -152,3 +154,46 @@ def test_a_request_that_is_under_way_is_answered_before_the_process_ends(site: S
         connection.sendall(body)
         assert connection.makefile("rb").readline().split()[1] in {b"401", b"403", b"404"}
     assert site.process.wait(15) == 0
+
+
+def test_whoever_has_connected_and_asks_only_now_is_answered_before_the_process_ends(site: Site) -> None:
+    with socket.create_connection(site.address, timeout=30) as connection:
+        time.sleep(0.5)  # it is accepted
+        site.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        connection.sendall(QUESTION)
+        assert connection.makefile("rb").readline().split()[1] == b"200"
+    assert site.process.wait(15) == 0
+
+
+def test_the_proxy_of_the_containers_holds_requests_back_while_the_web_process_is_replaced(
+    migrated: Path, tmp_path: Path
+) -> None:
+    if not (caddy := shutil.which("caddy")):
+        pytest.skip("Caddy is not installed here")
+    here, behind = ("127.0.0.1", free_port()), free_port()
+    settings = (UNITS / "Caddyfile").read_text().replace("web:8000", f"127.0.0.1:{behind}")
+    (tmp_path / "Caddyfile").write_text(settings)
+    paths = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    web = Daemons(tmp_path, {"DATA_DIR": str(migrated), "DOCORA_ENV_FILE": os.devnull, "PORT": str(behind)} | paths)
+    proxy = subprocess.Popen(
+        [caddy, "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")],
+        env=paths | {"PUBLIC_URL": f"http://{here[0]}:{here[1]}"},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+    try:
+        first = web.start("web")
+        wait_for(lambda: port_is_taken(*here), 20)
+        with Visitors(here) as visitors:
+            visitors.more()
+            first.terminate()
+            assert first.process.wait(20) == 0
+            time.sleep(1)  # nobody listens behind the proxy
+            web.start("web")
+            visitors.more()
+        assert set(visitors.statuses) == {200}
+    finally:
+        web.close()
+        proxy.terminate()
+        proxy.wait(20)
