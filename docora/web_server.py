@@ -23,6 +23,8 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.server.mp import MPServer, WorkerProcess
 
+from docora.process import die_with
+
 _GIVEN_SOCKET = 3  # the first descriptor after stdin, stdout and stderr, by sd_listen_fds(3)
 _BACKLOG = 1024  # connections that wait to be accepted, as granian has it
 _SETTLE_SECONDS = 1.0  # for what was accepted last to ask
@@ -45,7 +47,7 @@ class WebServer(MPServer):
         self._listener = listener
 
     def run(self) -> None:
-        self.serve(target_loader=partial(_load, self._listener.fileno()))
+        self.serve(target_loader=partial(_load, os.getpid(), self._listener.fileno()))
 
     def _spawn_worker(self, *args: Any, **kwargs: Any) -> WorkerProcess:
         worker = super()._spawn_worker(*args, **kwargs)
@@ -67,8 +69,9 @@ class WebServer(MPServer):
         self._shd = SocketHolder(self._listener.fileno(), False, _BACKLOG)  # type: ignore[call-arg, assignment]
 
 
-def _load(listener: int, application: str) -> Any:
-    """The application, in the process that serves it."""
+def _load(parent: int, listener: int, application: str) -> Any:
+    """The application, in the process that serves it and must not outlive the one that watches it."""
+    die_with(parent, signal.SIGTERM)
     signal.signal(signal.SIGUSR1, lambda *_: _stop_accepting(listener))
     return load_target(application)
 

@@ -16,7 +16,7 @@ import pytest
 from docora.process import die_with_parent
 from docora.supervisor import port_is_taken
 from tests.support.deployment import PROJECT, UNITS, free_port
-from tests.support.processes import Daemons, children
+from tests.support.processes import Daemons, children, is_alive
 from tests.support.receiver import wait_for
 
 # What systemd does between fork and exec.
@@ -164,6 +164,15 @@ def test_whoever_has_connected_and_asks_only_now_is_answered_before_the_process_
         connection.sendall(QUESTION)
         assert connection.makefile("rb").readline().split()[1] == b"200"
     assert site.process.wait(15) == 0
+
+
+def test_a_kill_9_leaves_no_process_behind(site: Site) -> None:
+    left = site.workers()
+    assert left
+    site.process.kill()
+    site.process.wait()
+    wait_for(lambda: not any(is_alive(pid) for pid in left), 10)
+    site.start()
 
 
 def test_the_proxy_of_the_containers_holds_requests_back_while_the_web_process_is_replaced(
