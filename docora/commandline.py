@@ -1,7 +1,7 @@
 """The command line: what has to be known before the settings are read, then Django's own commands.
 
-`up` and `demo` take options that are settings (`--data`, `--host`, `--port`, `--demo`). They are put into the environment
-first, so that this process, its children and every other command of the same folder see one configuration.
+`up`, `web` and `demo` take options that are settings (`--data`, `--host`, `--port`, `--demo`). They are put into the
+environment first, so that this process, its children and every other command of the same folder see one configuration.
 """
 
 import os
@@ -23,15 +23,15 @@ DEMO_SETTINGS = {
 
 
 def add_instance_options(parser: ArgumentParser) -> None:
-    """The options of `up` and `demo` that stand for settings."""
+    """The options of `up`, `web` and `demo` that stand for settings."""
     parser.add_argument("--host", metavar="HOST", help="listen on this address (HOST)")
     parser.add_argument("--port", metavar="N", help="listen on this port (PORT)")
     parser.add_argument("--data", metavar="DIR", help="the data directory (DATA_DIR)")
 
 
 def apply_instance_options(arguments: Sequence[str]) -> None:
-    """Put the options of an `up` or `demo` command line into the environment; other commands are left alone."""
-    if not arguments or arguments[0] not in {"up", "demo"}:
+    """Put the options of an `up`, `web` or `demo` command line into the environment; other commands are left alone."""
+    if not arguments or arguments[0] not in {"up", "web", "demo"}:
         return
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     add_instance_options(parser)

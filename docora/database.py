@@ -48,3 +48,8 @@ def bounded(given: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:
         **given,
         "options": f"{session} {given.get('options', '')}".strip(),  # of a parameter that stands there twice the last counts
     }
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a database or its driver says, which is where the cause stands."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,19 +4,16 @@ import os
 import shutil
 import tempfile
 import time
-from functools import cache
 from pathlib import Path
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
-from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.recorder import MigrationRecorder
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest
 from django.utils import timezone
 from ninja import Router, Schema, Status
 from pydantic import Field
 
-from docora import __version__, heartbeat
+from docora import __version__, heartbeat, schema
 from docora.api.answers import answers
 from docora.datadir import make_private
 from docora.heartbeat import Signs
@@ -119,18 +116,11 @@ def look(signs: Signs | None) -> dict[str, str]:
     }
 
 
-@cache
-def _latest_migrations() -> set[tuple[str, str]]:
-    """The last migration of every app, as this version of the code has them."""
-    return set(MigrationLoader(None).graph.leaf_nodes())
-
-
 def check_database() -> str:
     try:
-        applied = MigrationRecorder(connection).applied_migrations()
+        return OK if schema.is_migrated() else schema.not_migrated()
     except (DatabaseError, InterfaceError):
         return "the database does not answer: check DATABASE_URL and the database server"
-    return OK if _latest_migrations() <= applied.keys() else f"the database is not migrated: run {program()} migrate"
 
 
 def check_git() -> str:

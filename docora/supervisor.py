@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from django.conf import settings
+
 from docora.process import die_with_parent
 
 STOP_SECONDS = 12.0  # a worker hands over within 8
@@ -43,7 +45,7 @@ class Child:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             self.command,
-            env={**os.environ, "PYTHONPATH": _python_path(), **self.environment},
+            env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=partial(die_with_parent, self.death_signal),
@@ -127,7 +129,7 @@ class Supervisor:
             child.process.wait()
 
 
-def _python_path() -> str:
+def python_path() -> str:
     """Where `docora` is imported from, for children that start elsewhere."""
     return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]))
 
@@ -135,6 +137,12 @@ def _python_path() -> str:
 def manage(*arguments: str) -> list[str]:
     """A command line for a command of this installation, whichever folder it is run from."""
     return [sys.executable, "-m", "docora", *arguments]
+
+
+def web_command(port: int) -> list[str]:
+    """The command line of the web process, which takes its settings from the environment."""
+    server = [sys.executable, "-m", "docora.web_server"]
+    return [*server, settings.HOST, str(port), str(settings.WEB_THREADS), "docora.wsgi:application"]
 
 
 def port_is_taken(host: str, port: int) -> bool:
@@ -145,3 +153,8 @@ def port_is_taken(host: str, port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def taken_port() -> str:
+    """The same of PORT, in words."""
+    return f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."

@@ -298,6 +298,8 @@ def test_the_top_of_the_tree_is_exactly_what_it_should_be() -> None:
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "Makefile",
+        "Dockerfile",
+        "compose.yaml",
         "requirements.txt",
         "requirements-dev.txt",
     }

@@ -45,7 +45,7 @@ def nothing(environ: dict[str, object], start_response: Callable[..., object]) -
 @contextmanager
 def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, int]]:
     """A web process as `up` starts it: its address and its pid."""
-    from docora.management.commands.up import web_command
+    from docora.supervisor import web_command
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -111,7 +111,7 @@ def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
         socket.sethostname("docora")
 
     (tmp_path / "containers").mkdir()
-    containers = Daemons(tmp_path / "containers", daemons.environment, rename)
+    containers = Daemons(tmp_path / "containers", daemons.environment, enter=rename)
     app = world.add_app("Search")
     pairs = [watched(world)[1], world.watch(FILES_OF_ANOTHER, name="acme/other", app=app)[1]]
     try:

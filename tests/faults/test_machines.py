@@ -100,7 +100,7 @@ def places(
             folder = tmp_path / machine.name
             folder.mkdir()
             own = {"DATABASE_URL": url_of(name), "REDIS_URL": redis_url, "DATA_DIR": str(folder)}
-            daemons = Daemons(folder, os.environ | shared | own, machine.enter)
+            daemons = Daemons(folder, os.environ | shared | own, enter=machine.enter)
             made.append(Place(machine, daemons, folder / "repos"))
         yield made[0], made[1]
         for place in made:

@@ -30,6 +30,7 @@ class Daemon:
         *arguments: str,
         enter: Callable[[], None] = lambda: None,
         through: Sequence[str] = (),
+        project: Path = PROJECT,
     ) -> None:
         def prepare() -> None:
             die_with_parent(signal.SIGKILL)
@@ -38,7 +39,7 @@ class Daemon:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*through, sys.executable, str(PROJECT / "manage.py"), *arguments],
+                [*through, sys.executable, str(project / "manage.py"), *arguments],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -77,16 +78,22 @@ class Daemons:
     """Starts them; `close` ends every one of them."""
 
     def __init__(
-        self, directory: Path, environment: Mapping[str, str], enter: Callable[[], None] = lambda: None
+        self,
+        directory: Path,
+        environment: Mapping[str, str],
+        *,
+        enter: Callable[[], None] = lambda: None,
+        project: Path = PROJECT,
     ) -> None:
         self._directory = directory
         self._enter = enter
+        self._project = project
         self.environment = dict(environment)
         self._started: list[Daemon] = []
 
     def start(self, *arguments: str, through: Sequence[str] = ()) -> Daemon:
         log = self._directory / f"daemon-{len(self._started)}.log"
-        daemon = Daemon(log, self.environment, *arguments, enter=self._enter, through=through)
+        daemon = Daemon(log, self.environment, *arguments, enter=self._enter, through=through, project=self._project)
         self._started.append(daemon)
         return daemon
 

@@ -1,10 +1,11 @@
 import signal
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app import alerts
 from deliveries_app.sweep import sweep_forever, sweep_once
+from docora import schema
 from docora.console import add_json, write_json, wrong_usage
 from docora.worker import request_stop
 from repositories_app import remote
@@ -21,6 +22,8 @@ class Command(BaseCommand):
         if options["json"] and not options["once"]:
             raise wrong_usage("--json goes with --once.")
         if options["once"]:
+            if not schema.is_migrated():
+                raise CommandError(f"Nothing was looked for: {schema.not_migrated()}.")
             with remote.new_client() as client:
                 enqueued = sweep_once(client)
             alerts.go_round()
@@ -29,6 +32,7 @@ class Command(BaseCommand):
             else:
                 self.stdout.write(f"{enqueued} enqueued")
             return
+        schema.wait_until_migrated(self.stderr.write)
         signal.signal(signal.SIGTERM, request_stop)
         signal.signal(signal.SIGINT, request_stop)
         sweep_forever()

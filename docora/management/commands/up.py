@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import os
 import signal
@@ -10,15 +11,17 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError, connections
+from django.db import IntegrityError, OperationalError, connections
 
+from docora import schema
 from docora.commandline import add_instance_options
+from docora.database import reason
 from docora.datadir import embedded_redis_url, make_private
 from docora.embedded import UnsafeSocketDirectory, valkey_command
 from docora.http.client import HttpClient, Request
 from docora.installation import program
 from docora.redis import RedisError, connection
-from docora.supervisor import Child, Supervisor, manage, port_is_taken
+from docora.supervisor import Child, Supervisor, manage, port_is_taken, taken_port, web_command
 
 READY_SECONDS = 60.0
 
@@ -37,9 +40,7 @@ class Command(BaseCommand):
         if options["workers"] < 1:
             raise CommandError("--workers must be at least 1.")
         if port_is_taken(settings.HOST, settings.PORT):
-            raise CommandError(
-                f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."
-            )
+            raise CommandError(taken_port())
         self._own_data_directory()
         supervisor = Supervisor(lambda line: self.stderr.write(line))
         # A SIGTERM while things start must not leave the first ones behind.
@@ -90,29 +91,18 @@ class Command(BaseCommand):
         try:
             if migrate:
                 call_command("migrate", verbosity=0, interactive=False)
+            else:
+                schema.wait_until_migrated(self.stderr.write)
             if settings.ADMIN_USERNAME and settings.ADMIN_PASSWORD and not _superuser_exists():
-                User.objects.create_superuser(settings.ADMIN_USERNAME, password=settings.ADMIN_PASSWORD)
-                self.stdout.write(f"The administrator {settings.ADMIN_USERNAME} was created.")
+                with contextlib.suppress(IntegrityError):  # another `up` that started with this one was quicker
+                    User.objects.create_superuser(settings.ADMIN_USERNAME, password=settings.ADMIN_PASSWORD)
+                    self.stdout.write(f"The administrator {settings.ADMIN_USERNAME} was created.")
         except OperationalError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CommandError(f"The database cannot be used: {reason}. Check DATABASE_URL.") from None
+            raise CommandError(f"The database cannot be used: {reason(error)}. Check DATABASE_URL.") from None
 
 
 def _superuser_exists() -> bool:
     return User.objects.filter(is_superuser=True).exists()
-
-
-def web_command(port: int) -> list[str]:
-    options = {
-        "--interface": "wsgi",
-        "--host": settings.HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--blocking-threads": str(settings.WEB_THREADS),
-        "--log-level": "error",  # it warns of threads in any number that is more than it would choose
-    }
-    flat = [part for pair in options.items() for part in pair]
-    return [sys.executable, "-m", "granian", *flat, "--no-ws", "docora.wsgi:application"]
 
 
 def _wait_for_redis() -> None:

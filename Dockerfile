@@ -1,0 +1,50 @@
+# One image for every process: `docker build --tag docora .`, then compose.yaml, or `docker run` for everything in one.
+
+FROM python:3.13-slim AS packages
+COPY requirements.txt .
+# Compiled by content and not by time, so that the same packages make the same layer.
+RUN python -m venv /opt/venv && \
+    /opt/venv/bin/pip install --no-cache-dir --no-compile --disable-pip-version-check --require-hashes \
+        --requirement requirements.txt && \
+    /opt/venv/bin/pip uninstall --yes --quiet pip && \
+    find /opt/venv -name __pycache__ -prune -exec rm -rf {} + && \
+    python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
+
+FROM python:3.13-slim
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends git ca-certificates && \
+    rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* && \
+    groupadd --gid 10001 docora && \
+    useradd --uid 10001 --gid docora --no-create-home --home-dir /data --shell /usr/sbin/nologin docora && \
+    install --directory --owner docora --group docora --mode 0700 /data
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY manage.py .env.example ./
+COPY templates/ templates/
+COPY static/ static/
+COPY docora/ docora/
+COPY repositories_app/ repositories_app/
+COPY deliveries_app/ deliveries_app/
+RUN python -m compileall -q --invalidation-mode unchecked-hash docora repositories_app deliveries_app
+
+# What /version tells. Last, so that the layers above are those of the build before.
+ARG DOCORA_BUILD_NUMBER=""
+ARG DOCORA_BUILD_SHA=""
+ARG DOCORA_BUILD_DATE=""
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    DATA_DIR=/data \
+    HOST=0.0.0.0 \
+    PORT=8000 \
+    DOCORA_BUILD_NUMBER=$DOCORA_BUILD_NUMBER \
+    DOCORA_BUILD_SHA=$DOCORA_BUILD_SHA \
+    DOCORA_BUILD_DATE=$DOCORA_BUILD_DATE
+
+USER 10001:10001
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health', timeout=4)"]
+CMD ["python", "manage.py", "up"]

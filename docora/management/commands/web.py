@@ -1,0 +1,27 @@
+import os
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from docora import schema
+from docora.commandline import add_instance_options
+from docora.supervisor import port_is_taken, python_path, taken_port, web_command
+from docora.web_server import socket_is_given
+
+
+class Command(BaseCommand):
+    help = "Runs the web process alone, for systemd, containers and other supervisors."
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_instance_options(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not socket_is_given() and port_is_taken(settings.HOST, settings.PORT):
+            raise CommandError(taken_port())
+        # Without its database it is worth something: the documentation, and probes that say what is wrong.
+        schema.wait_until_migrated(self.stderr.write, while_away=False)
+        command = web_command(settings.PORT)
+        # In place of this process, so that signals and the given socket reach the server itself.
+        os.execve(command[0], command, os.environ | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()})  # noqa: S606

@@ -1,0 +1,43 @@
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.deployment import free_port, image_variables, unpack_image
+from tests.support.postgres import PostgresServer
+from tests.support.processes import Daemons
+from tests.support.valkey import ValkeyServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def fresh_database(postgres_server: PostgresServer) -> str:
+    """The address of a database that nobody has migrated."""
+    return postgres_server.create_database(f"deploy_{os.getpid()}_{next(_numbers)}")
+
+
+@pytest.fixture
+def addresses(fresh_database: str, valkey_server: ValkeyServer, tmp_path: Path) -> dict[str, str]:
+    """What stands in the place of a deployment's own hosts, port and volume."""
+    return {
+        "DATABASE_URL": fresh_database,
+        "REDIS_URL": valkey_server.url,
+        "DATA_DIR": str(tmp_path / "data"),
+        "REPOS_DIR": str(tmp_path / "data" / "repos"),
+        "HOST": "127.0.0.1",
+        "PORT": str(free_port()),
+    }
+
+
+@pytest.fixture
+def image(tmp_path: Path, addresses: dict[str, str]) -> Iterator[Daemons]:
+    """Starts processes from what the image holds, with the environment that the image sets."""
+    folder = tmp_path / "app"
+    folder.mkdir()
+    base = {"PATH": os.environ["PATH"]} | {name: value for name, value in image_variables().items() if name != "PATH"}
+    daemons = Daemons(tmp_path, base | addresses, project=unpack_image(folder))
+    yield daemons
+    daemons.close()

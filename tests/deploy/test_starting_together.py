@@ -1,0 +1,138 @@
+"""Replicas that start at once, before, while and after the database is migrated."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
+
+from docora import health, schema
+from docora.management.commands.migrate import _LOCK
+from tests.deploy.test_compose import readiness
+from tests.support.deployment import free_port
+from tests.support.postgres import PostgresServer
+from tests.support.processes import Daemon, Daemons
+from tests.support.receiver import wait_for
+
+ADMINISTRATOR = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "a-password-of-the-tests"}
+
+
+@pytest.fixture
+def replicas(tmp_path: Path, addresses: dict[str, str], instance_environment: dict[str, str]) -> Iterator[Daemons]:
+    """On one database that nobody has migrated."""
+    daemons = Daemons(tmp_path, instance_environment | addresses | ADMINISTRATOR)
+    yield daemons
+    daemons.close()
+
+
+def start_elsewhere(replicas: Daemons, directory: Path, *options: str) -> tuple[Daemon, str]:
+    """An `up` of another machine: a data directory and a port of its own. Also where it says whether it is ready."""
+    port = free_port()
+    replicas.environment |= {"SECRET_KEY": "x" * 50, "ENCRYPTION_KEYS": "y" * 32}
+    daemon = replicas.start("up", "--workers", "1", "--data", str(directory), "--port", str(port), *options)
+    return daemon, f"http://127.0.0.1:{port}/health/ready"
+
+
+def test_two_up_and_a_migrate_on_a_fresh_database_all_succeed(replicas: Daemons, tmp_path: Path) -> None:
+    ups = [start_elsewhere(replicas, tmp_path / name) for name in ("one", "two")]
+    migrate = replicas.start("migrate", "--no-input")
+    assert migrate.process.wait(90) == 0, replicas.logs()
+    for daemon, address in ups:
+        assert wait_for(lambda address=address: readiness(address).get("ready"), 90, 0.3), replicas.logs()
+        assert daemon.running
+    with psycopg.connect(replicas.environment["DATABASE_URL"]) as database:
+        assert database.execute("SELECT username FROM auth_user").fetchall() == [("anna",)]
+    assert "Traceback" not in replicas.logs()
+
+
+def test_three_migrate_at_once_on_sqlite_all_succeed(tmp_path: Path, instance_environment: dict[str, str]) -> None:
+    file = tmp_path / "docora.sqlite3"
+    daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": f"sqlite:///{file}"})
+    try:
+        three = [daemons.start("migrate", "--no-input") for _ in range(3)]
+        assert [daemon.process.wait(90) for daemon in three] == [0, 0, 0], daemons.logs()
+    finally:
+        daemons.close()
+    assert "waiting for it" in daemons.logs()
+    with sqlite3.connect(file) as database:
+        [(applied, different)] = database.execute(
+            "SELECT count(*), count(DISTINCT app || name) FROM django_migrations"
+        ).fetchall()
+    assert applied == different > 20
+
+
+def test_a_migrate_waits_for_the_one_at_work_and_says_so(replicas: Daemons) -> None:
+    with psycopg.connect(replicas.environment["DATABASE_URL"], autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        waiting = replicas.start("migrate", "--no-input")
+        wait_for(lambda: "Another process migrates this database; waiting for it." in waiting.log.read_text(), 30)
+        assert waiting.running
+    assert waiting.process.wait(60) == 0
+
+
+def test_processes_that_come_before_the_migrations_wait_for_them_and_say_so(replicas: Daemons, tmp_path: Path) -> None:
+    up, address = start_elsewhere(replicas, tmp_path / "one", "--no-migrate")
+    early = [up, replicas.start("web"), replicas.worker(), replicas.sweep()]
+    for daemon in early:
+        wait_for(lambda daemon=daemon: "Waiting: the database is not migrated" in daemon.log.read_text(), 40, 0.1)
+    assert replicas.start("sweep", "--once").process.wait(40) == 1
+    assert replicas.start("migrate", "--no-input").process.wait(60) == 0
+    assert wait_for(lambda: readiness(address).get("ready"), 60, 0.3)
+    wait_for(lambda: readiness(f"http://127.0.0.1:{replicas.environment['PORT']}/health/ready").get("ready"), 40, 0.3)
+    assert all(daemon.running for daemon in early)
+    assert "Traceback" not in replicas.logs()
+
+
+def test_a_migrate_waits_as_long_as_it_is_told_for_a_database_that_starts_later(
+    tmp_path: Path, instance_environment: dict[str, str]
+) -> None:
+    late = PostgresServer()
+    daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": late.url})
+    try:
+        impatient = daemons.start("migrate", "--no-input")
+        patient = daemons.start("migrate", "--no-input", "--wait", "60")
+        assert impatient.process.wait(40) == 1
+        assert "CommandError: The database cannot be used: " in impatient.log.read_text()
+        assert patient.running
+        late.start()
+        assert patient.process.wait(60) == 0, daemons.logs()
+        assert "Traceback" not in daemons.logs()
+    finally:
+        daemons.close()
+        late.close()
+
+
+def test_a_worker_waits_for_a_database_that_is_away_and_the_web_process_does_not(
+    replicas: Daemons, tmp_path: Path
+) -> None:
+    replicas.environment["DATABASE_URL"] = f"postgresql:///docora?host={tmp_path}"
+    worker, web = replicas.worker(), replicas.start("web")
+    wait_for(lambda: "Waiting for the database: " in worker.log.read_text(), 40)
+    told = wait_for(lambda: readiness(f"http://127.0.0.1:{replicas.environment['PORT']}/health/ready"), 40, 0.3)
+    assert told["checks"]["database"].startswith("the database does not answer")
+    assert web.running
+    assert "Traceback" not in worker.log.read_text()
+
+
+def test_a_newer_database_is_as_good_and_an_older_one_is_not(db) -> None:
+    recorder = MigrationRecorder(connection)
+    recorder.record_applied("deliveries_app", "9999_of_a_later_version")
+    assert (schema.is_migrated(), health.check_database()) == (True, health.OK)
+    app, name = next(node for node in schema._latest() if node[0] == "deliveries_app")
+    recorder.record_unapplied(app, name)
+    assert (schema.is_migrated(), health.check_database()) == (False, schema.not_migrated())
+
+
+def test_waiting_says_each_thing_once(db, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(["one", "one", "two", ""])
+    monkeypatch.setattr(schema, "_trouble", lambda while_away: next(states))
+    monkeypatch.setattr(schema, "_LOOK_SECONDS", 0.01)
+    said: list[str] = []
+    thread = threading.Thread(target=schema.wait_until_migrated, args=(said.append,))
+    thread.start()
+    thread.join(10)
+    assert said == ["one", "two"]

@@ -1,0 +1,139 @@
+"""What a deployment is described by, read as its tools read it: Dockerfile, compose.yaml and systemd units."""
+
+import json
+import re
+import shlex
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+UNITS = PROJECT / "docora" / "deploy"
+
+GIVEN = {
+    "PUBLIC_URL": "https://docora.example",
+    "SECRET_KEY": "a-secret-key-that-only-the-tests-of-a-deployment-use",
+    "ENCRYPTION_KEYS": "an-encryption-key-that-only-tests-use",
+    "POSTGRES_PASSWORD": "a-password-that-only-tests-use",
+}
+"""The `.env` of an installation: what has to be set, and nothing else."""
+
+
+# --- Dockerfile ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of a Dockerfile, its lines joined."""
+
+    name: str
+    value: str
+
+    @property
+    def words(self) -> list[str]:
+        """Of the JSON form, or of the plain one."""
+        return json.loads(self.value) if self.value.startswith("[") else self.value.split()
+
+
+def dockerfile() -> list[list[Instruction]]:
+    """The stages, each from its FROM on."""
+    stages: list[list[Instruction]] = []
+    lines = [line for line in (PROJECT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    for statement in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
+        if statement.strip():
+            name, _, value = statement.partition(" ")
+            assert name.isupper(), f"no instruction: {statement}"
+            if name == "FROM":
+                stages.append([])
+            stages[-1].append(Instruction(name, value.strip()))
+    return stages
+
+
+def copied(stage: list[Instruction]) -> Iterator[tuple[str, str]]:
+    """(source, target) of all that a stage copies out of the checkout."""
+    for instruction in stage:
+        if instruction.name == "COPY" and not instruction.value.startswith("--from="):
+            *sources, target = instruction.words
+            yield from ((source, target) for source in sources)
+
+
+def unpack_image(folder: Path) -> Path:
+    """What the image has in its working directory, and nothing else of the checkout."""
+    for source, target in copied(dockerfile()[-1]):
+        path = PROJECT / source
+        if path.is_dir():
+            shutil.copytree(path, folder / target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copy(path, folder / target)
+    return folder
+
+
+def image_variables() -> dict[str, str]:
+    """The environment that the image sets; build arguments are empty."""
+    [value] = [instruction.value for instruction in dockerfile()[-1] if instruction.name == "ENV"]
+    pairs = dict(word.split("=", 1) for word in shlex.split(value))
+    return {name: "" if value.startswith("$") else value for name, value in pairs.items()}
+
+
+# --- compose.yaml -------------------------------------------------------------------------------------------------------
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
+
+
+class Missing(Exception):
+    """A variable that must be set is not; the words are those that Compose would say."""
+
+
+def compose(given: Mapping[str, str]) -> dict[str, Any]:
+    """The file as Compose has it after anchors, merges and variables."""
+    return _interpolated(yaml.safe_load((PROJECT / "compose.yaml").read_text()), given)
+
+
+def _interpolated(value: Any, given: Mapping[str, str]) -> Any:
+    def fill(match: re.Match[str]) -> str:
+        name, how, rest = match.groups()
+        if not given.get(name) and how == ":?":
+            raise Missing(f"{name} {rest}")
+        return given.get(name) or (rest if how == ":-" else "")
+
+    if isinstance(value, dict):
+        return {key: _interpolated(inner, given) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_interpolated(inner, given) for inner in value]
+    return _VARIABLE.sub(fill, value) if isinstance(value, str) else value
+
+
+# --- systemd ------------------------------------------------------------------------------------------------------------
+
+
+def unit(name: str) -> dict[str, list[str]]:
+    """Key → values of a unit, of all its sections."""
+    found: dict[str, list[str]] = {}
+    for line in (UNITS / name).read_text().splitlines():
+        if line and line[0] not in "#[":
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def start_command(name: str) -> list[str]:
+    """The arguments of `manage.py` in a unit's ExecStart."""
+    [line] = unit(name)["ExecStart"]
+    python, manage, *arguments = line.split()
+    assert (python, manage) == ("/opt/docora/.venv/bin/python", "manage.py")
+    return arguments
+
+
+# --- Both ---------------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
