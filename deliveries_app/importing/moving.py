@@ -1,0 +1,170 @@
+"""Going through the existing service's rows, in the order in which they refer to each other."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from deliveries_app.actors import Actor
+from deliveries_app.importing import judging, records, rows
+from deliveries_app.importing.decryption import SourceKey, WrongKey
+from deliveries_app.importing.judging import Refused
+from deliveries_app.importing.report import Report, Tally
+from deliveries_app.importing.source import Source, SourceApp, SourceFile, SourceRepository, SourceWatch
+from deliveries_app.models import App, AppRepository
+from docora.text import clean_text
+from repositories_app.models import Repository
+
+logger = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+
+
+def move_over(
+    actor: Actor, source: Source, key: SourceKey, *, dry_run: bool = False, advance: Advance = lambda _: None
+) -> Report:
+    """Take everything that is not here yet. `dry_run` reads, decrypts and judges all the same, and writes nothing.
+
+    `advance` is told of delivered files that were seen to. Raises `WrongKey` before anything is written.
+    """
+    actor.require("deliveries_app.onboard_app")
+    actor.require("deliveries_app.add_apprepository")
+    _check_key(source, key)
+    move = _Move(actor, source, key, Report(dry_run), advance)
+    move.take_apps()
+    move.take_repositories()
+    move.take_watches()
+    if not dry_run:
+        told = {name: getattr(move.report, name).taken for name in ("apps", "repositories", "watches", "files")}
+        logger.info("imported", extra={**told, "by": actor.name, "problems": move.report.problem_count})
+    return move.report
+
+
+def _check_key(source: Source, key: SourceKey) -> None:
+    """A key that opens nothing at all is the wrong one; a single damaged secret is a matter of its row."""
+    stored = source.secrets()
+    first = next(stored, None)
+    if first is None or key.decrypt(first) is not None or any(key.decrypt(other) is not None for other in stored):
+        return
+    raise WrongKey("The encryption key opens none of the stored secrets: it is not the ENCRYPTION_KEY of this service.")
+
+
+class _Move:
+    """What was taken or found so far, by the `id` of the source's rows. In a dry run rows that would be made are not
+    saved and have no key."""
+
+    def __init__(self, actor: Actor, source: Source, key: SourceKey, report: Report, advance: Advance) -> None:
+        self._actor, self._source, self._key, self._advance = actor, source, key, advance
+        self.report = report
+        self._dry = report.dry_run
+        self._apps: dict[str, tuple[SourceApp, App]] = {}
+        self._repositories: dict[str, tuple[SourceRepository, Repository, str]] = {}
+        self._spellings: Counter[str] = Counter()
+
+    def take_apps(self) -> None:
+        for source in self._source.apps():
+            app = App.objects.filter(app_id=source.app_id).first()
+            if app is not None:
+                self.report.apps.here += 1
+            else:
+                app = self._take_app(source)
+            if app is not None:
+                self._apps[source.id] = source, app
+
+    def _take_app(self, source: SourceApp) -> App | None:
+        name = f"{clean_text(source.app_name or '', 100)} ({clean_text(source.app_id, 50)})"
+        tell = partial(self.report.problem, "app", name), partial(self.report.remark, "app", name)
+        try:
+            facts = judging.judge_app(source, self._key, *tell)
+        except Refused as error:
+            self._leave(self.report.apps, "app", name, error)
+            return None
+        self.report.apps.taken += 1
+        return App(app_id=source.app_id) if self._dry else rows.write_app(self._actor, source, facts)
+
+    def take_repositories(self) -> None:
+        for source in self._source.repositories():
+            name = clean_text(source.github_url, 200)
+            try:
+                url = judging.judge_repository(source)
+            except Refused as error:
+                self._leave(self.report.repositories, "repository", name, error)
+                continue
+            self._spellings[url.canonical] += 1
+            repository = Repository.objects.filter(repository_id=source.repository_id).first()
+            if repository is not None:
+                self.report.repositories.here += 1
+            else:
+                self.report.repositories.taken += 1
+                if rows.next_twin(url) or self._spellings[url.canonical] > 1:
+                    words = (
+                        f"Another spelling of a repository that has another id already; {source.repository_id} is kept."
+                    )
+                    self.report.remark("repository", name, words)
+                repository = Repository() if self._dry else rows.write_repository(source, url)
+            self._repositories[source.id] = source, repository, url.spelled
+
+    def take_watches(self) -> None:
+        counts = self._source.file_counts()
+        for source in self._source.watches():
+            app, repository = self._apps.get(source.app or ""), self._repositories.get(source.repository or "")
+            if app is None or repository is None:
+                missing = "app" if app is None else "repository"
+                name = f"{clean_text(source.told_repository, 50)} of {clean_text(source.told_app, 50)}"
+                self._leave(self.report.watches, "watch", name, f"Its {missing} was not taken, and so neither was it.")
+                continue
+            key = self._source.file_key(app[0], repository[0])
+            files = counts.pop(key, 0)
+            self._take_watch(source, app[1], repository, key, files)
+        rest = sum(counts.values())
+        if rest:
+            self.report.files.left += rest
+            words = "They belong to no watch that is here, and so were left out: nothing is sent for it."
+            self.report.remark("files", f"{rest:,} records", words)
+            self._advance(rest)
+
+    def _take_watch(
+        self,
+        source: SourceWatch,
+        app: App,
+        repository: tuple[SourceRepository, Repository, str],
+        key: tuple[str, str],
+        count: int,
+    ) -> None:
+        name = f"{clean_text(repository[0].github_url, 200)} of {app.name or app.app_id}"
+        saved = app.pk is not None and repository[1].pk is not None
+        pair = AppRepository.objects.filter(app=app, repository=repository[1]).first() if saved else None
+        if pair is not None and (not pair.arriving or pair.ended_at is not None):
+            self.report.watches.here += 1
+            self.report.files.here += count
+            self._advance(count)
+            return
+        token = judging.judge_token(source, self._key, partial(self.report.problem, "watch", name))
+        state = judging.judge_state(source, partial(self.report.remark, "watch", name))
+        files = self._files(name, key)
+        if self._dry:
+            self.report.watches.taken += 1
+            self.report.files.taken += sum(1 for _ in files)
+            return
+        pair = pair or rows.begin_watch(app, repository[1], repository[2], token)
+        left = self.report.files.left
+        taken = records.write_records(pair, files)
+        self.report.files.taken += taken
+        self.report.files.here += count - taken - (self.report.files.left - left)
+        if rows.complete_watch(self._actor, pair, source, state, has_records=count > 0):
+            self.report.watches.taken += 1
+        else:
+            self._leave(self.report.watches, "watch", name, "It was unwatched here in the middle of the import.")
+
+    def _files(self, name: str, key: tuple[str, str]) -> Iterator[SourceFile]:
+        """Those that can be taken."""
+        for file in self._source.files(key):
+            self._advance(1)
+            try:
+                yield judging.judge_file(file)
+            except Refused as error:
+                self._leave(self.report.files, "file", f"{clean_text(file.path, 200)} in {name}", error)
+
+    def _leave(self, tally: Tally, what: str, name: str, reason: object) -> None:
+        tally.left += 1
+        self.report.problem(what, name, str(reason))

@@ -1,0 +1,110 @@
+"""`manage.py import_docora postgres://…`: moving over from the existing service."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import IntegrityError, connection
+from django.db.migrations.executor import MigrationExecutor
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deliveries_app import importing
+from deliveries_app.actors import Actor
+from deliveries_app.importing.moving import Advance
+from deliveries_app.importing.report import LOSSY, Item, Report, Tally
+from deliveries_app.importing.source import words_of
+from docora.database import LOST
+
+KEY_VARIABLE = "SOURCE_ENCRYPTION_KEY"
+_AGAIN = "Nothing is lost: run it again, and it goes on."
+
+
+class Command(BaseCommand):
+    help = (
+        "Takes apps, repositories, watches, secrets and delivery records over from the database of the existing service, "
+        f"which is only read. Its ENCRYPTION_KEY is expected in {KEY_VARIABLE}. May be stopped and repeated at any time; "
+        "what is here already is left alone. Exit 1 if something could not be taken."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "url", help="postgres://… of the existing service; libpq takes a password from PGPASSWORD too"
+        )
+        parser.add_argument("--encryption-key-stdin", action="store_true", help="read its ENCRYPTION_KEY from stdin")
+        parser.add_argument("--dry-run", action="store_true", help="say what would be taken, and write nothing")
+        parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        given = sys.stdin.readline() if options["encryption_key_stdin"] else os.environ.get(KEY_VARIABLE, "")
+        if not given.strip():
+            raise CommandError(f"Give the ENCRYPTION_KEY of the existing service in {KEY_VARIABLE}, or on stdin.")
+        _require_migrations()
+        try:
+            key = importing.SourceKey(given.strip())
+            report = self._import(options["url"], key, dry_run=options["dry_run"], quiet=options["json"])
+        except (importing.WrongKey, importing.SourceError) as error:
+            raise CommandError(str(error)) from None
+        except psycopg.Error as error:
+            raise CommandError(f"The existing service's database stopped: {words_of(error)} {_AGAIN}") from None
+        except IntegrityError:
+            raise CommandError(
+                f"Somebody else wrote the same at this moment, another import perhaps. {_AGAIN}"
+            ) from None
+        except LOST:
+            raise CommandError(f"Docora's own database is gone. {_AGAIN}") from None
+        if options["json"]:
+            self.stdout.write(json.dumps(report.as_dict()))
+        else:
+            self._tell(report)
+        if report.problem_count:
+            count = report.problem_count
+            raise CommandError(f"{count:,} {'thing' if count == 1 else 'things'} could not be taken, or not whole.")
+
+    def _import(self, url: str, key: importing.SourceKey, *, dry_run: bool, quiet: bool) -> Report:
+        with importing.open_source(url) as source, _progress(source, quiet=quiet) as advance:
+            return importing.move_over(Actor.command(), source, key, dry_run=dry_run, advance=advance)
+
+    def _tell(self, report: Report) -> None:
+        taken = "would be taken" if report.dry_run else "taken"
+        for name in ("apps", "repositories", "watches", "files"):
+            tally: Tally = getattr(report, name)
+            self.stdout.write(
+                f"{name:<13} {tally.taken:>11,} {taken}, {tally.here:,} here already, {tally.left:,} left out"
+            )
+        self._list("Taken, and worth knowing", report.remarks, report.remark_count)
+        self._list("Could not be taken", report.problems, report.problem_count)
+        self.stdout.write(f"\n{LOSSY}")
+
+    def _list(self, title: str, items: list[Item], count: int) -> None:
+        if not count:
+            return
+        self.stdout.write(f"\n{title} ({count:,}):")
+        for item in items:
+            self.stdout.write(f"  {item.what} {item.name}: {item.reason}")
+        if count > len(items):
+            self.stdout.write(f"  and {count - len(items):,} more")
+
+
+def _require_migrations() -> None:
+    executor = MigrationExecutor(connection)
+    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        raise CommandError("Docora's database lacks its tables, or those of this version: run manage.py migrate first.")
+
+
+@contextmanager
+def _progress(source: importing.Source, *, quiet: bool) -> Iterator[Advance]:
+    """A bar on a terminal."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = [TextColumn("delivered files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=sum(source.file_counts().values()))
+        yield lambda files: bar.advance(task, files)
