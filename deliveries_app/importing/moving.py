@@ -1,8 +1,8 @@
 """Going through the existing service's rows, in the order in which they refer to each other."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from deliveries_app.actors import Actor
@@ -14,6 +14,7 @@ from deliveries_app.importing.source import Source, SourceApp, SourceFile, Sourc
 from deliveries_app.models import App, AppRepository
 from docora.text import clean_text
 from repositories_app.models import Repository
+from repositories_app.repository_urls import RepositoryUrl
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,15 @@ def _check_key(source: Source, key: SourceKey) -> None:
     raise WrongKey("The encryption key opens none of the stored secrets: it is not the ENCRYPTION_KEY of this service.")
 
 
+@dataclass(frozen=True)
+class _Repository:
+    """A row of the source with ours, and the URL as it is fetched from."""
+
+    source: SourceRepository
+    row: Repository
+    url: str
+
+
 class _Move:
     """What was taken or found so far, by the `id` of the source's rows. In a dry run rows that would be made are not
     saved and have no key."""
@@ -58,8 +68,8 @@ class _Move:
         self.report = report
         self._dry = report.dry_run
         self._apps: dict[str, tuple[SourceApp, App]] = {}
-        self._repositories: dict[str, tuple[SourceRepository, Repository, str]] = {}
-        self._spellings: Counter[str] = Counter()
+        self._repositories: dict[str, _Repository] = {}
+        self._spellings: set[str] = set()  # canonical URLs that were seen
 
     def take_apps(self) -> None:
         for source in self._source.apps():
@@ -80,7 +90,9 @@ class _Move:
             self._leave(self.report.apps, "app", name, error)
             return None
         self.report.apps.taken += 1
-        return App(app_id=source.app_id) if self._dry else rows.write_app(self._actor, source, facts)
+        if self._dry:
+            return App(app_id=source.app_id, name=facts.name)
+        return rows.write_app(self._actor, source, facts)
 
     def take_repositories(self) -> None:
         for source in self._source.repositories():
@@ -90,19 +102,20 @@ class _Move:
             except Refused as error:
                 self._leave(self.report.repositories, "repository", name, error)
                 continue
-            self._spellings[url.canonical] += 1
-            repository = Repository.objects.filter(repository_id=source.repository_id).first()
-            if repository is not None:
+            row = Repository.objects.filter(repository_id=source.repository_id).first()
+            if row is not None:
                 self.report.repositories.here += 1
             else:
-                self.report.repositories.taken += 1
-                if rows.next_twin(url) or self._spellings[url.canonical] > 1:
-                    words = (
-                        f"Another spelling of a repository that has another id already; {source.repository_id} is kept."
-                    )
-                    self.report.remark("repository", name, words)
-                repository = Repository() if self._dry else rows.write_repository(source, url)
-            self._repositories[source.id] = source, repository, url.spelled
+                row = self._take_repository(source, name, url)
+            self._spellings.add(url.canonical)
+            self._repositories[source.id] = _Repository(source, row, url.spelled)
+
+    def _take_repository(self, source: SourceRepository, name: str, url: RepositoryUrl) -> Repository:
+        self.report.repositories.taken += 1
+        if url.canonical in self._spellings or rows.next_twin(url):
+            words = f"Another spelling of a repository that has another id already; {source.repository_id} is kept."
+            self.report.remark("repository", name, words)
+        return Repository() if self._dry else rows.write_repository(source, url)
 
     def take_watches(self) -> None:
         counts = self._source.file_counts()
@@ -113,27 +126,21 @@ class _Move:
                 name = f"{clean_text(source.told_repository, 50)} of {clean_text(source.told_app, 50)}"
                 self._leave(self.report.watches, "watch", name, f"Its {missing} was not taken, and so neither was it.")
                 continue
-            key = self._source.file_key(app[0], repository[0])
-            files = counts.pop(key, 0)
-            self._take_watch(source, app[1], repository, key, files)
+            key = self._source.file_key(app[0], repository.source)
+            self._take_watch(source, app[1], repository, key, counts.pop(key, 0))
         rest = sum(counts.values())
         if rest:
             self.report.files.left += rest
-            words = "They belong to no watch that is here, and so were left out: nothing is sent for it."
+            words = "They belong to no watch that was taken, and so were left out."
             self.report.remark("files", f"{rest:,} records", words)
             self._advance(rest)
 
     def _take_watch(
-        self,
-        source: SourceWatch,
-        app: App,
-        repository: tuple[SourceRepository, Repository, str],
-        key: tuple[str, str],
-        count: int,
+        self, source: SourceWatch, app: App, repository: _Repository, key: tuple[str, str], count: int
     ) -> None:
-        name = f"{clean_text(repository[0].github_url, 200)} of {app.name or app.app_id}"
-        saved = app.pk is not None and repository[1].pk is not None
-        pair = AppRepository.objects.filter(app=app, repository=repository[1]).first() if saved else None
+        name = f"{clean_text(repository.source.github_url, 200)} of {app.name}"
+        saved = app.pk is not None and repository.row.pk is not None
+        pair = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
         if pair is not None and (not pair.arriving or pair.ended_at is not None):
             self.report.watches.here += 1
             self.report.files.here += count
@@ -141,20 +148,19 @@ class _Move:
             return
         token = judging.judge_token(source, self._key, partial(self.report.problem, "watch", name))
         state = judging.judge_state(source, partial(self.report.remark, "watch", name))
-        files = self._files(name, key)
+        files, left_before = self._files(name, key), self.report.files.left
         if self._dry:
-            self.report.watches.taken += 1
-            self.report.files.taken += sum(1 for _ in files)
-            return
-        pair = pair or rows.begin_watch(app, repository[1], repository[2], token)
-        left = self.report.files.left
-        taken = records.write_records(pair, files)
-        self.report.files.taken += taken
-        self.report.files.here += count - taken - (self.report.files.left - left)
-        if rows.complete_watch(self._actor, pair, source, state, has_records=count > 0):
-            self.report.watches.taken += 1
+            taken, completed = sum(1 for _ in files), True
         else:
+            pair = pair or rows.begin_watch(app, repository.row, repository.url, token)
+            taken = records.write_records(pair, files)
+            completed = rows.complete_watch(self._actor, pair, source, state, has_records=count > 0)
+        if not completed:
             self._leave(self.report.watches, "watch", name, "It was unwatched here in the middle of the import.")
+            return
+        self.report.watches.taken += 1
+        self.report.files.taken += taken
+        self.report.files.here += count - taken - (self.report.files.left - left_before)
 
     def _files(self, name: str, key: tuple[str, str]) -> Iterator[SourceFile]:
         """Those that can be taken."""
