@@ -78,7 +78,7 @@ class _Move:
                 self.report.apps.here += 1
             else:
                 app = self._take_app(source)
-            if app is not None:
+            if app is not None and app.ended_at is None:  # one that is being removed gets no new watches
                 self._apps[source.id] = source, app
 
     def _take_app(self, source: SourceApp) -> App | None:
@@ -156,7 +156,8 @@ class _Move:
             taken = records.write_records(pair, files)
             completed = rows.complete_watch(self._actor, pair, source, state, has_records=count > 0)
         if not completed:
-            self._leave(self.report.watches, "watch", name, "It was unwatched here in the middle of the import.")
+            words = "It was unwatched here in the middle of the import, or completed by another one."
+            self._leave(self.report.watches, "watch", name, words)
             return
         self.report.watches.taken += 1
         self.report.files.taken += taken

@@ -24,8 +24,8 @@ def write_records(pair: AppRepository, files: Iterable[SourceFile]) -> int:
     before = rows.count()
     for batch in batched(files, _BATCH):
         with transaction.atomic():
-            arriving = AppRepository.objects.filter(pk=pair.pk, arriving=True, ended_at=None)
-            if arriving.select_for_update(no_key=True).first() is None:
+            arriving = AppRepository.objects.filter(pk=pair.pk, arriving=True, ended_at=None).order_by()
+            if not arriving.select_for_update(no_key=True).values_list("pk"):
                 break
             Delivery.objects.bulk_create((_delivery(pair, file) for file in batch), ignore_conflicts=True)
     return rows.count() - before

@@ -67,7 +67,8 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
 
 
 def complete_watch(actor: Actor, pair: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
-    """All its records are here: it may be checked and synced from now on. False if somebody has unwatched it meanwhile.
+    """All its records are here: it may be checked and synced from now on. False if that is somebody else's doing,
+    or if it was unwatched meanwhile.
 
     What was asked for meanwhile stays asked for. Otherwise one that was synced is due for a check, which finds out whether
     anything differs; one that was not, for a sync, which is its first if nothing was ever delivered.

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
+from deliveries_app.importing.source import Source
 from deliveries_app.models import App, AppRepository, Delivery
 from repositories_app.models import Repository
 from tests.deliveries.test_import import BASE, FILES, GIT, reasons, run, tallies
@@ -203,8 +204,6 @@ def test_what_refers_to_nothing_is_counted(existing: ExistingService, monkeypatc
 
 
 def test_a_source_that_dies_in_the_middle_is_one_sentence(existing: ExistingService, monkeypatch) -> None:
-    from deliveries_app.importing.source import Source
-
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     existing.app(BASE)
     original = Source.repositories

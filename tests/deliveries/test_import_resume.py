@@ -1,16 +1,18 @@
 """An import that is killed in the middle goes on where it was, and nothing is sent for a watch before it is whole."""
 
+import contextlib
 import io
 import os
 import signal
+from pathlib import Path
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
-from deliveries_app.importing import records
+from deliveries_app.importing import open_source, records
 from deliveries_app.models import App, AppRepository, Delivery, Status
-from deliveries_app.services import resync_single, unwatch, wish
+from deliveries_app.services import delete_app, resync_single, unwatch, wish
 from deliveries_app.services.housekeeping import remove_ended
 from deliveries_app.sync import sync
 from deliveries_app.waiting import next_try
@@ -18,7 +20,7 @@ from tests.deliveries.test_import import reasons, run, tallies
 from tests.support.existing import ExistingService
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
-from tests.support.processes import forked, reap
+from tests.support.processes import forked, in_threads, reap
 from tests.support.world import KEY, World
 
 COUNT = 120
@@ -151,3 +153,50 @@ def test_while_one_is_arriving_others_go_on(world: World, existing: ExistingServ
     world.sync(pair)
     assert_promise_kept(world, other, pair)
     assert App.objects.get(name="Moved").paused is False
+
+
+def test_two_at_once_lose_nothing_and_take_nothing_twice(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    def attempt() -> None:
+        with contextlib.suppress(CommandError):  # the one that comes second may be told to run it again
+            call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
+
+    in_threads(attempt, attempt)
+    assert tallies(run(existing, monkeypatch))["watches"][2] == 0
+    assert (AppRepository.objects.filter(arriving=False).count(), Delivery.objects.count()) == (3, 3 * COUNT)
+    world.settle()
+    assert world.requests() == []
+
+
+def test_an_app_that_is_being_removed_here_gets_no_watches(existing: ExistingService, repos, monkeypatch) -> None:
+    kill_in_the_middle(existing, 1)
+    AppRepository.objects.all().delete()
+    delete_app(Actor.command(), App.objects.get(name="Moved"))
+    report = run(existing, monkeypatch)
+    assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 1, 0), (0, 0, 3))
+
+
+def test_the_records_come_in_pages_however_many_they_are(existing: ExistingService) -> None:
+    """The driver would hold a whole answer, which is some sixty megabytes here."""
+    app, repository = existing.app("http://127.0.0.1:9/"), existing.repository("https://127.0.0.1/acme/big")
+    existing.connection.execute(
+        "INSERT INTO app_delivered_files SELECT %s, %s, 'folder/file-' || n, repeat('a', 64), now()"
+        " FROM generate_series(1, 300000) n",
+        [existing.ref(app), existing.ref(repository)],
+    )
+    with open_source(existing.url) as source:
+        (found,), (other,) = source.apps(), source.repositories()
+        files = source.files(source.file_key(found, other))
+        next(files)
+        before = most = resident()
+        for number, _ in enumerate(files):
+            if number % 10_000 == 0:
+                most = max(most, resident())
+    assert number == 299_998
+    assert most - before < 15_000_000
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

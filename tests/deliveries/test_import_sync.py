@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
+from django.db import connection
 
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.receiver import Answer
@@ -158,8 +160,6 @@ def test_a_lossy_copy_is_not_sent_again_before_a_re_sync(world: World, existing:
     repo, pair = moved(world, existing, monkeypatch, {"a.txt": latin})
     world.settle()
     assert told(world) == []
-    from django.core.management import call_command
-
     call_command("resync", pair.app.app_id, pair.repository.repository_id, yes=True)
     world.settle()
     assert told(world) == [("create", "a.txt")]
@@ -203,10 +203,10 @@ def daemons(world: World, instance_environment, tmp_path: Path, settings):
 
 @pytest.mark.timeout(300)
 def test_three_apps_with_fifty_repositories_and_20000_files_get_exactly_what_differs(
-    world: World, existing: ExistingService, monkeypatch, daemons: Daemons, settings
+    world: World, existing: ExistingService, monkeypatch, daemons: Daemons
 ) -> None:
     """By a sweep and two workers, as processes of their own."""
-    amount = REPOSITORIES if existing.server.started and settings.DATABASES["default"]["ENGINE"].endswith("sql") else 4
+    amount = REPOSITORIES if connection.vendor == "postgresql" else 4
     apps = [existing.app(world.receiver.url, name, key=KEY) for name in ("Portal", "Search", "Archive")]
     files = {f"folder-{n % 20}/file-{n:03}.txt": b"content of %d\n" % n for n in range(EACH)}
     first = world.git.repo("acme/number-00", files)

@@ -20,6 +20,7 @@ from deliveries_app.importing.moving import Advance
 from deliveries_app.importing.report import LOSSY, Item, Report, Tally
 from deliveries_app.importing.source import words_of
 from docora.database import LOST
+from docora.text import clean_text
 
 KEY_VARIABLE = "SOURCE_ENCRYPTION_KEY"
 _AGAIN = "Nothing is lost: run it again, and it goes on."
@@ -56,8 +57,9 @@ class Command(BaseCommand):
             raise CommandError(
                 f"Somebody else wrote the same at this moment, another import perhaps. {_AGAIN}"
             ) from None
-        except LOST:
-            raise CommandError(f"Docora's own database is gone. {_AGAIN}") from None
+        except LOST as error:
+            words = clean_text(" ".join(str(error).split()), 300)
+            raise CommandError(f"Docora's own database failed: {words} {_AGAIN}") from None
         if options["json"]:
             self.stdout.write(json.dumps(report.as_dict()))
         else:
