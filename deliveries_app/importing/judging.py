@@ -14,6 +14,7 @@ from deliveries_app.models import Status
 from deliveries_app.services.imported_tokens import HASH
 from deliveries_app.services.onboarding import validate_base_url, validate_website
 from deliveries_app.services.watching import validate_token
+from docora.redaction import redact
 from docora.text import clean_text
 from repositories_app.exceptions import InvalidUrl
 from repositories_app.repository_urls import RepositoryUrl, parse_url
@@ -88,7 +89,7 @@ def judge_repository(repository: SourceRepository) -> RepositoryUrl:
     try:
         return parse_url(repository.github_url)
     except InvalidUrl as error:
-        raise Refused(f"{error} Import again after that, and it is taken with its watches.") from None
+        raise Refused(f"{error} Once that is changed, another import takes it with its watches.") from None
 
 
 def judge_token(watch: SourceWatch, key: SourceKey, problem: Tell) -> str:
@@ -108,7 +109,7 @@ def judge_token(watch: SourceWatch, key: SourceKey, problem: Tell) -> str:
 def judge_state(watch: SourceWatch, remark: Tell) -> State:
     """What was under way is to be begun again."""
     if watch.status == "failed":
-        words = clean_text(watch.last_error or "", 400) or "it did not say why."
+        words = redact(clean_text(watch.last_error or "", 400)) or "it did not say why."
         return State(Status.FAILED, f"It had failed in the service that it was imported from: {words}")
     if watch.status == "synced":
         return State(Status.SYNCED)

@@ -12,6 +12,7 @@ from deliveries_app.importing.judging import Refused
 from deliveries_app.importing.report import Report, Tally
 from deliveries_app.importing.source import Source, SourceApp, SourceFile, SourceRepository, SourceWatch
 from deliveries_app.models import App, AppRepository
+from docora.redaction import redact
 from docora.text import clean_text
 from repositories_app.models import Repository
 from repositories_app.repository_urls import RepositoryUrl
@@ -96,7 +97,7 @@ class _Move:
 
     def take_repositories(self) -> None:
         for source in self._source.repositories():
-            name = clean_text(source.github_url, 200)
+            name = _spelled(source)
             try:
                 url = judging.judge_repository(source)
             except Refused as error:
@@ -138,7 +139,7 @@ class _Move:
     def _take_watch(
         self, source: SourceWatch, app: App, repository: _Repository, key: tuple[str, str], count: int
     ) -> None:
-        name = f"{clean_text(repository.source.github_url, 200)} of {app.name}"
+        name = f"{_spelled(repository.source)} of {app.name}"
         saved = app.pk is not None and repository.row.pk is not None
         pair = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
         if pair is not None and (not pair.arriving or pair.ended_at is not None):
@@ -150,7 +151,8 @@ class _Move:
         state = judging.judge_state(source, partial(self.report.remark, "watch", name))
         files, left_before = self._files(name, key), self.report.files.left
         if self._dry:
-            taken, completed = sum(1 for _ in files), True
+            there = pair.deliveries.count() if pair else 0
+            taken, completed = sum(1 for _ in files) - there, True
         else:
             pair = pair or rows.begin_watch(app, repository.row, repository.url, token)
             taken = records.write_records(pair, files)
@@ -175,3 +177,8 @@ class _Move:
     def _leave(self, tally: Tally, what: str, name: str, reason: object) -> None:
         tally.left += 1
         self.report.problem(what, name, str(reason))
+
+
+def _spelled(repository: SourceRepository) -> str:
+    """Its URL, to be shown: credentials may stand in it."""
+    return redact(clean_text(repository.github_url, 200))

@@ -9,11 +9,13 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
+from deliveries_app.importing import Source
 from deliveries_app.models import App, AppRepository, Delivery, Status, SyncRun
 from repositories_app.models import Repository
 from tests.support.existing import LONG_AGO, ExistingService
 from tests.support.histories import sha
 from tests.support.postgres import PostgresServer
+from tests.support.staff import staff
 
 BASE = "http://127.0.0.1:9/hooks"
 GIT = "https://127.0.0.1/acme"
@@ -182,6 +184,29 @@ def test_the_report_for_people_says_it_all(existing: ExistingService, monkeypatc
         "manage.py resync",
     ):
         assert words in said
+
+
+def test_no_page_says_a_size_that_is_not_known(existing: ExistingService, monkeypatch) -> None:
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
+    run(existing, monkeypatch)
+    client = staff("olga", "view_delivery", "view_apprepository")
+    pair = AppRepository.objects.get()
+    pages = ("/admin/deliveries_app/delivery/", f"/admin/deliveries_app/apprepository/{pair.pk}/why/?path=a.txt")
+    texts = [client.get(page).text for page in pages]
+    assert "a.txt" in texts[0]
+    assert "create by the earlier service" in texts[1]
+    assert not any("0 bytes" in text for text in texts)
+
+
+def test_ctrl_c_is_one_sentence(existing: ExistingService, monkeypatch) -> None:
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+
+    def interrupt(source: Source) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Source, "apps", interrupt)
+    with pytest.raises(CommandError, match="Nothing is lost: run it again"):
+        call_command("import_docora", existing.url)
 
 
 def test_our_own_database_is_refused(monkeypatch, postgres_server: PostgresServer, instance_environment) -> None:

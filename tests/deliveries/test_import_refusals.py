@@ -58,6 +58,16 @@ def test_the_key_is_no_argument_and_stands_in_no_output(existing: ExistingServic
         assert secret not in said
 
 
+def test_credentials_in_a_url_or_in_an_error_are_masked(existing: ExistingService, monkeypatch) -> None:
+    app = existing.app(BASE)
+    existing.watch(app, existing.repository("https://user:s3cret@127.0.0.1/acme/docs"), {})
+    error = "git clone https://x-access-token:s3cret@github.com/acme/site failed"
+    existing.watch(app, existing.repository(f"{GIT}/site"), {}, status="failed", last_error=error)
+    report = run(existing, monkeypatch)
+    assert "must not contain credentials" in reasons(report)
+    assert "s3cret" not in str(report) + AppRepository.objects.get().last_error
+
+
 @pytest.mark.parametrize("table", ["apps", "app_delivered_files"])
 def test_missing_tables_and_columns_are_named(existing: ExistingService, monkeypatch, table: str) -> None:
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
@@ -149,7 +159,7 @@ def test_a_host_that_is_not_allowed_is_left_out_and_taken_once_it_is(
     existing.watch(app, existing.repository("https://git.example/acme/docs"), FILES)
     report = run(existing, monkeypatch)
     assert tallies(report) == {"apps": (1, 0, 0), "repositories": (0, 0, 1), "watches": (0, 0, 1), "files": (0, 0, 3)}
-    assert "can add the host to ALLOWED_GIT_HOSTS. Import again after that" in reasons(report)
+    assert "can add the host to ALLOWED_GIT_HOSTS. Once that is changed, another import takes it" in reasons(report)
     settings.ALLOWED_GIT_HOSTS = ["git.example"]
     report = run(existing, monkeypatch)
     assert tallies(report) == {"apps": (0, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0)}

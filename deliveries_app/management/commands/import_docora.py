@@ -57,6 +57,8 @@ class Command(BaseCommand):
             raise CommandError(
                 f"Somebody else wrote the same at this moment, another import perhaps. {_AGAIN}"
             ) from None
+        except KeyboardInterrupt:
+            raise CommandError(f"Stopped. {_AGAIN}") from None
         except LOST as error:
             words = clean_text(" ".join(str(error).split()), 300)
             raise CommandError(f"Docora's own database failed: {words} {_AGAIN}") from None
