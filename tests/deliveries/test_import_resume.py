@@ -10,7 +10,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
-from deliveries_app.importing import open_source, records
+from deliveries_app.importing import judging, open_source, records
+from deliveries_app.importing.source import SourceFile
 from deliveries_app.models import App, AppRepository, Delivery, Status
 from deliveries_app.services import delete_app, resync_single, unwatch, wish
 from deliveries_app.services.housekeeping import remove_ended
@@ -49,14 +50,14 @@ def imported_until(existing: ExistingService, batches: int, act) -> None:
 
     def work() -> None:
         seen = iter(range(1, 1_000_000))
-        original = Delivery.objects.bulk_create
+        original = records._insert
 
-        def bulk_create(*arguments, **options):
+        def insert(*arguments) -> None:
             if next(seen) == batches:
                 act()
-            return original(*arguments, **options)
+            original(*arguments)
 
-        Delivery.objects.bulk_create = bulk_create
+        records._insert = insert
         call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
 
     reap(forked(work))
@@ -132,14 +133,14 @@ def test_a_re_sync_that_is_asked_for_meanwhile_is_done_once_they_are(
 def test_what_is_unwatched_in_the_middle_stays_unwatched(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch
 ) -> None:
-    original = records._delivery
+    original = judging.judge_file
 
-    def meanwhile(pair: AppRepository, file):
+    def meanwhile(file: SourceFile) -> SourceFile:
         if file.path == sorted(FILES)[55] and not AppRepository.objects.filter(ended_at__isnull=False).exists():
-            unwatch(Actor.command(), pair)
-        return original(pair, file)
+            unwatch(Actor.command(), arriving())
+        return original(file)
 
-    monkeypatch.setattr(records, "_delivery", meanwhile)
+    monkeypatch.setattr(judging, "judge_file", meanwhile)
     report = run(existing, monkeypatch)
     assert tallies(report)["watches"] == (2, 0, 1)
     assert "It was unwatched here in the middle of the import" in reasons(report)
