@@ -198,6 +198,15 @@ def test_no_page_says_a_size_that_is_not_known(existing: ExistingService, monkey
     assert not any("0 bytes" in text for text in texts)
 
 
+def test_a_terminal_gets_a_bar_and_a_script_does_not(existing: ExistingService, monkeypatch, capsys) -> None:
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    run(existing, monkeypatch, "--dry-run")
+    assert "delivered files" not in capsys.readouterr().err
+    call_command("import_docora", existing.url)
+    assert "delivered files" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_one_sentence(existing: ExistingService, monkeypatch) -> None:
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
 
