@@ -146,7 +146,7 @@ def look() -> QueueView:
 def counts(*, paused: bool) -> Counts:
     """Of pairs that want something or are worked on; the others are not even looked at."""
     ready = Q(next_sync_at__lte=Now())
-    taking = ready & Q(app__paused=False) & (Q(app__not_before=None) | Q(app__not_before__lte=Now()))
+    taking = ready & Q(app__paused=False, arriving=False) & (Q(app__not_before=None) | Q(app__not_before__lte=Now()))
     wanting = AppRepository.objects.alive().free().filter(next_sync_at__isnull=False)
     found = wanting.aggregate(
         ready=Count("pk", filter=ready), taking=Count("pk", filter=taking), delayed=Count("pk", filter=~ready)
@@ -182,6 +182,8 @@ def _held_back(pair: AppRepository, pause: SyncPause | None) -> str:
         return "All syncing is paused."
     if pair.app.paused:
         return "The app is paused."
+    if pair.arriving:
+        return "Its records are being imported."
     rest = pair.app.not_before - timezone.now() if pair.app.not_before else None
     if rest and rest.total_seconds() > 0:
         return f"The app's endpoint rests for {format_seconds(rest.total_seconds())} more."

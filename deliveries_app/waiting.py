@@ -26,6 +26,8 @@ def next_try(pair: AppRepository, pause: SyncPause | None, *, rests_until: datet
         return NextTry("waits until syncing is resumed")
     if pair.app.paused:
         return NextTry("waits until the app is resumed")
+    if pair.arriving:
+        return NextTry("waits until its records are imported")
     if pair.next_sync_at is None:
         return NextTry("next check", pair.next_check_at)
     held = [pair.next_sync_at, pair.app.not_before, rests_until]

@@ -19,7 +19,7 @@ SECONDS = 60
 def count_failure(kind: str, address: str) -> int | None:
     """Note one failure of `kind` from `address`. Seconds to wait when there were more than `FAILURES` of them within
     `SECONDS`, else None."""
-    key = f"docora:failures:{kind}:{source_of(address) or 'unknown'}"
+    key = _key(kind, address)
     try:
         with connection().pipeline(transaction=True) as pipeline:
             pipeline.incr(key)
@@ -30,6 +30,20 @@ def count_failure(kind: str, address: str) -> int | None:
         logger.warning("not_throttled", extra={"cause": str(error)})
         return None
     return max(1, int(left)) if count > FAILURES else None
+
+
+def is_held_up(kind: str, address: str) -> bool:
+    """Whether the next failure of `kind` from `address` would be told to wait: work that only a right secret is worth may
+    be left undone."""
+    try:
+        count = connection().get(_key(kind, address))
+    except (RedisError, OSError):
+        return False
+    return count is not None and int(count) >= FAILURES
+
+
+def _key(kind: str, address: str) -> str:
+    return f"docora:failures:{kind}:{source_of(address) or 'unknown'}"
 
 
 def source_of(address: str) -> str | None:

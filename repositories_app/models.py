@@ -11,10 +11,15 @@ def new_repository_id() -> str:
 
 
 class Repository(models.Model):
-    """A git repository, identified by its canonical URL. Its mirror lies in `REPOS_DIR` under `repository_id`."""
+    """A git repository, identified by its canonical URL. Its mirror lies in `REPOS_DIR` under `repository_id`.
+
+    `twin` is 0, but for what an import brought under a further id of its own: the existing service took each spelling of
+    a URL for another repository, and client apps know all of these ids. Whoever begins to watch gets number 0.
+    """
 
     repository_id = models.CharField(max_length=50, unique=True, default=new_repository_id, editable=False)
-    canonical_url = models.CharField("URL", max_length=2048, unique=True)
+    canonical_url = models.CharField("URL", max_length=2048)
+    twin = models.PositiveSmallIntegerField(default=0, editable=False)
     owner = models.CharField(max_length=255)
     name = models.CharField(max_length=255)
     is_private = models.BooleanField(default=False)
@@ -39,6 +44,7 @@ class Repository(models.Model):
             ),
         ]
         constraints = [
+            models.UniqueConstraint(fields=["canonical_url", "twin"], name="repository_unique_url"),
             models.CheckConstraint(condition=~models.Q(owner="") & ~models.Q(name=""), name="repository_has_name"),
         ]
 

@@ -17,12 +17,18 @@ from repositories_app.remote import RepositoryUrl
 def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
     """The row of this repository, whichever spelling of its URL was used."""
     repository, created = Repository.objects.get_or_create(
-        canonical_url=url.canonical, defaults={"owner": url.owner, "name": url.name, "is_private": is_private}
+        canonical_url=url.canonical, twin=0, defaults={"owner": url.owner, "name": url.name, "is_private": is_private}
     )
-    if not created and repository.is_private != is_private:
+    if not created:
+        note_privacy(repository, is_private=is_private)
+    return repository
+
+
+def note_privacy(repository: Repository, *, is_private: bool) -> None:
+    """Whether it was private when git was asked last."""
+    if repository.is_private != is_private:
         repository.is_private = is_private
         repository.save(update_fields=["is_private", "updated_at"])
-    return repository
 
 
 def mirror_of(repository: Repository) -> Mirror:

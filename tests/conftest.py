@@ -61,6 +61,17 @@ def postgres_server() -> PostgresServer:
 
 
 @pytest.fixture(scope="session")
+def source_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL for the database of another service, also where Docora's own is on SQLite."""
+    if environment.postgres is not None:
+        environment.postgres.start()
+        yield environment.postgres
+        return
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def valkey_server() -> ValkeyServer:
     """The running Valkey of this process; a test may stop it, and it is up again for the next one."""
     return environment.valkey

@@ -62,7 +62,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
 
     @admin.display(description="size")
     def bytes(self, delivery: Delivery) -> str:
-        return size(delivery.size)
+        return size(delivery.known_size)
 
     @admin.display(description="SHA-256")
     def short_sha(self, delivery: Delivery) -> str:

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET
 from deliveries_app import app_page
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import DocoraAdmin
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from deliveries_app.models import App, AppRepository
 from deliveries_app.services import explain
 from deliveries_app.services.explaining import PERMISSION
 
@@ -59,7 +59,7 @@ class WhyOfAppAdmin(DocoraAdmin[App]):
 
     def why(self, request: HttpRequest, app: App) -> HttpResponse:
         name = request.GET.get("repository", "").strip()
-        found = list(_named(app, name)[:2])
+        found = _named(app, name)
         if len(found) == 1:
             page = reverse("admin:deliveries_app_apprepository_why", args=[found[0].pk])
             return HttpResponseRedirect(f"{page}?{urlencode({'path': request.GET.get('path', '')})}")
@@ -70,9 +70,10 @@ class WhyOfAppAdmin(DocoraAdmin[App]):
         return HttpResponseRedirect(self.page_of(app))
 
 
-def _named(app: App, name: str) -> AppRepositoryQuerySet:
-    """By `owner/name`, or by the URL in any spelling that is known."""
+def _named(app: App, name: str) -> list[AppRepository]:
+    """By the URL as the app spelled it, else by `owner/name` or the URL in another spelling; two at most."""
+    watches = app_page.watches_of(app).order_by("pk")
     owner, _, last = name.rpartition("/")
     by_name = Q(repository__owner__iexact=owner, repository__name__iexact=last)
-    by_url = Q(repository__canonical_url__iexact=name) | Q(github_url=name)
-    return app_page.watches_of(app).filter(by_name | by_url).order_by("pk")
+    by_url = Q(repository__canonical_url__iexact=name)
+    return list(watches.filter(github_url=name)[:2]) or list(watches.filter(by_name | by_url)[:2])

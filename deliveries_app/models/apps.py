@@ -94,10 +94,13 @@ class App(models.Model):
 
 
 class AppToken(models.Model):
-    """A bearer token of an app, known by its SHA-256 only. An app has several while one is being rotated."""
+    """A bearer token of an app, known by its digest only. An app has several while one is being rotated.
+
+    The digest is the SHA-256, in hex. That of an imported token is its bcrypt hash, which begins with `$`, until the app
+    uses it for the first time (`services/imported_tokens.py`)."""
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="tokens")
-    digest = models.CharField("SHA-256", max_length=64, unique=True, editable=False)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
     ending = models.CharField(max_length=4, help_text="The token's last characters, to tell one from another.")
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
@@ -151,8 +154,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.filter(Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit))
 
     def unpaused(self) -> Self:
-        """Neither their app nor all syncing is paused."""
-        return self.filter(~Exists(SyncPause.objects.all()), app__paused=False)
+        """Neither their app nor all syncing is paused, and their records are all here."""
+        return self.filter(~Exists(SyncPause.objects.all()), app__paused=False, arriving=False)
 
     def due(self) -> Self:
         """Alive and wanting a sync now, of an app that takes notifications now."""
@@ -231,6 +234,11 @@ class AppRepository(models.Model):
     slots_wanted_at = models.DateTimeField(null=True, blank=True, editable=False)
     intent_high = models.BigIntegerField(default=0, editable=False)
 
+    arriving = models.BooleanField(
+        default=False,
+        editable=False,
+        help_text="Its delivery records are being imported: nothing is checked or sent before all of them are here.",
+    )
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 

@@ -58,6 +58,11 @@ class Delivery(models.Model):
     def __str__(self) -> str:
         return self.path
 
+    @property
+    def known_size(self) -> int | None:
+        """Bytes of what was sent; None after an import, until the first sync has compared the contents."""
+        return None if self.acknowledged and self.source_key is None else self.size
+
 
 class FailureKind(models.TextChoices):
     FAILED = "failed", "failed"

@@ -4,11 +4,12 @@ from django.http import HttpRequest
 from ninja.security import HttpBearer
 
 from deliveries_app.models import App
-from deliveries_app.services import tokens
+from deliveries_app.services import imported_tokens, tokens
 from docora import throttle
 from docora.api.bodies import read_body
 from docora.errors import ApiError
 
+KIND = "api"  # of the failures that are counted
 _HOW = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
 
 
@@ -30,14 +31,21 @@ class AppToken(HttpBearer):
         app = super().__call__(request)
         if app is None:
             given = "Authorization" in request.headers
-            raise refusal(request, "api", f"The token is unknown or expired. {_HOW}" if given else _HOW)
+            raise refusal(request, KIND, f"The token is unknown or expired. {_HOW}" if given else _HOW)
         assert isinstance(app, App)
         if self._max_body:
             read_body(request, self._max_body)
         return app
 
     def authenticate(self, request: HttpRequest, token: str) -> App | None:
-        return tokens.authenticate(token.strip())
+        token = token.strip()
+        app = tokens.authenticate(token)
+        if app is None and not throttle.is_held_up(KIND, request.META.get("REMOTE_ADDR", "")):
+            try:
+                return imported_tokens.recognise(token)
+            except imported_tokens.Busy as error:
+                raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
+        return app
 
 
 def caller(request: HttpRequest) -> App:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import orjson
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db.models import F
+from django.db.models import Case, F, When
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Path, Query, Router, Status
 
@@ -164,15 +164,21 @@ def get_manifest(request: HttpRequest, repository_id: RepositoryId) -> Streaming
 def _manifest(pair_pk: int) -> Iterator[bytes]:
     """Page by page, each a query of its own, so that neither memory nor a transaction grows with the repository.
 
-    The floor is the one that holds when the page is read: what a re-sync clears meanwhile is not listed any more.
+    The floor is the one that holds when the page is read: what a re-sync clears meanwhile is not listed any more. Of what
+    was imported and not compared yet the size is not known (`Delivery.known_size`).
     """
     rows = Delivery.objects.filter(
         pair_id=pair_pk, pair__ended_at=None, acknowledged=True, generation__gte=F("pair__resend_floor")
     ).order_by("path")
+    columns = rows.values_list("path", "sha", Case(When(source_key__isnull=False, then=F("size"))))
     last = ""
-    while page := list(rows.filter(path__gt=last).values("path", "sha", "size")[:MANIFEST_PAGE]):
-        yield b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in page)
-        last = page[-1]["path"]
+    while page := list(columns.filter(path__gt=last)[:MANIFEST_PAGE]):
+        yield b"".join(map(_manifest_line, page))
+        last = page[-1][0]
+
+
+def _manifest_line(row: tuple[str, str, int | None]) -> bytes:
+    return orjson.dumps(dict(zip(("path", "sha", "size"), row, strict=True)), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _watches(request: HttpRequest) -> AppRepositoryQuerySet:

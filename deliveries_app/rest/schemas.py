@@ -128,7 +128,11 @@ class ManifestLine(BaseModel):
         description="SHA-256 of the content, hex.",
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
-    size: int = Field(description="Bytes.", ge=0, examples=[1234])
+    size: int | None = Field(
+        description="Bytes; null for what an earlier service delivered, until the first sync has compared it.",
+        ge=0,
+        examples=[1234],
+    )
 
 
 def watched_repository(pair: AppRepository) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
 from deliveries_app import runs
@@ -19,7 +19,8 @@ from docora import queueing
 from repositories_app import remote
 from repositories_app import services as repositories
 from repositories_app.exceptions import Cause, GitError, InvalidUrl
-from repositories_app.repository_urls import owner_and_name
+from repositories_app.models import Repository
+from repositories_app.repository_urls import RepositoryUrl, owner_and_name
 
 ASK_SECONDS = 12.0  # for everything that a host is asked while somebody waits for the page or the answer
 
@@ -65,7 +66,7 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
     with transaction.atomic():  # the app's row before its pair's, as the claim locks them
         if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
             raise InvalidUrl("The app is being removed.")  # asked late: git may have taken its time
-        repository = repositories.find_or_create(parsed, is_private=is_private)
+        repository = _find_or_create(app, parsed, is_private=is_private)
         # Locked, so that an ended watch is either revived or gone, and never removed a moment later.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
         pair, created = watches.get_or_create(
@@ -85,6 +86,17 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
         pair.save(update_fields=["github_url", "github_token", "ended_at"])
         resync_single(actor, pair, checked=True)
     return Watched(pair, False)
+
+
+def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Repository:
+    """The repository that the app is to watch: one that it watches already keeps the id that the app knows."""
+    watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
+    as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
+    pair = watched.select_related("repository").order_by(as_spelled, "repository__twin").first()
+    if pair is None:
+        return repositories.find_or_create(url, is_private=is_private)
+    repositories.note_privacy(pair.repository, is_private=is_private)
+    return pair.repository
 
 
 def ask_git(url: str, token: str) -> bool:

@@ -7,7 +7,10 @@ from ninja import Schema
 from pydantic import Field
 
 UNAUTHORIZED = "The token is missing, unknown or expired."
-THROTTLED = "Too many failed attempts from this address. `Retry-After` says for how many seconds to wait."
+THROTTLED = (
+    "Too many failed attempts from this address, or, after a move from an earlier service, many tokens that are used for "
+    "the first time. `Retry-After` says for how many seconds to wait."
+)
 INTERNAL = "Something went wrong in Docora; its log has the cause."
 COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL}
 

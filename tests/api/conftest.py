@@ -2,10 +2,10 @@ import pytest
 
 from deliveries_app.models import AppRepository
 from tests.api.caller import Caller
-from tests.deliveries.conftest import pairs, world
+from tests.deliveries.conftest import existing, pairs, world
 from tests.support.world import World
 
-__all__ = ["pairs", "world"]
+__all__ = ["existing", "pairs", "world"]
 
 
 @pytest.fixture

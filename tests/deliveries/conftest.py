@@ -5,6 +5,8 @@ import pytest
 from django.test import Client
 
 from deliveries_app.models import AppRepository
+from tests.support.existing import ExistingService
+from tests.support.postgres import PostgresServer
 from tests.support.staff import VIEWS, make_app, make_pair, staff
 from tests.support.world import World
 
@@ -15,6 +17,14 @@ def world(transactional_db: None, tmp_path: Path, settings) -> Iterator[World]:
     world = World(tmp_path)
     yield world
     world.close()
+
+
+@pytest.fixture
+def existing(source_server: PostgresServer) -> Iterator[ExistingService]:
+    """The database of the existing service, empty."""
+    existing = ExistingService(source_server)
+    yield existing
+    existing.drop()
 
 
 @pytest.fixture

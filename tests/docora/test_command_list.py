@@ -14,7 +14,7 @@ STREAM_NOTHING = {"up", "web", "demo", "completion"}
 def test_every_command_of_docora_is_offered_and_no_other_but_the_few() -> None:
     packages = {"docora", "deliveries_app", "repositories_app"}
     known = {name for name, package in get_commands().items() if package in packages}
-    assert known <= set(OURS)
+    assert known <= {*OURS, *command_list.LINES}  # some of the few are Django's with something before them
     assert set(command_list.LINES) <= set(get_commands())
 
 

@@ -1,0 +1,184 @@
+"""Going through the existing service's rows, in the order in which they refer to each other."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from deliveries_app.actors import Actor
+from deliveries_app.importing import judging, records, rows
+from deliveries_app.importing.decryption import SourceKey, WrongKey
+from deliveries_app.importing.judging import Refused
+from deliveries_app.importing.report import Report, Tally
+from deliveries_app.importing.source import Source, SourceApp, SourceFile, SourceRepository, SourceWatch
+from deliveries_app.models import App, AppRepository
+from docora.redaction import redact
+from docora.text import clean_text
+from repositories_app.models import Repository
+from repositories_app.repository_urls import RepositoryUrl
+
+logger = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+
+
+def move_over(
+    actor: Actor, source: Source, key: SourceKey, *, dry_run: bool = False, advance: Advance = lambda _: None
+) -> Report:
+    """Take everything that is not here yet. `dry_run` reads, decrypts and judges all the same, and writes nothing.
+
+    `advance` is told of delivered files that were seen to. Raises `WrongKey` before anything is written.
+    """
+    actor.require("deliveries_app.onboard_app")
+    actor.require("deliveries_app.add_apprepository")
+    _check_key(source, key)
+    move = _Move(actor, source, key, Report(dry_run), advance)
+    move.take_apps()
+    move.take_repositories()
+    move.take_watches()
+    if not dry_run:
+        told = {name: getattr(move.report, name).taken for name in ("apps", "repositories", "watches", "files")}
+        logger.info("imported", extra={**told, "by": actor.name, "problems": move.report.problem_count})
+    return move.report
+
+
+def _check_key(source: Source, key: SourceKey) -> None:
+    """A key that opens nothing at all is the wrong one; a single damaged secret is a matter of its row."""
+    stored = source.secrets()
+    first = next(stored, None)
+    if first is None or key.decrypt(first) is not None or any(key.decrypt(other) is not None for other in stored):
+        return
+    raise WrongKey("The encryption key opens none of the stored secrets: it is not the ENCRYPTION_KEY of this service.")
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A row of the source with ours, and the URL as it is fetched from."""
+
+    source: SourceRepository
+    row: Repository
+    url: str
+
+
+class _Move:
+    """What was taken or found so far, by the `id` of the source's rows. In a dry run rows that would be made are not
+    saved and have no key."""
+
+    def __init__(self, actor: Actor, source: Source, key: SourceKey, report: Report, advance: Advance) -> None:
+        self._actor, self._source, self._key, self._advance = actor, source, key, advance
+        self.report = report
+        self._dry = report.dry_run
+        self._apps: dict[str, tuple[SourceApp, App]] = {}
+        self._repositories: dict[str, _Repository] = {}
+        self._spellings: set[str] = set()  # canonical URLs that were seen
+
+    def take_apps(self) -> None:
+        for source in self._source.apps():
+            app = App.objects.filter(app_id=source.app_id).first()
+            if app is not None:
+                self.report.apps.here += 1
+            else:
+                app = self._take_app(source)
+            if app is not None and app.ended_at is None:  # one that is being removed gets no new watches
+                self._apps[source.id] = source, app
+
+    def _take_app(self, source: SourceApp) -> App | None:
+        name = f"{clean_text(source.app_name or '', 100)} ({clean_text(source.app_id, 50)})"
+        tell = partial(self.report.problem, "app", name), partial(self.report.remark, "app", name)
+        try:
+            facts = judging.judge_app(source, self._key, *tell)
+        except Refused as error:
+            self._leave(self.report.apps, "app", name, error)
+            return None
+        self.report.apps.taken += 1
+        if self._dry:
+            return App(app_id=source.app_id, name=facts.name)
+        return rows.write_app(self._actor, source, facts)
+
+    def take_repositories(self) -> None:
+        for source in self._source.repositories():
+            name = _spelled(source)
+            try:
+                url = judging.judge_repository(source)
+            except Refused as error:
+                self._leave(self.report.repositories, "repository", name, error)
+                continue
+            row = Repository.objects.filter(repository_id=source.repository_id).first()
+            if row is not None:
+                self.report.repositories.here += 1
+            else:
+                row = self._take_repository(source, name, url)
+            self._spellings.add(url.canonical)
+            self._repositories[source.id] = _Repository(source, row, url.spelled)
+
+    def _take_repository(self, source: SourceRepository, name: str, url: RepositoryUrl) -> Repository:
+        self.report.repositories.taken += 1
+        if url.canonical in self._spellings or rows.next_twin(url):
+            words = f"Another spelling of a repository that has another id already; {source.repository_id} is kept."
+            self.report.remark("repository", name, words)
+        return Repository() if self._dry else rows.write_repository(source, url)
+
+    def take_watches(self) -> None:
+        counts = self._source.file_counts()
+        for source in self._source.watches():
+            app, repository = self._apps.get(source.app or ""), self._repositories.get(source.repository or "")
+            if app is None or repository is None:
+                missing = "app" if app is None else "repository"
+                name = f"{clean_text(source.told_repository, 50)} of {clean_text(source.told_app, 50)}"
+                self._leave(self.report.watches, "watch", name, f"Its {missing} was not taken, and so neither was it.")
+                continue
+            key = self._source.file_key(app[0], repository.source)
+            self._take_watch(source, app[1], repository, key, counts.pop(key, 0))
+        rest = sum(counts.values())
+        if rest:
+            self.report.files.left += rest
+            words = "They belong to no watch that was taken, and so were left out."
+            self.report.remark("files", f"{rest:,} records", words)
+            self._advance(rest)
+
+    def _take_watch(
+        self, source: SourceWatch, app: App, repository: _Repository, key: tuple[str, str], count: int
+    ) -> None:
+        name = f"{_spelled(repository.source)} of {app.name}"
+        saved = app.pk is not None and repository.row.pk is not None
+        pair = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
+        if pair is not None and (not pair.arriving or pair.ended_at is not None):
+            self.report.watches.here += 1
+            self.report.files.here += count
+            self._advance(count)
+            return
+        token = judging.judge_token(source, self._key, partial(self.report.problem, "watch", name))
+        state = judging.judge_state(source, partial(self.report.remark, "watch", name))
+        files, left_before = self._files(name, key), self.report.files.left
+        if self._dry:
+            there = pair.deliveries.count() if pair else 0
+            taken, completed = sum(1 for _ in files) - there, True
+        else:
+            pair = pair or rows.begin_watch(app, repository.row, repository.url, token)
+            taken = records.write_records(pair, files)
+            completed = rows.complete_watch(self._actor, pair, source, state, has_records=count > 0)
+        if not completed:
+            words = "It was unwatched here in the middle of the import, or completed by another one."
+            self._leave(self.report.watches, "watch", name, words)
+            return
+        self.report.watches.taken += 1
+        self.report.files.taken += taken
+        self.report.files.here += count - taken - (self.report.files.left - left_before)
+
+    def _files(self, name: str, key: tuple[str, str]) -> Iterator[SourceFile]:
+        """Those that can be taken."""
+        for file in self._source.files(key):
+            self._advance(1)
+            try:
+                yield judging.judge_file(file)
+            except Refused as error:
+                self._leave(self.report.files, "file", f"{clean_text(file.path, 200)} in {name}", error)
+
+    def _leave(self, tally: Tally, what: str, name: str, reason: object) -> None:
+        tally.left += 1
+        self.report.problem(what, name, str(reason))
+
+
+def _spelled(repository: SourceRepository) -> str:
+    """Its URL, to be shown: credentials may stand in it."""
+    return redact(clean_text(repository.github_url, 200))

@@ -1,0 +1,106 @@
+"""Writing what was judged: apps, repositories, and watches, which are `arriving` until their records are there."""
+
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.contrib.admin.models import ADDITION
+from django.db import transaction
+from django.db.models import Max
+from django.db.models.functions import Now
+
+from deliveries_app import runs
+from deliveries_app.actors import Actor
+from deliveries_app.causes import internal
+from deliveries_app.importing.judging import AppFacts, State
+from deliveries_app.importing.source import SourceApp, SourceRepository, SourceWatch
+from deliveries_app.models import App, AppRepository, AppToken, Reason, Status
+from deliveries_app.services import audit
+from repositories_app.models import Repository
+from repositories_app.repository_urls import RepositoryUrl
+
+
+def write_app(actor: Actor, source: SourceApp, facts: AppFacts) -> App:
+    with transaction.atomic():
+        app = App.objects.create(
+            app_id=source.app_id,
+            name=facts.name,
+            base_url=facts.base_url,
+            email=facts.email,
+            website=facts.website,
+            description=facts.description,
+            client_auth_key=facts.client_auth_key,
+        )
+        if facts.token_hash:
+            AppToken.objects.create(app=app, digest=facts.token_hash, ending="")
+        _keep_creation(App, app.pk, source.created_at)
+        audit.record(actor, [app], "Imported", ADDITION)
+    return app
+
+
+def write_repository(source: SourceRepository, url: RepositoryUrl) -> Repository:
+    """A further row where the same repository is here already, under another id."""
+    with transaction.atomic():
+        repository = Repository.objects.create(
+            repository_id=source.repository_id,
+            canonical_url=url.canonical,
+            twin=next_twin(url),
+            owner=url.owner,
+            name=url.name,
+            is_private=bool(source.is_private),
+        )
+        _keep_creation(Repository, repository.pk, source.created_at)
+    return repository
+
+
+def next_twin(url: RepositoryUrl) -> int:
+    """0 for the first row of a repository."""
+    last = Repository.objects.filter(canonical_url=url.canonical).aggregate(last=Max("twin"))["last"]
+    return 0 if last is None else last + 1
+
+
+def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository:
+    """Without its records, and so at rest."""
+    return AppRepository.objects.create(
+        app=app, repository=repository, github_url=url, github_token=token, next_sync_at=None, arriving=True
+    )
+
+
+def complete_watch(actor: Actor, pair: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
+    """All its records are here: it may be checked and synced from now on. False if that is somebody else's doing,
+    or if it was unwatched meanwhile.
+
+    What was asked for meanwhile stays asked for. Otherwise one that was synced is due for a check, which finds out whether
+    anything differs; one that was not, for a sync, which is its first if nothing was ever delivered.
+    """
+    with transaction.atomic():
+        rows = AppRepository.objects.filter(pk=pair.pk, arriving=True, ended_at=None)
+        row = rows.select_for_update(of=("self",)).select_related("app", "repository").first()
+        if row is None:
+            return False
+        facts: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}
+        if row.next_sync_at is None:
+            facts |= _beginning(state)
+        rows.update(**facts)
+        _keep_creation(AppRepository, row.pk, source.created_at)
+        if state.status == Status.PENDING and not has_records and row.next_sync_at is None:
+            run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
+            run.save()
+            runs.tell_requested([run])
+        audit.record(actor, [row], "Imported", ADDITION)
+    return True
+
+
+def _beginning(state: State) -> dict[str, Any]:
+    if state.status == Status.SYNCED:
+        return {"status": Status.SYNCED}
+    due = {"status": state.status, "next_sync_at": Now()}
+    if state.status == Status.FAILED:  # one attempt, as at every rescan of one that has failed
+        return due | {"retry_count": settings.MAX_RETRY_ATTEMPTS - 1} | internal(state.error).columns()
+    return due
+
+
+def _keep_creation(model: type[App | Repository | AppRepository], pk: int, moment: datetime | None) -> None:
+    """`auto_now_add` writes the time of the import."""
+    if moment is not None:
+        model._default_manager.filter(pk=pk).update(created_at=moment)

@@ -1,0 +1,98 @@
+"""`manage.py import_docora postgres://…`: moving over from the existing service."""
+
+import os
+import sys
+from typing import Any
+
+import psycopg
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import IntegrityError
+
+from deliveries_app import importing
+from deliveries_app.actors import Actor
+from deliveries_app.importing.report import LOSSY, Item, Report, Tally
+from deliveries_app.importing.source import words_of
+from docora import schema
+from docora.console import INTERRUPTED, Bar, add_json, write_json, wrong_usage
+from docora.database import LOST
+from docora.text import clean_text
+
+KEY_VARIABLE = "SOURCE_ENCRYPTION_KEY"
+_AGAIN = "Nothing is lost: run it again, and it goes on."
+
+
+class Command(BaseCommand):
+    help = (
+        "Takes apps, watches, secrets and delivery records over from the existing service's database, which is only read. "
+        f"Its ENCRYPTION_KEY is expected in {KEY_VARIABLE}. May be stopped and repeated at any time; "
+        "what is here already is left alone. Exit 1 if something could not be taken."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "url", help="postgres://… of the existing service; libpq takes a password from PGPASSWORD too"
+        )
+        parser.add_argument("--encryption-key-stdin", action="store_true", help="read its ENCRYPTION_KEY from stdin")
+        parser.add_argument("--dry-run", action="store_true", help="say what would be taken, and write nothing")
+        add_json(parser, "dry_run, apps, repositories, watches, files (each taken, here, left), problems, remarks")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        given = sys.stdin.readline() if options["encryption_key_stdin"] else os.environ.get(KEY_VARIABLE, "")
+        if not given.strip():
+            raise wrong_usage(f"Give the ENCRYPTION_KEY of the existing service in {KEY_VARIABLE}, or on stdin.")
+        if not schema.is_migrated():
+            raise CommandError(f"Nothing was imported: {schema.not_migrated()}.")
+        try:
+            key = importing.SourceKey(given.strip())
+            report = self._import(options["url"], key, dry_run=options["dry_run"], quiet=options["json"])
+        except (importing.WrongKey, importing.SourceError) as error:
+            raise CommandError(str(error)) from None
+        except psycopg.Error as error:
+            raise CommandError(f"The existing service's database stopped: {words_of(error)} {_AGAIN}") from None
+        except IntegrityError:
+            raise CommandError(
+                f"Somebody else wrote the same at this moment, another import perhaps. {_AGAIN}"
+            ) from None
+        except KeyboardInterrupt:
+            raise CommandError(f"Stopped. {_AGAIN}", returncode=INTERRUPTED) from None
+        except LOST as error:
+            words = clean_text(" ".join(str(error).split()), 300)
+            raise CommandError(f"Docora's own database failed: {words} {_AGAIN}") from None
+        if options["json"]:
+            write_json(self.stdout, report.as_dict())
+        else:
+            self._tell(report)
+        if report.problem_count:
+            count = report.problem_count
+            raise CommandError(f"{count:,} {'thing' if count == 1 else 'things'} could not be taken, or not whole.")
+
+    def _import(self, url: str, key: importing.SourceKey, *, dry_run: bool, quiet: bool) -> Report:
+        with importing.open_source(url) as source, Bar(quiet=quiet) as bar:
+            total, done = sum(source.file_counts().values()), 0
+
+            def advance(files: int) -> None:
+                nonlocal done
+                done += files
+                bar.show("delivered files", done, total)
+
+            return importing.move_over(Actor.command(), source, key, dry_run=dry_run, advance=advance)
+
+    def _tell(self, report: Report) -> None:
+        taken = "would be taken" if report.dry_run else "taken"
+        for name in ("apps", "repositories", "watches", "files"):
+            tally: Tally = getattr(report, name)
+            self.stdout.write(
+                f"{name:<13} {tally.taken:>11,} {taken}, {tally.here:,} here already, {tally.left:,} left out"
+            )
+        self._list("Taken, and worth knowing", report.remarks, report.remark_count)
+        self._list("Could not be taken", report.problems, report.problem_count)
+        self.stdout.write(f"\n{LOSSY}")
+
+    def _list(self, title: str, items: list[Item], count: int) -> None:
+        if not count:
+            return
+        self.stdout.write(f"\n{title} ({count:,}):")
+        for item in items:
+            self.stdout.write(f"  {item.what} {item.name}: {item.reason}")
+        if count > len(items):
+            self.stdout.write(f"  and {count - len(items):,} more")

@@ -1,0 +1,228 @@
+"""What an import cannot take is said in words, and the rest is taken all the same."""
+
+import io
+import os
+
+import psycopg
+import pytest
+from django.core.management import CommandError, call_command
+
+from deliveries_app.importing.source import Source
+from deliveries_app.models import App, AppRepository, Delivery
+from repositories_app.models import Repository
+from tests.deliveries.test_import import BASE, FILES, GIT, reasons, run, tallies
+from tests.support.existing import ExistingService
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def refusal(url: str, *arguments: str, **options) -> str:
+    with pytest.raises(CommandError) as caught:
+        call_command("import_docora", url, *arguments, stdout=io.StringIO(), **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("", "Give the ENCRYPTION_KEY of the existing service in SOURCE_ENCRYPTION_KEY"),
+        ("abc", "has 64 hex digits"),
+        ("g" * 64, "has 64 hex digits"),
+        ("0" * 64, "opens none of the stored secrets"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_a_wrong_key_is_found_before_anything_is_written(
+    existing: ExistingService, monkeypatch, key: str, sentence: str, arguments
+) -> None:
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES, token="ghp_abc")
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", key)
+    assert sentence in refusal(existing.url, *arguments)
+    assert not App.objects.exists()
+    assert not Repository.objects.exists()
+
+
+def test_a_key_in_capital_letters_is_the_same(existing: ExistingService, monkeypatch) -> None:
+    existing.app(BASE)
+    existing.key = existing.key.upper()
+    assert tallies(run(existing, monkeypatch))["apps"] == (1, 0, 0)
+
+
+def test_the_key_is_no_argument_and_stands_in_no_output(existing: ExistingService, monkeypatch, capfd) -> None:
+    app = existing.app(BASE, key="a-signing-key-that-nobody-sees")
+    existing.watch(app, existing.repository(f"{GIT}/docs"), {}, token="ghp_abcdefghijkl")
+    existing.app(BASE, "Broken", client_auth_key_encrypted=existing.encrypt("other")[:-2] + "00")
+    report = str(run(existing, monkeypatch))
+    said = report + "".join(capfd.readouterr())
+    for secret in (existing.key, app.key, app.token, "ghp_abcdefghijkl"):
+        assert secret not in said
+
+
+def test_credentials_in_a_url_or_in_an_error_are_masked(existing: ExistingService, monkeypatch) -> None:
+    app = existing.app(BASE)
+    existing.watch(app, existing.repository("https://user:s3cret@127.0.0.1/acme/docs"), {})
+    error = "git clone https://x-access-token:s3cret@github.com/acme/site failed"
+    existing.watch(app, existing.repository(f"{GIT}/site"), {}, status="failed", last_error=error)
+    report = run(existing, monkeypatch)
+    assert "must not contain credentials" in reasons(report)
+    assert "s3cret" not in str(report) + AppRepository.objects.get().last_error
+
+
+@pytest.mark.parametrize("table", ["apps", "app_delivered_files"])
+def test_missing_tables_and_columns_are_named(existing: ExistingService, monkeypatch, table: str) -> None:
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    existing.connection.execute("ALTER TABLE app_repositories DROP COLUMN status")
+    assert refusal(existing.url) == "The table app_repositories has no column status."
+    existing.connection.execute(f"DROP TABLE {table} CASCADE")
+    assert f"it has no table {table}" in refusal(existing.url)
+
+
+def test_tables_in_a_schema_of_their_own_are_found_by_the_search_path(existing: ExistingService, monkeypatch) -> None:
+    existing.app(BASE)
+    existing.connection.execute("CREATE SCHEMA old")
+    for table in ("apps", "repositories", "app_repositories", "app_delivered_files"):
+        existing.connection.execute(f"ALTER TABLE {table} SET SCHEMA old")
+    existing.url += "&options=-csearch_path%3Dold"
+    assert tallies(run(existing, monkeypatch))["apps"] == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("mysql://x/y", "its address begins with postgres://"),
+        ("postgres://user:s3cr%zz@127.0.0.1/x", "The address is malformed"),
+        ("postgres://user:s3cret@127.0.0.1:1/x", "cannot be reached"),
+        ("postgres://user:s3cret@127.0.0.1/x?no_such=1", "The address is malformed"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_sentence_without_the_password(
+    monkeypatch, url: str, sentence: str
+) -> None:
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", "0" * 64)
+    said = refusal(url)
+    assert sentence in said
+    assert "s3cr" not in said
+
+
+def test_the_source_is_only_read(existing: ExistingService, monkeypatch) -> None:
+    """A role that may do nothing else is enough."""
+    existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
+    role = f"reader_{os.getpid()}"
+    existing.connection.execute(f"CREATE ROLE {role} LOGIN")
+    existing.connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    existing.url = existing.url.replace("user=docora", f"user={role}")
+    try:
+        assert tallies(run(existing, monkeypatch))["files"] == (3, 0, 0)
+    finally:
+        existing.connection.execute(f"DROP OWNED BY {role}")
+        existing.connection.execute(f"DROP ROLE {role}")
+
+
+def test_a_role_that_may_not_read_is_told_so(existing: ExistingService, monkeypatch) -> None:
+    role = f"nobody_{os.getpid()}"
+    existing.connection.execute(f"CREATE ROLE {role} LOGIN")
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    try:
+        assert "permission denied for table" in refusal(existing.url.replace("user=docora", f"user={role}"))
+    finally:
+        existing.connection.execute(f"DROP ROLE {role}")
+
+
+def test_apps_with_something_odd_are_taken_as_far_as_possible(existing: ExistingService, monkeypatch) -> None:
+    existing.app("ftp://portal.example", "Wrong address")
+    existing.app(BASE, "Unsafe website", website="javascript:alert(1)")
+    existing.app(BASE, "No token", token_hash="sha1:whatever")
+    existing.app(BASE, "Too costly", token_hash="$2b$31$" + "a" * 53)
+    existing.app(BASE, "No key", client_auth_key_encrypted="")
+    existing.app(BASE, "Odd id", app_id="../../etc")
+    existing.app(BASE, "", app_id="app_without_name")
+    report = run(existing, monkeypatch)
+    assert tallies(report)["apps"] == (5, 0, 2)
+    problems, remarks = reasons(report), reasons(report, "remarks")
+    assert "app No key (app_" in problems
+    assert "Its signing key cannot be decrypted" in problems
+    assert "Odd id (../../etc): Its id has other characters" in problems
+    assert problems.count("Rotate its token") == 2
+    assert "Wrong address" in remarks
+    assert "The base URL must start with" in remarks
+    assert "its website is no address".lower() in remarks.lower()
+    assert "is 'app_without_name' here" in remarks
+    assert App.objects.get(name="Unsafe website").website == ""
+    assert App.objects.get(name="Wrong address").base_url == "ftp://portal.example"
+    assert not App.objects.get(name="Too costly").tokens.exists()
+
+
+def test_a_host_that_is_not_allowed_is_left_out_and_taken_once_it_is(
+    existing: ExistingService, monkeypatch, settings
+) -> None:
+    app = existing.app(BASE)
+    existing.watch(app, existing.repository("https://git.example/acme/docs"), FILES)
+    report = run(existing, monkeypatch)
+    assert tallies(report) == {"apps": (1, 0, 0), "repositories": (0, 0, 1), "watches": (0, 0, 1), "files": (0, 0, 3)}
+    assert "can add the host to ALLOWED_GIT_HOSTS. Once that is changed, another import takes it" in reasons(report)
+    settings.ALLOWED_GIT_HOSTS = ["git.example"]
+    report = run(existing, monkeypatch)
+    assert tallies(report) == {"apps": (0, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0)}
+    assert not report["failed"]
+
+
+def test_plain_http_is_told_what_it_needs(existing: ExistingService, monkeypatch, settings) -> None:
+    settings.ALLOW_HTTP = False
+    existing.watch(existing.app(BASE), existing.repository("http://127.0.0.1/acme/docs"), {})
+    report = run(existing, monkeypatch)
+    assert "Notifications will not arrive before its base URL is changed, or the settings" in reasons(report, "remarks")
+    assert "only https are accepted" in reasons(report)
+
+
+@pytest.mark.parametrize("stored", ["not encrypted", "with space"])
+def test_a_watch_whose_token_cannot_be_used_is_taken_without_it(
+    existing: ExistingService, monkeypatch, stored: str
+) -> None:
+    app, repository = existing.app(BASE), existing.repository(f"{GIT}/docs")
+    encrypted = stored if stored == "not encrypted" else existing.encrypt("two words")
+    existing.watch(app, repository, FILES, github_token_encrypted=encrypted)
+    report = run(existing, monkeypatch)
+    assert tallies(report)["watches"] == (1, 0, 0)
+    assert "Its token was left out, give it anew" in reasons(report)
+    assert (AppRepository.objects.get().github_token, report["failed"]) == ("", True)
+
+
+def test_records_that_cannot_be_taken_are_named_and_the_list_is_bounded(existing: ExistingService, monkeypatch) -> None:
+    app, repository = existing.app(BASE), existing.repository(f"{GIT}/docs")
+    existing.watch(app, repository, FILES)
+    odd = {".git/hooks/x": "a" * 64, "A" + "ä" * 1000: "a" * 64, "no-sha": "?", "capitals": "A" * 64}
+    existing.deliver(app, repository, odd.items())
+    existing.deliver(app, repository, [(f"zz/../{number:03}", "a" * 64) for number in range(300)])
+    report = run(existing, monkeypatch)
+    assert tallies(report)["files"] == (4, 0, 303)
+    assert (report["problem_count"], len(report["problems"])) == (303, 200)
+    assert Delivery.objects.get(path="capitals").sha == "a" * 64
+    assert "Its record holds no SHA-256" in reasons(report)
+    assert "Paths over 1024 bytes are not sent" in reasons(report)
+
+
+def test_what_refers_to_nothing_is_counted(existing: ExistingService, monkeypatch) -> None:
+    app, repository, gone = (existing.app(BASE), existing.repository(f"{GIT}/docs"), existing.repository(f"{GIT}/gone"))
+    existing.watch(app, repository, FILES)
+    existing.watch(app, gone, FILES)
+    existing.deliver(app, existing.repository(f"{GIT}/unwatched"), [("a", "a" * 64)])
+    existing.connection.execute("DELETE FROM repositories WHERE id = %s", [gone.id])
+    report = run(existing, monkeypatch)
+    assert tallies(report) == {"apps": (1, 0, 0), "repositories": (2, 0, 0), "watches": (1, 0, 1), "files": (3, 0, 4)}
+    assert "Its repository was not taken" in reasons(report)
+    assert "4 records: They belong to no watch" in reasons(report, "remarks")
+
+
+def test_a_source_that_dies_in_the_middle_is_one_sentence(existing: ExistingService, monkeypatch) -> None:
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    existing.app(BASE)
+    original = Source.repositories
+
+    def cut(source: Source):
+        with psycopg.connect(existing.server.url_of("postgres"), autocommit=True) as connection:
+            ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+            connection.execute(ending, [existing.connection.info.dbname, existing.connection.info.backend_pid])
+        return original(source)
+
+    monkeypatch.setattr(Source, "repositories", cut)
+    assert "Nothing is lost: run it again" in refusal(existing.url)

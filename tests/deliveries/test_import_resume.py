@@ -1,0 +1,203 @@
+"""An import that is killed in the middle goes on where it was, and nothing is sent for a watch before it is whole."""
+
+import contextlib
+import io
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from deliveries_app.actors import Actor
+from deliveries_app.importing import judging, open_source, records
+from deliveries_app.importing.source import SourceFile
+from deliveries_app.models import App, AppRepository, Delivery, Status
+from deliveries_app.services import delete_app, resync_single, unwatch, wish
+from deliveries_app.services.housekeeping import remove_ended
+from deliveries_app.sync import sync
+from deliveries_app.waiting import next_try
+from tests.deliveries.test_import import reasons, run, tallies
+from tests.support.existing import ExistingService
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import forked, in_threads, reap
+from tests.support.world import KEY, World
+
+COUNT = 120
+FILES = {f"{number % 7}/file-{number:04}.txt": b"content %d" % number for number in range(COUNT)}
+BATCH = 10
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_BATCH", BATCH)
+
+
+@pytest.fixture
+def repos(world: World, existing: ExistingService, monkeypatch) -> list[Repo]:
+    """Three repositories that an app of the existing service watches and holds completely."""
+    monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
+    app = existing.app(world.receiver.url, "Moved", key=KEY)
+    repos = [world.git.repo(f"acme/{name}", FILES) for name in ("one", "two", "three")]
+    for repo in repos:
+        existing.watch(app, existing.repository(repo.url), FILES)
+    return repos
+
+
+def imported_until(existing: ExistingService, batches: int, act) -> None:
+    """An import in a process of its own, in which `act` happens instead of writing batch number `batches`."""
+
+    def work() -> None:
+        seen = iter(range(1, 1_000_000))
+        original = records._insert
+
+        def insert(*arguments) -> None:
+            if next(seen) == batches:
+                act()
+            original(*arguments)
+
+        records._insert = insert
+        call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
+
+    reap(forked(work))
+
+
+def kill_in_the_middle(existing: ExistingService, batches: int) -> None:
+    imported_until(existing, batches, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def arriving() -> AppRepository:
+    return AppRepository.objects.select_related("app", "repository").get(arriving=True)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 13, 36], ids=lambda batch: f"at batch {batch}")
+def test_killed_and_started_again_it_goes_on_with_nothing_twice_and_nothing_lost(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch, batch: int
+) -> None:
+    kill_in_the_middle(existing, batch)
+    there = Delivery.objects.count()
+    assert there == (batch - 1) * BATCH
+    whole = AppRepository.objects.filter(arriving=False).count()
+    report = run(existing, monkeypatch, "--dry-run")
+    assert tallies(report)["files"] == (3 * COUNT - there, there, 0)
+    report = run(existing, monkeypatch)
+    assert tallies(report)["watches"] == (3 - whole, whole, 0)
+    assert tallies(report)["files"] == (3 * COUNT - there, there, 0)
+    assert Delivery.objects.count() == 3 * COUNT
+    assert not AppRepository.objects.filter(arriving=True).exists()
+    world.settle()
+    assert world.requests() == []
+
+
+def test_killed_again_and_again_it_comes_to_its_end(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    for batch in (2, 9, 14):
+        kill_in_the_middle(existing, batch)
+    assert tallies(run(existing, monkeypatch))["watches"][2] == 0
+    assert tallies(run(existing, monkeypatch)) == {
+        "apps": (0, 1, 0), "repositories": (0, 3, 0), "watches": (0, 3, 0), "files": (0, 3 * COUNT, 0),
+    }  # fmt: skip
+
+
+def test_a_watch_whose_records_are_not_all_there_is_neither_checked_nor_synced(
+    world: World, existing: ExistingService, repos: list[Repo]
+) -> None:
+    kill_in_the_middle(existing, 5)
+    pair = arriving()
+    assert pair.deliveries.count() == 4 * BATCH
+    assert world.check() == 0
+    assert not AppRepository.objects.due().filter(pk=pair.pk).exists()
+    wish(AppRepository.objects.filter(pk=pair.pk))
+    assert not sync(pair.pk)
+    assert world.requests() == []
+    assert next_try(pair, None).words == "waits until its records are imported"
+
+
+def test_a_re_sync_that_is_asked_for_meanwhile_is_done_once_they_are(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    kill_in_the_middle(existing, 5)
+    resync_single(Actor.command(), arriving())
+    pair = arriving()
+    assert not sync(pair.pk)
+    run(existing, monkeypatch)
+    world.settle()
+    assert {record.path for record in world.requests("create")} == set(FILES)
+    assert len(world.requests()) == COUNT  # of this one only
+    pair.refresh_from_db()
+    assert (pair.status, pair.generation) == (Status.SYNCED, 2)
+
+
+def test_what_is_unwatched_in_the_middle_stays_unwatched(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    original = judging.judge_file
+
+    def meanwhile(file: SourceFile) -> SourceFile:
+        if file.path == sorted(FILES)[55] and not AppRepository.objects.filter(ended_at__isnull=False).exists():
+            unwatch(Actor.command(), arriving())
+        return original(file)
+
+    monkeypatch.setattr(judging, "judge_file", meanwhile)
+    report = run(existing, monkeypatch)
+    assert tallies(report)["watches"] == (2, 0, 1)
+    assert "It was unwatched here in the middle of the import" in reasons(report)
+    assert remove_ended() == 1
+    assert AppRepository.objects.alive().count() == 2
+    world.settle()
+    assert world.requests() == []
+
+
+def test_while_one_is_arriving_others_go_on(world: World, existing: ExistingService, repos: list[Repo]) -> None:
+    other, pair = world.watch(FILES)
+    kill_in_the_middle(existing, 5)
+    world.sync(pair)
+    assert_promise_kept(world, other, pair)
+    assert App.objects.get(name="Moved").paused is False
+
+
+def test_two_at_once_lose_nothing_and_take_nothing_twice(
+    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
+) -> None:
+    def attempt() -> None:
+        with contextlib.suppress(CommandError):  # the one that comes second may be told to run it again
+            call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
+
+    in_threads(attempt, attempt)
+    assert tallies(run(existing, monkeypatch))["watches"][2] == 0
+    assert (AppRepository.objects.filter(arriving=False).count(), Delivery.objects.count()) == (3, 3 * COUNT)
+    world.settle()
+    assert world.requests() == []
+
+
+def test_an_app_that_is_being_removed_here_gets_no_watches(existing: ExistingService, repos, monkeypatch) -> None:
+    kill_in_the_middle(existing, 1)
+    AppRepository.objects.all().delete()
+    delete_app(Actor.command(), App.objects.get(name="Moved"))
+    report = run(existing, monkeypatch)
+    assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 1, 0), (0, 0, 3))
+
+
+def test_the_records_come_in_pages_however_many_they_are(existing: ExistingService) -> None:
+    """The driver would hold a whole answer, which is some sixty megabytes here."""
+    app, repository = existing.app("http://127.0.0.1:9/"), existing.repository("https://127.0.0.1/acme/big")
+    existing.connection.execute(
+        "INSERT INTO app_delivered_files SELECT %s, %s, 'folder/file-' || n, repeat('a', 64), now()"
+        " FROM generate_series(1, 300000) n",
+        [existing.ref(app), existing.ref(repository)],
+    )
+    with open_source(existing.url) as source:
+        (found,), (other,) = source.apps(), source.repositories()
+        before = most = resident()
+        for number, _ in enumerate(source.files(source.file_key(found, other))):
+            if number % 10_000 == 0:
+                most = max(most, resident())
+    assert number == 299_999
+    assert most - before < 15_000_000
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

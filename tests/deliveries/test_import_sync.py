@@ -1,0 +1,244 @@
+"""After an import the ordinary sync sends what really differs, and not one file more."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+
+from deliveries_app.models import AppRepository, Delivery, Status
+from deliveries_app.receiver import Answer
+from tests.api.caller import Caller
+from tests.api.test_manifest import lines_of
+from tests.deliveries.test_import import run, tallies
+from tests.support.existing import ExistingApp, ExistingService
+from tests.support.git import Repo
+from tests.support.histories import assert_promise_kept, refusing, sha, watching_plans
+from tests.support.processes import Daemons
+from tests.support.receiver import wait_for
+from tests.support.world import KEY, World
+
+FILES = {f"{number % 3}/{number}.txt": b"content %d" % number for number in range(12)}
+
+
+def hold(world: World, app: ExistingApp, repo: Repo, files: Mapping[str, bytes]) -> None:
+    """The client has this copy of the repository from before."""
+    folder = world.receiver.directory / app.app_id / repo.name
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def moved(
+    world: World, existing: ExistingService, monkeypatch, files: Mapping[str, bytes], *, url: str = "{}", **changes
+) -> tuple[Repo, AppRepository]:
+    """A repository with these files, imported with the records of a client that holds them."""
+    app = existing.app(world.receiver.url, "Moved", key=KEY)
+    repo = world.git.repo("acme/moved", files)
+    existing.watch(app, existing.repository(url.format(repo.url)), files, **changes)
+    hold(world, app, repo, files)
+    run(existing, monkeypatch)
+    return repo, AppRepository.objects.select_related("app", "repository").get(app__app_id=app.app_id)
+
+
+def told(world: World) -> list[tuple[str, str]]:
+    return sorted((record.kind, record.path) for record in world.requests())
+
+
+@pytest.mark.parametrize("status", ["synced", "scanning", "pending_snapshot", "failed"])
+def test_where_nothing_differs_nothing_is_sent(
+    world: World, existing: ExistingService, monkeypatch, status: str
+) -> None:
+    repo, pair = moved(world, existing, monkeypatch, FILES, status=status)
+    world.check()
+    world.sync(pair)
+    assert told(world) == []
+    assert_promise_kept(world, repo, pair)
+    assert not pair.is_failing
+
+
+def test_exactly_what_differs_is_sent(world: World, existing: ExistingService, monkeypatch) -> None:
+    repo, pair = moved(world, existing, monkeypatch, FILES)
+    repo.commit({"0/0.txt": b"changed", "1/1.txt": None, "new.txt": b"new", "2/2.txt": FILES["2/2.txt"] + b"!"})
+    world.settle()
+    assert told(world) == [
+        ("create", "new.txt"), ("delete", "1/1.txt"), ("update", "0/0.txt"), ("update", "2/2.txt"),
+    ]  # fmt: skip
+    assert_promise_kept(world, repo, pair)
+
+
+def test_what_is_adopted_is_known_with_its_size_and_its_mode_and_the_next_plan_is_fast(
+    world: World, existing: ExistingService, monkeypatch
+) -> None:
+    repo, pair = moved(world, existing, monkeypatch, FILES)
+    caller = Caller(pair.app)
+    manifest = f"/{pair.repository.repository_id}/manifest"
+    assert {(line["sha"], line["size"]) for line in lines_of(caller.get(manifest))} == {
+        (sha(content), None) for content in FILES.values()
+    }
+    world.settle()
+    assert {line["path"]: (line["sha"], line["size"]) for line in lines_of(caller.get(manifest))} == {
+        path: (sha(content), len(content)) for path, content in FILES.items()
+    }
+    assert not Delivery.objects.filter(source_key=None).exists()
+    pair.refresh_from_db()
+    assert (pair.tree_files, pair.tree_bytes) == (len(FILES), sum(map(len, FILES.values())))
+    repo.commit({"0/0.txt": b"changed"})
+    with watching_plans() as plans:
+        world.settle()
+    assert [planned.among for planned in plans] == [[b"0/0.txt"]]
+    assert told(world) == [("update", "0/0.txt")]
+    assert_promise_kept(world, repo, pair)
+
+
+def test_files_that_go_in_chunks_are_adopted_too(
+    world: World, existing: ExistingService, monkeypatch, settings
+) -> None:
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 100
+    large = {"large.bin": bytes(range(256)) * 3, "large.txt": b"a line of text\n" * 40, "other.bin": b"\xff" * 700}
+    repo, pair = moved(world, existing, monkeypatch, large | FILES)
+    repo.commit({"other.bin": b"\xfe" * 700})
+    world.settle()
+    assert set(told(world)) == {("update", "other.bin")}
+    assert_promise_kept(world, repo, pair)
+
+
+def test_a_record_that_is_compared_in_a_fast_plan_is_adopted_there(
+    world: World, existing: ExistingService, monkeypatch
+) -> None:
+    """The delete of `docs` is refused at first, and what lies below it waits: uncompared, in a run that sets the base."""
+    repo, pair = moved(world, existing, monkeypatch, FILES)
+    below = {"docs/a.txt": b"a", "docs/b.txt": b"b"}
+    facts = {"mode": "100644", "kind": "create", "size": 0, "intent": 0, "generation": 1, "acknowledged": True}
+    for path, content in {"docs": b"was a file", **below}.items():
+        digest = sha(content)
+        Delivery.objects.create(pair=pair, path=path, sha=digest, held_sha=digest, updated_at=pair.created_at, **facts)
+    repo.commit(below)
+    world.answer(refusing("docs"))
+    world.sync(pair)
+    assert set(told(world)) == {("delete", "docs")}
+    assert set(Delivery.objects.filter(source_key=None, acknowledged=True).values_list("path", flat=True)) == set(below)
+    world.answer(None)
+    hold(world, ExistingApp("", pair.app.app_id, "", ""), repo, below)
+    with watching_plans() as plans:
+        world.sync(pair)
+    assert plans[0].among is not None
+    assert set(told(world)) == {("delete", "docs")}
+    assert not Delivery.objects.filter(source_key=None).exists()
+
+
+def test_an_adoption_that_is_cut_short_goes_on(world: World, existing: ExistingService, monkeypatch, settings) -> None:
+    settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 2, 5
+    repo, pair = moved(world, existing, monkeypatch, FILES)
+    repo.commit({"0/3.txt": b"changed"})
+    world.answer(lambda note: Answer(503, headers={"Retry-After": "60"}))
+    world.sync(pair)
+    world.answer(None)
+    world.settle()
+    assert {path for _, path in told(world)} == {"0/3.txt"}
+    assert_promise_kept(world, repo, pair)
+
+
+def test_with_transforms_in_use_it_is_what_they_make_that_is_compared(
+    world: World, existing: ExistingService, monkeypatch, settings
+) -> None:
+    settings.FILE_TRANSFORMS = ["tests.support.transforms.Shout"]
+    repo, pair = moved(world, existing, monkeypatch, {"a.txt": b"ALREADY LOUD", "b.txt": b"quiet"})
+    world.settle()
+    assert told(world) == [("update", "b.txt")]
+    assert repo.files()["b.txt"] == b"quiet"
+    assert world.copy(pair)["b.txt"] == sha(b"QUIET")
+
+
+def test_a_lossy_copy_is_not_sent_again_before_a_re_sync(world: World, existing: ExistingService, monkeypatch) -> None:
+    """Its record has the SHA-256 of the bytes on disk, which the client never got."""
+    latin = "Füße".encode("latin-1")
+    repo, pair = moved(world, existing, monkeypatch, {"a.txt": latin})
+    world.settle()
+    assert told(world) == []
+    call_command("resync", pair.app.app_id, pair.repository.repository_id, yes=True)
+    world.settle()
+    assert told(world) == [("create", "a.txt")]
+    assert repo.files()["a.txt"] == latin
+
+
+def test_both_spellings_are_delivered_under_the_ids_that_the_client_knows(
+    world: World, existing: ExistingService, monkeypatch
+) -> None:
+    app = existing.app(world.receiver.url, "Moved", key=KEY)
+    repo = world.git.repo("acme/moved", FILES)
+    rows = [existing.repository(f"{repo.url}{suffix}") for suffix in ("", ".git")]
+    for row in rows:
+        existing.watch(app, row, FILES)
+    run(existing, monkeypatch)
+    repo.commit({"0/0.txt": b"changed"})
+    seen: list[tuple[str, str]] = []
+    world.answer(lambda note: seen.append((note.payload["repository"]["repository_id"], note.path)))
+    world.settle()
+    assert sorted(seen) == sorted((row.repository_id, "0/0.txt") for row in rows)
+    caller = Caller(AppRepository.objects.all()[0].app)
+    for row in rows:
+        answer = caller.get(f"/{row.repository_id}").json()
+        assert (answer["repository_id"], answer["github_url"], answer["status"]) == (
+            row.repository_id,
+            row.url,
+            "synced",
+        )
+
+
+REPOSITORIES, EACH = 50, 400
+
+
+@pytest.fixture
+def daemons(world: World, instance_environment, tmp_path: Path, settings):
+    changed = {"REPOS_DIR": str(settings.REPOS_DIR), "SWEEP_INTERVAL_SECONDS": "1", "LOG_LEVEL": "warning"}
+    daemons = Daemons(tmp_path, instance_environment | changed)
+    yield daemons
+    daemons.close()
+
+
+@pytest.mark.timeout(300)
+def test_three_apps_with_fifty_repositories_and_20000_files_get_exactly_what_differs(
+    world: World, existing: ExistingService, monkeypatch, daemons: Daemons
+) -> None:
+    """By a sweep and two workers, as processes of their own."""
+    amount = REPOSITORIES if connection.vendor == "postgresql" else 4
+    apps = [existing.app(world.receiver.url, name, key=KEY) for name in ("Portal", "Search", "Archive")]
+    files = {f"folder-{n % 20}/file-{n:03}.txt": b"content of %d\n" % n for n in range(EACH)}
+    first = world.git.repo("acme/number-00", files)
+    repos = [
+        first,
+        *(
+            Repo(f"acme/number-{n:02}", first.path.with_name(f"number-{n:02}.git"), first.server)
+            for n in range(1, amount)
+        ),
+    ]
+    for repo in repos[1:]:
+        shutil.copytree(first.path, repo.path)
+    for number, repo in enumerate(repos):
+        app = apps[number % 3]
+        existing.watch(app, existing.repository(repo.url), files)
+        hold(world, app, repo, files)
+    expected = []
+    for number, repo in enumerate(repos[::5]):
+        changes = {"folder-1/file-001.txt": b"changed", "folder-2/file-002.txt": None, f"new/{number}.txt": b"new"}
+        repo.commit(changes)
+        kinds = dict(zip(changes, ("update", "delete", "create"), strict=True))
+        expected += [(repo.name, path, kind) for path, kind in kinds.items()]
+    assert tallies(run(existing, monkeypatch)) == {
+        "apps": (3, 0, 0), "repositories": (amount, 0, 0), "watches": (amount, 0, 0), "files": (amount * EACH, 0, 0),
+    }  # fmt: skip
+    for arguments in (("sweep",), ("rqworker", "high", "default", "low"), ("rqworker", "high", "low", "default")):
+        daemons.start(*arguments)
+    whole = AppRepository.objects.filter(app__app_id__in=[app.app_id for app in apps], status=Status.SYNCED)
+    wait_for(lambda: whole.exclude(base_commit="").count() == amount, 200, 0.2)
+    assert Counter((record.repository, record.path, record.kind) for record in world.requests()) == Counter(expected)
+    for number, repo in enumerate(repos):
+        pair = AppRepository.objects.select_related("app", "repository").get(
+            repository__name=repo.name.partition("/")[2], app__app_id=apps[number % 3].app_id
+        )
+        assert_promise_kept(world, repo, pair)

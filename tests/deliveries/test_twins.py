@@ -1,0 +1,89 @@
+"""One repository under several ids, as an import brings it: each id goes on working, and new watchers get the first row."""
+
+import pytest
+from django.db import IntegrityError
+from django.test import Client
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository
+from deliveries_app.services import unwatch, watch
+from deliveries_app.services.housekeeping import remove_ended
+from repositories_app.models import Repository
+from tests.support.git import Repo
+from tests.support.staff import staff
+from tests.support.world import World
+
+
+@pytest.fixture
+def repo(world: World) -> Repo:
+    return world.git.repo("acme/docs", {"a.txt": b"a"})
+
+
+@pytest.fixture
+def twins(repo: Repo) -> list[Repository]:
+    """The ordinary row and a further one."""
+    facts = {"canonical_url": repo.url, "owner": "acme", "name": "docs"}
+    return [Repository.objects.create(twin=number, **facts) for number in (0, 1)]
+
+
+def watching(app: App, repository: Repository, url: str) -> AppRepository:
+    return AppRepository.objects.create(app=app, repository=repository, github_url=url)
+
+
+def test_a_new_watcher_gets_the_first_row_whichever_spelling_it_uses(world: World, repo: Repo, twins) -> None:
+    other = world.add_app("Search")
+    for app, url in ((world.app, repo.url), (other, f"{repo.url}.git")):
+        assert watch(Actor.command(), app, url).pair.repository == twins[0]
+
+
+def test_who_watches_a_further_row_keeps_its_id_when_it_registers_again(world: World, repo: Repo, twins) -> None:
+    watching(world.app, twins[1], f"{repo.url}.git")
+    for url in (f"{repo.url}.git", repo.url):
+        watched = watch(Actor.command(), world.app, url)
+        assert (watched.pair.repository, watched.created) == (twins[1], False)
+    assert AppRepository.objects.count() == 1
+
+
+def test_who_watches_both_gets_the_one_that_it_spells(world: World, repo: Repo, twins) -> None:
+    watching(world.app, twins[0], repo.url)
+    watching(world.app, twins[1], f"{repo.url}.git")
+    for url, expected in ((repo.url, twins[0]), (f"{repo.url}.git", twins[1])):
+        assert watch(Actor.command(), world.app, url).pair.repository == expected
+    assert AppRepository.objects.count() == 2
+
+
+def test_another_app_s_further_row_is_nobody_else_s(world: World, repo: Repo, twins) -> None:
+    watching(world.add_app("Search"), twins[1], f"{repo.url}.git")
+    assert watch(Actor.command(), world.app, f"{repo.url}.git").pair.repository == twins[0]
+
+
+def test_of_two_rows_with_one_number_there_is_none(twins, transactional_db) -> None:
+    with pytest.raises(IntegrityError):
+        Repository.objects.create(canonical_url=twins[0].canonical_url, twin=1, owner="acme", name="docs")
+
+
+def test_unwatching_one_leaves_the_other(world: World, repo: Repo, twins) -> None:
+    first, second = watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")
+    for pair in (first, second):
+        world.sync(pair)
+    unwatch(Actor.command(), first)
+    remove_ended()
+    assert list(Repository.objects.all()) == [twins[1]]
+    assert world.sync(second).status == "synced"
+    repo.commit({"b.txt": b"b"})
+    world.settle()
+    assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt", "b.txt"]
+    assert watch(Actor.command(), world.add_app("Search"), repo.url).pair.repository.twin == 0
+
+
+def test_the_page_of_an_app_tells_them_apart_by_their_urls(world: World, repo: Repo, twins) -> None:
+    pairs = [watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")]
+    client: Client = staff("olga", "view_app", "view_apprepository", "view_repository", "view_delivery")
+    address = f"/admin/deliveries_app/app/{world.app.pk}/why/"
+    for pair in pairs:
+        answer = client.get(address, {"repository": pair.github_url, "path": "a.txt"})
+        assert answer.headers["Location"] == f"/admin/deliveries_app/apprepository/{pair.pk}/why/?path=a.txt"
+    answer = client.get(address, {"repository": "acme/docs", "path": "a.txt"}, follow=True)
+    assert "watches several repositories named acme/docs. Enter the URL" in answer.text
+    found = client.get("/admin/repositories_app/repository/", {"q": repo.url}).text
+    assert all(f"/admin/repositories_app/repository/{twin.pk}/change/" in found for twin in twins)
