@@ -194,7 +194,7 @@ def test_the_command_is_called_docora_however_it_is_started(installed: Installed
     assert told.startswith("usage: docora up ")
     assert installed.done("help", "up") == told
     assert installed.done("--version") == installed.done("version") == f"{__version__}\n"
-    assert "docora help <subcommand>" in installed.done("help")
+    assert "Type 'docora COMMAND --help'" in installed.done("help")
 
 
 def test_it_runs_from_an_empty_folder_with_nothing_set_and_its_pages_are_whole(installed: Installed) -> None:
