@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from django.db.models import F
 from django.utils import timezone
 
 from deliveries_app import alerts
@@ -66,9 +67,7 @@ def time_passes(**delta: float) -> None:
         (AlertChannel, "due_at", "reminded_at", "created_at"),
         (Alert, "since"),
     ):
-        for row in model.objects.all():
-            moments = {name: getattr(row, name) for name in names}
-            model.objects.filter(pk=row.pk).update(**{name: at and at - by for name, at in moments.items()})
+        model.objects.update(**{name: F(name) - by for name in names})
 
 
 def next_round() -> None:
