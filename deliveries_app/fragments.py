@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.core.cache import cache
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 
-from deliveries_app import tallies
+from deliveries_app import followed, tallies
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
 from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.tallies import Tally
@@ -16,7 +15,6 @@ from docora.text import format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
 KEPT_SECONDS = 5
-_ROW_SECONDS = 60
 _NAMED = 3
 
 
@@ -27,23 +25,15 @@ def may_see_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
 
 
 def polled(operation_id: str, *, said: str | None) -> dict[str, Any] | None:
-    """`of_operation` for a poll; None when there is no such operation. While Redis counts, its row is asked for once a
-    minute only: what a bar shows of it is never changed, and the counters are taken away when it ends.
+    """`of_operation` for a poll; None when there is no such operation.
 
     Screen readers read out whatever is put into the page, so it `speaks` only when ten percent more are done than `said`.
     """
-    if len(operation_id) > (BulkOperation._meta.get_field("operation_id").max_length or 0):
-        return None  # nor may a key of the cache be that long
-    key = f"operation:{operation_id}"
-    operation = cache.get(key)
-    tally = tallies.live(operation) if operation else None
-    if tally is None:
-        operation = BulkOperation.objects.filter(operation_id=operation_id).first()
-        if operation is None:
-            return None
-        cache.set(key, operation, _ROW_SECONDS)
-    context = of_operation(operation, tally)
-    return context | {"polled": True, "speaks": said != str(context["tally"].tens)}
+    found = followed.read(operation_id)
+    if found is None:
+        return None
+    operation, tally = found
+    return of_operation(operation, tally) | {"polled": True, "speaks": said != str(tally.tens)}
 
 
 def of_operation(operation: BulkOperation, tally: Tally | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The numbers behind the progress bars: live from the Redis counters, from the rows where Redis lost them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -108,13 +108,17 @@ def _run_tally(run: SyncRun, live: dict[str, int] | None) -> Tally:
 
 def of_operation(operation: BulkOperation) -> Tally:
     """The tally of a bulk operation; sets its counters from the rows when Redis has none."""
-    return live(operation) or _operation_tally(operation, seed_operation(operation))
+    tally = None if operation.ended_at else live([operation])[0]
+    return tally or _operation_tally(operation, seed_operation(operation))
 
 
-def live(operation: BulkOperation) -> Tally | None:
-    """The tally by Redis alone; None when it has none, as once the operation has ended."""
-    counts = None if operation.ended_at else progress.read([operation.operation_id])[0]
-    return _operation_tally(operation, counts) if counts and counts.get("started") is not None else None
+def live(operations: Sequence[BulkOperation]) -> list[Tally | None]:
+    """The tallies by Redis alone; None for each that it does not count, as once an operation has ended."""
+    found = progress.read([operation.operation_id for operation in operations])
+    return [
+        _operation_tally(operation, counts) if counts and counts.get("started") is not None else None
+        for operation, counts in zip(operations, found, strict=True)
+    ]
 
 
 def _operation_tally(operation: BulkOperation, counts: dict[str, int]) -> Tally:
