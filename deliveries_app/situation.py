@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count, F, Q
+from django.db.models import Case, Count, F, Q, When
 from django.db.models.functions import Now
 
 from deliveries_app import failing, tallies
@@ -79,9 +79,8 @@ def look(app: App | None, at_most: int) -> Situation:
     pause = current_pause()
     told = failing.with_state(pairs.filter(_FAILS | _SYNCS | _WAITS)).select_related("app", "repository")
     first = F("failing_since").asc(nulls_last=True)
-    rows: list[Any] = list(
-        told.order_by(first, "-status", "next_sync_at", "pk")[:at_most]
-    )  # "scanning" before "pending"
+    then = Case(When(_SYNCS, then=0), default=1)
+    rows: list[Any] = list(told.order_by(first, then, "next_sync_at", "pk")[:at_most])
     percents = _percents(rows)
     lines = [Line(pair, _state(pair), percents.get(pair.pk), next_try(pair, pause)) for pair in rows]
     return Situation(pause=pause, signs=heartbeat.read(), lines=lines, **counts)

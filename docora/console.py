@@ -55,6 +55,14 @@ def wrong_usage(words: str) -> CommandError:
     return CommandError(words, returncode=USAGE)
 
 
+def secret_from_stdin(what: str) -> str:
+    """The first line of stdin. Nothing there means that whatever was to write it has failed, not that none is wanted."""
+    secret = sys.stdin.readline().strip()
+    if not secret:
+        raise wrong_usage(f"There is no {what} on stdin.")
+    return secret
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Return only if somebody wants it: who said so with `yes`, or says so at the terminal."""
     if yes:

@@ -2,12 +2,13 @@
 
 import argparse
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app import tallies
-from deliveries_app.models import BulkOperation, Outcome, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, SyncRun
 from deliveries_app.services import current_pause
 from deliveries_app.tallies import Tally
 from docora.console import INTERRUPTED, Bar, add_json, write_json, wrong_usage
@@ -63,8 +64,8 @@ def _follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None
 def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: bool) -> Tally:
     """The tally at its end, or when the time is over."""
     deadline = time.monotonic() + timeout if timeout is not None else None
-    if current_pause():
-        command.stderr.write("All syncing is paused: this waits until it is resumed.")
+    for words in _held_up(asked):
+        command.stderr.write(words)
     with Bar(quiet=quiet) as bar:
         while True:
             tally = _look(asked)
@@ -73,6 +74,20 @@ def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: b
             if tally.finished or (deadline is not None and time.monotonic() >= deadline):
                 return tally
             time.sleep(_POLL_SECONDS)
+
+
+def _held_up(asked: Asked) -> Iterator[str]:
+    """What must happen before this can end, beside that workers are at it."""
+    if current_pause():
+        yield "All syncing is paused: this waits until it is resumed."
+    its = {"runs": asked} if isinstance(asked, SyncRun) else {"runs__operation": asked}
+    pairs = AppRepository.objects.filter(**its)
+    for app in App.objects.filter(paused=True, watches__in=pairs).distinct():
+        yield f"{app} is paused: this waits until it is resumed."
+    arriving = pairs.filter(arriving=True).count()
+    if arriving:
+        what = "repository waits" if arriving == 1 else "repositories wait"
+        yield f"{arriving:,} {what} for the rest of the import: run {program()} import_docora again."
 
 
 def _look(asked: Asked) -> Tally:

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
+from deliveries_app import situation
 from deliveries_app.actors import Actor
 from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, Status
@@ -16,7 +18,7 @@ from deliveries_app.services import current_pause, resync_by_app, resync_single
 from deliveries_app.services.tokens import authenticate, live_tokens
 from tests.support.commands import PROJECT, run, run_json
 from tests.support.receiver import Answer
-from tests.support.staff import fail
+from tests.support.staff import fail, make_app
 from tests.support.world import World
 
 
@@ -179,6 +181,39 @@ def test_status_tells_what_fails_and_ends_with_1(pairs) -> None:
     failing, syncing = told["lines"]
     assert (failing["state"], failing["root_cause"], failing["app_name"]) == ("failed", "http_5xx", "Portal")
     assert (syncing["state"], syncing["next"]) == ("syncing", "syncing now")
+
+
+def test_status_lists_what_fails_before_what_runs_before_what_waits(pairs) -> None:
+    fail(pairs[2], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    AppRepository.objects.filter(pk=pairs[1].pk).update(status=Status.SCANNING)
+    for waiting in (Status.SYNCED, Status.PENDING):
+        AppRepository.objects.filter(pk=pairs[0].pk).update(status=waiting, next_sync_at=timezone.now())
+        lines = situation.look(None, 2).lines
+        assert [line.pair.pk for line in lines] == [pairs[2].pk, pairs[1].pk], waiting
+
+
+@pytest.mark.parametrize("limit", ["-1", "99999999999999999999", "few"])
+def test_a_limit_that_is_none_is_wrong_usage(db, limit: str) -> None:
+    with pytest.raises(CommandError, match="--limit"):
+        run("status", f"--limit={limit}")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("onboard_app", ["Portal", "https://portal.example/hooks", "ops@portal.example", "--client-auth-key-stdin"]),
+        ("rotate_key", ["APP", "--client-auth-key-stdin"]),
+        ("watch_repository", ["APP", "https://github.com/acme/docs", "--github-token-stdin"]),
+    ],
+)
+def test_a_secret_that_was_to_come_and_did_not_is_no_secret(db, typed, command: str, arguments: list[str]) -> None:
+    app = make_app("Search")
+    typed("")
+    with pytest.raises(CommandError, match=r"There is no (key|token) on stdin\.") as refused:
+        run(command, *(app.app_id if argument == "APP" else argument for argument in arguments))
+    assert refused.value.returncode == 2
+    app.refresh_from_db()
+    assert (App.objects.count(), app.is_rotating_key, AppRepository.objects.count()) == (1, False, 0)
 
 
 def test_status_of_one_app_counts_that_app_alone(pairs) -> None:

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, SyncRun
 from deliveries_app.services import cancel_operation, cancel_request, pause_syncing, resync_single
 from deliveries_app.sync import sync
 from tests.support.commands import PROJECT, manage, run, run_json
@@ -129,6 +129,18 @@ def test_while_all_syncing_is_paused_the_wait_says_so(world: World, pair: AppRep
     with pytest.raises(CommandError, match="goes on by itself"):
         run("resync", world.app.app_id, "--wait", "--yes", "--timeout=0")
     assert "All syncing is paused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_what_holds_the_repositories_up_is_said(world: World, pair: AppRepository, capsys, many: bool) -> None:
+    App.objects.update(paused=True)
+    AppRepository.objects.update(arriving=True)
+    ids = [world.app.app_id] if many else [world.app.app_id, pair.repository.repository_id]
+    with pytest.raises(CommandError, match="goes on by itself"):
+        run("resync", *ids, "--wait", "--yes", "--timeout=0")
+    told = capsys.readouterr().err
+    assert f"{world.app} is paused: this waits until it is resumed." in told
+    assert "1 repository waits for the rest of the import: run manage.py import_docora again." in told
 
 
 def test_ctrl_c_ends_the_wait_alone_and_says_how_to_cancel(

@@ -1,4 +1,3 @@
-import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -8,7 +7,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.management.finding import refusal
 from deliveries_app.payloads import timestamp
 from deliveries_app.services import onboard_app
-from docora.console import add_json, write_json
+from docora.console import add_json, secret_from_stdin, write_json
 
 
 class Command(BaseCommand):
@@ -31,7 +30,7 @@ class Command(BaseCommand):
         parser.epilog = "Example: onboard_app Portal https://portal.example/hooks ops@portal.example --json"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        key = sys.stdin.readline().strip() if options["client_auth_key_stdin"] else options["client_auth_key"]
+        key = secret_from_stdin("key") if options["client_auth_key_stdin"] else options["client_auth_key"]
         try:
             made = onboard_app(
                 Actor.command(),

@@ -1,4 +1,3 @@
-import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -9,7 +8,7 @@ from deliveries_app.management.finding import app_of, refusal
 from deliveries_app.models import App
 from deliveries_app.services import NotFound
 from deliveries_app.services.keys import KeyRotationError, cancel_key_rotation, retire_old_key, start_key_rotation
-from docora.console import add_json, write_json
+from docora.console import add_json, secret_from_stdin, write_json
 
 
 class Command(BaseCommand):
@@ -45,7 +44,7 @@ def _take_step(app: App, options: dict[str, Any]) -> tuple[dict[str, str], str]:
     if options["cancel"]:
         cancel_key_rotation(Actor.command(), app)
         return {"step": "cancelled"}, f"{app} stays with its old key; the new one is forgotten."
-    given = sys.stdin.readline().strip() if options["client_auth_key_stdin"] else ""
+    given = secret_from_stdin("key") if options["client_auth_key_stdin"] else ""
     made = start_key_rotation(Actor.command(), app, given)
     words = f"The new signing key of {app}. Keep it, it is not shown again:\n  {made.key}"
     return {"step": "started", "client_auth_key": made.key}, words

@@ -1,3 +1,4 @@
+import argparse
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -8,18 +9,20 @@ from deliveries_app.situation import Line, Situation
 from docora.console import FAILED, add_json, moment, write_json, write_table
 from docora.installation import program
 
+_MOST = 1_000_000
+
 
 class Command(BaseCommand):
     help = "What fails, is synced and waits, of all apps or of one; exit 1 if something fails."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
-        parser.add_argument("--limit", type=int, default=50, metavar="N", help="list at most so many (50)")
+        parser.add_argument("--limit", type=_number, default=50, metavar="N", help="list at most so many (50)")
         add_json(parser, "paused, workers, sweep_seconds, watches, failing, given_up, syncing, waiting, lines")
         parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        found = situation.look(app_of(options["app_id"]) if options["app_id"] else None, max(0, options["limit"]))
+        found = situation.look(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
         if options["json"]:
             write_json(self.stdout, found.as_dict())
         else:
@@ -27,6 +30,13 @@ class Command(BaseCommand):
             write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, found.lines))
         if found.failing:
             raise SystemExit(FAILED)
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= _MOST:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {_MOST:,}")
+    return number
 
 
 def _words(found: Situation) -> str:

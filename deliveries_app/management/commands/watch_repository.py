@@ -1,4 +1,3 @@
-import sys
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -7,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.finding import app_of, refusal
 from deliveries_app.services import watch
-from docora.console import add_json, write_json
+from docora.console import add_json, secret_from_stdin, write_json
 from repositories_app.exceptions import GitError, InvalidUrl
 
 
@@ -23,7 +22,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
-        token = sys.stdin.readline().strip() if options["github_token_stdin"] else ""
+        token = secret_from_stdin("token") if options["github_token_stdin"] else ""
         try:
             watched = watch(Actor.command(), app, options["url"], token)
         except (ValidationError, InvalidUrl, GitError) as error:
