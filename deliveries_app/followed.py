@@ -15,6 +15,7 @@ from deliveries_app.tallies import Tally
 
 EVERY_SECONDS = 1.0  # as the fragments say it
 _AHEAD_SECONDS = 0.5
+_SOON_SECONDS = 0.65  # since it was last asked for: early enough to be asked for again in time, even by a slow browser
 _ROW_SECONDS = 60.0
 _followed: dict[str, "_Followed"] = {}
 
@@ -58,12 +59,11 @@ def _taken(mine: _Followed, now: float) -> Tally | None:
 
 
 def _read_with_others(mine: _Followed, now: float) -> Tally | None:
-    nearly = EVERY_SECONDS - _AHEAD_SECONDS
     others = []
     for operation_id, other in list(_followed.items()):
         if now - other.since > _ROW_SECONDS + EVERY_SECONDS:
             _followed.pop(operation_id, None)  # nobody follows it any more
-        elif other is not mine and nearly <= now - other.asked_at <= EVERY_SECONDS + nearly and not other.ahead:
+        elif other is not mine and _SOON_SECONDS <= now - other.asked_at <= 2 * EVERY_SECONDS:
             others.append(other)
     found = tallies.live([mine.operation, *(other.operation for other in others)])
     for other, tally in zip(others, found[1:], strict=True):

@@ -76,7 +76,9 @@ def test_kill_9_of_the_horse_alone_is_resumed_by_the_same_worker(world: World, d
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes a minute; PostgreSQL's run is enough")
+@pytest.mark.skipif(
+    os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes a minute; PostgreSQL's run is enough"
+)
 def test_with_default_settings_a_dead_worker_s_pair_is_synced_again_within_45_seconds_as_often_as_it_is_killed(
     world: World, daemons: Daemons
 ) -> None:
