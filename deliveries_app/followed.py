@@ -1,12 +1,13 @@
-"""The operations that are followed, read for many at once.
+"""The operations that are followed, read and drawn for many at once.
 
-Whoever follows an operation asks for its numbers every second. What a bar shows of the row is never changed, so each
-process keeps it; and a question to Redis costs about as much for fifty operations as for one, so who has to ask brings
-along the numbers of those that will be asked for next. Each is used once, and soon: a bar is never older than
-`_AHEAD_SECONDS`, and one that is followed alone is always read anew.
+Whoever follows an operation asks for its bar every second. What a bar shows of the row is never changed, so each process
+keeps it. A question to Redis costs about as much for fifty operations as for one, and the second bar that is drawn half
+as much as the first, so who has to ask brings along those that will be asked for next. Each is used once, and soon: a bar
+is never older than `_AHEAD_SECONDS`, and one that is followed alone is always read anew.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deliveries_app import tallies
@@ -19,54 +20,66 @@ _SOON_SECONDS = 0.65  # since it was last asked for: early enough to be asked fo
 _ROW_SECONDS = 60.0
 _followed: dict[str, "_Followed"] = {}
 
+type Draw = Callable[[BulkOperation, Tally], str]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An operation with its tally; `drawn` if it was brought along."""
+
+    operation: BulkOperation
+    tally: Tally
+    drawn: str | None = None
+
 
 @dataclass
 class _Followed:
-    """An operation, when it was last asked for, and its tally with the moment of its reading, if read ahead."""
+    """An operation, since when its row is kept, when it was last asked for, and what another reader brought along."""
 
     operation: BulkOperation
     since: float
     asked_at: float
-    ahead: list[tuple[float, Tally]] = field(default_factory=list)  # one at most; `pop` gives it to one thread only
+    ahead: list[tuple[float, Bar]] = field(default_factory=list)  # one at most; `pop` gives it to one thread only
 
 
-def read(operation_id: str) -> tuple[BulkOperation, Tally] | None:
-    """The operation with its tally; None when there is none. Its row is asked for once a minute while Redis counts: when
-    it ends, its counters are taken away."""
+def read(operation_id: str, draw: Draw) -> Bar | None:
+    """The bar of an operation; None when there is none. Its row is asked for once a minute while Redis counts: when it
+    ends, its counters are taken away."""
     now = time.monotonic()
     mine = _followed.get(operation_id)
     if mine is not None and now - mine.since < _ROW_SECONDS:
-        tally = _taken(mine, now) or _read_with_others(mine, now)
-        if tally is not None:
+        bar = _taken(mine, now) or _read_with_others(mine, now, draw)
+        if bar is not None:
             mine.asked_at = now
-            return mine.operation, tally
+            return bar
     _followed.pop(operation_id, None)
     operation = BulkOperation.objects.filter(operation_id=operation_id).first()
     if operation is None:
         return None
     if not operation.ended_at:
         _followed[operation_id] = _Followed(operation, since=now, asked_at=now)
-    return operation, tallies.of_operation(operation)
+    return Bar(operation, tallies.of_operation(operation))
 
 
-def _taken(mine: _Followed, now: float) -> Tally | None:
-    """The tally that another reader brought along, unless it is too old by now."""
+def _taken(mine: _Followed, now: float) -> Bar | None:
+    """What another reader brought along, unless it is too old by now."""
     try:
-        read_at, tally = mine.ahead.pop()
+        read_at, bar = mine.ahead.pop()
     except IndexError:
         return None
-    return tally if now - read_at < _AHEAD_SECONDS else None
+    return bar if now - read_at < _AHEAD_SECONDS else None
 
 
-def _read_with_others(mine: _Followed, now: float) -> Tally | None:
+def _read_with_others(mine: _Followed, now: float, draw: Draw) -> Bar | None:
     others = []
     for operation_id, other in list(_followed.items()):
         if now - other.since > _ROW_SECONDS + EVERY_SECONDS:
             _followed.pop(operation_id, None)  # nobody follows it any more
         elif other is not mine and _SOON_SECONDS <= now - other.asked_at <= 2 * EVERY_SECONDS:
             others.append(other)
-    found = tallies.live([mine.operation, *(other.operation for other in others)])
-    for other, tally in zip(others, found[1:], strict=True):
-        if tally is not None:
-            other.ahead[:] = [(now, tally)]
-    return found[0]
+    tally, *found = tallies.live([mine.operation, *(other.operation for other in others)])
+    for other, its_tally in zip(others, found, strict=True):
+        if its_tally is not None:
+            bar = Bar(other.operation, its_tally, draw(other.operation, its_tally))
+            other.ahead[:] = [(now, bar)]
+    return Bar(mine.operation, tally) if tally is not None else None

@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
+from django.template.loader import get_template
 
 from deliveries_app import followed, tallies
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
@@ -29,11 +30,26 @@ def polled(operation_id: str, *, said: str | None) -> dict[str, Any] | None:
 
     Screen readers read out whatever is put into the page, so it `speaks` only when ten percent more are done than `said`.
     """
-    found = followed.read(operation_id)
-    if found is None:
+    bar = followed.read(operation_id, _draw)
+    return _polled(bar.operation, bar.tally, speaks=said != str(bar.tally.tens)) if bar else None
+
+
+def running(operation_id: str, *, said: str | None) -> str | None:
+    """The same, drawn, of an operation that is under way; None when it is not."""
+    bar = followed.read(operation_id, _draw)
+    if bar is None or bar.tally.finished:
         return None
-    operation, tally = found
-    return of_operation(operation, tally) | {"polled": True, "speaks": said != str(tally.tens)}
+    if said == str(bar.tally.tens):
+        return bar.drawn or _draw(bar.operation, bar.tally)
+    return _draw(bar.operation, bar.tally, speaks=True)
+
+
+def _draw(operation: BulkOperation, tally: Tally, *, speaks: bool = False) -> str:
+    return get_template("docora/progress.html#bulk_progress").render(_polled(operation, tally, speaks=speaks))
+
+
+def _polled(operation: BulkOperation, tally: Tally, *, speaks: bool) -> dict[str, Any]:
+    return of_operation(operation, tally) | {"polled": True, "speaks": speaks}
 
 
 def of_operation(operation: BulkOperation, tally: Tally | None = None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
-from django.template.loader import get_template
 
 from deliveries_app import fragments
 from deliveries_app.views.fragment import is_known
@@ -19,8 +18,8 @@ _BAR = re.compile(r"/admin/progress/([-\w]+)/")
 class PollsMiddleware:
     """Answers for the sessions that the view has just let in, as long as the operation is under way.
 
-    Everything else goes on to the view: the first poll and one every `KEPT_SECONDS`, whoever may not see it, an
-    operation that has ended, and one that Redis does not count.
+    Everything else goes on to the view: the first poll and one every `KEPT_SECONDS`, whoever may not see it, and
+    an operation that has ended.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -29,7 +28,7 @@ class PollsMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         asked = _BAR.fullmatch(request.path_info) if request.method == "GET" else None
         if asked and is_known(request, fragments.may_see_operations):
-            context = fragments.polled(asked[1], said=request.GET.get("said"))
-            if context is not None and not context["tally"].finished:
-                return HttpResponse(get_template("docora/progress.html#bulk_progress").render(context))
+            bar = fragments.running(asked[1], said=request.GET.get("said"))
+            if bar is not None:
+                return HttpResponse(bar)
         return self.get_response(request)

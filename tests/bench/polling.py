@@ -85,7 +85,7 @@ def _list_of() -> str:
 
 
 def _operations(stage: Stage) -> list[str]:
-    """So many operations under way, and where their bars ask."""
+    """So many operations under way, and where their bars ask: with what was read out last, which is nothing."""
     from deliveries_app.actors import Actor
     from deliveries_app.models import AppRepository
     from deliveries_app.services import resync_many
@@ -94,7 +94,7 @@ def _operations(stage: Stage) -> list[str]:
     app = stage.app(receiver)
     stage.many_watches(app, receiver.url, BARS, "c" * 40)
     made = [resync_many(Actor.command(), AppRepository.objects.filter(pk=pair.pk)) for pair in app.watches.all()]
-    return [f"/admin/progress/{operation.operation_id}/" for operation in made]
+    return [f"/admin/progress/{operation.operation_id}/?said=0" for operation in made]
 
 
 def _poll(url: str, paths: list[str], cookies: str, seconds: int) -> None:

@@ -9,6 +9,7 @@ from deliveries_app import followed, runs
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.services import resync_many
+from deliveries_app.tallies import Tally
 from docora import progress
 from tests.support.staff import make_app, make_pair
 
@@ -53,11 +54,16 @@ def operations(db) -> list[BulkOperation]:
     return [resync_many(Actor.system(), AppRepository.objects.filter(pk=pair.pk)) for pair in pairs]
 
 
+def draw(operation: BulkOperation, tally: Tally) -> str:
+    return f"{operation.operation_id}: {tally.files_done}"
+
+
 def done(operation: BulkOperation) -> int:
-    found = followed.read(operation.operation_id)
-    assert found is not None
-    assert found[0] == operation
-    return found[1].files_done
+    bar = followed.read(operation.operation_id, draw)
+    assert bar is not None
+    assert bar.operation == operation
+    assert bar.drawn in {None, draw(operation, bar.tally)}
+    return bar.tally.files_done
 
 
 def follow(operations: list[BulkOperation], clock: Clock, rounds: int, every: float = 1.0) -> None:
@@ -106,9 +112,9 @@ def test_what_ended_meanwhile_is_told_as_ended(operations, brought: BulkOperatio
     runs.close_operations([operation.pk for operation in operations])
     clock.now += 0.5
     for operation in operations:
-        found = followed.read(operation.operation_id)
-        assert found is not None
-        assert found[1].finished
+        bar = followed.read(operation.operation_id, draw)
+        assert bar is not None
+        assert bar.tally.finished
 
 
 def test_what_nobody_follows_any_more_is_forgotten(operations, clock: Clock) -> None:
