@@ -1,8 +1,9 @@
 """When HEAD is asked for again: often where it moved lately, rarely where nothing happens.
 
-The pause is half of the time since HEAD was last seen at another commit, between `RESCAN_MIN_INTERVAL_SECONDS` and
-`RESCAN_INTERVAL_SECONDS`, and a little longer or shorter, so that checks do not come in waves. That time is by our own
-clock: the dates in commits are set by whoever makes them. A push hook does not wait for the next check.
+The pause is half of the time since HEAD was last seen at another commit, or since it is watched, between
+`RESCAN_MIN_INTERVAL_SECONDS` and `RESCAN_INTERVAL_SECONDS`, and a little longer or shorter, so that checks do not come in
+waves. That time is by our own clock: the dates in commits are set by whoever makes them. A push hook does not wait for
+the next check.
 """
 
 from datetime import timedelta
@@ -18,11 +19,10 @@ _JITTER = 0.1
 
 def next_check(moved_at: Combinable | None = None) -> Combinable:
     """For `next_check_at`, as an expression; `moved_at` when it changes in the same update."""
-    half = _Duration((Now() - (moved_at or F("moved_at"))) * Value(0.5))
+    half = _Duration((Now() - (moved_at or Coalesce(F("moved_at"), F("created_at")))) * Value(0.5))
     shortest = _seconds(settings.RESCAN_MIN_INTERVAL_SECONDS)
     longest = _seconds(settings.RESCAN_INTERVAL_SECONDS)
-    # Where nothing was seen to move, `half` is NULL, which the two databases order differently among other values.
-    pause = Least(Greatest(Coalesce(half, longest), shortest), longest)
+    pause = Least(Greatest(half, shortest), longest)
     chance = Value(1 - _JITTER) + Value(2 * _JITTER) * Random()
     return ExpressionWrapper(Now() + _Duration(pause * chance), output_field=DateTimeField())
 

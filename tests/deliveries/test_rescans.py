@@ -19,12 +19,12 @@ def between_half_a_minute_and_an_hour(settings) -> None:
     settings.RESCAN_MIN_INTERVAL_SECONDS, settings.RESCAN_INTERVAL_SECONDS = 30, 60 * MINUTE
 
 
-def pauses(moved: timedelta | None, *, many: int = 1) -> list[float]:
+def pauses(moved: timedelta | None, *, watched: timedelta = timedelta(days=400), many: int = 1) -> list[float]:
     """The seconds until the next check of pairs that moved so long ago."""
     app = make_app("Portal")
     for number in range(many):
         make_pair(app, f"repository-{number}")
-    AppRepository.objects.update(moved_at=None if moved is None else Now() - moved)
+    AppRepository.objects.update(moved_at=None if moved is None else Now() - moved, created_at=Now() - watched)
     AppRepository.objects.update(next_check_at=next_check(), last_scanned_at=Now())
     return [pair.next_check_at.timestamp() - pair.last_scanned_at.timestamp() for pair in AppRepository.objects.all()]  # type: ignore[union-attr]
 
@@ -43,6 +43,12 @@ def pauses(moved: timedelta | None, *, many: int = 1) -> list[float]:
 )
 def test_the_pause_is_half_the_time_since_it_moved_between_the_two_settings(db, moved, seconds: float) -> None:
     [pause] = pauses(moved)
+    assert 0.9 * seconds - 1 <= pause <= 1.1 * seconds + 1
+
+
+@pytest.mark.parametrize(("watched", "seconds"), [(timedelta(0), 30), (timedelta(minutes=10), 5 * MINUTE)])
+def test_one_that_has_not_moved_yet_is_new_while_it_is_new_here(db, watched: timedelta, seconds: float) -> None:
+    [pause] = pauses(None, watched=watched)
     assert 0.9 * seconds - 1 <= pause <= 1.1 * seconds + 1
 
 
@@ -69,6 +75,10 @@ def test_a_repository_that_moves_is_asked_again_soon_and_one_that_does_not_later
     world.settle()
     pair.refresh_from_db()
     assert pair.moved_at is None
+    assert wait_of(pair) < MINUTE
+    AppRepository.objects.update(created_at=Now() - timedelta(days=400))
+    world.make_due(pair)
+    world.settle()
     assert wait_of(pair) > 50 * MINUTE
     repo.commit({"new.txt": b"x"})
     world.make_due(pair)
