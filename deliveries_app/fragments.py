@@ -12,7 +12,7 @@ from deliveries_app import followed, tallies
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
 from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.tallies import Tally
-from docora.text import format_bytes, format_seconds
+from docora.text import counted, format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
 KEPT_SECONDS = 5
@@ -141,4 +141,4 @@ def _of_run(operation: BulkOperation, run: SyncRun) -> str:
 
 
 def _repositories(count: int) -> str:
-    return f"{count:,} {'repository' if count == 1 else 'repositories'}"
+    return counted(count, "repository", "repositories")

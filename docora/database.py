@@ -29,7 +29,8 @@ def known(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         found = {}
     if found.get("ENGINE") not in {"django.db.backends.postgresql", "django.db.backends.sqlite3"}:
         raise ImproperlyConfigured(
-            "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file."
+            "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file; what is "
+            "special in user name and password is written as in any URL, @ as %40."
         )
     return found
 

@@ -57,7 +57,8 @@ class Keys:
 def make_private(directory: Path) -> None:
     """Make a folder that only its owner may enter: it holds sessions, or what private repositories hold. One that is
     there already stays as whoever made it wants it."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (*reversed(directory.parents), directory):  # `parents=True` would make those above as the umask says
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def embedded_redis_socket(directory: Path) -> Path:

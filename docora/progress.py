@@ -6,6 +6,7 @@ is not there reads as None and the reader goes to the rows. No function here rai
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 from docora.redis import RedisError, connection
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 24 * 3600
 _PREFIX = "docora:progress:"
+_SILENT_SECONDS = 60.0
+_told_at: float | None = None
 
 # Advance only what was set: a lone increment after a flush would look like a counter that starts at nothing.
 _ADVANCE = """
@@ -51,7 +54,7 @@ def start(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, 
                 pipeline.expire(_parts_of(key), TTL_SECONDS)
             pipeline.execute()
     except RedisError as error:
-        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
+        _tell(key, error)
 
 
 def advance(key: str, **deltas: int) -> bool:
@@ -62,7 +65,7 @@ def advance(key: str, **deltas: int) -> bool:
     try:
         return bool(connection().eval(_ADVANCE, 1, _PREFIX + key, *arguments))
     except RedisError as error:
-        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
+        _tell(key, error)
         return False
 
 
@@ -73,7 +76,7 @@ def put(key: str, name: str, part: Mapping[str, int]) -> bool:
         arguments = (name, json.dumps(part), part.get("started", 0))
         return bool(connection().eval(_PUT, 2, _PREFIX + key, _parts_of(key), *arguments))
     except RedisError as error:
-        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
+        _tell(key, error)
         return False
 
 
@@ -97,6 +100,15 @@ def finish(key: str) -> None:
         connection().delete(_PREFIX + key, _parts_of(key))
     except RedisError:
         logger.warning("progress_not_forgotten", extra={"key": key})
+
+
+def _tell(key: str, error: RedisError) -> None:
+    """Once a minute: whoever waits for an operation asks three times a second."""
+    global _told_at
+    now = time.monotonic()
+    if _told_at is None or now - _told_at >= _SILENT_SECONDS:
+        _told_at = now
+        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
 
 
 def _parts_of(key: str) -> str:

@@ -39,6 +39,11 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def counted(count: int, singular: str, plural: str) -> str:
+    """`1 repository`, `3,000 repositories`."""
+    return f"{count:,} {singular if count == 1 else plural}"
+
+
 def new_id(prefix: str, hex_digits: int = 24) -> str:
     """A public id such as `repo_` + 24 hex digits."""
     return f"{prefix}_{secrets.token_hex(hex_digits // 2)}"

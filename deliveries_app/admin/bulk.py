@@ -17,6 +17,7 @@ from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, Bul
 from deliveries_app.services import NotFailed, NotFound
 from deliveries_app.services.impact import Backlog, Impact
 from docora import confirm
+from docora.text import counted
 
 _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
@@ -125,8 +126,8 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         except (NotFound, NotFailed) as error:
             self.message_user(request, f"{error}.", messages.WARNING)
             return HttpResponseRedirect(back)
-        noun = "repository" if operation.total == 1 else "repositories"
-        self.message_user(request, f"{doing} {operation.total:,} {noun}…", messages.SUCCESS)
+        many = counted(operation.total, "repository", "repositories")
+        self.message_user(request, f"{doing} {many}…", messages.SUCCESS)
         return HttpResponseRedirect(operation_page(operation))
 
 

@@ -13,6 +13,7 @@ from deliveries_app.services import current_pause
 from deliveries_app.tallies import Tally
 from docora.console import INTERRUPTED, Bar, add_json, write_json, wrong_usage
 from docora.installation import program
+from docora.text import counted
 
 _POLL_SECONDS = 0.3
 
@@ -86,8 +87,7 @@ def _held_up(asked: Asked) -> Iterator[str]:
         yield f"{app} is paused: this waits until it is resumed."
     arriving = pairs.filter(arriving=True).count()
     if arriving:
-        what = "repository waits" if arriving == 1 else "repositories wait"
-        yield f"{arriving:,} {what} for the rest of the import: run {program()} import_docora again."
+        yield f"{counted(arriving, 'repository waits', 'repositories wait')} for the rest of the import: run {program()} import_docora again."
 
 
 def _look(asked: Asked) -> Tally:
@@ -113,7 +113,7 @@ def _facts(asked: Asked) -> dict[str, Any]:
 def _words(asked: Asked) -> str:
     if isinstance(asked, SyncRun):
         return f"{asked.get_reason_display().capitalize()} queued, {asked.run_id}"
-    return f"Bulk {asked.get_kind_display()} started, {asked.operation_id}, {asked.total:,} repositories"
+    return f"Bulk {asked.get_kind_display()} started, {asked.operation_id}, {counted(asked.total, 'repository', 'repositories')}"
 
 
 def _goes_on(asked: Asked) -> str:

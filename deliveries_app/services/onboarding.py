@@ -44,8 +44,9 @@ def validate_base_url(url: str) -> str:
     if len(url) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", url):
         raise ValidationError("The base URL must be at most 2048 printable ASCII characters.", code="base_url")
     if parts.scheme not in schemes or not host:
+        hint = "" if settings.ALLOW_HTTP else ", or an administrator sets ALLOW_HTTP"
         raise ValidationError(
-            f"The base URL must start with {' or '.join(f'{s}://' for s in schemes)}.", code="base_url"
+            f"The base URL must start with {' or '.join(f'{s}://' for s in schemes)}{hint}.", code="base_url"
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValidationError("The base URL must not contain credentials, a query or a fragment.", code="base_url")

@@ -25,6 +25,7 @@ from deliveries_app.models import (
 )
 from deliveries_app.services import audit, waking
 from docora import queueing
+from docora.text import counted
 
 RESYNC_PERMISSION = "deliveries_app.resync_apprepository"
 RETRY_PERMISSION = "deliveries_app.retry_apprepository"
@@ -70,7 +71,7 @@ def start(
         made = request(actor, pks, operation) if pks else []
         if not made:
             raise NotFound(nothing)
-        count = f"{len(made):,} {'repository' if len(made) == 1 else 'repositories'}"
+        count = counted(len(made), "repository", "repositories")
         operation.title, operation.total = (title or f"{kind.label.capitalize()} · {count}")[:200], len(made)
         operation.save(update_fields=["title", "total"])
         if len(made) <= runs.LOGGED_ONE_BY_ONE:

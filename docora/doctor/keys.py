@@ -80,10 +80,10 @@ def permissions() -> Iterator[Finding]:
 def _judge_file(path: Path) -> Finding | None:
     mode = path.stat().st_mode if path.is_file() else 0
     if mode & stat.S_IRWXO:
-        return problem(f"Every user of this machine can read {path}, which holds keys.", f"chmod 600 {path}")
+        return problem(f"Every user of this machine can read {path}, which may hold keys.", f"chmod 600 {path}")
     if mode & stat.S_IRWXG:
         return warning(
-            f"The group of {path} can read it, and it holds keys.", f"chmod 600 {path}, unless that is meant."
+            f"The group of {path} can read it, and it may hold keys.", f"chmod 600 {path}, unless that is meant."
         )
     return None
 

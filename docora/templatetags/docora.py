@@ -8,7 +8,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from docora import installation
+from docora import installation, text
 from docora.text import format_bytes, format_seconds
 
 register = template.Library()
@@ -122,5 +122,4 @@ def milliseconds(seconds: float | None) -> str:
 @register.filter
 def counted(value: int, words: str) -> str:
     """`3|counted:"repository,repositories"` → `3 repositories`."""
-    singular, plural = words.split(",")
-    return f"{value:,} {singular if value == 1 else plural}"
+    return text.counted(value, *words.split(","))

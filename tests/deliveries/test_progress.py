@@ -211,6 +211,17 @@ def test_counters_that_were_lost_are_not_counted_on_from_nothing(redis_client: R
     progress.finish("run_1")
 
 
+def test_that_redis_counts_nothing_is_logged_once_a_minute(
+    valkey_server: ValkeyServer, redis_client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(progress, "_told_at", None)
+    valkey_server.stop()
+    for _ in range(5):
+        progress.start("run_1", {"files_total": 10})
+        assert not progress.advance("run_1", files_done=1)
+    assert [record.message for record in caplog.records] == ["progress_not_counted"]
+
+
 def test_an_operation_waiting_for_its_first_file_shows_nothing_done_and_no_time_left(world: World) -> None:
     watched(world, 3)
     tally = tallies.of_operation(everything())

@@ -230,7 +230,7 @@ def test_keys_and_folders_that_others_can_read_are_named(tmp_path: Path, setting
     env_file.chmod(0o640)
     key_file.chmod(0o604)
     settings.REPOS_DIR.chmod(0o755)
-    assert f"Every user of this machine can read {key_file}, which holds keys. chmod 600" in problems(
+    assert f"Every user of this machine can read {key_file}, which may hold keys. chmod 600" in problems(
         keys.permissions()
     )
     said = warnings(keys.permissions())

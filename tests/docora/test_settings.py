@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docora.datadir import Keys, embedded_redis_socket
+from docora.datadir import Keys, embedded_redis_socket, make_private
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +83,18 @@ def test_processes_that_start_at_once_read_the_same_keys(tmp_path: Path) -> None
         keys = set(pool.map(lambda _: Keys(tmp_path).secret_key, range(64)))
     assert len(keys) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_what_is_made_for_mirrors_is_private_up_to_the_data_directory(tmp_path: Path) -> None:
+    make_private(tmp_path / "data" / "repos")
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("data", "data/repos")] == [0o700, 0o700]
+
+
+def test_a_password_with_special_characters_is_told_how_to_be_written(tmp_path: Path) -> None:
+    done = start_with(tmp_path, DATABASE_URL="postgres://docora:p@ss:w/rd@127.0.0.1:5432/docora")
+    assert done.returncode == 1
+    assert "@ as %40" in done.stderr
+    assert "ss:w" not in done.stderr
 
 
 def test_a_data_directory_with_a_long_name_has_its_socket_in_a_private_place() -> None:

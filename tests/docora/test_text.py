@@ -2,7 +2,7 @@
 
 import pytest
 
-from docora.text import clean_text, format_bytes, format_seconds, new_id
+from docora.text import clean_text, counted, format_bytes, format_seconds, new_id
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,7 @@ def test_foreign_text_is_bounded_and_can_be_stored_anywhere() -> None:
 def test_ids_have_the_forms_of_the_contract() -> None:
     assert len(new_id("repo")) == len("repo_") + 24
     assert len(new_id("bulk", 16)) == len("bulk_") + 16
+
+
+def test_one_thing_and_many_are_counted_as_such() -> None:
+    assert [counted(n, "file", "files") for n in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]

@@ -7,6 +7,7 @@ from deliveries_app.management.finding import pair_of
 from deliveries_app.models import BulkOperation
 from deliveries_app.services import cancel_operation, cancel_request
 from docora.console import add_json, write_json
+from docora.text import counted
 
 
 class Command(BaseCommand):
@@ -26,7 +27,7 @@ class Command(BaseCommand):
         if options["json"]:
             write_json(self.stdout, {"cancelled": cancelled})
         elif cancelled:
-            self.stdout.write(f"Cancelled: {cancelled:,} {'repository' if cancelled == 1 else 'repositories'}.")
+            self.stdout.write(f"Cancelled: {counted(cancelled, 'repository', 'repositories')}.")
         else:
             self.stdout.write("Nothing was left to cancel.")
 

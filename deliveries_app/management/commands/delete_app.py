@@ -7,6 +7,7 @@ from deliveries_app.management.finding import app_of, pairs_of
 from deliveries_app.services import delete_app
 from deliveries_app.services.impact import removal_of
 from docora.console import add_json, add_yes, confirm, write_json
+from docora.text import counted
 
 
 class Command(BaseCommand):
@@ -22,8 +23,10 @@ class Command(BaseCommand):
         removal = removal_of(pairs_of(app))
         about = "" if removal.records_are_exact else "about "
         question = (
-            f"{app} and its token will be unknown at once. It watches {removal.pairs:,} repositories, of which "
-            f"{removal.orphans:,} are watched by nobody else; {about}{removal.records:,} delivery records go."
+            f"{app} and its token will be unknown at once. It watches "
+            f"{counted(removal.pairs, 'repository', 'repositories')}, of which {removal.orphans:,} "
+            f"{'is' if removal.orphans == 1 else 'are'} watched by nobody else; "
+            f"{about}{counted(removal.records, 'delivery record goes', 'delivery records go')}."
         )
         confirm(question, yes=options["yes"])
         delete_app(Actor.command(), app)

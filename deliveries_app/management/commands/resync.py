@@ -7,7 +7,7 @@ from deliveries_app.management import following
 from deliveries_app.management.finding import app_of, pairs_of
 from deliveries_app.services import NotFound, impact_of, resync_by_app, resync_single
 from docora.console import add_yes, confirm
-from docora.text import format_bytes
+from docora.text import counted, format_bytes
 
 
 class Command(BaseCommand):
@@ -28,7 +28,7 @@ class Command(BaseCommand):
             raise CommandError("Nothing is watched under these ids; see list_watches.")
         impact = impact_of(pairs)
         question = (
-            f"This will re-sync {impact.pairs:,} of the app's repositories and send ALL {impact.files:,} files "
+            f"This will re-sync {impact.pairs:,} of the app's repositories and send ALL {counted(impact.files, 'file', 'files')} "
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])

@@ -28,7 +28,7 @@ class Command(BaseCommand):
             raise wrong_usage("A ping of an app leaves the machine: --app and --offline exclude each other.")
         reports = examine(examinations(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
-            self.stdout.write(json.dumps([asdict(report) for report in reports], indent=2))
+            self.stdout.write(json.dumps([asdict(report) for report in reports]))
         else:
             self._tell(reports)
         if any(report.level is Level.PROBLEM for report in reports):
