@@ -12,6 +12,7 @@ One that ends first stops accepting and waits a moment: granian closes what was 
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from functools import partial
@@ -49,6 +50,16 @@ class WebServer(MPServer):
     def run(self) -> None:
         self.serve(target_loader=partial(_load, os.getpid(), self._listener.fileno()))
 
+    def _reload(self, *args: Any) -> None:
+        """On SIGHUP: what runs is replaced only by what can start. granian would end with a new process that cannot."""
+        problem = _why_it_cannot_start()
+        if problem:
+            self.reload_signal = False
+            self.main_loop_interrupt.clear()
+            print(f"Nothing is replaced, the web process goes on as it was. {problem}", file=sys.stderr, flush=True)  # noqa: T201
+        else:
+            super()._reload(*args)  # type: ignore[no-untyped-call]
+
     def _spawn_worker(self, *args: Any, **kwargs: Any) -> WorkerProcess:
         worker = super()._spawn_worker(*args, **kwargs)
         end = worker.terminate
@@ -67,6 +78,15 @@ class WebServer(MPServer):
         self._listener.set_inheritable(True)
         self._sso = self._listener
         self._shd = SocketHolder(self._listener.fileno(), False, _BACKLOG)  # type: ignore[call-arg, assignment]
+
+
+def _why_it_cannot_start() -> str:
+    """What is wrong with the code and the settings of now, in a sentence; empty if nothing is."""
+    try:
+        check = subprocess.run([sys.executable, "-m", "docora", "check"], stderr=subprocess.PIPE, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "manage.py check did not end within a minute."
+    return (check.stderr.strip() or "manage.py check failed.") if check.returncode else ""
 
 
 def _load(parent: int, listener: int, application: str) -> Any:
