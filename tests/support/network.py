@@ -108,7 +108,5 @@ def _ip(*arguments: str, inside: str = "") -> None:
     there = ["nsenter", "--target", inside, "--net"] if inside else []
     try:
         subprocess.run([*there, "ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
-    except FileNotFoundError as error:
-        raise NoNamespaces(f"A network cannot be made here: {error}") from None
     except subprocess.CalledProcessError as error:
         raise NoNamespaces(f"A network cannot be made here: {error.stderr.strip()}") from None
