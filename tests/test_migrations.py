@@ -62,5 +62,7 @@ def test_a_process_of_the_version_before_can_go_on_writing(db) -> None:
     }
     assert {("deliveries_app_apprepository", "arriving"), ("repositories_app_repository", "twin")} <= added
     with connection.cursor() as cursor:
-        cursor.execute("SELECT table_name, column_name FROM information_schema.columns WHERE column_default IS NOT NULL")
+        cursor.execute(
+            "SELECT table_name, column_name FROM information_schema.columns WHERE column_default IS NOT NULL"
+        )
         assert added <= set(cursor.fetchall())
