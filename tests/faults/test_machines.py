@@ -239,7 +239,7 @@ def test_the_requests_that_an_app_gets_at_once_are_counted_over_all_machines(
     world: World, places: tuple[Place, Place]
 ) -> None:
     world.answer(lambda note: time.sleep(0.02))
-    files = {f"{number}.txt": b"%d" % number for number in range(100)}
+    files = {f"{number}.txt": b"%d" % number for number in range(300)}
     for place in places:
         place.start(workers=2)
     wait_for(lambda: len(queue_state.read_workers()) == 4, 60, 0.1)  # or the first to be there does it all
@@ -256,5 +256,5 @@ def test_the_requests_that_an_app_gets_at_once_are_counted_over_all_machines(
     assert 1 < world.receiver.max_in_flight(world.app.app_id) <= MAX_IN_FLIGHT
     for repo, pair in watches:
         assert_promise_kept(world, repo, pair)
-    assert len(world.requests()) == 6 * 100
+    assert len(world.requests()) == 6 * 300
     no_traceback(places)
