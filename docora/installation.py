@@ -15,6 +15,9 @@ INSTALLED = (_PACKAGE / "templates").is_dir()
 FILES = _PACKAGE if INSTALLED else _PACKAGE.parent
 """The folder of `templates`, `static` and `.env.example`."""
 
+given: dict[str, str] = {}
+"""The environment before the settings put `.env` into it: for a process that is to read that file for itself."""
+
 
 def env_file() -> Path:
     """The file of settings: that of the checkout, or, installed, of the current folder."""
