@@ -25,7 +25,11 @@ def env_file() -> Path:
 
 
 def program(*, in_full: bool = False) -> str:
-    """What messages call the command line. `in_full` is what a shell understands in the checkout's folder."""
+    """What messages call the command line. `in_full` is what a shell understands in the checkout's folder.
+
+    `DOCORA_PROGRAM` is how it is called where a command stands in its place, as beside the systemd units."""
+    if called := os.environ.get("DOCORA_PROGRAM"):
+        return called
     if INSTALLED or Path(sys.argv[0]).name == "docora":
         return "docora"
     return ".venv/bin/python manage.py" if in_full else "manage.py"
