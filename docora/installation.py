@@ -15,6 +15,9 @@ INSTALLED = (_PACKAGE / "templates").is_dir()
 FILES = _PACKAGE if INSTALLED else _PACKAGE.parent
 """The folder of `templates`, `static` and `.env.example`."""
 
+given: dict[str, str] = {}
+"""The environment before the settings put `.env` into it: for a process that is to read that file for itself."""
+
 
 def env_file() -> Path:
     """The file of settings: that of the checkout, or, installed, of the current folder."""
@@ -22,7 +25,11 @@ def env_file() -> Path:
 
 
 def program(*, in_full: bool = False) -> str:
-    """What messages call the command line. `in_full` is what a shell understands in the checkout's folder."""
+    """What messages call the command line. `in_full` is what a shell understands in the checkout's folder.
+
+    `DOCORA_PROGRAM` is how it is called where a command stands in its place, as beside the systemd units."""
+    if called := os.environ.get("DOCORA_PROGRAM"):
+        return called
     if INSTALLED or Path(sys.argv[0]).name == "docora":
         return "docora"
     return ".venv/bin/python manage.py" if in_full else "manage.py"

@@ -23,6 +23,7 @@ django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like 
 
 BASE_DIR = installation.FILES
 env = environ.Env()
+installation.given.update(os.environ)
 environ.Env.read_env(installation.env_file())
 
 

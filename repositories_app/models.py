@@ -19,7 +19,7 @@ class Repository(models.Model):
 
     repository_id = models.CharField(max_length=50, unique=True, default=new_repository_id, editable=False)
     canonical_url = models.CharField("URL", max_length=2048)
-    twin = models.PositiveSmallIntegerField(default=0, editable=False)
+    twin = models.PositiveSmallIntegerField(default=0, db_default=0, editable=False)
     owner = models.CharField(max_length=255)
     name = models.CharField(max_length=255)
     is_private = models.BooleanField(default=False)

@@ -12,6 +12,8 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "system-packages.sh"
 TOOLS = ("sh", "mktemp", "rm", "grep", "head", "tail", "touch", "chmod")
+PROGRAMS = ("chromium", "node", "npm", "zsh", "fish", "systemd-analyze", "ip")
+PACKAGES = ["chromium", "nodejs", "npm", "zsh", "fish", "systemd", "iproute2"]
 NODE_FAILS = "the tests in tests/wire will fail, not be skipped"
 
 APT_GET = """#!/bin/sh
@@ -19,7 +21,11 @@ echo "$*" >>"$FOLDER/apt.log"
 case "$*" in *install*) ;; *) exit 0 ;; esac
 for package in "$@"; do :; done
 [ "$package" != "${UNKNOWN:-}" ] || { echo "E: Unable to locate package $package" >&2; exit 100; }
-[ "$package" = nodejs ] && package=node
+case "$package" in
+    nodejs) package=node ;;
+    systemd) package=systemd-analyze ;;
+    iproute2) package=ip ;;
+esac
 touch "$FOLDER/bin/$package" && chmod +x "$FOLDER/bin/$package"
 """
 
@@ -64,9 +70,8 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_a_machine_that_has_everything_is_left_alone(machine: Machine) -> None:
-    machine.program("chromium")
-    machine.program("node")
-    machine.program("npm")
+    for program in PROGRAMS:
+        machine.program(program)
     done = machine.run()
     assert (done.returncode, done.stdout, done.stderr, machine.asked) == (0, "", "", [])
 
@@ -74,15 +79,13 @@ def test_a_machine_that_has_everything_is_left_alone(machine: Machine) -> None:
 def test_what_is_missing_is_installed_and_the_package_lists_are_asked_for_once(machine: Machine) -> None:
     done = machine.run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert machine.asked == ["update", "chromium", "nodejs", "npm"]
-    assert machine.has("chromium")
-    assert machine.has("node")
-    assert machine.has("npm")
+    assert machine.asked == ["update", *PACKAGES]
+    assert all(map(machine.has, PROGRAMS))
 
 
 def test_only_what_is_missing_is_installed(machine: Machine) -> None:
-    machine.program("chromium")
-    machine.program("npm")
+    for program in set(PROGRAMS) - {"node"}:
+        machine.program(program)
     assert machine.run().stdout == "Installing Node.js for tests/wire ...\n"
     assert machine.asked == ["update", "nodejs"]
 

@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='apprepository',
             name='arriving',
-            field=models.BooleanField(default=False, editable=False, help_text='Its delivery records are being imported: nothing is checked or sent before all of them are here.'),
+            field=models.BooleanField(db_default=False, default=False, editable=False, help_text='Its delivery records are being imported: nothing is checked or sent before all of them are here.'),
         ),
         migrations.AlterField(
             model_name='apptoken',

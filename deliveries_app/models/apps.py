@@ -236,6 +236,7 @@ class AppRepository(models.Model):
 
     arriving = models.BooleanField(
         default=False,
+        db_default=False,
         editable=False,
         help_text="Its delivery records are being imported: nothing is checked or sent before all of them are here.",
     )

@@ -4,6 +4,7 @@ A shell's script hands over the words that stand behind the program up to the cu
 tab and a word about it. So the scripts know nothing, and fit every version. They ask the program that printed them.
 """
 
+import os
 import shlex
 import sys
 from argparse import Action, ArgumentParser
@@ -29,7 +30,9 @@ def script(shell: str, program: Sequence[str]) -> str:
 
 
 def this_program() -> list[str]:
-    """How this very program is run from any folder: manage.py, a console script, or the package."""
+    """How this very program is run from any folder: manage.py, a console script, the package, or what stands before it."""
+    if called := os.environ.get("DOCORA_PROGRAM"):
+        return [called]
     path = Path(sys.argv[0]).absolute()
     return [sys.executable, *(["-m", "docora"] if path.name == "__main__.py" else [str(path)])]
 

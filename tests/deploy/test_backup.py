@@ -1,6 +1,8 @@
 """Backup and restore by the very commands of the handbook."""
 
 import os
+import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -9,10 +11,12 @@ import threading
 from pathlib import Path
 
 import psycopg
+import pytest
 from django.db import connections
 
 from tests.deliveries.conftest import world
-from tests.docora.test_docs import read
+from tests.docora.test_docs import read, words
+from tests.support.deployment import GIVEN, UNITS, compose, unit
 from tests.support.histories import shas
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
@@ -103,6 +107,8 @@ def test_sqlite_is_backed_up_whole_while_somebody_writes_and_restored_in_the_pla
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
+    owner = 54321 if os.geteuid() == 0 else os.geteuid()  # root restores for the user of the processes
+    os.chown(data, owner, -1)
     (data / "keys.json").write_text("{}")
     file = data / "docora.sqlite3"
     enough = threading.Event()
@@ -140,7 +146,37 @@ def test_sqlite_is_backed_up_whole_while_somebody_writes_and_restored_in_the_pla
     assert (tmp_path / "keys.json").exists()
     file.with_name("docora.sqlite3-wal").write_bytes(b"of the lost database")
     run("restore-sqlite", tmp_path)
+    assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (owner, 0o600)
     assert rows(file) == backed_up
+
+
+def test_before_a_restore_everything_is_stopped_that_works_on_the_database_or_starts_what_does() -> None:
+    shown = read("/docs/operations/").code
+    stopped = set(shlex.split(shown["stop-units"])[2:])
+    assert stopped == {"docora-web.socket", "docora.target", "docora-worker@*"}
+    for path in UNITS.glob("docora-*.service"):
+        assert unit(path.name)["PartOf"] == ["docora.target"], path.name  # stopped with it
+    for path in UNITS.glob("docora*.socket"):
+        assert path.name in stopped
+    services = compose(GIVEN)["services"]
+    working = {name for name, service in services.items() if service["image"] == "docora"}
+    assert set(shlex.split(shown["stop-containers"])[3:]) == working - {"migrate"}  # it has ended before they began
+
+
+@pytest.mark.parametrize("tool", ["pg_dump", "pg_restore"])
+def test_the_tools_are_called_in_containers_as_they_are_elsewhere(tool: str) -> None:
+    code = "\n".join(read("/docs/operations/").code.values())
+    [plain] = re.findall(rf"(?m)^{tool} (.*)", code)
+    [inside] = re.findall(rf"docker compose exec -T db {tool} (.*?) [<>] docora.dump", words("/docs/operations/"))
+    assert "--username=docora" in inside
+
+    def options(command: str) -> set[str]:
+        return {word for word in command.split() if word.startswith("--")} - {"--username=docora"}
+
+    def where(option: str) -> bool:
+        return option.startswith(("--dbname", "--file"))
+
+    assert {one for one in options(plain) if not where(one)} == {one for one in options(inside) if not where(one)}
 
 
 def _has_rows(file: Path) -> bool:

@@ -1,7 +1,7 @@
 """Restarts of the web process that no request notices: each asks over a connection of its own, and none is asked twice."""
 
+import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +26,7 @@ os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
-QUESTION = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+CADDY = Path(sys.executable).with_name("caddy")  # a package brings it: Debian's is older than the one in compose.yaml
 
 
 class Site:
@@ -36,7 +36,13 @@ class Site:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address = self.listener.getsockname()
         self.log = directory / "web.log"
-        self.environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull}
+        self.settings = directory / "settings"
+        self.settings.write_text("")
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "DATA_DIR": str(directory),
+            "DOCORA_ENV_FILE": str(self.settings),
+        }
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -80,15 +86,26 @@ def site(migrated: Path) -> Iterator[Site]:
     site.listener.close()
 
 
-def ask(address: tuple[str, int], question: bytes = QUESTION) -> int:
-    """The status of the answer; 0 if there is none."""
+def answer(address: tuple[str, int], path: str = "/health") -> bytes:
+    """All of it; empty if there is none."""
+    question = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     with socket.create_connection(address, timeout=60) as connection:
         try:
-            connection.sendall(question)
-            answer = connection.makefile("rb").read()
+            connection.sendall(question.encode())
+            return connection.makefile("rb").read()
         except ConnectionError:
-            return 0
-    return int(answer.split()[1]) if answer else 0
+            return b""
+
+
+def ask(address: tuple[str, int]) -> int:
+    """The status of the answer; 0 if there is none."""
+    return int((answer(address) or b"HTTP/1.1 0").split()[1])
+
+
+def build(site: Site) -> tuple[str, str, str]:
+    """Number, commit and date, as `/version` tells them from the settings of the process that answers."""
+    told = json.loads(answer(site.address, "/version").partition(b"\r\n\r\n")[2])
+    return told["buildNumber"], told["gitSha"], told["buildDate"]
 
 
 class Visitors:
@@ -142,6 +159,20 @@ def test_sighup_replaces_the_process_that_answers_and_loses_no_request(site: Sit
     assert set(visitors.statuses) == {200}
 
 
+def test_sighup_takes_the_file_of_settings_as_it_is_now_and_leaves_what_the_environment_says(site: Site) -> None:
+    assert site.end() == 0
+    site.environment["DOCORA_BUILD_SHA"] = "given"
+    site.settings.write_text("DOCORA_BUILD_NUMBER=one\nDOCORA_BUILD_DATE=day\nDOCORA_BUILD_SHA=ignored\n")
+    site.start()
+    assert build(site) == ("one", "given", "day")
+    site.settings.write_text("DOCORA_BUILD_NUMBER=two\nDOCORA_BUILD_SHA=ignored\n")
+    assert build(site) == ("one", "given", "day")
+    before = site.workers()
+    site.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: site.workers() and not site.workers() & before, 30)
+    assert build(site) == ("two", "given", "")
+
+
 def test_a_request_that_is_under_way_is_answered_before_the_process_ends(site: Site) -> None:
     body = b"{}"
     head = f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
@@ -161,7 +192,7 @@ def test_whoever_has_connected_and_asks_only_now_is_answered_before_the_process_
         time.sleep(0.5)  # it is accepted
         site.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        connection.sendall(QUESTION)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         assert connection.makefile("rb").readline().split()[1] == b"200"
     assert site.process.wait(15) == 0
 
@@ -178,15 +209,13 @@ def test_a_kill_9_leaves_no_process_behind(site: Site) -> None:
 def test_the_proxy_of_the_containers_holds_requests_back_while_the_web_process_is_replaced(
     migrated: Path, tmp_path: Path
 ) -> None:
-    if not (caddy := shutil.which("caddy")):
-        pytest.skip("Caddy is not installed here")
     here, behind = ("127.0.0.1", free_port()), free_port()
     settings = (UNITS / "Caddyfile").read_text().replace("web:8000", f"127.0.0.1:{behind}")
     (tmp_path / "Caddyfile").write_text(settings)
     paths = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     web = Daemons(tmp_path, {"DATA_DIR": str(migrated), "DOCORA_ENV_FILE": os.devnull, "PORT": str(behind)} | paths)
     proxy = subprocess.Popen(
-        [caddy, "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")],
+        [CADDY, "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")],
         env=paths | {"PUBLIC_URL": f"http://{here[0]}:{here[1]}"},
         stderr=subprocess.DEVNULL,
         preexec_fn=die_with_parent,

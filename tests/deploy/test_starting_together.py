@@ -106,16 +106,17 @@ def test_a_migrate_waits_as_long_as_it_is_told_for_a_database_that_starts_later(
         late.close()
 
 
-def test_a_worker_waits_for_a_database_that_is_away_and_the_web_process_does_not(
+def test_worker_and_sweep_wait_for_a_database_that_is_away_and_the_web_process_does_not(
     replicas: Daemons, tmp_path: Path
 ) -> None:
     replicas.environment["DATABASE_URL"] = f"postgresql:///docora?host={tmp_path}"
-    worker, web = replicas.worker(), replicas.start("web")
-    wait_for(lambda: "Waiting for the database: " in worker.log.read_text(), 40)
+    waiting, web = [replicas.worker(), replicas.sweep()], replicas.start("web")
+    for daemon in waiting:
+        wait_for(lambda daemon=daemon: "Waiting for the database: " in daemon.log.read_text(), 40)
     told = wait_for(lambda: readiness(f"http://127.0.0.1:{replicas.environment['PORT']}/health/ready"), 40, 0.3)
     assert told["checks"]["database"].startswith("the database does not answer")
     assert web.running
-    assert "Traceback" not in worker.log.read_text()
+    assert all(daemon.running and "Traceback" not in daemon.log.read_text() for daemon in waiting)
 
 
 def test_a_newer_database_is_as_good_and_an_older_one_is_not(db) -> None:

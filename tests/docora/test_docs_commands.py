@@ -49,7 +49,9 @@ def test_every_argument_and_option_of_a_command_is_told_and_no_other(section: st
 @pytest.mark.parametrize("address", ["/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/"])
 def test_every_command_that_is_to_be_typed_exists_with_its_options(address: str) -> None:
     code = "\n".join(map(html.unescape, re.findall(r"<code[^>]*>([^<]*)</code>", Client().get(address).text)))
-    for name, rest in re.findall(r"manage\.py ([a-z_]+)([^\n|>)]*)", code):
+    for name, rest in re.findall(
+        r"(?:manage\.py|bin/docora|^docora|\(docora) ([a-z_]+)([^\n|>)]*)", code, re.MULTILINE
+    ):
         if name != "help":
             parser = command_list.load(name).create_parser("manage.py", name)
             assert set(re.findall(r" (--[a-z-]+)", rest)) <= set(parser._option_string_actions), (name, rest)
@@ -59,7 +61,7 @@ def test_the_examples_are_understood_by_the_commands() -> None:
     lines = read("/docs/operations/").code["command-examples"].splitlines()
     assert len(lines) == 3
     for line in lines:
-        words = shlex.split(re.split(r"[|>]|2>", line.partition("manage.py ")[2])[0])
+        words = shlex.split(re.split(r"[|>]|2>", line.partition("docora ")[2])[0])
         command_list.load(words[0]).create_parser("manage.py", words[0]).parse_args(words[1:])
         assert subprocess.run(["bash", "-n", "-c", re.sub(r"^[\d *]+", "", line)], check=False).returncode == 0
 

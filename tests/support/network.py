@@ -2,6 +2,8 @@
 
 What this process listens on at `Network.address` they reach over their cables, and nothing else. A machine lasts as long
 as a process in it: nothing of it is left when the tests have ended, however they did.
+
+Where no namespaces can be made, machines have names of their own and nothing between them that could be cut.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+from pathlib import Path
 from typing import Self
 
 from docora.process import die_with_parent
@@ -20,10 +23,31 @@ class NoNamespaces(Exception):
 
 
 class Machine:
-    """One that is called `name`, at `address`. The cable is between `address` and the network's own."""
+    """One that is called `name`. A process is on it that had these `variables` and called `enter` when it started."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.variables = {"PYTHONPATH": str(Path(__file__).parent / "renamed"), "NAME_OF_THE_MACHINE": name}
+
+    def enter(self) -> None:
+        """Nothing has to be entered."""
+
+    def cut_off(self) -> None:
+        raise NoNamespaces(f"There is no cable to {self.name}.")
+
+    connect = cut_off
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Namespace(Machine):
+    """One at `address`. The cable is between it and the network's own."""
 
     def __init__(self, name: str, address: str, to: str, cable: str) -> None:
-        self.name, self.address, self._to, self._cable = name, address, to, cable
+        super().__init__(name)
+        self.variables = {}  # the kernel tells its name
+        self.address, self._to, self._cable = address, to, cable
         self._namespaces: list[int] = []
         try:
             self._keeper = subprocess.Popen(["sleep", "infinity"], preexec_fn=functools.partial(_become, name))
@@ -70,21 +94,25 @@ class Machine:
 
 
 class Network:
-    """Machines are made by `machine`; `close` ends them. Raises `NoNamespaces` where the first of them is made."""
+    """Machines with these names; `close` ends them. `without_cables` says why they are in no namespaces, if they are not."""
 
-    def __init__(self) -> None:
-        number = os.getpid()
-        prefix = f"10.{64 + number // 250 % 64}.{number % 250}"  # other test processes have others
-        self.address, self.range = f"{prefix}.1", f"{prefix}.0/24"
-        self._prefix = prefix
+    def __init__(self, *names: str) -> None:
+        self.without_cables = ""
         self.machines: list[Machine] = []
+        try:
+            self._use("10")
+            for number, name in enumerate(names, 2):
+                cable = f"docora{os.getpid() % 100_000}-{number}"  # 15 characters at most
+                self.machines.append(Namespace(name, f"{self._prefix}.{number}", self.address, cable))
+        except NoNamespaces as error:
+            self.close()
+            self._use("127")
+            self.without_cables, self.machines = str(error), [Machine(name) for name in names]
 
-    def machine(self, name: str) -> Machine:
-        number = len(self.machines) + 2
-        cable = f"docora{os.getpid() % 100_000}-{number}"  # 15 characters at most
-        machine = Machine(name, f"{self._prefix}.{number}", self.address, cable)
-        self.machines.append(machine)
-        return machine
+    def _use(self, network: str) -> None:
+        number = os.getpid()
+        self._prefix = f"{network}.{64 + number // 250 % 64}.{number % 250}"  # other test processes have others
+        self.address, self.range = f"{self._prefix}.1", f"{self._prefix}.0/24"
 
     def close(self) -> None:
         for machine in self.machines:
@@ -108,7 +136,5 @@ def _ip(*arguments: str, inside: str = "") -> None:
     there = ["nsenter", "--target", inside, "--net"] if inside else []
     try:
         subprocess.run([*there, "ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
-    except FileNotFoundError as error:
-        raise NoNamespaces(f"A network cannot be made here: {error}") from None
     except subprocess.CalledProcessError as error:
         raise NoNamespaces(f"A network cannot be made here: {error.stderr.strip()}") from None

@@ -4,7 +4,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from docora import schema
+from docora import installation, schema
 from docora.commandline import add_instance_options
 from docora.supervisor import port_is_taken, python_path, taken_port, web_command
 from docora.web_server import socket_is_given
@@ -23,5 +23,7 @@ class Command(BaseCommand):
         # Without its database it is worth something: the documentation, and probes that say what is wrong.
         schema.wait_until_migrated(self.stderr.write, while_away=False)
         command = web_command(settings.PORT)
-        # In place of this process, so that signals and the given socket reach the server itself.
-        os.execve(command[0], command, os.environ | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()})  # noqa: S606
+        # In place of this process, so that signals and the given socket reach the server itself. Each process that it
+        # starts reads `.env` as it is then.
+        environment = installation.given | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()}
+        os.execve(command[0], command, environment)  # noqa: S606

@@ -1,0 +1,106 @@
+"""`docora/deploy/docora`: on a machine with the units, every command has their user, their settings and their data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.test_units import SERVICES
+from tests.docora.test_docs import read
+from tests.support.deployment import PROJECT, UNITS, unit
+
+SETTINGS = "from django.conf import settings; print(settings.DATA_DIR, *settings.ALLOWED_GIT_HOSTS)"
+RUNUSER = """#!/bin/sh
+echo "$1 $2 $3" >"$0.log"
+shift 3
+exec "$@"
+"""
+
+
+class Machine:
+    """What the handbook's machine has, below a folder; `user` is who types."""
+
+    def __init__(self, folder: Path, user: str) -> None:
+        self.data, self.home, self.bin = folder / "data", folder / "home", folder / "bin"
+        for directory in (self.data, self.home, self.bin):
+            directory.mkdir()
+        (folder / "docora.env").write_text("ALLOWED_GIT_HOSTS=git.docora.example\n")
+        text = (UNITS / "docora").read_text()
+        for there, here in {
+            "/var/lib/docora": self.data,
+            "/etc/docora/docora.env": folder / "docora.env",
+            "/opt/docora/.venv/bin/python": sys.executable,
+            "/opt/docora/manage.py": PROJECT / "manage.py",
+        }.items():
+            assert there in text
+            text = text.replace(there, str(here))
+        self._program("docora", text)
+        self._program("runuser", RUNUSER)
+        number = 0 if user == "root" else 1000
+        self._program("id", f'#!/bin/sh\n[ "$1" = -u ] && echo {number} || echo {user}\n')
+
+    def _program(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home)}
+        return subprocess.run(
+            ["docora", *arguments], cwd=self.home, env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    @property
+    def became(self) -> str:
+        log = self.bin / "runuser.log"
+        return log.read_text() if log.exists() else ""
+
+
+@pytest.mark.parametrize(("user", "became"), [("root", "-u docora --\n"), ("docora", "")])
+def test_a_command_is_docora_s_own_whoever_of_the_two_types_it(user: str, became: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, user)
+    done = machine.run("shell", "--verbosity", "0", "-c", SETTINGS)
+    assert (done.stdout, done.stderr) == (f"{machine.data} git.docora.example\n", "")
+    assert machine.became == became
+    assert machine.run("migrate", "--verbosity", "0").returncode == 0
+    assert (machine.data / "docora.sqlite3").stat().st_mode & 0o077 == 0
+    assert list(machine.home.iterdir()) == []  # no second Docora
+
+
+def test_it_ends_as_the_command_does_and_is_called_by_its_own_name(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "docora")
+    done = machine.run("status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("Migrate it: docora migrate\n")
+    assert "docora completion words" in machine.run("completion", "bash").stdout
+
+
+def test_anybody_else_is_told_who_may(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "anna")
+    done = machine.run("status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "This command is for root and for the user docora: sudo docora ...\n"
+    assert list(machine.data.iterdir()) == []
+
+
+def test_it_says_what_the_units_say() -> None:
+    text = (UNITS / "docora").read_text()
+    for name in SERVICES:
+        told = unit(name)
+        assert all(f"    {variable} \\\n" in text for variable in told["Environment"])
+        assert f"DOCORA_ENV_FILE={told['EnvironmentFile'][0]} " in text
+        assert told["ExecStart"][0].startswith("/opt/docora/.venv/bin/python ")
+        assert told["WorkingDirectory"] == ["/opt/docora"]
+        assert told["User"] == ["docora"]
+
+
+def test_the_handbook_installs_it_and_copies_nothing_but_units_to_the_units() -> None:
+    lines = read("/docs/operations/").code["systemd-units"]
+    assert "\nln -s /opt/docora/docora/deploy/docora /usr/local/bin/docora\n" in lines
+    assert os.access(UNITS / "docora", os.X_OK)
+    assert "cp /opt/docora/docora/deploy/docora*.* /etc/systemd/system/" in lines
+    assert {path.name for path in UNITS.glob("docora*.*")} == {path.name for path in UNITS.iterdir()} - {
+        "docora",
+        "Caddyfile",
+    }
