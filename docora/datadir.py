@@ -1,6 +1,6 @@
 """The data directory: generated keys, and the address of the embedded Redis.
 
-Knows no Django, because the settings are made from it.
+The settings are made from it.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ import secrets
 import tempfile
 from pathlib import Path
 from urllib.parse import quote, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
 
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 with the final NUL
 
@@ -36,9 +38,14 @@ class Keys:
 
     def _load(self) -> dict[str, str]:
         if self._loaded is None:
-            if not self._path.exists():
-                self._generate()
-            self._loaded = json.loads(self._path.read_text())
+            try:
+                if not self._path.exists():
+                    self._generate()
+                self._loaded = json.loads(self._path.read_text())
+            except OSError as error:
+                raise ImproperlyConfigured(
+                    f"DATA_DIR {self._path.parent} cannot be used: {error.strerror}. Commands run as Docora's user."
+                ) from None
         return self._loaded
 
     def _generate(self) -> None:

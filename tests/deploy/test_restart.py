@@ -173,6 +173,19 @@ def test_sighup_takes_the_file_of_settings_as_it_is_now_and_leaves_what_the_envi
     assert build(site) == ("two", "given", "")
 
 
+def test_sighup_replaces_nothing_by_what_cannot_start_and_says_why(site: Site) -> None:
+    before = site.workers()
+    site.settings.write_text("METRICS_TOKEN=short\n")
+    site.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "Nothing is replaced" in site.log.read_text(), 60)
+    assert "Docora cannot start: METRICS_TOKEN must be at least 16" in site.log.read_text()
+    assert (site.workers(), ask(site.address)) == (before, 200)
+    site.settings.write_text("DOCORA_BUILD_NUMBER=mended\n")
+    site.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: site.workers() and not site.workers() & before, 30)
+    assert build(site)[0] == "mended"
+
+
 def test_a_request_that_is_under_way_is_answered_before_the_process_ends(site: Site) -> None:
     body = b"{}"
     head = f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"

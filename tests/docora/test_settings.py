@@ -63,6 +63,25 @@ def test_a_bad_value_stops_the_start_with_a_sentence_that_names_it(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_settings_that_are_named_and_cannot_be_read_stop_the_start(tmp_path: Path, is_there: bool) -> None:
+    file = tmp_path / "settings"
+    if is_there:
+        file.mkdir()  # what root can read none of
+    result = start_with(tmp_path / "data", DOCORA_ENV_FILE=str(file))
+    assert result.returncode == 1
+    assert f"Docora cannot start: The settings in {file} cannot be read" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_data_directory_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = start_with(tmp_path / "file" / "data")
+    assert result.returncode == 1
+    assert f"Docora cannot start: DATA_DIR {tmp_path}/file/data cannot be used: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_mail_server_that_is_not_understood_is_not_repeated_with_its_password(tmp_path: Path) -> None:
     for url in ("smtp://ops:hunter2#x@mail.example", "smtp://ops:hunter2@mail.example:port", "mail://ops:hunter2@x"):
         result = start_with(tmp_path, EMAIL_URL=url)
