@@ -1,14 +1,18 @@
 """`import_docora` as a shell runs it: where it finds its source, and what it says when something is not there."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from deliveries_app.management.commands.import_docora import KEY_VARIABLE, URL_VARIABLE
 from deliveries_app.models import App, AppRepository, SyncRun
 from tests.deliveries.test_import import BASE, FILES, GIT
 from tests.docora.test_command_errors import outcomes
+from tests.docora.test_docs import read
 from tests.docora.test_up import free_port
+from tests.support.deployment import GIVEN, compose
 from tests.support.existing import ExistingService
 
 SECRET = "s3cret"
@@ -97,6 +101,15 @@ def test_a_password_that_is_written_as_in_a_url_is_understood_and_not_repeated(i
     for said in refusals(*([url] for url in urls), **instance_environment | KEY):
         assert "cannot be reached: " in said
         assert "127.0.0.1" in said
+
+
+def test_the_handbook_passes_both_to_the_container_of_a_service_that_there_is() -> None:
+    [line] = read("/docs/operations/").code["moving-dry-run-containers"].splitlines()
+    words = shlex.split(line)
+    assert words[:4] == ["docker", "compose", "run", "--rm"]
+    assert [words[at + 1] for at, word in enumerate(words) if word == "-e"] == [URL_VARIABLE, KEY_VARIABLE]
+    service = compose(GIVEN)["services"][words[8]]
+    assert words[9:] == [*service["command"][:2], "import_docora", "--dry-run"]
 
 
 # --- When something is not there ----------------------------------------------------------------------------------------
