@@ -14,15 +14,18 @@ from deliveries_app.waiting import NextTry, next_try
 from docora import heartbeat
 from docora.heartbeat import Signs
 
+NUMBERS = ("watches", "failing", "given_up", "syncing", "waiting", "arriving")
+
 _FAILS = Q(failing_since__isnull=False)
 _SYNCS = Q(status=Status.SCANNING)
-_WAITS = Q(next_sync_at__lte=Now()) & ~_SYNCS
+_ARRIVES = Q(arriving=True)
+_WAITS = Q(next_sync_at__lte=Now()) & ~_SYNCS & ~_ARRIVES
 
 
 @dataclass(frozen=True)
 class Line:
-    """A watch that fails, is synced or waits. `state`: one of `failing.State`, `syncing` or `waiting`; `percent` is of what
-    is synced now."""
+    """A watch that fails, is synced or waits. `state`: one of `failing.State`, `syncing`, `waiting`, or `arriving` where it
+    waits for the rest of its import; `percent` is of what is synced now."""
 
     pair: AppRepository
     state: str
@@ -52,6 +55,7 @@ class Situation:
     given_up: int
     syncing: int
     waiting: int
+    arriving: int
     lines: list[Line]
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,7 +63,7 @@ class Situation:
             "paused": self.pause is not None,
             "workers": len(self.signs.workers) if self.signs else None,
             "sweep_seconds": self.signs.sweep_age if self.signs else None,
-            **{name: getattr(self, name) for name in ("watches", "failing", "given_up", "syncing", "waiting")},
+            **{name: getattr(self, name) for name in NUMBERS},
             "lines": [line.as_dict() for line in self.lines],
         }
 
@@ -75,9 +79,10 @@ def look(app: App | None, at_most: int) -> Situation:
         given_up=Count("pk", _FAILS & Q(status=Status.FAILED)),
         syncing=Count("pk", _SYNCS),
         waiting=Count("pk", _WAITS),
+        arriving=Count("pk", _ARRIVES),
     )
     pause = current_pause()
-    told = failing.with_state(pairs.filter(_FAILS | _SYNCS | _WAITS)).select_related("app", "repository")
+    told = failing.with_state(pairs.filter(_FAILS | _SYNCS | _WAITS | _ARRIVES)).select_related("app", "repository")
     first = F("failing_since").asc(nulls_last=True)
     then = Case(When(_SYNCS, then=0), default=1)
     rows: list[Any] = list(told.order_by(first, then, "next_sync_at", "pk")[:at_most])
@@ -89,6 +94,8 @@ def look(app: App | None, at_most: int) -> Situation:
 def _state(pair: Any) -> str:
     if pair.is_failing:
         return str(failing.State(pair.state).label)
+    if pair.arriving:
+        return "arriving"
     return "syncing" if pair.status == Status.SCANNING else "waiting"
 
 

@@ -3,6 +3,8 @@
 Only failures are counted and only failures are refused. Whoever has the right secret gets through however many wrong
 ones came from the same address: others may share it (a proxy, a cluster behind one NAT), and could otherwise lock a
 client app out. Nothing is lost by that, for secrets are 256 random bits: what the limit saves is work and log lines.
+Where finding out that a secret is right is much work itself, that work is what counts, and who asks for it waits
+(`seconds_to_wait`).
 """
 
 import ipaddress
@@ -32,14 +34,17 @@ def count_failure(kind: str, address: str) -> int | None:
     return max(1, int(left)) if count > FAILURES else None
 
 
-def is_held_up(kind: str, address: str) -> bool:
-    """Whether the next failure of `kind` from `address` would be told to wait: work that only a right secret is worth may
-    be left undone."""
+def seconds_to_wait(kind: str, address: str) -> int | None:
+    """Before the next try, where there were `FAILURES` failures of `kind` from `address` already; None: try."""
+    key = _key(kind, address)
     try:
-        count = connection().get(_key(kind, address))
+        with connection().pipeline(transaction=True) as pipeline:
+            pipeline.get(key)
+            pipeline.ttl(key)
+            count, left = pipeline.execute()
     except (RedisError, OSError):
-        return False
-    return count is not None and int(count) >= FAILURES
+        return None
+    return max(1, int(left)) if count is not None and int(count) >= FAILURES else None
 
 
 def _key(kind: str, address: str) -> str:

@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 EVERY_SECONDS = 60.0
 EMPTY_BYTES = 65536
 """What a disk with blocks of 4 KiB gives to a mirror beside its packs: a dozen and a half folders, locks and refs."""
-_NAME = re.compile(r"(repo_\w+)\.git(\.(use|fetch)\.lock)?")
+_OURS = re.compile(r"([A-Za-z0-9_-]+)\.git\.(?:use|fetch)\.lock|(repo_\w+)\.git")
+"""A mirror is known by its locks, which stand beside it whatever its id is like (an import brings ids of another making),
+and one of an id of our own making by its name too."""
 _IDS_AT_ONCE = 1000
 
 
@@ -111,8 +113,8 @@ def _within(mirrors: list[Cached], bound: int) -> list[Cached]:
 
 
 def _found(folder: Path) -> list[Cached]:
-    """Nothing that has another name than mirrors have is ever touched."""
-    names = {match[1] for path in folder.glob("repo_*.git*") if (match := _NAME.fullmatch(path.name))}
+    """Nothing that is not known as a mirror is ever touched."""
+    names = {match[1] or match[2] for path in folder.glob("*.git*") if (match := _OURS.fullmatch(path.name))}
     mirrors = [(name, Mirror(folder / f"{name}.git")) for name in sorted(names)]
     return [Cached(name, mirror, _room(mirror.directory), mirror.used_at()) for name, mirror in mirrors]
 

@@ -12,7 +12,7 @@ from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.models import AppRepository, Delivery
 from docora.templatetags.docora import ago, badge, size
 
-_PUBLIC_ID = re.compile(r"(app|repo)_[0-9a-f]{24}")
+_PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
 @admin.register(Delivery)
@@ -36,10 +36,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         """
         if not search_term:
             return queryset, False
-        if _PUBLIC_ID.fullmatch(search_term):
-            watches = AppRepository.objects.order_by()
-            ids = Q(app__app_id=search_term) | Q(repository__repository_id=search_term)
-            pairs = list(watches.filter(ids).values_list("pk", flat=True))
+        if pairs := _watches_of(search_term):
             return queryset.filter(pair__in=pairs).order_by("pair_id", "path"), False
         beginning = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
         return queryset.filter(beginning).order_by("path", "pk"), False
@@ -71,3 +68,11 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     @admin.display(description="last told")
     def updated(self, delivery: Delivery) -> str:
         return ago(delivery.updated_at)
+
+
+def _watches_of(public_id: str) -> list[int]:
+    """The keys of an app's or a repository's watches; none where this is no id, but the beginning of a path."""
+    if not _PUBLIC_ID.fullmatch(public_id):
+        return []
+    ids = Q(app__app_id=public_id) | Q(repository__repository_id=public_id)
+    return list(AppRepository.objects.order_by().filter(ids).values_list("pk", flat=True))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from deliveries_app.actors import Actor
@@ -11,7 +11,7 @@ from deliveries_app.importing.decryption import SourceKey, WrongKey
 from deliveries_app.importing.judging import Refused
 from deliveries_app.importing.report import Report, Tally
 from deliveries_app.importing.source import Source, SourceApp, SourceFile, SourceRepository, SourceWatch
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, AppToken, Imported
 from docora.redaction import redact
 from docora.text import clean_text
 from repositories_app.models import Repository
@@ -25,7 +25,8 @@ Advance = Callable[[int], None]
 def move_over(
     actor: Actor, source: Source, key: SourceKey, *, dry_run: bool = False, advance: Advance = lambda _: None
 ) -> Report:
-    """Take everything that is not here yet. `dry_run` reads, decrypts and judges all the same, and writes nothing.
+    """Take everything that is not here yet and was not taken before. `dry_run` reads, decrypts and judges all the same,
+    and writes nothing.
 
     `advance` is told of delivered files that were seen to. Raises `WrongKey` before anything is written.
     """
@@ -51,13 +52,14 @@ def _check_key(source: Source, key: SourceKey) -> None:
     raise WrongKey("The encryption key opens none of the stored secrets: it is not the ENCRYPTION_KEY of this service.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Repository:
-    """A row of the source with ours, and the URL as it is fetched from."""
+    """A row of the source with ours. There is none where it was taken and has gone from here with its last watch: it is
+    made anew only for a watch that is taken for the first time."""
 
     source: SourceRepository
-    row: Repository
-    url: str
+    url: RepositoryUrl
+    row: Repository | None
 
 
 class _Move:
@@ -65,62 +67,81 @@ class _Move:
     saved and have no key."""
 
     def __init__(self, actor: Actor, source: Source, key: SourceKey, report: Report, advance: Advance) -> None:
-        self._actor, self._source, self._key, self._advance = actor, source, key, advance
+        self._actor, self._source, self._key, self._told = actor, source, key, advance
         self.report = report
         self._dry = report.dry_run
         self._apps: dict[str, tuple[SourceApp, App]] = {}
+        self._removed_apps: set[str] = set()
+        self._token_hashes: set[str] = set()
         self._repositories: dict[str, _Repository] = {}
-        self._spellings: set[str] = set()  # canonical URLs that were seen
+        self._spellings: set[str] = set()  # canonical URLs that were taken
+        self._files_seen = 0
 
     def take_apps(self) -> None:
         for source in self._source.apps():
+            name = f"{clean_text(source.app_name or '', 100)} ({clean_text(source.app_id, 50)})"
             app = App.objects.filter(app_id=source.app_id).first()
+            if _was_removed(app, source.app_id):
+                self._removed_apps.add(source.id)
+                self._leave_removed(self.report.apps, "app", name, "removed here since: it stays so, with its watches.")
+                continue
             if app is not None:
                 self.report.apps.here += 1
             else:
-                app = self._take_app(source)
-            if app is not None and app.ended_at is None:  # one that is being removed gets no new watches
+                app = self._take_app(source, name)
+            if app is not None:
                 self._apps[source.id] = source, app
+                self._token_hashes.add(source.token_hash)
 
-    def _take_app(self, source: SourceApp) -> App | None:
-        name = f"{clean_text(source.app_name or '', 100)} ({clean_text(source.app_id, 50)})"
+    def _take_app(self, source: SourceApp, name: str) -> App | None:
         tell = partial(self.report.problem, "app", name), partial(self.report.remark, "app", name)
         try:
             facts = judging.judge_app(source, self._key, *tell)
         except Refused as error:
             self._leave(self.report.apps, "app", name, error)
             return None
+        if facts.token_hash and self._is_known(facts.token_hash):
+            tell[0]("Another app has the same token, and keeps it. Rotate its token to make a new one.")
+            facts = replace(facts, token_hash="")
         self.report.apps.taken += 1
         if self._dry:
             return App(app_id=source.app_id, name=facts.name)
         return rows.write_app(self._actor, source, facts)
 
+    def _is_known(self, token_hash: str) -> bool:
+        """Of an app of the source, which may have used it here already, or of any other."""
+        return token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
+
     def take_repositories(self) -> None:
         for source in self._source.repositories():
-            name = _spelled(source)
             try:
                 url = judging.judge_repository(source)
             except Refused as error:
-                self._leave(self.report.repositories, "repository", name, error)
+                self._leave(self.report.repositories, "repository", _spelled(source), error)
                 continue
             row = Repository.objects.filter(repository_id=source.repository_id).first()
+            repository = self._repositories[source.id] = _Repository(source, url, row)
             if row is not None:
                 self.report.repositories.here += 1
-            else:
-                row = self._take_repository(source, name, url)
-            self._spellings.add(url.canonical)
-            self._repositories[source.id] = _Repository(source, row, url.spelled)
+            elif not Imported.objects.filter(repository_id=source.repository_id).exists():
+                self._take_repository(repository)
 
-    def _take_repository(self, source: SourceRepository, name: str, url: RepositoryUrl) -> Repository:
+    def _take_repository(self, repository: _Repository) -> Repository:
         self.report.repositories.taken += 1
+        source, url = repository.source, repository.url
         if url.canonical in self._spellings or rows.next_twin(url):
             words = f"Another spelling of a repository that has another id already; {source.repository_id} is kept."
-            self.report.remark("repository", name, words)
-        return Repository() if self._dry else rows.write_repository(source, url)
+            self.report.remark("repository", _spelled(source), words)
+        self._spellings.add(url.canonical)
+        repository.row = Repository() if self._dry else rows.write_repository(source, url)
+        return repository.row
 
     def take_watches(self) -> None:
         counts = self._source.file_counts()
         for source in self._source.watches():
+            if source.app in self._removed_apps:  # its remark speaks of them all
+                self.report.watches.left += 1
+                continue
             app, repository = self._apps.get(source.app or ""), self._repositories.get(source.repository or "")
             if app is None or repository is None:
                 missing = "app" if app is None else "repository"
@@ -129,6 +150,7 @@ class _Move:
                 continue
             key = self._source.file_key(app[0], repository.source)
             self._take_watch(source, app[1], repository, key, counts.pop(key, 0))
+        self.report.repositories.left += sum(repository.row is None for repository in self._repositories.values())
         rest = sum(counts.values())
         if rest:
             self.report.files.left += rest
@@ -140,26 +162,34 @@ class _Move:
         self, source: SourceWatch, app: App, repository: _Repository, key: tuple[str, str], count: int
     ) -> None:
         name = f"{_spelled(repository.source)} of {app.name}"
-        saved = app.pk is not None and repository.row.pk is not None
+        saved = app.pk is not None and repository.row is not None and repository.row.pk is not None
         pair = AppRepository.objects.filter(app=app, repository=repository.row).first() if saved else None
-        if pair is not None and (not pair.arriving or pair.ended_at is not None):
+        if _was_removed(pair, app.app_id, repository.source.repository_id):
+            self._leave_removed(self.report.watches, "watch", name, "unwatched here since: it stays so.")
+            self.report.files.left += count
+            self._advance(count)
+            return
+        if pair is not None and not pair.arriving:
             self.report.watches.here += 1
             self.report.files.here += count
             self._advance(count)
             return
+        row = repository.row or self._take_repository(repository)
         token = judging.judge_token(source, self._key, partial(self.report.problem, "watch", name))
         state = judging.judge_state(source, partial(self.report.remark, "watch", name))
-        files, left_before = self._files(name, key), self.report.files.left
+        files, left_before, seen_before = self._files(name, key), self.report.files.left, self._files_seen
         if self._dry:
             there = pair.deliveries.count() if pair else 0
             taken, completed = sum(1 for _ in files) - there, True
         else:
-            pair = pair or rows.begin_watch(app, repository.row, repository.url, token)
+            pair = pair or rows.begin_watch(app, row, repository.url.spelled, token)
             taken = records.write_records(pair, files)
             completed = rows.complete_watch(self._actor, pair, source, state, has_records=count > 0)
         if not completed:
             words = "It was unwatched here in the middle of the import, or completed by another one."
             self._leave(self.report.watches, "watch", name, words)
+            self.report.files.left = left_before + count
+            self._advance(seen_before + count - self._files_seen)
             return
         self.report.watches.taken += 1
         self.report.files.taken += taken
@@ -174,9 +204,25 @@ class _Move:
             except Refused as error:
                 self._leave(self.report.files, "file", f"{clean_text(file.path, 200)} in {name}", error)
 
+    def _advance(self, files: int) -> None:
+        self._files_seen += files
+        self._told(files)
+
     def _leave(self, tally: Tally, what: str, name: str, reason: object) -> None:
         tally.left += 1
         self.report.problem(what, name, str(reason))
+
+    def _leave_removed(self, tally: Tally, what: str, name: str, since: str) -> None:
+        """What was done here on purpose is no problem."""
+        tally.left += 1
+        self.report.remark(what, name, f"It was imported before and has been {since}")
+
+
+def _was_removed(row: App | AppRepository | None, app_id: str, repository_id: str = "") -> bool:
+    """Whether it is being removed, or an import has taken it once and it is not here any more."""
+    if row is not None:
+        return row.ended_at is not None
+    return Imported.objects.filter(app_id=app_id, repository_id=repository_id).exists()
 
 
 def _spelled(repository: SourceRepository) -> str:

@@ -31,7 +31,7 @@ class Tally:
 
 @dataclass
 class Report:
-    """`problems` could not be taken, or not whole; `remarks` were taken, and are worth knowing."""
+    """`problems` could not be taken, or not whole; `remarks` are worth knowing, and ask for nothing."""
 
     dry_run: bool = False
     apps: Tally = field(default_factory=Tally)

@@ -1,4 +1,7 @@
-"""Writing what was judged: apps, repositories, and watches, which are `arriving` until their records are there."""
+"""Writing what was judged: apps, repositories, and watches, which are `arriving` until their records are there.
+
+With an app and with a watch goes the note that it was taken (`Imported`): it is taken once and never again.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -14,7 +17,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.causes import internal
 from deliveries_app.importing.judging import AppFacts, State
 from deliveries_app.importing.source import SourceApp, SourceRepository, SourceWatch
-from deliveries_app.models import App, AppRepository, AppToken, Reason, Status
+from deliveries_app.models import App, AppRepository, AppToken, Imported, Reason, Status
 from deliveries_app.services import audit
 from repositories_app.models import Repository
 from repositories_app.repository_urls import RepositoryUrl
@@ -31,6 +34,7 @@ def write_app(actor: Actor, source: SourceApp, facts: AppFacts) -> App:
             description=facts.description,
             client_auth_key=facts.client_auth_key,
         )
+        Imported.objects.create(app_id=app.app_id)
         if facts.token_hash:
             AppToken.objects.create(app=app, digest=facts.token_hash, ending="")
         _keep_creation(App, app.pk, source.created_at)
@@ -61,9 +65,11 @@ def next_twin(url: RepositoryUrl) -> int:
 
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository:
     """Without its records, and so at rest."""
-    return AppRepository.objects.create(
-        app=app, repository=repository, github_url=url, github_token=token, next_sync_at=None, arriving=True
-    )
+    with transaction.atomic():
+        Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
+        return AppRepository.objects.create(
+            app=app, repository=repository, github_url=url, github_token=token, next_sync_at=None, arriving=True
+        )
 
 
 def complete_watch(actor: Actor, pair: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:

@@ -5,6 +5,7 @@ public id is found out by looking which of them its values match.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -90,15 +91,24 @@ def _connect(url: str) -> psycopg.Connection[Any]:
     if not url.startswith(("postgres://", "postgresql://")):
         raise SourceError("The existing service's database is a PostgreSQL: its address begins with postgres://.")
     try:
-        address = make_conninfo(url, connect_timeout=conninfo_to_dict(url).get("connect_timeout", 10))
+        facts = conninfo_to_dict(url)
+        address = make_conninfo(url, connect_timeout=facts.get("connect_timeout", 10))
     except psycopg.Error:  # its words repeat a part of the address, and that may be the password
-        raise SourceError(
-            "The address is malformed. What is special in user name and password is written as in any URL: @ as %40."
-        ) from None
+        raise _malformed() from None
+    # libpq takes a part of a password for the host, the port or the name, and would repeat it where that leads nowhere.
+    before_host = url.partition("://")[2].rpartition("@")[0]
+    if {"@", "/"} & set(before_host) or not re.fullmatch("[0-9,]*", str(facts.get("port", ""))):
+        raise _malformed()
     try:
         return psycopg.connect(address, client_encoding="UTF8")
     except psycopg.Error as error:
         raise SourceError(f"The existing service's database cannot be reached: {words_of(error)}") from None
+
+
+def _malformed() -> SourceError:
+    return SourceError(
+        "The address is malformed. What is special in user name and password is written as in any URL: @ as %40, / as %2F."
+    )
 
 
 def words_of(error: psycopg.Error) -> str:

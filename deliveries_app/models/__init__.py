@@ -1,5 +1,5 @@
 """Who is told (`apps`), what they were told (`deliveries`), the work of telling them (`runs`), how much of it there was
-(`traffic`), and what the operator is told (`alerts`)."""
+(`traffic`), what the operator is told (`alerts`), and what was taken over from the existing service (`imports`)."""
 
 from deliveries_app.causes import RootCause
 from deliveries_app.models.alerts import Alert, AlertChannel, AlertKind, AlertRound, ChannelName
@@ -13,6 +13,7 @@ from deliveries_app.models.apps import (
     SyncPause,
 )
 from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind
+from deliveries_app.models.imports import Imported
 from deliveries_app.models.runs import (
     BulkOperation,
     Notice,
@@ -42,6 +43,7 @@ __all__ = [
     "FailedSync",
     "FailureKind",
     "HourlyTraffic",
+    "Imported",
     "Notice",
     "NoticeKind",
     "OperationKind",

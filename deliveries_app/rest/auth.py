@@ -39,13 +39,10 @@ class AppToken(HttpBearer):
 
     def authenticate(self, request: HttpRequest, token: str) -> App | None:
         token = token.strip()
-        app = tokens.authenticate(token)
-        if app is None and not throttle.is_held_up(KIND, request.META.get("REMOTE_ADDR", "")):
-            try:
-                return imported_tokens.recognise(token)
-            except imported_tokens.Busy as error:
-                raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
-        return app
+        try:
+            return tokens.authenticate(token) or imported_tokens.recognise(token, request.META.get("REMOTE_ADDR", ""))
+        except imported_tokens.Busy as error:
+            raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
 
 
 def caller(request: HttpRequest) -> App:

@@ -3,7 +3,9 @@
 bcrypt is slow on purpose, and a hash does not tell whose it is: a token has to be tried against one after the other, a
 quarter of a second each. What that may cost together is bounded. Only what looks like a token is tried, and only while
 there are such hashes; one search goes on at a time in a process, a few wait for it, others are told to come back; a token
-that fitted none is remembered for a while; and an address with too many failures gets no search (`docora.throttle`).
+that fitted none is remembered for a while; and an address has `throttle.FAILURES` searches in vain within a minute, after
+which it is told to come back. Only those count: a client that fails in any other way, or again and again with one token,
+holds up nobody at its address, and neither do apps that are recognised.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import tokens
+from docora import throttle
 from docora.crypto import hash_token
 from docora.redis import RedisError, connection
 
@@ -27,6 +30,7 @@ HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
 """Nothing slower is accepted than a second or so for each try."""
 REMEMBERED_SECONDS = 600
 _TOKEN = re.compile("docora_[0-9a-f]{64}")  # 71 bytes; bcrypt takes 72
+_IN_VAIN = "search"  # of the failures that are counted
 _WAIT_SECONDS = 5.0
 _AT_ONCE = 4  # the search and those who wait for it: each of them keeps a thread of the web process
 
@@ -35,17 +39,21 @@ _places = threading.BoundedSemaphore(_AT_ONCE)
 
 
 class Busy(Exception):
-    """Others are being searched for; try again in so many `seconds`."""
+    """It was not searched for now; try again in so many `seconds`."""
 
-    def __init__(self) -> None:
-        self.seconds = round(_WAIT_SECONDS)
-        super().__init__(f"Other tokens are being recognised for the first time: try again in {self.seconds} seconds.")
+    def __init__(self, words: str, seconds: int) -> None:
+        self.seconds = seconds
+        super().__init__(f"{words}: try again in {seconds} seconds.")
 
 
-def recognise(token: str) -> App | None:
-    """The app whose imported token this is, from now on known by its digest; None if it is nobody's. Raises `Busy`."""
+def recognise(token: str, address: str = "") -> App | None:
+    """The app whose imported token this is, from now on known by its digest; None if it is nobody's. `address` is where it
+    comes from. Raises `Busy`."""
     if not _TOKEN.fullmatch(token) or not (hashes := _hashes()) or _is_remembered(token, hashes):
         return None
+    wait = throttle.seconds_to_wait(_IN_VAIN, address)
+    if wait is not None:
+        raise Busy("Too many unknown tokens were tried from this address", wait)
     with _turn():
         found = tokens.authenticate(token)  # whoever was waited for may have been the same app
         if found is not None:
@@ -56,6 +64,7 @@ def recognise(token: str) -> App | None:
                 AppToken.objects.filter(pk=pk, digest=known).update(digest=hash_token(token), ending=token[-4:])
                 return tokens.authenticate(token)
     _remember(token, hashes)
+    throttle.count_failure(_IN_VAIN, address)
     return None
 
 
@@ -67,11 +76,12 @@ def _hashes() -> dict[int, str]:
 
 @contextlib.contextmanager
 def _turn() -> Iterator[None]:
+    busy = Busy("Other tokens are being recognised for the first time", round(_WAIT_SECONDS))
     if not _places.acquire(blocking=False):
-        raise Busy
+        raise busy
     try:
         if not _search.acquire(timeout=_WAIT_SECONDS):
-            raise Busy
+            raise busy
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Those who work: workers, the sweep, what waits for them, and what somebody has paused."""
+"""Those who work: workers, the sweep, what waits for them, and what is not to be worked on: paused, or half imported."""
 
 import time
 from collections.abc import Iterator
@@ -95,5 +95,10 @@ def pauses() -> Iterator[Finding]:
     if names:
         shown = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
         yield warning(f"Nothing is sent to the paused apps: {shown}.", "Resume an app on its page, once it is ready.")
-    if not pause and not names:
+    arriving = AppRepository.objects.alive().filter(arriving=True).count()
+    if arriving:
+        number = "1 watch waits" if arriving == 1 else f"{arriving:,} watches wait"
+        words = f"{number} for the rest of the import: nothing is checked or sent before that."
+        yield warning(words, f"Unless it is under way just now, run {program()} import_docora again.")
+    if not pause and not names and not arriving:
         yield fine("Nothing is paused.")

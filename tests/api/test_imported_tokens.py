@@ -15,7 +15,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import imported_tokens, tokens
 from docora.crypto import hash_token, new_token
-from docora.throttle import FAILURES
+from docora.throttle import FAILURES, SECONDS
 from tests.api.caller import Caller, error_of
 from tests.support.existing import ExistingService
 from tests.support.processes import in_threads
@@ -123,15 +123,37 @@ def test_without_such_hashes_nothing_is_tried(db, tried: list[bytes]) -> None:
     assert tried == []
 
 
-def test_an_address_that_failed_too_often_gets_no_search(db, tried: list[bytes]) -> None:
+@pytest.mark.parametrize("wrong", [new_token(), "no-such-shape"], ids=["one unknown token", "no such shape"])
+def test_others_who_fail_at_the_same_address_do_not_hold_up_a_right_token(db, wrong: str) -> None:
+    app, token = imported("Portal")
+    for _ in range(FAILURES + 5):
+        Caller(app, wrong).get()
+    assert Caller(app, wrong).get().status_code == 429
+    assert Caller(app, token).get().status_code == 200
+
+
+def test_an_address_that_tried_too_many_unknown_tokens_gets_no_search_for_a_minute(
+    db, tried: list[bytes], redis_client
+) -> None:
     app, token = imported("Portal")
     for _ in range(FAILURES + 5):
         Caller(app, new_token()).get()
     assert len(tried) == FAILURES
-    assert Caller(app, new_token()).get().status_code == 429
-    error_of(Caller(app, token).get(), 429)
+    answer = Caller(app, token).get()
+    assert "Too many unknown tokens were tried from this address: try again in" in error_of(answer, 429)
+    assert 0 < int(answer.headers["Retry-After"]) <= SECONDS
     assert Caller(app, token, address="203.0.113.77").get().status_code == 200
     assert Caller(app, token).get().status_code == 200  # known by its digest now
+    other, its_token = imported("Search")
+    assert Caller(other, its_token).get().status_code == 429
+    [key] = redis_client.keys("docora:failures:search:203.0.113.9")
+    redis_client.delete(key)  # what its time to live does
+    assert Caller(other, its_token).get().status_code == 200
+
+
+def test_apps_that_are_recognised_hold_up_nobody_at_their_address(db) -> None:
+    made = [imported(f"App {number}") for number in range(FAILURES + 5)]
+    assert {Caller(app, token).get().status_code for app, token in made} == {200}
 
 
 @contextmanager

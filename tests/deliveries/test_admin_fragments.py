@@ -9,9 +9,10 @@ from django.utils import timezone
 
 from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, BulkOperation, Delivery, Outcome, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome, Status, SyncRun
 from deliveries_app.services import cancel_operation, resync_by_app, resync_many
 from docora import progress
+from repositories_app.models import Repository
 from tests.support.staff import make_app, make_pair
 
 LIST = "/admin/deliveries_app/apprepository/"
@@ -192,6 +193,20 @@ def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client
         Delivery.objects.create(path=path, intent=number, generation=1, acknowledged=True, **common)
     found = admin.get("/admin/deliveries_app/delivery/", {"q": "src/"}).context["cl"].result_list
     assert [row.path for row in found] == ["src/a"]
+
+
+@pytest.mark.parametrize("public_id", ["repo_0123456789abcdef01234567", "Portal-docs"], ids=["ours", "an imported one"])
+def test_deliveries_are_found_by_the_id_of_their_repository_or_app(admin: Client, db, public_id: str) -> None:
+    facts = {"mode": "100644", "kind": "create", "sha": "a" * 64, "size": 1, "updated_at": timezone.now()}
+    for number, name in enumerate(("docs", "site")):
+        pair = make_pair(make_app(name), name)
+        Delivery.objects.create(pair=pair, path=name, intent=number, generation=1, acknowledged=True, **facts)
+    app, repository = App.objects.get(name="docs"), Repository.objects.get(name="docs")
+    for row, field in ((app, "app_id"), (repository, "repository_id")):
+        type(row).objects.filter(pk=row.pk).update(**{field: public_id})
+        found = admin.get("/admin/deliveries_app/delivery/", {"q": public_id}).context["cl"].result_list
+        assert [delivery.path for delivery in found] == ["docs"]
+        type(row).objects.filter(pk=row.pk).update(**{field: "another"})
 
 
 def test_the_list_takes_the_same_queries_for_many_rows(admin: Client, db, django_assert_max_num_queries) -> None:

@@ -216,6 +216,22 @@ def test_a_secret_that_was_to_come_and_did_not_is_no_secret(db, typed, command: 
     assert (App.objects.count(), app.is_rotating_key, AppRepository.objects.count()) == (1, False, 0)
 
 
+def test_status_tells_what_waits_for_the_rest_of_its_import(pairs) -> None:
+    assert (run_json("status")["arriving"], "import" in run("status")) == (0, False)
+    watches = AppRepository.objects.filter(pk__in=[pairs[0].pk, pairs[1].pk])
+    AppRepository.objects.update(next_sync_at=timezone.now())
+    watches.filter(pk=pairs[0].pk).update(arriving=True)
+    told = run_json("status")
+    assert (told["watches"], told["waiting"], told["arriving"]) == (3, 2, 1)
+    [line] = [line for line in told["lines"] if line["state"] == "arriving"]
+    assert [line["app_id"], line["repository_id"]] == ids_of(pairs[0])
+    assert line["next"] == "waits until its records are imported"
+    assert "1 of them waits for the rest of the import: run manage.py import_docora again." in run("status")
+    watches.update(arriving=True)
+    assert "2 of them wait for the rest of the import" in run("status", pairs[0].app.app_id)
+    assert "import" not in run("status", pairs[2].app.app_id)
+
+
 def test_status_of_one_app_counts_that_app_alone(pairs) -> None:
     fail(pairs[0], RootCause.SERVER_ERROR)
     assert "Watched repositories: 1; failing: 0" in run("status", pairs[2].app.app_id)

@@ -2,16 +2,19 @@
 
 import io
 import os
+from datetime import timedelta
 
+import bcrypt
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.importing.source import Source
-from deliveries_app.models import App, AppRepository, Delivery
+from deliveries_app.models import App, AppRepository, AppToken, Delivery
+from deliveries_app.services import imported_tokens
 from repositories_app.models import Repository
 from tests.deliveries.test_import import BASE, FILES, GIT, reasons, run, tallies
-from tests.support.existing import ExistingService
+from tests.support.existing import LONG_AGO, ExistingService
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -150,6 +153,26 @@ def test_apps_with_something_odd_are_taken_as_far_as_possible(existing: Existing
     assert App.objects.get(name="Unsafe website").website == ""
     assert App.objects.get(name="Wrong address").base_url == "ftp://portal.example"
     assert not App.objects.get(name="Too costly").tokens.exists()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_of_two_apps_with_one_token_the_first_keeps_it_and_the_other_is_taken_without(
+    existing: ExistingService, monkeypatch, used: bool
+) -> None:
+    token_hash = bcrypt.hashpw(b"docora_" + b"0" * 64, bcrypt.gensalt(4)).decode()
+    existing.app(BASE, "First", token_hash=token_hash)
+    if used:
+        run(existing, monkeypatch)
+        assert imported_tokens.recognise("docora_" + "0" * 64)
+    second = existing.app(BASE, "Second", token_hash=token_hash, created_at=LONG_AGO + timedelta(days=1))
+    existing.watch(second, existing.repository(f"{GIT}/docs"), FILES)
+    dry, wet = run(existing, monkeypatch, "--dry-run"), run(existing, monkeypatch)
+    assert tallies(dry) == tallies(wet) == {
+        "apps": (1, 1, 0) if used else (2, 0, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0),
+    }  # fmt: skip
+    assert reasons(dry) == reasons(wet)
+    assert f"app Second ({second.app_id}): Another app has the same token, and keeps it. Rotate" in reasons(wet)
+    assert [token.app.name for token in AppToken.objects.all()] == ["First"]
 
 
 def test_a_host_that_is_not_allowed_is_left_out_and_taken_once_it_is(

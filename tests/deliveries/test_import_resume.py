@@ -17,6 +17,7 @@ from deliveries_app.services import delete_app, resync_single, unwatch, wish
 from deliveries_app.services.housekeeping import remove_ended
 from deliveries_app.sync import sync
 from deliveries_app.waiting import next_try
+from docora.console import Bar
 from tests.deliveries.test_import import reasons, run, tallies
 from tests.support.existing import ExistingService
 from tests.support.git import Repo
@@ -141,8 +142,13 @@ def test_what_is_unwatched_in_the_middle_stays_unwatched(
         return original(file)
 
     monkeypatch.setattr(judging, "judge_file", meanwhile)
-    report = run(existing, monkeypatch)
+    shown: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "show", lambda _, __, done, total: shown.append(total - done))
+        report = run(existing, monkeypatch)
     assert tallies(report)["watches"] == (2, 0, 1)
+    assert tallies(report)["files"] == (2 * COUNT, 0, COUNT)
+    assert shown[-1] == 0, "the bar comes to its end"
     assert "It was unwatched here in the middle of the import" in reasons(report)
     assert remove_ended() == 1
     assert AppRepository.objects.alive().count() == 2
@@ -177,7 +183,8 @@ def test_an_app_that_is_being_removed_here_gets_no_watches(existing: ExistingSer
     AppRepository.objects.all().delete()
     delete_app(Actor.command(), App.objects.get(name="Moved"))
     report = run(existing, monkeypatch)
-    assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 1, 0), (0, 0, 3))
+    assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 0, 1), (0, 0, 3))
+    assert not report["failed"]
 
 
 def test_the_records_come_in_pages_however_many_they_are(existing: ExistingService) -> None:

@@ -15,7 +15,7 @@ from tests.api.caller import Caller
 from tests.api.test_manifest import lines_of
 from tests.deliveries.test_import import run, tallies
 from tests.support.existing import ExistingApp, ExistingService
-from tests.support.git import Repo
+from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, refusing, sha, watching_plans
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -69,6 +69,18 @@ def test_exactly_what_differs_is_sent(world: World, existing: ExistingService, m
         ("create", "new.txt"), ("delete", "1/1.txt"), ("update", "0/0.txt"), ("update", "2/2.txt"),
     ]  # fmt: skip
     assert_promise_kept(world, repo, pair)
+
+
+def test_what_docora_does_not_send_is_deleted_at_the_client(
+    world: World, existing: ExistingService, monkeypatch, settings
+) -> None:
+    """Though the existing service had delivered it; the handbook says so."""
+    settings.MAX_FILE_BYTES = 100
+    held = {"link": b"a.txt", "large.bin": b"x" * 101, "ignored.log": b"x"}
+    repo, _ = moved(world, existing, monkeypatch, FILES | held)
+    repo.commit({"link": Entry(b"a.txt", "120000"), ".docoraignore": b"*.log\n"})
+    world.settle()
+    assert told(world) == [("create", ".docoraignore"), *(("delete", path) for path in sorted(held))]
 
 
 def test_what_is_adopted_is_known_with_its_size_and_its_mode_and_the_next_plan_is_fast(

@@ -15,7 +15,7 @@ from django.db.utils import ConnectionHandler
 from django.utils import timezone
 from redis import Redis
 
-from deliveries_app.models import App, SyncPause
+from deliveries_app.models import App, AppRepository, SyncPause
 from deliveries_app.receiver import Answer
 from docora import crypto
 from docora.doctor import database, delivery, outbound, redis_server, work
@@ -197,6 +197,19 @@ def test_repositories_that_nobody_takes_are_a_problem_and_busy_workers_a_warning
     said = warnings(work.backlog())
     assert ": workers do not keep up, or there are none. Run more of them" in said
     assert "up --workers N" in said
+
+
+def test_watches_that_wait_for_the_rest_of_their_import_are_a_warning(db) -> None:
+    app = make_app("Portal")
+    first, second = make_pair(app, "docs"), make_pair(app, "site")
+    for pair, words in ((first, "1 watch waits"), (second, "2 watches wait")):
+        AppRepository.objects.filter(pk=pair.pk).update(arriving=True)
+        said = warnings(work.pauses())
+        assert f"{words} for the rest of the import: nothing is checked or sent before that." in said
+        assert "run manage.py import_docora again." in said
+        assert fines(work.pauses()) == ""
+    AppRepository.objects.update(ended_at=timezone.now())
+    assert "Nothing is paused." in fines(work.pauses())
 
 
 def test_pauses_are_warnings(db) -> None:

@@ -135,7 +135,8 @@ def test_what_belongs_to_no_repository_goes_without_a_bound_too_and_nothing_else
     kept, gone = mirrors(2, 10)
     Repository.objects.filter(repository_id=gone.directory.stem).delete()
     (folder / "repo_without_mirror.git.use.lock").touch()
-    foreign = [folder / name for name in ("lost+found", "repo_copy.git.old", "notes.txt", "other.git")]
+    names = ("lost+found", "repo_copy.git.old", "repo_1-copy.git", "notes.txt", "other.git", "other.git.lock", "x.lock")
+    foreign = [folder / name for name in names]
     for path in foreign:
         path.mkdir()
     look_after(folder)
@@ -143,6 +144,28 @@ def test_what_belongs_to_no_repository_goes_without_a_bound_too_and_nothing_else
     ours = kept.directory.name
     assert left == {ours, f"{ours}.use.lock", f"{ours}.fetch.lock", "mirrors.json", "mirrors.lock"}
     assert all(path.is_dir() for path in foreign)
+
+
+@pytest.mark.parametrize("public_id", ["Portal-docs", "-", "42", "repo_5f2b-1", "x" * 50])
+def test_mirrors_of_ids_that_an_import_brought_stay_within_the_bound_too(
+    mirrors, server: GitFixture, folder: Path, settings, public_id: str
+) -> None:
+    made = mirrors(2)
+    repo = server.repo("acme/imported", {"large.bin": os.urandom(LARGE)})
+    facts = {"canonical_url": repo.url, "owner": "acme", "name": "imported"}
+    imported = mirror_of(Repository.objects.create(repository_id=public_id, **facts))
+    fetch(imported, repo)
+    used(imported, minutes_ago=30)
+    made.append(imported)
+    assert mirror_cache.measure().mirrors == 3
+    settings.REPOS_MAX_BYTES = 2 * ROOM
+    used(made[0], minutes_ago=10)
+    look_after(folder)
+    assert there(made) == [True, False, True]
+    Repository.objects.filter(repository_id=public_id).delete()
+    look_after(folder)
+    assert there(made) == [True, False, False]
+    assert not list(folder.glob(f"{public_id}.git*")), "its locks have gone with it"
 
 
 # --- When it is done -----------------------------------------------------------------------------------------------------

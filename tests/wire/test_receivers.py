@@ -146,6 +146,14 @@ def test_every_body_is_understood(client: Client) -> None:
         assert (status, words != "stale") == (200, True), (name, words)
 
 
+@pytest.mark.parametrize("repository_id", ["Portal-docs", "-", "r" * 50])
+def test_every_id_that_a_repository_may_have_is_a_folder(client: Client, repository_id: str) -> None:
+    """An import keeps ids of another making."""
+    body = written(b"x", "a").replace(REPOSITORY.repository_id.encode(), repository_id.encode())
+    assert client.post("create", body) == (200, "kept")
+    assert client.held(repository_id) == {"a": b"x"}
+
+
 def test_a_large_file_is_there_once_its_last_chunk_is(client: Client) -> None:
     bodies = chunked(LARGE, 100_001)
     for body in bodies[:-1]:

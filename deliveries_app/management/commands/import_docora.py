@@ -1,7 +1,6 @@
-"""`manage.py import_docora postgres://…`: moving over from the existing service."""
+"""`manage.py import_docora`: moving over from the existing service."""
 
 import os
-import sys
 from typing import Any
 
 import psycopg
@@ -13,38 +12,47 @@ from deliveries_app.actors import Actor
 from deliveries_app.importing.report import LOSSY, Item, Report, Tally
 from deliveries_app.importing.source import words_of
 from docora import schema
-from docora.console import INTERRUPTED, Bar, add_json, write_json, wrong_usage
+from docora.console import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
 from docora.database import LOST
 from docora.text import clean_text
 
-KEY_VARIABLE = "SOURCE_ENCRYPTION_KEY"
+URL_VARIABLE, KEY_VARIABLE = "SOURCE_DATABASE_URL", "SOURCE_ENCRYPTION_KEY"
 _AGAIN = "Nothing is lost: run it again, and it goes on."
 
 
 class Command(BaseCommand):
     help = (
         "Takes apps, watches, secrets and delivery records over from the existing service's database, which is only read. "
-        f"Its ENCRYPTION_KEY is expected in {KEY_VARIABLE}. May be stopped and repeated at any time; "
-        "what is here already is left alone. Exit 1 if something could not be taken."
+        f"Its address is expected in {URL_VARIABLE}, its ENCRYPTION_KEY in {KEY_VARIABLE}. May be stopped and repeated at any "
+        "time; what is here already is left alone, and what was removed here since stays removed. Exit 1 if something could "
+        "not be taken."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "url", help="postgres://… of the existing service; libpq takes a password from PGPASSWORD too"
+            "url",
+            nargs="?",
+            help=f"postgres://… of the existing service, in place of {URL_VARIABLE}; every user of the machine can see it here",
         )
         parser.add_argument("--encryption-key-stdin", action="store_true", help="read its ENCRYPTION_KEY from stdin")
         parser.add_argument("--dry-run", action="store_true", help="say what would be taken, and write nothing")
         add_json(parser, "dry_run, apps, repositories, watches, files (each taken, here, left), problems, remarks")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        given = sys.stdin.readline() if options["encryption_key_stdin"] else os.environ.get(KEY_VARIABLE, "")
-        if not given.strip():
+        url = (options["url"] or os.environ.get(URL_VARIABLE, "")).strip()
+        if not url:
+            raise wrong_usage(
+                f"Give the address of the existing service's database in {URL_VARIABLE}: postgres://user:password@host:5432/name"
+            )
+        stdin = options["encryption_key_stdin"]
+        given = secret_from_stdin("key") if stdin else os.environ.get(KEY_VARIABLE, "").strip()
+        if not given:
             raise wrong_usage(f"Give the ENCRYPTION_KEY of the existing service in {KEY_VARIABLE}, or on stdin.")
         if not schema.is_migrated():
             raise CommandError(f"Nothing was imported: {schema.not_migrated()}.")
         try:
-            key = importing.SourceKey(given.strip())
-            report = self._import(options["url"], key, dry_run=options["dry_run"], quiet=options["json"])
+            key = importing.SourceKey(given)
+            report = self._import(url, key, dry_run=options["dry_run"], quiet=options["json"])
         except (importing.WrongKey, importing.SourceError) as error:
             raise CommandError(str(error)) from None
         except psycopg.Error as error:
@@ -84,7 +92,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"{name:<13} {tally.taken:>11,} {taken}, {tally.here:,} here already, {tally.left:,} left out"
             )
-        self._list("Taken, and worth knowing", report.remarks, report.remark_count)
+        self._list("Worth knowing", report.remarks, report.remark_count)
         self._list("Could not be taken", report.problems, report.problem_count)
         self.stdout.write(f"\n{LOSSY}")
 

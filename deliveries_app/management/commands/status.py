@@ -18,7 +18,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
         parser.add_argument("--limit", type=_number, default=50, metavar="N", help="list at most so many (50)")
-        add_json(parser, "paused, workers, sweep_seconds, watches, failing, given_up, syncing, waiting, lines")
+        add_json(
+            parser, "paused, workers, sweep_seconds, watches, failing, given_up, syncing, waiting, arriving, lines"
+        )
         parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -46,6 +48,9 @@ def _words(found: Situation) -> str:
     ]
     if found.pause:
         told.append(f"All syncing has been paused by {found.pause.paused_by} since {moment(found.pause.since)}.")
+    if found.arriving:
+        number = "1 of them waits" if found.arriving == 1 else f"{found.arriving:,} of them wait"
+        told.append(f"{number} for the rest of the import: run {program()} import_docora again.")
     if found.signs is None:
         told.append("Redis does not answer: nothing new is begun.")
     elif not found.signs.workers or found.signs.sweep_is_late:

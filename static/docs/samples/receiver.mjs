@@ -46,7 +46,7 @@ function handle(event, notification, sequence, copies) {
   if (event === 'sync_failed') return notification.error.message;
   if (!Number.isSafeInteger(sequence)) throw new Refused(422, 'X-Docora-Sequence is no number.');
   const repository = notification.repository.repository_id;
-  if (!/^[A-Za-z0-9_]{1,64}$/.test(repository)) throw new Refused(422, 'repository_id is no name of a folder.');
+  if (!/^[A-Za-z0-9_-]{1,64}$/.test(repository)) throw new Refused(422, 'repository_id is no name of a folder.');
   const copy = new Copy(path.join(copies, repository));
   if (event === 'delete') return copy.remove(notification.file.path, sequence);
   if (event !== 'sync_completed') return copy.keep(notification.file, sequence);

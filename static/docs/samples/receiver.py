@@ -55,7 +55,7 @@ def handle(event: str, notification: dict, sequence: int) -> str:
     if event == "sync_failed":
         return notification["error"]["message"]
     repository = notification["repository"]["repository_id"]
-    if not re.fullmatch("[A-Za-z0-9_]{1,64}", repository):
+    if not re.fullmatch("[A-Za-z0-9_-]{1,64}", repository):
         raise Refused(422, "repository_id is no name of a folder.")
     copy = Copy(Path(os.environ.get("COPIES", "copies")) / repository)
     with ONE_AT_A_TIME:

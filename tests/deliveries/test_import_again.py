@@ -1,0 +1,139 @@
+"""A further import takes what is new, and does not bring back what was removed here since the first one."""
+
+import pytest
+
+from deliveries_app.actors import Actor
+from deliveries_app.importing import records
+from deliveries_app.models import App, AppRepository, Imported
+from deliveries_app.services import delete_app, watch
+from deliveries_app.services.housekeeping import remove_ended
+from repositories_app.models import Repository
+from tests.api.caller import Caller, error_of
+from tests.deliveries.test_import import BASE, GIT, reasons, run, tallies
+from tests.support.existing import ExistingApp, ExistingRepository, ExistingService
+from tests.support.git import Repo
+from tests.support.world import KEY, World
+
+FILES = {"a.txt": b"a", "dir/b.txt": b"b"}
+UNWATCHED = "It was imported before and has been unwatched here since: it stays so."
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def moved(world: World, existing: ExistingService, monkeypatch) -> tuple[Repo, ExistingApp, ExistingRepository]:
+    """An imported app with an imported repository of which it holds every file."""
+    repo, app = world.git.repo("acme/docs", FILES), existing.app(world.receiver.url, "Moved", key=KEY)
+    repository = existing.repository(repo.url)
+    existing.watch(app, repository, FILES)
+    run(existing, monkeypatch)
+    return repo, app, repository
+
+
+def unwatch_over_rest(app: ExistingApp, repository: ExistingRepository) -> None:
+    caller = Caller(App.objects.get(app_id=app.app_id), app.token)
+    assert caller.delete(f"/{repository.repository_id}").status_code == 204
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["its row is gone", "its row is not gone yet"])
+def test_what_a_client_has_unwatched_over_rest_stays_unwatched(
+    world: World, existing: ExistingService, monkeypatch, moved, gone: bool
+) -> None:
+    repo, app, repository = moved
+    unwatch_over_rest(app, repository)
+    if gone:
+        assert remove_ended() == 1
+    for arguments in (["--dry-run"], []):
+        report = run(existing, monkeypatch, *arguments)
+        assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 1, 0), (0, 0, 1))
+        assert tallies(report)["files"] == (0, 0, 2)
+        assert UNWATCHED in reasons(report, "remarks")
+        assert (report["failed"], report["problem_count"], report["remark_count"]) == (False, 0, 1)
+    assert AppRepository.objects.alive().count() == 0
+    repo.commit({"a.txt": b"changed"})
+    world.settle()
+    assert world.requests() == []
+    assert Repository.objects.exists() is not gone, "a repository does not come back without anybody who watches it"
+
+
+def test_an_app_that_was_removed_stays_removed_and_so_does_its_token(
+    existing: ExistingService, monkeypatch, moved
+) -> None:
+    _, app, _ = moved
+    row = App.objects.get(app_id=app.app_id)
+    delete_app(Actor.command(), row)
+    remove_ended()
+    assert not App.objects.filter(app_id=app.app_id).exists()
+    existing.watch(app, existing.repository(f"{GIT}/later"), FILES)
+    for arguments in (["--dry-run"], []):
+        report = run(existing, monkeypatch, *arguments)
+        assert tallies(report) == {
+            "apps": (0, 0, 1), "repositories": (1, 0, 1), "watches": (0, 0, 2), "files": (0, 0, 4),
+        }  # fmt: skip
+        words = f"app Moved ({app.app_id}): It was imported before and has been removed here since: it stays so"
+        assert words in reasons(report, "remarks")
+        assert not report["failed"]
+    assert not App.objects.filter(app_id=app.app_id).exists()
+    error_of(Caller(row, app.token).get(), 401)
+
+
+def test_a_repository_comes_back_under_its_id_with_a_watch_that_is_taken_for_the_first_time(
+    existing: ExistingService, monkeypatch, moved
+) -> None:
+    _, app, repository = moved
+    unwatch_over_rest(app, repository)
+    remove_ended()
+    existing.watch(existing.app(BASE, "Search"), repository, FILES)
+    dry, wet = run(existing, monkeypatch, "--dry-run"), run(existing, monkeypatch)
+    assert tallies(dry) == tallies(wet) == {
+        "apps": (1, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 1), "files": (2, 0, 2),
+    }  # fmt: skip
+    assert reasons(wet, "remarks").count("\n") == 0, "it is not called another spelling of itself"
+    pair = AppRepository.objects.get()
+    assert (pair.app.name, pair.repository.repository_id) == ("Search", repository.repository_id)
+
+
+def test_what_was_unwatched_and_is_watched_again_stays_as_it_is_now(
+    world: World, existing: ExistingService, monkeypatch, moved
+) -> None:
+    repo, app, repository = moved
+    unwatch_over_rest(app, repository)
+    remove_ended()
+    pair = watch(Actor.command(), App.objects.get(app_id=app.app_id), repo.url).pair
+    assert pair.repository.repository_id != repository.repository_id
+    report = run(existing, monkeypatch)
+    assert tallies(report)["watches"] == (0, 0, 1)
+    assert AppRepository.objects.get() == pair
+    assert Repository.objects.get() == pair.repository
+
+
+def test_what_an_import_has_begun_and_not_ended_is_no_removal(
+    world: World, existing: ExistingService, monkeypatch
+) -> None:
+    app = existing.app(BASE)
+    for name in ("docs", "site"):
+        existing.watch(app, existing.repository(f"{GIT}/{name}"), FILES)
+    with monkeypatch.context() as patch:
+
+        def stop(*_: object) -> int:
+            raise KeyboardInterrupt
+
+        patch.setattr(records, "write_records", stop)
+        with pytest.raises(Exception, match="Nothing is lost"):
+            run(existing, monkeypatch)
+    assert AppRepository.objects.get().arriving
+    assert Imported.objects.count() == 2
+    report = run(existing, monkeypatch)
+    assert tallies(report) == {"apps": (0, 1, 0), "repositories": (0, 2, 0), "watches": (2, 0, 0), "files": (4, 0, 0)}
+    assert report["remark_count"] == 0
+
+
+def test_one_that_was_unwatched_while_its_import_was_interrupted_stays_unwatched(
+    world: World, existing: ExistingService, monkeypatch, moved
+) -> None:
+    _, app, repository = moved
+    AppRepository.objects.update(arriving=True)
+    unwatch_over_rest(app, repository)
+    remove_ended()
+    assert UNWATCHED in reasons(run(existing, monkeypatch), "remarks")
+    assert not AppRepository.objects.exists()
