@@ -1,11 +1,14 @@
 """Where Docora's own files lie, and what its command line is called: in a checkout, and installed from the wheel.
 
-Knows no Django, because the settings are made from it.
+The settings are made from it.
 """
 
 import os
 import sys
 from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+from environ import Env
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -22,6 +25,20 @@ given: dict[str, str] = {}
 def env_file() -> Path:
     """The file of settings: that of the checkout, or, installed, of the current folder."""
     return Path(os.environ.get("DOCORA_ENV_FILE") or (Path.cwd() if INSTALLED else FILES) / ".env")
+
+
+def read_env_file() -> None:
+    """Put the file of settings into the environment, which wins."""
+    given.update(os.environ)
+    file = env_file()
+    try:
+        with file.open() as lines:
+            Env.read_env(lines)
+    except OSError as error:
+        # One that is there, or is named, holds what must not be left out: without it this would be another, empty Docora.
+        if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in given:
+            problem = f"The settings in {file} cannot be read: {error.strerror}. Commands run as Docora's user."
+            raise ImproperlyConfigured(problem) from None
 
 
 def program(*, in_full: bool = False) -> str:

@@ -23,16 +23,7 @@ django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like 
 
 BASE_DIR = installation.FILES
 env = environ.Env()
-installation.given.update(os.environ)
-try:
-    with installation.env_file().open() as _file:
-        environ.Env.read_env(_file)
-except OSError as error:
-    # One that is there, or is named, holds what must not be left out: without it this would be another, empty Docora.
-    if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in installation.given:
-        raise ImproperlyConfigured(
-            f"The settings in {installation.env_file()} cannot be read: {error.strerror}. Commands run as Docora's user."
-        ) from None
+installation.read_env_file()
 
 
 def text(name: str, default: str = "") -> str:
