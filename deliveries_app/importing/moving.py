@@ -72,6 +72,7 @@ class _Move:
         self._dry = report.dry_run
         self._apps: dict[str, tuple[SourceApp, App]] = {}
         self._removed_apps: set[str] = set()
+        self._names: dict[str, str] = {}  # of apps and repositories of the source, taken or not
         self._token_hashes: set[str] = set()
         self._repositories: dict[str, _Repository] = {}
         self._spellings: set[str] = set()  # canonical URLs that were taken
@@ -80,6 +81,7 @@ class _Move:
     def take_apps(self) -> None:
         for source in self._source.apps():
             name = f"{clean_text(source.app_name or '', 100)} ({clean_text(source.app_id, 50)})"
+            self._names[source.id] = name
             app = App.objects.filter(app_id=source.app_id).first()
             if _was_removed(app, source.app_id):
                 self._removed_apps.add(source.id)
@@ -114,10 +116,11 @@ class _Move:
 
     def take_repositories(self) -> None:
         for source in self._source.repositories():
+            name = self._names[source.id] = _spelled(source)
             try:
                 url = judging.judge_repository(source)
             except Refused as error:
-                self._leave(self.report.repositories, "repository", _spelled(source), error)
+                self._leave(self.report.repositories, "repository", name, error)
                 continue
             row = Repository.objects.filter(repository_id=source.repository_id).first()
             repository = self._repositories[source.id] = _Repository(source, url, row)
@@ -145,7 +148,9 @@ class _Move:
             app, repository = self._apps.get(source.app or ""), self._repositories.get(source.repository or "")
             if app is None or repository is None:
                 missing = "app" if app is None else "repository"
-                name = f"{clean_text(source.told_repository, 50)} of {clean_text(source.told_app, 50)}"
+                of_repository = self._names.get(source.repository or "") or clean_text(source.told_repository, 50)
+                of_app = self._names.get(source.app or "") or clean_text(source.told_app, 50)
+                name = f"{of_repository} of {of_app}"
                 self._leave(self.report.watches, "watch", name, f"Its {missing} was not taken, and so neither was it.")
                 continue
             key = self._source.file_key(app[0], repository.source)

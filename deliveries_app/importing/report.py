@@ -3,12 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from docora.installation import program
+
 LISTED = 200  # items of each list; beyond that they are counted only
 
 LOSSY = (
     "Files that are neither UTF-8 nor treated as binary by the existing service were delivered by it in a lossy form, and "
     "recorded like any other: Docora does not send them again. An app that needs them whole gets everything again by "
-    "`manage.py resync APP_ID [REPOSITORY_ID]`."
+    f"`{program()} resync APP_ID [REPOSITORY_ID]`."
 )
 
 

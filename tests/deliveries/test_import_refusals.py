@@ -183,6 +183,8 @@ def test_a_host_that_is_not_allowed_is_left_out_and_taken_once_it_is(
     report = run(existing, monkeypatch)
     assert tallies(report) == {"apps": (1, 0, 0), "repositories": (0, 0, 1), "watches": (0, 0, 1), "files": (0, 0, 3)}
     assert "can add the host to ALLOWED_GIT_HOSTS. Once that is changed, another import takes it" in reasons(report)
+    named = [item["name"] for item in report["problems"] if item["what"] == "watch"]
+    assert named == [f"https://git.example/acme/docs of Portal ({app.app_id})"]
     settings.ALLOWED_GIT_HOSTS = ["git.example"]
     report = run(existing, monkeypatch)
     assert tallies(report) == {"apps": (0, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0)}
