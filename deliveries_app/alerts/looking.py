@@ -53,8 +53,9 @@ def look() -> None:
         changed = 0
         for kind, subjects in _subjects(now).items():
             if kind in open_kinds:
-                still = Exists(subjects.unwell.filter(pk=OuterRef("subject")))
-                changed += _close(Alert.objects.filter(~still, kind=kind), number, now)
+                # Not as NOT EXISTS: by stale statistics PostgreSQL would look for each of many in all of many.
+                well = Alert.objects.filter(kind=kind).exclude(subject__in=subjects.unwell.order_by().values("pk"))
+                changed += _close(well, number, now)
             changed += _open(kind, subjects, number, now)
         for kind, is_wrong in _of_docora(signs).items():
             if is_wrong and kind not in open_kinds:
