@@ -14,7 +14,7 @@ from tests.faults.universe import Universe
 from tests.faults.workers import hurry
 from tests.support import emptying
 
-FIXED = 20  # with the same random numbers each time
+FIXED = 25  # with the same random numbers each time
 _wanted = os.environ.get("HISTORIES")  # of `make soak`, which names a seed, too
 HISTORIES = settings(
     max_examples=int(_wanted or FIXED),
