@@ -1,5 +1,6 @@
 """What `pause_syncing` and `resume_syncing` have in common: of all apps, or of one."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -11,7 +12,7 @@ from deliveries_app.services import change_app
 from docora.console import add_json, write_json
 
 
-class PausingCommand(BaseCommand):
+class PausingCommand(BaseCommand, ABC):
     """A subclass says in `paused` which of both it is, does it for all apps, and has the words for one."""
 
     paused: bool
@@ -33,8 +34,10 @@ class PausingCommand(BaseCommand):
         else:
             self.stdout.write(words)
 
+    @abstractmethod
     def change_all(self) -> str:
-        raise NotImplementedError
+        """Do it, and what to say about it."""
 
+    @abstractmethod
     def words_of(self, app: App) -> str:
-        raise NotImplementedError
+        """What to say about one app, to which it has been done."""
