@@ -14,7 +14,7 @@ from docora.doctor.findings import Finding, fine, problem, warning
 from docora.heartbeat import Signs
 from docora.installation import program
 from docora.redis import RedisError
-from docora.text import format_seconds
+from docora.text import counted, format_seconds
 
 _OVERDUE_SECONDS = 60.0
 _BETWEEN_LOOKS = 1.0  # seconds; a worker is idle for a moment between two jobs
@@ -97,7 +97,7 @@ def pauses() -> Iterator[Finding]:
         yield warning(f"Nothing is sent to the paused apps: {shown}.", "Resume an app on its page, once it is ready.")
     arriving = AppRepository.objects.alive().filter(arriving=True).count()
     if arriving:
-        number = "1 watch waits" if arriving == 1 else f"{arriving:,} watches wait"
+        number = counted(arriving, "watch waits", "watches wait")
         words = f"{number} for the rest of the import: nothing is checked or sent before that."
         yield warning(words, f"Unless it is under way just now, run {program()} import_docora again.")
     if not pause and not names and not arriving:

@@ -8,6 +8,7 @@ from deliveries_app.management.finding import app_of
 from deliveries_app.situation import Line, Situation
 from docora.console import FAILED, add_json, moment, write_json, write_table
 from docora.installation import program
+from docora.text import counted
 
 _MOST = 1_000_000
 
@@ -49,7 +50,7 @@ def _words(found: Situation) -> str:
     if found.pause:
         told.append(f"All syncing has been paused by {found.pause.paused_by} since {moment(found.pause.since)}.")
     if found.arriving:
-        number = "1 of them waits" if found.arriving == 1 else f"{found.arriving:,} of them wait"
+        number = counted(found.arriving, "of them waits", "of them wait")
         told.append(f"{number} for the rest of the import: run {program()} import_docora again.")
     if found.signs is None:
         told.append("Redis does not answer: nothing new is begun.")
