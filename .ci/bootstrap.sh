@@ -156,7 +156,8 @@ install_with_uv() {
     [ -n "$uv" ] || return 1
     [ "$state" = update ] ||
         "$uv" venv --quiet --no-project --no-python-downloads --allow-existing --python "$python" "$VENV" || return 1
-    "$uv" pip sync --quiet --no-python-downloads --python "$VENV/bin/python" --require-hashes requirements-dev.txt
+    "$uv" pip sync --quiet --no-python-downloads --compile-bytecode --python "$VENV/bin/python" --require-hashes \
+        requirements-dev.txt
 }
 
 install_with_pip() {

@@ -179,7 +179,8 @@ def test_uv_is_told_the_interpreter_and_never_downloads_one(machine: Machine) ->
     environment = machine.checkout / ".venv"
     assert machine.uv_calls() == [
         f"venv --quiet --no-project --no-python-downloads --allow-existing --python {machine.bin}/python3 {environment}",
-        f"pip sync --quiet --no-python-downloads --python {environment}/bin/python --require-hashes requirements-dev.txt",
+        f"pip sync --quiet --no-python-downloads --compile-bytecode --python {environment}/bin/python --require-hashes "
+        "requirements-dev.txt",
     ]
 
 

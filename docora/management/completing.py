@@ -9,7 +9,7 @@ import shlex
 import sys
 from argparse import Action, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from django.db import DatabaseError, InterfaceError, connection
@@ -88,13 +88,23 @@ def _values(action: Action, filled: list[str], current: str) -> Candidates:
     ids = _IDS.get(action.metavar if isinstance(action.metavar, str) else action.dest)
     if ids is None or not current.isprintable():
         return []
-    if connection.vendor == "postgresql":
-        connection.settings_dict["OPTIONS"]["connect_timeout"] = _CONNECT_SECONDS
-    elif not Path(connection.settings_dict["NAME"]).exists():
+    if connection.vendor == "sqlite" and not Path(connection.settings_dict["NAME"]).exists():
         return []  # asking would make the file
-    with suppress(DatabaseError, InterfaceError):
+    with _impatient(), suppress(DatabaseError, InterfaceError):
         return list(ids(current, filled[0] if filled else ""))
     return []
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A connection that is made meanwhile is waited for this long only; the process's own patience stays as it was."""
+    patient = connection.settings_dict["OPTIONS"]
+    if connection.vendor == "postgresql":
+        connection.settings_dict["OPTIONS"] = patient | {"connect_timeout": _CONNECT_SECONDS}
+    try:
+        yield
+    finally:
+        connection.settings_dict["OPTIONS"] = patient
 
 
 def _apps(beginning: str, _: str) -> Candidates:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from django.db import connection
 
 from deliveries_app.actors import Actor
 from deliveries_app.services import delete_app, resync_by_app
@@ -113,6 +114,15 @@ def test_what_is_offered_is_alive_and_belongs_together(pairs) -> None:
     assert dict(completing.candidates(["cancel", "bulk"])) == {operation.operation_id: "Re-sync all · Portal"}
     delete_app(Actor.command(), portal)
     assert dict(completing.candidates(["ping_app", ""])) == {search.app_id: "Search"}
+
+
+def test_the_haste_of_a_completion_is_gone_with_its_answer(transactional_db: None, pairs) -> None:
+    connection.close()
+    before = dict(connection.settings_dict["OPTIONS"])
+    assert completing.candidates(["ping_app", ""])
+    assert connection.settings_dict["OPTIONS"] == before
+    if connection.vendor == "postgresql":
+        assert connection.connection.info.get_parameters()["connect_timeout"] == "2", "a finger waits on the key"
 
 
 @pytest.mark.parametrize("trouble", ["no server", "no file", "a bad setting"])
