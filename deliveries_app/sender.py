@@ -89,6 +89,7 @@ class Sender:
         """
         deadline = time.monotonic() + seconds
         clean = True
+        self._take_back()
         for transfer in self._ready:
             _close(transfer)
         self._ready.clear()
@@ -216,7 +217,13 @@ class Sender:
         self._bytes_in_flight -= transfer.size
         return transfer
 
+    def _take_back(self) -> None:
+        """What the client has not begun to send becomes what is ready again."""
+        self._ready.extendleft(self._landed(request) for request in reversed(self._client.withdraw()))
+
     def _collect(self) -> None:
+        if not self._lease.may_send:  # any more: this process was frozen since it submitted the last ones
+            self._take_back()
         pause = self._pause_until - time.monotonic()
         for request, outcome in self._client.poll(min(0.5, pause) if pause > 0 else 0.5):
             self._settle(self._landed(request), outcome)

@@ -146,9 +146,10 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 elif os.environ.get("DOCORA_PROCESS") == "web":
-    # In forked workers a pool would cost, not save. What a restarted server has left in it is no request's error.
+    # In forked workers a pool would cost, not save. What a restarted server has left in it is no request's error. Every
+    # thread has its place in it, so that only a database that is away is waited for: shorter than probes are patient.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
-    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 10}
+    _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 4}
 REDIS_URL = text("REDIS_URL", default="") or datadir.embedded_redis_url(DATA_DIR)
 if not datadir.is_redis_url(REDIS_URL):  # not repeated: a password may stand in it
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")

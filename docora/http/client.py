@@ -69,6 +69,7 @@ class HttpClient:
         self._idle: dict[str, list[Transfer]] = {}  # by method
         self._waiting: deque[Request] = deque()
         self._running: dict[Any, Transfer] = {}  # by easy handle
+        self._untouched: list[Transfer] = []  # running, and libcurl has had no occasion yet to do anything about them
         self._finished: list[tuple[Request, Outcome]] = []
         self._raised: list[BaseException] = []
         self._waited = False  # the last time: servers are slow, and there is time to send each request at once
@@ -119,14 +120,23 @@ class HttpClient:
             self._finished.clear()
         return finished[0][1]
 
+    def withdraw(self) -> list[Request]:
+        """Take back, in their order, the requests for which nothing has been done yet: no server can know of them."""
+        self._check_usable()
+        withdrawn = [transfer.request for transfer in self._untouched] + list(self._waiting)
+        for transfer in self._untouched:
+            self._drop(transfer.curl)
+        self._untouched.clear()
+        self._waiting.clear()
+        return withdrawn
+
     def abort(self) -> list[Request]:
         """Drop every request that has not ended, and return them; any of them may have reached its server."""
         self._check_usable()
         aborted = [transfer.request for transfer in self._running.values()] + list(self._waiting)
-        for curl in self._running:
-            self._multi.remove_handle(curl)
-            curl.close()
-        self._running.clear()
+        for curl in list(self._running):
+            self._drop(curl)
+        self._untouched.clear()
         self._waiting.clear()
         return aborted
 
@@ -163,12 +173,22 @@ class HttpClient:
         transfer.begin(request)
         self._multi.add_handle(transfer.curl)
         self._running[transfer.curl] = transfer
+        self._untouched.append(transfer)
         if self._waited:
-            self._multi.perform()
+            self._perform()
+
+    def _drop(self, curl: Any) -> None:
+        del self._running[curl]
+        self._multi.remove_handle(curl)
+        curl.close()
+
+    def _perform(self) -> None:
+        self._untouched.clear()
+        self._multi.perform()
 
     def _drive(self) -> None:
         """Let libcurl do all that it can without waiting, gather what has ended, start what was in line."""
-        self._multi.perform()
+        self._perform()
         _, succeeded, failed = self._multi.info_read()
         for curl in succeeded:
             self._end(curl, pycurl.E_OK, "")

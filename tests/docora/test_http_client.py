@@ -155,6 +155,19 @@ def test_abort_drops_everything_and_says_what(client, serve):
     assert (client.in_flight, client.poll(0)) == (0, [])
 
 
+def test_only_what_nothing_was_done_for_can_be_withdrawn(client, serve):
+    server = serve()
+    begun, first, second = (post(server.url) for _ in range(3))
+    client.submit(begun)
+    client.poll(0)
+    client.submit(first)
+    client.submit(second)
+    assert client.withdraw() == [first, second]
+    assert (client.withdraw(), client.in_flight) == ([], 1)
+    assert [request for request, _ in everything(client)] == [begun]
+    assert len(server.requests) == 1
+
+
 # --- Failures ---------------------------------------------------------------------------------------------------------
 def test_a_refused_connection_did_not_reach_the_server(client):
     with socket.create_server(("127.0.0.1", 0)) as gone:

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.services import resync_single
@@ -32,6 +34,24 @@ def write_and_freeze(self, now):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 Recorder._write_acknowledged = write_and_freeze
+jobs.sync_pair({pair})
+"""
+
+# Frozen where requests are with the client and not yet on the wire.
+FREEZES_BEFORE_THE_WIRE = """
+import os, signal
+from deliveries_app import jobs
+from docora.http.client import HttpClient
+
+submit, submitted = HttpClient.submit, []
+
+def submit_and_freeze(self, request):
+    submit(self, request)
+    submitted.append(request.method == "POST")
+    if sum(submitted) == {at}:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+HttpClient.submit = submit_and_freeze
 jobs.sync_pair({pair})
 """
 
@@ -63,6 +83,24 @@ def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_end
     assert len(world.requests()) == told  # not even what it had ready
     assert_promise_kept(world, repo, pair)
     assert frozen.running
+    assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
+
+
+@pytest.mark.parametrize("at", [pytest.param(1, id="no connection yet"), pytest.param(50, id="a connection is kept")])
+def test_what_a_frozen_worker_had_not_sent_yet_is_not_sent_when_it_wakes_up(
+    at: int, world: World, daemons: Daemons
+) -> None:
+    repo, pair = watched(world, 100, pause=0)
+    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_BEFORE_THE_WIRE.format(at=at, pair=pair.pk))
+    wait_for(lambda: is_stopped(frozen.pid), 30)
+    daemons.sweep()
+    daemons.worker()
+    wait_until_synced(pair)
+    told = len(world.requests())
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
+    assert len(world.requests()) == told
+    assert_promise_kept(world, repo, pair)
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
