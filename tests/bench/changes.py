@@ -4,6 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tests.bench.report import Row
@@ -66,6 +67,7 @@ def checks(stage: Stage) -> Iterator[Row]:
     """10,000 watched repositories of which none has moved, checked by one process."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
+    from django.utils import timezone
 
     from deliveries_app.models import AppRepository
     from deliveries_app.services.checking import check_due
@@ -75,7 +77,7 @@ def checks(stage: Stage) -> Iterator[Row]:
     app = stage.app(host)
     stage.many_watches(app, host.url, WATCHES, COMMIT)
     # Those of the rows before are not due: for them, the git server would start its processes in this one.
-    AppRepository.objects.exclude(app=app).update(next_check_at=None)
+    AppRepository.objects.exclude(app=app).update(next_check_at=timezone.now() + timedelta(days=1))
     started = []
     sys.addaudithook(lambda event, _: started.append(event) if event in {"subprocess.Popen", "os.fork"} else None)
     with remote.new_client() as client, CaptureQueriesContext(connection) as queries:
