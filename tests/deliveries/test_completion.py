@@ -123,6 +123,7 @@ def test_the_haste_of_a_completion_is_gone_with_its_answer(transactional_db: Non
     assert connection.settings_dict["OPTIONS"] == before
     if connection.vendor == "postgresql":
         assert connection.connection.info.get_parameters()["connect_timeout"] == "2", "a finger waits on the key"
+    connection.close()  # the next one is made with patience
 
 
 @pytest.mark.parametrize("trouble", ["no server", "no file", "a bad setting"])
