@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 from django.db import DatabaseError, InterfaceError, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
@@ -30,6 +31,25 @@ def not_migrated() -> str:
 def is_migrated() -> bool:
     """Raises DatabaseError or InterfaceError where the database does not answer."""
     return _latest() <= MigrationRecorder(connection).applied_migrations().keys()
+
+
+def upgrade_problem(database: BaseDatabaseWrapper) -> str:
+    """Return why this version cannot migrate the database, or an empty string.
+
+    A squashed migration replaces others, whose files are gone. If only some of those are applied, Django passes over the
+    squashed one without an error, and the schema stays old.
+    """
+    applied = MigrationRecorder(database).applied_migrations().keys()
+    loader = MigrationLoader(None)
+    for migration in loader.replacements.values():
+        gone = [key for key in migration.replaces if key not in loader.disk_migrations]
+        missing = [key for key in gone if key not in applied]
+        if 0 < len(missing) < len(gone):
+            return (
+                f"The database is too old for this version of Docora: it lacks migration {'.'.join(missing[-1])}. "
+                "First run migrate with a version that still has this migration, then with this one."
+            )
+    return ""
 
 
 def wait_until_migrated(say: Callable[[str], object], *, while_away: bool = True) -> None:

@@ -1,18 +1,15 @@
 """Since when a watched repository has been failing, why, and what the app answered: over its whole history."""
 
-from collections.abc import Callable
 from datetime import timedelta
-from importlib import import_module
 
 import pytest
-from django.apps import apps
 from django.utils import timezone
 
 from deliveries_app import causes
 from deliveries_app.actors import Actor
 from deliveries_app.causes import RootCause
 from deliveries_app.clock import from_now
-from deliveries_app.models import App, AppRepository, DeliveryFailure, FailureKind, Status
+from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_request, resync_single, retry_single, unwatch, watch
 from deliveries_app.services.circuits import reset_circuit
@@ -20,7 +17,6 @@ from deliveries_app.services.watch_settings import replace_github_token
 from repositories_app.exceptions import Cause as GitCause
 from repositories_app.models import Repository
 from tests.support.histories import refusing
-from tests.support.staff import make_app, make_pair
 from tests.support.world import KEY, World
 
 COMMAND = Actor.command()
@@ -205,55 +201,3 @@ def test_each_way_to_fail_has_one_root_cause(cause: str, status: int | None, roo
 @pytest.mark.parametrize("cause", list(GitCause))
 def test_every_failure_of_git_has_a_root_cause_of_git(cause: GitCause) -> None:
     assert causes.of_git(cause).label.startswith("Git: ")
-
-
-# --- What failed before there were these columns -------------------------------------------------------------------------
-
-
-def upgrade() -> None:
-    migration = import_module("deliveries_app.migrations.0007_what_is_failing")
-    migration.note_what_fails(apps, None)
-
-
-@pytest.fixture
-def before(db) -> Callable[..., AppRepository]:
-    """A watched repository as it was kept before."""
-    app = make_app("Portal")
-
-    def make(name: str, cause: str, status: int | None = None) -> AppRepository:
-        pair = make_pair(app, name, status=Status.FAILED, last_error="It failed.", last_error_cause=cause)
-        now = timezone.now()
-        DeliveryFailure.objects.create(
-            pair=pair, path_digest="0" * 64, path="a", kind=FailureKind.FAILED, cause=cause, status_code=status,
-            message="", body="no" if status else "", first_at=now, last_at=now,
-        )  # fmt: skip
-        return pair
-
-    return make
-
-
-def test_what_was_failing_before_an_upgrade_is_grouped_by_what_is_known_of_it(before) -> None:
-    pairs = {
-        RootCause.GIT_AUTH: before("a", "auth"),
-        RootCause.DNS: before("b", "dns"),
-        RootCause.RULES: before("c", "rules"),
-        RootCause.REFUSED: before("d", "http", 403),
-        RootCause.CLIENT_ERROR: before("e", "http", 422),
-        RootCause.SERVER_ERROR: before("f", "http", 503),
-        RootCause.UNEXPECTED: before("g", "http"),
-    }
-    fine = make_pair(pairs[RootCause.DNS].app, "fine")
-    upgrade()
-    assert {root: trouble(pair)[1] for root, pair in pairs.items()} == {root: root.value for root in pairs}
-    assert all(pair.is_failing for pair in pairs.values())
-    assert trouble(pairs[RootCause.REFUSED])[2:4] == (403, "no")
-    assert trouble(fine) == NOTHING
-
-
-def test_it_has_been_failing_since_its_last_attempt_as_far_as_anybody_knows(before) -> None:
-    pair = before("a", "auth")
-    at = timezone.now() - timedelta(hours=3)
-    AppRepository.objects.update(last_scanned_at=at)
-    upgrade()
-    pair.refresh_from_db()
-    assert pair.failing_since == at

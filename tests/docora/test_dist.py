@@ -36,6 +36,14 @@ class IntoAFolder:
         return replace(file, path=f"portal/{file.path}")
 """
 
+LATER_MIGRATION = """
+from django.db import migrations
+
+class Migration(migrations.Migration):
+    dependencies = [("deliveries_app", "{}")]
+    operations = [migrations.RunSQL("SELECT 1")]
+"""
+
 
 def build(source: Path, target: Path) -> Path:
     """What `make dist` makes of `source`, in `target`; returns the wheel."""
@@ -272,22 +280,23 @@ def test_the_demo_is_in_it(installed: Installed) -> None:
 def test_a_newer_wheel_over_an_older_one_brings_the_folder_up_to_date(
     dist: Path, source: Path, directory: Path
 ) -> None:
-    older = shutil.copytree(source, directory / "older")
-    (older / "docora" / "__init__.py").write_text('__version__ = "0.0.1"\n')
-    newest = max((older / "deliveries_app" / "migrations").glob("0*.py"))
-    newest.unlink()
+    newer = shutil.copytree(source, directory / "newer")
+    (newer / "docora" / "__init__.py").write_text('__version__ = "99.0.0"\n')
+    migrations = newer / "deliveries_app" / "migrations"
+    newest = max(migrations.glob("0*.py"))
+    (migrations / "9999_later.py").write_text(LATER_MIGRATION.format(newest.stem))
     environment = Environment(directory / "venv")
-    environment.install(build(older, directory / "dist"))
+    environment.install(dist / WHEEL)
     installed = Installed(directory, environment)
     installed.settings(DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'")
-    assert installed.done("--version") == "0.0.1\n"
+    assert installed.done("--version") == f"{__version__}\n"
     installed.done("migrate", "--verbosity", "0")
     installed.done("createsuperuser", "--noinput", "--username", "root", "--email", "root@docora.example")
     keys = (installed.folder / "var" / "keys.json").read_text()
 
-    environment.install(dist / WHEEL)
-    assert installed.done("--version") == f"{__version__}\n"
-    assert f"[ ]  deliveries_app.{newest.stem}" in installed.done("showmigrations", "--plan")
+    environment.install(build(newer, directory / "dist"))
+    assert installed.done("--version") == "99.0.0\n"
+    assert "[ ]  deliveries_app.9999_later" in installed.done("showmigrations", "--plan")
     try:
         installed.start()
         assert "[ ]" not in installed.done("showmigrations", "--plan")

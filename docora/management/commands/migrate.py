@@ -11,6 +11,7 @@ from django.db import DatabaseError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 
+from docora import schema
 from docora.database import reason
 from repositories_app import file_locks
 
@@ -35,6 +36,8 @@ class Command(migrate.Command):
         connection = connections[options["database"]]
         _connect(connection, wait)
         with _alone(connection, self._say_once("Another process migrates this database; waiting for it.")):
+            if problem := schema.upgrade_problem(connection):
+                raise CommandError(problem)
             super().handle(*args, **options)
 
     def _say_once(self, words: str) -> Callable[[], None]:

@@ -1,0 +1,219 @@
+"""`migrate` brings a database of an earlier version to the schema of this one, and Docora goes on with its rows."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deliveries_app.receiver import Receiver
+from tests.support.git import GitFixture
+from tests.support.histories import shas
+from tests.support.processes import PROJECT, Daemons
+from tests.support.receiver import wait_for
+from tests.support.valkey import ValkeyServer
+from tests.upgrade import make_dumps
+from tests.upgrade.databases import Database, Postgresql, Sqlite
+
+APP_ID = f"app_{1:024}"
+
+READ_EVERYTHING = """
+import json
+from django.apps import apps
+from deliveries_app.models import App, AppRepository
+models = [model for model in apps.get_models() if model._meta.managed and not model._meta.proxy]
+print(json.dumps({
+    "rows": {model._meta.db_table: len(list(model._base_manager.all())) for model in models},
+    "keys": [app.client_auth_key for app in App.objects.order_by("pk")],
+    "new_keys": [app.new_auth_key for app in App.objects.order_by("pk")],
+    "watches": [[w.status, w.github_token, w.push_secret] for w in AppRepository.objects.order_by("pk")],
+}))
+"""
+POINT_AT_TEST_SERVERS = """
+import os
+from deliveries_app.models import App, AppRepository
+from repositories_app.models import Repository
+App.objects.filter(pk=1).update(base_url=os.environ["RECEIVER"])
+for pk, name in ((1, "widgets"), (2, "private")):
+    url = f"{os.environ['GIT']}/acme/{name}"
+    Repository.objects.filter(pk=pk).update(canonical_url=url)
+    AppRepository.objects.filter(repository=pk).update(github_url=url)
+"""
+
+
+def environment_of(database: Database, directory: Path) -> dict[str, str]:
+    keys = {"SECRET_KEY": "x" * 50, "ENCRYPTION_KEYS": make_dumps.ENCRYPTION_KEY}
+    return os.environ | {"DATABASE_URL": database.url, "DATA_DIR": str(directory), "REPOS_DIR": str(directory)} | keys
+
+
+def manage(database: Database, directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a `manage.py` command on the database."""
+    command = [sys.executable, str(PROJECT / "manage.py"), *arguments]
+    environment = environment_of(database, directory) | variables
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def succeed(*arguments: Any, **variables: str) -> str:
+    done = manage(*arguments, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("upgrade")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, directory: Path) -> Database:
+    if request.param == "sqlite":
+        return Sqlite(directory / "empty.sqlite3")
+    return Postgresql(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture(scope="module")
+def old(empty: Database) -> Database:
+    """A database as the earlier version left it."""
+    old = empty.new()
+    old.load()
+    return old
+
+
+@pytest.fixture(scope="module")
+def upgraded(old: Database, directory: Path) -> Database:
+    upgraded = old.copy()
+    succeed(upgraded, directory, "migrate", "--no-input")
+    return upgraded
+
+
+@pytest.fixture(scope="module")
+def fresh(empty: Database, directory: Path) -> Database:
+    """A new installation."""
+    fresh = empty.new()
+    succeed(fresh, directory, "migrate", "--no-input")
+    return fresh
+
+
+def test_dump_has_rows_in_every_table(old: Database) -> None:
+    never_filled = "axes_accessattemptexpiration"  # Docora does not use this feature of axes
+    assert [table for table, rows in old.count_rows().items() if rows == 0] == [never_filled]
+
+
+def test_schema_equals_that_of_a_fresh_database(upgraded: Database, fresh: Database) -> None:
+    assert upgraded.schema() - fresh.schema() == set()
+    assert fresh.schema() - upgraded.schema() == set()
+    assert len(fresh.schema()) > 300
+
+
+def test_same_migrations_are_recorded_as_in_a_fresh_database(upgraded: Database, fresh: Database) -> None:
+    """Fresh databases record the replaced migrations too: processes of the version before look for theirs."""
+    recorded = "SELECT app, name FROM django_migrations ORDER BY app, name"
+    assert upgraded.execute(recorded) == fresh.execute(recorded)
+    assert ("deliveries_app", "0012_imported") in fresh.execute(recorded)
+
+
+def test_nothing_is_left_to_migrate(upgraded: Database, directory: Path) -> None:
+    assert "[ ]" not in succeed(upgraded, directory, "showmigrations")
+    succeed(upgraded, directory, "makemigrations", "--check", "--dry-run")
+
+
+def test_every_row_is_read_and_every_secret_decrypted(old: Database, upgraded: Database, directory: Path) -> None:
+    read = json.loads(succeed(upgraded, directory, "shell", "--verbosity", "0", "-c", READ_EVERYTHING))
+    before = old.count_rows()
+    tables = read["rows"].keys()
+    assert {"deliveries_app_delivery", "repositories_app_repository", "auth_user", "django_session"} <= tables
+    from_migrations = {"auth_group", "auth_permission", "django_content_type"}
+    assert {table: read["rows"][table] for table in tables - from_migrations} == {
+        table: before[table] for table in tables - from_migrations
+    }
+    assert read["keys"] == [make_dumps.SIGNING_KEY] * 2
+    assert read["new_keys"] == ["", make_dumps.SIGNING_KEY]
+    assert read["watches"] == [
+        ["synced", "", "a-push-secret"],
+        ["failed", make_dumps.GITHUB_TOKEN, ""],
+        ["pending_snapshot", "", ""],
+        ["scanning", "", ""],
+        ["pending_snapshot", "", ""],
+    ]
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    """The client app, with the copy that the dump says it has."""
+    for name, files in (("widgets", make_dumps.WIDGETS), ("private", make_dumps.PRIVATE)):
+        for path, content in files.items():
+            file = tmp_path / "copies" / APP_ID / "acme" / name / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    with Receiver(tmp_path / "copies", make_dumps.SIGNING_KEY) as receiver:
+        yield receiver
+
+
+def test_syncs_continue_from_the_old_rows(
+    upgraded: Database, receiver: Receiver, valkey_server: ValkeyServer, tmp_path: Path
+) -> None:
+    """Files that the app acknowledged are not sent again, also those of an import. A notification in doubt is repeated
+    under its number."""
+    database = upgraded.copy()
+    widgets = make_dumps.WIDGETS | {make_dumps.IN_DOUBT: make_dumps.IN_DOUBT_CONTENT, "src/changed.py": b"after = 2\n"}
+    del widgets["src/removed.py"]
+    private = make_dumps.PRIVATE | {"new.md": b"New.\n"}
+    with GitFixture(tmp_path / "git") as git:
+        git.repo("acme/widgets", widgets)
+        git.repo("acme/private", private, token=make_dumps.GITHUB_TOKEN)
+        servers = {"GIT": git.url, "RECEIVER": receiver.url}
+        succeed(database, tmp_path, "shell", "--verbosity", "0", "-c", POINT_AT_TEST_SERVERS, **servers)
+        succeed(database, tmp_path, "resume_syncing")
+        quick = {"SWEEP_INTERVAL_SECONDS": "0.5", "REDIS_URL": valkey_server.url}
+        daemons = Daemons(tmp_path, environment_of(database, tmp_path) | quick)
+        try:
+            daemons.sweep(), daemons.worker()
+            wait_for(
+                lambda: (
+                    [receiver.copy(APP_ID, f"acme/{name}") for name in ("widgets", "private")]
+                    == [shas(widgets), shas(private)]
+                ),
+                60,
+                0.1,
+            )
+            # The last watch had been ended: it is removed.
+            wait_for(lambda: statuses(database) == ["synced", "synced", "pending_snapshot", "scanning"], 60, 0.1)
+        finally:
+            logs = daemons.logs()
+            daemons.close()
+    assert "Traceback" not in logs
+    sent = {(record.kind, record.repository, record.path): record for record in receiver.log}
+    assert sent.keys() == {
+        ("delete", "acme/widgets", "src/removed.py"),
+        ("create", "acme/widgets", make_dumps.IN_DOUBT),
+        ("update", "acme/widgets", "src/changed.py"),
+        ("sync_failed", "acme/private", ""),
+        ("create", "acme/private", "new.md"),
+    }
+    assert all(record.verified and record.status == 200 for record in receiver.log)
+    in_doubt = sent["create", "acme/widgets", make_dumps.IN_DOUBT]
+    assert in_doubt.sequence == make_dumps.IN_DOUBT_SEQUENCE
+
+
+def statuses(database: Database) -> list[str]:
+    return [status for (status,) in database.execute("SELECT status FROM deliveries_app_apprepository ORDER BY id")]
+
+
+def test_database_that_lacks_a_squashed_migration_is_refused(empty: Database, directory: Path) -> None:
+    """Django would pass over the squashed migration and report success."""
+    older = empty.new()
+    older.load()
+    older.execute("DELETE FROM django_migrations WHERE name = '0012_imported'")
+    before = older.schema()
+    done = manage(older, directory, "migrate", "--no-input")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "CommandError: The database is too old for this version of Docora: it lacks migration "
+        "deliveries_app.0012_imported. First run migrate with a version that still has this migration, then with this "
+        "one.\n",
+    )
+    assert older.schema() == before
