@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the suite needs and no Python package brings: a browser, Node.js, shells, and the tools of the system.
+# Installs what the suite needs and no Python package brings: a browser, Node.js, and the tools of the system.
 # Everything else (PostgreSQL, Valkey, Caddy, git's HTTP server) comes with the packages or with git.
 #
 # Never an error by itself: without them every other test still says something, and those that need them fail.
@@ -41,8 +41,6 @@ provide() {
 provide chromium chromium Chromium tests/browser
 provide node nodejs Node.js tests/wire
 provide npm npm npm tests/browser
-provide zsh zsh zsh tests/deliveries
-provide fish fish fish tests/deliveries
 provide systemd-analyze systemd systemd-analyze tests/deploy
 provide ip iproute2 iproute2 tests/faults
 exit 0

@@ -1,4 +1,4 @@
-"""The commands that an operator types, in groups: what `help` shows first, and what the shells complete."""
+"""The commands that an operator types, in groups: what `help` shows first."""
 
 import re
 from argparse import SUPPRESS, Action, ArgumentParser
@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "status", "explain", "resync", "retry", "cancel", "pause_syncing", "resume_syncing", "reset_circuit",
     ),
     "Looking after it": (
-        "doctor", "send_test_alert", "prune", "rotate_encryption_keys", "import_docora", "generate_data", "completion",
+        "doctor", "send_test_alert", "prune", "rotate_encryption_keys", "import_docora", "generate_data",
     ),
     "Database and accounts": ("migrate", "createsuperuser", "changepassword", "axes_reset", "shell", "dbshell"),
 }  # fmt: skip

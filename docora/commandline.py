@@ -45,13 +45,6 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
 
 
-def spare_the_folder(arguments: Sequence[str]) -> None:
-    """Completion is asked for in any folder: it must not leave generated keys there. It decrypts nothing."""
-    if arguments and arguments[0] == "completion":
-        for name in ("SECRET_KEY", "ENCRYPTION_KEYS"):
-            os.environ[name] = os.environ.get(name) or "for-completion-only"
-
-
 def sentence_of(error: Exception) -> str:
     """What a person at the command line is told instead of a traceback; empty for what nobody has foreseen."""
     from django.core.exceptions import ImproperlyConfigured
@@ -85,7 +78,6 @@ def main() -> None:
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
-    spare_the_folder(sys.argv[1:])
     from docora.command_list import CommandLine
     from docora.console import BROKEN_PIPE, INTERRUPTED
 

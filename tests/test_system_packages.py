@@ -12,8 +12,8 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "system-packages.sh"
 TOOLS = ("sh", "mktemp", "rm", "grep", "head", "tail", "touch", "chmod")
-PROGRAMS = ("chromium", "node", "npm", "zsh", "fish", "systemd-analyze", "ip")
-PACKAGES = ["chromium", "nodejs", "npm", "zsh", "fish", "systemd", "iproute2"]
+PROGRAMS = ("chromium", "node", "npm", "systemd-analyze", "ip")
+PACKAGES = ["chromium", "nodejs", "npm", "systemd", "iproute2"]
 NODE_FAILS = "the tests in tests/wire will fail, not be skipped"
 
 APT_GET = """#!/bin/sh

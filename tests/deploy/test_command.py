@@ -73,7 +73,6 @@ def test_it_ends_as_the_command_does_and_is_called_by_its_own_name(tmp_path: Pat
     done = machine.run("status")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("Migrate it: docora migrate\n")
-    assert "docora completion words" in machine.run("completion", "bash").stdout
 
 
 def test_anybody_else_is_told_who_may(tmp_path: Path) -> None:

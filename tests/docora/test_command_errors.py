@@ -41,10 +41,10 @@ COMMANDS = {
     "sweep": ["--once"],
     "send_test_alert": [],
 }
-"""What asks the database, with arguments that name nothing. `receiver` and `completion` need nothing; `up`, `demo`, `doctor`,
+"""What asks the database, with arguments that name nothing. `receiver` needs nothing; `up`, `demo`, `doctor`,
 the workers and `import_docora` (`deliveries/test_import_command.py`) have tests of their own."""
 
-APART = {"up", "web", "rqworker", "demo", "receiver", "doctor", "completion", "import_docora"}
+APART = {"up", "web", "rqworker", "demo", "receiver", "doctor", "import_docora"}
 NEED_NO_DATABASE = {"send_test_alert"}
 
 

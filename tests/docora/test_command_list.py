@@ -8,7 +8,7 @@ from django.core.management import get_commands
 from docora import command_list
 
 OURS = sorted(set(dict(command_list.offered())) - set(command_list.LINES))
-STREAM_NOTHING = {"up", "web", "demo", "completion"}
+STREAM_NOTHING = {"up", "web", "demo"}
 
 
 def test_every_command_of_docora_is_offered_and_no_other_but_the_few() -> None:
