@@ -3,7 +3,7 @@
 
 if __name__ == "__main__":
     try:
-        from docora.commandline import main
+        from docora.cli.main import main
 
         main()
     except ModuleNotFoundError as error:

@@ -8,6 +8,10 @@ from django.db.models import QuerySet
 
 from deliveries_app.models import App, AppRepository
 
+RESYNC_PERMISSION = "deliveries_app.resync_apprepository"
+RETRY_PERMISSION = "deliveries_app.retry_apprepository"
+CONTROL_PERMISSION = "deliveries_app.control_queue"
+
 
 @dataclass(frozen=True)
 class Actor:
@@ -37,7 +41,7 @@ class Actor:
         return cls("Docora")
 
     def require(self, *permissions: str) -> None:
-        """Users need one of the permissions; others are asked by `require_pair` or trusted."""
+        """Users need one of the permissions; others are asked by `require_watch` or trusted."""
         if self.user is not None and not any(self.user.has_perm(permission) for permission in permissions):
             raise PermissionDenied(f"You need the permission {' or '.join(permissions)}.")
 
@@ -46,13 +50,19 @@ class Actor:
         if self.app is not None and (app is None or self.app.pk != app.pk):
             raise PermissionDenied("This belongs to another app.")
 
-    def require_pairs(self, pairs: QuerySet[AppRepository]) -> None:
-        if self.app is not None and pairs.exclude(app=self.app).exists():
+    def require_watches(self, watches: QuerySet[AppRepository]) -> None:
+        if self.app is not None and watches.exclude(app=self.app).exists():
             self.require_app(None)
 
-    def require_pair(self, pair: AppRepository) -> None:
-        self.require_app(pair.app)
+    def require_watch(self, watch: AppRepository) -> None:
+        self.require_app(watch.app)
 
     @property
     def user_pk(self) -> int | None:
         return self.user.pk if self.user else None
+
+
+def can_view_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
+    """Who may start an operation may follow it, whatever else they see."""
+    enough = ("deliveries_app.view_bulkoperation", RESYNC_PERMISSION, RETRY_PERMISSION)
+    return any(user.has_perm(permission) for permission in enough)  # type: ignore[union-attr]

@@ -6,7 +6,8 @@ class DeliveriesConfig(AppConfig):
     verbose_name = "Sync"
 
     def ready(self) -> None:
-        from deliveries_app import alerts
-        from docora import worker
+        from deliveries_app.monitoring import alerts
+        from deliveries_app.planning import transforms  # noqa: F401  registers its system check
+        from docora.server import worker
 
-        worker.in_maintenance.append(alerts.look_after_sweep)
+        worker.maintenance_callbacks.append(alerts.look_after_sweep)

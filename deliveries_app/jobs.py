@@ -7,12 +7,13 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from deliveries_app import alerts
-from deliveries_app.services import housekeeping, pruning, waking
-from deliveries_app.sync import sync
-from docora.database import LOST
-from docora.worker import stopping
-from repositories_app import mirror_cache
+from deliveries_app import scheduling
+from deliveries_app.monitoring import alerts
+from deliveries_app.sweep import cleanup, retention
+from deliveries_app.sync.attempt import sync
+from docora.db.connection import LOST
+from docora.server.worker import stopping
+from repositories_app.mirror import cache
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +29,20 @@ def _until_the_database_is_lost() -> Iterator[None]:
 
 
 @_until_the_database_is_lost()
-def sync_pair(pair_pk: int) -> None:
-    """Sync the pair, and again as long as it is due again at once: a re-sync that superseded this very job, or a push
+def sync_watch(watch_pk: int) -> None:
+    """Sync the watch, and again as long as it is due again at once: a re-sync that superseded this very job, or a push
     that came during it, starts now and not with the next sweep. What was fetched may be too much for this machine."""
     for _ in range(_ROUNDS):
-        if stopping() or not sync(pair_pk):
+        if stopping() or not sync(watch_pk):
             break
-    waking.enqueue_due()
-    mirror_cache.look_after()
+    scheduling.enqueue_due()
+    cache.look_after()
 
 
 @_until_the_database_is_lost()
 def clean_up(what: str) -> None:
     """Remove what has ended."""
-    housekeeping.remove_ended()
+    cleanup.remove_ended()
 
 
 @_until_the_database_is_lost()
@@ -53,4 +54,4 @@ def go_round(what: str) -> None:
 @_until_the_database_is_lost()
 def prune(what: str) -> None:
     """Remove what is old; the next hour goes on where a worker had to stop."""
-    pruning.prune(stop=stopping)
+    retention.prune(stop=stopping)

@@ -1,30 +1,58 @@
-"""Addresses below `/admin/` that are not the admin site's own; included before it, for its catch-all redirects."""
+"""Every URL of Docora."""
 
-from django.urls import path
+from django.contrib import admin
+from django.http import HttpRequest, JsonResponse
+from django.urls import include, path, re_path
+from django.views.decorators.csrf import csrf_exempt
+from django.views.generic import RedirectView
 
-from deliveries_app import api
-from deliveries_app.views import app as app_views
-from deliveries_app.views import failed, overview, progress, queue
+from deliveries_app.admin import live, progress
+from deliveries_app.api import admin_json, openapi
+from deliveries_app.docs import views as docs
+from deliveries_app.monitoring import metrics
+from docora.web.errors import NOT_FOUND, json_error
 
-app_name = "deliveries"
-urlpatterns = [
-    path("api/resync", api.resync),
-    path("api/resync/app/<slug:app_id>", api.resync_app),
-    path("api/repositories", api.repositories),
-    path("api/retry", api.retry),
-    path("api/retry/app/<slug:app_id>", api.retry_app),
-    path("api/retry/all", api.retry_all),
-    path("api/retry/progress/<slug:operation_id>", api.progress),
-    path("api/retry/cancel/<slug:operation_id>", api.cancel),
+
+@csrf_exempt  # An unknown path is a 404 for every method, not a CSRF failure.
+def not_found(request: HttpRequest) -> JsonResponse:
+    return json_error(NOT_FOUND, 404)
+
+
+_admin = [
+    path("api/resync", admin_json.resync),
+    path("api/resync/app/<slug:app_id>", admin_json.resync_app),
+    path("api/repositories", admin_json.repositories),
+    path("api/retry", admin_json.retry),
+    path("api/retry/app/<slug:app_id>", admin_json.retry_app),
+    path("api/retry/all", admin_json.retry_all),
+    path("api/retry/progress/<slug:operation_id>", admin_json.progress),
+    path("api/retry/cancel/<slug:operation_id>", admin_json.cancel),
     path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
     path("progress/<slug:operation_id>/rows/", progress.operation_rows, name="operation_rows"),
     path("progress/<slug:operation_id>/cancel/", progress.cancel_operation, name="cancel_operation"),
     path("progress/<slug:operation_id>/dismiss/", progress.dismiss_operation, name="dismiss_operation"),
-    path("live/", progress.live_pairs, name="live_pairs"),
-    path("live/overview/", overview.live_overview, name="live_overview"),
-    path("live/failed/", failed.failed_syncs, name="failed_syncs"),
-    path("live/queue/", queue.live_queue, name="live_queue"),
-    path("live/app/<int:pk>/", app_views.live_app, name="live_app"),
-    path("live/<int:pk>/", progress.pair_progress, name="pair_progress"),
-    path("live/<int:pk>/cancel/", progress.cancel_pair, name="cancel_pair"),
+    path("live/", progress.live_watches, name="live_watches"),
+    path("live/overview/", live.live_overview, name="live_overview"),
+    path("live/failed/", live.failed_syncs, name="failed_syncs"),
+    path("live/queue/", live.live_queue, name="live_queue"),
+    path("live/app/<int:pk>/", live.live_app, name="live_app"),
+    path("live/<int:pk>/", progress.watch_progress, name="watch_progress"),
+    path("live/<int:pk>/cancel/", progress.cancel_watch, name="cancel_watch"),
+]
+
+urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("openapi.json", openapi.openapi_json, name="openapi"),
+    path("api/openapi.json", openapi.openapi_json),
+    path("docs/", docs.start, name="docs"),
+    path("docs/webhooks/", docs.webhooks, name="docs-webhooks"),
+    path("docs/api/", docs.api, name="docs-api"),
+    path("docs/operations/", docs.operations, name="docs-operations"),
+    path("metrics", metrics.metrics, name="metrics"),
+    path("", openapi.api.urls),
+    re_path(r"^api/", not_found),
+    path("admin/", include((_admin, "deliveries"))),
+    # Before the admin site, whose catch-all would redirect unknown API paths to the login page.
+    re_path(r"^admin/api/", not_found),
+    path("admin/", admin.site.urls),
 ]

@@ -1,6 +1,6 @@
 """`python -m docora …` is `docora …`, or `manage.py …` in a checkout."""
 
-from docora.commandline import main
+from docora.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -3,16 +3,13 @@ from django.contrib.admin.apps import AdminConfig
 
 
 class DocoraConfig(AppConfig):
-    """The project as an app: its commands, checks, template tags and signal handlers."""
+    """The project as an app: its commands, template tags and signal handlers."""
 
     name = "docora"
     verbose_name = "Docora"
-
-    def ready(self) -> None:
-        from docora import checks  # noqa: F401  registers the system checks
 
 
 class DocoraAdminConfig(AdminConfig):
     """Django's admin with Docora's site, so that Users and Groups are registered there too."""
 
-    default_site = "docora.site.DocoraAdminSite"
+    default_site = "deliveries_app.site.DocoraAdminSite"

@@ -1,7 +1,6 @@
-"""Every setting of Docora, in sections. A value comes from the environment or from `.env` (`docora.installation`);
+"""Every setting of Docora, in sections. A value comes from the environment or from `.env` (`docora.conf.installation`);
 a bad one stops the start with a sentence that names it. Units stand in the names."""
 
-import ipaddress
 import os
 import re
 import sys
@@ -15,62 +14,18 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
 
-from docora import __version__, database, datadir, installation
+from docora import __version__
+from docora.conf import data_dir, installation
+from docora.conf.env import count, flag, names, networks, number, text
+from docora.conf.mail import mail_options
+from docora.db import connection as database
 from docora.http.messages import url_refusal
-from docora.mail import mail_options
 
 django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like mean at run time what the checker reads
 
 BASE_DIR = installation.FILES
 env = environ.Env()
 installation.read_env_file()
-
-
-def text(name: str, default: str = "") -> str:
-    """A setting as it is written, also one that starts with `$`; empty means the default."""
-    return os.environ.get(name) or default
-
-
-def number(name: str, default: float, minimum: float = 0) -> float:
-    """A number of at least `minimum`; fractions are allowed."""
-    raw = text(name, default=str(default))
-    try:
-        value = float(raw)
-    except ValueError:
-        raise ImproperlyConfigured(f"{name} must be a number, but is {raw!r}.") from None
-    if value < minimum:
-        raise ImproperlyConfigured(f"{name} must be at least {minimum:g}, but is {raw!r}.")
-    return value
-
-
-def count(name: str, default: int, minimum: int = 1) -> int:
-    """A whole number of at least `minimum`."""
-    value = number(name, default, minimum)
-    if value != int(value):
-        raise ImproperlyConfigured(f"{name} must be a whole number, but is {value!r}.")
-    return int(value)
-
-
-def flag(name: str, default: bool = False) -> bool:
-    raw = text(name, default="yes" if default else "no").strip().lower()
-    if raw in {"1", "yes", "true", "on"}:
-        return True
-    if raw in {"0", "no", "false", "off", ""}:
-        return False
-    raise ImproperlyConfigured(f"{name} must be yes or no, but is {raw!r}.")
-
-
-def names(name: str, default: str = "") -> list[str]:
-    return [part.strip() for part in text(name, default=default).split(",") if part.strip()]
-
-
-def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    try:
-        return [ipaddress.ip_network(part) for part in names(name)]
-    except ValueError as error:
-        raise ImproperlyConfigured(
-            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {error}."
-        ) from None
 
 
 # --- Where things are --------------------------------------------------------------------------------------------------
@@ -81,7 +36,7 @@ REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
 REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
-_keys = datadir.Keys(DATA_DIR)
+_keys = data_dir.Keys(DATA_DIR)
 SECRET_KEY = text("SECRET_KEY", default="") or _keys.secret_key
 ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
 if any(len(key) < 16 for key in ENCRYPTION_KEYS):
@@ -150,14 +105,14 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
     # thread has its place in it, so that only a database that is away is waited for: shorter than probes are patient.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 4}
-REDIS_URL = text("REDIS_URL", default="") or datadir.embedded_redis_url(DATA_DIR)
-if not datadir.is_redis_url(REDIS_URL):  # not repeated: a password may stand in it
+REDIS_URL = text("REDIS_URL", default="") or data_dir.embedded_redis_url(DATA_DIR)
+if not data_dir.is_redis_url(REDIS_URL):  # not repeated: a password may stand in it
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
 RQ_QUEUES = {name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1} for name in ("high", "default", "low")}
-RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.worker.DocoraWorker", "SHOW_ADMIN_LINK": False}
+RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.server.worker.DocoraWorker", "SHOW_ADMIN_LINK": False}
 RQ_SHOW_ADMIN_LINK = False
 
 # --- The engine --------------------------------------------------------------------------------------------------------
@@ -227,13 +182,13 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LOGIN_URL = "admin:login"
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
-AXES_HANDLER = "docora.sign_in.SignInHandler"  # what is counted together, and what is kept, stands there
-AXES_CLIENT_IP_CALLABLE = "docora.sign_in.client_address"
-AXES_LOCKOUT_CALLABLE = "docora.sign_in.locked_out"
+AXES_HANDLER = "docora.security.sign_in.SignInHandler"  # what is counted together, and what is kept, stands there
+AXES_CLIENT_IP_CALLABLE = "docora.security.sign_in.client_address"
+AXES_LOCKOUT_CALLABLE = "docora.security.sign_in.locked_out"
 AXES_FAILURE_LIMIT = 5
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
-AXES_ENABLE_ADMIN = False  # docora.admin has the attempts
+AXES_ENABLE_ADMIN = False  # deliveries_app.admin.sign_in_attempts has the attempts
 AXES_VERBOSE = False
 
 # --- Django ------------------------------------------------------------------------------------------------------------
@@ -252,14 +207,14 @@ INSTALLED_APPS = [
     "deliveries_app",
 ]
 MIDDLEWARE = [
-    "docora.middleware.ProbesMiddleware",
-    "docora.middleware.TrustedProxyMiddleware",
+    "docora.web.middleware.ProbesMiddleware",
+    "docora.web.middleware.TrustedProxyMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "docora.middleware.PageHeadersMiddleware",
-    "deliveries_app.views.polls.PollsMiddleware",  # as high as it may be: it is there to be cheap
+    "docora.web.middleware.PageHeadersMiddleware",
+    "deliveries_app.admin.poll_middleware.PollsMiddleware",  # as high as it may be: it is there to be cheap
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "docora.errors.JsonErrorsMiddleware",
+    "docora.web.errors.JsonErrorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -267,11 +222,11 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
-    "docora.middleware.LostKeyMiddleware",
-    "docora.middleware.AdminQuestionsMiddleware",
+    "docora.web.middleware.DecryptionErrorMiddleware",
+    "docora.web.middleware.RejectInvalidQueryMiddleware",
     "axes.middleware.AxesMiddleware",  # last, as it says
 ]
-CSRF_FAILURE_VIEW = "docora.errors.csrf_failure"
+CSRF_FAILURE_VIEW = "docora.web.errors.csrf_failure"
 ROOT_URLCONF = "docora.urls"
 WSGI_APPLICATION = "docora.wsgi.application"
 TEMPLATES = [
@@ -308,7 +263,7 @@ if LOG_LEVEL not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
 LOG_FORMAT = text("LOG_FORMAT", default="console" if sys.stderr.isatty() else "json")
 if LOG_FORMAT not in {"json", "console"}:
     raise ImproperlyConfigured(f"LOG_FORMAT must be json or console, but is {LOG_FORMAT!r}.")
-DEFAULT_EXCEPTION_REPORTER = "docora.reports.Reporter"
-DEFAULT_EXCEPTION_REPORTER_FILTER = "docora.reports.ReporterFilter"
-LOGGING_CONFIG = "docora.logs.configure"
+DEFAULT_EXCEPTION_REPORTER = "docora.security.error_reports.Reporter"
+DEFAULT_EXCEPTION_REPORTER_FILTER = "docora.security.error_reports.ReporterFilter"
+LOGGING_CONFIG = "docora.conf.logs.configure"
 LOGGING = {"format": LOG_FORMAT, "level": LOG_LEVEL}

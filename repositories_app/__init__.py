@@ -1,0 +1,4 @@
+"""Git repositories: their URLs, mirrors and circuits.
+
+Knows nothing about client apps.
+"""

@@ -8,10 +8,10 @@ from django.conf import settings
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from repositories_app.exceptions import GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git.exceptions import GitError
+from repositories_app.git.remote import RepositoryUrl
+from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository, Snapshot
-from repositories_app.remote import RepositoryUrl
 
 
 def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:

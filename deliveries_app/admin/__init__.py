@@ -1,12 +1,13 @@
 """The admin: what an administrator sees and may press. It translates; the verbs are in `deliveries_app.services`."""
 
-from deliveries_app.admin.activity import DeliveryAdmin
 from deliveries_app.admin.apps import AppAdmin
-from deliveries_app.admin.bulk_operations import BulkOperationAdmin
+from deliveries_app.admin.deliveries import DeliveryAdmin
 from deliveries_app.admin.failed import FailedSyncAdmin
+from deliveries_app.admin.operations import BulkOperationAdmin
 from deliveries_app.admin.queue import QueueAdmin
 from deliveries_app.admin.repositories import RepositoryAdmin
-from deliveries_app.admin.sync_runs import SyncRunAdmin
+from deliveries_app.admin.runs import SyncRunAdmin
+from deliveries_app.admin.sign_in_attempts import SignInAttemptAdmin
 from deliveries_app.admin.watches import AppRepositoryAdmin
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "FailedSyncAdmin",
     "QueueAdmin",
     "RepositoryAdmin",
+    "SignInAttemptAdmin",
     "SyncRunAdmin",
 ]

@@ -13,7 +13,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin import shown_once
+from deliveries_app.admin import one_time_secrets
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, error_into, posted
 from deliveries_app.models import App
@@ -43,16 +43,16 @@ class AppSecretsAdmin(DocoraAdmin[App]):
         return [secrets, *(self.object_page(slug, view, PERMISSION) for slug, view in pages), *super().get_urls()]
 
     def has_rotate_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, PERMISSION)
+        return self.can(request, PERMISSION)
 
     def show_once(self, request: HttpRequest, kind: str, app: App, **secrets: str) -> HttpResponse:
         """The way from the POST that made the secrets to the page that shows them."""
-        shown_once.keep(request, kind, app.pk, **secrets)
+        one_time_secrets.keep(request, kind, app.pk, **secrets)
         return HttpResponseRedirect(reverse(f"admin:{self.url_name('secrets')}"))
 
     def show_secrets(self, request: HttpRequest) -> HttpResponse:
         """The secrets that this session has just made, once."""
-        kept = shown_once.take(request, *_TITLES)
+        kept = one_time_secrets.take(request, *_TITLES)
         app = App.objects.filter(pk=kept.pk, ended_at=None).first() if kept else None
         if kept is None or app is None:
             self.message_user(request, "A secret is shown once, and this one was shown.", messages.WARNING)
@@ -63,7 +63,7 @@ class AppSecretsAdmin(DocoraAdmin[App]):
             "opts": self.opts,
             "app": app,
             "kind": kept.kind,
-            "may_ping": self.may(request, "deliveries_app.change_app"),
+            "may_ping": self.can(request, "deliveries_app.change_app"),
             "public_url": settings.PUBLIC_URL,
             **kept.secrets,
         }

@@ -12,14 +12,16 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from deliveries_app import app_page, fragments, services
+from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
+from deliveries_app.admin.file_explanation import WhyOfAppAdmin
 from deliveries_app.admin.forms import AppForm, OnboardForm, posted
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin
-from deliveries_app.admin.why import WhyOfAppAdmin
 from deliveries_app.models import App, AppRepository
+from deliveries_app.progress import context as progress_context
+from deliveries_app.reports import app_detail
 from deliveries_app.services.onboarding import reachability
 from docora.templatetags.docora import badge
 
@@ -42,7 +44,7 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
     actions = ("resync_all_for_app", "delete_selected")
     removal_words = ("Delete", "deleted", "app", "apps")
     change_form_template = "admin/deliveries_app/app/change_form.html"
-    pair_field = "app"
+    watch_field = "app"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[App]:
         return (
@@ -130,23 +132,23 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
 
     def _cockpit(self, request: HttpRequest, app: App) -> dict[str, Any]:
         now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
-        live = app_page.live(request.user, app, request.GET)
+        live = app_detail.live(request.user, app, request.GET)
         boxes = live["operations_shown"]
-        more = app_page.more(app) if live["may_see"] else {}
+        more = app_detail.more(app) if live["can_view"] else {}
         return {
             "title": app.name,
             "subtitle": None,
             **live,
             **more,
-            "operations": [fragments.of_operation(one) for one in boxes],
-            "recent": app_page.recent(request.user, app, boxes),
+            "operations": [progress_context.of_operation(one) for one in boxes],
+            "recent": app_detail.recent(request.user, app, boxes),
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
             "may_rotate": self.has_rotate_permission(request),
             "may_ping": self.has_ping_permission(request),
             "may_delete": self.has_delete_permission(request, app),
-            "may_see_runs": request.user.has_perm("deliveries_app.view_syncrun"),
+            "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
         }
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:

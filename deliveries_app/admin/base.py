@@ -51,7 +51,7 @@ class DocoraAdmin[M: Model](admin.ModelAdmin[M]):
         }
         return TemplateResponse(request, self.page_template, context)
 
-    def may(self, request: HttpRequest, permission: str) -> bool:
+    def can(self, request: HttpRequest, permission: str) -> bool:
         """Whoever does not see a row does nothing with it either."""
         return self.has_view_permission(request) and request.user.has_perm(permission)
 
@@ -59,7 +59,7 @@ class DocoraAdmin[M: Model](admin.ModelAdmin[M]):
         """`<id>/<slug>/`, for those who may; `view` gets the row, as this admin lets the user see it."""
 
         def checked(request: HttpRequest, object_id: int) -> HttpResponse:
-            if not self.may(request, permission):
+            if not self.can(request, permission):
                 raise PermissionDenied
             obj = self.get_object(request, str(object_id))
             if obj is None:

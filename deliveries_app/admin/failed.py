@@ -1,8 +1,10 @@
 """Failed syncs: the watched repositories that are failing, grouped by root cause, each group with what to do about it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
@@ -10,39 +12,35 @@ from django.db.models import QuerySet
 from django.db.models.expressions import Combinable
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app import failing, fragments
-from deliveries_app.admin import components, words
+from deliveries_app.actors import RETRY_PERMISSION
+from deliveries_app.admin import widgets
+from deliveries_app.admin.actions import RetryAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.bulk import Scope
-from deliveries_app.admin.failed_cells import action_cell, cell
-from deliveries_app.admin.failed_filters import (
-    FailingAppFilter,
-    OperationFilter,
-    RootCauseFilter,
-    StateFilter,
-    app_pk,
-)
-from deliveries_app.admin.retry import RetryAdmin
-from deliveries_app.causes import RootCause
-from deliveries_app.models import App, BulkOperation, FailedSync
-from deliveries_app.services.operations import RETRY_PERMISSION
+from deliveries_app.models import App, AppRepository, BulkOperation, FailedSync, Outcome, Status, SyncRun
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.progress import context as progress_context
+from deliveries_app.reports import failures, help_texts
+from deliveries_app.reports.failures import State
+from docora.templatetags.docora import ago, badge
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
+APPS_OFFERED = 50
 
 
 def panel(request: HttpRequest, here: str) -> dict[str, Any]:
     """For `docora/failed.html#groups`: the groups, of one app where the list is filtered by it."""
     pk = app_pk(request)
     app = App.objects.filter(pk=pk).first() if pk is not None else None
-    found = failing.groups(pk)
+    found = failures.groups(pk)
     of_app = {"app": str(pk)} if pk is not None else {}
     every = {"all": "1", **of_app, "next": here}
     pages = {group.cause: urlencode({**every, "cause": group.cause.value}) for group in found}
     return {
-        "groups": [(group, words.ROOT_HINTS[group.cause], pages[group.cause]) for group in found],
+        "groups": [(group, help_texts.ROOT_HINTS[group.cause], pages[group.cause]) for group in found],
         "failing_count": sum(group.count for group in found),
         "failing_app": app,
         "retry_all": urlencode(every),
@@ -52,12 +50,78 @@ def panel(request: HttpRequest, here: str) -> dict[str, Any]:
     }
 
 
+class FailingAppFilter(admin.SimpleListFilter):
+    title = "app"
+    parameter_name = "app"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        apps = App.objects.filter(pk__in=AppRepository.objects.failing().values("app"))
+        return [(str(pk), name) for pk, name in apps.values_list("pk", "name")[:APPS_OFFERED]]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        pk = app_pk(request)
+        return queryset if pk is None else queryset.filter(app_id=pk)
+
+
+class RootCauseFilter(admin.SimpleListFilter):
+    title = "root cause"
+    parameter_name = "cause"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        found = set(AppRepository.objects.failing().order_by().values_list("root_cause", flat=True).distinct())
+        return [(cause.value, cause.label) for cause in RootCause if cause.value in found]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(root_cause=self.value()) if self.value() else queryset
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return list(State.choices)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(state=self.value()) if self.value() else queryset
+
+
+class OperationFilter(admin.SimpleListFilter):
+    """What an operation left failing: the links of its page lead here, and it is offered only then."""
+
+    title = "operation"
+    parameter_name = "operation"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        operation = operation_of(request)
+        return [(operation.operation_id, operation.title)] if operation else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not self.value():
+            return queryset
+        runs = SyncRun.objects.filter(
+            operation__operation_id=self.value(), outcome__in=[Outcome.FAILED, Outcome.PAUSED]
+        )
+        return queryset.filter(pk__in=runs.values("watch"))
+
+
+def app_pk(request: HttpRequest) -> int | None:
+    """The app that the list is filtered by."""
+    value = request.GET.get("app", "")
+    return int(value) if value.isdecimal() and len(value) < 19 else None
+
+
+def operation_of(request: HttpRequest) -> BulkOperation | None:
+    wanted = request.GET.get("operation", "")
+    return BulkOperation.objects.filter(operation_id=wanted).first() if wanted.isprintable() and wanted else None
+
+
 class FailedChangeList(ChangeList):
     """Knows what its panel asks for: its filters, and the rows that it shows."""
 
     @property
     def live_query(self) -> str:
-        query = {"ids": fragments.joined(pair.pk for pair in self.result_list)}
+        query = {"ids": progress_context.joined(watch.pk for watch in self.result_list)}
         query |= {name: str(self.params[name]) for name in ("app", "cause") if name in self.params}
         return urlencode(query)
 
@@ -71,11 +135,11 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     search_help_text = "Owner, name, app, or words of the error"
     actions = ("retry",)
     change_list_template = "admin/deliveries_app/failedsync/change_list.html"
-    pair_field = "pk"
+    watch_field = "pk"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedSync]:
-        pairs: Any = FailedSync.objects.failing().select_related("app", "repository")
-        return failing.with_state(pairs)  # type: ignore[return-value]
+        watches: Any = FailedSync.objects.failing().select_related("app", "repository")
+        return failures.with_state(watches)  # type: ignore[return-value]
 
     def get_ordering(self, request: HttpRequest) -> list[str | Combinable]:
         return ["cause_order", "app__name", "repository__owner", "repository__name", "pk"]
@@ -115,7 +179,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         here = request.get_full_path()
-        operations = fragments.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
+        operations = progress_context.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
         context = {"operations": operations, "here": here, **panel(request, here), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -128,32 +192,116 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         back = request.get_full_path()
 
         @admin.display(description="")
-        def retry_button(pair: FailedSync) -> SafeString:
-            return action_cell(pair, components.retry_button(pair, back))
+        def retry_button(watch: FailedSync) -> SafeString:
+            return action_cell(watch, widgets.retry_button(watch, back))
 
         return (*self.list_display, retry_button)
 
     @admin.display(description="repository", ordering="repository__name")
-    def repository_name(self, pair: FailedSync) -> SafeString:
-        page = reverse("admin:deliveries_app_apprepository_change", args=[pair.pk])
-        return format_html('<a href="{}">{}</a>', page, pair.repository)
+    def repository_name(self, watch: FailedSync) -> SafeString:
+        page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
+        return format_html('<a href="{}">{}</a>', page, watch.repository)
 
     @admin.display(description="app", ordering="app__name")
-    def app_name(self, pair: FailedSync) -> str:
-        return pair.app.name
+    def app_name(self, watch: FailedSync) -> str:
+        return watch.app.name
 
     @admin.display(description="cause, and what was answered", ordering="cause_order")
-    def cause(self, pair: FailedSync) -> SafeString:
-        return cell("cause", pair)
+    def cause(self, watch: FailedSync) -> SafeString:
+        return cell("cause", watch)
 
     @admin.display(description="attempts", ordering="next_sync_at")
-    def attempts(self, pair: FailedSync) -> SafeString:
-        return cell("attempts", pair)
+    def attempts(self, watch: FailedSync) -> SafeString:
+        return cell("attempts", watch)
 
     @admin.display(description="failing since", ordering="failing_since")
-    def since(self, pair: FailedSync) -> SafeString:
-        return cell("since", pair)
+    def since(self, watch: FailedSync) -> SafeString:
+        return cell("since", watch)
 
     @admin.display(description="state", ordering="state")
-    def state_badge(self, pair: FailedSync) -> SafeString:
-        return cell("state", pair)
+    def state_badge(self, watch: FailedSync) -> SafeString:
+        return cell("state", watch)
+
+
+SHOWN_ANSWER = 80
+_SWAP = SafeString(' hx-swap-oob="true"')
+_BADGES = {State.SYNCING: "scanning", State.RETRYING: "pending_snapshot", State.FAILED: "failed"}
+
+
+def _cause(watch: AppRepository) -> SafeString:
+    label = RootCause(watch.root_cause).label
+    return format_html("<strong>{}</strong><span>{}</span>{}", label, watch.last_error, _answer(watch))
+
+
+def _answer(watch: AppRepository) -> SafeString | str:
+    """The status code and the first bytes; all that is kept of it on hover."""
+    if watch.last_status_code is None:
+        return ""
+    start = watch.last_response[:SHOWN_ANSWER] + ("…" if len(watch.last_response) > SHOWN_ANSWER else "")
+    return format_html('<code title="{}">{} {}</code>', watch.last_response, watch.last_status_code, start)
+
+
+def _attempts(watch: AppRepository) -> SafeString:
+    used = f"{min(watch.retry_count, settings.MAX_RETRY_ATTEMPTS)} of {settings.MAX_RETRY_ATTEMPTS}"
+    return format_html(
+        '<span>{}</span><span class="quiet">{}</span>',
+        "given up" if watch.status == Status.FAILED else used,
+        _next(watch),
+    )
+
+
+def _next(watch: AppRepository) -> SafeString | str:
+    if watch.status == Status.SCANNING:
+        return "being tried now"
+    if watch.app.paused:
+        return "when the app is resumed"
+    moment = failures.next_attempt(watch)
+    return "due now" if moment is not None and moment <= timezone.now() else format_html("next {}", ago(moment))
+
+
+def _since(watch: AppRepository) -> SafeString | str:
+    return ago(watch.failing_since)
+
+
+def _state(watch: AppRepository) -> SafeString:
+    state = State(watch.state)  # type: ignore[attr-defined]
+    return badge(_BADGES.get(state, state.value), state.label)
+
+
+_CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
+    "state": _state,
+    "cause": _cause,
+    "attempts": _attempts,
+    "since": _since,
+}
+
+
+def cell(name: str, watch: AppRepository, *, refresh: bool = False) -> SafeString:
+    """One cell of one row; with `refresh`, as what takes its place on the page."""
+    return _cell(name, watch.pk, _CELLS[name](watch), refresh=refresh)
+
+
+def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
+    """The button of a row: left alone while it can be pressed."""
+    return _cell("action", watch.pk, button, refresh=False)
+
+
+def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> SafeString:
+    swap = _SWAP if refresh else ""
+    return format_html('<div id="failed-{}-{}" class="failed-{}"{}>{}</div>', name, pk, name, swap, content)
+
+
+def refreshed(pks: Sequence[int]) -> list[SafeString]:
+    """The cells of these rows as they are now; a row that is not failing any more says so and offers no button."""
+    rows = AppRepository.objects.alive().filter(pk__in=pks).select_related("app", "repository")
+    found = {watch.pk: watch for watch in failures.with_state(rows)}
+    cells = []
+    for pk in pks:
+        watch = found.get(pk)
+        if watch is not None and watch.is_failing:
+            cells += [cell(name, watch, refresh=True) for name in _CELLS]
+            continue
+        now = badge(watch.status, watch.get_status_display()) if watch else badge("ended", "no longer watched")
+        gone = dict.fromkeys([*_CELLS, "action"], "") | {"state": now}
+        cells += [_cell(name, pk, content, refresh=True) for name, content in gone.items()]
+    return cells

@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
-from deliveries_app.services import Onboarded, Watched, onboard_app, watch
+from deliveries_app.services import Onboarded, Watched, onboard_app, watch_repository
 from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import (
     validate_base_url,
@@ -20,7 +20,7 @@ from deliveries_app.services.onboarding import (
     validate_name,
     validate_website,
 )
-from repositories_app.exceptions import GitError, InvalidUrl
+from repositories_app.git.exceptions import GitError, InvalidUrl
 
 _WIDE = {"class": "vTextField"}
 # With "off", browsers put a password that they have stored for this site into the field.
@@ -78,7 +78,7 @@ class WatchForm(forms.Form):
         """Ask git and watch it; None after adding the error in words to the form."""
         facts = self.cleaned_data
         try:
-            return watch(actor, facts["app"], facts["github_url"], facts["github_token"])
+            return watch_repository(actor, facts["app"], facts["github_url"], facts["github_token"])
         except InvalidUrl as error:
             self.add_error("github_url", str(error))
         except GitError as error:

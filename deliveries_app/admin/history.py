@@ -13,11 +13,11 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 
-from deliveries_app import history
-from deliveries_app.admin import components
+from deliveries_app.admin import widgets
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
-from docora.csv_export import Cell, attachment
+from deliveries_app.reports import history
+from docora.web.csv_export import Cell, attachment
 
 
 class HistoryList(ChangeList):
@@ -45,7 +45,7 @@ class HistoryList(ChangeList):
     @property
     def is_cut(self) -> bool:
         """There is more than its paginator counts."""
-        return bool(self.result_count >= components.BoundedPaginator.PAGES * self.list_per_page)
+        return bool(self.result_count >= widgets.BoundedPaginator.PAGES * self.list_per_page)
 
 
 class WholeList(HistoryList):
@@ -62,7 +62,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     """A list by time, the newest first, that can be downloaded as it is filtered."""
 
     change_list_template = "admin/deliveries_app/history/list.html"
-    paginator = components.BoundedPaginator
+    paginator = widgets.BoundedPaginator
     sortable_by = ("requested",)  # the time alone has an index
     show_facets = ShowFacets.NEVER  # each would count the whole table
     nothing_yet: str

@@ -1,5 +1,5 @@
 """Filters of the history lists. An index leads to what most of them leave; the others are looked for in a window
-(`deliveries_app.history`)."""
+(`deliveries_app.reports.history`)."""
 
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
@@ -13,8 +13,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from deliveries_app import history
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Reason
+from deliveries_app.reports import history
 from repositories_app.models import Repository
 
 
@@ -43,7 +43,7 @@ class HistoryFilter(admin.ListFilter):
 
     @property
     def is_narrow(self) -> bool:
-        """It leaves the rows of a few pairs, or of one operation: whatever else is asked can be looked for in these."""
+        """It leaves the rows of a few watches, or of one operation: whatever else is asked can be looked for in these."""
         return False
 
     def expected_parameters(self) -> list[str | None]:
@@ -155,15 +155,15 @@ class ChosenFilter(HistoryFilter):
         yield self.choice(changelist, str(row or "not there any more"), True, **{self.parameters[0]: self.value})
 
 
-class PairFilter(ChosenFilter):
+class WatchFilter(ChosenFilter):
     title = "watched repository"
-    parameters = ("pair",)
+    parameters = ("watch",)
     chosen_from = AppRepository
 
 
 class RepositoryFilter(ChosenFilter):
     title = "Git repository"
-    parameters = ("pair__repository",)
+    parameters = ("watch__repository",)
     chosen_from = Repository
 
 
@@ -178,7 +178,7 @@ class AppFilter(HistoryFilter):
 
     title = "app"
     template = "admin/deliveries_app/history/app_filter.html"
-    parameters = ("pair__app", "app_name")
+    parameters = ("watch__app", "app_name")
 
     @property
     def typed(self) -> str:
@@ -190,12 +190,12 @@ class AppFilter(HistoryFilter):
 
     @property
     def is_narrow(self) -> bool:
-        return bool(self.used_parameters) and len(self.pairs) <= history.MOST_PAIRS
+        return bool(self.used_parameters) and len(self.watches) <= history.MOST_PAIRS
 
     @cached_property
-    def pairs(self) -> list[int]:
-        pairs = AppRepository.objects.filter(app__in=self.apps).order_by()
-        return list(pairs.values_list("pk", flat=True)[: history.MOST_PAIRS + 1])
+    def watches(self) -> list[int]:
+        watches = AppRepository.objects.filter(app__in=self.apps).order_by()
+        return list(watches.values_list("pk", flat=True)[: history.MOST_PAIRS + 1])
 
     @cached_property
     def apps(self) -> list[int]:
@@ -205,7 +205,7 @@ class AppFilter(HistoryFilter):
         return list(App.objects.filter(named).order_by().values_list("pk", flat=True))
 
     def condition(self) -> Q:
-        return Q(pair__in=self.pairs) if self.is_narrow else Q(pair__app__in=self.apps)
+        return Q(watch__in=self.watches) if self.is_narrow else Q(watch__app__in=self.apps)
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """The one form, with what it holds now."""

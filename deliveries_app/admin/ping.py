@@ -24,7 +24,7 @@ class PingAdmin(DocoraAdmin[App]):
         return [self.object_page("ping", self.ping, pinging.PERMISSION), *super().get_urls()]
 
     def has_ping_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, pinging.PERMISSION)
+        return self.can(request, pinging.PERMISSION)
 
     def ping(self, request: HttpRequest, app: App) -> HttpResponse:
         if request.method == "POST":

@@ -12,13 +12,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpR
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
-from deliveries_app import queue_view, services
+from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository, Queue
-from deliveries_app.queue_view import may_see
+from deliveries_app.reports import queue as queue_report
+from deliveries_app.reports.queue import can_view
 from deliveries_app.services import CONTROL_PERMISSION
-from docora.confirm import way_back
 from docora.text import format_seconds
 
 PAUSE_WORDS = (
@@ -32,10 +33,10 @@ PAUSE_WORDS = (
 @admin.register(Queue)
 class QueueAdmin(ReadOnlyAdmin[Queue]):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return may_see(request.user)
+        return can_view(request.user)
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        return may_see(request.user)
+        return can_view(request.user)
 
     def get_urls(self) -> list[URLPattern]:
         pages = (
@@ -46,7 +47,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         wrap = self.admin_site.admin_view
         return [
             *(path(address, wrap(view), name=self.url_name(name)) for address, view, name in pages),
-            path("<int:pair_pk>/stop/", wrap(self.stop), name=self.url_name("stop")),
+            path("<int:watch_pk>/stop/", wrap(self.stop), name=self.url_name("stop")),
         ]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
@@ -56,7 +57,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             **self.admin_site.each_context(request),
             "title": "Queue",
             "opts": self.opts,
-            "view": queue_view.look(),
+            "view": queue_report.look(),
             "here": request.get_full_path(),
             **(extra_context or {}),
         }
@@ -64,13 +65,13 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
 
     def pause(self, request: HttpRequest) -> HttpResponse:
         """GET tells what it means; POST does it."""
-        if not self.may(request, CONTROL_PERMISSION):
+        if not self.can(request, CONTROL_PERMISSION):
             raise PermissionDenied
         if request.method == "POST":
             pause = services.pause_syncing(Actor.of_user(request.user))
             self.message_user(request, f"All syncing is paused by {pause.paused_by}.", messages.SUCCESS)
             return HttpResponseRedirect(self._page())
-        running = queue_view.counts(paused=False).running
+        running = queue_report.counts(paused=False).running
         if running:
             syncs = "1 sync that runs now hands over" if running == 1 else f"{running:,} syncs that run now hand over"
             running_words = (f"{syncs} within seconds: what is under way settles, nothing new is sent.",)
@@ -90,25 +91,25 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         resumed = services.resume_syncing(Actor.of_user(request.user))
         words = "Syncing goes on." if resumed else "Syncing was not paused any more."
         self.message_user(request, words, messages.SUCCESS)
-        return HttpResponseRedirect(way_back(request, self._page()))
+        return HttpResponseRedirect(next_url(request, self._page()))
 
-    def stop(self, request: HttpRequest, pair_pk: int) -> HttpResponse:
+    def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
         """Of one that runs or waits; it can be asked for again at any time, so nobody is asked twice."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         actor = Actor.of_user(request.user)
         actor.require(CONTROL_PERMISSION)
-        pair = AppRepository.objects.alive().select_related("app", "repository").filter(pk=pair_pk).first()
-        if pair is None:
+        watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
+        if watch is None:
             self.message_user(request, "This repository is not watched any more.", messages.WARNING)
-        elif services.stop_sync(actor, pair):
+        elif services.stop_sync(actor, watch):
             rest = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
             self.message_user(
-                request, f"Stopped: {pair} rests until the next rescan, in {rest}, unless somebody asks for it earlier.",
+                request, f"Stopped: {watch} rests until the next rescan, in {rest}, unless somebody asks for it earlier.",
                 messages.SUCCESS,
             )  # fmt: skip
         else:
-            self.message_user(request, f"Nothing was going on about {pair} any more.", messages.WARNING)
+            self.message_user(request, f"Nothing was going on about {watch} any more.", messages.WARNING)
         return HttpResponseRedirect(self._page())
 
     def _page(self) -> str:

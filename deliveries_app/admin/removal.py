@@ -10,9 +10,9 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.resync import ResyncAdmin
-from deliveries_app.services.impact import SAMPLE, removal_of
-from docora import confirm
+from deliveries_app.admin import confirmation
+from deliveries_app.admin.actions import ResyncAdmin
+from deliveries_app.reports.impact import SAMPLE, removal_of
 
 
 class RemovalAdmin[M: Model](ResyncAdmin[M]):
@@ -34,7 +34,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         if request.POST.get("post") == "yes":
             return self._remove(request, queryset, back)
         page = reverse(f"admin:{self.url_name('remove')}")
-        return HttpResponseRedirect(f"{page}?{confirm.query_of_selection(request)}")
+        return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
 
     def get_urls(self) -> list[URLPattern]:
         page = path("remove/", self.admin_site.admin_view(self.confirm_removal), name=self.url_name("remove"))
@@ -44,8 +44,8 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         """GET tells what would go; POST with `post=yes` removes it."""
         if not self.has_delete_permission(request):
             raise PermissionDenied
-        rows = confirm.selected(self, request)
-        back = confirm.way_back(request, self._list())
+        rows = confirmation.selected(self, request)
+        back = confirmation.next_url(request, self._list())
         if request.method == "POST" and request.POST.get("post") == "yes":
             return self._ask_again(request, rows) or self._remove(request, rows, back)
         about = self._about(rows)
@@ -75,15 +75,15 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
 
     def _ask_again(self, request: HttpRequest, rows: QuerySet[M]) -> HttpResponse | None:
         """Back to the page that asks, where what the posted form was shown for has changed."""
-        if not confirm.has_changed(request, *self._bound_to(rows)):
+        if not confirmation.has_changed(request, *self._bound_to(rows)):
             return None
-        self.message_user(request, confirm.CHANGED, messages.WARNING)
+        self.message_user(request, confirmation.CHANGED, messages.WARNING)
         return HttpResponseRedirect(request.get_full_path())
 
     def _bound_to(self, rows: QuerySet[M]) -> tuple[list[int], int]:
         """The rows with the watched repositories that go with them, told apart by their sign; and their files."""
-        pairs = self.pairs_of(rows).alive().order_by()
-        found = dict(pairs.values_list("pk", "tree_files"))
+        watches = self.watches_of(rows).alive().order_by()
+        found = dict(watches.values_list("pk", "tree_files"))
         return [*rows.order_by().values_list("pk", flat=True), *(-pk for pk in found)], sum(found.values())
 
     def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
@@ -101,8 +101,8 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         pks, files = self._bound_to(rows)
         count = sum(pk > 0 for pk in pks)
         return {
-            **confirm.shown(pks, files),
-            "removal": removal_of(self.pairs_of(rows)),
+            **confirmation.shown(pks, files),
+            "removal": removal_of(self.watches_of(rows)),
             "verb": self.removal_words[0],
             "row_count": count,
             "row_names": names,

@@ -8,26 +8,25 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpR
 from django.urls import URLPattern
 from django.utils.safestring import SafeString
 
-from deliveries_app import fragments
-from deliveries_app.actors import Actor
-from deliveries_app.admin import components
-from deliveries_app.admin.resync import ResyncAdmin
-from deliveries_app.admin.words import GIT_HINTS
+from deliveries_app.actors import RETRY_PERMISSION, Actor
+from deliveries_app.admin import widgets
+from deliveries_app.admin.actions import ResyncAdmin
+from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository
-from deliveries_app.services.circuits import reset_circuit
-from deliveries_app.services.operations import RETRY_PERMISSION
-from docora.confirm import way_back
+from deliveries_app.progress import context as progress_context
+from deliveries_app.reports.help_texts import GIT_HINTS
+from deliveries_app.services.control import reset_circuit
 from repositories_app.models import Repository
 
 
 @admin.register(Repository)
 class RepositoryAdmin(ResyncAdmin[Repository]):
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
-    list_filter = ("is_private", components.CircuitFilter)
+    list_filter = ("is_private", widgets.CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
     actions = ("force_resync", "reset_circuits")
     page_template = "admin/repositories_app/repository/change_form.html"
-    pair_field = "repository"
+    watch_field = "repository"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Repository]:
         alive = Q(watches__ended_at=None, watches__app__ended_at=None)
@@ -57,10 +56,10 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
         woken = reset_circuit(Actor.of_user(request.user), repository)
         watches = "1 watch is" if woken == 1 else f"{woken:,} watches are"
         self.message_user(request, f"The circuit is reset: {watches} tried at once.", messages.SUCCESS)
-        return HttpResponseRedirect(way_back(request, self.page_of(repository)))
+        return HttpResponseRedirect(next_url(request, self.page_of(repository)))
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, RETRY_PERMISSION)
+        return self.can(request, RETRY_PERMISSION)
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("reset-circuit", self.reset_one, RETRY_PERMISSION), *super().get_urls()]
@@ -75,7 +74,7 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
 
     @admin.display(description="circuit")
     def circuit(self, repository: Repository) -> SafeString | str:
-        return components.circuit_words(repository)
+        return widgets.circuit_words(repository)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False  # it comes with the first watch
@@ -93,7 +92,7 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "watches": watches,
-            "live_ids": fragments.live_ids(watches),
+            "live_ids": progress_context.live_ids(watches),
             "may_resync": self.has_resync_permission(request),
             "may_retry": self.has_retry_permission(request),
             "may_retry_sync": request.user.has_perms(["deliveries_app.view_apprepository", RETRY_PERMISSION]),

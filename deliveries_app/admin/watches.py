@@ -11,19 +11,20 @@ from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app import fragments, services
-from deliveries_app.actors import Actor
-from deliveries_app.admin import components, words
+from deliveries_app import services
+from deliveries_app.actors import RETRY_PERMISSION, Actor
+from deliveries_app.admin import widgets
+from deliveries_app.admin.actions import RetryAdmin
+from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.file_explanation import WhyAdmin
 from deliveries_app.admin.forms import WatchForm, posted
 from deliveries_app.admin.removal import RemovalAdmin
-from deliveries_app.admin.retry import RetryAdmin
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
-from deliveries_app.admin.why import WhyAdmin
-from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
-from deliveries_app.services.operations import RETRY_PERMISSION
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.progress import context as progress_context
+from deliveries_app.reports import help_texts
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
-from docora.confirm import way_back
 from docora.templatetags.docora import ago, number
 
 LISTED_FAILURES, LISTED_RUNS = 50, 10
@@ -41,7 +42,7 @@ class AppFilter(admin.SimpleListFilter):
         return queryset.filter(app_id=int(value)) if value and value.isdecimal() else queryset
 
 
-class CircuitFilter(components.CircuitFilter):
+class CircuitFilter(widgets.CircuitFilter):
     field = "repository__circuit_open_until"
 
 
@@ -50,7 +51,7 @@ class LiveChangeList(ChangeList):
 
     @property
     def live_ids(self) -> str:
-        return fragments.live_ids(list(self.result_list))
+        return progress_context.live_ids(list(self.result_list))
 
 
 @admin.register(AppRepository)
@@ -66,11 +67,11 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
     removal_words = ("Unwatch", "unwatched", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
-    pair_field = "pk"
+    watch_field = "pk"
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
-        pairs = AppRepository.objects.alive().select_related("app", "repository")
-        return pairs.order_by("app__name", "repository__owner", "repository__name", "pk")
+        watches = AppRepository.objects.alive().select_related("app", "repository")
+        return watches.order_by("app__name", "repository__owner", "repository__name", "pk")
 
     @admin.action(
         permissions=["resync"],
@@ -80,50 +81,50 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
         return self.ask_resync(request, queryset)
 
-    def retry_one(self, request: HttpRequest, pair: AppRepository) -> HttpResponse:
+    def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """The button of one watched repository: at once, since nothing is sent twice by it."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         try:
-            services.retry_single(Actor.of_user(request.user), pair)
+            services.retry_single(Actor.of_user(request.user), watch)
         except services.NotFailed:
-            self.message_user(request, f"{pair} is not failing any more.", messages.WARNING)
+            self.message_user(request, f"{watch} is not failing any more.", messages.WARNING)
         else:
-            waits = " It goes out once the app is resumed." if pair.app.paused else ""
-            words = f"Retry queued. {pair}: only what is not acknowledged is sent.{waits}"
+            waits = " It goes out once the app is resumed." if watch.app.paused else ""
+            words = f"Retry queued. {watch}: only what is not acknowledged is sent.{waits}"
             self.message_user(request, words, messages.SUCCESS)
-        return HttpResponseRedirect(way_back(request, self.page_of(pair)))
+        return HttpResponseRedirect(next_url(request, self.page_of(watch)))
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("retry", self.retry_one, RETRY_PERMISSION), *super().get_urls()]
 
     @admin.display(description="repository", ordering="repository__name")
-    def repository_name(self, pair: AppRepository) -> str:
-        return str(pair.repository)
+    def repository_name(self, watch: AppRepository) -> str:
+        return str(watch.repository)
 
     @admin.display(description="app", ordering="app__name")
-    def app_name(self, pair: AppRepository) -> str:
-        return pair.app.name
+    def app_name(self, watch: AppRepository) -> str:
+        return watch.app.name
 
     @admin.display(description="status", ordering="status")
-    def status_badge(self, pair: AppRepository) -> SafeString:
-        return components.live_status(pair)
+    def status_badge(self, watch: AppRepository) -> SafeString:
+        return widgets.live_status(watch)
 
     @admin.display(description="last sync", ordering="last_synced_at")
-    def synced(self, pair: AppRepository) -> str:
-        return ago(pair.last_synced_at)
+    def synced(self, watch: AppRepository) -> str:
+        return ago(watch.last_synced_at)
 
     @admin.display(description="files delivered", ordering="tree_files")
-    def files(self, pair: AppRepository) -> str:
-        return number(pair.files_delivered)
+    def files(self, watch: AppRepository) -> str:
+        return number(watch.files_delivered)
 
     @admin.display(description="last error")
-    def problem(self, pair: AppRepository) -> str:
-        return pair.last_error
+    def problem(self, watch: AppRepository) -> str:
+        return watch.last_error
 
     @admin.display(description="circuit")
-    def circuit(self, pair: AppRepository) -> SafeString | str:
-        return components.circuit_words(pair.repository)
+    def circuit(self, watch: AppRepository) -> SafeString | str:
+        return widgets.circuit_words(watch.repository)
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """With the buttons of every row for those who may press them; they lead back to this very list."""
@@ -132,16 +133,16 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
             return self.list_display
         back = request.get_full_path()
 
-        @admin.display(description=components.ACTIONS)
-        def resync_button(pair: AppRepository) -> SafeString:
-            retry = components.retry_button(pair, back) if may_retry and pair.is_failing else ""
-            resync = components.resync_link(pair, back) if may_resync else ""
+        @admin.display(description=widgets.ACTIONS)
+        def resync_button(watch: AppRepository) -> SafeString:
+            retry = widgets.retry_button(watch, back) if may_retry and watch.is_failing else ""
+            resync = widgets.resync_link(watch, back) if may_resync else ""
             return format_html('<div class="row-buttons">{}{}</div>', retry, resync)
 
         return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        operations = fragments.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
+        operations = progress_context.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -162,36 +163,36 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
             watched = form.save(Actor.of_user(request.user))
             if watched is not None:
                 state = "is watched now" if watched.created else "was watched already: everything is sent again"
-                self.message_user(request, f"{watched.pair} {state}.", messages.SUCCESS)
+                self.message_user(request, f"{watched.watch} {state}.", messages.SUCCESS)
                 return HttpResponseRedirect(
-                    reverse("admin:deliveries_app_apprepository_change", args=[watched.pair.pk])
+                    reverse("admin:deliveries_app_apprepository_change", args=[watched.watch.pk])
                 )
         return self.simple_form(request, form, "Watch a repository", "Watch")
 
-    def page_context(self, request: HttpRequest, pair: AppRepository) -> dict[str, Any]:
+    def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Facts, progress and what is not delivered."""
-        failures = pair.failures.filter(kind=FailureKind.FAILED)
-        skipped = pair.failures.filter(kind=FailureKind.SKIPPED)
-        may_see_repository = request.user.has_perm("repositories_app.view_repository")
+        failures = watch.failures.filter(kind=FailureKind.FAILED)
+        skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
+        can_view_repository = request.user.has_perm("repositories_app.view_repository")
         return {
-            **fragments.of_pair(pair),
+            **progress_context.of_watch(watch),
             "may_resync": self.has_resync_permission(request),
-            "may_delete": self.has_delete_permission(request, pair),
+            "may_delete": self.has_delete_permission(request, watch),
             "failures": failures[:LISTED_FAILURES],
             "failure_count": failures.count(),
             "more_failures": max(0, failures.count() - LISTED_FAILURES),
-            "left_out": words.left_out(pair.left_out),
+            "left_out": help_texts.left_out(watch.left_out),
             "skipped": skipped[:LISTED_FAILURES],
             "more_skipped": max(0, skipped.count() - LISTED_FAILURES),
-            "notices": pair.notices.all()[:LISTED_FAILURES],
-            "may_change": self.may(request, CHANGE_PERMISSION),
-            "may_see_repository": may_see_repository,
-            "may_retry": may_see_repository and self.has_retry_permission(request),
+            "notices": watch.notices.all()[:LISTED_FAILURES],
+            "may_change": self.can(request, CHANGE_PERMISSION),
+            "can_view_repository": can_view_repository,
+            "may_retry": can_view_repository and self.has_retry_permission(request),
             "may_retry_sync": self.has_retry_permission(request),
-            "hook_url": hook_url(pair),
-            "hint": words.ROOT_HINTS[RootCause(pair.root_cause)] if pair.is_failing else "",
-            "runs": [(run, words.number_left_out(run.left_out)) for run in pair.runs.all()[:LISTED_RUNS]],
+            "hook_url": hook_url(watch),
+            "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)] if watch.is_failing else "",
+            "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],
         }
 
     def remove(self, actor: Actor, obj: AppRepository) -> None:
-        services.unwatch(actor, obj)
+        services.unwatch_repository(actor, obj)

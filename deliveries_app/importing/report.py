@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from docora.installation import program
+from docora.conf.installation import program
 
 LISTED = 200  # items of each list; beyond that they are counted only
 

@@ -11,11 +11,13 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import class_row
 
-from docora.redaction import redact
+from docora.security.redaction import redact
 from docora.text import clean_text
 
 _COLUMNS = {
@@ -225,3 +227,31 @@ class Source:
             if found and found[0]:
                 return key
         return "id"
+
+
+_KEY = re.compile("[0-9a-fA-F]{64}")
+_STORED = re.compile("([0-9a-f]{32}):([0-9a-f]{32}):((?:[0-9a-f]{2})*)", re.IGNORECASE)
+
+
+class WrongKey(Exception):
+    """The key cannot be the existing service's; one sentence for whoever gave it."""
+
+
+class SourceKey:
+    """Its `ENCRYPTION_KEY`, 64 hex digits; `WrongKey` for anything else."""
+
+    def __init__(self, digits: str) -> None:
+        if not _KEY.fullmatch(digits):
+            raise WrongKey("The encryption key of the existing service has 64 hex digits: give its ENCRYPTION_KEY.")
+        self._cipher = AESGCM(bytes.fromhex(digits))
+
+    def decrypt(self, stored: str) -> str | None:
+        """The plain text; None if it was not encrypted with this key, or is damaged."""
+        parts = _STORED.fullmatch(stored)
+        if parts is None:
+            return None
+        nonce, tag, ciphertext = map(bytes.fromhex, parts.groups())
+        try:
+            return self._cipher.decrypt(nonce, ciphertext + tag, None).decode()
+        except (InvalidTag, UnicodeDecodeError):
+            return None

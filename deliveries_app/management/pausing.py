@@ -6,10 +6,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of
+from deliveries_app.management.lookup import app_of
 from deliveries_app.models import App
 from deliveries_app.services import change_app
-from docora.console import add_json, write_json
+from docora.cli.output import add_json, write_json
 
 
 class PausingCommand(BaseCommand, ABC):

@@ -2,8 +2,8 @@ import deliveries_app.models.apps
 import deliveries_app.models.runs
 import django.db.models.deletion
 import django.utils.timezone
-import docora.crypto
-import docora.fields
+import docora.security.crypto
+import docora.db.fields
 from django.conf import settings
 from django.db import migrations, models
 
@@ -162,8 +162,8 @@ class Migration(migrations.Migration):
                 ('email', models.EmailField(max_length=255, verbose_name='e-mail')),
                 ('website', models.CharField(blank=True, max_length=2048)),
                 ('description', models.CharField(blank=True, max_length=500)),
-                ('client_auth_key', docora.crypto.EncryptedTextField(help_text='Notifications are signed with it.', verbose_name='signing key')),
-                ('new_auth_key', docora.crypto.EncryptedTextField(blank=True, default='', editable=False, verbose_name='new signing key')),
+                ('client_auth_key', docora.security.crypto.EncryptedTextField(help_text='Notifications are signed with it.', verbose_name='signing key')),
+                ('new_auth_key', docora.security.crypto.EncryptedTextField(blank=True, default='', editable=False, verbose_name='new signing key')),
                 ('key_rotation_started_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('new_key_signs', models.BooleanField(default=False, editable=False, help_text='The app accepted the new key last: X-Docora-Signature is made with it.')),
                 ('new_key_accepted_at', models.DateTimeField(blank=True, editable=False, help_text='The old key may be retired from then on.', null=True)),
@@ -190,8 +190,8 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('watch_id', models.CharField(default=deliveries_app.models.apps.new_watch_id, editable=False, max_length=16, unique=True)),
                 ('github_url', models.CharField(help_text='As the app spelled it.', max_length=2048, verbose_name='URL')),
-                ('github_token', docora.crypto.EncryptedTextField(blank=True, default='', verbose_name='token')),
-                ('push_secret', docora.crypto.EncryptedTextField(blank=True, default='', help_text='The git host signs its push hooks with it.', verbose_name='push hook secret')),
+                ('github_token', docora.security.crypto.EncryptedTextField(blank=True, default='', verbose_name='token')),
+                ('push_secret', docora.security.crypto.EncryptedTextField(blank=True, default='', help_text='The git host signs its push hooks with it.', verbose_name='push hook secret')),
                 ('ignore_patterns', models.TextField(blank=True, default='', help_text='As in .gitignore, one a line; what they match is not sent to this app.')),
                 ('status', models.CharField(choices=[('pending_snapshot', 'pending'), ('scanning', 'syncing'), ('synced', 'synced'), ('failed', 'failed')], default='pending_snapshot', editable=False, max_length=20)),
                 ('generation', models.BigIntegerField(default=1, editable=False)),
@@ -291,8 +291,8 @@ class Migration(migrations.Migration):
             name='Delivery',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('path', docora.fields.BytewiseTextField()),
-                ('source_path', docora.fields.BytewiseTextField(blank=True, db_default='', help_text="The file's path in the repository, kept while transforms are in use.")),
+                ('path', docora.db.fields.BytewiseTextField()),
+                ('source_path', docora.db.fields.BytewiseTextField(blank=True, db_default='', help_text="The file's path in the repository, kept while transforms are in use.")),
                 ('mode', models.CharField(max_length=6)),
                 ('kind', models.CharField(choices=[('create', 'create'), ('update', 'update'), ('delete', 'delete')], max_length=6)),
                 ('source_key', models.CharField(help_text='Blob id and version of the rules that made the content; empty after an import.', max_length=128, null=True)),

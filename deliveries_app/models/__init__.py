@@ -1,7 +1,6 @@
 """Who is told (`apps`), what they were told (`deliveries`), the work of telling them (`runs`), how much of it there was
 (`traffic`), what the operator is told (`alerts`), and what was taken over from the existing service (`imports`)."""
 
-from deliveries_app.causes import RootCause
 from deliveries_app.models.alerts import Alert, AlertChannel, AlertKind, AlertRound, ChannelName
 from deliveries_app.models.apps import (
     App,
@@ -9,11 +8,12 @@ from deliveries_app.models.apps import (
     AppRepositoryQuerySet,
     AppToken,
     FailedSync,
+    Imported,
     Status,
     SyncPause,
 )
-from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind
-from deliveries_app.models.imports import Imported
+from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind, HourlyTraffic
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.models.runs import (
     BulkOperation,
     Notice,
@@ -25,7 +25,6 @@ from deliveries_app.models.runs import (
     SyncRun,
     new_run_id,
 )
-from deliveries_app.models.traffic import HourlyTraffic
 
 __all__ = [
     "Alert",

@@ -1,4 +1,4 @@
-"""What an administrator is told about outside of the admin, and how far each channel has been told (`deliveries_app.alerts`)."""
+"""What an administrator is told about outside of the admin, and how far each channel has been told (`deliveries_app.monitoring.alerts`)."""
 
 from django.db import models
 from django.db.models import Q

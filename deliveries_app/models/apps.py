@@ -10,8 +10,8 @@ from django.db.models import Exists, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.causes import RootCause
-from docora.crypto import EncryptedTextField
+from deliveries_app.models.root_causes import RootCause
+from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
 
@@ -52,7 +52,7 @@ class App(models.Model):
     )
     paused = models.BooleanField(default=False, help_text="Nothing is sent to a paused app; what is due waits.")
     paused_reason = models.CharField(max_length=500, blank=True, editable=False)
-    not_before = models.DateTimeField(
+    cooldown_until = models.DateTimeField(
         null=True,
         blank=True,
         editable=False,
@@ -144,12 +144,12 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.filter(ended_at=None, app__ended_at=None)
 
     def leased(self) -> Self:
-        """Pairs that a worker owns now. A lease far in the future was written by a clock that was wrong."""
+        """Watches that a worker owns now. A lease far in the future was written by a clock that was wrong."""
         limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
         return self.filter(lease_until__gt=Now(), lease_until__lte=Now() + limit)
 
     def free(self) -> Self:
-        """Pairs that a worker may claim."""
+        """Watches that a worker may claim."""
         limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
         return self.filter(Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit))
 
@@ -162,7 +162,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return (
             self.alive()
             .unpaused()
-            .filter(Q(app__not_before=None) | Q(app__not_before__lte=Now()), next_sync_at__lte=Now())
+            .filter(Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()), next_sync_at__lte=Now())
         )
 
     def scheduled(self) -> Self:
@@ -175,10 +175,10 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
 
 
 class AppRepository(models.Model):
-    """A watch: one repository watched by one app. `engine.md` calls it a *pair*; its rules say what each number means.
+    """A watch: one repository watched by one app. `engine.md` calls it a *watch*; its rules say what each number means.
 
-    `generation` fences workers, `resend_floor` says which delivery records count, `wanted` counts wishes to sync,
-    `claim` numbers the claims, `intent_high` is the highest notification number reserved so far.
+    `generation` fences workers, `resend_floor` says which delivery records count, `request_count` counts requests to sync,
+    `claim` numbers the claims, `sequence_high` is the highest notification number reserved so far.
     """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="watches")
@@ -196,7 +196,7 @@ class AppRepository(models.Model):
 
     generation = models.BigIntegerField(default=1, editable=False)
     resend_floor = models.BigIntegerField(default=1, editable=False)
-    wanted = models.BigIntegerField(default=1, editable=False)
+    request_count = models.BigIntegerField(default=1, editable=False)
     next_sync_at = models.DateTimeField(null=True, blank=True, default=timezone.now, editable=False)
     next_check_at = models.DateTimeField(default=timezone.now, editable=False)
     retry_count = models.PositiveIntegerField(default=0, editable=False)
@@ -204,7 +204,7 @@ class AppRepository(models.Model):
     last_error_cause = models.CharField(max_length=20, blank=True, default="", editable=False)
     root_cause = models.CharField(max_length=14, choices=RootCause, blank=True, default="", editable=False)
     last_status_code = models.PositiveSmallIntegerField("status code", null=True, blank=True, editable=False)
-    last_answer = models.CharField(
+    last_response = models.CharField(
         "answer", max_length=500, blank=True, default="", editable=False, help_text="The first bytes of it."
     )
     failing_since = models.DateTimeField(
@@ -226,13 +226,13 @@ class AppRepository(models.Model):
         default=dict, editable=False, help_text="Cause → how many files of the tree are not sent, or not as they are."
     )
 
-    claim = models.BigIntegerField(default=0, editable=False)
-    claim_wanted = models.BigIntegerField(default=0, editable=False)
+    fencing_token = models.BigIntegerField(default=0, editable=False)
+    claimed_request_count = models.BigIntegerField(default=0, editable=False)
     lease_until = models.DateTimeField(null=True, blank=True, editable=False)
     lease_slots = models.PositiveSmallIntegerField(default=0, editable=False)
     lease_owner = models.CharField(max_length=100, blank=True, default="", editable=False)
-    slots_wanted_at = models.DateTimeField(null=True, blank=True, editable=False)
-    intent_high = models.BigIntegerField(default=0, editable=False)
+    slots_requested_at = models.DateTimeField(null=True, blank=True, editable=False)
+    sequence_high = models.BigIntegerField(default=0, editable=False)
 
     arriving = models.BooleanField(
         default=False,
@@ -279,7 +279,7 @@ class AppRepository(models.Model):
 
     @property
     def job_id(self) -> str:
-        """The id of this pair's RQ job; it only saves work, the lease decides."""
+        """The id of this watch's RQ job; it only saves work, the lease decides."""
         return f"{self.app.app_id}-{self.repository.repository_id}"
 
     @property
@@ -305,3 +305,20 @@ class FailedSync(AppRepository):
         default_permissions = ()  # whoever sees watched repositories sees these
         verbose_name = "failed sync"
         verbose_name_plural = "failed syncs"
+
+
+class Imported(models.Model):
+    """An app or a watch that an import has taken, by public ids; without a `repository_id` it is the app itself.
+
+    It outlives what it speaks of, so that a further import does not bring back what was removed here since.
+    """
+
+    app_id = models.CharField(max_length=50)
+    repository_id = models.CharField(max_length=50, blank=True, default="")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["app_id", "repository_id"], name="imported_once")]
+
+    def __str__(self) -> str:
+        return f"{self.app_id} {self.repository_id}".rstrip()

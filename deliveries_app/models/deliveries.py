@@ -1,20 +1,32 @@
 """What each app was told about each path, and what could not be told."""
 
+import hashlib
+from enum import StrEnum
+
 from django.db import models
 from django.db.models import Q
 
-from deliveries_app.kinds import Kind
-from deliveries_app.models.apps import AppRepository
-from docora.fields import BytewiseTextField
+from deliveries_app.models.apps import App, AppRepository
+from docora.db.fields import BytewiseTextField
+
+
+class Kind(StrEnum):
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+PHASES = (Kind.DELETE, Kind.CREATE, Kind.UPDATE)
+"""Every delete is settled before the first create, every create before the first update."""
 
 
 class Delivery(models.Model):
-    """The last notification about one path of one pair, and what the client last acknowledged (`engine.md` §1).
+    """The last notification about one path of one watch, and what the client last acknowledged (`engine.md` §1).
 
     A row that is not `acknowledged` is *in doubt*: it never counts as delivered. An acknowledged delete has no row.
     """
 
-    pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     path = BytewiseTextField()
     source_path = BytewiseTextField(
         blank=True, db_default="", help_text="The file's path in the repository, kept while transforms are in use."
@@ -28,10 +40,10 @@ class Delivery(models.Model):
     )
     sha = models.CharField("SHA-256", max_length=64)
     size = models.PositiveBigIntegerField()
-    intent = models.BigIntegerField("sequence")
+    sequence = models.BigIntegerField("sequence")
     generation = models.BigIntegerField()
     acknowledged = models.BooleanField()
-    held_sha = models.CharField("held SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
+    acknowledged_sha = models.CharField("held SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
     remark = models.CharField(
         max_length=20, blank=True, db_default="", help_text="What is special about the content, such as lfs_pointer."
     )
@@ -45,13 +57,13 @@ class Delivery(models.Model):
         verbose_name_plural = "deliveries"
         ordering = ["-pk"]
         indexes = [
-            models.Index(fields=["pair", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False)),
-            models.Index(fields=["pair", "source_path"], name="delivery_source", condition=~Q(source_path="")),
-            models.Index(fields=["pair", "path"], name="delivery_remarked", condition=~Q(remark="")),
+            models.Index(fields=["watch", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False)),
+            models.Index(fields=["watch", "source_path"], name="delivery_source", condition=~Q(source_path="")),
+            models.Index(fields=["watch", "path"], name="delivery_remarked", condition=~Q(remark="")),
             models.Index(fields=["path", "id"], name="delivery_path"),  # searched for, whoever was told
         ]
         constraints = [
-            models.UniqueConstraint(fields=["pair", "path"], name="delivery_unique_path"),
+            models.UniqueConstraint(fields=["watch", "path"], name="delivery_unique_path"),
             models.CheckConstraint(condition=Q(kind__in=[kind.value for kind in Kind]), name="delivery_kind_known"),
         ]
 
@@ -75,7 +87,7 @@ class DeliveryFailure(models.Model):
     Identified by the SHA-256 of the path's bytes: the paths that are skipped may be too long to index or no text.
     """
 
-    pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="failures", db_index=False)
+    watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="failures", db_index=False)
     path_digest = models.CharField(max_length=64)
     path = models.TextField(help_text="Shortened where it is too long to be sent.")
     kind = models.CharField(max_length=7, choices=FailureKind, default=FailureKind.FAILED)
@@ -89,11 +101,36 @@ class DeliveryFailure(models.Model):
 
     class Meta:
         ordering = ["kind", "path"]
-        indexes = [models.Index(fields=["pair", "kind"], name="failure_kind")]
+        indexes = [models.Index(fields=["watch", "kind"], name="failure_kind")]
         constraints = [
-            models.UniqueConstraint(fields=["pair", "path_digest"], name="failure_unique_path"),
+            models.UniqueConstraint(fields=["watch", "path_digest"], name="failure_unique_path"),
             models.CheckConstraint(condition=Q(kind__in=FailureKind.values), name="failure_kind_known"),
         ]
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
+
+
+class HourlyTraffic(models.Model):
+    """What was sent to one app within one hour (UTC). `milliseconds`: the sum over its `requests`, of which large files
+    need several; `failed` counts files that were not accepted, each time they were tried."""
+
+    app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="traffic", db_index=False)
+    hour = models.DateTimeField(help_text="Its beginning.")
+    files = models.PositiveBigIntegerField(default=0, help_text="acknowledged")
+    bytes = models.PositiveBigIntegerField(default=0)
+    failed = models.PositiveBigIntegerField(default=0)
+    requests = models.PositiveBigIntegerField(default=0)
+    milliseconds = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["hour", "app"], name="traffic_unique_hour")]
+        indexes = [models.Index(fields=["app", "hour"], name="traffic_of_app")]
+
+    def __str__(self) -> str:
+        return f"{self.app}, {self.hour:%Y-%m-%d %H:%M}"
+
+
+def path_digest(path: bytes) -> str:
+    return hashlib.sha256(path).hexdigest()

@@ -72,13 +72,13 @@ class Outcome(models.TextChoices):
 
 
 class SyncRun(models.Model):
-    """One request to sync one pair (or one change found), spanning its retries, with what came of it.
+    """One request to sync one watch (or one change found), spanning its retries, with what came of it.
 
-    Open while `outcome` is empty. Names are kept, so that the record stays readable when the pair is gone.
+    Open while `outcome` is empty. Names are kept, so that the record stays readable when the watch is gone.
     """
 
     run_id = models.CharField(max_length=50, unique=True, default=new_run_id, editable=False)
-    pair = models.ForeignKey(AppRepository, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
+    watch = models.ForeignKey(AppRepository, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
     app_name = models.CharField("app", max_length=100)
     repository_name = models.CharField("repository", max_length=511)
     operation = models.ForeignKey(BulkOperation, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs")
@@ -107,8 +107,8 @@ class SyncRun(models.Model):
         ordering = ["-created_at", "-pk"]
         indexes = [
             models.Index(fields=["-created_at", "-id"], name="run_newest"),
-            models.Index(fields=["pair", "generation"], name="run_open", condition=Q(outcome="")),
-            models.Index(fields=["pair", "-created_at"], name="run_of_pair"),
+            models.Index(fields=["watch", "generation"], name="run_open", condition=Q(outcome="")),
+            models.Index(fields=["watch", "-created_at"], name="run_of_watch"),
             models.Index(fields=["operation", "outcome"], name="run_of_operation"),
         ]
         constraints = [
@@ -133,14 +133,14 @@ class NoticeKind(models.TextChoices):
 class Notice(models.Model):
     """A notification that is not about one file and is still to be sent. Acknowledged or given up, its row goes.
 
-    `facts` are the fields of its body, without the timestamp, as JSON text: a JSON column would forget their order, and
-    clients verify bytes. `intent` is drawn before the first attempt and kept for every retry.
+    `fields` are the fields of its body, without the timestamp, as JSON text: a JSON column would forget their order, and
+    clients verify bytes. `sequence` is drawn before the first attempt and kept for every retry.
     """
 
-    pair = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="notices")
+    watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="notices")
     kind = models.CharField(max_length=14, choices=NoticeKind)
-    facts = models.TextField()
-    intent = models.BigIntegerField("sequence", null=True)
+    fields = models.TextField()
+    sequence = models.BigIntegerField("sequence", null=True)
     generation = models.BigIntegerField()
     attempts = models.PositiveIntegerField(default=0)
     due_at = models.DateTimeField(default=timezone.now)
@@ -153,7 +153,7 @@ class Notice(models.Model):
         constraints = [models.CheckConstraint(condition=Q(kind__in=NoticeKind.values), name="notice_kind_known")]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} to {self.pair}"
+        return f"{self.get_kind_display()} to {self.watch}"
 
 
 class Queue(models.Model):

@@ -1,31 +1,20 @@
 """The verbs. Admin, JSON, jobs and commands call these and nothing below them; each takes an `Actor`, checks, acts,
 audits and returns a small frozen dataclass."""
 
-from deliveries_app.services.explaining import Explanation, explain
-from deliveries_app.services.impact import Impact, impact_of
+from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION
+from deliveries_app.scheduling import enqueue_due, request_sync
+from deliveries_app.services.cancel import cancel_operation, cancel_request, dismiss_operation, stop_sync
+from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
-from deliveries_app.services.operations import (
-    CONTROL_PERMISSION,
-    RESYNC_PERMISSION,
-    RETRY_PERMISSION,
-    NotFound,
-    cancel_operation,
-    cancel_request,
-    dismiss_operation,
-    stop_sync,
-)
-from deliveries_app.services.pausing import current_pause, pause_syncing, resume_syncing
+from deliveries_app.services.requests import NotFound
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
-from deliveries_app.services.waking import enqueue_due, wish
-from deliveries_app.services.watching import Watched, delete_app, unwatch, watch
+from deliveries_app.services.watching import Watched, delete_app, unwatch_repository, watch_repository
 
 __all__ = [
     "CONTROL_PERMISSION",
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
-    "Explanation",
-    "Impact",
     "NotFailed",
     "NotFound",
     "Onboarded",
@@ -37,10 +26,9 @@ __all__ = [
     "delete_app",
     "dismiss_operation",
     "enqueue_due",
-    "explain",
-    "impact_of",
     "onboard_app",
     "pause_syncing",
+    "request_sync",
     "resume_syncing",
     "resync_by_app",
     "resync_many",
@@ -50,7 +38,6 @@ __all__ = [
     "retry_many",
     "retry_single",
     "stop_sync",
-    "unwatch",
-    "watch",
-    "wish",
+    "unwatch_repository",
+    "watch_repository",
 ]

@@ -20,9 +20,9 @@ from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import tokens
-from docora import throttle
-from docora.crypto import hash_token
-from docora.redis import RedisError, connection
+from docora.redis.connection import RedisError, connection
+from docora.security import throttle
+from docora.security.crypto import hash_token
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import audit
 from deliveries_app.services.tokens import PERMISSION, lock_app
-from docora.crypto import new_webhook_key
+from docora.security.crypto import new_webhook_key
 
 
 class KeyRotationError(ValueError):

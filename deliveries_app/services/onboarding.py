@@ -11,14 +11,15 @@ from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
 
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken
-from deliveries_app.services import audit, waking
+from deliveries_app.services import audit
 from deliveries_app.services.keys import validate_key
-from docora.crypto import hash_token, new_token, new_webhook_key
 from docora.http.client import Request
 from docora.http.messages import url_refusal
-from repositories_app import remote
+from docora.security.crypto import hash_token, new_token, new_webhook_key
+from repositories_app.git import remote
 
 _REACH_SECONDS = 5.0
 MOST_IN_FLIGHT = 256  # each is a connection, and a process may open some hundreds of files
@@ -142,9 +143,9 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.paused_reason = ""
         written.add("paused_reason")
     if resumed or "base_url" in written:
-        app.not_before, app.down_count = None, 0
-        written |= {"not_before", "down_count"}
-        transaction.on_commit(waking.enqueue_due, robust=True)
+        app.cooldown_until, app.down_count = None, 0
+        written |= {"cooldown_until", "down_count"}
+        transaction.on_commit(scheduling.enqueue_due, robust=True)
     app.save(update_fields={*written, "updated_at"})
 
 

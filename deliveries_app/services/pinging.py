@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.keyring import Keyring, answers_of
 from deliveries_app.models import App, Reason, new_run_id
-from deliveries_app.notices import post_signed
-from deliveries_app.payloads import PING, Envelope, endpoint
 from deliveries_app.services import audit
-from deliveries_app.services.operations import NotFound
+from deliveries_app.services.requests import NotFound
+from deliveries_app.webhooks.client import post_signed
+from deliveries_app.webhooks.keyring import Keyring, answers_of
+from deliveries_app.webhooks.payloads import PING, Envelope, endpoint
 from docora.http.client import Cause, HttpClient, Outcome
 from docora.text import new_id
-from repositories_app.remote import new_client
+from repositories_app.git.remote import new_client
 
 PERMISSION = "deliveries_app.change_app"
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from django.db import transaction
 
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.services import waking
-from docora.crypto import Undecryptable
+from docora.security.crypto import Undecryptable
 
 _SIGNATURE = re.compile("sha256=[0-9a-f]{64}")
 WOKEN_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
@@ -44,8 +44,8 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
-        woken = waking.wish(watches)
+        woken = scheduling.request_sync(watches)
         first = AppRepository.objects.filter(pk__in=woken[:WOKEN_AT_ONCE])
-        for pair in first.select_related("app", "repository"):
-            waking.enqueue(pair, "high")
+        for watch in first.select_related("app", "repository"):
+            scheduling.enqueue(watch, "high")
     return len(woken)

@@ -10,8 +10,8 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from deliveries_app.actors import Actor
-from deliveries_app.causes import NO_TROUBLE
+from deliveries_app import scheduling
+from deliveries_app.actors import RESYNC_PERMISSION, Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -22,54 +22,55 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
-from deliveries_app.services import audit, operations, waking
-from deliveries_app.services.operations import RESYNC_PERMISSION, NotFound, Requested
+from deliveries_app.models.root_causes import CLEARED_FAILURE
+from deliveries_app.services import audit, requests
+from deliveries_app.services.requests import NotFound, Requested
 
 
-def resync_single(actor: Actor, pair: AppRepository, *, checked: bool = False) -> Requested:
-    """Send everything of one pair again, whatever it is doing now. `checked`: the caller had its own permission."""
-    if not checked:
+def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
+    """Send everything of one watch again, whatever it is doing now. `skip_permission_check`: the caller has checked its own permission."""
+    if not skip_permission_check:
         actor.require(RESYNC_PERMISSION)
-    actor.require_pair(pair)
+    actor.require_watch(watch)
     with transaction.atomic():
-        made = _request(actor, [pair.pk], None)
+        made = _request(actor, [watch.pk], None)
         if not made:
             raise NotFound("App-repository link not found")
-        pair.refresh_from_db()
-        audit.record(actor, [pair], f"Forced re-sync of {pair}")
-        waking.enqueue(pair, "high")
-    return Requested(made[0], pair.job_id)
+        watch.refresh_from_db()
+        audit.record(actor, [watch], f"Forced re-sync of {watch}")
+        scheduling.enqueue(watch, "high")
+    return Requested(made[0], watch.job_id)
 
 
 def resync_by_app(actor: Actor, app: App) -> BulkOperation:
     """Send everything of every repository of one app again."""
     actor.require_app(app)
-    pairs = AppRepository.objects.filter(app=app)
-    return resync_many(actor, pairs, f"Re-sync all · {app.name}", app=app, nothing="No repositories for this app")
+    watches = AppRepository.objects.filter(app=app)
+    return resync_many(actor, watches, f"Re-sync all · {app.name}", app=app, nothing="No repositories for this app")
 
 
 def resync_many(
     actor: Actor,
-    pairs: AppRepositoryQuerySet,
+    watches: AppRepositoryQuerySet,
     title: str = "",
     *,
     app: App | None = None,
     nothing: str = "No watched repositories are selected",
 ) -> BulkOperation:
-    """Send everything of these pairs again, as one operation that can be watched and cancelled."""
-    return operations.start(actor, OperationKind.RESYNC, pairs.alive(), _request, title=title, app=app, nothing=nothing)
+    """Send everything of these watches again, as one operation that can be watched and cancelled."""
+    return requests.start(actor, OperationKind.RESYNC, watches.alive(), _request, title=title, app=app, nothing=nothing)
 
 
 def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
-    """The re-sync itself: one UPDATE clears the records and fences whoever is at work; one open run for each pair."""
-    locked = operations.lock(pks, AppRepository.objects.alive())
+    """The re-sync itself: one UPDATE clears the records and fences whoever is at work; one open run for each watch."""
+    locked = requests.lock(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(
         generation=F("generation") + 1,
         resend_floor=F("generation") + 1,
         status=Status.PENDING,
         retry_count=0,
-        wanted=F("wanted") + 1,
+        request_count=F("request_count") + 1,
         next_sync_at=Now(),
-        **NO_TROUBLE,
+        **CLEARED_FAILURE,
     )
-    return operations.open_runs(actor, locked, Reason.RESYNC, operation)
+    return requests.open_runs(actor, locked, Reason.RESYNC, operation)

@@ -11,11 +11,11 @@ from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.clock import from_now
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import audit
-from deliveries_app.services.operations import NotFound
-from docora.crypto import hash_token, new_token
+from deliveries_app.services.requests import NotFound
+from docora.db.clock import from_now
+from docora.security.crypto import hash_token, new_token
 
 PERMISSION = "deliveries_app.rotate_secret_app"
 OVERLAP = timedelta(hours=24)

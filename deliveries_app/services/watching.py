@@ -9,18 +9,18 @@ from django.db import transaction
 from django.db.models import Case, F, When
 from django.db.models.functions import Now
 
-from deliveries_app import runs
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Outcome, Reason, Status
-from deliveries_app.payloads import timestamp
-from deliveries_app.services import waking
+from deliveries_app.progress import runs
 from deliveries_app.services.resync import resync_single
-from docora import queueing
-from repositories_app import remote
+from deliveries_app.webhooks.payloads import timestamp
+from docora.redis import queues
 from repositories_app import services as repositories
-from repositories_app.exceptions import Cause, GitError, InvalidUrl
+from repositories_app.git import remote
+from repositories_app.git.exceptions import Cause, GitError, InvalidUrl
+from repositories_app.git.url import RepositoryUrl, owner_and_name
 from repositories_app.models import Repository
-from repositories_app.repository_urls import RepositoryUrl, owner_and_name
 
 ASK_SECONDS = 12.0  # for everything that a host is asked while somebody waits for the page or the answer
 
@@ -29,19 +29,19 @@ ASK_SECONDS = 12.0  # for everything that a host is asked while somebody waits f
 class Watched:
     """A watch that exists now. `created` is False when the app watched the repository already."""
 
-    pair: AppRepository
+    watch: AppRepository
     created: bool
 
     def as_dict(self) -> dict[str, Any]:
         """The answer of the REST call and of the command."""
-        owner, name = owner_and_name(self.pair.github_url)
+        owner, name = owner_and_name(self.watch.github_url)
         return {
-            "repository_id": self.pair.repository.repository_id,
-            "github_url": self.pair.github_url,
+            "repository_id": self.watch.repository.repository_id,
+            "github_url": self.watch.github_url,
             "owner": owner,
             "name": name,
-            "is_private": self.pair.repository.is_private,
-            "created_at": timestamp(self.pair.created_at),
+            "is_private": self.watch.repository.is_private,
+            "created_at": timestamp(self.watch.created_at),
         }
 
 
@@ -52,7 +52,7 @@ def validate_token(token: str) -> str:
     return token
 
 
-def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
+def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watched:
     """Let the app watch a repository, after asking git itself whether it can be read.
 
     Watching it already replaces the token and sends everything again. Raises `InvalidUrl`, `ValidationError` and
@@ -63,40 +63,40 @@ def watch(actor: Actor, app: App, url: str, token: str = "") -> Watched:
     parsed = remote.parse_url(url)
     validate_token(token)
     is_private = ask_git(parsed.spelled, token)
-    with transaction.atomic():  # the app's row before its pair's, as the claim locks them
+    with transaction.atomic():  # the app's row before its watch's, as the claim locks them
         if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
             raise InvalidUrl("The app is being removed.")  # asked late: git may have taken its time
         repository = _find_or_create(app, parsed, is_private=is_private)
         # Locked, so that an ended watch is either revived or gone, and never removed a moment later.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
-        pair, created = watches.get_or_create(
+        watch, created = watches.get_or_create(
             app=app,
             repository=repository,
             defaults={"github_url": parsed.spelled, "github_token": token, "next_check_at": Now()},
         )
         if created:
-            pair.refresh_from_db()
-            run = runs.open_run(pair, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
+            watch.refresh_from_db()
+            run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
             run.save()
-            runs.tell_requested([run])
-            waking.enqueue(pair, "high")
-            return Watched(pair, True)
+            runs.log_requested([run])
+            scheduling.enqueue(watch, "high")
+            return Watched(watch, True)
         # Watching it again revives a watch that is ending, and is a full fresh sync of the same row in any case.
-        pair.github_url, pair.github_token, pair.ended_at = parsed.spelled, token, None
-        pair.save(update_fields=["github_url", "github_token", "ended_at"])
-        resync_single(actor, pair, checked=True)
-    return Watched(pair, False)
+        watch.github_url, watch.github_token, watch.ended_at = parsed.spelled, token, None
+        watch.save(update_fields=["github_url", "github_token", "ended_at"])
+        resync_single(actor, watch, skip_permission_check=True)
+    return Watched(watch, False)
 
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Repository:
     """The repository that the app is to watch: one that it watches already keeps the id that the app knows."""
     watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
     as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
-    pair = watched.select_related("repository").order_by(as_spelled, "repository__twin").first()
-    if pair is None:
+    watch = watched.select_related("repository").order_by(as_spelled, "repository__twin").first()
+    if watch is None:
         return repositories.find_or_create(url, is_private=is_private)
-    repositories.note_privacy(pair.repository, is_private=is_private)
-    return pair.repository
+    repositories.note_privacy(watch.repository, is_private=is_private)
+    return watch.repository
 
 
 def ask_git(url: str, token: str) -> bool:
@@ -119,32 +119,32 @@ def ask_git(url: str, token: str) -> bool:
     return False
 
 
-def unwatch(actor: Actor, pair: AppRepository) -> None:
+def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     """Stop watching: nothing more is sent from now on, and the rows go when no worker works on them any more."""
     actor.require("deliveries_app.delete_apprepository")
-    actor.require_pair(pair)
+    actor.require_watch(watch)
     with transaction.atomic():
-        _end(pair)
+        _end(watch)
 
 
-def _end(pair: AppRepository) -> None:
+def _end(watch: AppRepository) -> None:
     """Mark the watch as ended; the generation fences a worker that is at it."""
-    ended = AppRepository.objects.filter(pk=pair.pk, ended_at=None).update(
+    ended = AppRepository.objects.filter(pk=watch.pk, ended_at=None).update(
         ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING
     )
     if ended:
-        pair.refresh_from_db()
-        pair.notices.all().delete()
-        runs.end_runs(pair.pk, pair.generation, Outcome.ENDED)
-        transaction.on_commit(lambda: queueing.drop([pair.job_id]), robust=True)
+        watch.refresh_from_db()
+        watch.notices.all().delete()
+        runs.end_runs(watch.pk, watch.generation, Outcome.ENDED)
+        transaction.on_commit(lambda: queues.drop([watch.job_id]), robust=True)
 
 
 def delete_app(actor: Actor, app: App) -> None:
     """Remove a client app: its watches end, it is unknown at once, and its rows go when no worker works on them."""
     actor.require("deliveries_app.delete_app")
     actor.require_app(app)
-    with transaction.atomic():  # the app's row before its pairs', as the claim locks them
+    with transaction.atomic():  # the app's row before its watches', as the claim locks them
         App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
         watches = AppRepository.objects.filter(app=app, ended_at=None).order_by("pk")
-        for pair in watches.select_related("app", "repository"):
-            _end(pair)
+        for watch in watches.select_related("app", "repository"):
+            _end(watch)

@@ -4,7 +4,7 @@ Webhook and repository URLs come from outside, so a name may lead to a private n
 cloud or back to Docora itself. The rule is an allow-list: public unicast, and whatever an operator lists in
 ALLOWED_PRIVATE_NETWORKS. The answer is asked for the very address that is about to be dialled, after the name has been
 resolved (`docora.http.transfer`), so that a name cannot change its meaning between the check and the connection; and
-for every other address of that name (`docora.http.names`).
+for every other address of that name (`docora.http.resolver`).
 
 The tables below are the special-purpose registries of IANA (RFC 6890 and its updates), and what they leave out.
 `ipaddress.is_global` alone is not enough: it differs between patch releases of Python, and says yes to multicast and to

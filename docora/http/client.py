@@ -2,7 +2,7 @@
 
 What it keeps, for webhooks and git hosts alike:
 - The very address that is dialled is checked when its socket is opened, and so is every other address of its name
-  (`docora.http.names`): one that may not be called refuses the name. A kept connection leads where it led when it was
+  (`docora.http.resolver`): one that may not be called refuses the name. A kept connection leads where it led when it was
   checked. No proxy, no redirect, no cookie, no netrc.
 - A request that is not `repeatable` is sent at most once. By itself libcurl repeats even a POST when a kept-alive
   connection turns out to be dead, and the receiver may have counted the first one.
@@ -26,7 +26,7 @@ import pycurl
 
 from docora.http.addresses import Network
 from docora.http.messages import Cause, Outcome, Request, url_refusal
-from docora.http.names import Names
+from docora.http.resolver import Names
 from docora.http.transfer import Transfer
 
 __all__ = ["Cause", "HttpClient", "Outcome", "Request"]

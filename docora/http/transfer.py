@@ -9,7 +9,7 @@ import pycurl
 
 from docora.http.addresses import refusal
 from docora.http.messages import AnswerHeaders, Cause, Outcome, Request, host_of, name_of
-from docora.http.names import Names, is_loopback_name
+from docora.http.resolver import Names, is_loopback_name
 from docora.text import clean_text
 
 CUT_AFTER: Final = 1024 * 1024  # bytes of an answer's body after which nobody listens any more

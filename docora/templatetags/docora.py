@@ -8,7 +8,8 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from docora import installation, text
+from docora import text
+from docora.conf import installation
 from docora.text import format_bytes, format_seconds
 
 register = template.Library()

@@ -6,7 +6,7 @@ from typing import Any
 from django.test import Client
 
 from deliveries_app.models import App, AppToken
-from docora.crypto import hash_token, new_token
+from docora.security.crypto import hash_token, new_token
 
 BASE = "/api/repositories"
 

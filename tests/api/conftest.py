@@ -2,16 +2,16 @@ import pytest
 
 from deliveries_app.models import AppRepository
 from tests.api.caller import Caller
-from tests.deliveries.conftest import existing, pairs, world
+from tests.deliveries.conftest import existing, watches, world
 from tests.support.world import World
 
-__all__ = ["existing", "pairs", "world"]
+__all__ = ["existing", "watches", "world"]
 
 
 @pytest.fixture
-def portal(pairs: list[AppRepository]) -> Caller:
+def portal(watches: list[AppRepository]) -> Caller:
     """Portal, which watches acme/docs and acme/site; Search watches acme/docs too."""
-    return Caller(pairs[0].app)
+    return Caller(watches[0].app)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from django.test import Client
 from django.utils.html import escape
 
 from deliveries_app.actors import Actor
+from deliveries_app.api import openapi
+from deliveries_app.docs import api_reference
 from deliveries_app.models import AppRepository
 from deliveries_app.services import watch_settings
-from docora import openapi
-from docora.api import reference
 from docora.templatetags.docora import prose
 
 CALLS = {
@@ -83,7 +83,7 @@ def test_the_calls_that_need_a_token_say_so(document: dict) -> None:
 
 
 def test_the_page_shows_every_call_with_an_example(page: str) -> None:
-    groups = reference.context(openapi.document())["groups"]
+    groups = api_reference.context(openapi.document())["groups"]
     calls = [call for group in groups.values() for call in group]
     assert {(call.method, call.path) for call in calls} == set(CALLS)
     for call in calls:
@@ -96,20 +96,20 @@ def test_the_page_shows_every_call_with_an_example(page: str) -> None:
 
 
 def test_the_example_of_a_message_is_the_one_of_its_call(document: dict) -> None:
-    group = {call.anchor: call for calls in reference.context(document)["groups"].values() for call in calls}
+    group = {call.anchor: call for calls in api_reference.context(document)["groups"].values() for call in calls}
     for anchor, words in {"replace_token": "Token updated successfully", "push_hook": "Check queued"}.items():
         assert json.loads(group[anchor].answers[0].example) == {"message": words}
 
 
 @pytest.mark.parametrize("secret", ["right", "wrong"])
-def test_the_command_for_a_push_hook_signs_its_body(live_server, pairs: list[AppRepository], secret: str) -> None:
-    made = watch_settings.renew_push_secret(Actor.command(), pairs[0])
-    calls = [call for group in reference.context(openapi.document())["groups"].values() for call in group]
+def test_the_command_for_a_push_hook_signs_its_body(live_server, watches: list[AppRepository], secret: str) -> None:
+    made = watch_settings.renew_push_secret(Actor.command(), watches[0])
+    calls = [call for group in api_reference.context(openapi.document())["groups"].values() for call in group]
     (hook,) = (call for call in calls if call.needs_signature)
     example = re.search(r"repo_[0-9a-f]{24}", hook.curl)
     assert example
     command = hook.curl.replace(settings.PUBLIC_URL, live_server.url)
-    command = command.replace(example[0], pairs[0].repository.repository_id).replace("curl ", "curl --silent ", 1)
+    command = command.replace(example[0], watches[0].repository.repository_id).replace("curl ", "curl --silent ", 1)
     environment = os.environ | {"PUSH_SECRET": made if secret == "right" else "not the secret", "NO_PROXY": "*"}
     answer = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, timeout=30, check=True)
     assert ("message" in json.loads(answer.stdout)) == (secret == "right"), answer.stdout

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client, RequestFactory
 
 from deliveries_app import services
-from docora.api.bodies import TooLarge, pieces
+from docora.web.api import TooLarge, pieces
 from tests.api.caller import Caller, error_of
 
 URL = "/api/repositories"
@@ -110,7 +110,7 @@ def test_an_unexpected_error_tells_the_log_and_not_the_caller(portal: Caller, mo
     def fail(*args: object) -> None:
         raise RuntimeError("the secret cause")
 
-    monkeypatch.setattr(services, "watch", fail)
+    monkeypatch.setattr(services, "watch_repository", fail)
     with caplog.at_level(logging.ERROR):
         words = error_of(portal.post("", {"github_url": "https://127.0.0.1/a/b"}), 500)
     assert words == "Internal error; the log has the cause"

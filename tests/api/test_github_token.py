@@ -13,8 +13,8 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import watch_settings
-from deliveries_app.services.operations import NotFound
-from docora import queueing
+from deliveries_app.services.requests import NotFound
+from docora.redis import queues
 from repositories_app.models import Repository
 from tests.api.caller import Caller, error_of
 from tests.support.processes import in_threads
@@ -22,75 +22,75 @@ from tests.support.world import World
 
 
 @pytest.fixture
-def pair(world: World) -> AppRepository:
+def watch(world: World) -> AppRepository:
     """Synced with the token `old`, which has been revoked since: the next syncs failed."""
     repo = world.git.repo("acme/private", {"a": b"1"}, token="old")
-    pair = world.watch_url(repo, token="old")
+    watch = world.watch_url(repo, token="old")
     world.settle()
     world.git.tokens["acme/private"] = {"new"}
-    AppRepository.objects.filter(pk=pair.pk).update(
+    AppRepository.objects.filter(pk=watch.pk).update(
         status=Status.FAILED, last_error="The token was refused.", last_error_cause="auth", retry_count=4
     )
-    pair.repository.consecutive_failures = 9
-    pair.repository.circuit_open_until = timezone.now() + timedelta(hours=1)
-    pair.repository.save()
-    pair.refresh_from_db()
-    return pair
+    watch.repository.consecutive_failures = 9
+    watch.repository.circuit_open_until = timezone.now() + timedelta(hours=1)
+    watch.repository.save()
+    watch.refresh_from_db()
+    return watch
 
 
-def path_of(pair: AppRepository) -> str:
-    return f"/{pair.repository.repository_id}/token"
+def path_of(watch: AppRepository) -> str:
+    return f"/{watch.repository.repository_id}/token"
 
 
-def test_it_clears_the_errors_and_the_circuit_and_syncs_at_once(world: World, caller: Caller, pair) -> None:
-    answer = caller.patch(path_of(pair), {"github_token": "new"})
+def test_it_clears_the_errors_and_the_circuit_and_syncs_at_once(world: World, caller: Caller, watch) -> None:
+    answer = caller.patch(path_of(watch), {"github_token": "new"})
     assert (answer.status_code, answer.json()) == (200, {"message": "Token updated successfully"})
-    before, wanted = len(world.requests("create")), pair.wanted
-    pair = AppRepository.objects.select_related("repository").get()
-    assert (pair.github_token, pair.status, pair.retry_count) == ("new", Status.PENDING, 0)
-    assert (pair.last_error, pair.last_error_cause) == ("", "")
-    assert (pair.repository.consecutive_failures, pair.repository.circuit_open_until) == (0, None)
-    assert pair.wanted > wanted
-    assert pair.next_sync_at <= timezone.now()
-    assert queueing.waiting("high") == 1
+    before, wanted = len(world.requests("create")), watch.request_count
+    watch = AppRepository.objects.select_related("repository").get()
+    assert (watch.github_token, watch.status, watch.retry_count) == ("new", Status.PENDING, 0)
+    assert (watch.last_error, watch.last_error_cause) == ("", "")
+    assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
+    assert watch.request_count > wanted
+    assert watch.next_sync_at <= timezone.now()
+    assert queues.waiting("high") == 1
     world.settle()
-    pair.refresh_from_db()
-    assert pair.status == Status.SYNCED
+    watch.refresh_from_db()
+    assert watch.status == Status.SYNCED
     assert len(world.requests("create")) == before, "the delivery records are kept"
 
 
 @pytest.mark.parametrize("token", ["old", "wrong"])
-def test_a_token_that_cannot_reach_the_repository_changes_nothing(caller: Caller, pair, token: str) -> None:
-    words = error_of(caller.patch(path_of(pair), {"github_token": token}), 422)
+def test_a_token_that_cannot_reach_the_repository_changes_nothing(caller: Caller, watch, token: str) -> None:
+    words = error_of(caller.patch(path_of(watch), {"github_token": token}), 422)
     assert "token" in words
-    pair.refresh_from_db()
-    assert (pair.github_token, pair.status, pair.retry_count) == ("old", Status.FAILED, 4)
-    pair.repository.refresh_from_db()
-    assert pair.repository.circuit_is_open
+    watch.refresh_from_db()
+    assert (watch.github_token, watch.status, watch.retry_count) == ("old", Status.FAILED, 4)
+    watch.repository.refresh_from_db()
+    assert watch.repository.circuit_is_open
 
 
 @pytest.mark.parametrize("body", [{}, {"github_token": ""}, {"github_token": "a b"}, {"github_token": None}])
-def test_what_is_no_token_is_a_422(caller: Caller, pair, body: dict) -> None:
-    assert "github_token" in error_of(caller.patch(path_of(pair), body), 422)
+def test_what_is_no_token_is_a_422(caller: Caller, watch, body: dict) -> None:
+    assert "github_token" in error_of(caller.patch(path_of(watch), body), 422)
 
 
-def test_a_worker_that_is_at_it_goes_on(caller: Caller, pair) -> None:
+def test_a_worker_that_is_at_it_goes_on(caller: Caller, watch) -> None:
     AppRepository.objects.update(status=Status.SCANNING)
-    generation = pair.generation
-    caller.patch(path_of(pair), {"github_token": "new"})
-    pair.refresh_from_db()
-    assert (pair.status, pair.generation) == (Status.SCANNING, generation)
+    generation = watch.generation
+    caller.patch(path_of(watch), {"github_token": "new"})
+    watch.refresh_from_db()
+    assert (watch.status, watch.generation) == (Status.SCANNING, generation)
 
 
-def test_a_watch_that_ended_meanwhile_is_not_revived(pair) -> None:
+def test_a_watch_that_ended_meanwhile_is_not_revived(watch) -> None:
     AppRepository.objects.update(ended_at=timezone.now())
     with pytest.raises(NotFound):
-        watch_settings.replace_github_token(Actor.command(), pair, "new")
-    pair.refresh_from_db()
-    assert pair.github_token == "old"
+        watch_settings.replace_github_token(Actor.command(), watch, "new")
+    watch.refresh_from_db()
+    assert watch.github_token == "old"
 
 
-def test_it_locks_the_repository_before_the_watch_as_a_failure_does(pair) -> None:
+def test_it_locks_the_repository_before_the_watch_as_a_failure_does(watch) -> None:
     """In the other order the two would wait for each other."""
     if connection.vendor != "postgresql":
         pytest.skip("SQLite locks no rows")
@@ -98,21 +98,21 @@ def test_it_locks_the_repository_before_the_watch_as_a_failure_does(pair) -> Non
 
     def count_a_failure() -> None:
         with transaction.atomic():
-            Repository.objects.select_for_update().get(pk=pair.repository_id)
+            Repository.objects.select_for_update().get(pk=watch.repository_id)
             repository_is_locked.set()
             time.sleep(1.5)  # the token is asked about meanwhile, and waits for the repository
-            AppRepository.objects.select_for_update(nowait=True).get(pk=pair.pk)
+            AppRepository.objects.select_for_update(nowait=True).get(pk=watch.pk)
 
     def replace() -> None:
         assert repository_is_locked.wait(10)
-        watch_settings.replace_github_token(Actor.command(), pair, "new")
+        watch_settings.replace_github_token(Actor.command(), watch, "new")
 
     in_threads(count_a_failure, replace)
-    pair.refresh_from_db()
-    assert pair.github_token == "new"
+    watch.refresh_from_db()
+    assert watch.github_token == "new"
 
 
-def test_users_need_the_permission(pair) -> None:
+def test_users_need_the_permission(watch) -> None:
     user = User.objects.create_user("anna", is_staff=True)
     with pytest.raises(PermissionDenied):
-        watch_settings.replace_github_token(Actor.of_user(user), pair, "new")
+        watch_settings.replace_github_token(Actor.of_user(user), watch, "new")

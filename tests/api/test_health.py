@@ -9,7 +9,8 @@ from django.test import Client
 from rq import Worker
 from rq.utils import now
 
-from docora import health, heartbeat
+from deliveries_app.monitoring import health
+from docora.redis import heartbeat
 
 CHECKS = ("database", "redis", "git", "disk", "workers", "sweep")
 

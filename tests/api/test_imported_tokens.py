@@ -14,8 +14,8 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import imported_tokens, tokens
-from docora.crypto import hash_token, new_token
-from docora.throttle import FAILURES, SECONDS
+from docora.security.crypto import hash_token, new_token
+from docora.security.throttle import FAILURES, SECONDS
 from tests.api.caller import Caller, error_of
 from tests.support.existing import ExistingService
 from tests.support.processes import in_threads

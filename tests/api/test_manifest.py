@@ -8,8 +8,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from deliveries_app.api import repositories
 from deliveries_app.models import AppRepository, Delivery
-from deliveries_app.rest import repositories
 from tests.api.caller import Caller
 from tests.support.world import World
 
@@ -20,66 +20,66 @@ def lines_of(answer) -> list[dict]:
     return [json.loads(line) for line in b"".join(answer.streaming_content).splitlines()]
 
 
-def deliver(pair: AppRepository, path: str, **facts) -> Delivery:
-    defaults = {"sha": "a" * 64, "size": 1, "generation": 1, "acknowledged": True, "intent": 1, "kind": "create"}
-    return Delivery(pair=pair, path=path, mode="100644", updated_at=timezone.now(), **(defaults | facts))
+def deliver(watch: AppRepository, path: str, **facts) -> Delivery:
+    defaults = {"sha": "a" * 64, "size": 1, "generation": 1, "acknowledged": True, "sequence": 1, "kind": "create"}
+    return Delivery(watch=watch, path=path, mode="100644", updated_at=timezone.now(), **(defaults | facts))
 
 
-def path_of(pair: AppRepository) -> str:
-    return f"/{pair.repository.repository_id}/manifest"
+def path_of(watch: AppRepository) -> str:
+    return f"/{watch.repository.repository_id}/manifest"
 
 
 def test_after_a_sync_it_is_exactly_what_the_app_holds(world: World, caller: Caller) -> None:
     files = {"b.txt": b"two", "a/ü.txt": b"one", "Z": b"", "a-b": b"\xff\x00"}
-    _, pair = world.watch(files)
+    _, watch = world.watch(files)
     world.settle()
-    lines = lines_of(caller.get(path_of(pair)))
+    lines = lines_of(caller.get(path_of(watch)))
     assert [line["path"] for line in lines] == sorted(files, key=str.encode)
-    assert {line["path"]: line["sha"] for line in lines} == world.copy(pair)
+    assert {line["path"]: line["sha"] for line in lines} == world.copy(watch)
     assert {line["path"]: line["size"] for line in lines} == {path: len(content) for path, content in files.items()}
     assert all(list(line) == ["path", "sha", "size"] for line in lines)
 
 
-def test_what_is_in_doubt_and_what_a_resync_cleared_is_not_listed(portal: Caller, pairs) -> None:
-    AppRepository.objects.filter(pk=pairs[0].pk).update(generation=5, resend_floor=4)
+def test_what_is_in_doubt_and_what_a_resync_cleared_is_not_listed(portal: Caller, watches) -> None:
+    AppRepository.objects.filter(pk=watches[0].pk).update(generation=5, resend_floor=4)
     Delivery.objects.bulk_create(
         [
-            deliver(pairs[0], "acknowledged", generation=4),
-            deliver(pairs[0], "cleared", generation=3),
-            deliver(pairs[0], "in doubt", generation=5, acknowledged=False),
-            deliver(pairs[2], "of another app", generation=5),
+            deliver(watches[0], "acknowledged", generation=4),
+            deliver(watches[0], "cleared", generation=3),
+            deliver(watches[0], "in doubt", generation=5, acknowledged=False),
+            deliver(watches[2], "of another app", generation=5),
         ]
     )
-    assert [line["path"] for line in lines_of(portal.get(path_of(pairs[0])))] == ["acknowledged"]
+    assert [line["path"] for line in lines_of(portal.get(path_of(watches[0])))] == ["acknowledged"]
 
 
-def test_an_empty_manifest_has_no_line(portal: Caller, pairs) -> None:
-    assert lines_of(portal.get(path_of(pairs[0]))) == []
+def test_an_empty_manifest_has_no_line(portal: Caller, watches) -> None:
+    assert lines_of(portal.get(path_of(watches[0]))) == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 8])
-def test_pages_meet_without_a_gap(portal: Caller, pairs, monkeypatch, count: int) -> None:
+def test_pages_meet_without_a_gap(portal: Caller, watches, monkeypatch, count: int) -> None:
     monkeypatch.setattr(repositories, "MANIFEST_PAGE", 4)
     paths = [f"{number:02}" for number in range(count)]
-    Delivery.objects.bulk_create([deliver(pairs[0], path) for path in reversed(paths)])
-    assert [line["path"] for line in lines_of(portal.get(path_of(pairs[0])))] == paths
+    Delivery.objects.bulk_create([deliver(watches[0], path) for path in reversed(paths)])
+    assert [line["path"] for line in lines_of(portal.get(path_of(watches[0])))] == paths
 
 
-def test_a_resync_in_the_middle_clears_the_rest(portal: Caller, pairs, monkeypatch) -> None:
+def test_a_resync_in_the_middle_clears_the_rest(portal: Caller, watches, monkeypatch) -> None:
     monkeypatch.setattr(repositories, "MANIFEST_PAGE", 2)
-    Delivery.objects.bulk_create([deliver(pairs[0], path) for path in "abcd"])
-    stream = portal.get(path_of(pairs[0])).streaming_content
+    Delivery.objects.bulk_create([deliver(watches[0], path) for path in "abcd"])
+    stream = portal.get(path_of(watches[0])).streaming_content
     assert next(stream).count(b"\n") == 2
-    portal.post(f"/{pairs[0].repository.repository_id}/resync")
+    portal.post(f"/{watches[0].repository.repository_id}/resync")
     assert list(stream) == []
 
 
-def test_memory_does_not_grow_with_the_number_of_files(portal: Caller, pairs) -> None:
+def test_memory_does_not_grow_with_the_number_of_files(portal: Caller, watches) -> None:
     def peak_with(start: int, stop: int) -> int:
         """Bytes, at most, while that many files are listed."""
-        rows = (deliver(pairs[0], f"folder/{'x' * 100}/{number:06}") for number in range(start, stop))
+        rows = (deliver(watches[0], f"folder/{'x' * 100}/{number:06}") for number in range(start, stop))
         Delivery.objects.bulk_create(rows, batch_size=2_000)
-        answer = portal.get(path_of(pairs[0]))
+        answer = portal.get(path_of(watches[0]))
         tracemalloc.start()
         size = sum(map(len, answer.streaming_content))
         _, peak = tracemalloc.get_traced_memory()
@@ -91,10 +91,10 @@ def test_memory_does_not_grow_with_the_number_of_files(portal: Caller, pairs) ->
     assert peak_with(2 * repositories.MANIFEST_PAGE, 10 * repositories.MANIFEST_PAGE) < few * 1.3
 
 
-def test_it_is_read_in_pages_and_not_in_one_transaction(portal: Caller, pairs, monkeypatch) -> None:
+def test_it_is_read_in_pages_and_not_in_one_transaction(portal: Caller, watches, monkeypatch) -> None:
     monkeypatch.setattr(repositories, "MANIFEST_PAGE", 5)
-    Delivery.objects.bulk_create([deliver(pairs[0], f"{number:02}") for number in range(12)])
-    answer = portal.get(path_of(pairs[0]))
+    Delivery.objects.bulk_create([deliver(watches[0], f"{number:02}") for number in range(12)])
+    answer = portal.get(path_of(watches[0]))
     with CaptureQueriesContext(connection) as queries:
         assert [piece.count(b"\n") for piece in answer.streaming_content] == [5, 5, 2]
     assert len(queries) == 4

@@ -12,19 +12,19 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
+from deliveries_app.api import push_hooks as push_hooks_api
 from deliveries_app.models import App, AppRepository
-from deliveries_app.rest import hooks
 from deliveries_app.services import push_hooks, watch_settings
-from docora import queueing
+from docora.redis import queues
 from tests.api.caller import error_of
 
 BODY = json.dumps({"ref": "refs/heads/main"}).encode()
 
 
 @pytest.fixture
-def secret(pairs: list[AppRepository]) -> str:
+def secret(watches: list[AppRepository]) -> str:
     """Of Portal's watch of acme/docs; Search's watch of it has none."""
-    return watch_settings.renew_push_secret(Actor.command(), pairs[0])
+    return watch_settings.renew_push_secret(Actor.command(), watches[0])
 
 
 def signature(secret: str, body: bytes = BODY) -> str:
@@ -37,50 +37,50 @@ def push(repository_id: str, signed: str | None, body: bytes = BODY, content_typ
     return client.generic("POST", f"/api/hooks/push/{repository_id}", body, content_type=content_type, headers=headers)
 
 
-def wanted(pairs: list[AppRepository]) -> list[int]:
-    return [AppRepository.objects.get(pk=pair.pk).wanted for pair in pairs]
+def wanted(watches: list[AppRepository]) -> list[int]:
+    return [AppRepository.objects.get(pk=watch.pk).request_count for watch in watches]
 
 
-def test_a_signed_push_wakes_every_watch_of_the_repository(pairs, secret: str) -> None:
-    answer = push(pairs[0].repository.repository_id, signature(secret))
+def test_a_signed_push_wakes_every_watch_of_the_repository(watches, secret: str) -> None:
+    answer = push(watches[0].repository.repository_id, signature(secret))
     assert (answer.status_code, answer.json()) == (202, {"message": "Check queued"})
-    assert wanted(pairs) == [2, 1, 2]
-    pairs[0].refresh_from_db()
-    assert pairs[0].next_sync_at <= timezone.now()
+    assert wanted(watches) == [2, 1, 2]
+    watches[0].refresh_from_db()
+    assert watches[0].next_sync_at <= timezone.now()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_jobs_are_queued_for_it(pairs, secret: str) -> None:
-    push(pairs[0].repository.repository_id, signature(secret))
-    assert queueing.waiting("high") == 2
+def test_jobs_are_queued_for_it(watches, secret: str) -> None:
+    push(watches[0].repository.repository_id, signature(secret))
+    assert queues.waiting("high") == 2
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
-def test_any_content_type_and_any_event_will_do(pairs, secret: str, content_type: str) -> None:
-    repository_id = pairs[0].repository.repository_id
+def test_any_content_type_and_any_event_will_do(watches, secret: str, content_type: str) -> None:
+    repository_id = watches[0].repository.repository_id
     answer = push(repository_id, signature(secret), content_type=content_type, **{"X-GitHub-Event": "ping"})
     assert answer.status_code == 202
 
 
-def test_the_secret_of_any_watch_of_it_will_do(pairs, secret: str) -> None:
-    second = watch_settings.renew_push_secret(Actor.command(), pairs[2])
+def test_the_secret_of_any_watch_of_it_will_do(watches, secret: str) -> None:
+    second = watch_settings.renew_push_secret(Actor.command(), watches[2])
     for known in (secret, second):
-        assert push(pairs[0].repository.repository_id, signature(known)).status_code == 202
+        assert push(watches[0].repository.repository_id, signature(known)).status_code == 202
 
 
 @pytest.mark.parametrize(
     "signed",
     [None, "", "sha256=", "sha256=" + "0" * 64, signature("wrong"), "sha1=" + "0" * 40, "\xff", "sha256=" + "é" * 64],
 )
-def test_without_the_right_signature_nothing_happens(pairs, secret: str, signed: str | None) -> None:
-    error_of(push(pairs[0].repository.repository_id, signed), 401)
-    assert wanted(pairs) == [1, 1, 1]
+def test_without_the_right_signature_nothing_happens(watches, secret: str, signed: str | None) -> None:
+    error_of(push(watches[0].repository.repository_id, signed), 401)
+    assert wanted(watches) == [1, 1, 1]
 
 
-def test_nobody_learns_which_repositories_there_are(pairs, secret: str) -> None:
-    unsigned = push(pairs[0].repository.repository_id, None)
-    wrong = push(pairs[0].repository.repository_id, signature("wrong"))
-    without_secret = push(pairs[1].repository.repository_id, signature(""))
+def test_nobody_learns_which_repositories_there_are(watches, secret: str) -> None:
+    unsigned = push(watches[0].repository.repository_id, None)
+    wrong = push(watches[0].repository.repository_id, signature("wrong"))
+    without_secret = push(watches[1].repository.repository_id, signature(""))
     unknown = push("repo_" + "0" * 24, signature(secret))
     nul = push("repo_%00", signature(secret))
     answers = [unsigned, wrong, without_secret, unknown, nul]
@@ -88,44 +88,46 @@ def test_nobody_learns_which_repositories_there_are(pairs, secret: str) -> None:
     assert {tuple(answer.headers.items()) for answer in answers} == {tuple(unsigned.headers.items())}
 
 
-def test_the_signature_is_over_the_very_bytes(pairs, secret: str) -> None:
-    error_of(push(pairs[0].repository.repository_id, signature(secret), BODY + b" "), 401)
+def test_the_signature_is_over_the_very_bytes(watches, secret: str) -> None:
+    error_of(push(watches[0].repository.repository_id, signature(secret), BODY + b" "), 401)
 
 
-def test_a_secret_that_was_renewed_is_not_accepted_any_more(pairs, secret: str) -> None:
-    new = watch_settings.renew_push_secret(Actor.command(), pairs[0])
+def test_a_secret_that_was_renewed_is_not_accepted_any_more(watches, secret: str) -> None:
+    new = watch_settings.renew_push_secret(Actor.command(), watches[0])
     assert new != secret
-    error_of(push(pairs[0].repository.repository_id, signature(secret)), 401)
-    assert push(pairs[0].repository.repository_id, signature(new)).status_code == 202
+    error_of(push(watches[0].repository.repository_id, signature(secret)), 401)
+    assert push(watches[0].repository.repository_id, signature(new)).status_code == 202
 
 
 @pytest.mark.parametrize("model", [AppRepository, App])
-def test_the_secret_of_a_watch_that_has_ended_is_not_accepted(pairs, secret: str, model) -> None:
-    model.objects.filter(pk=pairs[0].pk if model is AppRepository else pairs[0].app_id).update(ended_at=timezone.now())
-    error_of(push(pairs[0].repository.repository_id, signature(secret)), 401)
+def test_the_secret_of_a_watch_that_has_ended_is_not_accepted(watches, secret: str, model) -> None:
+    model.objects.filter(pk=watches[0].pk if model is AppRepository else watches[0].app_id).update(
+        ended_at=timezone.now()
+    )
+    error_of(push(watches[0].repository.repository_id, signature(secret)), 401)
 
 
-def test_a_large_body_is_fine_and_a_larger_one_is_a_413(pairs, secret: str, monkeypatch) -> None:
-    monkeypatch.setattr(hooks, "MAX_BODY", 300_000)
-    repository_id = pairs[0].repository.repository_id
+def test_a_large_body_is_fine_and_a_larger_one_is_a_413(watches, secret: str, monkeypatch) -> None:
+    monkeypatch.setattr(push_hooks_api, "MAX_BODY", 300_000)
+    repository_id = watches[0].repository.repository_id
     for size, status in ((300_000, 202), (300_001, 413)):
         body = b"x" * size
         assert push(repository_id, signature(secret, body), body).status_code == status
 
 
-def test_many_watches_are_woken_by_the_sweep_beyond_the_first_ones(pairs, secret: str, monkeypatch) -> None:
+def test_many_watches_are_woken_by_the_sweep_beyond_the_first_ones(watches, secret: str, monkeypatch) -> None:
     monkeypatch.setattr(push_hooks, "WOKEN_AT_ONCE", 1)
-    assert push_hooks.repository_pushed(Actor.system(), pairs[0].repository.repository_id) == 2
-    assert wanted(pairs) == [2, 1, 2]
+    assert push_hooks.repository_pushed(Actor.system(), watches[0].repository.repository_id) == 2
+    assert wanted(watches) == [2, 1, 2]
 
 
-def test_a_secret_is_stored_encrypted_and_made_by_those_who_may(pairs) -> None:
+def test_a_secret_is_stored_encrypted_and_made_by_those_who_may(watches) -> None:
     user = User.objects.create_user("anna", is_staff=True)
     with pytest.raises(PermissionDenied):
-        watch_settings.renew_push_secret(Actor.of_user(user), pairs[0])
+        watch_settings.renew_push_secret(Actor.of_user(user), watches[0])
     user.user_permissions.add(Permission.objects.get(codename="change_apprepository"))
-    secret = watch_settings.renew_push_secret(Actor.of_user(User.objects.get(pk=user.pk)), pairs[0])
+    secret = watch_settings.renew_push_secret(Actor.of_user(User.objects.get(pk=user.pk)), watches[0])
     assert len(secret) == 64
     with connection.cursor() as cursor:
-        cursor.execute("SELECT push_secret FROM deliveries_app_apprepository WHERE id = %s", [pairs[0].pk])
+        cursor.execute("SELECT push_secret FROM deliveries_app_apprepository WHERE id = %s", [watches[0].pk])
         assert secret not in cursor.fetchone()[0]

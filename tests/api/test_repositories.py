@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Reason, Status, SyncRun
 from deliveries_app.services import watching
-from repositories_app import repository_urls
+from repositories_app.git import url
 from tests.api.caller import Caller, error_of
 from tests.support.world import World
 
@@ -25,14 +25,14 @@ def test_a_repository_is_registered_as_the_contract_says(world: World, caller: C
     assert STAMP.fullmatch(body["created_at"])
     assert (body["github_url"], body["owner"], body["name"]) == (f"{repo.url}.git", "acme", "next.js")
     assert body["is_private"] is False
-    pair = AppRepository.objects.get()
-    assert (pair.app, pair.status) == (world.app, Status.PENDING)
-    assert world.sync(pair).status == Status.SYNCED
+    watch = AppRepository.objects.get()
+    assert (watch.app, watch.status) == (world.app, Status.PENDING)
+    assert world.sync(watch).status == Status.SYNCED
 
 
 def test_each_app_is_told_the_spelling_that_it_gave_itself(world: World, caller: Caller, monkeypatch) -> None:
     """As on github.com, where `Acme/Widgets` and `acme/widgets` are one repository."""
-    monkeypatch.setattr(repository_urls, "CASE_INSENSITIVE_HOSTS", {"127.0.0.1"})
+    monkeypatch.setattr(url, "CASE_INSENSITIVE_HOSTS", {"127.0.0.1"})
     callers = {"Acme/Widgets": caller, "acme/widgets": Caller(world.add_app("Search"))}
     ids = set()
     for spelled, each in callers.items():
@@ -54,9 +54,9 @@ def test_registering_again_replaces_the_token_and_sends_everything_again(world: 
     world.git.tokens["acme/private"] = {"second"}
     again = caller.post("", {"github_url": f"{repo.url}/", "github_token": "second"})
     assert (again.status_code, again.json()["repository_id"]) == (201, first["repository_id"])
-    pair = AppRepository.objects.get()
-    assert pair.github_token == "second"
-    assert SyncRun.objects.filter(pair=pair, outcome="", reason=Reason.RESYNC).count() == 1
+    watch = AppRepository.objects.get()
+    assert watch.github_token == "second"
+    assert SyncRun.objects.filter(watch=watch, outcome="", reason=Reason.RESYNC).count() == 1
     world.settle()
     assert len(world.requests("create")) == 2
 
@@ -162,8 +162,8 @@ def test_a_page_that_cannot_be_is_a_422(portal: Caller, query: dict[str, str], w
 
 
 def test_a_repository_is_unwatched(world: World, caller: Caller) -> None:
-    _, pair = world.watch()
-    path = f"/{pair.repository.repository_id}"
+    _, watch = world.watch()
+    path = f"/{watch.repository.repository_id}"
     answer = caller.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
     assert error_of(caller.delete(path), 404).startswith("Repository not found")
@@ -172,12 +172,12 @@ def test_a_repository_is_unwatched(world: World, caller: Caller) -> None:
 
 
 def test_a_resync_is_queued_under_its_run_id(world: World, caller: Caller) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
-    answer = caller.post(f"/{pair.repository.repository_id}/resync")
+    answer = caller.post(f"/{watch.repository.repository_id}/resync")
     assert answer.status_code == 202
     run = SyncRun.objects.get(run_id=answer.json()["run_id"])
     assert list(answer.json()) == ["run_id"]
-    assert (run.pair, run.reason, run.requested_by, run.outcome) == (pair, Reason.RESYNC, "app Portal", "")
+    assert (run.watch, run.reason, run.requested_by, run.outcome) == (watch, Reason.RESYNC, "app Portal", "")
     world.settle()
     assert len(world.requests("create")) == 2

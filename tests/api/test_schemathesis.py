@@ -22,9 +22,9 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.services import watch
+from deliveries_app.services import watch_repository
 from deliveries_app.services.watch_settings import renew_push_secret
-from docora import heartbeat
+from docora.redis import heartbeat
 from docora.wsgi import application
 from tests.api.caller import token_of
 from tests.support.git import GitFixture, Repo
@@ -64,13 +64,13 @@ def repo(git: GitFixture) -> Repo:
 
 
 @pytest.fixture
-def pair(db, repo: Repo) -> AppRepository:
-    return watch(Actor.command(), make_app("Portal"), repo.url).pair
+def watch(db, repo: Repo) -> AppRepository:
+    return watch_repository(Actor.command(), make_app("Portal"), repo.url).watch
 
 
 @pytest.fixture
-def headers(pair: AppRepository) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token_of(pair.app)}"}
+def headers(watch: AppRepository) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token_of(watch.app)}"}
 
 
 @pytest.fixture(autouse=True)
@@ -109,14 +109,14 @@ def test_whatever_is_sent_without_one(case: schemathesis.Case, db, redis_client:
 
 @sensible.parametrize()
 def test_what_is_documented_works_for_a_repository_that_is_watched(
-    case: schemathesis.Case, pair: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
+    case: schemathesis.Case, watch: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
 ) -> None:
     if "repository_id" in case.path_parameters:
-        case.path_parameters["repository_id"] = pair.repository.repository_id
+        case.path_parameters["repository_id"] = watch.repository.repository_id
     if case.operation.label == "POST /api/repositories":
         case.body["github_url"] = repo.url
     if case.operation.label.startswith("POST /api/hooks/"):  # nobody makes a signature by chance
-        secret = renew_push_secret(Actor.command(), pair)
+        secret = renew_push_secret(Actor.command(), watch)
         body = json.dumps(case.body).encode() if case.body is not NOT_SET else b""
         case.headers["X-Hub-Signature-256"] = "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()
     assert call(case, redis_client, headers=headers).status_code < 300

@@ -3,7 +3,7 @@
 import pytest
 
 from deliveries_app.models import AppRepository, SyncRun
-from docora.errors import NOT_FOUND
+from docora.web.errors import NOT_FOUND
 from tests.api.caller import Caller, error_of
 
 NOT_WATCHED = "Repository not found: GET /api/repositories lists what this app watches"
@@ -17,9 +17,9 @@ CALLS = [
 
 
 @pytest.fixture
-def search(pairs: list[AppRepository]) -> Caller:
+def search(watches: list[AppRepository]) -> Caller:
     """Search watches acme/docs, as Portal does; acme/site is Portal's alone."""
-    return Caller(pairs[2].app)
+    return Caller(watches[2].app)
 
 
 def call(caller: Caller, verb: str, path: str, body: dict | None):
@@ -27,9 +27,9 @@ def call(caller: Caller, verb: str, path: str, body: dict | None):
 
 
 @pytest.mark.parametrize(("verb", "path", "body"), CALLS)
-def test_another_apps_repository_is_not_found(search: Caller, pairs, verb: str, path: str, body) -> None:
+def test_another_apps_repository_is_not_found(search: Caller, watches, verb: str, path: str, body) -> None:
     before = list(AppRepository.objects.order_by("pk").values())
-    foreign = call(search, verb, path.format(pairs[1].repository.repository_id), body)
+    foreign = call(search, verb, path.format(watches[1].repository.repository_id), body)
     unknown = call(search, verb, path.format("repo_" + "0" * 24), body)
     assert error_of(foreign, 404) == error_of(unknown, 404) == NOT_WATCHED
     assert list(AppRepository.objects.order_by("pk").values()) == before
@@ -47,12 +47,12 @@ def test_the_list_holds_the_callers_own_only(search: Caller, portal: Caller) -> 
     assert [row["name"] for row in portal.get().json()["repositories"]] == ["docs", "site"]
 
 
-def test_what_one_app_does_to_a_shared_repository_is_not_done_to_the_other(search: Caller, pairs) -> None:
-    path = f"/{pairs[2].repository.repository_id}"
+def test_what_one_app_does_to_a_shared_repository_is_not_done_to_the_other(search: Caller, watches) -> None:
+    path = f"/{watches[2].repository.repository_id}"
     run_id = search.post(f"{path}/resync").json()["run_id"]
     assert SyncRun.objects.get().run_id == run_id
     assert search.delete(path).status_code == 204
-    for pair, ended in zip(pairs, (False, False, True), strict=True):
-        pair.refresh_from_db()
-        assert (pair.ended_at is not None) == ended
-    assert pairs[0].resend_floor == 1
+    for watch, ended in zip(watches, (False, False, True), strict=True):
+        watch.refresh_from_db()
+        assert (watch.ended_at is not None) == ended
+    assert watches[0].resend_floor == 1

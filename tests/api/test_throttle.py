@@ -3,7 +3,7 @@
 import pytest
 from django.test import Client
 
-from docora.throttle import FAILURES, SECONDS
+from docora.security.throttle import FAILURES, SECONDS
 from tests.api.caller import Caller, error_of
 from tests.support.staff import make_app
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import tokens
-from deliveries_app.services.operations import NotFound
+from deliveries_app.services.requests import NotFound
 from tests.api.caller import Caller, error_of, token_of
 from tests.support.staff import make_app
 

@@ -25,15 +25,15 @@ def twenty_files(stage: Stage) -> Iterator[Row]:
     for count in (10_000, 200_000):
         repo = make_large(stage.git, f"acme/changes-{count}", count, 400)
         receiver = stage.receiver()
-        pair = stage.watch(stage.app(receiver), repo.name)
-        stage.job(pair)
+        watch = stage.watch(stage.app(receiver), repo.name)
+        stage.job(watch)
         receiver.counts()
         times = []
         for number in range(7):
             paths = (f"folder-{n:04}/file-{n * 100:06}.txt" for n in range(number, number + CHANGED))
             repo.commit(dict.fromkeys(paths, b"changed %d\n" % number))
-            stage.wish(pair)
-            times.append(stage.job(pair)["seconds"])
+            stage.request_sync(watch)
+            times.append(stage.job(watch)["seconds"])
             assert receiver.counts()["posts"] == CHANGED
         medians.append(statistics.median(times))
         fetches.append(_fetch_seconds(stage, repo))
@@ -70,8 +70,8 @@ def checks(stage: Stage) -> Iterator[Row]:
     from django.utils import timezone
 
     from deliveries_app.models import AppRepository
-    from deliveries_app.services.checking import check_due
-    from repositories_app import remote
+    from deliveries_app.sweep.head_checks import check_due
+    from repositories_app.git import remote
 
     host = stage.receiver()
     app = stage.app(host)

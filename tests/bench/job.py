@@ -1,4 +1,4 @@
-"""One job of a worker, in a process of its own, measured: `python -m tests.bench.job sync_pair 7`.
+"""One job of a worker, in a process of its own, measured: `python -m tests.bench.job sync_watch 7`.
 
 Prints one line of JSON: seconds, the processor's seconds of this process and of its children (git), and the megabytes of
 memory that the job took above what the process held before it.
@@ -18,9 +18,10 @@ def main() -> None:
     django.setup()
     from django.db import connection
 
-    from deliveries_app import jobs, sync  # noqa: F401  a worker has imported the engine before it forks
-    from docora import worker
-    from docora.redis import connection as redis
+    from deliveries_app import jobs
+    from deliveries_app.sync import attempt  # noqa: F401  a worker has imported the engine before it forks
+    from docora.redis.connection import connection as redis
+    from docora.server import worker
 
     connection.ensure_connection()
     redis().ping()

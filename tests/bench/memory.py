@@ -17,8 +17,8 @@ def by_size(stage: Stage, jobs: dict[int, Mapping[str, float]], most: int) -> It
     receiver = stage.receiver()
     for count in (size for size in SIZES if size <= most):
         repo = make_large(stage.git, f"acme/memory-{count}", count, FILE_BYTES)
-        pair = stage.watch(stage.app(receiver), repo.name)
-        jobs[count] = job = stage.job(pair)
+        watch = stage.watch(stage.app(receiver), repo.name)
+        jobs[count] = job = stage.job(watch)
         assert receiver.counts()["posts"] == count
         yield Row(
             f"First sync of {count:,} files of {FILE_BYTES} bytes",
@@ -38,8 +38,8 @@ def one_large_file(stage: Stage) -> Iterator[Row]:
 def _one_file(stage: Stage, size: int, what: str) -> Row:
     receiver = stage.receiver()
     repo = make_huge(stage.git, f"acme/huge-{size}", size)
-    pair = stage.watch(stage.app(receiver), repo.name)
-    job = stage.job(pair, MAX_FILE_BYTES=str(2 * size))
+    watch = stage.watch(stage.app(receiver), repo.name)
+    job = stage.job(watch, MAX_FILE_BYTES=str(2 * size))
     counts = receiver.counts()
     assert counts["bytes"] > size * 4 / 3
     return Row(

@@ -65,25 +65,25 @@ def main() -> None:
 
 def asked() -> list[tuple[str, Callable[[], object]]]:
     """Every page with what asks for it."""
+    from deliveries_app.api.repositories import _manifest
     from deliveries_app.models import AppRepository
-    from deliveries_app.rest.repositories import _manifest
     from tests.support.admin_pages import example, pages, superuser, variants
 
-    client, pair = superuser(), example(AppRepository)
+    client, watch = superuser(), example(AppRepository)
     lists = "/admin/deliveries_app/delivery/", "/admin/api/repositories"
     urls = [
         *pages(),
         *variants(client),
         *(
             f"{lists[0]}?q={word}"
-            for word in (pair.app.app_id, pair.repository.repository_id, "not/there", "src/00000-")
+            for word in (watch.app.app_id, watch.repository.repository_id, "not/there", "src/00000-")
         ),
         *(
             f"{lists[1]}?{query}"
-            for query in ("status=failed", f"app_id={pair.app.app_id}", "search=globex", "page=100")
+            for query in ("status=failed", f"app_id={watch.app.app_id}", "search=globex", "page=100")
         ),
     ]
-    first_of_manifest = ("manifest, its first 2,000 lines", lambda: next(_manifest(pair.pk)))
+    first_of_manifest = ("manifest, its first 2,000 lines", lambda: next(_manifest(watch.pk)))
     return [*((url, lambda url=url: client.get(url)) for url in dict.fromkeys(urls)), first_of_manifest]
 
 

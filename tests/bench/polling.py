@@ -48,7 +48,7 @@ def nothing(environ: dict[str, object], start_response: Callable[..., object]) -
 @contextmanager
 def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, int]]:
     """A web process as `up` starts it: its address and its pid."""
-    from docora.supervisor import web_command
+    from docora.server.supervisor import web_command
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -96,13 +96,13 @@ def _operations(stage: Stage) -> list[str]:
     receiver = stage.receiver()
     app = stage.app(receiver)
     stage.many_watches(app, receiver.url, BARS, "c" * 40)
-    made = [resync_many(Actor.command(), AppRepository.objects.filter(pk=pair.pk)) for pair in app.watches.all()]
+    made = [resync_many(Actor.command(), AppRepository.objects.filter(pk=watch.pk)) for watch in app.watches.all()]
     return [f"/admin/progress/{operation.operation_id}/?said=0" for operation in made]
 
 
 def _poll(url: str, paths: list[str], cookies: str, seconds: int) -> None:
     """Evenly spread; a counter moves before each."""
-    from docora.redis import connection
+    from docora.redis.connection import connection
 
     began = time.perf_counter()
     keys = connection().keys("docora:progress:*")

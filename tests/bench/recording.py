@@ -14,16 +14,16 @@ def microseconds() -> float:
     """CPU of this process per file that is announced and then recorded as acknowledged, in batches as a sync makes them."""
     from django.conf import settings
 
-    from deliveries_app import runs
-    from deliveries_app.kinds import Kind
-    from deliveries_app.lease import claim
     from deliveries_app.models import AppRepository, Reason
-    from deliveries_app.plan import Change
-    from deliveries_app.recorder import Notification, Recorder
+    from deliveries_app.models.deliveries import Kind
+    from deliveries_app.planning.plan import Change
+    from deliveries_app.progress import runs
+    from deliveries_app.sync.lease import claim
+    from deliveries_app.sync.recorder import Notification, Recorder
 
     lease = claim(AppRepository.objects.get().pk)
     assert lease
-    run = runs.open_run(lease.pair, Reason.CHANGE, requested_by="bench")
+    run = runs.open_run(lease.watch, Reason.CHANGE, requested_by="bench")
     run.save()
     recorder = Recorder(lease, run, had_failures=False, on_first={})
     facts: Any = ("100644", "b" * 40, 4096, "", None, None, False, False, 0, None)

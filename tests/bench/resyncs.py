@@ -23,20 +23,20 @@ def clear(stage: Stage) -> Iterator[Row]:
     receiver = stage.receiver()
     app = stage.app(receiver)
     stage.many_watches(app, receiver.url, 1, "c" * 40)
-    pair = AppRepository.objects.get(app=app)
+    watch = AppRepository.objects.get(app=app)
     table = Delivery._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {table} (pair_id, path, mode, kind, source_key, sha, size, intent, generation, acknowledged,"
-            " held_sha, attempts, updated_at, source_path, remark)"
+            f"INSERT INTO {table} (watch_id, path, mode, kind, source_key, sha, size, sequence, generation, acknowledged,"
+            " acknowledged_sha, attempts, updated_at, source_path, remark)"
             " SELECT %s, 'file-' || lpad(n::text, 7, '0'), '100644', 'create', repeat('b', 40), repeat('a', 64), 100, n,"
             " 0, true, repeat('a', 64), 0, now(), '', '' FROM generate_series(1, %s) n",
-            [pair.pk, ROWS],
+            [watch.pk, ROWS],
         )
     times = []
     for _ in range(7):
         began = time.perf_counter()
-        resync_single(Actor.command(), pair)
+        resync_single(Actor.command(), watch)
         times.append(time.perf_counter() - began)
     median = statistics.median(times)
     yield Row(
@@ -77,12 +77,12 @@ def twenty_small(stage: Stage) -> Iterator[Row]:
     for delay in (0, 20):
         receiver = stage.receiver(delay)
         app = stage.app(receiver)
-        pairs = [stage.watch(app, name) for name in names]
-        for pair in pairs:
-            stage.job(pair)
+        watches = [stage.watch(app, name) for name in names]
+        for watch in watches:
+            stage.job(watch)
         receiver.counts()
         resync_by_app(Actor.command(), app)
-        seconds = sum(stage.job(pair)["seconds"] for pair in pairs)
+        seconds = sum(stage.job(watch)["seconds"] for watch in watches)
         assert receiver.counts()["posts"] == 20 * 200
         least = 20 * 200 / 8 * delay / 1000
         yield Row(

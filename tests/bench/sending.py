@@ -92,10 +92,10 @@ def several_workers(stage: Stage) -> Iterator[Row]:
     for name in names:
         make_large(stage.git, name, 1_200, FILE_BYTES)
     alone = stage.job(_fresh(stage, slow, names[0]))["seconds"]
-    pairs = [_fresh(stage, slow, name) for name in names[:2]]
+    watches = [_fresh(stage, slow, name) for name in names[:2]]
     slow.counts()
     with ThreadPoolExecutor() as pool:
-        both = max(job["seconds"] for job in pool.map(stage.job, pairs))
+        both = max(job["seconds"] for job in pool.map(stage.job, watches))
     gain = 2 * alone / both
     yield Row(
         f"Two workers on two repositories of different apps, receiver takes {SLOW_MS} ms",
@@ -106,16 +106,16 @@ def several_workers(stage: Stage) -> Iterator[Row]:
     )
     app = stage.app(slow)
     App.objects.filter(pk=app.pk).update(max_in_flight=8)
-    pairs = [stage.watch(app, name) for name in names]
+    watches = [stage.watch(app, name) for name in names]
     slow.counts()
     with ThreadPoolExecutor() as pool:
-        list(pool.map(stage.job_when_there_is_room, pairs))
+        list(pool.map(stage.job_when_there_is_room, watches))
     most = slow.counts()["most"]
     yield Row("Four workers on four repositories of one app", f"{most} in flight at most", "≤ 8", 0 < most <= 8)
 
 
 def _fresh(stage: Stage, receiver: Receiver, name: str, slots: int = 8) -> "AppRepository":
     """The repository watched by a new app, and nothing of it on this machine."""
-    pair = stage.watch(stage.app(receiver, max_in_flight=slots), name)
+    watch = stage.watch(stage.app(receiver, max_in_flight=slots), name)
     shutil.rmtree(stage.directory / "data" / "repos", ignore_errors=True)
-    return pair
+    return watch

@@ -104,56 +104,56 @@ class Stage:
 
     def watch(self, app: "App", name: str) -> "AppRepository":
         from deliveries_app.actors import Actor
-        from deliveries_app.services import watch
+        from deliveries_app.services import watch_repository
 
-        return watch(Actor.command(), app, f"{self.git.url}/{name}").pair
+        return watch_repository(Actor.command(), app, f"{self.git.url}/{name}").watch
 
-    def wish(self, pair: "AppRepository") -> None:
+    def request_sync(self, watch: "AppRepository") -> None:
         """As a push hook does it."""
+        from deliveries_app import scheduling
         from deliveries_app.models import AppRepository
-        from deliveries_app.services import waking
 
-        waking.wish(AppRepository.objects.filter(pk=pair.pk))
+        scheduling.request_sync(AppRepository.objects.filter(pk=watch.pk))
 
     def many_watches(self, app: "App", host: str, count: int, commit: str, **columns: Any) -> None:
         """Repositories on `host` that the app watches and that are synced to `commit`."""
         from deliveries_app.models import AppRepository, Status
-        from deliveries_app.rows import terms_of
+        from deliveries_app.planning.delivery_rows import delivery_rules_of
         from repositories_app.models import Repository
 
         urls = [f"{host}/bench/{app.pk}-{number}" for number in range(count)]
         repositories = Repository.objects.bulk_create(
             [Repository(canonical_url=url, owner="bench", name=url.rpartition("/")[2]) for url in urls]
         )
-        pairs = [
+        watches = [
             AppRepository(
                 app=app, repository=repository, github_url=repository.canonical_url, status=Status.SYNCED,
                 next_sync_at=None, base_commit=commit, last_commit=commit, branch="main", **columns,
             )
             for repository in repositories
         ]  # fmt: skip
-        for pair in pairs:
-            pair.base_rules = terms_of(pair).fingerprint
-        AppRepository.objects.bulk_create(pairs, batch_size=1000)
+        for watch in watches:
+            watch.base_rules = delivery_rules_of(watch).fingerprint
+        AppRepository.objects.bulk_create(watches, batch_size=1000)
 
-    def job(self, pair: "AppRepository", **settings: str) -> dict[str, float]:
-        """Sync the pair in a process of its own, with these settings; what that took."""
-        measured = self._attempt(pair, settings)
-        if pair.status != "synced":
-            raise RuntimeError(f"{pair} is {pair.status}: {pair.last_error}")
+    def job(self, watch: "AppRepository", **settings: str) -> dict[str, float]:
+        """Sync the watch in a process of its own, with these settings; what that took."""
+        measured = self._attempt(watch, settings)
+        if watch.status != "synced":
+            raise RuntimeError(f"{watch} is {watch.status}: {watch.last_error}")
         return measured
 
-    def job_when_there_is_room(self, pair: "AppRepository") -> None:
+    def job_when_there_is_room(self, watch: "AppRepository") -> None:
         """The same beside others of the same app: one that finds all slots taken is tried again in a second."""
-        while pair.status != "synced":
-            self._attempt(pair, {})
+        while watch.status != "synced":
+            self._attempt(watch, {})
             time.sleep(0.5)
 
-    def _attempt(self, pair: "AppRepository", settings: Mapping[str, str]) -> dict[str, float]:
-        command = [sys.executable, "-m", "tests.bench.job", "sync_pair", str(pair.pk)]
+    def _attempt(self, watch: "AppRepository", settings: Mapping[str, str]) -> dict[str, float]:
+        command = [sys.executable, "-m", "tests.bench.job", "sync_watch", str(watch.pk)]
         done = subprocess.run(command, cwd=PROJECT, env=os.environ | dict(settings), stdout=subprocess.PIPE, check=True)
         measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        pair.refresh_from_db()
+        watch.refresh_from_db()
         return measured
 
 

@@ -20,7 +20,7 @@ import django
 from django.urls import NoReverseMatch, reverse
 from playwright.sync_api import Page, expect
 
-from docora.commandline import DEMO_SETTINGS
+from docora.cli.main import DEMO_SETTINGS
 from tests.browser import chromium
 from tests.browser.accessibility import Look, look_as
 

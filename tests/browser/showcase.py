@@ -17,12 +17,12 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
+from deliveries_app.demo import contents
+from deliveries_app.demo.git_server import GitServer
+from deliveries_app.demo.repositories import commit, init
 from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.receiver import Answer, Notification, Receiver
-from deliveries_app.services import onboard_app, watch
-from docora.demo import contents
-from docora.demo.git_server import GitServer
-from docora.demo.repositories import commit, init
+from deliveries_app.services import onboard_app, watch_repository
 from tests.support.receiver import wait_for
 
 PASSWORD = "a password for pictures"
@@ -108,7 +108,7 @@ class Showcase:
         self._keys[app.app_id] = app.client_auth_key
         for repository in repositories:
             token = TOKEN if repository == "payroll" else ""
-            watch(Actor.system(), app, f"{self._git.url}/acme/{repository}", token)
+            watch_repository(Actor.system(), app, f"{self._git.url}/acme/{repository}", token)
 
     def _break(self) -> None:
         """Two apps refuse what is new in their repositories, and two repositories cannot be read any more."""
@@ -154,6 +154,6 @@ class Showcase:
         """Not everything was made and synced within the last minute."""
         dice, now = random.Random("ages"), timezone.now()
         App.objects.update(created_at=now - timedelta(days=90))
-        for pair in AppRepository.objects.all():
-            synced_at = (pair.failing_since or now) - timedelta(minutes=dice.randrange(2, 140))
-            AppRepository.objects.filter(pk=pair.pk).update(last_synced_at=synced_at)
+        for watch in AppRepository.objects.all():
+            synced_at = (watch.failing_since or now) - timedelta(minutes=dice.randrange(2, 140))
+            AppRepository.objects.filter(pk=watch.pk).update(last_synced_at=synced_at)

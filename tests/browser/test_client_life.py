@@ -80,7 +80,7 @@ def retire_key(page: Page) -> None:
     assert NEW_KEY not in page.content()
 
 
-def watch(page: Page, url: str) -> None:
+def watch_repository(page: Page, url: str) -> None:
     page.get_by_role("link", name="Watch a repository").click()
     page.get_by_label("URL:").fill(url)
     page.get_by_role("button", name="Watch", exact=True).click()
@@ -124,11 +124,11 @@ def test_an_app_is_registered_pinged_given_a_new_key_fed_and_removed(
     app.refresh_from_db()
     assert (app.client_auth_key, app.is_rotating_key) == (NEW_KEY, False)
 
-    browser.drive(lambda page: watch(page, repo.url))
-    pair = AppRepository.objects.get(app=app)
-    assert set(world.copy(pair)) == {"readme.md", "drafts/secret.md"}
+    browser.drive(lambda page: watch_repository(page, repo.url))
+    watch = AppRepository.objects.get(app=app)
+    assert set(world.copy(watch)) == {"readme.md", "drafts/secret.md"}
     browser.drive(ignore_drafts)
-    wait_for(lambda: set(world.copy(pair)) == {"readme.md"}, timeout=30)
+    wait_for(lambda: set(world.copy(watch)) == {"readme.md"}, timeout=30)
 
     browser.drive(lambda page: unwatch_and_delete(page, site, app))
     wait_for(lambda: not App.objects.filter(pk=app.pk).exists(), timeout=40)  # the clean-up has passed

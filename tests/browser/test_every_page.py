@@ -110,7 +110,7 @@ def looks_of(kind: str, walk: Walk) -> tuple[Look, ...]:
 def everything(world: World, site: Site) -> AppRepository:
     """A row of every kind: watches that are synced and that fail on either side, runs, an operation, deliveries, people,
     failed sign-ins."""
-    docs, pair = world.watch({f"posts/{number}.html": b"<p>%d</p>" % number for number in range(3)}, name="acme/docs")
+    docs, watch = world.watch({f"posts/{number}.html": b"<p>%d</p>" % number for number in range(3)}, name="acme/docs")
     broken, _ = world.watch(name="acme/broken")
     refusing = world.add_app("Search")
     world.answer(lambda notification: Answer(503) if notification.app_id == refusing.app_id else None)
@@ -125,7 +125,7 @@ def everything(world: World, site: Site) -> AppRepository:
     resync_by_app(Actor.command(), world.app)
     wait_for(lambda: BulkOperation.objects.filter(ended_at__isnull=False).exists(), timeout=40)
     wait_for(lambda: AppRepository.objects.failing().count() == 2, timeout=40)
-    return pair
+    return watch
 
 
 def test_no_page_breaks_the_policy_fails_or_shuts_anybody_out(

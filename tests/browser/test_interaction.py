@@ -8,8 +8,8 @@ import pytest
 from django.contrib.sessions.models import Session
 from playwright.sync_api import Locator, Page, Route, expect
 
-from deliveries_app.fragments import KEPT_SECONDS
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.progress.context import KEPT_SECONDS
 from tests.browser.accessibility import violations
 from tests.browser.conftest import PASSWORD, Browser, Site
 from tests.browser.test_journey import LIST, force_resync, sign_in
@@ -44,9 +44,9 @@ def gate(world: World) -> Iterator[Event]:
 def watched(world: World, gate: Event, site: Site) -> AppRepository:
     """acme/docs and acme/site, synced, of 200 files each; the first of them."""
     files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(200)}
-    pair, _ = (world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site"))
+    watch, _ = (world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site"))
     wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 2, timeout=60)
-    return pair
+    return watch
 
 
 def tab_to(page: Page, target: Locator) -> None:
@@ -103,7 +103,7 @@ def test_from_the_overview_to_a_confirmed_re_sync_with_the_keyboard_alone(
         expect(page.get_by_role("main")).to_be_focused()
 
     browser.drive(journey)
-    assert SyncRun.objects.filter(reason="resync", pair=watched).count() == 1
+    assert SyncRun.objects.filter(reason="resync", watch=watched).count() == 1
     assert browser.complaints == []
 
 

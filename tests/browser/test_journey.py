@@ -17,7 +17,7 @@ LIST = "/admin/deliveries_app/apprepository/"
 
 
 def take_a_moment(notification: Notification) -> Answer | None:
-    time.sleep(0.1)
+    time.sleep(0.3)
     return None
 
 
@@ -25,10 +25,10 @@ def take_a_moment(notification: Notification) -> Answer | None:
 def watched(world: World, site: Site) -> list[AppRepository]:
     """Three synced repositories of 150 files; from now on each file takes the client 0.1 s."""
     files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(150)}
-    pairs = [world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site", "wiki")]
+    watches = [world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site", "wiki")]
     wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 3, timeout=40)
     world.answer(take_a_moment)
-    return pairs
+    return watches
 
 
 def sign_in(page: Page, site: Site) -> None:
@@ -123,8 +123,8 @@ def test_cancel_stops_it_and_says_what_was_sent(
     assert "of 150 files sent and goes on" in words
     wait_for(lambda: AppRepository.objects.filter(status="synced", next_sync_at=None).count() == 3, timeout=40)
     assert len([record for record in world.receiver.log if record.reason == "resync"]) < 450
-    for pair in watched:
-        assert len(world.copy(pair)) == 150
+    for watch in watched:
+        assert len(world.copy(watch)) == 150
     assert browser.complaints == []
 
 

@@ -7,7 +7,7 @@ from django.test import Client
 from deliveries_app.models import AppRepository
 from tests.support.existing import ExistingService
 from tests.support.postgres import PostgresServer
-from tests.support.staff import VIEWS, make_app, make_pair, staff
+from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.world import World
 
 
@@ -39,7 +39,7 @@ def viewer(db) -> Client:
 
 
 @pytest.fixture
-def pairs(db) -> list[AppRepository]:
+def watches(db) -> list[AppRepository]:
     """Portal watches acme/docs and acme/site, Search watches acme/docs."""
     portal, search = make_app("Portal"), make_app("Search")
-    return [make_pair(portal, "docs"), make_pair(portal, "site"), make_pair(search, "docs")]
+    return [make_watch(portal, "docs"), make_watch(portal, "site"), make_watch(search, "docs")]

@@ -12,7 +12,6 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app import app_page, vitals
 from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
@@ -24,8 +23,10 @@ from deliveries_app.models import (
     SyncPause,
     SyncRun,
 )
+from deliveries_app.reports import app_detail
 from deliveries_app.services import resync_by_app, resync_many
-from tests.support.staff import VIEWS, make_app, make_pair, staff
+from deliveries_app.webhooks import endpoint_stats
+from tests.support.staff import VIEWS, make_app, make_watch, staff
 
 APPS = "/admin/deliveries_app/app/"
 FAILING = {
@@ -58,13 +59,13 @@ def live(client: Client, app: App, **query: str):
 
 
 def failing(app: App, name: str, **facts) -> AppRepository:
-    return make_pair(app, name, **FAILING | {"failing_since": timezone.now() - timedelta(hours=1)} | facts)
+    return make_watch(app, name, **FAILING | {"failing_since": timezone.now() - timedelta(hours=1)} | facts)
 
 
-def file_failing(pair: AppRepository, path: str, minutes_ago: int = 1) -> DeliveryFailure:
+def file_failing(watch: AppRepository, path: str, minutes_ago: int = 1) -> DeliveryFailure:
     moment = timezone.now() - timedelta(minutes=minutes_ago)
     return DeliveryFailure.objects.create(
-        pair=pair, path=path, path_digest=hashlib.sha256(path.encode()).hexdigest(), cause="http", status_code=500,
+        watch=watch, path=path, path_digest=hashlib.sha256(path.encode()).hexdigest(), cause="http", status_code=500,
         message="The app answered 500.", body="<b>boom</b>", attempts=3, first_at=moment, last_at=moment,
     )  # fmt: skip
 
@@ -74,25 +75,25 @@ def names(text: str) -> list[str]:
     return re.findall(r'id="watch-\d+" href="[^"]+">([^<]+)</a>', text)
 
 
-def words(text: str, pair: AppRepository) -> str:
+def words(text: str, watch: AppRepository) -> str:
     """What the table says of a repository beside its status, without markup."""
-    row = text[text.index(f'id="watch-{pair.pk}"') :]
+    row = text[text.index(f'id="watch-{watch.pk}"') :]
     cell = row[row.index('class="goes"') : row.index("</td>", row.index('class="goes"'))]
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", cell.partition(">")[2])).split())
 
 
 def test_health_is_told_of_the_last_notifications_or_that_there_were_none(admin: Client, app: App) -> None:
     assert "No notification was sent lately." in page(admin, app).text
-    latest = vitals.Latest()
+    latest = endpoint_stats.Latest()
     for number in range(100):
         latest.add(number != 0, 0.038 if number < 90 else 0.21)
-    vitals.remember(app, latest, {})
+    endpoint_stats.remember(app, latest, {})
     for shown in (page(admin, app), live(admin, app)):
         assert "99 % ok · median 38 ms · p95 210 ms (last 100)" in shown.text
 
 
 def test_without_redis_the_page_is_there_all_the_same(admin: Client, app: App, valkey_server) -> None:
-    make_pair(app, "docs", status=Status.SCANNING)
+    make_watch(app, "docs", status=Status.SCANNING)
     valkey_server.stop()
     assert names(page(admin, app).text) == ["acme/docs"]
 
@@ -104,15 +105,15 @@ def test_each_row_says_what_is_wrong_and_when_it_is_tried_next(admin: Client, ap
     git = failing(
         app, "git", next_sync_at=soon, root_cause="git_auth", last_error="The token was refused.", last_status_code=None
     )
-    waiting = make_pair(app, "waiting", status=Status.PENDING, next_sync_at=timezone.now())
-    synced = make_pair(app, "well")
+    waiting = make_watch(app, "waiting", status=Status.PENDING, next_sync_at=timezone.now())
+    synced = make_watch(app, "well")
     text = page(admin, app).text
     assert words(text, files) == "HTTP 500 on 2 files next try in 1 min"
     assert words(text, down) == "HTTP 503 next try in 1 min"  # no base: the number of files is that of an earlier run
     assert words(text, git) == "The token was refused next try in 1 min"
     assert words(text, waiting) == "Next sync as soon as a worker is free"
     assert words(text, synced) == ""
-    App.objects.update(not_before=timezone.now() + timedelta(minutes=10, seconds=30))
+    App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
     assert words(page(admin, app).text, files).endswith("next try in 10 min")
     App.objects.update(paused=True)
     assert words(page(admin, app).text, files).endswith("waits until the app is resumed")
@@ -121,27 +122,27 @@ def test_each_row_says_what_is_wrong_and_when_it_is_tried_next(admin: Client, ap
 
 
 def test_an_open_circuit_is_waited_for_unless_somebody_asks(admin: Client, app: App) -> None:
-    pair = failing(app, "docs", next_sync_at=timezone.now(), retry_count=3)
-    pair.repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
-    pair.repository.save()
-    assert words(page(admin, app).text, pair).endswith("next try in 20 min")
+    watch = failing(app, "docs", next_sync_at=timezone.now(), retry_count=3)
+    watch.repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
+    watch.repository.save()
+    assert words(page(admin, app).text, watch).endswith("next try in 20 min")
     AppRepository.objects.update(retry_count=0)
-    assert words(page(admin, app).text, pair).endswith("next try as soon as a worker is free")
+    assert words(page(admin, app).text, watch).endswith("next try as soon as a worker is free")
 
 
 def test_a_repository_that_is_being_sent_shows_its_bar_and_its_files(admin: Client, app: App) -> None:
-    pair = make_pair(app, "docs", status=Status.SCANNING)
+    watch = make_watch(app, "docs", status=Status.SCANNING)
     SyncRun.objects.create(
-        pair=pair, app_name="Portal", repository_name="acme/docs", reason="change", requested_by="sweep", generation=1,
+        watch=watch, app_name="Portal", repository_name="acme/docs", reason="change", requested_by="sweep", generation=1,
         started_at=timezone.now(), files_total=10_000, files_done=4_400,
     )  # fmt: skip
     text = page(admin, app).text
     assert 'value="44"' in text
-    assert words(text, pair) == "4,400 / 10,000 files"
-    polled = admin.get("/admin/live/", {"ids": pair.pk, "files": "1"}).text
-    assert f'id="going-{pair.pk}" hx-swap-oob="true">4,400 / 10,000 files' in polled
-    assert f"ids={pair.pk}&files=1" in unescape(polled)
-    assert "going-" not in admin.get("/admin/live/", {"ids": pair.pk}).text  # other lists have no place for them
+    assert words(text, watch) == "4,400 / 10,000 files"
+    polled = admin.get("/admin/live/", {"ids": watch.pk, "files": "1"}).text
+    assert f'id="going-{watch.pk}" hx-swap-oob="true">4,400 / 10,000 files' in polled
+    assert f"ids={watch.pk}&files=1" in unescape(polled)
+    assert "going-" not in admin.get("/admin/live/", {"ids": watch.pk}).text  # other lists have no place for them
 
 
 @pytest.mark.parametrize(
@@ -166,22 +167,22 @@ def test_a_repository_that_is_being_sent_shows_its_bar_and_its_files(admin: Clie
 )
 def test_the_table_is_searched_filtered_and_sorted(admin: Client, app: App, query, found: list[str]) -> None:
     now = timezone.now()
-    make_pair(app, "docs", tree_files=20, last_synced_at=now - timedelta(hours=1))
+    make_watch(app, "docs", tree_files=20, last_synced_at=now - timedelta(hours=1))
     failing(app, "site", status=Status.PENDING, tree_files=40)
     failing(app, "web", tree_files=30, last_synced_at=now)
-    other = make_pair(app, "else", tree_files=10)
+    other = make_watch(app, "else", tree_files=10)
     other.repository.owner, other.repository.name = "other", "docs"
     other.repository.canonical_url = "https://gitlab.com/other/docs"
     other.repository.save()
     AppRepository.objects.filter(pk=other.pk).update(github_url=other.repository.canonical_url)
-    make_pair(make_app("Search"), "docs")
-    make_pair(app, "unwatched", ended_at=now)
+    make_watch(make_app("Search"), "docs")
+    make_watch(app, "unwatched", ended_at=now)
     assert names(page(admin, app, **query).text) == found
     assert names(live(admin, app, **query).text) == found
 
 
 def test_the_headings_say_how_the_table_is_sorted_and_lead_to_the_other_way(admin: Client, app: App) -> None:
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     text = unescape(page(admin, app, q="docs", p="1", o="files").text)
     assert text.count("aria-sort=") == 1
     assert re.search(r'aria-sort="ascending"><a id="sort-files" href="\?q=docs&o=-files#repositories"', text)
@@ -191,9 +192,9 @@ def test_the_headings_say_how_the_table_is_sorted_and_lead_to_the_other_way(admi
 
 def test_a_thousand_repositories_are_paged_and_the_query_stays_in_the_links(admin: Client, app: App) -> None:
     for number in range(120):
-        make_pair(app, f"docs-{number:03}")
+        make_watch(app, f"docs-{number:03}")
     text = page(admin, app, q="docs", o="-repository", p="2").text
-    assert len(names(text)) == app_page.PER_PAGE
+    assert len(names(text)) == app_detail.PER_PAGE
     assert names(text)[0] == "acme/docs-069"
     assert "Page 2 of 3" in text
     for shown in (text, live(admin, app, q="docs", o="-repository", p="2", operations="").text):
@@ -204,7 +205,7 @@ def test_a_thousand_repositories_are_paged_and_the_query_stays_in_the_links(admi
 
 
 def test_what_is_refreshed_asks_with_the_query_of_the_page(admin: Client, app: App) -> None:
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     text = unescape(page(admin, app, q="do cs", status="synced").text)
     assert f'hx-get="/admin/live/app/{app.pk}/?q=do+cs&status=synced"' in text
     assert 'hx-trigger="every 5s, docora:refresh"' in text
@@ -232,25 +233,25 @@ def test_nothing_to_show_says_what_to_do_first(admin: Client, viewer: Client, ap
     assert 'role="search"' not in text
     assert "Why was this file" not in text
     assert "apprepository/add/" not in page(viewer, app).text
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     assert "No repository matches." in page(admin, app, q="nothing").text
 
 
 def test_the_buttons_of_a_row_are_for_those_who_may(admin: Client, viewer: Client, operator: Client, app: App) -> None:
-    pair, well = failing(app, "docs"), make_pair(app, "site")
+    watch, well = failing(app, "docs"), make_watch(app, "site")
     text = unescape(page(admin, app).text)
-    assert f'action="/admin/deliveries_app/apprepository/{pair.pk}/retry/?next={APPS}{app.pk}/change/"' in text
+    assert f'action="/admin/deliveries_app/apprepository/{watch.pk}/retry/?next={APPS}{app.pk}/change/"' in text
     assert f'id="retry-{well.pk}"' not in text
     for name in ("resync", "unwatch"):
-        assert f'id="{name}-{pair.pk}"' in text
+        assert f'id="{name}-{watch.pk}"' in text
         assert f'id="{name}-{well.pk}"' in text
     assert "Retry all failed (1)" in text
     bulk = re.search(r'id="retry-failed"[^>]*href="([^"]+)"', text)
     assert bulk
     assert bulk[1].endswith(f"&next={APPS}{app.pk}/change/")
     asked = admin.get(bulk[1])
-    assert [row.pk for row in asked.context["impact"].sample] == [pair.pk]
-    assert admin.post(f"/admin/deliveries_app/apprepository/{pair.pk}/retry/?next={APPS}{app.pk}/change/").url == (
+    assert [row.pk for row in asked.context["impact"].sample] == [watch.pk]
+    assert admin.post(f"/admin/deliveries_app/apprepository/{watch.pk}/retry/?next={APPS}{app.pk}/change/").url == (
         f"{APPS}{app.pk}/change/"
     )
     for shown in (page(operator, app).text, live(operator, app).text):
@@ -262,8 +263,8 @@ def test_the_buttons_of_a_row_are_for_those_who_may(admin: Client, viewer: Clien
 
 
 def test_who_sees_no_watched_repositories_sees_none_here(app: App) -> None:
-    pair = failing(app, "docs")
-    file_failing(pair, "a.md")
+    watch = failing(app, "docs")
+    file_failing(watch, "a.md")
     blind = staff("bob", "view_app", "resync_apprepository", "retry_apprepository")
     for shown in (page(blind, app), live(blind, app)):
         assert shown.status_code == 200
@@ -284,7 +285,7 @@ def test_the_fragment_is_for_staff_who_may_see_apps(client: Client, admin: Clien
 
 
 def test_operations_are_sent_again_only_when_they_are_others(admin: Client, app: App) -> None:
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     operation = resync_by_app(Actor.command(), app)
     assert f'name="operations" value="{operation.pk}"' in page(admin, app).text
     assert f"progress-{operation.operation_id}" in live(admin, app, operations="").text
@@ -297,8 +298,8 @@ def test_operations_are_sent_again_only_when_they_are_others(admin: Client, app:
 def test_ended_operations_stay_on_the_page_with_what_came_of_them(admin: Client, app: App) -> None:
     other = make_app("Search")
     for name in ("docs", "site"):
-        make_pair(app, name)
-        make_pair(other, name)
+        make_watch(app, name)
+        make_watch(other, name)
     ours, _ = resync_by_app(Actor.command(), app), resync_by_app(Actor.command(), other)
     both = resync_many(Actor.command(), AppRepository.objects.all())
     SyncRun.objects.update(outcome=Outcome.SUCCEEDED, started_at=timezone.now(), ended_at=timezone.now())
@@ -322,17 +323,17 @@ def test_the_newest_files_that_fail_are_listed_over_all_repositories(admin: Clie
     file_failing(failing(make_app("Search"), "docs"), "of another app")
     DeliveryFailure.objects.filter(path="docs/0.md").update(kind="skipped")
     files = page(admin, app).context["files"]
-    assert (files.count, files.is_more, len(files.listed)) == (59, False, app_page.LISTED_FILES)
+    assert (files.count, files.is_more, len(files.listed)) == (59, False, app_detail.LISTED_FILES)
     assert [row.path for row in files.listed[:2]] == ["site & co/0.md", "site & co/1.md"]
     text = unescape(page(admin, app).text)
     assert f"apprepository/{site.pk}/why/?path=site%20%26%20co%2F0.md" in text
     assert "<b>boom" not in page(admin, app).text
-    monkeypatch.setattr(app_page, "SORTED_FILES", 20)
+    monkeypatch.setattr(app_detail, "SORTED_FILES", 20)
     assert "Files failing (more than 20)" in page(admin, app).text
 
 
 def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client, app: App) -> None:
-    make_pair(app, "site")
+    make_watch(app, "site")
     resync_by_app(Actor.command(), app)
     file_failing(failing(app, "docs"), "a.md")
     text = page(admin, app).text
@@ -358,10 +359,10 @@ def test_three_and_three_hundred_repositories_take_the_same_queries(admin: Clien
 
     def add(numbers: range) -> None:
         for number in numbers:
-            pair = failing(app, f"docs-{number}", status=[Status.FAILED, Status.SCANNING][number % 2])
-            file_failing(pair, f"{number}.md")
+            watch = failing(app, f"docs-{number}", status=[Status.FAILED, Status.SCANNING][number % 2])
+            file_failing(watch, f"{number}.md")
             SyncRun.objects.create(
-                pair=pair, app_name="Portal", repository_name="x", reason="change", requested_by="x", generation=1
+                watch=watch, app_name="Portal", repository_name="x", reason="change", requested_by="x", generation=1
             )
 
     urls = f"{APPS}{app.pk}/change/", f"/admin/live/app/{app.pk}/?q=docs&status=failing&o=-files"

@@ -8,7 +8,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 
 APPS = "/admin/deliveries_app/app/"
 
@@ -103,10 +103,10 @@ def test_how_much_may_be_under_way_at_once_has_bounds_that_are_told(admin: Clien
 def test_resuming_forgets_why_it_was_paused_and_the_rest_that_the_endpoint_had(admin: Client) -> None:
     app = make_app("Portal")
     later = timezone.now() + timedelta(minutes=30)
-    App.objects.filter(pk=app.pk).update(paused=True, paused_reason="410 Gone", not_before=later, down_count=3)
+    App.objects.filter(pk=app.pk).update(paused=True, paused_reason="410 Gone", cooldown_until=later, down_count=3)
     admin.post(f"{APPS}{app.pk}/change/", settings_of(admin, app, paused=None))
     app.refresh_from_db()
-    assert (app.paused, app.paused_reason, app.not_before, app.down_count) == (False, "", None, 0)
+    assert (app.paused, app.paused_reason, app.cooldown_until, app.down_count) == (False, "", None, 0)
 
 
 def test_a_page_that_is_older_than_a_pause_does_not_resume_the_app(admin: Client) -> None:
@@ -135,7 +135,7 @@ def test_saving_settings_writes_only_what_was_changed(admin: Client, monkeypatch
 
 def test_removing_an_app_ends_its_watches_and_hides_both(admin: Client) -> None:
     app = make_app("Portal")
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     page = admin.get(f"{APPS}{app.pk}/delete/")
     assert "Portal" in page.text
     admin.post(f"{APPS}{app.pk}/delete/", {"post": "yes"})
@@ -147,13 +147,13 @@ def test_removing_an_app_ends_its_watches_and_hides_both(admin: Client) -> None:
 def test_the_button_for_all_repositories_is_absent_where_there_is_none(admin: Client) -> None:
     app = make_app("Portal")
     assert "Re-sync all repositories" not in admin.get(f"{APPS}{app.pk}/change/").text
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     assert "Re-sync all repositories" in admin.get(f"{APPS}{app.pk}/change/").text
 
 
 def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client) -> None:
     app = make_app("Portal")
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     page = admin.get(f"{APPS}{app.pk}/change/").text
     form = page[page.index('id="app_form"') :]
     form = form[: form.index("</form>")]
@@ -167,7 +167,7 @@ def test_the_app_page_takes_the_same_queries_for_many_repositories(
 ) -> None:
     app = make_app("Portal")
     for number in range(60):
-        make_pair(app, f"many-{number}")
+        make_watch(app, f"many-{number}")
     admin.get(f"{APPS}{app.pk}/change/")
     with django_assert_max_num_queries(15):
         admin.get(f"{APPS}{app.pk}/change/")

@@ -17,7 +17,7 @@ SEES = ("view_repository", "view_apprepository", "view_app")
 
 
 @pytest.fixture
-def broken(pairs: list[AppRepository]) -> list[AppRepository]:
+def broken(watches: list[AppRepository]) -> list[AppRepository]:
     """Every repository has failed five times; nothing is due for half an hour."""
     later = timezone.now() + timedelta(minutes=30)
     Repository.objects.update(
@@ -28,7 +28,7 @@ def broken(pairs: list[AppRepository]) -> list[AppRepository]:
         last_error_cause="network",
     )
     AppRepository.objects.update(next_sync_at=later)
-    return pairs
+    return watches
 
 
 @pytest.fixture
@@ -51,19 +51,19 @@ def test_both_pages_say_why_it_is_open_and_what_can_be_done(mender: Client, brok
 
 
 def test_the_button_closes_it_wakes_every_watch_and_leads_back(mender: Client, broken) -> None:
-    pair = broken[0]
-    back = f"{WATCHES}{pair.pk}/change/"
-    page = mender.post(f"{LIST}{pair.repository_id}/reset-circuit/?next={back}", follow=True)
+    watch = broken[0]
+    back = f"{WATCHES}{watch.pk}/change/"
+    page = mender.post(f"{LIST}{watch.repository_id}/reset-circuit/?next={back}", follow=True)
     assert page.redirect_chain == [(back, 302)]
     assert "The circuit is reset: 2 watches are tried at once." in page.text
     assert "Reset circuit" not in page.text
-    pair.repository.refresh_from_db()
-    assert (pair.repository.consecutive_failures, pair.repository.circuit_open_until) == (0, None)
+    watch.repository.refresh_from_db()
+    assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
     due = AppRepository.objects.filter(next_sync_at__lte=timezone.now())
-    assert {due_pair.pk for due_pair in due} == {broken[0].pk, broken[2].pk}
+    assert {due_watch.pk for due_watch in due} == {broken[0].pk, broken[2].pk}
     entry = LogEntry.objects.get()
     assert (entry.user.username, entry.change_message) == ("mara", "Reset the circuit")
-    assert "Reset the circuit" in mender.get(f"{LIST}{pair.repository_id}/history/").text
+    assert "Reset the circuit" in mender.get(f"{LIST}{watch.repository_id}/history/").text
 
 
 def test_the_action_resets_what_is_ticked_or_everything(mender: Client, broken) -> None:
@@ -91,8 +91,8 @@ def test_a_forged_post_without_the_permission_is_refused(broken, permissions: tu
         assert "reset-circuit" not in client.get(url).text
 
 
-def test_where_nothing_failed_there_is_nothing_to_reset(mender: Client, pairs) -> None:
-    assert "Reset circuit" not in mender.get(f"{LIST}{pairs[0].repository_id}/change/").text
+def test_where_nothing_failed_there_is_nothing_to_reset(mender: Client, watches) -> None:
+    assert "Reset circuit" not in mender.get(f"{LIST}{watches[0].repository_id}/change/").text
     assert mender.post(f"{LIST}999999/reset-circuit/").status_code == 302
 
 

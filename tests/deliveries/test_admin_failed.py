@@ -7,12 +7,12 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.words import ROOT_HINTS
-from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, Outcome, Status, SyncRun
-from deliveries_app.services import retry_all, unwatch
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.reports.help_texts import ROOT_HINTS
+from deliveries_app.services import retry_all, unwatch_repository
 from repositories_app.models import Repository
-from tests.support.staff import fail, make_app, make_pair, staff
+from tests.support.staff import fail, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/failedsync/"
 LIVE = "/admin/live/failed/"
@@ -29,24 +29,24 @@ def viewer(db) -> Client:
 
 
 @pytest.fixture
-def failing(pairs: list[AppRepository]) -> list[AppRepository]:
+def failing(watches: list[AppRepository]) -> list[AppRepository]:
     """Portal's two repositories and Search's one, each with a cause of its own."""
-    fail(pairs[0], RootCause.SERVER_ERROR, status=502, answer="<h1>Bad gateway</h1>", retry_count=2)
-    fail(pairs[1], RootCause.GIT_AUTH, retry_count=4, state=Status.FAILED)
-    fail(pairs[2], RootCause.SERVER_ERROR, status=500, retry_count=1)
-    return pairs
+    fail(watches[0], RootCause.SERVER_ERROR, status=502, answer="<h1>Bad gateway</h1>", retry_count=2)
+    fail(watches[1], RootCause.GIT_AUTH, retry_count=4, state=Status.FAILED)
+    fail(watches[2], RootCause.SERVER_ERROR, status=500, retry_count=1)
+    return watches
 
 
 def shown(client: Client, query: str = "") -> list[str]:
     """The rows of the list, in its order."""
-    return [str(pair) for pair in client.get(f"{LIST}{query}").context["cl"].result_list]
+    return [str(watch) for watch in client.get(f"{LIST}{query}").context["cl"].result_list]
 
 
 # --- The list ------------------------------------------------------------------------------------------------------------
 
 
 def test_it_shows_what_is_failing_ordered_by_root_cause(viewer: Client, failing) -> None:
-    make_pair(failing[0].app, "fine")
+    make_watch(failing[0].app, "fine")
     assert shown(viewer) == ["acme/docs → Portal", "acme/docs → Search", "acme/site → Portal"]
 
 
@@ -74,20 +74,22 @@ def test_its_rows_lead_to_the_page_of_the_watched_repository(viewer: Client, fai
 
 @pytest.mark.parametrize("state", ["syncing", "paused", "circuit", "rests", "failed", "retrying"])
 def test_the_badge_says_what_it_waits_for_and_the_filter_finds_it(viewer: Client, failing, state: str) -> None:
-    pair, later = failing[2], timezone.now() + timedelta(minutes=20)
+    watch, later = failing[2], timezone.now() + timedelta(minutes=20)
     labels = {"rests": "endpoint rests", "paused": "app paused", "circuit": "circuit open"}
     if state == "circuit":
-        pair = failing[1]
-        Repository.objects.filter(pk=pair.repository_id).update(circuit_open_until=later)
+        watch = failing[1]
+        Repository.objects.filter(pk=watch.repository_id).update(circuit_open_until=later)
     elif state in {"paused", "rests"}:
-        App.objects.filter(pk=pair.app_id).update(**({"paused": True} if state == "paused" else {"not_before": later}))
+        App.objects.filter(pk=watch.app_id).update(
+            **({"paused": True} if state == "paused" else {"cooldown_until": later})
+        )
     else:
         status = {"syncing": Status.SCANNING, "failed": Status.FAILED}.get(state, Status.PENDING)
-        AppRepository.objects.filter(pk=pair.pk).update(status=status)
+        AppRepository.objects.filter(pk=watch.pk).update(status=status)
     page = viewer.get(f"{LIST}?state={state}")
-    assert str(pair) in [str(row) for row in page.context["cl"].result_list]
+    assert str(watch) in [str(row) for row in page.context["cl"].result_list]
     assert {row.state for row in page.context["cl"].result_list} == {state}
-    cell = page.text.split(f'id="failed-state-{pair.pk}"')[1].split("</div>")[0]
+    cell = page.text.split(f'id="failed-state-{watch.pk}"')[1].split("</div>")[0]
     assert labels.get(state, state) in cell
 
 
@@ -96,7 +98,7 @@ def test_the_next_attempt_waits_for_the_app_and_for_the_circuit_but_what_a_perso
 ) -> None:
     AppRepository.objects.update(next_sync_at=timezone.now())
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=20))
-    App.objects.update(not_before=timezone.now() + timedelta(minutes=10, seconds=30))
+    App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
     assert "in 19 min" in viewer.get(LIST).text
     AppRepository.objects.update(retry_count=0)
     page = viewer.get(LIST).text
@@ -122,19 +124,19 @@ def test_a_filter_that_means_nothing_breaks_nothing(viewer: Client, failing, que
 
 def test_of_an_operation_it_shows_what_failed_and_is_failing_still(viewer: Client, failing) -> None:
     operation = retry_all(Actor.system())
-    SyncRun.objects.exclude(pair=failing[2]).update(outcome=Outcome.FAILED, ended_at=timezone.now())
+    SyncRun.objects.exclude(watch=failing[2]).update(outcome=Outcome.FAILED, ended_at=timezone.now())
     AppRepository.objects.filter(pk=failing[1].pk).update(failing_since=None, root_cause="")
     page = viewer.get(f"{LIST}?operation={operation.operation_id}")
     assert [row.pk for row in page.context["cl"].result_list] == [failing[0].pk]
     assert "Retry all failed" in page.text
 
 
-def test_an_empty_list_says_that_all_is_well(viewer: Client, pairs) -> None:
+def test_an_empty_list_says_that_all_is_well(viewer: Client, watches) -> None:
     assert "Nothing is failing." in viewer.get(LIST).text
 
 
 def test_what_is_no_longer_watched_is_not_listed(viewer: Client, failing) -> None:
-    unwatch(Actor.system(), failing[1])
+    unwatch_repository(Actor.system(), failing[1])
     assert "acme/site" not in viewer.get(LIST).text
 
 
@@ -200,13 +202,13 @@ def test_the_groups_and_each_cell_come_anew_into_their_places(operator: Client, 
 
 def test_a_row_that_was_mended_says_so_and_loses_its_button(operator: Client, failing) -> None:
     AppRepository.objects.filter(pk=failing[0].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
-    unwatch(Actor.system(), failing[1])
+    unwatch_repository(Actor.system(), failing[1])
     answer = live(operator, failing[0].pk, failing[1].pk)
     assert "1 repository is failing" in answer
     assert "synced" in answer.split(f'id="failed-state-{failing[0].pk}"')[1].split("</div>")[0]
     assert "no longer watched" in answer.split(f'id="failed-state-{failing[1].pk}"')[1].split("</div>")[0]
-    for pair in failing[:2]:
-        assert f'<div id="failed-action-{pair.pk}" class="failed-action" hx-swap-oob="true"></div>' in answer
+    for watch in failing[:2]:
+        assert f'<div id="failed-action-{watch.pk}" class="failed-action" hx-swap-oob="true"></div>' in answer
 
 
 def test_the_refresh_leads_back_to_the_page_that_asks(operator: Client, failing) -> None:
@@ -232,7 +234,7 @@ def test_the_page_and_its_refresh_take_the_same_queries_for_many_rows(
 ) -> None:
     for number in range(40):
         app = make_app(f"App {number}")
-        fail(make_pair(app, f"many-{number}"), list(RootCause)[number % len(RootCause)])
+        fail(make_watch(app, f"many-{number}"), list(RootCause)[number % len(RootCause)])
     with django_assert_max_num_queries(14):
         operator.get(LIST)
     everything = AppRepository.objects.values_list("pk", flat=True)

@@ -7,13 +7,13 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Outcome, Status, SyncRun
+from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, resync_by_app, resync_many
-from docora import progress
+from docora.redis import live_counters
 from repositories_app.models import Repository
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 
 LIST = "/admin/deliveries_app/apprepository/"
 
@@ -34,7 +34,7 @@ def admin(user: User) -> Client:
 def operation(user: User) -> BulkOperation:
     app = make_app("Portal")
     for name in ("docs", "site", "web"):
-        make_pair(app, name)
+        make_watch(app, name)
     return resync_by_app(Actor.of_user(user), app)
 
 
@@ -61,7 +61,7 @@ def test_a_running_operation_is_polled_every_second_with_live_numbers(admin: Cli
     assert 'hx-trigger="every 1s"' in shown
     assert "50 / 300 files" in shown
     assert 'value="16"' in shown
-    progress.advance(operation.operation_id, files_done=100)
+    live_counters.advance(operation.operation_id, files_done=100)
     assert "150 / 300 files" in fragment(admin, operation)
 
 
@@ -106,8 +106,8 @@ def test_the_operation_stands_on_every_page_that_it_touches(
     admin: Client, user: User, operation: BulkOperation
 ) -> None:
     search, bystander = make_app("Search"), make_app("Bystander")
-    make_pair(search, "docs")
-    make_pair(bystander, "docs")
+    make_watch(search, "docs")
+    make_watch(bystander, "docs")
     both = resync_many(Actor.of_user(user), AppRepository.objects.exclude(app=bystander))
     box = f"progress-{both.operation_id}"
     assert box in admin.get(LIST).text
@@ -128,7 +128,7 @@ def test_words_for_screen_readers_are_sent_only_when_ten_percent_more_are_done(
 
 def test_a_list_asks_again_only_for_rows_where_something_goes_on(admin: Client, db) -> None:
     app = make_app("Portal")
-    quiet, busy = make_pair(app, "docs"), make_pair(app, "site", status=Status.SCANNING)
+    quiet, busy = make_watch(app, "docs"), make_watch(app, "site", status=Status.SCANNING)
     page = admin.get(LIST).text
     assert f"live/?ids={busy.pk}&quot;" in page or f'live/?ids={busy.pk}"' in page
     shown = admin.get(f"/admin/live/?ids={busy.pk}").text
@@ -151,27 +151,27 @@ def test_the_repository_page_shows_its_run_its_failures_and_a_way_to_stop(
 ) -> None:
     run = operation.runs.order_by("pk")[0]
     begin(run, 50)
-    page = admin.get(f"{LIST}{run.pair_id}/change/").text
+    page = admin.get(f"{LIST}{run.watch_id}/change/").text
     assert "50 / 100 files" in page
     assert "Cancel" in page
-    admin.post(f"/admin/live/{run.pair_id}/cancel/")
+    admin.post(f"/admin/live/{run.watch_id}/cancel/")
     run.refresh_from_db()
     assert run.outcome == Outcome.CANCELLED
 
 
 def test_a_delivery_is_shown_as_what_it_is(admin: Client, db) -> None:
-    pair = make_pair(make_app("Portal"), "docs", generation=5, resend_floor=5)
+    watch = make_watch(make_app("Portal"), "docs", generation=5, resend_floor=5)
     common = {
-        "pair": pair,
+        "watch": watch,
         "mode": "100644",
         "kind": "create",
         "sha": "a" * 64,
         "size": 1,
         "updated_at": timezone.now(),
     }
-    Delivery.objects.create(path="told", intent=1, generation=5, acknowledged=True, **common)
-    Delivery.objects.create(path="before", intent=2, generation=4, acknowledged=True, **common)
-    Delivery.objects.create(path="unsure", intent=3, generation=5, acknowledged=False, **common)
+    Delivery.objects.create(path="told", sequence=1, generation=5, acknowledged=True, **common)
+    Delivery.objects.create(path="before", sequence=2, generation=4, acknowledged=True, **common)
+    Delivery.objects.create(path="unsure", sequence=3, generation=5, acknowledged=False, **common)
     shown = admin.get("/admin/deliveries_app/delivery/").context["cl"]
     states = {row.path: shown.model_admin.state(row) for row in shown.result_list}
     assert [("delivered" in states[path]) for path in ("told", "before", "unsure")] == [True, False, False]
@@ -180,9 +180,9 @@ def test_a_delivery_is_shown_as_what_it_is(admin: Client, db) -> None:
 
 
 def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client, db) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
+    watch = make_watch(make_app("Portal"), "docs")
     common = {
-        "pair": pair,
+        "watch": watch,
         "mode": "100644",
         "kind": "create",
         "sha": "a" * 64,
@@ -190,7 +190,7 @@ def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client
         "updated_at": timezone.now(),
     }
     for number, path in enumerate(["src/a", "SRC/b", "src_/c", "lib/src/d"]):
-        Delivery.objects.create(path=path, intent=number, generation=1, acknowledged=True, **common)
+        Delivery.objects.create(path=path, sequence=number, generation=1, acknowledged=True, **common)
     found = admin.get("/admin/deliveries_app/delivery/", {"q": "src/"}).context["cl"].result_list
     assert [row.path for row in found] == ["src/a"]
 
@@ -199,8 +199,8 @@ def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client
 def test_deliveries_are_found_by_the_id_of_their_repository_or_app(admin: Client, db, public_id: str) -> None:
     facts = {"mode": "100644", "kind": "create", "sha": "a" * 64, "size": 1, "updated_at": timezone.now()}
     for number, name in enumerate(("docs", "site")):
-        pair = make_pair(make_app(name), name)
-        Delivery.objects.create(pair=pair, path=name, intent=number, generation=1, acknowledged=True, **facts)
+        watch = make_watch(make_app(name), name)
+        Delivery.objects.create(watch=watch, path=name, sequence=number, generation=1, acknowledged=True, **facts)
     app, repository = App.objects.get(name="docs"), Repository.objects.get(name="docs")
     for row, field in ((app, "app_id"), (repository, "repository_id")):
         type(row).objects.filter(pk=row.pk).update(**{field: public_id})
@@ -212,20 +212,20 @@ def test_deliveries_are_found_by_the_id_of_their_repository_or_app(admin: Client
 def test_the_list_takes_the_same_queries_for_many_rows(admin: Client, db, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(45):
-        make_pair(app, f"many-{number}", status=Status.SCANNING, last_synced_at=timezone.now() - timedelta(hours=1))
+        make_watch(app, f"many-{number}", status=Status.SCANNING, last_synced_at=timezone.now() - timedelta(hours=1))
     admin.get(LIST)
     with django_assert_max_num_queries(12):
         admin.get(LIST)
     everything = ",".join(str(pk) for pk in AppRepository.objects.values_list("pk", flat=True))
     with django_assert_max_num_queries(6):
         admin.get(f"/admin/live/?ids={everything}")
-    assert tallies.of_runs([]) == {}
+    assert live.of_runs([]) == {}
 
 
 def test_an_open_circuit_is_told_in_words_and_not_in_markup(admin: Client, db) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
-    pair.repository.circuit_open_until = timezone.now() + timedelta(minutes=20)
-    pair.repository.save()
+    watch = make_watch(make_app("Portal"), "docs")
+    watch.repository.circuit_open_until = timezone.now() + timedelta(minutes=20)
+    watch.repository.save()
     for url in (LIST, "/admin/repositories_app/repository/"):
         page = admin.get(url).text
         assert "open, next try" in page

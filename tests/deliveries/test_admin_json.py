@@ -8,7 +8,7 @@ from django.test import Client
 
 from deliveries_app import services
 from deliveries_app.models import AppRepository, BulkOperation
-from docora.errors import NOT_FOUND
+from docora.web.errors import NOT_FOUND
 from tests.support.staff import VIEWS, make_app, staff
 
 
@@ -21,18 +21,18 @@ def post(client: Client, path: str, body: object = None):
     return client.post(f"/admin/api/{path}", data, content_type="application/json")
 
 
-def ids_of(pair: AppRepository) -> dict[str, str]:
-    return {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+def ids_of(watch: AppRepository) -> dict[str, str]:
+    return {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
 
 
-def test_one_pair_is_queued_under_the_id_of_its_job(operator: Client, pairs) -> None:
-    answer = post(operator, "resync", ids_of(pairs[0]))
-    assert answer.json() == {"data": {"message": "Re-sync queued", "job_id": pairs[0].job_id}}
+def test_one_watch_is_queued_under_the_id_of_its_job(operator: Client, watches) -> None:
+    answer = post(operator, "resync", ids_of(watches[0]))
+    assert answer.json() == {"data": {"message": "Re-sync queued", "job_id": watches[0].job_id}}
     assert generations() == [2, 1, 1]
 
 
-def test_an_app_is_started_watched_and_stopped(operator: Client, pairs) -> None:
-    started = post(operator, f"resync/app/{pairs[0].app.app_id}").json()["data"]
+def test_an_app_is_started_watched_and_stopped(operator: Client, watches) -> None:
+    started = post(operator, f"resync/app/{watches[0].app.app_id}").json()["data"]
     operation = BulkOperation.objects.get()
     assert started == {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": 2}
     shown = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
@@ -61,14 +61,14 @@ def test_an_app_is_started_watched_and_stopped(operator: Client, pairs) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_the_agreed_words(
-    operator: Client, pairs, path: str, body: object, status: int, error: str
+    operator: Client, watches, path: str, body: object, status: int, error: str
 ) -> None:
     answer = post(operator, path, body)
     assert (answer.status_code, answer.json()) == (status, {"error": error})
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"null", b'"x"'])
-def test_a_body_that_is_no_json_object_is_a_bad_request(operator: Client, pairs, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_a_bad_request(operator: Client, watches, body: bytes) -> None:
     answer = post(operator, "resync", body)
     assert answer.status_code == 400
     assert list(answer.json()) == ["error"]
@@ -79,49 +79,49 @@ def test_an_app_without_repositories_says_so(operator: Client, db) -> None:
     assert (answer.status_code, answer.json()) == (404, {"error": "No repositories for this app"})
 
 
-def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, pairs, monkeypatch) -> None:
+def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, watches, monkeypatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("password=hunter2")
 
     monkeypatch.setattr(services, "resync_single", fail)
     monkeypatch.setattr(services, "resync_by_app", fail)
-    answers = [post(operator, "resync", ids_of(pairs[0])), post(operator, f"resync/app/{pairs[0].app.app_id}")]
+    answers = [post(operator, "resync", ids_of(watches[0])), post(operator, f"resync/app/{watches[0].app.app_id}")]
     assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [
         (500, "Failed to queue re-sync"),
         (500, "Failed to start bulk re-sync"),
     ]
 
 
-def test_it_is_401_for_nobody_403_for_the_rest_also_with_csrf_checks(pairs) -> None:
+def test_it_is_401_for_nobody_403_for_the_rest_also_with_csrf_checks(watches) -> None:
     User.objects.create_user("customer", password="x")
     customer = Client(enforce_csrf_checks=True)
     customer.force_login(User.objects.get(username="customer"))
-    for path in ("resync", f"resync/app/{pairs[0].app.app_id}", "retry/cancel/bulk_x"):
-        anonymous = post(Client(enforce_csrf_checks=True), path, ids_of(pairs[0]))
+    for path in ("resync", f"resync/app/{watches[0].app.app_id}", "retry/cancel/bulk_x"):
+        anonymous = post(Client(enforce_csrf_checks=True), path, ids_of(watches[0]))
         assert (anonymous.status_code, list(anonymous.json())) == (401, ["error"]), path
-        assert post(customer, path, ids_of(pairs[0])).status_code == 403, path
+        assert post(customer, path, ids_of(watches[0])).status_code == 403, path
         viewer = staff(f"viewer-{len(path)}", *(f"view_{model}" for model in VIEWS))
-        assert post(viewer, path, ids_of(pairs[0])).status_code == 403, path
+        assert post(viewer, path, ids_of(watches[0])).status_code == 403, path
     assert Client().get("/admin/api/repositories").status_code == 401
     assert generations() == [1, 1, 1]
 
 
-def test_a_signed_in_call_without_the_csrf_token_is_refused_as_json(pairs) -> None:
+def test_a_signed_in_call_without_the_csrf_token_is_refused_as_json(watches) -> None:
     User.objects.create_superuser("root", password="x")
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.get(username="root"))
-    answer = post(client, "resync", ids_of(pairs[0]))
+    answer = post(client, "resync", ids_of(watches[0]))
     assert answer.status_code == 403
     assert "CSRF" in answer.json()["error"]
     assert generations() == [1, 1, 1]
 
 
-def test_the_watches_are_listed_filtered_and_paged(operator: Client, pairs) -> None:
+def test_the_watches_are_listed_filtered_and_paged(operator: Client, watches) -> None:
     def listed(query: str) -> set[tuple[str, str]]:
         data = operator.get(f"/admin/api/repositories?{query}").json()["data"]
         return {(row["app_id"], row["name"]) for row in data["repositories"]}
 
-    portal, search = pairs[0].app.app_id, pairs[2].app.app_id
+    portal, search = watches[0].app.app_id, watches[2].app.app_id
     assert listed("") == {(portal, "docs"), (portal, "site"), (search, "docs")}
     assert listed(f"app_id={portal}") == {(portal, "docs"), (portal, "site")}
     assert listed("search=site") == {(portal, "site")}

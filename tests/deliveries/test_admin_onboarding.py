@@ -7,7 +7,7 @@ from django.utils import timezone
 from deliveries_app.models import App
 from deliveries_app.services.onboarding import reachability
 from tests.deliveries.test_admin_apps import settings_of
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
 APPS = "/admin/deliveries_app/app/"
@@ -81,7 +81,7 @@ def test_what_the_contract_allows_is_taken(operator: Client) -> None:
 
 def test_a_new_address_leads_to_the_offer_to_send_everything_there(operator: Client) -> None:
     app = make_app("Portal")
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     posted = settings_of(operator, app, base_url=NOBODY)
     page = operator.post(f"{APPS}{app.pk}/change/", posted, follow=True)
     app.refresh_from_db()
@@ -95,7 +95,7 @@ def test_a_new_address_leads_to_the_offer_to_send_everything_there(operator: Cli
 def test_who_may_not_re_sync_is_told_to_ask_somebody(db) -> None:
     client = staff("carl", "view_app", "change_app")
     app = make_app("Portal")
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     page = client.post(f"{APPS}{app.pk}/change/", settings_of(client, app, base_url=NOBODY), follow=True)
     assert page.redirect_chain[-1][0] == APPS
     assert "ask somebody who may" in page.text
@@ -105,17 +105,17 @@ def test_nothing_is_offered_where_nothing_is_watched_or_the_address_stays(operat
     app = make_app("Portal")
     page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY), follow=True)
     assert page.redirect_chain[-1][0] == APPS
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, description="New"), follow=True)
     assert page.redirect_chain[-1][0] == APPS
 
 
 def test_a_new_address_has_not_asked_for_a_rest(operator: Client) -> None:
     app = make_app("Portal")
-    App.objects.update(not_before=timezone.now(), down_count=3)
+    App.objects.update(cooldown_until=timezone.now(), down_count=3)
     operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY))
     app.refresh_from_db()
-    assert (app.not_before, app.down_count) == (None, 0)
+    assert (app.cooldown_until, app.down_count) == (None, 0)
 
 
 def test_an_app_that_watches_nothing_yet_has_its_whole_page(operator: Client) -> None:

@@ -12,13 +12,14 @@ from django.urls import reverse
 from django.utils import timezone
 from rq import Worker
 
-from deliveries_app import overview, sweep
-from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, BulkOperation, HourlyTraffic, Status, SyncRun
-from docora import heartbeat, queueing
-from docora.redis import connection
-from repositories_app import remote
-from tests.support.staff import VIEWS, make_app, make_pair, staff
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.reports import overview
+from deliveries_app.sweep import loop
+from docora.redis import heartbeat, queues
+from docora.redis.connection import connection
+from repositories_app.git import remote
+from tests.support.staff import VIEWS, make_app, make_watch, staff
 from tests.support.valkey import ValkeyServer
 
 PAGE = "/admin/"
@@ -49,7 +50,7 @@ def alive(redis_client) -> None:
 def fail(app: App, name: str, cause: RootCause = RootCause.SERVER_ERROR, **facts) -> AppRepository:
     facts = {"status": Status.FAILED, "last_error": f"{name} is broken."} | facts
     minutes_ago = facts.pop("minutes_ago", 5)
-    return make_pair(
+    return make_watch(
         app, name, failing_since=timezone.now() - timedelta(minutes=minutes_ago), root_cause=cause, **facts
     )
 
@@ -83,11 +84,11 @@ def everything(db) -> list[App]:
     portal, search = make_app("Portal"), make_app("Search")
     App.objects.filter(pk=search.pk).update(paused=True)
     later = timezone.now() + timedelta(minutes=3)
-    make_pair(portal, "docs")
-    make_pair(portal, "gone", ended_at=timezone.now(), failing_since=timezone.now(), root_cause="tls")
+    make_watch(portal, "docs")
+    make_watch(portal, "gone", ended_at=timezone.now(), failing_since=timezone.now(), root_cause="tls")
     fail(portal, "web", next_sync_at=later)
     fail(portal, "site", status=Status.PENDING, next_sync_at=later)
-    make_pair(portal, "big", status=Status.SCANNING)
+    make_watch(portal, "big", status=Status.SCANNING)
     broken = fail(search, "old", RootCause.GIT_HOST)
     broken.repository.circuit_open_until = later
     broken.repository.save()
@@ -106,7 +107,7 @@ def test_every_number_links_to_the_list_that_it_counts(viewer: Client, everythin
 
 def test_the_queue_says_what_waits_what_runs_and_what_is_tried_again_later(viewer: Client, everything) -> None:
     for number in range(3):
-        queueing.enqueue("default", "deliveries_app.jobs.sync_pair", number, f"job-{number}")
+        queues.enqueue("default", "deliveries_app.jobs.sync_watch", number, f"job-{number}")
     connection().zadd("rq:wip:high", {"job-9:x": "+inf"})
     page = viewer.get(PAGE).text
     assert [shown(page, f"card-{name}") for name in ("waiting", "active", "delayed")] == [
@@ -117,11 +118,11 @@ def test_the_queue_says_what_waits_what_runs_and_what_is_tried_again_later(viewe
     assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist") + "#waiting"
 
 
-def test_the_pair_that_has_been_due_longest_is_named(viewer: Client) -> None:
+def test_the_watch_that_has_been_due_longest_is_named(viewer: Client) -> None:
     app = make_app("Portal")
-    late = make_pair(app, "late", next_sync_at=timezone.now() - timedelta(minutes=7))
-    make_pair(app, "later", next_sync_at=timezone.now() - timedelta(minutes=2))
-    make_pair(app, "at-work", next_sync_at=timezone.now() - timedelta(minutes=9), lease_until=soon())
+    late = make_watch(app, "late", next_sync_at=timezone.now() - timedelta(minutes=7))
+    make_watch(app, "later", next_sync_at=timezone.now() - timedelta(minutes=2))
+    make_watch(app, "at-work", next_sync_at=timezone.now() - timedelta(minutes=9), lease_until=soon())
     page = viewer.get(PAGE).text
     assert shown(page, "card-oldest") == "oldest due 7 min ago"
     assert link(page, "card-oldest") == f"/admin/deliveries_app/apprepository/{late.pk}/change/"
@@ -160,11 +161,11 @@ def test_retry_is_offered_with_each_cause_to_those_who_may(viewer: Client) -> No
 def test_what_runs_now_has_bars(viewer: Client) -> None:
     app = make_app("Portal")
     operation = BulkOperation.objects.create(title="Re-sync all · Portal", app=app, requested_by="anna", total=4)
-    sending, looking = (make_pair(app, name, status=Status.SCANNING) for name in ("docs", "site"))
+    sending, looking = (make_watch(app, name, status=Status.SCANNING) for name in ("docs", "site"))
     facts = {"app_name": "Portal", "reason": "resync", "requested_by": "anna", "generation": 1}
     numbers = {"files_total": 200, "files_done": 50, "files_failed": 2, "started_at": timezone.now()}
-    SyncRun.objects.create(pair=sending, repository_name="acme/docs", operation=operation, **facts, **numbers)
-    SyncRun.objects.create(pair=looking, repository_name="acme/site", **facts)
+    SyncRun.objects.create(watch=sending, repository_name="acme/docs", operation=operation, **facts, **numbers)
+    SyncRun.objects.create(watch=looking, repository_name="acme/site", **facts)
     page = viewer.get(PAGE).text
     assert 'aria-label="Progress of Re-sync all · Portal"' in page
     assert '<progress max="100" value="25" aria-label="Progress of acme/docs → Portal">' in page
@@ -175,10 +176,10 @@ def test_what_runs_now_has_bars(viewer: Client) -> None:
 def test_more_than_fits_is_told_with_a_link(viewer: Client) -> None:
     app = make_app("Portal")
     for number in range(overview.PAIRS_SHOWN + 2):
-        make_pair(app, f"r{number}", status=Status.SCANNING)
+        make_watch(app, f"r{number}", status=Status.SCANNING)
     page = viewer.get(PAGE).text
     assert page.count("looking what has changed") == overview.PAIRS_SHOWN
-    assert shown(page, "more-pairs") == "2 more syncing now"
+    assert shown(page, "more-watches") == "2 more syncing now"
 
 
 def test_an_hour_with_failures_is_marked_and_told_in_words(viewer: Client) -> None:
@@ -221,19 +222,19 @@ def test_a_fresh_installation_says_what_to_do_first(admin: Client, viewer: Clien
     page = admin.get(PAGE).text
     assert 'id="first-app"' not in page
     assert link(page, "first-watch") == reverse("admin:deliveries_app_apprepository_add")
-    make_pair(App.objects.get(), "docs")
+    make_watch(App.objects.get(), "docs")
     assert "What to do first" not in admin.get(PAGE).text
 
 
 def test_when_all_is_well_no_trouble_is_told(viewer: Client, alive) -> None:
-    make_pair(make_app("Portal"), "docs")
+    make_watch(make_app("Portal"), "docs")
     text = words(viewer.get(PAGE).text)
     assert "1 worker since just now · sweep" in text
     assert "Nothing is failing." in text
     assert "Nothing is being synced." in text
     assert "Nothing was sent in the last 24 hours." in text
-    for trouble in ("Redis does not answer", "No sync worker", "The sweep is not running"):
-        assert trouble not in text
+    for failure in ("Redis does not answer", "No sync worker", "The sweep is not running"):
+        assert failure not in text
 
 
 def test_without_redis_the_page_says_so_and_shows_what_the_database_knows(
@@ -262,7 +263,7 @@ def test_without_a_worker_or_the_sweep_the_page_says_what_to_start(viewer: Clien
 
 def test_a_sweep_says_that_it_has_looked(db) -> None:
     with remote.new_client() as client:
-        sweep.sweep_once(client)
+        loop.sweep_once(client)
     signs = heartbeat.read()
     assert signs is not None
     assert not signs.sweep_is_late
@@ -320,7 +321,7 @@ def test_what_can_be_focused_in_the_panel_has_an_id(admin: Client, everything) -
 def test_names_are_words_and_never_markup(admin: Client) -> None:
     app = make_app("<b>Portal</b>")
     fail(app, "docs", last_error="<script>alert(1)</script>")
-    make_pair(app, "site", status=Status.SCANNING)
+    make_watch(app, "site", status=Status.SCANNING)
     sent(app, files=1, requests=1)
     page = admin.get(PAGE).text
     assert "<b>Portal" not in page
@@ -331,7 +332,7 @@ def fill(app: App, start: int, count: int) -> None:
     causes = list(RootCause)
     for number in range(start, start + count):
         fail(app, f"failing-{number}", causes[number % len(causes)])
-        make_pair(app, f"busy-{number}", status=Status.SCANNING)
+        make_watch(app, f"busy-{number}", status=Status.SCANNING)
         BulkOperation.objects.create(title=f"Re-sync {number}", requested_by="anna", total=1, ended_at=timezone.now())
         sent(make_app(f"App {number}"), files=number + 1, requests=1)
 

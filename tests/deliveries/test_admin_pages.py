@@ -8,7 +8,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, DeliveryFailure, Status, SyncRun
 from deliveries_app.services import resync_by_app
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
 ADMIN = "/admin/deliveries_app"
@@ -23,8 +23,8 @@ def root(db) -> Client:
 
 
 @pytest.fixture
-def pair(db) -> AppRepository:
-    pair = make_pair(make_app("Portal"), "docs", last_error="2 files were not accepted.", status=Status.FAILED)
+def watch(db) -> AppRepository:
+    watch = make_watch(make_app("Portal"), "docs", last_error="2 files were not accepted.", status=Status.FAILED)
     facts = {
         "mode": "100644",
         "kind": "create",
@@ -34,38 +34,40 @@ def pair(db) -> AppRepository:
         "updated_at": timezone.now(),
     }
     for number, (path, acknowledged) in enumerate([("a.txt", True), ("b.txt", False)]):
-        Delivery.objects.create(pair=pair, path=path, sha="0" * 64, intent=number, acknowledged=acknowledged, **facts)
+        Delivery.objects.create(
+            watch=watch, path=path, sha="0" * 64, sequence=number, acknowledged=acknowledged, **facts
+        )
     DeliveryFailure.objects.create(
-        pair=pair, path_digest="0" * 64, path="b.txt", cause="http", status_code=500, message="The app answered 500.",
+        watch=watch, path_digest="0" * 64, path="b.txt", cause="http", status_code=500, message="The app answered 500.",
         body="<b>boom</b>", first_at=timezone.now(), last_at=timezone.now(),
     )  # fmt: skip
-    return pair
+    return watch
 
 
-def pages(pair: AppRepository) -> list[str]:
-    operation = resync_by_app(Actor.system(), pair.app)
-    rotating = pair.app.is_rotating_key  # its key is not rotated again then
+def pages(watch: AppRepository) -> list[str]:
+    operation = resync_by_app(Actor.system(), watch.app)
+    rotating = watch.app.is_rotating_key  # its key is not rotated again then
     return [
         "/admin/",
         "/admin/deliveries_app/",
         f"{ADMIN}/app/",
         f"{ADMIN}/app/add/",
-        f"{ADMIN}/app/{pair.app_id}/change/",
-        f"{ADMIN}/app/{pair.app_id}/delete/",
+        f"{ADMIN}/app/{watch.app_id}/change/",
+        f"{ADMIN}/app/{watch.app_id}/delete/",
         f"{ADMIN}/apprepository/",
-        f"{ADMIN}/apprepository/?status__exact=failed&app={pair.app_id}&circuit=open&o=3",
+        f"{ADMIN}/apprepository/?status__exact=failed&app={watch.app_id}&circuit=open&o=3",
         f"{ADMIN}/apprepository/add/",
-        f"{ADMIN}/apprepository/{pair.pk}/change/",
-        f"{ADMIN}/apprepository/{pair.pk}/delete/",
-        f"{ADMIN}/apprepository/force-resync/?ids={pair.pk}",
-        *(f"{ADMIN}/app/{pair.app_id}/{page}/" for page in ("ping", "rotate-token", "retire-tokens", "history")),
-        *(f"{ADMIN}/app/{pair.app_id}/{page}/" for page in ("rotate-key", "retire-key", "cancel-key")[rotating:]),
-        *(f"{ADMIN}/apprepository/{pair.pk}/{page}/" for page in ("token", "push-secret", "patterns", "history")),
-        f"{ADMIN}/app/remove/?ids={pair.app_id}",
+        f"{ADMIN}/apprepository/{watch.pk}/change/",
+        f"{ADMIN}/apprepository/{watch.pk}/delete/",
+        f"{ADMIN}/apprepository/force-resync/?ids={watch.pk}",
+        *(f"{ADMIN}/app/{watch.app_id}/{page}/" for page in ("ping", "rotate-token", "retire-tokens", "history")),
+        *(f"{ADMIN}/app/{watch.app_id}/{page}/" for page in ("rotate-key", "retire-key", "cancel-key")[rotating:]),
+        *(f"{ADMIN}/apprepository/{watch.pk}/{page}/" for page in ("token", "push-secret", "patterns", "history")),
+        f"{ADMIN}/app/remove/?ids={watch.app_id}",
         f"{ADMIN}/apprepository/remove/?all=1",
-        f"/admin/repositories_app/repository/{pair.repository_id}/history/",
+        f"/admin/repositories_app/repository/{watch.repository_id}/history/",
         "/admin/repositories_app/repository/",
-        f"/admin/repositories_app/repository/{pair.repository_id}/change/",
+        f"/admin/repositories_app/repository/{watch.repository_id}/change/",
         f"{ADMIN}/syncrun/",
         f"{ADMIN}/syncrun/{SyncRun.objects.first().pk}/change/",  # type: ignore[union-attr]
         f"{ADMIN}/bulkoperation/",
@@ -75,56 +77,56 @@ def pages(pair: AppRepository) -> list[str]:
         f"{ADMIN}/delivery/{Delivery.objects.first().pk}/change/",  # type: ignore[union-attr]
         f"/admin/progress/{operation.operation_id}/",
         f"/admin/progress/{operation.operation_id}/rows/?ids={SyncRun.objects.first().pk}",  # type: ignore[union-attr]
-        f"/admin/live/?ids={pair.pk},999999,x",
-        f"/admin/live/{pair.pk}/",
+        f"/admin/live/?ids={watch.pk},999999,x",
+        f"/admin/live/{watch.pk}/",
         "/admin/api/repositories",
         f"/admin/api/retry/progress/{operation.operation_id}",
     ]
 
 
-def test_every_page_answers_and_none_shows_a_secret(root: Client, pair: AppRepository) -> None:
+def test_every_page_answers_and_none_shows_a_secret(root: Client, watch: AppRepository) -> None:
     App.objects.update(
         key_rotation_started_at=timezone.now(), new_auth_key="n" * 20, new_key_accepted_at=timezone.now()
     )
     AppRepository.objects.update(push_secret="p" * 20)
-    pair.app.refresh_from_db()
-    for url in pages(pair):
+    watch.app.refresh_from_db()
+    for url in pages(watch):
         answer = root.get(url)
         assert answer.status_code == 200, url
-        for secret in ("ghp_secret", "k" * 20, "n" * 20, "p" * 20, pair.app.tokens.get().digest):
+        for secret in ("ghp_secret", "k" * 20, "n" * 20, "p" * 20, watch.app.tokens.get().digest):
             assert secret not in answer.text, url
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert " style=" not in answer.text, url
         assert "onclick" not in answer.text, url
 
 
-def test_foreign_text_is_shown_as_text(root: Client, pair: AppRepository) -> None:
-    page = root.get(f"{ADMIN}/apprepository/{pair.pk}/change/").text
+def test_foreign_text_is_shown_as_text(root: Client, watch: AppRepository) -> None:
+    page = root.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text
     assert "&lt;b&gt;boom&lt;/b&gt;" in page
     assert "<b>boom" not in page
 
 
-def test_a_viewer_sees_the_pages_and_finds_nothing_to_press(viewer: Client, pair: AppRepository) -> None:
+def test_a_viewer_sees_the_pages_and_finds_nothing_to_press(viewer: Client, watch: AppRepository) -> None:
     for url in (
         f"{ADMIN}/apprepository/",
-        f"{ADMIN}/apprepository/{pair.pk}/change/",
-        f"{ADMIN}/app/{pair.app_id}/change/",
+        f"{ADMIN}/apprepository/{watch.pk}/change/",
+        f"{ADMIN}/app/{watch.app_id}/change/",
     ):
         page = viewer.get(url)
         assert page.status_code == 200
         assert "force-resync" not in page.text
         assert "/cancel/" not in page.text
-    for url in (f"{ADMIN}/app/add/", f"{ADMIN}/apprepository/add/", f"{ADMIN}/apprepository/{pair.pk}/delete/"):
+    for url in (f"{ADMIN}/app/add/", f"{ADMIN}/apprepository/add/", f"{ADMIN}/apprepository/{watch.pk}/delete/"):
         assert viewer.get(url).status_code == 403
 
 
-def test_staff_without_any_permission_see_nothing(db, pair: AppRepository) -> None:
+def test_staff_without_any_permission_see_nothing(db, watch: AppRepository) -> None:
     client = staff("mallory")
-    for url in pages(pair)[2:]:
+    for url in pages(watch)[2:]:
         assert client.get(url).status_code in {302, 403}, url
 
 
-def test_deliveries_below_the_floor_and_in_doubt_are_not_shown_as_delivered(root: Client, pair: AppRepository) -> None:
+def test_deliveries_below_the_floor_and_in_doubt_are_not_shown_as_delivered(root: Client, watch: AppRepository) -> None:
     page = root.get(f"{ADMIN}/delivery/").text
     assert (page.count("badge-good"), page.count("in doubt")) == (1, 1)
     AppRepository.objects.update(generation=2, resend_floor=2)
@@ -132,10 +134,10 @@ def test_deliveries_below_the_floor_and_in_doubt_are_not_shown_as_delivered(root
     assert (page.count("badge-good"), page.count("cleared")) == (0, 1)
 
 
-def test_deliveries_are_found_by_the_beginning_of_a_path_and_by_an_id(root: Client, pair: AppRepository) -> None:
-    other = make_pair(make_app("Search"), "site")
+def test_deliveries_are_found_by_the_beginning_of_a_path_and_by_an_id(root: Client, watch: AppRepository) -> None:
+    other = make_watch(make_app("Search"), "site")
     row = Delivery.objects.get(path="a.txt")
-    row.pk, row.pair, row.path = None, other, "B_2.txt"
+    row.pk, row.watch, row.path = None, other, "B_2.txt"
     row.save()
 
     def found(term: str) -> list[str]:
@@ -146,12 +148,12 @@ def test_deliveries_are_found_by_the_beginning_of_a_path_and_by_an_id(root: Clie
     assert found("b") == ["b.txt"]  # as git does, it tells B from b
     assert found("B_") == ["B_2.txt"]
     assert found("txt") == []
-    assert found(pair.app.app_id) == ["a.txt", "b.txt"]
+    assert found(watch.app.app_id) == ["a.txt", "b.txt"]
     assert found(other.repository.repository_id) == ["B_2.txt"]
     assert found("app_" + "0" * 24) == []
 
 
-def test_the_app_that_one_comes_from_is_chosen_already(root: Client, pair: AppRepository) -> None:
+def test_the_app_that_one_comes_from_is_chosen_already(root: Client, watch: AppRepository) -> None:
     other = make_app("<Search>")
     page = root.get(f"{ADMIN}/apprepository/add/?app={other.pk}").text
     assert f'<option value="{other.pk}" selected>&lt;Search&gt;</option>' in page
@@ -161,7 +163,7 @@ def test_the_app_that_one_comes_from_is_chosen_already(root: Client, pair: AppRe
 def test_the_lists_take_no_query_per_row(root: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(45):
-        make_pair(app, f"repository-{number}")
+        make_watch(app, f"repository-{number}")
     for url, queries in [
         (f"{ADMIN}/apprepository/", 12),
         (f"{ADMIN}/app/{app.pk}/change/", 15),
@@ -221,20 +223,20 @@ def test_a_bad_app_is_told_in_words(root: Client, field: str, value: str, senten
     assert not App.objects.exists()
 
 
-def test_resuming_an_app_forgets_why_it_was_paused(root: Client, pair: AppRepository) -> None:
-    App.objects.update(paused=True, paused_reason="410", not_before=timezone.now(), down_count=3)
+def test_resuming_an_app_forgets_why_it_was_paused(root: Client, watch: AppRepository) -> None:
+    App.objects.update(paused=True, paused_reason="410", cooldown_until=timezone.now(), down_count=3)
     facts = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example", "max_in_flight": "8"}
-    assert root.post(f"{ADMIN}/app/{pair.app_id}/change/", facts).status_code == 302
+    assert root.post(f"{ADMIN}/app/{watch.app_id}/change/", facts).status_code == 302
     app = App.objects.get()
-    assert (app.paused, app.paused_reason, app.not_before, app.down_count) == (False, "", None, 0)
+    assert (app.paused, app.paused_reason, app.cooldown_until, app.down_count) == (False, "", None, 0)
 
 
-def test_unwatching_and_removing_an_app_hide_them_at_once(root: Client, pair: AppRepository) -> None:
-    other = make_pair(pair.app, "site")
+def test_unwatching_and_removing_an_app_hide_them_at_once(root: Client, watch: AppRepository) -> None:
+    other = make_watch(watch.app, "site")
     root.post(f"{ADMIN}/apprepository/{other.pk}/delete/", {"post": "yes"})
     assert AppRepository.objects.get(pk=other.pk).ended_at
     assert root.get(f"{ADMIN}/apprepository/{other.pk}/change/").status_code == 302
-    root.post(f"{ADMIN}/app/{pair.app_id}/delete/", {"post": "yes"})
+    root.post(f"{ADMIN}/app/{watch.app_id}/delete/", {"post": "yes"})
     assert App.objects.get().ended_at
     assert AppRepository.objects.alive().count() == 0
 
@@ -262,12 +264,12 @@ def test_the_sidebar_has_sections_by_what_one_does(root: Client) -> None:
     assert "Snapshots" not in page
 
 
-def test_operations_are_counted_on_every_app_that_they_touch(root: Client, pair: AppRepository) -> None:
+def test_operations_are_counted_on_every_app_that_they_touch(root: Client, watch: AppRepository) -> None:
     from deliveries_app.services import resync_many
 
-    other = make_pair(make_app("Search"), "docs")
+    other = make_watch(make_app("Search"), "docs")
     operation = resync_many(Actor.system(), AppRepository.objects.all())
-    for app in (pair.app, other.app):
+    for app in (watch.app, other.app):
         assert operation.operation_id in root.get(f"{ADMIN}/app/{app.pk}/change/").text
     assert operation.operation_id in root.get(f"{ADMIN}/apprepository/").text
     assert BulkOperation.objects.get().total == 2

@@ -30,7 +30,7 @@ def paused(db) -> SyncPause:
     return SyncPause.objects.create(paused_by="anna")
 
 
-def test_the_page_says_what_it_means_and_only_its_button_pauses(operator: Client, pairs) -> None:
+def test_the_page_says_what_it_means_and_only_its_button_pauses(operator: Client, watches) -> None:
     page = operator.get(f"{PAGE}pause/").text
     for words in ("nothing is sent to any app", "are recorded, and wait", "is not sent again", "No, take me back"):
         assert words in page
@@ -44,8 +44,8 @@ def test_the_page_says_what_it_means_and_only_its_button_pauses(operator: Client
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 sync that runs now hands over"), (2, "2 syncs that run now hand")])
-def test_it_says_how_many_syncs_hand_over(operator: Client, pairs, count: int, words: str) -> None:
-    chosen = [pair.pk for pair in pairs[:count]]
+def test_it_says_how_many_syncs_hand_over(operator: Client, watches, count: int, words: str) -> None:
+    chosen = [watch.pk for watch in watches[:count]]
     soon = timezone.now() + timedelta(seconds=20)
     AppRepository.objects.filter(pk__in=chosen).update(lease_until=soon)
     assert words in operator.get(f"{PAGE}pause/").text
@@ -56,36 +56,36 @@ def test_who_pauses_second_is_told_who_was_first(operator: Client, paused: SyncP
     assert SyncPause.objects.get().paused_by == "anna"
 
 
-def every_page(pair: AppRepository) -> list[str]:
+def every_page(watch: AppRepository) -> list[str]:
     return [
         "/admin/",
         PAGE,
         WATCHES,
-        f"{WATCHES}{pair.pk}/change/",
-        f"{WATCHES}force-resync/?ids={pair.pk}",
-        f"/admin/deliveries_app/app/{pair.app_id}/change/",
+        f"{WATCHES}{watch.pk}/change/",
+        f"{WATCHES}force-resync/?ids={watch.pk}",
+        f"/admin/deliveries_app/app/{watch.app_id}/change/",
         "/admin/password_change/",
     ]
 
 
 def test_the_banner_stands_on_every_page_with_a_button_that_resumes_and_leads_back(
-    operator: Client, pairs, paused: SyncPause
+    operator: Client, watches, paused: SyncPause
 ) -> None:
-    for url in every_page(pairs[0]):
+    for url in every_page(watches[0]):
         page = operator.get(url).text
         assert BANNER in page, url
         assert f'action="{PAGE}resume/?next=' in page, url
-    back = f"{WATCHES}{pairs[0].pk}/change/"
+    back = f"{WATCHES}{watches[0].pk}/change/"
     answer = operator.post(f"{PAGE}resume/?next={back}", follow=True)
     assert answer.redirect_chain == [(back, 302)]
     assert "Syncing goes on." in answer.text
     assert not SyncPause.objects.exists()
-    for url in every_page(pairs[0]):
+    for url in every_page(watches[0]):
         assert "All syncing is paused" not in operator.get(url).text, url
     assert "not paused any more" in operator.post(f"{PAGE}resume/", follow=True).text
 
 
-def test_who_may_not_resume_sees_the_banner_and_no_button(pairs, paused: SyncPause) -> None:
+def test_who_may_not_resume_sees_the_banner_and_no_button(watches, paused: SyncPause) -> None:
     viewer = staff("victor", *SEES)
     for url in (PAGE, WATCHES):
         page = viewer.get(url).text
@@ -101,9 +101,9 @@ def test_whoever_is_not_signed_in_learns_nothing_and_costs_no_query(client: Clie
     assert not [query for query in captured.captured_queries if "syncpause" in query["sql"]]
 
 
-def test_the_banner_costs_one_query(operator: Client, pairs, paused: SyncPause) -> None:
+def test_the_banner_costs_one_query(operator: Client, watches, paused: SyncPause) -> None:
     with CaptureQueriesContext(connection) as captured:
-        operator.get(f"{WATCHES}{pairs[0].pk}/change/")
+        operator.get(f"{WATCHES}{watches[0].pk}/change/")
     assert len([query for query in captured.captured_queries if "syncpause" in query["sql"]]) == 1
 
 
@@ -120,9 +120,9 @@ def test_the_queue_page_learns_while_it_is_open_that_somebody_paused_or_resumed(
 
 
 def test_a_resync_that_is_asked_for_meanwhile_is_recorded_and_the_confirmation_says_that_it_waits(
-    operator: Client, pairs, paused: SyncPause
+    operator: Client, watches, paused: SyncPause
 ) -> None:
-    url = f"{WATCHES}force-resync/?ids={pairs[0].pk}"
+    url = f"{WATCHES}force-resync/?ids={watches[0].pk}"
     assert "the re-sync is recorded and runs when syncing is resumed" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     assert SyncRun.objects.get().outcome == ""

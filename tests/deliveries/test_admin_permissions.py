@@ -19,38 +19,38 @@ def operator(db) -> Client:
     return staff("olga", *OPERATOR)
 
 
-def every_page(pairs: list[AppRepository]) -> list[str]:
-    pair = pairs[0]
+def every_page(watches: list[AppRepository]) -> list[str]:
+    watch = watches[0]
     return [
         LIST,
-        f"{LIST}{pair.pk}/change/",
+        f"{LIST}{watch.pk}/change/",
         f"{LIST}add/",
-        f"{LIST}{pair.pk}/delete/",
+        f"{LIST}{watch.pk}/delete/",
         "/admin/deliveries_app/app/",
-        f"/admin/deliveries_app/app/{pair.app_id}/change/",
+        f"/admin/deliveries_app/app/{watch.app_id}/change/",
         "/admin/deliveries_app/app/add/",
-        f"/admin/deliveries_app/app/{pair.app_id}/delete/",
+        f"/admin/deliveries_app/app/{watch.app_id}/delete/",
         "/admin/repositories_app/repository/",
-        f"/admin/repositories_app/repository/{pair.repository_id}/change/",
+        f"/admin/repositories_app/repository/{watch.repository_id}/change/",
         "/admin/deliveries_app/bulkoperation/",
         "/admin/deliveries_app/syncrun/",
         "/admin/deliveries_app/delivery/",
     ]
 
 
-def test_staff_without_any_permission_is_refused_everywhere(pairs) -> None:
+def test_staff_without_any_permission_is_refused_everywhere(watches) -> None:
     client = staff("norbert")
-    assert {url: client.get(url).status_code for url in every_page(pairs)} == dict.fromkeys(every_page(pairs), 403)
+    assert {url: client.get(url).status_code for url in every_page(watches)} == dict.fromkeys(every_page(watches), 403)
 
 
-def test_nobody_signed_in_is_led_to_the_login_page_everywhere(client: Client, pairs) -> None:
-    for url in every_page(pairs):
+def test_nobody_signed_in_is_led_to_the_login_page_everywhere(client: Client, watches) -> None:
+    for url in every_page(watches):
         answer = client.get(url)
         assert (answer.status_code, answer.headers.get("Location", "")[:13]) == (302, "/admin/login/"), url
 
 
-def test_an_operator_can_follow_what_was_started(operator: Client, pairs) -> None:
-    url = f"{CONFIRM}?ids={','.join(str(pair.pk) for pair in pairs)}"
+def test_an_operator_can_follow_what_was_started(operator: Client, watches) -> None:
+    url = f"{CONFIRM}?ids={','.join(str(watch.pk) for watch in watches)}"
     answer = operator.post(url, {"post": "yes"}, follow=True)
     operation = BulkOperation.objects.get()
     assert answer.status_code == 200
@@ -65,15 +65,15 @@ def test_an_operator_can_follow_what_was_started(operator: Client, pairs) -> Non
     assert operation.dismissed_at is not None
 
 
-def test_an_operator_changes_nothing_else(operator: Client, pairs) -> None:
-    pair = pairs[0]
-    for url in (f"{LIST}add/", f"{LIST}{pair.pk}/delete/", "/admin/deliveries_app/app/add/"):
+def test_an_operator_changes_nothing_else(operator: Client, watches) -> None:
+    watch = watches[0]
+    for url in (f"{LIST}add/", f"{LIST}{watch.pk}/delete/", "/admin/deliveries_app/app/add/"):
         assert operator.post(url, {"post": "yes"}).status_code == 403
-    assert operator.post(f"/admin/deliveries_app/app/{pair.app_id}/change/", {"name": "Other"}).status_code == 403
+    assert operator.post(f"/admin/deliveries_app/app/{watch.app_id}/change/", {"name": "Other"}).status_code == 403
     assert AppRepository.objects.alive().count() == 3
 
 
-def test_who_only_sees_is_offered_neither_cancel_nor_dismiss(operator: Client, pairs) -> None:
+def test_who_only_sees_is_offered_neither_cancel_nor_dismiss(operator: Client, watches) -> None:
     operator.post(f"{CONFIRM}?all=1", {"post": "yes"})
     operation = BulkOperation.objects.get()
     viewer = staff("victor", "view_apprepository", "view_bulkoperation")
@@ -86,26 +86,26 @@ def test_who_only_sees_is_offered_neither_cancel_nor_dismiss(operator: Client, p
 
 
 @pytest.mark.parametrize("path", ["live/?ids=1", "live/1/", "progress/bulk_x/", "progress/bulk_x/rows/"])
-def test_a_poll_is_never_answered_with_a_redirect(client: Client, pairs, path: str) -> None:
+def test_a_poll_is_never_answered_with_a_redirect(client: Client, watches, path: str) -> None:
     answer = client.get(f"/admin/{path}", HTTP_HX_REQUEST="true")
     assert answer.status_code == 401
     assert "Sign in again" in answer.text
     assert staff("norbert").get(f"/admin/{path}").status_code == 403
 
 
-def test_no_secret_is_ever_in_a_page(pairs) -> None:
+def test_no_secret_is_ever_in_a_page(watches) -> None:
     User.objects.create_superuser("root", password="x")
     client = Client()
     client.force_login(User.objects.get(username="root"))
-    for url in every_page(pairs):
+    for url in every_page(watches):
         page = client.get(url).text
         assert "ghp_secret" not in page, url
         assert "k" * 20 not in page, url
-        assert pairs[0].app.tokens.get().digest not in page, url
+        assert watches[0].app.tokens.get().digest not in page, url
 
 
-def test_who_may_see_one_fragment_is_shown_no_other_for_it(pairs) -> None:
+def test_who_may_see_one_fragment_is_shown_no_other_for_it(watches) -> None:
     reader = staff("rita", "view_app")
     assert reader.get("/admin/live/overview/").status_code == 200
-    for path in ("/admin/live/queue/", f"/admin/live/?ids={pairs[0].pk}", f"/admin/live/{pairs[0].pk}/"):
+    for path in ("/admin/live/queue/", f"/admin/live/?ids={watches[0].pk}", f"/admin/live/{watches[0].pk}/"):
         assert reader.get(path).status_code == 403, path

@@ -8,13 +8,13 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
+from deliveries_app.progress import live, runs
 from deliveries_app.services import cancel_operation, resync_many
-from docora import progress
-from docora.errors import NOT_FOUND
-from tests.support.staff import make_app, make_pair
+from docora.redis import live_counters
+from docora.web.errors import NOT_FOUND
+from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
 
@@ -22,7 +22,7 @@ from tests.support.world import World
 def operation(db) -> BulkOperation:
     app = make_app("Portal")
     for name in ("docs", "site", "big"):
-        make_pair(app, name)
+        make_watch(app, name)
     return resync_many(Actor.system(), AppRepository.objects.all())
 
 
@@ -66,7 +66,7 @@ def test_a_poll_that_is_answered_before_anything_is_asked_says_what_the_page_wou
 def test_a_bar_stands_still_soon_after_its_reader_lost_the_permission(
     operator: Client, operation: BulkOperation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deliveries_app.views.fragment.KEPT_SECONDS", 0.3)
+    monkeypatch.setattr("deliveries_app.admin.fragments.KEPT_SECONDS", 0.3)
     assert "0 of 3 repositories" in fragment(operator, operation)
     User.objects.update(is_active=False)
     time.sleep(0.4)
@@ -84,8 +84,8 @@ def test_nobody_else_is_shown_what_one_session_may_see(operator: Client, operati
 def test_the_numbers_come_from_redis_and_from_the_rows_when_redis_lost_them(
     operator: Client, operation: BulkOperation, redis_client
 ) -> None:
-    tallies.seed_operation(operation)
-    assert progress.advance(operation.operation_id, files_done=42)
+    live.seed_operation(operation)
+    assert live_counters.advance(operation.operation_id, files_done=42)
     assert "42 / 300 files" in fragment(operator, operation)
     SyncRun.objects.filter(pk=operation.runs.first().pk).update(files_done=17)  # type: ignore[union-attr]
     redis_client.flushall()
@@ -101,7 +101,7 @@ def test_redis_being_down_makes_no_error_page(operator: Client, operation: BulkO
 
 
 def test_a_bar_is_never_full_before_the_end(operator: Client, operation: BulkOperation) -> None:
-    progress.start(operation.operation_id, {"files_total": 300, "files_done": 5000, "started": 1, "completed": 9})
+    live_counters.start(operation.operation_id, {"files_total": 300, "files_done": 5000, "started": 1, "completed": 9})
     page = fragment(operator, operation)
     assert 'value="99"' in page
     assert "300 / 300 files" in page
@@ -127,8 +127,8 @@ def test_cancel_says_what_was_sent_and_what_was_not(operator: Client, operation:
 def test_a_viewer_may_look_and_not_cancel(viewer: Client, operation: BulkOperation) -> None:
     assert "0 of 3 repositories" in fragment(viewer, operation)
     assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
-    pair = AppRepository.objects.first()
-    assert viewer.post(f"/admin/live/{pair.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
+    watch = AppRepository.objects.first()
+    assert viewer.post(f"/admin/live/{watch.pk}/cancel/").status_code == 403  # type: ignore[union-attr]
     assert viewer.get(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 405
     assert SyncRun.objects.filter(outcome="").count() == 3
 
@@ -159,8 +159,8 @@ def test_the_json_tells_the_same(operator: Client, operation: BulkOperation) -> 
     assert (data["files_total"], data["files_done"], data["percent"], data["finished"]) == (300, 0, 0, False)
 
 
-def test_a_second_resync_of_a_pair_ends_the_older_operation_truthfully(world: World, operator: Client) -> None:
-    _, pair = world.watch({"a.txt": b"a"})
+def test_a_second_resync_of_a_watch_ends_the_older_operation_truthfully(world: World, operator: Client) -> None:
+    _, watch = world.watch({"a.txt": b"a"})
     world.settle()
     first = resync_many(Actor.system(), AppRepository.objects.all())
     second = resync_many(Actor.system(), AppRepository.objects.all())
@@ -169,9 +169,9 @@ def test_a_second_resync_of_a_pair_ends_the_older_operation_truthfully(world: Wo
     second.refresh_from_db()
     assert first.ended_at
     assert second.ended_at
-    assert (tallies.of_operation(first).superseded, tallies.of_operation(second).succeeded) == (1, 1)
+    assert (live.of_operation(first).superseded, live.of_operation(second).succeeded) == (1, 1)
     assert "1 taken over by a later request" in fragment(operator, first)
-    assert Delivery.objects.get(pair=pair).acknowledged
+    assert Delivery.objects.get(watch=watch).acknowledged
 
 
 def test_cancelling_twice_is_harmless(operation: BulkOperation) -> None:
@@ -187,9 +187,9 @@ def post(client: Client, url: str, body: object = None):
 
 
 def test_the_json_calls_answer_as_the_contract_says(operator: Client, operation: BulkOperation) -> None:
-    pair = AppRepository.objects.select_related("app", "repository").first()
-    assert pair
-    ids = {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+    watch = AppRepository.objects.select_related("app", "repository").first()
+    assert watch
+    ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
     answer = post(operator, "/admin/api/resync", ids)
     assert answer.json() == {"data": {"message": "Re-sync queued", "job_id": f"{ids['app_id']}-{ids['repository_id']}"}}
     answer = post(operator, f"/admin/api/resync/app/{ids['app_id']}")
@@ -243,18 +243,18 @@ def test_the_json_calls_enforce_csrf(operator: Client, operation: BulkOperation)
 
 
 def test_what_is_read_out_changes_at_every_tenth_and_at_the_end(operator: Client, operation: BulkOperation) -> None:
-    pair = AppRepository.objects.order_by("pk")[0]
-    run = pair.runs.get()
+    watch = AppRepository.objects.order_by("pk")[0]
+    run = watch.runs.get()
     SyncRun.objects.filter(pk=run.pk).update(started_at=timezone.now(), files_done=42)
     spoken = '<span id="spoken" hx-swap-oob="innerHTML">'
     assert (
-        f"{spoken}acme/docs: more than 40 percent sent.</span>" in operator.get(f"/admin/live/{pair.pk}/?said=30").text
+        f"{spoken}acme/docs: more than 40 percent sent.</span>" in operator.get(f"/admin/live/{watch.pk}/?said=30").text
     )
-    quiet = operator.get(f"/admin/live/{pair.pk}/?said=40").text
+    quiet = operator.get(f"/admin/live/{watch.pk}/?said=40").text
     assert spoken not in quiet
     assert "?said=40" in quiet
-    AppRepository.objects.filter(pk=pair.pk).update(status="synced")
-    assert f"{spoken}acme/docs: synced.</span>" in operator.get(f"/admin/live/{pair.pk}/?said=40").text
+    AppRepository.objects.filter(pk=watch.pk).update(status="synced")
+    assert f"{spoken}acme/docs: synced.</span>" in operator.get(f"/admin/live/{watch.pk}/?said=40").text
 
 
 def test_a_list_reads_out_which_of_its_rows_came_to_an_end(operator: Client, operation: BulkOperation) -> None:

@@ -66,7 +66,7 @@ def test_no_page_takes_more_queries_for_more_rows_or_counts_what_is_large(db) ->
     ("sql", "counts"),
     [
         ('SELECT COUNT(*) AS "__count" FROM "deliveries_app_delivery"', True),
-        ('SELECT COUNT(*) FROM "deliveries_app_delivery" WHERE "deliveries_app_delivery"."pair_id" = 1', True),
+        ('SELECT COUNT(*) FROM "deliveries_app_delivery" WHERE "deliveries_app_delivery"."watch_id" = 1', True),
         ('SELECT COUNT(*) FROM (SELECT 1 FROM "deliveries_app_syncrun" LIMIT 5000) subquery', False),
         ('SELECT COUNT(*) FROM "deliveries_app_syncrun" WHERE "deliveries_app_syncrun"."operation_id" = 1', False),
         ('SELECT COUNT(*) FROM "deliveries_app_app"', False),

@@ -12,14 +12,15 @@ from django.utils import timezone
 from redis import Redis
 from rq.utils import utcformat
 
-from deliveries_app import queue_view, runs
 from deliveries_app.actors import Actor
-from deliveries_app.clock import from_now
 from deliveries_app.models import App, AppRepository, Outcome, Status, SyncPause, SyncRun
-from deliveries_app.services import resync_many, resync_single, wish
-from deliveries_app.services.housekeeping import CLEAN_UP_JOB
-from docora import queueing
-from tests.support.staff import make_app, make_pair, staff
+from deliveries_app.progress import runs
+from deliveries_app.reports import queue as queue_report
+from deliveries_app.services import request_sync, resync_many, resync_single
+from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
+from docora.db.clock import from_now
+from docora.redis import queues
+from tests.support.staff import make_app, make_watch, staff
 from tests.support.valkey import ValkeyServer
 
 PAGE = "/admin/deliveries_app/queue/"
@@ -39,9 +40,9 @@ def viewer(db) -> Client:
     return staff("victor", *SEES)
 
 
-def lease(pair: AppRepository, settings, *, left: float | None = None, owner: str = WORKER) -> None:
+def lease(watch: AppRepository, settings, *, left: float | None = None, owner: str = WORKER) -> None:
     """As if a worker were at it; its lease lasts so many seconds more."""
-    AppRepository.objects.filter(pk=pair.pk).update(
+    AppRepository.objects.filter(pk=watch.pk).update(
         status=Status.SCANNING,
         next_sync_at=Now(),
         lease_until=from_now(settings.LEASE_SECONDS if left is None else left),
@@ -49,8 +50,8 @@ def lease(pair: AppRepository, settings, *, left: float | None = None, owner: st
     )
 
 
-def begin(pair: AppRepository, files_done: int = 40) -> SyncRun:
-    run = runs.open_run(pair, "resync", requested_by="anna")  # type: ignore[arg-type]
+def begin(watch: AppRepository, files_done: int = 40) -> SyncRun:
+    run = runs.open_run(watch, "resync", requested_by="anna")  # type: ignore[arg-type]
     run.save()
     runs.set_totals(run, files=100, size=5_000, left_out={}, commit="a" * 40)
     runs.count(run, files_done=files_done, bytes_done=files_done * 50, files_failed=0)
@@ -98,13 +99,13 @@ def test_it_is_found_in_the_list_of_models_under_its_name(operator: Client) -> N
 
 
 def test_what_runs_is_shown_with_its_request_its_bar_and_its_worker(
-    operator: Client, pairs, redis_client: Redis, settings
+    operator: Client, watches, redis_client: Redis, settings
 ) -> None:
-    lease(pairs[0], settings)
-    begin(pairs[0])
-    queueing.enqueue("high", "deliveries_app.jobs.sync_pair", pairs[0].pk, pairs[0].job_id)
+    lease(watches[0], settings)
+    begin(watches[0])
+    queues.enqueue("high", "deliveries_app.jobs.sync_watch", watches[0].pk, watches[0].job_id)
     redis_client.delete("rq:queue:high")  # a worker has taken it
-    register(redis_client, WORKER, at=pairs[0].job_id, state="busy")
+    register(redis_client, WORKER, at=watches[0].job_id, state="busy")
     shown = section(operator, "running")
     assert "acme/docs" in shown
     assert "re-sync, anna" in shown
@@ -118,83 +119,83 @@ def test_what_runs_is_shown_with_its_request_its_bar_and_its_worker(
 
 
 def test_one_that_has_nothing_to_send_yet_reads_and_one_that_was_stopped_is_leaving(
-    operator: Client, pairs, settings
+    operator: Client, watches, settings
 ) -> None:
-    lease(pairs[0], settings)
+    lease(watches[0], settings)
     assert "reads the repository" in section(operator, "running")
     assert "Stop" in section(operator, "running")
-    operator.post(f"{PAGE}{pairs[0].pk}/stop/")
+    operator.post(f"{PAGE}{watches[0].pk}/stop/")
     shown = section(operator, "running")
     assert "what is under way settles" in shown
     assert "<button" not in shown
 
 
-def test_what_waits_is_shown_in_the_order_of_its_queues(operator: Client, pairs) -> None:
-    wish(AppRepository.objects.filter(pk__in=[pair.pk for pair in pairs]))
-    for queue, pair in (("default", pairs[0]), ("high", pairs[1])):
-        queueing.enqueue(queue, "deliveries_app.jobs.sync_pair", pair.pk, pair.job_id)
-    queueing.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up")
+def test_what_waits_is_shown_in_the_order_of_its_queues(operator: Client, watches) -> None:
+    request_sync(AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]))
+    for queue, watch in (("default", watches[0]), ("high", watches[1])):
+        queues.enqueue(queue, "deliveries_app.jobs.sync_watch", watch.pk, watch.job_id)
+    queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up")
     shown = section(operator, "waiting")
     names = ["acme/site", "acme/docs", "none yet", "Clean-up"]
     assert sorted(names, key=shown.index) == names
     assert "Cancel" in shown
-    view = queue_view.look()
+    view = queue_report.look()
     assert view.queue is not None
     assert view.queue.lengths == {"high": 1, "default": 1, "low": 1}
-    assert [(line.pair.pk, line.queue) for line in view.waiting] == [
-        (pairs[1].pk, "high"),
-        (pairs[0].pk, "default"),
-        (pairs[2].pk, ""),
+    assert [(line.watch.pk, line.queue) for line in view.waiting] == [
+        (watches[1].pk, "high"),
+        (watches[0].pk, "default"),
+        (watches[2].pk, ""),
     ]
     assert (view.counts.due, view.counts.held, view.unqueued) == (3, 0, 1)
 
 
-def test_what_is_held_back_says_by_what(operator: Client, pairs) -> None:
-    wish(AppRepository.objects.all())
-    App.objects.filter(pk=pairs[0].app_id).update(paused=True)
-    App.objects.filter(pk=pairs[2].app_id).update(not_before=timezone.now() + timedelta(seconds=90))
+def test_what_is_held_back_says_by_what(operator: Client, watches) -> None:
+    request_sync(AppRepository.objects.all())
+    App.objects.filter(pk=watches[0].app_id).update(paused=True)
+    App.objects.filter(pk=watches[2].app_id).update(cooldown_until=timezone.now() + timedelta(seconds=90))
     shown = section(operator, "waiting")
     assert "The app is paused." in shown
     assert "The app&#x27;s endpoint rests for 1 min" in shown
-    view = queue_view.look()
+    view = queue_report.look()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
-    App.objects.update(paused=False, not_before=None)
-    AppRepository.objects.filter(pk=pairs[0].pk).update(slots_wanted_at=timezone.now())
+    App.objects.update(paused=False, cooldown_until=None)
+    AppRepository.objects.filter(pk=watches[0].pk).update(slots_requested_at=timezone.now())
     assert "All slots of the app are taken." in section(operator, "waiting")
     SyncPause.objects.create(paused_by="anna")
     assert section(operator, "waiting").count("All syncing is paused.") == 3
-    assert (queue_view.look().counts.held, queue_view.look().unqueued) == (3, 0)
+    assert (queue_report.look().counts.held, queue_report.look().unqueued) == (3, 0)
 
 
-def test_a_job_whose_repository_is_synced_already_is_only_counted(operator: Client, pairs) -> None:
-    queueing.enqueue("high", "deliveries_app.jobs.sync_pair", pairs[0].pk, pairs[0].job_id)
+def test_a_job_whose_repository_is_synced_already_is_only_counted(operator: Client, watches) -> None:
+    queues.enqueue("high", "deliveries_app.jobs.sync_watch", watches[0].pk, watches[0].job_id)
     shown = section(operator, "waiting")
     assert "Nothing waits." in shown
     assert "1 further job has nothing to do any more" in shown
 
 
-def test_what_is_scheduled_is_shown_with_its_time_and_its_cause_the_soonest_first(operator: Client, pairs) -> None:
+def test_what_is_scheduled_is_shown_with_its_time_and_its_cause_the_soonest_first(operator: Client, watches) -> None:
     failing = {"failing_since": Now(), "root_cause": "http_5xx", "last_error": "502"}
     rows = AppRepository.objects.filter
-    rows(pk=pairs[0].pk).update(status="failed", next_sync_at=from_now(200), **failing)
-    rows(pk=pairs[1].pk).update(status="pending_snapshot", retry_count=2, next_sync_at=from_now(40), **failing)
-    rows(pk=pairs[2].pk).update(next_sync_at=from_now(3000))
+    rows(pk=watches[0].pk).update(status="failed", next_sync_at=from_now(200), **failing)
+    rows(pk=watches[1].pk).update(status="pending_snapshot", retry_count=2, next_sync_at=from_now(40), **failing)
+    rows(pk=watches[2].pk).update(next_sync_at=from_now(3000))
     shown = section(operator, "scheduled")
     order = ["acme/site", "Attempt 3 of 5.", "Given up until the rescan.", "Search", "Rests until the rescan."]
     assert sorted(order, key=shown.index) == order
     assert shown.count("Endpoint: 5xx") == 2
-    assert f'/admin/deliveries_app/apprepository/{pairs[1].pk}/change/"' in shown
-    assert queue_view.look().counts.delayed == 3
+    assert f'/admin/deliveries_app/apprepository/{watches[1].pk}/change/"' in shown
+    assert queue_report.look().counts.delayed == 3
 
 
 def test_each_list_is_bounded_and_says_how_many_more_there_are(operator: Client, db, monkeypatch, settings) -> None:
-    monkeypatch.setattr(queue_view, "SHOWN", 2)
-    monkeypatch.setattr(queue_view, "SCHEDULED_SHOWN", 2)
+    monkeypatch.setattr(queue_report, "SHOWN", 2)
+    monkeypatch.setattr(queue_report, "SCHEDULED_SHOWN", 2)
     app = make_app("Portal")
     for number in range(5):
-        lease(make_pair(app, f"running-{number}"), settings)
-        make_pair(app, f"waiting-{number}", next_sync_at=timezone.now())
-        make_pair(app, f"later-{number}", next_sync_at=timezone.now() + timedelta(hours=1))
+        lease(make_watch(app, f"running-{number}"), settings)
+        make_watch(app, f"waiting-{number}", next_sync_at=timezone.now())
+        make_watch(app, f"later-{number}", next_sync_at=timezone.now() + timedelta(hours=1))
     for name in ("running", "waiting", "scheduled"):
         assert "and 3 more" in section(operator, name)
 
@@ -203,10 +204,10 @@ def test_each_list_is_bounded_and_says_how_many_more_there_are(operator: Client,
 
 
 def test_a_lease_that_nobody_extends_says_when_the_repository_is_free_again(
-    operator: Client, pairs, redis_client: Redis, settings
+    operator: Client, watches, redis_client: Redis, settings
 ) -> None:
     settings.LEASE_SECONDS = 3600.0
-    lease(pairs[0], settings, left=640)
+    lease(watches[0], settings, left=640)
     assert "This worker is gone: the repository is free again in 10 min" in section(operator, "running")
     register(redis_client, WORKER)
     shown = section(operator, "running")
@@ -215,34 +216,34 @@ def test_a_lease_that_nobody_extends_says_when_the_repository_is_free_again(
 
 
 def test_a_lease_that_is_extended_is_of_a_worker_that_lives_whoever_knows_of_it(
-    operator: Client, pairs, settings
+    operator: Client, watches, settings
 ) -> None:
-    lease(pairs[0], settings, owner="elsewhere:1")
+    lease(watches[0], settings, owner="elsewhere:1")
     assert "gone" not in section(operator, "running")
 
 
 def test_a_worker_without_a_sign_of_life_is_gone_and_what_it_holds_is_said(
-    operator: Client, pairs, redis_client: Redis, settings
+    operator: Client, watches, redis_client: Redis, settings
 ) -> None:
     settings.LEASE_SECONDS = 3600.0
     register(redis_client, WORKER, seconds_ago=70, state="busy")
     register(redis_client, "box:7:another", pid=7)  # in another container with the same host name
     assert "It holds no repository any more." in section(operator, "workers")
-    lease(pairs[0], settings, left=640)
+    lease(watches[0], settings, left=640)
     shown = section(operator, "workers")
     assert "Killed, or cut off from Redis. acme/docs → Portal is free again in 10 min" in shown
     assert shown.count("gone") == 1
-    assert queue_view.look().workers_alive == 1
+    assert queue_report.look().workers_alive == 1
     assert "No worker is at work" not in operator.get(PAGE).text
 
 
 def test_without_redis_it_says_so_and_shows_what_the_rows_know(
-    operator: Client, pairs, settings, valkey_server: ValkeyServer
+    operator: Client, watches, settings, valkey_server: ValkeyServer
 ) -> None:
-    lease(pairs[0], settings)
-    begin(pairs[0])
-    wish(AppRepository.objects.filter(pk=pairs[1].pk))
-    AppRepository.objects.filter(pk=pairs[2].pk).update(next_sync_at=from_now(40))
+    lease(watches[0], settings)
+    begin(watches[0])
+    request_sync(AppRepository.objects.filter(pk=watches[1].pk))
+    AppRepository.objects.filter(pk=watches[2].pk).update(next_sync_at=from_now(40))
     valkey_server.stop()
     page = operator.get(PAGE)
     assert page.status_code == 200
@@ -252,60 +253,60 @@ def test_without_redis_it_says_so_and_shows_what_the_rows_know(
     assert "once Redis is back" in section(operator, "waiting")
     assert "Search" in section(operator, "scheduled")
     assert "Not known without Redis." in section(operator, "workers")
-    operator.post(f"{PAGE}{pairs[1].pk}/stop/")
+    operator.post(f"{PAGE}{watches[1].pk}/stop/")
     assert "Nothing waits." in section(operator, "waiting")
 
 
 # --- Stop ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_resync_that_waits_is_cancelled_and_the_toast_says_what_that_means(operator: Client, pairs) -> None:
-    run = resync_single(ME, pairs[0]).run
-    page = operator.post(f"{PAGE}{pairs[0].pk}/stop/", follow=True)
+def test_a_resync_that_waits_is_cancelled_and_the_toast_says_what_that_means(operator: Client, watches) -> None:
+    run = resync_single(ME, watches[0]).run
+    page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
     assert page.redirect_chain == [(PAGE, 302)]
     assert "Stopped: acme/docs → Portal rests until the next rescan, in 5 min" in flat(page.text)
     run.refresh_from_db()
     assert (run.outcome, run.error) == (Outcome.CANCELLED, "Stopped by olga.")
-    assert queueing.waiting("high") == 0
+    assert queues.waiting("high") == 0
     assert "Rests until the rescan." in section(operator, "scheduled")
 
 
-def test_a_stop_that_comes_too_late_says_so(operator: Client, pairs) -> None:
-    page = operator.post(f"{PAGE}{pairs[0].pk}/stop/", follow=True)
+def test_a_stop_that_comes_too_late_says_so(operator: Client, watches) -> None:
+    page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
     assert "Nothing was going on about acme/docs → Portal any more." in page.text
     AppRepository.objects.update(ended_at=timezone.now())
-    assert "not watched any more" in operator.post(f"{PAGE}{pairs[0].pk}/stop/", follow=True).text
+    assert "not watched any more" in operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
     assert "not watched any more" in operator.post(f"{PAGE}999999/stop/", follow=True).text
 
 
 # --- Who may -------------------------------------------------------------------------------------------------------------
 
 
-def test_who_only_sees_is_offered_nothing_and_a_forged_post_is_refused(viewer: Client, pairs) -> None:
+def test_who_only_sees_is_offered_nothing_and_a_forged_post_is_refused(viewer: Client, watches) -> None:
     resync_many(ME, AppRepository.objects.all())
     page = viewer.get(PAGE).text
     main = page.split('id="queue-now"')[1]
     assert "<button" not in main
     assert "Pause all" not in main
-    for url in (f"{PAGE}{pairs[0].pk}/stop/", f"{PAGE}pause/", f"{PAGE}resume/"):
+    for url in (f"{PAGE}{watches[0].pk}/stop/", f"{PAGE}pause/", f"{PAGE}resume/"):
         assert viewer.post(url).status_code == 403
     assert viewer.get(f"{PAGE}pause/").status_code == 403
     assert not SyncPause.objects.exists()
     assert SyncRun.objects.filter(outcome="").count() == 3
 
 
-def test_who_may_control_may_also_see_and_needs_nothing_else(pairs) -> None:
-    resync_single(ME, pairs[0])
+def test_who_may_control_may_also_see_and_needs_nothing_else(watches) -> None:
+    resync_single(ME, watches[0])
     client = staff("carl", "control_queue")
     page = client.get(PAGE).text
     assert "acme/docs" in page
     assert "/admin/deliveries_app/apprepository/" not in page.split('id="queue-now"')[1]
-    assert "Stopped" in client.post(f"{PAGE}{pairs[0].pk}/stop/", follow=True).text
+    assert "Stopped" in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
 
 
-def test_nobody_else_gets_anywhere_near_it(client: Client, pairs) -> None:
+def test_nobody_else_gets_anywhere_near_it(client: Client, watches) -> None:
     stranger = staff("norbert")
-    for url in (PAGE, f"{PAGE}pause/", f"{PAGE}resume/", f"{PAGE}{pairs[0].pk}/stop/"):
+    for url in (PAGE, f"{PAGE}pause/", f"{PAGE}resume/", f"{PAGE}{watches[0].pk}/stop/"):
         assert client.post(url).status_code == 302
         assert stranger.post(url).status_code == 403
     assert stranger.get(PAGE).status_code == 403
@@ -315,13 +316,13 @@ def test_nobody_else_gets_anywhere_near_it(client: Client, pairs) -> None:
     assert (answer.status_code, "Sign in again" in answer.text) == (401, True)
 
 
-def test_looking_and_posting_without_a_token_change_nothing(operator: Client, pairs) -> None:
-    resync_single(ME, pairs[0])
-    assert operator.get(f"{PAGE}{pairs[0].pk}/stop/").status_code == 405
+def test_looking_and_posting_without_a_token_change_nothing(operator: Client, watches) -> None:
+    resync_single(ME, watches[0])
+    assert operator.get(f"{PAGE}{watches[0].pk}/stop/").status_code == 405
     assert operator.get(f"{PAGE}resume/").status_code == 405
     strict = Client(enforce_csrf_checks=True)
     strict.force_login(User.objects.get(username="olga"))
-    for url in (f"{PAGE}{pairs[0].pk}/stop/", f"{PAGE}pause/", f"{PAGE}resume/"):
+    for url in (f"{PAGE}{watches[0].pk}/stop/", f"{PAGE}pause/", f"{PAGE}resume/"):
         assert strict.post(url).status_code == 403
     assert SyncRun.objects.get().outcome == ""
 
@@ -329,9 +330,9 @@ def test_looking_and_posting_without_a_token_change_nothing(operator: Client, pa
 # --- The live part and its cost ------------------------------------------------------------------------------------------
 
 
-def test_the_live_part_is_the_page_s_own_and_every_button_in_it_has_an_id(operator: Client, pairs, settings) -> None:
-    lease(pairs[0], settings)
-    wish(AppRepository.objects.filter(pk=pairs[1].pk))
+def test_the_live_part_is_the_page_s_own_and_every_button_in_it_has_an_id(operator: Client, watches, settings) -> None:
+    lease(watches[0], settings)
+    request_sync(AppRepository.objects.filter(pk=watches[1].pk))
     assert f'hx-get="{LIVE}"' in operator.get(PAGE).text
     live = operator.get(LIVE, HTTP_HX_REQUEST="true").text
     assert "<html" not in live
@@ -345,13 +346,13 @@ def test_it_takes_the_same_queries_for_many_rows(operator: Client, db, redis_cli
     def fill(count: int) -> None:
         for number in range(count):
             app = make_app(f"App {number}")
-            running = make_pair(app, f"running-{count}-{number}")
+            running = make_watch(app, f"running-{count}-{number}")
             lease(running, settings)
             begin(running)
-            waiting = make_pair(app, f"waiting-{count}-{number}", next_sync_at=timezone.now())
-            queueing.enqueue("high", "deliveries_app.jobs.sync_pair", waiting.pk, waiting.job_id)
-            make_pair(app, f"due-{count}-{number}", next_sync_at=timezone.now())
-            make_pair(app, f"later-{count}-{number}", next_sync_at=timezone.now() + timedelta(hours=1))
+            waiting = make_watch(app, f"waiting-{count}-{number}", next_sync_at=timezone.now())
+            queues.enqueue("high", "deliveries_app.jobs.sync_watch", waiting.pk, waiting.job_id)
+            make_watch(app, f"due-{count}-{number}", next_sync_at=timezone.now())
+            make_watch(app, f"later-{count}-{number}", next_sync_at=timezone.now() + timedelta(hours=1))
             register(redis_client, f"worker-{count}-{number}", pid=number, at=waiting.job_id, state="busy")
 
     def queries(url: str) -> int:

@@ -10,8 +10,8 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, Delivery
-from deliveries_app.services import impact
-from tests.support.staff import make_app, make_pair, staff
+from deliveries_app.reports import impact
+from tests.support.staff import make_app, make_watch, staff
 
 APPS = "/admin/deliveries_app/app/"
 WATCHES = "/admin/deliveries_app/apprepository/"
@@ -24,18 +24,18 @@ def admin(db) -> Client:
     return client
 
 
-def deliver(pair: AppRepository, count: int) -> None:
-    facts = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "intent": 1, "generation": 1}
+def deliver(watch: AppRepository, count: int) -> None:
+    facts = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "sequence": 1, "generation": 1}
     Delivery.objects.bulk_create(
-        Delivery(pair=pair, path=f"{number}.txt", acknowledged=True, updated_at=timezone.now(), **facts)
+        Delivery(watch=watch, path=f"{number}.txt", acknowledged=True, updated_at=timezone.now(), **facts)
         for number in range(count)
     )
 
 
-def test_deleting_an_app_says_what_goes_with_it(admin: Client, pairs: list[AppRepository]) -> None:
-    deliver(pairs[0], 7)
-    AppRepository.objects.filter(pk=pairs[0].pk).update(lease_until=Now() + timedelta(seconds=20))
-    page = admin.get(f"{APPS}{pairs[0].app_id}/delete/").text
+def test_deleting_an_app_says_what_goes_with_it(admin: Client, watches: list[AppRepository]) -> None:
+    deliver(watches[0], 7)
+    AppRepository.objects.filter(pk=watches[0].pk).update(lease_until=Now() + timedelta(seconds=20))
+    page = admin.get(f"{APPS}{watches[0].app_id}/delete/").text
     assert "This removes Portal." in page
     assert "2 watched repositories will be unwatched" in page
     assert "7 delivery records will be removed" in page
@@ -44,39 +44,39 @@ def test_deleting_an_app_says_what_goes_with_it(admin: Client, pairs: list[AppRe
     assert "The client keeps the files that it holds" in page
 
 
-def test_unwatching_says_what_goes_with_it(admin: Client, pairs: list[AppRepository]) -> None:
-    page = admin.get(f"{WATCHES}{pairs[0].pk}/delete/").text
+def test_unwatching_says_what_goes_with_it(admin: Client, watches: list[AppRepository]) -> None:
+    page = admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
     assert "Nothing more is sent about acme/docs → Portal." in page
     assert "No git repository goes with it." in page
     assert "right now" not in page
-    assert "acme/site" in admin.get(f"{WATCHES}{pairs[1].pk}/delete/").text
+    assert "acme/site" in admin.get(f"{WATCHES}{watches[1].pk}/delete/").text
 
 
-def test_a_large_table_is_not_counted_but_told_about(admin: Client, pairs, monkeypatch) -> None:
+def test_a_large_table_is_not_counted_but_told_about(admin: Client, watches, monkeypatch) -> None:
     monkeypatch.setattr(impact, "COUNTED_RECORDS", 5)
-    deliver(pairs[0], 7)
-    assert "About 100 delivery records" in admin.get(f"{WATCHES}{pairs[0].pk}/delete/").text
+    deliver(watches[0], 7)
+    assert "About 100 delivery records" in admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
 
 
 def test_the_page_takes_the_same_queries_for_many_watches(admin: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(30):
-        make_pair(app, f"many-{number}")
+        make_watch(app, f"many-{number}")
     with django_assert_max_num_queries(14):
         assert "and 20 more" in admin.get(f"{APPS}{app.pk}/delete/").text
 
 
-def test_a_deletion_stands_in_django_s_own_record(admin: Client, pairs: list[AppRepository]) -> None:
-    page = admin.post(f"{WATCHES}{pairs[0].pk}/delete/", {"post": "yes"}, follow=True)
+def test_a_deletion_stands_in_django_s_own_record(admin: Client, watches: list[AppRepository]) -> None:
+    page = admin.post(f"{WATCHES}{watches[0].pk}/delete/", {"post": "yes"}, follow=True)
     assert page.redirect_chain == [(WATCHES, 302)]
     assert "acme/docs → Portal is unwatched." in page.text
-    admin.post(f"{APPS}{pairs[2].app_id}/delete/", {"post": "yes"})
+    admin.post(f"{APPS}{watches[2].app_id}/delete/", {"post": "yes"})
     entries = LogEntry.objects.filter(action_flag=DELETION).order_by("pk")
     assert [entry.object_repr for entry in entries] == ["acme/docs → Portal", "Search"]
 
 
-def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Client, pairs) -> None:
-    chosen = {"action": "delete_selected", "_selected_action": [pairs[0].pk, pairs[2].pk]}
+def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Client, watches) -> None:
+    chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk, watches[2].pk]}
     answer = admin.post(f"{WATCHES}?status__exact=synced", chosen)
     assert AppRepository.objects.alive().count() == 3
     page = admin.get(answer.url)
@@ -85,22 +85,22 @@ def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Clien
     done = admin.post(answer.url, {"post": "yes"}, follow=True)
     assert "2 repositories are unwatched." in done.text
     assert done.redirect_chain[-1][0] == f"{WATCHES}?status__exact=synced"
-    assert list(AppRepository.objects.alive()) == [pairs[1]]
+    assert list(AppRepository.objects.alive()) == [watches[1]]
     assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
 
 
-def test_the_action_takes_all_that_the_filters_of_the_list_show(admin: Client, pairs) -> None:
-    chosen = {"action": "delete_selected", "_selected_action": [pairs[0].pk], "select_across": "1"}
-    answer = admin.post(f"{WATCHES}?app={pairs[0].app_id}", chosen)
+def test_the_action_takes_all_that_the_filters_of_the_list_show(admin: Client, watches) -> None:
+    chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk], "select_across": "1"}
+    answer = admin.post(f"{WATCHES}?app={watches[0].app_id}", chosen)
     page = admin.get(answer.url).text
     assert "Unwatch 2 repositories" in page
     assert "_selected_action" not in page
     admin.post(answer.url, {"post": "yes"})
-    assert list(AppRepository.objects.alive()) == [pairs[2]]
+    assert list(AppRepository.objects.alive()) == [watches[2]]
 
 
-def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, pairs) -> None:
-    apps = [pairs[0].app_id, pairs[2].app_id]
+def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, watches) -> None:
+    apps = [watches[0].app_id, watches[2].app_id]
     answer = admin.post(APPS, {"action": "delete_selected", "_selected_action": apps})
     page = admin.get(answer.url).text
     assert "This removes Portal, Search." in page
@@ -110,24 +110,24 @@ def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, pairs) -> 
     assert not AppRepository.objects.alive().exists()
 
 
-def test_a_confirmed_action_removes_at_once_as_django_s_own_does(admin: Client, pairs) -> None:
-    chosen = {"action": "delete_selected", "_selected_action": [pairs[1].pk], "post": "yes"}
+def test_a_confirmed_action_removes_at_once_as_django_s_own_does(admin: Client, watches) -> None:
+    chosen = {"action": "delete_selected", "_selected_action": [watches[1].pk], "post": "yes"}
     assert "1 repository is unwatched." in admin.post(WATCHES, chosen, follow=True).text
     assert AppRepository.objects.alive().count() == 2
 
 
-def test_an_empty_selection_removes_nothing(admin: Client, pairs) -> None:
+def test_an_empty_selection_removes_nothing(admin: Client, watches) -> None:
     assert "nothing to remove" in admin.get(f"{WATCHES}remove/?ids=", follow=True).text
     admin.post(f"{WATCHES}remove/?ids=999999,x", {"post": "yes"})
-    admin.post(f"{WATCHES}remove/?ids={pairs[0].pk}", {"post": "no"})
+    admin.post(f"{WATCHES}remove/?ids={watches[0].pk}", {"post": "no"})
     assert AppRepository.objects.alive().count() == 3
 
 
-def test_looking_removes_nothing(admin: Client, pairs) -> None:
+def test_looking_removes_nothing(admin: Client, watches) -> None:
     for url in (
-        f"{APPS}{pairs[0].app_id}/delete/",
-        f"{APPS}remove/?ids={pairs[0].app_id}&post=yes",
-        f"{WATCHES}{pairs[0].pk}/delete/?post=yes",
+        f"{APPS}{watches[0].app_id}/delete/",
+        f"{APPS}remove/?ids={watches[0].app_id}&post=yes",
+        f"{WATCHES}{watches[0].pk}/delete/?post=yes",
         f"{WATCHES}remove/?all=1",
     ):
         assert admin.get(url).status_code == 200
@@ -135,27 +135,27 @@ def test_looking_removes_nothing(admin: Client, pairs) -> None:
 
 
 @pytest.mark.parametrize("permissions", [("view_app", "view_apprepository", "change_app"), ("delete_syncrun",)])
-def test_a_forged_post_without_the_permission_is_refused(pairs, permissions: tuple[str, ...]) -> None:
+def test_a_forged_post_without_the_permission_is_refused(watches, permissions: tuple[str, ...]) -> None:
     client = staff("mallory", *permissions)
     for url in (
-        f"{APPS}{pairs[0].app_id}/delete/",
+        f"{APPS}{watches[0].app_id}/delete/",
         f"{APPS}remove/?all=1",
-        f"{WATCHES}{pairs[0].pk}/delete/",
+        f"{WATCHES}{watches[0].pk}/delete/",
         f"{WATCHES}remove/?all=1",
     ):
         for method in (client.get, client.post):
             assert method(url, {"post": "yes"}).status_code == 403, url
-    chosen = {"action": "delete_selected", "_selected_action": [pairs[0].pk], "post": "yes"}
+    chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk], "post": "yes"}
     client.post(WATCHES, chosen)
-    client.post(APPS, chosen | {"_selected_action": [pairs[0].app_id]})
+    client.post(APPS, chosen | {"_selected_action": [watches[0].app_id]})
     assert AppRepository.objects.alive().count() == 3
     assert App.objects.filter(ended_at=None).count() == 2
 
 
-def test_who_may_unwatch_may_not_delete_an_app(pairs) -> None:
+def test_who_may_unwatch_may_not_delete_an_app(watches) -> None:
     client = staff("olga", "view_app", "view_apprepository", "delete_apprepository")
-    assert client.post(f"{APPS}{pairs[0].app_id}/delete/", {"post": "yes"}).status_code == 403
-    client.post(f"{WATCHES}{pairs[0].pk}/delete/", {"post": "yes"})
+    assert client.post(f"{APPS}{watches[0].app_id}/delete/", {"post": "yes"}).status_code == 403
+    client.post(f"{WATCHES}{watches[0].pk}/delete/", {"post": "yes"})
     assert AppRepository.objects.alive().count() == 2
 
 
@@ -168,30 +168,30 @@ def form_of(client: Client, url: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}", "remove/?all=1"])
-def test_an_app_that_watches_another_repository_meanwhile_is_asked_for_again(admin: Client, pairs, page: str) -> None:
-    url = APPS + page.format(pk=pairs[0].app_id)
+def test_an_app_that_watches_another_repository_meanwhile_is_asked_for_again(admin: Client, watches, page: str) -> None:
+    url = APPS + page.format(pk=watches[0].app_id)
     form = form_of(admin, url)
-    make_pair(pairs[0].app, "more")
+    make_watch(watches[0].app, "more")
     answer = admin.post(url, form, follow=True)
     assert "What is selected has changed since this page was shown." in answer.text
     assert not App.objects.filter(ended_at__isnull=False).exists()
     admin.post(url, form_of(admin, url))
-    assert App.objects.get(pk=pairs[0].app_id).ended_at
+    assert App.objects.get(pk=watches[0].app_id).ended_at
 
 
 @pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}"])
-def test_files_that_grew_by_more_than_a_tenth_are_asked_for_again(admin: Client, pairs, page: str) -> None:
-    url = WATCHES + page.format(pk=pairs[0].pk)
+def test_files_that_grew_by_more_than_a_tenth_are_asked_for_again(admin: Client, watches, page: str) -> None:
+    url = WATCHES + page.format(pk=watches[0].pk)
     form = form_of(admin, url)
-    AppRepository.objects.filter(pk=pairs[0].pk).update(tree_files=111)
+    AppRepository.objects.filter(pk=watches[0].pk).update(tree_files=111)
     assert "has changed" in admin.post(url, form, follow=True).text
     assert AppRepository.objects.alive().count() == 3
-    AppRepository.objects.filter(pk=pairs[0].pk).update(tree_files=110, status="failed")
+    AppRepository.objects.filter(pk=watches[0].pk).update(tree_files=110, status="failed")
     admin.post(url, form)
     assert AppRepository.objects.alive().count() == 2
 
 
-def test_a_selection_by_filters_that_means_other_rows_now_is_asked_for_again(admin: Client, pairs) -> None:
+def test_a_selection_by_filters_that_means_other_rows_now_is_asked_for_again(admin: Client, watches) -> None:
     url = f"{APPS}remove/?all=1"
     form = form_of(admin, url)
     make_app("Empty")

@@ -9,7 +9,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
-from tests.support.staff import make_pair, staff
+from tests.support.staff import make_watch, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
 CONFIRM = f"{LIST}force-resync/"
@@ -23,8 +23,8 @@ def generations() -> list[int]:
     return list(AppRepository.objects.order_by("pk").values_list("generation", flat=True))
 
 
-def test_one_row_is_a_warning_in_the_agreed_words_and_get_changes_nothing(operator: Client, pairs) -> None:
-    answer = choose(operator, LIST, "force_resync", pairs[0].pk)
+def test_one_row_is_a_warning_in_the_agreed_words_and_get_changes_nothing(operator: Client, watches) -> None:
+    answer = choose(operator, LIST, "force_resync", watches[0].pk)
     assert answer.status_code == 302
     assert answer.url.startswith(CONFIRM)
     page = operator.get(answer.url)
@@ -38,8 +38,8 @@ def test_one_row_is_a_warning_in_the_agreed_words_and_get_changes_nothing(operat
     assert not SyncRun.objects.exists()
 
 
-def test_confirming_one_leads_back_where_one_came_from(operator: Client, pairs) -> None:
-    url = choose(operator, f"{LIST}?q=docs", "force_resync", pairs[0].pk).url
+def test_confirming_one_leads_back_where_one_came_from(operator: Client, watches) -> None:
+    url = choose(operator, f"{LIST}?q=docs", "force_resync", watches[0].pk).url
     answer = operator.post(url, {"post": "yes"}, follow=True)
     assert answer.redirect_chain == [(f"{LIST}?q=docs", 302)]
     assert "Re-sync queued" in answer.text
@@ -47,11 +47,11 @@ def test_confirming_one_leads_back_where_one_came_from(operator: Client, pairs) 
     run = SyncRun.objects.get()
     assert (run.requested_by, run.reason, run.operation) == ("anna", "resync", None)
     entry = LogEntry.objects.get()
-    assert (entry.user.username, entry.object_id) == ("anna", str(pairs[0].pk))
+    assert (entry.user.username, entry.object_id) == ("anna", str(watches[0].pk))
 
 
-def test_several_rows_are_a_danger_and_lead_to_the_page_of_the_operation(operator: Client, pairs) -> None:
-    url = choose(operator, LIST, "force_resync", *(pair.pk for pair in pairs)).url
+def test_several_rows_are_a_danger_and_lead_to_the_page_of_the_operation(operator: Client, watches) -> None:
+    url = choose(operator, LIST, "force_resync", *(watch.pk for watch in watches)).url
     page = operator.get(url)
     assert (
         "This will re-sync 3 repositories for 2 apps. ALL files will be re-sent to the clients. Continue?" in page.text
@@ -65,73 +65,75 @@ def test_several_rows_are_a_danger_and_lead_to_the_page_of_the_operation(operato
     assert LogEntry.objects.count() == 3
 
 
-def test_a_refresh_of_the_confirmation_asks_again_and_a_post_without_yes_does_nothing(operator: Client, pairs) -> None:
-    url = choose(operator, LIST, "force_resync", pairs[0].pk).url
+def test_a_refresh_of_the_confirmation_asks_again_and_a_post_without_yes_does_nothing(
+    operator: Client, watches
+) -> None:
+    url = choose(operator, LIST, "force_resync", watches[0].pk).url
     for answer in (operator.get(url), operator.get(url), operator.post(url, {})):
         assert answer.status_code == 200
         assert "Yes, re-sync 1" in answer.text
     assert generations() == [1, 1, 1]
 
 
-def test_all_of_an_app_has_words_of_its_own(operator: Client, pairs) -> None:
-    url = choose(operator, "/admin/deliveries_app/app/", "resync_all_for_app", pairs[0].app_id).url
+def test_all_of_an_app_has_words_of_its_own(operator: Client, watches) -> None:
+    url = choose(operator, "/admin/deliveries_app/app/", "resync_all_for_app", watches[0].app_id).url
     assert (
         "This will re-sync all 2 repositories for Portal. ALL files will be re-sent to the client. Continue?"
         in operator.get(url).text
     )
     operator.post(url, {"post": "yes"})
-    assert BulkOperation.objects.get().app == pairs[0].app
+    assert BulkOperation.objects.get().app == watches[0].app
     assert generations() == [2, 2, 1]
 
 
-def test_a_git_repository_means_every_app_that_watches_it(operator: Client, pairs) -> None:
-    url = choose(operator, "/admin/repositories_app/repository/", "force_resync", pairs[0].repository_id).url
+def test_a_git_repository_means_every_app_that_watches_it(operator: Client, watches) -> None:
+    url = choose(operator, "/admin/repositories_app/repository/", "force_resync", watches[0].repository_id).url
     assert "2 repositories for 2 apps" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     assert generations() == [2, 1, 2]
 
 
-def test_select_across_keeps_the_filters_of_the_list(operator: Client, pairs) -> None:
-    url = choose(operator, f"{LIST}?q=docs", "force_resync", pairs[0].pk, select_across="1").url
+def test_select_across_keeps_the_filters_of_the_list(operator: Client, watches) -> None:
+    url = choose(operator, f"{LIST}?q=docs", "force_resync", watches[0].pk, select_across="1").url
     assert "2 repositories for 2 apps" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     assert generations() == [2, 1, 2]
 
 
-def test_select_across_of_a_filtered_status_takes_only_what_matches(operator: Client, pairs) -> None:
-    AppRepository.objects.filter(pk=pairs[1].pk).update(status=Status.FAILED)
-    url = choose(operator, f"{LIST}?status__exact=failed", "force_resync", pairs[1].pk, select_across="1").url
+def test_select_across_of_a_filtered_status_takes_only_what_matches(operator: Client, watches) -> None:
+    AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.FAILED)
+    url = choose(operator, f"{LIST}?status__exact=failed", "force_resync", watches[1].pk, select_across="1").url
     operator.post(url, {"post": "yes"})
     assert generations() == [1, 2, 1]
 
 
 @pytest.mark.parametrize("status", Status.values)
-def test_it_is_available_in_any_status(operator: Client, pairs, status: str) -> None:
-    AppRepository.objects.update(status=status, lease_until=timezone.now() + timedelta(seconds=20), claim=3)
+def test_it_is_available_in_any_status(operator: Client, watches, status: str) -> None:
+    AppRepository.objects.update(status=status, lease_until=timezone.now() + timedelta(seconds=20), fencing_token=3)
     page = operator.get(LIST)
-    assert f"{CONFIRM}?ids={pairs[0].pk}" in page.text
-    operator.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"})
-    pair = AppRepository.objects.get(pk=pairs[0].pk)
-    assert (pair.generation, pair.resend_floor, pair.status) == (2, 2, Status.PENDING)
+    assert f"{CONFIRM}?ids={watches[0].pk}" in page.text
+    operator.post(f"{CONFIRM}?ids={watches[0].pk}", {"post": "yes"})
+    watch = AppRepository.objects.get(pk=watches[0].pk)
+    assert (watch.generation, watch.resend_floor, watch.status) == (2, 2, Status.PENDING)
 
 
-def test_the_confirmation_says_who_is_syncing_and_who_waits(operator: Client, pairs) -> None:
-    AppRepository.objects.filter(pk=pairs[0].pk).update(status=Status.SCANNING)
-    App.objects.filter(pk=pairs[2].app_id).update(paused=True)
-    page = operator.get(f"{CONFIRM}?ids={','.join(str(pair.pk) for pair in pairs)}")
+def test_the_confirmation_says_who_is_syncing_and_who_waits(operator: Client, watches) -> None:
+    AppRepository.objects.filter(pk=watches[0].pk).update(status=Status.SCANNING)
+    App.objects.filter(pk=watches[2].app_id).update(paused=True)
+    page = operator.get(f"{CONFIRM}?ids={','.join(str(watch.pk) for watch in watches)}")
     assert "syncing now: what it has sent so far is sent again" in page.text
     assert "the app is paused: it waits until the app is resumed" in page.text
     assert "300" in page.text
 
 
-def test_without_the_permission_it_is_not_offered_and_a_forged_post_is_refused(viewer: Client, pairs) -> None:
+def test_without_the_permission_it_is_not_offered_and_a_forged_post_is_refused(viewer: Client, watches) -> None:
     page = viewer.get(LIST)
     assert "force_resync" not in page.text
     assert "force-resync" not in page.text
-    url = f"{CONFIRM}?ids={pairs[0].pk}"
+    url = f"{CONFIRM}?ids={watches[0].pk}"
     assert viewer.get(url).status_code == 403
     assert viewer.post(url, {"post": "yes"}).status_code == 403
-    choose(viewer, LIST, "force_resync", pairs[0].pk)
+    choose(viewer, LIST, "force_resync", watches[0].pk)
     for other in (
         "/admin/deliveries_app/app/force-resync/?ids=1",
         "/admin/repositories_app/repository/force-resync/?ids=1",
@@ -140,41 +142,41 @@ def test_without_the_permission_it_is_not_offered_and_a_forged_post_is_refused(v
     assert generations() == [1, 1, 1]
 
 
-def test_the_permission_without_the_right_to_see_is_not_enough(pairs) -> None:
+def test_the_permission_without_the_right_to_see_is_not_enough(watches) -> None:
     client = staff("mallory", "resync_apprepository")
-    assert client.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"}).status_code == 403
+    assert client.post(f"{CONFIRM}?ids={watches[0].pk}", {"post": "yes"}).status_code == 403
     assert generations() == [1, 1, 1]
 
 
-def test_nobody_signed_in_is_led_to_the_login_page(client: Client, pairs) -> None:
-    answer = client.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"})
+def test_nobody_signed_in_is_led_to_the_login_page(client: Client, watches) -> None:
+    answer = client.post(f"{CONFIRM}?ids={watches[0].pk}", {"post": "yes"})
     assert answer.status_code == 302
     assert answer.url.startswith("/admin/login/")
 
 
-def test_a_post_without_the_csrf_token_is_refused(pairs) -> None:
+def test_a_post_without_the_csrf_token_is_refused(watches) -> None:
     User.objects.create_superuser("root", password="x")
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.get(username="root"))
-    assert client.post(f"{CONFIRM}?ids={pairs[0].pk}", {"post": "yes"}).status_code == 403
+    assert client.post(f"{CONFIRM}?ids={watches[0].pk}", {"post": "yes"}).status_code == 403
     assert generations() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("ids", ["", "0", "abc", "1;2", "9" * 30, "-1"])
-def test_a_selection_of_nothing_says_so(operator: Client, pairs, ids: str) -> None:
+def test_a_selection_of_nothing_says_so(operator: Client, watches, ids: str) -> None:
     answer = operator.get(f"{CONFIRM}?ids={ids}", follow=True)
     assert "There is nothing to re-sync in this selection." in answer.text
 
 
-def test_the_way_back_never_leads_to_another_site(operator: Client, pairs) -> None:
-    answer = operator.post(f"{CONFIRM}?ids={pairs[0].pk}&next=https://evil.example/", {"post": "yes"})
+def test_the_way_back_never_leads_to_another_site(operator: Client, watches) -> None:
+    answer = operator.post(f"{CONFIRM}?ids={watches[0].pk}&next=https://evil.example/", {"post": "yes"})
     assert answer.url == LIST
 
 
 def test_the_numbers_of_a_confirmation_take_the_same_queries_for_many_rows(
-    operator: Client, pairs, django_assert_max_num_queries
+    operator: Client, watches, django_assert_max_num_queries
 ) -> None:
     for number in range(40):
-        make_pair(pairs[0].app, f"many-{number}")
+        make_watch(watches[0].app, f"many-{number}")
     with django_assert_max_num_queries(13):
         operator.get(f"{CONFIRM}?all=1")

@@ -7,10 +7,10 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, Status, SyncRun
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.services import retry_all
-from tests.support.staff import VIEWS, fail, make_app, make_pair, staff
+from tests.support.staff import VIEWS, fail, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/failedsync/"
 ASK = f"{LIST}retry-failed/"
@@ -23,21 +23,21 @@ def operator(db) -> Client:
 
 
 @pytest.fixture
-def failing(pairs: list[AppRepository]) -> list[AppRepository]:
+def failing(watches: list[AppRepository]) -> list[AppRepository]:
     """Portal's two repositories and Search's one."""
-    fail(pairs[0], RootCause.SERVER_ERROR, status=502, base_commit="c" * 40, files_failing=3)
-    fail(pairs[1], RootCause.GIT_AUTH, state=Status.FAILED, retry_count=4)
-    fail(pairs[2], RootCause.SERVER_ERROR, status=500, base_commit="c" * 40, files_failing=2)
-    return pairs
+    fail(watches[0], RootCause.SERVER_ERROR, status=502, base_commit="c" * 40, files_failing=3)
+    fail(watches[1], RootCause.GIT_AUTH, state=Status.FAILED, retry_count=4)
+    fail(watches[2], RootCause.SERVER_ERROR, status=500, base_commit="c" * 40, files_failing=2)
+    return watches
 
 
 def retried() -> list[str]:
     """What is to be retried, in the order of its rows."""
-    return [str(run.pair) for run in SyncRun.objects.filter(reason=Reason.RETRY, outcome="").order_by("pair")]
+    return [str(run.watch) for run in SyncRun.objects.filter(reason=Reason.RETRY, outcome="").order_by("watch")]
 
 
-def ids(*pairs: AppRepository) -> str:
-    return f"{ASK}?ids={','.join(str(pair.pk) for pair in pairs)}"
+def ids(*watches: AppRepository) -> str:
+    return f"{ASK}?ids={','.join(str(watch.pk) for watch in watches)}"
 
 
 def form_of(client: Client, url: str) -> dict[str, str]:
@@ -59,8 +59,8 @@ def test_the_button_of_a_row_acts_at_once_and_leads_back(operator: Client, faili
     assert "Retry queued. acme/site → Portal: only what is not acknowledged is sent." in answer.text
     assert retried() == ["acme/site → Portal"]
     assert LogEntry.objects.get().change_message == "Retry of acme/site → Portal"
-    pair = AppRepository.objects.get(pk=failing[1].pk)
-    assert (pair.status, pair.retry_count, pair.generation) == (Status.PENDING, 0, 1)
+    watch = AppRepository.objects.get(pk=failing[1].pk)
+    assert (watch.status, watch.retry_count, watch.generation) == (Status.PENDING, 0, 1)
 
 
 def test_of_a_paused_app_it_says_that_it_waits(operator: Client, failing) -> None:
@@ -91,12 +91,12 @@ def test_it_needs_a_csrf_token(failing) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["apprepository/", "apprepository/{pair}/change/", "../repositories_app/repository/{repository}/change/"],
+    ["apprepository/", "apprepository/{watch}/change/", "../repositories_app/repository/{repository}/change/"],
     ids=["the list", "its own page", "the page of its git repository"],
 )
 def test_a_failing_repository_has_the_button_wherever_it_is_shown(operator: Client, failing, page: str) -> None:
     docs = failing[0]
-    url = "/admin/deliveries_app/" + page.format(pair=docs.pk, repository=docs.repository_id)
+    url = "/admin/deliveries_app/" + page.format(watch=docs.pk, repository=docs.repository_id)
     url = url.replace("deliveries_app/../", "")
     assert f"{WATCHES}{docs.pk}/retry/?next=" in operator.get(url).text
     AppRepository.objects.update(failing_since=None, root_cause="")
@@ -125,7 +125,7 @@ def test_a_selection_passes_a_page_that_says_what_is_sent(operator: Client, fail
 
 
 def test_confirmed_it_is_one_operation_with_the_page_of_a_resync(operator: Client, failing) -> None:
-    url = choose(operator, LIST, *(pair.pk for pair in failing))
+    url = choose(operator, LIST, *(watch.pk for watch in failing))
     answer = operator.post(url, form_of(operator, url), follow=True)
     operation = BulkOperation.objects.get()
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
@@ -138,15 +138,15 @@ def test_confirmed_it_is_one_operation_with_the_page_of_a_resync(operator: Clien
 
 
 def test_of_the_watched_repositories_those_that_are_failing_are_retried(operator: Client, failing) -> None:
-    make_pair(failing[0].app, "fine")
+    make_watch(failing[0].app, "fine")
     url = choose(operator, f"{WATCHES}?q=docs", failing[0].pk, select_across="1")
     assert "2 failing repositories of 2 apps" in operator.get(url).text
     operator.post(url, form_of(operator, url))
     assert retried() == ["acme/docs → Portal", "acme/docs → Search"]
 
 
-def test_where_nothing_is_failing_it_says_so(operator: Client, pairs) -> None:
-    url = choose(operator, WATCHES, pairs[0].pk)
+def test_where_nothing_is_failing_it_says_so(operator: Client, watches) -> None:
+    url = choose(operator, WATCHES, watches[0].pk)
     assert "none of it is failing" in operator.get(url, follow=True).text
     assert "none of it is failing" in operator.get(f"{ASK}?all=1", follow=True).text
 
@@ -187,7 +187,7 @@ def test_one_alone_is_queued_and_leads_back(operator: Client, failing) -> None:
 def test_it_asks_again_when_the_set_has_changed_meanwhile(operator: Client, failing) -> None:
     url = f"{ASK}?all=1"
     form = form_of(operator, url)
-    fail(make_pair(failing[0].app, "more"), RootCause.DNS)
+    fail(make_watch(failing[0].app, "more"), RootCause.DNS)
     answer = operator.post(url, form, follow=True)
     assert "What is selected has changed since this page was shown." in answer.text
     assert "This will retry 4 failing repositories" in answer.text
@@ -242,7 +242,7 @@ def test_the_confirmation_takes_the_same_queries_for_many_rows(
     operator: Client, failing, django_assert_max_num_queries
 ) -> None:
     for number in range(40):
-        fail(make_pair(make_app(f"App {number}"), f"many-{number}"), RootCause.DNS)
+        fail(make_watch(make_app(f"App {number}"), f"many-{number}"), RootCause.DNS)
     with django_assert_max_num_queries(13):
         assert "and 33 more" in operator.get(f"{ASK}?all=1").text
 
@@ -272,7 +272,7 @@ def test_the_permission_to_resync_does_not_cancel_a_retry(failing) -> None:
 
 def test_cancelled_it_says_what_goes_on_failing_and_never_that_everything_was_sent(operator: Client, failing) -> None:
     operation = retry_all(Actor.system())
-    first, second, _ = operation.runs.order_by("pair")
+    first, second, _ = operation.runs.order_by("watch")
     now = timezone.now()
     SyncRun.objects.filter(pk=first.pk).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now, files_done=3)
     SyncRun.objects.filter(pk=second.pk).update(started_at=now, files_done=4, files_total=9)
@@ -287,8 +287,8 @@ def test_cancelled_it_says_what_goes_on_failing_and_never_that_everything_was_se
 def test_what_failed_is_one_click_away_and_so_is_its_retry(operator: Client, failing) -> None:
     operation = retry_all(Actor.system())
     now = timezone.now()
-    SyncRun.objects.filter(pair=failing[0]).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now)
-    SyncRun.objects.exclude(pair=failing[0]).update(outcome=Outcome.FAILED, ended_at=now, started_at=now)
+    SyncRun.objects.filter(watch=failing[0]).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now)
+    SyncRun.objects.exclude(watch=failing[0]).update(outcome=Outcome.FAILED, ended_at=now, started_at=now)
     BulkOperation.objects.update(ended_at=now)
     page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
     assert f'{LIST}?operation={operation.operation_id}">See what failed' in page
@@ -306,7 +306,7 @@ def test_a_single_retry_is_cancelled_on_the_page_of_its_repository(operator: Cli
     assert "progress-retry" in page
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
     assert "Retry cancelled: it goes on failing until the next rescan." in answer.text
-    pair = AppRepository.objects.get(pk=failing[0].pk)
-    assert (pair.status, pair.is_failing) == (Status.FAILED, True)
+    watch = AppRepository.objects.get(pk=failing[0].pk)
+    assert (watch.status, watch.is_failing) == (Status.FAILED, True)
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
     assert "There is nothing to cancel." in answer.text

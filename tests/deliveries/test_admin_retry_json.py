@@ -8,8 +8,8 @@ from django.test import Client
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
-from deliveries_app.causes import RootCause
 from deliveries_app.models import AppRepository, BulkOperation, Reason, SyncRun
+from deliveries_app.models.root_causes import RootCause
 from tests.support.staff import fail, make_app, staff
 
 SIGN_IN, FORBIDDEN = "Sign in to the admin first", "You do not have the permission for this"
@@ -21,19 +21,19 @@ def operator(db) -> Client:
 
 
 @pytest.fixture
-def failing(pairs: list[AppRepository]) -> list[AppRepository]:
+def failing(watches: list[AppRepository]) -> list[AppRepository]:
     """Portal's first repository and Search's one; Portal's second is fine."""
-    fail(pairs[0], RootCause.SERVER_ERROR, status=502)
-    fail(pairs[2], RootCause.DNS)
-    return pairs
+    fail(watches[0], RootCause.SERVER_ERROR, status=502)
+    fail(watches[2], RootCause.DNS)
+    return watches
 
 
 def post(client: Client, path: str, body: object = None):
     return client.post(f"/admin/api/{path}", json.dumps(body or {}), content_type="application/json")
 
 
-def ids_of(pair: AppRepository) -> dict[str, str]:
-    return {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+def ids_of(watch: AppRepository) -> dict[str, str]:
+    return {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
 
 
 def answered(answer) -> tuple[int, dict[str, object]]:
@@ -47,7 +47,7 @@ def retried() -> int:
 def test_one_is_queued_under_the_id_of_its_job(operator: Client, failing) -> None:
     answer = post(operator, "retry", ids_of(failing[0]))
     assert answered(answer) == (200, {"data": {"message": "Retry queued", "job_id": failing[0].job_id}})
-    assert SyncRun.objects.get(reason=Reason.RETRY).pair == failing[0]
+    assert SyncRun.objects.get(reason=Reason.RETRY).watch == failing[0]
 
 
 @pytest.mark.parametrize(("path", "total"), [("retry/app/{app}", 1), ("retry/all", 2)])

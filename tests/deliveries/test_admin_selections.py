@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 
 from deliveries_app.models import AppRepository
-from tests.support.staff import VIEWS, make_app, make_pair, staff
+from tests.support.staff import VIEWS, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
 CONFIRM = f"{LIST}force-resync/"
@@ -15,9 +15,9 @@ def generations() -> list[int]:
 
 
 @pytest.fixture
-def pairs(db) -> list[AppRepository]:
+def watches(db) -> list[AppRepository]:
     portal = make_app("Portal")
-    return [make_pair(portal, "docs"), make_pair(portal, "site")]
+    return [make_watch(portal, "docs"), make_watch(portal, "site")]
 
 
 @pytest.fixture
@@ -25,33 +25,33 @@ def operator(db) -> Client:
     return staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
 
 
-def test_select_all_from_a_later_page_means_all_pages(operator: Client, pairs) -> None:
+def test_select_all_from_a_later_page_means_all_pages(operator: Client, watches) -> None:
     assert "2 repositories for 1 app" in operator.get(f"{CONFIRM}?all=1&p=7").text
 
 
 @pytest.mark.parametrize("query", ["app__pk=x", "created_at__gte=yesterday", "status__exact=failed&o=99.x"])
-def test_a_filter_that_means_nothing_selects_nothing(operator: Client, pairs, query: str) -> None:
+def test_a_filter_that_means_nothing_selects_nothing(operator: Client, watches, query: str) -> None:
     answer = operator.post(f"{CONFIRM}?all=1&{query}", {"post": "yes"}, follow=True)
     assert answer.status_code in {200, 400}
     assert generations() == [1, 1]
 
 
-def test_a_filter_that_the_list_does_not_allow_is_refused(operator: Client, pairs) -> None:
+def test_a_filter_that_the_list_does_not_allow_is_refused(operator: Client, watches) -> None:
     assert operator.get(f"{CONFIRM}?all=1&app__client_auth_key__startswith=k").status_code == 400
 
 
 def test_the_only_repository_of_an_app_is_asked_for_as_one(operator: Client, db) -> None:
     app = make_app("Solo")
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     url = f"/admin/deliveries_app/app/force-resync/?ids={app.pk}"
     assert "This will re-sync acme/docs and re-send ALL files to Solo." in operator.get(url).text
     assert "Re-sync queued" in operator.post(url, {"post": "yes"}, follow=True).text
 
 
-def test_an_ended_watch_is_neither_listed_nor_selected(operator: Client, pairs) -> None:
+def test_an_ended_watch_is_neither_listed_nor_selected(operator: Client, watches) -> None:
     from django.utils import timezone
 
-    AppRepository.objects.filter(pk=pairs[0].pk).update(ended_at=timezone.now())
+    AppRepository.objects.filter(pk=watches[0].pk).update(ended_at=timezone.now())
     assert "acme/docs" not in operator.get(LIST).text
-    operator.post(f"{CONFIRM}?ids={pairs[0].pk},{pairs[1].pk}", {"post": "yes"})
+    operator.post(f"{CONFIRM}?ids={watches[0].pk},{watches[1].pk}", {"post": "yes"})
     assert generations() == [1, 2]

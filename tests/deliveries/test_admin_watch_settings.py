@@ -8,8 +8,8 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Notice, NoticeKind, SyncRun
-from deliveries_app.runs import open_run
-from tests.support.staff import make_app, make_pair, staff
+from deliveries_app.progress.runs import open_run
+from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
 WATCHES = "/admin/deliveries_app/apprepository/"
@@ -23,52 +23,52 @@ def keeper(db) -> Client:
 
 
 @pytest.fixture
-def pair(db) -> AppRepository:
-    return make_pair(make_app("Portal"), "docs")
+def watch(db) -> AppRepository:
+    return make_watch(make_app("Portal"), "docs")
 
 
-def page_of(client: Client, pair: AppRepository) -> str:
-    return client.get(f"{WATCHES}{pair.pk}/change/").text
+def page_of(client: Client, watch: AppRepository) -> str:
+    return client.get(f"{WATCHES}{watch.pk}/change/").text
 
 
 def test_a_token_is_asked_about_before_it_is_kept_and_never_shown(world: World, keeper: Client) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="old-token")
-    pair = world.sync(world.watch_url(repo, token="old-token"))
+    watch = world.sync(world.watch_url(repo, token="old-token"))
     world.git.tokens["acme/private"] = {"new-token"}
-    url = f"{WATCHES}{pair.pk}/token/"
+    url = f"{WATCHES}{watch.pk}/token/"
     assert "old-token" not in keeper.get(url).text
     refused = keeper.post(url, {"github_token": "bad-token"})
     assert "The token was refused" in refused.text
     assert "bad-token" not in refused.text
     assert "spaces" in keeper.post(url, {"github_token": "with space"}).text
-    pair.refresh_from_db()
-    assert pair.github_token == "old-token"
+    watch.refresh_from_db()
+    assert watch.github_token == "old-token"
     done = keeper.post(url, {"github_token": "new-token"}, follow=True)
     assert "The token is replaced" in done.text
     assert "new-token" not in done.text
-    pair.refresh_from_db()
-    assert pair.github_token == "new-token"
-    assert world.sync(pair).status == "synced"
+    watch.refresh_from_db()
+    assert watch.github_token == "new-token"
+    assert world.sync(watch).status == "synced"
 
 
 def test_a_repository_that_became_public_needs_no_token(world: World, keeper: Client) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     AppRepository.objects.update(github_token="old-token")
-    assert "The token is removed" in keeper.post(f"{WATCHES}{pair.pk}/token/", {"github_token": ""}, follow=True).text
-    pair.refresh_from_db()
-    assert pair.github_token == ""
+    assert "The token is removed" in keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
+    watch.refresh_from_db()
+    assert watch.github_token == ""
 
 
 def test_the_secret_of_the_push_hook_is_shown_once_beside_its_address(
-    keeper: Client, pair: AppRepository, settings
+    keeper: Client, watch: AppRepository, settings
 ) -> None:
     settings.PUBLIC_URL = "https://docora.example"
-    address = f"https://docora.example/api/hooks/push/{pair.repository.repository_id}"
-    assert address in page_of(keeper, pair)
-    assert "Make a secret" in page_of(keeper, pair)
-    answer = keeper.post(f"{WATCHES}{pair.pk}/push-secret/", {"post": "yes"})
-    pair.refresh_from_db()
-    secret = pair.push_secret
+    address = f"https://docora.example/api/hooks/push/{watch.repository.repository_id}"
+    assert address in page_of(keeper, watch)
+    assert "Make a secret" in page_of(keeper, watch)
+    answer = keeper.post(f"{WATCHES}{watch.pk}/push-secret/", {"post": "yes"})
+    watch.refresh_from_db()
+    secret = watch.push_secret
     assert len(secret) >= 32
     assert secret not in str(dict(keeper.session))
     page = keeper.get(answer.url)
@@ -76,53 +76,53 @@ def test_the_secret_of_the_push_hook_is_shown_once_beside_its_address(
     assert address in page.text
     assert "no-store" in page.headers["Cache-Control"]
     assert secret not in keeper.get(answer.url, follow=True).text
-    assert secret not in page_of(keeper, pair)
-    assert "Renew secret" in page_of(keeper, pair)
-    assert "stops working at once" in keeper.get(f"{WATCHES}{pair.pk}/push-secret/").text
-    keeper.post(f"{WATCHES}{pair.pk}/push-secret/")
-    pair.refresh_from_db()
-    assert pair.push_secret != secret
+    assert secret not in page_of(keeper, watch)
+    assert "Renew secret" in page_of(keeper, watch)
+    assert "stops working at once" in keeper.get(f"{WATCHES}{watch.pk}/push-secret/").text
+    keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
+    watch.refresh_from_db()
+    assert watch.push_secret != secret
 
 
 def test_patterns_are_kept_and_the_next_sync_deletes_what_they_match(world: World, keeper: Client) -> None:
-    _, pair = world.watch({"a.txt": b"1", "drafts/b.txt": b"2"})
+    _, watch = world.watch({"a.txt": b"1", "drafts/b.txt": b"2"})
     world.settle()
-    url = f"{WATCHES}{pair.pk}/patterns/"
+    url = f"{WATCHES}{watch.pk}/patterns/"
     assert "deleted at the client" in keeper.get(url).text
     done = keeper.post(url, {"patterns": "# mine\r\ndrafts/\r\n"}, follow=True)
     assert "a sync is on its way" in done.text
     assert "drafts/" in done.text
     assert "Nothing was changed." in keeper.post(url, {"patterns": "# mine\ndrafts/"}, follow=True).text
     world.settle()
-    assert set(world.copy(pair)) == {"a.txt"}
+    assert set(world.copy(watch)) == {"a.txt"}
     assert "drafts/" in keeper.get(url).text
 
 
-def test_patterns_that_mean_nothing_are_told_beside_the_field_and_not_kept(keeper: Client, pair) -> None:
-    page = keeper.post(f"{WATCHES}{pair.pk}/patterns/", {"patterns": "ok\n\x07bell"})
+def test_patterns_that_mean_nothing_are_told_beside_the_field_and_not_kept(keeper: Client, watch) -> None:
+    page = keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "ok\n\x07bell"})
     assert page.status_code == 200
     assert "control character" in page.text
     assert "Please correct" in page.text
-    pair.refresh_from_db()
-    assert pair.ignore_patterns == ""
+    watch.refresh_from_db()
+    assert watch.ignore_patterns == ""
 
 
-def test_what_is_left_out_is_told_by_cause_with_its_paths(keeper: Client, pair: AppRepository) -> None:
-    assert "every file of the tree is sent" in page_of(keeper, pair)
+def test_what_is_left_out_is_told_by_cause_with_its_paths(keeper: Client, watch: AppRepository) -> None:
+    assert "every file of the tree is sent" in page_of(keeper, watch)
     AppRepository.objects.update(left_out={"symlink": 1, "ignored": 1200, "lfs_pointer": 2, "brand_new": 4})
     now = timezone.now()
     DeliveryFailure.objects.create(
-        pair=pair, path_digest="0" * 64, path="a/<link>", kind=FailureKind.SKIPPED, cause="symlink",
+        watch=watch, path_digest="0" * 64, path="a/<link>", kind=FailureKind.SKIPPED, cause="symlink",
         message="Symbolic links are not sent.", first_at=now, last_at=now,
     )  # fmt: skip
-    page = page_of(keeper, pair)
+    page = page_of(keeper, watch)
     for words in ("Symbolic links", "1,200", "Git LFS pointers", "Brand new", "a/&lt;link&gt;"):
         assert words in page
     assert "Not delivered" not in page
 
 
-def test_a_run_says_how_many_files_it_left_out(pair: AppRepository) -> None:
-    run = open_run(pair, "change", requested_by="Docora")
+def test_a_run_says_how_many_files_it_left_out(watch: AppRepository) -> None:
+    run = open_run(watch, "change", requested_by="Docora")
     run.left_out = {"ignored": 1200, "submodule": 1, "lfs_pointer": 2}
     run.save()
     client = staff("victor", "view_syncrun", "view_apprepository")
@@ -130,23 +130,23 @@ def test_a_run_says_how_many_files_it_left_out(pair: AppRepository) -> None:
     page = client.get(f"/admin/deliveries_app/syncrun/{SyncRun.objects.get().pk}/change/").text
     found = re.findall(r'<th scope="row">([^<]+)</th><td class="numeric">([\d,]+)</td>', page)
     assert found == [("Submodules", "1"), ("Ignored", "1,200"), ("Git LFS pointers", "2")]
-    assert ">1201<" in page_of(client, pair).replace(",", "")
+    assert ">1201<" in page_of(client, watch).replace(",", "")
 
 
-def test_notifications_that_wait_are_listed(keeper: Client, pair: AppRepository) -> None:
-    assert "Notifications that wait" not in page_of(keeper, pair)
+def test_notifications_that_wait_are_listed(keeper: Client, watch: AppRepository) -> None:
+    assert "Notifications that wait" not in page_of(keeper, watch)
     Notice.objects.create(
-        pair=pair, kind=NoticeKind.SYNC_FAILED, facts={}, generation=1, last_error="The app answered 500."
+        watch=watch, kind=NoticeKind.SYNC_FAILED, fields={}, generation=1, last_error="The app answered 500."
     )
-    page = page_of(keeper, pair)
+    page = page_of(keeper, watch)
     assert "Notifications that wait (1)" in page
     assert "The app answered 500." in page
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_looking_changes_nothing(keeper: Client, pair: AppRepository, page: str) -> None:
+def test_looking_changes_nothing(keeper: Client, watch: AppRepository, page: str) -> None:
     before = AppRepository.objects.values().get()
-    assert keeper.get(f"{WATCHES}{pair.pk}/{page}/", DATA).status_code == 200
+    assert keeper.get(f"{WATCHES}{watch.pk}/{page}/", DATA).status_code == 200
     assert AppRepository.objects.values().get() == before
 
 
@@ -154,29 +154,29 @@ def test_looking_changes_nothing(keeper: Client, pair: AppRepository, page: str)
 @pytest.mark.parametrize(
     "permissions", [("view_apprepository", "resync_apprepository", "add_apprepository"), ("delete_apprepository",)]
 )
-def test_a_forged_post_without_the_permission_is_refused(pair, page: str, permissions: tuple[str, ...]) -> None:
+def test_a_forged_post_without_the_permission_is_refused(watch, page: str, permissions: tuple[str, ...]) -> None:
     client = staff("mallory", *permissions)
     before = AppRepository.objects.values().get()
     for method in (client.get, client.post):
-        assert method(f"{WATCHES}{pair.pk}/{page}/", DATA).status_code == 403
+        assert method(f"{WATCHES}{watch.pk}/{page}/", DATA).status_code == 403
     assert AppRepository.objects.values().get() == before
     if "view_apprepository" in permissions:
-        assert f"/{page}/" not in page_of(client, pair)
+        assert f"/{page}/" not in page_of(client, watch)
 
 
-def test_a_watch_that_has_ended_has_no_pages(keeper: Client, pair: AppRepository) -> None:
+def test_a_watch_that_has_ended_has_no_pages(keeper: Client, watch: AppRepository) -> None:
     AppRepository.objects.update(ended_at=timezone.now())
     before = AppRepository.objects.values().get()
     for page in PAGES:
-        assert keeper.post(f"{WATCHES}{pair.pk}/{page}/", DATA).status_code == 302
+        assert keeper.post(f"{WATCHES}{watch.pk}/{page}/", DATA).status_code == 302
     assert AppRepository.objects.values().get() == before
 
 
-def test_the_history_names_who_did_it_and_holds_no_secret(keeper: Client, pair: AppRepository) -> None:
-    keeper.post(f"{WATCHES}{pair.pk}/push-secret/")
-    keeper.post(f"{WATCHES}{pair.pk}/patterns/", {"patterns": "secret-plans/"})
-    pair.refresh_from_db()
+def test_the_history_names_who_did_it_and_holds_no_secret(keeper: Client, watch: AppRepository) -> None:
+    keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
+    keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "secret-plans/"})
+    watch.refresh_from_db()
     assert LogEntry.objects.filter(user__username="karla").count() == 2
-    page = keeper.get(f"{WATCHES}{pair.pk}/history/").text
-    assert pair.push_secret not in page
+    page = keeper.get(f"{WATCHES}{watch.pk}/history/").text
+    assert watch.push_secret not in page
     assert "secret-plans" not in page

@@ -11,7 +11,7 @@ from django.test import Client
 from deliveries_app.models import AppRepository, DeliveryFailure
 from tests.support.git import Entry
 from tests.support.histories import refusing, sha
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
 ADMIN = "/admin/deliveries_app"
@@ -25,32 +25,32 @@ def admin(db) -> Client:
     return client
 
 
-def why(client: Client, pair: AppRepository, path: str) -> str:
-    answer = client.get(f"{ADMIN}/apprepository/{pair.pk}/why/", {"path": path})
+def why(client: Client, watch: AppRepository, path: str) -> str:
+    answer = client.get(f"{ADMIN}/apprepository/{watch.pk}/why/", {"path": path})
     assert answer.status_code == 200
     return unescape(answer.text)
 
 
 def test_it_tells_all_of_a_file_that_the_app_refuses(world: World) -> None:
     viewer = staff("vera", "view_apprepository")
-    repo, pair = world.watch({"a b.md": b"1"})
+    repo, watch = world.watch({"a b.md": b"1"})
     world.answer(refusing("a b.md"))
-    world.sync(pair)
-    text = why(viewer, pair, "a b.md")
-    blob = world.rows(pair)["a b.md"].source_key
+    world.sync(watch)
+    text = why(viewer, watch, "a b.md")
+    blob = world.rows(watch)["a b.md"].source_key
     for said in ("Not delivered: the app answered 500.", "Next try", "1 byte", repo.head, blob, "100644", sha(b"1")):
         assert said in text
     assert "none yet" in text  # acknowledged
     world.answer(None)
-    world.sync(pair)
-    text = why(viewer, pair, "a b.md")
+    world.sync(watch)
+    text = why(viewer, watch, "a b.md")
     assert "Delivered: the client has acknowledged exactly" in text
     assert "None is listed." in text
 
 
 def test_every_kind_of_thing_has_its_words(world: World, admin: Client) -> None:
     files = {"link": Entry.symlink("x"), "module": Entry.submodule("1" * 40), "d/x": b"", ".docoraignore": b"*.log\n"}
-    _, pair = world.watch({**files, "x.log": b"1"})
+    _, watch = world.watch({**files, "x.log": b"1"})
     world.settle()
     for path, words in {
         "link": "a symbolic link",
@@ -60,7 +60,7 @@ def test_every_kind_of_thing_has_its_words(world: World, admin: Client) -> None:
         "x.log": 'Line 1 of .docoraignore ("*.log") ignores it.',
         "d/x": "0 bytes",
     }.items():
-        assert words in why(admin, pair, path), path
+        assert words in why(admin, watch, path), path
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_every_kind_of_thing_has_its_words(world: World, admin: Client) -> None:
     ["<script>x</script>", '"><b>', "%00", "a\tb", " ", "é/ü", "x" * 3000, "&path=y", "\\xff", "9" * 30, "w " * 400],
 )
 def test_odd_paths_are_answered_and_shown_as_text(admin: Client, path: str) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
-    answer = admin.get(f"{ADMIN}/apprepository/{pair.pk}/why/?path={quote(path, safe='')}")
+    watch = make_watch(make_app("Portal"), "docs")
+    answer = admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/?path={quote(path, safe='')}")
     assert answer.status_code == 200
     assert answer.context["path"] == path
     assert "<script>x" not in answer.text
@@ -77,34 +77,34 @@ def test_odd_paths_are_answered_and_shown_as_text(admin: Client, path: str) -> N
 
 
 def test_bytes_that_are_no_text_do_no_harm(admin: Client) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
+    watch = make_watch(make_app("Portal"), "docs")
     for path in ("%ff%fe", "%00"):
-        assert admin.get(f"{ADMIN}/apprepository/{pair.pk}/why/?path={path}").status_code in {200, 400}
+        assert admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/?path={path}").status_code in {200, 400}
 
 
 def test_a_path_that_is_no_utf_8_is_asked_for_by_the_link_beside_it(world: World, admin: Client) -> None:
-    _, pair = world.watch({os.fsdecode(b"caf\xe9 & co.md"): b"1"})
+    _, watch = world.watch({os.fsdecode(b"caf\xe9 & co.md"): b"1"})
     world.settle()
-    listed = unescape(admin.get(f"{ADMIN}/apprepository/{pair.pk}/change/").text)
-    link = f"{ADMIN}/apprepository/{pair.pk}/why/?path=caf%5Cxe9%20%26%20co.md"
+    listed = unescape(admin.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text)
+    link = f"{ADMIN}/apprepository/{watch.pk}/why/?path=caf%5Cxe9%20%26%20co.md"
     assert link in listed
     assert "the path is not UTF-8" in unescape(admin.get(link).text)
 
 
 def test_without_a_path_it_asks_for_one(admin: Client) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
-    text = admin.get(f"{ADMIN}/apprepository/{pair.pk}/why/").text
+    watch = make_watch(make_app("Portal"), "docs")
+    text = admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/").text
     assert "Enter the path of a file" in text
     assert "verdict-words" not in text
     assert (
-        f'action="{ADMIN}/apprepository/{pair.pk}/why/"' in admin.get(f"{ADMIN}/apprepository/{pair.pk}/change/").text
+        f'action="{ADMIN}/apprepository/{watch.pk}/why/"' in admin.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text
     )
 
 
 def test_the_form_of_the_app_page_leads_to_the_repository(admin: Client) -> None:
     app, other = make_app("Portal"), make_app("Search")
-    pair, twin = make_pair(app, "docs"), make_pair(app, "twin")
-    make_pair(other, "site")
+    watch, twin = make_watch(app, "docs"), make_watch(app, "twin")
+    make_watch(other, "site")
     twin.repository.name = "docs"
     twin.repository.owner = "Other"
     twin.repository.save()
@@ -114,9 +114,9 @@ def test_the_form_of_the_app_page_leads_to_the_repository(admin: Client) -> None
 
     for name in ("acme/docs", " ACME/Docs ", "https://github.com/acme/docs"):
         answer = ask(name)
-        assert answer.redirect_chain[-1][0].startswith(f"{ADMIN}/apprepository/{pair.pk}/why/")
+        assert answer.redirect_chain[-1][0].startswith(f"{ADMIN}/apprepository/{watch.pk}/why/")
         assert answer.context["path"] == "a b/é.md"
-    assert ask("other/docs").context["pair"] == twin
+    assert ask("other/docs").context["watch"] == twin
     for name in ("acme/site", "docs", ""):
         answer = ask(name)
         assert answer.redirect_chain[-1][0] == f"{ADMIN}/app/{app.pk}/change/"
@@ -128,20 +128,20 @@ def test_the_form_of_the_app_page_leads_to_the_repository(admin: Client) -> None
 
 def test_the_app_page_offers_the_names_and_fills_in_the_only_one(admin: Client) -> None:
     app = make_app("Portal")
-    make_pair(app, "docs")
+    make_watch(app, "docs")
     page = f"{ADMIN}/app/{app.pk}/change/"
     assert 'placeholder="owner/name" value="acme/docs"' in admin.get(page).text
-    make_pair(app, "site")
+    make_watch(app, "site")
     text = admin.get(page).text
     assert 'value="acme/docs">' not in text[: text.index("<datalist")]
     assert '<option value="acme/site">' in text
 
 
 def test_it_is_for_those_who_see_watched_repositories(db, client: Client) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
+    watch = make_watch(make_app("Portal"), "docs")
     pages = [
-        f"{ADMIN}/apprepository/{pair.pk}/why/?path=a",
-        f"{ADMIN}/app/{pair.app_id}/why/?repository=acme/docs&path=a",
+        f"{ADMIN}/apprepository/{watch.pk}/why/?path=a",
+        f"{ADMIN}/app/{watch.app_id}/why/?repository=acme/docs&path=a",
     ]
     blind, viewer = staff("bob", "view_app"), staff("vera", "view_app", "view_apprepository")
     for page in pages:
@@ -154,14 +154,14 @@ def test_it_is_for_those_who_see_watched_repositories(db, client: Client) -> Non
 
 
 def test_a_repository_that_is_unwatched_has_no_such_page(admin: Client) -> None:
-    pair = make_pair(make_app("Portal"), "docs")
+    watch = make_watch(make_app("Portal"), "docs")
     AppRepository.objects.update(ended_at="2026-01-01T00:00:00Z")
-    assert admin.get(f"{ADMIN}/apprepository/{pair.pk}/why/?path=a").status_code == 302
+    assert admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/?path=a").status_code == 302
 
 
 def test_the_queries_do_not_grow_with_what_was_delivered(world: World, django_assert_max_num_queries) -> None:
     viewer = staff("vera", "view_apprepository")
-    _, pair = world.watch({f"{number}.md": b"1" for number in range(300)})
+    _, watch = world.watch({f"{number}.md": b"1" for number in range(300)})
     world.settle()
     with django_assert_max_num_queries(14):
-        why(viewer, pair, "250.md")
+        why(viewer, watch, "250.md")

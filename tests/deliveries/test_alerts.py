@@ -10,17 +10,20 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rq import Worker
 
-from deliveries_app import alerts, endings, jobs
+from deliveries_app import jobs
 from deliveries_app.actors import Actor
-from deliveries_app.causes import RootCause
-from deliveries_app.lease import claim
 from deliveries_app.models import Alert, AlertChannel, AlertKind, App, AppRepository, Status
-from deliveries_app.services import pruning, resync_single
-from docora import heartbeat
-from docora.redis import connection as redis
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.monitoring import alerts
+from deliveries_app.services import resync_single
+from deliveries_app.sweep import retention
+from deliveries_app.sync import outcomes
+from deliveries_app.sync.lease import claim
+from docora.redis import heartbeat
+from docora.redis.connection import connection as redis
 from repositories_app.models import Repository
 from tests.support.alerts import Outside, fail_since, next_round, outside, time_passes
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 
 
@@ -41,19 +44,19 @@ def show_signs_of_life() -> None:
 
 
 @pytest.fixture
-def pair(db) -> AppRepository:
-    return make_pair(make_app("Portal"), "docs")
+def watch(db) -> AppRepository:
+    return make_watch(make_app("Portal"), "docs")
 
 
-def succeed(pair: AppRepository) -> None:
-    AppRepository.objects.filter(pk=pair.pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
+def succeed(watch: AppRepository) -> None:
+    AppRepository.objects.filter(pk=watch.pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
 
 
 # --- Begins, once, is over ---------------------------------------------------------------------------------------------
 
 
-def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, pair, django_assert_num_queries) -> None:
-    fail_since(pair, 60)
+def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, watch, django_assert_num_queries) -> None:
+    fail_since(watch, 60)
     with django_assert_num_queries(0):
         alerts.go_round()
         alerts.look_after_sweep()
@@ -61,24 +64,24 @@ def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, pair, django_
     assert not Alert.objects.exists()
 
 
-def test_a_repository_that_has_been_failing_is_told_once_and_once_when_it_works_again(out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_a_repository_that_has_been_failing_is_told_once_and_once_when_it_works_again(out: Outside, watch) -> None:
+    fail_since(watch, 16)
     for _ in range(3):
         next_round()
     assert out.events == [("alert", "failing", 1)]
     assert out.mails == ["[Docora] alert: acme/docs → Portal is failing (Endpoint: timeout)."]
-    succeed(pair)
+    succeed(watch)
     for _ in range(3):
         next_round()
     assert out.events[1:] == [("resolved", "failing", 1)]
     assert out.mails[1:] == ["[Docora] resolved: acme/docs → Portal is no longer failing."]
 
 
-def test_the_webhook_gets_a_small_json_object_with_a_sentence(out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_the_webhook_gets_a_small_json_object_with_a_sentence(out: Outside, watch) -> None:
+    fail_since(watch, 16)
     next_round()
     body = out.hooked[0]
-    page = f"https://docora.example/admin/deliveries_app/apprepository/{pair.pk}/change/"
+    page = f"https://docora.example/admin/deliveries_app/apprepository/{watch.pk}/change/"
     assert body["text"] == f"Docora, alert: acme/docs → Portal is failing (Endpoint: timeout). {page}"
     assert (body["instance"], body["reminder"], body["total"]) == ("https://docora.example", False, 1)
     assert body["counts"] == [{"kind": "failing", "cause": "timeout", "count": 1}]
@@ -89,21 +92,21 @@ def test_the_webhook_gets_a_small_json_object_with_a_sentence(out: Outside, pair
     assert item["since"] < body["at"]
 
 
-def test_a_mail_names_what_fails_and_links_to_it(out: Outside, pair) -> None:
-    fail_since(pair, 16)
-    AppRepository.objects.update(last_error="what the app said", last_answer="what the app said")
+def test_a_mail_names_what_fails_and_links_to_it(out: Outside, watch) -> None:
+    fail_since(watch, 16)
+    AppRepository.objects.update(last_error="what the app said", last_response="what the app said")
     next_round()
     (mail,) = out.smtp.mails
     assert mail.recipients == ["ops@docora.example", "night@docora.example"]
     assert mail.sender == "docora@docora.example"
     assert mail.message["Auto-Submitted"] == "auto-generated"
     assert "- acme/docs → Portal, Endpoint: timeout, since 20" in mail.text
-    assert f"https://docora.example/admin/deliveries_app/apprepository/{pair.pk}/change/" in mail.text
+    assert f"https://docora.example/admin/deliveries_app/apprepository/{watch.pk}/change/" in mail.text
     assert "what the app said" not in mail.text + json.dumps(out.hooked)
 
 
-def test_a_failure_that_is_young_is_not_told(out: Outside, pair, settings) -> None:
-    fail_since(pair, 14)
+def test_a_failure_that_is_young_is_not_told(out: Outside, watch, settings) -> None:
+    fail_since(watch, 14)
     next_round()
     assert out.events == []
     settings.ALERT_AFTER_SECONDS = 13 * 60
@@ -111,35 +114,35 @@ def test_a_failure_that_is_young_is_not_told(out: Outside, pair, settings) -> No
     assert len(out.events) == 1
 
 
-def test_a_resync_of_what_fails_does_not_pass_for_success(out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_a_resync_of_what_fails_does_not_pass_for_success(out: Outside, watch) -> None:
+    fail_since(watch, 16)
     next_round()
-    resync_single(Actor.command(), pair)
-    next_round()
-    assert len(out.events) == 1
-    fail_since(pair, 16)
+    resync_single(Actor.command(), watch)
     next_round()
     assert len(out.events) == 1
-    succeed(pair)
+    fail_since(watch, 16)
+    next_round()
+    assert len(out.events) == 1
+    succeed(watch)
     next_round()
     assert out.events[1:] == [("resolved", "failing", 1)]
 
 
-def test_what_is_removed_while_it_fails_is_over(out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_what_is_removed_while_it_fails_is_over(out: Outside, watch) -> None:
+    fail_since(watch, 16)
     next_round()
-    pair.delete()
+    watch.delete()
     next_round()
     assert out.hooked[1]["items"][0]["name"] == "acme/docs → Portal"
 
 
-def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: Outside, pair) -> None:
+def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: Outside, watch) -> None:
     def fail_more(first: int, last: int) -> None:
         since = timezone.now() - timedelta(hours=1)
         named = [Repository(canonical_url=f"https://x/{n}", owner="o", name=f"r{n:05}") for n in range(first, last)]
         AppRepository.objects.bulk_create(
             AppRepository(
-                app=pair.app, repository=repository, failing_since=since,
+                app=watch.app, repository=repository, failing_since=since,
                 root_cause=RootCause.TIMEOUT if number % 5 else RootCause.DNS,
             )
             for number, repository in enumerate(Repository.objects.bulk_create(named))
@@ -174,11 +177,11 @@ def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: O
     assert out.events[3:] == [("resolved", "failing", 5006)]
 
 
-def test_what_follows_a_message_within_minutes_gathers_for_the_next(out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_what_follows_a_message_within_minutes_gathers_for_the_next(out: Outside, watch) -> None:
+    fail_since(watch, 16)
     next_round()
     for name in ("site", "blog"):
-        fail_since(make_pair(pair.app, name), 16)
+        fail_since(make_watch(watch.app, name), 16)
         time_passes(seconds=30)
         alerts.go_round()
     assert len(out.events) == 1
@@ -189,12 +192,12 @@ def test_what_follows_a_message_within_minutes_gathers_for_the_next(out: Outside
 # --- The other kinds ---------------------------------------------------------------------------------------------------
 
 
-def test_an_app_that_was_paused_by_its_410_is_told_and_one_that_a_person_paused_is_not(out: Outside, pair) -> None:
+def test_an_app_that_was_paused_by_its_410_is_told_and_one_that_a_person_paused_is_not(out: Outside, watch) -> None:
     App.objects.filter(pk=make_app("By hand").pk).update(paused=True)
-    AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=timezone.now() - timedelta(seconds=1))
-    lease = claim(pair.pk)
+    AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=timezone.now() - timedelta(seconds=1))
+    lease = claim(watch.pk)
     assert lease is not None
-    endings.endpoint_gone(lease)
+    outcomes.endpoint_gone(lease)
     next_round()
     assert out.events == [("alert", "app_paused", 1)]
     assert "alert: Portal answered 410 Gone and was paused." in out.hooked[0]["text"]
@@ -203,20 +206,20 @@ def test_an_app_that_was_paused_by_its_410_is_told_and_one_that_a_person_paused_
     assert out.events[1:] == [("resolved", "app_paused", 1)]
 
 
-def test_an_endpoint_that_has_been_down_for_a_time_is_told_with_what_fails_by_it(out: Outside, pair) -> None:
-    App.objects.filter(pk=pair.app_id).update(down_count=3)
-    fail_since(pair, 5)
+def test_an_endpoint_that_has_been_down_for_a_time_is_told_with_what_fails_by_it(out: Outside, watch) -> None:
+    App.objects.filter(pk=watch.app_id).update(down_count=3)
+    fail_since(watch, 5)
     next_round()
     assert out.events == []
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     next_round()
     assert out.events == [("alert", "several", 2)]
     assert "the endpoint of Portal is down; acme/docs → Portal is failing" in out.hooked[0]["text"]
     assert [item["kind"] for item in out.hooked[0]["items"]] == ["endpoint_down", "failing"]
 
 
-def test_a_circuit_is_told_until_it_is_closed_and_not_at_the_end_of_each_cool_down(out: Outside, pair) -> None:
-    rows = Repository.objects.filter(pk=pair.repository_id)
+def test_a_circuit_is_told_until_it_is_closed_and_not_at_the_end_of_each_cool_down(out: Outside, watch) -> None:
+    rows = Repository.objects.filter(pk=watch.repository_id)
     rows.update(circuit_open_until=timezone.now() + timedelta(minutes=30))
     next_round()
     rows.update(circuit_open_until=timezone.now() - timedelta(minutes=1))
@@ -274,9 +277,9 @@ def test_a_late_sweep_is_noticed_by_a_worker_and_over_when_it_looks_again(out: O
 
 
 @pytest.mark.parametrize(("every", "reminders"), [(86400, 1), (0, 0)])
-def test_what_goes_on_for_a_day_is_recalled_once(out: Outside, pair, settings, every: int, reminders: int) -> None:
+def test_what_goes_on_for_a_day_is_recalled_once(out: Outside, watch, settings, every: int, reminders: int) -> None:
     settings.ALERT_REPEAT_SECONDS = every
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     next_round()
     time_passes(hours=25)
     for _ in range(3):
@@ -285,20 +288,20 @@ def test_what_goes_on_for_a_day_is_recalled_once(out: Outside, pair, settings, e
     assert all("still: acme/docs → Portal" in body["text"] for body in out.hooked[1:])
 
 
-def test_what_is_over_is_pruned_with_the_runs(out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_what_is_over_is_pruned_with_the_runs(out: Outside, watch) -> None:
+    fail_since(watch, 16)
     next_round()
-    succeed(pair)
+    succeed(watch)
     next_round()
-    assert pruning.prune().alerts == 0
+    assert retention.prune().alerts == 0
     Alert.objects.filter(kind=AlertKind.FAILING).update(ended_at=timezone.now() - timedelta(days=91))
-    assert pruning.prune(dry_run=True).alerts == pruning.prune().alerts == 1
+    assert retention.prune(dry_run=True).alerts == retention.prune().alerts == 1
 
 
-def test_a_channel_that_is_added_later_is_told_what_goes_on_and_not_what_was(out: Outside, pair, settings) -> None:
+def test_a_channel_that_is_added_later_is_told_what_goes_on_and_not_what_was(out: Outside, watch, settings) -> None:
     settings.ALERT_EMAILS, emails = [], settings.ALERT_EMAILS
-    site = make_pair(pair.app, "site")
-    for one in (pair, site):
+    site = make_watch(watch.app, "site")
+    for one in (watch, site):
         fail_since(one, 16)
     next_round()
     succeed(site)

@@ -17,14 +17,14 @@ from django.views.debug import get_exception_reporter_class
 from redis import Redis
 from rq import Worker
 
-from deliveries_app import alerts
 from deliveries_app.models import Alert, AlertChannel, AlertKind, AppRepository, Status
-from docora import heartbeat
+from deliveries_app.monitoring import alerts
+from docora.redis import heartbeat
 from tests.docora.http_server import saying
 from tests.support.alerts import HOOK_SECRET, PASSWORD, Outside, fail_since, next_round, outside, time_passes
 from tests.support.processes import Daemons, in_threads
 from tests.support.receiver import wait_for
-from tests.support.staff import VIEWS, make_app, make_pair, staff
+from tests.support.staff import VIEWS, make_app, make_watch, staff
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def out(db, settings, redis_client: Redis) -> Iterator[Outside]:
 
 
 @pytest.fixture
-def pair(db) -> AppRepository:
-    return make_pair(make_app("Portal"), "docs")
+def watch(db) -> AppRepository:
+    return make_watch(make_app("Portal"), "docs")
 
 
 @pytest.fixture
@@ -61,12 +61,12 @@ def channel(name: str) -> AlertChannel:
 # --- Down, and up again ------------------------------------------------------------------------------------------------
 
 
-def test_a_mail_server_that_is_down_gets_everything_in_one_message_once_it_is_up(out: Outside, pair) -> None:
+def test_a_mail_server_that_is_down_gets_everything_in_one_message_once_it_is_up(out: Outside, watch) -> None:
     out.smtp.stop()
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     next_round()
     assert (out.events, out.mails) == ([("alert", "failing", 1)], [])
-    site = make_pair(pair.app, "site")
+    site = make_watch(watch.app, "site")
     fail_since(site, 16)
     next_round()
     out.smtp.start()
@@ -76,9 +76,9 @@ def test_a_mail_server_that_is_down_gets_everything_in_one_message_once_it_is_up
     assert channel("email").attempts == 0
 
 
-def test_what_began_and_ended_while_nobody_took_it_is_told_as_over(out: Outside, pair) -> None:
+def test_what_began_and_ended_while_nobody_took_it_is_told_as_over(out: Outside, watch) -> None:
     out.hook_says = saying("503 Service Unavailable")
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     next_round()
     AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)
     next_round()
@@ -89,9 +89,9 @@ def test_what_began_and_ended_while_nobody_took_it_is_told_as_over(out: Outside,
     assert len(out.events) == 3
 
 
-def test_it_is_tried_again_after_pauses_that_double_up_to_an_hour(out: Outside, pair) -> None:
+def test_it_is_tried_again_after_pauses_that_double_up_to_an_hour(out: Outside, watch) -> None:
     out.hook_says = saying("302 Found", b"", "Location: /elsewhere")
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     waits = []
     for _ in range(9):
         AlertChannel.objects.update(due_at=F("created_at"))
@@ -102,10 +102,10 @@ def test_it_is_tried_again_after_pauses_that_double_up_to_an_hour(out: Outside, 
     assert len(out.events) == 9
 
 
-def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outside, pair) -> None:
+def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outside, watch) -> None:
     viewer = staff("vera", *(f"view_{model}" for model in VIEWS))
     out.smtp.answers["RCPT"] = "550 no such <b>mailbox</b>"
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     next_round()
     page = viewer.get("/admin/").text
     assert "Alerts by e-mail do not arrive." in page
@@ -119,15 +119,15 @@ def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outsi
 # --- Who sends ---------------------------------------------------------------------------------------------------------
 
 
-def test_several_who_look_at_once_send_once(transactional_db, out: Outside, pair) -> None:
-    fail_since(pair, 16)
+def test_several_who_look_at_once_send_once(transactional_db, out: Outside, watch) -> None:
+    fail_since(watch, 16)
     in_threads(*[alerts.go_round] * 4)
     assert out.events == [("alert", "failing", 1)]
     assert len(out.mails) == 1
 
 
-def test_a_process_that_is_started_again_does_not_repeat_what_was_told(transactional_db, out, pair, daemons) -> None:
-    fail_since(pair, 16)
+def test_a_process_that_is_started_again_does_not_repeat_what_was_told(transactional_db, out, watch, daemons) -> None:
+    fail_since(watch, 16)
     for _ in range(2):
         assert daemons.start("sweep", "--once").process.wait(60) == 0, daemons.logs()
         time_passes()
@@ -136,10 +136,10 @@ def test_a_process_that_is_started_again_does_not_repeat_what_was_told(transacti
 
 
 def test_a_mail_server_that_says_nothing_holds_neither_the_sweep_nor_its_end_up(
-    transactional_db, out: Outside, pair, daemons, redis_client: Redis
+    transactional_db, out: Outside, watch, daemons, redis_client: Redis
 ) -> None:
     out.smtp.silent.set()
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     redis_client.delete("docora:heartbeat:sweep")
     sweep = daemons.sweep()
     wait_for(lambda: out.events == [("alert", "failing", 1)], timeout=30)
@@ -164,12 +164,12 @@ def test_a_worker_goes_round_for_a_sweep_that_has_ended(transactional_db, out, d
 
 
 def test_no_secret_stands_in_logs_rows_pages_or_messages(
-    transactional_db, out: Outside, pair, daemons, settings
+    transactional_db, out: Outside, watch, daemons, settings
 ) -> None:
     repeated = base64.b64encode(f"\0docora\0{PASSWORD}".encode()).decode()
     out.smtp.answers["AUTH"] = f"535 not {PASSWORD}, not {repeated}"
     out.hook_says = saying("404 Not Found", out.hook_url.encode())
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     assert daemons.start("sweep", "--once").process.wait(60) == 0
     assert daemons.start("send_test_alert").process.wait(60) == 1
     settings.DEBUG = True
@@ -188,7 +188,7 @@ def test_no_secret_stands_in_logs_rows_pages_or_messages(
 
 def test_a_name_makes_no_header_no_mention_and_no_line_of_its_own(out: Outside) -> None:
     app = make_app("x\r\nBcc: all@world.example\u2028<!channel> @here <https://evil.example|click>")
-    fail_since(make_pair(app, "docs"), 16)
+    fail_since(make_watch(app, "docs"), 16)
     next_round()
     (mail,) = out.smtp.mails
     assert mail.message["Bcc"] is None
@@ -199,9 +199,9 @@ def test_a_name_makes_no_header_no_mention_and_no_line_of_its_own(out: Outside) 
     assert b"\nBcc" not in out.heads[0]
 
 
-def test_the_webhook_is_called_by_the_rules_of_every_outbound_call(out: Outside, pair, settings) -> None:
+def test_the_webhook_is_called_by_the_rules_of_every_outbound_call(out: Outside, watch, settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
-    fail_since(pair, 16)
+    fail_since(watch, 16)
     next_round()
     assert out.events == []
     assert "127.0.0.1 is" in channel("webhook").last_error

@@ -1,4 +1,4 @@
-"""Has HEAD moved? One small request per pair in the sweep; and the circuit breaker (`engine.md` §6 and §10)."""
+"""Has HEAD moved? One small request per watch in the sweep; and the circuit breaker (`engine.md` §6 and §10)."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from django.test.utils import CaptureQueriesContext
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status, SyncRun
-from deliveries_app.services import cancel_request, checking, resync_single
-from deliveries_app.services.checking import check_due
-from repositories_app import git, remote
+from deliveries_app.services import cancel_request, resync_single
+from deliveries_app.sweep import head_checks
+from deliveries_app.sweep.head_checks import check_due
+from repositories_app.git import process as git
+from repositories_app.git import remote
 from repositories_app.models import Repository
 from tests.support.git import Repo, Request
 from tests.support.histories import assert_promise_kept
@@ -22,11 +24,11 @@ from tests.support.world import World
 
 
 def settled(world: World, count: int) -> list[AppRepository]:
-    """Pairs that are synced, each of a repository of its own; their first requests are forgotten."""
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(count)]
+    """Watches that are synced, each of a repository of its own; their first requests are forgotten."""
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(count)]
     world.settle()
     world.git.server._log.clear()
-    return pairs
+    return watches
 
 
 def time_has_come() -> None:
@@ -44,13 +46,13 @@ def no_git(*_: object, **__: object) -> None:
 def test_an_unchanged_repository_costs_one_request_no_process_and_no_row_but_the_time_of_the_check(
     world: World, monkeypatch
 ) -> None:
-    pairs = settled(world, 3)
+    watches = settled(world, 3)
     before = {row["id"]: row for row in AppRepository.objects.values()}
     runs = SyncRun.objects.count()
     monkeypatch.setattr(git, "start", no_git)
     assert world.check() == 3
     assert sorted((request.method, request.target) for request in world.git.server.requests) == [
-        ("POST", f"/{pair.repository}/git-upload-pack") for pair in pairs
+        ("POST", f"/{watch.repository}/git-upload-pack") for watch in watches
     ]
     for row in AppRepository.objects.values():
         changed = {name for name, value in row.items() if before[row["id"]][name] != value}
@@ -75,21 +77,21 @@ def test_checks_are_written_in_bulk_however_many_there_are(world: World) -> None
 
 
 def test_however_many_are_due_a_sweep_holds_a_slice_of_them_at_a_time(world: World, monkeypatch) -> None:
-    monkeypatch.setattr(checking, "SLICE", 3)
+    monkeypatch.setattr(head_checks, "SLICE", 3)
     settled(world, 7)
     slices = []
-    take = checking._take_slice
+    take = head_checks._take_slice
 
     def taken() -> list[AppRepository]:
         slices.append(take())
         return slices[-1]
 
-    monkeypatch.setattr(checking, "_take_slice", taken)
+    monkeypatch.setattr(head_checks, "_take_slice", taken)
     assert world.check() == 7
-    assert [len(pairs) for pairs in slices] == [3, 3, 1]
+    assert [len(watches) for watches in slices] == [3, 3, 1]
 
 
-def test_ten_pairs_are_asked_at_the_same_time(world: World) -> None:
+def test_ten_watches_are_asked_at_the_same_time(world: World) -> None:
     settled(world, 10)
     world.git.server.on_request = lambda method, target: time.sleep(0.4)
     started = time.monotonic()
@@ -97,7 +99,7 @@ def test_ten_pairs_are_asked_at_the_same_time(world: World) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_two_sweeps_at_once_take_each_pair_once(world: World) -> None:
+def test_two_sweeps_at_once_take_each_watch_once(world: World) -> None:
     settled(world, 6)
     time_has_come()
     world.git.server.on_request = lambda method, target: time.sleep(0.1)
@@ -121,9 +123,9 @@ def test_what_is_due_does_not_wait_for_a_git_host_that_is_slow(world: World) -> 
 
 
 CHANGES: dict[str, Callable[[World, AppRepository], object]] = {
-    "a new commit": lambda world, pair: _repo(world).commit({"new.txt": b"x"}),
-    "a force-push": lambda world, pair: _repo(world).force_push({"other.txt": b"x"}),
-    "another branch behind HEAD": lambda world, pair: _repo(world).rename_branch("trunk"),
+    "a new commit": lambda world, watch: _repo(world).commit({"new.txt": b"x"}),
+    "a force-push": lambda world, watch: _repo(world).force_push({"other.txt": b"x"}),
+    "another branch behind HEAD": lambda world, watch: _repo(world).rename_branch("trunk"),
 }
 
 
@@ -132,29 +134,29 @@ def _repo(world: World) -> Repo:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_head_makes_the_pair_due(world: World, change: str) -> None:
-    (pair,) = settled(world, 1)
-    CHANGES[change](world, pair)
+def test_a_change_of_head_makes_the_watch_due(world: World, change: str) -> None:
+    (watch,) = settled(world, 1)
+    CHANGES[change](world, watch)
     world.check()
-    assert due() == {pair.pk}
+    assert due() == {watch.pk}
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, _repo(world), pair)
+    watch.refresh_from_db()
+    assert_promise_kept(world, _repo(world), watch)
     world.check()
     assert due() == set()
 
 
-def test_other_rules_make_the_pair_due_although_head_has_not_moved(world: World, settings) -> None:
-    _, pair = world.watch({"small.txt": b"1", "large.txt": b"x" * 200})
+def test_other_rules_make_the_watch_due_although_head_has_not_moved(world: World, settings) -> None:
+    _, watch = world.watch({"small.txt": b"1", "large.txt": b"x" * 200})
     settings.MAX_FILE_BYTES = 100
     world.settle()
-    assert set(world.copy(pair)) == {"small.txt"}
+    assert set(world.copy(watch)) == {"small.txt"}
     settings.MAX_FILE_BYTES = 1000
     world.settle()
-    assert set(world.copy(pair)) == {"small.txt", "large.txt"}
+    assert set(world.copy(watch)) == {"small.txt", "large.txt"}
 
 
-def test_each_pair_is_compared_with_its_own_base(world: World) -> None:
+def test_each_watch_is_compared_with_its_own_base(world: World) -> None:
     (early,) = settled(world, 1)
     _repo(world).commit({"new.txt": b"x"})
     late = world.watch_url(_repo(world), app=world.add_app("Late"))
@@ -163,14 +165,14 @@ def test_each_pair_is_compared_with_its_own_base(world: World) -> None:
     assert due() == {early.pk}
 
 
-def test_a_pair_in_doubt_is_due_by_its_own_time_and_is_not_asked_for(world: World) -> None:
-    (_pair,) = settled(world, 1)
+def test_a_watch_in_doubt_is_due_by_its_own_time_and_is_not_asked_for(world: World) -> None:
+    (_watch,) = settled(world, 1)
     AppRepository.objects.update(next_sync_at=Now() + timedelta(seconds=50))
     assert world.check() == 0
     assert world.git.server.requests == []
 
 
-def test_each_pair_is_asked_for_with_its_own_token_and_one_s_right_never_answers_for_another(world: World) -> None:
+def test_each_watch_is_asked_for_with_its_own_token_and_one_s_right_never_answers_for_another(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
     mine = world.watch_url(repo, token="good")
     theirs = world.watch_url(repo, app=world.add_app("Other"), token="good")
@@ -197,16 +199,16 @@ def test_a_server_that_does_not_speak_protocol_v2_is_asked_by_git_itself(world: 
         request.git_protocol = ""  # what git http-backend makes of it is protocol v0
 
     world.git.server.on_request = old
-    repo, pair = world.watch({"a.txt": b"1"})
+    repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
-    assert pair.branch == "main"
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
+    assert watch.branch == "main"
     assert any("info/refs" in request.target for request in world.git.server.requests)
     repo.commit({"b.txt": b"2"})
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
 
 
 def a_round_later() -> None:
@@ -214,8 +216,8 @@ def a_round_later() -> None:
     Repository.objects.update(last_failure_at=Now() - timedelta(seconds=1000))
 
 
-def circuit(pair: AppRepository) -> tuple[int, bool]:
-    repository = Repository.objects.get(pk=pair.repository_id)
+def circuit(watch: AppRepository) -> tuple[int, bool]:
+    repository = Repository.objects.get(pk=watch.repository_id)
     return repository.consecutive_failures, repository.circuit_is_open
 
 
@@ -223,90 +225,90 @@ def test_a_repository_s_failure_counts_once_per_round_whoever_watches_it_and_ope
     world: World, settings
 ) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 3
-    (pair,) = settled(world, 1)
+    (watch,) = settled(world, 1)
     other = world.watch_url(_repo(world), app=world.add_app("Other"))
     world.settle()
     world.git.server.on_request = lambda method, target: 503
     for count in (1, 2, 3):
         for _ in range(2):
-            world.sync(pair)
+            world.sync(watch)
             world.sync(other)
-        assert circuit(pair) == (count, count == 3)
+        assert circuit(watch) == (count, count == 3)
         a_round_later()
-    assert pair.next_sync_at is not None
+    assert watch.next_sync_at is not None
     world.git.server._log.clear()
-    world.sync(pair)
+    world.sync(watch)
     world.check()
     assert world.git.server.requests == []
-    assert pair.status in {Status.PENDING, Status.FAILED}
-    assert pair.next_sync_at is not None
-    cooldown = Repository.objects.get(pk=pair.repository_id).circuit_open_until
-    assert abs((pair.next_sync_at - cooldown).total_seconds()) < 5
+    assert watch.status in {Status.PENDING, Status.FAILED}
+    assert watch.next_sync_at is not None
+    cooldown = Repository.objects.get(pk=watch.repository_id).circuit_open_until
+    assert abs((watch.next_sync_at - cooldown).total_seconds()) < 5
 
 
-def open_circuit(pair: AppRepository, seconds: float) -> None:
-    Repository.objects.filter(pk=pair.repository_id).update(
+def open_circuit(watch: AppRepository, seconds: float) -> None:
+    Repository.objects.filter(pk=watch.repository_id).update(
         consecutive_failures=5, last_failure_at=Now(), circuit_open_until=Now() + timedelta(seconds=seconds)
     )
-    pair.repository.refresh_from_db()
+    watch.repository.refresh_from_db()
 
 
 def test_when_the_cool_down_has_passed_it_is_tried_by_itself_and_success_closes_the_circuit(world: World) -> None:
-    (pair,) = settled(world, 1)
-    open_circuit(pair, 60)
+    (watch,) = settled(world, 1)
+    open_circuit(watch, 60)
     _repo(world).commit({"new.txt": b"x"})
     assert world.check() == 0
-    open_circuit(pair, -1)
+    open_circuit(watch, -1)
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, _repo(world), pair)
-    assert circuit(pair) == (0, False)
+    watch.refresh_from_db()
+    assert_promise_kept(world, _repo(world), watch)
+    assert circuit(watch) == (0, False)
 
 
 def test_a_failed_probe_opens_the_circuit_for_another_cool_down(world: World) -> None:
-    (pair,) = settled(world, 1)
-    open_circuit(pair, -1)
+    (watch,) = settled(world, 1)
+    open_circuit(watch, -1)
     world.git.server.on_request = lambda method, target: 503
-    world.sync(pair)
-    assert circuit(pair)[1]
+    world.sync(watch)
+    assert circuit(watch)[1]
 
 
 def test_with_the_circuit_open_a_person_s_resync_goes_out_at_once_as_the_probe(world: World) -> None:
-    (pair,) = settled(world, 1)
-    open_circuit(pair, 1000)
-    resync_single(Actor.command(), pair)
-    world.sync(pair)
-    assert_promise_kept(world, _repo(world), pair)
-    assert circuit(pair) == (0, False)
+    (watch,) = settled(world, 1)
+    open_circuit(watch, 1000)
+    resync_single(Actor.command(), watch)
+    world.sync(watch)
+    assert_promise_kept(world, _repo(world), watch)
+    assert circuit(watch) == (0, False)
     assert len([record for record in world.requests() if record.reason == "resync"]) == 1
 
 
 def test_with_the_circuit_open_a_new_watch_is_synced_at_once_because_its_repository_was_just_read(
     world: World,
 ) -> None:
-    (pair,) = settled(world, 1)
-    open_circuit(pair, 1000)
+    (watch,) = settled(world, 1)
+    open_circuit(watch, 1000)
     late = world.watch_url(_repo(world), app=world.add_app("Late"))
     world.sync(late)
     assert_promise_kept(world, _repo(world), late)
-    assert circuit(pair) == (0, False)
+    assert circuit(watch) == (0, False)
 
 
 def test_a_cancelled_probe_is_an_ordinary_check_again_and_waits_for_the_cool_down(world: World) -> None:
-    (pair,) = settled(world, 1)
-    open_circuit(pair, 1000)
-    resync_single(Actor.command(), pair)
-    cancel_request(Actor.command(), pair)
+    (watch,) = settled(world, 1)
+    open_circuit(watch, 1000)
+    resync_single(Actor.command(), watch)
+    cancel_request(Actor.command(), watch)
     world.git.server._log.clear()
-    world.sync(pair)
+    world.sync(watch)
     assert world.git.server.requests == []
-    assert pair.next_sync_at is not None
+    assert watch.next_sync_at is not None
 
 
-def test_a_token_that_was_refused_is_the_pair_s_own_trouble_and_does_not_count_for_the_circuit(world: World) -> None:
+def test_a_token_that_was_refused_is_the_watch_s_own_trouble_and_does_not_count_for_the_circuit(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
-    pair = world.watch_url(repo, token="good")
+    watch = world.watch_url(repo, token="good")
     world.git.tokens["acme/private"] = {"other"}
-    world.sync(pair)
-    assert pair.status == Status.FAILED
-    assert circuit(pair) == (0, False)
+    world.sync(watch)
+    assert watch.status == Status.FAILED
+    assert circuit(watch) == (0, False)

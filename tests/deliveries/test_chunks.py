@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from deliveries_app import verdicts
 from deliveries_app.models import Status
 from deliveries_app.receiver import Answer, Notification, Record
+from deliveries_app.sync import responses
 from tests.support.histories import assert_promise_kept, kill_worker, sha
 from tests.support.world import World
 
@@ -85,7 +85,7 @@ def once(index: int, counted: bool, answer: Answer) -> Callable[[Notification], 
 def test_text_and_binary_go_in_order_one_chunk_after_the_other_under_one_id_and_one_sequence(
     world: World, client: CountingClient
 ) -> None:
-    repo, pair = world.watch({"large": LARGE, "text": TEXT, "small": b"small"})
+    repo, watch = world.watch({"large": LARGE, "text": TEXT, "small": b"small"})
     world.settle()
     for path in ("large", "text"):
         records = chunks(world, path)
@@ -95,39 +95,39 @@ def test_text_and_binary_go_in_order_one_chunk_after_the_other_under_one_id_and_
         assert len({record.webhook_id for record in records}) == len(records)
         assert not any("." in record.webhook_id for record in records)
     assert client.files == {"large": sha(LARGE), "text": sha(TEXT)}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize(("status", "index"), [(429, 0), (503, 3), (429, 6)])
 def test_a_chunk_that_was_certainly_not_processed_is_sent_again_as_it_is(
     world: World, client: CountingClient, status: int, index: int
 ) -> None:
-    repo, pair = world.watch({"large": LARGE})
+    repo, watch = world.watch({"large": LARGE})
     client.answer = once(index, False, Answer(status, headers={"Retry-After": "0"}))
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     records = chunks(world)
     assert indexes(records) == [*range(index + 1), *range(index, 7)]
     assert len(ids(records)) == 1
     assert records[index].webhook_id == records[index + 1].webhook_id
     assert client.files == {"large": sha(LARGE)}
     assert client.early == []
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_chunk_that_found_no_connection_is_sent_again_as_it_is(
     world: World, client: CountingClient, monkeypatch
 ) -> None:
-    monkeypatch.setattr(verdicts, "RETRY_UNREACHED", 0.1)
-    repo, pair = world.watch({"large": LARGE})
+    monkeypatch.setattr(responses, "RETRY_UNREACHED", 0.1)
+    repo, watch = world.watch({"large": LARGE})
     world.receiver.stop()
     again = threading.Timer(0.25, world.receiver.start)
     again.start()
-    world.sync(pair)
+    world.sync(watch)
     again.join()
     assert indexes(chunks(world)) == list(range(7))
     assert len(ids(chunks(world))) == 1
     assert client.files == {"large": sha(LARGE)}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 DOUBTFUL = {
@@ -144,10 +144,10 @@ def test_after_a_chunk_that_may_have_been_counted_the_file_starts_over_under_a_n
     world: World, client: CountingClient, index: int, answer: Answer
 ) -> None:
     """Retried under the old id it would complete the file too early, or never."""
-    repo, pair = world.watch({"large": LARGE, "other": b"small"})
+    repo, watch = world.watch({"large": LARGE, "other": b"small"})
     client.answer = once(index, True, answer)
-    pair = world.sync(pair)
-    assert (pair.status, set(world.copy(pair))) == (Status.PENDING, {"other"})
+    watch = world.sync(watch)
+    assert (watch.status, set(world.copy(watch))) == (Status.PENDING, {"other"})
     world.settle()
     records = chunks(world)
     assert indexes(records) == [*range(index + 1), *range(7)]
@@ -156,27 +156,27 @@ def test_after_a_chunk_that_may_have_been_counted_the_file_starts_over_under_a_n
     assert len({record.sequence for record in records}) == 1  # it is the same notification
     assert client.files == {"large": sha(LARGE)}
     assert client.early == []
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_when_only_the_answer_to_the_last_chunk_is_lost_the_client_gets_the_file_twice_and_never_a_wrong_one(
     world: World, client: CountingClient
 ) -> None:
-    repo, pair = world.watch({"large": LARGE})
+    repo, watch = world.watch({"large": LARGE})
     client.answer = once(6, True, Answer(close=True, process=True))
-    world.sync(pair)
+    world.sync(watch)
     assert client.files == {"large": sha(LARGE)}
     world.settle()
     assert indexes(chunks(world)) == [*range(7), *range(7)]
     assert client.early == []
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_worker_that_is_killed_amid_the_chunks_leaves_the_file_in_doubt_and_it_starts_over(
     world: World, client: CountingClient
 ) -> None:
-    repo, pair = world.watch({"large": LARGE})
-    kill_worker(world, pair, lambda note: bool(note.chunk and note.chunk.index == 4))
+    repo, watch = world.watch({"large": LARGE})
+    kill_worker(world, watch, lambda note: bool(note.chunk and note.chunk.index == 4))
     world.answer(client)
     world.settle()
     records = chunks(world)
@@ -184,23 +184,23 @@ def test_a_worker_that_is_killed_amid_the_chunks_leaves_the_file_in_doubt_and_it
     assert len(ids(records)) == 2
     assert len({record.sequence for record in records}) == 1
     assert client.files == {"large": sha(LARGE)}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_chunk_that_stays_busy_is_given_up_for_this_run_and_does_not_hold_back_other_files(
     world: World, client: CountingClient, monkeypatch
 ) -> None:
-    monkeypatch.setattr("deliveries_app.sender.MAX_WAITS", 2)
-    repo, pair = world.watch({"large": LARGE, "other": b"small"})
+    monkeypatch.setattr("deliveries_app.sync.sender.MAX_WAITS", 2)
+    repo, watch = world.watch({"large": LARGE, "other": b"small"})
     client.answer = lambda note: (False, BUSY) if note.chunk and note.chunk.index == 2 else (True, None)
-    pair = world.sync(pair)
-    assert (pair.status, set(world.copy(pair))) == (Status.PENDING, {"other"})
+    watch = world.sync(watch)
+    assert (watch.status, set(world.copy(watch))) == (Status.PENDING, {"other"})
     assert indexes(chunks(world)) == [0, 1, 2, 2, 2]
     client.answer = lambda note: (True, None)
     world.settle()
     assert len(ids(chunks(world))) == 2
     assert client.early == []
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_counting_client_never_completes_early_whatever_becomes_of_its_answers(
@@ -209,13 +209,13 @@ def test_a_counting_client_never_completes_early_whatever_becomes_of_its_answers
     settings.MAX_RETRY_ATTEMPTS = 1000
     chance = random.Random(20260104)
     files = {f"{n}": chance.randbytes(chance.randrange(101, 500)) for n in range(5)}
-    repo, pair = world.watch(files)
+    repo, watch = world.watch(files)
     fates = [(False, BUSY), (True, Answer(500)), (False, Answer(500)), (True, Answer(close=True))]
     client.answer = lambda note: chance.choice(fates) if chance.random() < 0.15 else (True, None)
     for _ in range(40):
-        if world.sync(pair).status == Status.SYNCED:
+        if world.sync(watch).status == Status.SYNCED:
             break
-        pair.refresh_from_db()
+        watch.refresh_from_db()
     assert client.early == []
     assert client.files == {path: sha(content) for path, content in files.items()}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)

@@ -41,15 +41,15 @@ def due() -> set[int]:
 def opened_at_once(world: World, settings) -> tuple[Repo, AppRepository, AppRepository]:
     """Two watchers of a repository whose circuit has just opened; both were told and wait for the cool-down."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
     world.git.server.on_request = failing
-    for each in (pair, pair, other):
+    for each in (watch, watch, other):
         world.sync(each)
     assert Repository.objects.get().circuit_is_open
     assert due() == set()
-    return repo, pair, other
+    return repo, watch, other
 
 
 @pytest.mark.parametrize(
@@ -64,44 +64,44 @@ def test_a_repository_that_is_broken_itself_opens_its_circuit_although_it_can_be
     world: World, settings, serve, reason: str, words: str
 ) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 3
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
     serve(repo)
     for count in (1, 2, 3):
         Repository.objects.update(last_failure_at=Now() - timedelta(hours=1))
-        world.sync(pair)
+        world.sync(watch)
         repository = Repository.objects.get()
         assert (repository.consecutive_failures, repository.circuit_is_open) == (count, count == 3)
         assert (repository.last_error_cause, words in repository.last_error) == (reason, True), repository.last_error
     said: list[dict[str, dict[str, str]]] = []
     world.answer(lambda note: said.append(note.payload) if note.kind == "sync_failed" else None)  # type: ignore[func-returns-value]
-    world.sync(pair)
+    world.sync(watch)
     assert [body["error"]["reason"] for body in said] == [reason]
     world.answer(None)
     repo.force_push({"mended": b"m"})
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     repository.refresh_from_db()
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
 
 
 def test_rules_that_cannot_be_used_are_no_failure_of_the_repository(world: World, settings) -> None:
-    repo, pair, _ = opened_at_once(world, settings)
+    repo, watch, _ = opened_at_once(world, settings)
     world.git.server.on_request = None
     repo.commit({".docoraignore": b"x" * 70_000})
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
-    world.sync(pair)
+    world.sync(watch)
     repository = Repository.objects.get()
-    assert (pair.last_error_cause, repository.consecutive_failures) == ("rules", 0)
+    assert (watch.last_error_cause, repository.consecutive_failures) == ("rules", 0)
     assert repository.circuit_open_until is None
 
 
 def test_after_the_cool_down_one_watch_asks_for_all(world: World, settings) -> None:
-    _, pair, other = opened_at_once(world, settings)
+    _, watch, other = opened_at_once(world, settings)
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
     world.git.server._log.clear()
-    for each in (pair, other):
+    for each in (watch, other):
         world.sync(each)
     assert len(world.git.server.requests) == 1
     assert Repository.objects.get().circuit_is_open
@@ -109,10 +109,10 @@ def test_after_the_cool_down_one_watch_asks_for_all(world: World, settings) -> N
 
 
 def test_a_probe_that_succeeds_lets_the_others_through_at_once(world: World, settings) -> None:
-    repo, pair, other = opened_at_once(world, settings)
+    repo, watch, other = opened_at_once(world, settings)
     world.git.server.on_request = None
-    resync_single(Actor.command(), pair)
-    world.sync(pair)
+    resync_single(Actor.command(), watch)
+    world.sync(watch)
     assert due() == {other.pk}
     repo.commit({"new": b"n"})
     world.sync(other)
@@ -121,21 +121,21 @@ def test_a_probe_that_succeeds_lets_the_others_through_at_once(world: World, set
 
 
 def test_a_token_that_reads_the_repository_lets_the_others_through_too(world: World, settings) -> None:
-    _, pair, other = opened_at_once(world, settings)
+    _, watch, other = opened_at_once(world, settings)
     world.git.server.on_request = None
-    replace_github_token(Actor.command(), pair, "")
-    assert due() == {pair.pk, other.pk}
+    replace_github_token(Actor.command(), watch, "")
+    assert due() == {watch.pk, other.pk}
 
 
 def test_a_notice_amid_which_the_worker_was_killed_goes_out_again_under_its_number(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
     world.git.server.on_request = failing
-    world.sync(pair)
-    kill_worker(world, pair, lambda note: note.kind == "sync_failed", processed=False)
-    assert due() == {pair.pk}
-    world.sync(pair)
+    world.sync(watch)
+    kill_worker(world, watch, lambda note: note.kind == "sync_failed", processed=False)
+    assert due() == {watch.pk}
+    world.sync(watch)
     attempts = world.requests("sync_failed")
     assert len(attempts) == 2
     assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1

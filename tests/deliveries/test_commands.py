@@ -7,7 +7,7 @@ import pytest
 from django.core.management import CommandError
 
 from deliveries_app.models import App, AppRepository
-from docora.crypto import hash_token
+from docora.security.crypto import hash_token
 from tests.support.commands import run
 from tests.support.world import World
 
@@ -86,10 +86,10 @@ def test_a_token_from_stdin_opens_a_private_repository_and_a_wrong_one_is_refuse
 
 
 def test_watching_again_is_a_full_fresh_sync_of_the_same_row(world: World) -> None:
-    repo, pair = world.watch({"a.txt": b"a"})
-    world.sync(pair)
+    repo, watch = world.watch({"a.txt": b"a"})
+    world.sync(watch)
     run("watch_repository", world.app.app_id, repo.url + ".git")
-    world.sync(pair)
+    world.sync(watch)
     assert AppRepository.objects.count() == 1
     assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt"]
 

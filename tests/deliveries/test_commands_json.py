@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 
 from deliveries_app.models import App, SyncRun
 from deliveries_app.receiver import Record
-from deliveries_app.services import pruning
+from deliveries_app.sweep import retention
 from tests.deliveries.sender import KEY, Sender
 from tests.support.commands import PROJECT, run, run_json
 from tests.support.staff import make_app
@@ -31,8 +31,8 @@ def test_sweep_says_how_many_it_enqueued(world: World, redis_client) -> None:
 
 
 def test_prune_says_how_many_of_each_and_counts_aloud_while_it_removes(world: World, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(pruning, "_SLICE", 2)
-    monkeypatch.setattr("docora.console._LINE_SECONDS", 0.0)
+    monkeypatch.setattr(retention, "_SLICE", 2)
+    monkeypatch.setattr("docora.cli.output._LINE_SECONDS", 0.0)
     run("generate_data", "--apps=1", "--repositories=2", "--deliveries=0", "--runs=30", "--yes")
     SyncRun.objects.exclude(ended_at=None).update(ended_at="2020-01-01T00:00Z", created_at="2020-01-01T00:00Z")
     capsys.readouterr()

@@ -10,10 +10,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from deliveries_app import situation
 from deliveries_app.actors import Actor
-from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.reports import status
 from deliveries_app.services import current_pause, resync_by_app, resync_single
 from deliveries_app.services.tokens import authenticate, live_tokens
 from tests.support.commands import PROJECT, run, run_json
@@ -28,21 +28,21 @@ def typed(monkeypatch):
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def ids_of(pair: AppRepository) -> list[str]:
-    return [pair.app.app_id, pair.repository.repository_id]
+def ids_of(watch: AppRepository) -> list[str]:
+    return [watch.app.app_id, watch.repository.repository_id]
 
 
-def test_cancel_takes_back_an_operation_or_the_newest_request_of_one_repository(pairs) -> None:
-    operation = resync_by_app(Actor.command(), pairs[0].app)
+def test_cancel_takes_back_an_operation_or_the_newest_request_of_one_repository(watches) -> None:
+    operation = resync_by_app(Actor.command(), watches[0].app)
     assert run_json("cancel", operation.operation_id) == {"cancelled": 2}
     assert run("cancel", operation.operation_id) == "Nothing was left to cancel.\n"
-    run_of = resync_single(Actor.command(), pairs[2]).run
-    assert run_json("cancel", *ids_of(pairs[2])) == {"cancelled": 1}
+    run_of = resync_single(Actor.command(), watches[2]).run
+    assert run_json("cancel", *ids_of(watches[2])) == {"cancelled": 1}
     run_of.refresh_from_db()
     assert run_of.outcome == "cancelled"
 
 
-def test_pausing_and_resuming_everything(pairs) -> None:
+def test_pausing_and_resuming_everything(watches) -> None:
     assert run_json("pause_syncing") == {"app_id": None, "paused": True}
     assert current_pause()
     assert "goes on" in run("resume_syncing")
@@ -50,8 +50,8 @@ def test_pausing_and_resuming_everything(pairs) -> None:
     assert "was not paused" in run("resume_syncing")
 
 
-def test_pausing_and_resuming_one_app(pairs) -> None:
-    app = pairs[0].app
+def test_pausing_and_resuming_one_app(watches) -> None:
+    app = watches[0].app
     assert run_json("pause_syncing", app.app_id) == {"app_id": app.app_id, "paused": True}
     assert dict(App.objects.values_list("name", "paused")) == {"Portal": True, "Search": False}
     run("pause_syncing")
@@ -63,37 +63,37 @@ def test_pausing_and_resuming_one_app(pairs) -> None:
     ("name", "count", "words"),
     [("unwatch_repository", 2, "no longer be sent acme/docs"), ("delete_app", 1, "watches 2 repositories")],
 )
-def test_what_cannot_be_taken_back_asks_first(pairs, name: str, count: int, words: str) -> None:
+def test_what_cannot_be_taken_back_asks_first(watches, name: str, count: int, words: str) -> None:
     with pytest.raises(CommandError, match=f"{words}.*add --yes") as refused:
-        run(name, *ids_of(pairs[0])[:count])
+        run(name, *ids_of(watches[0])[:count])
     assert refused.value.returncode == 2
     assert AppRepository.objects.alive().count() == 3
 
 
-def test_unwatch_repository_ends_one_watch(pairs) -> None:
-    told = run_json("unwatch_repository", *ids_of(pairs[0]), "--yes")
-    assert told == dict(zip(("app_id", "repository_id"), ids_of(pairs[0]), strict=True))
-    assert list(AppRepository.objects.alive()) == [pairs[1], pairs[2]]
+def test_unwatch_repository_ends_one_watch(watches) -> None:
+    told = run_json("unwatch_repository", *ids_of(watches[0]), "--yes")
+    assert told == dict(zip(("app_id", "repository_id"), ids_of(watches[0]), strict=True))
+    assert list(AppRepository.objects.alive()) == [watches[1], watches[2]]
 
 
-def test_delete_app_ends_the_app_and_its_watches(pairs) -> None:
-    app = pairs[0].app
+def test_delete_app_ends_the_app_and_its_watches(watches) -> None:
+    app = watches[0].app
     assert run_json("delete_app", app.app_id, "--yes") == {"app_id": app.app_id, "watches": 2}
-    assert list(AppRepository.objects.alive()) == [pairs[2]]
+    assert list(AppRepository.objects.alive()) == [watches[2]]
     with pytest.raises(CommandError, match="There is no app"):
         run("delete_app", app.app_id, "--yes")
 
 
-def test_rotate_token_prints_a_token_that_holds_beside_the_old_one(pairs) -> None:
-    app = pairs[0].app
+def test_rotate_token_prints_a_token_that_holds_beside_the_old_one(watches) -> None:
+    app = watches[0].app
     told = run_json("rotate_token", app.app_id)
     assert set(told) == {"app_id", "token", "old_accepted_until"}
     assert authenticate(told["token"]) == app
     assert live_tokens(app).count() == 2
 
 
-def test_after_a_leak_rotate_token_ends_the_old_one_and_asks_before(pairs) -> None:
-    app = pairs[0].app
+def test_after_a_leak_rotate_token_ends_the_old_one_and_asks_before(watches) -> None:
+    app = watches[0].app
     with pytest.raises(CommandError, match=r"will be refused at once.*add --yes"):
         run("rotate_token", app.app_id, "--overlap-hours", "0")
     assert run_json("rotate_token", app.app_id, "--overlap-hours", "0", "--yes")["old_accepted_until"] is None
@@ -121,8 +121,8 @@ def test_a_signing_key_is_replaced_step_by_step(world: World, typed) -> None:
         run("ping_app", app_id, "--new-key")
 
 
-def test_a_new_signing_key_can_be_forgotten(pairs) -> None:
-    app = pairs[0].app
+def test_a_new_signing_key_can_be_forgotten(watches) -> None:
+    app = watches[0].app
     assert run_json("rotate_key", app.app_id)["client_auth_key"].startswith("whsec_")
     assert run_json("rotate_key", app.app_id, "--cancel") == {"app_id": app.app_id, "step": "cancelled"}
     with pytest.raises(CommandError, match="No key is being replaced"):
@@ -136,8 +136,8 @@ def test_ping_app_ends_with_1_and_a_hint_if_it_was_not_accepted(world: World) ->
         run("ping_app", world.app.app_id)
 
 
-def test_reset_circuit_lets_every_watch_try_at_once(pairs) -> None:
-    repository = pairs[0].repository
+def test_reset_circuit_lets_every_watch_try_at_once(watches) -> None:
+    repository = watches[0].repository
     repository.circuit_open_until = "2099-01-01T00:00Z"
     repository.save()
     told = run_json("reset_circuit", repository.repository_id)
@@ -149,28 +149,28 @@ def test_reset_circuit_lets_every_watch_try_at_once(pairs) -> None:
 
 def test_replace_github_token_tries_the_one_that_it_reads(world: World, typed) -> None:
     repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
-    pair = world.watch_url(repo, token="sesame")
+    watch = world.watch_url(repo, token="sesame")
     typed("wrong\n")
     with pytest.raises(CommandError, match="The token was refused"):
-        run("replace_github_token", *ids_of(pair))
+        run("replace_github_token", *ids_of(watch))
     typed("sesame\n")
-    assert run_json("replace_github_token", *ids_of(pair))["app_id"] == world.app.app_id
+    assert run_json("replace_github_token", *ids_of(watch))["app_id"] == world.app.app_id
     assert "wrong" not in AppRepository.objects.get().github_token
 
 
 def test_explain_says_what_is_known_of_a_file(world: World) -> None:
-    _, pair = world.watch({"a.txt": b"a"})
-    world.sync(pair)
-    told = run_json("explain", *ids_of(pair), "a.txt")
+    _, watch = world.watch({"a.txt": b"a"})
+    world.sync(watch)
+    told = run_json("explain", *ids_of(watch), "a.txt")
     assert (told["path"], told["state"], told["next"]) == ("a.txt", "delivered", None)
-    assert told["words"] in run("explain", *ids_of(pair), "a.txt")
-    assert run_json("explain", *ids_of(pair), "none.txt")["state"] == "absent"
+    assert told["words"] in run("explain", *ids_of(watch), "a.txt")
+    assert run_json("explain", *ids_of(watch), "none.txt")["state"] == "absent"
 
 
-def test_status_tells_what_fails_and_ends_with_1(pairs) -> None:
+def test_status_tells_what_fails_and_ends_with_1(watches) -> None:
     assert "Watched repositories: 3; failing: 0" in run("status")
-    fail(pairs[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
-    AppRepository.objects.filter(pk=pairs[1].pk).update(status=Status.SCANNING)
+    fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.SCANNING)
     out = io.StringIO()
     with pytest.raises(SystemExit) as ended:
         call_command("status", "--json", stdout=out)
@@ -183,13 +183,13 @@ def test_status_tells_what_fails_and_ends_with_1(pairs) -> None:
     assert (syncing["state"], syncing["next"]) == ("syncing", "syncing now")
 
 
-def test_status_lists_what_fails_before_what_runs_before_what_waits(pairs) -> None:
-    fail(pairs[2], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
-    AppRepository.objects.filter(pk=pairs[1].pk).update(status=Status.SCANNING)
+def test_status_lists_what_fails_before_what_runs_before_what_waits(watches) -> None:
+    fail(watches[2], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.SCANNING)
     for waiting in (Status.SYNCED, Status.PENDING):
-        AppRepository.objects.filter(pk=pairs[0].pk).update(status=waiting, next_sync_at=timezone.now())
-        lines = situation.look(None, 2).lines
-        assert [line.pair.pk for line in lines] == [pairs[2].pk, pairs[1].pk], waiting
+        AppRepository.objects.filter(pk=watches[0].pk).update(status=waiting, next_sync_at=timezone.now())
+        lines = status.look(None, 2).lines
+        assert [line.watch.pk for line in lines] == [watches[2].pk, watches[1].pk], waiting
 
 
 @pytest.mark.parametrize("limit", ["-1", "99999999999999999999", "few"])
@@ -216,52 +216,52 @@ def test_a_secret_that_was_to_come_and_did_not_is_no_secret(db, typed, command: 
     assert (App.objects.count(), app.is_rotating_key, AppRepository.objects.count()) == (1, False, 0)
 
 
-def test_status_tells_what_waits_for_the_rest_of_its_import(pairs) -> None:
+def test_status_tells_what_waits_for_the_rest_of_its_import(watches) -> None:
     assert (run_json("status")["arriving"], "import" in run("status")) == (0, False)
-    watches = AppRepository.objects.filter(pk__in=[pairs[0].pk, pairs[1].pk])
+    first_two = AppRepository.objects.filter(pk__in=[watches[0].pk, watches[1].pk])
     AppRepository.objects.update(next_sync_at=timezone.now())
-    watches.filter(pk=pairs[0].pk).update(arriving=True)
+    first_two.filter(pk=watches[0].pk).update(arriving=True)
     told = run_json("status")
     assert (told["watches"], told["waiting"], told["arriving"]) == (3, 2, 1)
     [line] = [line for line in told["lines"] if line["state"] == "arriving"]
-    assert [line["app_id"], line["repository_id"]] == ids_of(pairs[0])
+    assert [line["app_id"], line["repository_id"]] == ids_of(watches[0])
     assert line["next"] == "waits until its records are imported"
     assert "1 of them waits for the rest of the import: run manage.py import_docora again." in run("status")
-    watches.update(arriving=True)
-    assert "2 of them wait for the rest of the import" in run("status", pairs[0].app.app_id)
-    assert "import" not in run("status", pairs[2].app.app_id)
+    first_two.update(arriving=True)
+    assert "2 of them wait for the rest of the import" in run("status", watches[0].app.app_id)
+    assert "import" not in run("status", watches[2].app.app_id)
 
 
-def test_status_of_one_app_counts_that_app_alone(pairs) -> None:
-    fail(pairs[0], RootCause.SERVER_ERROR)
-    assert "Watched repositories: 1; failing: 0" in run("status", pairs[2].app.app_id)
+def test_status_of_one_app_counts_that_app_alone(watches) -> None:
+    fail(watches[0], RootCause.SERVER_ERROR)
+    assert "Watched repositories: 1; failing: 0" in run("status", watches[2].app.app_id)
     with pytest.raises(SystemExit):
-        run("status", pairs[0].app.app_id)
+        run("status", watches[0].app.app_id)
 
 
-def test_list_apps_counts_what_each_watches(pairs) -> None:
-    run("unwatch_repository", *ids_of(pairs[1]), "--yes")
-    fail(pairs[0], RootCause.SERVER_ERROR)
+def test_list_apps_counts_what_each_watches(watches) -> None:
+    run("unwatch_repository", *ids_of(watches[1]), "--yes")
+    fail(watches[0], RootCause.SERVER_ERROR)
     portal, search = (json.loads(line) for line in run("list_apps", "--json").splitlines())
     assert (portal["name"], portal["watches"], portal["failing"], portal["paused"]) == ("Portal", 1, 1, False)
-    assert (search["app_id"], search["watches"], search["failing"]) == (pairs[2].app.app_id, 1, 0)
+    assert (search["app_id"], search["watches"], search["failing"]) == (watches[2].app.app_id, 1, 0)
     assert [line.split("\t")[:2] for line in run("list_apps").splitlines()] == [
         [portal["app_id"], "Portal"],
         [search["app_id"], "Search"],
     ]
 
 
-def test_list_watches_lists_all_those_of_an_app_or_those_that_fail(pairs) -> None:
-    fail(pairs[1], RootCause.SERVER_ERROR)
+def test_list_watches_lists_all_those_of_an_app_or_those_that_fail(watches) -> None:
+    fail(watches[1], RootCause.SERVER_ERROR)
     lines = [json.loads(line) for line in run("list_watches", "--json").splitlines()]
-    assert [[line["app_id"], line["repository_id"]] for line in lines] == [ids_of(pair) for pair in pairs]
-    found = [line.split("\t")[:2] for line in run("list_watches", pairs[0].app.app_id).splitlines()]
-    assert found == [ids_of(pairs[0]), ids_of(pairs[1])]
-    assert [line.split("\t")[1] for line in run("list_watches", "--failing").splitlines()] == [ids_of(pairs[1])[1]]
+    assert [[line["app_id"], line["repository_id"]] for line in lines] == [ids_of(watch) for watch in watches]
+    found = [line.split("\t")[:2] for line in run("list_watches", watches[0].app.app_id).splitlines()]
+    assert found == [ids_of(watches[0]), ids_of(watches[1])]
+    assert [line.split("\t")[1] for line in run("list_watches", "--failing").splitlines()] == [ids_of(watches[1])[1]]
 
 
 @pytest.mark.parametrize("name", ["list_apps", "list_watches"])
-def test_a_list_whose_reader_has_left_ends_quietly(pairs, instance_environment: dict[str, str], name: str) -> None:
+def test_a_list_whose_reader_has_left_ends_quietly(watches, instance_environment: dict[str, str], name: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     call = [sys.executable, str(PROJECT / "manage.py"), name]

@@ -17,8 +17,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from redis import Redis
 
-from deliveries_app import recorder
 from deliveries_app.models import AppRepository
+from deliveries_app.sync import recorder
 from tests.support.git import Repo
 from tests.support.world import World
 
@@ -69,18 +69,18 @@ def spending(world: World, spent: Spent) -> Iterator[None]:
 
 def first_sync(world: World, files: int) -> tuple[Repo, AppRepository, Spent]:
     contents = {f"file-{number:04}.txt": b"content %d" % number for number in range(files)}
-    repo, pair = world.watch(contents, name=f"acme/of-{files}")
+    repo, watch = world.watch(contents, name=f"acme/of-{files}")
     spent = Spent()
     with spending(world, spent):
-        world.sync(pair)
-    return repo, pair, spent
+        world.sync(watch)
+    return repo, watch, spent
 
 
-def small_change(world: World, repo: Repo, pair: AppRepository) -> Spent:
+def small_change(world: World, repo: Repo, watch: AppRepository) -> Spent:
     repo.commit(CHANGED)
     spent = Spent()
     with spending(world, spent):
-        world.sync(pair)
+        world.sync(watch)
     return spent
 
 
@@ -122,18 +122,18 @@ def test_twenty_changed_files_cost_the_same_in_a_small_and_in_a_large_repository
 
 
 def test_a_small_change_writes_the_rows_of_its_files_and_no_other(world: World) -> None:
-    repo, pair, _ = first_sync(world, 60)
-    before = world.rows(pair)
-    small_change(world, repo, pair)
-    touched = {path for path, row in world.rows(pair).items() if row.updated_at != before[path].updated_at}
+    repo, watch, _ = first_sync(world, 60)
+    before = world.rows(watch)
+    small_change(world, repo, watch)
+    touched = {path for path, row in world.rows(watch).items() if row.updated_at != before[path].updated_at}
     assert touched == set(CHANGED)
 
 
 def test_a_sync_that_finds_nothing_new_reads_no_tree_and_writes_no_delivery(world: World) -> None:
-    _, pair, _ = first_sync(world, 30)
+    _, watch, _ = first_sync(world, 30)
     spent = Spent()
     with spending(world, spent):
-        world.sync(pair)
+        world.sync(watch)
     assert spent.notifications == 0
     assert "fetch" not in spent.processes
     assert spent.processes["ls-tree"] == 1  # where .docoraignore is

@@ -11,10 +11,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app import history
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason, SyncRun
-from docora.csv_export import cell, lines
-from tests.support.staff import make_app, make_pair, staff
+from deliveries_app.reports import history
+from docora.web.csv_export import cell, lines
+from tests.support.staff import make_app, make_watch, staff
 
 RUNS = "/admin/deliveries_app/syncrun/export/"
 OPERATIONS = "/admin/deliveries_app/bulkoperation/export/"
@@ -22,8 +22,8 @@ MOMENT = datetime(2025, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
 
 
 @pytest.fixture
-def pair(db) -> AppRepository:
-    return make_pair(make_app("Portal"), "docs")
+def watch(db) -> AppRepository:
+    return make_watch(make_app("Portal"), "docs")
 
 
 def rows(client: Client, query: str = "", url: str = RUNS) -> list[dict[str, str]]:
@@ -32,7 +32,7 @@ def rows(client: Client, query: str = "", url: str = RUNS) -> list[dict[str, str
     return list(csv.DictReader(io.StringIO(b"".join(answer).decode(), newline="")))
 
 
-def many(pair: AppRepository, count: int, **facts) -> list[SyncRun]:
+def many(watch: AppRepository, count: int, **facts) -> list[SyncRun]:
     facts = {
         "requested_by": "Docora",
         "reason": Reason.CHANGE,
@@ -41,7 +41,7 @@ def many(pair: AppRepository, count: int, **facts) -> list[SyncRun]:
     } | facts
     return SyncRun.objects.bulk_create(
         [
-            SyncRun(pair=pair, generation=1, **({"created_at": MOMENT + timedelta(seconds=n)} | facts))
+            SyncRun(watch=watch, generation=1, **({"created_at": MOMENT + timedelta(seconds=n)} | facts))
             for n in range(count)
         ]
     )
@@ -50,10 +50,10 @@ def many(pair: AppRepository, count: int, **facts) -> list[SyncRun]:
 # --- What is in it -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_a_row_of_exact_facts(viewer: Client, pair: AppRepository) -> None:
+def test_a_run_is_a_row_of_exact_facts(viewer: Client, watch: AppRepository) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
     [run] = many(
-        pair, 1, reason=Reason.RESYNC, requested_by="anna", operation=operation, outcome=Outcome.FAILED, attempts=5,
+        watch, 1, reason=Reason.RESYNC, requested_by="anna", operation=operation, outcome=Outcome.FAILED, attempts=5,
         app_name="Portal", repository_name="acme/docs", started_at=MOMENT + timedelta(seconds=1), created_at=MOMENT,
         ended_at=MOMENT + timedelta(seconds=3.5), commit_sha="c0ffee", files_total=1690, files_done=1204, files_failed=3,
         bytes_total=10_000, bytes_done=9_000, left_out={"ignored": 12, "lfs_pointer": 1}, error='He said "no",\nthen left',
@@ -84,22 +84,22 @@ def test_a_run_is_a_row_of_exact_facts(viewer: Client, pair: AppRepository) -> N
     ]
 
 
-def test_an_open_run_has_no_end_and_an_empty_list_is_its_header(viewer: Client, pair: AppRepository) -> None:
+def test_an_open_run_has_no_end_and_an_empty_list_is_its_header(viewer: Client, watch: AppRepository) -> None:
     assert rows(viewer) == []
     assert b"".join(viewer.get(RUNS)).startswith(b'"run_id","requested_at",')
-    many(pair, 1, outcome="", ended_at=None)
+    many(watch, 1, outcome="", ended_at=None)
     [row] = rows(viewer)
     assert (row["outcome"], row["started_at"], row["ended_at"], row["seconds"]) == ("open", "", "", "")
 
 
-def test_an_operation_is_a_row_with_its_final_tally(viewer: Client, pair: AppRepository) -> None:
+def test_an_operation_is_a_row_with_its_final_tally(viewer: Client, watch: AppRepository) -> None:
     operation = BulkOperation.objects.create(
-        title="Re-sync all · Portal", app=pair.app, total=4, requested_by="anna", created_at=MOMENT,
+        title="Re-sync all · Portal", app=watch.app, total=4, requested_by="anna", created_at=MOMENT,
         ended_at=MOMENT + timedelta(seconds=10), cancelled_at=MOMENT + timedelta(seconds=9), cancelled_by="olga",
     )  # fmt: skip
-    many(pair, 2, operation=operation, started_at=MOMENT, files_total=10, files_done=10, bytes_total=5, bytes_done=5)
-    many(pair, 1, operation=operation, outcome=Outcome.CANCELLED, started_at=MOMENT, files_total=10, files_done=4)
-    many(pair, 1, operation=operation, outcome=Outcome.CANCELLED, files_total=10)
+    many(watch, 2, operation=operation, started_at=MOMENT, files_total=10, files_done=10, bytes_total=5, bytes_done=5)
+    many(watch, 1, operation=operation, outcome=Outcome.CANCELLED, started_at=MOMENT, files_total=10, files_done=4)
+    many(watch, 1, operation=operation, outcome=Outcome.CANCELLED, files_total=10)
     [row] = rows(viewer, url=OPERATIONS)
     assert row == {
         "bulk_operation_id": operation.operation_id, "kind": "resync", "title": "Re-sync all · Portal", "app": "Portal",
@@ -110,7 +110,7 @@ def test_an_operation_is_a_row_with_its_final_tally(viewer: Client, pair: AppRep
     }  # fmt: skip
 
 
-def test_the_download_says_what_it_is(viewer: Client, pair: AppRepository) -> None:
+def test_the_download_says_what_it_is(viewer: Client, watch: AppRepository) -> None:
     for url, name in ((RUNS, "sync-runs"), (OPERATIONS, "bulk-operations")):
         answer = viewer.get(url)
         assert answer["Content-Type"] == "text/csv; charset=utf-8; header=present"
@@ -120,8 +120,8 @@ def test_the_download_says_what_it_is(viewer: Client, pair: AppRepository) -> No
         assert answer["X-Content-Type-Options"] == "nosniff"
 
 
-def test_names_of_all_scripts_come_through(viewer: Client, pair: AppRepository) -> None:
-    many(pair, 1, repository_name="ács/文書-✓", error="Größe — 5 ‰\u2028")
+def test_names_of_all_scripts_come_through(viewer: Client, watch: AppRepository) -> None:
+    many(watch, 1, repository_name="ács/文書-✓", error="Größe — 5 ‰\u2028")
     [row] = rows(viewer)
     assert (row["repository"], row["error"]) == ("ács/文書-✓", "Größe — 5 ‰\u2028")
 
@@ -130,30 +130,30 @@ def test_names_of_all_scripts_come_through(viewer: Client, pair: AppRepository) 
 
 
 def test_every_row_is_in_it_once_the_newest_first_also_where_many_are_of_one_moment(
-    viewer: Client, pair: AppRepository, monkeypatch
+    viewer: Client, watch: AppRepository, monkeypatch
 ) -> None:
     monkeypatch.setattr(history, "_PAGE", 4)
-    made = [*many(pair, 6), *many(pair, 11, created_at=MOMENT), *many(pair, 3)]
+    made = [*many(watch, 6), *many(watch, 11, created_at=MOMENT), *many(watch, 3)]
     newest_first = sorted(made, key=lambda run: (run.created_at, run.pk), reverse=True)
     assert [row["run_id"] for row in rows(viewer)] == [run.run_id for run in newest_first]
     assert [row["run_id"] for row in rows(viewer, "?o=5&p=2&all=")] == [run.run_id for run in newest_first]
 
 
 def test_it_is_filtered_as_the_list_is_and_looks_through_everything(
-    viewer: Client, pair: AppRepository, monkeypatch
+    viewer: Client, watch: AppRepository, monkeypatch
 ) -> None:
     monkeypatch.setattr(history, "WINDOW", 2)
-    other = make_pair(pair.app, "site")
+    other = make_watch(watch.app, "site")
     failed = many(other, 5, outcome=Outcome.FAILED, repository_name="acme/site")
-    many(pair, 5, repository_name="acme/docs", created_at=MOMENT + timedelta(days=9))
+    many(watch, 5, repository_name="acme/docs", created_at=MOMENT + timedelta(days=9))
     wanted = {run.run_id for run in failed}
-    for query in ("outcome=failed", f"pair={other.pk}", "q=site", "until=2025-03-04", f"q={failed[0].run_id}"):
+    for query in ("outcome=failed", f"watch={other.pk}", "q=site", "until=2025-03-04", f"q={failed[0].run_id}"):
         found = {row["run_id"] for row in rows(viewer, f"?{query}")}
         assert found == (wanted if "run_" not in query else {failed[0].run_id}), query
     assert 'export/?outcome=failed">Export CSV</a>' in viewer.get(RUNS.replace("export/", "?outcome=failed&p=1")).text
 
 
-def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, pair: AppRepository, monkeypatch) -> None:
+def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, watch: AppRepository, monkeypatch) -> None:
     """Five thousand rows more cost five queries more and no memory: what a page is made of goes with it."""
     monkeypatch.setattr(history, "_PAGE", 500)
 
@@ -167,10 +167,10 @@ def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, pair: AppRep
             tracemalloc.stop()
         return len(queries), peak
 
-    many(pair, 1000, error="x" * 1000)
+    many(watch, 1000, error="x" * 1000)
     cost()
     _, small = cost()
-    many(pair, 4000, error="x" * 1000)
+    many(watch, 4000, error="x" * 1000)
     _, large = cost()
     assert large < 1.5 * small  # four megabytes of text more
 
@@ -221,8 +221,8 @@ def test_a_cell_cannot_be_left_from_within() -> None:
     assert list(csv.reader(io.StringIO(written.decode(), newline=""))) == [['",=1+1,"'], ["a\r'\n'=2"]]
 
 
-def test_what_strangers_name_is_defused_in_the_download(viewer: Client, pair: AppRepository) -> None:
-    many(pair, 1, app_name="=HYPERLINK(1)", repository_name="-x/@y", requested_by="+anna", error="=cmd|' /C calc'!A0")
+def test_what_strangers_name_is_defused_in_the_download(viewer: Client, watch: AppRepository) -> None:
+    many(watch, 1, app_name="=HYPERLINK(1)", repository_name="-x/@y", requested_by="+anna", error="=cmd|' /C calc'!A0")
     [row] = rows(viewer)
     named = [row[name] for name in ("app", "repository", "requested_by", "error")]
     assert named == ["'=HYPERLINK(1)", "'-x/@y", "'+anna", "'=cmd|' /C calc'!A0"]
@@ -234,8 +234,8 @@ def test_what_strangers_name_is_defused_in_the_download(viewer: Client, pair: Ap
 # --- Who may -----------------------------------------------------------------------------------------------------------
 
 
-def test_only_who_sees_the_list_may_download_it_and_only_by_get(viewer: Client, client: Client, pair) -> None:
-    many(pair, 1)
+def test_only_who_sees_the_list_may_download_it_and_only_by_get(viewer: Client, client: Client, watch) -> None:
+    many(watch, 1)
     assert client.get(RUNS).status_code == 302
     assert staff("mallory", "view_bulkoperation", "view_app").get(RUNS).status_code == 403
     assert staff("ron", "view_syncrun").get(OPERATIONS).status_code == 403

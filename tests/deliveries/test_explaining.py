@@ -8,8 +8,9 @@ from django.core.exceptions import PermissionDenied
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, SyncPause
-from deliveries_app.services import Explanation, explain, resync_single
-from deliveries_app.services.rules import set_ignore_patterns
+from deliveries_app.reports.file_explanation import Explanation, explain
+from deliveries_app.services import resync_single
+from deliveries_app.services.watch_settings import set_ignore_patterns
 from repositories_app import services as repositories
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing, sha
@@ -20,21 +21,21 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 1
 IGNORE = b"# what nobody needs\n*.log\n\n/build/\n!keep.log\n"
 
 
-def ask(pair: AppRepository, path: str) -> Explanation:
-    pair.refresh_from_db()
-    return explain(Actor.command(), pair, path)
+def ask(watch: AppRepository, path: str) -> Explanation:
+    watch.refresh_from_db()
+    return explain(Actor.command(), watch, path)
 
 
 def test_a_file_that_was_delivered(world: World) -> None:
-    repo, pair = world.watch({"docs/a.md": b"hello"})
+    repo, watch = world.watch({"docs/a.md": b"hello"})
     world.settle()
-    why = ask(pair, "docs/a.md")
+    why = ask(watch, "docs/a.md")
     assert why.verdict == ("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
     assert why.found.commit == repo.head
     assert why.found.entry
     assert (why.found.entry.mode, why.found.entry.size) == ("100644", 5)
     assert why.row
-    assert (why.row.sha, why.row.held_sha, why.row_state) == (sha(b"hello"), sha(b"hello"), "delivered")
+    assert (why.row.sha, why.row.acknowledged_sha, why.row_state) == (sha(b"hello"), sha(b"hello"), "delivered")
     assert (why.failure, why.tried_next) == (None, None)
 
 
@@ -46,32 +47,32 @@ def test_a_file_that_was_delivered(world: World) -> None:
     ],
 )
 def test_a_file_that_a_line_ignores(world: World, path: str, line: int, words: str) -> None:
-    _, pair = world.watch({".docoraignore": IGNORE, "debug.log": b"1", "build/x/keep.log": b"2", "keep.log": b"3"})
+    _, watch = world.watch({".docoraignore": IGNORE, "debug.log": b"1", "build/x/keep.log": b"2", "keep.log": b"3"})
     world.settle()
-    why = ask(pair, path)
+    why = ask(watch, path)
     assert why.verdict == ("left out", words)
     assert why.found.ignored_by
     assert (why.found.ignored_by.in_file, why.found.ignored_by.number) == (True, line)
-    assert ask(pair, "keep.log").verdict.state == "delivered"
+    assert ask(watch, "keep.log").verdict.state == "delivered"
 
 
 def test_a_file_that_the_watch_ignores_and_the_client_still_has(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1", "b.md": b"2"})
+    _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
-    set_ignore_patterns(Actor.command(), pair, "# not for them\nb.*")
-    why = ask(pair, "b.md")
+    set_ignore_patterns(Actor.command(), watch, "# not for them\nb.*")
+    why = ask(watch, "b.md")
     assert why.verdict.state == "waiting"
     assert why.verdict.words.startswith(
         'Not sent: line 2 of the watch\'s patterns ("b.*") ignores it. The client still'
     )
     world.answer(refusing("b.md"))
-    world.sync(pair)
-    why = ask(pair, "b.md")
+    world.sync(watch)
+    why = ask(watch, "b.md")
     assert why.verdict.state == "failed"
     assert "has not accepted its deletion: the app answered 500." in why.verdict.words
     world.answer(None)
-    world.sync(pair)
-    assert ask(pair, "b.md").verdict.state == "left out"
+    world.sync(watch)
+    assert ask(watch, "b.md").verdict.state == "left out"
 
 
 def test_what_is_no_file_or_no_file_for_a_client(world: World, settings) -> None:
@@ -85,7 +86,7 @@ def test_what_is_no_file_or_no_file_for_a_client(world: World, settings) -> None
         os.fsdecode(b"caf\xe9.md"): b"1",
         "docs/a.md": b"1",
     }
-    _, pair = world.watch(files)
+    _, watch = world.watch(files)
     world.settle()
     for path, words in {
         "link": "Not sent: symbolic links are not sent.",
@@ -95,46 +96,46 @@ def test_what_is_no_file_or_no_file_for_a_client(world: World, settings) -> None
         "docs/.GIT/config": "Not sent: the path leads out of the client's folder, or into its .git.",
         r"caf\xe9.md": "Not sent: the path is not UTF-8 and cannot be written in JSON.",
     }.items():
-        assert ask(pair, path).verdict == ("left out", words)
-    assert ask(pair, "docs").verdict == ("absent", "This is a directory. Ask for one of the files in it.")
+        assert ask(watch, path).verdict == ("left out", words)
+    assert ask(watch, "docs").verdict == ("absent", "This is a directory. Ask for one of the files in it.")
 
 
 def test_a_pointer_of_git_lfs_is_told_as_what_it_is(world: World) -> None:
-    _, pair = world.watch({"film.mp4": POINTER % 1})
+    _, watch = world.watch({"film.mp4": POINTER % 1})
     world.settle()
-    why = ask(pair, "film.mp4")
+    why = ask(watch, "film.mp4")
     assert (why.verdict.state, why.found.remark) == ("delivered", "lfs_pointer")
 
 
 def test_a_file_that_the_app_refuses(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1", "b.md": b"2"})
+    _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.answer(refusing("b.md"))
-    world.sync(pair)
-    world.sync(pair)
-    why = ask(pair, "b.md")
+    world.sync(watch)
+    world.sync(watch)
+    why = ask(watch, "b.md")
     assert why.verdict == ("failed", "Not delivered: the app answered 500.")
     assert why.failure
     assert (why.failure.status_code, why.failure.attempts) == (500, 2)
     assert why.row_state == "in doubt"
     assert why.tried_next
     assert why.tried_next.words.startswith("next try")
-    assert ask(pair, "a.md").verdict.state == "delivered"
+    assert ask(watch, "a.md").verdict.state == "delivered"
 
 
 def test_a_file_that_was_deleted_upstream(world: World) -> None:
-    repo, pair = world.watch({"a.md": b"1", "b.md": b"2"})
+    repo, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
     repo.commit({"b.md": None})
-    assert ask(pair, "b.md").verdict.state == "delivered"  # of the commit that was synced last
+    assert ask(watch, "b.md").verdict.state == "delivered"  # of the commit that was synced last
     world.answer(refusing("b.md"))
     world.check()
-    world.sync(pair)
+    world.sync(watch)
     words = "Deleted in the repository, and the client has not accepted that: the app answered 500."
-    assert ask(pair, "b.md").verdict == ("failed", words)
+    assert ask(watch, "b.md").verdict == ("failed", words)
     world.answer(None)
     world.settle()
-    world.sync(pair)
-    why = ask(pair, "b.md")
+    world.sync(watch)
+    why = ask(watch, "b.md")
     assert why.verdict.state == "absent"
     assert (why.found.entry, why.row, why.failure) == (None, None, None)
 
@@ -143,16 +144,16 @@ def test_a_file_that_was_deleted_upstream(world: World) -> None:
     "path", ["nothing.md", "/a.md", "./a.md", "A.md", "a.md/", "a.md/b", "docs//a", "*", "\\x", "'; --"]
 )
 def test_a_path_that_never_existed(world: World, path: str) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    assert ask(pair, path).verdict.state == "absent"
+    assert ask(watch, path).verdict.state == "absent"
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 100_000, "a/" * 3000, "\n", " "])
 def test_a_path_that_is_none_is_answered_all_the_same(world: World, path: str) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    assert ask(pair, path).verdict.state == "absent"
+    assert ask(watch, path).verdict.state == "absent"
 
 
 def test_odd_names_are_found(world: World) -> None:
@@ -168,95 +169,95 @@ def test_odd_names_are_found(world: World) -> None:
         r"back\x5cslash",
         ":(top)x",
     ]
-    _, pair = world.watch({name: name.encode() for name in odd})
+    _, watch = world.watch({name: name.encode() for name in odd})
     world.settle()
-    assert {name: ask(pair, name).verdict.state for name in odd} == dict.fromkeys(odd, "delivered")
+    assert {name: ask(watch, name).verdict.state for name in odd} == dict.fromkeys(odd, "delivered")
 
 
 def test_a_record_that_a_resync_cleared(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    resync_single(Actor.command(), pair)
-    why = ask(pair, "a.md")
+    resync_single(Actor.command(), watch)
+    why = ask(watch, "a.md")
     assert why.verdict.state == "cleared"
     assert why.row
-    assert (why.row_state, why.row.held_sha) == ("cleared", sha(b"1"))
-    assert why.row.generation < pair.resend_floor
+    assert (why.row_state, why.row.acknowledged_sha) == ("cleared", sha(b"1"))
+    assert why.row.generation < watch.resend_floor
     assert why.tried_next
     assert why.tried_next.words == "next sync as soon as a worker is free"
-    world.sync(pair)
-    assert ask(pair, "a.md").verdict.state == "delivered"
+    world.sync(watch)
+    assert ask(watch, "a.md").verdict.state == "delivered"
 
 
 def test_what_was_announced_before_a_worker_died_is_in_doubt(world: World) -> None:
-    repo, pair = world.watch({"a.md": b"1"})
-    kill_worker(world, pair, lambda note: note.path == "a.md")
-    why = ask(pair, "a.md")
+    repo, watch = world.watch({"a.md": b"1"})
+    kill_worker(world, watch, lambda note: note.path == "a.md")
+    why = ask(watch, "a.md")
     assert why.verdict.state == "in doubt"
     assert why.found.commit == repo.head  # the run is not at its end, and says what it is at
 
 
 def test_a_newer_commit_is_spoken_of_while_it_is_sent(world: World) -> None:
-    repo, pair = world.watch({"a.md": b"1", "b.md": b"1"})
+    repo, watch = world.watch({"a.md": b"1", "b.md": b"1"})
     world.settle()
     repo.commit({"a.md": b"2", "b.md": b"2"})
     world.check()
-    kill_worker(world, pair, lambda note: note.path == "a.md")
-    Delivery.objects.filter(pair=pair, path="b.md").update(acknowledged=True, source_key="of the first commit")
-    why = ask(pair, "b.md")
+    kill_worker(world, watch, lambda note: note.path == "a.md")
+    Delivery.objects.filter(watch=watch, path="b.md").update(acknowledged=True, source_key="of the first commit")
+    why = ask(watch, "b.md")
     assert why.found.commit == repo.head
     assert why.verdict == ("waiting", "The client has an older content; the next sync sends what the repository has.")
 
 
 def test_what_was_not_synced_yet_says_so(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1"})
-    why = ask(pair, "a.md")
+    _, watch = world.watch({"a.md": b"1"})
+    why = ask(watch, "a.md")
     assert why.verdict.state == "unknown"
     assert "not been synced yet" in why.verdict.words
 
 
 def test_a_machine_without_the_mirror_tells_what_the_rows_say(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    directory = repositories.mirror_of(pair.repository).directory
+    directory = repositories.mirror_of(watch.repository).directory
     shutil.rmtree(directory)
-    why = ask(pair, "a.md")
+    why = ask(watch, "a.md")
     assert why.verdict.state == "delivered"
     assert "this machine has no mirror" in why.verdict.words
-    assert ask(pair, "b.md").verdict.state == "unknown"
+    assert ask(watch, "b.md").verdict.state == "unknown"
     assert not directory.exists()
 
 
 def test_a_commit_that_is_not_in_the_mirror_is_told(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     world.settle()
     AppRepository.objects.update(last_commit="1" * 40)
-    assert ask(pair, "a.md").found.unknown == "The mirror on this machine does not hold this commit."
+    assert ask(watch, "a.md").found.unknown == "The mirror on this machine does not hold this commit."
 
 
 def test_rules_that_stop_everything_are_the_reason(world: World) -> None:
-    repo, pair = world.watch({"a.md": b"1"})
+    repo, watch = world.watch({"a.md": b"1"})
     world.settle()
     repo.commit({".docoraignore": b"x\n" * 1001, "b.md": b"1"})
     world.check()
-    world.sync(pair)
-    pair.refresh_from_db()
+    world.sync(watch)
+    watch.refresh_from_db()
     AppRepository.objects.update(last_commit=repo.head)
-    assert "more than 1,000" in ask(pair, "b.md").verdict.words
+    assert "more than 1,000" in ask(watch, "b.md").verdict.words
 
 
 def test_the_transform_that_drops_a_file_is_named(world: World, settings) -> None:
     put_into_use(settings, "Shout", "DropDrafts", "Flatten", "Picky")
     files = {"drafts/a.md": b"1", "docs/b.md": b"b", "docs/c.md": b"poison", "z/b.md": b"2"}
-    _, pair = world.watch(files)
-    world.sync(pair)
-    assert ask(pair, "drafts/a.md").verdict == ("left out", "Not sent: the transform drop-drafts drops it.")
-    why = ask(pair, "docs/b.md")
+    _, watch = world.watch(files)
+    world.sync(watch)
+    assert ask(watch, "drafts/a.md").verdict == ("left out", "Not sent: the transform drop-drafts drops it.")
+    why = ask(watch, "docs/b.md")
     assert (why.verdict.state, why.found.sent_as) == ("delivered", "flat/b.md")
     assert why.row
     assert (why.row.path, why.row.sha) == ("flat/b.md", sha(b"B"))
-    assert ask(pair, "flat/b.md").made_from == "docs/b.md"
-    assert "which docs/b.md has already" in ask(pair, "z/b.md").verdict.words
+    assert ask(watch, "flat/b.md").made_from == "docs/b.md"
+    assert "which docs/b.md has already" in ask(watch, "z/b.md").verdict.words
     put_into_use(settings, "Picky")
     _, other = world.watch({"c.md": b"poison"}, name="acme/other")
     world.sync(other)
@@ -267,36 +268,36 @@ def test_the_transform_that_drops_a_file_is_named(world: World, settings) -> Non
 
 
 def test_what_it_waits_for_is_told(world: World) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    resync_single(Actor.command(), pair)
+    resync_single(Actor.command(), watch)
     world.app.paused = True
     world.app.save()
-    pair = AppRepository.objects.select_related("app", "repository").get(pk=pair.pk)
-    why = explain(Actor.command(), pair, "a.md")
+    watch = AppRepository.objects.select_related("app", "repository").get(pk=watch.pk)
+    why = explain(Actor.command(), watch, "a.md")
     assert why.tried_next
     assert why.tried_next.words == "waits until the app is resumed"
     SyncPause.objects.create(paused_by="anna")
-    why = explain(Actor.command(), pair, "a.md")
+    why = explain(Actor.command(), watch, "a.md")
     assert why.tried_next
     assert why.tried_next.words == "waits until syncing is resumed"
 
 
 def test_asking_needs_the_right_to_see_watched_repositories(world: World, django_user_model) -> None:
-    _, pair = world.watch({"a.md": b"1"})
+    _, watch = world.watch({"a.md": b"1"})
     nobody = django_user_model.objects.create_user("mallory", is_staff=True)
     with pytest.raises(PermissionDenied):
-        explain(Actor.of_user(nobody), pair, "a.md")
+        explain(Actor.of_user(nobody), watch, "a.md")
     other = world.add_app("Search")
     with pytest.raises(PermissionDenied):
-        explain(Actor.of_app(other), pair, "a.md")
+        explain(Actor.of_app(other), watch, "a.md")
 
 
 def test_asking_changes_nothing_and_fetches_nothing(world: World) -> None:
-    repo, pair = world.watch({"a.md": b"1"})
+    repo, watch = world.watch({"a.md": b"1"})
     world.settle()
     repo.commit({"a.md": b"2"})
     asked, told, before = len(world.git.server.requests), len(world.requests()), AppRepository.objects.values().get()
-    assert ask(pair, "a.md").verdict.state == "delivered"
+    assert ask(watch, "a.md").verdict.state == "delivered"
     assert (len(world.git.server.requests), len(world.requests())) == (asked, told)
     assert AppRepository.objects.values().get() == before

@@ -5,16 +5,15 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from deliveries_app import causes
 from deliveries_app.actors import Actor
-from deliveries_app.causes import RootCause
-from deliveries_app.clock import from_now
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, Status, root_causes
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
-from deliveries_app.services import cancel_request, resync_single, retry_single, unwatch, watch
-from deliveries_app.services.circuits import reset_circuit
+from deliveries_app.services import cancel_request, resync_single, retry_single, unwatch_repository, watch_repository
+from deliveries_app.services.control import reset_circuit
 from deliveries_app.services.watch_settings import replace_github_token
-from repositories_app.exceptions import Cause as GitCause
+from docora.db.clock import from_now
+from repositories_app.git.exceptions import Cause as GitCause
 from repositories_app.models import Repository
 from tests.support.histories import refusing
 from tests.support.world import KEY, World
@@ -23,28 +22,28 @@ COMMAND = Actor.command()
 NOTHING = (None, "", None, "", "", "")
 
 
-def trouble(pair: AppRepository) -> tuple[object, ...]:
+def failure(watch: AppRepository) -> tuple[object, ...]:
     """Every column that tells of a failure."""
-    pair.refresh_from_db()
+    watch.refresh_from_db()
     return (
-        pair.failing_since,
-        pair.root_cause,
-        pair.last_status_code,
-        pair.last_answer,
-        pair.last_error,
-        pair.last_error_cause,
+        watch.failing_since,
+        watch.root_cause,
+        watch.last_status_code,
+        watch.last_response,
+        watch.last_error,
+        watch.last_error_cause,
     )
 
 
 @pytest.fixture
 def failing(world: World) -> AppRepository:
     """Its first attempt found a client that answers 500, an hour ago."""
-    _, pair = world.watch({"bad.txt": b"1", "good.txt": b"2"})
+    _, watch = world.watch({"bad.txt": b"1", "good.txt": b"2"})
     world.answer(lambda note: Answer(500, {"error": "out of disk"}) if note.path == "bad.txt" else None)
-    world.sync(pair)
-    AppRepository.objects.filter(pk=pair.pk).update(failing_since=timezone.now() - timedelta(hours=1))
-    pair.refresh_from_db()
-    return pair
+    world.sync(watch)
+    AppRepository.objects.filter(pk=watch.pk).update(failing_since=timezone.now() - timedelta(hours=1))
+    watch.refresh_from_db()
+    return watch
 
 
 # --- Since when ----------------------------------------------------------------------------------------------------------
@@ -53,7 +52,7 @@ def failing(world: World) -> AppRepository:
 def test_the_first_failure_sets_it_with_the_cause_and_the_answer(world: World, failing: AppRepository) -> None:
     assert failing.is_failing
     assert (failing.root_cause, failing.last_status_code) == ("http_5xx", 500)
-    assert "out of disk" in failing.last_answer
+    assert "out of disk" in failing.last_response
     assert failing.last_error == "1 file was not accepted. The app answered 500."
     assert list(AppRepository.objects.failing()) == [failing]
 
@@ -61,9 +60,9 @@ def test_the_first_failure_sets_it_with_the_cause_and_the_answer(world: World, f
 def test_further_failures_keep_it_and_the_latest_cause_counts(world: World, failing: AppRepository) -> None:
     since = failing.failing_since
     world.answer(refusing("bad.txt", status=403))
-    assert trouble(world.sync(failing))[:3] == (since, "refused", 403)
+    assert failure(world.sync(failing))[:3] == (since, "refused", 403)
     world.receiver.stop()
-    assert trouble(world.sync(failing))[:4] == (since, "connection", None, "")
+    assert failure(world.sync(failing))[:4] == (since, "connection", None, "")
     world.receiver.start()
 
 
@@ -77,42 +76,42 @@ def test_it_is_kept_through_the_last_attempt_and_the_rescans_after_it(world: Wor
 def test_a_success_clears_it(world: World, failing: AppRepository) -> None:
     world.answer(None)
     world.sync(failing)
-    assert trouble(failing) == NOTHING
+    assert failure(failing) == NOTHING
     assert not AppRepository.objects.failing().exists()
 
 
 def test_a_resync_clears_it_and_the_next_failure_begins_anew(world: World, failing: AppRepository) -> None:
     before = failing.failing_since
     resync_single(COMMAND, failing)
-    assert trouble(failing) == NOTHING
-    pair = world.sync(failing)
+    assert failure(failing) == NOTHING
+    watch = world.sync(failing)
     assert before is not None
-    assert pair.failing_since is not None
-    assert pair.failing_since > before
+    assert watch.failing_since is not None
+    assert watch.failing_since > before
 
 
 def test_a_new_token_for_the_repository_clears_it(world: World, failing: AppRepository) -> None:
     replace_github_token(COMMAND, failing, "ghp_other")
-    assert trouble(failing) == NOTHING
+    assert failure(failing) == NOTHING
 
 
 @pytest.mark.parametrize("verb", ["retry", "cancelled retry", "reset circuit"])
 def test_a_person_who_lets_it_be_tried_again_does_not_clear_it(world: World, failing, verb: str) -> None:
-    before = trouble(failing)
+    before = failure(failing)
     if verb == "reset circuit":
         reset_circuit(COMMAND, failing.repository)
     else:
         retry_single(COMMAND, failing)
     if verb == "cancelled retry":
         cancel_request(COMMAND, failing)
-    assert trouble(failing) == before
+    assert failure(failing) == before
 
 
 def test_what_is_no_longer_watched_is_not_failing_and_watching_it_again_clears_it(world: World, failing) -> None:
-    unwatch(COMMAND, failing)
+    unwatch_repository(COMMAND, failing)
     assert not AppRepository.objects.failing().exists()
-    watch(COMMAND, world.app, failing.github_url)
-    assert trouble(failing) == NOTHING
+    watch_repository(COMMAND, world.app, failing.github_url)
+    assert failure(failing) == NOTHING
 
 
 def test_a_removed_app_has_nothing_failing(world: World, failing: AppRepository) -> None:
@@ -121,40 +120,40 @@ def test_a_removed_app_has_nothing_failing(world: World, failing: AppRepository)
 
 
 def test_a_circuit_that_others_opened_and_a_pause_make_nothing_fail(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
     Repository.objects.update(circuit_open_until=from_now(600))
-    assert trouble(world.sync(pair)) == NOTHING
+    assert failure(world.sync(watch)) == NOTHING
     App.objects.update(paused=True)
-    assert trouble(world.sync(pair)) == NOTHING
+    assert failure(world.sync(watch)) == NOTHING
 
 
 def test_an_endpoint_that_is_down_or_asks_for_a_rest_is_told_as_what_it_answers(world: World) -> None:
-    _, pair = world.watch({f"{number:02}.txt": b"x" for number in range(12)})
+    _, watch = world.watch({f"{number:02}.txt": b"x" for number in range(12)})
     world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
-    assert trouble(world.sync(pair))[1:3] == ("http_4xx", 429)
+    assert failure(world.sync(watch))[1:3] == ("http_4xx", 429)
     world.answer(lambda note: Answer(502))
-    assert trouble(world.sync(pair))[1:3] == ("http_5xx", 502)
-    assert "endpoint is down" in pair.last_error
+    assert failure(world.sync(watch))[1:3] == ("http_5xx", 502)
+    assert "endpoint is down" in watch.last_error
     world.answer(lambda note: Answer(410))
-    assert trouble(world.sync(pair))[1:3] == ("http_4xx", 410)
+    assert failure(world.sync(watch))[1:3] == ("http_4xx", 410)
 
 
 # --- The answer ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_answer_is_bounded_and_holds_no_key(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.answer(lambda note: Answer(401, {"expected": KEY, "nul": "\0", "more": "x" * 2000}))
-    pair = world.sync(pair)
-    assert (pair.root_cause, pair.last_status_code, len(pair.last_answer)) == ("refused", 401, 500)
-    assert "expected" in pair.last_answer
-    assert KEY not in pair.last_answer
+    watch = world.sync(watch)
+    assert (watch.root_cause, watch.last_status_code, len(watch.last_response)) == ("refused", 401, 500)
+    assert "expected" in watch.last_response
+    assert KEY not in watch.last_response
 
 
 def test_a_failure_of_git_leaves_no_answer_of_the_app_behind(world: World, failing: AppRepository) -> None:
     AppRepository.objects.filter(pk=failing.pk).update(github_url=f"{world.git.server.url}/acme/gone")
-    assert trouble(world.sync(failing))[1:4] == ("git_not_found", None, "")
+    assert failure(world.sync(failing))[1:4] == ("git_not_found", None, "")
 
 
 # --- The cause -----------------------------------------------------------------------------------------------------------
@@ -165,14 +164,14 @@ def broken(*_: object) -> None:
 
 
 def test_an_error_of_ours_is_docora_s_own(world: World, monkeypatch) -> None:
-    _, pair = world.watch()
-    monkeypatch.setattr("deliveries_app.planning.fill", broken)
-    assert world.sync(pair).root_cause == RootCause.INTERNAL
+    _, watch = world.watch()
+    monkeypatch.setattr("deliveries_app.planning.planner.fill", broken)
+    assert world.sync(watch).root_cause == RootCause.INTERNAL
 
 
 def test_rules_that_cannot_be_applied_are_a_cause_of_their_own(world: World) -> None:
-    _, pair = world.watch({".docoraignore": b"\n".join(b"%d" % number for number in range(20_000))})
-    assert world.sync(pair).root_cause == RootCause.RULES
+    _, watch = world.watch({".docoraignore": b"\n".join(b"%d" % number for number in range(20_000))})
+    assert world.sync(watch).root_cause == RootCause.RULES
 
 
 @pytest.mark.parametrize(
@@ -195,9 +194,9 @@ def test_rules_that_cannot_be_applied_are_a_cause_of_their_own(world: World) -> 
     ],
 )
 def test_each_way_to_fail_has_one_root_cause(cause: str, status: int | None, root: RootCause) -> None:
-    assert causes.of_delivery(cause, status) == root
+    assert root_causes.of_delivery(cause, status) == root
 
 
 @pytest.mark.parametrize("cause", list(GitCause))
 def test_every_failure_of_git_has_a_root_cause_of_git(cause: GitCause) -> None:
-    assert causes.of_git(cause).label.startswith("Git: ")
+    assert root_causes.of_git(cause).label.startswith("Git: ")

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from deliveries_app import planning as engine
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.planning import Planned
+from deliveries_app.planning import planner as engine
+from deliveries_app.planning.planner import Planned
 from deliveries_app.services import cancel_request, resync_single
-from repositories_app import mirror
+from repositories_app.mirror import mirror
 from repositories_app.services import mirror_of
 from tests.support.git import Entry, Repo
 from tests.support.histories import (
@@ -43,76 +43,79 @@ def was_fast(planned: Planned) -> bool:
 
 def start(world: World, files: dict[str, bytes | Entry] | None = None) -> tuple[Repo, AppRepository]:
     """A repository that was synced once, with a base."""
-    repo, pair = world.watch(files if files is not None else {f"{n}.txt": A for n in range(5)})
-    pair = world.sync(pair)
-    assert pair.base_commit == repo.head
-    return repo, pair
+    repo, watch = world.watch(files if files is not None else {f"{n}.txt": A for n in range(5)})
+    watch = world.sync(watch)
+    assert watch.base_commit == repo.head
+    return repo, watch
 
 
 def test_a_file_created_and_deleted_while_another_file_kept_failing_is_deleted_at_the_client(
     world: World, plans: list[Planned]
 ) -> None:
     """A diff against "the last commit delivered completely" would know neither the file nor that it went."""
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"ghost": B, "poison": B})
     world.answer(refusing("poison"))
-    pair = world.sync(pair)
-    assert "ghost" in world.copy(pair)
-    assert pair.base_commit == repo.head  # the whole plan was tried: the rows equal this tree but for what is listed
+    watch = world.sync(watch)
+    assert "ghost" in world.copy(watch)
+    assert watch.base_commit == repo.head  # the whole plan was tried: the rows equal this tree but for what is listed
     repo.commit({"ghost": None})
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     assert was_fast(plans[-1])
-    assert "ghost" not in world.copy(pair)
+    assert "ghost" not in world.copy(watch)
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_what_failed_is_tried_again_though_nothing_changed_upstream(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"poison": B, "0.txt": B, "1.txt": None})
     world.answer(refusing("poison", "0.txt", "1.txt"))
-    world.sync(pair)
+    world.sync(watch)
     world.answer(None)
-    world.sync(pair)
+    world.sync(watch)
     assert was_fast(plans[-1])
     assert plans[-1].plan.files == 3
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_the_base_is_cleared_with_the_first_announcement_and_comes_back_at_the_end(
     world: World, plans: list[Planned]
 ) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"0.txt": B})
     seen: list[tuple[str, str]] = []
     world.answer(
         at_notification(1, lambda: seen.append(AppRepository.objects.values_list("base_commit", "base_rules").get()))
     )
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     assert seen == [("", "")]
-    assert (pair.base_commit, pair.base_rules) == (repo.head, engine.rows.terms_of(pair).fingerprint)
-    assert_promise_kept(world, repo, pair)
+    assert (watch.base_commit, watch.base_rules) == (
+        repo.head,
+        engine.delivery_rows.delivery_rules_of(watch).fingerprint,
+    )
+    assert_promise_kept(world, repo, watch)
 
 
 def test_after_a_worker_was_killed_amid_a_run_the_plan_is_full(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"0.txt": B, "new": B})
-    kill_worker(world, pair, lambda note: True)
+    kill_worker(world, watch, lambda note: True)
     world.settle()
     assert not was_fast(plans[0 if len(plans) == 1 else -1])
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_killed_at_b_after_announcing_and_pushed_back_to_a_nothing_stays_in_doubt(
     world: World, plans: list[Planned]
 ) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"0.txt": B, "new": B})
-    kill_worker_before_first_byte(world, pair)
+    kill_worker_before_first_byte(world, watch)
     repo.commit({"0.txt": A, "new": None})
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize(("first", "second"), [(100, 5), (5, 100)], ids=["lower", "higher"])
@@ -120,48 +123,48 @@ def test_another_limit_of_file_sizes_makes_a_full_plan_though_no_file_changed(
     world: World, plans: list[Planned], settings, first: int, second: int
 ) -> None:
     settings.MAX_FILE_BYTES = first
-    _, pair = start(world, {"small": b"1", "larger": A})
+    _, watch = start(world, {"small": b"1", "larger": A})
     settings.MAX_FILE_BYTES = second
-    world.sync(pair)
+    world.sync(watch)
     assert not was_fast(plans[-1])
-    assert set(world.copy(pair)) == ({"small"} if second == 5 else {"small", "larger"})
+    assert set(world.copy(watch)) == ({"small"} if second == 5 else {"small", "larger"})
 
 
 def test_a_resync_and_its_cancel_are_planned_fully_where_records_were_touched(
     world: World, plans: list[Planned]
 ) -> None:
-    repo, pair = start(world)
-    resync_single(Actor.command(), pair)
-    world.sync(pair)
+    repo, watch = start(world)
+    resync_single(Actor.command(), watch)
+    world.sync(watch)
     assert not was_fast(plans[-1])
-    resync_single(Actor.command(), pair)
-    world.answer(at_notification(1, lambda: cancel_request(Actor.command(), pair)))
+    resync_single(Actor.command(), watch)
+    world.answer(at_notification(1, lambda: cancel_request(Actor.command(), watch)))
     world.settle()
     assert not was_fast(plans[-1])
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_without_its_mirror_the_plan_is_full_and_only_what_changed_is_sent(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
-    shutil.rmtree(mirror_of(pair.repository).directory)
+    repo, watch = start(world)
+    shutil.rmtree(mirror_of(watch.repository).directory)
     repo.commit({"0.txt": B})
-    world.sync(pair)
+    world.sync(watch)
     assert not was_fast(plans[-1])
     assert plans[-1].plan.files == 1
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_base_that_no_ref_keeps_any_more_makes_a_full_plan(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
-    copy = mirror_of(pair.repository)
-    copy._git(["update-ref", "-d", f"refs/docora/{pair.watch_id}/base"])
+    repo, watch = start(world)
+    copy = mirror_of(watch.repository)
+    copy._git(["update-ref", "-d", f"refs/docora/{watch.watch_id}/base"])
     copy._git(["prune", "--expire=now"])
     copy._git(["repack", "-a", "-d", "-q"])
     repo.force_push({"0.txt": B, "other": A})
-    assert not copy.has(pair.base_commit)
-    world.sync(pair)
+    assert not copy.has(watch.base_commit)
+    world.sync(watch)
     assert not was_fast(plans[-1])
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize("changed", [3, 4], ids=["as many as allowed", "one more"])
@@ -170,11 +173,11 @@ def test_more_differences_than_are_worth_it_make_a_full_plan(
 ) -> None:
     monkeypatch.setattr(mirror, "MAX_DIFF_PATHS", 3)
     monkeypatch.setattr(engine, "MAX_DIFF_PATHS", 3)
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({f"{n}.txt": B for n in range(changed)})
-    world.sync(pair)
+    world.sync(watch)
     assert was_fast(plans[-1]) is (changed == 3)
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 LINK, MODULE = Entry.symlink("0.txt"), Entry.submodule("1" * 40)
@@ -202,25 +205,25 @@ def test_whatever_changes_the_fast_plan_is_the_full_plan_and_the_client_follows(
     world: World, plans: list[Planned]
 ) -> None:
     for number, (name, (before, change, kinds)) in enumerate(CHANGES.items()):
-        repo, pair = world.watch(before, name=f"acme/change-{number}")
-        pair = world.sync(pair)
+        repo, watch = world.watch(before, name=f"acme/change-{number}")
+        watch = world.sync(watch)
         told = len(world.requests())
         gone = {path: None for path, content in change.items() if content is None}
         if gone and len(gone) < len(change):
             repo.commit(gone)  # git's own import wants a path free before it puts something below it
         repo.commit({path: content for path, content in change.items() if content is not None} or gone)
-        pair = world.sync(pair)
+        watch = world.sync(watch)
         assert was_fast(plans[-1]), name
         assert [record.kind for record in world.requests()[told:]] == kinds, name
-        assert_promise_kept(world, repo, pair)
+        assert_promise_kept(world, repo, watch)
         files = repo.files()
-        assert (pair.tree_files, pair.tree_bytes) == (len(files), sum(map(len, files.values()))), name
+        assert (watch.tree_files, watch.tree_bytes) == (len(files), sum(map(len, files.values()))), name
 
 
 def test_a_force_push_of_another_history_is_only_the_difference_of_two_trees(
     world: World, plans: list[Planned]
 ) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     told = len(world.requests())
     repo.force_push({f"{n}.txt": A for n in range(4)} | {"new": B})
     world.settle()
@@ -229,44 +232,44 @@ def test_a_force_push_of_another_history_is_only_the_difference_of_two_trees(
         ("delete", "4.txt"),
         ("create", "new"),
     ]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_renamed_branch_sends_nothing_and_is_noticed(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     told = len(world.requests())
     repo.rename_branch("trunk")
     world.settle()
-    pair.refresh_from_db()
-    assert pair.branch == "trunk"
+    watch.refresh_from_db()
+    assert watch.branch == "trunk"
     assert len(world.requests()) == told
     repo.commit({"0.txt": B})
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_paths_that_are_no_text_come_and_go_beside_the_others(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"latin-\udce9": A, "0.txt": B})
-    pair = world.sync(pair)
-    assert [failure.cause for failure in pair.failures.all()] == ["not_utf8"]
+    watch = world.sync(watch)
+    assert [failure.cause for failure in watch.failures.all()] == ["not_utf8"]
     repo.commit({"latin-\udce9": None})
-    pair = world.sync(pair)
-    assert not pair.failures.exists()
+    watch = world.sync(watch)
+    assert not watch.failures.exists()
     assert all(map(was_fast, plans[1:]))
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_the_list_of_skipped_paths_follows_the_tree_also_when_there_is_nothing_to_send(
     world: World, plans: list[Planned]
 ) -> None:
-    repo, pair = start(world, {"file": A, "old-link": LINK})
+    repo, watch = start(world, {"file": A, "old-link": LINK})
     repo.commit({"old-link": None, "new-link": LINK})
     world.settle()
-    assert set(pair.failures.values_list("path", "kind")) == {("new-link", "skipped")}
+    assert set(watch.failures.values_list("path", "kind")) == {("new-link", "skipped")}
     repo.commit({"new-link": None, "file": LINK, "other": A})
     world.settle()
-    assert set(pair.failures.values_list("path", "kind")) == {("file", "skipped")}
+    assert set(watch.failures.values_list("path", "kind")) == {("file", "skipped")}
     assert all(map(was_fast, plans[1:]))
 
 
@@ -274,64 +277,64 @@ def test_a_blocked_path_without_a_row_is_not_forgotten_when_it_was_a_link_for_a_
     world: World, plans: list[Planned]
 ) -> None:
     """Listed as skipped instead of failed at C, and the worker killed: back at B nothing would speak of it any more."""
-    repo, pair = start(world, {"a": A, "z": A})
+    repo, watch = start(world, {"a": A, "z": A})
     repo.commit({"a": None})
     at_b = repo.commit({"a/b": B})
     world.answer(refusing("a"))
-    pair = world.sync(pair)
-    assert pair.base_commit == at_b
+    watch = world.sync(watch)
+    assert watch.base_commit == at_b
     facts = ("base_commit", "base_rules", "tree_files", "tree_bytes", "left_out")
-    before = AppRepository.objects.values(*facts).get(pk=pair.pk)
+    before = AppRepository.objects.values(*facts).get(pk=watch.pk)
     repo.commit({"a/b": LINK, "z": B})
-    kill_worker_before_first_byte(world, pair)
-    AppRepository.objects.filter(pk=pair.pk).update(**before)  # as if killed a moment earlier: nothing was announced
+    kill_worker_before_first_byte(world, watch)
+    AppRepository.objects.filter(pk=watch.pk).update(**before)  # as if killed a moment earlier: nothing was announced
     repo.commit({"a/b": B, "z": A})
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_row_in_doubt_is_planned_though_nothing_lists_its_path(world: World, plans: list[Planned]) -> None:
-    repo, pair = start(world)
+    repo, watch = start(world)
     repo.commit({"0.txt": B, "1.txt": None})
     world.answer(refusing("0.txt", "1.txt"))
-    world.sync(pair)
-    pair.failures.all().delete()
+    world.sync(watch)
+    watch.failures.all().delete()
     world.answer(None)
-    world.sync(pair)
+    world.sync(watch)
     assert was_fast(plans[-1])
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_frozen_worker_that_wakes_up_at_its_end_takes_nothing_off_the_list_of_its_successor(
     world: World, monkeypatch
 ) -> None:
     """The successor lists a blocked path, which has no row, and sets the base: only the list speaks of it then."""
-    repo, pair = start(world, {"a": A, "z": A})
+    repo, watch = start(world, {"a": A, "z": A})
     keep_base = mirror.Mirror.keep_base
 
     def freeze(*arguments) -> None:
         monkeypatch.setattr(mirror.Mirror, "keep_base", keep_base)
-        let_lease_run_out(pair)
+        let_lease_run_out(watch)
         repo.commit({"a": None})
         repo.commit({"a/b": B})
         world.answer(refusing("a"))
-        world.sync(pair)  # the successor, from its claim to its end
-        assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/b"}
+        world.sync(watch)  # the successor, from its claim to its end
+        assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}
 
     monkeypatch.setattr(mirror.Mirror, "keep_base", freeze)
     repo.commit({"z": B})
-    world.sync(pair)
-    assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/b"}
+    world.sync(watch)
+    assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_random_walk_of_trees_is_planned_fast_and_followed_step_by_step(world: World, plans: list[Planned]) -> None:
     chance = random.Random(20260105)
     names = ["a", "b", "c/a", "c/b", "c.d", "d/e/f", "é", "z"]
-    repo, pair = start(world, {"keep": A, "a": A, "c/a": A})
+    repo, watch = start(world, {"keep": A, "a": A, "c/a": A})
     failing: set[str] = set()
     world.answer(lambda note: refusing(*failing)(note))
     for _ in range(12):
@@ -342,9 +345,9 @@ def test_a_random_walk_of_trees_is_planned_fast_and_followed_step_by_step(world:
         }
         repo.commit(changes)
         failing = set(chance.sample(names, chance.choice([0, 0, 1, 3])))
-        pair = world.sync(pair)
-        assert pair.tree_files == len(repo.files())
+        watch = world.sync(watch)
+        assert watch.tree_files == len(repo.files())
     assert all(map(was_fast, plans[1:]))
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)

@@ -27,11 +27,11 @@ def test_every_file_of_whichever_branch_is_head_arrives_with_its_hash(world: Wor
         'quote"and\\backslash': b'"\\\x01\x1f\x7f',
     }
     repo = world.git.repo("acme/widgets", files, branch=branch)
-    pair = world.sync(world.watch_url(repo))
-    assert (pair.status, pair.branch, pair.last_commit) == (Status.SYNCED, branch, repo.head)
-    assert world.copy(pair) == shas(files)
+    watch = world.sync(world.watch_url(repo))
+    assert (watch.status, watch.branch, watch.last_commit) == (Status.SYNCED, branch, repo.head)
+    assert world.copy(watch) == shas(files)
     assert {record.status for record in world.receiver.log} == {200}
-    run = world.runs(pair)[0]
+    run = world.runs(watch)[0]
     assert (run.outcome, run.files_done, run.files_total) == (Outcome.SUCCEEDED, len(files), len(files))
     assert {record.reason for record in world.receiver.log} == {"initial"}
 
@@ -39,9 +39,9 @@ def test_every_file_of_whichever_branch_is_head_arrives_with_its_hash(world: Wor
 def test_large_files_arrive_in_chunks_whether_text_or_binary(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 10_000, 4_000
     files = {"big.txt": b"some text\n" * 3_000, "big.bin": bytes(range(256)) * 100, "small.txt": b"x"}
-    _, pair = world.watch(files)
-    assert world.sync(pair).status == Status.SYNCED
-    assert world.copy(pair) == shas(files)
+    _, watch = world.watch(files)
+    assert world.sync(watch).status == Status.SYNCED
+    assert world.copy(watch) == shas(files)
     chunks = [record.chunk for record in world.requests("create") if record.path == "big.txt"]
     assert len(chunks) == 10
     assert [chunk.index for chunk in chunks if chunk] == list(range(10))
@@ -50,7 +50,7 @@ def test_large_files_arrive_in_chunks_whether_text_or_binary(world: World, setti
 
 def test_what_cannot_be_sent_is_listed_with_the_reason_and_nothing_else_is_held_up(world: World, settings) -> None:
     settings.MAX_FILE_BYTES = 100
-    _, pair = world.watch(
+    _, watch = world.watch(
         {
             "fine.txt": b"fine",
             "link": Entry.symlink("fine.txt"),
@@ -59,8 +59,8 @@ def test_what_cannot_be_sent_is_listed_with_the_reason_and_nothing_else_is_held_
             "d/" * 511 + "long-name.txt": b"path of more than 1,024 bytes",
         }
     )
-    assert world.sync(pair).status == Status.SYNCED
-    assert set(world.copy(pair)) == {"fine.txt"}
-    listed = {failure.cause for failure in pair.failures.all()}
+    assert world.sync(watch).status == Status.SYNCED
+    assert set(world.copy(watch)) == {"fine.txt"}
+    listed = {failure.cause for failure in watch.failures.all()}
     assert listed == {"symlink", "submodule", "too_large", "path_too_long"}
-    assert world.runs(pair)[0].files_skipped == 4
+    assert world.runs(watch)[0].files_skipped == 4

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from django.utils import timezone
 
-from deliveries_app import followed, runs
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
+from deliveries_app.progress import poll_cache, runs
+from deliveries_app.progress.live import Progress
 from deliveries_app.services import resync_many
-from deliveries_app.tallies import Tally
-from docora import progress
-from tests.support.staff import make_app, make_pair
+from docora.redis import live_counters
+from tests.support.staff import make_app, make_watch
 
 BARS = 20
 
@@ -28,8 +28,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(followed, "time", clock)
-    monkeypatch.setattr(followed, "_followed", {})
+    monkeypatch.setattr(poll_cache, "time", clock)
+    monkeypatch.setattr(poll_cache, "_followed", {})
     return clock
 
 
@@ -37,33 +37,33 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many counters each question to Redis was."""
     asked: list[int] = []
-    read: Callable[[Sequence[str]], list[dict[str, int] | None]] = progress.read
+    read: Callable[[Sequence[str]], list[dict[str, int] | None]] = live_counters.read
 
     def counted(keys: Sequence[str]) -> list[dict[str, int] | None]:
         asked.append(len(keys))
         return read(keys)
 
-    monkeypatch.setattr(progress, "read", counted)
+    monkeypatch.setattr(live_counters, "read", counted)
     return asked
 
 
 @pytest.fixture
 def operations(db) -> list[BulkOperation]:
     app = make_app("Portal")
-    pairs = [make_pair(app, f"docs-{number}") for number in range(BARS)]
-    return [resync_many(Actor.system(), AppRepository.objects.filter(pk=pair.pk)) for pair in pairs]
+    watches = [make_watch(app, f"docs-{number}") for number in range(BARS)]
+    return [resync_many(Actor.system(), AppRepository.objects.filter(pk=watch.pk)) for watch in watches]
 
 
-def draw(operation: BulkOperation, tally: Tally) -> str:
-    return f"{operation.operation_id}: {tally.files_done}"
+def draw(operation: BulkOperation, progress: Progress) -> str:
+    return f"{operation.operation_id}: {progress.files_done}"
 
 
 def done(operation: BulkOperation) -> int:
-    bar = followed.read(operation.operation_id, draw)
+    bar = poll_cache.read(operation.operation_id, draw)
     assert bar is not None
     assert bar.operation == operation
-    assert bar.drawn in {None, draw(operation, bar.tally)}
-    return bar.tally.files_done
+    assert bar.drawn in {None, draw(operation, bar.progress)}
+    return bar.progress.files_done
 
 
 def follow(operations: list[BulkOperation], clock: Clock, rounds: int, every: float = 1.0) -> None:
@@ -71,7 +71,7 @@ def follow(operations: list[BulkOperation], clock: Clock, rounds: int, every: fl
     for _ in range(rounds):
         for operation in operations:
             done(operation)
-            progress.advance(operation.operation_id, files_done=1)
+            live_counters.advance(operation.operation_id, files_done=1)
             clock.now += every / len(operations)
 
 
@@ -89,18 +89,18 @@ def brought(operations, clock: Clock) -> BulkOperation:
     """One whose numbers have just been read with those of another."""
     follow(operations, clock, 3)
     done(operations[0])
-    assert followed._followed[operations[1].operation_id].ahead
+    assert poll_cache._followed[operations[1].operation_id].ahead
     return operations[1]
 
 
 def test_no_bar_is_older_than_half_a_second(brought: BulkOperation, clock: Clock) -> None:
-    progress.advance(brought.operation_id, files_done=10)
+    live_counters.advance(brought.operation_id, files_done=10)
     clock.now += 0.5
     assert done(brought) == 13
 
 
 def test_what_was_read_ahead_is_used_once(brought: BulkOperation, reads: list[int]) -> None:
-    progress.advance(brought.operation_id, files_done=10)
+    live_counters.advance(brought.operation_id, files_done=10)
     assert done(brought) == 3
     assert reads == []
     assert done(brought) == 13
@@ -112,13 +112,13 @@ def test_what_ended_meanwhile_is_told_as_ended(operations, brought: BulkOperatio
     runs.close_operations([operation.pk for operation in operations])
     clock.now += 0.5
     for operation in operations:
-        bar = followed.read(operation.operation_id, draw)
+        bar = poll_cache.read(operation.operation_id, draw)
         assert bar is not None
-        assert bar.tally.finished
+        assert bar.progress.finished
 
 
 def test_what_nobody_follows_any_more_is_forgotten(operations, clock: Clock) -> None:
     follow(operations, clock, 1)
     clock.now += 120
     follow(operations[:1], clock, 2)
-    assert list(followed._followed) == [operations[0].operation_id]
+    assert list(poll_cache._followed) == [operations[0].operation_id]

@@ -21,8 +21,8 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.services import retry_all
-from deliveries_app.services.checking import check_due
-from repositories_app import remote
+from deliveries_app.sweep.head_checks import check_due
+from repositories_app.git import remote
 from repositories_app.models import Repository
 from tests.support.admin_pages import NOT_THERE, pages, superuser, variants
 
@@ -39,8 +39,8 @@ def crowd(db) -> None:
     generate()
 
 
-def per_pair(rows) -> dict[int, int]:
-    return dict(rows.order_by().values_list("pair").annotate(Count("pk")))
+def per_watch(rows) -> dict[int, int]:
+    return dict(rows.order_by().values_list("watch").annotate(Count("pk")))
 
 
 def test_there_is_as_much_of_everything_as_was_asked_for(crowd: None) -> None:
@@ -73,7 +73,7 @@ def test_every_state_that_an_operator_meets_is_there(crowd: None) -> None:
     assert set(AppRepository.objects.values_list("status", flat=True)) == set(Status)
     assert set(AppRepository.objects.failing().values_list("root_cause", flat=True)) == set(RootCause)
     assert Repository.objects.filter(circuit_open_until__isnull=False).exists()
-    cleared = Q(acknowledged=True, generation__lt=F("pair__resend_floor"))
+    cleared = Q(acknowledged=True, generation__lt=F("watch__resend_floor"))
     assert Delivery.objects.filter(cleared).exists()
     assert Delivery.objects.filter(acknowledged=False).exists()
     assert DeliveryFailure.objects.filter(kind=FailureKind.SKIPPED).exists()
@@ -84,28 +84,28 @@ def test_every_state_that_an_operator_meets_is_there(crowd: None) -> None:
 
 def test_numbers_of_a_watch_are_those_of_its_rows(crowd: None) -> None:
     rows, sizes = (
-        per_pair(Delivery.objects),
-        dict(Delivery.objects.order_by().values_list("pair").annotate(Sum("size"))),
+        per_watch(Delivery.objects),
+        dict(Delivery.objects.order_by().values_list("watch").annotate(Sum("size"))),
     )
-    failed = per_pair(DeliveryFailure.objects.filter(kind=FailureKind.FAILED))
-    skipped = per_pair(DeliveryFailure.objects.filter(kind=FailureKind.SKIPPED))
-    doubtful = per_pair(Delivery.objects.filter(acknowledged=False))
-    for pair in AppRepository.objects.all():
-        assert (pair.tree_files, pair.tree_bytes) == (rows.get(pair.pk, 0), sizes.get(pair.pk, 0))
-        assert pair.files_failing == failed.get(pair.pk, 0)
-        assert pair.left_out.get("symlink", 0) == skipped.get(pair.pk, 0)
-        if pair.is_failing:
-            assert doubtful.get(pair.pk, 0) == pair.files_failing
-    listed = DeliveryFailure.objects.filter(kind=FailureKind.FAILED).values_list("pair", "path")
-    assert set(listed) <= set(Delivery.objects.filter(acknowledged=False).values_list("pair", "path"))
+    failed = per_watch(DeliveryFailure.objects.filter(kind=FailureKind.FAILED))
+    skipped = per_watch(DeliveryFailure.objects.filter(kind=FailureKind.SKIPPED))
+    doubtful = per_watch(Delivery.objects.filter(acknowledged=False))
+    for watch in AppRepository.objects.all():
+        assert (watch.tree_files, watch.tree_bytes) == (rows.get(watch.pk, 0), sizes.get(watch.pk, 0))
+        assert watch.files_failing == failed.get(watch.pk, 0)
+        assert watch.left_out.get("symlink", 0) == skipped.get(watch.pk, 0)
+        if watch.is_failing:
+            assert doubtful.get(watch.pk, 0) == watch.files_failing
+    listed = DeliveryFailure.objects.filter(kind=FailureKind.FAILED).values_list("watch", "path")
+    assert set(listed) <= set(Delivery.objects.filter(acknowledged=False).values_list("watch", "path"))
 
 
 def test_generations_and_sequence_numbers_are_as_the_engine_makes_them(crowd: None) -> None:
-    late = Q(generation__gt=F("pair__generation")) | Q(intent__gte=F("pair__intent_high")) | Q(generation__lt=1)
+    late = Q(generation__gt=F("watch__generation")) | Q(sequence__gte=F("watch__sequence_high")) | Q(generation__lt=1)
     assert not Delivery.objects.filter(late).exists()
-    assert not SyncRun.objects.filter(generation__gt=F("pair__generation")).exists()
-    assert not Delivery.objects.order_by().values("pair", "intent").annotate(n=Count("pk")).filter(n__gt=1).exists()
-    assert not Delivery.objects.filter(acknowledged=True, held_sha=None).exists()
+    assert not SyncRun.objects.filter(generation__gt=F("watch__generation")).exists()
+    assert not Delivery.objects.order_by().values("watch", "sequence").annotate(n=Count("pk")).filter(n__gt=1).exists()
+    assert not Delivery.objects.filter(acknowledged=True, acknowledged_sha=None).exists()
     assert not SyncRun.objects.filter(files_done__gt=F("files_total")).exists()
     assert not SyncRun.objects.filter(started_at__lt=F("created_at")).exists()
 
@@ -116,7 +116,7 @@ def test_an_operation_has_the_runs_that_it_says_and_ends_with_them(crowd: None) 
         assert outcomes.total() == operation.total
         assert (operation.ended_at is None) == (outcomes[""] > 0)
     waiting = AppRepository.objects.filter(status__in=[Status.PENDING, Status.SCANNING])
-    assert set(SyncRun.objects.filter(outcome="").values_list("pair", flat=True)) == set(
+    assert set(SyncRun.objects.filter(outcome="").values_list("watch", flat=True)) == set(
         waiting.values_list("pk", flat=True)
     )
 

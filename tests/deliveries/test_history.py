@@ -1,4 +1,4 @@
-"""The history: sync runs and bulk operations, found by pair, app, outcome, period and name, without a look at all of them."""
+"""The history: sync runs and bulk operations, found by watch, app, outcome, period and name, without a look at all of them."""
 
 import re
 from datetime import datetime, timedelta
@@ -10,23 +10,23 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app import history
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, DeliveryFailure, Outcome, Reason, SyncRun
+from deliveries_app.reports import history
 from deliveries_app.services import cancel_operation, resync_by_app
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import make_app, make_watch, staff
 
 RUNS, OPERATIONS = "/admin/deliveries_app/syncrun/", "/admin/deliveries_app/bulkoperation/"
 
 
-def run_of(pair: AppRepository | None, *, days: float = 0, **facts) -> SyncRun:
+def run_of(watch: AppRepository | None, *, days: float = 0, **facts) -> SyncRun:
     moment = timezone.now() - timedelta(days=days)
     facts = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED, "requested_by": "Docora"} | facts
-    if pair:
-        facts = {"app_name": pair.app.name, "repository_name": str(pair.repository)} | facts
+    if watch:
+        facts = {"app_name": watch.app.name, "repository_name": str(watch.repository)} | facts
     ended = moment + timedelta(seconds=75) if facts["outcome"] else None
     return SyncRun.objects.create(
-        pair=pair, generation=1, **{"created_at": moment, "started_at": moment, "ended_at": ended} | facts
+        watch=watch, generation=1, **{"created_at": moment, "started_at": moment, "ended_at": ended} | facts
     )
 
 
@@ -44,10 +44,10 @@ def day(days_ago: int) -> str:
 # --- Filters -----------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_listed_with_what_started_them_and_what_came_of_them(viewer: Client, pairs) -> None:
+def test_runs_are_listed_with_what_started_them_and_what_came_of_them(viewer: Client, watches) -> None:
     facts = {"files_total": 1690, "files_done": 1204, "files_failed": 3, "bytes_done": 9_600_000}
     run_of(
-        pairs[0], reason=Reason.RESYNC, requested_by="anna", outcome=Outcome.FAILED, commit_sha="c0ffee11" + "0" * 32,
+        watches[0], reason=Reason.RESYNC, requested_by="anna", outcome=Outcome.FAILED, commit_sha="c0ffee11" + "0" * 32,
         error="3 files were not accepted.", left_out={"ignored": 12}, **facts,
     )  # fmt: skip
     page = viewer.get(RUNS).text
@@ -60,25 +60,27 @@ def test_runs_are_listed_with_what_started_them_and_what_came_of_them(viewer: Cl
     }  # fmt: skip
 
 
-def test_runs_are_filtered_by_pair_app_repository_and_operation(viewer: Client, pairs) -> None:
+def test_runs_are_filtered_by_watch_app_repository_and_operation(viewer: Client, watches) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
-    portal_docs, portal_site, search_docs = [run_of(pair).pk for pair in pairs]
+    portal_docs, portal_site, search_docs = [run_of(watch).pk for watch in watches]
     SyncRun.objects.filter(pk=portal_site).update(operation=operation)
     gone = run_of(None, app_name="Portal", repository_name="acme/gone").pk
     assert listed(viewer) == [gone, search_docs, portal_site, portal_docs]
-    assert listed(viewer, f"?pair={pairs[1].pk}") == [portal_site]
-    assert listed(viewer, f"?pair__app={pairs[0].app_id}") == [portal_site, portal_docs]
-    assert listed(viewer, f"?pair__repository={pairs[0].repository_id}") == [search_docs, portal_docs]
+    assert listed(viewer, f"?watch={watches[1].pk}") == [portal_site]
+    assert listed(viewer, f"?watch__app={watches[0].app_id}") == [portal_site, portal_docs]
+    assert listed(viewer, f"?watch__repository={watches[0].repository_id}") == [search_docs, portal_docs]
     assert listed(viewer, f"?operation={operation.pk}") == [portal_site]
-    assert listed(viewer, f"?pair__app={pairs[0].app_id}&pair__repository={pairs[0].repository_id}") == [portal_docs]
-    for app in ("por", "PORTAL", pairs[0].app.app_id):
+    assert listed(viewer, f"?watch__app={watches[0].app_id}&watch__repository={watches[0].repository_id}") == [
+        portal_docs
+    ]
+    for app in ("por", "PORTAL", watches[0].app.app_id):
         assert listed(viewer, f"?app_name={app}") == [portal_site, portal_docs]
     assert listed(viewer, "?app_name=&outcome=&from=") == listed(viewer)
 
 
-def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, pairs) -> None:
-    open_run = run_of(pairs[0], outcome="", reason=Reason.RETRY).pk
-    made = {outcome: run_of(pairs[0], outcome=outcome).pk for outcome in Outcome}
+def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, watches) -> None:
+    open_run = run_of(watches[0], outcome="", reason=Reason.RETRY).pk
+    made = {outcome: run_of(watches[0], outcome=outcome).pk for outcome in Outcome}
     assert listed(viewer, "?outcome=open") == [open_run]
     for outcome, pk in made.items():
         assert listed(viewer, f"?outcome={outcome}") == [pk]
@@ -86,15 +88,15 @@ def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, pairs) -> None
     assert listed(viewer, "?reason=retry&outcome=failed") == []
 
 
-def test_a_period_is_of_whole_days_and_holds_its_last_one(viewer: Client, pairs, settings) -> None:
+def test_a_period_is_of_whole_days_and_holds_its_last_one(viewer: Client, watches, settings) -> None:
     settings.TIME_ZONE = "Pacific/Auckland"
     timezone.activate("Pacific/Auckland")
     try:
         noon = timezone.localtime().replace(hour=12, minute=0)
-        made = [run_of(pairs[0], created_at=noon - timedelta(days=days)).pk for days in (0, 1, 6, 7, 40)]
+        made = [run_of(watches[0], created_at=noon - timedelta(days=days)).pk for days in (0, 1, 6, 7, 40)]
         start = timezone.make_aware(datetime.combine(timezone.localdate() - timedelta(days=1), datetime.min.time()))
-        first = run_of(pairs[0], created_at=start).pk
-        last = run_of(pairs[0], created_at=start + timedelta(days=1, microseconds=-1)).pk
+        first = run_of(watches[0], created_at=start).pk
+        last = run_of(watches[0], created_at=start + timedelta(days=1, microseconds=-1)).pk
         assert listed(viewer, f"?from={day(1)}&until={day(1)}") == [last, made[1], first]
         assert listed(viewer, f"?from={day(6)}") == [made[0], last, made[1], first, made[2]]
         assert listed(viewer, f"?until={day(7)}") == [made[3], made[4]]
@@ -104,11 +106,11 @@ def test_a_period_is_of_whole_days_and_holds_its_last_one(viewer: Client, pairs,
 
 @pytest.mark.parametrize(
     "query",
-    ["pair=x", "pair=999999", "pair__app=-1", "pair__repository=%C2%B2", "operation=1,2", "app_name=nobody", "reason=no",
+    ["watch=x", "watch=999999", "watch__app=-1", "watch__repository=%C2%B2", "operation=1,2", "app_name=nobody", "reason=no",
      "outcome=fail", "q=nothing%20like%20it", "q=run_", "q=bulk_nothing", "q=/", "q=%25", "until=2001-01-01"],
 )  # fmt: skip
-def test_a_filter_that_nothing_fits_finds_nothing_and_leads_back(viewer: Client, pairs, query: str) -> None:
-    run_of(pairs[0])
+def test_a_filter_that_nothing_fits_finds_nothing_and_leads_back(viewer: Client, watches, query: str) -> None:
+    run_of(watches[0])
     if query == "q=/":  # both sides of it may be empty
         assert len(listed(viewer, f"?{query}")) == 1
         return
@@ -129,13 +131,13 @@ def test_a_date_that_is_none_is_sent_back_to_the_list(viewer: Client, url: str, 
     assert (answer.status_code, answer["Location"].rpartition("/")[2]) == (302, "?e=1")
 
 
-def test_only_the_filters_are_asked_and_no_other_column(viewer: Client, pairs) -> None:
-    run_of(pairs[0])
+def test_only_the_filters_are_asked_and_no_other_column(viewer: Client, watches) -> None:
+    run_of(watches[0])
     for query in (
         "error__icontains=a",
         "requested_by=anna",
-        "pair__github_token__contains=g",
-        "pair__app__name=Portal",
+        "watch__github_token__contains=g",
+        "watch__app__name=Portal",
     ):
         assert viewer.get(f"{RUNS}?{query}").status_code == 400, query
         assert viewer.get(f"{RUNS}export/?{query}").status_code == 400, query
@@ -146,11 +148,11 @@ def test_only_the_filters_are_asked_and_no_other_column(viewer: Client, pairs) -
 
 
 def test_runs_are_found_by_id_by_operation_and_by_names_also_of_what_is_not_watched_any_more(
-    viewer: Client, pairs
+    viewer: Client, watches
 ) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
-    portal_docs = run_of(pairs[0], operation=operation)
-    portal_site, search_docs = run_of(pairs[1]).pk, run_of(pairs[2]).pk
+    portal_docs = run_of(watches[0], operation=operation)
+    portal_site, search_docs = run_of(watches[1]).pk, run_of(watches[2]).pk
     gone = run_of(None, app_name="Old portal", repository_name="acme/docs-of-old").pk
     found = {
         portal_docs.run_id: [portal_docs.pk],
@@ -167,34 +169,34 @@ def test_runs_are_found_by_id_by_operation_and_by_names_also_of_what_is_not_watc
 
 
 def test_where_very_much_is_meant_the_newest_are_looked_through_and_the_page_says_so(
-    viewer: Client, pairs, monkeypatch
+    viewer: Client, watches, monkeypatch
 ) -> None:
     monkeypatch.setattr(history, "WINDOW", 3)
     monkeypatch.setattr(history, "MOST_PAIRS", 2)
     monkeypatch.setattr("deliveries_app.admin.history.HistoryList.window", 3)
-    old = [run_of(pairs[0], days=10 + number).pk for number in range(3)]
-    new = [run_of(pairs[number], days=number).pk for number in range(3)]
-    assert listed(viewer, "?q=acme") == new  # three pairs are meant
+    old = [run_of(watches[0], days=10 + number).pk for number in range(3)]
+    new = [run_of(watches[number], days=number).pk for number in range(3)]
+    assert listed(viewer, "?q=acme") == new  # three watches are meant
     page = viewer.get(f"{RUNS}?q=acme").text
     assert "Only the newest 3 sync runs were looked through" in page
     assert listed(viewer, "?q=site") == [new[1]]
     assert listed(viewer, "?outcome=succeeded") == new
     assert listed(viewer, f"?outcome=succeeded&until={day(10)}") == old
-    assert listed(viewer, f"?outcome=succeeded&pair={pairs[0].pk}") == [new[0], *old]
+    assert listed(viewer, f"?outcome=succeeded&watch={watches[0].pk}") == [new[0], *old]
     assert listed(viewer, "?outcome=succeeded&app_name=portal") == [*new[:2], *old]
-    make_pair(pairs[0].app, "third")
+    make_watch(watches[0].app, "third")
     assert listed(viewer, "?outcome=succeeded&app_name=portal") == new[:2]
-    assert listed(viewer, f"?outcome=succeeded&pair__app={pairs[0].app_id}") == new[:2]
-    assert listed(viewer, f"?pair__app={pairs[0].app_id}") == [*new[:2], *old]
-    assert "looked through" not in viewer.get(f"{RUNS}?pair={pairs[0].pk}&outcome=succeeded").text
+    assert listed(viewer, f"?outcome=succeeded&watch__app={watches[0].app_id}") == new[:2]
+    assert listed(viewer, f"?watch__app={watches[0].app_id}") == [*new[:2], *old]
+    assert "looked through" not in viewer.get(f"{RUNS}?watch={watches[0].pk}&outcome=succeeded").text
     assert "looked through" not in viewer.get(RUNS).text
 
 
 # --- Order and cost ----------------------------------------------------------------------------------------------------
 
 
-def test_the_lists_are_sorted_by_time_alone(viewer: Client, pairs) -> None:
-    made = [run_of(pairs[0], days=days).pk for days in (3, 2, 1)]
+def test_the_lists_are_sorted_by_time_alone(viewer: Client, watches) -> None:
+    made = [run_of(watches[0], days=days).pk for days in (3, 2, 1)]
     heads = re.findall(r'<th scope="col" class="sortable[^"]*column-(\w+)', viewer.get(RUNS).text)
     assert heads == ["requested"]
     column = list(viewer.get(RUNS).context["cl"].list_display).index("requested")
@@ -204,19 +206,19 @@ def test_the_lists_are_sorted_by_time_alone(viewer: Client, pairs) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "?pair__app={app}", "?q=acme", "?outcome=succeeded", "?app_name=portal&from=2001-01-01", "?o=5&p=1"]
+    "query", ["", "?watch__app={app}", "?q=acme", "?outcome=succeeded", "?app_name=portal&from=2001-01-01", "?o=5&p=1"]
 )
 @pytest.mark.parametrize("url", [RUNS, OPERATIONS, f"{RUNS}export/", f"{OPERATIONS}export/"])
-def test_the_number_of_queries_does_not_grow_with_rows(viewer: Client, pairs, url: str, query: str) -> None:
+def test_the_number_of_queries_does_not_grow_with_rows(viewer: Client, watches, url: str, query: str) -> None:
     if "bulkoperation" in url:
-        query = query.replace("pair__app", "app").replace("outcome=succeeded", "state=finished")
+        query = query.replace("watch__app", "app").replace("outcome=succeeded", "state=finished")
 
     def queries_with(rows: int) -> int:
         for _ in range(rows):
-            operation = BulkOperation.objects.create(title="acme", total=1, requested_by="anna", app=pairs[0].app)
-            run_of(pairs[0], operation=operation)
+            operation = BulkOperation.objects.create(title="acme", total=1, requested_by="anna", app=watches[0].app)
+            run_of(watches[0], operation=operation)
         with CaptureQueriesContext(connection) as queries:
-            answer = viewer.get(url + query.format(app=pairs[0].app_id))
+            answer = viewer.get(url + query.format(app=watches[0].app_id))
             assert answer.status_code == 200
             if answer.streaming:
                 list(answer)
@@ -229,17 +231,17 @@ def test_the_number_of_queries_does_not_grow_with_rows(viewer: Client, pairs, ur
 # --- The page of a run -------------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_run_has_all_that_is_known_of_it(viewer: Client, pairs) -> None:
+def test_the_page_of_a_run_has_all_that_is_known_of_it(viewer: Client, watches) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all · Portal", total=1, requested_by="anna")
     moment = timezone.now().replace(year=2025, month=3, day=4, hour=5, minute=6, second=7)
     run = run_of(
-        pairs[0], reason=Reason.RESYNC, requested_by="anna", operation=operation, outcome=Outcome.FAILED, attempts=5,
+        watches[0], reason=Reason.RESYNC, requested_by="anna", operation=operation, outcome=Outcome.FAILED, attempts=5,
         created_at=moment, started_at=moment, ended_at=moment + timedelta(seconds=200), commit_sha="c0ffee" + "0" * 34,
         files_total=10, files_done=9, files_failed=1, bytes_total=2000, bytes_done=1900, left_out={"submodule": 4},
         error="1 file was not accepted.",
     )  # fmt: skip
     DeliveryFailure.objects.create(
-        pair=pairs[0], path_digest="0" * 64, path="bad/<b>.txt", cause="http", status_code=500, body="boom",
+        watch=watches[0], path_digest="0" * 64, path="bad/<b>.txt", cause="http", status_code=500, body="boom",
         message="The app answered 500.", first_at=moment, last_at=moment,
     )  # fmt: skip
     page = viewer.get(f"{RUNS}{run.pk}/change/").text
@@ -247,9 +249,9 @@ def test_the_page_of_a_run_has_all_that_is_known_of_it(viewer: Client, pairs) ->
         run.run_id, "2025-03-04 05:06:07 UTC", "2025-03-04 05:09:27 UTC", "3 min 20 s, 5 attempts", "c0ffee" + "0" * 34,
         "9 of 10 acknowledged", "1.9 kB of 2.0 kB", "1 file was not accepted.", "re-sync, requested by anna", "Submodules",
         "bad/&lt;b&gt;.txt", "The app answered 500.", "Not delivered now (1)",
-        f'href="/admin/deliveries_app/app/{pairs[0].app_id}/change/"',
-        f'href="/admin/deliveries_app/apprepository/{pairs[0].pk}/change/"',
-        f'href="{OPERATIONS}{operation.pk}/change/"', f'href="{RUNS}?pair={pairs[0].pk}"',
+        f'href="/admin/deliveries_app/app/{watches[0].app_id}/change/"',
+        f'href="/admin/deliveries_app/apprepository/{watches[0].pk}/change/"',
+        f'href="{OPERATIONS}{operation.pk}/change/"', f'href="{RUNS}?watch={watches[0].pk}"',
     ):  # fmt: skip
         assert words in page, words
 
@@ -262,12 +264,12 @@ def test_the_page_of_a_run_whose_watch_is_gone_still_reads(viewer: Client) -> No
     assert "apprepository/None" not in page
 
 
-def test_whoever_sees_runs_only_finds_no_links_to_what_they_may_not_see(pairs) -> None:
+def test_whoever_sees_runs_only_finds_no_links_to_what_they_may_not_see(watches) -> None:
     client = staff("ron", "view_syncrun")
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
-    run = run_of(pairs[0], operation=operation)
+    run = run_of(watches[0], operation=operation)
     DeliveryFailure.objects.create(
-        pair=pairs[0], path_digest="0" * 64, path="secret.txt", cause="http", message="x", first_at=timezone.now(),
+        watch=watches[0], path_digest="0" * 64, path="secret.txt", cause="http", message="x", first_at=timezone.now(),
         last_at=timezone.now(),
     )  # fmt: skip
     page = client.get(f"{RUNS}{run.pk}/change/").text
@@ -278,7 +280,7 @@ def test_whoever_sees_runs_only_finds_no_links_to_what_they_may_not_see(pairs) -
 
 
 @pytest.mark.parametrize("url", [RUNS, f"{RUNS}export/", OPERATIONS, f"{OPERATIONS}export/"])
-def test_who_sees_the_history(client: Client, viewer: Client, operator: Client, pairs, url: str) -> None:
+def test_who_sees_the_history(client: Client, viewer: Client, operator: Client, watches, url: str) -> None:
     assert client.get(url).status_code == 302
     assert client.get(url)["Location"].startswith("/admin/login/")
     assert staff("mallory", "view_app", "view_apprepository").get(url).status_code == 403
@@ -297,7 +299,7 @@ def cancelled_half_way() -> BulkOperation:
     """Of four repositories two were sent in full, one by 4,400 of 10,000 files, and one was not touched."""
     app = make_app("Portal of four")
     for name in ("one", "two", "big", "rest"):
-        make_pair(app, name)
+        make_watch(app, name)
     operation = resync_by_app(Actor.command(), app)
     now = timezone.now()
     runs = operation.runs
@@ -337,12 +339,12 @@ def test_an_operation_s_page_says_of_each_repository_what_was_not_sent_after_a_c
     assert sent(viewer.get(f"{url}?part=nonsense").text) == everything
 
 
-def test_operations_are_listed_with_their_final_tally_in_words(viewer: Client, pairs) -> None:
+def test_operations_are_listed_with_their_final_tally_in_words(viewer: Client, watches) -> None:
     cancelled = cancelled_half_way()
-    running = resync_by_app(Actor.command(), pairs[0].app)
+    running = resync_by_app(Actor.command(), watches[0].app)
     page = viewer.get(OPERATIONS).text
-    tallies = re.findall(r'class="field-came_of_it">(.*?)</td>', page)
-    assert tallies == ["2 open", "2 sent in full, 1 sent in part, 1 not touched"]
+    progress_of = re.findall(r'class="field-came_of_it">(.*?)</td>', page)
+    assert progress_of == ["2 open", "2 sent in full, 1 sent in part, 1 not touched"]
     assert listed(viewer, url=OPERATIONS) == [running.pk, cancelled.pk]
     assert listed(viewer, "?state=running", OPERATIONS) == [running.pk]
     assert listed(viewer, "?state=cancelled", OPERATIONS) == [cancelled.pk]
@@ -354,12 +356,12 @@ def test_operations_are_listed_with_their_final_tally_in_words(viewer: Client, p
     assert listed(viewer, "?q=COMMAND", OPERATIONS) == [running.pk, cancelled.pk]
 
 
-def test_operations_of_several_apps_are_found_by_each_of_them(viewer: Client, pairs) -> None:
-    portal, search = pairs[0].app, pairs[2].app
+def test_operations_of_several_apps_are_found_by_each_of_them(viewer: Client, watches) -> None:
+    portal, search = watches[0].app, watches[2].app
     for_portal = resync_by_app(Actor.command(), portal)
     for_both = BulkOperation.objects.create(title="Everything", total=2, requested_by="anna")
-    for pair in (pairs[0], pairs[2]):
-        run_of(pair, operation=for_both)
+    for watch in (watches[0], watches[2]):
+        run_of(watch, operation=for_both)
     assert listed(viewer, f"?app={portal.pk}", OPERATIONS) == [for_both.pk, for_portal.pk]
     assert listed(viewer, f"?app={search.pk}", OPERATIONS) == [for_both.pk]
     assert listed(viewer, "?app_name=sea", OPERATIONS) == [for_both.pk]
@@ -368,15 +370,18 @@ def test_operations_of_several_apps_are_found_by_each_of_them(viewer: Client, pa
 # --- The ways to it ----------------------------------------------------------------------------------------------------
 
 
-def test_the_pages_of_app_watch_and_repository_lead_to_their_history(viewer: Client, pairs) -> None:
-    pair = pairs[0]
+def test_the_pages_of_app_watch_and_repository_lead_to_their_history(viewer: Client, watches) -> None:
+    watch = watches[0]
     for page, query in [
-        (f"/admin/deliveries_app/app/{pair.app_id}/change/", f"pair__app={pair.app_id}"),
-        (f"/admin/deliveries_app/apprepository/{pair.pk}/change/", f"pair={pair.pk}"),
-        (f"/admin/repositories_app/repository/{pair.repository_id}/change/", f"pair__repository={pair.repository_id}"),
+        (f"/admin/deliveries_app/app/{watch.app_id}/change/", f"watch__app={watch.app_id}"),
+        (f"/admin/deliveries_app/apprepository/{watch.pk}/change/", f"watch={watch.pk}"),
+        (
+            f"/admin/repositories_app/repository/{watch.repository_id}/change/",
+            f"watch__repository={watch.repository_id}",
+        ),
     ]:
         assert f'<a href="{RUNS}?{query}">History</a>' in viewer.get(page).text
-    app = viewer.get(f"{RUNS}?pair__app={pair.app_id}").text
-    assert f'href="{OPERATIONS}?app={pair.app_id}"' in app
+    app = viewer.get(f"{RUNS}?watch__app={watch.app_id}").text
+    assert f'href="{OPERATIONS}?app={watch.app_id}"' in app
     unseeing = staff("ute", "view_app", "view_apprepository")
-    assert RUNS not in unseeing.get(f"/admin/deliveries_app/apprepository/{pair.pk}/change/").text
+    assert RUNS not in unseeing.get(f"/admin/deliveries_app/apprepository/{watch.pk}/change/").text

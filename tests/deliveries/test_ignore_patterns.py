@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deliveries_app.exceptions import PlanRefused
-from deliveries_app.rules import IgnoredBy, IgnoreRules, compile_lines, ignored_by, words_for
-from repositories_app.mirror import Entry
+from deliveries_app.planning.ignore_rules import IgnoredBy, IgnoreRules, compile_lines, ignored_by, words_for
+from deliveries_app.planning.plan import PlanRefused
+from repositories_app.mirror.mirror import Entry
 from tests.support.git import git_environment
 
 PATHS = [
@@ -255,16 +255,16 @@ def test_no_pattern_hangs_the_worker(name: str) -> None:
 
 
 def test_what_takes_far_too_long_is_refused_in_words(monkeypatch) -> None:
-    monkeypatch.setattr("deliveries_app.rules._ALLOWED_SECONDS", 0.0)
-    monkeypatch.setattr("deliveries_app.rules._ALLOWED_PER_PATH", 0.0)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", 0.0)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_PER_PATH", 0.0)
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
     with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):
         rules.ignores(Entry(b"x/y/z", "100644", "", 0))
 
 
 def test_files_beside_each_other_are_not_matched_without_end_either(monkeypatch) -> None:
-    monkeypatch.setattr("deliveries_app.rules._ALLOWED_SECONDS", 0.0)
-    monkeypatch.setattr("deliveries_app.rules._ALLOWED_PER_PATH", 0.0)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", 0.0)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_PER_PATH", 0.0)
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
     assert not rules.ignores(Entry(b"x", "100644", "", 0))
     with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):

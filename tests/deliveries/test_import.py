@@ -37,7 +37,7 @@ def run(existing: ExistingService, monkeypatch: pytest.MonkeyPatch, *arguments: 
     return json.loads(out.getvalue()) | {"failed": False}
 
 
-def tallies(report: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+def progress_of(report: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
     """what → (taken, here already, left out)"""
     return {name: tuple(report[name].values()) for name in ("apps", "repositories", "watches", "files")}
 
@@ -54,7 +54,12 @@ def test_everything_keeps_its_ids_its_times_and_its_secrets(source_server, monke
     existing.watch(app, repository, FILES, token="ghp_abc")
     report = run(existing, monkeypatch)
     existing.drop()
-    assert tallies(report) == {"apps": (1, 0, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0)}
+    assert progress_of(report) == {
+        "apps": (1, 0, 0),
+        "repositories": (1, 0, 0),
+        "watches": (1, 0, 0),
+        "files": (3, 0, 0),
+    }
     assert (report["failed"], report["problem_count"], report["remark_count"]) == (False, 0, 0)
     row = App.objects.get()
     assert (row.app_id, row.name, row.base_url, row.email) == (app.app_id, "Portal", BASE, "ops@portal.example")
@@ -63,15 +68,17 @@ def test_everything_keeps_its_ids_its_times_and_its_secrets(source_server, monke
     found = Repository.objects.get()
     assert (found.repository_id, found.canonical_url) == (repository.repository_id, f"{GIT}/docs")
     assert (found.owner, found.name, found.is_private, found.twin) == ("acme", "docs", True, 0)
-    pair = AppRepository.objects.get()
-    assert (pair.github_url, pair.github_token, pair.created_at) == (f"{GIT}/docs.git", "ghp_abc", LONG_AGO)
-    assert (pair.status, pair.arriving, pair.next_sync_at, pair.base_commit) == (Status.SYNCED, False, None, "")
-    assert pair.job_id == f"{app.app_id}-{repository.repository_id}"
-    rows = {row.path: row for row in Delivery.objects.filter(pair=pair)}
-    assert {path: row.held_sha for path, row in rows.items()} == {path: sha(body) for path, body in FILES.items()}
+    watch = AppRepository.objects.get()
+    assert (watch.github_url, watch.github_token, watch.created_at) == (f"{GIT}/docs.git", "ghp_abc", LONG_AGO)
+    assert (watch.status, watch.arriving, watch.next_sync_at, watch.base_commit) == (Status.SYNCED, False, None, "")
+    assert watch.job_id == f"{app.app_id}-{repository.repository_id}"
+    rows = {row.path: row for row in Delivery.objects.filter(watch=watch)}
+    assert {path: row.acknowledged_sha for path, row in rows.items()} == {
+        path: sha(body) for path, body in FILES.items()
+    }
     for row in rows.values():
         assert (row.acknowledged, row.source_key, row.generation, row.known_size) == (True, None, 1, None)
-        assert (row.sha, row.updated_at) == (row.held_sha, LONG_AGO)
+        assert (row.sha, row.updated_at) == (row.acknowledged_sha, LONG_AGO)
 
 
 def test_secrets_are_stored_under_our_own_key(existing: ExistingService, monkeypatch) -> None:
@@ -101,12 +108,12 @@ def test_a_watch_begins_in_the_state_that_it_was_in(
         app, repository, files, status=status, last_error="Bad credentials\x1b" if status == "failed" else None
     )
     report = run(existing, monkeypatch)
-    pair = AppRepository.objects.get()
-    assert (pair.status, pair.next_sync_at is not None, SyncRun.objects.count()) == (expected, is_due, run_opened)
+    watch = AppRepository.objects.get()
+    assert (watch.status, watch.next_sync_at is not None, SyncRun.objects.count()) == (expected, is_due, run_opened)
     assert (status == "no such status") == ("'no such status' is not known" in reasons(report, "remarks"))
-    assert pair.is_failing == (status == "failed")
-    if pair.is_failing:
-        assert pair.last_error.startswith("It had failed in the service that it was imported from: Bad credentials")
+    assert watch.is_failing == (status == "failed")
+    if watch.is_failing:
+        assert watch.last_error.startswith("It had failed in the service that it was imported from: Bad credentials")
     if run_opened:
         assert (SyncRun.objects.get().reason, SyncRun.objects.get().requested_by) == ("initial", "command line")
 
@@ -119,15 +126,15 @@ def test_both_spellings_of_a_repository_keep_their_ids(existing: ExistingService
     existing.watch(portal, dotted, {"a": b"1", "b": b"2"})
     existing.watch(search, dotted, {})
     report = run(existing, monkeypatch)
-    assert tallies(report)["watches"] == (3, 0, 0)
+    assert progress_of(report)["watches"] == (3, 0, 0)
     assert f"{dotted.repository_id} is kept" in reasons(report, "remarks")
     rows = Repository.objects.order_by("twin")
     assert [(row.repository_id, row.canonical_url, row.twin) for row in rows] == [
         (plain.repository_id, f"{GIT}/docs", 0),
         (dotted.repository_id, f"{GIT}/docs", 1),
     ]
-    watched = {(pair.app.name, pair.repository.repository_id): pair for pair in AppRepository.objects.all()}
-    assert {key: pair.deliveries.count() for key, pair in watched.items()} == {
+    watched = {(watch.app.name, watch.repository.repository_id): watch for watch in AppRepository.objects.all()}
+    assert {key: watch.deliveries.count() for key, watch in watched.items()} == {
         ("Portal", plain.repository_id): 1, ("Portal", dotted.repository_id): 2, ("Search", dotted.repository_id): 0,
     }  # fmt: skip
     assert watched["Search", dotted.repository_id].github_url == f"{GIT}/docs.git"
@@ -145,7 +152,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(existing: ExistingService, m
     wet = run(existing, monkeypatch)
     assert (dry.pop("dry_run"), wet.pop("dry_run")) == (True, False)
     assert dry == wet
-    assert tallies(wet) == {"apps": (1, 0, 1), "repositories": (2, 0, 0), "watches": (2, 0, 0), "files": (6, 0, 1)}
+    assert progress_of(wet) == {"apps": (1, 0, 1), "repositories": (2, 0, 0), "watches": (2, 0, 0), "files": (6, 0, 1)}
 
 
 def test_a_second_run_takes_what_is_new_and_leaves_alone_what_has_changed(
@@ -156,15 +163,15 @@ def test_a_second_run_takes_what_is_new_and_leaves_alone_what_has_changed(
     run(existing, monkeypatch)
     App.objects.update(name="Renamed here", base_url="http://127.0.0.1:10/")
     AppRepository.objects.update(github_token="replaced", generation=3, resend_floor=3)
-    Delivery.objects.filter(path="a.txt").update(sha="f" * 64, held_sha="f" * 64, source_key="A")
+    Delivery.objects.filter(path="a.txt").update(sha="f" * 64, acknowledged_sha="f" * 64, source_key="A")
     before = list(App.objects.values()), list(AppRepository.objects.values()), list(Delivery.objects.values())
-    assert tallies(run(existing, monkeypatch)) == {
+    assert progress_of(run(existing, monkeypatch)) == {
         "apps": (0, 1, 0), "repositories": (0, 1, 0), "watches": (0, 1, 0), "files": (0, 3, 0),
     }  # fmt: skip
     assert before == (list(App.objects.values()), list(AppRepository.objects.values()), list(Delivery.objects.values()))
     existing.watch(app, existing.repository(f"{GIT}/site"), {"new": b"1"})
     existing.app(BASE, "Search")
-    assert tallies(run(existing, monkeypatch)) == {
+    assert progress_of(run(existing, monkeypatch)) == {
         "apps": (1, 1, 0), "repositories": (1, 1, 0), "watches": (1, 1, 0), "files": (1, 3, 0),
     }  # fmt: skip
 
@@ -190,8 +197,8 @@ def test_no_page_says_a_size_that_is_not_known(existing: ExistingService, monkey
     existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
     run(existing, monkeypatch)
     client = staff("olga", "view_delivery", "view_apprepository")
-    pair = AppRepository.objects.get()
-    pages = ("/admin/deliveries_app/delivery/", f"/admin/deliveries_app/apprepository/{pair.pk}/why/?path=a.txt")
+    watch = AppRepository.objects.get()
+    pages = ("/admin/deliveries_app/delivery/", f"/admin/deliveries_app/apprepository/{watch.pk}/why/?path=a.txt")
     texts = [client.get(page).text for page in pages]
     assert "a.txt" in texts[0]
     assert "create by the earlier service" in texts[1]

@@ -3,13 +3,13 @@
 import pytest
 
 from deliveries_app.actors import Actor
-from deliveries_app.importing import records
+from deliveries_app.importing import write
 from deliveries_app.models import App, AppRepository, Imported
-from deliveries_app.services import delete_app, watch
-from deliveries_app.services.housekeeping import remove_ended
+from deliveries_app.services import delete_app, watch_repository
+from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
 from tests.api.caller import Caller, error_of
-from tests.deliveries.test_import import BASE, GIT, reasons, run, tallies
+from tests.deliveries.test_import import BASE, GIT, progress_of, reasons, run
 from tests.support.existing import ExistingApp, ExistingRepository, ExistingService
 from tests.support.git import Repo
 from tests.support.world import KEY, World
@@ -45,8 +45,8 @@ def test_what_a_client_has_unwatched_over_rest_stays_unwatched(
         assert remove_ended() == 1
     for arguments in (["--dry-run"], []):
         report = run(existing, monkeypatch, *arguments)
-        assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 1, 0), (0, 0, 1))
-        assert tallies(report)["files"] == (0, 0, 2)
+        assert (progress_of(report)["apps"], progress_of(report)["watches"]) == ((0, 1, 0), (0, 0, 1))
+        assert progress_of(report)["files"] == (0, 0, 2)
         assert UNWATCHED in reasons(report, "remarks")
         assert (report["failed"], report["problem_count"], report["remark_count"]) == (False, 0, 1)
     assert AppRepository.objects.alive().count() == 0
@@ -67,7 +67,7 @@ def test_an_app_that_was_removed_stays_removed_and_so_does_its_token(
     existing.watch(app, existing.repository(f"{GIT}/later"), FILES)
     for arguments in (["--dry-run"], []):
         report = run(existing, monkeypatch, *arguments)
-        assert tallies(report) == {
+        assert progress_of(report) == {
             "apps": (0, 0, 1), "repositories": (1, 0, 1), "watches": (0, 0, 2), "files": (0, 0, 4),
         }  # fmt: skip
         words = f"app Moved ({app.app_id}): It was imported before and has been removed here since: it stays so"
@@ -85,12 +85,12 @@ def test_a_repository_comes_back_under_its_id_with_a_watch_that_is_taken_for_the
     remove_ended()
     existing.watch(existing.app(BASE, "Search"), repository, FILES)
     dry, wet = run(existing, monkeypatch, "--dry-run"), run(existing, monkeypatch)
-    assert tallies(dry) == tallies(wet) == {
+    assert progress_of(dry) == progress_of(wet) == {
         "apps": (1, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 1), "files": (2, 0, 2),
     }  # fmt: skip
     assert reasons(wet, "remarks").count("\n") == 0, "it is not called another spelling of itself"
-    pair = AppRepository.objects.get()
-    assert (pair.app.name, pair.repository.repository_id) == ("Search", repository.repository_id)
+    watch = AppRepository.objects.get()
+    assert (watch.app.name, watch.repository.repository_id) == ("Search", repository.repository_id)
 
 
 def test_what_was_unwatched_and_is_watched_again_stays_as_it_is_now(
@@ -99,12 +99,12 @@ def test_what_was_unwatched_and_is_watched_again_stays_as_it_is_now(
     repo, app, repository = moved
     unwatch_over_rest(app, repository)
     remove_ended()
-    pair = watch(Actor.command(), App.objects.get(app_id=app.app_id), repo.url).pair
-    assert pair.repository.repository_id != repository.repository_id
+    watch = watch_repository(Actor.command(), App.objects.get(app_id=app.app_id), repo.url).watch
+    assert watch.repository.repository_id != repository.repository_id
     report = run(existing, monkeypatch)
-    assert tallies(report)["watches"] == (0, 0, 1)
-    assert AppRepository.objects.get() == pair
-    assert Repository.objects.get() == pair.repository
+    assert progress_of(report)["watches"] == (0, 0, 1)
+    assert AppRepository.objects.get() == watch
+    assert Repository.objects.get() == watch.repository
 
 
 def test_what_an_import_has_begun_and_not_ended_is_no_removal(
@@ -118,13 +118,18 @@ def test_what_an_import_has_begun_and_not_ended_is_no_removal(
         def stop(*_: object) -> int:
             raise KeyboardInterrupt
 
-        patch.setattr(records, "write_records", stop)
+        patch.setattr(write, "write_records", stop)
         with pytest.raises(Exception, match="Nothing is lost"):
             run(existing, monkeypatch)
     assert AppRepository.objects.get().arriving
     assert Imported.objects.count() == 2
     report = run(existing, monkeypatch)
-    assert tallies(report) == {"apps": (0, 1, 0), "repositories": (0, 2, 0), "watches": (2, 0, 0), "files": (4, 0, 0)}
+    assert progress_of(report) == {
+        "apps": (0, 1, 0),
+        "repositories": (0, 2, 0),
+        "watches": (2, 0, 0),
+        "files": (4, 0, 0),
+    }
     assert report["remark_count"] == 0
 
 

@@ -13,7 +13,7 @@ from deliveries_app.importing.source import Source
 from deliveries_app.models import App, AppRepository, AppToken, Delivery
 from deliveries_app.services import imported_tokens
 from repositories_app.models import Repository
-from tests.deliveries.test_import import BASE, FILES, GIT, reasons, run, tallies
+from tests.deliveries.test_import import BASE, FILES, GIT, progress_of, reasons, run
 from tests.support.existing import LONG_AGO, ExistingService
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,7 +48,7 @@ def test_a_wrong_key_is_found_before_anything_is_written(
 def test_a_key_in_capital_letters_is_the_same(existing: ExistingService, monkeypatch) -> None:
     existing.app(BASE)
     existing.key = existing.key.upper()
-    assert tallies(run(existing, monkeypatch))["apps"] == (1, 0, 0)
+    assert progress_of(run(existing, monkeypatch))["apps"] == (1, 0, 0)
 
 
 def test_the_key_is_no_argument_and_stands_in_no_output(existing: ExistingService, monkeypatch, capfd) -> None:
@@ -86,7 +86,7 @@ def test_tables_in_a_schema_of_their_own_are_found_by_the_search_path(existing: 
     for table in ("apps", "repositories", "app_repositories", "app_delivered_files"):
         existing.connection.execute(f"ALTER TABLE {table} SET SCHEMA old")
     existing.url += "&options=-csearch_path%3Dold"
-    assert tallies(run(existing, monkeypatch))["apps"] == (1, 0, 0)
+    assert progress_of(run(existing, monkeypatch))["apps"] == (1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_source_is_only_read(existing: ExistingService, monkeypatch) -> None
     existing.connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     existing.url = existing.url.replace("user=docora", f"user={role}")
     try:
-        assert tallies(run(existing, monkeypatch))["files"] == (3, 0, 0)
+        assert progress_of(run(existing, monkeypatch))["files"] == (3, 0, 0)
     finally:
         existing.connection.execute(f"DROP OWNED BY {role}")
         existing.connection.execute(f"DROP ROLE {role}")
@@ -140,7 +140,7 @@ def test_apps_with_something_odd_are_taken_as_far_as_possible(existing: Existing
     existing.app(BASE, "Odd id", app_id="../../etc")
     existing.app(BASE, "", app_id="app_without_name")
     report = run(existing, monkeypatch)
-    assert tallies(report)["apps"] == (5, 0, 2)
+    assert progress_of(report)["apps"] == (5, 0, 2)
     problems, remarks = reasons(report), reasons(report, "remarks")
     assert "app No key (app_" in problems
     assert "Its signing key cannot be decrypted" in problems
@@ -167,7 +167,7 @@ def test_of_two_apps_with_one_token_the_first_keeps_it_and_the_other_is_taken_wi
     second = existing.app(BASE, "Second", token_hash=token_hash, created_at=LONG_AGO + timedelta(days=1))
     existing.watch(second, existing.repository(f"{GIT}/docs"), FILES)
     dry, wet = run(existing, monkeypatch, "--dry-run"), run(existing, monkeypatch)
-    assert tallies(dry) == tallies(wet) == {
+    assert progress_of(dry) == progress_of(wet) == {
         "apps": (1, 1, 0) if used else (2, 0, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0),
     }  # fmt: skip
     assert reasons(dry) == reasons(wet)
@@ -181,13 +181,23 @@ def test_a_host_that_is_not_allowed_is_left_out_and_taken_once_it_is(
     app = existing.app(BASE)
     existing.watch(app, existing.repository("https://git.example/acme/docs"), FILES)
     report = run(existing, monkeypatch)
-    assert tallies(report) == {"apps": (1, 0, 0), "repositories": (0, 0, 1), "watches": (0, 0, 1), "files": (0, 0, 3)}
+    assert progress_of(report) == {
+        "apps": (1, 0, 0),
+        "repositories": (0, 0, 1),
+        "watches": (0, 0, 1),
+        "files": (0, 0, 3),
+    }
     assert "can add the host to ALLOWED_GIT_HOSTS. Once that is changed, another import takes it" in reasons(report)
     named = [item["name"] for item in report["problems"] if item["what"] == "watch"]
     assert named == [f"https://git.example/acme/docs of Portal ({app.app_id})"]
     settings.ALLOWED_GIT_HOSTS = ["git.example"]
     report = run(existing, monkeypatch)
-    assert tallies(report) == {"apps": (0, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 0), "files": (3, 0, 0)}
+    assert progress_of(report) == {
+        "apps": (0, 1, 0),
+        "repositories": (1, 0, 0),
+        "watches": (1, 0, 0),
+        "files": (3, 0, 0),
+    }
     assert not report["failed"]
 
 
@@ -207,7 +217,7 @@ def test_a_watch_whose_token_cannot_be_used_is_taken_without_it(
     encrypted = stored if stored == "not encrypted" else existing.encrypt("two words")
     existing.watch(app, repository, FILES, github_token_encrypted=encrypted)
     report = run(existing, monkeypatch)
-    assert tallies(report)["watches"] == (1, 0, 0)
+    assert progress_of(report)["watches"] == (1, 0, 0)
     assert "Its token was left out, give it anew" in reasons(report)
     assert (AppRepository.objects.get().github_token, report["failed"]) == ("", True)
 
@@ -219,7 +229,7 @@ def test_records_that_cannot_be_taken_are_named_and_the_list_is_bounded(existing
     existing.deliver(app, repository, odd.items())
     existing.deliver(app, repository, [(f"zz/../{number:03}", "a" * 64) for number in range(300)])
     report = run(existing, monkeypatch)
-    assert tallies(report)["files"] == (4, 0, 303)
+    assert progress_of(report)["files"] == (4, 0, 303)
     assert (report["problem_count"], len(report["problems"])) == (303, 200)
     assert Delivery.objects.get(path="capitals").sha == "a" * 64
     assert "Its record holds no SHA-256" in reasons(report)
@@ -233,7 +243,12 @@ def test_what_refers_to_nothing_is_counted(existing: ExistingService, monkeypatc
     existing.deliver(app, existing.repository(f"{GIT}/unwatched"), [("a", "a" * 64)])
     existing.connection.execute("DELETE FROM repositories WHERE id = %s", [gone.id])
     report = run(existing, monkeypatch)
-    assert tallies(report) == {"apps": (1, 0, 0), "repositories": (2, 0, 0), "watches": (1, 0, 1), "files": (3, 0, 4)}
+    assert progress_of(report) == {
+        "apps": (1, 0, 0),
+        "repositories": (2, 0, 0),
+        "watches": (1, 0, 1),
+        "files": (3, 0, 4),
+    }
     assert "Its repository was not taken" in reasons(report)
     assert "4 records: They belong to no watch" in reasons(report, "remarks")
 

@@ -10,15 +10,15 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from deliveries_app.actors import Actor
-from deliveries_app.importing import judging, open_source, records
+from deliveries_app.importing import open_source, validate, write
 from deliveries_app.importing.source import SourceFile
 from deliveries_app.models import App, AppRepository, Delivery, Status
-from deliveries_app.services import delete_app, resync_single, unwatch, wish
-from deliveries_app.services.housekeeping import remove_ended
-from deliveries_app.sync import sync
-from deliveries_app.waiting import next_try
-from docora.console import Bar
-from tests.deliveries.test_import import reasons, run, tallies
+from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.services import delete_app, request_sync, resync_single, unwatch_repository
+from deliveries_app.sweep.cleanup import remove_ended
+from deliveries_app.sync.attempt import sync
+from docora.cli.output import Bar
+from tests.deliveries.test_import import progress_of, reasons, run
 from tests.support.existing import ExistingService
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
@@ -32,7 +32,7 @@ BATCH = 10
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_BATCH", BATCH)
+    monkeypatch.setattr(write, "_BATCH", BATCH)
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def imported_until(existing: ExistingService, batches: int, act) -> None:
 
     def work() -> None:
         seen = iter(range(1, 1_000_000))
-        original = records._insert
+        original = write._insert
 
         def insert(*arguments) -> None:
             if next(seen) == batches:
                 act()
             original(*arguments)
 
-        records._insert = insert
+        write._insert = insert
         call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
 
     reap(forked(work))
@@ -81,10 +81,10 @@ def test_killed_and_started_again_it_goes_on_with_nothing_twice_and_nothing_lost
     assert there == (batch - 1) * BATCH
     whole = AppRepository.objects.filter(arriving=False).count()
     report = run(existing, monkeypatch, "--dry-run")
-    assert tallies(report)["files"] == (3 * COUNT - there, there, 0)
+    assert progress_of(report)["files"] == (3 * COUNT - there, there, 0)
     report = run(existing, monkeypatch)
-    assert tallies(report)["watches"] == (3 - whole, whole, 0)
-    assert tallies(report)["files"] == (3 * COUNT - there, there, 0)
+    assert progress_of(report)["watches"] == (3 - whole, whole, 0)
+    assert progress_of(report)["files"] == (3 * COUNT - there, there, 0)
     assert Delivery.objects.count() == 3 * COUNT
     assert not AppRepository.objects.filter(arriving=True).exists()
     world.settle()
@@ -96,8 +96,8 @@ def test_killed_again_and_again_it_comes_to_its_end(
 ) -> None:
     for batch in (2, 9, 14):
         kill_in_the_middle(existing, batch)
-    assert tallies(run(existing, monkeypatch))["watches"][2] == 0
-    assert tallies(run(existing, monkeypatch)) == {
+    assert progress_of(run(existing, monkeypatch))["watches"][2] == 0
+    assert progress_of(run(existing, monkeypatch)) == {
         "apps": (0, 1, 0), "repositories": (0, 3, 0), "watches": (0, 3, 0), "files": (0, 3 * COUNT, 0),
     }  # fmt: skip
 
@@ -106,14 +106,14 @@ def test_a_watch_whose_records_are_not_all_there_is_neither_checked_nor_synced(
     world: World, existing: ExistingService, repos: list[Repo]
 ) -> None:
     kill_in_the_middle(existing, 5)
-    pair = arriving()
-    assert pair.deliveries.count() == 4 * BATCH
+    watch = arriving()
+    assert watch.deliveries.count() == 4 * BATCH
     assert world.check() == 0
-    assert not AppRepository.objects.due().filter(pk=pair.pk).exists()
-    wish(AppRepository.objects.filter(pk=pair.pk))
-    assert not sync(pair.pk)
+    assert not AppRepository.objects.due().filter(pk=watch.pk).exists()
+    request_sync(AppRepository.objects.filter(pk=watch.pk))
+    assert not sync(watch.pk)
     assert world.requests() == []
-    assert next_try(pair, None).words == "waits until its records are imported"
+    assert next_try(watch, None).words == "waits until its records are imported"
 
 
 def test_a_re_sync_that_is_asked_for_meanwhile_is_done_once_they_are(
@@ -121,33 +121,33 @@ def test_a_re_sync_that_is_asked_for_meanwhile_is_done_once_they_are(
 ) -> None:
     kill_in_the_middle(existing, 5)
     resync_single(Actor.command(), arriving())
-    pair = arriving()
-    assert not sync(pair.pk)
+    watch = arriving()
+    assert not sync(watch.pk)
     run(existing, monkeypatch)
     world.settle()
     assert {record.path for record in world.requests("create")} == set(FILES)
     assert len(world.requests()) == COUNT  # of this one only
-    pair.refresh_from_db()
-    assert (pair.status, pair.generation) == (Status.SYNCED, 2)
+    watch.refresh_from_db()
+    assert (watch.status, watch.generation) == (Status.SYNCED, 2)
 
 
 def test_what_is_unwatched_in_the_middle_stays_unwatched(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch
 ) -> None:
-    original = judging.judge_file
+    original = validate.judge_file
 
     def meanwhile(file: SourceFile) -> SourceFile:
         if file.path == sorted(FILES)[55] and not AppRepository.objects.filter(ended_at__isnull=False).exists():
-            unwatch(Actor.command(), arriving())
+            unwatch_repository(Actor.command(), arriving())
         return original(file)
 
-    monkeypatch.setattr(judging, "judge_file", meanwhile)
+    monkeypatch.setattr(validate, "judge_file", meanwhile)
     shown: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(Bar, "show", lambda _, __, done, total: shown.append(total - done))
         report = run(existing, monkeypatch)
-    assert tallies(report)["watches"] == (2, 0, 1)
-    assert tallies(report)["files"] == (2 * COUNT, 0, COUNT)
+    assert progress_of(report)["watches"] == (2, 0, 1)
+    assert progress_of(report)["files"] == (2 * COUNT, 0, COUNT)
     assert shown[-1] == 0, "the bar comes to its end"
     assert "It was unwatched here in the middle of the import" in reasons(report)
     assert remove_ended() == 1
@@ -157,10 +157,10 @@ def test_what_is_unwatched_in_the_middle_stays_unwatched(
 
 
 def test_while_one_is_arriving_others_go_on(world: World, existing: ExistingService, repos: list[Repo]) -> None:
-    other, pair = world.watch(FILES)
+    other, watch = world.watch(FILES)
     kill_in_the_middle(existing, 5)
-    world.sync(pair)
-    assert_promise_kept(world, other, pair)
+    world.sync(watch)
+    assert_promise_kept(world, other, watch)
     assert App.objects.get(name="Moved").paused is False
 
 
@@ -172,7 +172,7 @@ def test_two_at_once_lose_nothing_and_take_nothing_twice(
             call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
 
     in_threads(attempt, attempt)
-    assert tallies(run(existing, monkeypatch))["watches"][2] == 0
+    assert progress_of(run(existing, monkeypatch))["watches"][2] == 0
     assert (AppRepository.objects.filter(arriving=False).count(), Delivery.objects.count()) == (3, 3 * COUNT)
     world.settle()
     assert world.requests() == []
@@ -183,7 +183,7 @@ def test_an_app_that_is_being_removed_here_gets_no_watches(existing: ExistingSer
     AppRepository.objects.all().delete()
     delete_app(Actor.command(), App.objects.get(name="Moved"))
     report = run(existing, monkeypatch)
-    assert (tallies(report)["apps"], tallies(report)["watches"]) == ((0, 0, 1), (0, 0, 3))
+    assert (progress_of(report)["apps"], progress_of(report)["watches"]) == ((0, 0, 1), (0, 0, 3))
     assert not report["failed"]
 
 

@@ -13,7 +13,7 @@ from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.receiver import Answer
 from tests.api.caller import Caller
 from tests.api.test_manifest import lines_of
-from tests.deliveries.test_import import run, tallies
+from tests.deliveries.test_import import progress_of, run
 from tests.support.existing import ExistingApp, ExistingService
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, refusing, sha, watching_plans
@@ -53,22 +53,22 @@ def told(world: World) -> list[tuple[str, str]]:
 def test_where_nothing_differs_nothing_is_sent(
     world: World, existing: ExistingService, monkeypatch, status: str
 ) -> None:
-    repo, pair = moved(world, existing, monkeypatch, FILES, status=status)
+    repo, watch = moved(world, existing, monkeypatch, FILES, status=status)
     world.check()
-    world.sync(pair)
+    world.sync(watch)
     assert told(world) == []
-    assert_promise_kept(world, repo, pair)
-    assert not pair.is_failing
+    assert_promise_kept(world, repo, watch)
+    assert not watch.is_failing
 
 
 def test_exactly_what_differs_is_sent(world: World, existing: ExistingService, monkeypatch) -> None:
-    repo, pair = moved(world, existing, monkeypatch, FILES)
+    repo, watch = moved(world, existing, monkeypatch, FILES)
     repo.commit({"0/0.txt": b"changed", "1/1.txt": None, "new.txt": b"new", "2/2.txt": FILES["2/2.txt"] + b"!"})
     world.settle()
     assert told(world) == [
         ("create", "new.txt"), ("delete", "1/1.txt"), ("update", "0/0.txt"), ("update", "2/2.txt"),
     ]  # fmt: skip
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_what_docora_does_not_send_is_deleted_at_the_client(
@@ -86,9 +86,9 @@ def test_what_docora_does_not_send_is_deleted_at_the_client(
 def test_what_is_adopted_is_known_with_its_size_and_its_mode_and_the_next_plan_is_fast(
     world: World, existing: ExistingService, monkeypatch
 ) -> None:
-    repo, pair = moved(world, existing, monkeypatch, FILES)
-    caller = Caller(pair.app)
-    manifest = f"/{pair.repository.repository_id}/manifest"
+    repo, watch = moved(world, existing, monkeypatch, FILES)
+    caller = Caller(watch.app)
+    manifest = f"/{watch.repository.repository_id}/manifest"
     assert {(line["sha"], line["size"]) for line in lines_of(caller.get(manifest))} == {
         (sha(content), None) for content in FILES.values()
     }
@@ -97,14 +97,14 @@ def test_what_is_adopted_is_known_with_its_size_and_its_mode_and_the_next_plan_i
         path: (sha(content), len(content)) for path, content in FILES.items()
     }
     assert not Delivery.objects.filter(source_key=None).exists()
-    pair.refresh_from_db()
-    assert (pair.tree_files, pair.tree_bytes) == (len(FILES), sum(map(len, FILES.values())))
+    watch.refresh_from_db()
+    assert (watch.tree_files, watch.tree_bytes) == (len(FILES), sum(map(len, FILES.values())))
     repo.commit({"0/0.txt": b"changed"})
     with watching_plans() as plans:
         world.settle()
     assert [planned.among for planned in plans] == [[b"0/0.txt"]]
     assert told(world) == [("update", "0/0.txt")]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_files_that_go_in_chunks_are_adopted_too(
@@ -112,32 +112,34 @@ def test_files_that_go_in_chunks_are_adopted_too(
 ) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 100
     large = {"large.bin": bytes(range(256)) * 3, "large.txt": b"a line of text\n" * 40, "other.bin": b"\xff" * 700}
-    repo, pair = moved(world, existing, monkeypatch, large | FILES)
+    repo, watch = moved(world, existing, monkeypatch, large | FILES)
     repo.commit({"other.bin": b"\xfe" * 700})
     world.settle()
     assert set(told(world)) == {("update", "other.bin")}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_record_that_is_compared_in_a_fast_plan_is_adopted_there(
     world: World, existing: ExistingService, monkeypatch
 ) -> None:
     """The delete of `docs` is refused at first, and what lies below it waits: uncompared, in a run that sets the base."""
-    repo, pair = moved(world, existing, monkeypatch, FILES)
+    repo, watch = moved(world, existing, monkeypatch, FILES)
     below = {"docs/a.txt": b"a", "docs/b.txt": b"b"}
-    facts = {"mode": "100644", "kind": "create", "size": 0, "intent": 0, "generation": 1, "acknowledged": True}
+    facts = {"mode": "100644", "kind": "create", "size": 0, "sequence": 0, "generation": 1, "acknowledged": True}
     for path, content in {"docs": b"was a file", **below}.items():
         digest = sha(content)
-        Delivery.objects.create(pair=pair, path=path, sha=digest, held_sha=digest, updated_at=pair.created_at, **facts)
+        Delivery.objects.create(
+            watch=watch, path=path, sha=digest, acknowledged_sha=digest, updated_at=watch.created_at, **facts
+        )
     repo.commit(below)
     world.answer(refusing("docs"))
-    world.sync(pair)
+    world.sync(watch)
     assert set(told(world)) == {("delete", "docs")}
     assert set(Delivery.objects.filter(source_key=None, acknowledged=True).values_list("path", flat=True)) == set(below)
     world.answer(None)
-    hold(world, ExistingApp("", pair.app.app_id, "", ""), repo, below)
+    hold(world, ExistingApp("", watch.app.app_id, "", ""), repo, below)
     with watching_plans() as plans:
-        world.sync(pair)
+        world.sync(watch)
     assert plans[0].among is not None
     assert set(told(world)) == {("delete", "docs")}
     assert not Delivery.objects.filter(source_key=None).exists()
@@ -145,34 +147,34 @@ def test_a_record_that_is_compared_in_a_fast_plan_is_adopted_there(
 
 def test_an_adoption_that_is_cut_short_goes_on(world: World, existing: ExistingService, monkeypatch, settings) -> None:
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 2, 5
-    repo, pair = moved(world, existing, monkeypatch, FILES)
+    repo, watch = moved(world, existing, monkeypatch, FILES)
     repo.commit({"0/3.txt": b"changed"})
     world.answer(lambda note: Answer(503, headers={"Retry-After": "60"}))
-    world.sync(pair)
+    world.sync(watch)
     world.answer(None)
     world.settle()
     assert {path for _, path in told(world)} == {"0/3.txt"}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_with_transforms_in_use_it_is_what_they_make_that_is_compared(
     world: World, existing: ExistingService, monkeypatch, settings
 ) -> None:
     settings.FILE_TRANSFORMS = ["tests.support.transforms.Shout"]
-    repo, pair = moved(world, existing, monkeypatch, {"a.txt": b"ALREADY LOUD", "b.txt": b"quiet"})
+    repo, watch = moved(world, existing, monkeypatch, {"a.txt": b"ALREADY LOUD", "b.txt": b"quiet"})
     world.settle()
     assert told(world) == [("update", "b.txt")]
     assert repo.files()["b.txt"] == b"quiet"
-    assert world.copy(pair)["b.txt"] == sha(b"QUIET")
+    assert world.copy(watch)["b.txt"] == sha(b"QUIET")
 
 
 def test_a_lossy_copy_is_not_sent_again_before_a_re_sync(world: World, existing: ExistingService, monkeypatch) -> None:
     """Its record has the SHA-256 of the bytes on disk, which the client never got."""
     latin = "Füße".encode("latin-1")
-    repo, pair = moved(world, existing, monkeypatch, {"a.txt": latin})
+    repo, watch = moved(world, existing, monkeypatch, {"a.txt": latin})
     world.settle()
     assert told(world) == []
-    call_command("resync", pair.app.app_id, pair.repository.repository_id, yes=True)
+    call_command("resync", watch.app.app_id, watch.repository.repository_id, yes=True)
     world.settle()
     assert told(world) == [("create", "a.txt")]
     assert repo.files()["a.txt"] == latin
@@ -241,7 +243,7 @@ def test_three_apps_with_fifty_repositories_and_20000_files_get_exactly_what_dif
         repo.commit(changes)
         kinds = dict(zip(changes, ("update", "delete", "create"), strict=True))
         expected += [(repo.name, path, kind) for path, kind in kinds.items()]
-    assert tallies(run(existing, monkeypatch)) == {
+    assert progress_of(run(existing, monkeypatch)) == {
         "apps": (3, 0, 0), "repositories": (amount, 0, 0), "watches": (amount, 0, 0), "files": (amount * EACH, 0, 0),
     }  # fmt: skip
     for arguments in (("sweep",), ("rqworker", "high", "default", "low"), ("rqworker", "high", "low", "default")):
@@ -250,7 +252,7 @@ def test_three_apps_with_fifty_repositories_and_20000_files_get_exactly_what_dif
     wait_for(lambda: whole.exclude(base_commit="").count() == amount, 200, 0.2)
     assert Counter((record.repository, record.path, record.kind) for record in world.requests()) == Counter(expected)
     for number, repo in enumerate(repos):
-        pair = AppRepository.objects.select_related("app", "repository").get(
+        watch = AppRepository.objects.select_related("app", "repository").get(
             repository__name=repo.name.partition("/")[2], app__app_id=apps[number % 3].app_id
         )
-        assert_promise_kept(world, repo, pair)
+        assert_promise_kept(world, repo, watch)

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from django.db import connections
 
-from deliveries_app import rows
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery, Status
+from deliveries_app.planning import delivery_rows
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.services import resync_single, unwatch
-from deliveries_app.services.housekeeping import remove_ended
+from deliveries_app.services import resync_single, unwatch_repository
+from deliveries_app.sweep.cleanup import remove_ended
 from tests.docora.http_server import servers
 from tests.support.histories import (
     assert_promise_kept,
@@ -33,35 +33,40 @@ def is_about(path: str, content: bytes | None = None):
 
 
 def test_a_notification_stands_in_the_database_as_in_doubt_before_its_first_byte_is_sent(world: World) -> None:
-    repo, pair = world.watch({"kept": A, "changed": A, "deleted": A})
+    repo, watch = world.watch({"kept": A, "changed": A, "deleted": A})
     seen: list[tuple[str, bool]] = []
 
     def look(note: Notification) -> None:
         try:
-            row = Delivery.objects.get(pair=pair, path=note.path)
-            announced = (row.kind, row.intent, row.sha, row.acknowledged) == (note.kind, note.sequence, note.sha, False)
+            row = Delivery.objects.get(watch=watch, path=note.path)
+            announced = (row.kind, row.sequence, row.sha, row.acknowledged) == (
+                note.kind,
+                note.sequence,
+                note.sha,
+                False,
+            )
             seen.append((note.kind, announced))
         finally:
             connections.close_all()
 
     world.answer(look)
-    world.sync(pair)
+    world.sync(watch)
     repo.commit({"changed": B, "deleted": None, "new": C})
-    world.sync(pair)
+    world.sync(watch)
     assert Counter(seen) == {("create", True): 4, ("update", True): 1, ("delete", True): 1}
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_worker_that_is_killed_before_the_first_byte_leaves_the_paths_in_doubt_and_they_are_sent(
     world: World,
 ) -> None:
-    repo, pair = world.watch({"a": A, "b": B})
-    kill_worker_before_first_byte(world, pair)
-    announced = {path: row.intent for path, row in world.rows(pair).items()}
-    assert in_doubt(pair) == {"a", "b"}
+    repo, watch = world.watch({"a": A, "b": B})
+    kill_worker_before_first_byte(world, watch)
+    announced = {path: row.sequence for path, row in world.rows(watch).items()}
+    assert in_doubt(watch) == {"a", "b"}
     assert world.requests() == []
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert {record.path: record.sequence for record in world.requests()} == announced
 
 
@@ -69,50 +74,50 @@ def test_a_file_that_was_created_just_before_the_worker_was_killed_and_then_dele
     world: World,
 ) -> None:
     """Without the row of the announced create nobody would ever tell the client."""
-    repo, pair = world.watch({"stays": A, "ghost": B})
-    kill_worker(world, pair, is_about("ghost"))
-    assert world.copy(pair)["ghost"] == sha(B)
-    assert "ghost" in in_doubt(pair)
+    repo, watch = world.watch({"stays": A, "ghost": B})
+    kill_worker(world, watch, is_about("ghost"))
+    assert world.copy(watch)["ghost"] == sha(B)
+    assert "ghost" in in_doubt(watch)
     repo.commit({"ghost": None})
     world.settle()
     assert [(record.kind, record.sha) for record in world.requests("delete")] == [("delete", sha(B))]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_change_that_was_sent_just_before_the_worker_was_killed_and_then_pushed_back_is_taken_back(
     world: World,
 ) -> None:
     """A → B sent, killed, pushed back to A: "unchanged" would skip it while the client holds B."""
-    repo, pair = world.watch({"file": A})
-    world.sync(pair)
+    repo, watch = world.watch({"file": A})
+    world.sync(watch)
     repo.commit({"file": B})
-    kill_worker(world, pair, is_about("file", B))
-    assert world.copy(pair) == {"file": sha(B)}
+    kill_worker(world, watch, is_about("file", B))
+    assert world.copy(watch) == {"file": sha(B)}
     repo.commit({"file": A})
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert world.copy(pair) == {"file": sha(A)}
+    assert_promise_kept(world, repo, watch)
+    assert world.copy(watch) == {"file": sha(A)}
 
 
 @pytest.mark.parametrize("processed", [True, False], ids=["it had arrived", "it was lost"])
 def test_a_delete_in_doubt_whose_file_came_back_ends_with_the_file(world: World, processed: bool) -> None:
-    repo, pair = world.watch({"file": A, "other": A})
-    world.sync(pair)
+    repo, watch = world.watch({"file": A, "other": A})
+    world.sync(watch)
     repo.commit({"file": None})
-    kill_worker(world, pair, is_about("file"), processed=processed)
+    kill_worker(world, watch, is_about("file"), processed=processed)
     repo.commit({"file": A})
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert world.requests()[-1].kind == "create"
 
 
 @pytest.mark.parametrize("kind", ["create", "update", "delete"])
 def test_a_crash_does_not_change_the_id_and_number_of_a_notification(world: World, kind: str) -> None:
-    repo, pair = world.watch({"other": A} if kind == "create" else {"other": A, "file": A})
-    world.sync(pair)
+    repo, watch = world.watch({"other": A} if kind == "create" else {"other": A, "file": A})
+    world.sync(watch)
     repo.commit({"file": None if kind == "delete" else B})
-    kill_worker(world, pair, is_about("file"), processed=False)
-    kill_worker(world, pair, is_about("file"), processed=True)
+    kill_worker(world, watch, is_about("file"), processed=False)
+    kill_worker(world, watch, is_about("file"), processed=True)
     world.settle()
     told = [
         record
@@ -121,33 +126,33 @@ def test_a_crash_does_not_change_the_id_and_number_of_a_notification(world: Worl
     ]
     assert len(told) == 3
     assert len({(record.webhook_id, record.sequence, record.sha) for record in told}) == 1
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_failed_notification_keeps_its_id_until_it_is_accepted(world: World) -> None:
-    repo, pair = world.watch({"file": A, "fine": A})
+    repo, watch = world.watch({"file": A, "fine": A})
     world.answer(refusing("file"))
     for _ in range(3):
-        world.sync(pair)
+        world.sync(watch)
     world.answer(None)
     world.settle()
     told = [record for record in world.requests() if record.path == "file"]
     assert [record.status for record in told] == [500, 500, 500, 200]
     assert len({(record.webhook_id, record.sequence) for record in told}) == 1
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_to_b_to_a_to_b_is_four_notifications_with_growing_numbers_also_across_crashes(world: World) -> None:
     """An id derived from the content would drop the second A and the second B at a client that de-duplicates."""
-    repo, pair = world.watch({"file": A})
-    world.sync(pair)
+    repo, watch = world.watch({"file": A})
+    world.sync(watch)
     for content, crash in [(B, True), (A, False), (B, True), (A, True), (B, False)]:
         repo.commit({"file": content})
         if crash:
-            kill_worker(world, pair, is_about("file", content))
+            kill_worker(world, watch, is_about("file", content))
         else:
             world.settle()
-            assert_promise_kept(world, repo, pair)
+            assert_promise_kept(world, repo, watch)
     by_id: dict[str, set[tuple[str, str, int]]] = {}
     for record in world.requests():
         by_id.setdefault(record.webhook_id, set()).add((record.kind, record.sha, record.sequence))
@@ -162,13 +167,13 @@ def test_after_a_crash_at_most_one_batch_and_what_was_in_flight_is_in_doubt_and_
 ) -> None:
     settings.RECORD_BATCH, world.app.max_in_flight = 10, 4
     world.app.save()
-    repo, pair = world.watch({f"{n:03}.txt": b"%d" % n for n in range(80)})
+    repo, watch = world.watch({f"{n:03}.txt": b"%d" % n for n in range(80)})
     for nth in (37, 20):
         seen = itertools.count(1)
-        kill_worker(world, pair, lambda note, seen=seen, nth=nth: next(seen) == nth)
-        assert 0 < len(in_doubt(pair)) <= settings.RECORD_BATCH + world.app.max_in_flight
+        kill_worker(world, watch, lambda note, seen=seen, nth=nth: next(seen) == nth)
+        assert 0 < len(in_doubt(watch)) <= settings.RECORD_BATCH + world.app.max_in_flight
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     again = sum(count - 1 for count in Counter(record.path for record in world.requests()).values())
     assert again <= 2 * (settings.RECORD_BATCH + world.app.max_in_flight)
 
@@ -178,14 +183,14 @@ def test_wherever_the_worker_is_killed_amid_deletes_creates_and_updates_nothing_
     world: World, settings, number: int
 ) -> None:
     settings.RECORD_BATCH = 3
-    repo, pair = world.watch({f"{n}.txt": A for n in range(16)})
-    world.sync(pair)
+    repo, watch = world.watch({f"{n}.txt": A for n in range(16)})
+    world.sync(watch)
     changes = {f"{n}.txt": None for n in range(8)} | {f"new-{n}": B for n in range(6)}
     repo.commit(changes | {f"{n}.txt": C for n in range(8, 14)})
     seen = itertools.count(1)
-    kill_worker(world, pair, lambda note: next(seen) == number, processed=bool(number % 2))
+    kill_worker(world, watch, lambda note: next(seen) == number, processed=bool(number % 2))
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 ANSWERS = {
@@ -199,30 +204,30 @@ ANSWERS = {
 
 
 def test_only_a_2xx_acknowledges(world: World) -> None:
-    repo, pair = world.watch({f"{kind}-{name}": A for kind in ("update", "delete") for name in ANSWERS})
-    world.sync(pair)
+    repo, watch = world.watch({f"{kind}-{name}": A for kind in ("update", "delete") for name in ANSWERS})
+    world.sync(watch)
     repo.commit({f"create-{name}": B for name in ANSWERS} | {f"update-{name}": B for name in ANSWERS})
     repo.commit({f"delete-{name}": None for name in ANSWERS})
     world.answer(lambda note: ANSWERS[note.path.partition("-")[2]])
-    pair = world.sync(pair)
-    assert (pair.status, pair.files_failing) == (Status.PENDING, 18)
-    for path, row in world.rows(pair).items():
+    watch = world.sync(watch)
+    assert (watch.status, watch.files_failing) == (Status.PENDING, 18)
+    for path, row in world.rows(watch).items():
         kind = path.partition("-")[0]
-        assert (row.kind, row.acknowledged, row.held_sha) == (kind, False, None if kind == "create" else sha(A))
-    assert len(world.rows(pair)) == 18
+        assert (row.kind, row.acknowledged, row.acknowledged_sha) == (kind, False, None if kind == "create" else sha(A))
+    assert len(world.rows(watch)) == 18
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_201_and_204_acknowledge_too_and_the_row_of_an_acknowledged_delete_is_gone(world: World) -> None:
-    repo, pair = world.watch({"a": A, "b": A})
+    repo, watch = world.watch({"a": A, "b": A})
     world.answer(lambda note: Answer(201 if note.path == "a" else 204, process=True))
-    world.sync(pair)
+    world.sync(watch)
     repo.commit({"a": None})
-    pair = world.sync(pair)
-    assert set(world.rows(pair)) == {"b"}
-    assert_promise_kept(world, repo, pair)
+    watch = world.sync(watch)
+    assert set(world.rows(watch)) == {"b"}
+    assert_promise_kept(world, repo, watch)
 
 
 # --- Paths and foreign text ----------------------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ def test_201_and_204_acknowledge_too_and_the_row_of_an_acknowledged_delete_is_go
 def test_the_rows_come_in_byte_order_page_by_page_whatever_the_database_thinks_of_alphabets(
     world: World, monkeypatch
 ) -> None:
-    monkeypatch.setattr(rows, "PAGE", 3)
+    monkeypatch.setattr(delivery_rows, "PAGE", 3)
     names = [
         "B",
         "a",
@@ -251,37 +256,37 @@ def test_the_rows_come_in_byte_order_page_by_page_whatever_the_database_thinks_o
         "1",
         "10",
     ]
-    repo, pair = world.watch(dict.fromkeys(names, A))
-    world.sync(pair)
-    found = [row.path for row in rows.all_rows(pair.pk)]
+    repo, watch = world.watch(dict.fromkeys(names, A))
+    world.sync(watch)
+    found = [row.path for row in delivery_rows.all_rows(watch.pk)]
     assert found == sorted(names, key=str.encode)
-    assert [row.path for row in rows.rows_at(pair.pk, found)] == found
-    assert_promise_kept(world, repo, pair)
+    assert [row.path for row in delivery_rows.rows_at(watch.pk, found)] == found
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_path_of_1024_bytes_that_do_not_compress_is_delivered_and_one_byte_more_is_listed(world: World) -> None:
     chance = random.Random(1)
     long = "/".join("".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=127)) for _ in range(8)) + "x"
     assert len(long) == 1024
-    repo, pair = world.watch({long: A})
+    repo, watch = world.watch({long: A})
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     repo.commit({long + "y": A, "short": A})
-    pair = world.sync(pair)
-    assert set(world.copy(pair)) == {long, "short"}
-    assert [failure.cause for failure in pair.failures.all()] == ["path_too_long"]
+    watch = world.sync(watch)
+    assert set(world.copy(watch)) == {long, "short"}
+    assert [failure.cause for failure in watch.failures.all()] == ["path_too_long"]
 
 
 def test_whatever_bytes_the_app_answers_with_an_error_are_recorded_as_clean_bounded_text(world: World) -> None:
     body = b"\x00bad \xed\xa0\x80 \xff\x1b[31m" + b"x" * 10_000
     head = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(body)
-    _, pair = world.watch({"file": A})
+    _, watch = world.watch({"file": A})
     with servers() as start:
         server = start(lambda connection, *_: connection.sendall(head + body) is None)
         world.app.base_url = server.url
         world.app.save()
-        pair = world.sync(pair)
-    failure = pair.failures.get()
+        watch = world.sync(watch)
+    failure = watch.failures.get()
     assert (failure.cause, failure.status_code, len(failure.body)) == ("http", 500, 500)
     assert failure.body.startswith("\ufffdbad ")
     assert failure.body.replace("\ufffd", "").isprintable()
@@ -295,58 +300,58 @@ def numbers_of(world: World, path: str) -> list[int]:
 
 
 def test_numbers_go_on_growing_after_unwatch_and_watch_again(world: World) -> None:
-    repo, pair = world.watch({"file": A})
-    world.sync(pair)
-    unwatch(Actor.command(), pair)
+    repo, watch = world.watch({"file": A})
+    world.sync(watch)
+    unwatch_repository(Actor.command(), watch)
     assert remove_ended() == 1
     again = world.sync(world.watch_url(repo))
-    assert again.pk != pair.pk
+    assert again.pk != watch.pk
     first, second = numbers_of(world, "file")
     assert first < second < 2**53
     assert len({record.webhook_id for record in world.requests()}) == 2
 
 
 def test_numbers_go_on_growing_after_the_database_was_restored_from_an_old_backup(world: World) -> None:
-    repo, pair = world.watch({"file": A})
-    before = AppRepository.objects.filter(pk=pair.pk).values("intent_high").get()
-    world.sync(pair)
-    AppRepository.objects.filter(pk=pair.pk).update(**before)
+    repo, watch = world.watch({"file": A})
+    before = AppRepository.objects.filter(pk=watch.pk).values("sequence_high").get()
+    world.sync(watch)
+    AppRepository.objects.filter(pk=watch.pk).update(**before)
     repo.commit({"file": B})
-    world.sync(pair)
+    world.sync(watch)
     first, second = numbers_of(world, "file")
     assert first < second
 
 
 def test_numbers_go_on_growing_when_the_database_clock_was_set_back(world: World) -> None:
-    repo, pair = world.watch({"file": A, "more": A})
-    world.sync(pair)
+    repo, watch = world.watch({"file": A, "more": A})
+    world.sync(watch)
     ahead = 2**52
-    AppRepository.objects.filter(pk=pair.pk).update(intent_high=ahead)  # drawn while the clock was far in the future
+    AppRepository.objects.filter(pk=watch.pk).update(sequence_high=ahead)  # drawn while the clock was far in the future
     repo.commit({"file": B, "more": B})
-    world.sync(pair)
+    world.sync(watch)
     drawn = [record.sequence for record in world.requests("update")]
     assert len(set(drawn)) == 2
     assert all(ahead < number < ahead + 10 for number in drawn)
 
 
 def test_a_resync_draws_new_numbers_even_for_what_is_in_doubt_with_this_content(world: World) -> None:
-    repo, pair = world.watch({"file": A})
+    repo, watch = world.watch({"file": A})
     world.answer(refusing("file"))
-    world.sync(pair)
-    resync_single(Actor.command(), pair)
+    world.sync(watch)
+    resync_single(Actor.command(), watch)
     world.answer(None)
     world.settle()
     first, second = numbers_of(world, "file")
     assert first < second
     assert len({record.webhook_id for record in world.requests()}) == 2
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_resync_in_the_middle_never_reuses_an_id_for_another_content(world: World) -> None:
-    repo, pair = world.watch({f"{n}": A for n in range(6)})
-    world.answer(at_notification(3, lambda: (repo.commit({"5": B}), resync_single(Actor.command(), pair))))
-    world.sync(pair)
+    repo, watch = world.watch({f"{n}": A for n in range(6)})
+    world.answer(at_notification(3, lambda: (repo.commit({"5": B}), resync_single(Actor.command(), watch))))
+    world.sync(watch)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     contents = {(record.webhook_id, record.path, record.sha) for record in world.requests()}
     assert len(contents) == len({record.webhook_id for record in world.requests()})

@@ -27,8 +27,8 @@ def fresh(app: App) -> App:
     return App.objects.get(pk=app.pk)
 
 
-def resend(world: World, pair: AppRepository) -> None:
-    resync_single(ME, pair)
+def resend(world: World, watch: AppRepository) -> None:
+    resync_single(ME, watch)
     world.settle()
 
 
@@ -37,48 +37,48 @@ def refusals(world: World) -> int:
 
 
 def test_a_client_that_still_has_the_old_key_is_asked_nothing_twice(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     start_key_rotation(ME, world.app, NEW)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert refusals(world) == 0
     assert (fresh(world.app).new_key_signs, fresh(world.app).new_key_accepted_at) == (False, None)
 
 
 def test_a_client_that_changes_over_gets_everything_and_the_winner_is_remembered(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.settle()
     start_key_rotation(ME, world.app, NEW)
     world.receiver.keys = NEW
-    resend(world, pair)
-    assert_promise_kept(world, repo, pair)
+    resend(world, watch)
+    assert_promise_kept(world, repo, watch)
     first = refusals(world)
     assert 1 <= first <= world.app.max_in_flight  # those that were under way when the first was refused
     assert fresh(world.app).new_key_signs
-    resend(world, pair)
+    resend(world, watch)
     assert refusals(world) == first
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_client_that_goes_back_to_the_old_key_is_followed(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     start_key_rotation(ME, world.app, NEW)
     world.receiver.keys = NEW
     world.settle()
     world.receiver.keys = KEY
-    resend(world, pair)
-    assert_promise_kept(world, repo, pair)
+    resend(world, watch)
+    assert_promise_kept(world, repo, watch)
     assert not fresh(world.app).new_key_signs
     assert fresh(world.app).new_key_accepted_at is not None
 
 
 def test_a_large_file_whose_first_chunk_is_refused_goes_on_under_the_same_chunk_id(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 60
-    repo, pair = world.watch({"large": b"y" * 400})
+    repo, watch = world.watch({"large": b"y" * 400})
     start_key_rotation(ME, world.app, NEW)
     world.receiver.keys = NEW
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert [record.status for record in world.requests()][:2] == [401, 200]
     assert len({record.webhook_id for record in world.requests()}) == len(world.requests()) - 1
 
@@ -95,7 +95,7 @@ def test_both_signatures_stand_in_the_standard_header_and_the_old_key_s_in_the_o
 def test_a_run_that_began_with_one_key_goes_on_when_it_is_retired_meanwhile(world: World) -> None:
     world.app.max_in_flight = 1
     world.app.save()
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     calls = []
 
     def rotate_at_once(note) -> Answer | None:
@@ -108,14 +108,14 @@ def test_a_run_that_began_with_one_key_goes_on_when_it_is_retired_meanwhile(worl
         return None
 
     world.answer(rotate_at_once)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_an_answer_that_repeats_a_key_is_kept_without_it_although_the_key_came_during_the_run(world: World) -> None:
     world.app.max_in_flight = 1
     world.app.save()
-    _, pair = world.watch(FILES)
+    _, watch = world.watch(FILES)
 
     def rotate_and_tell(note) -> Answer:
         if not fresh(world.app).is_rotating_key:
@@ -123,19 +123,19 @@ def test_an_answer_that_repeats_a_key_is_kept_without_it_although_the_key_came_d
         return Answer(422, {"error": f"expected {KEY} or {NEW}"})
 
     world.answer(rotate_and_tell)
-    world.sync(pair)
-    said = {failure.body for failure in pair.failures.all()}
+    world.sync(watch)
+    said = {failure.body for failure in watch.failures.all()}
     assert len(said) == 1
     assert "expected [redacted] or [redacted]" in said.pop()
 
 
 def test_a_key_that_the_client_knows_not_at_all_fails_the_files_and_is_tried_twice_only(world: World) -> None:
-    _, pair = world.watch({"one": b"1"})
+    _, watch = world.watch({"one": b"1"})
     start_key_rotation(ME, world.app, NEW)
     world.receiver.keys = "neither-of-the-two-keys"
-    world.sync(pair)
+    world.sync(watch)
     assert [record.status for record in world.requests()] == [401, 401]
-    assert "answered 401" in pair.last_error
+    assert "answered 401" in watch.last_error
 
 
 def test_the_old_key_is_retired_only_once_the_new_one_has_been_accepted(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Owning a pair: claimed once, extended while at work, fenced when it was lost (`engine.md` §4)."""
+"""Owning a watch: claimed once, extended while at work, fenced when it was lost (`engine.md` §4)."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ import pytest
 from django.db import connections
 from django.db.models.functions import Now
 
-from deliveries_app import lease as leases
-from deliveries_app import sync as engine
-from deliveries_app.lease import Lease, claim
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Outcome, Status
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.sync import sync
+from deliveries_app.sync import attempt as engine
+from deliveries_app.sync import lease as leases
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import Lease, claim
 from tests.support.histories import (
     assert_promise_kept,
     at_notification,
@@ -31,113 +31,113 @@ def files(count: int) -> dict[str, bytes]:
     return {f"file-{number:03}.txt": b"content %d" % number for number in range(count)}
 
 
-def lease_for(pair: AppRepository, seconds: float) -> None:
-    """As if somebody owned the pair for so many more seconds, by the database's clock."""
-    AppRepository.objects.filter(pk=pair.pk).update(lease_until=Now() + timedelta(seconds=seconds), lease_slots=1)
+def lease_for(watch: AppRepository, seconds: float) -> None:
+    """As if somebody owned the watch for so many more seconds, by the database's clock."""
+    AppRepository.objects.filter(pk=watch.pk).update(lease_until=Now() + timedelta(seconds=seconds), lease_slots=1)
 
 
-def steal(pair: AppRepository) -> Lease:
+def steal(watch: AppRepository) -> Lease:
     """What happens when the lease of a frozen worker runs out: another one claims."""
-    AppRepository.objects.filter(pk=pair.pk).update(lease_until=Now() - timedelta(seconds=1))
-    taken = claim(pair.pk)
+    AppRepository.objects.filter(pk=watch.pk).update(lease_until=Now() - timedelta(seconds=1))
+    taken = claim(watch.pk)
     assert taken is not None
     return taken
 
 
-def test_of_workers_that_claim_at_the_same_moment_one_gets_the_pair(world: World) -> None:
-    _, pair = world.watch()
+def test_of_workers_that_claim_at_the_same_moment_one_gets_the_watch(world: World) -> None:
+    _, watch = world.watch()
     for _ in range(3):
-        claims = in_threads(*[lambda: claim(pair.pk)] * 4)
+        claims = in_threads(*[lambda: claim(watch.pk)] * 4)
         assert len([taken for taken in claims if taken]) == 1
-        let_lease_run_out(pair)
-    assert pair.claim == 3
+        let_lease_run_out(watch)
+    assert watch.fencing_token == 3
 
 
-def test_of_processes_that_claim_at_the_same_moment_one_gets_the_pair(world: World) -> None:
-    _, pair = world.watch()
-    children = [forked(lambda: os._exit(7 if claim(pair.pk) else 0)) for _ in range(4)]
+def test_of_processes_that_claim_at_the_same_moment_one_gets_the_watch(world: World) -> None:
+    _, watch = world.watch()
+    children = [forked(lambda: os._exit(7 if claim(watch.pk) else 0)) for _ in range(4)]
     assert sorted(os.waitstatus_to_exitcode(reap(child)) for child in children) == [0, 0, 0, 7]
 
 
 def test_a_lease_that_lives_keeps_others_away_until_it_has_run_out_by_the_database_clock(world: World) -> None:
-    _, pair = world.watch()
-    lease_for(pair, 20)
-    assert claim(pair.pk) is None
-    lease_for(pair, -0.1)
-    assert claim(pair.pk) is not None
+    _, watch = world.watch()
+    lease_for(watch, 20)
+    assert claim(watch.pk) is None
+    lease_for(watch, -0.1)
+    assert claim(watch.pk) is not None
 
 
 def test_a_lease_far_in_the_future_was_written_by_a_wrong_clock_and_counts_as_free(world: World, settings) -> None:
-    _, pair = world.watch()
-    lease_for(pair, 2 * settings.LEASE_SECONDS - 1)
-    assert claim(pair.pk) is None
-    lease_for(pair, 2 * settings.LEASE_SECONDS + 1)
-    assert claim(pair.pk) is not None
+    _, watch = world.watch()
+    lease_for(watch, 2 * settings.LEASE_SECONDS - 1)
+    assert claim(watch.pk) is None
+    lease_for(watch, 2 * settings.LEASE_SECONDS + 1)
+    assert claim(watch.pk) is not None
 
 
-def test_a_pair_that_is_not_due_or_ended_or_of_a_paused_app_is_not_claimed(world: World) -> None:
-    _, pair = world.watch()
-    AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=None)
-    assert claim(pair.pk) is None
-    AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=Now())
-    pair.app.paused = True
-    pair.app.save()
-    assert claim(pair.pk) is None
-    pair.app.paused = False
-    pair.app.save()
-    AppRepository.objects.filter(pk=pair.pk).update(ended_at=Now())
-    assert claim(pair.pk) is None
+def test_a_watch_that_is_not_due_or_ended_or_of_a_paused_app_is_not_claimed(world: World) -> None:
+    _, watch = world.watch()
+    AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=None)
+    assert claim(watch.pk) is None
+    AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=Now())
+    watch.app.paused = True
+    watch.app.save()
+    assert claim(watch.pk) is None
+    watch.app.paused = False
+    watch.app.save()
+    AppRepository.objects.filter(pk=watch.pk).update(ended_at=Now())
+    assert claim(watch.pk) is None
 
 
 def test_after_another_claim_a_worker_records_nothing_more_and_leaves_the_lease_alone(world: World, settings) -> None:
     settings.RECORD_BATCH = 5
     world.app.max_in_flight = 1
     world.app.save()
-    repo, pair = world.watch(files(20))
+    repo, watch = world.watch(files(20))
     stolen: list[tuple[Lease, int]] = []
-    acknowledged = Delivery.objects.filter(pair=pair, acknowledged=True)
-    world.answer(at_notification(8, lambda: stolen.append((steal(pair), acknowledged.count()))))
-    world.sync(pair)
+    acknowledged = Delivery.objects.filter(watch=watch, acknowledged=True)
+    world.answer(at_notification(8, lambda: stolen.append((steal(watch), acknowledged.count()))))
+    world.sync(watch)
     taken, recorded = stolen[0]
     assert 0 < recorded < 8
-    assert acknowledged.count() == recorded == world.runs(pair)[0].files_done
-    assert pair.claim == taken.claim
-    assert pair.lease_until is not None
-    assert not DeliveryFailure.objects.filter(pair=pair).exists()
-    let_lease_run_out(pair)
+    assert acknowledged.count() == recorded == world.runs(watch)[0].files_done
+    assert watch.fencing_token == taken.fencing_token
+    assert watch.lease_until is not None
+    assert not DeliveryFailure.objects.filter(watch=watch).exists()
+    let_lease_run_out(watch)
     world.answer(None)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed"])
-def test_a_worker_that_lost_the_pair_just_before_its_end_writes_no_end(world: World, monkeypatch, ending: str) -> None:
-    _, pair = world.watch(files(3))
+def test_a_worker_that_lost_the_watch_just_before_its_end_writes_no_end(world: World, monkeypatch, ending: str) -> None:
+    _, watch = world.watch(files(3))
     DeliveryFailure.objects.create(
-        pair=pair, path_digest="0" * 64, path="other", cause="http", message="…", first_at=Now(), last_at=Now()
+        watch=watch, path_digest="0" * 64, path="other", cause="http", message="…", first_at=Now(), last_at=Now()
     )
     if ending == "failed":
         world.answer(at_notification(1, lambda: None, then=Answer(500)))
-    original = getattr(engine.endings, ending)
+    original = getattr(engine.outcomes, ending)
 
     def late(lease: Lease, *arguments: object, **facts: object) -> None:
-        steal(pair)
+        steal(watch)
         original(lease, *arguments, **facts)
 
-    monkeypatch.setattr(engine.endings, ending, late)
-    world.sync(pair)
-    assert pair.status == Status.SCANNING
-    assert pair.base_commit == ""
-    assert world.runs(pair)[0].outcome == ""
-    assert DeliveryFailure.objects.filter(pair=pair, path="other").exists()
+    monkeypatch.setattr(engine.outcomes, ending, late)
+    world.sync(watch)
+    assert watch.status == Status.SCANNING
+    assert watch.base_commit == ""
+    assert world.runs(watch)[0].outcome == ""
+    assert DeliveryFailure.objects.filter(watch=watch, path="other").exists()
 
 
 def test_a_claim_adds_an_attempt_success_resets_it_and_a_hand_over_gives_it_back(world: World, monkeypatch) -> None:
-    _, pair = world.watch(files(6))
-    taken = claim(pair.pk)
+    _, watch = world.watch(files(6))
+    taken = claim(watch.pk)
     assert taken is not None
-    assert taken.pair.retry_count == 1
-    let_lease_run_out(pair)
+    assert taken.watch.retry_count == 1
+    let_lease_run_out(watch)
     told_to_stop = False
     monkeypatch.setattr(engine, "stopping", lambda: told_to_stop)
 
@@ -146,12 +146,12 @@ def test_a_claim_adds_an_attempt_success_resets_it_and_a_hand_over_gives_it_back
         told_to_stop = True
 
     world.answer(at_notification(2, stop))
-    world.sync(pair)
-    assert (pair.retry_count, pair.status, pair.lease_until) == (1, Status.PENDING, None)
-    assert pair.next_sync_at is not None
+    world.sync(watch)
+    assert (watch.retry_count, watch.status, watch.lease_until) == (1, Status.PENDING, None)
+    assert watch.next_sync_at is not None
     told_to_stop = False
-    world.sync(pair)
-    assert (pair.retry_count, pair.status) == (0, Status.SYNCED)
+    world.sync(watch)
+    assert (watch.retry_count, watch.status) == (0, Status.SYNCED)
 
 
 def test_a_worker_told_to_stop_records_what_was_acknowledged_and_leaves_the_rest_in_doubt_and_due(
@@ -159,7 +159,7 @@ def test_a_worker_told_to_stop_records_what_was_acknowledged_and_leaves_the_rest
 ) -> None:
     world.app.max_in_flight = 2
     world.app.save()
-    repo, pair = world.watch(files(12))
+    repo, watch = world.watch(files(12))
     asked = 0
 
     def hook(note: Notification) -> None:
@@ -169,32 +169,32 @@ def test_a_worker_told_to_stop_records_what_was_acknowledged_and_leaves_the_rest
 
     world.answer(hook)
     monkeypatch.setattr(engine, "stopping", lambda: asked >= 4)
-    world.sync(pair)
-    done = Delivery.objects.filter(pair=pair, acknowledged=True).count()
+    world.sync(watch)
+    done = Delivery.objects.filter(watch=watch, acknowledged=True).count()
     assert done == len(world.requests())  # nothing that was under way is lost
     assert 4 <= done <= 6
-    assert len(in_doubt(pair)) == 12 - done
-    assert AppRepository.objects.due().free().filter(pk=pair.pk).exists()
+    assert len(in_doubt(watch)) == 12 - done
+    assert AppRepository.objects.due().free().filter(pk=watch.pk).exists()
     monkeypatch.setattr(engine, "stopping", lambda: False)
     world.answer(None)
-    world.sync(pair)
+    world.sync(watch)
     assert len(world.requests()) == 12
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_repository_that_kills_its_worker_ends_as_failed_and_not_as_a_loop(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 3
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     for _ in range(3):
-        kill_worker_before_first_byte(world, pair)
-    world.sync(pair)
-    assert (pair.status, pair.last_error_cause) == (Status.FAILED, "worker")
-    assert "worker gone" in pair.last_error
+        kill_worker_before_first_byte(world, watch)
+    world.sync(watch)
+    assert (watch.status, watch.last_error_cause) == (Status.FAILED, "worker")
+    assert "worker gone" in watch.last_error
     assert world.requests() == []
-    assert world.runs(pair)[0].outcome == Outcome.FAILED
-    assert not AppRepository.objects.due().filter(pk=pair.pk).exists()
-    world.sync(pair)  # the next rescan
-    assert_promise_kept(world, repo, pair)
+    assert world.runs(watch)[0].outcome == Outcome.FAILED
+    assert not AppRepository.objects.due().filter(pk=watch.pk).exists()
+    world.sync(watch)  # the next rescan
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_batch_of_100_at_a_slow_client_does_not_outlast_the_lease(world: World, settings) -> None:
@@ -202,39 +202,39 @@ def test_a_batch_of_100_at_a_slow_client_does_not_outlast_the_lease(world: World
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 100
     world.app.max_in_flight = 1
     world.app.save()
-    repo, pair = world.watch(files(22))
+    repo, watch = world.watch(files(22))
     world.answer(lambda note: time.sleep(0.3))
     at_work = True
 
     def rival() -> list[Lease]:
         taken = []
         while at_work:
-            if mine := claim(pair.pk):
+            if mine := claim(watch.pk):
                 taken.append(mine)
             time.sleep(0.1)
         return taken
 
     def holder() -> None:
         nonlocal at_work
-        wait_for(lambda: world.make_due(pair) or True)
+        wait_for(lambda: world.make_due(watch) or True)
         try:
-            sync(pair.pk)
+            sync(watch.pk)
         finally:
             at_work = False
 
     time_before = time.monotonic()
-    AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=None)  # the rival comes second
+    AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=None)  # the rival comes second
     stolen = in_threads(holder, lambda: wait_for(lambda: world.requests(), 20) and rival())[1]
     assert time.monotonic() - time_before > settings.LEASE_SECONDS
     assert stolen == []
     assert len(world.requests()) == 22
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_no_request_starts_when_less_than_5_seconds_of_the_lease_are_left(world: World, settings, monkeypatch) -> None:
     settings.LEASE_SECONDS = 30
-    _, pair = world.watch()
-    taken = claim(pair.pk)
+    _, watch = world.watch()
+    taken = claim(watch.pk)
     assert taken is not None
     for seconds, may in ((0, True), (24.9, True), (25.1, False), (31, False)):
         monkeypatch.setattr(leases, "boot_seconds", lambda seconds=seconds: taken.extended_at + seconds)
@@ -245,7 +245,7 @@ def test_a_worker_frozen_past_its_lease_sends_and_records_nothing_when_it_wakes_
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 3
     world.app.max_in_flight = 1
     world.app.save()
-    repo, pair = world.watch(files(10))
+    repo, watch = world.watch(files(10))
     child = 0
     frozen = False
 
@@ -256,20 +256,20 @@ def test_a_worker_frozen_past_its_lease_sends_and_records_nothing_when_it_wakes_
             frozen = True
 
     world.answer(freeze)
-    world.make_due(pair)
+    world.make_due(watch)
     connections.close_all()
-    child = forked(lambda: sync(pair.pk))
+    child = forked(lambda: sync(watch.pk))
     wait_for(lambda: frozen)
-    assert claim(pair.pk) is None
-    wait_for(lambda: AppRepository.objects.free().filter(pk=pair.pk).exists(), 10, 0.05)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    assert claim(watch.pk) is None
+    wait_for(lambda: AppRepository.objects.free().filter(pk=watch.pk).exists(), 10, 0.05)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     sent = len(world.requests())
-    rows = list(Delivery.objects.filter(pair=pair).order_by("path").values())
-    runs = [(run.outcome, run.files_done, run.files_total) for run in world.runs(pair)]
+    rows = list(Delivery.objects.filter(watch=watch).order_by("path").values())
+    runs = [(run.outcome, run.files_done, run.files_total) for run in world.runs(watch)]
     os.kill(child, signal.SIGCONT)
     reap(child)
     assert len(world.requests()) == sent
-    assert list(Delivery.objects.filter(pair=pair).order_by("path").values()) == rows
-    assert [(run.outcome, run.files_done, run.files_total) for run in world.runs(pair)] == runs
-    assert_promise_kept(world, repo, pair)
+    assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
+    assert [(run.outcome, run.files_done, run.files_total) for run in world.runs(watch)] == runs
+    assert_promise_kept(world, repo, watch)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from deliveries_app import plan
 from deliveries_app.actors import Actor
-from deliveries_app.eligible import reason_to_skip
 from deliveries_app.models import AppRepository, Delivery, Status
-from deliveries_app.paths import is_unsafe
+from deliveries_app.planning import plan
+from deliveries_app.planning.eligibility import reason_to_skip
+from deliveries_app.planning.paths import is_unsafe
 from deliveries_app.services import resync_single
-from deliveries_app.services.rules import set_ignore_patterns
-from repositories_app.mirror import Entry as TreeEntry
+from deliveries_app.services.watch_settings import set_ignore_patterns
+from repositories_app.mirror.mirror import Entry as TreeEntry
 from tests.support.git import Entry, Repo, git
 from tests.support.histories import assert_promise_kept, kill_worker, refusing, watching_plans
 from tests.support.world import World
@@ -138,38 +138,38 @@ def write_tree(repo: Repo, entries: bytes) -> str:
 
 
 def test_a_hostile_tree_is_left_out_name_by_name_and_the_rest_is_sent(world: World) -> None:
-    repo, pair = world.watch({"a": b"fine"})
+    repo, watch = world.watch({"a": b"fine"})
     world.settle()
     hostile = [b"..", b".git", b".GIT ", b"git~1", b"a\\..\\..\\b", b".g\xe2\x80\x8cit"]
     serve_tree(repo, [*hostile, b"a", b"fine"])
     world.settle()
-    pair.refresh_from_db()
-    assert pair.status == Status.SYNCED
-    assert set(world.copy(pair)) == {"a", "fine", "sub/a", "sub/fine"}
-    assert pair.left_out == {"unsafe_path": 12}
-    assert pair.failures.filter(cause="unsafe_path", kind="skipped").count() == 12
+    watch.refresh_from_db()
+    assert watch.status == Status.SYNCED
+    assert set(world.copy(watch)) == {"a", "fine", "sub/a", "sub/fine"}
+    assert watch.left_out == {"unsafe_path": 12}
+    assert watch.failures.filter(cause="unsafe_path", kind="skipped").count() == 12
     repo.force_push({"a": b"fine"})
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert (pair.left_out, pair.failures.count()) == ({}, 0)
+    assert_promise_kept(world, repo, watch)
+    assert (watch.left_out, watch.failures.count()) == ({}, 0)
 
 
 def test_the_repository_s_own_numbers_are_not_those_of_one_watch_s_patterns(world: World) -> None:
-    repo, pair = world.watch({"a": b"a", "b.env": b"bb", "c.env": b"cc"})
+    repo, watch = world.watch({"a": b"a", "b.env": b"bb", "c.env": b"cc"})
     world.settle()
-    set_ignore_patterns(Actor.command(), pair, "*.env")
+    set_ignore_patterns(Actor.command(), watch, "*.env")
     world.settle()
-    snapshot = pair.repository.snapshots.get()
+    snapshot = watch.repository.snapshots.get()
     assert (snapshot.file_count, snapshot.total_bytes) == (3, 5)
     repo.commit({"d": b"d"})
     world.settle()
-    assert pair.repository.snapshots.first().file_count == 2, "better than none"
+    assert watch.repository.snapshots.first().file_count == 2, "better than none"
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
-    assert pair.repository.snapshots.first().file_count == 4
-    pair.refresh_from_db()
+    assert watch.repository.snapshots.first().file_count == 4
+    watch.refresh_from_db()
     other.refresh_from_db()
-    assert (pair.tree_files, other.tree_files) == (2, 4)
+    assert (watch.tree_files, other.tree_files) == (2, 4)
 
 
 def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fast_plans(
@@ -185,80 +185,80 @@ def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fa
         "a": b"a",
     }
     with watching_plans() as plans:
-        repo, pair = world.watch(files)
+        repo, watch = world.watch(files)
         world.settle()
         causes = {"symlink": 1, "submodule": 1, "too_large": 1, "not_utf8": 1, "path_too_long": 1}
-        pair.refresh_from_db()
-        assert pair.left_out == causes
-        run = world.runs(pair)[0]
+        watch.refresh_from_db()
+        assert watch.left_out == causes
+        run = world.runs(watch)[0]
         assert (run.left_out, run.files_skipped) == (causes, 5)
         repo.commit({"link": None, "large": b"small", "link2": Entry.symlink("a"), "link3": Entry.symlink("a")})
         world.settle()
-        pair.refresh_from_db()
+        watch.refresh_from_db()
         causes = {"symlink": 2, "submodule": 1, "not_utf8": 1, "path_too_long": 1}
         assert plans[-1].among is not None
-        assert pair.left_out == causes
-        run = world.runs(pair)[0]
+        assert watch.left_out == causes
+        run = world.runs(watch)[0]
         assert (run.left_out, run.files_skipped) == (causes, 5)
-        assert set(pair.failures.values_list("cause", flat=True)) == set(causes)
+        assert set(watch.failures.values_list("cause", flat=True)) == set(causes)
 
 
 def test_the_list_is_bounded_and_the_counts_are_not(world: World, monkeypatch) -> None:
     monkeypatch.setattr(plan, "MAX_SKIPPED_LISTED", 3)
-    _, pair = world.watch({f"link-{n}": Entry.symlink("a") for n in range(8)} | {"a": b"a"})
+    _, watch = world.watch({f"link-{n}": Entry.symlink("a") for n in range(8)} | {"a": b"a"})
     world.settle()
-    pair.refresh_from_db()
-    assert pair.failures.count() == 3
-    assert pair.left_out == {"symlink": 8}
+    watch.refresh_from_db()
+    assert watch.failures.count() == 3
+    assert watch.left_out == {"symlink": 8}
 
 
 # --- Git LFS ------------------------------------------------------------------------------------------------------------
 
 
-def pointers(pair: AppRepository) -> set[str]:
-    return set(Delivery.objects.filter(pair=pair, remark="lfs_pointer").values_list("path", flat=True))
+def pointers(watch: AppRepository) -> set[str]:
+    return set(Delivery.objects.filter(watch=watch, remark="lfs_pointer").values_list("path", flat=True))
 
 
 def test_a_pointer_of_git_lfs_is_sent_as_it_is_remarked_and_counted(world: World) -> None:
     files = {"film.mp4": POINTER % 1, "song.ogg": POINTER % 2, "about-lfs.md": b"# " + POINTER % 3, "a": b"a"}
     files["not-small"] = POINTER % 4 + b"x" * 1024
     with watching_plans():
-        repo, pair = world.watch(files)
+        repo, watch = world.watch(files)
         world.settle()
-        assert_promise_kept(world, repo, pair)
-        assert pointers(pair) == {"film.mp4", "song.ogg"}
-        assert pair.left_out == {"lfs_pointer": 2}
-        run = world.runs(pair)[0]
+        assert_promise_kept(world, repo, watch)
+        assert pointers(watch) == {"film.mp4", "song.ogg"}
+        assert watch.left_out == {"lfs_pointer": 2}
+        run = world.runs(watch)[0]
         assert (run.left_out, run.files_skipped) == ({"lfs_pointer": 2}, 0)
         repo.commit({"film.mp4": b"the film itself", "song.ogg": None, "new.bin": POINTER % 5})
         world.settle()
-        assert_promise_kept(world, repo, pair)
-        assert pointers(pair) == {"new.bin"}
-        assert pair.left_out == {"lfs_pointer": 1}
+        assert_promise_kept(world, repo, watch)
+        assert pointers(watch) == {"new.bin"}
+        assert watch.left_out == {"lfs_pointer": 1}
         repo.commit({"new.bin": None})
         world.settle()
-        pair.refresh_from_db()
-        assert pair.left_out == {}
+        watch.refresh_from_db()
+        assert watch.left_out == {}
 
 
 def test_a_pointer_that_is_sent_in_chunks_is_remarked_too(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES = settings.CHUNK_SIZE_BYTES = 40
-    repo, pair = world.watch({"film.mp4": POINTER % 1})
+    repo, watch = world.watch({"film.mp4": POINTER % 1})
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert pair.left_out == {"lfs_pointer": 1}
+    assert_promise_kept(world, repo, watch)
+    assert watch.left_out == {"lfs_pointer": 1}
 
 
 def test_the_count_of_pointers_survives_crashes_failures_and_resyncs(world: World) -> None:
-    repo, pair = world.watch({f"{n}.bin": POINTER % n for n in range(6)})
-    kill_worker(world, pair, lambda note: note.path == "3.bin")
+    repo, watch = world.watch({f"{n}.bin": POINTER % n for n in range(6)})
+    kill_worker(world, watch, lambda note: note.path == "3.bin")
     world.answer(refusing("2.bin"))
-    world.sync(pair)
-    pair.refresh_from_db()
-    assert pair.left_out == {"lfs_pointer": 6}
+    world.sync(watch)
+    watch.refresh_from_db()
+    assert watch.left_out == {"lfs_pointer": 6}
     world.answer(None)
-    resync_single(Actor.command(), pair)
+    resync_single(Actor.command(), watch)
     repo.commit({"2.bin": b"whole"})
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert pair.left_out == {"lfs_pointer": 5}
+    assert_promise_kept(world, repo, watch)
+    assert watch.left_out == {"lfs_pointer": 5}

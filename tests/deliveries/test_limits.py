@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 from django.utils import timezone
 
-from deliveries_app import sender, verdicts
-from deliveries_app.lease import claim
 from deliveries_app.models import App, AppRepository, DeliveryFailure, Outcome, Status
 from deliveries_app.receiver import Answer, Notification
+from deliveries_app.sync import responses, sender
+from deliveries_app.sync.lease import claim
 from docora.http.client import Request
 from tests.docora.http_server import ScriptedServer, servers
 from tests.support.histories import assert_promise_kept, at_notification, in_doubt, refusing
@@ -34,82 +34,82 @@ def names(count: int) -> dict[str, bytes]:
 def rest_of(app: App) -> float:
     """Seconds for which nothing is sent to the app."""
     app.refresh_from_db()
-    return (app.not_before - timezone.now()).total_seconds() if app.not_before else 0.0
+    return (app.cooldown_until - timezone.now()).total_seconds() if app.cooldown_until else 0.0
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_wait_of_up_to_5_seconds_happens_in_the_run(world: World, status: int) -> None:
     one_by_one(world)
-    repo, pair = world.watch(names(4))
+    repo, watch = world.watch(names(4))
     world.answer(at_notification(2, lambda: None, then=Answer(status, headers={"Retry-After": "1"})))
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     refused, next_one = world.requests()[1:3]
     assert next_one.received_at - refused.answered_at >= 0.99
     assert next_one.webhook_id == refused.webhook_id
-    assert [run.attempts for run in world.runs(pair)] == [1]
+    assert [run.attempts for run in world.runs(watch)] == [1]
     assert rest_of(world.app) == 0
 
 
 def test_a_client_that_always_asks_for_a_short_wait_does_not_hold_the_worker_for_ever(world: World) -> None:
-    _, pair = world.watch({"busy.txt": b"1", "fine.txt": b"2"})
+    _, watch = world.watch({"busy.txt": b"1", "fine.txt": b"2"})
     world.answer(refusing("busy.txt", status=429, headers={"Retry-After": "0"}))
-    world.sync(pair)
-    assert (pair.status, pair.retry_count) == (Status.PENDING, 1)
+    world.sync(watch)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 1)
     assert len([record for record in world.requests() if record.path == "busy.txt"]) == 1 + sender.MAX_WAITS
-    assert set(world.copy(pair)) == {"fine.txt"}
+    assert set(world.copy(watch)) == {"fine.txt"}
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [("90", 80, 90), ("999999", 3590, 3600)])
-def test_a_longer_retry_after_ends_the_run_for_all_pairs_without_using_up_an_attempt(
+def test_a_longer_retry_after_ends_the_run_for_all_watches_without_using_up_an_attempt(
     world: World, asked: str, least: float, most: float
 ) -> None:
     one_by_one(world)
-    repo, pair = world.watch(names(6))
+    repo, watch = world.watch(names(6))
     _, other = world.watch(name="acme/gadgets")
     world.answer(at_notification(3, lambda: None, then=Answer(429, headers={"Retry-After": asked})))
-    world.sync(pair)
+    world.sync(watch)
     assert len(world.requests()) == 3
-    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
     assert least < rest_of(world.app) <= most
     assert not AppRepository.objects.due().exists()
     assert claim(other.pk) is None
-    assert world.runs(pair)[0].outcome == ""
+    assert world.runs(watch)[0].outcome == ""
     world.answer(None)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     assert len(world.requests()) == 3 + 4
 
 
 def test_an_endpoint_that_is_down_after_10_different_paths_stops_the_run_and_rests(world: World) -> None:
-    repo, pair = world.watch(names(60))
+    repo, watch = world.watch(names(60))
     _, other = world.watch(name="acme/gadgets")
     world.receiver.stop()
-    world.sync(pair)
-    tried = DeliveryFailure.objects.filter(pair=pair).count()
+    world.sync(watch)
+    tried = DeliveryFailure.objects.filter(watch=watch).count()
     assert 10 <= tried <= 10 + world.app.max_in_flight
-    assert (pair.status, pair.retry_count, pair.last_error_cause) == (Status.PENDING, 0, "connect")
-    assert "endpoint is down" in pair.last_error
+    assert (watch.status, watch.retry_count, watch.last_error_cause) == (Status.PENDING, 0, "connect")
+    assert "endpoint is down" in watch.last_error
     assert 0 < rest_of(world.app) <= 7.5
     assert not AppRepository.objects.due().exists()
-    world.sync(pair)
+    world.sync(watch)
     assert 7.5 < rest_of(world.app) <= 15  # twice as long
     assert App.objects.get().down_count == 2
     world.receiver.start()
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     app = App.objects.get()
-    assert (app.down_count, app.not_before) == (0, None)
+    assert (app.down_count, app.cooldown_until) == (0, None)
     assert world.sync(other).status == Status.SYNCED
 
 
-def test_of_an_endpoint_that_was_down_one_pair_with_one_request_asks_how_it_is(world: World) -> None:
-    _, pair = world.watch(names(30))
+def test_of_an_endpoint_that_was_down_one_watch_with_one_request_asks_how_it_is(world: World) -> None:
+    _, watch = world.watch(names(30))
     _, other = world.watch(name="acme/gadgets")
     world.receiver.stop()
-    world.sync(pair)
-    world.make_due(pair)
-    probe = claim(pair.pk)
+    world.sync(watch)
+    world.make_due(watch)
+    probe = claim(watch.pk)
     assert probe is not None
     assert probe.slots == 1
     assert claim(other.pk) is None
@@ -118,29 +118,29 @@ def test_of_an_endpoint_that_was_down_one_pair_with_one_request_asks_how_it_is(w
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_gateway_that_finds_nobody_behind_it_counts_as_down(world: World, status: int) -> None:
     one_by_one(world)
-    _, pair = world.watch(names(20))
+    _, watch = world.watch(names(20))
     world.answer(lambda note: Answer(status))
-    world.sync(pair)
+    world.sync(watch)
     assert len(world.requests()) == 10
     assert App.objects.get().down_count == 1
 
 
 def test_errors_of_the_files_themselves_do_not_stop_the_run_however_many(world: World) -> None:
-    _, pair = world.watch(names(30))
+    _, watch = world.watch(names(30))
     poison = [f"file-{number:02}.txt" for number in range(15)]
     world.answer(refusing(*poison, status=500))
-    world.sync(pair)
-    assert len(world.copy(pair)) == 15
-    assert (pair.status, pair.retry_count, pair.files_failing) == (Status.PENDING, 1, 15)
-    assert set(pair.failures.values_list("path", flat=True)) == set(poison)
-    assert App.objects.get().not_before is None
+    world.sync(watch)
+    assert len(world.copy(watch)) == 15
+    assert (watch.status, watch.retry_count, watch.files_failing) == (Status.PENDING, 1, 15)
+    assert set(watch.failures.values_list("path", flat=True)) == set(poison)
+    assert App.objects.get().cooldown_until is None
 
 
 def test_an_answer_in_between_shows_that_the_endpoint_is_not_down(world: World) -> None:
     one_by_one(world)
-    _, pair = world.watch(names(25))
+    _, watch = world.watch(names(25))
     world.answer(lambda note: Answer(502) if note.path != "file-08.txt" and note.path < "file-16.txt" else None)
-    world.sync(pair)
+    world.sync(watch)
     assert len(world.requests()) == 25
     assert App.objects.get().down_count == 0
 
@@ -148,91 +148,91 @@ def test_an_answer_in_between_shows_that_the_endpoint_is_not_down(world: World) 
 def test_ten_poison_files_sorted_first_do_not_stop_every_run_at_the_same_place(world: World) -> None:
     one_by_one(world)
     poison = {f"a-{number}": b"poison" for number in range(10)}
-    _, pair = world.watch(poison | {f"b-{number}": b"fine" for number in range(5)})
+    _, watch = world.watch(poison | {f"b-{number}": b"fine" for number in range(5)})
     world.answer(refusing(*poison, status=502))
-    world.sync(pair)
+    world.sync(watch)
     assert {record.path for record in world.requests()} == set(poison)
-    world.sync(pair)
+    world.sync(watch)
     assert [record.path for record in world.requests()][10:15] == [f"b-{number}" for number in range(5)]
-    assert set(world.copy(pair)) == {f"b-{number}" for number in range(5)}
+    assert set(world.copy(watch)) == {f"b-{number}" for number in range(5)}
 
 
 def test_410_for_three_files_pauses_the_app_and_resuming_goes_on_where_it_was(world: World) -> None:
     one_by_one(world)
-    repo, pair = world.watch(names(9))
+    repo, watch = world.watch(names(9))
     world.answer(lambda note: Answer(410) if note.path > "file-03.txt" else None)
-    world.sync(pair)
+    world.sync(watch)
     app = App.objects.get()
     assert app.paused
     assert "410" in app.paused_reason
     assert len(world.requests()) == 4 + 3
-    assert world.runs(pair)[0].outcome == Outcome.PAUSED
-    assert claim(pair.pk) is None
+    assert world.runs(watch)[0].outcome == Outcome.PAUSED
+    assert claim(watch.pk) is None
     assert not AppRepository.objects.due().exists()
     App.objects.update(paused=False, paused_reason="")
     world.answer(None)
-    assert AppRepository.objects.due().filter(pk=pair.pk).exists()
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    assert AppRepository.objects.due().filter(pk=watch.pk).exists()
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     assert len(world.requests()) == 4 + 3 + 5
 
 
 def test_410_for_two_files_is_these_files_own_error(world: World) -> None:
-    _, pair = world.watch(names(9))
+    _, watch = world.watch(names(9))
     world.answer(refusing("file-03.txt", "file-04.txt", status=410))
-    world.sync(pair)
+    world.sync(watch)
     assert not App.objects.get().paused
-    assert len(world.copy(pair)) == 7
+    assert len(world.copy(watch)) == 7
 
 
 def test_a_path_whose_request_timed_out_is_not_sent_again_before_it_has_rested(world: World, monkeypatch) -> None:
     impatient(monkeypatch)
-    repo, pair = world.watch({"hangs.txt": b"1", "fine.txt": b"2"})
+    repo, watch = world.watch({"hangs.txt": b"1", "fine.txt": b"2"})
     world.answer(lambda note: time.sleep(1) if note.path == "hangs.txt" else None)
-    world.sync(pair)
-    row = world.rows(pair)["hangs.txt"]
+    world.sync(watch)
+    row = world.rows(watch)["hangs.txt"]
     assert row.hold_until is not None
     assert 28 < (row.hold_until - timezone.now()).total_seconds() <= 30
-    assert pair.next_sync_at is not None
-    assert pair.next_sync_at >= row.hold_until - timedelta(seconds=1)
+    assert watch.next_sync_at is not None
+    assert watch.next_sync_at >= row.hold_until - timedelta(seconds=1)
     world.answer(None)
     sent = len(world.requests())
-    world.sync(pair)  # somebody wants it earlier
+    world.sync(watch)  # somebody wants it earlier
     assert [record.path for record in world.requests()[sent:]] in ([], ["hangs.txt"])  # the late answer of the first
-    assert in_doubt(pair) == {"hangs.txt"}
-    assert "rests" in pair.failures.get(path="hangs.txt").message
-    assert pair.next_sync_at is not None
-    assert (pair.next_sync_at - timezone.now()).total_seconds() > 25
-    world.rows(pair)
-    pair.deliveries.update(hold_until=timezone.now())  # 30 seconds later
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    assert in_doubt(watch) == {"hangs.txt"}
+    assert "rests" in watch.failures.get(path="hangs.txt").message
+    assert watch.next_sync_at is not None
+    assert (watch.next_sync_at - timezone.now()).total_seconds() > 25
+    world.rows(watch)
+    watch.deliveries.update(hold_until=timezone.now())  # 30 seconds later
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_short_rest_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
     impatient(monkeypatch)
-    for module in (sender, verdicts):
+    for module in (sender, responses):
         monkeypatch.setattr(module, "REST_AFTER_TIMEOUT", 2.0)
-    repo, pair = world.watch({"hangs.txt": b"1"})
+    repo, watch = world.watch({"hangs.txt": b"1"})
     world.answer(at_notification(1, lambda: time.sleep(0.6)))
-    world.sync(pair)
-    assert in_doubt(pair) == {"hangs.txt"}
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert in_doubt(watch) == {"hangs.txt"}
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     first, second = world.requests()
     assert second.received_at - first.received_at >= 0.4 + 1.9
 
 
 def test_an_endpoint_that_hangs_is_down_after_10_timeouts_and_takes_bounded_time(world: World, monkeypatch) -> None:
     impatient(monkeypatch)
-    _, pair = world.watch(names(40))
+    _, watch = world.watch(names(40))
     world.answer(lambda note: time.sleep(2))
     started = time.monotonic()
-    world.sync(pair)
+    world.sync(watch)
     assert time.monotonic() - started < 5
-    assert (pair.retry_count, pair.last_error_cause) == (0, "timeout")
+    assert (watch.retry_count, watch.last_error_cause) == (0, "timeout")
     assert App.objects.get().down_count == 1
-    resting = pair.deliveries.exclude(hold_until=None).count()
+    resting = watch.deliveries.exclude(hold_until=None).count()
     assert 10 <= resting <= 10 + world.app.max_in_flight
 
 
@@ -246,27 +246,27 @@ def test_an_answer_of_a_gigabyte_is_cut_off_and_counts_by_its_status(world: Worl
     with servers() as start:
         server: ScriptedServer = start(flood)
         App.objects.update(base_url=server.url)
-        _, pair = world.watch(names(3))
+        _, watch = world.watch(names(3))
         started = time.monotonic()
-        world.sync(pair)
+        world.sync(watch)
     assert time.monotonic() - started < 10
-    assert (pair.status, world.runs(pair)[0].files_done) == (Status.SYNCED, 3)
+    assert (watch.status, world.runs(watch)[0].files_done) == (Status.SYNCED, 3)
 
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_not_here_in_answer_to_a_delete_in_doubt_is_as_good_as_done(world: World, status: int) -> None:
-    repo, pair = world.watch({"keep.txt": b"1", "gone.txt": b"2"})
+    repo, watch = world.watch({"keep.txt": b"1", "gone.txt": b"2"})
     world.answer(refusing("gone.txt"))  # perhaps it was kept all the same
-    world.sync(pair)
+    world.sync(watch)
     repo.commit({"gone.txt": None})
 
     def hook(note: Notification) -> Answer | None:
         return Answer(status) if note.kind == "delete" else None
 
     world.answer(hook)
-    world.sync(pair)
-    assert pair.status == Status.SYNCED
-    assert set(world.rows(pair)) == {"keep.txt"}
+    world.sync(watch)
+    assert watch.status == Status.SYNCED
+    assert set(world.rows(watch)) == {"keep.txt"}
     assert not App.objects.get().paused
 
 
@@ -274,7 +274,7 @@ def test_an_app_that_is_paused_in_the_middle_of_a_run_is_sent_no_more_and_goes_o
     world: World,
 ) -> None:
     one_by_one(world)
-    repo, pair = world.watch(names(60))
+    repo, watch = world.watch(names(60))
 
     def pause_at_the_fifth(notification: Notification) -> Answer | None:
         if notification.path == "file-05.txt":
@@ -283,13 +283,13 @@ def test_an_app_that_is_paused_in_the_middle_of_a_run_is_sent_no_more_and_goes_o
         return None
 
     world.answer(pause_at_the_fifth)
-    pair = world.sync(pair)
-    assert pair.status == Status.PENDING
-    assert pair.lease_until is None
-    assert 5 < len(world.copy(pair)) < 60
-    run = world.runs(pair)[0]
-    assert (run.outcome, run.files_done) == ("", len(world.copy(pair)))
+    watch = world.sync(watch)
+    assert watch.status == Status.PENDING
+    assert watch.lease_until is None
+    assert 5 < len(world.copy(watch)) < 60
+    run = world.runs(watch)[0]
+    assert (run.outcome, run.files_done) == ("", len(world.copy(watch)))
     App.objects.filter(pk=world.app.pk).update(paused=False)
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert [run.outcome for run in world.runs(pair)] == [Outcome.SUCCEEDED]
+    assert_promise_kept(world, repo, watch)
+    assert [run.outcome for run in world.runs(watch)] == [Outcome.SUCCEEDED]

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from deliveries_app import recorder, runs
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, SyncRun
+from deliveries_app.progress import runs
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_operation, onboard_app, resync_many, resync_single, retry_single
-from docora import worker
-from docora.logs import configure
-from repositories_app.mirror import Mirror
+from deliveries_app.sync import recorder
+from docora.conf.logs import configure
+from docora.server import worker
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import Repo
 from tests.support.histories import at_notification, refusing
 from tests.support.world import KEY, World
@@ -55,9 +56,9 @@ def watched(world: World) -> tuple[Repo, AppRepository]:
     """Thirty files, one at a time, and synced."""
     world.app.max_in_flight = 1
     world.app.save()
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.settle()
-    return repo, pair
+    return repo, watch
 
 
 def events(lines: list[dict[str, Any]]) -> list[str]:
@@ -72,13 +73,13 @@ START = ["claimed", "fetched", "planned", "sending", "batch_recorded"]
 def test_a_resync_is_told_from_the_button_to_its_last_acknowledgement(
     world: World, watched: tuple[Repo, AppRepository], log: Lines
 ) -> None:
-    repo, pair = watched
-    run = resync_single(ME, pair).run
-    world.sync(pair)
+    repo, watch = watched
+    run = resync_single(ME, watch).run
+    world.sync(watch)
     lines = log(run_id=run.run_id)
     assert events(lines) == ["sync_requested", *START, "sent", "run_ended"]
     first, claimed, fetched, planned = lines[:4]
-    assert (first["requested_by"], first["reason"], first["pair"]) == ("command line", "resync", pair.pk)
+    assert (first["requested_by"], first["reason"], first["watch"]) == ("command line", "resync", watch.pk)
     assert (claimed["attempt"], claimed["reason"]) == (1, "resync")
     assert fetched["commit"] == repo.head
     assert planned["files"] == 30
@@ -95,11 +96,11 @@ def test_a_failure_is_told_with_its_cause_and_the_retry_under_its_own_id(
     world: World, watched: tuple[Repo, AppRepository], log: Lines, settings
 ) -> None:
     settings.MAX_RETRY_ATTEMPTS = 2
-    _, pair = watched
+    _, watch = watched
     world.answer(refusing("3.txt"))
-    run = resync_single(ME, pair).run
-    world.sync(pair)
-    world.sync(pair)
+    run = resync_single(ME, watch).run
+    world.sync(watch)
+    world.sync(watch)
     attempt = [*START, "sent", "attempt_failed"]
     lines = log(run_id=run.run_id)
     assert events(lines) == ["sync_requested", *attempt, *attempt, "run_ended"]
@@ -108,8 +109,8 @@ def test_a_failure_is_told_with_its_cause_and_the_retry_under_its_own_id(
     assert failed[0]["next_try_in"] < failed[1]["next_try_in"] == settings.RESCAN_INTERVAL_SECONDS
     assert lines[-1]["outcome"] == "failed"
     world.answer(None)
-    retry = retry_single(ME, pair).run
-    world.sync(pair)
+    retry = retry_single(ME, watch).run
+    world.sync(watch)
     lines = log(run_id=retry.run_id)
     assert events(lines) == ["sync_requested", *START, "sent", "run_ended"]
     assert lines[0]["reason"] == "retry"
@@ -118,24 +119,24 @@ def test_a_failure_is_told_with_its_cause_and_the_retry_under_its_own_id(
 def test_a_change_that_nobody_asked_for_has_one_id_from_the_claim_on(
     world: World, watched: tuple[Repo, AppRepository], log: Lines
 ) -> None:
-    repo, pair = watched
+    repo, watch = watched
     repo.commit({"new.txt": b"new"})
     world.settle()
-    run = SyncRun.objects.filter(pair=pair).latest("pk")
+    run = SyncRun.objects.filter(watch=watch).latest("pk")
     assert events(log(run_id=run.run_id)) == [*START, "sent", "run_ended"]
 
 
 def test_a_run_that_is_taken_over_says_so_and_so_does_the_one_that_does_it(
     world: World, watched: tuple[Repo, AppRepository], log: Lines
 ) -> None:
-    _, pair = watched
-    first = resync_single(ME, pair).run
-    world.answer(at_notification(15, lambda: resync_single(ME, pair)))
-    world.sync(pair)
+    _, watch = watched
+    first = resync_single(ME, watch).run
+    world.answer(at_notification(15, lambda: resync_single(ME, watch)))
+    world.sync(watch)
     assert events(log(run_id=first.run_id)) == ["sync_requested", *START, "superseded"]
     world.answer(None)
-    world.sync(pair)
-    second = SyncRun.objects.filter(pair=pair).latest("pk")
+    world.sync(watch)
+    second = SyncRun.objects.filter(watch=watch).latest("pk")
     assert events(log(run_id=second.run_id)) == ["sync_requested", *START, "sent", "run_ended"]
     assert log(run_id=first.run_id)[-1]["outcome"] == "superseded"
 
@@ -143,19 +144,19 @@ def test_a_run_that_is_taken_over_says_so_and_so_does_the_one_that_does_it(
 def test_a_retry_that_takes_a_run_over_while_git_is_read_is_the_one_that_sends(
     world: World, monkeypatch: pytest.MonkeyPatch, log: Lines
 ) -> None:
-    _, pair = world.watch(FILES)
+    _, watch = world.watch(FILES)
     world.answer(refusing("3.txt"))
-    world.sync(pair)
+    world.sync(watch)
     world.answer(None)
     fetch = Mirror.fetch
 
     def and_press(mirror, *arguments, **named):
-        retry_single(ME, pair)
+        retry_single(ME, watch)
         return fetch(mirror, *arguments, **named)
 
     monkeypatch.setattr(Mirror, "fetch", and_press)
-    world.sync(pair)
-    first, retry = SyncRun.objects.filter(pair=pair).order_by("pk")
+    world.sync(watch)
+    first, retry = SyncRun.objects.filter(watch=watch).order_by("pk")
     assert events(log(run_id=first.run_id))[-4:] == ["claimed", "run_ended", "fetched", "planned"]
     assert events(log(run_id=retry.run_id)) == ["sync_requested", "sending", "batch_recorded", "sent", "run_ended"]
 
@@ -163,15 +164,15 @@ def test_a_retry_that_takes_a_run_over_while_git_is_read_is_the_one_that_sends(
 def test_a_worker_that_is_told_to_stop_hands_over_and_the_next_one_goes_on(
     world: World, watched: tuple[Repo, AppRepository], log: Lines
 ) -> None:
-    _, pair = watched
-    run = resync_single(ME, pair).run
+    _, watch = watched
+    run = resync_single(ME, watch).run
     world.answer(at_notification(15, worker.request_stop))
     try:
-        world.sync(pair)
+        world.sync(watch)
     finally:
         worker._stopping.clear()
     world.answer(None)
-    world.sync(pair)
+    world.sync(watch)
     lines = log(run_id=run.run_id)
     assert events(lines) == ["sync_requested", *START, "handed_over", *START, "sent", "run_ended"]
     assert len({line["claim"] for line in lines if line["event"] == "claimed"}) == 2
@@ -180,13 +181,13 @@ def test_a_worker_that_is_told_to_stop_hands_over_and_the_next_one_goes_on(
 def test_a_bulk_operation_is_one_line_and_each_of_its_runs_names_it(
     world: World, monkeypatch: pytest.MonkeyPatch, log: Lines
 ) -> None:
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
     operation = resync_many(ME, AppRepository.objects.all())
     (line,) = log(event="sync_requested", operation_id=operation.operation_id)
     assert (line["runs"], line["requested_by"], "run_id" in line) == (3, "command line", False)
-    world.sync(pairs[0])
-    (run,) = operation.runs.filter(pair=pairs[0])
+    world.sync(watches[0])
+    (run,) = operation.runs.filter(watch=watches[0])
     assert log(run_id=run.run_id)[0]["event"] == "claimed"
     assert log(run_id=run.run_id)[0]["operation_id"] == operation.operation_id
     monkeypatch.setattr(runs, "LOGGED_ONE_BY_ONE", 1)
@@ -200,10 +201,10 @@ def test_no_line_holds_a_secret(world: World, log: Lines, monkeypatch: pytest.Mo
     world.git.tokens["acme/secret"] = {TOKEN}
     repo = world.git.repo("acme/secret", FILES)
     made = onboard_app(ME, name="Search", base_url=world.receiver.url, email="a@b.example", client_auth_key=KEY)
-    pair = world.watch_url(repo, app=made.app, token=TOKEN)
+    watch = world.watch_url(repo, app=made.app, token=TOKEN)
     world.answer(lambda note: Answer(401, {"error": KEY}) if note.path == "3.txt" else None)
-    world.sync(pair)
-    assert "attempt_failed" in events(log(pair=pair.pk))
+    world.sync(watch)
+    assert "attempt_failed" in events(log(watch=watch.pk))
     written = json.dumps(log())
     for secret in (TOKEN, KEY, made.token):
         assert secret not in written

@@ -6,8 +6,8 @@ from django.http import HttpResponse
 from django.test import Client
 
 from deliveries_app.models import App, AppRepository
-from docora.crypto import DecryptionError, Undecryptable, encrypt, require_readable
-from docora.middleware import LostKeyMiddleware
+from docora.security.crypto import DecryptionError, Undecryptable, encrypt, require_readable
+from docora.web.middleware import DecryptionErrorMiddleware
 from tests.support.staff import make_app
 from tests.support.world import World
 
@@ -59,17 +59,17 @@ def test_saving_its_row_gives_the_ciphertext_back_unchanged(db, settings) -> Non
         assert cursor.fetchone() == ("Gate", ciphertext)
 
 
-def test_every_list_and_page_of_the_admin_shows_the_row(admin, pairs, settings) -> None:
-    pair = pairs[0]
-    lose_the_key_of(pair, "github_token", settings)
-    lose_the_key_of(pair.app, "client_auth_key", settings)
+def test_every_list_and_page_of_the_admin_shows_the_row(admin, watches, settings) -> None:
+    watch = watches[0]
+    lose_the_key_of(watch, "github_token", settings)
+    lose_the_key_of(watch.app, "client_auth_key", settings)
     for address in (
         "/admin/",
         "/admin/deliveries_app/app/",
-        f"/admin/deliveries_app/app/{pair.app_id}/change/",
+        f"/admin/deliveries_app/app/{watch.app_id}/change/",
         "/admin/deliveries_app/apprepository/",
-        f"/admin/deliveries_app/apprepository/{pair.pk}/change/",
-        f"/admin/repositories_app/repository/{pair.repository_id}/change/",
+        f"/admin/deliveries_app/apprepository/{watch.pk}/change/",
+        f"/admin/repositories_app/repository/{watch.repository_id}/change/",
         "/admin/api/repositories",
     ):
         assert admin.get(address).status_code == 200, address
@@ -77,21 +77,21 @@ def test_every_list_and_page_of_the_admin_shows_the_row(admin, pairs, settings) 
 
 @pytest.mark.parametrize("column", ["github_token", "client_auth_key"])
 def test_the_sync_that_needs_it_fails_with_the_sentence_and_the_others_go_on(world: World, settings, column) -> None:
-    _, pair = world.watch(name="acme/broken")
+    _, watch = world.watch(name="acme/broken")
     other_app = world.add_app("Search") if column == "client_auth_key" else world.app
     _, other = world.watch(name="acme/fine", app=other_app)
-    lose_the_key_of(pair if column == "github_token" else pair.app, column, settings)
+    lose_the_key_of(watch if column == "github_token" else watch.app, column, settings)
     world.settle()
-    pair.refresh_from_db()
+    watch.refresh_from_db()
     other.refresh_from_db()
-    assert (pair.status, other.status) == ("failed", "synced")
-    assert pair.last_error.startswith(SENTENCE)
-    assert world.copy(pair) == {}
-    assert world.rows(pair) == {}, "nothing was announced that could not be sent"
+    assert (watch.status, other.status) == ("failed", "synced")
+    assert watch.last_error.startswith(SENTENCE)
+    assert world.copy(watch) == {}
+    assert world.rows(watch) == {}, "nothing was announced that could not be sent"
 
 
 def test_a_view_that_needs_it_answers_with_the_sentence(settings, rf) -> None:
-    middleware = LostKeyMiddleware(lambda request: HttpResponse())
+    middleware = DecryptionErrorMiddleware(lambda request: HttpResponse())
     page = middleware.process_exception(rf.get("/admin/x"), DecryptionError())
     assert page.status_code == 500
     assert SENTENCE in page.content.decode()

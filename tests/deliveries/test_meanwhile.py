@@ -8,13 +8,13 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice
-from deliveries_app.notices import record_git_failure
-from deliveries_app.services import NotFound, delete_app, watch, watch_settings
-from deliveries_app.services.housekeeping import remove_ended
+from deliveries_app.services import NotFound, delete_app, watch_repository, watch_settings
 from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
 from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.tokens import retire_old_tokens, rotate_app_token
-from repositories_app.exceptions import Cause, GitError, InvalidUrl
+from deliveries_app.sweep.cleanup import remove_ended
+from deliveries_app.sync.circuit import record_git_failure
+from repositories_app.git.exceptions import Cause, GitError, InvalidUrl
 from repositories_app.models import Repository
 from tests.support.staff import make_app
 from tests.support.world import World
@@ -27,7 +27,7 @@ def test_an_app_that_is_removed_while_git_is_asked_watches_nothing_and_goes(worl
     seen = App.objects.get(pk=world.app.pk)
     delete_app(SYSTEM, world.app)
     with pytest.raises(InvalidUrl, match="being removed"):
-        watch(Actor.of_app(seen), seen, repo.url)
+        watch_repository(Actor.of_app(seen), seen, repo.url)
     remove_ended()
     assert not App.objects.exists()
     assert not Repository.objects.exists()
@@ -49,13 +49,13 @@ def test_nothing_is_done_about_an_app_that_is_being_removed(db, verb) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_token_is_replaced_while_the_circuit_opens(pairs, monkeypatch, settings) -> None:
+def test_a_token_is_replaced_while_the_circuit_opens(watches, monkeypatch, settings) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("SQLite has one writer at a time")
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     Repository.objects.update(consecutive_failures=1)
     written, outcomes = threading.Event(), []
-    really_update, really_close = watch_settings._update, watch_settings.circuits.close_circuit
+    really_update, really_close = watch_settings._update, watch_settings.circuit.close_circuit
 
     def pause() -> None:
         """Lets the other one come as far as it can, after the first of the two rows is locked."""
@@ -65,13 +65,13 @@ def test_a_token_is_replaced_while_the_circuit_opens(pairs, monkeypatch, setting
 
     monkeypatch.setattr(watch_settings, "ask_git", lambda *asked: False)
     monkeypatch.setattr(watch_settings, "_update", lambda *a, **k: (really_update(*a, **k), pause()))
-    monkeypatch.setattr(watch_settings.circuits, "close_circuit", lambda row: (really_close(row), pause()))
+    monkeypatch.setattr(watch_settings.circuit, "close_circuit", lambda row: (really_close(row), pause()))
 
     def open_circuit() -> None:
         written.wait(10)
         failure = GitError(Cause.NETWORK, "The host is down.", for_every_watcher=True)
         try:
-            outcomes.append(record_git_failure(Repository.objects.get(pk=pairs[0].repository_id), failure))
+            outcomes.append(record_git_failure(Repository.objects.get(pk=watches[0].repository_id), failure))
         except Exception as error:
             outcomes.append(error)
         finally:
@@ -79,7 +79,7 @@ def test_a_token_is_replaced_while_the_circuit_opens(pairs, monkeypatch, setting
 
     opening = threading.Thread(target=open_circuit)
     opening.start()
-    watch_settings.replace_github_token(SYSTEM, AppRepository.objects.get(pk=pairs[0].pk), "a-token")
+    watch_settings.replace_github_token(SYSTEM, AppRepository.objects.get(pk=watches[0].pk), "a-token")
     opening.join()
     assert outcomes == [settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS]
     assert Notice.objects.count() == 2, "one for each watcher"

@@ -15,15 +15,15 @@ from rq.job import Job
 from rq.utils import utcformat
 
 from deliveries_app.actors import Actor
-from deliveries_app.causes import RootCause
-from deliveries_app.lease import claim
 from deliveries_app.models import App, AppRepository, Outcome, Status
+from deliveries_app.models.root_causes import RootCause
 from deliveries_app.receiver import Answer
 from deliveries_app.services import cancel_operation, resync_many, resync_single
-from docora import heartbeat, queueing
+from deliveries_app.sync.lease import claim
+from docora.redis import heartbeat, queues
 from repositories_app.models import Repository
 from tests.support.rows import add_rows
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
@@ -59,14 +59,14 @@ def test_every_label_has_all_its_values_before_anything_has_happened(db) -> None
         assert found[f'docora_delivery_failures_total{{cause="{cause.value}"}}'] == 0
     for status in Status:
         assert found[f'docora_watches{{status="{status.value}"}}'] == 0
-    for queue in queueing.QUEUES:
+    for queue in queues.QUEUES:
         assert found[f'docora_queue_jobs{{queue="{queue}"}}'] == 0
 
 
 def test_a_sync_is_counted_with_its_files_bytes_and_requests(world: World) -> None:
     before = scrape()
-    _, pair = world.watch({"a.txt": b"12345", "b.txt": b"678"})
-    world.sync(pair)
+    _, watch = world.watch({"a.txt": b"12345", "b.txt": b"678"})
+    world.sync(watch)
     grown = more(before)
     assert grown['docora_syncs_total{outcome="succeeded"}'] == 1
     assert grown["docora_delivered_files_total"] == 2
@@ -78,8 +78,8 @@ def test_a_sync_is_counted_with_its_files_bytes_and_requests(world: World) -> No
 
 
 def test_the_buckets_of_the_latency_are_cumulative(world: World) -> None:
-    _, pair = world.watch({f"{number}.txt": b"x" for number in range(150)})  # more than are kept one by one
-    world.sync(pair)
+    _, watch = world.watch({f"{number}.txt": b"x" for number in range(150)})  # more than are kept one by one
+    world.sync(watch)
     found = scrape()
     buckets = [value for name, value in found.items() if name.startswith("docora_request_seconds_bucket")]
     assert buckets == sorted(buckets)
@@ -87,10 +87,10 @@ def test_the_buckets_of_the_latency_are_cumulative(world: World) -> None:
 
 
 def test_failures_are_counted_by_cause_whatever_comes_of_them(world: World) -> None:
-    _, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    _, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.answer(lambda note: Answer(500) if note.path == "a.txt" else None)
     before = scrape()
-    world.sync(pair)
+    world.sync(watch)
     grown = more(before)
     assert grown['docora_delivery_failures_total{cause="http_5xx"}'] == 1
     assert grown['docora_sync_failures_total{cause="http_5xx"}'] == 1
@@ -99,22 +99,22 @@ def test_failures_are_counted_by_cause_whatever_comes_of_them(world: World) -> N
 
 
 def test_what_only_waits_for_another_path_has_a_cause_of_its_own(world: World) -> None:
-    repo, pair = world.watch({"a": b"1"})
+    repo, watch = world.watch({"a": b"1"})
     world.settle()
     repo.commit({"a": None, "a/b": b"2"})
     world.answer(lambda note: Answer(500) if note.kind == "delete" else None)
     before = scrape()
-    world.sync(pair)
+    world.sync(watch)
     grown = more(before)
     assert grown['docora_delivery_failures_total{cause="blocked"}'] == 1
     assert grown['docora_delivery_failures_total{cause="http_5xx"}'] == 1
 
 
 def test_a_repository_that_cannot_be_read_is_a_failure_of_its_sync(world: World) -> None:
-    repo, pair = world.watch()
-    AppRepository.objects.filter(pk=pair.pk).update(github_url=repo.url + "-gone")
+    repo, watch = world.watch()
+    AppRepository.objects.filter(pk=watch.pk).update(github_url=repo.url + "-gone")
     before = scrape()
-    world.sync(pair)
+    world.sync(watch)
     assert more(before) == {
         'docora_sync_failures_total{cause="git_not_found"}': 1,
         'docora_syncs_total{outcome="failed"}': 1,
@@ -122,10 +122,10 @@ def test_a_repository_that_cannot_be_read_is_a_failure_of_its_sync(world: World)
 
 
 def test_what_ends_otherwise_is_counted_too(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
     before = scrape()
-    resync_single(ME, pair)
+    resync_single(ME, watch)
     cancel_operation(ME, resync_many(ME, AppRepository.objects.all()))
     world.settle()
     assert {name: value for name, value in more(before).items() if "syncs" in name} == {
@@ -143,13 +143,15 @@ def test_checks_are_counted(world: World) -> None:
     assert more(before) == {"docora_checks_total": 3}
 
 
-def test_it_tells_how_many_are_watched_due_held_and_left_alone(pairs: list[AppRepository]) -> None:
+def test_it_tells_how_many_are_watched_due_held_and_left_alone(watches: list[AppRepository]) -> None:
     long_ago = timezone.now() - timedelta(minutes=10)
-    rows = AppRepository.objects.filter(pk=pairs[0].pk)
+    rows = AppRepository.objects.filter(pk=watches[0].pk)
     rows.update(next_sync_at=long_ago, status=Status.FAILED)
-    AppRepository.objects.filter(pk=pairs[1].pk).update(next_sync_at=timezone.now())
-    Repository.objects.filter(pk=pairs[2].repository_id).update(circuit_open_until=timezone.now() + timedelta(hours=1))
-    make_pair(make_app("Gone"), "gone", next_sync_at=long_ago)
+    AppRepository.objects.filter(pk=watches[1].pk).update(next_sync_at=timezone.now())
+    Repository.objects.filter(pk=watches[2].repository_id).update(
+        circuit_open_until=timezone.now() + timedelta(hours=1)
+    )
+    make_watch(make_app("Gone"), "gone", next_sync_at=long_ago)
     App.objects.filter(name="Gone").update(ended_at=timezone.now())
     found = scrape()
     assert found['docora_watches{status="synced"}'] == 2
@@ -158,7 +160,7 @@ def test_it_tells_how_many_are_watched_due_held_and_left_alone(pairs: list[AppRe
     assert 600 <= found["docora_watches_overdue_seconds"] < 660
     assert found["docora_circuits_open"] == 1
     assert found["docora_leases"] == 0
-    assert claim(pairs[0].pk)
+    assert claim(watches[0].pk)
     found = scrape()
     assert (found["docora_leases"], found["docora_watches_due"]) == (1, 1)
     assert found["docora_watches_overdue_seconds"] < 60
@@ -169,7 +171,7 @@ def test_it_tells_of_queues_workers_and_the_sweep(db, redis_client: Redis) -> No
     assert found["docora_workers"] == 0
     assert "docora_sweep_age_seconds" not in found
     for number in range(3):
-        queueing.enqueue("high", "deliveries_app.jobs.sync_pair", number, f"job-{number}")
+        queues.enqueue("high", "deliveries_app.jobs.sync_watch", number, f"job-{number}")
     since = utcformat(datetime.now(UTC) - timedelta(minutes=2))
     redis_client.hset(Job.key_for("job-1"), "enqueued_at", since)
     Worker(["high"], connection=redis_client).register_birth()
@@ -196,9 +198,9 @@ def test_a_scrape_asks_the_database_the_same_few_questions_of_few_and_of_many_ro
 def test_without_redis_work_goes_on_and_the_scrape_tells_what_the_database_knows(
     world: World, valkey_server: ValkeyServer
 ) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     valkey_server.stop()
-    assert world.sync(pair).status == Status.SYNCED
+    assert world.sync(watch).status == Status.SYNCED
     found = scrape()
     assert found["docora_redis_up"] == 0
     assert found["docora_database_up"] == 1

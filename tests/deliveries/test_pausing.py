@@ -11,11 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models.functions import Now
 
 from deliveries_app import jobs
-from deliveries_app import lease as leases
-from deliveries_app import sync as engine
 from deliveries_app.actors import Actor
-from deliveries_app.exceptions import Paused
-from deliveries_app.lease import claim
 from deliveries_app.models import AppRepository, Notice, Outcome, Status, SyncPause
 from deliveries_app.receiver import Notification
 from deliveries_app.services import (
@@ -23,16 +19,20 @@ from deliveries_app.services import (
     current_pause,
     enqueue_due,
     pause_syncing,
+    request_sync,
     resume_syncing,
     resync_single,
     retry_single,
-    unwatch,
-    wish,
+    unwatch_repository,
 )
-from deliveries_app.services.housekeeping import remove_ended
 from deliveries_app.services.pinging import send_ping
-from deliveries_app.sweep import sweep_once
-from repositories_app import remote
+from deliveries_app.sweep.cleanup import remove_ended
+from deliveries_app.sweep.loop import sweep_once
+from deliveries_app.sync import attempt as engine
+from deliveries_app.sync import lease as leases
+from deliveries_app.sync.exceptions import Paused
+from deliveries_app.sync.lease import claim
+from repositories_app.git import remote
 from repositories_app.models import Repository
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.processes import in_threads, syncing
@@ -74,7 +74,7 @@ def sweep() -> None:
 
 
 def test_nothing_is_claimed_checked_or_queued_while_syncing_is_paused(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.settle()
     _, waiting = world.watch(name="acme/waiting")
     repo.commit({"new.txt": b"new"})
@@ -83,66 +83,66 @@ def test_nothing_is_claimed_checked_or_queued_while_syncing_is_paused(world: Wor
     sweep()
     assert enqueue_due() == 0
     assert claim(waiting.pk) is None
-    jobs.sync_pair(waiting.pk)
+    jobs.sync_watch(waiting.pk)
     assert (len(world.git.server.requests), len(world.requests())) == (asked, told)
     assert resume()
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_resuming_queues_what_is_due_at_once(world: World, redis_client) -> None:
-    _repo, pair = world.watch(FILES)
+    _repo, watch = world.watch(FILES)
     pause()
     redis_client.flushall()
     resume()
-    assert redis_client.lrange("rq:queue:default", 0, -1) == [pair.job_id.encode()]
+    assert redis_client.lrange("rq:queue:default", 0, -1) == [watch.job_id.encode()]
 
 
 def test_a_resync_a_retry_and_a_push_meanwhile_are_recorded_and_go_out_on_resume(world: World) -> None:
-    repos, pairs = zip(*[world.watch(FILES, name=f"acme/widgets-{n}") for n in range(3)], strict=True)
-    world.sync(pairs[0])
-    world.sync(pairs[2])
+    repos, watches = zip(*[world.watch(FILES, name=f"acme/widgets-{n}") for n in range(3)], strict=True)
+    world.sync(watches[0])
+    world.sync(watches[2])
     world.answer(refusing("3.txt"))
-    world.sync(pairs[1])
+    world.sync(watches[1])
     world.answer(None)
     pause()
     before = len(world.requests())
-    again = resync_single(ME, pairs[0]).run
-    retried = retry_single(ME, pairs[1]).run
+    again = resync_single(ME, watches[0]).run
+    retried = retry_single(ME, watches[1]).run
     repos[2].commit({"pushed.txt": b"new"})
-    wish(AppRepository.objects.filter(pk=pairs[2].pk))
-    for pair in pairs:
-        jobs.sync_pair(pair.pk)
+    request_sync(AppRepository.objects.filter(pk=watches[2].pk))
+    for watch in watches:
+        jobs.sync_watch(watch.pk)
     assert len(world.requests()) == before
     resume()
-    for pair in pairs:
-        jobs.sync_pair(pair.pk)
+    for watch in watches:
+        jobs.sync_watch(watch.pk)
     assert Counter(record.run_id for record in world.requests()[before:]) == {
         again.run_id: len(FILES),
         retried.run_id: 1,
-        pairs[2].runs.first().run_id: 1,
+        watches[2].runs.first().run_id: 1,
     }
-    for repo, pair in zip(repos, pairs, strict=True):
-        assert_promise_kept(world, repo, pair)
+    for repo, watch in zip(repos, watches, strict=True):
+        assert_promise_kept(world, repo, watch)
 
 
 def test_a_resync_that_waits_can_be_cancelled_and_sends_nothing_then(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    world.sync(pair)
+    repo, watch = world.watch(FILES)
+    world.sync(watch)
     pause()
-    resync_single(ME, pair)
-    assert cancel_request(ME, pair) == 1
+    resync_single(ME, watch)
+    assert cancel_request(ME, watch) == 1
     resume()
-    jobs.sync_pair(pair.pk)
+    jobs.sync_watch(watch.pk)
     assert sent(world) == dict.fromkeys(FILES, 1)
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_what_is_not_syncing_goes_on(world: World) -> None:
-    _repo, pair = world.watch(FILES)
+    _repo, watch = world.watch(FILES)
     pause()
     assert send_ping(ME, world.app).status == 200
-    unwatch(ME, pair)
+    unwatch_repository(ME, watch)
     remove_ended()
     assert not AppRepository.objects.exists()
 
@@ -151,73 +151,73 @@ def test_what_is_not_syncing_goes_on(world: World) -> None:
 
 
 def test_a_run_hands_over_and_goes_on_after_the_resume_with_nothing_sent_twice(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.answer(at_notification(5, pause))
-    world.sync(pair)
+    world.sync(watch)
     assert len(world.requests()) == 5
-    assert (pair.status, pair.lease_until, pair.retry_count) == (Status.PENDING, None, 0)
-    assert pair.deliveries.filter(acknowledged=True).count() == 5
-    run = world.runs(pair)[0]
+    assert (watch.status, watch.lease_until, watch.retry_count) == (Status.PENDING, None, 0)
+    assert watch.deliveries.filter(acknowledged=True).count() == 5
+    run = world.runs(watch)[0]
     assert (run.outcome, run.files_done, run.files_total) == ("", 5, 12)
     assert not AppRepository.objects.due().exists()
-    jobs.sync_pair(pair.pk)
+    jobs.sync_watch(watch.pk)
     assert len(world.requests()) == 5
     resume()
-    jobs.sync_pair(pair.pk)
+    jobs.sync_watch(watch.pk)
     assert sent(world) == dict.fromkeys(FILES, 1)
-    assert_promise_kept(world, repo, pair)
-    assert [(run.outcome, run.files_done) for run in world.runs(pair)] == [(Outcome.SUCCEEDED, 12)]
+    assert_promise_kept(world, repo, watch)
+    assert [(run.outcome, run.files_done) for run in world.runs(watch)] == [(Outcome.SUCCEEDED, 12)]
 
 
 def test_a_resync_and_a_retry_hand_over_too_and_keep_their_requests(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    world.sync(pair)
+    repo, watch = world.watch(FILES)
+    world.sync(watch)
     for request in (resync_single, retry_single):
         if request is retry_single:
             world.answer(refusing(*FILES))
-            resync_single(ME, pair)
-            world.sync(pair)
+            resync_single(ME, watch)
+            world.sync(watch)
         before = len(world.requests())
-        run = request(ME, pair).run
+        run = request(ME, watch).run
         world.answer(at_notification(3, pause))
-        world.sync(pair)
+        world.sync(watch)
         assert len(world.requests()) - before == 3
         run.refresh_from_db()
         assert run.outcome == ""
         resume()
         world.answer(None)
-        jobs.sync_pair(pair.pk)
+        jobs.sync_watch(watch.pk)
         assert Counter(record.path for record in world.requests()[before:]) == dict.fromkeys(FILES, 1)
         run.refresh_from_db()
         assert (run.outcome, run.files_done) == (Outcome.SUCCEEDED, 12)
-        assert_promise_kept(world, repo, pair)
+        assert_promise_kept(world, repo, watch)
 
 
-def test_a_failed_pair_that_is_tried_at_its_rescan_is_failed_as_before(world: World, settings) -> None:
+def test_a_failed_watch_that_is_tried_at_its_rescan_is_failed_as_before(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 1
-    _repo, pair = world.watch(FILES)
+    _repo, watch = world.watch(FILES)
     world.answer(refusing(*FILES))
-    world.sync(pair)
-    assert pair.status == Status.FAILED
+    world.sync(watch)
+    assert watch.status == Status.FAILED
     world.answer(at_notification(2, pause))
-    world.sync(pair)
-    assert (pair.status, pair.retry_count, pair.is_failing) == (Status.FAILED, 0, True)
+    world.sync(watch)
+    assert (watch.status, watch.retry_count, watch.is_failing) == (Status.FAILED, 0, True)
 
 
 def test_a_pause_while_git_is_asked_is_met_before_anything_is_sent(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.git.server.on_request = lambda method, target: pause() and None
-    world.sync(pair)
+    world.sync(watch)
     assert world.requests() == []
-    assert (pair.status, pair.lease_until, pair.retry_count) == (Status.PENDING, None, 0)
+    assert (watch.status, watch.lease_until, watch.retry_count) == (Status.PENDING, None, 0)
     world.git.server.on_request = None
     resume()
-    jobs.sync_pair(pair.pk)
-    assert_promise_kept(world, repo, pair)
+    jobs.sync_watch(watch.pk)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_pause_between_the_look_and_the_claim_sends_nothing_either(world: World, monkeypatch) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     original = engine.claim
 
     def claim_late(pk: int) -> leases.Lease | None:
@@ -226,24 +226,24 @@ def test_a_pause_between_the_look_and_the_claim_sends_nothing_either(world: Worl
         return taken
 
     monkeypatch.setattr(engine, "claim", claim_late)
-    world.sync(pair)
-    assert (len(world.requests()), pair.retry_count) == (0, 0)
+    world.sync(watch)
+    assert (len(world.requests()), watch.retry_count) == (0, 0)
     monkeypatch.setattr(engine, "claim", original)
     resume()
-    jobs.sync_pair(pair.pk)
-    assert_promise_kept(world, repo, pair)
+    jobs.sync_watch(watch.pk)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_slow_answer_is_waited_for_and_counts(world: World) -> None:
     asked, paused = threading.Event(), threading.Event()
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
 
     def slowly(note: Notification) -> None:
         asked.set()
         paused.wait(20)
 
     world.answer(slowly)
-    worker = syncing(pair.pk)
+    worker = syncing(watch.pk)
     assert asked.wait(20)
     pause()
     paused.set()
@@ -251,32 +251,32 @@ def test_a_slow_answer_is_waited_for_and_counts(world: World) -> None:
     world.answer(None)
     told = len(world.requests())
     assert told <= 2
-    assert pair.deliveries.filter(acknowledged=True).count() == told
+    assert watch.deliveries.filter(acknowledged=True).count() == told
     resume()
-    jobs.sync_pair(pair.pk)
+    jobs.sync_watch(watch.pk)
     assert sent(world) == dict.fromkeys(FILES, 1)
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 # --- Notices -------------------------------------------------------------------------------------------------------------
 
 
-def open_the_circuit(world: World, pair: AppRepository) -> None:
+def open_the_circuit(world: World, watch: AppRepository) -> None:
     world.git.server.on_request = lambda method, target: 503
-    world.sync(pair)
-    assert Repository.objects.get(pk=pair.repository_id).circuit_is_open
+    world.sync(watch)
+    assert Repository.objects.get(pk=watch.repository_id).circuit_is_open
     assert Notice.objects.count() == 1
 
 
 def test_sync_failed_waits_for_the_resume(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
-    _repo, pair = world.watch()
-    open_the_circuit(world, pair)
+    _repo, watch = world.watch()
+    open_the_circuit(world, watch)
     pause()
-    world.sync(pair)
+    world.sync(watch)
     assert world.requests() == []
     resume()
-    jobs.sync_pair(pair.pk)
+    jobs.sync_watch(watch.pk)
     assert [record.kind for record in world.requests()] == ["sync_failed"]
     assert not Notice.objects.exists()
 
@@ -288,9 +288,9 @@ def test_a_notice_that_is_under_way_when_syncing_is_paused_is_told_once(
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     world.app.send_sync_completed = True
     world.app.save()
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     if kind == "sync_failed":
-        open_the_circuit(world, pair)
+        open_the_circuit(world, watch)
     asked, met = threading.Event(), threading.Event()
     original = leases.Lease.rebalance
 
@@ -308,8 +308,8 @@ def test_a_notice_that_is_under_way_when_syncing_is_paused_is_told_once(
 
     monkeypatch.setattr(leases.Lease, "rebalance", looks)
     world.answer(slowly)
-    world.make_due(pair)
-    worker = syncing(pair.pk)
+    world.make_due(watch)
+    worker = syncing(watch.pk)
     assert asked.wait(20)
     pause()
     worker.join()
@@ -319,7 +319,7 @@ def test_a_notice_that_is_under_way_when_syncing_is_paused_is_told_once(
     Repository.objects.update(circuit_open_until=None)
     resume()
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert len(world.requests(kind)) == 1
 
 

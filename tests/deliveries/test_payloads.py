@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deliveries_app.payloads import (
+from deliveries_app.webhooks.payloads import (
     PING,
     Chunk,
     Envelope,

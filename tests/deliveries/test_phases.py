@@ -22,14 +22,14 @@ def test_every_delete_is_settled_before_the_first_create_and_every_create_before
     world: World, settings
 ) -> None:
     settings.RECORD_BATCH = 4
-    repo, pair = world.watch({f"{kind}-{n}": A for kind in ("gone", "old") for n in range(10)})
-    world.sync(pair)
+    repo, watch = world.watch({f"{kind}-{n}": A for kind in ("gone", "old") for n in range(10)})
+    world.sync(watch)
     before = len(world.requests())
     repo.commit({f"gone-{n}": None for n in range(10)})
     repo.commit({f"new-{n}": A for n in range(10)} | {f"old-{n}": B for n in range(10)})
     busy = [Answer(429, headers={"Retry-After": "0"})]
     world.answer(lambda note: busy.pop() if busy and note.path == "gone-9" else None)  # a delete that takes its time
-    world.sync(pair)
+    world.sync(watch)
     told = of_last_run(world, before)
     assert Counter(record.kind for record in told) == {"delete": 11, "create": 10, "update": 10}
     spans = {
@@ -41,7 +41,7 @@ def test_every_delete_is_settled_before_the_first_create_and_every_create_before
     }
     assert spans["delete"][1] <= spans["create"][0]
     assert spans["create"][1] <= spans["update"][0]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 TURNS = {
@@ -54,132 +54,132 @@ TURNS = {
 
 @pytest.mark.parametrize(("old", "new"), TURNS.values(), ids=TURNS)
 def test_what_stands_in_the_way_is_deleted_first(world: World, old: dict[str, bytes], new: dict[str, bytes]) -> None:
-    repo, pair = world.watch(old | {"z": A})
-    world.sync(pair)
+    repo, watch = world.watch(old | {"z": A})
+    world.sync(watch)
     repo.commit(dict.fromkeys(old) | new)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize(("old", "new"), TURNS.values(), ids=TURNS)
 def test_a_path_whose_way_is_blocked_by_an_unsettled_delete_waits_and_all_others_do_not(
     world: World, old: dict[str, bytes], new: dict[str, bytes]
 ) -> None:
-    repo, pair = world.watch(old | {"z": A})
-    world.sync(pair)
+    repo, watch = world.watch(old | {"z": A})
+    world.sync(watch)
     before = len(world.requests())
     repo.commit(dict.fromkeys(old))
     repo.commit(new | {"a-": A, "ab": A, "b/a": A, "z": B})
     world.answer(lambda note: Answer(500) if note.kind == "delete" else None)
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     told = {record.path for record in of_last_run(world, before) if record.kind != "delete"}
     assert told == {"a-", "ab", "b/a", "z"}
-    assert pair.status == Status.PENDING
-    assert pair.files_failing == len(old) + len(new)
-    listed = dict(pair.failures.values_list("path", "cause"))
+    assert watch.status == Status.PENDING
+    assert watch.files_failing == len(old) + len(new)
+    listed = dict(watch.failures.values_list("path", "cause"))
     assert listed == dict.fromkeys(old, "http") | dict.fromkeys(new, "blocked")
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_delete_that_rests_after_a_timeout_blocks_its_way_without_being_sent(world: World) -> None:
-    repo, pair = world.watch({"a": A, "z": A})
-    world.sync(pair)
+    repo, watch = world.watch({"a": A, "z": A})
+    world.sync(watch)
     repo.commit({"a": None})
     repo.commit({"a/b": B, "new": B})
     world.answer(refusing("a"))
-    world.sync(pair)
-    Delivery.objects.filter(pair=pair, path="a").update(hold_until=timezone.now() + timedelta(seconds=20))
+    world.sync(watch)
+    Delivery.objects.filter(watch=watch, path="a").update(hold_until=timezone.now() + timedelta(seconds=20))
     world.answer(None)
     before = len(world.requests())
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     assert of_last_run(world, before) == []
-    assert pair.next_sync_at
-    assert pair.next_sync_at > timezone.now() + timedelta(seconds=15)  # it is due when the rest is over
-    assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/b"}
-    Delivery.objects.filter(pair=pair, path="a").update(hold_until=timezone.now() + timedelta(seconds=0.2))
+    assert watch.next_sync_at
+    assert watch.next_sync_at > timezone.now() + timedelta(seconds=15)  # it is due when the rest is over
+    assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}
+    Delivery.objects.filter(watch=watch, path="a").update(hold_until=timezone.now() + timedelta(seconds=0.2))
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_not_here_is_no_answer_to_the_first_delete_but_it_is_to_a_delete_in_doubt(world: World, status: int) -> None:
     """An app that certainly had the file has lost something; one that may have deleted it already is right."""
-    repo, pair = world.watch({"a": A, "b": A})
-    world.sync(pair)
+    repo, watch = world.watch({"a": A, "b": A})
+    world.sync(watch)
     repo.commit({"a": None})
     world.answer(refusing("a", status=status))
-    pair = world.sync(pair)
-    assert (pair.status, in_doubt(pair)) == (Status.PENDING, {"a"})
-    pair = world.sync(pair)
-    assert (pair.status, in_doubt(pair)) == (Status.SYNCED, set())
+    watch = world.sync(watch)
+    assert (watch.status, in_doubt(watch)) == (Status.PENDING, {"a"})
+    watch = world.sync(watch)
+    assert (watch.status, in_doubt(watch)) == (Status.SYNCED, set())
     assert [record.status for record in world.requests("delete")] == [status, status]
-    assert not pair.app.paused
-    assert set(world.rows(pair)) == {"b"}
+    assert not watch.app.paused
+    assert set(world.rows(watch)) == {"b"}
 
 
 def test_one_file_that_is_answered_500_does_not_hold_back_the_files_behind_it(world: World, settings) -> None:
     settings.RECORD_BATCH = 10
-    repo, pair = world.watch({f"{n:02}": A for n in range(40)})
+    repo, watch = world.watch({f"{n:02}": A for n in range(40)})
     world.answer(refusing("00"))
-    pair = world.sync(pair)
-    assert (pair.status, pair.files_failing) == (Status.PENDING, 1)
-    assert "1 file was not accepted" in pair.last_error
-    assert set(world.copy(pair)) == {f"{n:02}" for n in range(1, 40)}
-    failure = pair.failures.get()
+    watch = world.sync(watch)
+    assert (watch.status, watch.files_failing) == (Status.PENDING, 1)
+    assert "1 file was not accepted" in watch.last_error
+    assert set(world.copy(watch)) == {f"{n:02}" for n in range(1, 40)}
+    failure = watch.failures.get()
     assert (failure.path, failure.status_code, failure.attempts) == ("00", 500, 1)
     before = len(world.requests())
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     assert [record.path for record in of_last_run(world, before)] == ["00"]  # the rest is acknowledged
-    assert pair.failures.get().attempts == 2
+    assert watch.failures.get().attempts == 2
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_ten_poison_files_sorted_first_do_not_stop_every_run_at_the_same_place(world: World) -> None:
     """Each looks as if the endpoint were down. What has not been tried yet goes first in the next run."""
     poison = [f"{n:02}" for n in range(12)]
     fine = [f"fine-{n}" for n in range(6)]
-    repo, pair = world.watch(dict.fromkeys([*poison, *fine], A))
+    repo, watch = world.watch(dict.fromkeys([*poison, *fine], A))
     world.app.max_in_flight = 1
     world.app.save()
     world.answer(refusing(*poison, status=502))
-    pair = world.sync(pair)
-    assert world.copy(pair) == {}
+    watch = world.sync(watch)
+    assert world.copy(watch) == {}
     assert len(world.requests()) == 10
-    world.sync(pair)
-    assert set(world.copy(pair)) == set(fine)
+    world.sync(watch)
+    assert set(world.copy(watch)) == set(fine)
     assert [record.path for record in world.requests()[10:18]] == [*poison[10:], *fine]
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_run_that_tried_everything_names_every_file_that_failed_and_none_that_is_settled(world: World) -> None:
-    repo, pair = world.watch({"a": A, "b": A, "c": A, "gone": A})
+    repo, watch = world.watch({"a": A, "b": A, "c": A, "gone": A})
     world.answer(refusing("a", "b", "gone"))
-    pair = world.sync(pair)
-    assert set(pair.failures.values_list("path", flat=True)) == {"a", "b", "gone"}
+    watch = world.sync(watch)
+    assert set(watch.failures.values_list("path", flat=True)) == {"a", "b", "gone"}
     repo.commit({"gone": None})
     world.answer(refusing("b"))
-    pair = world.sync(pair)
-    assert set(pair.failures.values_list("path", flat=True)) == {"b"}
-    assert pair.files_failing == 1
+    watch = world.sync(watch)
+    assert set(watch.failures.values_list("path", flat=True)) == {"b"}
+    assert watch.files_failing == 1
 
 
 def test_a_blocked_path_that_vanished_is_no_longer_named_though_others_still_fail(world: World) -> None:
-    repo, pair = world.watch({"a": A, "z": A})
-    world.sync(pair)
+    repo, watch = world.watch({"a": A, "z": A})
+    world.sync(watch)
     repo.commit({"a": None})
     repo.commit({"a/b": B, "a/c": B})
     world.answer(refusing("a"))
-    pair = world.sync(pair)
-    assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/b", "a/c"}
+    watch = world.sync(watch)
+    assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b", "a/c"}
     repo.commit({"a/b": None})
-    pair = world.sync(pair)
-    assert set(pair.failures.values_list("path", flat=True)) == {"a", "a/c"}
+    watch = world.sync(watch)
+    assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/c"}
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from deliveries_app.eligible import reason_to_skip
-from deliveries_app.paths import MAX_PATH_BYTES
-from deliveries_app.plan import Change, Held, Made, Plan, Row, Terms, decide, make_plan
-from deliveries_app.transforms import Transforms
-from repositories_app.mirror import Entry
+from deliveries_app.planning.eligibility import reason_to_skip
+from deliveries_app.planning.paths import MAX_PATH_BYTES
+from deliveries_app.planning.plan import Change, DeliveryRules, Held, Made, Plan, Row, decide, make_plan
+from deliveries_app.planning.transforms import Transforms
+from repositories_app.mirror.mirror import Entry
 from tests.support.transforms import Shout
 
-TERMS = Terms(generation=5, floor=4, max_file_bytes=1000)
+DELIVERY_RULES = DeliveryRules(generation=5, floor=4, max_file_bytes=1000)
 SHA_A, SHA_B = "a" * 64, "b" * 64
 
 
@@ -31,7 +31,7 @@ def row(path: str = "p", **changes) -> Row:
 def outcome(change: Change | None) -> tuple | None:
     if change is None:
         return None
-    return change.kind, change.intent, change.previous_sha, change.sha, change.lenient
+    return change.kind, change.sequence, change.previous_sha, change.sha, change.lenient
 
 
 IN_DOUBT = {"acknowledged": False}
@@ -46,7 +46,7 @@ RULES = [
     (
         "a create in doubt of this generation: the same again",
         entry(),
-        row(**IN_DOUBT, held_sha=None),
+        row(**IN_DOUBT, acknowledged_sha=None),
         ("create", 77, None, "", False),
     ),
     (
@@ -84,7 +84,7 @@ RULES = [
     (
         "gone while a create was in doubt: a delete of what was announced",
         None,
-        row(**IN_DOUBT, held_sha=None, sha=SHA_B),
+        row(**IN_DOUBT, acknowledged_sha=None, sha=SHA_B),
         ("delete", None, None, SHA_B, True),
     ),
     (
@@ -111,47 +111,49 @@ RULES = [
 
 @pytest.mark.parametrize(("tree", "held", "expected"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES])
 def test_each_rule(tree: Entry | None, held: Row | None, expected: tuple | None) -> None:
-    assert outcome(decide("p", tree, held, TERMS)) == expected
+    assert outcome(decide("p", tree, held, DELIVERY_RULES)) == expected
 
 
 def test_an_imported_row_is_compared_once_by_content_unless_the_floor_says_everything() -> None:
-    compared = decide("p", entry(blob="B"), row(source_key=None), TERMS)
+    compared = decide("p", entry(blob="B"), row(source_key=None), DELIVERY_RULES)
     assert compared
     assert (compared.kind, compared.compare, compared.sha, compared.previous_sha) == ("update", True, SHA_A, SHA_A)
-    cleared = decide("p", entry(blob="B"), row(source_key=None, generation=3), TERMS)
+    cleared = decide("p", entry(blob="B"), row(source_key=None, generation=3), DELIVERY_RULES)
     assert cleared
     assert (cleared.kind, cleared.compare) == ("create", False)
 
 
 def test_while_transforms_are_in_use_the_path_counts_too_and_what_comes_out_equal_is_adopted() -> None:
-    terms = replace(TERMS, transforms=Transforms((Shout(),)))
+    delivery_rules = replace(DELIVERY_RULES, transforms=Transforms((Shout(),)))
     made = Made(b"p", "100644", "A", 1, "source")
-    held = row(source_key=terms.source_key("A", "source"), source_path="source")
-    assert decide("p", made, held, terms) is None
+    held = row(source_key=delivery_rules.source_key("A", "source"), source_path="source")
+    assert decide("p", made, held, delivery_rules) is None
     for other in (replace(made, blob="B"), replace(made, source_path="other")):
-        change = decide("p", other, held, terms)
+        change = decide("p", other, held, delivery_rules)
         assert change
         assert (change.kind, change.compare, change.sha, change.source_path) == (
             "update", True, SHA_A, other.source_path,
         )  # fmt: skip
-    back = decide("p", entry(), held, TERMS)  # out of use again
+    back = decide("p", entry(), held, DELIVERY_RULES)  # out of use again
     assert back
     assert (back.kind, back.compare, back.source_path) == ("update", True, "")
-    plain = decide("p", entry(blob="B"), row(), TERMS)
+    plain = decide("p", entry(blob="B"), row(), DELIVERY_RULES)
     assert plain
     assert not plain.compare
 
 
 def test_a_held_path_keeps_its_row_only_if_it_came_from_the_same_file() -> None:
     held = Held(b"p", "100644", "A", 1, "source")
-    assert decide("p", held, row(source_path="source"), TERMS) is None
-    assert decide("p", held, row(source_path="source", **IN_DOUBT), TERMS) is None
-    assert decide("p", held, None, TERMS) is None
-    assert outcome(decide("p", held, row(source_path="other"), TERMS)) == ("delete", None, None, SHA_A, False)
-    assert outcome(decide("p", held, row(source_path="source", kind="delete", **IN_DOUBT), TERMS)) == (
+    assert decide("p", held, row(source_path="source"), DELIVERY_RULES) is None
+    assert decide("p", held, row(source_path="source", **IN_DOUBT), DELIVERY_RULES) is None
+    assert decide("p", held, None, DELIVERY_RULES) is None
+    assert outcome(decide("p", held, row(source_path="other"), DELIVERY_RULES)) == ("delete", None, None, SHA_A, False)
+    assert outcome(decide("p", held, row(source_path="source", kind="delete", **IN_DOUBT), DELIVERY_RULES)) == (
         "delete", 77, None, SHA_A, True,
     )  # fmt: skip
-    assert decide("p", Held(b"p", "100644", "A", 1, "p"), row(), TERMS) is None  # sent as it was, before transforms
+    assert (
+        decide("p", Held(b"p", "100644", "A", 1, "p"), row(), DELIVERY_RULES) is None
+    )  # sent as it was, before transforms
 
 
 @pytest.mark.parametrize(
@@ -160,14 +162,14 @@ def test_a_held_path_keeps_its_row_only_if_it_came_from_the_same_file() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_whatever_decides_beside_the_tree_is_in_the_fingerprint(changes: dict) -> None:
-    assert replace(TERMS, **changes).fingerprint != TERMS.fingerprint
-    assert replace(TERMS, generation=9).fingerprint == TERMS.fingerprint
+    assert replace(DELIVERY_RULES, **changes).fingerprint != DELIVERY_RULES.fingerprint
+    assert replace(DELIVERY_RULES, generation=9).fingerprint == DELIVERY_RULES.fingerprint
 
 
 def test_failed_attempts_and_the_rest_after_a_timeout_go_with_the_path_until_something_is_acknowledged() -> None:
     doubtful = row(**IN_DOUBT, attempts=3, hold_until=12.5)
     for tree in (entry(), entry(blob="C"), None):
-        change = decide("p", tree, doubtful, TERMS)
+        change = decide("p", tree, doubtful, DELIVERY_RULES)
         assert change
         assert (change.attempts, change.hold_until) == (3, 12.5)
 
@@ -201,7 +203,7 @@ def test_what_is_not_sent_has_a_reason(tree: Entry, cause: str | None) -> None:
 
 
 def test_a_file_that_became_a_link_is_deleted_and_a_skipped_path_never_gets_a_row() -> None:
-    plan = make_plan([entry("link", mode="120000"), entry("new-link", mode="120000")], [row("link")], TERMS)
+    plan = make_plan([entry("link", mode="120000"), entry("new-link", mode="120000")], [row("link")], DELIVERY_RULES)
     assert [change.path for change in plan.phase("delete")] == ["link"]
     assert (plan.files, plan.tree_files, plan.left_out.total()) == (1, 0, 2)
     plan.close()
@@ -209,7 +211,7 @@ def test_a_file_that_became_a_link_is_deleted_and_a_skipped_path_never_gets_a_ro
 
 def test_each_phase_starts_with_what_was_not_tried_yet_so_that_poison_files_cannot_starve_the_others() -> None:
     rows = [row(f"{n:02}", **IN_DOUBT, attempts=n % 2) for n in range(10)]
-    plan = make_plan([entry(f"{n:02}") for n in range(12)], rows, TERMS)
+    plan = make_plan([entry(f"{n:02}") for n in range(12)], rows, DELIVERY_RULES)
     assert [change.path for change in plan.phase("create")] == [
         *("00", "02", "04", "06", "08", "10", "11"),
         *("01", "03", "05", "07", "09"),
@@ -223,7 +225,7 @@ def test_memory_does_not_grow_with_the_repository() -> None:
     tracemalloc.start()
     try:
         entries = (entry(f"{n:08}", chance.choice("AB")) for chance in [random.Random(1)] for n in range(count))
-        plan = make_plan(entries, (row(f"{n:08}") for n in range(0, 2 * count, 2)), TERMS)
+        plan = make_plan(entries, (row(f"{n:08}") for n in range(0, 2 * count, 2)), DELIVERY_RULES)
         assert sum(1 for kind in ("delete", "create", "update") for _ in plan.phase(kind)) == plan.files > count
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -286,34 +288,36 @@ def random_rows(chance: random.Random) -> dict[str, Row]:
 
 
 def naive(tree: Iterable[Entry], rows: dict[str, Row]) -> dict[str, tuple]:
-    """engine.md §2 in the order of its sentences, over dictionaries: path → (kind, intent, previous_sha, sha)."""
+    """engine.md §2 in the order of its sentences, over dictionaries: path → (kind, sequence, previous_sha, sha)."""
     found: dict[str, tuple] = {}
-    wanted = {item.path.decode(): item for item in tree if not reason_to_skip(item, TERMS.max_file_bytes)}
+    wanted = {item.path.decode(): item for item in tree if not reason_to_skip(item, DELIVERY_RULES.max_file_bytes)}
     for path, item in wanted.items():
         if path not in rows:
             found[path] = ("create", None, None)
             continue
         held = rows[path]
         announced_this = (
-            held.generation == TERMS.generation and held.source_key == item.blob and held.kind in ("create", "update")
+            held.generation == DELIVERY_RULES.generation
+            and held.source_key == item.blob
+            and held.kind in ("create", "update")
         )
         if not held.acknowledged and announced_this:
-            found[path] = (held.kind, held.intent, held.held_sha if held.kind == "update" else None)
-        elif not held.acknowledged or held.generation < TERMS.floor:
+            found[path] = (held.kind, held.sequence, held.acknowledged_sha if held.kind == "update" else None)
+        elif not held.acknowledged or held.generation < DELIVERY_RULES.floor:
             found[path] = ("create", None, None)
         elif held.source_key != item.blob:
-            found[path] = ("update", None, held.held_sha)
+            found[path] = ("update", None, held.acknowledged_sha)
     for path, held in rows.items():
         if path not in wanted:
-            again = not held.acknowledged and held.kind == "delete" and held.generation == TERMS.generation
-            found[path] = ("delete", held.intent if again else None, held.held_sha or held.sha)
+            again = not held.acknowledged and held.kind == "delete" and held.generation == DELIVERY_RULES.generation
+            found[path] = ("delete", held.sequence if again else None, held.acknowledged_sha or held.sha)
     return found
 
 
 def planned(plan: Plan) -> dict[str, tuple]:
     changes = [change for kind in ("delete", "create", "update") for change in plan.phase(kind)]
     found = {
-        change.path: (change.kind, change.intent, change.sha if change.kind == "delete" else change.previous_sha)
+        change.path: (change.kind, change.sequence, change.sha if change.kind == "delete" else change.previous_sha)
         for change in changes
     }
     assert len(found) == len(changes) == plan.files  # no path twice
@@ -329,14 +333,14 @@ def test_the_merge_join_says_what_plain_dictionaries_say_whatever_the_tree_and_t
     chance = random.Random(20260101)
     for _ in range(400):
         tree, rows = random_tree(chance), random_rows(chance)
-        plan = make_plan(in_order(tree), in_order(rows), TERMS)
-        sent = [item for item in tree.values() if not reason_to_skip(item, TERMS.max_file_bytes)]
+        plan = make_plan(in_order(tree), in_order(rows), DELIVERY_RULES)
+        sent = [item for item in tree.values() if not reason_to_skip(item, DELIVERY_RULES.max_file_bytes)]
         assert (plan.tree_files, plan.tree_bytes) == (len(sent), sum(item.size for item in sent))
         assert planned(plan) == naive(tree.values(), rows)
 
 
 def test_a_phase_comes_in_byte_order_so_that_the_database_and_git_agree_on_it() -> None:
-    plan = make_plan([entry(path) for path in UNIVERSE], [], TERMS)
+    plan = make_plan([entry(path) for path in UNIVERSE], [], DELIVERY_RULES)
     paths = [change.path for change in plan.phase("create")]
     plan.close()
     assert [path.encode() for path in paths] == sorted(path.encode() for path in UNIVERSE)
@@ -355,7 +359,7 @@ def test_a_fast_plan_over_what_changed_or_is_unsettled_equals_the_full_plan() ->
         rows = {
             path: row(path, source_key=item.blob, generation=chance.choice([4, 5]))
             for path, item in base.items()
-            if not reason_to_skip(item, TERMS.max_file_bytes)
+            if not reason_to_skip(item, DELIVERY_RULES.max_file_bytes)
         }
         doubtful = random_rows(chance)
         unsettled = {path for path in UNIVERSE if chance.random() < 0.2}
@@ -364,10 +368,10 @@ def test_a_fast_plan_over_what_changed_or_is_unsettled_equals_the_full_plan() ->
             if path in doubtful and chance.random() < 0.7:
                 rows[path] = doubtful[path]._replace(acknowledged=False)
         among = {path for path in UNIVERSE if base.get(path) != new.get(path)} | unsettled
-        full = make_plan(in_order(new), in_order(rows), TERMS)
+        full = make_plan(in_order(new), in_order(rows), DELIVERY_RULES)
         fast = make_plan(
             [item for item in in_order(new) if item.path.decode() in among],
             [held for held in in_order(rows) if held.path in among],
-            TERMS,
+            DELIVERY_RULES,
         )
         assert planned(fast) == planned(full)

@@ -12,14 +12,15 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app import jobs, sweep
+from deliveries_app import jobs
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
-from deliveries_app.services import cancel_operation, cancel_request, pruning, resync_many, resync_single
-from deliveries_app.services.pruning import Pruned, prune
-from repositories_app import remote
+from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single
+from deliveries_app.sweep import loop, retention
+from deliveries_app.sweep.retention import Pruned, prune
+from repositories_app.git import remote
 from tests.support.histories import assert_promise_kept
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
@@ -27,21 +28,21 @@ OLD, RECENT = 91, 89  # days
 
 
 @pytest.fixture
-def pair(db) -> AppRepository:
-    return make_pair(make_app("Portal"), "docs")
+def watch(db) -> AppRepository:
+    return make_watch(make_app("Portal"), "docs")
 
 
 def days_ago(days: float) -> datetime:
     return timezone.now() - timedelta(days=days)
 
 
-def run_of(pair: AppRepository | None, *, days: float = OLD, generation: int = 1, **facts) -> SyncRun:
+def run_of(watch: AppRepository | None, *, days: float = OLD, generation: int = 1, **facts) -> SyncRun:
     """A run that was asked for and ended so many days ago."""
     moment = days_ago(days)
     facts = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED} | facts
     ended = moment if facts["outcome"] else None
     return SyncRun.objects.create(
-        pair=pair, requested_by="Docora", generation=generation, created_at=moment, started_at=moment, ended_at=ended,
+        watch=watch, requested_by="Docora", generation=generation, created_at=moment, started_at=moment, ended_at=ended,
         **facts,
     )  # fmt: skip
 
@@ -55,111 +56,111 @@ def left() -> set[int]:
     return set(SyncRun.objects.values_list("pk", flat=True))
 
 
-def resync(pair: AppRepository) -> SyncRun:
-    return resync_single(Actor.command(), pair).run
+def resync(watch: AppRepository) -> SyncRun:
+    return resync_single(Actor.command(), watch).run
 
 
-def numbers(pair: AppRepository) -> tuple[int, int]:
-    pair.refresh_from_db()
-    return pair.generation, pair.resend_floor
+def numbers(watch: AppRepository) -> tuple[int, int]:
+    watch.refresh_from_db()
+    return watch.generation, watch.resend_floor
 
 
 # --- Runs --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_ended_before_the_retention_goes_and_what_ended_since_stays(pair: AppRepository) -> None:
-    run_of(pair)
+def test_what_ended_before_the_retention_goes_and_what_ended_since_stays(watch: AppRepository) -> None:
+    run_of(watch)
     run_of(None)  # of a watch that is gone
-    long = run_of(pair, outcome="")  # asked for long ago, and under way until yesterday
+    long = run_of(watch, outcome="")  # asked for long ago, and under way until yesterday
     SyncRun.objects.filter(pk=long.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(1))
-    recent = [run_of(pair, days=RECENT), run_of(None, days=RECENT)]
+    recent = [run_of(watch, days=RECENT), run_of(None, days=RECENT)]
     assert prune().runs == 2
     assert left() == {long.pk, *(run.pk for run in recent)}
 
 
-def test_the_newest_run_of_each_pair_stays_however_old_it_is(pair: AppRepository) -> None:
-    other = make_pair(pair.app, "site")
-    for which in (pair, other):
+def test_the_newest_run_of_each_watch_stays_however_old_it_is(watch: AppRepository) -> None:
+    other = make_watch(watch.app, "site")
+    for which in (watch, other):
         for days in (300, 200, 100):
             run_of(which, days=days)
     assert prune().runs == 4
     assert [run.created_at.date() for run in SyncRun.objects.all()] == [days_ago(100).date()] * 2
-    assert pair.runs.count() == other.runs.count() == 1
+    assert watch.runs.count() == other.runs.count() == 1
 
 
-def test_open_runs_stay_however_old_they_are(pair: AppRepository) -> None:
-    waiting = [run_of(pair, days=400, outcome="", generation=generation) for generation in (1, 2)]
-    newest = run_of(pair, days=1, generation=3)
+def test_open_runs_stay_however_old_they_are(watch: AppRepository) -> None:
+    waiting = [run_of(watch, days=400, outcome="", generation=generation) for generation in (1, 2)]
+    newest = run_of(watch, days=1, generation=3)
     assert prune().total == 0
     assert left() == {newest.pk, *(run.pk for run in waiting)}
 
 
 @pytest.mark.parametrize("later", ["", Outcome.CANCELLED])
 def test_the_newest_resync_that_was_not_cancelled_stays_and_one_that_may_be_cancelled_does_not_stand_in_for_it(
-    pair: AppRepository, later: str
+    watch: AppRepository, later: str
 ) -> None:
-    run_of(pair, days=400, generation=2, reason=Reason.RESYNC)
-    floor = run_of(pair, days=300, generation=4, reason=Reason.RESYNC)
-    run_of(pair, days=250, generation=5, reason=Reason.RESYNC, outcome=Outcome.CANCELLED)
-    last = run_of(pair, days=200, generation=6, reason=Reason.RESYNC, outcome=later)
-    newest = run_of(pair, days=1, generation=8)
+    run_of(watch, days=400, generation=2, reason=Reason.RESYNC)
+    floor = run_of(watch, days=300, generation=4, reason=Reason.RESYNC)
+    run_of(watch, days=250, generation=5, reason=Reason.RESYNC, outcome=Outcome.CANCELLED)
+    last = run_of(watch, days=200, generation=6, reason=Reason.RESYNC, outcome=later)
+    newest = run_of(watch, days=1, generation=8)
     prune()
     expected = {floor.pk, newest.pk} | ({last.pk} if not later else set())
     assert left() == expected
 
 
-def test_a_resync_goes_once_a_later_one_has_ended(pair: AppRepository) -> None:
-    run_of(pair, days=300, generation=2, reason=Reason.RESYNC)
-    run_of(pair, days=200, generation=3, reason=Reason.RESYNC, outcome=Outcome.FAILED)
-    run_of(pair, days=100, generation=4)
+def test_a_resync_goes_once_a_later_one_has_ended(watch: AppRepository) -> None:
+    run_of(watch, days=300, generation=2, reason=Reason.RESYNC)
+    run_of(watch, days=200, generation=3, reason=Reason.RESYNC, outcome=Outcome.FAILED)
+    run_of(watch, days=100, generation=4)
     kept = {run.generation for run in SyncRun.objects.exclude(generation=2)}
     assert prune().runs == 1
     assert {run.generation for run in SyncRun.objects.all()} == kept == {3, 4}
 
 
 def test_a_cancel_after_pruning_restores_the_same_floor(world: World) -> None:
-    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.settle()
-    resync(pair)
+    resync(watch)
     world.settle()
-    assert numbers(pair) == (2, 2)
+    assert numbers(watch) == (2, 2)
     for text in (b"3", b"4"):
         repo.commit({"a.txt": text})
         world.settle()
     SyncRun.objects.update(created_at=days_ago(OLD), started_at=days_ago(OLD), ended_at=days_ago(OLD))
-    resync(pair)
-    assert numbers(pair) == (3, 3)
+    resync(watch)
+    assert numbers(watch) == (3, 3)
     assert prune().runs == 3  # the first sync, and both changes: the newest run is the re-sync that is open
-    assert cancel_request(Actor.command(), pair) == 1
-    assert numbers(pair) == (4, 2)
+    assert cancel_request(Actor.command(), watch) == 1
+    assert numbers(watch) == (4, 2)
     before = len(world.requests())
     world.settle()
     assert len(world.requests()) == before  # all that the app holds still counts
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_without_that_resync_the_floor_would_fall_below_what_was_cleared(world: World) -> None:
     """The history that the rule is for: a re-sync that stopped half-way, and a later one that is cancelled."""
-    repo, pair = world.watch({"a.txt": b"1"})
+    repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
-    first = resync(pair)  # nothing of it is sent; a newer one takes it over
-    resync(pair)
+    first = resync(watch)  # nothing of it is sent; a newer one takes it over
+    resync(watch)
     SyncRun.objects.filter(pk=first.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(OLD), created_at=days_ago(OLD))
     prune()
-    cancel_request(Actor.command(), pair)
-    assert numbers(pair)[1] == first.generation == 2
+    cancel_request(Actor.command(), watch)
+    assert numbers(watch)[1] == first.generation == 2
     world.settle()
     assert [record.kind for record in world.requests()] == ["create", "create"]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize("days", [0, 10**9])
-def test_runs_are_kept_for_ever_where_nothing_says_how_long(pair: AppRepository, settings, days: int) -> None:
+def test_runs_are_kept_for_ever_where_nothing_says_how_long(watch: AppRepository, settings, days: int) -> None:
     settings.SYNC_RUN_RETENTION_DAYS = settings.BULK_OPERATION_RETENTION_DAYS = settings.TRAFFIC_RETENTION_DAYS = days
-    run_of(pair, days=5000)
-    run_of(pair, days=4000)
+    run_of(watch, days=5000)
+    run_of(watch, days=4000)
     operation_of(5000)
-    HourlyTraffic.objects.create(app=pair.app, hour=days_ago(5000))
+    HourlyTraffic.objects.create(app=watch.app, hour=days_ago(5000))
     assert prune() == Pruned()
     assert SyncRun.objects.count() == 2
 
@@ -167,35 +168,37 @@ def test_runs_are_kept_for_ever_where_nothing_says_how_long(pair: AppRepository,
 # --- Bulk operations ---------------------------------------------------------------------------------------------------
 
 
-def test_an_operation_keeps_its_runs_as_long_as_it_is_kept(pair: AppRepository) -> None:
+def test_an_operation_keeps_its_runs_as_long_as_it_is_kept(watch: AppRepository) -> None:
     kept, gone = operation_of(300), operation_of(400)
-    tallied = run_of(pair, days=300, operation=kept)
-    run_of(pair, days=400, operation=gone)
-    newest = run_of(pair, days=1)
+    tallied = run_of(watch, days=300, operation=kept)
+    run_of(watch, days=400, operation=gone)
+    newest = run_of(watch, days=1)
     assert prune() == Pruned(runs=1, operations=1)
     assert left() == {tallied.pk, newest.pk}
     assert list(BulkOperation.objects.all()) == [kept]
 
 
-def test_a_run_that_outlives_its_operation_forgets_it(pair: AppRepository, settings) -> None:
+def test_a_run_that_outlives_its_operation_forgets_it(watch: AppRepository, settings) -> None:
     settings.BULK_OPERATION_RETENTION_DAYS = 30
-    recent = run_of(pair, days=40, operation=operation_of(40))
-    last_of_another = run_of(make_pair(pair.app, "site"), days=400, operation=operation_of(400))
-    run_of(pair, days=1)
+    recent = run_of(watch, days=40, operation=operation_of(40))
+    last_of_another = run_of(make_watch(watch.app, "site"), days=400, operation=operation_of(400))
+    run_of(watch, days=1)
     assert prune() == Pruned(operations=2)
     for run in (recent, last_of_another):
         run.refresh_from_db()
         assert run.operation is None
 
 
-def test_an_operation_that_is_open_or_ended_lately_stays_however_long_ago_it_was_asked_for(pair: AppRepository) -> None:
+def test_an_operation_that_is_open_or_ended_lately_stays_however_long_ago_it_was_asked_for(
+    watch: AppRepository,
+) -> None:
     running, slow = operation_of(400, ended_at=None), operation_of(400, ended_at=days_ago(10))
     assert prune().operations == 0
     assert set(BulkOperation.objects.all()) == {running, slow}
 
 
 def test_an_operation_can_be_cancelled_after_pruning_and_every_floor_is_restored(world: World) -> None:
-    pairs = [world.watch({"a.txt": b"1"}, name=f"acme/widgets-{number}")[1] for number in range(3)]
+    watches = [world.watch({"a.txt": b"1"}, name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
     resync_many(Actor.command(), AppRepository.objects.all())
     world.settle()
@@ -204,15 +207,15 @@ def test_an_operation_can_be_cancelled_after_pruning_and_every_floor_is_restored
     operation = resync_many(Actor.command(), AppRepository.objects.all())
     assert prune() == Pruned(runs=3, operations=1)
     assert cancel_operation(Actor.command(), operation) == 3
-    assert [numbers(pair) for pair in pairs] == [(4, 2)] * 3
+    assert [numbers(watch) for watch in watches] == [(4, 2)] * 3
 
 
 # --- Traffic, sessions, sign-in attempts -------------------------------------------------------------------------------
 
 
-def test_hours_sessions_and_attempts_go_by_their_own_rules(pair: AppRepository) -> None:
+def test_hours_sessions_and_attempts_go_by_their_own_rules(watch: AppRepository) -> None:
     for days in (OLD, RECENT):
-        HourlyTraffic.objects.create(app=pair.app, hour=days_ago(days))
+        HourlyTraffic.objects.create(app=watch.app, hour=days_ago(days))
     for key, days in (("old", 1), ("new", -1)):
         Session.objects.create(session_key=key, session_data="", expire_date=days_ago(days))
     for name, days in (("old", 31), ("new", 29)):
@@ -228,13 +231,13 @@ def test_hours_sessions_and_attempts_go_by_their_own_rules(pair: AppRepository) 
 
 
 def test_it_goes_in_slices_and_one_that_is_stopped_or_killed_half_way_goes_on_next_time(
-    pair: AppRepository, monkeypatch
+    watch: AppRepository, monkeypatch
 ) -> None:
-    monkeypatch.setattr(pruning, "_SLICE", 3)
+    monkeypatch.setattr(retention, "_SLICE", 3)
     for _ in range(4):
-        run_of(pair, operation=operation_of(400))
+        run_of(watch, operation=operation_of(400))
     for _ in range(6):
-        run_of(pair)
+        run_of(watch)
     asked = iter([False, False, True])
     assert prune(stop=lambda: next(asked, True)).runs == 6
     assert (SyncRun.objects.count(), BulkOperation.objects.count()) == (4, 4)
@@ -256,10 +259,10 @@ def test_it_goes_in_slices_and_one_that_is_stopped_or_killed_half_way_goes_on_ne
     assert SyncRun.objects.get().operation is None
 
 
-def test_a_dry_run_says_what_would_go_and_removes_nothing(pair: AppRepository) -> None:
+def test_a_dry_run_says_what_would_go_and_removes_nothing(watch: AppRepository) -> None:
     for days in (400, 300, 1):
-        run_of(pair, days=days, operation=operation_of(days))
-    HourlyTraffic.objects.create(app=pair.app, hour=days_ago(OLD))
+        run_of(watch, days=days, operation=operation_of(days))
+    HourlyTraffic.objects.create(app=watch.app, hour=days_ago(OLD))
 
     def said(*options: str) -> str:
         out = StringIO()
@@ -272,10 +275,10 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(pair: AppRepository) -
     assert said() == "Removed: nothing."
 
 
-def test_the_number_of_queries_grows_with_slices_and_not_with_rows(pair: AppRepository) -> None:
+def test_the_number_of_queries_grows_with_slices_and_not_with_rows(watch: AppRepository) -> None:
     def queries_for(rows: int) -> int:
         for _ in range(rows):
-            run_of(pair)
+            run_of(watch)
             run_of(None, operation=operation_of(400))
         with CaptureQueriesContext(connection) as queries:
             prune()
@@ -289,20 +292,20 @@ def test_the_sweep_wakes_the_low_queue_for_it_once_an_hour(db, redis_client, val
         return django_rq.get_queue("low").get_job_ids()
 
     with remote.new_client() as client:
-        sweep.sweep_once(client)
+        loop.sweep_once(client)
         assert waiting() == ["prune"]
         django_rq.get_queue("low").empty()
-        sweep.sweep_once(client)
+        loop.sweep_once(client)
         assert waiting() == []
         redis_client.delete("docora:first:prune")  # an hour later
-        sweep.sweep_once(client)
+        loop.sweep_once(client)
         assert waiting() == ["prune"]
         valkey_server.stop()
-        sweep.sweep_once(client)
+        loop.sweep_once(client)
 
 
-def test_the_job_does_what_the_command_does(pair: AppRepository) -> None:
-    run_of(pair)
-    kept = run_of(pair, days=1)
+def test_the_job_does_what_the_command_does(watch: AppRepository) -> None:
+    run_of(watch)
+    kept = run_of(watch, days=1)
     jobs.prune("old")
     assert left() == {kept.pk}

@@ -14,15 +14,16 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.utils import utcformat
 
+from deliveries_app import scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.lease import claim
 from deliveries_app.models import App, AppRepository, SyncRun
-from deliveries_app.services import cancel_request, enqueue_due, resync_single, unwatch, waking
-from docora import queueing
+from deliveries_app.services import cancel_request, enqueue_due, resync_single, unwatch_repository
+from deliveries_app.sync.lease import claim
+from docora.redis import queues
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
-FUNCTION = "deliveries_app.jobs.sync_pair"
+FUNCTION = "deliveries_app.jobs.sync_watch"
 
 
 def ids(queue: str) -> list[str]:
@@ -30,7 +31,7 @@ def ids(queue: str) -> list[str]:
 
 
 def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False) -> bool:
-    return queueing.enqueue(queue, FUNCTION, 1, job_id, owned=owned)
+    return queues.enqueue(queue, FUNCTION, 1, job_id, owned=owned)
 
 
 def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
@@ -78,7 +79,7 @@ def test_a_hash_in_no_list_is_left_over_once_it_is_older_than_10_seconds() -> No
     assert ids("default") == ["job-2"]
 
 
-def test_a_hash_whose_pair_is_at_work_is_left_alone_however_old() -> None:
+def test_a_hash_whose_watch_is_at_work_is_left_alone_however_old() -> None:
     strand(seconds_ago=1000)
     assert not put(owned=True)
     assert ids("default") == []
@@ -111,32 +112,32 @@ def test_a_job_that_somebody_else_enqueues_while_one_looks_is_left_alone(redis_c
 
 def test_nothing_is_enqueued_before_the_commit_nor_after_a_rollback(transactional_db: None) -> None:
     with transaction.atomic():
-        queueing.enqueue_after_commit("high", FUNCTION, 1, "job-1")
+        queues.enqueue_after_commit("high", FUNCTION, 1, "job-1")
         assert ids("high") == []
     assert ids("high") == ["job-1"]
     with transaction.atomic():
-        queueing.enqueue_after_commit("high", FUNCTION, 2, "job-2")
+        queues.enqueue_after_commit("high", FUNCTION, 2, "job-2")
         transaction.set_rollback(True)
     assert ids("high") == ["job-1"]
 
 
 def test_without_redis_a_change_stays_and_nobody_sees_an_error(world: World, valkey_server: ValkeyServer) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     valkey_server.stop()
     started = time.monotonic()
-    made = resync_single(Actor.command(), pair)
+    made = resync_single(Actor.command(), watch)
     assert SyncRun.objects.filter(pk=made.run.pk, outcome="").exists()
-    assert AppRepository.objects.due().filter(pk=pair.pk).exists()
+    assert AppRepository.objects.due().filter(pk=watch.pk).exists()
     assert not put()
-    assert queueing.waiting("default") is None
+    assert queues.waiting("default") is None
     assert enqueue_due() == 0
-    queueing.drop(["job-1"])
-    assert cancel_request(Actor.command(), pair) == 1
-    world.sync(pair)
-    unwatch(Actor.command(), pair)
+    queues.drop(["job-1"])
+    assert cancel_request(Actor.command(), watch) == 1
+    world.sync(watch)
+    unwatch_repository(Actor.command(), watch)
     assert time.monotonic() - started < 5
-    pair.refresh_from_db()
-    assert pair.ended_at is not None
+    watch.refresh_from_db()
+    assert watch.ended_at is not None
 
 
 def test_a_redis_that_hangs_is_not_waited_for(transactional_db: None, valkey_server: ValkeyServer) -> None:
@@ -162,38 +163,38 @@ def test_a_process_that_enqueues_for_months_does_not_run_out_of_descriptors() ->
 def test_everything_due_is_found_again_from_the_database_after_redis_was_flushed(
     world: World, redis_client: Redis
 ) -> None:
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     redis_client.flushall()
     assert enqueue_due() == 3
-    assert sorted(ids("default")) == sorted(pair.job_id for pair in pairs)
+    assert sorted(ids("default")) == sorted(watch.job_id for watch in watches)
     redis_client.flushall()
     assert enqueue_due() == 3
-    assert sorted(ids("default")) == sorted(pair.job_id for pair in pairs)
+    assert sorted(ids("default")) == sorted(watch.job_id for watch in watches)
 
 
 def test_the_queue_is_filled_a_few_at_a_time_with_those_that_wait_longest(
     world: World, redis_client: Redis, monkeypatch
 ) -> None:
-    monkeypatch.setattr(waking, "ENQUEUE_AHEAD", 4)
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(6)]
+    monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(6)]
     redis_client.flushall()
-    for age, pair in enumerate(pairs):
-        AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=Now() - timedelta(seconds=age + 1))
+    for age, watch in enumerate(watches):
+        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=Now() - timedelta(seconds=age + 1))
     enqueue_due()
-    assert ids("default") == [pair.job_id for pair in reversed(pairs)][:4]
+    assert ids("default") == [watch.job_id for watch in reversed(watches)][:4]
     assert enqueue_due() == 0  # still half full
     assert len(ids("default")) == 4
 
 
 def test_what_is_at_work_or_resting_or_paused_is_not_enqueued(world: World, redis_client: Redis) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     redis_client.flushall()
     App.objects.update(paused=True)
     assert enqueue_due() == 0
-    App.objects.update(paused=False, not_before=Now() + timedelta(seconds=60))
+    App.objects.update(paused=False, cooldown_until=Now() + timedelta(seconds=60))
     assert enqueue_due() == 0
-    App.objects.update(not_before=None)
-    lease = claim(pair.pk)
+    App.objects.update(cooldown_until=None)
+    lease = claim(watch.pk)
     assert lease is not None
     assert enqueue_due() == 0
     lease.release()
@@ -201,9 +202,9 @@ def test_what_is_at_work_or_resting_or_paused_is_not_enqueued(world: World, redi
 
 
 def test_one_repository_that_a_person_asks_for_overtakes_the_bulk(world: World, redis_client: Redis) -> None:
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     redis_client.flushall()
     enqueue_due()
-    resync_single(Actor.command(), pairs[2])
-    assert ids("high") == [pairs[2].job_id]
-    assert pairs[2].job_id not in ids("default")
+    resync_single(Actor.command(), watches[2])
+    assert ids("high") == [watches[2].job_id]
+    assert watches[2].job_id not in ids("default")

@@ -33,36 +33,36 @@ def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed
     world.app.max_in_flight = chance.choice([1, 3])
     world.app.send_sync_completed = chance.random() < 0.5
     world.app.save()
-    repo, pair = world.watch(random_tree(chance))
+    repo, watch = world.watch(random_tree(chance))
     actor = Actor.command()
     for _ in range(STEPS):
         match chance.randrange(9):
             case 0 | 1:
                 repo.force_push(random_tree(chance))
             case 2:
-                maybe_kill_worker(world, pair, chance.randrange(1, 8), processed=chance.random() < 0.5)
+                maybe_kill_worker(world, watch, chance.randrange(1, 8), processed=chance.random() < 0.5)
             case 3:
-                kill_worker_before_first_byte(world, pair, or_nothing=True)
+                kill_worker_before_first_byte(world, watch, or_nothing=True)
             case 4:
-                resync_single(actor, pair)
+                resync_single(actor, watch)
             case 5:
-                cancel_request(actor, pair)
+                cancel_request(actor, watch)
             case 6:
                 act = chance.choice([resync_single, cancel_request])
-                world.answer(at_notification(chance.randrange(1, 8), lambda act=act: act(actor, pair)))
-                world.sync(pair)
+                world.answer(at_notification(chance.randrange(1, 8), lambda act=act: act(actor, watch)))
+                world.sync(watch)
             case 7:
                 world.answer(moody(chance))
-                world.sync(pair)
+                world.sync(watch)
             case 8:
                 world.answer(None)
-                world.sync(pair)
+                world.sync(watch)
         world.answer(None)
     world.settle()
-    pair.refresh_from_db()
-    if pair.status == Status.FAILED:  # its attempts were used up by the mood of the client: the rescan tries again
-        world.sync(pair)
-    assert_promise_kept(world, repo, pair, under_rules(repo.files()))
+    watch.refresh_from_db()
+    if watch.status == Status.FAILED:  # its attempts were used up by the mood of the client: the rescan tries again
+        world.sync(watch)
+    assert_promise_kept(world, repo, watch, under_rules(repo.files()))
     assert "differs" not in {record.outcome for record in world.requests("sync_completed")}
 
 

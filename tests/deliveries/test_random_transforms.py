@@ -31,7 +31,7 @@ def test_once_things_are_quiet_the_copy_is_what_the_transforms_make_of_head(worl
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     chance = random.Random(seed)
     put_into_use(settings, *chance.choice(LISTS))
-    repo, pair = world.watch({name: chance.choice(CONTENTS) for name in NAMES[:5]})
+    repo, watch = world.watch({name: chance.choice(CONTENTS) for name in NAMES[:5]})
     for _ in range(12):
         match chance.randrange(6):
             case 0 | 1:
@@ -40,15 +40,15 @@ def test_once_things_are_quiet_the_copy_is_what_the_transforms_make_of_head(worl
             case 2 | 3:
                 put_into_use(settings, *chance.choice(LISTS))
             case 4:
-                maybe_kill_worker(world, pair, chance.randrange(1, 6), processed=chance.random() < 0.5)
+                maybe_kill_worker(world, watch, chance.randrange(1, 6), processed=chance.random() < 0.5)
             case 5:
-                resync_single(Actor.command(), pair)
+                resync_single(Actor.command(), watch)
         world.answer(refusing(*chance.sample(["a", "b", "flat/a", "docs/c"], chance.randrange(3))))
-        world.sync(pair)
+        world.sync(watch)
         world.answer(None)
     world.settle()
-    pair.refresh_from_db()
-    if pair.status == Status.FAILED:
-        world.sync(pair)
-    assert_promise_kept(world, repo, pair, made_of(repo.files()))
-    assert pair.tree_files == len(world.copy(pair))
+    watch.refresh_from_db()
+    if watch.status == Status.FAILED:
+        world.sync(watch)
+    assert_promise_kept(world, repo, watch, made_of(repo.files()))
+    assert watch.tree_files == len(world.copy(watch))

@@ -7,8 +7,8 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository
-from deliveries_app.rescans import next_check
-from tests.support.staff import make_app, make_pair
+from deliveries_app.scheduling import next_check
+from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
 MINUTE = 60
@@ -20,13 +20,15 @@ def between_half_a_minute_and_an_hour(settings) -> None:
 
 
 def pauses(moved: timedelta | None, *, watched: timedelta = timedelta(days=400), many: int = 1) -> list[float]:
-    """The seconds until the next check of pairs that moved so long ago."""
+    """The seconds until the next check of watches that moved so long ago."""
     app = make_app("Portal")
     for number in range(many):
-        make_pair(app, f"repository-{number}")
+        make_watch(app, f"repository-{number}")
     AppRepository.objects.update(moved_at=None if moved is None else Now() - moved, created_at=Now() - watched)
     AppRepository.objects.update(next_check_at=next_check(), last_scanned_at=Now())
-    return [pair.next_check_at.timestamp() - pair.last_scanned_at.timestamp() for pair in AppRepository.objects.all()]  # type: ignore[union-attr]
+    return [
+        watch.next_check_at.timestamp() - watch.last_scanned_at.timestamp() for watch in AppRepository.objects.all()
+    ]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -64,39 +66,39 @@ def test_a_shortest_pause_above_the_longest_counts_as_the_longest(db, settings) 
     assert pause <= 12
 
 
-def wait_of(pair: AppRepository) -> float:
-    pair.refresh_from_db()
-    assert pair.last_scanned_at is not None
-    return (pair.next_check_at - pair.last_scanned_at).total_seconds()
+def wait_of(watch: AppRepository) -> float:
+    watch.refresh_from_db()
+    assert watch.last_scanned_at is not None
+    return (watch.next_check_at - watch.last_scanned_at).total_seconds()
 
 
 def test_a_repository_that_moves_is_asked_again_soon_and_one_that_does_not_later_and_later(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
-    pair.refresh_from_db()
-    assert pair.moved_at is None
-    assert wait_of(pair) < MINUTE
+    watch.refresh_from_db()
+    assert watch.moved_at is None
+    assert wait_of(watch) < MINUTE
     AppRepository.objects.update(created_at=Now() - timedelta(days=400))
-    world.make_due(pair)
+    world.make_due(watch)
     world.settle()
-    assert wait_of(pair) > 50 * MINUTE
+    assert wait_of(watch) > 50 * MINUTE
     repo.commit({"new.txt": b"x"})
-    world.make_due(pair)
+    world.make_due(watch)
     world.settle()
-    pair.refresh_from_db()
-    assert pair.moved_at is not None
-    assert wait_of(pair) < 40
-    moved = pair.moved_at
+    watch.refresh_from_db()
+    assert watch.moved_at is not None
+    assert wait_of(watch) < 40
+    moved = watch.moved_at
     AppRepository.objects.update(moved_at=F("moved_at") - timedelta(hours=1), next_check_at=Now())
     assert world.check() == 1
-    assert 25 * MINUTE < wait_of(pair) < 35 * MINUTE
-    assert pair.moved_at == moved - timedelta(hours=1)
+    assert 25 * MINUTE < wait_of(watch) < 35 * MINUTE
+    assert watch.moved_at == moved - timedelta(hours=1)
 
 
 def test_sending_everything_again_is_no_move(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
-    world.make_due(pair)
+    world.make_due(watch)
     world.settle()
-    pair.refresh_from_db()
-    assert pair.moved_at is None
+    watch.refresh_from_db()
+    assert watch.moved_at is None

@@ -6,9 +6,9 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from deliveries_app import tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status, SyncRun
+from deliveries_app.progress import live
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import (
     cancel_operation,
@@ -18,7 +18,7 @@ from deliveries_app.services import (
     retry_by_app,
     retry_single,
 )
-from repositories_app.mirror import Mirror
+from repositories_app.mirror.mirror import Mirror
 from tests.support.histories import assert_promise_kept, at_notification, given_up, refusing
 from tests.support.world import World
 
@@ -34,8 +34,8 @@ def world(world: World, settings) -> World:
     return world
 
 
-def retry(pair: AppRepository) -> SyncRun:
-    return retry_single(COMMAND, pair).run
+def retry(watch: AppRepository) -> SyncRun:
+    return retry_single(COMMAND, watch).run
 
 
 def sent_in(world: World, run: SyncRun) -> Counter[str]:
@@ -43,126 +43,126 @@ def sent_in(world: World, run: SyncRun) -> Counter[str]:
     return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
 
 
-def outcomes(world: World, pair: AppRepository) -> list[tuple[str, str]]:
+def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
     """Reason and outcome of each run, the oldest first."""
-    return [(run.reason, run.outcome) for run in reversed(world.runs(pair))]
+    return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
 
 
-def due_in(pair: AppRepository) -> float:
-    assert pair.next_sync_at is not None
-    return (pair.next_sync_at - timezone.now()).total_seconds()
+def due_in(watch: AppRepository) -> float:
+    assert watch.next_sync_at is not None
+    return (watch.next_sync_at - timezone.now()).total_seconds()
 
 
 # --- What is open already ------------------------------------------------------------------------------------------------
 
 
 def test_an_open_run_is_taken_over_and_its_operation_ends(world: World) -> None:
-    _, pair = world.watch(FILES)
-    given_up(world, pair)
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
     first = retry_all(COMMAND)
     second = retry_by_app(COMMAND, world.app)
     first.refresh_from_db()
     assert first.ended_at
-    assert tallies.of_operation(first).superseded == 1
-    world.sync(pair)
+    assert live.of_operation(first).superseded == 1
+    world.sync(watch)
     second.refresh_from_db()
     assert second.ended_at
-    assert tallies.of_operation(second).succeeded == 1
-    assert outcomes(world, pair) == [("initial", "failed"), ("retry", "superseded"), ("retry", "succeeded")]
+    assert live.of_operation(second).succeeded == 1
+    assert outcomes(world, watch) == [("initial", "failed"), ("retry", "superseded"), ("retry", "succeeded")]
 
 
 def test_asked_for_while_git_is_read_this_very_attempt_is_for_it(world: World, monkeypatch) -> None:
-    _, pair = world.watch(FILES)
-    given_up(world, pair)
-    first, made = retry(pair), list[SyncRun]()
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    first, made = retry(watch), list[SyncRun]()
     fetch = Mirror.fetch
 
     def and_press(mirror, *arguments, **named):
-        made.append(retry(pair))
+        made.append(retry(watch))
         return fetch(mirror, *arguments, **named)
 
     monkeypatch.setattr(Mirror, "fetch", and_press)
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     assert sent_in(world, first) == {}
     assert sent_in(world, made[0]) == {"3.txt": 1, "5.txt": 1}
-    assert outcomes(world, pair)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
+    assert outcomes(world, watch)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
 
 
 def test_asked_for_while_files_are_sent_the_worker_goes_on_and_nothing_is_sent_twice(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.answer(refusing("0.txt"))
-    world.sync(pair)
+    world.sync(watch)
     repo.commit({f"new-{n}.txt": b"new" for n in range(4)})
     before = len(world.requests())
-    world.answer(at_notification(2, lambda: retry(pair)))
+    world.answer(at_notification(2, lambda: retry(watch)))
     world.settle()
     assert Counter(record.path for record in world.requests()[before:]) == Counter(
         ["0.txt", *(f"new-{n}.txt" for n in range(4))]
     )
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
 
 
 def test_asked_for_during_the_last_attempt_it_is_still_tried(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.answer(refusing("3.txt", "5.txt"))
-    world.sync(pair)
-    world.answer(at_notification(1, lambda: retry(pair), then=Answer(500)))
-    pair = world.sync(pair)
-    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
-    assert outcomes(world, pair)[-1] == ("retry", "")
+    world.sync(watch)
+    world.answer(at_notification(1, lambda: retry(watch), then=Answer(500)))
+    watch = world.sync(watch)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+    assert outcomes(world, watch)[-1] == ("retry", "")
     world.answer(None)
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
 
 
 def test_asked_for_during_an_attempt_that_fails_for_good_it_is_still_tried(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    given_up(world, pair)
+    repo, watch = world.watch(FILES)
+    given_up(world, watch)
     away = repo.path.with_name("away")
     repo.path.rename(away)
     pressed: list[SyncRun] = []
 
     def press_once(method: str, target: str) -> None:
         if not pressed:
-            pressed.append(retry(pair))
+            pressed.append(retry(watch))
             connection.close()
 
     world.git.server.on_request = press_once
-    pair = world.sync(pair)
-    assert (pair.status, pair.root_cause, pair.retry_count) == (Status.PENDING, "git_not_found", 0)
-    assert outcomes(world, pair)[-1] == ("retry", "")
+    watch = world.sync(watch)
+    assert (watch.status, watch.root_cause, watch.retry_count) == (Status.PENDING, "git_not_found", 0)
+    assert outcomes(world, watch)[-1] == ("retry", "")
     away.rename(repo.path)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
 
 
 def test_what_a_worker_still_sends_of_a_run_that_was_taken_over_moves_no_bar_back(world: World) -> None:
-    """Its older operation goes on with another pair, and counts this one as done."""
-    _, pair = world.watch(FILES)
+    """Its older operation goes on with another watch, and counts this one as done."""
+    _, watch = world.watch(FILES)
     _, other = world.watch(FILES, name="acme/other")
-    given_up(world, pair)
+    given_up(world, watch)
     given_up(world, other)
     operation = retry_all(COMMAND)
     completed: list[int] = []
 
     def look() -> None:
         operation.refresh_from_db()
-        completed.append(tallies.of_operation(operation).completed)
+        completed.append(live.of_operation(operation).completed)
 
     seen: list[str] = []
 
     def hook(note: Notification) -> None:
         seen.append(note.path)
         if len(seen) == 1:
-            retry(pair)
+            retry(watch)
         look()
         connection.close()
 
     world.answer(hook)
-    world.sync(pair)
+    world.sync(watch)
     look()
     assert completed == [1, 1, 1]
 
@@ -170,46 +170,46 @@ def test_what_a_worker_still_sends_of_a_run_that_was_taken_over_moves_no_bar_bac
 # --- Taking it back ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_retry_leaves_the_pair_failing_until_the_next_rescan(world: World, settings) -> None:
-    repo, pair = world.watch(FILES)
-    since = given_up(world, pair).failing_since
+def test_a_cancelled_retry_leaves_the_watch_failing_until_the_next_rescan(world: World, settings) -> None:
+    repo, watch = world.watch(FILES)
+    since = given_up(world, watch).failing_since
     operation = retry_all(COMMAND)
     assert cancel_operation(COMMAND, operation) == 1
-    pair.refresh_from_db()
-    assert (pair.status, pair.failing_since, pair.root_cause) == (Status.FAILED, since, "http_5xx")
-    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < due_in(pair) <= settings.RESCAN_INTERVAL_SECONDS
+    watch.refresh_from_db()
+    assert (watch.status, watch.failing_since, watch.root_cause) == (Status.FAILED, since, "http_5xx")
+    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < due_in(watch) <= settings.RESCAN_INTERVAL_SECONDS
     assert not AppRepository.objects.due().exists()
-    assert outcomes(world, pair)[-1] == ("retry", "cancelled")
-    world.sync(pair)  # the rescan
-    assert_promise_kept(world, repo, pair)
+    assert outcomes(world, watch)[-1] == ("retry", "cancelled")
+    world.sync(watch)  # the rescan
+    assert_promise_kept(world, repo, watch)
 
 
 def test_cancelling_fences_the_worker_that_is_at_it_and_what_it_sent_is_not_lost(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.answer(lambda note: Answer(500))
-    world.sync(pair)
-    world.sync(pair)
-    run = retry(pair)
-    world.answer(at_notification(4, lambda: cancel_request(COMMAND, pair)))
-    pair = world.sync(pair)
-    assert (pair.status, pair.lease_until) == (Status.FAILED, None)
+    world.sync(watch)
+    world.sync(watch)
+    run = retry(watch)
+    world.answer(at_notification(4, lambda: cancel_request(COMMAND, watch)))
+    watch = world.sync(watch)
+    assert (watch.status, watch.lease_until) == (Status.FAILED, None)
     assert len(sent_in(world, run)) <= 6
     run.refresh_from_db()
     assert run.outcome == Outcome.CANCELLED
     assert run.files_done < 4  # what it was sent when it was cancelled is in doubt, and nothing after it was recorded
-    assert due_in(pair) > 0
+    assert due_in(watch) > 0
     world.answer(None)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_cancelling_a_retry_leaves_a_resync_alone_that_was_asked_for_after_it(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    given_up(world, pair)
+    repo, watch = world.watch(FILES)
+    given_up(world, watch)
     operation = retry_all(COMMAND)
-    run = resync_single(COMMAND, pair).run
+    run = resync_single(COMMAND, watch).run
     cancel_operation(COMMAND, operation)
-    assert AppRepository.objects.due().get() == pair
-    world.sync(pair)
+    assert AppRepository.objects.due().get() == watch
+    world.sync(watch)
     assert sent_in(world, run) == dict.fromkeys(FILES, 1)
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)

@@ -7,10 +7,9 @@ from django.db import connection
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app import tallies
 from deliveries_app.actors import Actor
-from deliveries_app.clock import from_now
 from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
+from deliveries_app.progress import live
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import (
     NotFailed,
@@ -20,9 +19,10 @@ from deliveries_app.services import (
     retry_by_app,
     retry_many,
     retry_single,
-    unwatch,
+    unwatch_repository,
 )
-from docora import queueing
+from docora.db.clock import from_now
+from docora.redis import queues
 from repositories_app.models import Repository
 from tests.support.histories import assert_promise_kept, given_up, refusing
 from tests.support.world import World
@@ -39,8 +39,8 @@ def world(world: World, settings) -> World:
     return world
 
 
-def retry(pair: AppRepository) -> SyncRun:
-    return retry_single(COMMAND, pair).run
+def retry(watch: AppRepository) -> SyncRun:
+    return retry_single(COMMAND, watch).run
 
 
 def sent_in(world: World, run: SyncRun) -> Counter[str]:
@@ -48,61 +48,61 @@ def sent_in(world: World, run: SyncRun) -> Counter[str]:
     return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
 
 
-def outcomes(world: World, pair: AppRepository) -> list[tuple[str, str]]:
+def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
     """Reason and outcome of each run, the oldest first."""
-    return [(run.reason, run.outcome) for run in reversed(world.runs(pair))]
+    return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
 
 
-def due_in(pair: AppRepository) -> float:
-    assert pair.next_sync_at is not None
-    return (pair.next_sync_at - timezone.now()).total_seconds()
+def due_in(watch: AppRepository) -> float:
+    assert watch.next_sync_at is not None
+    return (watch.next_sync_at - timezone.now()).total_seconds()
 
 
 # --- What it sends -------------------------------------------------------------------------------------------------------
 
 
 def test_it_sends_only_what_is_not_acknowledged_and_says_why(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    given_up(world, pair)
-    run = retry(pair)
-    assert (run.files_total, pair.job_id) == (2, retry_single(COMMAND, pair).job_id)
-    pair.refresh_from_db()
-    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
-    assert due_in(pair) <= 0
-    run = world.runs(pair)[0]
-    world.sync(pair)
+    repo, watch = world.watch(FILES)
+    given_up(world, watch)
+    run = retry(watch)
+    assert (run.files_total, watch.job_id) == (2, retry_single(COMMAND, watch).job_id)
+    watch.refresh_from_db()
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+    assert due_in(watch) <= 0
+    run = world.runs(watch)[0]
+    world.sync(watch)
     assert sent_in(world, run) == {"3.txt": 1, "5.txt": 1}
     assert {record.reason for record in world.requests() if record.run_id == run.run_id} == {"retry"}
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair)[-1] == ("retry", "succeeded")
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
 
 
 def test_it_keeps_the_generation_and_the_numbers_of_the_notifications(world: World) -> None:
-    _repo, pair = world.watch(FILES)
-    before = given_up(world, pair).generation
-    retry(pair)
-    pair = world.sync(pair)
-    assert pair.generation == before
+    _repo, watch = world.watch(FILES)
+    before = given_up(world, watch).generation
+    retry(watch)
+    watch = world.sync(watch)
+    assert watch.generation == before
     ids = [record.webhook_id for record in world.requests() if record.path == "3.txt"]
     assert len(ids) == 3
     assert len(set(ids)) == 1
 
 
 def test_it_gives_all_attempts_back(world: World) -> None:
-    _repo, pair = world.watch(FILES)
-    given_up(world, pair)
+    _repo, watch = world.watch(FILES)
+    given_up(world, watch)
     world.answer(refusing("3.txt"))
-    retry(pair)
-    pair = world.sync(pair)
-    assert (pair.status, pair.retry_count) == (Status.PENDING, 1)
-    pair = world.sync(pair)
-    assert pair.status == Status.FAILED
-    assert outcomes(world, pair) == [("initial", "failed"), ("retry", "failed")]
+    retry(watch)
+    watch = world.sync(watch)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 1)
+    watch = world.sync(watch)
+    assert watch.status == Status.FAILED
+    assert outcomes(world, watch) == [("initial", "failed"), ("retry", "failed")]
 
 
-def test_a_pair_whose_resync_is_half_done_goes_on_with_the_rest(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    world.sync(pair)
+def test_a_watch_whose_resync_is_half_done_goes_on_with_the_rest(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    world.sync(watch)
     operation = resync_many(COMMAND, AppRepository.objects.all())
     seen: list[str] = []
 
@@ -111,43 +111,43 @@ def test_a_pair_whose_resync_is_half_done_goes_on_with_the_rest(world: World) ->
         return Answer(429, headers={"Retry-After": "600"}) if len(seen) > 4 else None
 
     world.answer(stop_answering)
-    pair = world.sync(pair)
-    assert (pair.is_failing, pair.resend_floor) == (True, pair.generation)
+    watch = world.sync(watch)
+    assert (watch.is_failing, watch.resend_floor) == (True, watch.generation)
     world.answer(None)
-    run = retry(pair)
+    run = retry(watch)
     assert (run.files_total, run.bytes_total) == (4, 4)
     operation.refresh_from_db()
     assert operation.ended_at
-    world.sync(pair)
+    world.sync(watch)
     assert sorted(sent_in(world, run)) == ["4.txt", "5.txt", "6.txt", "7.txt"]
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair)[1:] == [("resync", "superseded"), ("retry", "succeeded")]
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[1:] == [("resync", "superseded"), ("retry", "succeeded")]
 
 
 # --- What it is refused for, and what it waits for -----------------------------------------------------------------------
 
 
 def test_what_is_not_failing_is_not_retried(world: World) -> None:
-    _, pair = world.watch(FILES)
-    world.sync(pair)
+    _, watch = world.watch(FILES)
+    world.sync(watch)
     with pytest.raises(NotFailed, match=r"^Only failed entries can be retried$"):
-        retry(pair)
+        retry(watch)
     with pytest.raises(NotFound, match=r"^No failed notifications for this app$"):
         retry_by_app(COMMAND, world.app)
     with pytest.raises(NotFound, match=r"^No failed notifications found$"):
         retry_all(COMMAND)
-    pair.refresh_from_db()
-    assert pair.next_sync_at is None
+    watch.refresh_from_db()
+    assert watch.next_sync_at is None
     assert not BulkOperation.objects.exists()
-    assert len(world.runs(pair)) == 1
+    assert len(world.runs(watch)) == 1
 
 
 def test_what_is_no_longer_watched_is_not_retried(world: World) -> None:
-    _, pair = world.watch(FILES)
-    given_up(world, pair)
-    unwatch(COMMAND, pair)
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    unwatch_repository(COMMAND, watch)
     with pytest.raises(NotFailed):
-        retry(pair)
+        retry(watch)
 
 
 def test_of_a_selection_only_what_is_failing_is_retried(world: World) -> None:
@@ -157,81 +157,81 @@ def test_of_a_selection_only_what_is_failing_is_retried(world: World) -> None:
     given_up(world, failing)
     operation = retry_many(COMMAND, AppRepository.objects.all())
     assert (operation.total, operation.title) == (1, "Retry · 1 repository")
-    assert operation.runs.get().pair == failing
+    assert operation.runs.get().watch == failing
 
 
 def test_it_goes_out_as_the_probe_while_the_circuit_is_open(world: World) -> None:
-    repo, pair = world.watch(FILES)
-    given_up(world, pair)
+    repo, watch = world.watch(FILES)
+    given_up(world, watch)
     Repository.objects.update(circuit_open_until=from_now(1800), consecutive_failures=5)
-    assert world.sync(pair).status == Status.FAILED  # the rescan is held back
-    retry(pair)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    assert world.sync(watch).status == Status.FAILED  # the rescan is held back
+    retry(watch)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     assert Repository.objects.get().circuit_open_until is None
 
 
 def test_an_endpoint_that_was_down_is_asked_at_once(world: World) -> None:
-    repo, pair = world.watch({f"{n:02}.txt": b"x" for n in range(12)})
+    repo, watch = world.watch({f"{n:02}.txt": b"x" for n in range(12)})
     world.answer(lambda note: Answer(502))
-    pair = world.sync(pair)
+    watch = world.sync(watch)
     app = App.objects.get(pk=world.app.pk)
     assert app.down_count == 1
-    assert app.not_before is not None
-    App.objects.update(not_before=from_now(1800))
+    assert app.cooldown_until is not None
+    App.objects.update(cooldown_until=from_now(1800))
     world.answer(None)
-    retry(pair)
-    assert AppRepository.objects.due().get() == pair
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    retry(watch)
+    assert AppRepository.objects.due().get() == watch
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_an_endpoint_that_asked_for_a_rest_is_left_alone(world: World) -> None:
-    _, pair = world.watch(FILES)
+    _, watch = world.watch(FILES)
     world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
-    world.sync(pair)
-    retry(pair)
+    world.sync(watch)
+    retry(watch)
     assert not AppRepository.objects.due().exists()
 
 
 def test_on_a_paused_app_it_is_recorded_and_waits(world: World) -> None:
-    _, pair = world.watch(FILES)
-    given_up(world, pair)
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
     App.objects.update(paused=True)
-    retry(pair)
+    retry(watch)
     assert not AppRepository.objects.due().exists()
     App.objects.update(paused=False)
-    assert AppRepository.objects.due().get() == pair
-    assert outcomes(world, pair)[-1] == ("retry", "")
+    assert AppRepository.objects.due().get() == watch
+    assert outcomes(world, watch)[-1] == ("retry", "")
 
 
 def test_a_single_one_is_woken_before_all_bulk_work(world: World) -> None:
-    _, pair = world.watch(FILES)
-    given_up(world, pair)
-    queueing.drop([pair.job_id])
-    retry(pair)
-    assert queueing.waiting("high") == 1
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    queues.drop([watch.job_id])
+    retry(watch)
+    assert queues.waiting("high") == 1
 
 
 # --- Its bar -------------------------------------------------------------------------------------------------------------
 
 
 def test_its_bar_counts_what_it_sends_and_is_full_only_when_the_last_file_is_acknowledged(world: World) -> None:
-    _, pair = world.watch(FILES)
-    given_up(world, pair)
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
     operation = retry_all(COMMAND)
     seen: list[tuple[int, int, int]] = []
 
     def look(note: Notification) -> None:
-        tally = tallies.of_operation(BulkOperation.objects.get(pk=operation.pk))
-        seen.append((tally.files_done, tally.files_total, tally.percent))
+        progress = live.of_operation(BulkOperation.objects.get(pk=operation.pk))
+        seen.append((progress.files_done, progress.files_total, progress.percent))
         connection.close()
 
     world.answer(look)
     AppRepository.objects.update(next_sync_at=Now())
-    world.sync(pair)
+    world.sync(watch)
     assert [total for _, total, _ in seen] == [2, 2]
     assert max(percent for *_, percent in seen) < 100
     operation.refresh_from_db()
-    tally = tallies.of_operation(operation)
-    assert (tally.files_done, tally.files_total, tally.percent, tally.finished) == (2, 2, 100, True)
+    progress = live.of_operation(operation)
+    assert (progress.files_done, progress.files_total, progress.percent, progress.finished) == (2, 2, 100, True)

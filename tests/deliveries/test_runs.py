@@ -7,10 +7,10 @@ import threading
 import pytest
 from django.db import transaction
 
-from deliveries_app import runs, tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Reason, SyncRun
-from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single, unwatch
+from deliveries_app.progress import live, runs
+from deliveries_app.services import cancel_operation, cancel_request, resync_many, resync_single, unwatch_repository
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.processes import in_threads
 from tests.support.world import World
@@ -18,9 +18,9 @@ from tests.support.world import World
 COMMAND = Actor.command()
 
 
-def outcomes(world: World, pair: AppRepository) -> list[tuple[str, str]]:
-    """(reason, outcome) of the pair's runs, the oldest first."""
-    return [(run.reason, run.outcome) for run in reversed(world.runs(pair))]
+def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
+    """(reason, outcome) of the watch's runs, the oldest first."""
+    return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
 
 
 def everything() -> BulkOperation:
@@ -34,66 +34,66 @@ def closed(operation: BulkOperation) -> BulkOperation:
 
 
 def test_one_request_is_one_run_however_many_attempts_it_takes(world: World) -> None:
-    _repo, pair = world.watch({"bad.txt": b"1", "good.txt": b"2"})
+    _repo, watch = world.watch({"bad.txt": b"1", "good.txt": b"2"})
     world.answer(refusing("bad.txt"))
-    world.sync(pair)
-    world.sync(pair)
+    world.sync(watch)
+    world.sync(watch)
     world.answer(None)
-    world.sync(pair)
-    (run,) = world.runs(pair)
+    world.sync(watch)
+    (run,) = world.runs(watch)
     assert (run.reason, run.outcome, run.attempts) == (Reason.INITIAL, Outcome.SUCCEEDED, 3)
     assert (run.files_total, run.files_done, run.files_failed) == (2, 2, 0)
     assert {record.run_id for record in world.requests()} == {run.run_id}
 
 
 def test_each_change_that_is_found_is_a_run_and_a_check_that_finds_nothing_is_none(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
     world.settle()
     repo.commit({"a.txt": b"1"})
     world.settle()
-    assert outcomes(world, pair) == [("initial", "succeeded"), ("change", "succeeded")]
+    assert outcomes(world, watch) == [("initial", "succeeded"), ("change", "succeeded")]
     assert {record.reason for record in world.requests() if record.path == "a.txt"} == {"change"}
 
 
 def test_a_resync_that_a_later_one_took_over_ends_as_superseded_and_so_does_its_operation(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
     first, second = everything(), everything()
-    world.sync(pair)
-    assert outcomes(world, pair)[1:] == [("resync", "superseded"), ("resync", "succeeded")]
-    tally = tallies.of_operation(closed(first))
-    assert (tally.superseded, tally.succeeded, tally.completed, tally.total) == (1, 0, 1, 1)
-    assert tallies.of_operation(closed(second)).succeeded == 1
+    world.sync(watch)
+    assert outcomes(world, watch)[1:] == [("resync", "superseded"), ("resync", "succeeded")]
+    progress = live.of_operation(closed(first))
+    assert (progress.superseded, progress.succeeded, progress.completed, progress.total) == (1, 0, 1, 1)
+    assert live.of_operation(closed(second)).succeeded == 1
 
 
 def test_a_resync_in_the_middle_of_a_run_takes_it_over(world: World) -> None:
-    repo, pair = world.watch({f"{number:02}.txt": b"x" for number in range(20)})
-    world.answer(at_notification(3, lambda: resync_single(COMMAND, pair)))
-    world.sync(pair)
-    assert [outcome for _, outcome in outcomes(world, pair)] == ["", ""]
+    repo, watch = world.watch({f"{number:02}.txt": b"x" for number in range(20)})
+    world.answer(at_notification(3, lambda: resync_single(COMMAND, watch)))
+    world.sync(watch)
+    assert [outcome for _, outcome in outcomes(world, watch)] == ["", ""]
     world.answer(None)
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair) == [("initial", "superseded"), ("resync", "succeeded")]
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
 def test_of_two_resyncs_with_the_later_one_cancelled_the_first_is_what_was_done(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
-    resync_single(COMMAND, pair)
-    resync_single(COMMAND, pair)
-    assert cancel_request(COMMAND, pair) == 1
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
-    assert outcomes(world, pair)[1:] == [("resync", "succeeded"), ("resync", "cancelled")]
+    resync_single(COMMAND, watch)
+    resync_single(COMMAND, watch)
+    assert cancel_request(COMMAND, watch) == 1
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[1:] == [("resync", "succeeded"), ("resync", "cancelled")]
     assert len(world.requests()) == 2
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed", "cancelled", "ended", "paused"])
 def test_every_ending_ends_the_run_and_closes_its_operation(world: World, settings, ending: str) -> None:
     settings.MAX_RETRY_ATTEMPTS = 1
-    _, pair = world.watch({f"{number}.txt": b"x" for number in range(4)})
+    _, watch = world.watch({f"{number}.txt": b"x" for number in range(4)})
     world.settle()
     operation = everything()
     status = {"failed": 500, "paused": 410}.get(ending)
@@ -102,34 +102,34 @@ def test_every_ending_ends_the_run_and_closes_its_operation(world: World, settin
     if ending == "cancelled":
         cancel_operation(COMMAND, operation)
     elif ending == "ended":
-        unwatch(COMMAND, pair)
+        unwatch_repository(COMMAND, watch)
     else:
-        world.sync(pair)
+        world.sync(watch)
     run = SyncRun.objects.get(operation=operation)
     assert run.outcome == ending
     assert run.ended_at is not None
-    tally = tallies.of_operation(closed(operation))
+    progress = live.of_operation(closed(operation))
     counted = {"ended": "cancelled", "paused": "failed"}.get(ending, ending)
-    assert getattr(tally, counted) == tally.completed == 1
-    assert tally.finished
-    assert (tally.percent == 100) is (ending == "succeeded")
+    assert getattr(progress, counted) == progress.completed == 1
+    assert progress.finished
+    assert (progress.percent == 100) is (ending == "succeeded")
 
 
 def test_an_operation_ends_with_its_last_run_and_not_before(world: World) -> None:
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
     operation = everything()
-    for done, pair in enumerate(pairs):
+    for done, watch in enumerate(watches):
         operation.refresh_from_db()
         assert operation.ended_at is None
-        assert tallies.of_operation(operation).completed == done
-        world.sync(pair)
-    tally = tallies.of_operation(closed(operation))
-    assert (tally.succeeded, tally.files_done, tally.files_total, tally.percent) == (3, 3, 3, 100)
+        assert live.of_operation(operation).completed == done
+        world.sync(watch)
+    progress = live.of_operation(closed(operation))
+    assert (progress.succeeded, progress.files_done, progress.files_total, progress.percent) == (3, 3, 3, 100)
 
 
 def test_an_operation_whose_worker_died_between_the_run_and_it_is_closed_by_the_sweep(world: World) -> None:
-    _, _pair = world.watch()
+    _, _watch = world.watch()
     operation = everything()
     SyncRun.objects.filter(operation=operation).update(outcome=Outcome.SUCCEEDED, ended_at=operation.created_at)
     still_open = everything()
@@ -140,45 +140,45 @@ def test_an_operation_whose_worker_died_between_the_run_and_it_is_closed_by_the_
 
 
 def test_cancelling_what_has_ended_is_no_error_and_changes_nothing(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     operation = everything()
-    world.sync(pair)
+    world.sync(watch)
     assert cancel_operation(COMMAND, operation) == 0
     assert closed(operation).cancelled_at is None
-    assert cancel_request(COMMAND, pair) == 0
+    assert cancel_request(COMMAND, watch) == 0
 
 
 def test_on_a_paused_app_a_resync_is_recorded_and_runs_on_resume(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
     App.objects.update(paused=True)
     operation = everything()
     sent = len(world.requests())
-    world.sync(pair)
+    world.sync(watch)
     assert len(world.requests()) == sent
     operation.refresh_from_db()
     assert operation.ended_at is None
     App.objects.update(paused=False)
-    assert AppRepository.objects.due().get() == pair
-    world.sync(pair)
+    assert AppRepository.objects.due().get() == watch
+    world.sync(watch)
     assert len(world.requests()) == sent + 1
-    assert_promise_kept(world, repo, pair)
-    assert tallies.of_operation(closed(operation)).succeeded == 1
+    assert_promise_kept(world, repo, watch)
+    assert live.of_operation(closed(operation)).succeeded == 1
 
 
 def test_two_workers_that_end_the_last_two_runs_at_the_same_moment_close_the_operation(world: World) -> None:
     """Neither sees the other's run ended before it is committed; both left the operation open, its bar at 99 %."""
-    pairs = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
+    watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
     world.settle()
     operation = everything()
     ended = threading.Barrier(2)
 
-    def end(pair: AppRepository) -> None:
-        pair.refresh_from_db()
+    def end(watch: AppRepository) -> None:
+        watch.refresh_from_db()
         with transaction.atomic():
-            runs.end_runs(pair.pk, pair.generation, Outcome.SUCCEEDED)
+            runs.end_runs(watch.pk, watch.generation, Outcome.SUCCEEDED)
             with contextlib.suppress(threading.BrokenBarrierError):
                 ended.wait(0.5)  # where the second waits for the first one's commit, it never comes here in time
 
-    in_threads(*[functools.partial(end, pair) for pair in pairs])
+    in_threads(*[functools.partial(end, watch) for watch in watches])
     closed(operation)

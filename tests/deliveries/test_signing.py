@@ -9,7 +9,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from deliveries_app.receiver import Refused, verify
-from deliveries_app.signing import docora_signature, standard_signature
+from deliveries_app.webhooks.signing import docora_signature, standard_signature
 
 BODY = '{"file":{"path":"ü.txt","content":"\u2028"}}'.encode()
 KEYS = {

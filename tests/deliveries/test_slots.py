@@ -6,36 +6,36 @@ from itertools import pairwise
 import pytest
 from django.db.models import F
 
-from deliveries_app.lease import Lease, claim
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Notification
-from deliveries_app.sync import sync
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import Lease, claim
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
 
 def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[AppRepository]:
-    """Pairs of one app with so many slots."""
+    """Watches of one app with so many slots."""
     App.objects.filter(pk=world.app.pk).update(max_in_flight=slots)
     world.app.refresh_from_db()
     content = {f"{number:02}.txt": b"%d" % number for number in range(files)}
     return [world.watch(content, name=f"acme/widgets-{number}")[1] for number in range(count)]
 
 
-def work_until_synced(pair: AppRepository) -> None:
-    """A worker that is woken for this pair whenever it is due, as the sweep does it."""
+def work_until_synced(watch: AppRepository) -> None:
+    """A worker that is woken for this watch whenever it is due, as the sweep does it."""
 
     def synced() -> bool:
-        AppRepository.objects.filter(pk=pair.pk, lease_until=None).update(next_sync_at=F("created_at"))
-        sync(pair.pk)
-        return AppRepository.objects.filter(pk=pair.pk, status=Status.SYNCED).exists()
+        AppRepository.objects.filter(pk=watch.pk, lease_until=None).update(next_sync_at=F("created_at"))
+        sync(watch.pk)
+        return AppRepository.objects.filter(pk=watch.pk, status=Status.SYNCED).exists()
 
     wait_for(synced, 40, 0.05)
 
 
-def owned(pair: AppRepository) -> Lease:
-    lease = claim(pair.pk)
+def owned(watch: AppRepository) -> Lease:
+    lease = claim(watch.pk)
     assert lease is not None
     return lease
 
@@ -47,17 +47,17 @@ def rebalance(lease: Lease, in_flight: int) -> int:
     return lease.slots
 
 
-def written(pair: AppRepository) -> int:
-    pair.refresh_from_db()
-    return pair.lease_slots
+def written(watch: AppRepository) -> int:
+    watch.refresh_from_db()
+    return watch.lease_slots
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_three_workers_on_three_repositories_never_exceed_the_app_s_limit_together(world: World, slots: int) -> None:
-    pairs = several(world, 3, files=12, slots=slots)
+    watches = several(world, 3, files=12, slots=slots)
     world.answer(lambda note: time.sleep(0.02))
-    in_threads(*[lambda pair=pair: work_until_synced(pair) for pair in pairs])
-    assert all(len(world.copy(pair)) == 12 for pair in pairs)
+    in_threads(*[lambda watch=watch: work_until_synced(watch) for watch in watches])
+    assert all(len(world.copy(watch)) == 12 for watch in watches)
     assert world.receiver.max_in_flight(world.app.app_id) <= slots
     if slots == 1:  # strictly one by one
         log = sorted(world.requests(), key=lambda record: record.received_at)
@@ -65,9 +65,9 @@ def test_three_workers_on_three_repositories_never_exceed_the_app_s_limit_togeth
 
 
 def test_one_repository_alone_uses_all_slots(world: World) -> None:
-    (pair,) = several(world, 1, files=30, slots=6)
+    (watch,) = several(world, 1, files=30, slots=6)
     world.answer(lambda note: time.sleep(0.02))
-    world.sync(pair)
+    world.sync(watch)
     assert world.receiver.max_in_flight(world.app.app_id) == 6
 
 
@@ -102,15 +102,15 @@ def test_a_holder_gives_slots_back_before_anyone_takes_them_and_gets_them_again_
 
 
 def test_an_app_with_more_repositories_than_slots_gives_each_holder_at_least_one(world: World) -> None:
-    pairs = several(world, 3, slots=2)
-    holder = owned(pairs[0])
-    assert claim(pairs[1].pk) is None
-    assert claim(pairs[2].pk) is None
+    watches = several(world, 3, slots=2)
+    holder = owned(watches[0])
+    assert claim(watches[1].pk) is None
+    assert claim(watches[2].pk) is None
     assert rebalance(holder, in_flight=0) == 1
-    world.make_due(pairs[1])
-    world.make_due(pairs[2])
-    assert owned(pairs[1]).slots == 1
-    assert claim(pairs[2].pk) is None
+    world.make_due(watches[1])
+    world.make_due(watches[2])
+    assert owned(watches[1]).slots == 1
+    assert claim(watches[2].pk) is None
 
 
 def test_the_slots_of_a_dead_worker_are_free_once_its_lease_has_run_out(world: World) -> None:
@@ -121,8 +121,8 @@ def test_the_slots_of_a_dead_worker_are_free_once_its_lease_has_run_out(world: W
 
 
 def test_another_app_s_slots_are_its_own(world: World) -> None:
-    (pair,) = several(world, 1)
-    owned(pair)
+    (watch,) = several(world, 1)
+    owned(watch)
     _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
     assert owned(other).slots == 8
 

@@ -6,9 +6,9 @@ import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import Status
-from deliveries_app.notices import tree_sha256
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
+from deliveries_app.sync.events import tree_sha256
 from tests.support.histories import assert_promise_kept, at_notification, refusing, sha
 from tests.support.world import World
 
@@ -31,96 +31,96 @@ def refusing_notices(world: World) -> None:
 
 
 def test_it_is_off_unless_the_app_asks_for_it(world: World) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.settle()
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert {record.kind for record in world.requests()} == {"create"}
 
 
 def test_it_comes_last_and_its_hash_is_over_the_lines_of_every_file_in_byte_order(
     world: World, notices: list[Notification]
 ) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.settle()
     assert [record.kind for record in world.requests()] == ["create"] * len(FILES) + ["sync_completed"]
     assert world.requests()[-1].outcome == "matches"  # the client's own computation over its files
     said = notices[0].payload
     lines = "".join(f"{sha(FILES[path])}  {path}\n" for path in sorted(FILES, key=str.encode))
-    assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == tree_sha256(pair.pk)
+    assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == tree_sha256(watch.pk)
     assert (said["commit_sha"], said["files"], said["event"]) == (repo.head, len(FILES), "sync_completed")
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_it_speaks_of_the_whole_tree_after_a_change_too_and_is_not_sent_when_nothing_was_to_do(
     world: World, notices: list[Notification]
 ) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.settle()
     repo.commit({"b": None, "a/c": b"changed", "new": b"new"})
     world.settle()
-    world.sync(pair)
+    world.sync(watch)
     assert [record.outcome for record in world.requests("sync_completed")] == ["matches", "matches"]
     assert notices[1].payload["files"] == len(FILES)
     assert notices[0].sequence < notices[1].sequence
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_an_empty_tree_has_the_hash_of_nothing(world: World, notices: list[Notification]) -> None:
-    repo, pair = world.watch({"only": b"x"})
+    repo, watch = world.watch({"only": b"x"})
     world.settle()
     repo.commit({"only": None})
     world.settle()
     assert notices[-1].payload["tree_sha256"] == hashlib.sha256(b"").hexdigest()
     assert notices[-1].payload["files"] == 0
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_it_is_not_sent_while_a_file_is_missing(world: World, notices: list[Notification]) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     hook = world.receiver.on_request
     world.answer(refusing("b"))
-    world.sync(pair)
+    world.sync(watch)
     assert world.requests("sync_completed") == []
     world.answer(hook)
     world.settle()
     assert [record.outcome for record in world.requests("sync_completed")] == ["matches"]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_resync_that_comes_in_the_middle_gets_its_own(world: World, notices: list[Notification]) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.answer(
-        at_notification(len(FILES) + 1, lambda: resync_single(Actor.command(), pair))
+        at_notification(len(FILES) + 1, lambda: resync_single(Actor.command(), watch))
     )  # amid the notice itself
     world.settle()
     assert len(world.requests("create")) == 2 * len(FILES)
     assert [record.outcome for record in world.requests("sync_completed")] == ["matches", "matches"]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_notice_that_is_refused_is_retried_without_any_file(world: World, notices: list[Notification]) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     refusing_notices(world)
-    pair = world.sync(pair)
-    assert pair.status == Status.PENDING
-    assert "/sync_completed was not" in pair.last_error
-    pair = world.sync(pair)
+    watch = world.sync(watch)
+    assert watch.status == Status.PENDING
+    assert "/sync_completed was not" in watch.last_error
+    watch = world.sync(watch)
     world.answer(None)
     world.settle()
     assert len(world.requests("create")) == len(FILES)
     sent = world.requests("sync_completed")
     assert [record.status for record in sent] == [503, 503, 200]
     assert len({(record.webhook_id, record.sequence) for record in sent}) == 1  # the same statement, tried again
-    assert not pair.notices.exists()
-    assert_promise_kept(world, repo, pair)
+    assert not watch.notices.exists()
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_refused_notice_about_a_tree_that_has_changed_since_is_another_one(
     world: World, notices: list[Notification]
 ) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     refusing_notices(world)
-    world.sync(pair)
+    world.sync(watch)
     world.answer(None)
     repo.commit({"b": b"changed"})
     world.settle()
@@ -128,20 +128,20 @@ def test_a_refused_notice_about_a_tree_that_has_changed_since_is_another_one(
     assert [record.status for record in sent] == [503, 200]
     assert sent[0].webhook_id != sent[1].webhook_id
     assert sent[0].sequence < sent[1].sequence
-    assert not pair.notices.exists()
-    assert_promise_kept(world, repo, pair)
+    assert not watch.notices.exists()
+    assert_promise_kept(world, repo, watch)
 
 
-def test_a_notice_that_was_refused_until_the_pair_failed_is_sent_at_the_rescan(
+def test_a_notice_that_was_refused_until_the_watch_failed_is_sent_at_the_rescan(
     world: World, notices: list[Notification], settings
 ) -> None:
     """Nothing is left to send then, but the app was never told that it is complete."""
     settings.MAX_RETRY_ATTEMPTS = 2
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     refusing_notices(world)
-    world.sync(pair)
-    assert world.sync(pair).status == Status.FAILED
+    world.sync(watch)
+    assert world.sync(watch).status == Status.FAILED
     world.answer(None)
-    world.sync(pair)
+    world.sync(watch)
     assert [record.status for record in world.requests("sync_completed")] == [503, 503, 200]
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)

@@ -3,10 +3,9 @@
 import pytest
 from django.core.checks.registry import registry
 
-from deliveries_app import transforms
-from deliveries_app.plan import Terms
-from deliveries_app.transforms import SourceFile
-from docora.checks import check_transforms
+from deliveries_app.planning import transforms
+from deliveries_app.planning.plan import DeliveryRules
+from deliveries_app.planning.transforms import SourceFile, check_transforms
 from tests.support import transforms as samples
 from tests.support.transforms import put_into_use
 
@@ -55,8 +54,8 @@ def test_the_fingerprint_is_of_names_versions_and_order(settings, monkeypatch) -
 
 
 def test_a_source_key_fits_its_column_and_knows_the_path(settings) -> None:
-    terms = Terms(1, 1, 1, transforms=put_into_use(settings, "Swap"))
+    delivery_rules = DeliveryRules(1, 1, 1, transforms=put_into_use(settings, "Swap"))
     blob = "f" * 64  # SHA-256
-    assert len(terms.source_key(blob, "a" * 1024)) <= 128
-    assert terms.source_key(blob, "a") != terms.source_key(blob, "b")
-    assert Terms(1, 1, 1).source_key(blob) == blob
+    assert len(delivery_rules.source_key(blob, "a" * 1024)) <= 128
+    assert delivery_rules.source_key(blob, "a") != delivery_rules.source_key(blob, "b")
+    assert DeliveryRules(1, 1, 1).source_key(blob) == blob

@@ -6,8 +6,8 @@ from django.test import Client
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
-from deliveries_app.services import unwatch, watch
-from deliveries_app.services.housekeeping import remove_ended
+from deliveries_app.services import unwatch_repository, watch_repository
+from deliveries_app.sweep.cleanup import remove_ended
 from repositories_app.models import Repository
 from tests.support.git import Repo
 from tests.support.staff import staff
@@ -33,14 +33,14 @@ def watching(app: App, repository: Repository, url: str) -> AppRepository:
 def test_a_new_watcher_gets_the_first_row_whichever_spelling_it_uses(world: World, repo: Repo, twins) -> None:
     other = world.add_app("Search")
     for app, url in ((world.app, repo.url), (other, f"{repo.url}.git")):
-        assert watch(Actor.command(), app, url).pair.repository == twins[0]
+        assert watch_repository(Actor.command(), app, url).watch.repository == twins[0]
 
 
 def test_who_watches_a_further_row_keeps_its_id_when_it_registers_again(world: World, repo: Repo, twins) -> None:
     watching(world.app, twins[1], f"{repo.url}.git")
     for url in (f"{repo.url}.git", repo.url):
-        watched = watch(Actor.command(), world.app, url)
-        assert (watched.pair.repository, watched.created) == (twins[1], False)
+        watched = watch_repository(Actor.command(), world.app, url)
+        assert (watched.watch.repository, watched.created) == (twins[1], False)
     assert AppRepository.objects.count() == 1
 
 
@@ -48,13 +48,13 @@ def test_who_watches_both_gets_the_one_that_it_spells(world: World, repo: Repo, 
     watching(world.app, twins[0], repo.url)
     watching(world.app, twins[1], f"{repo.url}.git")
     for url, expected in ((repo.url, twins[0]), (f"{repo.url}.git", twins[1])):
-        assert watch(Actor.command(), world.app, url).pair.repository == expected
+        assert watch_repository(Actor.command(), world.app, url).watch.repository == expected
     assert AppRepository.objects.count() == 2
 
 
 def test_another_app_s_further_row_is_nobody_else_s(world: World, repo: Repo, twins) -> None:
     watching(world.add_app("Search"), twins[1], f"{repo.url}.git")
-    assert watch(Actor.command(), world.app, f"{repo.url}.git").pair.repository == twins[0]
+    assert watch_repository(Actor.command(), world.app, f"{repo.url}.git").watch.repository == twins[0]
 
 
 def test_of_two_rows_with_one_number_there_is_none(twins, transactional_db) -> None:
@@ -64,25 +64,25 @@ def test_of_two_rows_with_one_number_there_is_none(twins, transactional_db) -> N
 
 def test_unwatching_one_leaves_the_other(world: World, repo: Repo, twins) -> None:
     first, second = watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")
-    for pair in (first, second):
-        world.sync(pair)
-    unwatch(Actor.command(), first)
+    for watch in (first, second):
+        world.sync(watch)
+    unwatch_repository(Actor.command(), first)
     remove_ended()
     assert list(Repository.objects.all()) == [twins[1]]
     assert world.sync(second).status == "synced"
     repo.commit({"b.txt": b"b"})
     world.settle()
     assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt", "b.txt"]
-    assert watch(Actor.command(), world.add_app("Search"), repo.url).pair.repository.twin == 0
+    assert watch_repository(Actor.command(), world.add_app("Search"), repo.url).watch.repository.twin == 0
 
 
 def test_the_page_of_an_app_tells_them_apart_by_their_urls(world: World, repo: Repo, twins) -> None:
-    pairs = [watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")]
+    watches = [watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")]
     client: Client = staff("olga", "view_app", "view_apprepository", "view_repository", "view_delivery")
     address = f"/admin/deliveries_app/app/{world.app.pk}/why/"
-    for pair in pairs:
-        answer = client.get(address, {"repository": pair.github_url, "path": "a.txt"})
-        assert answer.headers["Location"] == f"/admin/deliveries_app/apprepository/{pair.pk}/why/?path=a.txt"
+    for watch in watches:
+        answer = client.get(address, {"repository": watch.github_url, "path": "a.txt"})
+        assert answer.headers["Location"] == f"/admin/deliveries_app/apprepository/{watch.pk}/why/?path=a.txt"
     answer = client.get(address, {"repository": "acme/docs", "path": "a.txt"}, follow=True)
     assert "watches several repositories named acme/docs. Enter the URL" in answer.text
     found = client.get("/admin/repositories_app/repository/", {"q": repo.url}).text

@@ -12,7 +12,6 @@ from django.db.models.functions import Now
 
 from deliveries_app import jobs
 from deliveries_app.actors import Actor
-from deliveries_app.lease import claim
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -24,8 +23,10 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
-from deliveries_app.services import delete_app, housekeeping, resync_many, unwatch, watch
-from deliveries_app.services.housekeeping import enqueue_clean_up, remove_ended
+from deliveries_app.services import delete_app, resync_many, unwatch_repository, watch_repository
+from deliveries_app.sweep import cleanup
+from deliveries_app.sweep.cleanup import enqueue_clean_up, remove_ended
+from deliveries_app.sync.lease import claim
 from repositories_app import services as repositories
 from repositories_app.models import Repository
 from tests.support.histories import assert_promise_kept, at_notification, refusing
@@ -36,37 +37,37 @@ from tests.support.world import World
 COMMAND = Actor.command()
 
 
-def test_nothing_more_is_sent_once_a_pair_is_unwatched_and_the_run_ends_as_such(world: World) -> None:
+def test_nothing_more_is_sent_once_a_watch_is_unwatched_and_the_run_ends_as_such(world: World) -> None:
     App.objects.update(max_in_flight=2)
     world.app.refresh_from_db()
-    _, pair = world.watch({f"{number:03}.txt": b"x" for number in range(300)})
+    _, watch = world.watch({f"{number:03}.txt": b"x" for number in range(300)})
     world.answer(lambda note: time.sleep(0.02))
-    world.make_due(pair)
-    worker = syncing(pair.pk)
+    world.make_due(watch)
+    worker = syncing(watch.pk)
     wait_for(lambda: len(world.requests()) > 10)
     # The lease is extended, and the fence seen, after a sixth of LEASE_SECONDS at the latest: make that now.
-    unwatch(COMMAND, pair)
+    unwatch_repository(COMMAND, watch)
     worker.join(30)
     sent = len(world.requests())
     assert sent < 300
-    pair.refresh_from_db()
-    assert (pair.lease_until, pair.next_sync_at) == (None, None)
-    run = world.runs(pair)[0]
+    watch.refresh_from_db()
+    assert (watch.lease_until, watch.next_sync_at) == (None, None)
+    run = world.runs(watch)[0]
     assert run.outcome == Outcome.ENDED
-    assert run.files_done == Delivery.objects.filter(pair=pair, acknowledged=True).count() <= sent
-    assert claim(pair.pk) is None
+    assert run.files_done == Delivery.objects.filter(watch=watch, acknowledged=True).count() <= sent
+    assert claim(watch.pk) is None
     assert world.check() == 0
 
 
 def test_it_is_removed_when_no_lease_lives_and_what_speaks_of_it_stays(world: World, settings) -> None:
-    _repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    _repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.answer(refusing("b.txt"))
     operation = resync_many(COMMAND, AppRepository.objects.all())
-    world.sync(pair)
-    mirror = repositories.mirror_of(pair.repository).directory
+    world.sync(watch)
+    mirror = repositories.mirror_of(watch.repository).directory
     assert mirror.exists()
     AppRepository.objects.update(lease_until=Now() + timedelta(seconds=20))
-    unwatch(COMMAND, pair)
+    unwatch_repository(COMMAND, watch)
     assert remove_ended() == 0
     assert Delivery.objects.count() == 2
     AppRepository.objects.update(lease_until=Now() - timedelta(seconds=1))
@@ -75,17 +76,17 @@ def test_it_is_removed_when_no_lease_lives_and_what_speaks_of_it_stays(world: Wo
         assert not model.objects.exists()
     assert not mirror.exists()
     run = SyncRun.objects.get(operation=operation)
-    assert (run.pair, run.app_name, run.repository_name) == (None, "Portal", "acme/widgets")
+    assert (run.watch, run.app_name, run.repository_name) == (None, "Portal", "acme/widgets")
     assert BulkOperation.objects.get().title == operation.title
     assert App.objects.filter(pk=world.app.pk).exists()
 
 
 def test_deliveries_go_in_slices_and_a_repository_that_another_app_watches_stays(world: World, monkeypatch) -> None:
-    monkeypatch.setattr(housekeeping, "_SLICE", 3)
-    repo, pair = world.watch({f"{number}.txt": b"x" for number in range(10)})
+    monkeypatch.setattr(cleanup, "_SLICE", 3)
+    repo, watch = world.watch({f"{number}.txt": b"x" for number in range(10)})
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
-    unwatch(COMMAND, pair)
+    unwatch_repository(COMMAND, watch)
     assert remove_ended() == 1
     other.refresh_from_db()
     assert_promise_kept(world, repo, other)
@@ -95,17 +96,17 @@ def test_deliveries_go_in_slices_and_a_repository_that_another_app_watches_stays
 def test_watching_again_before_the_removal_revives_the_row_and_the_client_hears_what_was_deleted_meanwhile(
     world: World,
 ) -> None:
-    repo, pair = world.watch({"stays.txt": b"1", "goes.txt": b"2"})
+    repo, watch = world.watch({"stays.txt": b"1", "goes.txt": b"2"})
     world.settle()
-    unwatch(COMMAND, pair)
+    unwatch_repository(COMMAND, watch)
     repo.commit({"goes.txt": None})
-    again = watch(COMMAND, world.app, repo.url)
-    assert (again.created, again.pair.pk, again.pair.watch_id) == (False, pair.pk, pair.watch_id)
+    again = watch_repository(COMMAND, world.app, repo.url)
+    assert (again.created, again.watch.pk, again.watch.watch_id) == (False, watch.pk, watch.watch_id)
     assert remove_ended() == 0
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
-    assert set(world.copy(pair)) == {"stays.txt"}
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
+    assert set(world.copy(watch)) == {"stays.txt"}
     assert [record.kind for record in world.requests()][-2:] == ["delete", "create"]
     sequences = [record.sequence for record in world.requests()]
     assert sequences[-1] > sequences[-2] > max(sequences[:-2])
@@ -114,84 +115,84 @@ def test_watching_again_before_the_removal_revives_the_row_and_the_client_hears_
 def test_a_watch_that_is_revived_while_it_is_being_removed_is_either_there_or_made_anew(
     world: World, monkeypatch
 ) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
-    unwatch(COMMAND, pair)
-    original = housekeeping._remove_slices
+    unwatch_repository(COMMAND, watch)
+    original = cleanup._remove_slices
 
-    def revived(pair_pk: int) -> None:
-        original(pair_pk)
-        watch(COMMAND, world.app, repo.url)
+    def revived(watch_pk: int) -> None:
+        original(watch_pk)
+        watch_repository(COMMAND, world.app, repo.url)
 
-    monkeypatch.setattr(housekeeping, "_remove_slices", revived)
+    monkeypatch.setattr(cleanup, "_remove_slices", revived)
     assert remove_ended() == 0
-    pair.refresh_from_db()
-    assert pair.ended_at is None
+    watch.refresh_from_db()
+    assert watch.ended_at is None
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
 
 
 def test_watching_again_after_the_removal_is_a_new_watch(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
-    unwatch(COMMAND, pair)
+    unwatch_repository(COMMAND, watch)
     jobs.clean_up("ended")
-    again = watch(COMMAND, world.app, repo.url)
+    again = watch_repository(COMMAND, world.app, repo.url)
     assert again.created
-    assert again.pair.watch_id != pair.watch_id
+    assert again.watch.watch_id != watch.watch_id
     world.settle()
-    again.pair.refresh_from_db()
-    assert_promise_kept(world, repo, again.pair)
+    again.watch.refresh_from_db()
+    assert_promise_kept(world, repo, again.watch)
 
 
 def test_watching_what_is_watched_is_a_new_token_and_a_full_fresh_sync_of_the_same_row(world: World) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1", "b.txt": b"2"}, token="old")
-    pair = world.sync(world.watch_url(repo, token="old"))
+    watch = world.sync(world.watch_url(repo, token="old"))
     world.git.tokens["acme/private"] = {"new"}
-    again = watch(COMMAND, world.app, f"{repo.url}.git", "new")
-    assert (again.created, again.pair.pk) == (False, pair.pk)
+    again = watch_repository(COMMAND, world.app, f"{repo.url}.git", "new")
+    assert (again.created, again.watch.pk) == (False, watch.pk)
     assert again.as_dict()["github_url"] == f"{repo.url}.git"
-    pair = world.sync(pair)
-    assert pair.github_token == "new"
-    assert_promise_kept(world, repo, pair)
+    watch = world.sync(watch)
+    assert watch.github_token == "new"
+    assert_promise_kept(world, repo, watch)
     assert len(world.requests()) == 4
-    run = world.runs(pair)[0]
+    run = world.runs(watch)[0]
     assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
 
 
 def test_a_token_that_cannot_read_the_repository_changes_nothing(world: World) -> None:
-    from repositories_app.exceptions import GitError
+    from repositories_app.git.exceptions import GitError
 
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="good")
-    pair = world.sync(world.watch_url(repo, token="good"))
+    watch = world.sync(world.watch_url(repo, token="good"))
     with pytest.raises(GitError):
-        watch(COMMAND, world.app, repo.url, "bad")
+        watch_repository(COMMAND, world.app, repo.url, "bad")
     with pytest.raises(ValidationError):
-        watch(COMMAND, world.app, repo.url, "with space")
-    pair.refresh_from_db()
-    assert (pair.github_token, pair.status, pair.generation) == ("good", Status.SYNCED, 1)
+        watch_repository(COMMAND, world.app, repo.url, "with space")
+    watch.refresh_from_db()
+    assert (watch.github_token, watch.status, watch.generation) == ("good", Status.SYNCED, 1)
 
 
 def test_a_waiting_job_goes_with_its_watch(world: World) -> None:
-    _, pair = world.watch()
-    assert django_rq.get_queue("high").get_job_ids() == [pair.job_id]
+    _, watch = world.watch()
+    assert django_rq.get_queue("high").get_job_ids() == [watch.job_id]
     with transaction.atomic():
-        unwatch(COMMAND, pair)
-        assert django_rq.get_queue("high").get_job_ids() == [pair.job_id]
+        unwatch_repository(COMMAND, watch)
+        assert django_rq.get_queue("high").get_job_ids() == [watch.job_id]
     assert django_rq.get_queue("high").get_job_ids() == []
     enqueue_clean_up()
     assert django_rq.get_queue("low").get_job_ids() == ["clean-up"]
 
 
 def test_an_app_that_is_deleted_takes_its_watches_and_nobody_else_s_with_it(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     _, second = world.watch(name="acme/gadgets")
     other = world.watch_url(repo, app=world.add_app("Other"))
     operation = resync_many(COMMAND, AppRepository.objects.filter(app=world.app), app=world.app)
     world.answer(at_notification(1, lambda: delete_app(COMMAND, App.objects.get(pk=world.app.pk))))
-    world.sync(pair)
-    assert {run.outcome for run in SyncRun.objects.filter(pair__in=[pair, second])} <= {
+    world.sync(watch)
+    assert {run.outcome for run in SyncRun.objects.filter(watch__in=[watch, second])} <= {
         Outcome.ENDED,
         Outcome.SUPERSEDED,
     }

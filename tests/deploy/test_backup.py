@@ -50,7 +50,7 @@ def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_n
     world.app.save()
     before = {"kept": b"kept", "changed": b"1", "removed": b"removed", "there-and-back": b"A"}
     repo = world.git.repo("acme/widgets", before, token=TOKEN)
-    pair = world.watch_url(repo, token=TOKEN)
+    watch = world.watch_url(repo, token=TOKEN)
     world.settle()
     connections.close_all()
     run("backup-postgres", tmp_path, **tools, DATABASE_URL=instance_environment["DATABASE_URL"])
@@ -59,7 +59,7 @@ def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_n
     world.settle()
     repo.commit({"changed": b"3", "newer": b"newer", "ghost": None, "there-and-back": b"A"})  # and then it was all lost
     head = shas(repo.files())
-    left_over = {path: sha for path, sha in world.copy(pair).items() if path == "ghost"}
+    left_over = {path: sha for path, sha in world.copy(watch).items() if path == "ghost"}
     assert left_over
 
     with valkey_server.client() as client:
@@ -84,18 +84,18 @@ def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_n
     try:
         daemons.sweep(), daemons.worker(), daemons.worker()
         wait_for(synced, 60, 0.1)
-        assert world.copy(pair) == head | left_over | shas({"there-and-back": b"B"})
+        assert world.copy(watch) == head | left_over | shas({"there-and-back": b"B"})
 
         resync = daemons.start("resync", world.app.app_id, "--wait", "--yes")
         assert resync.process.wait(60) == 0, daemons.logs()
-        assert world.copy(pair) == head | left_over
+        assert world.copy(watch) == head | left_over
         wait_for(lambda: world.requests("sync_completed")[-1].outcome == "differs", 20)
 
         repo.commit({"ghost": b"once more"})
         wait_for(synced, 60, 0.1)
         repo.commit({"ghost": None})
         wait_for(synced, 60, 0.1)
-        assert world.copy(pair) == head
+        assert world.copy(watch) == head
         wait_for(lambda: world.requests("sync_completed")[-1].outcome == "matches", 20)
         assert "Traceback" not in daemons.logs()
     finally:

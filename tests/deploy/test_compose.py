@@ -44,7 +44,7 @@ def test_a_service_may_write_to_its_volumes_only_and_gain_no_rights(name: str) -
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_a_process_waits_for_the_migrations_the_database_and_the_queue(name: str) -> None:
-    assert {service: wish["condition"] for service, wish in SERVICES[name]["depends_on"].items()} == {
+    assert {service: request_sync["condition"] for service, request_sync in SERVICES[name]["depends_on"].items()} == {
         "migrate": "service_completed_successfully",
         "db": "service_healthy",
         "valkey": "service_healthy",

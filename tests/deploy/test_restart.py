@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from docora.process import die_with_parent
-from docora.supervisor import port_is_taken
+from docora.server.supervisor import port_is_taken
 from tests.support.deployment import PROJECT, UNITS, free_port
 from tests.support.processes import Daemons, children, is_alive
 from tests.support.receiver import wait_for

@@ -10,7 +10,8 @@ import pytest
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 
-from docora import health, schema
+from deliveries_app.monitoring import health
+from docora.db import schema
 from docora.management.commands.migrate import _LOCK
 from tests.deploy.test_compose import readiness
 from tests.support.deployment import free_port

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from docora.chart import HEIGHT, WIDTH, stacked
+from deliveries_app.reports.chart import HEIGHT, WIDTH, stacked
 
 VALUES = st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), max_size=24)
 

@@ -10,8 +10,8 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 
-from docora import command_list
-from docora.commandline import sentence_of
+from docora.cli import commands
+from docora.cli.main import sentence_of
 from tests.docora.test_up import free_port
 from tests.support.commands import PROJECT, manage
 from tests.support.postgres import PostgresServer
@@ -63,7 +63,7 @@ def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str,
 
 
 def test_every_command_of_an_operator_is_tried() -> None:
-    of_docora = {name for name, _ in command_list.offered()} - set(command_list.LINES)
+    of_docora = {name for name, _ in commands.offered()} - set(commands.LINES)
     assert of_docora - APART <= set(COMMANDS)
 
 

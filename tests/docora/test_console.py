@@ -12,15 +12,15 @@ import pytest
 from django.core.management import CommandError
 from django.core.management.base import OutputWrapper
 
-from docora import console
-from docora.console import Bar, confirm, plain, write_table
+from docora.cli import output
+from docora.cli.output import Bar, confirm, plain, write_table
 from tests.support.commands import PROJECT, manage
 
-QUESTION = "from docora.console import confirm; confirm('All of it goes.', yes=False); print('done')"
-BAR = "from docora.console import Bar\nwith Bar(quiet=True) as bar:\n    [*bar.track('abc', 'Letters', 3)]"
+QUESTION = "from docora.cli.output import confirm; confirm('All of it goes.', yes=False); print('done')"
+BAR = "from docora.cli.output import Bar\nwith Bar(quiet=True) as bar:\n    [*bar.track('abc', 'Letters', 3)]"
 TABLE = (
     "import sys; from django.conf import settings; settings.configure()\n"
-    "from django.core.management.base import OutputWrapper; from docora.console import write_table\n"
+    "from django.core.management.base import OutputWrapper; from docora.cli.output import write_table\n"
     "write_table(OutputWrapper(sys.stdout), ['Id', 'Name'], [['app_1', '[bold]x\\x1b[2J']])"
 )
 
@@ -62,12 +62,12 @@ def test_without_a_terminal_the_question_is_a_sentence_and_wrong_usage(monkeypat
         monkeypatch.setattr("sys.stdin", nobody)
         with pytest.raises(CommandError, match=r"All of it goes\. There is no terminal .* --yes") as refused:
             confirm("All of it goes.", yes=False)
-        assert refused.value.returncode == console.USAGE
+        assert refused.value.returncode == output.USAGE
     confirm("All of it goes.", yes=True)
 
 
 def test_elsewhere_than_at_a_terminal_a_bar_is_a_line_now_and_then_on_stderr(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(output, "_LINE_SECONDS", 0.0)
     with Bar() as bar:
         assert [*bar.track("abc", "Letters", 3)] == ["a", "b", "c"]
     with Bar() as bar:
@@ -118,7 +118,7 @@ def test_whoever_has_read_enough_of_the_answer_may_close_the_pipe() -> None:
             [sys.executable, str(PROJECT / "manage.py"), "help"],
             stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
         )  # fmt: skip
-    assert (done.returncode, done.stderr) == (console.BROKEN_PIPE, "")
+    assert (done.returncode, done.stderr) == (output.BROKEN_PIPE, "")
 
 
 def test_the_help_shows_docora_s_commands_first_and_how_to_see_the_rest() -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from docora import counters
+from docora.redis import counters
 from tests.support.valkey import ValkeyServer
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from deliveries_app.models import App
-from docora.crypto import DecryptionError, decrypt, encrypt, hash_token, new_token, new_webhook_key
+from docora.security.crypto import DecryptionError, decrypt, encrypt, hash_token, new_token, new_webhook_key
 
 
 def make_app(**changes) -> App:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from deliveries_app.demo.git_server import GitServer
+from deliveries_app.demo.repositories import make_demo_repositories
 from docora import __version__
-from docora.demo.git_server import GitServer
-from docora.demo.repositories import make_demo_repositories
-from docora.supervisor import port_is_taken
+from docora.server.supervisor import port_is_taken
 from tests.support.git import Repo
 from tests.support.instance import PROJECT, Instance, free_port
 

@@ -17,13 +17,12 @@ from django.core.management import get_commands
 from django.test import Client
 from django.urls import Resolver404, resolve
 
-from deliveries_app import examples
-from deliveries_app.causes import RootCause
+from deliveries_app.docs import examples, settings_reference, views
 from deliveries_app.models import Outcome, Reason, Status
-from docora import docs, env_example
+from deliveries_app.models.root_causes import RootCause
 from docora.http import user_agent
-from repositories_app import mirror_cache
-from repositories_app.exceptions import Cause
+from repositories_app.git.exceptions import Cause
+from repositories_app.mirror import cache
 from tests.support.staff import staff
 from tests.wire.bodies import BODIES
 from tests.wire.clients import SAMPLES, load
@@ -139,7 +138,7 @@ def test_what_can_be_copied_has_a_button_with_a_name_that_waits_for_its_script(a
 
 def test_the_contents_are_the_headings_that_can_be_linked_to() -> None:
     page = '<h1>T</h1><h2 id="a">A &amp; <code>b</code></h2><h3>no</h3><h3 id="c" data-method="GET">C</h3><h2 id="d">D</h2>'
-    first, second = docs.Contents(page).entries
+    first, second = views.Contents(page).entries
     assert (first.anchor, first.words, second.words, second.below) == ("a", "A & b", "D", [])
     assert [(entry.anchor, entry.words, entry.method) for entry in first.below] == [("c", "C", "GET")]
 
@@ -245,7 +244,7 @@ def test_the_limits_are_those_of_this_instance(settings) -> None:
 
 def test_the_handbook_lists_every_setting_with_its_default_and_what_it_does() -> None:
     page = words("/docs/operations/")
-    groups = [group for section in env_example.sections() for group in section.groups]
+    groups = [group for section in settings_reference.sections() for group in section.groups]
     documented = dict(re.findall(r"(?m)^# ([A-Z_]+)=(.*)$", (PROJECT / ".env.example").read_text()))
     assert {name: default for group in groups for name, default in group.settings.items()} == documented
     for group in groups:
@@ -256,7 +255,7 @@ def test_the_handbook_lists_every_setting_with_its_default_and_what_it_does() ->
 
 def test_a_comment_explains_the_settings_below_it_up_to_the_next_comment() -> None:
     text = "# Of the file.\n# AA=0\n\n# --- One ---\n# Words\n# and more.\n# AA=1\n# B_B=\n# Other.\n# CC=c=d\n# --- Two -\n# DD=\n"
-    one, two = env_example.parse(text)
+    one, two = settings_reference.parse(text)
     assert [(group.words, group.settings) for group in one.groups] == [
         ("Words and more.", {"AA": "1", "B_B": ""}),
         ("Other.", {"CC": "c=d"}),
@@ -307,7 +306,7 @@ def test_the_handbook_names_no_command_probe_or_log_line_that_does_not_exist() -
 
 def test_the_handbook_lists_every_metric_and_no_other(db, tmp_path: Path, settings) -> None:
     settings.REPOS_DIR = tmp_path
-    mirror_cache.look_after()  # until a worker has, nothing is told of mirrors
+    cache.look_after()  # until a worker has, nothing is told of mirrors
     told = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
     section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
     assert set(re.findall("<code>(docora_\\w+)</code>", section)) == told

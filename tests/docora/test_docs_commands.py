@@ -10,12 +10,12 @@ import pytest
 from django.core.management import get_commands
 from django.test import Client
 
-from deliveries_app.api import watch_facts
 from deliveries_app.models import OperationKind
-from deliveries_app.tallies import Tally
-from docora import command_list
+from deliveries_app.progress.live import Progress
+from deliveries_app.reports.status import watch_facts
+from docora.cli import commands
 from tests.docora.test_docs import read
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +30,16 @@ def described(section: str) -> dict[str, str]:
 
 
 def test_every_command_that_is_offered_is_there_and_exists(section: str) -> None:
-    assert list(described(section)) == [name for name, _ in command_list.offered()]
+    assert list(described(section)) == [name for name, _ in commands.offered()]
     assert set(described(section)) <= set(get_commands())
 
 
 def test_every_argument_and_option_of_a_command_is_told_and_no_other(section: str) -> None:
     for name, words in described(section).items():
-        if name in command_list.LINES:
+        if name in commands.LINES:
             continue
-        parser = command_list.load(name).create_parser("manage.py", name)
-        wanted = {action.option_strings[0] for action in command_list.own_options(parser)}
+        parser = commands.load(name).create_parser("manage.py", name)
+        wanted = {action.option_strings[0] for action in commands.own_options(parser)}
         assert wanted <= set(re.findall(r"--[a-z-]+", words)), name
         assert set(re.findall(r" (--[a-z-]+)", words)) <= wanted, name
         for action in parser._positionals._group_actions:
@@ -53,7 +53,7 @@ def test_every_command_that_is_to_be_typed_exists_with_its_options(address: str)
         r"(?:manage\.py|bin/docora|^docora|\(docora) ([a-z_]+)([^\n|>)]*)", code, re.MULTILINE
     ):
         if name != "help":
-            parser = command_list.load(name).create_parser("manage.py", name)
+            parser = commands.load(name).create_parser("manage.py", name)
             assert set(re.findall(r" (--[a-z-]+)", rest)) <= set(parser._option_string_actions), (name, rest)
 
 
@@ -62,15 +62,15 @@ def test_the_examples_are_understood_by_the_commands() -> None:
     assert len(lines) == 3
     for line in lines:
         words = shlex.split(re.split(r"[|>]|2>", line.partition("docora ")[2])[0])
-        command_list.load(words[0]).create_parser("manage.py", words[0]).parse_args(words[1:])
+        commands.load(words[0]).create_parser("manage.py", words[0]).parse_args(words[1:])
         assert subprocess.run(["bash", "-n", "-c", re.sub(r"^[\d *]+", "", line)], check=False).returncode == 0
 
 
 def test_the_objects_that_are_shown_have_the_keys_that_are_printed(db) -> None:
     shown = read("/docs/operations/").code
     resync = json.loads(shown["resync-json"])
-    tally = Tally(0, 0, 0, 0, 0, None, None)
-    assert set(resync) == {"kind", "operation_id", *tally.as_dict()}
+    progress = Progress(0, 0, 0, 0, 0, None, None)
+    assert set(resync) == {"kind", "operation_id", *progress.as_dict()}
     assert resync["kind"] in OperationKind.values
     watch = json.loads(shown["watch-json"])
-    assert list(watch) == list(watch_facts(make_pair(make_app("Portal"), "docs")))
+    assert list(watch) == list(watch_facts(make_watch(make_app("Portal"), "docs")))

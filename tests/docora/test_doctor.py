@@ -13,13 +13,13 @@ import pytest
 from django.contrib.auth.models import User
 from redis import Redis
 
-from docora import heartbeat
-from docora.doctor import Level, configuration, disk, examine, git, keys
-from docora.doctor.examination import Examination
-from docora.doctor.findings import Finding, fine
+from deliveries_app.monitoring.doctor import Level, configuration, disk, examine, git, keys
+from deliveries_app.monitoring.doctor.examination import Examination
+from deliveries_app.monitoring.doctor.findings import Finding, fine
+from docora.redis import heartbeat
 from tests.support.doctor import doctor, fines, problems, silent_host, start_worker, warnings
 from tests.support.git import GitFixture
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -211,7 +211,7 @@ def test_a_stored_secret_that_no_key_opens_is_named(db, settings) -> None:
 
 
 def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
-    make_pair(make_app("Portal"), "docs")
+    make_watch(make_app("Portal"), "docs")
     settings.ENCRYPTION_KEYS = ["a-newer-key-in-front", *settings.ENCRYPTION_KEYS]
     said = warnings(keys.secrets())
     assert "2 stored secrets have an older one of the ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in said

@@ -16,13 +16,13 @@ from django.utils import timezone
 from redis import Redis
 
 from deliveries_app.models import App, AppRepository, SyncPause
+from deliveries_app.monitoring.doctor import database, delivery, outbound, redis_server, work
 from deliveries_app.receiver import Answer
-from docora import crypto
-from docora.doctor import database, delivery, outbound, redis_server, work
 from docora.http.client import HttpClient
+from docora.security import crypto
 from tests.support.doctor import doctor, fines, problems, start_worker, warnings
 from tests.support.postgres import PostgresServer
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
@@ -186,9 +186,9 @@ def test_a_late_sweep_is_a_problem(redis_client: Redis) -> None:
 
 
 def test_repositories_that_nobody_takes_are_a_problem_and_busy_workers_a_warning(db, redis_client: Redis) -> None:
-    make_pair(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=30))
+    make_watch(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=30))
     assert "No repository has been waiting" in fines(work.backlog())
-    make_pair(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(minutes=10))
+    make_watch(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(minutes=10))
     start_worker(redis_client)
     said = problems(work.backlog())
     assert "1 repository has been due for more than 1 min, the longest for 10 min, though workers are idle." in said
@@ -201,9 +201,9 @@ def test_repositories_that_nobody_takes_are_a_problem_and_busy_workers_a_warning
 
 def test_watches_that_wait_for_the_rest_of_their_import_are_a_warning(db) -> None:
     app = make_app("Portal")
-    first, second = make_pair(app, "docs"), make_pair(app, "site")
-    for pair, words in ((first, "1 watch waits"), (second, "2 watches wait")):
-        AppRepository.objects.filter(pk=pair.pk).update(arriving=True)
+    first, second = make_watch(app, "docs"), make_watch(app, "site")
+    for watch, words in ((first, "1 watch waits"), (second, "2 watches wait")):
+        AppRepository.objects.filter(pk=watch.pk).update(arriving=True)
         said = warnings(work.pauses())
         assert f"{words} for the rest of the import: nothing is checked or sent before that." in said
         assert "run manage.py import_docora again." in said
@@ -259,7 +259,7 @@ def test_a_git_host_that_cannot_be_reached_is_a_problem(settings, host: str, wor
 
 def test_the_dry_delivery_fails_when_the_signature_does(monkeypatch) -> None:
     assert "one signed with another key was refused" in fines(delivery.on_this_machine())
-    monkeypatch.setattr("deliveries_app.signing.docora_signature", lambda *_: "sha256=0")
+    monkeypatch.setattr("deliveries_app.webhooks.signing.docora_signature", lambda *_: "sha256=0")
     said = problems(delivery.on_this_machine())
     assert "A signed ping did not reach a receiver on this machine. The server answered 401." in said
     assert "X-Docora-Signature does not match." in said

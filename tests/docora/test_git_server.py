@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from docora.demo.git_server import GitServer
-from docora.demo.repositories import make_demo_repositories
+from deliveries_app.demo.git_server import GitServer
+from deliveries_app.demo.repositories import make_demo_repositories
 from tests.support.git import Entry, GitFixture, Repo, git
 from tests.support.receiver import wait_for
 

@@ -15,7 +15,7 @@ import pytest
 from django.test import Client
 
 from deliveries_app.models import App
-from tests.support.staff import make_app, make_pair, staff
+from tests.support.staff import make_app, make_watch, staff
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAMED = {
@@ -120,11 +120,11 @@ def member(database: sqlite3.Connection, group: str) -> Client:
 @pytest.mark.parametrize("group", ["Viewers", "Operators"])
 def test_a_member_sees_every_list_of_docora_and_no_accounts(database: sqlite3.Connection, db, group: str) -> None:
     client = member(database, group)
-    pair = make_pair(make_app("Portal"), "docs")
+    watch = make_watch(make_app("Portal"), "docs")
     assert {model: client.get(f"/admin/{model}/").status_code for model in SEEN} == dict.fromkeys(SEEN, 200)
     assert {model: client.get(f"/admin/{model}/").status_code for model in CLOSED} == dict.fromkeys(CLOSED, 403)
-    assert client.get(f"/admin/deliveries_app/app/{pair.app_id}/change/").status_code == 200
-    assert client.get(f"/admin/deliveries_app/apprepository/{pair.pk}/change/").status_code == 200
+    assert client.get(f"/admin/deliveries_app/app/{watch.app_id}/change/").status_code == 200
+    assert client.get(f"/admin/deliveries_app/apprepository/{watch.pk}/change/").status_code == 200
 
 
 @pytest.mark.parametrize(("group", "status"), [("Viewers", 403), ("Operators", 302)])
@@ -132,12 +132,12 @@ def test_only_operators_re_sync_and_register_and_nobody_deletes_an_app(
     database: sqlite3.Connection, db, group: str, status: int
 ) -> None:
     client = member(database, group)
-    pair = make_pair(make_app("Portal"), "docs")
+    watch = make_watch(make_app("Portal"), "docs")
     facts = {"name": "Search", "base_url": "https://search.example", "email": "a@b.example"}
     assert client.post("/admin/deliveries_app/app/add/", facts).status_code == status
     assert App.objects.filter(name="Search").exists() is (status == 302)
-    asked = {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+    asked = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
     answer = client.post("/admin/api/resync", asked, content_type="application/json")
     assert answer.status_code == (200 if status == 302 else 403)
-    assert client.post(f"/admin/deliveries_app/app/{pair.app_id}/delete/", {"post": "yes"}).status_code == 403
-    assert App.objects.get(pk=pair.app_id).ended_at is None
+    assert client.post(f"/admin/deliveries_app/app/{watch.app_id}/delete/", {"post": "yes"}).status_code == 403
+    assert App.objects.get(pk=watch.app_id).ended_at is None

@@ -11,7 +11,7 @@ from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.test import Client
 from django.urls import NoReverseMatch, reverse
 
-from docora.middleware import PERMISSIONS_POLICY
+from docora.web.middleware import PERMISSIONS_POLICY
 from tests.support.staff import staff
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_an_error_is_a_page_of_docoras_that_the_policy_lets_through(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("docora.site.DocoraAdminSite.get_app_list", fail)
+    monkeypatch.setattr("deliveries_app.site.DocoraAdminSite.get_app_list", fail)
     answer = admin.get("/admin/")
     page = answer.content.decode()
     assert answer.status_code == status

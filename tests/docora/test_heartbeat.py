@@ -8,8 +8,8 @@ from redis import Redis
 from rq import Worker
 from rq.utils import utcformat
 
-from docora import heartbeat, queueing
-from docora.redis import connection
+from docora.redis import heartbeat, queues
+from docora.redis.connection import connection
 from tests.support.valkey import ValkeyServer
 
 
@@ -73,8 +73,8 @@ def test_a_worker_that_was_killed_is_soon_no_worker(redis_client: Redis) -> None
 
 
 def test_jobs_of_all_queues_are_counted() -> None:
-    for number, queue in enumerate(queueing.QUEUES):
-        queueing.enqueue(queue, "deliveries_app.jobs.sync_pair", number, f"job-{number}")
+    for number, queue in enumerate(queues.QUEUES):
+        queues.enqueue(queue, "deliveries_app.jobs.sync_watch", number, f"job-{number}")
     assert signs().waiting == 3
 
 

@@ -6,9 +6,9 @@ import time
 import pycurl
 import pytest
 
-from docora.http import names, transfer
+from docora.http import resolver, transfer
 from docora.http.client import Cause, HttpClient
-from docora.http.names import Names, vet
+from docora.http.resolver import Names, vet
 from tests.docora.http_server import LOOPBACK, post, servers
 
 
@@ -127,7 +127,7 @@ def test_names_are_remembered_for_a_while_and_not_without_end(dns, monkeypatch):
         known.vet(f"{number}.example")
     assert len(known._known) == 256
     now = time.monotonic()
-    monkeypatch.setattr(names.time, "monotonic", lambda: now + names.REMEMBERED_SECONDS + 1)
+    monkeypatch.setattr(resolver.time, "monotonic", lambda: now + resolver.REMEMBERED_SECONDS + 1)
     before = len(fake.asked)
     known.vet("999.example")
     assert len(fake.asked) == before + 1

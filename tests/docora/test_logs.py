@@ -11,8 +11,8 @@ import structlog
 from django.test import Client, RequestFactory
 from django.views.debug import get_exception_reporter_class
 
-from docora.logs import MAX_FIELD, configure
-from docora.redaction import MASK, redact, redact_value
+from docora.conf.logs import MAX_FIELD, configure
+from docora.security.redaction import MASK, redact, redact_value
 
 APP_TOKEN = "docora_" + "5e" * 32
 SIGNING_KEY = "whsec_c2VjcmV0IHNpZ25pbmcga2V5IGZvciB0ZXN0cw=="
@@ -193,7 +193,7 @@ def test_an_error_report_shows_no_secret_even_with_debug(settings, form: str) ->
 def test_an_error_page_of_the_running_site_says_nothing_of_its_cause(admin_user, monkeypatch, settings) -> None:
     client = Client(raise_request_exception=False)
     client.force_login(admin_user)
-    monkeypatch.setattr("docora.site.DocoraAdminSite.get_app_list", lambda *_, **__: fail_with(GITHUB))
+    monkeypatch.setattr("deliveries_app.site.DocoraAdminSite.get_app_list", lambda *_, **__: fail_with(GITHUB))
     page = client.get("/admin/")
     assert page.status_code == 500
     assert "Something went wrong here" in page.content.decode()

@@ -6,7 +6,7 @@ import pytest
 from django.http import HttpResponse
 from django.test import Client
 
-from docora.throttle import FAILURES
+from docora.security.throttle import FAILURES
 
 TOKEN = "a-token-that-only-tests-use"
 STRANGER = "203.0.113.9"

@@ -6,8 +6,8 @@ import pytest
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 
-from docora.errors import NOT_FOUND
-from docora.middleware import TrustedProxyMiddleware
+from docora.web.errors import NOT_FOUND
+from docora.web.middleware import TrustedProxyMiddleware
 
 CLIENT, PROXY, INNER = "203.0.113.9", "10.0.0.1", "10.0.0.2"
 

@@ -10,12 +10,14 @@ from django.utils import timezone
 from redis import Redis
 from rq.utils import utcformat
 
-from docora import health, heartbeat, queue_state, queueing
-from docora.redis import RedisError, connection
-from docora.worker import WORKER_TTL_SECONDS, identity
+from deliveries_app.monitoring import health
+from docora.redis import heartbeat, inspect, queues
+from docora.redis.connection import RedisError, connection
+from docora.redis.queues import WORKER_TTL_SECONDS
+from docora.server.worker import identity
 from tests.support.valkey import ValkeyServer
 
-FUNCTION = "deliveries_app.jobs.sync_pair"
+FUNCTION = "deliveries_app.jobs.sync_watch"
 
 
 def register(redis: Redis, name: str, *, seconds_ago: float = 1, **facts: object) -> None:
@@ -27,16 +29,16 @@ def register(redis: Redis, name: str, *, seconds_ago: float = 1, **facts: object
 
 
 def test_jobs_are_read_queue_by_queue_with_what_they_are_about(redis_client: Redis) -> None:
-    queueing.enqueue("default", FUNCTION, 5, "job-5")
-    queueing.enqueue("high", FUNCTION, 6, "job-6")
-    queueing.enqueue("low", "deliveries_app.jobs.clean_up", "ended", "clean-up")
+    queues.enqueue("default", FUNCTION, 5, "job-5")
+    queues.enqueue("high", FUNCTION, 6, "job-6")
+    queues.enqueue("low", "deliveries_app.jobs.clean_up", "ended", "clean-up")
     redis_client.rpush("rq:queue:default", "job-without-hash")
-    state = queue_state.read()
+    state = inspect.read()
     assert state is not None
     assert state.lengths == {"high": 1, "default": 2, "low": 1}
     assert [(job.queue, job.job_id, job.function, job.argument) for job in state.jobs] == [
-        ("high", "job-6", "sync_pair", "6"),
-        ("default", "job-5", "sync_pair", "5"),
+        ("high", "job-6", "sync_watch", "6"),
+        ("default", "job-5", "sync_watch", "5"),
         ("low", "clean-up", "clean_up", "ended"),
     ]
     for job in state.jobs:
@@ -45,21 +47,21 @@ def test_jobs_are_read_queue_by_queue_with_what_they_are_about(redis_client: Red
 
 
 def test_no_more_than_a_few_of_a_long_queue_are_read(redis_client: Redis, monkeypatch) -> None:
-    monkeypatch.setattr(queue_state, "JOBS_READ", 3)
+    monkeypatch.setattr(inspect, "JOBS_READ", 3)
     for number in range(5):
-        queueing.enqueue("high", FUNCTION, number, f"job-{number}")
-    state = queue_state.read()
+        queues.enqueue("high", FUNCTION, number, f"job-{number}")
+    state = inspect.read()
     assert state is not None
     assert state.lengths["high"] == 5
     assert [job.argument for job in state.jobs] == ["0", "1", "2"]
 
 
 def test_a_worker_is_read_with_the_job_that_it_is_at(redis_client: Redis) -> None:
-    queueing.enqueue("high", FUNCTION, 5, "job-5")
+    queues.enqueue("high", FUNCTION, 5, "job-5")
     register(redis_client, "busy:one", state="busy", pid=8)
     redis_client.sadd("rq:worker:busy:one:executions", "job-5:abc")
     register(redis_client, "older", seconds_ago=3)
-    older, busy = queue_state.read_workers()
+    older, busy = inspect.read_workers()
     assert (older.name, older.host, older.pid, older.state, older.queues) == ("older", "box", 7, "idle", "high, low")
     assert older.job is None
     assert (busy.name, busy.pid) == ("busy:one", 8)
@@ -72,7 +74,7 @@ def test_a_worker_that_has_not_said_for_longer_than_it_may_that_it_lives_is_gone
     register(redis_client, "killed", seconds_ago=WORKER_TTL_SECONDS + 5)
     redis_client.hset("rq:worker:odd", mapping={"state": "idle", "last_heartbeat": "yesterday", "pid": "?"})
     redis_client.sadd("rq:workers", "rq:worker:odd", "rq:worker:forgotten")
-    assert {worker.name: worker.is_gone for worker in queue_state.read_workers()} == {
+    assert {worker.name: worker.is_gone for worker in inspect.read_workers()} == {
         "alive": False,
         "killed": True,
         "odd": True,
@@ -81,23 +83,23 @@ def test_a_worker_that_has_not_said_for_longer_than_it_may_that_it_lives_is_gone
 
 def test_without_redis_nothing_is_known(valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
-    assert queue_state.read() is None
+    assert inspect.read() is None
     with pytest.raises(RedisError):
-        queue_state.read_workers()
+        inspect.read_workers()
 
 
 def test_neither_a_look_nor_the_readiness_check_makes_anybody_wait_for_a_redis_that_hangs(
     valkey_server: ValkeyServer, redis_client: Redis
 ) -> None:
     register(redis_client, "alive")
-    queue_state.read()
+    inspect.read()
     assert health.check_workers(heartbeat.read()) == health.OK
     connection().connection_pool.disconnect()  # connections of after the look
     assert valkey_server.pid is not None
     os.kill(valkey_server.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        assert queue_state.read() is None
+        assert inspect.read() is None
         assert time.monotonic() - started < 10
     finally:
         os.kill(valkey_server.pid, signal.SIGCONT)

@@ -7,9 +7,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from deliveries_app.models import App, AppRepository
-from docora import reencryption
-from docora.crypto import encrypt, is_current
-from tests.support.staff import make_app, make_pair
+from docora.security import reencryption
+from docora.security.crypto import encrypt, is_current
+from tests.support.staff import make_app, make_watch
 
 OLD, NEW = "the-first-key-of-all", "a-newer-key-in-front"
 
@@ -34,15 +34,15 @@ def stored(model: type, column: str) -> list[str]:
 
 def test_after_it_the_old_key_can_be_forgotten(old_key, settings) -> None:
     app = make_app("Portal")
-    make_pair(app, "docs", push_secret="whsec_hook")
+    make_watch(app, "docs", push_secret="whsec_hook")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
     words = rotate()
     assert "deliveries_app.App.client_auth_key: 1 encrypted anew, 0 had the newest key" in words
     assert "deliveries_app.AppRepository.push_secret: 1 encrypted anew" in words
     settings.ENCRYPTION_KEYS = [NEW]
     assert App.objects.get().client_auth_key == "k" * 20
-    pair = AppRepository.objects.get()
-    assert (pair.github_token, pair.push_secret) == ("ghp_secret", "whsec_hook")
+    watch = AppRepository.objects.get()
+    assert (watch.github_token, watch.push_secret) == ("ghp_secret", "whsec_hook")
 
 
 def test_every_encrypted_column_is_found() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docora.datadir import Keys, embedded_redis_socket, make_private
+from docora.conf.data_dir import Keys, embedded_redis_socket, make_private
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from docora.sign_in import client_address
+from docora.security.sign_in import client_address
 from tests.support.staff import staff
 
 PASSWORD, WRONG = "correct horse battery", "wr0ng-password-of-anna"

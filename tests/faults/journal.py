@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from deliveries_app.kinds import PHASES, Kind
+from deliveries_app.models.deliveries import PHASES, Kind
 from deliveries_app.receiver import Record
 
 Watch = tuple[str, str]

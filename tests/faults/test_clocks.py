@@ -8,12 +8,12 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.lease import claim
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
-from deliveries_app.sender import Sender
-from deliveries_app.sync import sync
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import claim
+from deliveries_app.sync.sender import Sender
 from repositories_app.models import Repository
 from tests.support.clocks import set_clock
 from tests.support.histories import assert_promise_kept
@@ -27,7 +27,7 @@ STEPPED = dict.fromkeys(range(6, 10), HOUR) | dict.fromkeys(range(12, 16), -HOUR
 NEAR = 60.0
 
 
-def with_steps(pair: AppRepository) -> None:
+def with_steps(watch: AppRepository) -> None:
     """An attempt during which the clock is set an hour forward, right again, an hour back, and right again."""
     submit = Sender._submit
     sent = iter(range(1000))
@@ -37,14 +37,14 @@ def with_steps(pair: AppRepository) -> None:
         submit(sender, transfer)  # type: ignore[arg-type]
 
     Sender._submit = submit_and_look_at_the_clock  # type: ignore[assignment]
-    sync(pair.pk)
+    sync(watch.pk)
 
 
-def rivals_while(child: int, pair: AppRepository) -> int:
-    """How often somebody else could claim the pair while the child lived."""
+def rivals_while(child: int, watch: AppRepository) -> int:
+    """How often somebody else could claim the watch while the child lived."""
     taken = 0
     while is_alive(child):
-        taken += claim(pair.pk) is not None
+        taken += claim(watch.pk) is not None
         time.sleep(0.1)
     assert reap(child) == 0
     return taken
@@ -56,7 +56,7 @@ def test_a_clock_that_is_set_during_a_run_costs_no_lease_and_shows_in_signatures
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 5
     world.app.max_in_flight = 1
     world.app.save()
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     told: list[Mapping[str, str]] = []
 
     def verify_slowly(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
@@ -66,9 +66,9 @@ def test_a_clock_that_is_set_during_a_run_costs_no_lease_and_shows_in_signatures
 
     monkeypatch.setattr(endpoint, "verify", verify_slowly)
     started = time.monotonic()
-    child = forked(lambda: with_steps(pair))
+    child = forked(lambda: with_steps(watch))
     wait_for(lambda: told)
-    assert rivals_while(child, pair) == 0
+    assert rivals_while(child, watch) == 0
     assert time.monotonic() - started > settings.LEASE_SECONDS  # it was extended, with the wrong time too
     for name in ("x-docora-timestamp", "webhook-timestamp"):
         for index, headers in enumerate(told):
@@ -76,16 +76,16 @@ def test_a_clock_that_is_set_during_a_run_costs_no_lease_and_shows_in_signatures
     numbers = [int(headers["x-docora-sequence"]) for headers in told]
     assert numbers == sorted(set(numbers))
     assert all(abs(number / 1_000_000 - time.time()) < NEAR for number in numbers)
-    pair.refresh_from_db()
-    assert (pair.status, pair.retry_count, pair.files_failing) == (
+    watch.refresh_from_db()
+    assert (watch.status, watch.retry_count, watch.files_failing) == (
         Status.PENDING,
         1,
         len(STEPPED),
     )  # refused, as it must
-    assert pair.next_sync_at is not None
-    assert abs((pair.next_sync_at - timezone.now()).total_seconds()) < NEAR
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    assert watch.next_sync_at is not None
+    assert abs((watch.next_sync_at - timezone.now()).total_seconds()) < NEAR
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
     assert len(told) == len(FILES) + len(STEPPED)
 
 
@@ -98,40 +98,40 @@ def test_a_worker_whose_clock_is_an_hour_off_the_database_s_keeps_its_lease_and_
 
     monkeypatch.setattr(endpoint, "verify", verify_by_the_worker_s_clock)
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 5
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     world.app.max_in_flight = 2
     world.app.save()
     world.answer(lambda note: time.sleep(0.1))
 
     def work() -> None:
         set_clock(ahead)
-        sync(pair.pk)
+        sync(watch.pk)
 
     child = forked(work)
     wait_for(world.requests)
-    assert rivals_while(child, pair) == 0
-    assert_promise_kept(world, repo, pair)
+    assert rivals_while(child, watch) == 0
+    assert_promise_kept(world, repo, watch)
     assert [abs(record.sequence / 1_000_000 - time.time()) < NEAR for record in world.requests()] == [True] * len(FILES)
-    assert pair.last_synced_at is not None
-    assert abs((pair.last_synced_at - timezone.now()).total_seconds()) < NEAR
+    assert watch.last_synced_at is not None
+    assert abs((watch.last_synced_at - timezone.now()).total_seconds()) < NEAR
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
 def test_an_open_circuit_holds_back_by_the_database_s_clock(world: World, ahead: float) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
     repo.commit({"new.txt": b"new"})
     until = Now() + timedelta(seconds=1000)
     Repository.objects.update(consecutive_failures=5, last_failure_at=Now(), circuit_open_until=until)
     asked = len(world.git.server.requests)
-    world.make_due(pair)
+    world.make_due(watch)
 
     def work() -> None:
         set_clock(ahead)
-        sync(pair.pk)
+        sync(watch.pk)
 
     assert reap(forked(work)) == 0
-    pair.refresh_from_db()
+    watch.refresh_from_db()
     assert len(world.git.server.requests) == asked
-    assert pair.next_sync_at is not None
-    assert abs((pair.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < NEAR
+    assert watch.next_sync_at is not None
+    assert abs((watch.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < NEAR

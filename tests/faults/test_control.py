@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deliveries_app import queue_view
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status
-from deliveries_app.services import pause_syncing, resume_syncing, stop_sync, wish
-from docora import queue_state, queueing
+from deliveries_app.reports import queue as queue_report
+from deliveries_app.services import pause_syncing, request_sync, resume_syncing, stop_sync
+from docora.redis import inspect, queues
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
 from tests.support.histories import assert_promise_kept
@@ -24,57 +24,57 @@ ME = Actor.command()
 FILES_OF_ANOTHER = {f"{number}.txt": b"%d" % number for number in range(FILES)}
 
 
-def wait_until_left(pair: AppRepository) -> None:
+def wait_until_left(watch: AppRepository) -> None:
     """Until no worker holds it."""
-    wait_for(lambda: not AppRepository.objects.filter(pk=pair.pk).leased().exists(), 20, 0.05)
-    pair.refresh_from_db()
+    wait_for(lambda: not AppRepository.objects.filter(pk=watch.pk).leased().exists(), 20, 0.05)
+    watch.refresh_from_db()
 
 
-def told_about(world: World, pair: AppRepository) -> int:
-    return len([record for record in world.requests() if record.repository == str(pair.repository)])
+def told_about(world: World, watch: AppRepository) -> int:
+    return len([record for record in world.requests() if record.repository == str(watch.repository)])
 
 
 def test_workers_hand_over_when_syncing_is_paused_and_send_only_the_rest_after_the_resume(
     world: World, daemons: Daemons
 ) -> None:
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     wait_for(lambda: len(world.requests()) > 100, 30)
     pause_syncing(ME)
-    wait_until_left(pair)
+    wait_until_left(watch)
     told = len(world.requests())
     assert told < FILES
-    assert (pair.status, pair.retry_count) == (Status.PENDING, 0)
-    assert pair.deliveries.filter(acknowledged=True).count() == told
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+    assert watch.deliveries.filter(acknowledged=True).count() == told
     _other_repo, other = world.watch(name="acme/other")
-    wait_for(lambda: queueing.waiting("high") == 0, 20, 0.05)  # a worker has taken its job, and found nothing to do
+    wait_for(lambda: queues.waiting("high") == 0, 20, 0.05)  # a worker has taken its job, and found nothing to do
     resume_syncing(ME)
-    wait_until_synced(pair)
+    wait_until_synced(watch)
     wait_until_synced(other)
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) == 0
-    assert [run.outcome for run in world.runs(pair)] == [Outcome.SUCCEEDED]
+    assert [run.outcome for run in world.runs(watch)] == [Outcome.SUCCEEDED]
     assert all(worker.running for worker in workers)
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
 def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: World, daemons: Daemons) -> None:
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     daemons.sweep()
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 100, 30)
     _other_repo, other = world.watch(name="acme/other")
-    assert stop_sync(ME, pair)
-    wait_until_left(pair)
-    told = told_about(world, pair)
+    assert stop_sync(ME, watch)
+    wait_until_left(watch)
+    told = told_about(world, watch)
     assert told < FILES
     wait_until_synced(other)
-    assert (pair.status, pair.retry_count, world.runs(pair)[0].outcome) == (Status.PENDING, 0, Outcome.CANCELLED)
-    assert told_about(world, pair) == told
-    wish(AppRepository.objects.filter(pk=pair.pk))  # as its rescan does
-    wait_until_synced(pair)
-    assert_promise_kept(world, repo, pair)
+    assert (watch.status, watch.retry_count, world.runs(watch)[0].outcome) == (Status.PENDING, 0, Outcome.CANCELLED)
+    assert told_about(world, watch) == told
+    request_sync(AppRepository.objects.filter(pk=watch.pk))  # as its rescan does
+    wait_until_synced(watch)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
     assert worker.running
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
@@ -84,23 +84,23 @@ def test_a_redis_that_lost_everything_knows_its_workers_again(
     world: World, daemons: Daemons, valkey_server: ValkeyServer
 ) -> None:
     worker = daemons.worker()
-    wait_for(lambda: [known.pid for known in queue_state.read_workers()] == [worker.pid], 30, 0.1)
+    wait_for(lambda: [known.pid for known in inspect.read_workers()] == [worker.pid], 30, 0.1)
     with valkey_server.client() as client:
         client.flushall()
-    wait_for(lambda: [known.pid for known in queue_state.read_workers()] == [worker.pid], 30, 0.1)
-    (known,) = queue_state.read_workers()
+    wait_for(lambda: [known.pid for known in inspect.read_workers()] == [worker.pid], 30, 0.1)
+    (known,) = inspect.read_workers()
     assert (known.state, known.is_gone, known.queues) == ("idle", False, "high, default, low")
 
 
 def test_a_lease_names_the_worker_and_not_the_process_that_it_forked(world: World, daemons: Daemons) -> None:
-    _repo, pair = watched(world)
+    _repo, watch = watched(world)
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 20, 30)
-    pair.refresh_from_db()
-    (known,) = queue_state.read_workers()
-    assert (pair.lease_owner, known.pid) == (known.name, worker.pid)
+    watch.refresh_from_db()
+    (known,) = inspect.read_workers()
+    assert (watch.lease_owner, known.pid) == (known.name, worker.pid)
     assert known.job is not None
-    assert (known.state, known.job.argument) == ("busy", str(pair.pk))
+    assert (known.state, known.job.argument) == ("busy", str(watch.pk))
 
 
 def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
@@ -113,9 +113,9 @@ def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
     (tmp_path / "containers").mkdir()
     containers = Daemons(tmp_path / "containers", daemons.environment, enter=rename)
     app = world.add_app("Search")
-    pairs = [watched(world)[1], world.watch(FILES_OF_ANOTHER, name="acme/other", app=app)[1]]
+    watches = [watched(world)[1], world.watch(FILES_OF_ANOTHER, name="acme/other", app=app)[1]]
     try:
-        for _ in pairs:
+        for _ in watches:
             containers.start(
                 "rqworker", "high", "default", "low", through=["unshare", "--pid", "--fork", "--kill-child"]
             )
@@ -124,12 +124,12 @@ def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
     try:
         wait_for(lambda: AppRepository.objects.leased().count() == 2, 30)
         owners = set(AppRepository.objects.leased().values_list("lease_owner", flat=True))
-        workers = queue_state.read_workers()
+        workers = inspect.read_workers()
         assert {(known.host, known.pid) for known in workers} == {("docora", 1)}
         assert {known.name for known in workers} == owners
         assert len(owners) == 2
         assert all(owner.startswith("docora:1:") for owner in owners)
-        lines = queue_view.look().workers
-        assert {line.pair.pk for line in lines if line.pair} == {pair.pk for pair in pairs}
+        lines = queue_report.look().workers
+        assert {line.watch.pk for line in lines if line.watch} == {watch.pk for watch in watches}
     finally:
         containers.close()

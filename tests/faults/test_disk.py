@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deliveries_app.models import AppRepository, Status
-from deliveries_app.sync import sync
+from deliveries_app.sync.attempt import sync
 from repositories_app import services as repositories
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import forked, reap
@@ -33,17 +33,17 @@ class Ended:
 
 
 def attempts_on_a_small_disk(
-    world: World, pair: AppRepository, folder: Path, options: str, report: Path, between: Callable[[], None]
+    world: World, watch: AppRepository, folder: Path, options: str, report: Path, between: Callable[[], None]
 ) -> tuple[Ended, Ended]:
     """Two attempts in a process that sees a small disk there: one on it, one when `between` has made room."""
 
     def attempt() -> Ended:
-        world.make_due(pair)
-        sync(pair.pk)
-        pair.refresh_from_db()
-        mirror = repositories.mirror_of(pair.repository).directory
+        world.make_due(watch)
+        sync(watch.pk)
+        watch.refresh_from_db()
+        mirror = repositories.mirror_of(watch.repository).directory
         left = [str(path.relative_to(mirror)) for path in mirror.rglob("*") if path.is_file()]
-        return Ended(pair.status, pair.last_error, pair.last_error_cause, left)
+        return Ended(watch.status, watch.last_error, watch.last_error_cause, left)
 
     def work() -> None:
         try:
@@ -70,10 +70,10 @@ def attempts_on_a_small_disk(
 def test_a_full_disk_of_the_mirrors_is_told_in_words_and_leaves_no_half_pack(
     world: World, tmp_path: Path, settings, options: str
 ) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     disk = Path(settings.REPOS_DIR)
     full, roomy = attempts_on_a_small_disk(
-        world, pair, disk, options, tmp_path / "report", lambda: resize(disk, "size=100m,nr_inodes=10000")
+        world, watch, disk, options, tmp_path / "report", lambda: resize(disk, "size=100m,nr_inodes=10000")
     )
     assert full.status != Status.SYNCED
     assert "No space left on device" in full.error
@@ -81,21 +81,26 @@ def test_a_full_disk_of_the_mirrors_is_told_in_words_and_leaves_no_half_pack(
     assert "REPOS_DIR" in full.error
     assert not [name for name in full.files if name.startswith("objects/") or name.endswith(".lock")]
     assert (roomy.status, roomy.error) == (Status.SYNCED, "")
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_full_disk_of_the_temporary_files_is_told_in_words(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     disk = tmp_path / "tmp"
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
     full, roomy = attempts_on_a_small_disk(
-        world, pair, disk, "size=1m,nr_inodes=1", tmp_path / "report", lambda: resize(disk, "size=100m,nr_inodes=10000")
+        world,
+        watch,
+        disk,
+        "size=1m,nr_inodes=1",
+        tmp_path / "report",
+        lambda: resize(disk, "size=100m,nr_inodes=10000"),
     )
     assert full.status != Status.SYNCED
     assert "No space left on device" in full.error
     assert "Make room" in full.error
     assert "TMPDIR" in full.error
     assert roomy.status == Status.SYNCED
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)

@@ -7,7 +7,7 @@ from pathlib import Path
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository
-from docora import queue_state
+from docora.redis import inspect
 from repositories_app.services import mirror_of
 from tests.faults.test_kill import wait_until_synced
 from tests.support.git import Repo
@@ -26,14 +26,14 @@ def large(size: int = 600_000) -> dict[str, bytes]:
 
 def make_it_time(repos: Path) -> None:
     """For a look at the mirrors after the next job; the last one is over."""
-    wait_for(lambda: [worker.state for worker in queue_state.read_workers()] == ["idle"], 20, 0.05)
+    wait_for(lambda: [worker.state for worker in inspect.read_workers()] == ["idle"], 20, 0.05)
     os.utime(repos / "mirrors.json", (0, 0))
 
 
-def push(repo: Repo, pair: AppRepository, changes: dict[str, bytes | None]) -> None:
+def push(repo: Repo, watch: AppRepository, changes: dict[str, bytes | None]) -> None:
     repo.commit(changes)
-    AppRepository.objects.filter(pk=pair.pk).update(next_check_at=Now())
-    wait_for(AppRepository.objects.filter(pk=pair.pk, last_commit=repo.head).exists, 30, 0.05)
+    AppRepository.objects.filter(pk=watch.pk).update(next_check_at=Now())
+    wait_for(AppRepository.objects.filter(pk=watch.pk, last_commit=repo.head).exists, 30, 0.05)
 
 
 def test_a_mirror_that_had_to_go_is_made_anew_at_the_next_push_and_only_what_changed_is_sent(
@@ -42,9 +42,9 @@ def test_a_mirror_that_had_to_go_is_made_anew_at_the_next_push_and_only_what_cha
     daemons.environment["REPOS_MAX_BYTES"] = str(BOUND)
     daemons.sweep()
     daemons.worker()
-    repo, pair = world.watch(large(), name="acme/first")
-    wait_until_synced(pair)
-    mirror, repos = mirror_of(pair.repository).directory, Path(settings.REPOS_DIR)
+    repo, watch = world.watch(large(), name="acme/first")
+    wait_until_synced(watch)
+    mirror, repos = mirror_of(watch.repository).directory, Path(settings.REPOS_DIR)
     make_it_time(repos)
     other_repo, other = world.watch(large(), name="acme/second")
     wait_until_synced(other)
@@ -53,14 +53,14 @@ def test_a_mirror_that_had_to_go_is_made_anew_at_the_next_push_and_only_what_cha
     assert len(world.requests()) == 6
 
     make_it_time(repos)
-    push(repo, pair, {"a.txt": b"changed", "b.txt": None})
+    push(repo, watch, {"a.txt": b"changed", "b.txt": None})
     wait_for(lambda: not mirror_of(other.repository).directory.exists(), 20, 0.05)
     assert mirror.exists()
     assert sorted((note.kind, note.path) for note in world.requests()[6:]) == [("delete", "b.txt"), ("update", "a.txt")]
-    push(repo, pair, {"a.txt": b"changed again"})
+    push(repo, watch, {"a.txt": b"changed again"})
     assert [(note.kind, note.path) for note in world.requests()[8:]] == [("update", "a.txt")]
-    for its_repo, its_pair in ((repo, pair), (other_repo, other)):
-        assert_promise_kept(world, its_repo, its_pair)
+    for its_repo, its_watch in ((repo, watch), (other_repo, other)):
+        assert_promise_kept(world, its_repo, its_watch)
     assert len(re.findall('"event": "mirror_evicted"', daemons.logs())) == 2
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
@@ -75,14 +75,14 @@ def test_a_repository_that_is_larger_than_all_mirrors_may_be_is_synced_like_any_
     wait_until_synced(small)
     repos = Path(settings.REPOS_DIR)
     make_it_time(repos)
-    repo, pair = world.watch(large(BOUND + 1), name="acme/large")
-    wait_until_synced(pair)
+    repo, watch = world.watch(large(BOUND + 1), name="acme/large")
+    wait_until_synced(watch)
     for number in range(3):
-        wait_for(lambda: not mirror_of(pair.repository).directory.exists(), 20, 0.05)
-        assert_promise_kept(world, repo, pair)
+        wait_for(lambda: not mirror_of(watch.repository).directory.exists(), 20, 0.05)
+        assert_promise_kept(world, repo, watch)
         assert len(world.requests()) == 6 + number
         make_it_time(repos)
-        push(repo, pair, {"a.txt": b"%d" % number})
+        push(repo, watch, {"a.txt": b"%d" % number})
     assert mirror_of(small.repository).directory.exists()
     assert_promise_kept(world, small_repo, small)
     assert daemons.logs().count('"event": "mirror_larger_than_bound"') >= 3

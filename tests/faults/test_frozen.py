@@ -23,7 +23,7 @@ LEASE_SECONDS = 6  # of the daemons
 FREEZES_IN_A_TRANSACTION = """
 import os, signal
 from deliveries_app import jobs
-from deliveries_app.recorder import Recorder
+from deliveries_app.sync.recorder import Recorder
 
 write = Recorder._write_acknowledged
 
@@ -34,7 +34,7 @@ def write_and_freeze(self, now):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 Recorder._write_acknowledged = write_and_freeze
-jobs.sync_pair({pair})
+jobs.sync_watch({watch})
 """
 
 # Frozen where requests are with the client and not yet on the wire.
@@ -52,7 +52,7 @@ def submit_and_freeze(self, request):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 HttpClient.submit = submit_and_freeze
-jobs.sync_pair({pair})
+jobs.sync_watch({watch})
 """
 
 
@@ -63,25 +63,25 @@ def is_stopped(pid: int) -> bool:
 def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_ends(
     world: World, daemons: Daemons
 ) -> None:
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     daemons.sweep()
     frozen = daemons.worker()
     wait_for(lambda: len(world.requests()) > 0.3 * FILES, 30)
     horse = frozen.horse()
     os.kill(horse, signal.SIGSTOP)
     daemons.worker()
-    wait_until_synced(pair)
-    assert_promise_kept(world, repo, pair)
+    wait_until_synced(watch)
+    assert_promise_kept(world, repo, watch)
     told = len(world.requests())
-    rows = list(Delivery.objects.filter(pair=pair).order_by("path").values())
-    runs = [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(pair)]
+    rows = list(Delivery.objects.filter(watch=watch).order_by("path").values())
+    runs = [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(watch)]
     os.kill(horse, signal.SIGCONT)
     wait_for(lambda: not is_alive(horse), 40)
-    pair.refresh_from_db()
-    assert list(Delivery.objects.filter(pair=pair).order_by("path").values()) == rows
-    assert [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(pair)] == runs
+    watch.refresh_from_db()
+    assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
+    assert [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(watch)] == runs
     assert len(world.requests()) == told  # not even what it had ready
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert frozen.running
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
@@ -90,40 +90,40 @@ def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_end
 def test_what_a_frozen_worker_had_not_sent_yet_is_not_sent_when_it_wakes_up(
     at: int, world: World, daemons: Daemons
 ) -> None:
-    repo, pair = watched(world, 100, pause=0)
-    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_BEFORE_THE_WIRE.format(at=at, pair=pair.pk))
+    repo, watch = watched(world, 100, pause=0)
+    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_BEFORE_THE_WIRE.format(at=at, watch=watch.pk))
     wait_for(lambda: is_stopped(frozen.pid), 30)
     daemons.sweep()
     daemons.worker()
-    wait_until_synced(pair)
+    wait_until_synced(watch)
     told = len(world.requests())
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
     assert len(world.requests()) == told
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
 def test_a_worker_frozen_in_a_transaction_holds_up_nobody_for_longer_than_a_lease(
     world: World, daemons: Daemons, postgres_server: PostgresServer
 ) -> None:
-    repo, pair = watched(world, 100)
-    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_IN_A_TRANSACTION.format(pair=pair.pk))
+    repo, watch = watched(world, 100)
+    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_IN_A_TRANSACTION.format(watch=watch.pk))
     wait_for(lambda: is_stopped(frozen.pid), 30)
     started = time.monotonic()
     resync_single(
-        Actor.command(), pair
+        Actor.command(), watch
     )  # what the admin's button does: it needs the row that the frozen one has locked
     assert time.monotonic() - started < LEASE_SECONDS + 5
     daemons.sweep()
     daemons.worker()
-    wait_until_synced(pair)
-    assert_promise_kept(world, repo, pair)
-    told, state = len(world.requests()), AppRepository.objects.filter(pk=pair.pk).values().get()
+    wait_until_synced(watch)
+    assert_promise_kept(world, repo, watch)
+    told, state = len(world.requests()), AppRepository.objects.filter(pk=watch.pk).values().get()
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
     assert "job_without_database" in frozen.log.read_text()
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
     assert len(world.requests()) == told
-    assert AppRepository.objects.filter(pk=pair.pk).values().get() == state
-    assert_promise_kept(world, repo, pair)
+    assert AppRepository.objects.filter(pk=watch.pk).values().get() == state
+    assert_promise_kept(world, repo, watch)

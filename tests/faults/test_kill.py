@@ -29,9 +29,9 @@ def watched(world: World, count: int = FILES, pause: float = 0.01) -> tuple[Repo
     return world.watch({f"folder-{n % 7}/file-{n:05}.txt": b"content %d\n" % n for n in range(count)})
 
 
-def wait_until_synced(pair: AppRepository, timeout: float = 60) -> None:
-    wait_for(lambda: AppRepository.objects.filter(pk=pair.pk, status=Status.SYNCED).exists(), timeout, 0.05)
-    pair.refresh_from_db()
+def wait_until_synced(watch: AppRepository, timeout: float = 60) -> None:
+    wait_for(lambda: AppRepository.objects.filter(pk=watch.pk, status=Status.SYNCED).exists(), timeout, 0.05)
+    watch.refresh_from_db()
 
 
 def duplicates(world: World) -> int:
@@ -42,7 +42,7 @@ def duplicates(world: World) -> int:
 def test_kill_9_of_the_worker_as_often_as_it_comes_is_finished_with_nothing_missing_and_few_duplicates(
     world: World, daemons: Daemons
 ) -> None:
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     sweep = daemons.sweep()
     killed = 0
     for share in (0.3, 0.6):
@@ -54,24 +54,24 @@ def test_kill_9_of_the_worker_as_often_as_it_comes_is_finished_with_nothing_miss
         wait_for(lambda horse=horse: not is_alive(horse), 2)  # an orphan must not go on beside its successor
     started = time.monotonic()
     daemons.worker()
-    wait_until_synced(pair)
+    wait_until_synced(watch)
     assert time.monotonic() - started < 60
     assert sweep.running
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= killed * (RECORD_BATCH + MAX_IN_FLIGHT)
-    (run,) = world.runs(pair)
+    (run,) = world.runs(watch)
     assert (run.outcome, run.files_done, run.files_total, run.attempts) == ("succeeded", FILES, FILES, killed + 1)
 
 
 def test_kill_9_of_the_horse_alone_is_resumed_by_the_same_worker(world: World, daemons: Daemons) -> None:
-    repo, pair = watched(world, 200)
+    repo, watch = watched(world, 200)
     daemons.sweep()
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 60, 30)
     os.kill(worker.horse(), signal.SIGKILL)
-    wait_until_synced(pair)
+    wait_until_synced(watch)
     assert worker.running
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
 
 
@@ -79,13 +79,13 @@ def test_kill_9_of_the_horse_alone_is_resumed_by_the_same_worker(world: World, d
 @pytest.mark.skipif(
     os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes a minute; PostgreSQL's run is enough"
 )
-def test_with_default_settings_a_dead_worker_s_pair_is_synced_again_within_45_seconds_as_often_as_it_is_killed(
+def test_with_default_settings_a_dead_worker_s_watch_is_synced_again_within_45_seconds_as_often_as_it_is_killed(
     world: World, daemons: Daemons
 ) -> None:
     for name in ("LEASE_SECONDS", "RECORD_BATCH", "SWEEP_INTERVAL_SECONDS"):
         del daemons.environment[name]
     App.objects.update(max_in_flight=8)
-    repo, pair = watched(world, 700, pause=0.02)
+    repo, watch = watched(world, 700, pause=0.02)
     daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     waits = []
@@ -97,20 +97,20 @@ def test_with_default_settings_a_dead_worker_s_pair_is_synced_again_within_45_se
         killed_at = time.monotonic()
         wait_for(lambda horse=horse: not is_alive(horse), 5)
         workers.append(daemons.worker())
-        wait_for(lambda kill=kill: AppRepository.objects.get(pk=pair.pk).claim > kill, 60, 0.05)
+        wait_for(lambda kill=kill: AppRepository.objects.get(pk=watch.pk).fencing_token > kill, 60, 0.05)
         waits.append(time.monotonic() - killed_at)
-    wait_until_synced(pair)
+    wait_until_synced(watch)
     assert max(waits) < 45, waits
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= KILLS * (100 + 8)
-    (run,) = world.runs(pair)
+    (run,) = world.runs(watch)
     assert (run.outcome, run.attempts) == ("succeeded", KILLS + 1)
 
 
 def test_sigterm_ends_a_worker_within_10_seconds_and_another_one_resumes_at_once_with_the_rest(
     world: World, daemons: Daemons
 ) -> None:
-    repo, pair = watched(world, 300, pause=0.02)
+    repo, watch = watched(world, 300, pause=0.02)
     world.answer(lambda note: time.sleep(1.5 if note.path.endswith("60.txt") else 0.01))  # some are slow
     first = daemons.worker()
     wait_for(lambda: len(world.requests()) > 60, 30)
@@ -120,22 +120,22 @@ def test_sigterm_ends_a_worker_within_10_seconds_and_another_one_resumes_at_once
     assert first.process.wait(10) == 0
     assert time.monotonic() - started < 10
     assert not is_alive(horse)
-    pair.refresh_from_db()
-    assert (pair.lease_until, pair.retry_count, pair.status) == (None, 0, Status.PENDING)
-    assert AppRepository.objects.due().filter(pk=pair.pk).exists()
-    recorded = pair.deliveries.filter(acknowledged=True).count()
+    watch.refresh_from_db()
+    assert (watch.lease_until, watch.retry_count, watch.status) == (None, 0, Status.PENDING)
+    assert AppRepository.objects.due().filter(pk=watch.pk).exists()
+    recorded = watch.deliveries.filter(acknowledged=True).count()
     assert recorded == len(world.requests())
     daemons.sweep()
     daemons.worker()
-    wait_until_synced(pair, 30)
-    assert_promise_kept(world, repo, pair)
+    wait_until_synced(watch, 30)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) == 0
 
 
 def test_sigterm_ends_an_idle_worker_and_the_sweep(world: World, daemons: Daemons) -> None:
     worker, sweep = daemons.worker(), daemons.sweep()
-    _repo, pair = watched(world, 3)
-    wait_until_synced(pair, 30)
+    _repo, watch = watched(world, 3)
+    wait_until_synced(watch, 30)
     for daemon in (worker, sweep):
         daemon.terminate()
     for daemon in (worker, sweep):
@@ -146,18 +146,18 @@ def test_sigterm_ends_an_idle_worker_and_the_sweep(world: World, daemons: Daemon
 def test_a_run_goes_on_while_redis_is_away_and_the_worker_takes_jobs_again_when_it_is_back(
     world: World, daemons: Daemons, valkey_server: ValkeyServer
 ) -> None:
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     daemons.sweep()
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 50, 30)
     valkey_server.stop()
-    wait_until_synced(pair, 30)
-    assert_promise_kept(world, repo, pair)
+    wait_until_synced(watch, 30)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) == 0
-    resync_single(Actor.command(), pair)  # asked for while Redis is away
+    resync_single(Actor.command(), watch)  # asked for while Redis is away
     valkey_server.start()
-    wait_until_synced(pair, 30)
-    assert_promise_kept(world, repo, pair)
+    wait_until_synced(watch, 30)
+    assert_promise_kept(world, repo, watch)
     assert worker.running
     assert len(world.requests()) == 2 * FILES
 
@@ -165,31 +165,31 @@ def test_a_run_goes_on_while_redis_is_away_and_the_worker_takes_jobs_again_when_
 def test_everything_due_is_found_again_after_a_flush_with_workers_at_work(
     world: World, daemons: Daemons, valkey_server: ValkeyServer
 ) -> None:
-    repo, pair = watched(world, 100)
+    repo, watch = watched(world, 100)
     others = [world.watch(name=f"acme/gadgets-{number}") for number in range(4)]
     daemons.sweep()
     daemons.worker()
     wait_for(lambda: len(world.requests()) > 30, 30)
     with valkey_server.client() as client:
         client.flushall()
-    for its_repo, its_pair in [(repo, pair), *others]:
-        wait_until_synced(its_pair, 40)
-        assert_promise_kept(world, its_repo, its_pair)
+    for its_repo, its_watch in [(repo, watch), *others]:
+        wait_until_synced(its_watch, 40)
+        assert_promise_kept(world, its_repo, its_watch)
     assert duplicates(world) == 3  # readme.md of four repositories
 
 
 def test_a_push_a_retry_and_a_resync_find_their_way_through_the_real_queue(world: World, daemons: Daemons) -> None:
-    repo, pair = watched(world, 5)
+    repo, watch = watched(world, 5)
     daemons.sweep()
     daemons.worker()
-    wait_until_synced(pair, 30)
+    wait_until_synced(watch, 30)
     repo.commit({"pushed.txt": b"new"})
     AppRepository.objects.update(next_check_at=Now())
-    wait_for(lambda: AppRepository.objects.filter(pk=pair.pk, last_commit=repo.head).exists(), 30, 0.05)
+    wait_for(lambda: AppRepository.objects.filter(pk=watch.pk, last_commit=repo.head).exists(), 30, 0.05)
     failing = True
     world.answer(lambda note: Answer(500) if failing else None)
-    resync_single(Actor.command(), pair)
-    wait_for(lambda: AppRepository.objects.filter(pk=pair.pk, retry_count__gte=2).exists(), 30, 0.05)
+    resync_single(Actor.command(), watch)
+    wait_for(lambda: AppRepository.objects.filter(pk=watch.pk, retry_count__gte=2).exists(), 30, 0.05)
     failing = False
-    wait_until_synced(pair, 30)
-    assert_promise_kept(world, repo, pair)
+    wait_until_synced(watch, 30)
+    assert_promise_kept(world, repo, watch)

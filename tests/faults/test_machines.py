@@ -18,8 +18,8 @@ from django.db import connection, connections
 from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppRepository, Delivery, Status
-from docora import queue_state
-from repositories_app.mirror import Mirror
+from docora.redis import inspect
+from repositories_app.mirror.mirror import Mirror
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
 from tests.support.git import Repo
@@ -47,8 +47,8 @@ class Place:
         for _ in range(workers):
             self.daemons.worker()
 
-    def mirror_of(self, pair: AppRepository) -> Mirror:
-        return Mirror(self.mirrors / f"{pair.repository.repository_id}.git")
+    def mirror_of(self, watch: AppRepository) -> Mirror:
+        return Mirror(self.mirrors / f"{watch.repository.repository_id}.git")
 
 
 @pytest.fixture
@@ -112,14 +112,14 @@ def places(
         connections.close_all()
 
 
-def host_of(pair: AppRepository) -> str:
+def host_of(watch: AppRepository) -> str:
     """The machine that holds or held the repository's lease last."""
-    return AppRepository.objects.get(pk=pair.pk).lease_owner.partition(":")[0]
+    return AppRepository.objects.get(pk=watch.pk).lease_owner.partition(":")[0]
 
 
-def wait_until_at_head(repo: Repo, pair: AppRepository, timeout: float = 60) -> None:
-    AppRepository.objects.filter(pk=pair.pk).update(next_check_at=Now())
-    at_head = AppRepository.objects.filter(pk=pair.pk, last_commit=repo.head, status=Status.SYNCED)
+def wait_until_at_head(repo: Repo, watch: AppRepository, timeout: float = 60) -> None:
+    AppRepository.objects.filter(pk=watch.pk).update(next_check_at=Now())
+    at_head = AppRepository.objects.filter(pk=watch.pk, last_commit=repo.head, status=Status.SYNCED)
     wait_for(at_head.exists, timeout, 0.05)
 
 
@@ -135,15 +135,15 @@ def test_pushes_are_synced_by_whichever_machine_takes_the_job(world: World, plac
     watches = [world.watch(files, name=f"acme/widgets-{number}", app=app) for number, app in enumerate(apps)]
     for place in places:
         place.start()
-    for _, pair in watches:
-        wait_until_synced(pair)
-    assert {host_of(pair) for _, pair in watches} == {"harbour", "hill"}
+    for _, watch in watches:
+        wait_until_synced(watch)
+    assert {host_of(watch) for _, watch in watches} == {"harbour", "hill"}
     for repo, _ in watches:
         repo.commit({"pushed.txt": b"new", "0.txt": None})
-    for repo, pair in watches:
-        wait_until_at_head(repo, pair)
-        assert_promise_kept(world, repo, pair)
-        assert any(place.mirror_of(pair).has(repo.head) for place in places)
+    for repo, watch in watches:
+        wait_until_at_head(repo, watch)
+        assert_promise_kept(world, repo, watch)
+        assert any(place.mirror_of(watch).has(repo.head) for place in places)
     told = Counter((record.app_id, record.kind, record.path) for record in world.requests())
     assert max(told.values()) == 1
     assert len(told) == len(watches) * (60 + 2)
@@ -154,19 +154,19 @@ def test_pushes_are_synced_by_whichever_machine_takes_the_job(world: World, plac
 def test_a_repository_moves_to_a_machine_without_a_mirror_and_back_to_one_that_is_behind(
     world: World, places: tuple[Place, Place]
 ) -> None:
-    repo, pair = world.watch({f"{number}.txt": b"%d" % number for number in range(30)})
+    repo, watch = world.watch({f"{number}.txt": b"%d" % number for number in range(30)})
     here, there = places
     told = 0
     for number, (place, has_mirror, changes) in enumerate([(here, False, 30), (there, False, 3), (here, True, 3)]):
-        assert place.mirror_of(pair).directory.exists() == has_mirror
+        assert place.mirror_of(watch).directory.exists() == has_mirror
         if number:
             repo.commit({f"{number}.txt": None, "new.txt": b"%d" % number, f"more-{number}.txt": b"more"})
-        base = pair.base_commit
+        base = watch.base_commit
         place.start()
-        wait_until_at_head(repo, pair)
-        assert_promise_kept(world, repo, pair)
-        assert host_of(pair) == place.machine.name
-        assert not base or not place.mirror_of(pair).has(base)  # the difference could not be asked of git
+        wait_until_at_head(repo, watch)
+        assert_promise_kept(world, repo, watch)
+        assert host_of(watch) == place.machine.name
+        assert not base or not place.mirror_of(watch).has(base)  # the difference could not be asked of git
         told += changes
         assert len(world.requests()) == told
         place.daemons.close()
@@ -179,23 +179,23 @@ def test_what_a_machine_that_fell_was_at_is_finished_by_another_one_once_its_lea
 ) -> None:
     if how == "cut off":
         request.getfixturevalue("cables")
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     for place in places:
         place.start()
     wait_for(lambda: len(world.requests()) > 0.3 * FILES, 30)
-    fallen, other = sorted(places, key=lambda place: place.machine.name != host_of(pair))
-    assert fallen.machine.name == host_of(pair)
+    fallen, other = sorted(places, key=lambda place: place.machine.name != host_of(watch))
+    assert fallen.machine.name == host_of(watch)
     fell_at = time.monotonic()
     if how == "killed":
         fallen.daemons.close()
     else:
         fallen.machine.cut_off()
-    wait_for(lambda: host_of(pair) == other.machine.name, 30, 0.05)
+    wait_for(lambda: host_of(watch) == other.machine.name, 30, 0.05)
     assert time.monotonic() - fell_at < LEASE_SECONDS + 5
-    wait_until_synced(pair)
-    assert_promise_kept(world, repo, pair)
+    wait_until_synced(watch)
+    assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
-    (run,) = world.runs(pair)
+    (run,) = world.runs(watch)
     assert (run.outcome, run.files_done, run.files_total, run.attempts) == ("succeeded", FILES, FILES, 2)
     assert not AppRepository.objects.leased().exists()
     no_traceback((other,))
@@ -205,16 +205,16 @@ def test_what_a_machine_that_fell_was_at_is_finished_by_another_one_once_its_lea
 def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_again(
     world: World, places: tuple[Place, Place]
 ) -> None:
-    repo, pair = watched(world)
+    repo, watch = watched(world)
     lost, other = places
     supervisor = lost.daemons.start("up", "--no-migrate", "--workers", "1")  # it starts again what gives up
     wait_for(lambda: len(world.requests()) > 0.3 * FILES, 60)
     lost.machine.cut_off()
     other.start()
-    wait_until_synced(pair)
-    assert host_of(pair) == other.machine.name
-    rows = list(Delivery.objects.filter(pair=pair).order_by("path").values())
-    state = AppRepository.objects.filter(pk=pair.pk).values().get()
+    wait_until_synced(watch)
+    assert host_of(watch) == other.machine.name
+    rows = list(Delivery.objects.filter(watch=watch).order_by("path").values())
+    state = AppRepository.objects.filter(pk=watch.pk).values().get()
     told = len(world.requests())
     other.daemons.close()
     lost.machine.connect()
@@ -224,13 +224,13 @@ def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_
     assert host_of(later) == lost.machine.name
     assert_promise_kept(world, gadgets, later)
     # What its kernel still held for the client may come now; the client does not take what is older than what it has.
-    late = [record for record in world.requests()[told:] if record.repository == str(pair.repository)]
+    late = [record for record in world.requests()[told:] if record.repository == str(watch.repository)]
     assert len(late) <= MAX_IN_FLIGHT
-    assert list(Delivery.objects.filter(pair=pair).order_by("path").values()) == rows
+    assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
     checks = {"next_check_at", "last_scanned_at"}
-    now = AppRepository.objects.filter(pk=pair.pk).values().get()
+    now = AppRepository.objects.filter(pk=watch.pk).values().get()
     assert {name for name in state if state[name] != now[name]} <= checks
-    assert_promise_kept(world, repo, pair)
+    assert_promise_kept(world, repo, watch)
     supervisor.terminate()
     assert supervisor.process.wait(30) == 0
 
@@ -242,7 +242,7 @@ def test_the_requests_that_an_app_gets_at_once_are_counted_over_all_machines(
     files = {f"{number}.txt": b"%d" % number for number in range(300)}
     for place in places:
         place.start(workers=2)
-    wait_for(lambda: len(queue_state.read_workers()) == 4, 60, 0.1)  # or the first to be there does it all
+    wait_for(lambda: len(inspect.read_workers()) == 4, 60, 0.1)  # or the first to be there does it all
     watches = [world.watch(files, name=f"acme/widgets-{number}") for number in range(6)]
     at_once: set[frozenset[str]] = set()
 
@@ -254,7 +254,7 @@ def test_the_requests_that_an_app_gets_at_once_are_counted_over_all_machines(
     wait_for(all_synced, 90, 0.02)
     assert frozenset({"harbour", "hill"}) in at_once
     assert 1 < world.receiver.max_in_flight(world.app.app_id) <= MAX_IN_FLIGHT
-    for repo, pair in watches:
-        assert_promise_kept(world, repo, pair)
+    for repo, watch in watches:
+        assert_promise_kept(world, repo, watch)
     assert len(world.requests()) == 6 * 300
     no_traceback(places)

@@ -24,9 +24,9 @@ def numbered(count: int) -> dict[str, bytes]:
     return {f"{number:03}.txt": b"%d" % number for number in range(count)}
 
 
-def press_resync(client: Client, pairs: list[AppRepository]) -> BulkOperation:
+def press_resync(client: Client, watches: list[AppRepository]) -> BulkOperation:
     """Choose these in the list, confirm, and look at the page that it leads to."""
-    chosen = {"action": "force_resync", "_selected_action": [pair.pk for pair in pairs], "index": "0"}
+    chosen = {"action": "force_resync", "_selected_action": [watch.pk for watch in watches], "index": "0"}
     confirmation = client.post(LIST, chosen)
     assert confirmation.status_code == 302
     assert client.get(confirmation.url).status_code == 200
@@ -35,7 +35,7 @@ def press_resync(client: Client, pairs: list[AppRepository]) -> BulkOperation:
     return BulkOperation.objects.latest("pk")
 
 
-def tally_of(client: Client, operation: BulkOperation) -> dict[str, int]:
+def progress_of(client: Client, operation: BulkOperation) -> dict[str, int]:
     answer = client.get(f"/admin/api/retry/progress/{operation.operation_id}")
     assert answer.status_code == 200, answer.content
     found: dict[str, int] = answer.json()["data"]
@@ -46,36 +46,36 @@ def test_redis_gone_for_15_seconds_while_everything_is_sent_again_and_a_person_p
     world: World, daemons: Daemons, valkey_server: ValkeyServer
 ) -> None:
     admin = staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
-    watches = [watched(world, 60, pause=0.02)]
-    watches += [world.watch(numbered(60), name=f"acme/gadgets-{number}") for number in range(3)]
-    pairs = [pair for _, pair in watches]
+    repositories = [watched(world, 60, pause=0.02)]
+    repositories += [world.watch(numbered(60), name=f"acme/gadgets-{number}") for number in range(3)]
+    watches = [watch for _, watch in repositories]
     daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
-    for pair in pairs:
-        wait_until_synced(pair)
-    first = press_resync(admin, pairs)
+    for watch in watches:
+        wait_until_synced(watch)
+    first = press_resync(admin, watches)
     wait_for(lambda: len(world.requests()) > 240 + 30, 30)
     valkey_server.stop()
     gone_at = time.monotonic()
     told = len(world.requests())
-    second = press_resync(admin, pairs[1:])
+    second = press_resync(admin, watches[1:])
     assert time.monotonic() - gone_at < PATIENCE, "the button waits for Redis"
     page_of_it = f"/admin/deliveries_app/bulkoperation/{second.pk}/change/"
     for page in (LIST, page_of_it, f"/admin/progress/{second.operation_id}/"):
         assert admin.get(page).status_code == 200, page
-    assert tally_of(admin, second)["total"] == 3
+    assert progress_of(admin, second)["total"] == 3
     wait_for(lambda: len(world.requests()) > told, 15)  # what a worker was at goes on
     time.sleep(max(0.0, 15 - (time.monotonic() - gone_at)))  # the outage itself
     assert "Redis does not answer" in admin.get("/admin/").text
     valkey_server.start()
     wait_for(lambda: not BulkOperation.objects.filter(ended_at=None).exists(), 90, 0.1)
-    for repo, pair in watches:
-        wait_until_synced(pair)
-        assert_promise_kept(world, repo, pair)
+    for repo, watch in repositories:
+        wait_until_synced(watch)
+        assert_promise_kept(world, repo, watch)
     assert not SyncRun.objects.filter(outcome="").exists()
-    done = tally_of(admin, second)
+    done = progress_of(admin, second)
     assert (done["completed"], done["succeeded"], done["files_done"], done["files_total"]) == (3, 3, 180, 180)
-    done = tally_of(admin, first)
+    done = progress_of(admin, first)
     assert done["completed"] == done["total"] == 4  # of some of them the second press has taken over what was left
     assert done["files_done"] <= done["files_total"] == 240
     assert all(worker.running for worker in workers)
@@ -88,7 +88,7 @@ def test_postgresql_gone_for_seconds_while_workers_send_and_the_sweep_looks(
     watches = [watched(world, 600, pause=0.03), world.watch(numbered(600), name="acme/gadgets")]
     sweep = daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
-    wait_for(lambda: all(told_about(world, pair) > 20 for _, pair in watches), 30)
+    wait_for(lambda: all(told_about(world, watch) > 20 for _, watch in watches), 30)
     connections.close_all()
     postgres_server.stop()
     try:
@@ -96,14 +96,14 @@ def test_postgresql_gone_for_seconds_while_workers_send_and_the_sweep_looks(
         wait_for(lambda: "sweep_without_database" in daemons.logs(), 20)
     finally:
         postgres_server.start()  # other tests need it, whatever came of this one
-    for repo, pair in watches:
-        wait_until_synced(pair)
-        assert_promise_kept(world, repo, pair)
-        assert [run.outcome for run in world.runs(pair)] == ["succeeded"]
+    for repo, watch in watches:
+        wait_until_synced(watch)
+        assert_promise_kept(world, repo, watch)
+        assert [run.outcome for run in world.runs(watch)] == ["succeeded"]
     assert duplicates(world) <= 2 * (RECORD_BATCH + MAX_IN_FLIGHT)
     assert [daemon.running for daemon in (sweep, *workers)] == [True] * 3
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-def told_about(world: World, pair: AppRepository) -> int:
-    return len([record for record in world.requests() if record.repository == str(pair.repository)])
+def told_about(world: World, watch: AppRepository) -> int:
+    return len([record for record in world.requests() if record.repository == str(watch.repository)])

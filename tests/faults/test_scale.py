@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from deliveries_app import tallies
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Status
+from deliveries_app.progress import live
+from deliveries_app.progress.live import Progress
 from deliveries_app.services import resync_by_app
-from deliveries_app.tallies import Tally
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -26,24 +26,24 @@ def test_a_repository_of_10_000_files_is_delivered_with_every_hash_verified(
     world: World, daemons: Daemons, many_slots: None
 ) -> None:
     repo = world.git.make_large("acme/big", count=10_000, size=4096)
-    pair = world.watch_url(repo)
+    watch = world.watch_url(repo)
     daemons.sweep()
     daemons.worker()
-    wait_for(lambda: AppRepository.objects.get(pk=pair.pk).status == Status.SYNCED, 120, 0.2)
-    assert_promise_kept(world, repo, pair)
+    wait_for(lambda: AppRepository.objects.get(pk=watch.pk).status == Status.SYNCED, 120, 0.2)
+    assert_promise_kept(world, repo, watch)
     assert len(world.requests("create")) == 10_000
     assert {record.outcome for record in world.requests()} == {"kept"}  # decoded, hashed and compared by the client
-    run = world.runs(pair)[0]
+    run = world.runs(watch)[0]
     assert (run.files_done, run.files_total, run.bytes_done) == (10_000, 10_000, 10_000 * 4096)
 
 
 def test_a_resync_of_20_repositories_with_200_files_each_shows_a_truthful_bar(
     world: World, daemons: Daemons, many_slots: None
 ) -> None:
-    pairs = []
+    watches = []
     for number in range(20):
         repo = world.git.make_large(f"acme/widgets-{number}", count=200, size=400)
-        pairs.append((repo, world.watch_url(repo)))
+        watches.append((repo, world.watch_url(repo)))
     daemons.sweep()
     daemons.worker()
     daemons.worker("high", "low", "default")
@@ -52,21 +52,21 @@ def test_a_resync_of_20_repositories_with_200_files_each_shows_a_truthful_bar(
     assert first == 4_000
 
     operation = resync_by_app(Actor.command(), world.app)
-    seen: list[Tally] = []
+    seen: list[Progress] = []
     deadline = time.monotonic() + 120
     while not seen or not seen[-1].finished:
         assert time.monotonic() < deadline
         operation = BulkOperation.objects.get(pk=operation.pk)
-        seen.append(tallies.of_operation(operation))
+        seen.append(live.of_operation(operation))
         time.sleep(0.02)
-    assert {tally.files_total for tally in seen} == {4_000}
+    assert {progress.files_total for progress in seen} == {4_000}
     for name in ("files_done", "bytes_done", "percent", "completed"):
-        shown = [getattr(tally, name) for tally in seen]
+        shown = [getattr(progress, name) for progress in seen]
         assert shown == sorted(shown), name
-    assert all(tally.percent < 100 for tally in seen[:-1])
-    assert len({tally.percent for tally in seen}) > 15
+    assert all(progress.percent < 100 for progress in seen[:-1])
+    assert len({progress.percent for progress in seen}) > 15
     end = seen[-1]
     assert (end.files_done, end.succeeded, end.total, end.percent) == (4_000, 20, 20, 100)
     assert len(world.requests()) == first + 4_000
-    for repo, pair in pairs:
-        assert_promise_kept(world, repo, pair)
+    for repo, watch in watches:
+        assert_promise_kept(world, repo, watch)

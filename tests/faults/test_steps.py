@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from deliveries_app import endings
-from deliveries_app import sync as engine
 from deliveries_app.models import AppRepository, Outcome, Status, SyncRun
-from deliveries_app.recorder import Recorder
-from deliveries_app.sender import Sender
-from deliveries_app.sync import sync
-from repositories_app import file_locks
+from deliveries_app.sync import attempt as engine
+from deliveries_app.sync import outcomes
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.recorder import Recorder
+from deliveries_app.sync.sender import Sender
+from docora import file_locks
 from repositories_app import services as repositories
-from repositories_app.mirror import Entry, Mirror
+from repositories_app.mirror.mirror import Entry, Mirror
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, in_doubt, let_lease_run_out
 from tests.support.processes import children, forked, is_alive
@@ -46,10 +46,10 @@ class Victim:
         self._parent = os.getpid()
         self._family = folder / "family"
 
-    def start(self, pair: AppRepository, prepare: Callable[[], None]) -> None:
+    def start(self, watch: AppRepository, prepare: Callable[[], None]) -> None:
         def work() -> None:
             prepare()
-            sync(pair.pk)
+            sync(watch.pk)
 
         self.pid = forked(work)
 
@@ -165,8 +165,8 @@ STEPS = {
     "while the client loses an update": dies_at_notification(6, Answer(close=True)),
     "after an acknowledgement that is not recorded": dies_before(Recorder, "acknowledge"),
     "in the transaction that records": dies_after(Recorder, "_write_acknowledged"),
-    "right before the end is recorded": dies_before(endings, "succeeded"),
-    "in the transaction that records the end": dies_after(endings, "succeeded"),
+    "right before the end is recorded": dies_before(outcomes, "succeeded"),
+    "in the transaction that records the end": dies_after(outcomes, "succeeded"),
     "right after the end is recorded": dies_before(Mirror, "repack_if_many"),
 }
 
@@ -175,11 +175,11 @@ def a_change_to_send(world: World) -> tuple[Repo, AppRepository]:
     """The client holds what was there before; files are deleted, changed and new since."""
     world.app.max_in_flight = MAX_IN_FLIGHT
     world.app.save()
-    repo, pair = world.watch(BEFORE)
+    repo, watch = world.watch(BEFORE)
     world.settle()
     repo.commit(CHANGES | LARGE)
-    world.make_due(pair)
-    return repo, pair
+    world.make_due(watch)
+    return repo, watch
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -187,24 +187,24 @@ def test_a_worker_killed_at_any_step_leaves_nothing_behind_and_another_one_finis
     world: World, tmp_path: Path, settings, step: str
 ) -> None:
     settings.RECORD_BATCH = RECORD_BATCH
-    repo, pair = a_change_to_send(world)
+    repo, watch = a_change_to_send(world)
     told = len(world.requests())
     victim = Victim(tmp_path)
-    victim.start(pair, STEPS[step](world, victim))
+    victim.start(watch, STEPS[step](world, victim))
     victim.wait()
     world.answer(None)
     world.git.server.on_request = None
     wait_for(lambda: not any(map(is_alive, victim.family)))
-    wait_for(lambda: nobody_holds(repositories.mirror_of(pair.repository)))
+    wait_for(lambda: nobody_holds(repositories.mirror_of(watch.repository)))
     ended = step == "right after the end is recorded"
-    pair.refresh_from_db()
-    assert (pair.status, pair.retry_count) == ((Status.SYNCED, 0) if ended else (Status.SCANNING, 1))
-    let_lease_run_out(pair)
+    watch.refresh_from_db()
+    assert (watch.status, watch.retry_count) == ((Status.SYNCED, 0) if ended else (Status.SCANNING, 1))
+    let_lease_run_out(watch)
     world.settle()
-    assert_promise_kept(world, repo, pair)
-    assert in_doubt(pair) == set()
-    assert (pair.lease_until, pair.lease_slots, pair.next_sync_at, pair.retry_count) == (None, 0, None, 0)
-    runs = world.runs(pair)
+    assert_promise_kept(world, repo, watch)
+    assert in_doubt(watch) == set()
+    assert (watch.lease_until, watch.lease_slots, watch.next_sync_at, watch.retry_count) == (None, 0, None, 0)
+    runs = world.runs(watch)
     assert [run.outcome for run in runs] == [Outcome.SUCCEEDED] * 2
     assert all(run.files_done == run.files_total for run in runs)
     assert not SyncRun.objects.filter(ended_at=None).exists()
@@ -213,7 +213,7 @@ def test_a_worker_killed_at_any_step_leaves_nothing_behind_and_another_one_finis
     assert len(names) == changed
     whole = [record for record in world.requests()[told:] if record.chunk is None]
     assert len(whole) - (changed - len(LARGE)) <= RECORD_BATCH + MAX_IN_FLIGHT
-    left = [path.name for path in repositories.mirror_of(pair.repository).directory.rglob("*") if is_left_over(path)]
+    left = [path.name for path in repositories.mirror_of(watch.repository).directory.rglob("*") if is_left_over(path)]
     assert left == []
 
 

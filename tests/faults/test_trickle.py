@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from deliveries_app import sender
-from deliveries_app.lease import claim
 from deliveries_app.models import App, AppRepository, Delivery, Status
-from deliveries_app.sync import sync
+from deliveries_app.sync import sender
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import claim
 from docora.http.client import Request
-from repositories_app import git, remote
 from repositories_app import services as repositories
+from repositories_app.git import process as git
+from repositories_app.git import remote
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import children, forked, is_alive, reap
@@ -54,32 +55,32 @@ def git_processes() -> list[int]:
     return [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def assert_ended_in_words(world: World, pair: AppRepository, words: str) -> None:
+def assert_ended_in_words(world: World, watch: AppRepository, words: str) -> None:
     started = time.monotonic()
-    world.sync(pair)
+    world.sync(watch)
     assert time.monotonic() - started < LONG
-    assert pair.last_error_cause == "timeout"
-    assert pair.last_error.startswith("The git host did not answer in time: ")
-    assert words in pair.last_error
+    assert watch.last_error_cause == "timeout"
+    assert watch.last_error.startswith("The git host did not answer in time: ")
+    assert words in watch.last_error
     wait_for(lambda: git_processes() == [])
-    mirror = repositories.mirror_of(pair.repository).directory
+    mirror = repositories.mirror_of(watch.repository).directory
     assert [path for path in mirror.rglob("*") if path.name.startswith("tmp_")] == []
 
 
-def assert_synced_once_it_answers(world: World, repo: Repo, pair: AppRepository) -> None:
+def assert_synced_once_it_answers(world: World, repo: Repo, watch: AppRepository) -> None:
     repo.server.on_request = None
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_host_that_trickles_its_answer_for_head_is_left_after_the_time_of_a_request(
     world: World, monkeypatch: pytest.MonkeyPatch, over: threading.Event
 ) -> None:
     monkeypatch.setattr(remote, "Request", partial(Request, timeout=1.5))
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     trickle(repo, "HEAD", over)
-    assert_ended_in_words(world, pair, "did not answer within 1.5 s")
-    assert_synced_once_it_answers(world, repo, pair)
+    assert_ended_in_words(world, watch, "did not answer within 1.5 s")
+    assert_synced_once_it_answers(world, repo, watch)
 
 
 @pytest.mark.parametrize("place", ["the refs", "the pack"])
@@ -87,10 +88,10 @@ def test_a_host_that_trickles_to_git_is_left_after_the_time_of_a_fetch(
     world: World, settings, over: threading.Event, place: str
 ) -> None:
     settings.FETCH_TIMEOUT_SECONDS = 2
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     trickle(repo, place, over)
-    assert_ended_in_words(world, pair, "git was not ready after 2 seconds")
-    assert_synced_once_it_answers(world, repo, pair)
+    assert_ended_in_words(world, watch, "git was not ready after 2 seconds")
+    assert_synced_once_it_answers(world, repo, watch)
 
 
 @pytest.mark.parametrize("place", ["the refs", "the pack"])
@@ -99,10 +100,10 @@ def test_a_host_below_git_s_lowest_speed_is_left_long_before_that(
 ) -> None:
     plain = git.environment
     monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_HTTP_LOW_SPEED_TIME": "2"})
-    repo, pair = world.watch(FILES)
+    repo, watch = world.watch(FILES)
     trickle(repo, place, over)
-    assert_ended_in_words(world, pair, "Operation too slow. Less than 1000 bytes/sec transferred the last 2 seconds")
-    assert_synced_once_it_answers(world, repo, pair)
+    assert_ended_in_words(world, watch, "Operation too slow. Less than 1000 bytes/sec transferred the last 2 seconds")
+    assert_synced_once_it_answers(world, repo, watch)
 
 
 def test_a_client_that_accepts_and_never_answers_costs_a_worker_bounded_time_and_no_lease(
@@ -111,21 +112,21 @@ def test_a_client_that_accepts_and_never_answers_costs_a_worker_bounded_time_and
     settings.LEASE_SECONDS = 6
     seconds = 7.5  # longer than the lease
     monkeypatch.setattr(sender, "Request", partial(Request, timeout=seconds))
-    repo, pair = world.watch({f"{number:02}.txt": b"%d" % number for number in range(14)})
+    repo, watch = world.watch({f"{number:02}.txt": b"%d" % number for number in range(14)})
     with socket.create_server(("127.0.0.1", 0)) as mute:
         App.objects.update(max_in_flight=10, base_url=f"http://127.0.0.1:{mute.getsockname()[1]}")
         started = time.monotonic()
-        child = forked(lambda: sync(pair.pk))
-        wait_for(lambda: Delivery.objects.filter(pair=pair).exists())
+        child = forked(lambda: sync(watch.pk))
+        wait_for(lambda: Delivery.objects.filter(watch=watch).exists())
         while is_alive(child):
-            assert claim(pair.pk) is None
+            assert claim(watch.pk) is None
             time.sleep(0.1)
         assert reap(child) == 0
     assert seconds < time.monotonic() - started < LONG
-    pair.refresh_from_db()
-    assert (pair.status, pair.lease_until, pair.last_error_cause) == (Status.PENDING, None, "timeout")
-    assert "endpoint is down" in pair.last_error
-    App.objects.update(base_url=world.receiver.url, not_before=None)
+    watch.refresh_from_db()
+    assert (watch.status, watch.lease_until, watch.last_error_cause) == (Status.PENDING, None, "timeout")
+    assert "endpoint is down" in watch.last_error
+    App.objects.update(base_url=world.receiver.url, cooldown_until=None)
     Delivery.objects.update(hold_until=None)  # the 30 s that a path rests are over
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)

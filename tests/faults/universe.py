@@ -17,9 +17,10 @@ from pathlib import Path
 from django.db import connections, transaction
 from django.db.models import F
 
-from deliveries_app import runs
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Status, SyncRun
+from deliveries_app.progress import runs
+from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import (
     NotFailed,
     NotFound,
@@ -29,15 +30,14 @@ from deliveries_app.services import (
     resync_single,
     retry_by_app,
     retry_single,
-    unwatch,
-    watch,
+    unwatch_repository,
+    watch_repository,
 )
-from deliveries_app.services.housekeeping import remove_ended
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
-from deliveries_app.services.rules import set_ignore_patterns
 from deliveries_app.services.tokens import rotate_app_token
-from deliveries_app.services.waking import enqueue_due
-from deliveries_app.sync import sync
+from deliveries_app.services.watch_settings import set_ignore_patterns
+from deliveries_app.sweep.cleanup import remove_ended
+from deliveries_app.sync.attempt import sync
 from repositories_app.services import mirror_of
 from tests.faults.journal import Journal
 from tests.faults.workers import Fate, Workers
@@ -68,10 +68,10 @@ class Universe:
         self.repos = [self.world.git.repo(f"acme/{name}", {"readme.md": b"# Hello\n"}) for name in ("one", "two")]
         for number in range(len(self.repos)):
             self._learn(number)
-        self.pairs: list[AppRepository] = []
+        self.watches: list[AppRepository] = []
         for app, repo in ((0, 0), (1, 0), (0, 1)):
-            self.pairs.append(watch(ACTOR, self.apps[app], self.repos[repo].url).pair)
-        self._repo_of = {self.pairs[0].pk: 0, self.pairs[1].pk: 0, self.pairs[2].pk: 1}
+            self.watches.append(watch_repository(ACTOR, self.apps[app], self.repos[repo].url).watch)
+        self._repo_of = {self.watches[0].pk: 0, self.watches[1].pk: 0, self.watches[2].pk: 1}
         self._ours = set(children(os.getpid()))
         self._quiet_at = 0
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class Universe:
 
     def repo_of(self, number: int) -> int:
         """Which repository this watch is about."""
-        return self._repo_of[self.pairs[number].pk]
+        return self._repo_of[self.watches[number].pk]
 
     def happen(self, what: str) -> None:
         """A method of this class by its name, with a number behind it where it needs one."""
@@ -123,7 +123,7 @@ class Universe:
 
     def resync(self, number: int) -> None:
         self._note("re-sync")
-        self._unless_gone(lambda: resync_single(ACTOR, self.pairs[number]))
+        self._unless_gone(lambda: resync_single(ACTOR, self.watches[number]))
 
     def resync_all(self, app: int) -> None:
         self._note("re-sync of all")
@@ -131,7 +131,7 @@ class Universe:
 
     def retry(self, number: int) -> None:
         self._note("retry")
-        self._unless_gone(lambda: retry_single(ACTOR, self.pairs[number]))
+        self._unless_gone(lambda: retry_single(ACTOR, self.watches[number]))
 
     def retry_all(self, app: int) -> None:
         self._note("retry of all")
@@ -139,7 +139,7 @@ class Universe:
 
     def cancel(self, number: int) -> None:
         self._note("cancel")
-        self._unless_gone(lambda: cancel_request(ACTOR, self.pairs[number]))
+        self._unless_gone(lambda: cancel_request(ACTOR, self.watches[number]))
 
     def cancel_all(self, app: int) -> None:
         self._note("cancel of an operation")
@@ -149,7 +149,7 @@ class Universe:
 
     def ignore(self, number: int, patterns: str) -> None:
         self._note("ignore rules")
-        self._unless_gone(lambda: set_ignore_patterns(ACTOR, self.pairs[number], patterns))
+        self._unless_gone(lambda: set_ignore_patterns(ACTOR, self.watches[number], patterns))
 
     def rotate_token(self, app: int) -> None:
         self._note("token rotated")
@@ -181,15 +181,15 @@ class Universe:
 
     def _watch_again(self, number: int, *, removed: bool) -> None:
         self._note("removed and watched again" if removed else "unwatched and watched again")
-        pair = AppRepository.objects.get(pk=self.pairs[number].pk)
-        repo = self._repo_of.pop(pair.pk)
-        unwatch(ACTOR, pair)
+        watch = AppRepository.objects.get(pk=self.watches[number].pk)
+        repo = self._repo_of.pop(watch.pk)
+        unwatch_repository(ACTOR, watch)
         if removed:
             remove_ended()
-            shutil.rmtree(self.world.receiver.directory / pair.app.app_id / str(pair.repository), ignore_errors=True)
-            self.world.receiver._copies.pop((pair.app.app_id, str(pair.repository)), None)
-        self.pairs[number] = watch(ACTOR, pair.app, self.repos[repo].url).pair
-        self._repo_of[self.pairs[number].pk] = repo
+            shutil.rmtree(self.world.receiver.directory / watch.app.app_id / str(watch.repository), ignore_errors=True)
+            self.world.receiver._copies.pop((watch.app.app_id, str(watch.repository)), None)
+        self.watches[number] = watch_repository(ACTOR, watch.app, self.repos[repo].url).watch
+        self._repo_of[self.watches[number].pk] = repo
 
     # --- What breaks -------------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Universe:
         self.find()
         connections.close_all()
         self._workers.work(
-            [(self.pairs[number], fate) for number, fate in zip(dict.fromkeys(numbers), fates, strict=False)]
+            [(self.watches[number], fate) for number, fate in zip(dict.fromkeys(numbers), fates, strict=False)]
         )
 
     def find(self) -> None:
@@ -276,23 +276,23 @@ class Universe:
             if row.is_rotating_key:
                 self.keys[row.app_id] = row.new_auth_key
         for _ in range(60):
-            App.objects.update(paused=False, paused_reason="", not_before=None, down_count=0)
+            App.objects.update(paused=False, paused_reason="", cooldown_until=None, down_count=0)
             self.find()
-            due = [pair for pair in self._alive() if pair.next_sync_at is not None or pair.status == Status.FAILED]
+            due = [watch for watch in self._alive() if watch.next_sync_at is not None or watch.status == Status.FAILED]
             if not due:
                 break
-            for pair in due:
-                self.world.make_due(pair)
-                AppRepository.objects.filter(pk=pair.pk).update(lease_until=None)
+            for watch in due:
+                self.world.make_due(watch)
+                AppRepository.objects.filter(pk=watch.pk).update(lease_until=None)
                 self.journal.begin(self.world.receiver.log)
-                sync(pair.pk)
+                sync(watch.pk)
         else:
-            raise AssertionError(f"it does not come to rest: {[(pair.status, pair.last_error) for pair in due]}")
+            raise AssertionError(f"it does not come to rest: {[(watch.status, watch.last_error) for watch in due]}")
         self.check_at_rest()
 
     def check_at_rest(self) -> None:
-        for pair in self._alive():
-            self._check_pair(pair, self.repos[self._repo_of[pair.pk]])
+        for watch in self._alive():
+            self._check_watch(watch, self.repos[self._repo_of[watch.pk]])
         assert not SyncRun.objects.filter(outcome="").exists()
         runs.close_abandoned_operations()
         assert not BulkOperation.objects.filter(ended_at=None).exists()
@@ -306,17 +306,19 @@ class Universe:
         for run in SyncRun.objects.filter(outcome=""):
             assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
 
-    def _check_pair(self, pair: AppRepository, repo: Repo) -> None:
-        expected = shas(under_rules(repo.files(), pair.ignore_patterns))
-        copy = self.world.copy(pair)
-        assert copy == expected, (str(pair), set(copy) ^ set(expected))
-        assert (pair.status, pair.last_commit, pair.files_failing) == (Status.SYNCED, repo.head, 0), str(pair)
-        assert (pair.lease_until, pair.lease_slots, pair.next_sync_at) == (None, 0, None)
-        held = Delivery.objects.filter(pair=pair)
+    def _check_watch(self, watch: AppRepository, repo: Repo) -> None:
+        expected = shas(under_rules(repo.files(), watch.ignore_patterns))
+        copy = self.world.copy(watch)
+        assert copy == expected, (str(watch), set(copy) ^ set(expected))
+        assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0), str(watch)
+        assert (watch.lease_until, watch.lease_slots, watch.next_sync_at) == (None, 0, None)
+        held = Delivery.objects.filter(watch=watch)
         assert dict(held.values_list("path", "sha")) == expected
-        assert not held.exclude(acknowledged=True, held_sha=F("sha"), generation__gte=pair.resend_floor).exists()
-        assert not pair.failures.filter(kind="failed").exists()
-        assert pair.tree_files == len(expected)
+        assert not held.exclude(
+            acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor
+        ).exists()
+        assert not watch.failures.filter(kind="failed").exists()
+        assert watch.tree_files == len(expected)
 
     def _alive(self) -> list[AppRepository]:
         return list(AppRepository.objects.alive().select_related("app", "repository").order_by("pk"))
@@ -329,8 +331,8 @@ class Universe:
         self.journal.learn(self.repos[repo].name, shas(self.repos[repo].files()).values())
 
     def _mirror(self, repo: int) -> Path:
-        pair = next(pair for pair in self.pairs if self._repo_of[pair.pk] == repo)
-        return mirror_of(pair.repository).directory
+        watch = next(watch for watch in self.watches if self._repo_of[watch.pk] == repo)
+        return mirror_of(watch.repository).directory
 
     def _unless_gone(self, act: Callable[[], object]) -> None:
         try:

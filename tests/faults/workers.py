@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import pytest
 from django.db import connections
 
-from deliveries_app import sender, verdicts
 from deliveries_app.models import AppRepository
-from deliveries_app.sync import sync
-from docora import worker
+from deliveries_app.sync import responses, sender
+from deliveries_app.sync.attempt import sync
 from docora.http.client import Request
+from docora.server import worker
 from tests.faults.journal import Journal
 from tests.support.histories import let_lease_run_out
 from tests.support.processes import forked
@@ -32,7 +32,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Short time-outs and rests, in this process and in those that it forks."""
     patch.setattr(sender, "Request", _quick)
     patch.setattr(sender, "REST_AFTER_TIMEOUT", REST)
-    patch.setattr(verdicts, "REST_AFTER_TIMEOUT", REST)
+    patch.setattr(responses, "REST_AFTER_TIMEOUT", REST)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Fate:
 class _Work:
     """One attempt in a process of its own."""
 
-    pair: AppRepository
+    watch: AppRepository
     fate: Fate | None
     pid: int = 0
     seen: int = 0
@@ -71,25 +71,25 @@ class Workers:
 
     def work(self, fates: Sequence[tuple[AppRepository, Fate | None]]) -> None:
         """At these watches at once, each with its fate, until none of them is left."""
-        for pair, _ in fates:
-            self._world.make_due(pair)
-        self._at_work = [_Work(pair, fate) for pair, fate in fates]
+        for watch, _ in fates:
+            self._world.make_due(watch)
+        self._at_work = [_Work(watch, fate) for watch, fate in fates]
         self._journal.begin(self._world.receiver.log)
         for one in self._at_work:
-            one.pid = forked(lambda pk=one.pair.pk: _attempt(pk))
+            one.pid = forked(lambda pk=one.watch.pk: _attempt(pk))
         for one in self._at_work:
             self._wait_for(one)
         at_work, self._at_work = self._at_work, []
         self._let_the_client_finish()
         for one in at_work:
             if one.befallen and one.fate and one.fate.kind == "kill":
-                self._journal.crashed((one.pair.app.app_id, str(one.pair.repository)), self._world.receiver.log)
+                self._journal.crashed((one.watch.app.app_id, str(one.watch.repository)), self._world.receiver.log)
         AppRepository.objects.filter(lease_until__isnull=False).update(lease_until=None)
 
     def befall(self, note: Notification) -> Answer | None:
         """In a thread of the client that works on the notification: what is answered if that was the moment."""
         with self._lock:
-            one = next((one for one in self._at_work if _is_about(note, one.pair)), None)
+            one = next((one for one in self._at_work if _is_about(note, one.watch)), None)
             if one is None or one.fate is None or one.befallen:
                 return None
             one.seen += 1
@@ -131,10 +131,10 @@ class Workers:
 
     def _overtake(self, one: _Work) -> None:
         """The worker is frozen beyond its lease, another one does the work, and then it wakes up."""
-        self._journal.zombies.add((one.pair.app.app_id, str(one.pair.repository)))
-        let_lease_run_out(one.pair)
-        self._world.make_due(one.pair)
-        sync(one.pair.pk)
+        self._journal.zombies.add((one.watch.app.app_id, str(one.watch.repository)))
+        let_lease_run_out(one.watch)
+        self._world.make_due(one.watch)
+        sync(one.watch.pk)
         connections.close_all()
         os.kill(one.pid, signal.SIGCONT)
 
@@ -149,12 +149,12 @@ def _quick(*args: object, **kwargs: object) -> Request:
     return Request(*args, timeout=TIMEOUT, **kwargs)  # type: ignore[arg-type]
 
 
-def _attempt(pair_pk: int) -> None:
+def _attempt(watch_pk: int) -> None:
     """What a work-horse does with its job."""
     worker._stopping.clear()
     signal.signal(signal.SIGTERM, worker.request_stop)
-    sync(pair_pk)
+    sync(watch_pk)
 
 
-def _is_about(note: Notification, pair: AppRepository) -> bool:
-    return (note.app_id, note.repository) == (pair.app.app_id, str(pair.repository))
+def _is_about(note: Notification, watch: AppRepository) -> bool:
+    return (note.app_id, note.repository) == (watch.app.app_id, str(watch.repository))

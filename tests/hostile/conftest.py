@@ -7,11 +7,11 @@ from django.http import HttpResponse
 from django.test import Client
 
 from deliveries_app.models import App, AppToken
-from docora.crypto import hash_token, new_token
-from tests.deliveries.conftest import pairs, world
+from docora.security.crypto import hash_token, new_token
+from tests.deliveries.conftest import watches, world
 from tests.support.staff import make_app
 
-__all__ = ["pairs", "world"]
+__all__ = ["watches", "world"]
 
 Api = Callable[..., HttpResponse]
 

@@ -9,12 +9,12 @@ import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
-from deliveries_app.services import watch
+from deliveries_app.services import watch_repository
 from deliveries_app.services.onboarding import reachability
 from deliveries_app.services.pinging import send_ping
 from docora.http.client import Cause, HttpClient
-from repositories_app import git
-from repositories_app.exceptions import GitError
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import GitError
 from tests.docora.http_server import ScriptedServer, post, saying, servers
 from tests.support.world import World
 
@@ -113,7 +113,7 @@ def test_no_notation_leads_to_a_private_network(
     assert words in str(by_git(f"{url}/acme/widgets"))
     settings.ALLOWED_GIT_HOSTS = [host.lower()]
     with pytest.raises(GitError, match=words):
-        watch(Actor.command(), app, f"{url}/acme/widgets", "ghp_hunter2")
+        watch_repository(Actor.command(), app, f"{url}/acme/widgets", "ghp_hunter2")
     assert not AppRepository.objects.exists()
     assert server.connections == 0
 
@@ -194,9 +194,9 @@ def test_a_client_app_that_redirects_is_not_followed(
     other = serve()
     server = serve(saying("307 Temporary Redirect", b"", f"Location: {target.format(other=other.url)}"))
     App.objects.filter(pk=world.app.pk).update(base_url=server.url)
-    _, pair = world.watch()
-    assert world.sync(pair).status == Status.PENDING
-    assert [failure.status_code for failure in pair.failures.all()] == [307]
+    _, watch = world.watch()
+    assert world.sync(watch).status == Status.PENDING
+    assert [failure.status_code for failure in watch.failures.all()] == [307]
     assert all(head.startswith(b"POST /hook/create ") for head, _ in server.requests)
     assert other.connections == 0
     assert "redirects are not followed" in send_ping(Actor.command(), world.app).hint
@@ -211,7 +211,7 @@ def test_a_git_host_that_redirects_is_not_followed(
     server = serve(saying(status, b"", f"Location: {target.format(other=f'http://127.0.0.1:{other.port}')}"))
     url = f"http://127.0.0.1:{server.port}/acme/widgets"
     with pytest.raises(GitError, match="renamed or moved"):
-        watch(Actor.command(), app, url, "ghp_hunter2")
+        watch_repository(Actor.command(), app, url, "ghp_hunter2")
     assert "renamed or moved" in str(by_git(url))
     assert not AppRepository.objects.exists()
     assert other.connections == 0

@@ -36,16 +36,16 @@ def routes(resolver: URLResolver, before: str = "/") -> Iterator[str]:
 ROUTES = sorted({route for route in routes(get_resolver()) if route.startswith("/admin/")})
 
 
-def address(route: str, pair: AppRepository, operation: BulkOperation) -> str:
+def address(route: str, watch: AppRepository, operation: BulkOperation) -> str:
     """The route with the ids of things that there are."""
     model = route.split("/")[3] if route.count("/") > 3 else ""
     ids = {
-        "app": pair.app_id,
-        "apprepository": pair.pk,
-        "repository": pair.repository_id,
+        "app": watch.app_id,
+        "apprepository": watch.pk,
+        "repository": watch.repository_id,
         "bulkoperation": operation.pk,
     }
-    named = {"app_id": pair.app.app_id, "operation_id": operation.operation_id, "pk": pair.pk}
+    named = {"app_id": watch.app.app_id, "operation_id": operation.operation_id, "pk": watch.pk}
 
     def fill(match: re.Match[str]) -> str:
         name = match[1].rpartition(":")[2]
@@ -55,9 +55,9 @@ def address(route: str, pair: AppRepository, operation: BulkOperation) -> str:
 
 
 @pytest.fixture
-def operation(pairs) -> BulkOperation:
+def operation(watches) -> BulkOperation:
     made = BulkOperation.objects.create(title="Everything", total=1, requested_by="olga")
-    SyncRun.objects.create(pair=pairs[0], operation=made, generation=1, reason="resync", requested_by="olga")
+    SyncRun.objects.create(watch=watches[0], operation=made, generation=1, reason="resync", requested_by="olga")
     return made
 
 
@@ -113,11 +113,11 @@ by_group = pytest.mark.parametrize("group", GROUPS)
 
 
 @by_group
-def test_staff_without_the_permission_changes_nothing(group: str, pairs, operation: BulkOperation) -> None:
+def test_staff_without_the_permission_changes_nothing(group: str, watches, operation: BulkOperation) -> None:
     nobody, viewer = visitor("norbert"), visitor("victor", *(f"view_{model}" for model in VIEWS))
     before = state()
     for route in GROUPS[group]:
-        url = address(route, pairs[0], operation)
+        url = address(route, watches[0], operation)
         for data in ({}, FORGED):
             refused, seen = nobody.post(url, data), viewer.post(url, data)
             assert seen.status_code < 500, url
@@ -133,10 +133,10 @@ def leads_on(answer: HttpResponse) -> bool:
 
 
 @by_group
-def test_nobody_signed_in_changes_nothing(group: str, pairs, operation: BulkOperation) -> None:
+def test_nobody_signed_in_changes_nothing(group: str, watches, operation: BulkOperation) -> None:
     before, nobody = state(), Client(raise_request_exception=False)
     for route in GROUPS[group]:
-        url = address(route, pairs[0], operation)
+        url = address(route, watches[0], operation)
         answer = nobody.post(url, FORGED)
         assert state() == before, url
         if answer.status_code == 302:
@@ -148,11 +148,13 @@ def test_nobody_signed_in_changes_nothing(group: str, pairs, operation: BulkOper
 
 
 @by_group
-def test_a_post_from_another_site_is_refused_whoever_is_signed_in(group: str, pairs, operation: BulkOperation) -> None:
+def test_a_post_from_another_site_is_refused_whoever_is_signed_in(
+    group: str, watches, operation: BulkOperation
+) -> None:
     root = visitor("root", superuser=True, checks_csrf=True)
     before = state()
     for route in GROUPS[group]:
-        url = address(route, pairs[0], operation)
+        url = address(route, watches[0], operation)
         for headers in ({}, {"origin": "https://evil.example"}, {"referer": "https://evil.example/"}):
             answer = root.post(url, FORGED, headers=headers)
             assert answer.status_code in {403, 405}, url
@@ -161,11 +163,11 @@ def test_a_post_from_another_site_is_refused_whoever_is_signed_in(group: str, pa
 
 
 @by_group
-def test_nothing_but_a_post_changes_anything(group: str, pairs, operation: BulkOperation) -> None:
+def test_nothing_but_a_post_changes_anything(group: str, watches, operation: BulkOperation) -> None:
     root = visitor("root", superuser=True)
     before = state()
     for route in GROUPS[group]:
-        url = address(route, pairs[0], operation)
+        url = address(route, watches[0], operation)
         for method in METHODS:
             answer = root.generic(method, f"{url}?post=yes&ids=1&all=1&action=force_resync")
             assert answer.status_code < 500, (method, url)
@@ -176,7 +178,7 @@ IDS = ["0", "-1", "999999999", "9" * 30, "x", "%00", "%ff", "1%20or%201=1", "..%
 
 
 @pytest.mark.parametrize("object_id", IDS, ids=lambda name: name[:14])
-def test_an_id_that_is_none_is_never_an_error_of_ours(root: Client, pairs, object_id: str) -> None:
+def test_an_id_that_is_none_is_never_an_error_of_ours(root: Client, watches, object_id: str) -> None:
     before = state()
     for route in ROUTES:
         if "<" in route:
@@ -194,13 +196,13 @@ QUERIES = ["ids=x", "ids=%00", "ids=" + "9" * 30, "ids=" + ",".join("1" * 5000),
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda name: name[:40])
 def test_a_query_that_is_none_is_never_an_error_of_ours_and_leads_nowhere_else(
-    root: Client, pairs, operation: BulkOperation, query: str
+    root: Client, watches, operation: BulkOperation, query: str
 ) -> None:
     before = state()
     for route in ROUTES:
         if route in FOR_ALL_STAFF | FOR_ANYBODY or route.endswith(("/history/", "/delete/", "object_id>/")):
             continue
-        answer = root.get(f"{address(route, pairs[0], operation)}?{query}")
+        answer = root.get(f"{address(route, watches[0], operation)}?{query}")
         assert answer.status_code < 500, route
         assert "evil.example" not in answer.headers.get("Location", "")
         if "next=" in query and answer.status_code == 200 and not answer.streaming:

@@ -8,9 +8,9 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, AppToken, Delivery, SyncRun
-from docora.crypto import hash_token
+from docora.security.crypto import hash_token
 from tests.hostile.conftest import Api, token_of, visitor
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 
 JSON, OBJECT, FIELD = "not valid JSON", "must be a JSON object", "The field github_url"
 
@@ -35,7 +35,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "null": (b"null", OBJECT),
     "true": (b"true", OBJECT),
     "a list": (b"[]", OBJECT),
-    "a list of pairs": (b'[["github_url","x"]]', OBJECT),
+    "a list of watches": (b'[["github_url","x"]]', OBJECT),
     "a string": (b'"https://github.com/a/b"', OBJECT),
     "a number": (b"1", OBJECT),
     "not a number": (b"NaN", OBJECT),
@@ -62,11 +62,11 @@ def test_a_malformed_body_is_told_in_words(api: Api, body: bytes, words: str) ->
 
 @pytest.mark.parametrize("size", [65_537, 10_000_000], ids=["64 kB and a byte", "10 MB"])
 def test_a_body_beyond_the_limit_is_refused_before_it_is_read(app: App, api: Api, size: int) -> None:
-    pair = make_pair(app, "docs")
+    watch = make_watch(app, "docs")
     body = b'{"github_token":"' + b"x" * (size - 19) + b'"}'
     for method, path in (
         ("POST", "repositories"),
-        ("PATCH", f"repositories/{pair.repository.repository_id}/token"),
+        ("PATCH", f"repositories/{watch.repository.repository_id}/token"),
     ):
         answer = api(method, path, body)
         assert answer.status_code == 413
@@ -123,10 +123,10 @@ AUTHORIZATIONS: dict[str, str | None] = {
 @pytest.mark.parametrize("authorization", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
 def test_whoever_is_not_a_known_app_is_answered_401_and_how_to_call(app: App, authorization: str | None) -> None:
     AppToken.objects.create(app=app, digest=hash_token(GOOD), ending="abab")
-    pair = make_pair(app, "docs")
+    watch = make_watch(app, "docs")
     client = Client(raise_request_exception=False)
     headers = {} if authorization is None else {"authorization": authorization}
-    for method, path in calls(pair.repository.repository_id):
+    for method, path in calls(watch.repository.repository_id):
         answer = client.generic(method, path, b"{}", "application/json", headers=headers)
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer"), path
         assert "Authorization: Bearer docora_" in answer.json()["error"]
@@ -135,7 +135,7 @@ def test_whoever_is_not_a_known_app_is_answered_401_and_how_to_call(app: App, au
 
 def test_a_session_of_the_admin_is_no_token(app: App) -> None:
     root = visitor("root", superuser=True)
-    for method, path in calls(make_pair(app, "docs").repository.repository_id):
+    for method, path in calls(make_watch(app, "docs").repository.repository_id):
         assert root.generic(method, path, b"{}", "application/json").status_code == 401
 
 
@@ -157,7 +157,7 @@ METHODS = ["PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PRO
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method[:10])
 def test_another_method_is_405_and_names_those_that_there_are(app: App, api: Api, method: str) -> None:
-    repository_id = make_pair(app, "docs").repository.repository_id
+    repository_id = make_watch(app, "docs").repository.repository_id
     before = state()
     for path in ("repositories", f"repositories/{repository_id}", f"repositories/{repository_id}/manifest"):
         if method in {known for known, address in calls(repository_id) if address == f"/api/{path}"}:
@@ -179,21 +179,21 @@ CALLS: dict[str, tuple[str, str, object]] = {
 
 
 def others(app: App) -> AppRepository:
-    pair = make_pair(make_app("Search"), "docs")
-    make_pair(app, "site")
-    return pair
+    watch = make_watch(make_app("Search"), "docs")
+    make_watch(app, "site")
+    return watch
 
 
 def ended(app: App) -> AppRepository:
-    pair = make_pair(app, "docs")
-    AppRepository.objects.filter(pk=pair.pk).update(ended_at="2026-01-01T00:00:00Z")
-    return pair
+    watch = make_watch(app, "docs")
+    AppRepository.objects.filter(pk=watch.pk).update(ended_at="2026-01-01T00:00:00Z")
+    return watch
 
 
 def shared(app: App) -> AppRepository:
     """Watched by another app only, after this one has stopped to."""
     ended(app)
-    return make_pair(make_app("Search"), "docs")
+    return make_watch(make_app("Search"), "docs")
 
 
 IDS: dict[str, Callable[[App], str]] = {
@@ -204,8 +204,8 @@ IDS: dict[str, Callable[[App], str]] = {
     "another app's watch id": lambda app: others(app).watch_id,
     "this app's own id": lambda app: app.app_id,
     "unknown": lambda app: "repo_" + "0" * 24,
-    "in capitals": lambda app: make_pair(app, "docs").repository.repository_id.upper(),
-    "with a blank behind it": lambda app: make_pair(app, "docs").repository.repository_id + "%20",
+    "in capitals": lambda app: make_watch(app, "docs").repository.repository_id.upper(),
+    "with a blank behind it": lambda app: make_watch(app, "docs").repository.repository_id + "%20",
     "a wildcard": lambda app: "%25",
     "SQL": lambda app: "' OR 1=1 --",
     "NUL": lambda app: "repo_%00",
@@ -222,17 +222,17 @@ def test_what_the_app_does_not_watch_is_not_there(
     app: App, api: Api, method: str, path: str, body: object, identify: Callable[[App], str]
 ) -> None:
     repository_id = identify(app)
-    for pair in AppRepository.objects.exclude(app=app):
+    for watch in AppRepository.objects.exclude(app=app):
         facts = {
             "path": "secret.txt",
             "mode": "100644",
             "kind": "create",
             "sha": "0" * 64,
             "size": 1,
-            "intent": 1,
+            "sequence": 1,
             "updated_at": timezone.now(),
         }
-        Delivery.objects.create(pair=pair, generation=1, acknowledged=True, **facts)
+        Delivery.objects.create(watch=watch, generation=1, acknowledged=True, **facts)
     before = state()
     answer = api(method, f"repositories/{repository_id}{path}", body)
     assert answer.status_code == 404
@@ -250,8 +250,8 @@ def test_the_list_and_the_manifest_show_the_callers_own(app: App, api: Api) -> N
 
 def state() -> object:
     """All that a call could have changed."""
-    pairs = AppRepository.objects.order_by("pk").values()
-    return json.dumps([list(pairs), list(SyncRun.objects.values()), list(Delivery.objects.values())], default=str)
+    watches = AppRepository.objects.order_by("pk").values()
+    return json.dumps([list(watches), list(SyncRun.objects.values()), list(Delivery.objects.values())], default=str)
 
 
 # --- Push hooks -------------------------------------------------------------------------------------------------------
@@ -272,9 +272,9 @@ SIGNATURES: dict[str, str | None] = {
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
 @pytest.mark.parametrize("known", [True, False], ids=["a watched repository", "an unknown one"])
 def test_an_unsigned_push_hook_is_401_and_tells_nothing(app: App, signature: str | None, known: bool) -> None:
-    pair = make_pair(app, "docs", push_secret="the secret of the hook")
-    make_pair(app, "site")  # which has none: nothing signed with an empty secret is accepted
-    repository_id = pair.repository.repository_id if known else "repo_" + "0" * 24
+    watch = make_watch(app, "docs", push_secret="the secret of the hook")
+    make_watch(app, "site")  # which has none: nothing signed with an empty secret is accepted
+    repository_id = watch.repository.repository_id if known else "repo_" + "0" * 24
     before, headers = state(), {} if signature is None else {"x-hub-signature-256": signature}
     answer = Client(raise_request_exception=False).post(
         f"/api/hooks/push/{repository_id}", b"", content_type="application/json", headers=headers

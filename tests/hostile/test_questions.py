@@ -30,20 +30,20 @@ UNANSWERABLE = [
 
 
 @pytest.mark.parametrize("url", UNANSWERABLE, ids=lambda url: url[:70])
-def test_a_page_that_is_asked_for_what_cannot_be_found(root: Client, pairs, url: str) -> None:
+def test_a_page_that_is_asked_for_what_cannot_be_found(root: Client, watches, url: str) -> None:
     answer = root.get(url)
     assert answer.status_code == 400
     assert "This request was not understood" in answer.text
 
 
 @pytest.mark.parametrize("query", ["search=%00", f"search={WORDS}", "status=%00&status=failed"], ids=lambda q: q[:20])
-def test_the_json_says_so_in_its_own_shape(root: Client, pairs, query: str) -> None:
+def test_the_json_says_so_in_its_own_shape(root: Client, watches, query: str) -> None:
     answer = root.get(f"/admin/api/repositories?{query}")
     assert answer.status_code == 400
     assert answer.json() == {"error": "Nothing can be found by this query: correct its parameters"}
 
 
-def test_a_form_in_the_place_of_json(pairs) -> None:
+def test_a_form_in_the_place_of_json(watches) -> None:
     """With its CSRF token checked, as for a browser: that reads the form, and leaves no body to read."""
     client = visitor("root", superuser=True, checks_csrf=True)
     client.get("/admin/password_change/")
@@ -52,8 +52,8 @@ def test_a_form_in_the_place_of_json(pairs) -> None:
     assert (answer.status_code, answer.json()) == (400, {"error": "The body must be JSON"})
 
 
-def test_long_numbers_are_text_where_text_is_searched(root: Client, pairs) -> None:
-    App.objects.filter(pk=pairs[0].app_id).update(name=f"Portal {BIG}")
+def test_long_numbers_are_text_where_text_is_searched(root: Client, watches) -> None:
+    App.objects.filter(pk=watches[0].app_id).update(name=f"Portal {BIG}")
     assert f"Portal {BIG}" in root.get(f"{APPS}?q={BIG}").text
 
 
@@ -66,7 +66,7 @@ def test_long_numbers_are_text_where_text_is_searched(root: Client, pairs) -> No
         ("/admin/repositories_app/repository/", "reset_circuits"),
     ],
 )
-def test_an_action_on_what_is_no_row(root: Client, pairs, page: str, action: str, selected: str) -> None:
+def test_an_action_on_what_is_no_row(root: Client, watches, page: str, action: str, selected: str) -> None:
     assert root.post(page, {"action": action, "_selected_action": ["1", selected], "post": "yes"}).status_code == 400
     assert App.objects.filter(ended_at=None).count() == 2
 
@@ -82,6 +82,6 @@ def test_an_action_on_what_is_no_row(root: Client, pairs, page: str, action: str
     ],
     ids=["deep list", "deep object", "large", "surrogate", "NUL"],
 )
-def test_a_body_that_names_no_watch(root: Client, pairs, body: str, status: int, words: str) -> None:
+def test_a_body_that_names_no_watch(root: Client, watches, body: str, status: int, words: str) -> None:
     answer = root.post("/admin/api/resync", body, content_type="application/json")
     assert (answer.status_code, answer.json()) == (status, {"error": words})

@@ -4,9 +4,9 @@ import pytest
 from django.test import Client
 
 from deliveries_app.models import App, AppRepository
-from repositories_app.exceptions import InvalidUrl
+from repositories_app.git.exceptions import InvalidUrl
+from repositories_app.git.remote import parse_url
 from repositories_app.models import Repository
-from repositories_app.remote import parse_url
 from tests.hostile.conftest import Api
 
 ASCII, FORM, SCHEME = "plain ASCII", "must look like https://<host>/owner/name", "only https are accepted"

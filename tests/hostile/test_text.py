@@ -6,11 +6,11 @@ from django.test import Client
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
-from deliveries_app.services import onboard_app, watch
+from deliveries_app.services import onboard_app, watch_repository
 from docora.http.client import Request
 from tests.docora.http_server import saying, servers
 from tests.hostile.conftest import Api
-from tests.support.staff import make_pair
+from tests.support.staff import make_watch
 from tests.support.world import World
 
 MEGABYTES = 10_000_000
@@ -37,25 +37,25 @@ def test_a_token_that_could_be_more_than_one_header_is_refused_everywhere(
     app: App, api: Api, root: Client, token: str
 ) -> None:
     with pytest.raises(ValidationError, match="1 to 255 printable ASCII characters without spaces"):
-        watch(Actor.command(), app, "http://127.0.0.1/acme/widgets", token)
+        watch_repository(Actor.command(), app, "http://127.0.0.1/acme/widgets", token)
 
     body = {"github_url": "http://127.0.0.1/acme/widgets", "github_token": token}
     refused = api("POST", "repositories", body)
     assert refused.status_code == 422
     assert refused.json()["error"].startswith("The field github_token must ")
 
-    pair = make_pair(app, "docs")
-    replaced = api("PATCH", f"repositories/{pair.repository.repository_id}/token", {"github_token": token})
+    watch = make_watch(app, "docs")
+    replaced = api("PATCH", f"repositories/{watch.repository.repository_id}/token", {"github_token": token})
     assert (replaced.status_code, replaced.json()) == (422, refused.json())
 
     for path, facts in (
         ("add/", {"app": app.pk, "github_url": "http://127.0.0.1/acme/widgets"}),
-        (f"{pair.pk}/token/", {}),
+        (f"{watch.pk}/token/", {}),
     ):
         page = root.post(f"/admin/deliveries_app/apprepository/{path}", facts | {"github_token": f"x{token}x"})
         assert (page.status_code, "errorlist" in page.text) == (200, True)
-    pair.refresh_from_db()
-    assert pair.github_token == "ghp_secret"
+    watch.refresh_from_db()
+    assert watch.github_token == "ghp_secret"
     assert AppRepository.objects.count() == 1
 
 
@@ -141,12 +141,12 @@ ANSWERS: dict[str, bytes] = {
 def test_what_a_client_app_answers_is_shown_as_text_and_in_bounds(world: World, root: Client, said: bytes) -> None:
     with servers() as serve:
         App.objects.filter(pk=world.app.pk).update(base_url=serve(saying("400 Bad Request", said)).url)
-        _, pair = world.watch()
-        world.sync(pair)
-    [failure] = pair.failures.all()
+        _, watch = world.watch()
+        world.sync(watch)
+    [failure] = watch.failures.all()
     assert len(failure.body) <= 500
     assert not set(failure.body) & set("\0\x1b\x07")
-    page = root.get(f"/admin/deliveries_app/apprepository/{pair.pk}/change/")
+    page = root.get(f"/admin/deliveries_app/apprepository/{watch.pk}/change/")
     assert page.status_code == 200
     assert "<script>alert" not in page.text
     assert "<img src=x" not in page.text

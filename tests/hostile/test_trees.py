@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from deliveries_app.models import AppRepository, Status
-from repositories_app import mirror as mirrors
+from repositories_app.mirror import mirror as mirrors
 from tests.support.git import Repo, git, git_environment
 from tests.support.world import World
 
@@ -81,30 +81,30 @@ def serve_beside_a_good_file(repo: Repo, mode: bytes, path: list[bytes], oid: by
 @pytest.fixture
 def synced(world: World) -> tuple[Repo, AppRepository]:
     """A repository that was good once, and whose only file the client holds."""
-    repo, pair = world.watch({"good.txt": b"good\n"})
-    assert world.sync(pair).status == Status.SYNCED
-    return repo, pair
+    repo, watch = world.watch({"good.txt": b"good\n"})
+    assert world.sync(watch).status == Status.SYNCED
+    return repo, watch
 
 
-def assert_only_the_good_file_was_sent(world: World, pair: AppRepository) -> None:
+def assert_only_the_good_file_was_sent(world: World, watch: AppRepository) -> None:
     assert {record.path for record in world.requests()} == {"good.txt"}
-    assert list(world.copy(pair)) == ["good.txt"]
+    assert list(world.copy(watch)) == ["good.txt"]
     assert all(record.status == 200 for record in world.requests())
 
 
 def test_a_path_that_leads_astray_is_listed_and_not_sent(
     world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
 ) -> None:
-    repo, pair = synced
+    repo, watch = synced
     for name, (path, cause) in PATHS.items():
         with subtests.test(name):
             serve_beside_a_good_file(repo, FILE, path, blob(repo))
-            assert world.sync(pair).status == Status.SYNCED, pair.last_error
-            assert_only_the_good_file_was_sent(world, pair)
-            [listed] = pair.failures.all()
+            assert world.sync(watch).status == Status.SYNCED, watch.last_error
+            assert_only_the_good_file_was_sent(world, watch)
+            [listed] = watch.failures.all()
             assert (listed.kind, listed.cause) == ("skipped", cause)
             assert listed.message.endswith(".")
-            assert pair.left_out == {cause: 1}
+            assert watch.left_out == {cause: 1}
 
 
 OTHERS: dict[str, tuple[bytes, bytes, str]] = {
@@ -119,13 +119,13 @@ OTHERS: dict[str, tuple[bytes, bytes, str]] = {
 def test_a_link_is_neither_followed_nor_sent(
     world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
 ) -> None:
-    repo, pair = synced
+    repo, watch = synced
     for name, (mode, target, cause) in OTHERS.items():
         with subtests.test(name):
             serve_beside_a_good_file(repo, mode, [b"evil"], b"1" * 40 if mode == MODULE else blob(repo, target))
-            assert world.sync(pair).status == Status.SYNCED, pair.last_error
-            assert_only_the_good_file_was_sent(world, pair)
-            assert [failure.cause for failure in pair.failures.all()] == [cause]
+            assert world.sync(watch).status == Status.SYNCED, watch.last_error
+            assert_only_the_good_file_was_sent(world, watch)
+            assert [failure.cause for failure in watch.failures.all()] == [cause]
 
 
 # --- Trees that cannot be read ----------------------------------------------------------------------------------------
@@ -164,26 +164,26 @@ def test_a_tree_that_cannot_be_read_fails_in_words_and_deletes_nothing(
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of other tests' children, a browser's maybe
     monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
-    repo, pair = synced
+    repo, watch = synced
     for name, (make, words) in UNREADABLE.items():
         with subtests.test(name):
             serve_beside_a_good_file(repo, FOLDER, [b"evil"], make(repo))
-            assert world.sync(pair).status in {Status.PENDING, Status.FAILED}
-            assert words in pair.last_error
-            assert pair.last_error.endswith(".")
-            assert_only_the_good_file_was_sent(world, pair)
+            assert world.sync(watch).status in {Status.PENDING, Status.FAILED}
+            assert words in watch.last_error
+            assert watch.last_error.endswith(".")
+            assert_only_the_good_file_was_sent(world, watch)
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert largest < 1 << 20 or largest == before  # KiB: no git took more than a gigabyte
     repo.force_push({"good.txt": b"good\n", "more.txt": b"more\n"})  # and what can be read again is synced as before
-    assert world.sync(pair).status == Status.SYNCED, pair.last_error
-    assert list(world.copy(pair)) == ["good.txt", "more.txt"]
+    assert world.sync(watch).status == Status.SYNCED, watch.last_error
+    assert list(world.copy(watch)) == ["good.txt", "more.txt"]
 
 
 # --- Bombs ------------------------------------------------------------------------------------------------------------
 def test_a_gigabyte_of_zeros_is_listed_as_too_large_and_never_read(
     world: World, synced: tuple[Repo, AppRepository]
 ) -> None:
-    repo, pair = synced
+    repo, watch = synced
     size = 1 << 30
     importer = subprocess.Popen(
         ["git", "-C", str(repo.path), "fast-import", "--quiet", "--force"],
@@ -200,11 +200,11 @@ def test_a_gigabyte_of_zeros_is_listed_as_too_large_and_never_read(
     assert importer.wait(120) == 0
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    assert world.sync(watch).status == Status.SYNCED, watch.last_error
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < size // 10
-    assert_only_the_good_file_was_sent(world, pair)
-    [listed] = pair.failures.all()
+    assert_only_the_good_file_was_sent(world, watch)
+    [listed] = watch.failures.all()
     assert (listed.cause, listed.message) == (
         "too_large",
         "1,073,741,824 bytes are more than MAX_FILE_BYTES (104,857,600).",
@@ -221,11 +221,11 @@ IGNORE_BOMBS: dict[str, tuple[bytes, str]] = {
 def test_ignore_rules_beyond_all_bounds_stop_the_run_in_words(
     world: World, synced: tuple[Repo, AppRepository], content: bytes, words: str
 ) -> None:
-    repo, pair = synced
+    repo, watch = synced
     repo.commit({".docoraignore": content, "hidden.txt": b"hidden\n"})
-    assert world.sync(pair).status == Status.FAILED
-    assert words in pair.last_error
-    assert_only_the_good_file_was_sent(world, pair)
+    assert world.sync(watch).status == Status.FAILED
+    assert words in watch.last_error
+    assert_only_the_good_file_was_sent(world, watch)
 
 
 SLOW_PATTERNS = [
@@ -240,10 +240,10 @@ SLOW_PATTERNS = [
 def test_a_pattern_that_other_engines_choke_on_is_matched_in_no_time(
     world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
 ) -> None:
-    repo, pair = synced
+    repo, watch = synced
     for pattern in SLOW_PATTERNS:
         with subtests.test(repr(pattern[:12])):
             repo.commit({".docoraignore": pattern + b"\n", "a" * 200: b"a\n"})
             started = time.process_time()
-            assert world.sync(pair).status == Status.SYNCED, pair.last_error
+            assert world.sync(watch).status == Status.SYNCED, watch.last_error
             assert time.process_time() - started < 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from repositories_app.mirror import Mirror
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, git
 
 FILES = {"a.txt": b"a" * 5000, "folder/b.txt": b"b", "folder/deeper/c.txt": b"c"}

@@ -7,10 +7,10 @@ from urllib.parse import quote
 import pytest
 
 from docora.http.client import Cause as HttpCause
-from docora.redaction import redact
-from repositories_app import git_errors
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.git_errors import classify, explain, rate_limited, scrub, unreachable
+from docora.security.redaction import redact
+from repositories_app.git import errors as git_errors
+from repositories_app.git.errors import classify, explain, rate_limited, scrub, unreachable
+from repositories_app.git.exceptions import Cause, GitError
 
 URL = "https://github.com/acme/widgets/"
 TOKEN = "ghp_NeverSeen+/=!42"

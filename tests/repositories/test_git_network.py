@@ -9,9 +9,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from repositories_app import git
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror.mirror import Mirror
 from tests.docora.http_server import saying, servers
 from tests.support.git import GitFixture, Repo
 from tests.support.git import git as run_git

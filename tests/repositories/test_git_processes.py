@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from repositories_app import git
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror.mirror import Mirror
 from tests.docora.http_server import servers
 from tests.support.processes import forked
 from tests.support.receiver import wait_for

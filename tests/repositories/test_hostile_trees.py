@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from repositories_app import mirror as mirrors
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror import mirror as mirrors
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, git
 
 ZEROS = "0" * 40

@@ -15,10 +15,10 @@ from django.db import connections
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import resync_single
-from repositories_app import mirror as mirrors
 from repositories_app import services as repositories
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror import mirror as mirrors
+from repositories_app.mirror.mirror import Mirror
 from tests.deliveries.conftest import world
 from tests.support.git import git
 from tests.support.histories import assert_promise_kept
@@ -29,21 +29,21 @@ from tests.support.world import World
 __all__ = ["world"]
 
 
-def directory_of(pair: AppRepository) -> Path:
-    return repositories.mirror_of(pair.repository).directory
+def directory_of(watch: AppRepository) -> Path:
+    return repositories.mirror_of(watch.repository).directory
 
 
-def objects(pair: AppRepository) -> list[Path]:
-    return [path for path in (directory_of(pair) / "objects").rglob("*") if path.is_file()]
+def objects(watch: AppRepository) -> list[Path]:
+    return [path for path in (directory_of(watch) / "objects").rglob("*") if path.is_file()]
 
 
-def resync(world: World, pair: AppRepository) -> AppRepository:
-    resync_single(Actor.command(), pair)
-    return world.sync(pair)
+def resync(world: World, watch: AppRepository) -> AppRepository:
+    resync_single(Actor.command(), watch)
+    return world.sync(watch)
 
 
-def commits(pair: AppRepository) -> int:
-    return int(git(directory_of(pair), "rev-list", "--all", "--count"))
+def commits(watch: AppRepository) -> int:
+    return int(git(directory_of(watch), "rev-list", "--all", "--count"))
 
 
 def is_locked(path: Path) -> bool:
@@ -56,57 +56,57 @@ def is_locked(path: Path) -> bool:
 
 
 def test_it_is_bare_and_shallow_and_one_per_repository_whichever_apps_watch_it(world: World, settings) -> None:
-    repo, pair = world.watch({"a.txt": b"1"})
+    repo, watch = world.watch({"a.txt": b"1"})
     for number in range(4):
         repo.commit({"a.txt": b"%d" % number})
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
-    assert [entry.name for entry in Path(settings.REPOS_DIR).iterdir() if entry.is_dir()] == [directory_of(pair).name]
-    assert git(directory_of(pair), "rev-parse", "--is-bare-repository").strip() == b"true"
-    assert (directory_of(pair) / "shallow").exists()
-    assert commits(pair) == 1
-    for each in (pair, other):
+    assert [entry.name for entry in Path(settings.REPOS_DIR).iterdir() if entry.is_dir()] == [directory_of(watch).name]
+    assert git(directory_of(watch), "rev-parse", "--is-bare-repository").strip() == b"true"
+    assert (directory_of(watch) / "shallow").exists()
+    assert commits(watch) == 1
+    for each in (watch, other):
         each.refresh_from_db()
         assert_promise_kept(world, repo, each)
 
 
 def test_what_private_repositories_hold_is_for_their_owner_alone(world: World, settings, tmp_path: Path) -> None:
     settings.REPOS_DIR = tmp_path / "made" / "repos"
-    _, pair = world.watch()
-    world.sync(pair)
+    _, watch = world.watch()
+    world.sync(watch)
     assert settings.REPOS_DIR.stat().st_mode & 0o077 == 0
 
 
 def test_the_commits_that_rows_equal_are_kept_by_refs_and_survive_a_repack(world: World, monkeypatch) -> None:
-    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"1"})
+    repo, watch = world.watch({"a.txt": b"1", "b.txt": b"1"})
     world.settle()
     for number in range(4):
         repo.commit({"a.txt": b"change %d" % number})
         world.settle()
-    assert len(list((directory_of(pair) / "objects" / "pack").glob("*.pack"))) == 5  # nothing piles up loose
+    assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 5  # nothing piles up loose
     monkeypatch.setattr(mirrors, "MAX_PACKS", 2)
-    mirror = repositories.mirror_of(pair.repository)
+    mirror = repositories.mirror_of(watch.repository)
     with mirror.in_use(lambda: None):
-        assert not repositories.mirror_of(pair.repository).repack_if_many(lambda: None)  # somebody reads it
+        assert not repositories.mirror_of(watch.repository).repack_if_many(lambda: None)  # somebody reads it
     assert mirror.repack_if_many(lambda: None)
-    assert len(list((directory_of(pair) / "objects" / "pack").glob("*.pack"))) == 1
-    assert commits(pair) == 1
-    pair.refresh_from_db()
-    assert mirror.has(pair.base_commit)
+    assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 1
+    assert commits(watch) == 1
+    watch.refresh_from_db()
+    assert mirror.has(watch.base_commit)
     repo.commit({"b.txt": b"2"})
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_mirror_that_cannot_be_repacked_is_made_anew_and_no_run_is_to_blame(world: World, monkeypatch) -> None:
-    repo, pair = world.watch({"keep": b"k", "old": b"only the other watch still has it"})
+    repo, watch = world.watch({"keep": b"k", "old": b"only the other watch still has it"})
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
     old = git(repo.path, "rev-parse", "HEAD:old").decode().strip()
     repo.commit({"old": None})
-    world.sync(pair)
-    here = directory_of(pair)
+    world.sync(watch)
+    here = directory_of(watch)
     packs = list((here / "objects/pack").glob("*.pack"))
     contents = [pack.read_bytes() for pack in packs]
     shutil.rmtree(here / "objects/pack")
@@ -116,23 +116,23 @@ def test_a_mirror_that_cannot_be_repacked_is_made_anew_and_no_run_is_to_blame(wo
     monkeypatch.setattr(mirrors, "MAX_PACKS", -1)
     for number in range(2):
         repo.commit({"new": b"%d" % number})
-        world.sync(pair)
-        assert_promise_kept(world, repo, pair)
-        assert (pair.last_error, pair.repository.consecutive_failures) == ("", 0)
+        world.sync(watch)
+        assert_promise_kept(world, repo, watch)
+        assert (watch.last_error, watch.repository.consecutive_failures) == ("", 0)
         assert here.exists() == (number > 0), "removed, and made anew by the next run"
     world.sync(other)
     assert_promise_kept(world, repo, other)
 
 
 def test_stale_locks_of_a_writer_that_was_killed_are_removed(world: World) -> None:
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     world.settle()
-    here = directory_of(pair)
+    here = directory_of(watch)
     stale = [
         here / "shallow.lock",
         here / "config.lock",
         here / "packed-refs.lock",
-        here / f"refs/docora/{pair.watch_id}/run.lock",
+        here / f"refs/docora/{watch.watch_id}/run.lock",
         here / "objects/pack/tmp_pack_abc",
         here / "objects/pack/pack-abc.promisor",
         here / "objects/tmp_obj_abc",
@@ -143,30 +143,30 @@ def test_stale_locks_of_a_writer_that_was_killed_are_removed(world: World) -> No
         path.touch()
     repo.commit({"new.txt": b"x"})
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
     assert [path for path in stale if path.exists()] == []
 
 
-def remove_everything(pair: AppRepository) -> None:
-    shutil.rmtree(directory_of(pair))
+def remove_everything(watch: AppRepository) -> None:
+    shutil.rmtree(directory_of(watch))
 
 
-def truncate_objects(pair: AppRepository) -> None:
-    for path in objects(pair):
+def truncate_objects(watch: AppRepository) -> None:
+    for path in objects(watch):
         path.chmod(0o600)
         os.truncate(path, path.stat().st_size // 2)
 
 
-def remove_objects(pair: AppRepository) -> None:
-    for path in objects(pair):
+def remove_objects(watch: AppRepository) -> None:
+    for path in objects(watch):
         path.unlink()
 
 
-def lose_a_blob(pair: AppRepository) -> None:
+def lose_a_blob(watch: AppRepository) -> None:
     """The commit and its tree are there, the content of one file is not."""
-    here = directory_of(pair)
-    blob = git(here, "rev-parse", f"{pair.base_commit}:readme.md").decode().strip()
+    here = directory_of(watch)
+    blob = git(here, "rev-parse", f"{watch.base_commit}:readme.md").decode().strip()
     for pack in list((here / "objects/pack").glob("*.pack")):
         content = pack.read_bytes()
         for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
@@ -175,9 +175,9 @@ def lose_a_blob(pair: AppRepository) -> None:
     (here / "objects" / blob[:2] / blob[2:]).unlink()
 
 
-def empty_files(pair: AppRepository) -> None:
+def empty_files(watch: AppRepository) -> None:
     """After a power cut: names without content."""
-    for path in [*objects(pair), directory_of(pair) / "HEAD", directory_of(pair) / "config"]:
+    for path in [*objects(watch), directory_of(watch) / "HEAD", directory_of(watch) / "config"]:
         path.chmod(0o600)
         os.truncate(path, 0)
 
@@ -185,41 +185,41 @@ def empty_files(pair: AppRepository) -> None:
 @pytest.mark.parametrize("damage", [remove_everything, truncate_objects, remove_objects, lose_a_blob, empty_files])
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_damaged_mirror_is_made_anew_within_the_same_attempt(world: World, damage, moved: bool) -> None:
-    repo, pair = world.watch({"readme.md": b"# Hello\n", "b.txt": b"2"})
+    repo, watch = world.watch({"readme.md": b"# Hello\n", "b.txt": b"2"})
     world.settle()
-    pair.refresh_from_db()
-    damage(pair)
+    watch.refresh_from_db()
+    damage(watch)
     if moved:
         repo.commit({"c.txt": b"3"})
-    resync(world, pair)
-    assert pair.last_error == ""
-    assert_promise_kept(world, repo, pair)
+    resync(world, watch)
+    assert watch.last_error == ""
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.mark.parametrize("filters", ["true", "false"])
 def test_later_fetches_leave_a_mirror_like_any_other_whether_the_host_filters_or_not(
     world: World, filters: str
 ) -> None:
-    repo, pair = world.watch({"readme.md": b"# Hello\n", "folder/b.txt": b"2"})
+    repo, watch = world.watch({"readme.md": b"# Hello\n", "folder/b.txt": b"2"})
     git(repo.path, "config", "uploadpack.allowFilter", filters)
     for number in range(3):
         repo.commit({"folder/b.txt": b"%d" % number, f"large-{number}.bin": os.urandom(200_000)})
         world.settle()
-        pair.refresh_from_db()
-        assert_promise_kept(world, repo, pair)
-    here = directory_of(pair)
+        watch.refresh_from_db()
+        assert_promise_kept(world, repo, watch)
+    here = directory_of(watch)
     assert list(here.rglob("*.promisor")) == []
     assert "remote" not in (here / "config").read_text()
-    assert git(here, "rev-list", "--objects", "--missing=print", pair.base_commit).count(b"?") == 0
+    assert git(here, "rev-list", "--objects", "--missing=print", watch.base_commit).count(b"?") == 0
 
 
 def test_a_later_fetch_to_which_a_host_sends_half_is_noticed_and_made_anew(world: World) -> None:
     """git is told not to walk the whole tree after a later fetch: what lacks shows when it is read."""
-    repo, pair = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.settle()
     repo.commit({"a.txt": b"11"})
     lost = git(repo.path, "rev-parse", f"{repo.head}:b.txt").decode().strip()
-    here = directory_of(pair)
+    here = directory_of(watch)
     for pack in list((here / "objects/pack").glob("*.pack")):
         content = pack.read_bytes()
         for path in (here / "objects/pack").glob(f"{pack.stem}.*"):
@@ -227,9 +227,9 @@ def test_a_later_fetch_to_which_a_host_sends_half_is_noticed_and_made_anew(world
         git(here, "unpack-objects", "-q", stdin=[content])
         (here / "objects/pack" / pack.name).touch()
     (here / "objects" / lost[:2] / lost[2:]).unlink()
-    resync(world, pair)
-    assert pair.last_error == ""
-    assert_promise_kept(world, repo, pair)
+    resync(world, watch)
+    assert watch.last_error == ""
+    assert_promise_kept(world, repo, watch)
 
 
 def test_the_mirror_serves_nobody_on_another_app_s_right(world: World) -> None:
@@ -245,22 +245,22 @@ def test_the_mirror_serves_nobody_on_another_app_s_right(world: World) -> None:
     assert_promise_kept(world, repo, mine)
 
 
-def test_every_run_a_resync_and_a_retry_too_begins_with_ls_refs_by_the_pair_s_own_token(world: World) -> None:
+def test_every_run_a_resync_and_a_retry_too_begins_with_ls_refs_by_the_watch_s_own_token(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="one")
     world.git.tokens["acme/private"] = {"one", "two"}
     first = world.sync(world.watch_url(repo, token="one"))
     second = world.watch_url(repo, app=world.add_app("Other"), token="two")
-    for pair, token in ((second, "two"), (first, "one")):
+    for watch, token in ((second, "two"), (first, "one")):
         world.git.server._log.clear()
-        resync(world, pair)
+        resync(world, watch)
         assert [(request.target, request.token) for request in world.git.server.requests] == [
             ("/acme/private/git-upload-pack", token)
         ]
-        assert_promise_kept(world, repo, pair)
+        assert_promise_kept(world, repo, watch)
 
 
 def test_a_commit_that_came_after_the_answer_waits_for_the_next_run_or_is_named_by_the_fetch(world: World) -> None:
-    repo, pair = world.watch({"a.txt": b"1"})
+    repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
     repo.commit({"a.txt": b"2"})
     asked = repo.head
@@ -271,20 +271,20 @@ def test_a_commit_that_came_after_the_answer_waits_for_the_next_run_or_is_named_
             repo.commit({"a.txt": b"3"})
 
     world.git.server.on_request = push_late
-    world.sync(pair)
-    assert pair.last_commit == asked
+    world.sync(watch)
+    assert watch.last_commit == asked
     world.settle()
-    pair.refresh_from_db()
-    assert_promise_kept(world, repo, pair)
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
 
 
 @pytest.fixture
 def hanging(world: World) -> Iterator[tuple[Mirror, int, list[str], threading.Event]]:
     """A fetch by a child process that hangs in the middle of its work: the mirror, the child, what git asked for, and
     the event that lets the server go on."""
-    repo, pair = world.watch(name="acme/hangs")
-    AppRepository.objects.filter(pk=pair.pk).update(github_token="ghp_neverseen")
-    mirror = repositories.mirror_of(pair.repository)
+    repo, watch = world.watch(name="acme/hangs")
+    AppRepository.objects.filter(pk=watch.pk).update(github_token="ghp_neverseen")
+    mirror = repositories.mirror_of(watch.repository)
     asked: list[str] = []
     go_on = threading.Event()
 
@@ -343,20 +343,20 @@ def test_a_token_stands_in_no_argument_and_in_no_file(hanging) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 302])
 def test_a_token_stands_in_no_error_and_in_no_log(world: World, caplog, capfd, status: int) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="ghp_neverseen")
-    pair = world.watch_url(repo, token="ghp_neverseen")
+    watch = world.watch_url(repo, token="ghp_neverseen")
     for refuses in ("info/refs", "git-upload-pack"):
         world.git.server.on_request = lambda method, target, refuses=refuses: status if refuses in target else None
-        world.sync(pair)
-        assert pair.last_error
-        assert pair.last_error_cause in set(Cause)
-    said = caplog.text + "".join(capfd.readouterr()) + pair.last_error + repr(world.runs(pair)[0].__dict__)
+        world.sync(watch)
+        assert watch.last_error
+        assert watch.last_error_cause in set(Cause)
+    said = caplog.text + "".join(capfd.readouterr()) + watch.last_error + repr(world.runs(watch)[0].__dict__)
     for secret in ("ghp_neverseen", base64.b64encode(b"x-access-token:ghp_neverseen").decode()):
         assert secret not in said
 
 
 def test_a_fetch_that_outlasts_its_time_limit_ends_with_its_processes(world: World, settings) -> None:
     settings.FETCH_TIMEOUT_SECONDS = 1
-    repo, pair = world.watch()
+    repo, watch = world.watch()
     go_on = threading.Event()
 
     def hang(method: str, target: str) -> None:
@@ -364,29 +364,29 @@ def test_a_fetch_that_outlasts_its_time_limit_ends_with_its_processes(world: Wor
             go_on.wait(8)
 
     world.git.server.on_request = hang
-    world.sync(pair)
+    world.sync(watch)
     go_on.set()
-    assert pair.last_error_cause == "timeout"
+    assert watch.last_error_cause == "timeout"
     wait_for(lambda: not [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()])
     world.git.server.on_request = None
-    world.sync(pair)
-    assert_promise_kept(world, repo, pair)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_a_repository_without_commits_is_an_error_in_words_and_deletes_nothing_at_the_client(world: World) -> None:
-    repo, pair = world.watch({"a.txt": b"1"})
+    repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
     git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
-    world.sync(pair)
-    assert pair.status == Status.FAILED
-    assert "no commit" in pair.last_error
-    assert set(world.copy(pair)) == {"a.txt"}
+    world.sync(watch)
+    assert watch.status == Status.FAILED
+    assert "no commit" in watch.last_error
+    assert set(world.copy(watch)) == {"a.txt"}
 
 
 def test_reading_what_is_not_there_is_an_error_of_the_mirror(world: World) -> None:
-    _, pair = world.watch()
+    _, watch = world.watch()
     world.settle()
-    mirror = repositories.mirror_of(pair.repository)
+    mirror = repositories.mirror_of(watch.repository)
     with mirror.in_use(lambda: None), mirror.blobs() as reader, pytest.raises(GitError) as caught:
         list(reader.read(["0" * 40]))
     assert caught.value.cause is Cause.CORRUPT

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from repositories_app.exceptions import GitError
-from repositories_app.mirror import Mirror
-from repositories_app.mirror_blobs import BlobReader
+from repositories_app.git.exceptions import GitError
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import git
 
 CONTENTS = [b"content %d\n" % number * (number + 1) for number in range(1000)]

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 from django.test import Client
 
-from docora import worker
-from docora.doctor import disk
-from repositories_app import file_locks, mirror_cache
-from repositories_app.mirror import Mirror
+from deliveries_app.monitoring.doctor import disk
+from docora import file_locks
+from docora.server import worker
+from repositories_app.mirror import cache
+from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
 from repositories_app.services import mirror_of
 from tests.support.doctor import fines, warnings
 from tests.support.git import GitFixture, Repo
 
 LARGE = 1_000_000
-ROOM = LARGE + mirror_cache.EMPTY_BYTES + 10_000  # of a mirror with a file of that size, which cannot be compressed
+ROOM = LARGE + cache.EMPTY_BYTES + 10_000  # of a mirror with a file of that size, which cannot be compressed
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def there(mirrors: list[Mirror]) -> list[bool]:
 def look_after(folder: Path) -> None:
     """As if it were time for it."""
     (folder / "mirrors.json").unlink(missing_ok=True)
-    mirror_cache.look_after()
+    cache.look_after()
 
 
 # --- What goes -----------------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_the_mirrors_that_were_used_least_lately_go_until_the_rest_is_within_the
     look_after(folder)
     assert there(made) == [True, False, False, True]
     assert not list(folder.glob(f"{made[1].directory.name}*")), "its locks have gone with it"
-    assert mirror_cache.measure().bytes <= settings.REPOS_MAX_BYTES
+    assert cache.measure().bytes <= settings.REPOS_MAX_BYTES
 
 
 def test_without_a_bound_all_of_them_stay(mirrors, folder: Path) -> None:
@@ -121,7 +122,7 @@ def test_one_that_is_larger_than_the_bound_goes_before_all_others_and_the_log_sa
     small, [large] = mirrors(2, 1000), mirrors(1)
     used(large, minutes_ago=0)
     settings.REPOS_MAX_BYTES = LARGE
-    with caplog.at_level(logging.INFO, "repositories_app.mirror_cache"):
+    with caplog.at_level(logging.INFO, "repositories_app.mirror.cache"):
         look_after(folder)
     assert there([*small, large]) == [True, True, False]
     [said] = caplog.records
@@ -157,7 +158,7 @@ def test_mirrors_of_ids_that_an_import_brought_stay_within_the_bound_too(
     fetch(imported, repo)
     used(imported, minutes_ago=30)
     made.append(imported)
-    assert mirror_cache.measure().mirrors == 3
+    assert cache.measure().mirrors == 3
     settings.REPOS_MAX_BYTES = 2 * ROOM
     used(made[0], minutes_ago=10)
     look_after(folder)
@@ -173,17 +174,17 @@ def test_mirrors_of_ids_that_an_import_brought_stay_within_the_bound_too(
 
 def test_it_is_done_once_a_minute_at_most_and_by_one_process_at_a_time(mirrors, folder: Path, settings) -> None:
     made = mirrors(2)
-    mirror_cache.look_after()
+    cache.look_after()
     settings.REPOS_MAX_BYTES = 1
-    mirror_cache.look_after()
+    cache.look_after()
     assert there(made) == [True, True], "it was done a moment ago"
-    moment = time.time() - mirror_cache.EVERY_SECONDS - 1
+    moment = time.time() - cache.EVERY_SECONDS - 1
     os.utime(folder / "mirrors.json", (moment, moment))
     with (folder / "mirrors.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        mirror_cache.look_after()
+        cache.look_after()
     assert there(made) == [True, True], "somebody else was at it"
-    mirror_cache.look_after()
+    cache.look_after()
     assert there(made) == [False, False]
 
 
@@ -197,10 +198,10 @@ def test_a_worker_that_is_told_to_stop_removes_no_more(mirrors, folder: Path, se
 
 
 def test_a_disk_without_room_for_it_is_no_failure_of_the_job(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    mirror_cache.look_after()  # nothing was ever fetched
+    cache.look_after()  # nothing was ever fetched
     folder.mkdir()
     (folder / "mirrors.lock").mkdir()
-    mirror_cache.look_after()
+    cache.look_after()
     assert [record.message for record in caplog.records] == ["mirrors_not_looked_after"]
 
 
@@ -262,7 +263,7 @@ def test_who_waits_for_a_lock_whose_file_is_removed_gets_the_one_that_others_see
 def test_what_is_measured_is_near_what_the_disk_gives(mirrors, folder: Path, size: int) -> None:
     mirrors(5, size)
     taken = sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
-    measured = mirror_cache.measure()
+    measured = cache.measure()
     assert measured.mirrors == 5
     assert 0.5 < measured.bytes / taken < 2
 
@@ -277,7 +278,7 @@ def test_the_metrics_tell_what_was_last_measured_on_this_machine(mirrors, folder
     mirrors(2)
     assert metrics() == {}, "no worker has looked yet"
     look_after(folder)
-    size = mirror_cache.measure()
+    size = cache.measure()
     assert size.bytes > 2 * LARGE
     assert metrics() == {
         "docora_mirrors_bytes": size.bytes,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror import Mirror
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror.mirror import Mirror
 from tests.repositories.test_hostile_trees import STRANGE, blob, repo, serve, tree
 from tests.support.git import Entry, GitFixture, Repo
 

@@ -5,8 +5,8 @@ import tempfile
 
 import pytest
 
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.mirror_records import records
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror.tree import records
 
 
 def process(script: str) -> subprocess.Popen[bytes]:

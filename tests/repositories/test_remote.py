@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from repositories_app.exceptions import Cause, GitError
-from repositories_app.remote import Head, ls_head, ls_heads, new_client
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.git.remote import Head, ls_head, ls_heads, new_client
 from tests.support.git import GitFixture, Repo, Takeover
 
 TOKEN = "ghp_NeverSeen42"

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from repositories_app.exceptions import InvalidUrl
-from repositories_app.remote import parse_url
+from repositories_app.git.exceptions import InvalidUrl
+from repositories_app.git.remote import parse_url
 
 
 @pytest.fixture(autouse=True)

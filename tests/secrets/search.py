@@ -64,7 +64,7 @@ def redis_dump(client: Redis) -> bytes:
             case b"string":
                 parts.append(client.get(key) or b"")
             case b"hash":
-                parts += [part for pair in client.hgetall(key).items() for part in pair]
+                parts += [part for watch in client.hgetall(key).items() for part in watch]
             case b"list":
                 parts += client.lrange(key, 0, -1)
             case b"set":
@@ -156,6 +156,6 @@ def secrets_of(apps: Iterable[App]) -> dict[str, str]:
     kept = {}
     for app in apps:
         kept |= {f"key of {app}": app.client_auth_key, f"new key of {app}": app.new_auth_key}
-        for pair in app.watches.all():
-            kept |= {f"token of {pair}": pair.github_token, f"push secret of {pair}": pair.push_secret}
+        for watch in app.watches.all():
+            kept |= {f"token of {watch}": watch.github_token, f"push secret of {watch}": watch.push_secret}
     return {name: secret for name, secret in kept.items() if secret}

@@ -24,7 +24,7 @@ from django.core.management import call_command
 from django.test import Client
 
 from deliveries_app.models import App, AppRepository, DeliveryFailure
-from docora.logs import configure
+from docora.conf.logs import configure
 from tests.secrets import search
 from tests.support.processes import Daemons
 from tests.support.receiver import Answer, Notification, wait_for
@@ -70,7 +70,7 @@ class Journey:
         self.secrets |= {"SECRET_KEY": project.SECRET_KEY, "encryption key": project.ENCRYPTION_KEYS[0]}
         self.repo = world.git.repo("acme/secret", {f"{n}.txt": b"%d" % n for n in range(30)}, token=GITHUB)
         self.app = self.register()
-        self.pair: AppRepository
+        self.watch: AppRepository
 
     def page(self, name: str, answer) -> str:
         self.places[f"page: {name}"] = answer.content
@@ -111,13 +111,13 @@ class Journey:
         self.call("malformed", "POST", body=refused | {"github_token": [GITHUB]}, status=422)
         self.call("unknown app", "GET", status=401, token=WRONG)
         self.call("watch", "POST", body={"github_url": self.repo.url, "github_token": GITHUB}, status=201)
-        self.pair = AppRepository.objects.get(app=self.app)
+        self.watch = AppRepository.objects.get(app=self.app)
         form = {"app": self.app.pk, "github_url": self.repo.url, "github_token": WRONG}
         self.page("watch refused", self.admin.post(f"{WATCHES}add/", form))
 
     def rotate(self) -> None:
         """The app's key and token, and the secret of the push hook."""
-        change, watch = f"{APPS}{self.app.pk}/", f"{WATCHES}{self.pair.pk}/"
+        change, watch = f"{APPS}{self.app.pk}/", f"{WATCHES}{self.watch.pk}/"
         self.page("key refused", self.admin.post(f"{change}rotate-key/", {"client_auth_key": NEW_KEY[:10]}))
         made = self.admin.post(f"{change}rotate-key/", {"client_auth_key": NEW_KEY})
         self.shown_once(made, "signing-key")
@@ -130,7 +130,7 @@ class Journey:
         self.secrets["push secret"] = self.shown_once(made, "push-secret")[0]
         for secret, status in ((self.secrets["push secret"], 202), (WRONG, 401)):
             signed = hmac.new(secret.encode(), b"{}", hashlib.sha256).hexdigest()
-            hook = f"/api/hooks/push/{self.pair.repository.repository_id}"
+            hook = f"/api/hooks/push/{self.watch.repository.repository_id}"
             answer = Client(headers={"X-Hub-Signature-256": f"sha256={signed}"}).generic("POST", hook, b"{}")
             assert answer.status_code == status
             self.page(f"push hook {status}", answer)
@@ -140,31 +140,31 @@ class Journey:
         """Every way in which strangers say no, and say too much with it."""
         self.world.answer(self._tell_the_key)
         self.repo.commit({"0.txt": b"changed"})
-        self.world.sync(self.pair)
+        self.world.sync(self.watch)
         assert "wrong: expected" in DeliveryFailure.objects.get().body
         self.places["database, failing"] = search.database_dump()
-        for address in (f"{APPS}{self.app.pk}/change/", f"{WATCHES}{self.pair.pk}/change/", WATCHES):
+        for address in (f"{APPS}{self.app.pk}/change/", f"{WATCHES}{self.watch.pk}/change/", WATCHES):
             self.page(f"{address}, failing", self.admin.get(address))
         self.world.answer(None)
         for status in (400, 401, 403, 404, 429, 500):
             for method in ("GET", "POST"):  # git's own fetch begins with a GET, the check is a POST
                 self.repo.commit({"0.txt": f"{status} {method}".encode()})
                 self._let_git_say(status, method)
-                self.world.sync(self.pair)
-                assert self.pair.last_error, (status, method)
-                self.places[f"git {method} {status}"] = self.pair.last_error.encode()
+                self.world.sync(self.watch)
+                assert self.watch.last_error, (status, method)
+                self.places[f"git {method} {status}"] = self.watch.last_error.encode()
         self.world.git.server.on_request = None
         self.world.git.tokens["acme/secret"] = {"another one"}
-        self.world.sync(self.pair)
-        assert "The token was refused" in self.pair.last_error
-        path = f"/{self.pair.repository.repository_id}/token"
+        self.world.sync(self.watch)
+        assert "The token was refused" in self.watch.last_error
+        path = f"/{self.watch.repository.repository_id}/token"
         self.call("token refused", "PATCH", path, {"github_token": WRONG}, status=422)
         self.world.git.tokens["acme/secret"] = {GITHUB}
         self.call("token replaced", "PATCH", path, {"github_token": GITHUB})
-        self.call("re-sync", "POST", f"/{self.pair.repository.repository_id}/resync", status=202)
+        self.call("re-sync", "POST", f"/{self.watch.repository.repository_id}/resync", status=202)
         self.world.settle()
-        self.pair.refresh_from_db()
-        assert (self.pair.status, self.pair.last_error) == ("synced", "")
+        self.watch.refresh_from_db()
+        assert (self.watch.status, self.watch.last_error) == ("synced", "")
 
     def _let_git_say(self, status: int, method: str) -> None:
         self.world.git.server.on_request = lambda asked, target: echo(status, GITHUB) if asked == method else None
@@ -176,9 +176,9 @@ class Journey:
     def look_around(self) -> None:
         """Every page and every answer that there is."""
         self.call("list", "GET")
-        self.call("detail", "GET", f"/{self.pair.repository.repository_id}")
-        self.call("manifest", "GET", f"/{self.pair.repository.repository_id}/manifest")
-        beginnings = ["/admin/", f"{APPS}{self.app.pk}/change/", f"{WATCHES}{self.pair.pk}/change/"]
+        self.call("detail", "GET", f"/{self.watch.repository.repository_id}")
+        self.call("manifest", "GET", f"/{self.watch.repository.repository_id}/manifest")
+        beginnings = ["/admin/", f"{APPS}{self.app.pk}/change/", f"{WATCHES}{self.watch.pk}/change/"]
         beginnings += [f"{APPS}{self.app.pk}/ping/", "/admin/api/repositories"]
         for address, content in search.admin_pages(self.admin, *beginnings):
             self.places[f"page: {address}"] = content
@@ -209,7 +209,7 @@ def test_nothing_that_was_planted_is_found_anywhere(
     journey.places["Redis, at work"] = search.redis_dump(redis_client)
     journey.places["database, at work"] = search.database_dump()
     journey.places["mirrors, at work"] = search.files_dump(settings.REPOS_DIR)
-    wait_for(lambda: AppRepository.objects.filter(pk=journey.pair.pk, status="synced").exists(), timeout=40)
+    wait_for(lambda: AppRepository.objects.filter(pk=journey.watch.pk, status="synced").exists(), timeout=40)
     daemons.close()
     commands.stop()
     world.git.server.on_request = None

@@ -82,7 +82,7 @@ def _of_site() -> Iterator[str]:
 def _of_model(model: type[Model]) -> Iterator[str]:
     row = example(model)
     known = dict.fromkeys(("object_id", "id"), [] if row is None else [row.pk])
-    known["pair_pk"] = [example(AppRepository).pk]
+    known["watch_pk"] = [example(AppRepository).pk]
     for pattern in admin.site._registry[model].get_urls():
         if isinstance(pattern, URLPattern) and str(pattern.pattern) != "<path:object_id>/":  # only leads elsewhere
             for url in _filled(_list(model), pattern, known):

@@ -9,9 +9,9 @@ from typing import Any
 from django.db.models import F
 from django.utils import timezone
 
-from deliveries_app import alerts
-from deliveries_app.causes import RootCause
 from deliveries_app.models import Alert, AlertChannel, AlertRound, AppRepository
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.monitoring import alerts
 from tests.docora.http_server import ScriptedServer, saying, servers
 from tests.support.smtp import SmtpServer
 from tests.support.staff import fail
@@ -75,6 +75,6 @@ def next_round() -> None:
     alerts.go_round()
 
 
-def fail_since(pair: AppRepository, minutes: float, root: RootCause = RootCause.TIMEOUT) -> None:
-    fail(pair, root)
-    AppRepository.objects.filter(pk=pair.pk).update(failing_since=timezone.now() - timedelta(minutes=minutes))
+def fail_since(watch: AppRepository, minutes: float, root: RootCause = RootCause.TIMEOUT) -> None:
+    fail(watch, root)
+    AppRepository.objects.filter(pk=watch.pk).update(failing_since=timezone.now() - timedelta(minutes=minutes))

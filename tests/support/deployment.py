@@ -76,8 +76,8 @@ def unpack_image(folder: Path) -> Path:
 def image_variables() -> dict[str, str]:
     """The environment that the image sets; build arguments are empty."""
     [value] = [instruction.value for instruction in dockerfile()[-1] if instruction.name == "ENV"]
-    pairs = dict(word.split("=", 1) for word in shlex.split(value))
-    return {name: "" if value.startswith("$") else value for name, value in pairs.items()}
+    watches = dict(word.split("=", 1) for word in shlex.split(value))
+    return {name: "" if value.startswith("$") else value for name, value in watches.items()}
 
 
 # --- compose.yaml -------------------------------------------------------------------------------------------------------

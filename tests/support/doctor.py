@@ -9,8 +9,8 @@ from django.core.management import call_command
 from redis import Redis
 from rq import Worker
 
-from docora.doctor import Level
-from docora.doctor.findings import Finding
+from deliveries_app.monitoring.doctor import Level
+from deliveries_app.monitoring.doctor.findings import Finding
 
 
 def doctor(*options: str) -> tuple[int, str]:

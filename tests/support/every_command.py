@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 
-from docora.commandline import main
+from docora.cli.main import main
 
 
 def outcome(arguments: list[str]) -> tuple[int, str, str]:

@@ -11,7 +11,7 @@ import bcrypt
 import psycopg
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from docora.crypto import new_token
+from docora.security.crypto import new_token
 from tests.support.histories import sha
 from tests.support.postgres import PostgresServer
 

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from docora.demo.git_server import GitServer, Request, Takeover
-from docora.demo.repositories import Changes, Entry, commit, git, git_environment, init
+from deliveries_app.demo.git_server import GitServer, Request, Takeover
+from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_environment, init
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
 

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from django.db import connections
 from django.db.models import F
 
-from deliveries_app import sync as sync_module
-from deliveries_app.kinds import PHASES
 from deliveries_app.models import AppRepository, Delivery, Status
-from deliveries_app.plan import Plan, Terms
-from deliveries_app.planning import Planned, full_plan
+from deliveries_app.models.deliveries import PHASES
+from deliveries_app.planning.ignore_rules import rules_of
+from deliveries_app.planning.plan import DeliveryRules, Plan
+from deliveries_app.planning.planner import Planned, full_plan
 from deliveries_app.receiver import Answer, Notification
-from deliveries_app.rules import rules_of
-from deliveries_app.sync import sync
-from repositories_app.git import Tick
-from repositories_app.mirror import Entry, Mirror
-from repositories_app.remote import Head
+from deliveries_app.sync import attempt as sync_module
+from deliveries_app.sync.attempt import sync
+from repositories_app.git.process import Tick
+from repositories_app.git.remote import Head
+from repositories_app.mirror.mirror import Entry, Mirror
 from tests.support.git import Repo
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
@@ -48,22 +48,22 @@ def under_rules(files: Mapping[str, bytes], patterns: str = "") -> dict[str, byt
 
 
 def assert_promise_kept(
-    world: World, repo: Repo, pair: AppRepository, files: Mapping[str, bytes] | None = None
+    world: World, repo: Repo, watch: AppRepository, files: Mapping[str, bytes] | None = None
 ) -> None:
     """The client's copy equals HEAD byte for byte, or `files` where rules leave out or change some, and Docora says so."""
-    pair.refresh_from_db()
+    watch.refresh_from_db()
     expected = shas(repo.files() if files is None else files)
-    assert world.copy(pair) == expected
-    assert (pair.status, pair.last_commit, pair.files_failing) == (Status.SYNCED, repo.head, 0)
-    held = Delivery.objects.filter(pair=pair)
+    assert world.copy(watch) == expected
+    assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0)
+    held = Delivery.objects.filter(watch=watch)
     assert dict(held.values_list("path", "sha")) == expected
-    assert not held.exclude(acknowledged=True, held_sha=F("sha"), generation__gte=pair.resend_floor).exists()
-    assert not pair.failures.filter(kind="failed").exists()
+    assert not held.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor).exists()
+    assert not watch.failures.filter(kind="failed").exists()
 
 
-def in_doubt(pair: AppRepository) -> set[str]:
+def in_doubt(watch: AppRepository) -> set[str]:
     """The paths of which nobody knows whether the client was told."""
-    return set(Delivery.objects.filter(pair=pair, acknowledged=False).values_list("path", flat=True))
+    return set(Delivery.objects.filter(watch=watch, acknowledged=False).values_list("path", flat=True))
 
 
 def refusing(*paths: str, status: int = 500, headers: Mapping[str, str] | None = None) -> Hook:
@@ -91,20 +91,20 @@ def at_notification(number: int, action: Callable[[], object], then: Answer | No
 
 
 def kill_worker(
-    world: World, pair: AppRepository, when: Callable[[Notification], bool], *, processed: bool = True
+    world: World, watch: AppRepository, when: Callable[[Notification], bool], *, processed: bool = True
 ) -> None:
     """An attempt in a process of its own, killed (-9) while the client works on the first notification that `when` is
     true for. `processed`: the client keeps it all the same. The dead worker's lease runs out."""
-    assert _kill_worker(world, pair, when, processed=processed), "the attempt ended before it was killed"
+    assert _kill_worker(world, watch, when, processed=processed), "the attempt ended before it was killed"
 
 
-def maybe_kill_worker(world: World, pair: AppRepository, number: int, *, processed: bool) -> bool:
+def maybe_kill_worker(world: World, watch: AppRepository, number: int, *, processed: bool) -> bool:
     """The same at its notification `number`, if it gets so far. Whether it was killed."""
     seen = iter(range(1, 1_000_000))
-    return _kill_worker(world, pair, lambda note: next(seen) == number, processed=processed)
+    return _kill_worker(world, watch, lambda note: next(seen) == number, processed=processed)
 
 
-def _kill_worker(world: World, pair: AppRepository, when: Callable[[Notification], bool], *, processed: bool) -> bool:
+def _kill_worker(world: World, watch: AppRepository, when: Callable[[Notification], bool], *, processed: bool) -> bool:
     child = 0
     asked = 0
     killed = False
@@ -119,17 +119,17 @@ def _kill_worker(world: World, pair: AppRepository, when: Callable[[Notification
         return None if processed else Answer(close=True)
 
     already = len(world.receiver.log)
-    world.make_due(pair)
+    world.make_due(watch)
     world.answer(hook)
-    child = _fork(pair, lambda: None)
+    child = _fork(watch, lambda: None)
     was_killed = _was_killed(child)
     wait_for(lambda: len(world.receiver.log) - already == asked)
     world.answer(None)
-    let_lease_run_out(pair)
+    let_lease_run_out(watch)
     return was_killed
 
 
-def kill_worker_before_first_byte(world: World, pair: AppRepository, *, or_nothing: bool = False) -> None:
+def kill_worker_before_first_byte(world: World, watch: AppRepository, *, or_nothing: bool = False) -> None:
     """An attempt in a process of its own, killed (-9) when it has announced its first block and sent nothing.
 
     `or_nothing`: there may be nothing to announce."""
@@ -138,35 +138,35 @@ def kill_worker_before_first_byte(world: World, pair: AppRepository, *, or_nothi
         os.kill(os.getpid(), signal.SIGKILL)
 
     def prepare() -> None:
-        from deliveries_app.sender import Sender
+        from deliveries_app.sync.sender import Sender
 
         Sender._submit = die  # type: ignore[method-assign]  # in the child only
 
-    world.make_due(pair)
-    was_killed = _was_killed(_fork(pair, prepare))
+    world.make_due(watch)
+    was_killed = _was_killed(_fork(watch, prepare))
     assert was_killed or or_nothing, "there was nothing to announce"
-    let_lease_run_out(pair)
+    let_lease_run_out(watch)
 
 
-def given_up(world: World, pair: AppRepository) -> AppRepository:
+def given_up(world: World, watch: AppRepository) -> AppRepository:
     """After two attempts, and no more are left, at which the client refuses 3.txt and 5.txt; it takes them from now on."""
     world.answer(refusing("3.txt", "5.txt"))
-    world.sync(pair)
-    pair = world.sync(pair)
-    assert (pair.status, pair.is_failing) == (Status.FAILED, True)
+    world.sync(watch)
+    watch = world.sync(watch)
+    assert (watch.status, watch.is_failing) == (Status.FAILED, True)
     world.answer(None)
-    return pair
+    return watch
 
 
-def let_lease_run_out(pair: AppRepository) -> None:
-    AppRepository.objects.filter(pk=pair.pk).update(lease_until=None)
-    pair.refresh_from_db()
+def let_lease_run_out(watch: AppRepository) -> None:
+    AppRepository.objects.filter(pk=watch.pk).update(lease_until=None)
+    watch.refresh_from_db()
 
 
-def _fork(pair: AppRepository, prepare: Callable[[], None]) -> int:
+def _fork(watch: AppRepository, prepare: Callable[[], None]) -> int:
     def work() -> None:
         prepare()
-        sync(pair.pk)
+        sync(watch.pk)
 
     return forked(work)
 
@@ -184,9 +184,9 @@ def watching_plans() -> Iterator[list[Planned]]:
     different: list[Planned] = []
     original = sync_module.plan_to
 
-    def spy(head: Head, pair: AppRepository, terms: Terms, mirror: Mirror, tick: Tick) -> Planned:
-        planned = original(head, pair, terms, mirror, tick)
-        full = full_plan(head, pair, terms, mirror, tick).plan
+    def spy(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: Tick) -> Planned:
+        planned = original(head, watch, delivery_rules, mirror, tick)
+        full = full_plan(head, watch, delivery_rules, mirror, tick).plan
         if _contents(planned.plan) != _contents(full):
             different.append(planned)
         full.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from django.db import connections
 
-from deliveries_app.sync import sync
+from deliveries_app.sync.attempt import sync
 from docora.process import die_with_parent
 from tests.support.receiver import wait_for
 
@@ -181,12 +181,12 @@ def in_threads(*works: Callable[[], object]) -> list[object]:
     return results
 
 
-def syncing(pair_pk: int) -> threading.Thread:
-    """A worker for one pair, in a thread; join it."""
+def syncing(watch_pk: int) -> threading.Thread:
+    """A worker for one watch, in a thread; join it."""
 
     def run() -> None:
         try:
-            sync(pair_pk)
+            sync(watch_pk)
         finally:
             connections.close_all()
 

@@ -27,7 +27,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from repositories_app.models import Repository, Snapshot
-from tests.support.staff import make_app, make_pair
+from tests.support.staff import make_app, make_watch
 
 _STATUSES = (Status.FAILED, Status.SCANNING, Status.PENDING, Status.SYNCED)
 
@@ -49,30 +49,30 @@ def _add(number: int) -> None:
     token = f"{number:04}"
     AppToken.objects.create(app=portal, digest=f"{number:064}", ending=token, expires_at=now + timedelta(hours=1))
     facts = _failing(number) if number % 4 < 3 else {"status": Status.SYNCED}
-    one = make_pair(portal, f"repository-{number:05}", **facts)
-    pair = AppRepository.objects.order_by("pk")[0]
+    one = make_watch(portal, f"repository-{number:05}", **facts)
+    watch = AppRepository.objects.order_by("pk")[0]
     if number:
-        make_pair(app, "repository-00000", **facts)
+        make_watch(app, "repository-00000", **facts)
     Repository.objects.filter(pk=one.repository_id).update(circuit_open_until=now + timedelta(hours=1))
     Snapshot.objects.create(
-        repository=pair.repository, commit_sha=f"{number:040}", branch="main", file_count=1, total_bytes=1
+        repository=watch.repository, commit_sha=f"{number:040}", branch="main", file_count=1, total_bytes=1
     )
-    _add_deliveries(number, pair)
+    _add_deliveries(number, watch)
     operation = BulkOperation.objects.create(
         kind=OperationKind.values[number % 2], title=f"Operation {number}", app=portal, requested_by="anna", total=1,
         ended_at=now if number % 3 else None, cancelled_at=now if number % 3 == 1 else None,
     )  # fmt: skip
     first = BulkOperation.objects.order_by("pk")[0]
     _add_run(number, one, first)
-    _add_run(number, pair, operation)
-    _add_run(number, pair, None)
+    _add_run(number, watch, operation)
+    _add_run(number, watch, None)
     HourlyTraffic.objects.create(app=portal, hour=now - timedelta(hours=number), files=1, requests=1)
     HourlyTraffic.objects.get_or_create(app=app, hour=now, defaults={"files": 1, "requests": 1})
-    Notice.objects.create(pair=pair, kind=NoticeKind.SYNC_FAILED, facts="{}", generation=1)
+    Notice.objects.create(watch=watch, kind=NoticeKind.SYNC_FAILED, fields="{}", generation=1)
     user = User.objects.create(username=f"user-{number:02}", is_staff=True)
     Group.objects.create(name=f"Group {number}")
     AccessAttempt.objects.create(username=f"user-{number:02}", ip_address="192.0.2.1", failures_since_start=1)
-    for row in (portal, pair, pair.repository, first, user):
+    for row in (portal, watch, watch.repository, first, user):
         kind = ContentType.objects.get_for_model(row)
         LogEntry.objects.create(user=user, content_type=kind, object_id=row.pk, object_repr="x", action_flag=CHANGE)
 
@@ -88,25 +88,25 @@ def _failing(number: int) -> dict[str, object]:
     }
 
 
-def _add_deliveries(number: int, pair: AppRepository) -> None:
+def _add_deliveries(number: int, watch: AppRepository) -> None:
     now = timezone.now()
     Delivery.objects.create(
-        pair=pair, path=f"src/{number:03}", mode="100644", kind="create", source_key="x", sha="0" * 64, size=3,
-        intent=number, generation=1, acknowledged=number % 2 == 0, updated_at=now,
+        watch=watch, path=f"src/{number:03}", mode="100644", kind="create", source_key="x", sha="0" * 64, size=3,
+        sequence=number, generation=1, acknowledged=number % 2 == 0, updated_at=now,
     )  # fmt: skip
     for kind in FailureKind:
         DeliveryFailure.objects.create(
-            pair=pair, path_digest=f"{kind}{number:050}", path=f"src/{number:03}", kind=kind, cause="http", status_code=500,
+            watch=watch, path_digest=f"{kind}{number:050}", path=f"src/{number:03}", kind=kind, cause="http", status_code=500,
             message="The app answered 500.", first_at=now, last_at=now,
         )  # fmt: skip
 
 
-def _add_run(number: int, pair: AppRepository, operation: BulkOperation | None) -> None:
+def _add_run(number: int, watch: AppRepository, operation: BulkOperation | None) -> None:
     """Of the runs of an operation that has ended none is open."""
     now = timezone.now()
     is_open = number % 3 == 0 and (operation is None or operation.ended_at is None)
     SyncRun.objects.create(
-        pair=pair, app_name=pair.app.name, repository_name=str(pair.repository), operation=operation,
+        watch=watch, app_name=watch.app.name, repository_name=str(watch.repository), operation=operation,
         reason=Reason.values[number % len(Reason)], requested_by="anna", generation=1, started_at=now,
         ended_at=None if is_open else now, outcome="" if is_open else Outcome.values[number % len(Outcome)],
         files_total=2, files_done=1,

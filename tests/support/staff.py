@@ -4,9 +4,9 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
 
-from deliveries_app.causes import RootCause
 from deliveries_app.models import App, AppRepository, AppToken, Status
-from docora.crypto import hash_token, new_token
+from deliveries_app.models.root_causes import RootCause
+from docora.security.crypto import hash_token, new_token
 from repositories_app.models import Repository
 
 VIEWS = ("app", "apprepository", "bulkoperation", "repository", "syncrun", "delivery")
@@ -19,7 +19,7 @@ def make_app(name: str) -> App:
     return app
 
 
-def make_pair(app: App, name: str, **facts) -> AppRepository:
+def make_watch(app: App, name: str, **facts) -> AppRepository:
     repository, _ = Repository.objects.get_or_create(
         canonical_url=f"https://github.com/acme/{name}", defaults={"owner": "acme", "name": name}
     )
@@ -37,12 +37,12 @@ def staff(name: str, *codenames: str) -> Client:
     return client
 
 
-def fail(pair: AppRepository, root: RootCause, *, status: int | None = None, answer: str = "", **facts) -> None:
-    """As if the pair's last attempt had ended like this."""
+def fail(watch: AppRepository, root: RootCause, *, status: int | None = None, answer: str = "", **facts) -> None:
+    """As if the watch's last attempt had ended like this."""
     state = facts.pop("state", Status.PENDING)
-    AppRepository.objects.filter(pk=pair.pk).update(
-        root_cause=root, last_status_code=status, last_answer=answer, failing_since=timezone.now(), status=state,
+    AppRepository.objects.filter(pk=watch.pk).update(
+        root_cause=root, last_status_code=status, last_response=answer, failing_since=timezone.now(), status=state,
         last_error=f"It failed: {root}.", last_error_cause="http" if status else "other",
         next_sync_at=timezone.now(), **facts,
     )  # fmt: skip
-    pair.refresh_from_db()
+    watch.refresh_from_db()

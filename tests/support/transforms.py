@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from deliveries_app import transforms
-from deliveries_app.transforms import SourceFile, TransformFailed, Transforms
+from deliveries_app.planning import transforms
+from deliveries_app.planning.transforms import SourceFile, TransformFailed, Transforms
 
 
 def put_into_use(settings, *names: str) -> Transforms:

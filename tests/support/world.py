@@ -14,10 +14,10 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Delivery, SyncRun
 from deliveries_app.receiver import Answer, Notification, Receiver, Record
-from deliveries_app.services import onboard_app, watch
-from deliveries_app.services.checking import check_due
-from deliveries_app.sync import sync
-from repositories_app import remote
+from deliveries_app.services import onboard_app, watch_repository
+from deliveries_app.sweep.head_checks import check_due
+from deliveries_app.sync.attempt import sync
+from repositories_app.git import remote
 from tests.support.git import Entry, GitFixture, Repo
 
 KEY = "a-key-that-only-tests-use"
@@ -54,26 +54,26 @@ class World:
         return repo, self.watch_url(repo, app=app)
 
     def watch_url(self, repo: Repo, *, app: App | None = None, token: str = "") -> AppRepository:
-        return watch(Actor.command(), app or self.app, repo.url, token).pair
+        return watch_repository(Actor.command(), app or self.app, repo.url, token).watch
 
     def answer(self, hook: Callable[[Notification], Answer | None] | None) -> None:
         """What the receiver answers from now on; None: as a good client does."""
         self.receiver.on_request = hook
 
-    def make_due(self, pair: AppRepository) -> None:
-        """As if the pair's back-off had passed."""
-        AppRepository.objects.filter(pk=pair.pk).update(next_sync_at=Now())
-        App.objects.filter(pk=pair.app_id).update(not_before=None)
+    def make_due(self, watch: AppRepository) -> None:
+        """As if the watch's back-off had passed."""
+        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=Now())
+        App.objects.filter(pk=watch.app_id).update(cooldown_until=None)
 
-    def sync(self, pair: AppRepository) -> AppRepository:
-        """One attempt, now. Returns the pair as the database has it afterwards."""
-        self.make_due(pair)
-        sync(pair.pk)
-        pair.refresh_from_db()
-        return pair
+    def sync(self, watch: AppRepository) -> AppRepository:
+        """One attempt, now. Returns the watch as the database has it afterwards."""
+        self.make_due(watch)
+        sync(watch.pk)
+        watch.refresh_from_db()
+        return watch
 
     def check(self) -> int:
-        """One round of checks, as if every pair's time had come."""
+        """One round of checks, as if every watch's time had come."""
         AppRepository.objects.update(next_check_at=timezone.now() - timedelta(seconds=1))
         with remote.new_client() as client:
             return check_due(client)
@@ -89,20 +89,20 @@ class World:
             )
             if not due:
                 return
-            for pair in due:
-                self.sync(pair)
+            for watch in due:
+                self.sync(watch)
         raise AssertionError("The world does not come to rest.")
 
-    def copy(self, pair: AppRepository) -> dict[str, str]:
+    def copy(self, watch: AppRepository) -> dict[str, str]:
         """path → sha of what the client holds."""
-        return self.receiver.copy(pair.app.app_id, str(pair.repository))
+        return self.receiver.copy(watch.app.app_id, str(watch.repository))
 
     def requests(self, kind: str | None = None) -> list[Record]:
         return [record for record in self.receiver.log if kind is None or record.kind == kind]
 
-    def rows(self, pair: AppRepository) -> dict[str, Delivery]:
-        return {row.path: row for row in Delivery.objects.filter(pair=pair)}
+    def rows(self, watch: AppRepository) -> dict[str, Delivery]:
+        return {row.path: row for row in Delivery.objects.filter(watch=watch)}
 
-    def runs(self, pair: AppRepository) -> list[SyncRun]:
-        """The pair's runs, the newest first."""
-        return list(SyncRun.objects.filter(pair=pair))
+    def runs(self, watch: AppRepository) -> list[SyncRun]:
+        """The watch's runs, the newest first."""
+        return list(SyncRun.objects.filter(watch=watch))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from deliveries_app.payloads import (
+from deliveries_app.webhooks.payloads import (
     PING,
     Chunk,
     Envelope,
@@ -69,7 +69,7 @@ CONTENTS: dict[str, bytes] = {
     "UTF-32": "text 😀".encode("utf-32"),
     "Shift JIS": "日本語テキスト".encode("shift_jis"),
     "an encoded surrogate": b"\xed\xa0\x80",
-    "a pair of encoded surrogates": b"\xed\xa0\xbd\xed\xb8\x80",
+    "a watch of encoded surrogates": b"\xed\xa0\xbd\xed\xb8\x80",
     "an overlong slash": b"\xc0\xaf",
     "an overlong NUL": b"\xc0\x80",
     "beyond Unicode": b"\xf4\x90\x80\x80",

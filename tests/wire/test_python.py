@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from deliveries_app.payloads import Chunk, webhook_id
+from deliveries_app.webhooks.payloads import Chunk, webhook_id
 from tests.wire.bodies import BODIES, SEQUENCE, signed
 from tests.wire.clients import load
 from tests.wire.test_node import BODY, FORGED, KEY, KEYS

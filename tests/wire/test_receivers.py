@@ -16,9 +16,9 @@ import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
-from deliveries_app.paths import is_unsafe
-from deliveries_app.payloads import PING, Chunk, Envelope, delete_body, file_body, notice_body, webhook_id
+from deliveries_app.planning.paths import is_unsafe
 from deliveries_app.services import resync_single
+from deliveries_app.webhooks.payloads import PING, Chunk, Envelope, delete_body, file_body, notice_body, webhook_id
 from tests.support.git import Repo
 from tests.support.world import KEY, World
 from tests.wire.bodies import BODIES, COMMIT, CONTENTS, NOON, PATHS, REPOSITORY, SHA, chunked, written
@@ -96,10 +96,10 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
         server.close()
 
 
-def synced(world: World, client: Client, pair: AppRepository, repo: Repo) -> None:
+def synced(world: World, client: Client, watch: AppRepository, repo: Repo) -> None:
     """A sync ends well, the copy is the repository, and the client itself has found that out."""
-    assert world.sync(pair).status == Status.SYNCED, (pair.last_error, client.output)
-    assert client.held(pair.repository.repository_id) == repo.files()
+    assert world.sync(watch).status == Status.SYNCED, (watch.last_error, client.output)
+    assert client.held(watch.repository.repository_id) == repo.files()
     assert client.output.rstrip().endswith("the copy matches")
 
 
@@ -113,28 +113,28 @@ def watched(world: World, client: Client, settings) -> tuple[Repo, AppRepository
 
 
 def test_the_copy_is_what_the_repository_is_through_every_change(world: World, client: Client, watched) -> None:
-    repo, pair = watched
-    synced(world, client, pair, repo)
+    repo, watch = watched
+    synced(world, client, watch, repo)
     assert "more to come" in client.output
     repo.commit({"large.txt": LARGE[::-1], "0": b"changed", "1/2/3": None, "contents/00": None, "new/a/b": b"\0"})
-    synced(world, client, pair, repo)
+    synced(world, client, watch, repo)
     repo.commit({"1": b"was a folder", "0": None, "0/was/a": b"file", "new/a/b": None})
-    synced(world, client, pair, repo)
+    synced(world, client, watch, repo)
     client.restart()
     repo.commit({"large.txt": LARGE[1:]})
-    synced(world, client, pair, repo)
+    synced(world, client, watch, repo)
 
 
 def test_a_re_sync_mends_a_copy_that_was_damaged(world: World, client: Client, watched) -> None:
-    repo, pair = watched
-    synced(world, client, pair, repo)
-    files = client.folder / "copies" / pair.repository.repository_id / "files"
+    repo, watch = watched
+    synced(world, client, watch, repo)
+    files = client.folder / "copies" / watch.repository.repository_id / "files"
     (files / "large.txt").unlink()
     (files / "large.txt").mkdir()
     (files / "large.txt" / "in the way").write_text("x")
     (files / "contents" / "01").write_text("x")
-    resync_single(Actor.system(), pair)
-    synced(world, client, pair, repo)
+    resync_single(Actor.system(), watch)
+    synced(world, client, watch, repo)
 
 
 def test_every_body_is_understood(client: Client) -> None:

@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.models import App, Status
-from docora.crypto import new_webhook_key
+from docora.security.crypto import new_webhook_key
 from tests.docora.http_server import saying, servers
 from tests.support.world import KEY, World
 from tests.wire.bodies import CONTENTS
@@ -54,12 +54,12 @@ def lead_to(world: World, url: str, **changes: Any) -> None:
 def test_a_sample_accepts_everything_that_a_sync_sends(world: World, start: Starter, name: str) -> None:
     server = start(name, KEY)
     lead_to(world, f"{server.url}/hooks", send_sync_completed=True)
-    repo, pair = world.watch(FILES)
-    assert world.sync(pair).status == Status.SYNCED, pair.last_error
-    assert len(world.rows(pair)) == len(FILES)
+    repo, watch = world.watch(FILES)
+    assert world.sync(watch).status == Status.SYNCED, watch.last_error
+    assert len(world.rows(watch)) == len(FILES)
 
     repo.commit({"0": b"0", "1/2": None})
-    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    assert world.sync(watch).status == Status.SYNCED, watch.last_error
     for event in ("create", "update", "delete", "sync_completed"):
         assert event in server.output, server.output
 
@@ -67,10 +67,10 @@ def test_a_sample_accepts_everything_that_a_sync_sends(world: World, start: Star
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_sample_with_another_key_accepts_nothing(world: World, start: Starter, name: str) -> None:
     lead_to(world, start(name, "another-key-altogether").url)
-    _, pair = world.watch({"a": b"a", "b": b"b"})
-    world.sync(pair)
-    assert {failure.status_code for failure in pair.failures.all()} == {401}
-    assert not any(row.acknowledged for row in world.rows(pair).values())
+    _, watch = world.watch({"a": b"a", "b": b"b"})
+    world.sync(watch)
+    assert {failure.status_code for failure in watch.failures.all()} == {401}
+    assert not any(row.acknowledged for row in world.rows(watch).values())
 
 
 @pytest.mark.parametrize("knows", ["the old key", "the new key"])
@@ -80,8 +80,8 @@ def test_a_sample_does_not_notice_that_its_key_is_being_replaced(
 ) -> None:
     server = start(name, KEY if knows == "the old key" else NEW_KEY)
     lead_to(world, server.url, new_auth_key=NEW_KEY, key_rotation_started_at=timezone.now())
-    _, pair = world.watch({f"file-{number}": b"%d" % number for number in range(30)})
-    assert world.sync(pair).status == Status.SYNCED, pair.last_error
+    _, watch = world.watch({f"file-{number}": b"%d" % number for number in range(30)})
+    assert world.sync(watch).status == Status.SYNCED, watch.last_error
 
 
 def test_all_clients_verify_what_came_over_the_wire_with_either_key(world: World, node: Node) -> None:
@@ -90,10 +90,10 @@ def test_all_clients_verify_what_came_over_the_wire_with_either_key(world: World
         server = serve(saying())
         keys = {"new_auth_key": NEW_KEY, "key_rotation_started_at": timezone.now(), "send_sync_completed": True}
         lead_to(world, server.url, **keys)
-        repo, pair = world.watch(FILES)
-        assert world.sync(pair).status == Status.SYNCED, pair.last_error
+        repo, watch = world.watch(FILES)
+        assert world.sync(watch).status == Status.SYNCED, watch.last_error
         repo.commit({"0": b"0", "1/2": None})
-        assert world.sync(pair).status == Status.SYNCED, pair.last_error
+        assert world.sync(watch).status == Status.SYNCED, watch.last_error
         requests = list(server.requests)
     assert len(requests) > len(FILES) + 3
 

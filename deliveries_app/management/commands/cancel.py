@@ -3,10 +3,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import pair_of
+from deliveries_app.management.lookup import watch_of
 from deliveries_app.models import BulkOperation
 from deliveries_app.services import cancel_operation, cancel_request
-from docora.console import add_json, write_json
+from docora.cli.output import add_json, write_json
 from docora.text import counted
 
 
@@ -21,7 +21,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["repository_id"]:
-            cancelled = cancel_request(Actor.command(), pair_of(options["id"], options["repository_id"]))
+            cancelled = cancel_request(Actor.command(), watch_of(options["id"], options["repository_id"]))
         else:
             cancelled = cancel_operation(Actor.command(), _operation(options["id"]))
         if options["json"]:

@@ -3,10 +3,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of, pairs_of
+from deliveries_app.management.lookup import app_of, watches_of
+from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import delete_app
-from deliveries_app.services.impact import removal_of
-from docora.console import add_json, add_yes, confirm, write_json
+from docora.cli.output import add_json, add_yes, confirm, write_json
 from docora.text import counted
 
 
@@ -20,17 +20,17 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
-        removal = removal_of(pairs_of(app))
+        removal = removal_of(watches_of(app))
         about = "" if removal.records_are_exact else "about "
         question = (
             f"{app} and its token will be unknown at once. It watches "
-            f"{counted(removal.pairs, 'repository', 'repositories')}, of which {removal.orphans:,} "
+            f"{counted(removal.watches, 'repository', 'repositories')}, of which {removal.orphans:,} "
             f"{'is' if removal.orphans == 1 else 'are'} watched by nobody else; "
             f"{about}{counted(removal.records, 'delivery record goes', 'delivery records go')}."
         )
         confirm(question, yes=options["yes"])
         delete_app(Actor.command(), app)
         if options["json"]:
-            write_json(self.stdout, {"app_id": app.app_id, "watches": removal.pairs})
+            write_json(self.stdout, {"app_id": app.app_id, "watches": removal.watches})
         else:
             self.stdout.write(f"{app} is removed.")

@@ -3,9 +3,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import pair_of
-from deliveries_app.services import explain
-from docora.console import add_json, moment, plain, write_json
+from deliveries_app.management.lookup import watch_of
+from deliveries_app.reports.file_explanation import explain
+from docora.cli.output import add_json, moment, plain, write_json
 
 
 class Command(BaseCommand):
@@ -18,8 +18,8 @@ class Command(BaseCommand):
         add_json(parser, "path, state, words, next, next_at")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        pair = pair_of(options["app_id"], options["repository_id"])
-        told = explain(Actor.command(), pair, options["path"])
+        watch = watch_of(options["app_id"], options["repository_id"])
+        told = explain(Actor.command(), watch, options["path"])
         next_try = told.tried_next
         facts = {
             "path": options["path"],

@@ -11,9 +11,9 @@ from deliveries_app import importing
 from deliveries_app.actors import Actor
 from deliveries_app.importing.report import LOSSY, Item, Report, Tally
 from deliveries_app.importing.source import words_of
-from docora import schema
-from docora.console import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
-from docora.database import LOST
+from docora.cli.output import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
+from docora.db import schema
+from docora.db.connection import LOST
 from docora.text import clean_text
 
 URL_VARIABLE, KEY_VARIABLE = "SOURCE_DATABASE_URL", "SOURCE_ENCRYPTION_KEY"

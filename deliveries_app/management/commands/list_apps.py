@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db.models import Count, Q
 
 from deliveries_app.models import App
-from docora.console import add_json, write_json, write_table
+from docora.cli.output import add_json, write_json, write_table
 
 _SLICE = 500
 

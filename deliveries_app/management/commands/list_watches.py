@@ -4,10 +4,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from deliveries_app.api import watch_facts
-from deliveries_app.management.finding import app_of, pairs_of
+from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
-from docora.console import add_json, moment, write_json, write_table
+from deliveries_app.reports.status import watch_facts
+from docora.cli.output import add_json, moment, write_json, write_table
 
 _SLICE = 500
 
@@ -22,21 +22,21 @@ class Command(BaseCommand):
         parser.epilog = "Address and id, for scripts: list_watches APP_ID | cut -f2,3"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        pairs = pairs_of(app_of(options["app_id"]) if options["app_id"] else None)
+        watches = watches_of(app_of(options["app_id"]) if options["app_id"] else None)
         if options["failing"]:
-            pairs = pairs.failing()
-        with closing(_each(pairs)) as found:
+            watches = watches.failing()
+        with closing(_each(watches)) as found:
             if options["json"]:
-                for pair in found:
-                    write_json(self.stdout, watch_facts(pair))
+                for watch in found:
+                    write_json(self.stdout, watch_facts(watch))
             else:
                 write_table(self.stdout, ["App", "Id", "URL", "Status", "Files", "Last sync"], map(_row, found))
 
 
-def _each(pairs: AppRepositoryQuerySet) -> Generator[AppRepository]:
-    yield from pairs.iterator(chunk_size=_SLICE)
+def _each(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
+    yield from watches.iterator(chunk_size=_SLICE)
 
 
-def _row(pair: AppRepository) -> list[str]:
-    ids = [pair.app.app_id, pair.repository.repository_id, pair.github_url, pair.get_status_display()]
-    return [*ids, f"{pair.tree_files:,}", moment(pair.last_synced_at) if pair.last_synced_at else "never"]
+def _row(watch: AppRepository) -> list[str]:
+    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, watch.get_status_display()]
+    return [*ids, f"{watch.tree_files:,}", moment(watch.last_synced_at) if watch.last_synced_at else "never"]

@@ -4,10 +4,10 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import refusal
-from deliveries_app.payloads import timestamp
+from deliveries_app.management.lookup import refusal
 from deliveries_app.services import onboard_app
-from docora.console import add_json, secret_from_stdin, write_json
+from deliveries_app.webhooks.payloads import timestamp
+from docora.cli.output import add_json, secret_from_stdin, write_json
 
 
 class Command(BaseCommand):

@@ -4,10 +4,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of, refusal
+from deliveries_app.management.lookup import app_of, refusal
 from deliveries_app.services import NotFound
 from deliveries_app.services.pinging import send_ping
-from docora.console import add_json, write_json, wrong_usage
+from docora.cli.output import add_json, write_json, wrong_usage
 
 
 class Command(BaseCommand):

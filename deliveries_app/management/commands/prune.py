@@ -3,8 +3,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from deliveries_app.services.pruning import prune
-from docora.console import Bar, add_json, write_json
+from deliveries_app.sweep.retention import prune
+from docora.cli.output import Bar, add_json, write_json
 
 _WORDS = {
     "runs": ("sync run", "sync runs"),

@@ -11,8 +11,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
-from docora.console import add_json, plain, write_json
-from docora.installation import program
+from docora.cli.output import add_json, plain, write_json
+from docora.conf.installation import program
 
 
 class Command(BaseCommand):

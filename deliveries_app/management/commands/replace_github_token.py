@@ -5,11 +5,11 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import pair_of, refusal
-from deliveries_app.services.operations import NotFound
+from deliveries_app.management.lookup import refusal, watch_of
+from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import replace_github_token
-from docora.console import add_json, write_json
-from repositories_app.exceptions import GitError
+from docora.cli.output import add_json, write_json
+from repositories_app.git.exceptions import GitError
 
 
 class Command(BaseCommand):
@@ -24,14 +24,14 @@ class Command(BaseCommand):
         parser.epilog = "Example: replace_github_token APP_ID REPOSITORY_ID < token.txt"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        pair = pair_of(options["app_id"], options["repository_id"])
+        watch = watch_of(options["app_id"], options["repository_id"])
         if sys.stdin.isatty():
             self.stderr.write("The token, and Enter:", self.style.NOTICE)
         try:
-            replace_github_token(Actor.command(), pair, sys.stdin.readline().strip())
+            replace_github_token(Actor.command(), watch, sys.stdin.readline().strip())
         except (ValidationError, GitError, NotFound) as error:
             raise refusal(error) from None
         if options["json"]:
-            write_json(self.stdout, {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id})
+            write_json(self.stdout, {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id})
         else:
-            self.stdout.write(f"{pair.repository} is read with it for {pair.app}, and is synced now.")
+            self.stdout.write(f"{watch.repository} is read with it for {watch.app}, and is synced now.")

@@ -3,9 +3,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import repository_of
-from deliveries_app.services.circuits import reset_circuit
-from docora.console import add_json, write_json
+from deliveries_app.management.lookup import repository_of
+from deliveries_app.services.control import reset_circuit
+from docora.cli.output import add_json, write_json
 
 
 class Command(BaseCommand):

@@ -3,10 +3,11 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management import following
-from deliveries_app.management.finding import app_of, pairs_of
-from deliveries_app.services import NotFound, impact_of, resync_by_app, resync_single
-from docora.console import add_yes, confirm
+from deliveries_app.management import progress
+from deliveries_app.management.lookup import app_of, watches_of
+from deliveries_app.reports.impact import impact_of
+from deliveries_app.services import NotFound, resync_by_app, resync_single
+from docora.cli.output import add_yes, confirm
 from docora.text import counted, format_bytes
 
 
@@ -16,26 +17,26 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", help="as list_apps shows it")
         parser.add_argument("repository_id", nargs="?", help="as list_watches shows it; all of the app if left out")
-        following.add_options(parser)
+        progress.add_options(parser)
         add_yes(parser)
         parser.epilog = "For scripts: resync APP_ID --yes --wait --timeout 3600 --json"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        following.check_options(options)
-        pairs = pairs_of(app_of(options["app_id"]), options["repository_id"])
-        pair = pairs.first()
-        if pair is None:
+        progress.check_options(options)
+        watches = watches_of(app_of(options["app_id"]), options["repository_id"])
+        watch = watches.first()
+        if watch is None:
             raise CommandError("Nothing is watched under these ids; see list_watches.")
-        impact = impact_of(pairs)
+        impact = impact_of(watches)
         question = (
-            f"This will re-sync {impact.pairs:,} of the app's repositories and send ALL {counted(impact.files, 'file', 'files')} "
+            f"This will re-sync {impact.watches:,} of the app's repositories and send ALL {counted(impact.files, 'file', 'files')} "
             f"({format_bytes(impact.size)}) again."
         )
         confirm(question, yes=options["yes"])
         try:
             if options["repository_id"]:
-                following.follow(self, resync_single(Actor.command(), pair).run, options)
+                progress.follow(self, resync_single(Actor.command(), watch).run, options)
             else:
-                following.follow(self, resync_by_app(Actor.command(), pair.app), options)
+                progress.follow(self, resync_by_app(Actor.command(), watch.app), options)
         except NotFound as error:
             raise CommandError(f"{error}.") from None

@@ -3,11 +3,11 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management import following
-from deliveries_app.management.finding import app_of, pair_of
+from deliveries_app.management import progress
+from deliveries_app.management.lookup import app_of, watch_of
 from deliveries_app.models import BulkOperation, SyncRun
 from deliveries_app.services import NotFailed, NotFound, retry_all, retry_by_app, retry_single
-from docora.console import write_json, wrong_usage
+from docora.cli.output import write_json, wrong_usage
 
 
 class Command(BaseCommand):
@@ -17,15 +17,15 @@ class Command(BaseCommand):
         parser.add_argument("app_id", nargs="?", help="as list_apps shows it")
         parser.add_argument("repository_id", nargs="?", help="as list_watches shows it; all of the app if left out")
         parser.add_argument("--all", action="store_true", help="whatever is failing, of all apps")
-        following.add_options(parser)
+        progress.add_options(parser)
         parser.epilog = "For scripts: retry --all --wait --timeout 3600 --json"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        following.check_options(options)
+        progress.check_options(options)
         if bool(options["app_id"]) == options["all"]:
             raise wrong_usage("Give an app id, or --all.")
         try:
-            following.follow(self, _request(options["app_id"], options["repository_id"]), options)
+            progress.follow(self, _request(options["app_id"], options["repository_id"]), options)
         except (NotFailed, NotFound):
             if options["json"]:
                 write_json(self.stdout, {"kind": "retry", "total": 0})
@@ -38,4 +38,4 @@ def _request(app_id: str | None, repository_id: str | None) -> SyncRun | BulkOpe
         return retry_all(Actor.command())
     if repository_id is None:
         return retry_by_app(Actor.command(), app_of(app_id))
-    return retry_single(Actor.command(), pair_of(app_id, repository_id)).run
+    return retry_single(Actor.command(), watch_of(app_id, repository_id)).run

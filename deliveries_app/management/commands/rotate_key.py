@@ -4,11 +4,11 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of, refusal
+from deliveries_app.management.lookup import app_of, refusal
 from deliveries_app.models import App
 from deliveries_app.services import NotFound
 from deliveries_app.services.keys import KeyRotationError, cancel_key_rotation, retire_old_key, start_key_rotation
-from docora.console import add_json, secret_from_stdin, write_json
+from docora.cli.output import add_json, secret_from_stdin, write_json
 
 
 class Command(BaseCommand):

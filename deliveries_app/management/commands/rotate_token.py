@@ -5,10 +5,10 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of, refusal
+from deliveries_app.management.lookup import app_of, refusal
 from deliveries_app.services import NotFound
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
-from docora.console import add_json, add_yes, confirm, moment, write_json, wrong_usage
+from docora.cli.output import add_json, add_yes, confirm, moment, write_json, wrong_usage
 
 _HOUR = timedelta(hours=1)
 

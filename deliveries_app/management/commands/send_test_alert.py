@@ -2,8 +2,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deliveries_app.alerts import send_test
-from docora.console import add_json, write_json
+from deliveries_app.monitoring.alerts import send_test
+from docora.cli.output import add_json, write_json
 
 
 class Command(BaseCommand):

@@ -3,11 +3,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from deliveries_app import situation
-from deliveries_app.management.finding import app_of
-from deliveries_app.situation import Line, Situation
-from docora.console import FAILED, add_json, moment, write_json, write_table
-from docora.installation import program
+from deliveries_app.management.lookup import app_of
+from deliveries_app.reports import status
+from deliveries_app.reports.status import Line, Situation
+from docora.cli.output import FAILED, add_json, moment, write_json, write_table
+from docora.conf.installation import program
 from docora.text import counted
 
 _MOST = 1_000_000
@@ -25,7 +25,7 @@ class Command(BaseCommand):
         parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        found = situation.look(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
+        found = status.look(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
         if options["json"]:
             write_json(self.stdout, found.as_dict())
         else:
@@ -60,8 +60,14 @@ def _words(found: Situation) -> str:
 
 
 def _row(line: Line) -> list[str]:
-    pair = line.pair
+    watch = line.watch
     done = f"{line.percent} % sent. " if line.percent is not None else ""
     after = f" ({line.next.words}{f' {moment(line.next.at)}' if line.next.at else ''})"
-    what = done + " ".join(pair.last_error.split()) + after
-    return [str(pair.app), str(pair.repository), f"{pair.app.app_id} {pair.repository.repository_id}", line.state, what]
+    what = done + " ".join(watch.last_error.split()) + after
+    return [
+        str(watch.app),
+        str(watch.repository),
+        f"{watch.app.app_id} {watch.repository.repository_id}",
+        line.state,
+        what,
+    ]

@@ -3,12 +3,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from deliveries_app import alerts
-from deliveries_app.sweep import sweep_forever, sweep_once
-from docora import schema
-from docora.console import add_json, write_json, wrong_usage
-from docora.worker import request_stop
-from repositories_app import remote
+from deliveries_app.monitoring import alerts
+from deliveries_app.sweep.loop import sweep_forever, sweep_once
+from docora.cli.output import add_json, write_json, wrong_usage
+from docora.db import schema
+from docora.server.worker import request_stop
+from repositories_app.git import remote
 
 
 class Command(BaseCommand):

@@ -3,10 +3,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import pair_of, pairs_of
-from deliveries_app.services import unwatch
-from deliveries_app.services.impact import removal_of
-from docora.console import add_json, add_yes, confirm, write_json
+from deliveries_app.management.lookup import watch_of, watches_of
+from deliveries_app.reports.impact import removal_of
+from deliveries_app.services import unwatch_repository
+from docora.cli.output import add_json, add_yes, confirm, write_json
 
 
 class Command(BaseCommand):
@@ -19,17 +19,17 @@ class Command(BaseCommand):
         add_yes(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        pair = pair_of(options["app_id"], options["repository_id"])
-        removal = removal_of(pairs_of(pair.app, options["repository_id"]))
+        watch = watch_of(options["app_id"], options["repository_id"])
+        removal = removal_of(watches_of(watch.app, options["repository_id"]))
         mirror = " Nobody else watches it, and its mirror goes too." if removal.orphans else ""
         about = "" if removal.records_are_exact else "about "
         confirm(
-            f"{pair.app} will no longer be sent {pair.repository}; {about}{removal.records:,} delivery records go.{mirror}",
+            f"{watch.app} will no longer be sent {watch.repository}; {about}{removal.records:,} delivery records go.{mirror}",
             yes=options["yes"],
         )
-        unwatch(Actor.command(), pair)
+        unwatch_repository(Actor.command(), watch)
         if options["json"]:
-            ids = {"app_id": pair.app.app_id, "repository_id": pair.repository.repository_id}
+            ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
             write_json(self.stdout, ids)
         else:
-            self.stdout.write(f"{pair.app} no longer watches {pair.repository}.")
+            self.stdout.write(f"{watch.app} no longer watches {watch.repository}.")

@@ -4,10 +4,10 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.finding import app_of, refusal
-from deliveries_app.services import watch
-from docora.console import add_json, secret_from_stdin, write_json
-from repositories_app.exceptions import GitError, InvalidUrl
+from deliveries_app.management.lookup import app_of, refusal
+from deliveries_app.services import watch_repository
+from docora.cli.output import add_json, secret_from_stdin, write_json
+from repositories_app.git.exceptions import GitError, InvalidUrl
 
 
 class Command(BaseCommand):
@@ -24,11 +24,11 @@ class Command(BaseCommand):
         app = app_of(options["app_id"])
         token = secret_from_stdin("token") if options["github_token_stdin"] else ""
         try:
-            watched = watch(Actor.command(), app, options["url"], token)
+            watched = watch_repository(Actor.command(), app, options["url"], token)
         except (ValidationError, InvalidUrl, GitError) as error:
             raise refusal(error) from None
         if options["json"]:
             write_json(self.stdout, watched.as_dict())
             return
         verb = "watches" if watched.created else "watched already, and everything is sent again:"
-        self.stdout.write(f"{app.name} {verb} {watched.pair.repository} ({watched.pair.repository.repository_id})")
+        self.stdout.write(f"{app.name} {verb} {watched.watch.repository} ({watched.watch.repository.repository_id})")

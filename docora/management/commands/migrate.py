@@ -11,9 +11,9 @@ from django.db import DatabaseError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 
-from docora import schema
-from docora.database import reason
-from repositories_app import file_locks
+from docora import file_locks
+from docora.db import schema
+from docora.db.connection import reason
 
 _LOCK = int.from_bytes(b"docora")  # among the advisory locks of one database
 _POLL_SECONDS = 0.2

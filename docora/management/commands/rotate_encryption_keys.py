@@ -4,8 +4,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from docora.console import Bar, add_json, write_json
-from docora.reencryption import Column, columns, how_many, reencrypt
+from docora.cli.output import Bar, add_json, write_json
+from docora.security.reencryption import Column, columns, how_many, reencrypt
 
 _LISTED = 100  # rows of a column that are named, should a key be lost altogether
 

@@ -2,7 +2,7 @@ from typing import Any
 
 from django_rq.management.commands import rqworker
 
-from docora import schema
+from docora.db import schema
 
 
 class Command(rqworker.Command):  # type: ignore[misc]  # it has no types

@@ -13,15 +13,15 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError, OperationalError, connections
 
-from docora import schema
-from docora.commandline import add_instance_options
-from docora.database import reason
-from docora.datadir import embedded_redis_url, make_private
-from docora.embedded import UnsafeSocketDirectory, valkey_command
+from docora.cli.main import add_instance_options
+from docora.conf.data_dir import embedded_redis_url, make_private
+from docora.conf.installation import program
+from docora.db import schema
+from docora.db.connection import reason
 from docora.http.client import HttpClient, Request
-from docora.installation import program
-from docora.redis import RedisError, connection
-from docora.supervisor import Child, Supervisor, manage, port_is_taken, taken_port, web_command
+from docora.redis.connection import RedisError, connection
+from docora.server.supervisor import Child, Supervisor, manage, port_is_taken, taken_port, web_command
+from docora.server.valkey import UnsafeSocketDirectory, valkey_command
 
 READY_SECONDS = 60.0
 

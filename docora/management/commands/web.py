@@ -4,10 +4,11 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from docora import installation, schema
-from docora.commandline import add_instance_options
-from docora.supervisor import port_is_taken, python_path, taken_port, web_command
-from docora.web_server import socket_is_given
+from docora.cli.main import add_instance_options
+from docora.conf import installation
+from docora.db import schema
+from docora.server.supervisor import port_is_taken, python_path, taken_port, web_command
+from docora.server.web import socket_is_given
 
 
 class Command(BaseCommand):

@@ -1,0 +1,78 @@
+"""What each app was told last about each path: a list to read."""
+
+import re
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+
+from deliveries_app.admin import widgets
+from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.models import AppRepository, Delivery
+from docora.templatetags.docora import ago, badge, size
+
+_PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
+    list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
+    list_select_related = ("watch__app", "watch__repository")
+    search_fields = ("path",)  # what it really asks for stands in get_search_results
+    search_help_text = "The beginning of a path, an app id or a repository id"
+    paginator = widgets.BoundedPaginator
+    sortable_by = ()
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
+        return super().get_queryset(request).filter(watch__ended_at=None)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
+    ) -> tuple[QuerySet[Delivery], bool]:
+        """By the exact beginning of a path, as a range: SQLite's LIKE ignores case, and `_` means `_`.
+
+        Ordered as an index is that finds them: with the newest first, a handful would be looked for among millions.
+        """
+        if not search_term:
+            return queryset, False
+        if watches := _watches_of(search_term):
+            return queryset.filter(watch__in=watches).order_by("watch_id", "path"), False
+        beginning = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
+        return queryset.filter(beginning).order_by("path", "pk"), False
+
+    @admin.display(description="repository")
+    def repository(self, delivery: Delivery) -> str:
+        return str(delivery.watch.repository)
+
+    @admin.display(description="app")
+    def app(self, delivery: Delivery) -> str:
+        return delivery.watch.app.name
+
+    @admin.display(description="state")
+    def state(self, delivery: Delivery) -> SafeString:
+        if not delivery.acknowledged:
+            return badge("in doubt", "in doubt")
+        if delivery.generation < delivery.watch.resend_floor:
+            return badge("cleared", "cleared")
+        return badge("delivered", "delivered")
+
+    @admin.display(description="size")
+    def bytes(self, delivery: Delivery) -> str:
+        return size(delivery.known_size)
+
+    @admin.display(description="SHA-256")
+    def short_sha(self, delivery: Delivery) -> str:
+        return delivery.sha[:12]
+
+    @admin.display(description="last told")
+    def updated(self, delivery: Delivery) -> str:
+        return ago(delivery.updated_at)
+
+
+def _watches_of(public_id: str) -> list[int]:
+    """The keys of an app's or a repository's watches; none where this is no id, but the beginning of a path."""
+    if not _PUBLIC_ID.fullmatch(public_id):
+        return []
+    ids = Q(app__app_id=public_id) | Q(repository__repository_id=public_id)
+    return list(AppRepository.objects.order_by().filter(ids).values_list("pk", flat=True))

@@ -1,0 +1,78 @@
+"""Why was this file (not) sent? The page that answers, and the way to it from the page of an app."""
+
+from urllib.parse import urlencode
+
+from django.contrib import messages
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, reverse
+from django.views.decorators.http import require_GET
+
+from deliveries_app.actors import Actor
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.models import App, AppRepository
+from deliveries_app.reports import app_detail
+from deliveries_app.reports.file_explanation import PERMISSION, explain
+
+_BADGES = {
+    "delivered": ("delivered", "delivered"),
+    "failed": ("failed", "not delivered"),
+    "waiting": ("in doubt", "waiting"),
+    "in doubt": ("in doubt", "in doubt"),
+    "cleared": ("cleared", "cleared"),
+    "left out": ("left out", "left out"),
+    "absent": ("absent", "no such file"),
+    "unknown": ("unknown", "not known"),
+}
+"""State of a verdict → the badge's look, and its word."""
+
+
+class WhyAdmin(DocoraAdmin[AppRepository]):
+    """The page of one watched repository that explains a path."""
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]
+
+    def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        """Without a `path` it asks for one. Nothing of a path is cut off: names may begin and end with spaces."""
+        path = request.GET.get("path", "")
+        told = explain(Actor.of_user(request.user), watch, path) if path else None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Why was this file (not) sent?",
+            "opts": self.opts,
+            "watch": watch,
+            "path": path,
+            "told": told,
+            "badge": _BADGES[told.verdict.state] if told else None,
+        }
+        return TemplateResponse(request, "admin/deliveries_app/apprepository/why.html", context)
+
+
+class WhyOfAppAdmin(DocoraAdmin[App]):
+    """The form on the app page names a repository; from here one comes to that repository's page."""
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]
+
+    def why(self, request: HttpRequest, app: App) -> HttpResponse:
+        name = request.GET.get("repository", "").strip()
+        found = _named(app, name)
+        if len(found) == 1:
+            page = reverse("admin:deliveries_app_apprepository_why", args=[found[0].pk])
+            return HttpResponseRedirect(f"{page}?{urlencode({'path': request.GET.get('path', '')})}")
+        words = f"{app.name} watches no repository named {name!r}."
+        if found:
+            words = f"{app.name} watches several repositories named {name}. Enter the URL of the one that you mean."
+        self.message_user(request, words, messages.WARNING)
+        return HttpResponseRedirect(self.page_of(app))
+
+
+def _named(app: App, name: str) -> list[AppRepository]:
+    """By the URL as the app spelled it, else by `owner/name` or the URL in another spelling; two at most."""
+    watches = app_detail.watches_of(app).order_by("pk")
+    owner, _, last = name.rpartition("/")
+    by_name = Q(repository__owner__iexact=owner, repository__name__iexact=last)
+    by_url = Q(repository__canonical_url__iexact=name)
+    return list(watches.filter(github_url=name)[:2]) or list(watches.filter(by_name | by_url)[:2])

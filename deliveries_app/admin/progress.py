@@ -1,0 +1,104 @@
+"""Progress of operations and of single repositories, and the buttons that end it."""
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_POST
+
+from deliveries_app import actors, services
+from deliveries_app.actors import Actor
+from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.fragments import can_view_watches, fragment, here, ids
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason
+from deliveries_app.progress import context as progress_context
+from deliveries_app.progress import live
+
+_CANCELLED = {
+    Reason.RESYNC: "Re-sync cancelled.",
+    Reason.RETRY: "Retry cancelled: it goes on failing until the next rescan.",
+}
+
+
+@require_GET
+@fragment(actors.can_view_operations, remembered=True)
+def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
+    """The progress of a bulk operation: what its box polls every second until it has ended."""
+    context = progress_context.polled(operation_id, said=request.GET.get("said"))
+    if context is None:
+        raise Http404
+    return render(request, "docora/progress.html#bulk_progress", context | {"here": here(request)})
+
+
+@require_GET
+@fragment(actors.can_view_operations, remembered=True)
+def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
+    """The rows of an operation's page whose runs are named in `ids` and were open when they were last drawn."""
+    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
+    runs = list(operation.runs.filter(pk__in=ids(request)))
+    found = live.of_runs(runs)
+    rows = [{"run": run, "progress": found[run.pk]} for run in runs]
+    context = {
+        "operation": operation,
+        "rows": rows,
+        "open_ids": progress_context.joined(run.pk for run in runs if not run.outcome),
+    }
+    return render(request, "docora/progress.html#run_rows", context)
+
+
+@require_GET
+@fragment(can_view_watches, remembered=True)
+def live_watches(request: HttpRequest) -> HttpResponse:
+    """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept; with
+    `files=1` also their numbers of files, for a page that shows them."""
+    watches = list(AppRepository.objects.filter(pk__in=ids(request)).select_related("app", "repository"))
+    found = progress_context.open_progress(watches)
+    rows = [{"watch": watch, "progress": found.get(watch.pk)} for watch in watches]
+    context: dict[str, Any] = {"rows": rows, "live_ids": progress_context.live_ids(watches)}
+    context |= {
+        "with_files": request.GET.get("files") == "1",
+        "settled": [watch for watch in watches if not watch.is_active],
+    }
+    return render(request, "docora/progress.html#live_cells", context)
+
+
+@require_GET
+@fragment(can_view_watches, remembered=True)
+def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
+    """The progress of one watched repository, for its own page."""
+    watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
+    context = {**progress_context.of_watch(watch), "polled": True}
+    progress = context["progress"]
+    context["speaks"] = progress is not None and request.GET.get("said") != str(progress.tens)
+    return render(request, "docora/progress.html#watch_progress", context)
+
+
+@require_POST
+def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
+    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
+    stopped = services.cancel_operation(Actor.of_user(request.user), operation)
+    words = f"Cancelled: {stopped:,} had not finished." if stopped else "It had ended already."
+    messages.success(request, words)
+    return _back(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
+
+
+@require_POST
+def dismiss_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
+    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
+    services.dismiss_operation(Actor.of_user(request.user), operation)
+    return _back(request, reverse("admin:deliveries_app_bulkoperation_changelist"))
+
+
+@require_POST
+def cancel_watch(request: HttpRequest, pk: int) -> HttpResponse:
+    watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
+    stopped = services.cancel_request(Actor.of_user(request.user), watch)
+    run = watch.runs.filter(outcome=Outcome.CANCELLED).order_by("-ended_at", "-pk").first() if stopped else None
+    messages.success(request, _CANCELLED[Reason(run.reason)] if run else "There is nothing to cancel.")
+    return _back(request, reverse("admin:deliveries_app_apprepository_change", args=[watch.pk]))
+
+
+def _back(request: HttpRequest, default: str) -> HttpResponseRedirect:
+    return HttpResponseRedirect(next_url(request, default))

@@ -1,0 +1,84 @@
+"""What several admin pages show: a paginator for large tables, a filter, and the cells of a watched repository."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from deliveries_app.models import AppRepository
+from docora.templatetags.docora import ago, badge, icon
+from repositories_app.models import Repository
+
+ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
+"""The heading of a column of buttons."""
+
+
+class BoundedPaginator(Paginator[Any]):
+    """For tables of millions of rows: never counts further than its hundredth page. Search and filters lead beyond."""
+
+    PAGES = 100
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[: self.PAGES * self.per_page].count())
+
+
+class CircuitFilter(admin.SimpleListFilter):
+    """Rows whose circuit is open; `field` leads to the end of that."""
+
+    title = "circuit"
+    parameter_name = "circuit"
+    field = "circuit_open_until"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset
+
+
+def live_status(watch: AppRepository) -> SafeString:
+    """The status cell; the list's poller swaps it by its id while the watch is active."""
+    return format_html(
+        '<span id="live-{}" class="live">{}</span>', watch.pk, badge(watch.status, watch.get_status_display())
+    )
+
+
+def resync_link(watch: AppRepository, back: str) -> SafeString:
+    """The button of a row: a link to the confirmation page."""
+    url = reverse("admin:deliveries_app_apprepository_force_resync")
+    query = urlencode({"ids": watch.pk, "next": back})
+    return format_html(
+        '<a class="button button-resync" href="{}?{}" aria-label="Re-sync {}">{}Re-sync</a>',
+        url,
+        query,
+        str(watch),
+        icon("resync"),
+    )
+
+
+def retry_button(watch: AppRepository, back: str) -> SafeString:
+    """The button of a failing row: acts at once. It belongs to the form of `docora/retry_form.html`, which the page has
+    outside the list's own."""
+    url = reverse("admin:deliveries_app_apprepository_retry", args=[watch.pk])
+    return format_html(
+        '<button type="submit" form="retry-now" class="button button-retry" formaction="{}?{}" aria-label="Retry {}"'
+        ' title="Sends only what is not acknowledged">{}Retry</button>',
+        url,
+        urlencode({"next": back}),
+        str(watch),
+        icon("retry"),
+    )
+
+
+def circuit_words(repository: Repository) -> SafeString | str:
+    return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""

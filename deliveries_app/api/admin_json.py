@@ -1,0 +1,187 @@
+"""The admin JSON: the same verbs as the admin's buttons, for a signed-in staff member's scripts (wire contract §3)."""
+
+import json
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate
+
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.core.paginator import Paginator
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.request import RawPostDataException
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.decorators.http import require_GET, require_POST
+
+from deliveries_app import actors, services
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, BulkOperation
+from deliveries_app.progress import live
+from deliveries_app.reports.status import watch_facts
+from docora.web.errors import json_error
+
+logger = logging.getLogger(__name__)
+
+PER_PAGE = 50
+
+type Call[**P] = Callable[Concatenate[HttpRequest, Actor, P], dict[str, Any]]
+
+
+class BadRequest(ValueError):
+    """The call is malformed; the message is the answer."""
+
+
+def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
+    """A view that answers `{"data": …}`, and every error as `{"error": …}`; `failure` is what a 500 says."""
+
+    def decorate(function: Call[P]) -> Callable[..., HttpResponse]:
+        @csrf_protect
+        @wraps(function)
+        def signed_in(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            try:
+                return JsonResponse({"data": function(request, Actor.of_user(request.user), *args, **kwargs)})
+            except BadRequest as error:
+                return json_error(str(error), 400)
+            except services.NotFound as error:
+                return json_error(str(error), 404)
+            except services.NotFailed as error:
+                return json_error(str(error), 409)
+            except PermissionDenied:
+                return json_error("You do not have the permission for this", 403)
+            except Exception:
+                logger.exception("admin_call_failed", extra={"path": request.path})
+                return json_error(failure, 500)
+
+        @csrf_exempt  # asked for above, once somebody is signed in: the answer to nobody is 401, also without a token
+        @wraps(function)
+        def view(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            if not request.user.is_authenticated:
+                return json_error("Sign in to the admin first", 401)
+            return signed_in(request, *args, **kwargs)
+
+        return view
+
+    return decorate
+
+
+@require_POST
+@call("Failed to queue re-sync")
+def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    watch = _watch(request, actor, services.RESYNC_PERMISSION)
+    return {"message": "Re-sync queued", "job_id": services.resync_single(actor, watch).job_id}
+
+
+@require_POST
+@call("Failed to start bulk re-sync")
+def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
+    actor.require(services.RESYNC_PERMISSION)
+    app = App.objects.filter(app_id=app_id, ended_at=None).first()
+    if app is None:
+        raise services.NotFound("App not found")
+    operation = services.resync_by_app(actor, app)
+    return {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": operation.total}
+
+
+@require_POST
+@call("Failed to queue retry")
+def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    watch = _watch(request, actor, services.RETRY_PERMISSION)
+    return {"message": "Retry queued", "job_id": services.retry_single(actor, watch).job_id}
+
+
+@require_POST
+@call("Failed to start bulk retry")
+def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
+    actor.require(services.RETRY_PERMISSION)
+    app = App.objects.filter(app_id=app_id, ended_at=None).first()
+    if app is None:
+        raise services.NotFound("No failed notifications for this app")
+    return _retrying(services.retry_by_app(actor, app))
+
+
+@require_POST
+@call("Failed to start bulk retry")
+def retry_all(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    return _retrying(services.retry_all(actor))
+
+
+def _retrying(operation: BulkOperation) -> dict[str, Any]:
+    return {"message": "Bulk retry started", "operation_id": operation.operation_id, "total": operation.total}
+
+
+@require_GET
+@call("Failed to list repositories")
+def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
+    """The watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
+    actor.require("deliveries_app.view_apprepository")
+    watches = AppRepository.objects.alive().select_related("app", "repository").order_by("app__name", "pk")
+    if app_id := request.GET.get("app_id"):
+        watches = watches.filter(app__app_id=app_id)
+    if status := request.GET.get("status"):
+        watches = watches.filter(status=status)
+    for word in request.GET.get("search", "").split():
+        watches = watches.filter(repository__canonical_url__icontains=word)
+    page = Paginator(watches, PER_PAGE).get_page(request.GET.get("page"))
+    return {
+        "page": page.number,
+        "pages": page.paginator.num_pages,
+        "total": page.paginator.count,
+        "repositories": [watch_facts(watch) for watch in page.object_list],
+    }
+
+
+@require_GET
+@call("Failed to read progress")
+def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
+    if not actors.can_view_operations(request.user):
+        raise PermissionDenied
+    operation = _operation(operation_id)
+    return {"operation_id": operation.operation_id, **live.of_operation(operation).as_dict()}
+
+
+@require_POST
+@call("Failed to cancel")
+def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
+    actor.require(services.RESYNC_PERMISSION, services.RETRY_PERMISSION)  # before it is told which operations there are
+    services.cancel_operation(actor, _operation(operation_id))
+    return {"message": "Cancellation requested"}
+
+
+def _operation(operation_id: str) -> BulkOperation:
+    operation = BulkOperation.objects.filter(operation_id=operation_id).first()
+    if operation is None:
+        raise services.NotFound("Operation not found or expired")
+    return operation
+
+
+def _watch(request: HttpRequest, actor: Actor, permission: str) -> AppRepository:
+    """The watch that the body names."""
+    facts = _body(request)
+    app_id, repository_id = facts.get("app_id"), facts.get("repository_id")
+    if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
+        raise BadRequest("app_id and repository_id are required")
+    actor.require(permission)
+    if not (app_id.isprintable() and repository_id.isprintable()):  # a NUL, a surrogate: databases refuse the question
+        raise services.NotFound("App-repository link not found")
+    watch = (
+        AppRepository.objects.alive()
+        .filter(app__app_id=app_id, repository__repository_id=repository_id)
+        .select_related("app", "repository")
+        .first()
+    )
+    if watch is None:
+        raise services.NotFound("App-repository link not found")
+    return watch
+
+
+def _body(request: HttpRequest) -> dict[str, Any]:
+    try:
+        facts = json.loads(request.body or b"{}")
+    except RequestDataTooBig:
+        raise BadRequest(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes") from None
+    except (ValueError, RecursionError, RawPostDataException):  # the last: a form, read for its CSRF token
+        raise BadRequest("The body must be JSON") from None
+    if not isinstance(facts, dict):
+        raise BadRequest("The body must be a JSON object")
+    return facts

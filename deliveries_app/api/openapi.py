@@ -1,0 +1,103 @@
+"""The API as a whole: the calls of client apps, of git hosts and of probes in one OpenAPI document, errors in one shape."""
+
+import json
+import logging
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationError
+from ninja.parser import Parser
+
+from deliveries_app.api import push_hooks, repositories
+from deliveries_app.monitoring import health
+from deliveries_app.services import NotFound
+from docora import __version__
+from docora.security.crypto import DecryptionError
+from docora.web.api import sentence
+from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, json_error
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """Docora watches git repositories and pushes every created, updated and deleted file to the webhooks of \
+client apps. With this API an app says which repositories it wants, and sees how their syncs stand."""
+
+
+class JsonParser(Parser):
+    """Says in words why a body is not read; ninja hands the reason over as the cause of its own error."""
+
+    def parse_body(self, request: HttpRequest) -> Any:
+        if request.content_type != "application/json":
+            raise ApiError("Send the body as JSON, with Content-Type: application/json", 422)
+        try:
+            return json.loads(request.body)
+        except (ValueError, RecursionError):
+            raise ApiError("The body is not valid JSON: check its quotes, commas and brackets", 422) from None
+
+
+api = NinjaAPI(
+    title="Docora",
+    version=__version__,
+    description=DESCRIPTION,
+    urls_namespace="rest",
+    openapi_url=None,  # served below: at two addresses, made once
+    docs_url=None,
+    servers=[{"url": settings.PUBLIC_URL}],
+    parser=JsonParser(),
+)
+api.add_router("/api/repositories", repositories.router)
+api.add_router("/api/hooks", push_hooks.router)
+api.add_router("", health.router)
+
+
+@api.exception_handler(ApiError)
+def _api_error(request: HttpRequest, error: ApiError) -> HttpResponse:
+    return error.response()
+
+
+@api.exception_handler(ValidationError)
+def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    return json_error(sentence(error.errors), 422)
+
+
+@api.exception_handler(HttpError)
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    cause = error.__cause__
+    return cause.response() if isinstance(cause, ApiError) else json_error(str(error), error.status_code)
+
+
+@api.exception_handler(NotFound)
+def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
+    return json_error(str(error), 404)
+
+
+@api.exception_handler(Http404)
+def _unknown(request: HttpRequest, error: Http404) -> HttpResponse:
+    return json_error(NOT_FOUND, 404)
+
+
+@api.exception_handler(Exception)
+def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
+    if isinstance(error, DecryptionError):
+        raise error  # a middleware answers it, for pages too
+    logger.error("api_call_failed", extra={"path": request.path}, exc_info=error)
+    return json_error(INTERNAL, 500)
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    made: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema(path_prefix="")))
+    for operations in made["paths"].values():
+        operations.pop("head", None)  # answered like GET, and not a call of its own
+    return made
+
+
+@csrf_exempt  # another method is a 405
+@require_safe
+def openapi_json(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(document())

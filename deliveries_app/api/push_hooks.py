@@ -1,0 +1,60 @@
+"""Push hooks: a git host says that somebody pushed, and the check that would have come by itself comes at once."""
+
+from typing import Any
+
+from django.http import HttpRequest
+from ninja import Router, Status
+
+from deliveries_app.actors import Actor
+from deliveries_app.api.repositories import RepositoryId
+from deliveries_app.api.schemas import Announced
+from deliveries_app.services import push_hooks
+from docora.web.api import SHELL, THROTTLED, TooLarge, answers, pieces, refusal
+from docora.web.errors import ApiError
+
+router = Router(tags=["Push hooks"])
+
+MAX_BODY = 26214400  # bytes; GitHub sends no larger ones
+_REFUSED = "The signature is missing or wrong, or there is no such repository: which of these is not told."
+
+_documented = answers(
+    202,
+    Announced,
+    "The signature is right, and a check is queued.",
+    {401: _REFUSED, 413: f"The body is larger than {MAX_BODY:,} bytes.", 429: THROTTLED},
+)
+_documented["openapi_extra"] |= {
+    "parameters": [
+        {
+            "in": "header",
+            "name": "X-Hub-Signature-256",
+            "required": True,
+            "description": "`sha256=` and the hex HMAC-SHA256 of the body under the push hook secret of the watch.",
+            "schema": {"type": "string"},
+            "example": "sha256=88aab3ede8d3adf94d26ab90d3bafd4a2083070c3bcce9c014ee04a443847c0b",
+            SHELL: """sha256=$(printf %s "$BODY" | openssl dgst -sha256 -hmac "$PUSH_SECRET" -r | cut -d ' ' -f 1)""",
+        }
+    ],
+    "requestBody": {
+        "description": "Whatever the host sends; it is only read to check the signature.",
+        "required": False,
+        "content": {"application/json": {"schema": {}, "example": {"ref": "refs/heads/main"}}},
+    },
+}
+
+
+@router.post("/push/{repository_id}", operation_id="push_hook", summary="Announce a push", **_documented)
+def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, Any]]:
+    """For the webhook settings of GitHub and of every host that signs like it. The secret is made for a watch in the
+    admin and shown there once; where several apps watch the repository, any of their secrets will do."""
+    signature = request.headers.get("X-Hub-Signature-256", "")
+    try:
+        signed = push_hooks.is_signed(repository_id, signature, pieces(request, MAX_BODY))
+    except TooLarge as error:
+        raise ApiError(str(error), 413) from None
+    except OSError:  # the client went away in the middle
+        signed = False
+    if not signed:
+        raise refusal(request, "push", "Sign the body with the push hook secret of the watch: X-Hub-Signature-256")
+    push_hooks.repository_pushed(Actor.system(), repository_id)
+    return Status(202, {"message": "Check queued"})

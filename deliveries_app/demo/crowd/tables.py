@@ -1,0 +1,239 @@
+"""The rows of a few thousand: apps, repositories, drawings, and what of them fails."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Model
+
+from deliveries_app.demo.crowd.deliveries import Watched
+from deliveries_app.demo.crowd.layout import FAILING, Amounts, DrawnWatch, Role, Tree
+from deliveries_app.models import App, AppRepository, AppToken, DeliveryFailure, FailureKind, RootCause, Status
+from deliveries_app.models.deliveries import path_digest
+from deliveries_app.models.root_causes import CLEARED_FAILURE
+from deliveries_app.planning.delivery_rows import delivery_rules_of
+from docora.security.crypto import hash_token
+from repositories_app.models import Repository, Snapshot
+
+RESTS = timedelta(days=365)
+"""So long nothing is due: an instance that runs on this database looks at nothing and sends nothing by itself."""
+
+_AGE = timedelta(days=400)
+_BATCH = 500
+_MOST_FAILING_FILES = 40
+_KINDS = ("Portal", "Search", "Wiki", "Archive", "Mirror", "Reader", "Index", "Monitor")
+_OWNERS = ("acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka")
+_OF_EVERY_WATCHER = {RootCause.GIT_HOST, RootCause.GIT_NOT_FOUND, RootCause.GIT_CONTENT}
+
+
+@dataclass(frozen=True)
+class SyncFailure:
+    """How a root cause shows: the short cause, the sentence, and the app's answer. `of_files`: it lists files."""
+
+    cause: str
+    message: str
+    status: int | None = None
+    answer: str = ""
+    of_files: bool = True
+
+
+TROUBLES = {
+    RootCause.DNS: SyncFailure("dns", "The name of the endpoint cannot be resolved."),
+    RootCause.TLS: SyncFailure("tls", "The endpoint's certificate has expired."),
+    RootCause.CONNECTION: SyncFailure("connect", "No connection to the endpoint: connection refused."),
+    RootCause.TIMEOUT: SyncFailure("timeout", "The app did not answer within 30 s."),
+    RootCause.REFUSED: SyncFailure("http", "The app answered 401.", 401, '{"error": "bad signature"}'),
+    RootCause.CLIENT_ERROR: SyncFailure("http", "The app answered 422.", 422, '{"error": "path is too long"}'),
+    RootCause.SERVER_ERROR: SyncFailure("http", "The app answered 502.", 502, "<html><h1>502 Bad Gateway</h1></html>"),
+    RootCause.UNEXPECTED: SyncFailure("http", "The app answered 302.", 302),
+    RootCause.ADDRESS: SyncFailure("refused_address", "The endpoint's address may not be called."),
+    RootCause.GIT_AUTH: SyncFailure("auth", "The token was refused by the git host.", of_files=False),
+    RootCause.GIT_NOT_FOUND: SyncFailure("not_found", "The repository does not exist any more.", of_files=False),
+    RootCause.GIT_HOST: SyncFailure("timeout", "The git host did not answer in time.", of_files=False),
+    RootCause.GIT_CONTENT: SyncFailure("corrupt", "A tree of the repository cannot be read.", of_files=False),
+    RootCause.RULES: SyncFailure("transform", "The transform `minify` failed: unexpected end of input."),
+    RootCause.INTERNAL: SyncFailure("internal", "Something went wrong in Docora; its log has more.", of_files=False),
+}
+
+
+def make(amounts: Amounts, drawings: Sequence[DrawnWatch], now: datetime) -> list[Watched]:
+    """Write them all; the drawings come back with their rows."""
+    apps = _make_apps(amounts, now)
+    repositories = _make_repositories(amounts, drawings, now)
+    dice = amounts.dice("rows of drawings")
+    watches = [_watch(dice, drawn, apps[drawn.app], repositories[drawn.tree.number], now) for drawn in drawings]
+    watched = [Watched(drawn, watch) for drawn, watch in zip(drawings, _create(watches), strict=True)]
+    _create(failure for one in watched for failure in _failures(one, now))
+    for rows in (apps, list(repositories.values()), watches):  # their first moment is set when they are saved
+        pks = [row.pk for row in rows]
+        for start in range(0, len(pks), _BATCH):
+            manager = type(rows[0])._default_manager
+            manager.filter(pk__in=pks[start : start + _BATCH]).update(created_at=now - _AGE)
+    return watched
+
+
+def _create[M: Model](rows: Iterable[M]) -> list[M]:
+    rows = list(rows)
+    return type(rows[0])._default_manager.bulk_create(rows, batch_size=_BATCH) if rows else []
+
+
+def _hex(dice: Random, digits: int) -> str:
+    return f"{dice.getrandbits(4 * digits):0{digits}x}"
+
+
+def _make_apps(amounts: Amounts, now: datetime) -> list[App]:
+    dice = amounts.dice("apps")
+    apps, tokens = [], []
+    for number in range(amounts.apps):
+        name = f"{dice.choice(_OWNERS).capitalize()} {dice.choice(_KINDS)} {number}"
+        paused, down = number % 50 == 7, number % 100 == 11
+        app = App(
+            app_id=f"app_{_hex(dice, 24)}",
+            name=name,
+            base_url=f"https://{name.lower().replace(' ', '-')}.example/hooks",
+            email=f"ops@{name.lower().replace(' ', '-')}.example",
+            client_auth_key=f"whsec_{_hex(dice, 40)}",
+            paused=paused,
+            paused_reason="The app answered 410 to three files." if paused else "",
+            down_count=3 if down else 0,
+            cooldown_until=now + timedelta(hours=1) if down else None,
+        )
+        apps.append(app)
+        for old in range(1 + (number % 20 == 0)):
+            digest, expires = hash_token(_hex(dice, 64)), now + timedelta(hours=20) if old else None
+            tokens.append(AppToken(app=app, digest=digest, ending=_hex(dice, 4), last_used_at=now, expires_at=expires))
+    _create(apps)
+    _create(tokens)
+    return apps
+
+
+def _make_repositories(amounts: Amounts, drawings: Sequence[DrawnWatch], now: datetime) -> dict[int, Repository]:
+    """By the number of their trees, each with its latest snapshots."""
+    dice = amounts.dice("repositories")
+    first: dict[int, DrawnWatch] = {}
+    for drawn in drawings:
+        first.setdefault(drawn.tree.number, drawn)
+    rows = {number: _repository(dice, amounts.seed, drawn, now) for number, drawn in first.items()}
+    _create(rows.values())
+    _create(
+        Snapshot(
+            repository=rows[number],
+            commit_sha=_hex(dice, 40),
+            branch="main",
+            file_count=drawn.tree.files,
+            total_bytes=drawn.tree.size,
+        )
+        for number, drawn in first.items()
+        if drawn.role != Role.NEW
+        for _ in range(3 if number % 10 == 0 else 1)
+    )
+    return rows
+
+
+def _repository(dice: Random, seed: int, drawn: DrawnWatch, now: datetime) -> Repository:
+    """Its circuit is open where its only drawn found it unreadable."""
+    owner, name = f"{dice.choice(_OWNERS)}-{seed}", f"repository-{drawn.tree.number:05d}"
+    row = Repository(
+        repository_id=f"repo_{_hex(dice, 24)}",
+        canonical_url=f"https://git.example/{owner}/{name}",
+        owner=owner,
+        name=name,
+        is_private=dice.random() < 0.3,
+    )
+    if drawn.cause in _OF_EVERY_WATCHER and drawn.tree.watchers == 1:
+        failure = TROUBLES[drawn.cause]
+        row.last_error, row.last_error_cause, row.last_failure_at = failure.message, failure.cause, now
+        row.consecutive_failures = settings.CIRCUIT_BREAKER_THRESHOLD
+        row.circuit_open_until = now + RESTS
+    return row
+
+
+def _watch(dice: Random, drawn: DrawnWatch, app: App, repository: Repository, now: datetime) -> AppRepository:
+    watch = AppRepository(
+        app=app,
+        repository=repository,
+        watch_id=_hex(dice, 16),
+        github_url=repository.canonical_url,
+        github_token=f"ghp_{_hex(dice, 36)}" if repository.is_private else "",
+        next_check_at=now + RESTS,
+        next_sync_at=None if drawn.role == Role.SYNCED else now + RESTS,
+    )
+    if drawn.role == Role.NEW:
+        return watch
+    watch.generation, watch.request_count, watch.fencing_token = (
+        dice.randrange(1, 6),
+        dice.randrange(1, 900),
+        dice.randrange(1, 900),
+    )
+    watch.resend_floor = dice.randrange(1, watch.generation + 1)
+    watch.tree_files, watch.tree_bytes, watch.branch = drawn.tree.files, drawn.tree.size, "main"
+    watch.last_commit = watch.base_commit = _hex(dice, 40)
+    watch.base_rules = delivery_rules_of(watch).fingerprint
+    watch.last_synced_at = now - timedelta(minutes=dice.randrange(60 * 24 * 20))
+    watch.last_scanned_at = now - timedelta(seconds=dice.randrange(settings.RESCAN_INTERVAL_SECONDS.__ceil__()))
+    watch.sequence_high = int(now.timestamp() * 1_000_000) + dice.randrange(1_000_000) + drawn.tree.files
+    if dice.random() < 0.1:
+        watch.left_out = {"symlink": dice.randrange(1, 4)}
+    watch.status = Status.SYNCED
+    if drawn.role in FAILING:
+        _fail(dice, drawn, watch, now)
+    elif drawn.role in {Role.ASKED, Role.SENDING}:
+        watch.generation += 1
+        watch.resend_floor = watch.generation
+        watch.status = Status.PENDING if drawn.role == Role.ASKED else Status.SCANNING
+        if drawn.role == Role.SENDING:  # the first announcement takes the base away
+            watch.base_commit = watch.base_rules = ""
+    return watch
+
+
+def _fail(dice: Random, drawn: DrawnWatch, watch: AppRepository, now: datetime) -> None:
+    assert drawn.cause is not None
+    failure = TROUBLES[drawn.cause]
+    if failure.of_files:
+        watch.files_failing = min(drawn.tree.files, dice.randrange(1, _MOST_FAILING_FILES))
+    given_up = drawn.role == Role.FAILED
+    watch.status = Status.FAILED if given_up else Status.PENDING
+    watch.retry_count = settings.MAX_RETRY_ATTEMPTS - 1 if given_up else 1
+    facts: dict[str, Any] = CLEARED_FAILURE | {
+        "last_error": failure.message,
+        "last_error_cause": failure.cause,
+        "root_cause": drawn.cause,
+        "last_status_code": failure.status,
+        "last_response": failure.answer,
+        "failing_since": now - timedelta(minutes=dice.randrange(1, 60 * 24 * 5)),
+    }
+    for name, value in facts.items():
+        setattr(watch, name, value)
+
+
+def _failures(watched: Watched, now: datetime) -> Iterable[DeliveryFailure]:
+    """The files that fail, which are the first ones of the tree, and the links that are left out."""
+    watch, tree = watched.watch, watched.drawn.tree
+    if watched.drawn.cause is not None:
+        failure = TROUBLES[watched.drawn.cause]
+        for number in range(watch.files_failing):
+            yield _failure(watch, tree, tree.path(number), FailureKind.FAILED, failure, now)
+    link = SyncFailure("symlink", "A symbolic link is not sent.")
+    for number in range(watch.left_out.get("symlink", 0)):
+        yield _failure(watch, tree, f"latest-{number}", FailureKind.SKIPPED, link, now)
+
+
+def _failure(
+    watch: AppRepository, tree: Tree, path: str, kind: FailureKind, failure: SyncFailure, now: datetime
+) -> DeliveryFailure:
+    return DeliveryFailure(
+        watch=watch,
+        path_digest=path_digest(path.encode()),
+        path=path,
+        kind=kind,
+        cause=failure.cause,
+        status_code=failure.status,
+        message=failure.message,
+        body=failure.answer,
+        attempts=max(1, watch.retry_count),
+        first_at=watch.failing_since or now,
+        last_at=now,
+    )

@@ -1,0 +1,4 @@
+"""The documentation at `/docs/`: handbook, webhook and API references.
+
+Its examples come from the code that sends them.
+"""

@@ -1,0 +1,212 @@
+"""The OpenAPI document as what a page shows: calls in groups, with their parameters, an example and the answers."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from docora.web.api import COMMON, SHELL
+
+type Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A parameter, or a field of a body; `name` of a nested one is dotted, `[]` stands for the items of a list."""
+
+    name: str
+    type: str
+    required: bool
+    description: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`fields` and `example` are empty where there is no body, and for errors, which all have one shape. `is_common`:
+    most calls answer with it, so it is explained once."""
+
+    status: int
+    phrase: str
+    description: str
+    media_type: str
+    fields: list[Field]
+    example: str
+
+    @property
+    def is_common(self) -> bool:
+        return COMMON.get(self.status) == self.description
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation."""
+
+    anchor: str
+    method: str
+    path: str
+    summary: str
+    description: str
+    needs_token: bool
+    parameters: list[Field]
+    body: list[Field]
+    curl: str
+    needs_signature: bool
+    answers: list[Answer]
+
+
+def context(document: Document) -> dict[str, Any]:
+    """What the template `docs/api.html` needs."""
+    groups: dict[str, list[Call]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            tag = operation.get("tags", ["Other"])[0]
+            groups.setdefault(tag, []).append(_call(document, path, method, operation))
+    scheme = next(iter(document["components"]["securitySchemes"].values()))
+    return {
+        "info": document["info"],
+        "server": document["servers"][0]["url"],
+        "authentication": scheme["description"],
+        "groups": groups,
+        "common": [(status, HTTPStatus(status).phrase, words) for status, words in COMMON.items()],
+        "error": json.dumps(_example(document, document["components"]["schemas"]["Error"])),
+    }
+
+
+def _call(document: Document, path: str, method: str, operation: Document) -> Call:
+    parameters = operation.get("parameters", [])
+    body = next(iter(operation.get("requestBody", {}).get("content", {}).items()), None)
+    return Call(
+        anchor=operation["operationId"],
+        method=method.upper(),
+        path=path,
+        summary=operation["summary"],
+        description=" ".join(operation.get("description", "").split()),
+        needs_token=bool(operation.get("security")),
+        parameters=[
+            Field(
+                parameter["name"],
+                f"{_type(document, parameter['schema'])}, {parameter['in']}",
+                parameter.get("required", False),
+                _words(parameter, parameter["schema"]),
+            )
+            for parameter in parameters
+        ],
+        body=list(_fields(document, body[1]["schema"])) if body else [],
+        curl=_curl(document, path, method, operation, body),
+        needs_signature=any(SHELL in parameter for parameter in parameters),
+        answers=[_answer(document, int(status), answer) for status, answer in operation["responses"].items()],
+    )
+
+
+def _answer(document: Document, status: int, answer: Document) -> Answer:
+    media_type, content = next(iter(answer.get("content", {}).items()), ("", None))
+    is_told = content is not None and status < 400
+    schema = content["schema"] if content is not None else {}
+    example = _example(document, schema) if is_told else None
+    # A stream of lines has its objects on one line each.
+    indent = 2 if media_type == "application/json" else None
+    return Answer(
+        status=status,
+        phrase=HTTPStatus(status).phrase,
+        description=answer["description"],
+        media_type=media_type,
+        fields=list(_fields(document, schema)) if is_told else [],
+        example=json.dumps(example, indent=indent, ensure_ascii=False) if example is not None else "",
+    )
+
+
+def _curl(document: Document, path: str, method: str, operation: Document, body: tuple[str, Any] | None) -> str:
+    """A call that can be pasted into a shell, once the token stands in `$DOCORA_TOKEN`."""
+    headers, query = [], []
+    is_signed = any(SHELL in parameter for parameter in operation.get("parameters", []))
+    for parameter in operation.get("parameters", []):
+        example = parameter.get("example", parameter["schema"].get("default"))
+        if parameter["in"] == "path":
+            path = path.replace(f"{{{parameter['name']}}}", str(example))
+        elif SHELL in parameter:
+            headers.append(f'-H "{parameter["name"]}: {parameter[SHELL]}"')
+        elif parameter["in"] == "header":
+            headers.append(f"-H {shlex.quote(f'{parameter["name"]}: {example}')}")
+        elif parameter["in"] == "query":
+            query.append(f"{parameter['name']}={example}")
+    address = document["servers"][0]["url"] + path + (f"?{'&'.join(query)}" if query else "")
+    verb = "" if method == "get" else f"-X {method.upper()} "
+    parts = [f"curl {verb}{shlex.quote(address)}"]
+    if operation.get("security"):
+        parts.append('-H "Authorization: Bearer $DOCORA_TOKEN"')
+    if body is not None:
+        media_type, content = body
+        example = content.get("example", _example(document, content["schema"]))
+        parts.append(f"-H 'Content-Type: {media_type}'")
+        text = shlex.quote(json.dumps(example))
+        if is_signed:
+            parts[0], text = f"BODY={text}\n{parts[0]}", '"$BODY"'
+        headers.append(f"-d {text}")
+    return " \\\n  ".join([*parts, *headers])
+
+
+def _resolve(document: Document, schema: Document) -> Document:
+    """The schema behind references, and the one beside null."""
+    while True:
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] | {
+                key: value for key, value in schema.items() if key != "$ref"
+            }
+        elif "allOf" in schema and len(schema["allOf"]) == 1:
+            schema = dict(schema["allOf"][0]) | {key: value for key, value in schema.items() if key != "allOf"}
+        elif "anyOf" in schema:
+            chosen = next(option for option in schema["anyOf"] if option.get("type") != "null")
+            schema = dict(chosen) | {key: value for key, value in schema.items() if key != "anyOf"}
+        else:
+            return schema
+
+
+def _type(document: Document, schema: Document) -> str:
+    resolved = _resolve(document, schema)
+    name = resolved.get("type", "anything")
+    if name == "array":
+        name = f"list of {_type(document, resolved['items'])}s"
+    if any(option.get("type") == "null" for option in schema.get("anyOf", [])):
+        name += " or null"
+    return str(name)
+
+
+def _fields(document: Document, schema: Document, prefix: str = "") -> Iterator[Field]:
+    """The fields of an object, those of nested objects after their own."""
+    resolved = _resolve(document, schema)
+    required = resolved.get("required", [])
+    for name, field in resolved.get("properties", {}).items():
+        inner = _resolve(document, field)
+        yield Field(f"{prefix}{name}", _type(document, field), name in required, _words(field, inner))
+        if inner.get("type") == "array":
+            yield from _fields(document, inner["items"], f"{prefix}{name}[].")
+        else:
+            yield from _fields(document, inner, f"{prefix}{name}.")
+
+
+def _words(described: Document, schema: Document) -> str:
+    """The description, and the limits that the schema adds to it."""
+    words = [described.get("description") or schema.get("description", "")]
+    if "enum" in schema and "`" not in words[0]:
+        words.append("One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + ".")
+    if "default" in schema and schema["default"] is not None:
+        words.append(f"Default {schema['default']}.")
+    if "maximum" in schema:
+        words.append(f"At most {schema['maximum']:,}.")
+    return " ".join(filter(None, words))
+
+
+def _example(document: Document, schema: Document) -> Any:
+    """One value that fits, made of the examples of its parts."""
+    resolved = _resolve(document, schema)
+    if resolved.get("examples"):
+        return resolved["examples"][0]
+    if "example" in resolved:
+        return resolved["example"]
+    if resolved.get("type") == "array":
+        return [_example(document, resolved["items"])]
+    if "properties" in resolved:
+        return {name: _example(document, field) for name, field in resolved["properties"].items()}
+    return {"boolean": True, "integer": 1, "number": 1.0, "object": {}}.get(resolved.get("type", ""), "…")

@@ -1,0 +1,156 @@
+"""Writing what was judged: apps, repositories, and watches, which are `arriving` until their records are there.
+
+With an app and with a watch goes the note that it was taken (`Imported`): it is taken once and never again.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import batched
+from typing import Any
+
+from django.conf import settings
+from django.contrib.admin.models import ADDITION
+from django.db import connection, transaction
+from django.db.models import Max
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.importing.source import SourceApp, SourceFile, SourceRepository, SourceWatch
+from deliveries_app.importing.validate import AppFacts, State
+from deliveries_app.models import App, AppRepository, AppToken, Delivery, Imported, Reason, Status
+from deliveries_app.models.root_causes import internal
+from deliveries_app.progress import runs
+from deliveries_app.services import audit
+from repositories_app.git.url import RepositoryUrl
+from repositories_app.models import Repository
+
+
+def write_app(actor: Actor, source: SourceApp, facts: AppFacts) -> App:
+    with transaction.atomic():
+        app = App.objects.create(
+            app_id=source.app_id,
+            name=facts.name,
+            base_url=facts.base_url,
+            email=facts.email,
+            website=facts.website,
+            description=facts.description,
+            client_auth_key=facts.client_auth_key,
+        )
+        Imported.objects.create(app_id=app.app_id)
+        if facts.token_hash:
+            AppToken.objects.create(app=app, digest=facts.token_hash, ending="")
+        _keep_creation(App, app.pk, source.created_at)
+        audit.record(actor, [app], "Imported", ADDITION)
+    return app
+
+
+def write_repository(source: SourceRepository, url: RepositoryUrl) -> Repository:
+    """A further row where the same repository is here already, under another id."""
+    with transaction.atomic():
+        repository = Repository.objects.create(
+            repository_id=source.repository_id,
+            canonical_url=url.canonical,
+            twin=next_twin(url),
+            owner=url.owner,
+            name=url.name,
+            is_private=bool(source.is_private),
+        )
+        _keep_creation(Repository, repository.pk, source.created_at)
+    return repository
+
+
+def next_twin(url: RepositoryUrl) -> int:
+    """0 for the first row of a repository."""
+    last = Repository.objects.filter(canonical_url=url.canonical).aggregate(last=Max("twin"))["last"]
+    return 0 if last is None else last + 1
+
+
+def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository:
+    """Without its records, and so at rest."""
+    with transaction.atomic():
+        Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
+        return AppRepository.objects.create(
+            app=app, repository=repository, github_url=url, github_token=token, next_sync_at=None, arriving=True
+        )
+
+
+def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
+    """All its records are here: it may be checked and synced from now on. False if that is somebody else's doing,
+    or if it was unwatched meanwhile.
+
+    What was asked for meanwhile stays asked for. Otherwise one that was synced is due for a check, which finds out whether
+    anything differs; one that was not, for a sync, which is its first if nothing was ever delivered.
+    """
+    with transaction.atomic():
+        rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)
+        row = rows.select_for_update(of=("self",)).select_related("app", "repository").first()
+        if row is None:
+            return False
+        facts: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}
+        if row.next_sync_at is None:
+            facts |= _beginning(state)
+        rows.update(**facts)
+        _keep_creation(AppRepository, row.pk, source.created_at)
+        if state.status == Status.PENDING and not has_records and row.next_sync_at is None:
+            run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
+            run.save()
+            runs.log_requested([run])
+        audit.record(actor, [row], "Imported", ADDITION)
+    return True
+
+
+def _beginning(state: State) -> dict[str, Any]:
+    if state.status == Status.SYNCED:
+        return {"status": Status.SYNCED}
+    due = {"status": state.status, "next_sync_at": Now()}
+    if state.status == Status.FAILED:  # one attempt, as at every rescan of one that has failed
+        return due | {"retry_count": settings.MAX_RETRY_ATTEMPTS - 1} | internal(state.error).columns()
+    return due
+
+
+def _keep_creation(model: type[App | Repository | AppRepository], pk: int, moment: datetime | None) -> None:
+    """`auto_now_add` writes the time of the import."""
+    if moment is not None:
+        model._default_manager.filter(pk=pk).update(created_at=moment)
+
+
+_BATCH = 2000  # rows in one transaction
+
+# Size and mode are not known; the adoption fills them in.
+_INSERT = (
+    "INSERT INTO deliveries_app_delivery (watch_id, path, sha, acknowledged_sha, updated_at, source_path, mode, kind, size, sequence,"
+    " generation, acknowledged, remark, attempts) {rows} ON CONFLICT (watch_id, path) DO NOTHING"
+)
+_THE_SAME = "'', '100644', 'create', 0, 0, 1, true, '', 0"
+_ARRAYS = _INSERT.format(
+    rows=f"SELECT %s, new.path, new.sha, new.sha, new.at, {_THE_SAME}"  # noqa: S608
+    " FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS new (path, sha, at)"
+)
+_ROW = _INSERT.format(rows=f"VALUES (%s, %s, %s, %s, %s, {_THE_SAME})")
+
+
+def write_records(watch: AppRepository, files: Iterable[SourceFile]) -> int:
+    """How many were new. Those that are here already stay as they are, which makes an interrupted import go on.
+
+    Every batch makes sure that the watch is still arriving: it ends with the first one that finds it unwatched.
+    """
+    rows = Delivery.objects.filter(watch=watch)
+    before = rows.count()
+    for batch in batched(files, _BATCH):
+        with transaction.atomic():
+            arriving = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None).order_by()
+            if not arriving.select_for_update(no_key=True).values_list("pk"):
+                break
+            _insert(watch.pk, batch, timezone.now())
+    return rows.count() - before
+
+
+def _insert(watch_pk: int, files: Sequence[SourceFile], now: datetime) -> None:
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            paths, shas, times = zip(*files, strict=True)
+            cursor.execute(_ARRAYS, [watch_pk, list(paths), list(shas), [time or now for time in times]])
+        else:
+            adapt = connection.ops.adapt_datetimefield_value
+            cursor.executemany(_ROW, [(watch_pk, path, sha, sha, adapt(time or now)) for path, sha, time in files])

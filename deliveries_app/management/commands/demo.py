@@ -1,0 +1,48 @@
+import signal
+import threading
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from deliveries_app.demo.instance import APPS, Demo, wait_for_database
+from docora.cli.main import DEMO_SETTINGS, add_instance_options
+from docora.conf.installation import program
+
+
+class Command(BaseCommand):
+    help = "Serves demo git repositories and a demo client app, and puts them and demo users into this instance."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_instance_options(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not settings.ALLOW_HTTP or "127.0.0.1" not in settings.ALLOWED_GIT_HOSTS:
+            wanted = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
+            raise CommandError(f"The demo needs these settings, for every process of the instance: {wanted}")
+        if not wait_for_database(30.0):
+            raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        demo = Demo(settings.DATA_DIR / "demo")
+        try:
+            demo.start()
+        except OSError as error:
+            ports = f"{demo.choices.git_port} and {demo.choices.receiver_port}"
+            raise CommandError(
+                f"The demo's ports {ports} cannot be used ({error.strerror}). "
+                f"Free them, or remove {settings.DATA_DIR / 'demo'} to choose others."
+            ) from None
+        try:
+            demo.fill()
+            watches = sum(map(len, APPS.values()))
+            self.stdout.write(
+                f"\n  Demo: {len(APPS)} client apps watch {watches} repositories.\n"
+                f"  Open    {settings.PUBLIC_URL}/admin/\n"
+                f"  Sign in admin / {demo.password}   (also: operator, viewer)\n"
+            )
+            self.stdout.flush()
+            stopped.wait()
+        finally:
+            demo.stop()

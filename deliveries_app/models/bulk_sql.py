@@ -1,0 +1,119 @@
+"""The statements that run for every batch of files, written by hand: by the ORM they take several times as long
+(`make bench`). All are called inside the batch's transaction.
+
+PostgreSQL takes a batch in one statement, each column as one array: COPY into a temporary table and an upsert from there
+pay only for batches much larger than `RECORD_BATCH`. SQLite, which lives in this process, takes it row by row.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from django.db import connection
+
+_EXTEND = (
+    "UPDATE deliveries_app_apprepository SET lease_until = {from_now}, sequence_high = %s"
+    " WHERE id = %s AND fencing_token = %s AND generation = %s"
+)
+_COUNT = (
+    "UPDATE deliveries_app_syncrun SET files_done = files_done + %s, bytes_done = bytes_done + %s,"
+    " files_failed = files_failed + %s WHERE id = %s"
+)
+_FROM_NOW = {
+    "postgresql": "STATEMENT_TIMESTAMP() + %s * INTERVAL '1 second'",
+    "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')",
+}
+_TABLE = "deliveries_app_delivery"
+_ONCE = {"watch_id": "bigint", "generation": "bigint", "acknowledged": "boolean", "updated_at": "timestamptz"}
+_EACH = {
+    "path": "text", "mode": "text", "kind": "text", "source_key": "text", "sha": "text", "size": "bigint",
+    "sequence": "bigint", "attempts": "integer", "source_path": "text", "remark": "text",
+}  # fmt: skip
+_KEPT = {"watch_id", "path"}  # what a row is found by
+_COLUMNS = ", ".join([*_ONCE, *_EACH])
+_UPSERT = "ON CONFLICT (watch_id, path) DO UPDATE SET hold_until = NULL, " + ", ".join(
+    f"{name} = excluded.{name}" for name in [*_ONCE, *_EACH] if name not in _KEPT
+)
+_ANNOUNCE_ARRAYS = (
+    f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT {', '.join(f'%s::{kind}' for kind in _ONCE.values())}, new.*"  # noqa: S608
+    f" FROM unnest({', '.join(f'%s::{kind}[]' for kind in _EACH.values())}) AS new {_UPSERT}"
+)
+_ANNOUNCE_ROW = f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_ONCE, *_EACH]))}) {_UPSERT}"  # noqa: S608
+_ACKNOWLEDGE = (
+    f"UPDATE {_TABLE} SET acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s"  # noqa: S608
+    " WHERE watch_id = %s AND path = "
+)
+
+
+class Announced(NamedTuple):
+    """What a row says of one notification, in the order of `_EACH`."""
+
+    path: str
+    mode: str
+    kind: str
+    source_key: str | None
+    sha: str
+    size: int
+    sequence: int
+    attempts: int
+    source_path: str
+    remark: str
+
+
+def extend_lease(watch_pk: int, fencing_token: int, generation: int, *, seconds: float, sequence_high: int) -> bool:
+    """Own the watch for so many seconds more, by the database's clock. False when it is not this fencing_token's any more."""
+    with connection.cursor() as cursor:
+        statement = _EXTEND.format(from_now=_FROM_NOW[connection.vendor])
+        cursor.execute(statement, [seconds, sequence_high, watch_pk, fencing_token, generation])
+        return bool(cursor.rowcount == 1)
+
+
+def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> None:
+    """Add to the numbers of a run."""
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT, [files_done, bytes_done, files_failed, run_pk])
+
+
+def announce(
+    watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime, *, acknowledged: bool = False
+) -> None:
+    """Write the rows, sorted by path, over those that there are; `acknowledged` where nothing has to be sent."""
+    once = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            columns = zip(_EACH.values(), zip(*rows, strict=True), strict=True)
+            arrays = (_texts(values) if kind == "text" else _numbers(values) for kind, values in columns)
+            cursor.execute(_ANNOUNCE_ARRAYS, [*once, *arrays])
+        else:
+            cursor.executemany(_ANNOUNCE_ROW, [(*once, *row) for row in rows])
+
+
+def acknowledge(watch_pk: int, paths: Sequence[str], now: datetime) -> None:
+    """The app holds what was announced for these paths."""
+    once = (True, connection.ops.adapt_datetimefield_value(now), watch_pk)
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(_ACKNOWLEDGE + "ANY(%s::text[])", [*once, _texts(paths)])
+        else:
+            cursor.executemany(_ACKNOWLEDGE + "%s", [(*once, path) for path in paths])
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return f"{{{','.join(map(str, values))}}}"
+
+
+def _texts(values: Sequence[str | None]) -> str:
+    """An array of PostgreSQL in its text form."""
+    if all(values):
+        joined = '","'.join(values)  # type: ignore[arg-type]
+        if "\\" not in joined and joined.count('"') == 2 * (len(values) - 1):  # nothing to escape, as nearly always
+            return f'{{"{joined}"}}'
+    return f"{{{','.join(map(_quoted, values))}}}"
+
+
+def _quoted(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    if "\\" in value or '"' in value:
+        value = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{value}"'

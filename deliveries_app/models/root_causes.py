@@ -1,0 +1,113 @@
+"""The root cause of a failed sync: by it failures are grouped, and told with what to do (`admin/words.py`).
+
+Finer than the wire's reasons, which say nothing of the app's own endpoint, and coarser than messages: two repositories
+have the same root cause when the same thing mends both.
+"""
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import F, TextChoices
+from django.db.models.functions import Coalesce, Now
+
+from docora.http.client import Cause as HttpCause
+from repositories_app.git.exceptions import Cause as GitCause
+
+
+class RootCause(TextChoices):
+    DNS = "dns", "Endpoint: name not found"
+    TLS = "tls", "Endpoint: TLS"
+    CONNECTION = "connection", "Endpoint: no connection"
+    TIMEOUT = "timeout", "Endpoint: timeout"
+    REFUSED = "refused", "Endpoint: 401 or 403"
+    CLIENT_ERROR = "http_4xx", "Endpoint: other 4xx"
+    SERVER_ERROR = "http_5xx", "Endpoint: 5xx"
+    UNEXPECTED = "http_other", "Endpoint: unexpected answer"
+    ADDRESS = "address", "Endpoint: address not allowed"
+    GIT_AUTH = "git_auth", "Git: token refused"
+    GIT_NOT_FOUND = "git_not_found", "Git: repository not found"
+    GIT_HOST = "git_host", "Git: host not reached"
+    GIT_CONTENT = "git_content", "Git: repository cannot be read"
+    RULES = "rules", "Ignore rules and transforms"
+    INTERNAL = "internal", "Docora itself"
+
+
+_OF_GIT = {
+    GitCause.AUTH: RootCause.GIT_AUTH,
+    GitCause.NOT_FOUND: RootCause.GIT_NOT_FOUND,
+    GitCause.TIMEOUT: RootCause.GIT_HOST,
+    GitCause.NETWORK: RootCause.GIT_HOST,
+}
+_OF_HTTP = {
+    HttpCause.DNS: RootCause.DNS,
+    HttpCause.TLS: RootCause.TLS,
+    HttpCause.TIMEOUT: RootCause.TIMEOUT,
+    HttpCause.CONNECT: RootCause.CONNECTION,
+    HttpCause.NETWORK: RootCause.CONNECTION,
+    HttpCause.REFUSED_ADDRESS: RootCause.ADDRESS,
+}
+
+
+def of_git(cause: GitCause) -> RootCause:
+    """The root cause where the repository could not be read."""
+    return _OF_GIT.get(cause, RootCause.GIT_CONTENT)
+
+
+def of_delivery(cause: str, status: int | None) -> RootCause:
+    """The root cause where a notification was not delivered: by the app's answer, or why there is none."""
+    if status is None:
+        known: dict[str, RootCause] = {str(key): value for key, value in _OF_HTTP.items()}
+        return known.get(cause, RootCause.RULES)
+    if status in {401, 403}:
+        return RootCause.REFUSED
+    if 400 <= status < 500:
+        return RootCause.CLIENT_ERROR
+    return RootCause.SERVER_ERROR if status >= 500 else RootCause.UNEXPECTED
+
+
+@dataclass(frozen=True)
+class SyncFailure:
+    """Why an attempt did not end well. `cause` is the wire's or the client's word, `answer` the app's first bytes."""
+
+    message: str
+    cause: str
+    root: RootCause
+    status: int | None = None
+    answer: str = ""
+
+    def columns(self) -> dict[str, Any]:
+        """What a watched repository remembers of it; how long it has been failing goes on."""
+        return {
+            "last_error": self.message,
+            "last_error_cause": self.cause,
+            "root_cause": self.root,
+            "last_status_code": self.status,
+            "last_response": self.answer,
+            "failing_since": Coalesce(F("failing_since"), Now()),
+        }
+
+
+def internal(message: str) -> SyncFailure:
+    """Nobody's fault but Docora's, or this machine's."""
+    return SyncFailure(message, "internal", RootCause.INTERNAL)
+
+
+def of_machine(error: OSError) -> SyncFailure:
+    """A file of this machine could not be made, read or written; which one is not for those who see the message."""
+    said = error.strerror or type(error).__name__
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    what = "Make room in" if full else "Look whether it can use"
+    places = "REPOS_DIR and the folder for temporary files (TMPDIR)"
+    return internal(f"This machine cannot use its files: {said}. {what} {places}. It is tried again by itself.")
+
+
+CLEARED_FAILURE: dict[str, Any] = {
+    "last_error": "",
+    "last_error_cause": "",
+    "root_cause": "",
+    "last_status_code": None,
+    "last_response": "",
+    "failing_since": None,
+}
+"""The same columns after a success, or where a person starts afresh."""

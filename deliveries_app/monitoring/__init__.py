@@ -1,0 +1,1 @@
+"""Health, metrics, diagnostics and alerts."""

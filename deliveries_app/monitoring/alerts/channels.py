@@ -1,0 +1,89 @@
+"""The two ways out: a webhook and e-mail.
+
+The webhook is called like every other address, by the one client with its rules: vetted addresses, https, no redirect.
+It is not signed, as those of apps are: what takes such messages (chat servers, pagers) verifies nothing, it knows the
+sender by the secret in the address. Which is why the address, like the password of the mail server, stands in no log.
+"""
+
+import smtplib
+from abc import ABC, abstractmethod
+
+from django.conf import settings
+from django.core.mail import EmailMessage
+
+from deliveries_app.models import ChannelName
+from deliveries_app.monitoring.alerts.messages import Message
+from docora.http.client import Request
+from docora.security.redaction import without
+from docora.text import clean_text
+from repositories_app.git.remote import new_client
+
+_SECONDS = 10.0
+
+
+class Channel(ABC):
+    name: ChannelName
+
+    @abstractmethod
+    def target(self) -> str:
+        """What may be said of where it leads."""
+
+    @abstractmethod
+    def send(self, message: Message) -> str:
+        """Empty if it arrived, otherwise one sentence that says why not, without secrets."""
+
+
+class Webhook(Channel):
+    name = ChannelName.WEBHOOK
+
+    def target(self) -> str:
+        return "the webhook"
+
+    def send(self, message: Message) -> str:
+        headers = ("Content-Type: application/json",)
+        request = Request("POST", settings.ALERT_WEBHOOK_URL, headers, message.json, timeout=_SECONDS)
+        with new_client(max_connections=1) as client:
+            outcome = client.request(request)
+        if outcome.ok:
+            return ""
+        return outcome.message if outcome.cause else f"The webhook of ALERT_WEBHOOK_URL answered {outcome.status}."
+
+
+class Email(Channel):
+    name = ChannelName.EMAIL
+
+    def target(self) -> str:
+        return f"the mail server, for {', '.join(settings.ALERT_EMAILS)}"
+
+    def send(self, message: Message) -> str:
+        """The mail server has it then; what becomes of it afterwards is not known here."""
+        headers = {"Auto-Submitted": "auto-generated"}  # nobody's absence is answered to it
+        mail = EmailMessage(message.subject, message.body, to=settings.ALERT_EMAILS, headers=headers)
+        try:
+            mail.send()
+        except (OSError, ValueError) as error:  # what smtplib raises is an OSError
+            options = settings.MAILERS["default"]["OPTIONS"]
+            password = options["password"] or ""
+            words = f"The mail server {options['host']} did not take it: {_why(error)}."
+            return without(words, password, f"\0{options['username']}\0{password}" if password else "")
+        return ""
+
+
+def configured() -> list[Channel]:
+    """Those that are set. None: alerts are off."""
+    channels: list[Channel] = []
+    if settings.ALERT_WEBHOOK_URL:
+        channels.append(Webhook())
+    if settings.ALERT_EMAILS:
+        channels.append(Email())
+    return channels
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return "it refused every address of ALERT_EMAILS"
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"it answered {error.smtp_code} {' '.join(clean_text(error.smtp_error, 200).split())}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return clean_text(str(error), 200) or type(error).__name__

@@ -1,0 +1,139 @@
+"""What is wrong, and since when: found by a number of statements that does not grow with what there is.
+
+Each kind has its rows, one for each subject that is wrong now. What is wrong and has none gets one by a single INSERT …
+SELECT, however many there are; what has one and is well is closed by a single UPDATE. Rounds hold the row of `AlertRound`
+and so come one after the other: the number of a later round is never seen before that of an earlier one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import BigIntegerField, CharField, DateTimeField, Exists, F, OuterRef, Q, QuerySet, Value
+from django.db.models.functions import Concat, Now
+from django.utils import timezone
+
+from deliveries_app.models import Alert, AlertKind, AlertRound, App, AppRepository, Status
+from docora.db.clock import from_now
+from docora.redis import heartbeat
+from docora.redis.heartbeat import Signs
+from repositories_app.models import Repository
+
+EVERY_SECONDS = 30.0
+_BETWEEN_SECONDS = 20.0  # two processes whose turns fall together look once
+PATIENCE_SECONDS = 60.0
+"""So long a sign of life must be missing until that is certain: after a start, everything is missing for a while."""
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What may be wrong in one way: which rows are now, by what name they are told, and which are not well again yet.
+
+    A subject that is gone is well, too: nobody waits for it any more."""
+
+    wrong: QuerySet[Any]
+    unwell: QuerySet[Any]
+    name: Any
+    cause: Any = None
+    since: Any = None
+
+
+def look() -> None:
+    """One round, unless somebody has just looked."""
+    signs = heartbeat.read()  # before the transaction: Redis may be slow
+    with transaction.atomic():
+        number = _begin_round()
+        if number is None:
+            return
+        now = timezone.now()
+        open_kinds = set(Alert.objects.filter(ended_at=None).values_list("kind", flat=True).distinct())
+        changed = 0
+        for kind, subjects in _subjects(now).items():
+            if kind in open_kinds:
+                # Not as NOT EXISTS: by stale statistics PostgreSQL would look for each of many in all of many.
+                well = Alert.objects.filter(kind=kind).exclude(subject__in=subjects.unwell.order_by().values("pk"))
+                changed += _close(well, number, now)
+            changed += _open(kind, subjects, number, now)
+        for kind, is_wrong in _of_docora(signs).items():
+            if is_wrong and kind not in open_kinds:
+                Alert.objects.create(kind=kind, since=now)
+            elif is_wrong is False and kind in open_kinds:
+                changed += _close(Alert.objects.filter(kind=kind), number, now)
+        certain = Alert.objects.filter(opened=None, since__lte=now - timedelta(seconds=PATIENCE_SECONDS))
+        changed += certain.update(opened=number)
+        if changed:
+            AlertRound.objects.update(number=number)
+
+
+def _begin_round() -> int | None:
+    """The number of this round, whose row is ours until the end of the transaction. None if it is too early for one."""
+    AlertRound.objects.get_or_create(defaults={"looked_at": timezone.now() - timedelta(days=1)})
+    # A look in the future was written by a clock that was wrong.
+    early = Q(looked_at__gt=from_now(-_BETWEEN_SECONDS), looked_at__lte=Now())
+    if not AlertRound.objects.exclude(early).update(looked_at=Now()):
+        return None
+    return AlertRound.objects.get().number + 1
+
+
+def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
+    watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None)
+    long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
+    paused = apps.filter(paused=True).exclude(paused_reason="")  # a person's pause has no reason
+    down = apps.filter(down_count__gt=0)
+    watched = Repository.objects.filter(Exists(watches.filter(repository=OuterRef("pk"))))
+    circuits = watched.filter(circuit_open_until__isnull=False)  # also while the next attempt is waited for
+    return {
+        AlertKind.FAILING: Subjects(
+            wrong=long_failing,
+            # Who asks for a re-sync clears the failure; it is over when that has succeeded.
+            unwell=watches.filter(Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED)),
+            name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
+            cause=F("root_cause"),
+            since=F("failing_since"),
+        ),
+        AlertKind.APP_PAUSED: Subjects(paused, paused, F("name")),
+        AlertKind.ENDPOINT_DOWN: Subjects(
+            down.filter(Exists(long_failing.filter(app=OuterRef("pk")))), down, F("name")
+        ),
+        AlertKind.CIRCUIT_OPEN: Subjects(circuits, circuits, Concat("owner", Value("/"), "name")),
+    }
+
+
+def _of_docora(signs: Signs | None) -> dict[AlertKind, bool | None]:
+    """What is wrong with Docora itself; None where that cannot be told."""
+    return {
+        AlertKind.REDIS_DOWN: signs is None,
+        AlertKind.NO_WORKER: not signs.workers if signs else None,
+        AlertKind.SWEEP_LATE: signs.sweep_is_late if signs else None,
+    }
+
+
+def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:
+    """Rows for all that is wrong and has none. How many.
+
+    Which have one is for the unique index to say: a question for it in the SELECT is one that PostgreSQL, which plans for
+    the few rows that there are, may answer by reading again and again the many that this very statement adds."""
+    values = {
+        "kind": Value(kind.value, CharField()),
+        "subject": F("pk"),
+        "name": subjects.name,
+        "cause": subjects.cause or Value(""),
+        "since": subjects.since or Value(now, DateTimeField()),
+        "opened": Value(number, BigIntegerField()),
+    }
+    rows = subjects.wrong.order_by().annotate(**{f"new_{name}": value for name, value in values.items()})
+    select, parameters = rows.values_list(*(f"new_{name}" for name in values)).query.sql_with_params()
+    with connection.cursor() as cursor:
+        into = f"INSERT INTO {Alert._meta.db_table} ({', '.join(values)})"
+        cursor.execute(f"{into} {select} ON CONFLICT DO NOTHING", parameters)
+        return int(cursor.rowcount)
+
+
+def _close(alerts: QuerySet[Alert], number: int, now: datetime) -> int:
+    """Those of these that are open are over. What was never certain leaves no trace. How many are to be told."""
+    still_open = alerts.filter(ended_at=None)
+    still_open.filter(opened=None).delete()
+    return still_open.update(closed=number, ended_at=now)

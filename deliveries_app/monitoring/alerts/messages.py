@@ -1,0 +1,205 @@
+"""What is said: one message for all that began in a round, one for all that ended, whatever number that is.
+
+It holds names, root causes and links, and nothing that an app or a git host has answered. Names are chosen by strangers:
+they are put on one line, into bodies only where they cannot be taken for a header, a mention or a link.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+from django.conf import settings
+from django.db.models import Case, Count, QuerySet, Value, When
+from django.urls import reverse
+from django.utils import timezone
+
+from deliveries_app.models import Alert, AlertKind
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.webhooks.payloads import timestamp
+from docora.text import clean_text
+
+SHOWN = 10  # by name
+SEVERAL, TEST = "several", "test"
+
+# One and many, when it begins and when it is over; the order is the one in which they are told.
+_WORDS: dict[AlertKind, tuple[str, str, str, str]] = {
+    AlertKind.REDIS_DOWN: ("Redis does not answer, no worker is woken",) * 2 + ("Redis answers again",) * 2,
+    AlertKind.NO_WORKER: ("no sync worker is running, what is due waits",) * 2
+    + ("sync workers are running again",) * 2,
+    AlertKind.SWEEP_LATE: ("the sweep is not running, no change is noticed",) * 2 + ("the sweep is running again",) * 2,
+    AlertKind.CIRCUIT_OPEN: (
+        "the circuit of {name} is open",
+        "the circuits of {count} git repositories are open",
+        "the circuit of {name} is closed",
+        "the circuits of {count} git repositories are closed",
+    ),
+    AlertKind.ENDPOINT_DOWN: (
+        "the endpoint of {name} is down",
+        "the endpoints of {count} apps are down",
+        "the endpoint of {name} is no longer down",
+        "the endpoints of {count} apps are no longer down",
+    ),
+    AlertKind.APP_PAUSED: (
+        "{name} answered 410 Gone and was paused",
+        "{count} apps answered 410 Gone and were paused",
+        "{name} is no longer paused",
+        "{count} apps are no longer paused",
+    ),
+    AlertKind.FAILING: (
+        "{name} is failing",
+        "{count} watched repositories are failing",
+        "{name} is no longer failing",
+        "{count} watched repositories are no longer failing",
+    ),
+}
+_ORDER = [When(kind=kind, then=Value(place)) for place, kind in enumerate(_WORDS)]
+# Chat servers make mentions and links of these, wherever they stand.
+_INERT = str.maketrans({"<": "‹", ">": "›", "@": "＠"})
+
+
+@dataclass(frozen=True)
+class Message:
+    """`event`: alert or resolved. `counts`: kind, root cause and how many, of all; `items`: the first `SHOWN`."""
+
+    event: str
+    counts: Sequence[tuple[str, str, int]]
+    items: Sequence[Alert]
+    at: datetime
+    reminder: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, _, count in self.counts)
+
+    @property
+    def kind(self) -> str:
+        """The kind, if all are of one."""
+        kinds = {kind for kind, _, _ in self.counts}
+        return kinds.pop() if len(kinds) == 1 else SEVERAL if kinds else TEST
+
+    @property
+    def sentence(self) -> str:
+        if not self.counts:
+            return f"This is a test of the alerts of Docora at {settings.PUBLIC_URL}: they arrive."
+        introduction = "resolved" if self.event == "resolved" else "still" if self.reminder else "alert"
+        return f"Docora, {introduction}: {'; '.join(map(self._clause, self._kinds()))}."
+
+    @property
+    def url(self) -> str:
+        """The page of what it is about."""
+        return _page_of(self.items[0]) if self.total == 1 else _list_of(self.kind)
+
+    @property
+    def subject(self) -> str:
+        return clean_text(f"[Docora] {self.sentence.removeprefix('Docora, ')}", 150)
+
+    @property
+    def body(self) -> str:
+        """Of an e-mail."""
+        lines = [self.sentence, self.url, ""]
+        for alert in self.items:
+            lines += [f"- {name_of(alert)}{_cause_of(alert)}, {_period(alert)}", f"  {_page_of(alert)}"]
+        if self.total > len(self.items):
+            lines.append(f"and {self.total - len(self.items):,} more.")
+        return "\n".join(lines).rstrip() + "\n"
+
+    @property
+    def json(self) -> bytes:
+        """Of a webhook."""
+        return orjson.dumps(
+            {
+                "event": self.event,
+                "kind": self.kind,
+                "instance": settings.PUBLIC_URL,
+                "text": f"{self.sentence.translate(_INERT)} {self.url}",
+                "reminder": self.reminder,
+                "total": self.total,
+                "counts": [{"kind": kind, "cause": cause, "count": count} for kind, cause, count in self.counts],
+                "items": [
+                    {
+                        "kind": alert.kind,
+                        "name": name_of(alert),
+                        "cause": alert.cause,
+                        "since": timestamp(alert.since),
+                        "until": timestamp(alert.ended_at) if alert.ended_at else None,
+                        "url": _page_of(alert),
+                    }
+                    for alert in self.items
+                ],
+                "at": timestamp(self.at),
+            }
+        )
+
+    def _kinds(self) -> list[AlertKind]:
+        there = {kind for kind, _, _ in self.counts}
+        return [kind for kind in _WORDS if kind in there]
+
+    def _clause(self, kind: AlertKind) -> str:
+        of_kind = [(cause, count) for found, cause, count in self.counts if found == kind]
+        count = sum(count for _, count in of_kind)
+        first = next((alert for alert in self.items if alert.kind == kind), None)
+        words = _WORDS[kind][2 * (self.event == "resolved") + (count > 1)]
+        said = words.format(name=name_of(first) if first else "", count=f"{count:,}")
+        causes = [(_label(cause), f"{number:,} × " * (count > 1)) for cause, number in of_kind if cause]
+        if causes and self.event != "resolved":
+            said += f" ({', '.join(number + label for label, number in causes)})"
+        return said
+
+
+def of(event: str, alerts: QuerySet[Alert], *, reminder: bool = False) -> Message | None:
+    """What there is to say of these; None for nothing. Two queries."""
+    counts = list(alerts.order_by().values_list("kind", "cause").annotate(count=Count("pk")).order_by("-count", "kind"))
+    if not counts:
+        return None
+    first = alerts.alias(place=Case(*_ORDER)).order_by("place", "since", "pk")[:SHOWN]
+    return Message(event, counts, list(first), timezone.now(), reminder)
+
+
+def test() -> Message:
+    """For an operator who tries the settings."""
+    return Message("alert", [], [], timezone.now())
+
+
+def name_of(alert: Alert) -> str:
+    """On one line, whatever it is made of."""
+    return " ".join(clean_text(alert.name, 300).split()) or alert.get_kind_display()
+
+
+def _label(cause: str) -> str:
+    return str(RootCause(cause).label) if cause in RootCause.values else cause
+
+
+def _cause_of(alert: Alert) -> str:
+    return f", {_label(alert.cause)}" if alert.cause else ""
+
+
+def _period(alert: Alert) -> str:
+    since = f"since {alert.since.astimezone(UTC):%Y-%m-%d %H:%M}"
+    return f"{since} until {alert.ended_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if alert.ended_at else f"{since} UTC"
+
+
+def _page_of(alert: Alert) -> str:
+    """Of its subject; of what there is to see where Docora itself is it."""
+    models = {
+        AlertKind.FAILING: "deliveries_app_apprepository",
+        AlertKind.APP_PAUSED: "deliveries_app_app",
+        AlertKind.ENDPOINT_DOWN: "deliveries_app_app",
+        AlertKind.CIRCUIT_OPEN: "repositories_app_repository",
+    }
+    model = models.get(AlertKind(alert.kind))
+    if model is None:
+        return _list_of(alert.kind)
+    return settings.PUBLIC_URL + reverse(f"admin:{model}_change", args=[alert.subject])
+
+
+def _list_of(kind: str) -> str:
+    lists: dict[str, tuple[str, str]] = {
+        AlertKind.FAILING: ("deliveries_app_failedsync_changelist", ""),
+        AlertKind.APP_PAUSED: ("deliveries_app_app_changelist", "?paused__exact=1"),
+        AlertKind.ENDPOINT_DOWN: ("deliveries_app_app_changelist", ""),
+        AlertKind.CIRCUIT_OPEN: ("repositories_app_repository_changelist", "?circuit=open"),
+        AlertKind.NO_WORKER: ("deliveries_app_queue_changelist", ""),
+    }
+    name, query = lists.get(kind, ("index", ""))
+    return settings.PUBLIC_URL + reverse(f"admin:{name}") + query

@@ -1,0 +1,173 @@
+"""Is it alive, is it ready, and which version is it? All public; the first and the last answer without a database."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError
+from django.http import HttpRequest
+from django.utils import timezone
+from ninja import Router, Schema, Status
+from pydantic import Field
+
+from docora import __version__
+from docora.conf.data_dir import make_private
+from docora.conf.installation import program
+from docora.db import schema
+from docora.redis import heartbeat
+from docora.redis.heartbeat import Signs
+from docora.text import format_bytes, format_seconds
+from docora.web.api import answers
+
+router = Router(tags=["Health"])
+
+_started = time.monotonic()
+OK = "ok"
+_UNKNOWN = "not known without Redis"
+LEAST_FREE_BYTES, LEAST_FREE_SHARE = 2**30, 0.1
+"""Of the disk with the mirrors. The smaller of the two counts: 1 GiB is much on a small disk, a tenth on a large one."""
+
+
+class Health(Schema):
+    """The web process answers."""
+
+    timestamp: str = Field(examples=["2026-11-24T12:00:00.000Z"], json_schema_extra={"format": "date-time"})
+    uptime: float = Field(description="Seconds since this web process was started.", ge=0, examples=[3600.25])
+
+
+class Readiness(Schema):
+    """Whether everything is there that syncing needs."""
+
+    ready: bool
+    checks: dict[str, str] = Field(
+        description="`ok`, or what is wrong in words, for `database`, `redis`, `git`, `disk` (also when little of it is "
+        "free), `workers` and `sweep`.",
+        examples=[dict.fromkeys(("database", "redis", "git", "disk", "workers", "sweep"), OK)],
+    )
+    sweep_age: float | None = Field(
+        description="Seconds since the sweep last looked for what is due; null if it has not for a day, or without Redis.",
+        ge=0,
+        examples=[2.5],
+    )
+
+
+class Version(Schema):
+    """What is running. A build sets all but the first through `DOCORA_BUILD_NUMBER`, `…_SHA` and `…_DATE`."""
+
+    version: str = Field(examples=[__version__])
+    buildNumber: str = Field(examples=["1024"])
+    gitSha: str = Field(examples=["3f786850e387550fdab836ed7e6dc881de23001b"])
+    buildDate: str = Field(examples=["2026-11-24"])
+
+
+PROBES = ["GET", "HEAD"]
+
+
+@router.api_operation(
+    PROBES, "/health", operation_id="health", summary="Is it alive?", **answers(200, Health, "It is.")
+)
+def health(request: HttpRequest) -> dict[str, object]:
+    """Cheap enough to be asked every second; it does not ask the database."""
+    stamp = timezone.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"timestamp": stamp, "uptime": round(time.monotonic() - _started, 3)}
+
+
+_readiness = answers(200, Readiness, "It is.")
+_readiness["response"][503] = Readiness
+_readiness["openapi_extra"]["responses"][503] = {"description": "Something is missing; `checks` says what."}
+
+
+@router.api_operation(PROBES, "/health/ready", operation_id="ready", summary="Is it ready to sync?", **_readiness)
+def ready(request: HttpRequest) -> Status[dict[str, object]]:
+    """Looks at everything that syncing needs."""
+    signs = heartbeat.read()
+    found = look(signs)
+    is_ready = all(words == OK for words in found.values())
+    age = signs.sweep_age if signs else None
+    return Status(
+        200 if is_ready else 503,
+        {"ready": is_ready, "checks": found, "sweep_age": None if age is None else round(age, 1)},
+    )
+
+
+@router.api_operation(
+    PROBES, "/version", operation_id="version", summary="What is running?", **answers(200, Version, "The build.")
+)
+def version(request: HttpRequest) -> dict[str, str]:
+    """Which version of Docora answers, and of which build."""
+    return {
+        "version": __version__,
+        "buildNumber": os.environ.get("DOCORA_BUILD_NUMBER", ""),
+        "gitSha": os.environ.get("DOCORA_BUILD_SHA", ""),
+        "buildDate": os.environ.get("DOCORA_BUILD_DATE", ""),
+    }
+
+
+def look(signs: Signs | None) -> dict[str, str]:
+    """`OK`, or what is wrong in words, of everything that syncing needs; `signs` as `heartbeat.read` has them."""
+    return {
+        "database": check_database(),
+        "redis": check_redis(signs),
+        "git": check_git(),
+        "disk": check_disk(),
+        "workers": check_workers(signs),
+        "sweep": check_sweep(signs),
+    }
+
+
+def check_database() -> str:
+    try:
+        return OK if schema.is_migrated() else schema.not_migrated()
+    except (DatabaseError, InterfaceError):
+        return "the database does not answer: check DATABASE_URL and the database server"
+
+
+def check_git() -> str:
+    return OK if shutil.which("git") else "git is not installed"
+
+
+def check_disk() -> str:
+    if not can_be_written(Path(settings.REPOS_DIR)):
+        return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk not full"
+    disk = shutil.disk_usage(settings.REPOS_DIR)
+    if disk.free < min(LEAST_FREE_BYTES, LEAST_FREE_SHARE * disk.total):
+        return (
+            f"only {format_bytes(disk.free)} are free for mirrors of repositories: make room on the disk of REPOS_DIR"
+        )
+    return OK
+
+
+def can_be_written(directory: Path) -> bool:
+    """By writing: a full disk and a read-only one look fine from afar."""
+    try:
+        make_private(directory)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError:
+        return False
+    return True
+
+
+def check_redis(signs: Signs | None) -> str:
+    return OK if signs else "Redis does not answer: check REDIS_URL and the Redis server"
+
+
+def check_workers(signs: Signs | None) -> str:
+    if signs is None:
+        return _UNKNOWN
+    return OK if signs.workers else f"no sync worker is running: start {program()} up, or {program()} rqworker"
+
+
+def check_sweep(signs: Signs | None) -> str:
+    if signs is None:
+        return _UNKNOWN
+    if not signs.sweep_is_late:
+        return OK
+    if signs.sweep_age is None:
+        return f"the sweep has not run for a day: start {program()} up, or {program()} sweep"
+    ago = format_seconds(signs.sweep_age)
+    return f"the sweep last looked {ago} ago: see whether {program()} up, or {program()} sweep, still runs"

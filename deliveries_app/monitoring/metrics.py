@@ -1,0 +1,185 @@
+"""`GET /metrics`: what Docora does and how it is, in the text format of Prometheus.
+
+What has been done is counted in Redis (`docora.redis.counters`), because the processes that do it come and go; how things are
+is asked for at each scrape, of Redis and of the database, in a number of questions that does not grow with what there
+is. Where one of the two is down, the other still answers. No label names an app, a repository or a path. Only the disk is
+that of the machine that is asked.
+"""
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError
+from django.db.models import Count, Min
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from deliveries_app.models import AppRepository, Outcome, Status
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.sync.recorder import BLOCKED
+from deliveries_app.webhooks.endpoint_stats import BOUNDS
+from docora.redis import counters, heartbeat, inspect
+from docora.redis.heartbeat import Signs
+from docora.redis.inspect import QueueState
+from docora.redis.queues import QUEUES
+from docora.web.api import refusal
+from docora.web.errors import json_error
+from repositories_app.mirror import cache
+from repositories_app.models import Repository
+
+_REDIS_UP = "1 if Redis answers. Without it, what it counts and knows is left out."
+_DATABASE_UP = "1 if the database answers. Without it, what it knows is left out."
+
+
+@csrf_exempt  # another method is a 405
+@require_safe
+def metrics(request: HttpRequest) -> HttpResponse:
+    """For whoever has `METRICS_TOKEN`, or asks from this machine where there is none."""
+    if settings.METRICS_TOKEN:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
+            return refusal(request, "metrics", "Send METRICS_TOKEN: Authorization: Bearer …").response()
+    elif not _is_loopback(request.META.get("REMOTE_ADDR", "")):
+        return json_error("Metrics are told to this machine only: set METRICS_TOKEN to ask from another one", 403)
+    return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback
+
+
+class _Docora(Collector):
+    def collect(self) -> Iterator[Metric]:
+        yield from _of_redis()
+        yield from _of_database()
+        yield from _of_this_machine()
+
+
+_registry = CollectorRegistry()
+_registry.register(_Docora())
+
+
+def _of_redis() -> Iterator[Metric]:
+    counts = counters.read()
+    signs = heartbeat.read() if counts is not None else None  # one that hangs is waited for once
+    queues = inspect.read() if signs else None
+    if counts is None or signs is None or queues is None:
+        yield _gauge("redis_up", _REDIS_UP, 0)
+        return
+    yield _gauge("redis_up", _REDIS_UP, 1)
+    yield from _counted(counts)
+    yield from _queues(queues)
+    yield from _signs(signs)
+
+
+def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
+    causes = RootCause.values
+    yield _counters(
+        counts, counters.SYNCS, "syncs", "Sync runs that have ended, by outcome.", "outcome", Outcome.values
+    )
+    yield _counters(
+        counts, counters.SYNC_FAILURES, "sync_failures",
+        "Attempts to sync that did not end well, by root cause. Most are tried again.", "cause", causes,
+    )  # fmt: skip
+    yield _counters(
+        counts, counters.DELIVERY_FAILURES, "delivery_failures",
+        "Files that were not accepted, each time they were tried, by root cause; blocked ones wait for another path.",
+        "cause", [*causes, BLOCKED],
+    )  # fmt: skip
+    for name, key, words in (
+        ("delivered_files", counters.FILES, "Creates, updates and deletes that clients have acknowledged."),
+        ("delivered_bytes", counters.BYTES, "Bytes of the files that clients have acknowledged."),
+        ("checks", counters.CHECKS, "Questions to git hosts whether a watched repository has moved."),
+    ):
+        yield CounterMetricFamily(f"docora_{name}", words, counts[key])
+    yield _latency(counts)
+
+
+def _latency(counts: Mapping[str, int]) -> Metric:
+    each = [counts[counters.field(counters.REQUESTS, number)] for number in range(len(BOUNDS) + 1)]
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    return HistogramMetricFamily(
+        "docora_request_seconds",
+        "How long clients took to answer the requests that carry files, or until these were given up.",
+        list(zip(bounds, accumulate(each), strict=True)),
+        counts[counters.REQUEST_MICROSECONDS] / 1_000_000,
+    )
+
+
+def _queues(state: QueueState) -> Iterator[Metric]:
+    """Of the jobs that are first in line; in a queue that is longer than these, an older one may stand behind them."""
+    now = timezone.now()
+    ages: dict[str, float] = dict.fromkeys(QUEUES, 0.0)
+    for job in state.jobs:
+        if job.since:
+            ages[job.queue] = max(ages[job.queue], (now - job.since).total_seconds())
+    yield _gauges("queue_jobs", "Jobs that wait in a queue.", "queue", state.lengths)
+    yield _gauges("queue_oldest_job_seconds", "For how long the oldest of them has waited.", "queue", ages)
+
+
+def _signs(signs: Signs) -> Iterator[Metric]:
+    yield _gauge("workers", "Workers that live.", len(signs.workers))
+    if signs.sweep_age is not None:
+        words = "Seconds since the sweep last looked for what is due; left out if it has not for a day."
+        yield _gauge("sweep_age_seconds", words, signs.sweep_age)
+
+
+def _of_database() -> Iterator[Metric]:
+    try:
+        alive = AppRepository.objects.alive().order_by()
+        statuses = dict(alive.values_list("status").annotate(Count("pk")))
+        due = AppRepository.objects.due().free().aggregate(count=Count("pk"), since=Min("next_sync_at"))
+        leases = AppRepository.objects.leased().count()
+        circuits = Repository.objects.filter(circuit_open_until__gt=Now()).count()
+    except (DatabaseError, InterfaceError):
+        yield _gauge("database_up", _DATABASE_UP, 0)
+        return
+    late = max(0.0, (timezone.now() - due["since"]).total_seconds()) if due["since"] else 0.0
+    yield _gauge("database_up", _DATABASE_UP, 1)
+    yield _gauges("watches", "Watched repositories, by status.", "status", dict.fromkeys(Status.values, 0) | statuses)
+    yield _gauge("watches_due", "Watched repositories that could be synced now and wait for a worker.", due["count"])
+    yield _gauge("watches_overdue_seconds", "For how long the one that has waited longest could be synced.", late)
+    yield _gauge("leases", "Watched repositories that a worker holds.", leases)
+    yield _gauge("circuits_open", "Git repositories that are left alone after failures.", circuits)
+
+
+def _of_this_machine() -> Iterator[Metric]:
+    size = cache.last_measured()
+    if size is not None:
+        words = "Bytes of the mirrors of repositories on this machine, as its workers last measured them."
+        yield _gauge("mirrors_bytes", words, size.bytes)
+        yield _gauge("mirrors", "How many mirrors that are.", size.mirrors)
+        yield _gauge("mirrors_max_bytes", "What bounds them, REPOS_MAX_BYTES; 0 for nothing.", settings.REPOS_MAX_BYTES)
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"docora_{name}", words, value)
+
+
+def _gauges(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"docora_{name}", words, labels=[label])
+    for each, value in values.items():
+        family.add_metric([each], value)
+    return family
+
+
+def _counters(counts: Mapping[str, int], key: str, name: str, words: str, label: str, labels: list[str]) -> Metric:
+    """With a zero for what has not happened yet: a rate needs a value to begin with."""
+    family = CounterMetricFamily(f"docora_{name}", words, labels=[label])
+    for each in labels:
+        family.add_metric([each], counts[counters.field(key, each)])
+    return family

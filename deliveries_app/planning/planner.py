@@ -1,0 +1,124 @@
+"""From a commit to the plan that leads there: a fast one from what has changed, or a full one from the whole tree.
+
+A plan is fast only while nothing but the tree can have changed what is sent: the fingerprint of the `Terms` is that of the
+base, `.docoraignore` is not among the changed paths, and no transforms are in use (a file that they drop has no row that
+would speak of it).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deliveries_app.models import AppRepository
+from deliveries_app.planning import delivery_rows
+from deliveries_app.planning.eligibility import REMARKS, eligible
+from deliveries_app.planning.ignore_rules import FILE_NAME, IgnoreRules, read_rules
+from deliveries_app.planning.plan import DeliveryRules, Plan, PlanRefused, fill, make_plan
+from deliveries_app.planning.transformed_tree import Transforming
+from repositories_app import services as repositories
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import GitError
+from repositories_app.git.remote import Head
+from repositories_app.mirror.mirror import MAX_DIFF_PATHS, Entry, Mirror
+
+_TICK_EVERY = 200  # tree entries, or rows
+
+
+@dataclass
+class Planned:
+    """A plan, the commit that it leads to, and what a fast plan looked at (None: at everything)."""
+
+    plan: Plan
+    head: Head
+    among: list[bytes] | None
+
+
+def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick) -> Planned:
+    """What has to be sent so that the app holds what it should of `head`; also keeps that tree's numbers as a snapshot.
+
+    Raises `PlanRefused`.
+    """
+    if delivery_rules.transforms.problem:
+        raise PlanRefused(delivery_rules.transforms.problem, "transform")
+    planned = _fast_plan(head, watch, delivery_rules, mirror) or full_plan(head, watch, delivery_rules, mirror, tick)
+    plan = planned.plan
+    repositories.record_snapshot(
+        watch.repository,
+        head.commit,
+        head.branch,
+        plan.tree_files,
+        plan.tree_bytes,
+        for_all=not delivery_rules.patterns,
+    )
+    return planned
+
+
+def full_plan(
+    head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick
+) -> Planned:
+    """The whole tree joined with every row."""
+    rules = read_rules(mirror, head.commit, delivery_rules.patterns)
+    plan = Plan()
+    tree = _ticking(mirror.tree(head.commit), tick)
+    held = _ticking(
+        delivery_rows.all_rows(watch.pk), tick
+    )  # transforms have read the whole tree before the first of them
+    entries = eligible(tree, delivery_rules.max_file_bytes, rules.check, plan.skip)
+    if delivery_rules.transforms:
+        with mirror.blobs() as reader, Transforming(plan, delivery_rules, reader, tick) as transforming:
+            fill(plan, transforming.files(entries, delivery_rows.by_source(watch.pk)), held, delivery_rules)
+    else:
+        fill(plan, entries, held, delivery_rules)
+    plan.skipped.extend(rules.problems)
+    return Planned(plan, head, None)
+
+
+def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror) -> Planned | None:
+    """Only what differs from the base commit, what is in doubt and what failed; None when that is not known."""
+    base = watch.base_commit
+    if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
+        return None
+    try:
+        changed = [] if base == head.commit else mirror.changed_paths(base, head.commit)
+    except GitError:  # the base is not here, or not whole: the full plan does without it
+        return None
+    unsettled = delivery_rows.unsettled_paths(watch.pk, MAX_DIFF_PATHS)
+    if changed is None or unsettled is None or FILE_NAME.encode() in changed:
+        return None
+    rules = read_rules(mirror, head.commit, delivery_rules.patterns)
+    paths = sorted({*changed, *(path.encode() for path in unsettled)})
+    names = [path.decode() for path in paths if _is_utf8(path)]
+    plan = make_plan(
+        mirror.tree(head.commit, paths), delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check
+    )
+    _add_the_rest(plan, watch, mirror.tree(base, paths), delivery_rules, rules)
+    return Planned(plan, head, paths)
+
+
+def _add_the_rest(
+    plan: Plan, watch: AppRepository, before: Iterator[Entry], delivery_rules: DeliveryRules, rules: IgnoreRules
+) -> None:
+    """Make the plan's numbers those of the whole tree: the watch's, less what the same paths counted `before`."""
+    left_out = Counter({cause: count for cause, count in watch.left_out.items() if cause not in REMARKS})
+    counted = list(
+        eligible(before, delivery_rules.max_file_bytes, rules.check, lambda skipped: left_out.subtract([skipped.cause]))
+    )
+    plan.tree_files += watch.tree_files - len(counted)
+    plan.tree_bytes += watch.tree_bytes - sum(entry.size for entry in counted)
+    plan.left_out.update(left_out)
+    plan.left_out = +plan.left_out
+
+
+def _ticking[Item](items: Iterator[Item], tick: git.Tick) -> Iterator[Item]:
+    for number, item in enumerate(items):
+        if number % _TICK_EVERY == 0:
+            tick()
+        yield item
+
+
+def _is_utf8(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""What the progress fragments show, for the pages that hold them and for the polls that refresh them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.http import HttpRequest
+from django.template.loader import get_template
+
+from deliveries_app.actors import can_view_operations
+from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
+from deliveries_app.progress import live, poll_cache
+from deliveries_app.progress.live import Progress
+from docora.text import counted, format_bytes, format_seconds
+
+SHOWN_OPERATIONS = 5
+KEPT_SECONDS = 5
+_NAMED = 3
+
+
+def polled(operation_id: str, *, said: str | None) -> dict[str, Any] | None:
+    """`of_operation` for a poll; None when there is no such operation.
+
+    Screen readers read out whatever is put into the page, so it `speaks` only when ten percent more are done than `said`.
+    """
+    bar = poll_cache.read(operation_id, _draw)
+    return _polled(bar.operation, bar.progress, speaks=said != str(bar.progress.tens)) if bar else None
+
+
+def running(operation_id: str, *, said: str | None) -> str | None:
+    """The same, drawn, of an operation that is under way; None when it is not."""
+    bar = poll_cache.read(operation_id, _draw)
+    if bar is None or bar.progress.finished:
+        return None
+    if said == str(bar.progress.tens):
+        return bar.drawn or _draw(bar.operation, bar.progress)
+    return _draw(bar.operation, bar.progress, speaks=True)
+
+
+def _draw(operation: BulkOperation, progress: Progress, *, speaks: bool = False) -> str:
+    return get_template("docora/progress.html#bulk_progress").render(_polled(operation, progress, speaks=speaks))
+
+
+def _polled(operation: BulkOperation, progress: Progress, *, speaks: bool) -> dict[str, Any]:
+    return of_operation(operation, progress) | {"polled": True, "speaks": speaks}
+
+
+def of_operation(operation: BulkOperation, progress: Progress | None = None) -> dict[str, Any]:
+    """For `docora/progress.html#bulk_progress`."""
+    progress = progress or live.of_operation(operation)
+    return {
+        "operation": operation,
+        "progress": progress,
+        "summary": summary(operation, progress) if progress.finished else "",
+    }
+
+
+def of_watch(watch: AppRepository) -> dict[str, Any]:
+    """For `docora/progress.html#watch_progress`: the watch's newest run, open or not."""
+    run = watch.runs.order_by("-generation", "-pk").first()
+    return {"watch": watch, "run": run, "progress": live.of_runs([run])[run.pk] if run else None}
+
+
+def shown_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
+    """The contexts of those that `shown` finds."""
+    return [of_operation(operation) for operation in shown(request.user, queryset)]
+
+
+def shown(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
+    """Operations that run, and finished ones until they are dismissed, the newest first, for whoever may follow them."""
+    if not can_view_operations(user):
+        return []
+    newest = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).order_by("-created_at", "-pk")
+    return list(newest[:SHOWN_OPERATIONS])
+
+
+def touching(app: App) -> QuerySet[BulkOperation]:
+    """Operations that were asked for this app, or for several of which it is one."""
+    its_runs = SyncRun.objects.filter(operation=OuterRef("pk"), watch__app=app)
+    return BulkOperation.objects.filter(Q(app=app) | Q(app=None) & Exists(its_runs))
+
+
+def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
+    """The progress of the newest open run of each watch that has one, by the watch's primary key."""
+    runs = SyncRun.objects.filter(watch__in=list(watches), outcome="").order_by("generation", "pk")
+    newest = {run.watch_id: run for run in runs if run.watch_id is not None}
+    found = live.of_runs(newest.values())
+    return {watch_pk: found[run.pk] for watch_pk, run in newest.items()}
+
+
+def live_ids(watches: Iterable[AppRepository]) -> str:
+    """The ids that a list's poller asks for: rows where something is going on."""
+    return joined(watch.pk for watch in watches if watch.is_active)
+
+
+def joined(pks: Iterable[int]) -> str:
+    return ",".join(map(str, pks))
+
+
+def summary(operation: BulkOperation, progress: Progress) -> str:
+    """What came of a finished operation, in a sentence or three."""
+    if operation.cancelled_at is not None:
+        return _after_cancel(operation, progress)
+    counts = [f"{progress.succeeded:,} synced"]
+    counts += [f"{progress.failed:,} failed"] if progress.failed else []
+    counts += [f"{progress.cancelled:,} cancelled"] if progress.cancelled else []
+    counts += [f"{progress.superseded:,} taken over by a later request"] if progress.superseded else []
+    sent = f"{progress.files_done:,} files ({format_bytes(progress.bytes_done)}) in {format_seconds(progress.seconds)}"
+    return f"{_repositories(progress.total)}: {', '.join(counts)} · {sent}"
+
+
+def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
+    cancelled = operation.runs.filter(outcome=Outcome.CANCELLED)
+    begun = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
+    untouched = cancelled.filter(started_at=None).count()
+    is_retry = operation.kind == OperationKind.RETRY
+    were = "was" if progress.succeeded == 1 else "were"
+    parts = [f"{_repositories(progress.succeeded)} {were} {'synced' if is_retry else 'sent again in full'}"]
+    parts += [
+        f"{_of_run(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent"
+        f"{'' if is_retry else ' and goes on'}"
+        for run in begun[:_NAMED]
+    ]
+    if len(begun) > _NAMED:
+        parts.append("others were begun too" if is_retry else "so do others")
+    if untouched:
+        parts.append(f"{untouched:,} {'was' if untouched == 1 else 'were'} not touched")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    said = f"Stopped by {operation.cancelled_by}. {'; '.join(parts)}."
+    stopped = is_retry and (begun or untouched)
+    return f"{said} What was stopped goes on failing until the next rescan." if stopped else said
+
+
+def _of_run(operation: BulkOperation, run: SyncRun) -> str:
+    """The repository; with its app where an operation touches several."""
+    return run.repository_name if operation.app_id else f"{run.repository_name} → {run.app_name}"
+
+
+def _repositories(count: int) -> str:
+    return counted(count, "repository", "repositories")

@@ -1,0 +1,185 @@
+"""The numbers behind the progress bars: live from the Redis counters, from the rows where Redis lost them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db.models import Count, Min, Q, Sum
+from django.utils import timezone
+
+from deliveries_app.models import BulkOperation, Outcome, SyncRun
+from docora.redis import live_counters
+
+_COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
+_COUNTED_AS = {
+    "succeeded": [Outcome.SUCCEEDED],
+    "failed": [Outcome.FAILED, Outcome.PAUSED],
+    "cancelled": [Outcome.CANCELLED, Outcome.ENDED],
+    "superseded": [Outcome.SUPERSEDED],
+}
+_ENDINGS = ("completed", *_COUNTED_AS)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a bar shows. `percent` is whole and is 100 only when everything is done and acknowledged."""
+
+    files_total: int
+    files_done: int
+    files_failed: int
+    bytes_total: int
+    bytes_done: int
+    started_at: datetime | None
+    ended_at: datetime | None
+    total: int = 1
+    completed: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    superseded: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.ended_at is not None
+
+    @property
+    def percent(self) -> int:
+        if self.files_total:
+            share = min(1.0, self.files_done / self.files_total)
+        else:
+            share = self.completed / self.total if self.total else 1.0
+        whole = int(100 * share)
+        return whole if self.finished else min(99, whole)
+
+    @property
+    def tens(self) -> int:
+        """The percentage in steps of ten: spoken text changes at these only."""
+        return self.percent // 10 * 10
+
+    @property
+    def seconds(self) -> float:
+        """Since the first file could be sent."""
+        return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0
+
+    @property
+    def files_per_second(self) -> float:
+        return self.files_done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while there is nothing to estimate from."""
+        rate = self.files_per_second
+        return (self.files_total - self.files_done) / rate if rate > 0 and not self.finished else None
+
+    def as_dict(self) -> dict[str, int]:
+        """For scripts: the admin JSON and the commands."""
+        names = ("total", *_ENDINGS, *_COUNTS, "percent", "finished")
+        return {name: getattr(self, name) for name in names}
+
+
+def run_counts(run: SyncRun) -> dict[str, int]:
+    return {name: getattr(run, name) for name in _COUNTS}
+
+
+def seed_run(run: SyncRun) -> None:
+    """Set a run's counters from its row."""
+    live_counters.start(run.run_id, run_counts(run))
+
+
+def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
+    """The progress for each run, by primary key."""
+    runs = list(runs)
+    live = dict(zip(runs, live_counters.read([run.run_id for run in runs]), strict=True))
+    return {run.pk: _run_progress(run, live[run]) for run in runs}
+
+
+def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
+    counts = run_counts(run) if run.ended_at or not live else {**run_counts(run), **live}
+    return Progress(
+        **_clamped({name: counts[name] for name in _COUNTS}),
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        completed=int(bool(run.ended_at)),
+        succeeded=int(run.outcome == Outcome.SUCCEEDED),
+        failed=int(run.outcome == Outcome.FAILED),
+        cancelled=int(run.outcome == Outcome.CANCELLED),
+    )
+
+
+def of_operation(operation: BulkOperation) -> Progress:
+    """The progress of a bulk operation; sets its counters from the rows when Redis has none."""
+    progress = None if operation.ended_at else live([operation])[0]
+    return progress or _operation_progress(operation, seed_operation(operation))
+
+
+def live(operations: Sequence[BulkOperation]) -> list[Progress | None]:
+    """The tallies by Redis alone; None for each that it does not count, as once an operation has ended."""
+    found = live_counters.read([operation.operation_id for operation in operations])
+    return [
+        _operation_progress(operation, counts) if counts and counts.get("started") is not None else None
+        for operation, counts in zip(operations, found, strict=True)
+    ]
+
+
+def _operation_progress(operation: BulkOperation, counts: dict[str, int]) -> Progress:
+    began = counts.get("started") or 0
+    return Progress(
+        **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
+        **{name: min(counts.get(name, 0), operation.total) for name in _ENDINGS},
+        started_at=datetime.fromtimestamp(began / 1000, tz=timezone.get_current_timezone()) if began else None,
+        ended_at=operation.ended_at,
+        total=operation.total,
+    )
+
+
+def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
+    """Let the operation's counters say what the row of this run of it says now."""
+    if not live_counters.put(operation.operation_id, str(run.pk), _part(run)):
+        seed_operation(operation)
+
+
+def _part(run: SyncRun) -> dict[str, int]:
+    """What a run adds to its operation's numbers."""
+    ending = next((name for name, outcomes in _COUNTED_AS.items() if run.outcome in outcomes), None)
+    return {
+        **run_counts(run),
+        **{name: int(name == ending or (name == "completed" and ending is not None)) for name in _ENDINGS},
+        "started": int(run.started_at.timestamp() * 1000) if run.started_at else 0,
+    }
+
+
+def seed_operation(operation: BulkOperation) -> dict[str, int]:
+    """Count an operation's runs and, while it is open, keep the numbers in Redis."""
+    if operation.ended_at is not None:
+        return _counted(operation)
+    parts = {str(run.pk): _part(run) for run in operation.runs.only("outcome", "started_at", *_COUNTS)}
+    counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS)}
+    counts["started"] = min((part["started"] for part in parts.values() if part["started"]), default=0)
+    live_counters.start(operation.operation_id, counts, parts)
+    return counts
+
+
+def _counted(operation: BulkOperation) -> dict[str, int]:
+    """The same by the database alone."""
+    found = operation.runs.aggregate(
+        **{name: Sum(name) for name in _COUNTS},
+        started=Min("started_at"),
+        completed=Count("pk", filter=~Q(outcome="")),
+        **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},
+    )
+    started = found.pop("started")
+    counts = {name: value or 0 for name, value in found.items()}
+    counts["started"] = int(started.timestamp() * 1000) if started else 0
+    return counts
+
+
+def _clamped(counts: dict[str, int]) -> dict[str, int]:
+    """What is shown never passes its total, whatever a counter that was flushed in the middle says."""
+    total_files, total_bytes = max(0, counts["files_total"]), max(0, counts["bytes_total"])
+    return {
+        "files_total": total_files,
+        "files_done": max(0, min(counts["files_done"], total_files)),
+        "files_failed": max(0, counts["files_failed"]),
+        "bytes_total": total_bytes,
+        "bytes_done": max(0, min(counts["bytes_done"], total_bytes)),
+    }

@@ -1,0 +1,1 @@
+"""Read-only queries behind pages, commands and metrics."""

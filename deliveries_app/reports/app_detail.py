@@ -1,0 +1,239 @@
+"""What the app page shows of an app's work: for the page itself, and for the fragment that refreshes it."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.core.paginator import Page, Paginator
+from django.db.models import Count, F, Q
+from django.http import QueryDict
+from django.urls import reverse
+
+from deliveries_app import actors
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    BulkOperation,
+    DeliveryFailure,
+    FailureKind,
+    Status,
+    SyncPause,
+)
+from deliveries_app.progress import context as progress_context
+from deliveries_app.progress.live import Progress
+from deliveries_app.reports.next_attempt import NextTry, next_try
+from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION, current_pause
+from deliveries_app.webhooks import endpoint_stats
+from docora.templatetags.docora import counted, milliseconds
+
+PER_PAGE = 50
+LISTED_FILES = 50
+SORTED_FILES = 2000
+"""The newest files that fail are the newest of so many: an app that refuses everything may have millions."""
+RECENT_OPERATIONS = 5
+MAX_SEARCH = 200
+OFFERED_NAMES = 200
+STATUSES = [
+    ("", "any status"),
+    ("failing", "failing: failed, or being tried again"),
+    (Status.FAILED, "failed"),
+    (Status.PENDING, "pending"),
+    (Status.SCANNING, "syncing"),
+    (Status.SYNCED, "synced"),
+]
+_BY_NAME = ("repository__owner", "repository__name", "pk")
+_NAME = (F("repository__owner"), F("repository__name"))
+_SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
+    "repository": ("Repository", _NAME),
+    "status": ("Status", (F("status"),)),
+    "synced": ("Last sync", (F("last_synced_at"),)),
+    "files": ("Files", (F("tree_files"),)),
+}
+"""Name of a column → its heading, and what it is sorted by."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading that sorts: `next` is the order that it leads to, `sorted` what `aria-sort` says of it now."""
+
+    name: str
+    label: str
+    next: str
+    sorted: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the address asks of the table; whatever it says, these are values that the table knows."""
+
+    search: str = ""
+    status: str = ""
+    sort: str = "repository"
+    descending: bool = False
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> "Asked":
+        status, order = query.get("status", ""), query.get("o", "")
+        sort = order.removeprefix("-")
+        known = sort in _SORTS
+        return cls(
+            search=query.get("q", "").strip()[:MAX_SEARCH],
+            status=status if status in dict(STATUSES) else "",
+            sort=sort if known else "repository",
+            descending=known and order.startswith("-"),
+        )
+
+    @property
+    def narrows(self) -> bool:
+        return bool(self.search or self.status)
+
+    @property
+    def order(self) -> str:
+        return f"-{self.sort}" if self.descending else self.sort
+
+    @property
+    def columns(self) -> list[Column]:
+        return [self._column(name, label) for name, (label, _) in _SORTS.items()]
+
+    def _column(self, name: str, label: str) -> Column:
+        if name != self.sort:
+            return Column(name, label, name)
+        return Column(
+            name, label, name if self.descending else f"-{name}", "descending" if self.descending else "ascending"
+        )
+
+    def among(self, watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+        if self.search:
+            places = ("repository__owner", "repository__name", "repository__canonical_url", "github_url")
+            watches = watches.filter(Q(*((f"{place}__icontains", self.search) for place in places), _connector=Q.OR))
+        if self.status == "failing":
+            watches = watches.failing()
+        elif self.status:
+            watches = watches.filter(status=self.status)
+        keys = _SORTS[self.sort][1]
+        order = [key.desc(nulls_last=True) if self.descending else key.asc(nulls_first=True) for key in keys]
+        return watches.order_by(*order, *_BY_NAME)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A watched repository: its bar while something goes on, what is the `trouble` with it, and when it is tried next."""
+
+    watch: AppRepository
+    progress: Progress | None
+    failure: str
+    tried_next: NextTry | None
+
+
+@dataclass(frozen=True)
+class FailingFiles:
+    """The newest files that were not delivered; `count` of them, or more if `is_more`."""
+
+    listed: Sequence[DeliveryFailure] = field(default_factory=list)
+    count: int = 0
+    is_more: bool = False
+
+
+def watches_of(app: App) -> AppRepositoryQuerySet:
+    return AppRepository.objects.alive().filter(app=app)
+
+
+def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
+    """The watched repositories that the address asks for, a page of them."""
+    asked = Asked.of(query)
+    watches = asked.among(watches_of(app).select_related("app", "repository"))
+    page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
+    rows = list(page.object_list)
+    found, pause = progress_context.open_progress(rows), current_pause()
+    counts = watches_of(app).aggregate(watched=Count("pk"), failing=Count("failing_since"))
+    return {
+        **counts,
+        "asked": asked,
+        "statuses": STATUSES,
+        "page": page,
+        "rows": [row_of(watch, found.get(watch.pk), pause) for watch in rows],
+        "live_ids": progress_context.live_ids(rows),
+    }
+
+
+def row_of(watch: AppRepository, progress: Progress | None, pause: SyncPause | None) -> Row:
+    waits = watch.is_failing or watch.is_active
+    return Row(watch, progress, failure(watch), next_try(watch, pause) if waits else None)
+
+
+def failure(watch: AppRepository) -> str:
+    """`HTTP 500 on 2 files`, or what went wrong in a sentence without its full stop; empty where all is well."""
+    if not watch.is_failing:
+        return ""
+    if watch.last_status_code is None:
+        return watch.last_error.removesuffix(".")
+    # A base says that the whole plan was tried; otherwise the number of files is that of an earlier run.
+    files = f" on {counted(watch.files_failing, 'file,files')}" if watch.files_failing and watch.base_commit else ""
+    return f"HTTP {watch.last_status_code}{files}"
+
+
+def failing_files(app: App) -> FailingFiles:
+    """Over all repositories of the app, read from the index up to a bound and only then sorted."""
+    may_have = Q(failing_since__isnull=False) | Q(files_failing__gt=0) | Q(status=Status.SCANNING)
+    watches = watches_of(app).filter(may_have).values("pk")
+    listed = DeliveryFailure.objects.filter(watch__in=watches, kind=FailureKind.FAILED)
+    some = list(listed.order_by().values_list("last_at", "pk")[: SORTED_FILES + 1])
+    newest = [pk for _, pk in heapq.nlargest(LISTED_FILES, some)]
+    rows = DeliveryFailure.objects.filter(pk__in=newest).select_related("watch__repository").order_by("-last_at", "-pk")
+    return FailingFiles(list(rows), min(len(some), SORTED_FILES), len(some) > SORTED_FILES)
+
+
+def more(app: App) -> dict[str, Any]:
+    """What stands below the table and is not refreshed: files that fail, and names for the question about one file."""
+    names = watches_of(app).order_by(*_BY_NAME).values_list("repository__owner", "repository__name")
+    return {"files": failing_files(app), "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]]}
+
+
+def recent(user: AbstractBaseUser | AnonymousUser, app: App, beside: Sequence[BulkOperation]) -> list[dict[str, Any]]:
+    """The last operations of this app that have ended, beside those whose progress is shown."""
+    if not actors.can_view_operations(user):
+        return []
+    ended = BulkOperation.objects.filter(app=app, ended_at__isnull=False).exclude(pk__in=[one.pk for one in beside])
+    return [progress_context.of_operation(one) for one in ended.order_by("-created_at", "-pk")[:RECENT_OPERATIONS]]
+
+
+def health(app: App) -> str:
+    """`99.2 % ok · median 38 ms · p95 210 ms (last 100)`, or that there is nothing to tell."""
+    known = endpoint_stats.of_app(app)
+    if known is None:
+        return "No notification was sent lately."
+    share = f"{100 * known.accepted:.1f}".removesuffix(".0")
+    times = f"median {milliseconds(known.median)} · p95 {milliseconds(known.p95)}"
+    return f"{share} % ok · {times} (last {known.requests})"
+
+
+def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
+    """Everything on the page that changes while one looks at it, but the progress of the operations."""
+    page = reverse("admin:deliveries_app_app_change", args=[app.pk])
+    boxes = progress_context.shown(user, progress_context.touching(app))
+    context = {
+        "app": app,
+        "health": health(app),
+        "operations_shown": boxes,
+        "operation_ids": progress_context.joined(box.pk for box in boxes),
+        "here": f"{page}?{query.urlencode()}" if query else page,
+        **rights(user),
+    }
+    return context | table(app, query) if context["can_view"] else context
+
+
+def rights(user: AbstractBaseUser | AnonymousUser) -> dict[str, bool]:
+    """What the user may do with the watched repositories; nothing without seeing them."""
+    can_view = user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
+    return {"can_view": can_view} | {
+        name: can_view and user.has_perm(permission)  # type: ignore[union-attr]
+        for name, permission in {
+            "may_resync": RESYNC_PERMISSION,
+            "may_retry": RETRY_PERMISSION,
+            "may_unwatch": "deliveries_app.delete_apprepository",
+            "may_watch": "deliveries_app.add_apprepository",
+        }.items()
+    }

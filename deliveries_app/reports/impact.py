@@ -1,0 +1,168 @@
+"""What a re-sync, a retry or a removal would mean: the numbers of the confirmation pages."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db.models import Case, Count, F, OuterRef, Q, Subquery, Sum, When
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, Status, SyncRun
+from repositories_app.models import Repository, Snapshot
+
+SAMPLE = 10
+COUNTED_RECORDS = 10_000
+_RECENT_RUNS = 50
+_APPS_APART = 100
+_NAMED_ONE_BY_ONE = 1000  # repositories; of more, all are counted: a question that names thousands takes longer
+
+
+@dataclass(frozen=True)
+class Impact:
+    """`watches` watched repositories of `apps` apps, with their files; `seconds` at the apps' recent pace, if there is
+    one. `sample` holds the first rows, each with `files` and `size`."""
+
+    watches: int
+    apps: int
+    files: int
+    size: int
+    syncing: int
+    paused: int
+    seconds: float | None
+    sample: Sequence[AppRepository]
+
+    @property
+    def more(self) -> int:
+        return self.watches - len(self.sample)
+
+
+@dataclass(frozen=True)
+class RetryImpact:
+    """`watches` failing repositories of `apps` apps, and the `files` that were not accepted. Of `unknown` of them it is
+    not known how much is left: their last attempt ended before it had tried everything."""
+
+    watches: int
+    apps: int
+    files: int
+    unknown: int
+    syncing: int
+    paused: int
+    sample: Sequence[AppRepository]
+
+    @property
+    def more(self) -> int:
+        return self.watches - len(self.sample)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes with watched repositories that are removed: their delivery `records` (exact up to `COUNTED_RECORDS`,
+    beyond that about what their trees hold), and `orphans`, repositories that nobody else watches, with their mirrors.
+    `syncing` of them are being sent by a worker right now."""
+
+    watches: int
+    syncing: int
+    records: int
+    records_are_exact: bool
+    orphans: int
+    orphan_names: Sequence[str]
+    sample: Sequence[AppRepository]
+
+    @property
+    def more(self) -> int:
+        return self.watches - len(self.sample)
+
+    @property
+    def more_orphans(self) -> int:
+        return self.orphans - len(self.orphan_names)
+
+
+def removal_of(watches: AppRepositoryQuerySet) -> Removal:
+    """In a constant number of queries; a table of millions is never counted."""
+    watches = watches.alive()
+    rows = list(watches.order_by().values_list("repository_id", "tree_files"))
+    orphans = _watched_by_these_alone(Counter(repository for repository, _ in rows))
+    ids = watches.order_by().values("pk")
+    records = Delivery.objects.filter(watch__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
+    exact = records <= COUNTED_RECORDS
+    return Removal(
+        watches=len(rows),
+        syncing=watches.leased().count(),
+        records=records if exact else max(records, sum(files for _, files in rows)),
+        records_are_exact=exact,
+        orphans=len(orphans),
+        orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
+        sample=list(watches.select_related("app", "repository")[:SAMPLE]),
+    )
+
+
+def _watched_by_these_alone(counted: Counter[int]) -> list[int]:
+    """Of the repositories that so many of the watches watch, those that nobody else watches."""
+    watches = AppRepository.objects.alive().order_by()
+    if len(counted) <= _NAMED_ONE_BY_ONE:
+        watches = watches.filter(repository__in=counted)
+    watched = dict(watches.values_list("repository").annotate(Count("pk")))
+    return sorted(repository for repository, count in counted.items() if watched.get(repository) == count)
+
+
+def impact_of(watches: AppRepositoryQuerySet) -> Impact:
+    """Counted by the database in a constant number of queries, however many watches."""
+    counted = _with_sizes(watches.alive())
+    found = counted.aggregate(
+        watches=Count("pk"),
+        apps=Count("app", distinct=True),
+        files_in_all=Coalesce(Sum("files"), 0),
+        size_in_all=Coalesce(Sum("size"), 0),
+        syncing=Count("pk", filter=Q(status=Status.SCANNING)),
+        paused=Count("pk", filter=Q(app__paused=True)),
+    )
+    sample = list(counted.select_related("app", "repository")[:SAMPLE])
+    files = found.pop("files_in_all")
+    pace = _recent_pace(watches, found["apps"])
+    return Impact(
+        files=files, size=found.pop("size_in_all"), seconds=files / pace if pace else None, sample=sample, **found
+    )
+
+
+def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
+    """Counted by the database; `watches` are failing."""
+    found = watches.aggregate(
+        watches=Count("pk"),
+        apps=Count("app", distinct=True),
+        files=Coalesce(Sum("files_failing"), 0),
+        unknown=Count("pk", filter=Q(base_commit="")),
+        syncing=Count("pk", filter=Q(status=Status.SCANNING)),
+        paused=Count("pk", filter=Q(app__paused=True)),
+    )
+    return RetryImpact(sample=list(watches.select_related("app", "repository")[:SAMPLE]), **found)
+
+
+def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+    """The watch's own numbers; before its first sync those of the repository's newest snapshot."""
+    newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
+    return watches.annotate(
+        files=Case(
+            When(tree_files__gt=0, then=F("tree_files")),
+            default=Coalesce(Subquery(newest.values("file_count")[:1]), 0),
+        ),
+        size=Case(
+            When(tree_files__gt=0, then=F("tree_bytes")),
+            default=Coalesce(Subquery(newest.values("total_bytes")[:1]), 0),
+        ),
+    )
+
+
+def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:
+    """Files per second over the latest runs of so many apps; where they are many, over the latest of all."""
+    ended = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
+    recent = ended.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
+    if apps <= _APPS_APART:  # by their keys: how to find them is planned well then, also where nothing is analysed yet
+        recent = recent.filter(watch__app__in=list(watches.order_by().values_list("app", flat=True).distinct()))
+    files, seconds = 0, 0.0
+    for done, started, over in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:
+        if started and over:
+            files += done
+            seconds += (over - started).total_seconds()
+    return files / seconds if seconds > 0 else None

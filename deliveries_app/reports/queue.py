@@ -1,0 +1,240 @@
+"""What goes on, waits and is scheduled, for people to look at: the rows, joined with what Redis says.
+
+The rows are the truth. A leased watch is running; one that is due waits, whether there is a job for it or not. Redis only
+tells in which queue its job stands, and which workers there are. Without Redis the rows still tell.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import Count, DurationField, ExpressionWrapper, F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import CONTROL_PERMISSION
+from deliveries_app.models import AppRepository, Status, SyncPause, SyncRun
+from deliveries_app.progress import live
+from deliveries_app.progress.live import Progress
+from deliveries_app.services.control import current_pause
+from docora.redis import inspect
+from docora.redis.inspect import Job, QueueState, Worker
+from docora.text import format_seconds
+
+VIEW_PERMISSION = "deliveries_app.view_queue"
+SHOWN, SCHEDULED_SHOWN = 100, 50
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Watched repositories: `running` with a worker; `due` and free; `held` back though due, by a pause or an endpoint
+    that rests; `delayed` until a time to come."""
+
+    running: int
+    due: int
+    held: int
+    delayed: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A watched repository that runs or waits, with the request that it does. `words`: what holds it back, or what became
+    of its worker."""
+
+    watch: AppRepository
+    run: SyncRun | None
+    progress: Progress | None
+    queue: str = ""
+    words: str = ""
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when it is sent, or has been asked for."""
+        return (self.run.started_at or self.run.created_at) if self.run else self.watch.next_sync_at
+
+    @property
+    def is_leaving(self) -> bool:
+        """Stopped, or overtaken by a re-sync: its worker only lets settle what is under way."""
+        return self.watch.status != Status.SCANNING
+
+
+@dataclass(frozen=True)
+class WorkerLine:
+    """A worker, the watched repository that it is at, and what happens next if it is gone."""
+
+    worker: Worker
+    watch: AppRepository | None
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """The whole page. `queue` is None when Redis is down. `unqueued` are due and have no job yet; `idle_jobs` have nothing
+    to do any more."""
+
+    pause: SyncPause | None
+    queue: QueueState | None
+    counts: Counts
+    running: list[Line]
+    waiting: list[Line]
+    unqueued: int
+    idle_jobs: int
+    clean_ups: list[Job]
+    scheduled: list[tuple[AppRepository, str]]
+    workers: list[WorkerLine]
+
+    @property
+    def more_running(self) -> int:
+        return max(0, self.counts.running - len(self.running))
+
+    @property
+    def more_waiting(self) -> int:
+        return max(0, self.counts.due + self.counts.held - len(self.waiting))
+
+    @property
+    def more_scheduled(self) -> int:
+        return max(0, self.counts.delayed - len(self.scheduled))
+
+    @property
+    def workers_alive(self) -> int:
+        return sum(not line.worker.is_gone for line in self.workers)
+
+
+def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
+    return user.has_perm(VIEW_PERMISSION) or user.has_perm(CONTROL_PERMISSION)  # type: ignore[union-attr]
+
+
+def look() -> QueueView:
+    """In a number of queries that does not grow with what there is."""
+    pause, queue = current_pause(), inspect.read()
+    counted = counts(paused=pause is not None)
+    jobs = queue.jobs if queue else []
+    queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
+    leased = list(_watches().leased().annotate(left=_left()).order_by("next_sync_at", "pk")[:SHOWN])
+    overdue = _watches().free().filter(next_sync_at__lte=Now())
+    place = {pk: number for number, pk in enumerate(queued)}
+    with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: place[watch.pk])
+    without = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
+    ready = sum(not _held_back(watch, pause) for watch in with_job)
+    running, waiting = leased, [*with_job[:SHOWN], *without]
+    newest = _open_runs([*running, *waiting])
+    found = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
+
+    def line(watch: AppRepository, **more: Any) -> Line:
+        run = newest.get(watch.pk)
+        return Line(watch, run, found.get(run.pk) if run else None, **more)
+
+    workers = _workers(queue.workers if queue else [], running)
+    alive = {worker.worker.name for worker in workers if not worker.worker.is_gone}
+    return QueueView(
+        pause=pause,
+        queue=queue,
+        counts=counted,
+        running=[line(watch, words=_lease_words(watch, alive)) for watch in running],
+        waiting=[line(watch, queue=queued.get(watch.pk, ""), words=_why_waiting(watch, pause)) for watch in waiting],
+        unqueued=max(0, counted.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
+        idle_jobs=len(queued) - len(with_job),
+        clean_ups=[job for job in jobs if _watch_of(job) is None],
+        scheduled=_scheduled(),
+        workers=workers,
+    )
+
+
+def counts(*, paused: bool) -> Counts:
+    """Of watches that want something or are worked on; the others are not even looked at."""
+    ready = Q(next_sync_at__lte=Now())
+    taking = (
+        ready & Q(app__paused=False, arriving=False) & (Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()))
+    )
+    wanting = AppRepository.objects.alive().free().filter(next_sync_at__isnull=False)
+    found = wanting.aggregate(
+        ready=Count("pk", filter=ready), taking=Count("pk", filter=taking), delayed=Count("pk", filter=~ready)
+    )
+    due = 0 if paused else found["taking"]
+    return Counts(AppRepository.objects.alive().leased().count(), due, found["ready"] - due, found["delayed"])
+
+
+def _watches() -> Any:
+    return AppRepository.objects.alive().select_related("app", "repository")
+
+
+def _left() -> ExpressionWrapper[Any]:
+    """How long the lease lasts if nobody extends it, by the clock that decides."""
+    return ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())
+
+
+def _watch_of(job: Job | None) -> int | None:
+    """The watch that a job is about; None for a clean-up."""
+    about = job.argument if job and job.function == "sync_watch" else ""
+    return int(about) if about.isdecimal() and len(about) < 19 else None
+
+
+def _open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
+    """The newest request that each of them works on, by the watch's key."""
+    runs = SyncRun.objects.filter(watch__in=[watch.pk for watch in watches], outcome="").order_by("generation", "pk")
+    return {run.watch_id: run for run in runs if run.watch_id}
+
+
+def _held_back(watch: AppRepository, pause: SyncPause | None) -> str:
+    """Why it is not synced though it is due; empty when only its turn has to come."""
+    if pause:
+        return "All syncing is paused."
+    if watch.app.paused:
+        return "The app is paused."
+    if watch.arriving:
+        return "Its records are being imported."
+    rest = watch.app.cooldown_until - timezone.now() if watch.app.cooldown_until else None
+    if rest and rest.total_seconds() > 0:
+        return f"The app's endpoint rests for {format_seconds(rest.total_seconds())} more."
+    return ""
+
+
+def _why_waiting(watch: AppRepository, pause: SyncPause | None) -> str:
+    return _held_back(watch, pause) or ("All slots of the app are taken." if watch.slots_requested_at else "")
+
+
+def _lease_words(watch: Any, alive: set[str]) -> str:
+    """What happens next if the worker has not extended its lease in time. One that does lives, whoever knows of it."""
+    left = watch.left.total_seconds()
+    silent = settings.LEASE_SECONDS - left
+    if silent <= settings.LEASE_SECONDS / 4:  # it is extended after a sixth
+        return ""
+    free = f"the repository is free again in {format_seconds(left)}, and another worker goes on."
+    if watch.lease_owner not in alive:
+        return f"This worker is gone: {free}"
+    return f"Not heard from for {format_seconds(silent)}. If it is gone, {free}"
+
+
+def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
+    at_work = {worker.name: _watch_of(worker.job) for worker in workers}
+    watches = AppRepository.objects.select_related("app", "repository").in_bulk([pk for pk in at_work.values() if pk])
+    lines = []
+    for worker in workers:
+        held = [watch for watch in running if watch.lease_owner == worker.name]
+        words = ""
+        if worker.is_gone:
+            words = "Killed, or cut off from Redis. " + (
+                " ".join(f"{watch} is free again in {format_seconds(watch.left.total_seconds())}." for watch in held)
+                or "It holds no repository any more."
+            )
+        lines.append(WorkerLine(worker, watches.get(at_work[worker.name] or 0), words))
+    return lines
+
+
+def _scheduled() -> list[tuple[AppRepository, str]]:
+    """What is tried at a time to come, the soonest first, and what it waits for."""
+    rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
+    return [(watch, _scheduled_words(watch)) for watch in rows]
+
+
+def _scheduled_words(watch: AppRepository) -> str:
+    if watch.status == Status.FAILED:
+        return "Given up until the rescan."
+    if watch.is_failing:
+        return f"Attempt {watch.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}."
+    if watch.repository.circuit_is_open:
+        return "The repository's circuit is open."
+    return "All slots of the app are taken." if watch.slots_requested_at else "Rests until the rescan."

@@ -1,0 +1,143 @@
+"""Cancel re-syncs and retries, stop a running sync, and dismiss finished operations."""
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
+
+from deliveries_app import scheduling
+from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION, Actor
+from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, Reason, Status, SyncRun
+from deliveries_app.progress import runs
+from deliveries_app.services import audit
+from deliveries_app.services.requests import PERMISSIONS
+from docora.db.clock import from_now
+from docora.redis import queues
+
+
+def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
+    """Take back what has not been finished. How many repositories that concerns; 0 when it had ended already."""
+    actor.require(PERMISSIONS[OperationKind(operation.kind)])
+    actor.require_app(operation.app)
+    with transaction.atomic():
+        cancelled = _cancel(operation.runs.filter(outcome=""))
+        BulkOperation.objects.filter(pk=operation.pk, cancelled_at=None, ended_at=None).update(
+            cancelled_at=timezone.now(), cancelled_by=actor.name
+        )
+        runs.close_operations([operation.pk])
+        if cancelled:
+            audit.record(actor, [operation], f"Cancelled; {cancelled} repositories had not finished")
+    operation.refresh_from_db()
+    return cancelled
+
+
+def cancel_request(actor: Actor, watch: AppRepository) -> int:
+    """Take back the newest open re-sync or retry of one watch. 0 when there is none."""
+    actor.require_watch(watch)
+    asked = SyncRun.objects.filter(watch=watch, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
+    with transaction.atomic():
+        newest = asked.order_by("-generation", "-pk").first()
+        if newest is None:
+            actor.require(RESYNC_PERMISSION, RETRY_PERMISSION)
+            return 0
+        actor.require(RETRY_PERMISSION if newest.reason == Reason.RETRY else RESYNC_PERMISSION)
+        cancelled = _cancel(SyncRun.objects.filter(pk=newest.pk))
+        if newest.operation_id:
+            runs.close_operations([newest.operation_id])
+        audit.record(actor, [watch], f"Cancelled the {newest.get_reason_display()}")
+    return cancelled
+
+
+def stop_sync(actor: Actor, watch: AppRepository) -> bool:
+    """Stop what is going on about one watch, or waits to: its worker leaves at its next batch, its requests are taken
+    back, and it rests until the next rescan. False when nothing was going on."""
+    actor.require(CONTROL_PERMISSION)
+    actor.require_watch(watch)
+    with transaction.atomic():
+        rows = AppRepository.objects.alive().filter(pk=watch.pk)
+        locked = rows.select_for_update(of=("self",)).first()
+        if locked is None or not rows.filter(_going_on()).exists():
+            return False
+        asked = SyncRun.objects.filter(watch=watch, outcome="")
+        operations = set(asked.exclude(operation=None).values_list("operation_id", flat=True))
+        _cancel(asked, f"Stopped by {actor.name}.")
+        AppRepository.objects.filter(pk=watch.pk).update(generation=F("generation") + 1, **_resting())
+        runs.close_operations(operations)
+        audit.record(actor, [watch], "Stopped the sync")
+        transaction.on_commit(lambda: queues.drop([watch.job_id]), robust=True)
+    return True
+
+
+def _going_on() -> Q:
+    """A worker is at it, it is due, it waits for a slot or for its next attempt, or somebody asked for it.
+
+    Of a watch that was stopped nothing of this is true: its worker may still let requests settle, but it is fenced, and
+    the status is not `scanning` any more.
+    """
+    return (
+        Q(status=Status.SCANNING)
+        | Q(next_sync_at__lte=Now())
+        | Q(slots_requested_at__isnull=False)
+        | Q(status=Status.PENDING, failing_since__isnull=False)
+        | Q(Exists(SyncRun.objects.filter(watch=OuterRef("pk"), outcome="")))
+    )
+
+
+def _cancel(open_runs: QuerySet[SyncRun], words: str = "") -> int:
+    """End these runs as cancelled, with `words` about it. The generation goes on in any case, so that a worker of the cancelled request can
+    record nothing for the next one.
+
+    After a re-sync the floor goes back to the newest re-sync that is not cancelled, and the watch is due at once as an
+    ordinary check; after a retry it is failing as before, until the next rescan, unless a later request for it goes on.
+    Watches are locked before runs, as everywhere.
+    """
+    pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None})
+    watches = AppRepository.objects.filter(pk__in=pks)
+    list(watches.select_for_update().order_by("pk").values_list("pk", flat=True))
+    chosen = list(open_runs.filter(outcome=""))
+    runs.cancel_runs(chosen, words)
+    resynced = {run.watch_id for run in chosen if run.watch_id and run.reason == Reason.RESYNC}
+    still_asked = (
+        SyncRun.objects.filter(watch=OuterRef("pk"), reason=Reason.RESYNC)
+        .exclude(outcome=Outcome.CANCELLED)
+        .order_by()
+        .values("watch")
+        .annotate(highest=Max("generation"))
+        .values("highest")
+    )
+    watches.filter(pk__in=resynced).update(
+        generation=F("generation") + 1,
+        resend_floor=Coalesce(Subquery(still_asked), Value(1)),
+        request_count=F("request_count") + 1,
+        next_sync_at=Now(),
+    )
+    others = {run.watch_id for run in chosen if run.watch_id} - resynced
+    others -= set(SyncRun.objects.filter(watch__in=others, outcome="").values_list("watch_id", flat=True))
+    watches.filter(pk__in=others).update(generation=F("generation") + 1, **_resting())
+    transaction.on_commit(scheduling.enqueue_due, robust=True)
+    return len(chosen)
+
+
+def _resting() -> dict[str, object]:
+    """Columns of a watch that is left alone until the next rescan, with the status that it had before."""
+    unequal = Q(base_commit="") | Q(files_failing__gt=0)  # something was announced, refused, or never sent
+    return {
+        "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),
+        "slots_requested_at": None,
+        "retry_count": Case(
+            When(failing_since=None, then=Value(0)), default=Value(max(0, settings.MAX_RETRY_ATTEMPTS - 1))
+        ),
+        "status": Case(
+            When(failing_since__isnull=False, then=Value(Status.FAILED)),
+            When(unequal, then=Value(Status.PENDING)),
+            default=Value(Status.SYNCED),
+        ),
+    }
+
+
+def dismiss_operation(actor: Actor, operation: BulkOperation) -> None:
+    """Take the finished operation's box off the pages."""
+    actor.require(PERMISSIONS[OperationKind(operation.kind)])  # it goes for everybody who watches
+    actor.require_app(operation.app)
+    BulkOperation.objects.filter(pk=operation.pk, ended_at__isnull=False).update(dismissed_at=timezone.now())

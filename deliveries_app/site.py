@@ -1,0 +1,71 @@
+"""The admin site: Docora's sections, its name, and a word for an installation without administrators."""
+
+from typing import Any
+
+from django.apps import apps
+from django.contrib import admin
+from django.contrib.auth import get_user_model
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from deliveries_app.reports import overview
+from deliveries_app.services.control import current_pause
+from docora import __version__
+
+SECTIONS: dict[str, list[str]] = {
+    "Sync": [
+        "deliveries_app.App",
+        "deliveries_app.AppRepository",
+        "deliveries_app.FailedSync",
+        "repositories_app.Repository",
+    ],
+    "Activity": [
+        "deliveries_app.SyncRun",
+        "deliveries_app.BulkOperation",
+        "deliveries_app.Delivery",
+        "deliveries_app.Queue",
+    ],
+    "Access": ["auth.User", "auth.Group", "axes.AccessAttempt"],
+}
+
+
+class DocoraAdminSite(admin.AdminSite):
+    site_header = "Docora"
+    site_title = "Docora"
+    index_title = "Overview"
+    site_url = None  # there is no other site to view
+    empty_value_display = "—"
+
+    def each_context(self, request: HttpRequest) -> dict[str, Any]:
+        """`sync_pause`: who paused all syncing, for the banner on every page of those who are signed in."""
+        pause = current_pause() if self.has_permission(request) else None
+        return {**super().each_context(request), "docora_version": __version__, "sync_pause": pause}
+
+    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
+        """The models by what one does with them, not by the package that they live in."""
+        if app_label is not None:
+            return super().get_app_list(request, app_label)
+        known = {model["model"]: model for app in self._build_app_dict(request).values() for model in app["models"]}
+        sections = []
+        for name, labels in SECTIONS.items():
+            models = [known[model] for label in labels if (model := apps.get_model(label)) in known]
+            if models:
+                sections.append(
+                    {
+                        "name": name,
+                        "app_label": name.lower(),
+                        "app_url": models[0]["admin_url"],
+                        "has_module_perms": True,
+                        "models": models,
+                    }
+                )
+        return sections
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """The state at a glance, for those who may see any of it, above the list of models."""
+        shown = overview.of_user(request.user) if overview.can_view(request.user) else None
+        return super().index(request, {"overview": shown, **(extra_context or {})})
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        nobody = not get_user_model()._default_manager.filter(is_staff=True).exists()
+        return super().login(request, {**(extra_context or {}), "nobody_can_sign_in": nobody})

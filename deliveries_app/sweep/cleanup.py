@@ -1,0 +1,74 @@
+"""What nobody needs any more: ended watches, removed apps, repositories that nobody watches (`engine.md` §9)."""
+
+import logging
+from typing import Any
+
+from django.db import transaction
+from django.db.models import ProtectedError, QuerySet
+
+from deliveries_app.models import App, AppRepository, Delivery, DeliveryFailure
+from docora.redis import queues
+from repositories_app import services as repositories
+from repositories_app.models import Repository
+
+logger = logging.getLogger(__name__)
+
+CLEAN_UP_JOB = "deliveries_app.jobs.clean_up"
+_SLICE = 5000
+_PAIRS_AT_ONCE = 100
+
+
+def enqueue_clean_up() -> None:
+    """Wake the low queue if there is something to remove."""
+    if (
+        AppRepository.objects.filter(ended_at__isnull=False).exists()
+        or App.objects.filter(ended_at__isnull=False).exists()
+    ):
+        queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up", owned=False)
+
+
+def remove_ended() -> int:
+    """Remove ended watches that no worker holds, with their deliveries in slices, then what they leave alone."""
+    removed = 0
+    for watch in (
+        AppRepository.objects.filter(ended_at__isnull=False).free().select_related("repository")[:_PAIRS_AT_ONCE]
+    ):
+        _remove_slices(watch.pk)
+        repository = watch.repository
+        with transaction.atomic():
+            # Watching it again in the meantime has revived the row: then it stays.
+            ended = AppRepository.objects.filter(pk=watch.pk, ended_at__isnull=False).free()
+            deleted = [row.delete() for row in ended.select_for_update()]
+        if deleted:
+            removed += 1
+            _remove_orphan(repository)
+    App.objects.filter(ended_at__isnull=False, watches=None).delete()
+    return removed
+
+
+def _remove_slices(watch_pk: int) -> None:
+    for model in (Delivery, DeliveryFailure):
+        rows = model._default_manager.filter(watch_id=watch_pk, watch__ended_at__isnull=False)
+        while _remove_slice(watch_pk, rows):
+            pass
+
+
+def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
+    """With the watch locked, so that nobody revives it between the look and the removal."""
+    with transaction.atomic():
+        AppRepository.objects.select_for_update().filter(pk=watch_pk).first()
+        pks = list(rows.values_list("pk", flat=True)[:_SLICE])
+        if pks:
+            rows.model._default_manager.filter(pk__in=pks)._raw_delete(using=rows.db)
+        return bool(pks)
+
+
+def _remove_orphan(repository: Repository) -> None:
+    """A repository that nobody watches: its row first, so that nobody finds it, then its mirror."""
+    try:
+        with transaction.atomic():
+            deleted, _ = Repository.objects.filter(pk=repository.pk, watches=None).delete()
+    except ProtectedError:
+        return
+    if deleted:
+        repositories.mirror_of(repository).remove(lambda: None)

@@ -1,0 +1,72 @@
+"""The regular check: has HEAD moved? One small request per watch, hundreds at a time, nothing written unless it has.
+
+Runs in the sweep process, never in the queue. Each watch is asked for with its own token and compared with its own base:
+another app's right to read never answers for it. Watches that are due by their own time anyway are not asked for.
+"""
+
+import logging
+from collections.abc import Callable
+
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from deliveries_app import scheduling
+from deliveries_app.models import AppRepository
+from deliveries_app.planning.delivery_rows import delivery_rules_of
+from deliveries_app.scheduling import next_check
+from docora.http.client import HttpClient
+from docora.redis import counters
+from docora.security.crypto import Undecryptable
+from repositories_app.git.exceptions import GitError
+from repositories_app.git.remote import ls_heads
+
+logger = logging.getLogger(__name__)
+
+SLICE = 500
+
+
+def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """Check every watch whose time has come; wakes a sync for those that moved or cannot be read. How many were asked.
+
+    `meanwhile` is called again and again while the hosts are waited for."""
+    asked = 0
+    while watches := _take_slice():
+        asked += len(watches)
+        lost = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
+        wanting = list(lost)
+        questions = ((watch, watch.github_url, watch.github_token) for watch in watches if watch.pk not in lost)
+        for watch, answer in ls_heads(client, questions, meanwhile):
+            if isinstance(answer, GitError):
+                logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
+            elif (answer.commit, answer.branch, delivery_rules_of(watch).fingerprint) == (
+                watch.base_commit,
+                watch.branch,
+                watch.base_rules,
+            ):
+                continue
+            wanting.append(watch.pk)  # an error is told, counted and tried again by the sync itself
+        AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]).update(last_scanned_at=Now())
+        counters.add({counters.CHECKS: len(watches) - len(lost)})
+        if wanting:
+            scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=wanting))
+        if len(watches) < SLICE:
+            break
+    return asked
+
+
+def _take_slice() -> list[AppRepository]:
+    """Watches to check now, taken by moving their next check: two sweeps at once never take the same one."""
+    closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
+    with transaction.atomic():
+        watches = list(
+            AppRepository.objects.alive()
+            .free()
+            .unpaused()
+            .filter(closed, next_check_at__lte=Now(), next_sync_at=None)
+            .select_for_update(skip_locked=True, of=("self",))
+            .select_related("repository")
+            .order_by("next_check_at")[:SLICE]
+        )
+        AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]).update(next_check_at=next_check())
+    return watches

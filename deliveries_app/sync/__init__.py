@@ -1,0 +1,1 @@
+"""One sync of one watch. Start in `attempt.py`; `engine.md` explains the rules."""

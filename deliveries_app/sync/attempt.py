@@ -1,0 +1,321 @@
+"""Syncing one watch, in six steps: claim, mirror, plan, announce and send, record, finish.
+
+The rules are in `engine.md`; what each module does of them: `lease` owns the watch, `repositories_app.mirror.mirror` reads git
+at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writes, `endings` says what comes next.
+"""
+
+import logging
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, transaction
+from django.db.models.functions import Now
+
+from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun, new_run_id, root_causes
+from deliveries_app.models.root_causes import RootCause, SyncFailure
+from deliveries_app.planning import delivery_rows
+from deliveries_app.planning.plan import PlanRefused
+from deliveries_app.planning.planner import Planned, plan_to
+from deliveries_app.progress import runs
+from deliveries_app.sync import circuit, outcomes
+from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
+from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, Superseded
+from deliveries_app.sync.lease import Lease, claim
+from deliveries_app.sync.recorder import Recorder, settle_lists
+from deliveries_app.sync.sender import Sender
+from deliveries_app.webhooks.client import Destination, info_of
+from deliveries_app.webhooks.keyring import Keyring, answers_of
+from deliveries_app.webhooks.payloads import Envelope
+from docora.security.crypto import DecryptionError, require_readable
+from docora.server.worker import stopping
+from repositories_app import services as repositories
+from repositories_app.git import errors as git_errors
+from repositories_app.git import remote
+from repositories_app.git.exceptions import Cause, GitError, Interrupted
+from repositories_app.git.remote import Head
+from repositories_app.mirror.mirror import Mirror
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 35.0  # longer than any request may take
+HAND_OVER_SECONDS = 5.0
+
+
+def sync(watch_pk: int) -> bool:
+    """Sync the watch if it is due and free. True when there was something to claim."""
+    lease = claim(watch_pk)
+    if lease is None:
+        return False
+    attempt = Attempt(lease)
+    with structlog.contextvars.bound_contextvars(watch=watch_pk, claim=lease.fencing_token, run_id=attempt.run_id):
+        try:
+            attempt.run()
+        except Superseded:
+            logger.info("superseded")
+    return True
+
+
+class Attempt:
+    """One claim on one watch, from its first request to its last record."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.watch: AppRepository = lease.watch
+        self.delivery_rules = delivery_rows.delivery_rules_of(self.watch)
+        self.mirror: Mirror = repositories.mirror_of(self.watch.repository)
+        self.keyring = Keyring(self.watch.app)
+        self.sync_run: SyncRun | None = None
+        self.run_id = new_run_id()  # until there is a request that it is for, and of the run that it opens otherwise
+        self.sender: Sender | None = None
+
+    def run(self) -> None:
+        """Do it, and end it one way or another; only `Superseded` and lost databases come out."""
+        with remote.new_client(max_connections=self.watch.app.max_in_flight) as self.client:
+            try:
+                self._run_and_end()
+            except Superseded:
+                self._leave_to_the_new_claim()
+                raise
+
+    def _run_and_end(self) -> None:
+        try:
+            self._run()
+        except Interrupted:
+            self._drain(HAND_OVER_SECONDS)
+            outcomes.postponed(self.lease, 0.0)
+            logger.info("handed_over")
+        except Paused:  # the run stays open, and goes on when what was paused is resumed
+            self._drain(DRAIN_SECONDS)
+            outcomes.postponed(self.lease, 0.0)
+            logger.info("sync_paused")
+        except GitError as error:
+            self._drain(DRAIN_SECONDS)
+            outcomes.git_failed(self.lease, error)
+        except PlanRefused as error:
+            self._close_circuit()  # the repository can be read
+            outcomes.failed(self.lease, SyncFailure(str(error), error.cause, RootCause.RULES), permanent=True)
+        except NoticeRefused as error:
+            outcomes.failed(self.lease, error.failure)
+        except RateLimited as error:
+            self._drain(DRAIN_SECONDS)
+            outcomes.endpoint_rests(self.lease, error.seconds, self._trouble(str(error)), down=False)
+        except EndpointDown:
+            self._drain(DRAIN_SECONDS)
+            failure = self._trouble(f"The app's endpoint is down: {self.recorder.last_words}")
+            outcomes.endpoint_rests(self.lease, 0.0, failure, down=True)
+        except EndpointGone:
+            self._drain(DRAIN_SECONDS)
+            outcomes.endpoint_gone(self.lease)
+        except DecryptionError as error:
+            self._drain(DRAIN_SECONDS)
+            outcomes.failed(self.lease, root_causes.internal(str(error)), permanent=True)
+        except OSError as error:  # a full disk, most of all
+            logger.warning("machine_failed", extra={"cause": str(error)})
+            self._drain(DRAIN_SECONDS)
+            outcomes.failed(self.lease, root_causes.of_machine(error))
+        except (Superseded, DatabaseError, InterfaceError):
+            raise
+        except Exception:
+            logger.exception("sync_failed_unexpectedly")
+            self._drain(DRAIN_SECONDS)
+            outcomes.failed(
+                self.lease, root_causes.internal("An internal error stopped the sync; the log has the cause.")
+            )
+
+    def _run(self) -> None:
+        self._work_for_newest_request()
+        asked = runs.facts_of(self.sync_run) if self.sync_run else {}
+        logger.info("claimed", extra={"attempt": self.watch.retry_count, **asked})
+        if self.watch.retry_count > settings.MAX_RETRY_ATTEMPTS:
+            words = "Every attempt ended with the worker gone: look for its memory and its log."
+            outcomes.failed(self.lease, SyncFailure(words, "worker", RootCause.INTERNAL), permanent=True)
+            return
+        require_readable(self.watch.github_token, *self.keyring.keys)
+        self._send_notices()
+        wait = self._circuit_seconds(self.sync_run)
+        if wait:
+            outcomes.postponed(self.lease, wait)
+            logger.info("circuit_open", extra={"next_try_in": round(wait, 1)})
+            return
+        head = remote.ls_head(self.client, self.watch.github_url, self.watch.github_token, self._alive)
+        try:
+            self._sync_to(head)
+        except GitError as error:
+            if error.cause is not Cause.CORRUPT:
+                raise
+            logger.warning("mirror_made_anew", extra={"cause": str(error)})
+            self._drain(DRAIN_SECONDS)
+            self.mirror.remove(self._alive)
+            self._sync_with_new_mirror(head)
+        self.mirror.repack_if_many(lambda: None)
+
+    def _sync_with_new_mirror(self, head: Head) -> None:
+        try:
+            self._sync_to(head)
+        except GitError as error:
+            if error.cause is not Cause.CORRUPT:
+                raise
+            raise git_errors.still_damaged(error) from None
+
+    def _send_notices(self) -> None:
+        reason = self.sync_run.reason if self.sync_run else Reason.CHANGE
+        envelope = Envelope(self.watch.app.app_id, self.run_id, reason)
+        send_due(self.client, self.lease, envelope, self.keyring, self._alive)
+
+    def _sync_to(self, head: Head) -> None:
+        with self.mirror.in_use(self._alive):
+            commit = self.mirror.fetch(
+                self.watch.github_url,
+                self.watch.github_token,
+                head.commit,
+                self.watch.watch_id,
+                timeout=settings.FETCH_TIMEOUT_SECONDS,
+                tick=self._alive,
+            )
+            logger.info("fetched", extra={"commit": commit})
+            planned = plan_to(Head(commit, head.branch), self.watch, self.delivery_rules, self.mirror, self._alive)
+            plan = planned.plan
+            logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
+            try:
+                # Not before the plan: a tree that cannot be read is the repository's failure as well. A damage may lie in
+                # a content, too: then the end closes it.
+                if self.watch.repository.last_error_cause != Cause.CORRUPT:
+                    self._close_circuit()
+                # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
+                owes_notice = self.watch.app.send_sync_completed and not self.watch.base_commit
+                if plan.files or self.sync_run or owes_notice:
+                    self._deliver(planned)
+                else:
+                    self._finish(planned, None)
+            finally:
+                plan.close()
+
+    def _deliver(self, planned: Planned) -> None:
+        plan = planned.plan
+        with transaction.atomic():
+            self.lease.extend()
+            # Asked again: a retry may have taken the run over while git was read, and then this attempt is for it.
+            self._work_for_newest_request()
+            run = self.sync_run = self.sync_run or self._new_run()
+            runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
+        runs.seed(run)
+        listed = DeliveryFailure.objects.filter(watch=self.watch, kind=FailureKind.FAILED)
+        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_facts(self.watch.pk, plan)}
+        recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
+        self.recorder = recorder
+        destination = self._destination(planned.head, run)
+        with self.mirror.blobs() as reader:
+            self.sender = Sender(
+                self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive
+            )
+            logger.info("sending", extra=runs.facts_of(run))
+            self.sender.send(plan)
+            logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
+            if self.watch.app.send_sync_completed and not recorder.failed_count:
+                send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
+            self._finish(planned, recorder)
+
+    def _finish(self, planned: Planned, recorder: Recorder | None) -> None:
+        commit = planned.head.commit
+        facts: dict[str, Any] = {
+            "last_commit": commit,
+            "branch": planned.head.branch,
+            "base_commit": commit,
+            "base_rules": self.delivery_rules.fingerprint,
+            **delivery_rows.tree_facts(self.watch.pk, planned.plan),
+        }
+        if self.watch.last_commit not in ("", commit):
+            facts["moved_at"] = Now()
+        self.mirror.keep_base(self.watch.watch_id, commit)
+        self._close_circuit()
+        now = self.lease.clock.now()
+        with transaction.atomic():
+            self._end(facts, recorder)
+            if self.sync_run:
+                runs.set_left_out(self.sync_run, facts["left_out"])
+            settle_completed(self.watch)
+            started = recorder.started if recorder else now
+            settle_lists(self.watch, planned.plan.skipped, among=planned.among, started=started, now=now)
+
+    def _end(self, facts: dict[str, Any], recorder: Recorder | None) -> None:
+        if recorder is None or not recorder.failed_count:
+            outcomes.succeeded(self.lease, facts)
+            return
+        count = recorder.failed_count
+        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {recorder.last_words}"
+        outcomes.failed(
+            self.lease, self._trouble(message), rest=recorder.earliest_retry, facts=facts | {"files_failing": count}
+        )
+
+    def _trouble(self, message: str) -> SyncFailure:
+        """What the run's last failure says about why it did not end well."""
+        last = self.recorder.last_failure
+        assert last is not None
+        root = root_causes.of_delivery(last.cause, last.status)
+        return SyncFailure(message, last.cause, root, last.status, answers_of(self.watch.app, [last.body])[0])
+
+    def _new_run(self) -> SyncRun:
+        """A run that nobody asked for: a change was found, or what failed earlier is tried again."""
+        reason = Reason.RETRY if self.watch.retry_count > 1 else Reason.CHANGE
+        run = runs.open_run(self.watch, reason, requested_by="sweep")
+        run.run_id = self.run_id
+        run.save()
+        return run
+
+    def _work_for_newest_request(self) -> None:
+        """The run that is asked for, if any, is this attempt's from now on, and what is logged says so."""
+        open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
+        self.sync_run = open_runs[0] if open_runs else None
+        if self.sync_run:
+            self.run_id = self.sync_run.run_id
+            structlog.contextvars.bind_contextvars(run_id=self.run_id)
+
+    def _destination(self, head: Head, run: SyncRun) -> Destination:
+        envelope = Envelope(self.watch.app.app_id, run.run_id, run.reason)
+        return Destination(
+            self.watch.app.base_url, info_of(self.watch), head.commit, self.watch.watch_id, envelope, self.keyring
+        )
+
+    def _circuit_seconds(self, run: SyncRun | None) -> float:
+        """How long the repository's open circuit holds this watch back; a person's or an app's request is the probe.
+
+        Only its first attempt: notices that are refused wake the watch again and again.
+        """
+        until = self.watch.repository.circuit_open_until
+        asked = run is not None and run.reason != Reason.CHANGE
+        if until is None or (asked and self.watch.retry_count == 1):
+            return 0.0
+        return max(0.0, (until - self.lease.clock.now()).total_seconds())
+
+    def _close_circuit(self) -> None:
+        circuit.close_circuit(self.watch.repository, but=self.watch)
+
+    def _alive(self) -> None:
+        if stopping():
+            raise Interrupted
+        self._extend_if_due()
+        self.lease.rebalance(self.client.in_flight)
+
+    def _drain(self, seconds: float) -> None:
+        """Let what is under way settle, and record it."""
+        if self.sender is None:
+            return
+        self.sender.drain(seconds, on_wait=self._extend_if_due)
+        self.recorder.commit()
+
+    def _extend_if_due(self) -> None:
+        if self.lease.extension_is_due:
+            self.lease.extend()
+
+    def _leave_to_the_new_claim(self) -> None:
+        """Record nothing more. The lease goes only when no request can still be processed at the client."""
+
+        def keep_alive() -> None:
+            if self.lease.extension_is_due:
+                self.lease.keep_alive()
+
+        if self.sender is None or self.sender.drain(DRAIN_SECONDS, record=False, on_wait=keep_alive):
+            self.lease.release()
+        else:
+            self.lease.keep_alive()

@@ -1,0 +1,61 @@
+"""Open and close the circuit of a repository that git cannot read, and notify its watchers."""
+
+from django.conf import settings
+from django.db import transaction
+
+from deliveries_app import scheduling
+from deliveries_app.models import AppRepository, Notice, NoticeKind
+from deliveries_app.sync.events import new_notice
+from deliveries_app.webhooks.client import info_of
+from deliveries_app.webhooks.payloads import sync_failed_facts
+from repositories_app import services as repositories
+from repositories_app.git.exceptions import GitError
+from repositories_app.models import Repository
+
+
+def record_git_failure(repository: Repository, error: GitError) -> float:
+    """Count a failure that concerns every watcher. If it opens the circuit, a `sync_failed` is due to each of them.
+    Seconds until the circuit lets the next attempt through, 0 when it is closed.
+
+    One transaction: a circuit that opened without its notices would stay silent for ever.
+    """
+    with transaction.atomic():
+        circuit = repositories.record_failure(repository, error)
+        if circuit.opened:
+            _announce_failure(repository, error)
+    return circuit.open_for
+
+
+def _announce_failure(repository: Repository, error: GitError) -> None:
+    watchers = AppRepository.objects.alive().filter(repository=repository)
+    watches = list(watchers.select_for_update(of=("self",)).select_related("repository").order_by("pk"))
+    assert repository.circuit_open_until is not None
+    notices = [
+        new_notice(
+            watch,
+            NoticeKind.SYNC_FAILED,
+            sync_failed_facts(
+                info_of(watch),
+                reason=error.cause.value,
+                message=str(error),
+                consecutive_failures=repository.consecutive_failures,
+                threshold=settings.CIRCUIT_BREAKER_THRESHOLD,
+                cooldown_until=repository.circuit_open_until,
+                retry_count=watch.retry_count,
+            ),
+        )
+        for watch in watches
+    ]
+    Notice.objects.bulk_create(notices)
+    scheduling.request_sync(AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]))
+    transaction.on_commit(scheduling.enqueue_due, robust=True)
+
+
+def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
+    """The repository can be read: its circuit closes, and the watches that it held back need not wait for the end of the
+    cool-down; `but` the one that has just read it."""
+    with transaction.atomic():
+        if repositories.close_circuit(repository):
+            watches = AppRepository.objects.alive().filter(repository=repository)
+            scheduling.request_sync(watches.exclude(pk=but.pk) if but else watches)
+            transaction.on_commit(scheduling.enqueue_due, robust=True)

@@ -1,0 +1,192 @@
+"""From planned changes to notifications that can be announced: contents read and hashed, in bounded blocks.
+
+With transforms in use a content is transformed here for the second time, after the plan, and that of a large file once
+more when it is sent: only one at a time is held, and none of them is kept on disk longer than it takes to send it.
+"""
+
+import hashlib
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+
+from django.conf import settings
+
+from deliveries_app.models.deliveries import Kind
+from deliveries_app.planning.eligibility import remark_on
+from deliveries_app.planning.plan import Change, DeliveryRules
+from deliveries_app.planning.transforms import SourceFile, TransformFailed
+from deliveries_app.sync.recorder import Failure, Notification
+from deliveries_app.webhooks.payloads import Chunk, RepositoryInfo, chunk_count, cut_base64, file_body
+from repositories_app.mirror.mirror import BlobReader, Mirror
+
+BLOCK_BYTES = 8_000_000  # of small files' contents held at once
+
+
+def blocks(changes: Iterator[Change]) -> Iterator[list[Change]]:
+    """Portions of at most `RECORD_BATCH` changes and `BLOCK_BYTES` of small files."""
+    block: list[Change] = []
+    size = 0
+    for change in changes:
+        weight = 0 if is_large(change.size) else change.size
+        if block and (len(block) >= settings.RECORD_BATCH or size + weight > BLOCK_BYTES):
+            yield block
+            block, size = [], 0
+        block.append(change)
+        size += weight
+    if block:
+        yield block
+
+
+def is_large(size: int) -> bool:
+    """Sent in chunks, and read twice: once for its hash, once for sending."""
+    return size > settings.CHUNK_THRESHOLD_BYTES
+
+
+def read_block(
+    changes: Sequence[Change],
+    reader: BlobReader,
+    delivery_rules: DeliveryRules,
+    tick: Callable[[], None],
+    fail: Callable[[Change, Failure], None],
+) -> list[Notification]:
+    """One notification per change, in the same order; without those that transforms `fail`."""
+    if delivery_rules.transforms:
+        return list(_read_transformed(changes, reader, delivery_rules, tick, fail))
+    contents = reader.read(_small_blobs(changes))
+    notifications = []
+    for change in changes:
+        if change.kind == Kind.DELETE:
+            made = Notification(change, "", change.sha, 0, None, change.sequence or 0)
+        elif is_large(change.size):
+            made = Notification(
+                change, delivery_rules.source_key(change.blob), "", change.size, None, change.sequence or 0
+            )
+        else:
+            made = _notification(change, next(contents), delivery_rules)
+        notifications.append(made)
+    for made in notifications:
+        if not made.sha:  # the large ones last: the pipe is free of other answers then
+            made.sha, made.remark = _hash(reader, made.change, tick)
+    return notifications
+
+
+def ask_ahead(changes: Sequence[Change], reader: BlobReader, delivery_rules: DeliveryRules) -> None:
+    """Have git unpack what `read_block` will ask for next, while the block before it is sent."""
+    if not delivery_rules.transforms:
+        reader.ask_ahead(_small_blobs(changes))
+
+
+def _small_blobs(changes: Sequence[Change]) -> list[str]:
+    return [change.blob for change in changes if change.blob and not is_large(change.size)]
+
+
+def _read_transformed(
+    changes: Sequence[Change],
+    reader: BlobReader,
+    delivery_rules: DeliveryRules,
+    tick: Callable[[], None],
+    fail: Callable[[Change, Failure], None],
+) -> Iterator[Notification]:
+    contents = reader.read([change.blob for change in changes if change.kind != Kind.DELETE])
+    for change in changes:
+        if change.kind == Kind.DELETE:
+            yield Notification(change, "", change.sha, 0, None, change.sequence or 0)
+            continue
+        tick()
+        try:
+            content = _transformed(change, next(contents), delivery_rules)
+        except TransformFailed as error:
+            fail(change, Failure("transform", str(error)))
+        else:
+            yield _notification(change, content, delivery_rules)
+
+
+def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) -> bytes:
+    """What is sent under the planned path. Raises `TransformFailed`, also where it is another path now."""
+    made = delivery_rules.transforms.apply(SourceFile(change.source_path, content))
+    if made is None or made.path != change.path:
+        raise _changed_its_mind(change)
+    return made.content
+
+
+def _changed_its_mind(change: Change) -> TransformFailed:
+    return TransformFailed(
+        f"The transforms made something else of {change.source_path} than a moment ago. They must be deterministic."
+    )
+
+
+def _notification(change: Change, content: bytes, delivery_rules: DeliveryRules) -> Notification:
+    """For a content in memory, which is kept unless it is large."""
+    size = len(content)
+    return Notification(
+        change,
+        delivery_rules.source_key(change.blob, change.source_path),
+        hashlib.sha256(content).hexdigest(),
+        size,
+        None if is_large(size) else content,
+        change.sequence or 0,
+        remark_on(size, content),
+    )
+
+
+def _hash(reader: BlobReader, change: Change, tick: Callable[[], None]) -> tuple[str, str]:
+    digest = hashlib.sha256()
+    beginning = b""
+    for block in reader.stream(change.blob):
+        beginning = beginning or block
+        digest.update(block)
+        tick()
+    return digest.hexdigest(), remark_on(change.size, beginning)
+
+
+class ChunkedFile:
+    """The bodies of one large file, one chunk after the other, read from a pipe of its own, or from a temporary file that
+    holds what transforms made. Raises `TransformFailed`."""
+
+    def __init__(self, notification: Notification, mirror: Mirror, delivery_rules: DeliveryRules) -> None:
+        self._notification = notification
+        self._reader = mirror.blobs()
+        self._spool = tempfile.TemporaryFile() if delivery_rules.transforms else None  # noqa: SIM115  closed by `close`
+        try:
+            content = (
+                self._transformed(delivery_rules) if self._spool else self._reader.stream(notification.change.blob)
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._pieces = cut_base64(content, settings.CHUNK_SIZE_BYTES)
+        self._id = str(uuid.uuid4())  # a new one whenever the file starts over
+        self.total = chunk_count(notification.size, settings.CHUNK_SIZE_BYTES)
+        self.index = -1
+        self.chunk = self.advance()
+
+    def _transformed(self, delivery_rules: DeliveryRules) -> Iterator[bytes]:
+        assert self._spool
+        item = self._notification
+        content = _transformed(item.change, next(self._reader.read([item.change.blob])), delivery_rules)
+        if hashlib.sha256(content).hexdigest() != item.sha:
+            raise _changed_its_mind(item.change)
+        self._spool.write(content)
+        self._spool.seek(0)
+        return iter(lambda: self._spool.read(BlobReader.BLOCK) if self._spool else b"", b"")
+
+    @property
+    def is_last(self) -> bool:
+        return self.index + 1 == self.total
+
+    def advance(self) -> Chunk:
+        """Go on to the next chunk, which then is `chunk`."""
+        self.index += 1
+        self.chunk = Chunk(self._id, self.index, self.total, next(self._pieces))
+        return self.chunk
+
+    def body(self, repository: RepositoryInfo, commit: str, moment: datetime) -> bytes:
+        item = self._notification
+        previous = item.change.previous_sha
+        return file_body(repository, item.change.path, item.sha, item.size, self.chunk, commit, moment, previous)
+
+    def close(self) -> None:
+        self._reader.close()
+        if self._spool:
+            self._spool.close()

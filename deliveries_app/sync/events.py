@@ -1,0 +1,143 @@
+"""Notifications that are not about one file: `sync_failed` and `sync_completed`.
+
+Each is a row from the moment it is due, sent by whoever claims the watch, under the same lease and the same slots as
+files are: so it survives crashes, is tried again, and keeps its number (`engine.md` §5 and §10).
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import orjson
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository, Notice, NoticeKind, root_causes
+from deliveries_app.models.root_causes import SyncFailure
+from deliveries_app.planning import delivery_rows
+from deliveries_app.sync.exceptions import Paused
+from deliveries_app.sync.lease import Lease
+from deliveries_app.webhooks.client import Destination, describe_outcome, post_signed
+from deliveries_app.webhooks.keyring import Keyring, answers_of
+from deliveries_app.webhooks.payloads import (
+    Envelope,
+    endpoint,
+    sync_completed_facts,
+    webhook_id,
+)
+from docora.backoff import backoff
+from docora.http.client import HttpClient, Outcome
+
+logger = logging.getLogger(__name__)
+
+GIVE_UP_AFTER = timedelta(days=1)
+_BASE_DELAY_SECONDS = 2.0
+
+
+class NoticeRefused(Exception):
+    """The files arrived, but the notice about it was not accepted."""
+
+    def __init__(self, failure: SyncFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def tree_sha256(watch_pk: int) -> str:
+    """SHA-256 over the lines `{sha}  {path}\\n` of every file that the app acknowledged, in byte order of the paths."""
+    digest = hashlib.sha256()
+    for path, sha in delivery_rows.held(watch_pk):
+        digest.update(f"{sha}  {path}\n".encode())
+    return digest.hexdigest()
+
+
+def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
+    """Send the watch's `sync_failed` notices whose time has come. One that is refused waits, longer every time, and is
+    given up after a day; a file never waits for it."""
+    due = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_FAILED, due_at__lte=lease.clock.now())
+    for notice in due:
+        alive()
+        outcome = _send(client, lease, notice, lease.watch.app.base_url, envelope, keyring, alive)
+        if outcome.ok or outcome.status == 410 or timezone.now() - notice.created_at > GIVE_UP_AFTER:
+            logger.info("notice_settled", extra={"notice": notice.pk, "status": outcome.status})
+            with transaction.atomic():
+                lease.extend()
+                notice.delete()
+            continue
+        asked = outcome.retry_after(timezone.now().timestamp()) if outcome.status in {429, 503} else None
+        wait = max(backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked or 0.0, 3600.0))
+        Notice.objects.filter(pk=notice.pk).update(
+            attempts=F("attempts") + 1,
+            due_at=lease.clock.now() + timedelta(seconds=wait),
+            last_error=describe_outcome(outcome)[:500],
+        )
+
+
+def send_sync_completed(
+    client: HttpClient, lease: Lease, to: Destination, files: int, alive: Callable[[], None]
+) -> None:
+    """Tell the app with one hash what it should hold now; `NoticeRefused` when it does not answer 2xx.
+
+    The row is kept until the run has ended well (`settle_completed`): the same statement, tried again, keeps its number.
+    """
+    facts = sync_completed_facts(to.repository, to.commit, files, tree_sha256(lease.watch.pk))
+    fresh = new_notice(lease.watch, NoticeKind.SYNC_COMPLETED, facts)
+    waiting = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED)
+    notice = waiting.filter(generation=lease.generation, fields=fresh.fields).first()
+    if notice is None:
+        waiting.delete()
+        notice = fresh
+        notice.save()
+    outcome = _send(client, lease, notice, to.base_url, to.envelope, to.keyring, alive)
+    if not outcome.ok:
+        message = f"All files were acknowledged, but /sync_completed was not: {describe_outcome(outcome)}"
+        cause = outcome.cause.value if outcome.cause else "http"
+        root = root_causes.of_delivery(cause, outcome.status)
+        raise NoticeRefused(
+            SyncFailure(message, cause, root, outcome.status, answers_of(lease.watch.app, [outcome.body])[0])
+        )
+
+
+def settle_completed(watch: AppRepository) -> None:
+    """The run has ended well; call it in the transaction that says so."""
+    Notice.objects.filter(watch=watch, kind=NoticeKind.SYNC_COMPLETED).delete()
+
+
+def new_notice(watch: AppRepository, kind: NoticeKind, facts: Mapping[str, Any]) -> Notice:
+    return Notice(watch=watch, kind=kind, fields=orjson.dumps(facts).decode(), generation=watch.generation)
+
+
+def _send(
+    client: HttpClient,
+    lease: Lease,
+    notice: Notice,
+    base_url: str,
+    envelope: Envelope,
+    keyring: Keyring,
+    alive: Callable[[], None],
+) -> Outcome:
+    """One attempt; its number is in the database before the first byte is sent. Whoever pauses syncing meanwhile waits
+    for the answer: thrown away, it would have the same notice sent again."""
+
+    def settling() -> None:
+        with contextlib.suppress(Paused):
+            alive()
+
+    if notice.sequence is None:
+        notice.sequence = lease.reserve_sequences(1)
+    with transaction.atomic():
+        lease.extend()
+        Notice.objects.filter(pk=notice.pk).update(sequence=notice.sequence)
+    return post_signed(
+        client,
+        endpoint(base_url, notice.kind),
+        orjson.loads(notice.fields),
+        webhook_id(lease.watch.watch_id, notice.sequence),
+        notice.sequence,
+        envelope,
+        keyring,
+        settling,
+    )

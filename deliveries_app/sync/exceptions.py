@@ -1,0 +1,25 @@
+"""Why a run stops before its plan is done."""
+
+
+class Superseded(Exception):
+    """The watch belongs to another claim or generation now: whatever this worker still records would be wrong."""
+
+
+class Paused(Exception):
+    """An administrator paused the app, or all syncing, while it was being sent to."""
+
+
+class EndpointDown(Exception):
+    """The app's endpoint does not answer at all; every repository of the app has to wait."""
+
+
+class RateLimited(Exception):
+    """The app asked for a rest that is too long to be waited for here."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The app asked to wait {seconds:.0f} seconds.")
+        self.seconds = seconds
+
+
+class EndpointGone(Exception):
+    """The app answered 410 often enough to be believed: it wants no more notifications."""

@@ -1,0 +1,206 @@
+"""Owning a watch for a while: claim, extend, share the app's slots, release (`engine.md` §4 and §7).
+
+Lock order everywhere: app, watch, runs, operation. The app's row is locked without its key: rows that refer to it may
+be written meanwhile, or a cancel that holds the watch and a claim that holds the app would wait for each other.
+
+The lease is a column with the database's time, taken and kept by conditional UPDATE. There is no lock server, and a
+worker that is frozen or cut off cannot record anything after another one has claimed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, DateTimeField, F, Min, QuerySet, Sum, Value, When
+from django.db.models.functions import Least, Now
+
+from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause, bulk_sql
+from deliveries_app.sync.exceptions import Paused, Superseded
+from docora.db.clock import DatabaseClock, boot_seconds, from_now
+from docora.server.worker import identity
+
+SEND_MARGIN_SECONDS = 5.0
+_WAITING_SECONDS = 5.0
+_REBALANCE_SECONDS = 1.0
+_OVERDUE_SECONDS = 60.0
+
+
+@dataclass
+class Lease:
+    """A claim on one watch. `slots` is how many notifications may be under way; it changes while others come and go."""
+
+    watch: AppRepository
+    fencing_token: int
+    generation: int
+    slots: int
+    sequence_high: int
+    clock: DatabaseClock
+    extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
+    had_failed: bool  # the watch's status before the claim was "failed"
+    rebalanced_at: float  # boot-time clock; a claim takes all slots that are free
+
+    @property
+    def may_send(self) -> bool:
+        """Whether a request may start now: it must not outlive the lease unseen."""
+        return boot_seconds() <= self.extended_at + settings.LEASE_SECONDS - SEND_MARGIN_SECONDS
+
+    @property
+    def extension_is_due(self) -> bool:
+        return boot_seconds() >= self.extended_at + settings.LEASE_SECONDS / 6
+
+    def reserve_sequences(self, count: int) -> int:
+        """The first of `count` fresh sequence numbers; written with the next `extend`."""
+        first = max(self.sequence_high + 1, _microseconds(self.clock))
+        self.sequence_high = first + count - 1
+        return first
+
+    def extend(self, **changes: Any) -> None:
+        """Prove that the watch is still ours and own it for `LEASE_SECONDS` more; writes `changes` with it.
+
+        Raises `Superseded` when it is not. First statement of every transaction that records something.
+        """
+        started = boot_seconds()
+        owned = bulk_sql.extend_lease(
+            self.watch.pk,
+            self.fencing_token,
+            self.generation,
+            seconds=settings.LEASE_SECONDS,
+            sequence_high=self.sequence_high,
+        )
+        if not owned:
+            raise Superseded
+        if changes:
+            AppRepository.objects.filter(pk=self.watch.pk).update(**changes)
+        self.extended_at = started
+
+    def keep_alive(self) -> None:
+        """Keep others away while requests of a superseded claim are settling; records nothing."""
+        started = boot_seconds()
+        AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(
+            lease_until=from_now(settings.LEASE_SECONDS)
+        )
+        self.extended_at = started
+
+    def release(self) -> None:
+        """Let go after being superseded; the new request is due at once."""
+        AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(
+            lease_until=None, lease_slots=0
+        )
+
+    def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:
+        """Record the end and let go. `next_sync_in` seconds (None: nothing to do) holds unless a notice that could not
+        be sent is due earlier, or somebody wished for a sync since the claim: then the watch stays due. Raises
+        `Superseded`."""
+        planned: Any = Value(None) if next_sync_in is None else from_now(next_sync_in)
+        waiting = Notice.objects.filter(watch=self.watch, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
+        if waiting is not None:
+            # One that is overdue could not even be tried, where a key is lost, say: the watch would be claimed for ever.
+            wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
+            planned = wake if next_sync_in is None else Least(planned, wake)
+        owned = AppRepository.objects.filter(
+            pk=self.watch.pk, fencing_token=self.fencing_token, generation=self.generation
+        )
+        updated = owned.update(
+            lease_until=None,
+            lease_slots=0,
+            sequence_high=self.sequence_high,
+            next_sync_at=Case(
+                When(request_count=F("claimed_request_count"), then=planned),
+                default=F("next_sync_at"),
+                output_field=DateTimeField(),
+            ),
+            **changes,
+        )
+        if updated != 1:
+            raise Superseded
+
+    def asked_meanwhile(self) -> bool:
+        """Since the claim a person asked for a retry, which gave all attempts back. Locks the watch: call it inside the
+        transaction that ends the attempt."""
+        row = AppRepository.objects.select_for_update().filter(pk=self.watch.pk)
+        attempts = row.values_list("retry_count", flat=True).first()
+        return attempts is not None and attempts < self.watch.retry_count
+
+    def endpoint_answers(self) -> None:
+        """The app took something: it is not down any more, all its repositories may go on."""
+        if self.watch.app.down_count:
+            App.objects.filter(pk=self.watch.app_id).update(down_count=0, cooldown_until=None)
+            self.watch.app.down_count = 0
+
+    def rebalance(self, in_flight: int) -> None:
+        """Take the fair share of the app's slots, once a second. Slots are given back before anyone takes them: a
+        smaller share is written only once no more than that is in flight; until then just nothing new is started.
+        Raises `Paused` when the app, or all syncing, was paused meanwhile."""
+        if boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
+            return
+        with transaction.atomic():
+            app = App.objects.select_for_update(no_key=True).get(pk=self.watch.app_id)
+            if app.paused or SyncPause.objects.exists():
+                raise Paused  # and again at the next call, whoever passed it over
+            self.rebalanced_at = boot_seconds()
+            others = _other_leases(app.pk, self.watch.pk)
+            waiting = (
+                AppRepository.objects.alive()
+                .free()
+                .filter(app=app, slots_requested_at__gt=from_now(-_WAITING_SECONDS))
+                .exclude(pk=self.watch.pk)
+                .count()
+            )
+            taken = others.aggregate(slots=Sum("lease_slots"))["slots"] or 0
+            share = max(1, app.max_in_flight // (others.count() + 1 + waiting))
+            # No more than at the claim: so many connections the run's client has.
+            self.slots = max(1, min(share, app.max_in_flight - taken, self.watch.app.max_in_flight))
+            written = max(self.slots, in_flight)
+            AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(lease_slots=written)
+
+
+def claim(watch_pk: int) -> Lease | None:
+    """Take the watch if it is due and free; None when it is not, or when the app has no slot left (then it is due
+    again in a second, and the holders learn that somebody waits)."""
+    started = boot_seconds()
+    with transaction.atomic():
+        app_pk = AppRepository.objects.filter(pk=watch_pk).values_list("app_id", flat=True).first()
+        app = App.objects.select_for_update(no_key=True).filter(pk=app_pk).first() if app_pk else None
+        status = AppRepository.objects.filter(pk=watch_pk).due().free().values_list("status", flat=True).first()
+        if app is None or status is None:
+            return None
+        taken = _other_leases(app.pk, watch_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
+        # An endpoint that was down is asked by one watch with one request before all the others come.
+        slots = app.max_in_flight - taken if not app.down_count else (1 if not taken else 0)
+        if slots < 1:
+            AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=from_now(1))
+            return None
+        return _take(watch_pk, slots, started, had_failed=status == Status.FAILED)
+
+
+def _take(watch_pk: int, slots: int, started: float, *, had_failed: bool) -> Lease | None:
+    """The conditional UPDATE itself, and the numbers that it drew."""
+    free = AppRepository.objects.filter(pk=watch_pk, ended_at=None, next_sync_at__lte=Now()).free()
+    updated = free.update(
+        fencing_token=F("fencing_token") + 1,
+        claimed_request_count=F("request_count"),
+        retry_count=F("retry_count") + 1,
+        status=Status.SCANNING,
+        lease_until=from_now(settings.LEASE_SECONDS),
+        lease_slots=slots,
+        lease_owner=identity()[:100],
+        slots_requested_at=None,
+    )
+    if updated != 1:
+        return None
+    rows = AppRepository.objects.filter(pk=watch_pk)
+    watch = rows.select_related("app", "repository").get()
+    clock = DatabaseClock(rows.values_list(Now(), flat=True).get())
+    high = max(watch.sequence_high + 1, _microseconds(clock))
+    AppRepository.objects.filter(pk=watch_pk, fencing_token=watch.fencing_token).update(sequence_high=high)
+    return Lease(watch, watch.fencing_token, watch.generation, slots, high, clock, started, had_failed, started)
+
+
+def _other_leases(app_pk: int, watch_pk: int) -> QuerySet[AppRepository]:
+    return AppRepository.objects.filter(app_id=app_pk).leased().exclude(pk=watch_pk)
+
+
+def _microseconds(clock: DatabaseClock) -> int:
+    """Unix microseconds: the numbers stay below 2**53 until the year 2255, and grow across restores and re-watching."""
+    return int(clock.now().timestamp() * 1_000_000)

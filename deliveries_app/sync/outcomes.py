@@ -1,0 +1,130 @@
+"""How an attempt ends: what becomes of the watch, its runs, the repository's circuit and the app's rest.
+
+Each function is one fenced transaction: it either finds the watch still ours and writes everything, or raises
+`Superseded` and writes nothing.
+"""
+
+import logging
+import random
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Greatest, Now
+
+from deliveries_app.models import App, Outcome, Status, root_causes
+from deliveries_app.models.root_causes import CLEARED_FAILURE, RootCause, SyncFailure
+from deliveries_app.progress import runs
+from deliveries_app.scheduling import next_check
+from deliveries_app.sync.circuit import record_git_failure
+from deliveries_app.sync.lease import Lease
+from docora.backoff import backoff
+from docora.db.clock import from_now
+from docora.redis import counters
+from repositories_app.git.exceptions import GitError
+
+logger = logging.getLogger(__name__)
+
+ENDPOINT_BASE_DELAY_SECONDS = 5.0
+_LONGEST_REST = 3600.0
+
+
+def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
+    """Everything planned is acknowledged (or nothing was to do). `facts`: commit, base and tree columns."""
+    with transaction.atomic():
+        lease.finish(
+            next_sync_in=None,
+            status=Status.SYNCED,
+            retry_count=0,
+            last_synced_at=Now(),
+            last_scanned_at=Now(),
+            next_check_at=next_check(facts.get("moved_at")),
+            files_failing=0,
+            **CLEARED_FAILURE,
+            **facts,
+        )
+        runs.end_runs(lease.watch.pk, lease.generation, Outcome.SUCCEEDED)
+
+
+def failed(
+    lease: Lease,
+    failure: SyncFailure,
+    *,
+    permanent: bool = False,
+    rest: float = 0.0,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """An attempt that counts: try again after a pause that doubles, or give up until the next rescan.
+
+    The count stays one below the limit when it gives up: each rescan is one more attempt, no longer series. It never
+    gives up on what a person asked for while it was at it: that is still to be tried.
+    """
+    attempt = lease.watch.retry_count
+    delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
+    with transaction.atomic():
+        exhausted = (permanent or attempt >= settings.MAX_RETRY_ATTEMPTS) and not lease.asked_meanwhile()
+        wait = max(settings.RESCAN_INTERVAL_SECONDS if exhausted else delay, rest)
+        lease.finish(
+            next_sync_in=wait,
+            status=Status.FAILED if exhausted else Status.PENDING,
+            retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
+            last_scanned_at=Now(),
+            next_check_at=next_check((facts or {}).get("moved_at")),
+            **failure.columns(),
+            **(facts or {}),
+        )
+        transaction.on_commit(partial(_tell_failed, failure, attempt, wait), robust=True)
+        if exhausted:
+            runs.end_runs(lease.watch.pk, lease.generation, Outcome.FAILED, failure.message)
+
+
+def git_failed(lease: Lease, error: GitError) -> None:
+    """Reading the repository failed; what concerns every watcher counts for the circuit too."""
+    open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
+    failure = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
+    failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.rest))
+
+
+def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) -> None:
+    """Not this watch's fault: due again in so many seconds, and the attempt is given back."""
+    with transaction.atomic():
+        lease.finish(
+            next_sync_in=seconds,
+            status=Status.FAILED if lease.had_failed else Status.PENDING,
+            retry_count=Greatest(F("retry_count") - 1, 0),  # a person may have set it to 0 meanwhile
+            **(failure.columns() if failure else {}),
+        )
+        if failure:
+            transaction.on_commit(partial(_tell_failed, failure, lease.watch.retry_count, seconds), robust=True)
+
+
+def endpoint_rests(lease: Lease, seconds: float, failure: SyncFailure, *, down: bool) -> None:
+    """The app asked for a rest or is down: none of its watches is sent to earlier, so that no worker sits and waits."""
+    if down:
+        seconds = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
+    seconds = min(seconds, _LONGEST_REST)
+    with transaction.atomic():  # the app's row before the watch's, as the claim locks them
+        App.objects.filter(pk=lease.watch.app_id).update(
+            cooldown_until=Greatest(from_now(seconds), F("cooldown_until"))
+            if lease.watch.app.cooldown_until
+            else from_now(seconds),
+            down_count=F("down_count") + (1 if down else 0),
+        )
+        postponed(lease, seconds, failure)
+
+
+def endpoint_gone(lease: Lease) -> None:
+    """The app wants no more notifications: paused until an administrator resumes it."""
+    message = "The app answered 410 Gone and was paused. Resume it once its endpoint takes notifications again."
+    with transaction.atomic():
+        App.objects.filter(pk=lease.watch.app_id).update(paused=True, paused_reason=message)
+        postponed(lease, 0.0, SyncFailure(message, "http", RootCause.CLIENT_ERROR, 410))
+        runs.end_runs(lease.watch.pk, lease.generation, Outcome.PAUSED, message)
+
+
+def _tell_failed(failure: SyncFailure, attempt: int, wait: float) -> None:
+    facts = {"cause": failure.root.value, "error": failure.message, "attempt": attempt, "next_try_in": round(wait, 1)}
+    logger.info("attempt_failed", extra=facts)
+    counters.add({counters.field(counters.SYNC_FAILURES, failure.root.value): 1})

@@ -1,0 +1,291 @@
+"""Outcomes and announcements → rows, in fenced batches (`engine.md` §1 and §4).
+
+One transaction proves that the watch is still ours, records what was acknowledged and what failed, and announces the
+next batch. Whatever kills the worker afterwards, the rows tell which paths are in doubt.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+
+from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun, bulk_sql, root_causes
+from deliveries_app.models.bulk_sql import Announced
+from deliveries_app.models.deliveries import Kind, path_digest
+from deliveries_app.planning.eligibility import Skipped
+from deliveries_app.planning.plan import Change
+from deliveries_app.progress import runs
+from deliveries_app.sync.lease import Lease
+from deliveries_app.webhooks import endpoint_stats
+from deliveries_app.webhooks.keyring import answers_of
+from docora.redis import counters
+from docora.text import clean_text
+
+logger = logging.getLogger(__name__)
+
+BLOCKED = "blocked"
+
+
+@dataclass
+class Notification:
+    """A change with what is known once its content was read: the SHA-256 and size of what is sent, its number.
+
+    `content` is None for deletes and for files that are too large to be kept in memory. `remark`: what is special about it.
+    """
+
+    change: Change
+    source_key: str
+    sha: str
+    size: int
+    content: bytes | None
+    sequence: int = 0
+    remark: str = ""
+    waits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a notification was not delivered in this run. `rest` seconds must pass before its path is sent again."""
+
+    cause: str
+    message: str
+    status: int | None = None
+    body: bytes = b""
+    rest: float = 0.0
+
+    @property
+    def counted_as(self) -> str:
+        """The root cause, except of what only waits for another path."""
+        return BLOCKED if self.cause == BLOCKED else root_causes.of_delivery(self.cause, self.status).value
+
+
+# The rules ask for a sixth of the lease at the latest; at a slow client a bar that moves every second reads better, and
+# less is in doubt after a crash.
+_SHOW_SECONDS = 1.0
+TELL_SECONDS = 0.5  # how often Redis is told, and the app's hour counted: a fast run records dozens of batches a second
+
+
+class Recorder:
+    """Collects outcomes; `commit` writes them. `had_failures`: the watch has listed failures that a success clears.
+    `on_first`: columns of the watch that the first announcement changes."""
+
+    def __init__(self, lease: Lease, run: SyncRun, *, had_failures: bool, on_first: Mapping[str, Any]) -> None:
+        self._lease = lease
+        self._run = run
+        self._had_failures = had_failures
+        self._on_first = dict(on_first)
+        self._acknowledged: list[Notification] = []
+        self._failed: list[tuple[Notification | Change, Failure]] = []
+        self.failed_count = 0
+        self._latest = endpoint_stats.Latest()
+        self._untold: Counter[str] = Counter()
+        self._untold_causes: Counter[str] = Counter()
+        self._told_at = time.monotonic()
+        self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
+        self.last_failure: Failure | None = None
+        self.started = lease.clock.now()
+        self._committed_at = time.monotonic()
+
+    @property
+    def last_words(self) -> str:
+        return self.last_failure.message if self.last_failure else ""
+
+    @property
+    def due(self) -> bool:
+        """Long enough since the last commit. Outcomes do not pile up meanwhile: each announcement commits them."""
+        since = time.monotonic() - self._committed_at
+        waiting = self._acknowledged or self._failed
+        return since >= settings.LEASE_SECONDS / 6 or (bool(waiting) and since >= _SHOW_SECONDS)
+
+    def timed(self, ok: bool, seconds: float) -> None:
+        """One request was answered, or not, after so many seconds."""
+        self._latest.add(ok, seconds)
+
+    def acknowledge(self, notification: Notification) -> None:
+        self._acknowledged.append(notification)
+
+    def fail(self, what: Notification | Change, failure: Failure) -> None:
+        """A notification that failed, or a change that could not even be announced in this run."""
+        self._failed.append((what, failure))
+        self.failed_count += 1
+        if failure.cause != BLOCKED or self.last_failure is None:
+            self.last_failure = failure  # what waits for another path says nothing of the cause
+        self.earliest_retry = max(self.earliest_retry, failure.rest)
+
+    def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
+        """Write everything collected and announce the next batch; raises `Superseded` and then writes nothing.
+
+        `adopt`: rows of an import whose content turned out to be what the app holds; nothing is sent for them.
+        """
+        fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
+        first = self._lease.reserve_sequences(len(fresh)) if fresh else 0
+        for number, notification in enumerate(fresh, first):
+            notification.sequence = number
+        done = [*self._acknowledged, *adopt]
+        counts = {
+            "files_done": len(done),
+            "bytes_done": sum(notification.change.size for notification in done),
+            "files_failed": len(self._failed),
+        }
+        self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
+        self._untold_causes.update(failure.counted_as for _, failure in self._failed)
+        changes = self._on_first if announce else {}
+        now = self._lease.clock.now()
+        tell = not announce or time.monotonic() - self._told_at >= TELL_SECONDS
+        with transaction.atomic():
+            self._lease.extend(**changes)
+            self._write_acknowledged(now)
+            self._write_failed(now)
+            self._write_announced(announce, now, acknowledged=False)
+            self._write_announced(adopt, now, acknowledged=True)
+            if any(counts.values()):
+                runs.count(self._run, **counts)
+            if tell:
+                self._count_traffic(now)
+        if announce:
+            self._on_first = {}
+        self._acknowledged, self._failed = [], []
+        self._committed_at = time.monotonic()
+        if announce or any(counts.values()):
+            logger.debug("batch_recorded", extra={**counts, "announced": len(announce)})
+        if tell:
+            self._tell()
+
+    @property
+    def _untold_bytes(self) -> int:
+        """That were sent; what was adopted is done without."""
+        return self._untold["bytes_done"] - self._untold["adopted"]
+
+    def _count_traffic(self, now: datetime) -> None:
+        app, told = self._lease.watch.app, self._untold
+        failed = told["files_failed"]
+        endpoint_stats.record(app, self._latest, now, files=told["files"], size=self._untold_bytes, failed=failed)
+
+    def _tell(self) -> None:
+        """What the bars, the app's page and the metrics show, once it is committed."""
+        failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._untold_causes.items()}
+        counts = {counters.FILES: self._untold["files"], counters.BYTES: self._untold_bytes, **failures}
+        endpoint_stats.remember(self._lease.watch.app, self._latest, counts)
+        names = ("files_done", "bytes_done", "files_failed")
+        runs.show(self._run, **{name: self._untold[name] for name in names})
+        self._latest, self._untold, self._untold_causes = endpoint_stats.Latest(), Counter(), Counter()
+        self._told_at = time.monotonic()
+
+    def _write_acknowledged(self, now: datetime) -> None:
+        if not self._acknowledged:
+            return
+        rows = Delivery.objects.filter(watch=self._lease.watch)
+        written = [item.change.path for item in self._acknowledged if item.change.kind != Kind.DELETE]
+        deleted = [item.change.path for item in self._acknowledged if item.change.kind == Kind.DELETE]
+        if written:
+            bulk_sql.acknowledge(self._lease.watch.pk, written, now)
+        if deleted:
+            rows.filter(path__in=deleted).delete()
+        if self._had_failures:
+            digests = [path_digest(item.change.path.encode()) for item in self._acknowledged]
+            # Not those of this run: where transforms failed, another file may have got the path of the one that is listed.
+            listed = DeliveryFailure.objects.filter(watch=self._lease.watch, path_digest__in=digests)
+            listed.filter(last_at__lt=self.started).delete()
+
+    def _write_failed(self, now: datetime) -> None:
+        if not self._failed:
+            return
+        self._had_failures = True
+        rows = Delivery.objects.filter(watch=self._lease.watch)
+        sent = [(item, failure) for item, failure in self._failed if isinstance(item, Notification)]
+        for rest in {failure.rest for _, failure in sent}:
+            paths = [item.change.path for item, failure in sent if failure.rest == rest]
+            hold = datetime.fromtimestamp(now.timestamp() + rest, tz=UTC) if rest else None
+            rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
+        watch, listed = self._lease.watch, []
+        said = answers_of(watch.app, [failure.body for _, failure in self._failed])
+        for (item, failure), body in zip(self._failed, said, strict=True):
+            change = item.change if isinstance(item, Notification) else item
+            path, attempts = change.path.encode(), change.attempts + 1
+            listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, attempts, body))
+        DeliveryFailure.objects.bulk_create(
+            sorted(listed, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
+            batch_size=500,
+            update_conflicts=True,
+            unique_fields=["watch", "path_digest"],
+            update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "last_at"],
+        )
+
+    def _write_announced(self, notifications: Sequence[Notification], now: datetime, *, acknowledged: bool) -> None:
+        if not notifications:
+            return
+        rows = [
+            Announced(
+                item.change.path,
+                item.change.mode,
+                item.change.kind,
+                item.source_key or None,
+                item.sha,
+                item.size,
+                item.sequence,
+                item.change.attempts if item.change.sequence is not None else 0,
+                item.change.source_path,
+                item.remark,
+            )
+            for item in sorted(notifications, key=lambda item: item.change.path)
+        ]
+        bulk_sql.announce(self._lease.watch.pk, self._lease.generation, rows, now, acknowledged=acknowledged)
+
+
+def settle_lists(
+    watch: AppRepository, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None, started: datetime, now: datetime
+) -> None:
+    """What is listed once a run tried its whole plan: the failures since it `started`, and the paths that its tree skips
+    (all, or what it says about those `among`).
+
+    Call it in the transaction that sets the base. Until then the listing of an earlier failure may be the only trace of a
+    path, and a worker that was killed would have taken it away.
+    """
+    listed = DeliveryFailure.objects.filter(watch=watch)
+    listed.filter(kind=FailureKind.FAILED, last_at__lt=started).delete()
+    known = listed.filter(kind=FailureKind.SKIPPED)
+    if among is not None:
+        known = known.filter(path_digest__in=[path_digest(path) for path in among])
+    known.delete()
+    rows = [
+        _failure_row(watch, item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
+        for item in skipped
+    ]
+    DeliveryFailure.objects.bulk_create(
+        sorted(rows, key=lambda row: row.path_digest),
+        batch_size=500,
+        ignore_conflicts=True,  # a delete of such a path that failed is what counts
+    )
+
+
+def _failure_row(
+    watch: AppRepository,
+    path: bytes,
+    failure: Failure,
+    kind: FailureKind,
+    now: datetime,
+    attempts: int,
+    body: str = "",
+) -> DeliveryFailure:
+    return DeliveryFailure(
+        watch=watch,
+        path_digest=path_digest(path),
+        path=clean_text(path.decode("utf-8", "backslashreplace"), 1024)
+        if kind == FailureKind.SKIPPED
+        else path.decode(),
+        kind=kind,
+        cause=failure.cause,
+        status_code=failure.status,
+        message=failure.message[:500],
+        body=body,
+        attempts=attempts,
+        first_at=now,
+        last_at=now,
+    )

@@ -1,0 +1,78 @@
+"""What an answer of the app means for one notification, and for the run (`engine.md` §7)."""
+
+import time
+from dataclasses import dataclass
+
+from deliveries_app.models.deliveries import Kind
+from deliveries_app.planning.plan import Change
+from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, RateLimited
+from deliveries_app.sync.recorder import Failure
+from docora.http.client import Cause, Outcome
+
+DOWN_AFTER = 10  # consecutive failures of the endpoint itself, on different paths
+GONE_AFTER = 3  # files answered with 410
+REST_AFTER_TIMEOUT = 30.0  # seconds before a path is sent again whose request may still be processed
+RETRY_UNREACHED = 1.0  # seconds
+LONGEST_WAIT = 5.0  # seconds that a run waits for by itself
+LONGEST_REST = 3600.0  # seconds; nobody may ask for more
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`delivered`, or `wait` seconds and send the same again, or a `failure` of this run (both, when waiting is over)."""
+
+    delivered: bool = False
+    wait: float | None = None
+    failure: Failure | None = None
+    endpoint_failed: bool = False
+    gone: bool = False
+    rest: float | None = None
+
+    @property
+    def may_be_under_way(self) -> bool:
+        """The app may still be working on the request."""
+        return self.failure is not None and self.failure.cause == Cause.TIMEOUT
+
+
+@dataclass
+class ResponsePolicy:
+    """Judges the outcomes of one run, and knows when it is hopeless to go on."""
+
+    _down: int = 0
+    _gone: int = 0
+
+    def of(self, change: Change, outcome: Outcome, *, chunked: bool) -> Decision:
+        """`chunked`: the request was one chunk of a file. One that surely was not processed may be sent again as it is;
+        any other must not be repeated under its id, the app would count it twice."""
+        status = outcome.status
+        if outcome.cause is not None:
+            rest = REST_AFTER_TIMEOUT if outcome.cause is Cause.TIMEOUT else 0.0
+            failure = Failure(outcome.cause.value, outcome.message, status, outcome.body, rest)
+            wait = RETRY_UNREACHED if chunked and not outcome.reached else None
+            return Decision(wait=wait, failure=failure, endpoint_failed=True)
+        assert status is not None
+        if 200 <= status < 300:
+            return Decision(delivered=True)
+        if change.kind == Kind.DELETE and change.lenient and status in {404, 410}:
+            return Decision(delivered=True)  # it may never have had the file
+        failure = Failure("http", f"The app answered {status}.", status, outcome.body)
+        pause = outcome.retry_after(time.time()) if status in {429, 503} else None
+        if pause is not None:
+            pause = max(0.1, min(pause, LONGEST_REST))
+            return Decision(wait=pause, failure=failure, rest=pause if pause > LONGEST_WAIT else None)
+        return Decision(
+            failure=failure,
+            endpoint_failed=status in {502, 503, 504},
+            gone=status == 410 and change.kind != Kind.DELETE,
+        )
+
+    def stop_if_hopeless(self, verdict: Decision) -> None:
+        """Count a settled notification; raises what ends the run."""
+        if verdict.rest is not None:
+            raise RateLimited(verdict.rest)
+        self._down = self._down + 1 if verdict.endpoint_failed else 0
+        if self._down >= DOWN_AFTER:
+            raise EndpointDown
+        self._gone += verdict.gone
+        if self._gone >= GONE_AFTER:
+            raise EndpointGone

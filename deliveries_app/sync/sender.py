@@ -1,0 +1,269 @@
+"""Changes → acknowledged outcomes, `slots` at a time (`engine.md` §7).
+
+Phases in order; within one, a block of changes is announced as soon as the last one is under way, and git unpacks the
+next one meanwhile. Every outcome goes to the recorder; the exceptions that this module raises mean that the run stops here.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from deliveries_app.models.deliveries import PHASES, Kind
+from deliveries_app.planning.paths import PathSet
+from deliveries_app.planning.plan import Change, DeliveryRules, Plan
+from deliveries_app.planning.transforms import TransformFailed
+from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
+from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
+from deliveries_app.sync.responses import LONGEST_WAIT, REST_AFTER_TIMEOUT, Decision, ResponsePolicy
+from deliveries_app.webhooks.client import Destination
+from deliveries_app.webhooks.keyring import REFUSALS, Keys
+from deliveries_app.webhooks.payloads import delete_body, endpoint, file_body, webhook_id
+from docora.http.client import HttpClient, Outcome, Request
+from repositories_app.mirror.mirror import BlobReader, Mirror
+
+MAX_WAITS = 5  # of one notification in one run
+BYTES_IN_FLIGHT = 32_000_000
+
+
+@dataclass
+class _Transfer:
+    """One notification under way."""
+
+    notification: Notification
+    file: ChunkedFile | None
+    size: int = 0
+    keys: Keys = ()  # what its request is signed with, once the keyring's choice has been refused
+    signed_with: Keys = ()
+
+
+class Sender:
+    """`alive` is called between requests and raises when the run has to stop."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        mirror: Mirror,
+        reader: BlobReader,
+        lease: Lease,
+        recorder: Recorder,
+        destination: Destination,
+        delivery_rules: DeliveryRules,
+        alive: Callable[[], None],
+    ) -> None:
+        self._client, self._mirror, self._reader = client, mirror, reader
+        self._lease, self._recorder, self._to, self._terms = lease, recorder, destination, delivery_rules
+        self._alive = alive
+        self._ready: deque[_Transfer] = deque()
+        self._bytes_in_flight = 0
+        self._unsettled = PathSet()
+        self._kept = PathSet()
+        self._pause_until = 0.0
+        self._judge = ResponsePolicy()
+
+    def send(self, plan: Plan) -> None:
+        """Send the whole plan. Returns when every file was tried; raises what ends the run before that."""
+        for path in plan.kept:
+            self._kept.add(path)
+        for kind in PHASES:
+            self._send_phase(plan.phase(kind))
+        self._recorder.commit()
+
+    def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
+        """Start nothing new and let what is under way settle; what is not settled then is dropped and has to rest.
+
+        True when everything settled without a timeout, so that no path can still be processed at the client.
+        """
+        deadline = time.monotonic() + seconds
+        clean = True
+        self._take_back()
+        for transfer in self._ready:
+            _close(transfer)
+        self._ready.clear()
+        while self._client.in_flight and time.monotonic() < deadline:
+            for request, outcome in self._client.poll(0.2):
+                transfer = self._landed(request)
+                verdict = self._judge.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
+                clean = clean and not verdict.may_be_under_way
+                if record:
+                    self._settle_last(transfer, verdict)
+                _close(transfer)
+            on_wait()
+        for request in self._client.abort():
+            transfer = self._landed(request)
+            clean = False
+            if record:
+                failure = Failure("timeout", "The run stopped before the app answered.", rest=REST_AFTER_TIMEOUT)
+                self._recorder.fail(transfer.notification, failure)
+            _close(transfer)
+        return clean
+
+    def _settle_last(self, transfer: _Transfer, verdict: Decision) -> None:
+        """In a drain, only a whole file that was acknowledged counts; one that is halfway stays in doubt."""
+        if verdict.failure is not None:
+            self._recorder.fail(transfer.notification, verdict.failure)
+        elif verdict.delivered and (transfer.file is None or transfer.file.is_last):
+            self._recorder.acknowledge(transfer.notification)
+
+    def _send_phase(self, changes: Iterator[Change]) -> None:
+        waiting = blocks(changes)
+        block = next(waiting, None)
+        while block or self._ready or self._client.in_flight:
+            self._start()
+            if block and not self._ready:
+                self._announce(block)
+                block = next(waiting, None)
+                if block:
+                    ask_ahead(block, self._reader, self._terms)
+            else:
+                self._collect()
+            self._keep_going()
+
+    def _announce(self, block: list[Change]) -> None:
+        """Read, announce and queue a block; what may not be sent in this run is listed instead."""
+        sendable = [change for change in block if not self._is_blocked(change)]
+        notifications = read_block(sendable, self._reader, self._terms, self._keep_going, self._recorder.fail)
+        adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
+        announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
+        self._recorder.commit(announced, adopted)
+        self._ready.extend(_Transfer(item, None) for item in announced)
+
+    def _is_blocked(self, change: Change) -> bool:
+        failure = Failure("transform", change.failure) if change.failure else None
+        if failure is None and change.kind != Kind.DELETE:
+            failure = self._waits_for_others(change.path)
+        rest = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
+        if rest > LONGEST_WAIT:
+            failure = Failure(
+                "timeout", "The last request timed out; the path rests before it is sent again.", rest=rest
+            )
+        elif rest > 0:
+            self._wait(rest)
+        if failure is None:
+            return False
+        self._recorder.fail(change, failure)
+        if change.kind == Kind.DELETE:
+            self._unsettled.add(change.path)
+        return True
+
+    def _waits_for_others(self, path: str) -> Failure | None:
+        if self._unsettled.touches(path):
+            return Failure(BLOCKED, "Waits for a delete at, above or below this path that the app did not accept.")
+        if self._kept.touches(path):
+            return Failure(
+                BLOCKED, "Waits for a file above or below this path that the app holds and a transform fails for."
+            )
+        return None
+
+    def _wait(self, seconds: float) -> None:
+        self._pause_until = max(self._pause_until, time.monotonic() + seconds)
+
+    def _start(self) -> None:
+        """Start what may be under way now: a free slot, room for its bytes, no pause, and a lease that lasts."""
+        while self._ready and self._client.in_flight < self._lease.slots and time.monotonic() >= self._pause_until:
+            if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
+                return
+            if not self._lease.may_send:
+                self._recorder.commit()
+            self._submit(self._ready.popleft())
+
+    def _submit(self, transfer: _Transfer) -> None:
+        """Send a file, or the current chunk of a large one."""
+        item = transfer.notification
+        change = item.change
+        if transfer.file is None and change.kind != Kind.DELETE and item.content is None:
+            try:
+                transfer.file = ChunkedFile(item, self._mirror, self._terms)
+            except TransformFailed as error:
+                self._recorder.fail(item, Failure("transform", str(error)))
+                return
+        now = datetime.now(UTC)
+        if change.kind == Kind.DELETE:
+            body = delete_body(self._to.repository, change.path, item.sha, self._to.commit, now)
+        elif transfer.file is not None:
+            body = transfer.file.body(self._to.repository, self._to.commit, now)
+        else:
+            assert item.content is not None
+            body = file_body(
+                self._to.repository, change.path, item.sha, item.size, item.content, self._to.commit, now,
+                change.previous_sha,
+            )  # fmt: skip
+        message_id = webhook_id(self._to.watch_id, item.sequence, transfer.file.chunk if transfer.file else None)
+        transfer.signed_with = transfer.keys or self._to.keyring.keys
+        seconds = int(now.timestamp())
+        headers = self._to.envelope.headers(body, message_id, item.sequence, seconds, transfer.signed_with)
+        transfer.size = len(body)
+        self._bytes_in_flight += transfer.size
+        whole = transfer.file is None  # a chunk that was sent twice would be counted twice
+        url = endpoint(self._to.base_url, change.kind)
+        self._client.submit(Request("POST", url, headers, body, repeatable=whole, context=transfer))
+
+    def _landed(self, request: Request) -> _Transfer:
+        transfer = request.context
+        assert isinstance(transfer, _Transfer)
+        self._bytes_in_flight -= transfer.size
+        return transfer
+
+    def _take_back(self) -> None:
+        """What the client has not begun to send becomes what is ready again."""
+        self._ready.extendleft(self._landed(request) for request in reversed(self._client.withdraw()))
+
+    def _collect(self) -> None:
+        if not self._lease.may_send:  # any more: this process was frozen since it submitted the last ones
+            self._take_back()
+        pause = self._pause_until - time.monotonic()
+        for request, outcome in self._client.poll(min(0.5, pause) if pause > 0 else 0.5):
+            self._settle(self._landed(request), outcome)
+        if pause > 0 and not self._client.in_flight:
+            time.sleep(min(0.5, pause))
+
+    def _settle(self, transfer: _Transfer, outcome: Outcome) -> None:
+        item = transfer.notification
+        self._recorder.timed(outcome.ok, outcome.elapsed)
+        if self._tries_other_key(transfer, outcome):
+            return
+        verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None)
+        if verdict.delivered and transfer.file and not transfer.file.is_last:
+            transfer.file.advance()
+            self._ready.appendleft(transfer)
+            return
+        if verdict.delivered:
+            self._recorder.acknowledge(item)
+            self._lease.endpoint_answers()
+        elif verdict.wait is not None and item.waits < MAX_WAITS and verdict.wait <= LONGEST_WAIT:
+            item.waits += 1
+            self._wait(verdict.wait)
+            self._ready.appendleft(transfer)
+            return
+        elif verdict.failure:
+            self._recorder.fail(item, verdict.failure)
+            if item.change.kind == Kind.DELETE:
+                self._unsettled.add(item.change.path)
+        _close(transfer)
+        self._judge.stop_if_hopeless(verdict)
+
+    def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
+        """Whether the same request goes out once more, signed with the other key; remembers the key that was accepted."""
+        if outcome.ok:
+            self._to.keyring.accepted(transfer.signed_with)
+            transfer.keys = ()  # the next chunk is signed with what was accepted
+        if outcome.status not in REFUSALS or transfer.keys:
+            return False
+        other = self._to.keyring.other(transfer.signed_with)
+        if other is None:
+            return False
+        transfer.keys = other
+        self._ready.appendleft(transfer)
+        return True
+
+    def _keep_going(self) -> None:
+        self._alive()
+        if self._recorder.due:
+            self._recorder.commit()
+
+
+def _close(transfer: _Transfer) -> None:
+    if transfer.file:
+        transfer.file.close()

@@ -1,0 +1,61 @@
+"""Send one signed notification and wait for the response."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from deliveries_app.models import AppRepository
+from deliveries_app.webhooks.keyring import REFUSALS, Keyring, Keys
+from deliveries_app.webhooks.payloads import Envelope, RepositoryInfo, notice_body
+from docora.http.client import HttpClient, Outcome, Request
+from repositories_app.git.remote import wait_for
+from repositories_app.git.url import owner_and_name
+
+
+def info_of(watch: AppRepository) -> RepositoryInfo:
+    """The `repository` object of the watch's notifications."""
+    return RepositoryInfo(watch.repository.repository_id, watch.github_url, *owner_and_name(watch.github_url))
+
+
+def post_signed(
+    client: HttpClient,
+    url: str,
+    facts: Mapping[str, Any],
+    message_id: str,
+    sequence: int,
+    envelope: Envelope,
+    keyring: Keyring,
+    alive: Callable[[], None] | None = None,
+) -> Outcome:
+    """Post a signed body and wait; once more with the other key when a key is being rotated and the first is refused."""
+
+    def post(keys: Keys) -> Outcome:
+        now = datetime.now(UTC)
+        body = notice_body(facts, now)
+        headers = envelope.headers(body, message_id, sequence, int(now.timestamp()), keys)
+        outcome = wait_for(client, Request("POST", url, headers, body, repeatable=True), alive)
+        if outcome.ok:
+            keyring.accepted(keys)
+        return outcome
+
+    first = keyring.keys
+    outcome = post(first)
+    other = keyring.other(first) if outcome.status in REFUSALS else None
+    return post(other) if other else outcome
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    return outcome.message if outcome.cause else f"it answered {outcome.status}"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the notifications of one run go, and what they say about it."""
+
+    base_url: str
+    repository: RepositoryInfo
+    commit: str
+    watch_id: str
+    envelope: Envelope
+    keyring: Keyring

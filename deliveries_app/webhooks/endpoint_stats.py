@@ -1,0 +1,112 @@
+"""How an app's endpoint does: what it was sent by the hour, in rows, and its latest notifications, in Redis.
+
+The rows are written in the transaction of each recorded batch. The list in Redis is a cache of the last `KEPT`
+requests: gone with Redis, it fills again with the next ones, and no function here raises when Redis is down. The same
+words to Redis add to the counters of all apps together (`docora.redis.counters`).
+"""
+
+import logging
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.db.models import F
+
+from deliveries_app.models import App, HourlyTraffic
+from docora.redis import counters
+from docora.redis.connection import RedisError, connection
+
+logger = logging.getLogger(__name__)
+
+KEPT = 100
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds up to which requests are counted together; the last is when one is given up, so timeouts lie beyond it."""
+_PREFIX = "docora:vitals:"
+_TTL_SECONDS = 30 * 24 * 3600
+
+
+@dataclass
+class Latest:
+    """Requests that were answered, or not, since the last batch was recorded."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    newest: deque[tuple[bool, float]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+
+    def add(self, ok: bool, seconds: float) -> None:
+        self.requests += 1
+        self.seconds += seconds
+        self.newest.append((ok, seconds))
+        self.buckets[bisect_left(BOUNDS, seconds)] += 1
+
+    def counts(self) -> dict[str, int]:
+        """What they add to the counters of all apps."""
+        counted = {counters.field(counters.REQUESTS, number): count for number, count in enumerate(self.buckets)}
+        return counted | {counters.REQUEST_MICROSECONDS: round(self.seconds * 1_000_000)}
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """Of the last `requests` notifications: the share that was accepted, and how long the app took, in seconds."""
+
+    requests: int
+    accepted: float
+    median: float
+    p95: float
+
+
+def record(app: App, latest: Latest, now: datetime, *, files: int, size: int, failed: int) -> None:
+    """Add a batch to the app's hour; call it last inside the batch's transaction."""
+    if not (latest.requests or files or failed):
+        return
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    added = {"files": files, "bytes": size, "failed": failed}
+    added |= {"requests": latest.requests, "milliseconds": round(latest.seconds * 1000)}
+    row = HourlyTraffic.objects.filter(app_id=app.pk, hour=hour)
+    more = {name: F(name) + value for name, value in added.items()}
+    if not row.update(**more):
+        HourlyTraffic.objects.bulk_create([HourlyTraffic(app_id=app.pk, hour=hour)], ignore_conflicts=True)
+        row.update(**more)
+
+
+def remember(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
+    """Put the requests among the app's latest ones, and add them and `counts` to the counters of all apps; call it after
+    the batch's commit."""
+    counts = {**counts, **latest.counts()}
+    if not any(counts.values()):
+        return
+    values = [f"{int(ok)}:{seconds * 1000:.0f}" for ok, seconds in latest.newest]
+    key = _PREFIX + app.app_id
+    try:
+        with connection().pipeline(transaction=True) as pipeline:
+            counters.queue(pipeline, counts)
+            if values:
+                pipeline.rpush(key, *values)
+                pipeline.ltrim(key, -KEPT, -1)
+                pipeline.expire(key, _TTL_SECONDS)
+            pipeline.execute()
+    except RedisError as error:
+        logger.warning("vitals_not_kept", extra={"app": app.app_id, "cause": str(error)})
+
+
+def of_app(app: App) -> Vitals | None:
+    """None when nothing was sent lately, or Redis does not know."""
+    try:
+        found: list[Any] = connection().lrange(_PREFIX + app.app_id, 0, -1)
+    except RedisError:
+        return None
+    pairs = [value.decode().split(":") for value in found]
+    if not pairs:
+        return None
+    times = sorted(int(milliseconds) / 1000 for _, milliseconds in pairs)
+    accepted = sum(ok == "1" for ok, _ in pairs) / len(pairs)
+    return Vitals(len(pairs), accepted, _at(times, 0.5), _at(times, 0.95))
+
+
+def _at(times: list[float], share: float) -> float:
+    """The nearest-rank quantile of sorted values."""
+    return times[max(0, -(-int(share * 100) * len(times) // 100) - 1)]

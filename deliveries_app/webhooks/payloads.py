@@ -1,0 +1,204 @@
+"""The bodies and headers that clients see. Pure; nothing here may change shape, see the wire contract.
+
+Bodies are the bytes that `JSON.stringify(JSON.parse(body))` gives back, because existing clients verify that way:
+compact, non-ASCII raw, keys in this order, no floats, no integer-like keys.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from deliveries_app.webhooks import signing
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryInfo:
+    """The `repository` object of every body. `github_url` is spelled as the app gave it."""
+
+    repository_id: str
+    github_url: str
+    owner: str
+    name: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {
+            "repository_id": self.repository_id,
+            "github_url": self.github_url,
+            "owner": self.owner,
+            "name": self.name,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One piece of a large file: its place, and its part of the file's base64."""
+
+    id: str
+    index: int
+    total: int
+    content: str
+
+
+def timestamp(moment: datetime) -> str:
+    """ISO 8601 UTC with milliseconds and `Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def encode_content(content: bytes) -> dict[str, str]:
+    """`content` as text when it decodes strictly as UTF-8 and holds no NUL, else base64 with its marker.
+
+    Python's decoder is strict enough: it refuses surrogates and overlong forms, and keeps a BOM and CRLF as they are.
+    """
+    if b"\0" not in content:
+        try:
+            return {"content": content.decode("utf-8")}
+        except UnicodeDecodeError:
+            pass
+    return {"content": base64.b64encode(content).decode("ascii"), "content_encoding": "base64"}
+
+
+def file_body(
+    repository: RepositoryInfo,
+    path: str,
+    sha: str,
+    size: int,
+    content: bytes | Chunk,
+    commit_sha: str,
+    moment: datetime,
+    previous_sha: str | None = None,
+) -> bytes:
+    """The body of `create`, or of `update` when `previous_sha` is given; `content` whole, or one chunk of it."""
+    file: dict[str, Any] = {"path": path, "sha": sha, "size": size}
+    if isinstance(content, Chunk):
+        file |= {
+            "content": content.content,
+            "content_encoding": "base64",
+            "chunk": {"id": content.id, "index": content.index, "total": content.total},
+        }
+    else:
+        file |= encode_content(content)
+    body: dict[str, Any] = {"repository": repository.as_dict(), "file": file}
+    if previous_sha is not None:
+        body["previous_sha"] = previous_sha
+    return orjson.dumps(body | {"commit_sha": commit_sha, "timestamp": timestamp(moment)})
+
+
+def delete_body(repository: RepositoryInfo, path: str, sha: str, commit_sha: str, moment: datetime) -> bytes:
+    """The body of `delete`: the path and the last sha that the app was sent."""
+    return orjson.dumps(
+        {
+            "repository": repository.as_dict(),
+            "file": {"path": path, "sha": sha},
+            "commit_sha": commit_sha,
+            "timestamp": timestamp(moment),
+        }
+    )
+
+
+def notice_body(facts: Mapping[str, Any], moment: datetime) -> bytes:
+    """The body of a notification that is not about one file: its fields in order (below), then this attempt's time."""
+    return orjson.dumps({**facts, "timestamp": timestamp(moment)})
+
+
+def sync_completed_facts(repository: RepositoryInfo, commit_sha: str, files: int, tree_sha256: str) -> dict[str, Any]:
+    """`sync_completed`; `tree_sha256` is over the lines `{sha}  {path}\\n` in byte order of the paths."""
+    return {
+        "event": "sync_completed",
+        "repository": repository.as_dict(),
+        "commit_sha": commit_sha,
+        "files": files,
+        "tree_sha256": tree_sha256,
+    }
+
+
+def sync_failed_facts(
+    repository: RepositoryInfo,
+    *,
+    reason: str,
+    message: str,
+    consecutive_failures: int,
+    threshold: int,
+    cooldown_until: datetime,
+    retry_count: int,
+) -> dict[str, Any]:
+    """`sync_failed`: the repository cannot be read and its circuit has opened. `reason` is one of the causes of git."""
+    return {
+        "event": "sync_failed",
+        "repository": repository.as_dict(),
+        "error": {"type": "git_failure", "message": message, "reason": reason},
+        "circuit_breaker": {
+            "status": "open",
+            "consecutive_failures": consecutive_failures,
+            "threshold": threshold,
+            "cooldown_until": timestamp(cooldown_until),
+        },
+        "retry_count": retry_count,
+    }
+
+
+PING: dict[str, Any] = {"event": "ping"}
+
+
+def chunk_count(size: int, chunk_size: int) -> int:
+    """How many pieces of `chunk_size` characters the base64 of `size` bytes makes."""
+    encoded = 4 * -(-size // 3)
+    return max(1, -(-encoded // chunk_size))
+
+
+def cut_base64(blocks: Iterator[bytes], chunk_size: int) -> Iterator[str]:
+    """The base64 of the concatenated blocks, cut into pieces of `chunk_size` characters; holds one piece in memory."""
+    raw, encoded = b"", ""
+    for block in blocks:
+        raw += block
+        whole = len(raw) - len(raw) % 3
+        encoded += base64.b64encode(raw[:whole]).decode("ascii")
+        raw = raw[whole:]
+        while len(encoded) >= chunk_size:
+            yield encoded[:chunk_size]
+            encoded = encoded[chunk_size:]
+    encoded += base64.b64encode(raw).decode("ascii")
+    for start in range(0, len(encoded), chunk_size):
+        yield encoded[start : start + chunk_size]
+
+
+def webhook_id(watch_id: str, sequence: int, chunk: Chunk | None = None) -> str:
+    """The same for every retry of one notification, never reused for another, and without a dot."""
+    base = f"msg_{watch_id}_{sequence}"
+    return f"{base}_{chunk.id}_{chunk.index}" if chunk else base
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the headers of one run's notifications have in common."""
+
+    app_id: str
+    run_id: str
+    reason: str
+
+    def headers(
+        self, body: bytes, message_id: str, sequence: int, unix_seconds: int, keys: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Header lines for the sent bytes `body`, signed with this attempt's time. The first of the live `keys` makes
+        `X-Docora-Signature`, each of them a part of `webhook-signature`."""
+        standard = " ".join(signing.standard_signature(key, message_id, unix_seconds, body) for key in keys)
+        return (
+            "Content-Type: application/json",
+            f"X-Docora-App-Id: {self.app_id}",
+            f"X-Docora-Timestamp: {unix_seconds}",
+            f"X-Docora-Signature: {signing.docora_signature(keys[0], unix_seconds, body)}",
+            f"X-Docora-Run-Id: {self.run_id}",
+            f"X-Docora-Reason: {self.reason}",
+            f"X-Docora-Sequence: {sequence}",
+            f"webhook-id: {message_id}",
+            f"webhook-timestamp: {unix_seconds}",
+            f"webhook-signature: {standard}",
+        )
+
+
+def endpoint(base_url: str, event: str) -> str:
+    """`{base_url}/{event}` with exactly one slash between."""
+    return f"{base_url.rstrip('/')}/{event}"

@@ -1,0 +1,53 @@
+"""Read one setting from the environment. A value that cannot be used raises `ImproperlyConfigured` and names the setting."""
+
+import ipaddress
+import os
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+def text(name: str, default: str = "") -> str:
+    """A setting as it is written, also one that starts with `$`; empty means the default."""
+    return os.environ.get(name) or default
+
+
+def number(name: str, default: float, minimum: float = 0) -> float:
+    """A number of at least `minimum`; fractions are allowed."""
+    raw = text(name, default=str(default))
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a number, but is {raw!r}.") from None
+    if value < minimum:
+        raise ImproperlyConfigured(f"{name} must be at least {minimum:g}, but is {raw!r}.")
+    return value
+
+
+def count(name: str, default: int, minimum: int = 1) -> int:
+    """A whole number of at least `minimum`."""
+    value = number(name, default, minimum)
+    if value != int(value):
+        raise ImproperlyConfigured(f"{name} must be a whole number, but is {value!r}.")
+    return int(value)
+
+
+def flag(name: str, default: bool = False) -> bool:
+    raw = text(name, default="yes" if default else "no").strip().lower()
+    if raw in {"1", "yes", "true", "on"}:
+        return True
+    if raw in {"0", "no", "false", "off", ""}:
+        return False
+    raise ImproperlyConfigured(f"{name} must be yes or no, but is {raw!r}.")
+
+
+def names(name: str, default: str = "") -> list[str]:
+    return [part.strip() for part in text(name, default=default).split(",") if part.strip()]
+
+
+def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(part) for part in names(name)]
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name} must be networks such as 10.0.0.0/8, separated by commas: {error}."
+        ) from None

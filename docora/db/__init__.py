@@ -1,0 +1,1 @@
+"""The database connection, custom model fields and the database clock. No models."""

@@ -1,0 +1,115 @@
+"""Live counters in Redis hashes: what the progress bars poll.
+
+A counter is a cache of database rows. Its owner *sets* it from the row (`start`) and then advances it; a counter that
+is not there reads as None and the reader goes to the rows. No function here raises when Redis is down.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from docora.redis.connection import RedisError, connection
+
+logger = logging.getLogger(__name__)
+
+TTL_SECONDS = 24 * 3600
+_PREFIX = "docora:progress:"
+_SILENT_SECONDS = 60.0
+_told_at: float | None = None
+
+# Advance only what was set: a lone increment after a flush would look like a counter that starts at nothing.
+_ADVANCE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+return 1
+"""
+
+# Several write to one sum: each says what its part is now, in place of what it said before. Said twice, it counts once.
+_PUT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local before = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}')
+for name, value in pairs(cjson.decode(ARGV[2])) do
+  if name == 'started' then
+    local first = tonumber(redis.call('HGET', KEYS[1], name) or '0')
+    if value > 0 and (first == 0 or value < first) then redis.call('HSET', KEYS[1], name, ARGV[3]) end
+  elseif value ~= (before[name] or 0) then
+    redis.call('HINCRBY', KEYS[1], name, string.format('%.0f', value - (before[name] or 0)))
+  end
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return 1
+"""
+
+
+def start(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    """Set the counters of `key`, whatever they were; `parts` is what they are the sum of."""
+    try:
+        with connection().pipeline(transaction=True) as pipeline:
+            pipeline.delete(_PREFIX + key, _parts_of(key))
+            pipeline.hset(_PREFIX + key, mapping={name: str(value) for name, value in counts.items()})
+            pipeline.expire(_PREFIX + key, TTL_SECONDS)
+            if parts:
+                pipeline.hset(_parts_of(key), mapping={name: json.dumps(part) for name, part in parts.items()})
+                pipeline.expire(_parts_of(key), TTL_SECONDS)
+            pipeline.execute()
+    except RedisError as error:
+        _tell(key, error)
+
+
+def advance(key: str, **deltas: int) -> bool:
+    """Add to counters that were set before. False when they are gone or Redis is: set them from the rows then."""
+    arguments = [part for name, delta in deltas.items() if delta for part in (name, delta)]
+    if not arguments:
+        return True
+    try:
+        return bool(connection().eval(_ADVANCE, 1, _PREFIX + key, *arguments))
+    except RedisError as error:
+        _tell(key, error)
+        return False
+
+
+def put(key: str, name: str, part: Mapping[str, int]) -> bool:
+    """Let the part `name` of a sum be this, whatever it was. All numbers are added but `started`, of which the sum
+    keeps the earliest. False when the sum is gone or Redis is: set it from the rows then."""
+    try:
+        arguments = (name, json.dumps(part), part.get("started", 0))
+        return bool(connection().eval(_PUT, 2, _PREFIX + key, _parts_of(key), *arguments))
+    except RedisError as error:
+        _tell(key, error)
+        return False
+
+
+def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
+    """The counters of several keys in one round trip, None for each that is not there."""
+    if not keys:
+        return []
+    try:
+        with connection().pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.hgetall(_PREFIX + key)
+            answers = pipeline.execute()
+    except RedisError:
+        return [None] * len(keys)
+    return [{name.decode(): int(value) for name, value in answer.items()} or None for answer in answers]
+
+
+def finish(key: str) -> None:
+    """Forget the counters: the rows hold the final numbers."""
+    try:
+        connection().delete(_PREFIX + key, _parts_of(key))
+    except RedisError:
+        logger.warning("progress_not_forgotten", extra={"key": key})
+
+
+def _tell(key: str, error: RedisError) -> None:
+    """Once a minute: whoever waits for an operation asks three times a second."""
+    global _told_at
+    now = time.monotonic()
+    if _told_at is None or now - _told_at >= _SILENT_SECONDS:
+        _told_at = now
+        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
+
+
+def _parts_of(key: str) -> str:
+    return f"{_PREFIX}{key}:parts"

@@ -1,0 +1,1 @@
+"""Encryption of stored secrets, redaction, throttling and sign-in."""

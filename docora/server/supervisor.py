@@ -1,0 +1,160 @@
+"""`up`: Valkey, web, workers and sweep as children of one process.
+
+Each child runs in a session of its own, so that Ctrl-C in the terminal reaches only this process, which then ends them
+in order. A child that ends by itself is started again, slower each time. Should this process be killed with -9, the
+kernel tells every child (`docora.process`).
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from django.conf import settings
+
+from docora.process import die_with_parent
+
+STOP_SECONDS = 12.0  # a worker hands over within 8
+_LONGEST_PAUSE = 15.0
+_STABLE_SECONDS = 30.0
+
+
+@dataclass
+class Child:
+    """One process to keep running. `death_signal` is what it gets when the supervisor is killed."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    death_signal: int = signal.SIGTERM
+    stop_signal: int = signal.SIGTERM
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    restart_at: float = 0.0
+    pause: float = 0.5
+
+    def start(self) -> None:
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            self.command,
+            env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, self.death_signal),
+        )
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class Supervisor:
+    """Starts children, restarts them, and stops them in reverse order."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._children: list[Child] = []
+        self._stopping = False
+
+    def add(self, child: Child) -> None:
+        child.start()
+        self._children.append(child)
+
+    def watch(self) -> None:
+        """Until SIGINT or SIGTERM; then stop everything."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request_stop)
+        try:
+            while not self._stopping:
+                for child in self._children:
+                    if not child.running:
+                        self._revive(child)
+                time.sleep(0.2)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ask each to end, and kill what does not. The first one that was started (the store that all others use) ends
+        last, so that a worker can still hand over."""
+        self._stopping = True
+        first, others = self._children[:1], list(reversed(self._children[1:]))
+        self._end(others)
+        self._end(first)
+        self._children = []
+
+    def _end(self, ours: Sequence[Child]) -> None:
+        for child in ours:
+            self._signal(child, child.stop_signal)
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in ours:
+            if child.process is None:
+                continue
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            if child.running:
+                self._kill(child)
+
+    def _revive(self, child: Child) -> None:
+        now = time.monotonic()
+        if child.restart_at <= child.started:
+            code = child.process.returncode if child.process else None
+            self._say(f"{child.name} ended with {code}; starting it again in {child.pause:.0f} s")
+            child.restart_at = now + child.pause
+            stable = now - child.started > _STABLE_SECONDS
+            child.pause = 0.5 if stable else min(_LONGEST_PAUSE, child.pause * 2)
+        elif now >= child.restart_at:
+            child.start()
+
+    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    @staticmethod
+    def _signal(child: Child, number: int) -> None:
+        if child.process is not None and child.running:
+            child.process.send_signal(number)
+
+    @staticmethod
+    def _kill(child: Child) -> None:
+        if child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+
+
+def python_path() -> str:
+    """Where `docora` is imported from, for children that start elsewhere."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+
+
+def manage(*arguments: str) -> list[str]:
+    """A command line for a command of this installation, whichever folder it is run from."""
+    return [sys.executable, "-m", "docora", *arguments]
+
+
+def web_command(port: int) -> list[str]:
+    """The command line of the web process, which takes its settings from the environment."""
+    server = [sys.executable, "-m", "docora.server.web"]
+    return [*server, settings.HOST, str(port), str(settings.WEB_THREADS), "docora.wsgi:application"]
+
+
+def port_is_taken(host: str, port: int) -> bool:
+    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def taken_port() -> str:
+    """The same of PORT, in words."""
+    return f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."

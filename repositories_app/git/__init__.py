@@ -1,0 +1,1 @@
+"""Run git and talk to git servers: processes, errors, `ls-refs` over HTTP, and URL rules. No models."""

@@ -1,0 +1,198 @@
+"""What git, its hosts and the HTTP client say when something fails, as a `GitError` in words that say what to do.
+
+Everything that a stranger may have written passes `scrub` and `clean_text` in here, and comes out without the token,
+whoever repeated it. What decides the cause is git's own words only: a host that writes "corrupt" into a message must
+not have the mirror made anew, and a repository may be called `acme/timeout`.
+"""
+
+import base64
+import re
+
+from django.conf import settings
+
+from docora.http.client import Cause as HttpCause
+from docora.security.redaction import forms_of
+from docora.text import clean_text, format_bytes, format_seconds
+from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+
+DEFAULT_REST = 60.0  # seconds, where a host says "too many requests" and not for how long
+LONGEST_REST = 3600.0
+FORBIDDEN = "the host forbids it to read this repository"
+_MESSAGE = 300  # characters of foreign text in a message
+_DAMAGED = "The mirror is damaged and is made anew"
+_MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
+_RATE_LIMITED = re.compile(r"returned error: 429\b")
+_FILE_LIMIT = re.compile(r"file too large")
+_FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
+# The first that matches any line decides.
+_PATTERNS: list[tuple[Cause, str]] = [
+    (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for HEAD
+    (Cause.AUTH, r"authentication failed|could not read (username|password)|error: (401|403)|terminal prompts disabled"),
+    (Cause.NOT_FOUND, r"repository '' not found|error: (404|410)|couldn't find remote ref"),
+    (Cause.TOO_LARGE, r"no space left|disk quota exceeded|exceeds maximum|exceeded maximum|file too large|over limit"
+     r"|out of memory"),
+    (Cause.CORRUPT, r"loose object|bad object|corrupt|unable to read (tree|sha1)|missing blob|did not match any|bad tree"
+     r"|not a git repository|not a tree object|not a valid object|invalid object|could not parse|unable to parse"
+     r"|packfile \S+ |index file \S+ is |differ in contents|not a valid (sha1|object name)|needed a single revision"
+     r"|nonexistent object|unable to resolve reference|reference broken|bad ref|packed-refs|unterminated line"
+     r"|bad config|unresolved deltas|all necessary objects|(malformed mode|empty filename) in tree|too-short tree"
+     r"|truncated in tree|could not read [0-9a-f]{40}|unable to find [0-9a-f]{40}|bad signature|failed to read object"
+     r"|not a commit|missing (tree|commit|object)|unable to (open|read) object|error reading from|bad shallow|shallow file|existing object|unknown object type|object file \S+ is empty"
+     r"|does not match index|non-monotonic index|index v2 file size|far too short|unable to unpack"),
+    (Cause.TIMEOUT, r"timed out|operation too slow|timeout"),
+    (Cause.NETWORK, r"could not resolve|couldn't connect|connection (refused|reset)|failed to connect|unable to access"
+     r"|remote end hung up|early eof|ssl|rpc failed|empty reply|recv failure|send failure|index-pack output"
+     r"|index-pack failed|protocol error|expected flush|unexpected disconnect|bad (line length|band)|bad pack"),
+]  # fmt: skip
+_COMPILED = [(cause, re.compile(pattern, re.IGNORECASE)) for cause, pattern in _PATTERNS]
+
+
+def basic_authorization(token: str) -> str:
+    """The header that GitHub and its kind take for a token: HTTP Basic with any user name."""
+    return "Authorization: Basic " + _basic(token)
+
+
+def _basic(token: str) -> str:
+    return base64.b64encode(f"x-access-token:{token}".encode()).decode("ascii")
+
+
+def scrub(text: str, token: str) -> str:
+    """Foreign text without the token, in any form that an echo may have, and without any other credentials in URLs."""
+    if token:
+        forms = forms_of(token) | {_basic(token)}
+        longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
+        text = re.sub("|".join(longest_first), "…", text, flags=re.IGNORECASE)
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
+    """Foreign text for a message, on one line and without a full stop. Scrubbed before it is shortened: half a token
+    is not recognised any more."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return " ".join(clean_text(scrub(text[:100_000], token), limit).split()).rstrip(".")
+
+
+def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = False) -> GitError:
+    """What git's stderr means; `ended` is the exit status; a signal is -n, as `subprocess` has it, or 128 + n, as a shell.
+    `local`: the command read the mirror only, so that whatever it says and is not known here is about the mirror."""
+    text = scrub(clean_text(stderr, 20_000), token)
+    lines = [line for line in text.splitlines() if line.startswith(("fatal:", "error:"))]
+    own = [re.sub(r"'[^']*'|(?<=remote error: )(?!upload-pack: not our ref).*", "''", line) for line in lines]
+    if any(map(_MOVED.search, own)):
+        return moved("")
+    if any(map(_RATE_LIMITED.search, own)):
+        return rate_limited(None, token=token)
+    for cause, pattern in _COMPILED:
+        for line, words in zip(lines, own, strict=True):
+            if pattern.search(words):
+                return explain(cause, _detail(cause, line, text), token=token)
+    said = re.sub(r"(?m)^(fatal|error): ", "", "\n".join(lines) or text)
+    if local and said and ended > 0:
+        return explain(Cause.CORRUPT, said)
+    number = -ended if ended < 0 else ended - 128
+    silent = f"git was ended by signal {number}" if number > 0 else "git gave no reason"
+    return explain(Cause.OTHER, said or silent, token=token)
+
+
+def _detail(cause: Cause, line: str, text: str) -> str:
+    if cause is Cause.AUTH:  # git speaks of user names and prompts, of which there are none here
+        return FORBIDDEN if "error: 403" in line else ""
+    line = re.sub(r"^(fatal|error): ", "", line)
+    said = re.findall(r"(?m)^remote: *(.*\S)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
+    return f"{line} (the host says: {clean_text(said[-1], 150)})" if said else line
+
+
+def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
+    """One `GitError` per cause. `detail` may be foreign text."""
+    detail = quoted(detail, token)
+    if cause is Cause.AUTH and token:
+        words = detail or "it is wrong, expired or revoked"
+        return GitError(
+            cause, f"The token was refused: {words}. Give a token that may read the repository.", permanent=True
+        )
+    if cause in {Cause.AUTH, Cause.NOT_FOUND}:
+        return _not_found(token)
+    if cause is Cause.CORRUPT:
+        return GitError(cause, f"{_DAMAGED}: {detail}.")
+    if cause is Cause.TOO_LARGE:
+        # A full disk is this machine's trouble: no client is told of it, and another machine, or room, helps.
+        here = _FULL_DISK.search(detail) is not None
+        return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
+    words, hint = "git could not read the repository", "What is watched is tried again by itself."
+    if cause is Cause.TIMEOUT:
+        words = "The git host did not answer in time"
+    elif cause is Cause.NETWORK:
+        hint += " If it stays so, check the address, and whether the host can be reached from here."
+    else:
+        hint += " If it stays so, look whether the repository can be cloned by hand."
+    return GitError(cause, f"{words}: {detail}. {hint}", for_every_watcher=True)
+
+
+def still_damaged(error: GitError) -> GitError:
+    """For a mirror that is damaged although it was made anew just before: the repository is, or the disk, and that
+    concerns every watcher."""
+    detail = str(error).removeprefix(f"{_DAMAGED}: ").rstrip(".")
+    return GitError(
+        Cause.CORRUPT,
+        f"The repository could not be read, although its mirror was made anew: {detail}. Look whether it can be cloned "
+        "by hand; if so, look at the disk of REPOS_DIR.",
+        for_every_watcher=True,
+    )
+
+
+def _not_found(token: str) -> GitError:
+    if token:
+        message = (
+            "The repository was not found with this token: "
+            "check the address, or give a token that may read the repository."
+        )
+    else:
+        message = "The repository does not exist, or it is private and needs a token."
+    return GitError(Cause.NOT_FOUND, message, permanent=True)
+
+
+def _too_large(detail: str) -> str:
+    if _FILE_LIMIT.search(detail.lower()):
+        return (
+            f"The repository is larger than MAX_FETCH_BYTES ({format_bytes(settings.MAX_FETCH_BYTES)}). "
+            "An administrator can raise it."
+        )
+    if _FULL_DISK.search(detail):
+        return f"There is no room for the repository on this machine: {detail}. Make room in REPOS_DIR."
+    return f"The repository is too large to be read: {detail}. Make it smaller, or split it."
+
+
+def moved(address: str) -> RepositoryMoved:
+    """The host answers with a redirect; `address` is where to, if that may be watched, else empty."""
+    if address:
+        return RepositoryMoved(
+            f"The repository was renamed or moved: the host redirects to {address}. Watch that address instead."
+        )
+    return RepositoryMoved(
+        "The host redirects to another address, which Docora does not follow: the repository was renamed or moved, or "
+        "is for signed-in people only. Watch its new address, or give a token."
+    )
+
+
+def rate_limited(seconds: float | None, *, token: str) -> GitError:
+    """Too many requests: the host counts them per token, or per address of whoever has none. One app's busy token must
+    not close the repository for others."""
+    rest = min(DEFAULT_REST if seconds is None else max(seconds, 1.0), LONGEST_REST)
+    whose = "with this token" if token else "without a token"
+    hint = "" if token else " A token usually raises the limit."
+    return GitError(
+        Cause.NETWORK,
+        f"The git host limits how often it may be asked {whose}. It may be asked again in {format_seconds(rest)}.{hint}",
+        for_every_watcher=not token,
+        rest=rest,
+    )
+
+
+def unreachable(cause: HttpCause, message: str, *, token: str = "") -> GitError:
+    """No answer from the host, by the HTTP client's account."""
+    if cause is HttpCause.REFUSED_ADDRESS:
+        hint = "An administrator can add its network to ALLOWED_PRIVATE_NETWORKS."
+        words = f"git could not read the repository: {quoted(message, token)}. {hint}"
+        return GitError(Cause.NETWORK, words, for_every_watcher=True)
+    return explain(Cause.TIMEOUT if cause is HttpCause.TIMEOUT else Cause.NETWORK, message, token=token)

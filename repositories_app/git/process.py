@@ -1,0 +1,298 @@
+"""Running git: isolated configuration, bounded time, size and memory, no prompts, errors in words.
+
+A token travels in the child's environment (`http.<host>.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs
+or files. Arguments are lists and options end with `--`, so nothing that a stranger wrote is read as an option. A command
+that uses the network says so with a `Remote`: its host is vetted first, and git dials the vetted addresses only.
+"""
+
+import contextlib
+import functools
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from docora.http.resolver import vet
+from docora.process import die_with_parent
+from repositories_app.git import errors as git_errors
+from repositories_app.git.exceptions import Cause, GitError
+
+Tick = Callable[[], None]
+"""Called about every second while git works: extends a lease, or raises to stop the work."""
+
+LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
+MAX_OUTPUT = 16 << 20  # bytes that `run` takes; what may be longer is streamed
+_MAX_MEMORY = 4 << 30  # bytes for each process of a network command
+_MAX_STDERR = 4 << 20  # bytes; a host can have git print whatever it likes
+_LOOKUP_SECONDS = 10.0
+_MAX_PINNED = 16  # addresses
+_TICK_SECONDS = 1.0
+_TRUSTED = "host"
+# Several processes make up a network command, and git that is killed leaves its helpers behind, listening to a host for
+# as long as that pleases and holding our locks. This shell leads the group: it ends all of it when we die (SIGTERM is
+# what the kernel then sends it), and what is left of it when git ends.
+_LEADER = (
+    "sh", "-c",
+    'trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
+)  # fmt: skip
+_ALWAYS = {
+    "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "credential.helper": "",
+    "fetch.recurseSubmodules": "false",
+    "fetch.unpackLimit": "1",  # packs are counted and repacked, loose objects would pile up
+    "gc.auto": "0",
+    "http.followRedirects": "false",  # also keeps a host without smart HTTP from naming alternates elsewhere
+    "http.proxy": "",
+    "maintenance.auto": "false",
+    "protocol.allow": "never",
+    "protocol.version": "2",
+    "safe.directory": "*",
+    "submodule.recurse": "false",
+    "transfer.bundleURI": "false",
+    "transfer.credentialsInUrl": "die",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where a network command goes: a URL as `parse_url` lets through, and the token to read it with, or none.
+
+    `trusted`: git does not walk the whole tree again to see whether the host has sent all of it, which a shallow fetch
+    does whatever was there before (140 ms for 200,000 files). It takes the host for the promisor of a partial clone, of
+    which only contents of more than a terabyte are left out; what is missing anyhow shows when it is read.
+    """
+
+    url: str
+    token: str = field(default="", repr=False)
+    trusted: bool = False
+
+    @property
+    def name(self) -> str:
+        """How a command names it."""
+        return _TRUSTED if self.trusted else self.url
+
+
+def environment(remote: Remote | None = None) -> dict[str, str]:
+    """The whole environment of a git child; nothing of the user's or the machine's git configuration counts.
+
+    Raises `GitError` if the remote's host may not be called.
+    """
+    protocols = ("https", "http") if settings.ALLOW_HTTP else ("https",)
+    config = _ALWAYS | {f"protocol.{name}.allow": "always" for name in protocols}
+    if remote:
+        config |= _config_for(remote)
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "true",
+        "GIT_PROTOCOL_FROM_USER": "0",
+        "GIT_ALLOW_PROTOCOL": ":".join(protocols),
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOC_LIMIT": "1g",  # for one object: a small delta can unfold to anything
+        "GIT_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second …
+        "GIT_HTTP_LOW_SPEED_TIME": "30",  # … for so many seconds end a transfer
+        "GIT_LITERAL_PATHSPECS": "1",
+        "GIT_CONFIG_COUNT": str(len(config)),
+    }
+    for index, (key, value) in enumerate(config.items()):
+        env[f"GIT_CONFIG_KEY_{index}"], env[f"GIT_CONFIG_VALUE_{index}"] = key, value
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO"):
+        if name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+def _config_for(remote: Remote) -> dict[str, str]:
+    """The vetted addresses, pinned, and the token for this host alone."""
+    parts = urlsplit(remote.url)
+    host = parts.hostname or ""
+    vetted = vet(host, settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
+    if vetted.cause is not None:
+        raise git_errors.unreachable(vetted.cause, vetted.message, token=remote.token)
+    config = {}
+    if not _is_address(host):
+        port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+        listed = (f"[{address}]" if ":" in address else address for address in vetted.addresses[:_MAX_PINNED])
+        config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
+    if remote.trusted:
+        config |= {
+            f"remote.{_TRUSTED}.url": remote.url,
+            f"remote.{_TRUSTED}.promisor": "true",
+            f"remote.{_TRUSTED}.partialCloneFilter": "blob:limit=1024g",
+        }
+    if remote.token:
+        name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
+        config[name] = git_errors.basic_authorization(remote.token)
+    return config
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def start(
+    args: Sequence[str],
+    *,
+    directory: Path | None = None,
+    remote: Remote | None = None,
+    fds: Sequence[int] = (),
+    stdin: int | None = None,
+    max_memory: int | None = None,
+    short: bool = False,
+) -> subprocess.Popen[bytes]:
+    """A git child with pipes for output, in its own process group, that dies with this process and holds `fds`.
+
+    stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it. `max_memory` (bytes)
+    is for a local command that keeps in memory what a stranger's tree unfolds to. `short`: a local command that soon ends
+    by itself, also without us, because it has little to do or because nobody reads what it prints. No Python runs in the
+    child then: a process with threads may start it, and it starts ten times as fast.
+    """
+    env = environment(remote)
+    limits = {resource.RLIMIT_FSIZE: settings.MAX_FETCH_BYTES, resource.RLIMIT_DATA: _MAX_MEMORY} if remote else {}
+    if max_memory is not None:
+        limits[resource.RLIMIT_DATA] = max_memory
+    errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, see `stderr_of`
+    where = ["--git-dir", str(directory)] if directory else []
+    leader, death = (_LEADER, signal.SIGTERM) if remote else ((), signal.SIGKILL)
+    process = subprocess.Popen(
+        [*leader, "git", *where, *args],
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=env,
+        cwd="/",
+        pass_fds=tuple(fds),
+        start_new_session=True,
+        # Otherwise only workers start it, and they have one thread.
+        preexec_fn=None if short else functools.partial(_confine, limits, death),
+    )
+    process.errors = errors  # type: ignore[attr-defined]
+    if short:
+        for kind, limit in limits.items():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                resource.prlimit(process.pid, kind, (limit, limit))
+    return process
+
+
+def _confine(limits: Mapping[int, int], death: int) -> None:
+    """In the child, for all processes of the command: they die with us, and neither a file that they write nor their
+    memory grows beyond its limit. A write beyond it fails with EFBIG, as the signal is ignored."""
+    die_with_parent(death)
+    if limits:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for kind, limit in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
+    """The last whole lines, 8 KiB at most, of what the child said on stderr; closes the file."""
+    errors: IO[bytes] = process.errors  # type: ignore[attr-defined]
+    with errors:
+        size = errors.seek(0, os.SEEK_END)
+        errors.seek(max(0, size - 8192))
+        said = errors.read()
+    return said if size <= 8192 else said.partition(b"\n")[2]  # half a line may hold half a token
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the child and everything it started."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                continue
+
+
+def run(
+    args: Sequence[str],
+    *,
+    directory: Path | None = None,
+    remote: Remote | None = None,
+    fds: Sequence[int] = (),
+    timeout: float = LOCAL_TIMEOUT,
+    tick: Tick | None = None,
+    short: bool = False,
+    stdin: bytes = b"",
+) -> bytes:
+    """stdout of a git command that says little; `GitError` when it fails or outlasts `timeout` seconds. `stdin` is short,
+    too, and fits into a pipe."""
+    pipe = subprocess.PIPE if stdin else None
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=pipe)
+    try:
+        if process.stdin:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its words say why
+                process.stdin.write(stdin)
+                process.stdin.close()
+        output = _output_of(process, time.monotonic() + timeout, tick)
+    except subprocess.TimeoutExpired:
+        words = f"git was not ready after {timeout:.0f} seconds"
+        raise git_errors.explain(Cause.TIMEOUT, words) from None
+    finally:
+        stop(process)
+        errors = stderr_of(process)
+    if process.returncode != 0:
+        token = remote.token if remote else ""
+        raise git_errors.classify(errors, token=token, ended=process.returncode, local=remote is None)
+    return output
+
+
+def _output_of(process: subprocess.Popen[bytes], deadline: float, tick: Tick | None) -> bytes:
+    """All of stdout, and the child has ended; `TimeoutExpired` at the deadline."""
+    assert process.stdout
+    output = bytearray()
+    next_tick = time.monotonic() + _TICK_SECONDS
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(max(0.0, min(next_tick, deadline) - time.monotonic())):
+                block = os.read(process.stdout.fileno(), 65536)
+                if not block:
+                    break
+                output += block
+            now = time.monotonic()
+            if now >= deadline:
+                raise subprocess.TimeoutExpired("git", 0)
+            if now >= next_tick:
+                next_tick = now + _TICK_SECONDS
+                _check_stderr(process)
+                if tick:
+                    tick()
+            if len(output) > MAX_OUTPUT:
+                raise git_errors.explain(Cause.TOO_LARGE, "git lists more than can be read")
+    process.wait(max(1.0, deadline - time.monotonic()))
+    return bytes(output)
+
+
+def _check_stderr(process: subprocess.Popen[bytes]) -> None:
+    if os.fstat(process.errors.fileno()).st_size > _MAX_STDERR:  # type: ignore[attr-defined]
+        raise GitError(Cause.OTHER, "The git host sends messages without end.", for_every_watcher=True)

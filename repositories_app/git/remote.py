@@ -1,0 +1,224 @@
+"""The far side: where a repository's HEAD stands, and what a host's answers mean.
+
+A check is one `ls-refs` request of protocol v2, sent at once without asking for capabilities first; hundreds are under
+way together on pooled connections. A server that does not speak v2 is asked by git itself.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urljoin
+
+from django.conf import settings
+
+from docora import http
+from docora.http.client import HttpClient, Outcome, Request
+from docora.text import clean_text
+from repositories_app.git import errors as git_errors
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.url import RepositoryUrl, parse_url
+
+__all__ = ["Head", "RepositoryUrl", "ls_head", "ls_heads", "new_client", "parse_url", "wait_for", "where_to"]
+
+_MAX_ANSWER = 65536  # bytes
+CONCURRENCY = 200
+_COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The commit that HEAD names, and the branch behind it (empty when HEAD is detached)."""
+
+    commit: str
+    branch: str
+
+
+def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
+    """The outbound client as this installation's rules want it."""
+    return HttpClient(
+        allowed_networks=settings.ALLOWED_PRIVATE_NETWORKS,
+        allow_http=settings.ALLOW_HTTP,
+        user_agent=http.user_agent(),
+        max_connections=max_connections,
+    )
+
+
+def _packet(line: str) -> bytes:
+    data = line.encode()
+    return b"%04x%s" % (len(data) + 4, data)
+
+
+_LS_REFS = (
+    b"".join(map(_packet, ["command=ls-refs\n", "agent=docora\n", "object-format=sha1"]))
+    + b"0001"
+    + b"".join(map(_packet, ["symrefs\n", "ref-prefix HEAD\n"]))
+    + b"0000"
+)
+
+
+def _authorization(token: str) -> list[str]:
+    return [git_errors.basic_authorization(token)] if token else []
+
+
+def _request(url: str, token: str, context: object) -> Request:
+    headers = (
+        "Content-Type: application/x-git-upload-pack-request",
+        "Accept: application/x-git-upload-pack-result",
+        "Git-Protocol: version=2",
+        *_authorization(token),
+    )
+    return Request(
+        "POST", f"{url}/git-upload-pack", headers, _LS_REFS, max_body=_MAX_ANSWER, repeatable=True, context=context
+    )
+
+
+def ls_heads[Key](
+    client: HttpClient, questions: Iterable[tuple[Key, str, str]], tick: git.Tick
+) -> Iterator[tuple[Key, Head | GitError]]:
+    """HEAD of each `(key, url, token)`, in the order of arrival; an error is an answer too. `tick` is called all the
+    while, about every second at least."""
+    waiting = iter(questions)
+    exhausted = False
+    while True:
+        while not exhausted and client.in_flight < CONCURRENCY:
+            question = next(waiting, None)
+            if question is None:
+                exhausted = True
+            else:
+                client.submit(_request(question[1], question[2], question))
+        if exhausted and client.in_flight == 0:
+            return
+        tick()
+        for request, outcome in client.poll(1.0):
+            asked: tuple[Key, str, str] = request.context  # type: ignore[assignment]
+            yield asked[0], _head_or_error(asked[1], asked[2], outcome, tick)
+
+
+def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None) -> Head:
+    """HEAD of one repository; raises the `GitError`."""
+    return _head(url, token, wait_for(client, _request(url, token, None), tick), tick)
+
+
+def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
+    """The outcome of one request on an idle client; `tick` is called about every second until it is there."""
+    client.submit(request)
+    try:
+        while not (finished := client.poll(1.0)):
+            if tick:
+                tick()
+    except BaseException:
+        client.abort()
+        raise
+    return finished[0][1]
+
+
+def _head_or_error(url: str, token: str, outcome: Outcome, tick: git.Tick) -> Head | GitError:
+    try:
+        return _head(url, token, outcome, tick)
+    except GitError as error:
+        return error
+
+
+def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head:
+    if outcome.cause is not None:
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
+    error = _refusal(url, token, outcome)
+    if error is not None:
+        raise error
+    head = parse_ls_refs(outcome.body) if outcome.ok else None
+    return head or _ls_remote(url, token, tick)
+
+
+def _refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
+    """What an answer other than 2xx means; None for one that only says that the host does not speak protocol v2."""
+    status = outcome.status or 0
+    if status == 429 or (status == 403 and _is_rate_limit(outcome)):
+        return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
+    if status == 403:
+        needs_sso = b"SAML" in outcome.body or b"SSO" in outcome.body
+        sso = "its owner has to authorise it for single sign-on with the organisation"
+        return git_errors.explain(Cause.AUTH, sso if needs_sso else git_errors.FORBIDDEN, token=token)
+    if status == 401:
+        return git_errors.explain(Cause.AUTH, token=token)
+    if status in {404, 410}:
+        return git_errors.explain(Cause.NOT_FOUND, token=token)
+    if 300 <= status < 400:
+        return _moved(url, token, outcome)
+    if status >= 500:
+        error = git_errors.explain(Cause.NETWORK, f"the host answers {status}", token=token)
+        error.rest = min(outcome.retry_after(time.time()) or 0.0, git_errors.LONGEST_REST)
+        return error
+    return None
+
+
+def _is_rate_limit(outcome: Outcome) -> bool:
+    """GitHub says 403 for it, too."""
+    return "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+
+
+def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
+    """The redirect is not followed; where it leads to is told if it may be watched, as `parse_url` writes it."""
+    try:
+        target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
+        address = parse_url(re.sub(r"/(info/refs|git-upload-pack)$", "", target)).spelled
+    except ValueError:  # `InvalidUrl` is one
+        return git_errors.moved("")
+    return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
+
+
+def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
+    """For a redirect that git met, and does not say where to: the same question again, asked by ourselves."""
+    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(token)))
+    with new_client(max_connections=1) as client:
+        outcome = wait_for(client, request, tick)
+    return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
+
+
+def parse_ls_refs(answer: bytes) -> Head | None:
+    """HEAD from the packets of an `ls-refs` answer; None when these are not such packets.
+
+    A repository without commits answers with no ref at all, and is an error in words: nothing must be deleted at a
+    client because a host lost a branch.
+    """
+    position = 0
+    while position + 4 <= len(answer):
+        try:
+            length = int(answer[position : position + 4], 16)
+        except ValueError:
+            return None
+        if length == 0:
+            raise _no_commit()
+        line = answer[position + 4 : position + length].rstrip(b"\n").split(b" ")
+        if length > 4 and len(line) >= 2 and line[1] == b"HEAD" and _COMMIT.fullmatch(line[0]):
+            targets = [part.removeprefix(b"symref-target:") for part in line[2:] if part.startswith(b"symref-target:")]
+            return Head(line[0].decode("ascii"), _branch(targets[0].decode("utf-8", "replace") if targets else ""))
+        position += max(length, 4)
+    return None
+
+
+def _branch(ref: str) -> str:
+    return clean_text(ref.removeprefix("refs/heads/"), 255)
+
+
+def _no_commit() -> GitError:
+    return GitError(
+        Cause.NOT_FOUND,
+        "The repository has no commit on its default branch yet; it is synced after the first push.",
+        permanent=True,
+    )
+
+
+def _ls_remote(url: str, token: str, tick: git.Tick | None) -> Head:
+    """The same from `git ls-remote`, for servers that do not speak protocol v2."""
+    arguments = ["ls-remote", "--symref", "--", url, "HEAD"]
+    try:
+        output = git.run(arguments, remote=git.Remote(url, token), timeout=60.0, tick=tick).decode("utf-8", "replace")
+    except RepositoryMoved:
+        raise where_to(url, token, tick) from None
+    commit = re.search(rf"^({_COMMIT.pattern.decode()})\tHEAD$", output, re.MULTILINE)
+    if commit is None:
+        raise _no_commit()
+    branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
+    return Head(commit[1], _branch(branch[1] if branch else ""))

@@ -1,0 +1,99 @@
+"""Which URLs may be watched, and which of them name the same repository. Pure; costs nothing however long the text is.
+
+One narrow form is accepted and everything else refused, so that git, libcurl and Python have nothing to disagree about:
+no user info, no escapes, no backslashes, no option and no transport of git's (`ext::`, `--upload-pack`) fits into it.
+"""
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from docora.text import clean_text
+from repositories_app.git.exceptions import InvalidUrl
+
+CASE_INSENSITIVE_HOSTS = {"github.com"}
+MAX_LENGTH = 2048
+_FORM = "https://<host>/owner/name"
+_SEGMENT = re.compile(r"(?!-)[A-Za-z0-9._-]{1,200}")
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryUrl:
+    """`canonical` identifies the repository; `spelled` is what the app wrote, and what is fetched from."""
+
+    spelled: str
+    canonical: str
+    owner: str
+    name: str
+
+
+def parse_url(url: str) -> RepositoryUrl:
+    """`https://<allowed host>/owner/name`, with an optional `.git` and trailing slash; `InvalidUrl` in words."""
+    if len(url) > MAX_LENGTH:
+        raise InvalidUrl(f"The repository URL must look like {_FORM} and have at most {MAX_LENGTH:,} characters.")
+    url = url.strip(" \t\r\n")
+    if not url.isascii():
+        raise InvalidUrl("The repository URL must be plain ASCII; a host in another script has an xn-- form.")
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise InvalidUrl(f"The repository URL must look like {_FORM}, without spaces, backslashes and line breaks.")
+    schemes = ("https", "http") if settings.ALLOW_HTTP else ("https",)
+    if not url.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise InvalidUrl(f"The repository URL must look like {_FORM}; only {' and '.join(schemes)} are accepted.")
+    if "?" in url or "#" in url:
+        raise InvalidUrl(f"The repository URL must end with the repository's name: {_FORM}.")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidUrl(f"The repository URL must look like {_FORM}.") from None
+    host, port = _host_and_port(parts.netloc, _DEFAULT_PORTS[parts.scheme])
+    owner, name = _owner_and_name(parts.path)
+    place = host if port == _DEFAULT_PORTS[parts.scheme] else f"{host}:{port}"
+    path = f"{owner}/{name}"
+    if host in CASE_INSENSITIVE_HOSTS:
+        path = path.lower()
+    return RepositoryUrl(url.removesuffix("/"), f"{parts.scheme}://{place}/{path}", owner, name)
+
+
+def owner_and_name(spelled: str) -> tuple[str, str]:
+    """Of a URL that was accepted, as it spells them: `Acme/Docs` and `acme/docs` may be one repository."""
+    return _owner_and_name(urlsplit(spelled).path)
+
+
+def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
+    if "@" in authority:
+        raise InvalidUrl("The repository URL must not contain credentials; give the token separately.")
+    host, colon, digits = authority.partition(":")
+    if authority.startswith("["):
+        host, _, rest = authority.partition("]")
+        host, colon, digits = f"{host}]", rest[:1], rest[1:]
+    if not _HOST.fullmatch(host) or colon not in {"", ":"}:
+        raise InvalidUrl(f"The repository URL must name a host, such as github.com: {_FORM}.")
+    if colon and not (_PORT.fullmatch(digits) and int(digits) <= 65535):
+        raise InvalidUrl("The port in the repository URL must be a number from 1 to 65535.")
+    host, port = host.lower(), int(digits) if colon else default_port
+    allowed = {entry.lower() for entry in settings.ALLOWED_GIT_HOSTS}
+    if not {host, host.strip("[]"), f"{host}:{port}"} & allowed:
+        raise InvalidUrl(
+            f"Repositories on {clean_text(host, 100)} may not be watched here. Allowed: {', '.join(sorted(allowed))}. "
+            "An administrator can add the host to ALLOWED_GIT_HOSTS."
+        )
+    return host, port
+
+
+def _owner_and_name(path: str) -> tuple[str, str]:
+    segments = path.removeprefix("/").removesuffix("/").split("/")
+    if len(segments) != 2:
+        raise InvalidUrl(f"The repository URL must name an owner and a repository: {_FORM}.")
+    owner, name = segments[0], segments[1].removesuffix(".git")
+    if not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in (owner, name)):
+        raise InvalidUrl(
+            "Owner and name may hold letters, digits, dots, dashes and underscores, and do not begin with a dash."
+        )
+    if name.lower().endswith(".git"):
+        raise InvalidUrl("The repository's name may end in .git once at most, in small letters.")
+    return owner, name

@@ -1,0 +1,318 @@
+"""The mirror of one repository on this machine: bare, shallow, a cache that may be deleted at any time.
+
+Pure git, no models. Two file locks stand *beside* it: `fetch` (exclusive, for whoever adds objects) and `use` (shared
+by readers, exclusive for removing and repacking). Git children inherit the locks' descriptors, so that a lock is free
+only when nobody works any more, also after a kill -9.
+
+Refs keep what is needed: `refs/docora/<watch>/run` the commit that a run reads, `refs/docora/<watch>/base` the commit
+that a watch's rows equal.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from docora import file_locks
+from docora.conf.data_dir import make_private
+from repositories_app.git import errors as git_errors
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.remote import where_to
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import DIRECTORY, Entry, disorder, entry_of, is_strange, records, slices
+
+__all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
+
+logger = logging.getLogger(__name__)
+
+MAX_PACKS = 50
+MAX_DIFF_PATHS = 2000
+MAX_DIFF_BYTES = 1 << 20  # of those paths together
+_MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
+MAX_LISTING_BYTES = 4 << 30
+"""How long the list of a tree may be: a few nested trees that name each other many times make a list without end."""
+
+
+class Mirror:
+    """`directory` is `REPOS_DIR/{repository_id}.git`; it need not exist."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._fds: list[int] = []
+
+    @contextlib.contextmanager
+    def in_use(self, tick: git.Tick) -> Iterator[None]:
+        """Hold the shared lock: nobody removes or repacks the mirror meanwhile."""
+        with self._lock("use", tick, shared=True) as fd:
+            os.utime(fd)
+            yield
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[None]:
+        """The same for a page that shows what is here and waits for nothing: `GitError` says why there is nothing to see."""
+        if not (self.directory / "HEAD").exists():
+            raise GitError(Cause.NOT_FOUND, "This machine has no mirror of the repository.")
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._lock("use", shared=True, wait=False))
+            except BlockingIOError:
+                words = "The mirror is being made anew just now. Ask again in a moment."
+                raise GitError(Cause.OTHER, words) from None
+            except OSError as error:
+                raise GitError(Cause.OTHER, f"This machine's mirror cannot be used: {error.strerror}.") from error
+            yield
+
+    def fetch(self, url: str, token: str, commit: str, watch: str, *, timeout: float, tick: git.Tick) -> str:
+        """Have `commit`, or what HEAD is meanwhile where the host does not serve a commit by name; the commit that is
+        there now, kept by the watch's `run` ref. Call it inside `in_use`."""
+        with self._lock("fetch", tick):
+            self._prepare()
+            ref = f"refs/docora/{watch}/run"
+            if self.has(commit):
+                self._update_refs(f"update {ref} {commit}")
+                return commit
+            # The first fetch is looked at as a whole; what a later one brings is small beside what is here.
+            remote = git.Remote(url, token, trusted=bool(self._packs()))
+            try:
+                by_name = self._fetch(remote, ref, commit, timeout, tick)
+            except RepositoryMoved:
+                raise where_to(url, token, tick) from None
+            except BaseException as error:
+                self._clear()  # half a pack may be large
+                if isinstance(error, GitError) and error.cause is Cause.OTHER:
+                    self._examine(tick)
+                raise
+            if remote.trusted:
+                self._clear()  # its packs are like any others from now on
+            if by_name:
+                return commit
+            return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
+
+    def _fetch(self, remote: git.Remote, ref: str, commit: str, timeout: float, tick: git.Tick) -> bool:
+        """Whether the host serves a commit by name; it was asked for what HEAD is meanwhile otherwise."""
+        command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
+        try:
+            self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
+        except RepositoryMoved:
+            raise
+        except GitError as error:
+            if error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
+                raise
+            self._git([*command, remote.name, f"+HEAD:{ref}"], remote=remote, timeout=timeout, tick=tick)
+            return False
+        return True
+
+    def _examine(self, tick: git.Tick) -> None:
+        """Whether it is the mirror that a fetch stumbled over, for reasons that git words in a hundred ways: then reading
+        it alone fails, too."""
+        self._git(["rev-list", "--objects", "--all", "--quiet"], tick=tick)
+
+    def has(self, commit: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bool:
+        """Whether the commit and its tree are here."""
+        if not commit or not self.directory.exists():
+            return False
+        try:
+            self._glance(["cat-file", "-e", f"{commit}^{{tree}}"], timeout)
+        except GitError:
+            return False
+        return True
+
+    def keep_base(self, watch: str, commit: str) -> None:
+        """Remember `commit` as what the watch's rows equal, and let its `run` ref go."""
+        self._update_refs(f"update refs/docora/{watch}/base {commit}", f"delete refs/docora/{watch}/run")
+
+    def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
+        """The files of a commit in byte order of their paths, all or just those named, streaming."""
+        arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]
+        if paths is None:
+            yield from self._ls_tree(arguments)
+        elif any(map(is_strange, paths)):
+            wanted = set(paths)
+            yield from (entry for entry in self._ls_tree(arguments) if entry.path in wanted)
+        else:
+            for part in slices(paths):
+                wanted = set(part)
+                named = [os.fsdecode(path) for path in part]
+                yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
+
+    def entry(self, commit: str, path: bytes, *, timeout: float = git.LOCAL_TIMEOUT) -> Entry | None:
+        """What the commit has at this very path, which may be a directory; None for nothing."""
+        if b"\0" in path:
+            return None
+        if is_strange(path):
+            return self._walk(commit, path, time.monotonic() + timeout)
+        listed = self._glance(["ls-tree", "-l", "-z", "--full-tree", _peeled(commit), "--", os.fsdecode(path)], timeout)
+        return _named(path, listed)
+
+    def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
+        """For a path that git takes for another one: name by name."""
+        found, tree = None, _peeled(commit)
+        for name in path.split(b"/"):
+            if found and found.mode != DIRECTORY:
+                return None
+            found = _named(name, self._glance(["ls-tree", "-l", "-z", tree], until - time.monotonic()))
+            if found is None:
+                return None
+            tree = found.blob
+        return replace(found, path=path) if found else None
+
+    def content(self, blob: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bytes:
+        """The whole content of a small file, 16 MiB at most."""
+        try:
+            return self._glance(["cat-file", "blob", blob], timeout)
+        except GitError as error:
+            if error.cause in {Cause.TIMEOUT, Cause.TOO_LARGE}:
+                raise
+            raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read") from error
+
+    def changed_paths(self, base: str, commit: str) -> list[bytes] | None:
+        """The paths that differ between two commits, in byte order; None when they are more than a full plan is worth."""
+        found: set[bytes] = set()
+        size = 0
+        arguments = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", _peeled(base), _peeled(commit)]
+        try:
+            with contextlib.closing(self._records(arguments, _MAX_DIFF_MEMORY)) as records:
+                for path in records:
+                    found.add(path)
+                    size += len(path)
+                    if len(found) > MAX_DIFF_PATHS or size > MAX_DIFF_BYTES:
+                        return None
+        except GitError as error:
+            if error.cause is Cause.TOO_LARGE:  # git's memory was used up: the list of a full plan streams
+                return None
+            raise
+        return sorted(found)
+
+    def repack_if_many(self, tick: git.Tick) -> bool:
+        """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now. One that cannot be
+        repacked is damaged, or the disk is full: it is removed, and the next fetch makes it anew."""
+        if len(self._packs()) <= MAX_PACKS:
+            return False
+        try:
+            with self._lock("use", wait=False), self._lock("fetch", wait=False):
+                try:
+                    self._clear()
+                    self._git(["repack", "-a", "-d", "-q"], timeout=1800.0, tick=tick)
+                    self._git(["prune", "--expire=now"], timeout=1800.0, tick=tick)
+                except GitError as error:
+                    logger.warning("mirror_not_repacked", extra={"cause": str(error)})
+                    shutil.rmtree(self.directory, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        return True
+
+    def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True) -> bool:
+        """Delete the mirror and its locks once nobody uses it, or unless somebody does, without `wait`. Whether it is
+        gone. Not inside `in_use`."""
+        try:
+            with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
+                with contextlib.suppress(OSError):  # first: what is left if this process is killed is no mirror, then
+                    (self.directory / "HEAD").unlink()
+                shutil.rmtree(self.directory, ignore_errors=True)
+                for name in ("fetch", "use"):
+                    self._lock_file(name).unlink(missing_ok=True)
+        except BlockingIOError:
+            return False
+        return not self.directory.exists()
+
+    def used_at(self) -> float:
+        """When it was last in use, in Unix seconds; 0 where nobody knows."""
+        try:
+            return self._lock_file("use").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def blobs(self) -> "BlobReader":
+        return BlobReader(
+            git.start(
+                ["cat-file", "--batch"], directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True
+            )
+        )
+
+    def _packs(self) -> list[Path]:
+        return list((self.directory / "objects" / "pack").glob("*.pack"))
+
+    def _prepare(self) -> None:
+        """Create the repository if it is not there, and clear it. Holds the `fetch` lock."""
+        if not (self.directory / "HEAD").exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            make_private(self.directory.parent)
+            git.run(["init", "--quiet", "--bare", "--template=", "--", str(self.directory)], fds=self._fds)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what a writer that was killed or failed has left. Holds the `fetch` lock."""
+        for pattern in (
+            "*.lock",
+            "refs/**/*.lock",
+            "objects/pack/tmp_*",
+            "objects/pack/*.promisor",
+            "objects/**/tmp_obj_*",
+        ):
+            for stale in self.directory.glob(pattern):
+                stale.unlink(missing_ok=True)
+
+    def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT, *, stdin: bytes = b"") -> bytes:
+        """For what is answered at once, also in a process with threads."""
+        timeout = max(0.0, timeout)
+        return git.run(args, directory=self.directory, fds=self._fds, timeout=timeout, short=True, stdin=stdin)
+
+    def _update_refs(self, *commands: str) -> None:
+        self._glance(["update-ref", "--stdin"], stdin="".join(f"{command}\n" for command in commands).encode("ascii"))
+
+    def _git(
+        self,
+        args: Sequence[str],
+        *,
+        remote: git.Remote | None = None,
+        timeout: float = git.LOCAL_TIMEOUT,
+        tick: git.Tick | None = None,
+    ) -> bytes:
+        return git.run(args, directory=self.directory, remote=remote, fds=self._fds, timeout=timeout, tick=tick)
+
+    def _ls_tree(self, arguments: Sequence[str]) -> Iterator[Entry]:
+        before = None
+        for record in self._records(arguments):
+            entry = entry_of(record)
+            if before is not None and entry.path <= before:
+                raise disorder(entry.path)
+            before = entry.path
+            yield entry
+
+    def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
+        """What git prints between NULs, streaming."""
+        process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory, short=True)
+        yield from records(process, MAX_LISTING_BYTES)
+
+    @contextlib.contextmanager
+    def _lock(
+        self, name: str, tick: git.Tick = lambda: None, *, shared: bool = False, wait: bool = True
+    ) -> Iterator[int]:
+        """Its descriptor; children that are started meanwhile hold it as well."""
+        make_private(self.directory.parent)
+        with file_locks.hold(self._lock_file(name), shared=shared, wait=wait, tick=tick) as fd:
+            self._fds.append(fd)
+            try:
+                yield fd
+            finally:
+                self._fds.remove(fd)
+
+    def _lock_file(self, name: str) -> Path:
+        return Path(f"{self.directory}.{name}.lock")
+
+
+def _peeled(commit: str) -> str:
+    """What a host calls HEAD may be anything: git refuses what is no commit, then."""
+    return f"{commit}^{{commit}}"
+
+
+def _named(path: bytes, listed: bytes) -> Entry | None:
+    """The line of this path."""
+    line = next((line for line in listed.split(b"\0") if line.partition(b"\t")[2] == path), None)
+    return entry_of(line) if line else None

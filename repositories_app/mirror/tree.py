@@ -1,0 +1,97 @@
+"""Lines of a tree as git prints them, and paths as it takes them."""
+
+import os
+import select
+import subprocess
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from docora.text import format_bytes
+from repositories_app.git import errors as git_errors
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import Cause, GitError
+
+DIRECTORY = "040000"
+_ARGUMENT_BYTES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes. A directory
+    has a line (`040000`) only where it is asked for."""
+
+    path: bytes
+    mode: str
+    blob: str
+    size: int
+
+
+def entry_of(line: bytes) -> Entry:
+    """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
+    facts, path = line.split(b"\t", 1)
+    mode, _, blob, size = facts.split()
+    if size == b"BAD":
+        raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
+    return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
+
+
+def disorder(path: bytes) -> GitError:
+    """git sorts a tree when it makes one, so this one was made by hand; what it means is not defined."""
+    words = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
+    return git_errors.explain(Cause.OTHER, words)
+
+
+def is_strange(path: bytes) -> bool:
+    """Whether git would refuse this path as a pathspec, or take it for another one. Only hand-made trees have such."""
+    return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
+
+
+def slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The paths in portions that fit on a command line."""
+    part: list[bytes] = []
+    size = 0
+    for path in paths:
+        if part and size + len(path) > _ARGUMENT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += len(path) + 1
+    if part:
+        yield part
+
+
+_BLOCK = 65536
+
+
+def records(process: subprocess.Popen[bytes], max_bytes: int, patience: float = git.LOCAL_TIMEOUT) -> Generator[bytes]:
+    """Record by record; the process is over when this is, however it ends. `GitError` when it fails, prints more than
+    `max_bytes`, or prints nothing for `patience` seconds, as where the disk does not answer."""
+    assert process.stdout
+    try:
+        parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
+        size = 0
+        while block := _read(process.stdout, patience):
+            size += len(block)
+            if size > max_bytes:
+                raise git_errors.explain(Cause.TOO_LARGE, f"its list of files exceeds {format_bytes(size)}")
+            first, *more = block.split(b"\0")
+            parts.append(first)
+            for piece in more:
+                yield b"".join(parts)
+                parts = [piece]
+        finished = process.wait(git.LOCAL_TIMEOUT) == 0
+    finally:
+        git.stop(process)
+        errors = git.stderr_of(process)
+    if not finished:
+        raise git_errors.classify(errors, ended=process.returncode, local=True)
+
+
+def _read(pipe: IO[bytes], patience: float) -> bytes:
+    """The next block, empty at the end."""
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLIN)
+    if not waiting.poll(patience * 1000):
+        raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {patience:.0f} seconds")
+    return os.read(pipe.fileno(), _BLOCK)
