@@ -86,16 +86,17 @@ check-django: setup
 	$(BIN)/python manage.py check --deploy --fail-level WARNING && \
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
-# Pins every package with its hashes, for Python 3.12 and newer on any system, and the uv that `setup` may fetch. What is
-# pinned stays where it is as long as pyproject.toml allows; LOCK_ARGS=--upgrade moves everything to the newest.
+# Pins every package, extras included, with its hashes, for Python 3.12 and newer on any system, and the uv that `setup`
+# may fetch. What is pinned stays where it is as long as pyproject.toml allows; LOCK_ARGS=--upgrade moves everything to
+# the newest.
 LOCK_ARGS ?=
 COMPILE = "$$uv" pip compile --quiet $(LOCK_ARGS) --universal --python-version 3.12 --generate-hashes \
 	--no-annotate --no-header --no-emit-index-url --no-python-downloads --python $(BIN)/python
 
 lock: setup
 	@uv=$$(.ci/bootstrap.sh uv) && set -x && \
-	$(COMPILE) pyproject.toml --output-file requirements.txt && \
-	$(COMPILE) pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt && \
+	$(COMPILE) pyproject.toml --all-extras --output-file requirements.txt && \
+	$(COMPILE) pyproject.toml --all-extras --group dev --constraint requirements.txt --output-file requirements-dev.txt && \
 	echo uv | $(COMPILE) - --output-file .ci/uv.txt
 	@.ci/bootstrap.sh
 	npm install --prefix tests/browser --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import django_stubs_ext
 import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.csp import CSP
@@ -20,8 +19,6 @@ from docora.conf.env import count, flag, names, networks, number, text
 from docora.conf.mail import mail_options
 from docora.db import connection as database
 from docora.http.messages import url_refusal
-
-django_stubs_ext.monkeypatch()  # makes ModelAdmin[…], Form[…] and the like mean at run time what the checker reads
 
 BASE_DIR = installation.FILES
 env = environ.Env()
@@ -64,14 +61,10 @@ ALLOWED_HOSTS = list(dict.fromkeys([_public.hostname, *(names("ALLOWED_HOSTS") o
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if HTTPS else []
 TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
-SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 PROBES = ["health", "health/ready", "version"]  # asked from inside, over plain http and by whatever name
 SECURE_REDIRECT_EXEMPT = [f"^{path}$" for path in (*PROBES, "metrics")]
-SECURE_REFERRER_POLICY = "same-origin"
-X_FRAME_OPTIONS = "DENY"
 SECURE_CSP: dict[str, Any] = {
     "default-src": [CSP.NONE],
     "script-src": [CSP.SELF],
@@ -108,11 +101,10 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
 REDIS_URL = text("REDIS_URL", default="") or data_dir.embedded_redis_url(DATA_DIR)
 if not data_dir.is_redis_url(REDIS_URL):  # not repeated: a password may stand in it
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
 RQ_QUEUES = {name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1} for name in ("high", "default", "low")}
-RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.server.worker.DocoraWorker", "SHOW_ADMIN_LINK": False}
+RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.server.worker.DocoraWorker"}
 RQ_SHOW_ADMIN_LINK = False
 
 # --- The engine --------------------------------------------------------------------------------------------------------
@@ -247,12 +239,10 @@ TEMPLATES = [
 ]
 LANGUAGE_CODE = "en"
 USE_I18N = False
-USE_TZ = True
 TIME_ZONE = text("TIME_ZONE", default="UTC")
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
-STATIC_ROOT = None  # nothing is collected …
-WHITENOISE_USE_FINDERS = True  # … the files are served, compressed by name, from where they lie
+WHITENOISE_USE_FINDERS = True  # nothing is collected: the files are served, compressed by name, from where they lie
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1048576
 VERSION = __version__
 

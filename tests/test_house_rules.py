@@ -345,9 +345,10 @@ def test_every_locked_package_has_a_version_and_a_hash(lock: Path) -> None:
 
 def test_what_the_project_depends_on_is_locked() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    shipped = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["import"]]
     for lock, wanted in (
-        ("requirements.txt", project["project"]["dependencies"]),
-        ("requirements-dev.txt", project["project"]["dependencies"] + project["dependency-groups"]["dev"]),
+        ("requirements.txt", shipped),
+        ("requirements-dev.txt", shipped + project["dependency-groups"]["dev"]),
     ):
         locked = set(re.findall(r"(?m)^([\w.-]+)==", (PROJECT / lock).read_text()))
         missing = {re.split(r"[\[<>=;~! ]", name)[0].lower() for name in wanted} - locked

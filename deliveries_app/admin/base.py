@@ -1,7 +1,7 @@
 """What every admin class of Docora has in common."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.admin import helpers
@@ -11,8 +11,15 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
+if TYPE_CHECKING:
+    from django.contrib.admin import ModelAdmin
+else:
 
-class DocoraAdmin[M: Model](admin.ModelAdmin[M]):
+    class ModelAdmin[M](admin.ModelAdmin):
+        """Django's class, generic at run time as it is for the type checker."""
+
+
+class DocoraAdmin[M: Model](ModelAdmin[M]):
     """Lists say what they are, and count nothing that is large.
 
     With a `page_template` the change page is a page to read and operate from, with `page_context` in it: no form, so

@@ -36,7 +36,7 @@ def query_of_selection(request: HttpRequest) -> str:
     return query.urlencode()
 
 
-def selected[M: Model](model_admin: ModelAdmin[M], request: HttpRequest) -> QuerySet[M]:
+def selected[M: Model](model_admin: "ModelAdmin[M]", request: HttpRequest) -> QuerySet[M]:
     """The rows that the page's address names, as the model admin lets this user see them."""
     if request.GET.get("all") != "1":
         ids = [part for part in request.GET.get("ids", "").split(",") if part.isdecimal() and len(part) < 19]

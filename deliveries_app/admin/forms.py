@@ -1,6 +1,6 @@
 """The forms that ask for what a service needs; the services say what is wrong with it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -21,6 +21,11 @@ from deliveries_app.services.onboarding import (
     validate_website,
 )
 from repositories_app.git.exceptions import GitError, InvalidUrl
+
+if TYPE_CHECKING:
+    ModelForm = forms.ModelForm[App]
+else:
+    ModelForm = forms.ModelForm
 
 _WIDE = {"class": "vTextField"}
 # With "off", browsers put a password that they have stored for this site into the field.
@@ -148,7 +153,7 @@ class OnboardForm(AppRules, forms.Form):
         return None
 
 
-class AppForm(AppRules, forms.ModelForm[App]):
+class AppForm(AppRules, ModelForm):
     """The settings of an app."""
 
     class Meta:

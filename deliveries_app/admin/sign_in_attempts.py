@@ -1,6 +1,6 @@
 """Failed sign-ins, for superusers: who is locked out, and from where it was tried. Deleting a row unlocks."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axes.models import AccessAttempt
 from django.apps import apps
@@ -9,13 +9,18 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = admin.ModelAdmin
+
 # The model is not ours; these are the words for what it holds. Its migrations do not know of them.
 AccessAttempt._meta.verbose_name, AccessAttempt._meta.verbose_name_plural = "sign-in attempt", "sign-in attempts"
 apps.get_app_config("axes").verbose_name = "Access"
 
 
 @admin.register(AccessAttempt)
-class SignInAttemptAdmin(admin.ModelAdmin[Any]):
+class SignInAttemptAdmin(ModelAdmin):
     list_display = ("username", "ip_address", "failures_since_start", "attempt_time", "locked", "user_agent")
     search_fields = ("username", "ip_address")
     ordering = ("-attempt_time",)

@@ -1,6 +1,6 @@
 """What several admin pages show: a paginator for large tables, a filter, and the cells of a watched repository."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
@@ -17,11 +17,16 @@ from deliveries_app.models import AppRepository
 from docora.templatetags.docora import ago, badge, icon
 from repositories_app.models import Repository
 
+if TYPE_CHECKING:
+    AnyPaginator = Paginator[Any]
+else:
+    AnyPaginator = Paginator
+
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """The heading of a column of buttons."""
 
 
-class BoundedPaginator(Paginator[Any]):
+class BoundedPaginator(AnyPaginator):
     """For tables of millions of rows: never counts further than its hundredth page. Search and filters lead beyond."""
 
     PAGES = 100

@@ -1,12 +1,16 @@
 """Who calls: a client app with its bearer token, or somebody who is slowed down."""
 
+import logging
+
 from django.http import HttpRequest
 from ninja.security import HttpBearer
 
 from deliveries_app.models import App
 from deliveries_app.services import imported_tokens, tokens
 from docora.web.api import read_body, refusal
-from docora.web.errors import ApiError
+from docora.web.errors import INTERNAL, ApiError
+
+logger = logging.getLogger(__name__)
 
 KIND = "api"  # of the failures that are counted
 _HOW = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
@@ -42,6 +46,9 @@ class AppToken(HttpBearer):
             return tokens.authenticate(token) or imported_tokens.recognise(token, request.META.get("REMOTE_ADDR", ""))
         except imported_tokens.Busy as error:
             raise ApiError(str(error), 429, {"Retry-After": str(error.seconds)}) from None
+        except imported_tokens.BcryptMissing as error:
+            logger.error("bcrypt_missing", extra={"cause": str(error)})
+            raise ApiError(INTERNAL, 500) from None
 
 
 def caller(request: HttpRequest) -> App:

@@ -9,8 +9,7 @@ not there any more has been removed since, and stays so. A watch is written befo
 until the last of them is there: nothing is checked or sent before that.
 """
 
-from deliveries_app.importing.report import Report
 from deliveries_app.importing.run import move_over
 from deliveries_app.importing.source import Source, SourceError, SourceKey, WrongKey, open_source
 
-__all__ = ["Report", "Source", "SourceError", "SourceKey", "WrongKey", "move_over", "open_source"]
+__all__ = ["Source", "SourceError", "SourceKey", "WrongKey", "move_over", "open_source"]

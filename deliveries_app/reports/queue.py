@@ -161,7 +161,7 @@ def _watches() -> Any:
     return AppRepository.objects.alive().select_related("app", "repository")
 
 
-def _left() -> ExpressionWrapper[Any]:
+def _left() -> "ExpressionWrapper[Any]":
     """How long the lease lasts if nobody extends it, by the clock that decides."""
     return ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())
 

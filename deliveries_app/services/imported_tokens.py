@@ -14,7 +14,6 @@ import re
 import threading
 from collections.abc import Iterator
 
-import bcrypt
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -23,6 +22,11 @@ from deliveries_app.services import tokens
 from docora.redis.connection import RedisError, connection
 from docora.security import throttle
 from docora.security.crypto import hash_token
+
+try:
+    import bcrypt
+except ImportError:  # an installation without the extra `import`
+    bcrypt = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +50,28 @@ class Busy(Exception):
         super().__init__(f"{words}: try again in {seconds} seconds.")
 
 
+class BcryptMissing(Exception):
+    """The package that verifies imported tokens is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Tokens of the existing service can only be verified with bcrypt, which is not installed: "
+            "install the package bcrypt, or Docora with its extra, docora[import]."
+        )
+
+
+def require_bcrypt() -> None:
+    """Raise `BcryptMissing` unless imported tokens can be verified."""
+    if bcrypt is None:
+        raise BcryptMissing
+
+
 def recognise(token: str, address: str = "") -> App | None:
     """The app whose imported token this is, from now on known by its digest; None if it is nobody's. `address` is where it
-    comes from. Raises `Busy`."""
+    comes from. Raises `Busy` and `BcryptMissing`."""
     if not _TOKEN.fullmatch(token) or not (hashes := _hashes()) or _is_remembered(token, hashes):
         return None
+    require_bcrypt()
     wait = throttle.seconds_to_wait(_IN_VAIN, address)
     if wait is not None:
         raise Busy("Too many unknown tokens were tried from this address", wait)

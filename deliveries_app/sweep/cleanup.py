@@ -1,6 +1,5 @@
 """What nobody needs any more: ended watches, removed apps, repositories that nobody watches (`engine.md` §9)."""
 
-import logging
 from typing import Any
 
 from django.db import transaction
@@ -10,8 +9,6 @@ from deliveries_app.models import App, AppRepository, Delivery, DeliveryFailure
 from docora.redis import queues
 from repositories_app import services as repositories
 from repositories_app.models import Repository
-
-logger = logging.getLogger(__name__)
 
 CLEAN_UP_JOB = "deliveries_app.jobs.clean_up"
 _SLICE = 5000

@@ -1,4 +1,4 @@
-"""The command line: what has to be known before the settings are read, then Django's own commands.
+"""The command line: options that have to be known before the settings are read, then Django's own commands.
 
 `up`, `web` and `demo` take options that are settings (`--data`, `--host`, `--port`, `--demo`). They are put into the
 environment first, so that this process, its children and every other command of the same folder see one configuration.
@@ -11,7 +11,11 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from django.core.management import ManagementUtility
+from django.core.management.base import BaseCommand
+
 from docora import __version__
+from docora.cli.output import BROKEN_PIPE, INTERRUPTED, USAGE
 from docora.conf.installation import program
 
 # Demo repositories and the demo client are on this machine, over plain http.
@@ -69,6 +73,16 @@ def sentence_of(error: Exception) -> str:
     return ""
 
 
+class CommandLine(ManagementUtility):
+    """Django's, except that an unknown command ends with the exit code for wrong usage."""
+
+    def fetch_command(self, subcommand: str) -> BaseCommand:
+        try:
+            return super().fetch_command(subcommand)
+        except SystemExit:  # Django has already printed the error
+            raise SystemExit(USAGE) from None
+
+
 def main() -> None:
     if sys.argv[1:] in (["--version"], ["version"]):
         sys.stdout.write(f"{__version__}\n")  # Django would tell its own
@@ -78,8 +92,6 @@ def main() -> None:
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
-    from docora.cli.commands import CommandLine
-    from docora.cli.output import BROKEN_PIPE, INTERRUPTED
 
     try:
         try:

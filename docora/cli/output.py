@@ -8,7 +8,7 @@ and a sentence. It ends with 1 as well if something that it did or looked at has
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import IO, Any, Self, cast
@@ -128,12 +128,6 @@ class Bar:
         self._latest = (words, done, total)
         if time.monotonic() >= self._next:
             self._draw()
-
-    def track[T](self, items: Iterable[T], words: str, total: int | None = None) -> Iterator[T]:
-        """The items, each of them shown once it has been dealt with."""
-        for number, item in enumerate(items, 1):
-            yield item
-            self.show(words, number, total)
 
     def _draw(self) -> None:
         assert self._latest

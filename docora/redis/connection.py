@@ -1,13 +1,10 @@
 """The connection to Redis: short time-outs, because Redis only wakes and counts, and nobody may wait for it."""
 
-import logging
 from functools import lru_cache
 
 from django.conf import settings
 from redis import Redis
 from redis.exceptions import RedisError
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["RedisError", "connection"]
 

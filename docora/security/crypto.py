@@ -12,13 +12,18 @@ import base64
 import hashlib
 import secrets
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Expression
+
+if TYPE_CHECKING:
+    TextField = models.TextField[str, str]
+else:
+    TextField = models.TextField
 
 
 class DecryptionError(Exception):
@@ -112,7 +117,7 @@ def require_readable(*secrets_of_a_row: str) -> None:
         raise DecryptionError
 
 
-class EncryptedTextField(models.TextField[str, str]):
+class EncryptedTextField(TextField):
     """Text that is encrypted in the database and plain on the instance. Empty stays empty. It cannot be queried."""
 
     def get_db_prep_save(self, value: Any, connection: BaseDatabaseWrapper) -> Any:

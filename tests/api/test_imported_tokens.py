@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import bcrypt
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
@@ -16,6 +16,7 @@ from deliveries_app.models import App, AppToken
 from deliveries_app.services import imported_tokens, tokens
 from docora.security.crypto import hash_token, new_token
 from docora.security.throttle import FAILURES, SECONDS
+from docora.web.errors import INTERNAL
 from tests.api.caller import Caller, error_of
 from tests.support.existing import ExistingService
 from tests.support.processes import in_threads
@@ -51,6 +52,24 @@ def test_a_token_of_the_existing_service_works_after_the_import(
         row = AppToken.objects.get(app__app_id=app.app_id)
         assert (row.digest, row.ending) == (hash_token(app.token), app.token[-4:])
         assert row.last_used_at is not None
+
+
+def test_without_bcrypt_an_imported_token_is_an_internal_error(db, monkeypatch, caplog) -> None:
+    app, token = imported("Portal")
+    other = make_app("Search")
+    monkeypatch.setattr(imported_tokens, "bcrypt", None)
+    assert error_of(Caller(app, token).get(), 500) == INTERNAL
+    [record] = [record for record in caplog.records if record.message == "bcrypt_missing"]
+    assert "docora[import]" in record.cause
+    assert error_of(Caller(other, "docora_" + "0" * 63).get(), 401), "not the shape of a token"
+    monkeypatch.undo()
+    assert Caller(app, token).get().status_code == 200
+
+
+def test_without_bcrypt_nothing_is_imported(db, monkeypatch) -> None:
+    monkeypatch.setattr(imported_tokens, "bcrypt", None)
+    with pytest.raises(CommandError, match=r"bcrypt, which is not installed: .* docora\[import\]\.$"):
+        call_command("import_docora", "postgres://127.0.0.1:9/docora")
 
 
 def test_from_the_first_use_on_it_is_known_by_its_digest(db, tried: list[bytes]) -> None:

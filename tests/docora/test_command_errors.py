@@ -37,14 +37,13 @@ COMMANDS = {
     "reset_circuit": ["repo_none"],
     "prune": [],
     "rotate_encryption_keys": [],
-    "generate_data": ["--apps=1", "--repositories=1", "--deliveries=1", "--runs=1"],
     "sweep": ["--once"],
     "send_test_alert": [],
 }
 """What asks the database, with arguments that name nothing. `receiver` needs nothing; `up`, `demo`, `doctor`,
 the workers and `import_docora` (`deliveries/test_import_command.py`) have tests of their own."""
 
-APART = {"up", "web", "rqworker", "demo", "receiver", "doctor", "import_docora"}
+APART = {"up", "web", "demo", "receiver", "doctor", "import_docora"}
 NEED_NO_DATABASE = {"send_test_alert"}
 
 
@@ -63,8 +62,7 @@ def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str,
 
 
 def test_every_command_of_an_operator_is_tried() -> None:
-    of_docora = {name for name, _ in commands.offered()} - set(commands.LINES)
-    assert of_docora - APART <= set(COMMANDS)
+    assert set(commands.own_commands()) - APART <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("database", ["postgres://docora:hunter2@127.0.0.1:{port}/docora", "sqlite:////nowhere/at/all"])
@@ -126,12 +124,19 @@ def test_without_redis_a_command_does_what_it_can_and_never_fails_with_a_traceba
 )
 def test_a_setting_that_cannot_be_read_stops_every_command_with_its_name(name: str, value: str) -> None:
     lines = [[command, *arguments] for command, arguments in COMMANDS.items()]
-    lines += [["up"], ["rqworker", "high"], ["doctor"], ["migrate"], ["help"], []]
+    lines += [["up"], ["rqworker", "high"], ["doctor"], ["migrate"]]
     for line, (code, out, err) in zip(lines, outcomes(lines, **{name: value}), strict=True):
         assert (code, out) == (1, ""), (line, err)
         assert err.startswith(f"Docora cannot start: {name} must "), (line, err)
         assert "\n" not in err
         assert "hunter2" not in err
+
+
+def test_help_names_a_setting_that_cannot_be_read() -> None:
+    done = manage("help", environment=os.environ | {"DATABASE_URL": "hunter2"})
+    assert done.returncode == 0
+    assert "error: DATABASE_URL must " in done.stdout
+    assert "hunter2" not in done.stdout
 
 
 def test_a_command_that_does_not_exist_is_wrong_usage() -> None:

@@ -14,10 +14,10 @@ from django.core.management.base import OutputWrapper
 
 from docora.cli import output
 from docora.cli.output import Bar, confirm, plain, write_table
-from tests.support.commands import PROJECT, manage
+from tests.support.commands import PROJECT
 
 QUESTION = "from docora.cli.output import confirm; confirm('All of it goes.', yes=False); print('done')"
-BAR = "from docora.cli.output import Bar\nwith Bar(quiet=True) as bar:\n    [*bar.track('abc', 'Letters', 3)]"
+BAR = "from docora.cli.output import Bar\nwith Bar(quiet=True) as bar:\n    bar.show('Letters', 3, 3)"
 TABLE = (
     "import sys; from django.conf import settings; settings.configure()\n"
     "from django.core.management.base import OutputWrapper; from docora.cli.output import write_table\n"
@@ -69,7 +69,8 @@ def test_without_a_terminal_the_question_is_a_sentence_and_wrong_usage(monkeypat
 def test_elsewhere_than_at_a_terminal_a_bar_is_a_line_now_and_then_on_stderr(capsys, monkeypatch) -> None:
     monkeypatch.setattr(output, "_LINE_SECONDS", 0.0)
     with Bar() as bar:
-        assert [*bar.track("abc", "Letters", 3)] == ["a", "b", "c"]
+        for number in (1, 2, 3):
+            bar.show("Letters", number, 3)
     with Bar() as bar:
         bar.show("Removed", 1000)
     shown = capsys.readouterr()
@@ -79,7 +80,8 @@ def test_elsewhere_than_at_a_terminal_a_bar_is_a_line_now_and_then_on_stderr(cap
 
 def test_the_lines_are_seldom_and_the_last_one_is_always_there(capsys) -> None:
     with Bar() as bar:
-        [*bar.track(range(1000), "Rows", 1000)]
+        for number in range(1, 1001):
+            bar.show("Rows", number, 1000)
     assert capsys.readouterr().err == "Rows: 1 of 1,000\nRows: 1,000 of 1,000\n"
 
 
@@ -119,15 +121,3 @@ def test_whoever_has_read_enough_of_the_answer_may_close_the_pipe() -> None:
             stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (output.BROKEN_PIPE, "")
-
-
-def test_the_help_shows_docora_s_commands_first_and_how_to_see_the_rest() -> None:
-    plain_call, help_call, everything = manage(), manage("help"), manage("help", "--all")
-    assert plain_call.stdout == help_call.stdout
-    lines = help_call.stdout.splitlines()
-    assert lines[0].startswith("Docora.")
-    assert [line for line in lines if line and not line.startswith(" ")][1:3] == ["Run", "Apps and what they watch"]
-    assert "  resync  " in help_call.stdout
-    assert "makemigrations" not in help_call.stdout
-    assert "help --all" in lines[-1]
-    assert "makemigrations" in everything.stdout

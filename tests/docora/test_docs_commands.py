@@ -29,21 +29,23 @@ def described(section: str) -> dict[str, str]:
     return {name: html.unescape(f"{arguments} {re.sub('<[^>]*>', ' ', words)}") for name, arguments, words in found}
 
 
-def test_every_command_that_is_offered_is_there_and_exists(section: str) -> None:
-    assert list(described(section)) == [name for name, _ in commands.offered()]
+def test_every_command_is_described(section: str) -> None:
+    names = {name for name, package in get_commands().items() if package in {"docora", "deliveries_app"}}
+    assert {"up", "resync", "migrate", "rqworker"} <= names
+    assert names <= set(described(section))
     assert set(described(section)) <= set(get_commands())
 
 
 def test_every_argument_and_option_of_a_command_is_told_and_no_other(section: str) -> None:
     for name, words in described(section).items():
-        if name in commands.LINES:
+        if name not in commands.own_commands():
             continue
         parser = commands.load(name).create_parser("manage.py", name)
         wanted = {action.option_strings[0] for action in commands.own_options(parser)}
         assert wanted <= set(re.findall(r"--[a-z-]+", words)), name
         assert set(re.findall(r" (--[a-z-]+)", words)) <= wanted, name
         for action in parser._positionals._group_actions:
-            assert action.help == "==SUPPRESS==" or str(action.metavar or action.dest.upper()) in words, name
+            assert str(action.metavar or action.dest.upper()) in words, name
 
 
 @pytest.mark.parametrize("address", ["/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/"])

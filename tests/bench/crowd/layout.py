@@ -26,7 +26,7 @@ _TOPS = (("assets", "svg"), ("docs", "md"), ("src", "py"))  # in byte order, as 
 _FILES_IN_FOLDER = 40
 _MOST_WATCHERS = 100
 _POPULAR = 5
-_SIZES = [round(Random(size).lognormvariate(8, 1.4)) for size in range(997)]  # noqa: S311  bytes; the median is 3 kB
+_SIZES = [round(Random(size).lognormvariate(8, 1.4)) for size in range(997)]  # bytes; the median is 3 kB
 _SIZES_SUMMED = [0, *accumulate(_SIZES)]
 
 
@@ -42,7 +42,7 @@ class Amounts:
 
     def dice(self, *purpose: object) -> Random:
         """A source of its own for each purpose, so that none depends on how often another one was asked."""
-        return Random(f"{self.seed} {purpose}")  # noqa: S311  no secret is made of it
+        return Random(f"{self.seed} {purpose}")
 
 
 class Role(Enum):

@@ -9,14 +9,14 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Model
 
-from deliveries_app.demo.crowd.deliveries import Watched
-from deliveries_app.demo.crowd.layout import FAILING, Amounts, DrawnWatch, Role, Tree
 from deliveries_app.models import App, AppRepository, AppToken, DeliveryFailure, FailureKind, RootCause, Status
 from deliveries_app.models.deliveries import path_digest
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from docora.security.crypto import hash_token
 from repositories_app.models import Repository, Snapshot
+from tests.bench.crowd.deliveries import Watched
+from tests.bench.crowd.layout import FAILING, Amounts, DrawnWatch, Role, Tree
 
 RESTS = timedelta(days=365)
 """So long nothing is due: an instance that runs on this database looks at nothing and sends nothing by itself."""

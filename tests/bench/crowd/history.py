@@ -7,10 +7,10 @@ from itertools import accumulate
 from random import Random
 from typing import Any
 
-from deliveries_app.demo.crowd.deliveries import Watched
-from deliveries_app.demo.crowd.layout import Amounts, Role
-from deliveries_app.demo.crowd.tables import TROUBLES
 from deliveries_app.models import App, BulkOperation, OperationKind, Outcome, Reason
+from tests.bench.crowd.deliveries import Watched
+from tests.bench.crowd.layout import Amounts, Role
+from tests.bench.crowd.tables import TROUBLES
 
 DAYS = timedelta(days=30)
 RUN_COLUMNS = (

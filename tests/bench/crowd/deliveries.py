@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from deliveries_app.demo.crowd.layout import Amounts, DrawnWatch, Role
 from deliveries_app.models import AppRepository
+from tests.bench.crowd.layout import Amounts, DrawnWatch, Role
 
 COLUMNS = (
     "watch_id", "path", "source_path", "mode", "kind", "source_key", "sha", "size", "sequence", "generation",
