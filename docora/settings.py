@@ -203,7 +203,6 @@ MIDDLEWARE = [
     "docora.web.middleware.TrustedProxyMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "docora.web.middleware.PageHeadersMiddleware",
-    "deliveries_app.admin.poll_middleware.PollsMiddleware",  # as high as it may be: it is there to be cheap
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "docora.web.errors.JsonErrorsMiddleware",

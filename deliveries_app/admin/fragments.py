@@ -1,18 +1,14 @@
 """Who may see a fragment, and what the others are shown in its place."""
 
-import hashlib
 from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate
 
-from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.core.cache import cache
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django_htmx.middleware import HtmxDetails
 
-from deliveries_app.progress.context import KEPT_SECONDS
 from deliveries_app.services import NotFound
 
 MAX_LIVE_ROWS = 200
@@ -25,23 +21,16 @@ def can_view_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
     return user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
 
 
-def fragment[**P](can_view: MaySee, *, remembered: bool = False) -> Callable[[View[P]], View[P]]:
-    """For staff who may; others, and whoever asks for what is gone, get a short fragment that says so.
-
-    `remembered`, for what a page asks for every second: that a session may see it is kept for `KEPT_SECONDS`, for two of
-    the three queries that a bar took were about who asks. So long a bar moves on after its reader has lost the permission.
-    """
+def fragment[**P](can_view: MaySee) -> Callable[[View[P]], View[P]]:
+    """For staff who may; others, and whoever asks for what is gone, get a short fragment that says so."""
 
     def decorate(view: View[P]) -> View[P]:
         @wraps(view)
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
-            if not (remembered and is_known(request, can_view)):
-                if not (request.user.is_active and request.user.is_staff):
-                    return render(request, "docora/notices.html#signed_out", {"here": here(request)}, status=401)
-                if not can_view(request.user):
-                    return render(request, "docora/notices.html#forbidden", status=403)
-                if remembered:
-                    cache.set(_verdict_key(request, can_view), True, KEPT_SECONDS)
+            if not (request.user.is_active and request.user.is_staff):
+                return render(request, "docora/notices.html#signed_out", {"here": here(request)}, status=401)
+            if not can_view(request.user):
+                return render(request, "docora/notices.html#forbidden", status=403)
             try:
                 return view(request, *args, **kwargs)
             except (Http404, NotFound):
@@ -50,16 +39,6 @@ def fragment[**P](can_view: MaySee, *, remembered: bool = False) -> Callable[[Vi
         return checked
 
     return decorate
-
-
-def is_known(request: HttpRequest, can_view: MaySee) -> bool:
-    """Whether this session was let in by this right within the last `KEPT_SECONDS`."""
-    return bool(cache.get(_verdict_key(request, can_view)))
-
-
-def _verdict_key(request: HttpRequest, can_view: MaySee) -> str:
-    session = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
-    return f"may:{can_view.__module__}.{can_view.__qualname__}:{hashlib.sha256(session.encode()).hexdigest()}"
 
 
 def here(request: HttpRequest) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
@@ -23,17 +23,17 @@ _CANCELLED = {
 
 
 @require_GET
-@fragment(actors.can_view_operations, remembered=True)
+@fragment(actors.can_view_operations)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
-    """The progress of a bulk operation: what its box polls every second until it has ended."""
-    context = progress_context.polled(operation_id, said=request.GET.get("said"))
-    if context is None:
-        raise Http404
-    return render(request, "docora/progress.html#bulk_progress", context | {"here": here(request)})
+    """Return the progress of a bulk operation. Its box polls this until the operation has ended."""
+    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
+    context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
+    context["speaks"] = request.GET.get("said") != str(context["progress"].tens)
+    return render(request, "docora/progress.html#bulk_progress", context)
 
 
 @require_GET
-@fragment(actors.can_view_operations, remembered=True)
+@fragment(actors.can_view_operations)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     """The rows of an operation's page whose runs are named in `ids` and were open when they were last drawn."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
@@ -49,7 +49,7 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 
 
 @require_GET
-@fragment(can_view_watches, remembered=True)
+@fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
     """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept; with
     `files=1` also their numbers of files, for a page that shows them."""
@@ -65,7 +65,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 
 
 @require_GET
-@fragment(can_view_watches, remembered=True)
+@fragment(can_view_watches)
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The progress of one watched repository, for its own page."""
     watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)

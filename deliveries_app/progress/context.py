@@ -6,49 +6,20 @@ from typing import Any
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
-from django.template.loader import get_template
 
 from deliveries_app.actors import can_view_operations
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
-from deliveries_app.progress import live, poll_cache
+from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from docora.text import counted, format_bytes, format_seconds
 
 SHOWN_OPERATIONS = 5
-KEPT_SECONDS = 5
 _NAMED = 3
 
 
-def polled(operation_id: str, *, said: str | None) -> dict[str, Any] | None:
-    """`of_operation` for a poll; None when there is no such operation.
-
-    Screen readers read out whatever is put into the page, so it `speaks` only when ten percent more are done than `said`.
-    """
-    bar = poll_cache.read(operation_id, _draw)
-    return _polled(bar.operation, bar.progress, speaks=said != str(bar.progress.tens)) if bar else None
-
-
-def running(operation_id: str, *, said: str | None) -> str | None:
-    """The same, drawn, of an operation that is under way; None when it is not."""
-    bar = poll_cache.read(operation_id, _draw)
-    if bar is None or bar.progress.finished:
-        return None
-    if said == str(bar.progress.tens):
-        return bar.drawn or _draw(bar.operation, bar.progress)
-    return _draw(bar.operation, bar.progress, speaks=True)
-
-
-def _draw(operation: BulkOperation, progress: Progress, *, speaks: bool = False) -> str:
-    return get_template("docora/progress.html#bulk_progress").render(_polled(operation, progress, speaks=speaks))
-
-
-def _polled(operation: BulkOperation, progress: Progress, *, speaks: bool) -> dict[str, Any]:
-    return of_operation(operation, progress) | {"polled": True, "speaks": speaks}
-
-
-def of_operation(operation: BulkOperation, progress: Progress | None = None) -> dict[str, Any]:
+def of_operation(operation: BulkOperation) -> dict[str, Any]:
     """For `docora/progress.html#bulk_progress`."""
-    progress = progress or live.of_operation(operation)
+    progress = live.of_operation(operation)
     return {
         "operation": operation,
         "progress": progress,

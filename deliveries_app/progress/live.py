@@ -1,6 +1,6 @@
 """The numbers behind the progress bars: live from the Redis counters, from the rows where Redis lost them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -107,22 +107,18 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
 
 
 def of_operation(operation: BulkOperation) -> Progress:
-    """The progress of a bulk operation; sets its counters from the rows when Redis has none."""
-    progress = None if operation.ended_at else live([operation])[0]
-    return progress or _operation_progress(operation, seed_operation(operation))
+    """Return the tally of a bulk operation: from its counters while it is open, else from the rows.
 
-
-def live(operations: Sequence[BulkOperation]) -> list[Progress | None]:
-    """The tallies by Redis alone; None for each that it does not count, as once an operation has ended."""
-    found = live_counters.read([operation.operation_id for operation in operations])
-    return [
-        _operation_progress(operation, counts) if counts and counts.get("started") is not None else None
-        for operation, counts in zip(operations, found, strict=True)
-    ]
-
-
-def _operation_progress(operation: BulkOperation, counts: dict[str, int]) -> Progress:
-    began = counts.get("started") or 0
+    This never sets the counters. The operation may have ended since the caller read its row, and counters that are
+    set after the end stay behind.
+    """
+    counts = _live_counts(operation)
+    if counts is None:
+        # The counters may have been set while the rows were counted, from rows that were a little older. The next poll
+        # shows these, so this one does too: a bar does not go back.
+        rows = _counted(operation)
+        counts = _live_counts(operation) or rows
+    began = counts.get("started", 0)
     return Progress(
         **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
         **{name: min(counts.get(name, 0), operation.total) for name in _ENDINGS},
@@ -132,10 +128,21 @@ def _operation_progress(operation: BulkOperation, counts: dict[str, int]) -> Pro
     )
 
 
+def _live_counts(operation: BulkOperation) -> dict[str, int] | None:
+    return None if operation.ended_at else live_counters.read([operation.operation_id])[0]
+
+
 def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
-    """Let the operation's counters say what the row of this run of it says now."""
-    if not live_counters.put(operation.operation_id, str(run.pk), _part(run)):
+    """Let the operation's counters say what the row of this run of it says now; call it after the commit.
+
+    A run that was taken over by a later request has ended, although its worker may still send files: what it counts for
+    in its operation stays as it was at its end.
+    """
+    part = _part(run)
+    if not live_counters.put(operation.operation_id, str(run.pk), part):
         seed_operation(operation)
+        # Another worker may have seeded them from rows that it read before this run was committed.
+        live_counters.put(operation.operation_id, str(run.pk), part)
 
 
 def _part(run: SyncRun) -> dict[str, int]:
@@ -148,19 +155,22 @@ def _part(run: SyncRun) -> dict[str, int]:
     }
 
 
-def seed_operation(operation: BulkOperation) -> dict[str, int]:
-    """Count an operation's runs and, while it is open, keep the numbers in Redis."""
-    if operation.ended_at is not None:
-        return _counted(operation)
+def seed_operation(operation: BulkOperation) -> None:
+    """Set an open operation's counters from the rows if Redis has none. For those who write the rows.
+
+    The operation may end meanwhile. Its counters are removed after the commit of its end: either these were set before
+    that, or the end is visible here afterwards.
+    """
     parts = {str(run.pk): _part(run) for run in operation.runs.only("outcome", "started_at", *_COUNTS)}
     counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS)}
     counts["started"] = min((part["started"] for part in parts.values() if part["started"]), default=0)
-    live_counters.start(operation.operation_id, counts, parts)
-    return counts
+    live_counters.seed(operation.operation_id, counts, parts)
+    if not BulkOperation.objects.filter(pk=operation.pk, ended_at=None).exists():
+        live_counters.finish(operation.operation_id)
 
 
 def _counted(operation: BulkOperation) -> dict[str, int]:
-    """The same by the database alone."""
+    """Count an operation's runs in the database."""
     found = operation.runs.aggregate(
         **{name: Sum(name) for name in _COUNTS},
         started=Min("started_at"),

@@ -119,7 +119,7 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
     deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     if not live_counters.advance(run.run_id, **deltas):
         live.seed_run(run)
-    if run.operation and any(deltas.values()) and _is_open(run):
+    if run.operation and any(deltas.values()):
         live.show_in_operation(run, run.operation)
 
 
@@ -161,11 +161,6 @@ def _left_of(run: SyncRun) -> Left:
     return Left(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
 
 
-def _is_open(run: SyncRun) -> bool:
-    """A retry may have taken it over while its worker goes on: what it was worth to its operation is settled then."""
-    return SyncRun.objects.filter(pk=run.pk, outcome="").exists()
-
-
 def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
     run.outcome, run.ended_at, run.error = outcome, timezone.now(), error
     ending = {"outcome": outcome, "ended_at": run.ended_at, "error": error}
@@ -173,7 +168,6 @@ def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
         run.files_total, run.bytes_total = run.files_done, run.bytes_done
         ending |= {"files_total": F("files_done"), "bytes_total": F("bytes_done")}
     SyncRun.objects.filter(pk=run.pk, outcome="").update(**ending)
-    live_counters.finish(run.run_id)
 
 
 def _tell_ended(runs: Sequence[SyncRun]) -> None:
@@ -184,6 +178,7 @@ def _tell_ended(runs: Sequence[SyncRun]) -> None:
     else:
         logger.info("runs_ended", extra=dict(Counter(str(run.outcome) for run in runs)))
     counters.add(Counter(counters.field(counters.SYNCS, run.outcome) for run in runs))
+    live_counters.finish(*(run.run_id for run in runs))
     for operation in BulkOperation.objects.filter(pk__in={run.operation_id for run in runs}, ended_at=None):
         for run in runs:
             if run.operation_id == operation.pk:
@@ -194,7 +189,8 @@ def close_operations(operation_pks: Iterable[int]) -> None:
     """Close those of the operations whose runs have all ended.
 
     The operation's row is locked first: of two workers that end its last two runs at the same moment, neither sees the
-    other's before it is committed, and both would leave it open.
+    other's before it is committed, and both would leave it open. The counters are removed after the commit: until then
+    every reader must find them, for the rows that it would count in their place are still the old ones.
     """
     with transaction.atomic():
         rows = BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None)
@@ -202,7 +198,7 @@ def close_operations(operation_pks: Iterable[int]) -> None:
             if operation.runs.filter(outcome="").exists():
                 continue
             BulkOperation.objects.filter(pk=operation.pk).update(ended_at=Now())
-            live_counters.finish(operation.operation_id)
+            transaction.on_commit(partial(live_counters.finish, operation.operation_id), robust=True)
 
 
 def close_abandoned_operations() -> None:

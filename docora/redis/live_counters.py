@@ -1,7 +1,8 @@
 """Live counters in Redis hashes: what the progress bars poll.
 
-A counter is a cache of database rows. Its owner *sets* it from the row (`start`) and then advances it; a counter that
-is not there reads as None and the reader goes to the rows. No function here raises when Redis is down.
+The counters are a cache of database rows. Only those who write the rows set them (`start`, `seed`), advance them and,
+once the end is committed, remove them. They read as None when Redis has none, and the reader then counts the rows. No
+function here raises when Redis is down.
 """
 
 import json
@@ -25,11 +26,22 @@ for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
+# What is there may be newer than the rows that the caller has read.
+_SEED = """
+if redis.call('EXISTS', KEYS[1], KEYS[2]) == 2 then return end
+for index = 1, 2 do
+  redis.call('DEL', KEYS[index])
+  for name, value in pairs(cjson.decode(ARGV[index])) do redis.call('HSET', KEYS[index], name, value) end
+  redis.call('EXPIRE', KEYS[index], ARGV[3])
+end
+"""
+
 # Several write to one sum: each says what its part is now, in place of what it said before. Said twice, it counts once.
 _PUT = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local before = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}')
-for name, value in pairs(cjson.decode(ARGV[2])) do
+if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return 0 end
+local before, part = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}'), cjson.decode(ARGV[2])
+if before.completed == 1 and part.completed ~= 1 then return 1 end
+for name, value in pairs(part) do
   if name == 'started' then
     local first = tonumber(redis.call('HGET', KEYS[1], name) or '0')
     if value > 0 and (first == 0 or value < first) then redis.call('HSET', KEYS[1], name, ARGV[3]) end
@@ -42,17 +54,26 @@ return 1
 """
 
 
-def start(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]] | None = None) -> None:
-    """Set the counters of `key`, whatever they were; `parts` is what they are the sum of."""
+def start(key: str, counts: Mapping[str, int]) -> None:
+    """Set the counters of `key`, whatever they were."""
     try:
         with connection().pipeline(transaction=True) as pipeline:
-            pipeline.delete(_PREFIX + key, _parts_of(key))
+            pipeline.delete(_PREFIX + key)
             pipeline.hset(_PREFIX + key, mapping={name: str(value) for name, value in counts.items()})
             pipeline.expire(_PREFIX + key, TTL_SECONDS)
-            if parts:
-                pipeline.hset(_parts_of(key), mapping={name: json.dumps(part) for name, part in parts.items()})
-                pipeline.expire(_parts_of(key), TTL_SECONDS)
             pipeline.execute()
+    except RedisError as error:
+        _tell(key, error)
+
+
+def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]]) -> None:
+    """Set the counters of `key`, which are the sum of `parts`, unless they are there already."""
+    hashes = (
+        {name: str(value) for name, value in counts.items()},
+        {name: json.dumps(part) for name, part in parts.items()},
+    )
+    try:
+        connection().eval(_SEED, 2, _PREFIX + key, _parts_of(key), *map(json.dumps, hashes), TTL_SECONDS)
     except RedisError as error:
         _tell(key, error)
 
@@ -70,14 +91,20 @@ def advance(key: str, **deltas: int) -> bool:
 
 
 def put(key: str, name: str, part: Mapping[str, int]) -> bool:
-    """Let the part `name` of a sum be this, whatever it was. All numbers are added but `started`, of which the sum
-    keeps the earliest. False when the sum is gone or Redis is: set it from the rows then."""
+    """Set the part `name` of a sum, whatever it was.
+
+    All numbers are added but `started`, of which the sum keeps the earliest. A part that is `completed` is final: one
+    that is not comes too late, and changes nothing.
+
+    Return False if the counters are missing: `seed` them from the rows then, and put the part again. Without Redis there
+    is nothing to seed.
+    """
     try:
         arguments = (name, json.dumps(part), part.get("started", 0))
         return bool(connection().eval(_PUT, 2, _PREFIX + key, _parts_of(key), *arguments))
     except RedisError as error:
         _tell(key, error)
-        return False
+        return True
 
 
 def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
@@ -94,12 +121,14 @@ def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
     return [{name.decode(): int(value) for name, value in answer.items()} or None for answer in answers]
 
 
-def finish(key: str) -> None:
-    """Forget the counters: the rows hold the final numbers."""
+def finish(*keys: str) -> None:
+    """Remove the counters; call it after the commit that makes the numbers in the rows final."""
+    if not keys:
+        return
     try:
-        connection().delete(_PREFIX + key, _parts_of(key))
+        connection().delete(*(_PREFIX + key for key in keys), *(_parts_of(key) for key in keys))
     except RedisError:
-        logger.warning("progress_not_forgotten", extra={"key": key})
+        logger.warning("progress_not_forgotten", extra={"key": keys[0], "keys": len(keys)})
 
 
 def _tell(key: str, error: RedisError) -> None:

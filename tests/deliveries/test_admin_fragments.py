@@ -55,10 +55,12 @@ def end(run: SyncRun, outcome: Outcome) -> None:
     runs.close_operations([run.operation_id])
 
 
-def test_a_running_operation_is_polled_every_second_with_live_numbers(admin: Client, operation: BulkOperation) -> None:
+def test_a_running_operation_is_polled_every_two_seconds_with_live_numbers(
+    admin: Client, operation: BulkOperation
+) -> None:
     begin(operation.runs.order_by("pk")[0], 50)
     shown = fragment(admin, operation)
-    assert 'hx-trigger="every 1s"' in shown
+    assert 'hx-trigger="every 2s"' in shown
     assert "50 / 300 files" in shown
     assert 'value="16"' in shown
     live_counters.advance(operation.operation_id, files_done=100)
