@@ -78,10 +78,10 @@ check-types: setup
 check-templates: setup
 	find templates -name '*.html' -exec $(BIN)/djade --check --target-version 6.1 {} +
 
-# As in production: an https address, and a data directory that holds nothing yet.
+# As in production: an https address, an empty data directory, and no .env of this checkout.
 check-django: setup
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && trap 'exit 130' INT TERM && \
-	export PUBLIC_URL=https://docora.example DATA_DIR="$$data" && \
+	export PUBLIC_URL=https://docora.example DATA_DIR="$$data" DOCORA_ENV_FILE=/dev/null && \
 	set -x && \
 	$(BIN)/python manage.py check --deploy --fail-level WARNING && \
 	$(BIN)/python manage.py makemigrations --check --dry-run

@@ -8,6 +8,9 @@ class DocoraConfig(AppConfig):
     name = "docora"
     verbose_name = "Docora"
 
+    def ready(self) -> None:
+        from docora import checks  # noqa: F401  registers the system checks
+
 
 class DocoraAdminConfig(AdminConfig):
     """Django's admin with Docora's site, so that Users and Groups are registered there too."""

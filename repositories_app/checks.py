@@ -1,16 +1,48 @@
-"""System checks: what would keep Docora from working on this machine, each with an id."""
+"""Checks of git, the git hosts and the outbound client.
+
+`check_git` and `check_git_hosts` are Django system checks. The others run a self-test or need the network, so only
+`manage.py doctor` runs them.
+"""
 
 import re
 import subprocess
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, register
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Info, Warning, register
+
+from docora.http.addresses import refusal
+from docora.http.client import Cause, HttpClient, Request
+from docora.http.messages import name_of
+from docora.http.resolver import vet
+from repositories_app.git.remote import new_client
 
 MIN_GIT = (2, 38)  # `cat-file -z` and the fixes of the `safe.directory` era
+GIT_FIXES = "July 2025 (CVE-2025-48384, CVE-2025-48385)"
+GIT_FIXED = (
+    (2, 43, 7), (2, 44, 4), (2, 45, 4), (2, 46, 4), (2, 47, 3), (2, 48, 2), (2, 49, 1), (2, 50, 1),
+)  # fmt: skip
+"""The releases that first have `GIT_FIXES` and all earlier security fixes, one per maintained series.
+
+From git's release notes (`Documentation/RelNotes/2.50.1` and its neighbours)."""
+
+_FORBIDDEN = {
+    "127.0.0.1": "127.0.0.1",
+    "2130706433": "127.0.0.1",
+    "localhost": "127.0.0.1",
+    "[::1]": "::1",
+    "[::ffff:127.0.0.1]": "127.0.0.1",
+    "10.0.0.1": "10.0.0.1",
+    "169.254.1.1": "169.254.1.1",
+    "169.254.169.254": "169.254.169.254",
+    "[fd00:ec2::254]": "fd00:ec2::254",
+}
+"""Host as a URL can spell it → its address: loopback, private, link-local, and the metadata services of clouds."""
+_LOOKUP_SECONDS = 5.0
 
 
 def git_version() -> tuple[int, ...] | None:
-    """The version of the git on PATH, None when there is none."""
+    """Return the version of the git on PATH, or None if there is none."""
     try:
         output = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -20,17 +52,108 @@ def git_version() -> tuple[int, ...] | None:
 
 
 @register
-def check_git(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    wanted = ".".join(map(str, MIN_GIT))
+def check_git(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     version = git_version()
     if version is None:
         return [
             Error(
-                f"git was not found. Docora needs git {wanted} or newer; install it (apt install git).",
+                f"git was not found. Docora needs git {_dotted(MIN_GIT)} or newer.",
+                hint="Install it (apt install git), on the PATH of the workers and the sweep.",
                 id="docora.E001",
             )
         ]
     if version < MIN_GIT:
-        found = ".".join(map(str, version))
-        return [Error(f"git is {found}, but Docora needs {wanted} or newer; upgrade it.", id="docora.E002")]
+        return [
+            Error(
+                f"git is {_dotted(version)}, but Docora needs {_dotted(MIN_GIT)} or newer.",
+                hint="Upgrade git.",
+                id="docora.E002",
+            )
+        ]
     return []
+
+
+@register(deploy=True)
+def check_git_hosts(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    if settings.ALLOWED_GIT_HOSTS:
+        return []
+    text = "ALLOWED_GIT_HOSTS is empty: no repository can be watched."
+    return [Error(text, hint="Set it to your git host, such as github.com.", id="docora.E009")]
+
+
+def check_git_fixes() -> list[CheckMessage]:
+    """Warn about a git without `GIT_FIXES`. It is no error: Docora makes bare, shallow fetches and uses none of the
+    features in which these flaws are."""
+    version = git_version()
+    if version is None or version < MIN_GIT:
+        return check_git()
+    newer = [release for release in GIT_FIXED if release > version]
+    if not newer or any(version[:2] == release[:2] for release in GIT_FIXED if release <= version):
+        return [Info(f"git {_dotted(version)} is new enough and has the security fixes of {GIT_FIXES}.")]
+    return [
+        Warning(
+            f"git {_dotted(version)} lacks the security fixes of {GIT_FIXES}, and possibly earlier ones. "
+            f"{_dotted(newer[0])} has them.",
+            hint="Upgrade git, unless your distribution has backported the fixes; its changelog says so. Docora checks "
+            "nothing out and runs no hooks and no submodules, so none of these flaws is known to affect it.",
+        )
+    ]
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def check_outbound_client() -> list[CheckMessage]:
+    """Ask the outbound client for addresses that are not allowed. It never dials an address that it refuses, so this does
+    not leave the machine."""
+    hosts = [host for host, address in _FORBIDDEN.items() if refusal(address, settings.ALLOWED_PRIVATE_NETWORKS)]
+    if not hosts:
+        text = "ALLOWED_PRIVATE_NETWORKS lets the outbound client call every private address."
+        return [Warning(text, hint="Make it narrower.")]
+    with new_client(max_connections=1) as client:
+        dialled = [host for host in hosts if not _is_refused(client, host)]
+    if not dialled:
+        return [Info(f"The outbound client refuses {', '.join(hosts)}.")]
+    return [
+        Error(
+            f"The outbound client does not refuse {', '.join(dialled)}: anyone who registers an app or a repository can "
+            "make Docora call there.",
+            hint="Stop Docora and report this bug.",
+        )
+    ]
+
+
+def _is_refused(client: HttpClient, host: str) -> bool:
+    """Return whether the host is not called. A spelling that does not resolve here (`Cause.DNS`) is not called either."""
+    outcome = client.request(Request("HEAD", f"https://{host}/", connect_timeout=1.0, timeout=1.0))
+    return outcome.cause in {Cause.REFUSED_ADDRESS, Cause.DNS}
+
+
+def check_git_host_answers() -> list[CheckMessage]:
+    """Check that the first allowed git host resolves and answers. Any status will do: its repositories are not known."""
+    if not settings.ALLOWED_GIT_HOSTS:
+        return []
+    host = _authority(settings.ALLOWED_GIT_HOSTS[0])
+    resolved = vet(name_of(f"https://{host}/"), settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
+    if resolved.cause is Cause.DNS:
+        return [Error(resolved.message, hint="Check the spelling in ALLOWED_GIT_HOSTS, and the DNS of this machine.")]
+    outcomes = []
+    with new_client(max_connections=1) as client:
+        for scheme in ("https", "http") if settings.ALLOW_HTTP else ("https",):
+            outcome = client.request(Request("HEAD", f"{scheme}://{host}/", connect_timeout=5.0, timeout=8.0))
+            if outcome.status is not None:
+                milliseconds = f"{outcome.elapsed * 1000:.0f} ms"
+                return [Info(f"The git host {host} resolves and answers over {scheme} in {milliseconds}.")]
+            outcomes.append(outcome)
+    hints = {
+        Cause.REFUSED_ADDRESS: "If your git host is there, add its network to ALLOWED_PRIVATE_NETWORKS.",
+        Cause.TLS: "Check the host's certificate, and the certificate authorities of this machine (ca-certificates).",
+    }
+    hint = hints.get(outcomes[-1].cause or Cause.NETWORK, "Check the firewall: Docora uses no proxy.")
+    return [Error(f"The git host {host} cannot be reached. {outcomes[0].message}", hint=hint)]
+
+
+def _authority(entry: str) -> str:
+    """Return an entry of ALLOWED_GIT_HOSTS as a URL spells it: the setting accepts an IPv6 address without brackets."""
+    return f"[{entry}]" if entry.count(":") > 1 and not entry.startswith("[") else entry

@@ -1,1 +1,4 @@
-"""Health, metrics, diagnostics and alerts."""
+"""Health, metrics, alerts, and the checks behind `manage.py doctor`.
+
+Start with `doctor.py`: it lists every check.
+"""

@@ -26,6 +26,7 @@ router = Router(tags=["Health"])
 
 _started = time.monotonic()
 OK = "ok"
+DATABASE_DOWN = "the database does not answer: check DATABASE_URL and the database server"
 _UNKNOWN = "not known without Redis"
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 2**30, 0.1
 """Of the disk with the mirrors. The smaller of the two counts: 1 GiB is much on a small disk, a tenth on a large one."""
@@ -122,7 +123,7 @@ def check_database() -> str:
     try:
         return OK if schema.is_migrated() else schema.not_migrated()
     except (DatabaseError, InterfaceError):
-        return "the database does not answer: check DATABASE_URL and the database server"
+        return DATABASE_DOWN
 
 
 def check_git() -> str:
@@ -159,7 +160,10 @@ def check_redis(signs: Signs | None) -> str:
 def check_workers(signs: Signs | None) -> str:
     if signs is None:
         return _UNKNOWN
-    return OK if signs.workers else f"no sync worker is running: start {program()} up, or {program()} rqworker"
+    if signs.workers:
+        return OK
+    start = f"start {program()} up, or {program()} rqworker high default low"
+    return f"no sync worker is running, so nothing is sent: {start}"
 
 
 def check_sweep(signs: Signs | None) -> str:

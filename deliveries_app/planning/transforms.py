@@ -115,7 +115,7 @@ def _what_is_wrong(step: Any) -> str:
 
 
 @register
-def check_transforms(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+def check_transforms(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     problem = active().problem
     hint = "A transform is a callable with a `name` and a `version`; see deliveries_app/planning/transforms.py."
     return [Error(problem, hint=hint, id="docora.E010")] if problem else []

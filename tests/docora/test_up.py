@@ -46,13 +46,13 @@ def test_bodies_that_never_end_do_not_hold_up_others(instance: Instance) -> None
             assert answer.status == 200
 
 
-def test_the_doctor_finds_no_problem_with_it(instance: Instance) -> None:
+def test_doctor_finds_no_problem(instance: Instance) -> None:
     instance.start("--workers", "1")
     result = instance.run("doctor", "--offline")
     assert "PROBLEM" not in result.stdout
     assert "SQLite keeps a write-ahead log" in result.stdout
     assert "1 worker is alive" in result.stdout
-    assert "WARNING  people: Nobody can sign in." in result.stdout
+    assert "WARNING  people: No account can sign in." in result.stdout
     assert (result.returncode, result.stderr) == (0, "")
 
 

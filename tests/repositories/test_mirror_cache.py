@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from django.test import Client
 
-from deliveries_app.monitoring.doctor import disk
+from deliveries_app.monitoring.instance_checks import check_mirrors
 from docora import file_locks
 from docora.server import worker
 from repositories_app.mirror import cache
@@ -290,15 +290,13 @@ def test_the_metrics_tell_what_was_last_measured_on_this_machine(mirrors, folder
         assert metrics() == {}
 
 
-def test_the_doctor_says_what_mirrors_take_and_whether_the_disk_is_full_before_their_bound(
-    mirrors, folder: Path, settings
-) -> None:
-    assert "0 mirrors in" in fines(disk.mirrors())
+def test_doctor_reports_the_size_and_the_limit_of_the_mirrors(mirrors, folder: Path, settings) -> None:
+    assert "0 mirrors in" in fines(check_mirrors())
     mirrors(1)
-    assert "holds 1 mirror in 1.1 MB; nothing bounds them (REPOS_MAX_BYTES)." in fines(disk.mirrors())
+    assert "holds 1 mirror in 1.1 MB; they have no limit (REPOS_MAX_BYTES)." in fines(check_mirrors())
     settings.REPOS_MAX_BYTES = 2_000_000
-    assert "REPOS_MAX_BYTES bounds them to 2.0 MB." in fines(disk.mirrors())
+    assert "their limit is 2.0 MB (REPOS_MAX_BYTES)." in fines(check_mirrors())
     settings.REPOS_MAX_BYTES = 1000
-    assert "removes what is too much after its next sync" in fines(disk.mirrors())
+    assert "removes the excess after its next sync" in fines(check_mirrors())
     settings.REPOS_MAX_BYTES = 10**18
-    assert "The disk is full before that" in warnings(disk.mirrors())
+    assert "The disk fills up before that" in warnings(check_mirrors())

@@ -1,20 +1,19 @@
-"""Asking the doctor, and what it finds."""
+"""Run `manage.py doctor`, and read the messages of its checks."""
 
 import contextlib
 import io
 import socket
 from collections.abc import Iterable, Iterator
 
+from django.core import checks
+from django.core.checks import CheckMessage
 from django.core.management import call_command
 from redis import Redis
 from rq import Worker
 
-from deliveries_app.monitoring.doctor import Level
-from deliveries_app.monitoring.doctor.findings import Finding
-
 
 def doctor(*options: str) -> tuple[int, str]:
-    """The exit code and what was said."""
+    """The exit code and the output."""
     out = io.StringIO()
     try:
         call_command("doctor", *options, stdout=out)
@@ -23,21 +22,21 @@ def doctor(*options: str) -> tuple[int, str]:
     return 0, out.getvalue()
 
 
-def of(findings: Iterable[Finding], level: Level) -> str:
-    """What is said of that level, with the advice."""
-    return "\n".join(f"{finding.words} {finding.advice}" for finding in findings if finding.level is level)
+def of_level(messages: Iterable[CheckMessage], level: int) -> str:
+    """The messages of that level, with their hints."""
+    return "\n".join(f"{message.msg} {message.hint or ''}" for message in messages if message.level == level)
 
 
-def fines(findings: Iterable[Finding]) -> str:
-    return of(findings, Level.FINE)
+def fines(messages: Iterable[CheckMessage]) -> str:
+    return of_level(messages, checks.INFO)
 
 
-def warnings(findings: Iterable[Finding]) -> str:
-    return of(findings, Level.WARNING)
+def warnings(messages: Iterable[CheckMessage]) -> str:
+    return of_level(messages, checks.WARNING)
 
 
-def problems(findings: Iterable[Finding]) -> str:
-    return of(findings, Level.PROBLEM)
+def problems(messages: Iterable[CheckMessage]) -> str:
+    return of_level(messages, checks.ERROR)
 
 
 def start_worker(redis: Redis, name: str = "", *, host: str = "") -> None:
@@ -50,6 +49,6 @@ def start_worker(redis: Redis, name: str = "", *, host: str = "") -> None:
 
 @contextlib.contextmanager
 def silent_host() -> Iterator[str]:
-    """host:port of somebody who takes connections and never says a word."""
+    """host:port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"

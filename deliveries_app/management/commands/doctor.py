@@ -1,22 +1,18 @@
-"""`manage.py doctor`: what would bite in production, in words; exit 1 if something does."""
-
 import json
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from deliveries_app.monitoring.doctor import Level, Report, examinations, examine
+from deliveries_app.monitoring.doctor import FINE, LEVELS, PROBLEM, WARNING, Result, all_checks, run_checks
 from docora.cli.output import FAILED, wrong_usage
-
-_ORDER = list(Level)
-_MARKS = {Level.FINE: "fine", Level.WARNING: "WARNING", Level.PROBLEM: "PROBLEM"}
+from docora.text import counted
 
 
 class Command(BaseCommand):
-    help = "Says in words what would bite in production, and ends with 1 if something does. Warnings do not count."
-    requires_system_checks = []  # they are among the findings
+    help = "Checks for production problems and explains each; exit 1 if there is one. Warnings do not count."
+    requires_system_checks = []  # they are among the results
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="for scripts: a list of {check, level, words, advice}")
@@ -26,29 +22,26 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["offline"] and options["app"]:
             raise wrong_usage("A ping of an app leaves the machine: --app and --offline exclude each other.")
-        reports = examine(examinations(offline=options["offline"], app_id=options["app"]))
+        results = run_checks(all_checks(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
-            self.stdout.write(json.dumps([asdict(report) for report in reports]))
+            self.stdout.write(json.dumps([_as_json(result) for result in results]))
         else:
-            self._tell(reports)
-        if any(report.level is Level.PROBLEM for report in reports):
+            self._print(results)
+        if any(result.level == PROBLEM for result in results):
             raise SystemExit(FAILED)
 
-    def _tell(self, reports: list[Report]) -> None:
-        """One line for each, problems last, where a terminal shows them."""
-        style = {Level.WARNING: self.style.WARNING, Level.PROBLEM: self.style.ERROR}
-        for report in sorted(reports, key=lambda report: _ORDER.index(report.level)):
-            mark = f"{_MARKS[report.level]:<7}"
-            colour = style.get(report.level)
-            self.stdout.write(
-                f"{colour(mark) if colour else mark}  {report.check}: {report.words} {report.advice}".rstrip()
-            )
-        count = Counter(report.level for report in reports)
-        self.stdout.write(
-            f"{count[Level.FINE]} fine, {_number(count[Level.WARNING], 'warning')}, "
-            f"{_number(count[Level.PROBLEM], 'problem')}."
-        )
+    def _print(self, results: list[Result]) -> None:
+        """Print one line for each result, problems last, where a terminal shows them."""
+        style: dict[str, Callable[[str], str]] = {FINE: str, WARNING: self.style.WARNING, PROBLEM: self.style.ERROR}
+        for result in sorted(results, key=lambda result: LEVELS.index(result.level)):
+            mark = FINE if result.level == FINE else result.level.upper()
+            line = f"{style[result.level](f'{mark:<7}')}  {result.check}: {result.message} {result.hint}"
+            self.stdout.write(line.rstrip())
+        count = Counter(result.level for result in results)
+        warnings, problems = (counted(count[level], level, f"{level}s") for level in (WARNING, PROBLEM))
+        self.stdout.write(f"{count[FINE]} fine, {warnings}, {problems}.")
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count} {what if count == 1 else f'{what}s'}"
+def _as_json(result: Result) -> dict[str, str]:
+    """Return the keys that scripts rely on."""
+    return {"check": result.check, "level": result.level, "words": result.message, "advice": result.hint}

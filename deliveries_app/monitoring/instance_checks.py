@@ -1,0 +1,243 @@
+"""Checks of what this instance stores and does: secrets, accounts, files, disk, workers, and a delivery to itself. Only
+`manage.py doctor` runs them."""
+
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterable
+from ipaddress import ip_network
+from pathlib import Path
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.checks import CheckMessage, Error, Info, Warning
+from django.db.models import Count, Min
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository
+from deliveries_app.monitoring import health
+from deliveries_app.monitoring.server_checks import from_health
+from deliveries_app.receiver import Receiver
+from deliveries_app.services import current_pause
+from deliveries_app.services.pinging import post_ping, send_ping
+from deliveries_app.services.requests import NotFound
+from deliveries_app.webhooks.keyring import Keyring
+from docora import http
+from docora.conf.installation import env_file, program
+from docora.db.clock import from_now
+from docora.http.client import HttpClient, Outcome
+from docora.redis import heartbeat, inspect
+from docora.security import crypto
+from docora.security.reencryption import Column, columns, reencrypt
+from docora.text import counted, format_bytes, format_seconds
+from repositories_app.mirror import cache
+
+OVERDUE_SECONDS = 60.0
+_SECRETS_READ = 5000  # per column; decrypting them takes about a second
+_FULL_BYTES = 1_000_000_000  # logs, the database or one repository fill this quickly
+_IDLE_SECONDS = 1.0  # between two looks at the workers: each is idle for a moment between two jobs
+_LISTED = 5
+
+
+def _some(names: Iterable[object]) -> str:
+    """Return the first names as one text, which says whether there are more."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:_LISTED]) + (" and more" if len(texts) > _LISTED else "")
+
+
+def check_secrets() -> list[CheckMessage]:
+    """Decrypt what is stored: the first `_SECRETS_READ` values of each column."""
+    found = columns()
+    for column in found:
+        reencrypt(column, dry_run=True, at_most=_SECRETS_READ)
+    messages: list[CheckMessage] = []
+    if unreadable := sum(len(column.unreadable) for column in found):
+        rows = "; ".join(f"{column}, pk {_some(column.unreadable)}" for column in found if column.unreadable)
+        text = f"{counted(unreadable, 'stored secret', 'stored secrets')} cannot be decrypted with any of ENCRYPTION_KEYS: "
+        hint = "Add the key that encrypted them to the end of the list, or replace those secrets."
+        messages.append(Error(f"{text}{rows}.", hint=hint))
+    if older := sum(column.renewed for column in found):
+        text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older one of ENCRYPTION_KEYS."
+        hint = f"Run {program()} rotate_encryption_keys before you remove that key."
+        messages.append(Warning(text, hint=hint))
+    return messages or [Info(f"The newest of ENCRYPTION_KEYS decrypts {_how_many(found)}.")]
+
+
+def _how_many(found: list[Column]) -> str:
+    number = counted(sum(column.current for column in found), "stored secret", "stored secrets")
+    return f"the first {number}" if any(column.current == _SECRETS_READ for column in found) else f"all {number}"
+
+
+def check_accounts() -> list[CheckMessage]:
+    staff = get_user_model()._default_manager.filter(is_active=True, is_staff=True)
+    if staff.filter(is_superuser=True).exists():
+        return [Info("An administrator can sign in.")]
+    hint = f"Create a superuser: {program()} createsuperuser"
+    if staff.exists():
+        return [Warning("No superuser: users cannot be managed, apps not deleted, sign-ins not unlocked.", hint=hint)]
+    return [Warning("No account can sign in.", hint=hint)]
+
+
+def check_files() -> list[CheckMessage]:
+    """Check that other users cannot read keys or enter the folders. Access for the group can be intended."""
+    data, repos = Path(settings.DATA_DIR), Path(settings.REPOS_DIR)
+    messages: list[CheckMessage] = []
+    for path in (data / "keys.json", env_file()):
+        mode = path.stat().st_mode if path.is_file() else 0
+        if mode & stat.S_IRWXO:
+            text = f"Every user of this machine can read {path}, which may hold keys."
+            messages.append(Error(text, hint=f"chmod 600 {path}"))
+        elif mode & stat.S_IRWXG:
+            text = f"The group of {path} can read it, and it may hold keys."
+            messages.append(Warning(text, hint=f"chmod 600 {path}, unless this is intended."))
+    for path in (data, repos):
+        if path.is_dir() and path.stat().st_mode & stat.S_IRWXO:
+            text = f"Every user of this machine can enter {path}, which holds sessions or private repositories."
+            messages.append(Warning(text, hint=f"chmod 700 {path}"))
+    return messages or [Info("Only the owner can access keys, data directory and mirrors.")]
+
+
+def check_disk() -> list[CheckMessage]:
+    """Check the room for the next fetch, which writes at most `MAX_FETCH_BYTES` into `REPOS_DIR`."""
+    wanted = {"DATA_DIR": _FULL_BYTES, "REPOS_DIR": max(_FULL_BYTES, settings.MAX_FETCH_BYTES)}
+    return [_check_folder(name, Path(getattr(settings, name)), size) for name, size in wanted.items()]
+
+
+def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
+    if not health.can_be_written(folder):
+        hint = "Make Docora's user its owner, and make room if its disk is full."
+        return Error(f"{name} ({folder}) is not writable.", hint=hint)
+    free = shutil.disk_usage(folder).free
+    text = f"{name} ({folder}) is writable; {format_bytes(free)} are free."
+    if free < _FULL_BYTES:
+        return Error(text, hint="Make room, or move it to a disk of its own. Without room nothing is fetched.")
+    if free < wanted:
+        hint = f"One fetch may write {format_bytes(wanted)} (MAX_FETCH_BYTES): make room, or lower it."
+        return Warning(text, hint=hint)
+    return Info(text)
+
+
+def check_mirrors() -> list[CheckMessage]:
+    size, limit = cache.measure(), settings.REPOS_MAX_BYTES
+    text = f"REPOS_DIR holds {counted(size.mirrors, 'mirror', 'mirrors')} in {format_bytes(size.bytes)}"
+    if not limit:
+        return [Info(f"{text}; they have no limit (REPOS_MAX_BYTES).")]
+    text = f"{text}; their limit is {format_bytes(limit)} (REPOS_MAX_BYTES)."
+    if limit > size.bytes + shutil.disk_usage(settings.REPOS_DIR).free:
+        return [Warning(text, hint="The disk fills up before that: lower the limit, or make room.")]
+    if size.bytes > limit:
+        return [Info(f"{text} A worker on this machine removes the excess after its next sync.")]
+    return [Info(text)]
+
+
+def check_workers() -> list[CheckMessage]:
+    problem = health.check_workers(heartbeat.read())
+    if problem != health.OK:
+        return [from_health(problem)]
+    hosts = [worker.host for worker in inspect.read_workers() if not worker.is_gone]
+    return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} alive, on {_some(sorted(set(hosts)))}.")]
+
+
+def check_sweep() -> list[CheckMessage]:
+    signs = heartbeat.read()
+    problem = health.check_sweep(signs)
+    if problem != health.OK or signs is None or signs.sweep_age is None:
+        return [from_health(problem)]
+    return [Info(f"The sweep last ran {format_seconds(signs.sweep_age)} ago.")]
+
+
+def check_backlog() -> list[CheckMessage]:
+    """Find repositories that have been due for long: either no worker takes them, or there is too much to do."""
+    overdue = AppRepository.objects.due().free().filter(next_sync_at__lte=from_now(-OVERDUE_SECONDS))
+    found = overdue.aggregate(count=Count("pk"), oldest=Min("next_sync_at"))
+    if not found["count"]:
+        return [Info(f"No repository has been due for more than {format_seconds(OVERDUE_SECONDS)}.")]
+    waited = format_seconds((timezone.now() - found["oldest"]).total_seconds())
+    number = counted(found["count"], "repository has", "repositories have")
+    text = f"{number} been due for more than {format_seconds(OVERDUE_SECONDS)}, the longest for {waited}"
+    if _workers_stay_idle():
+        hint = (
+            "Check that the sweep runs, that all processes have the same REDIS_URL, and that workers listen to high, default "
+            "and low. The logs of the sweep and the workers say more."
+        )
+        return [Error(f"{text}, although workers are idle.", hint=hint)]
+    hint = "Run more workers (up --workers N)."
+    return [Warning(f"{text}: the workers do not keep up, or none is running.", hint=hint)]
+
+
+def _workers_stay_idle() -> bool:
+    """Return whether, at two looks, idle workers leave jobs alone or have no jobs."""
+    if not _has_idle_workers():
+        return False
+    time.sleep(_IDLE_SECONDS)
+    return _has_idle_workers()
+
+
+def _has_idle_workers() -> bool:
+    signs = heartbeat.read()
+    return signs is not None and len(signs.workers) > signs.active and (signs.active == 0 or signs.waiting == 0)
+
+
+def check_pauses() -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    if pause := current_pause():
+        since = format_seconds((timezone.now() - pause.since).total_seconds())
+        text = f"{pause.paused_by} paused all syncing {since} ago."
+        messages.append(Warning(text, hint="Resume it on the queue page."))
+    paused = App.objects.filter(ended_at=None, paused=True).order_by("name").values_list("name", flat=True)
+    if names := list(paused[: _LISTED + 1]):
+        text = f"Nothing is sent to paused apps: {_some(names)}."
+        messages.append(Warning(text, hint="Resume an app on its page once it is ready."))
+    if importing := AppRepository.objects.alive().filter(arriving=True).count():
+        number = counted(importing, "watched repository is", "watched repositories are")
+        text = f"{number} not completely imported: nothing is checked or sent before that."
+        hint = f"Unless an import is running, run {program()} import_docora again."
+        messages.append(Warning(text, hint=hint))
+    return messages or [Info("Nothing is paused.")]
+
+
+def check_delivery() -> list[CheckMessage]:
+    """Send a signed ping to the reference client on this machine, and one signed with a wrong key.
+
+    This covers encryption, signing, JSON and the HTTP client of every notification. No stored app is used."""
+    key = crypto.decrypt(crypto.encrypt(crypto.new_webhook_key()))
+    with tempfile.TemporaryDirectory() as directory, Receiver(Path(directory), key) as receiver:
+        accepted = _ping(receiver.url, key)
+        logged = receiver.log[-1] if receiver.log else None
+        refused = _ping(receiver.url, crypto.new_webhook_key())
+    if not accepted.ok or logged is None or not logged.verified:
+        reason = " ".join(filter(None, [accepted.message, logged.outcome if logged else ""]))
+        hint = "No app would accept a notification: check this machine's clock, keys and firewall."
+        return [Error(f"A signed ping failed to reach a receiver on this machine. {reason}", hint=hint)]
+    if refused.status != 401:
+        text = f"A receiver on this machine accepted a ping signed with a wrong key. {refused.message}"
+        return [Error(text, hint="Signatures prove nothing then. Report this bug.")]
+    milliseconds = f"{accepted.elapsed * 1000:.0f} ms"
+    text = (
+        f"A receiver on this machine verified a signed ping in {milliseconds}, and refused one signed with a wrong key."
+    )
+    return [Info(text)]
+
+
+def _ping(url: str, key: str) -> Outcome:
+    """Ping with this key. Only this client may call loopback addresses; the app is never saved."""
+    app = App(name="doctor", base_url=url, new_auth_key=key)
+    loopback = [ip_network("127.0.0.0/8")]
+    with HttpClient(loopback, allow_http=True, user_agent=http.user_agent(), max_connections=1) as client:
+        return post_ping(client, app, Keyring.of_new_key(app))
+
+
+def check_app(app_id: str) -> list[CheckMessage]:
+    """Send the test ping of the app's page."""
+    app = App.objects.filter(app_id=app_id).first()
+    try:
+        if app is None:
+            raise NotFound
+        ping = send_ping(Actor.command(), app)
+    except NotFound:
+        return [Error(f"There is no app {app_id}.", hint="Copy the id from the app's page; it begins with app_.")]
+    except crypto.DecryptionError as error:
+        return [Error(str(error))]
+    return [Info(f"{app}: {ping.words}") if ping.delivered else Error(f"{app}: {ping.words}", hint=ping.hint)]

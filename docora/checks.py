@@ -1,0 +1,122 @@
+"""System checks of the settings. `manage.py check --deploy` and `manage.py doctor` run them."""
+
+import math
+from ipaddress import ip_address
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+
+from docora.conf.installation import program
+from docora.http.addresses import Network
+
+_METADATA = [ip_address(address) for address in ("169.254.169.254", "168.63.129.16", "fd00:ec2::254")]
+_LOOPBACK = [ip_address(address) for address in ("127.0.0.1", "::1")]
+_WIDE = {4: 16, 6: 48}
+"""IP version → a network with a shorter prefix than this is larger than one site."""
+_SECRET_KEY_BITS, _ENCRYPTION_KEY_BITS = 100, 60
+_MAKE_KEY = 'python3 -c "import secrets; print(secrets.token_urlsafe(50))"'
+
+
+@register(Tags.security, deploy=True)
+def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    if settings.DEBUG:
+        messages.append(
+            Error(
+                "DEBUG is on: error pages show source code and settings to everyone.",
+                hint="Remove DEBUG, then restart.",
+                id="docora.E003",
+            )
+        )
+    if not settings.HTTPS:
+        messages.append(
+            Warning(
+                f"PUBLIC_URL is {settings.PUBLIC_URL}, plain http: Docora serves this machine only, without Secure "
+                "cookies, the redirect to https and HSTS.",
+                hint="Set PUBLIC_URL to the https address that people and client apps use.",
+                id="docora.W001",
+            )
+        )
+    if settings.ALLOW_HTTP:
+        messages.append(
+            Warning(
+                "ALLOW_HTTP is on: files and the tokens of private repositories can travel unencrypted.",
+                hint="Remove it unless all of that traffic stays in a network that you trust.",
+                id="docora.W002",
+            )
+        )
+    return messages
+
+
+def check_proxies(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Check TRUSTED_PROXIES. Only `doctor` runs this: an image is checked before its proxy is known."""
+    if settings.HTTPS and not settings.TRUSTED_PROXIES:
+        return [
+            Error(
+                "PUBLIC_URL is https, but TRUSTED_PROXIES is empty: Docora does not believe any proxy that a request came "
+                "over https, and redirects every request forever.",
+                hint="Set TRUSTED_PROXIES to the address of the reverse proxy, such as 127.0.0.1/32.",
+                id="docora.E004",
+            )
+        ]
+    if any(network.prefixlen == 0 for network in settings.TRUSTED_PROXIES):
+        return [
+            Error(
+                "TRUSTED_PROXIES contains every address: a client can claim any address and is never throttled.",
+                hint="List only the reverse proxy.",
+                id="docora.E005",
+            )
+        ]
+    return []
+
+
+@register(Tags.security, deploy=True)
+def check_private_networks(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    return [message for network in settings.ALLOWED_PRIVATE_NETWORKS for message in _check_private_network(network)]
+
+
+def _check_private_network(network: Network) -> list[CheckMessage]:
+    narrow = "List the networks of your apps and git hosts, as narrow as possible."
+    if any(address in network for address in _METADATA):
+        text = (
+            f"ALLOWED_PRIVATE_NETWORKS has {network}, where clouds serve the machine's credentials: anyone who registers "
+            "an app or a repository can make Docora call there."
+        )
+        return [Error(text, hint=narrow, id="docora.E006")]
+    if any(address in network for address in _LOOPBACK):
+        text = f"ALLOWED_PRIVATE_NETWORKS has {network}: outbound calls reach every service on this machine."
+        return [Warning(text, hint="Remove it unless apps or git hosts run on this machine.", id="docora.W003")]
+    if network.prefixlen < _WIDE[network.version]:
+        text = f"ALLOWED_PRIVATE_NETWORKS has {network}, which is wide: outbound calls reach all of it."
+        return [Warning(text, hint=narrow, id="docora.W004")]
+    return []
+
+
+@register(Tags.security, deploy=True)
+def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    if settings.SECRET_KEY.startswith("django-insecure-") or _bits(settings.SECRET_KEY) < _SECRET_KEY_BITS:
+        messages.append(
+            Error(
+                "SECRET_KEY is short or repetitive: sessions signed with it can be forged.",
+                hint=f"Generate one: {_MAKE_KEY}",
+                id="docora.E007",
+            )
+        )
+    for place, key in enumerate(settings.ENCRYPTION_KEYS, 1):
+        if _bits(key) < _ENCRYPTION_KEY_BITS:
+            messages.append(
+                Error(
+                    f"Number {place} of ENCRYPTION_KEYS is short or repetitive: anyone who has the database can guess it.",
+                    hint=f"Generate one ({_MAKE_KEY}), put it first, and run {program()} rotate_encryption_keys.",
+                    id="docora.E008",
+                )
+            )
+    return messages
+
+
+def _bits(key: str) -> float:
+    """Return an upper bound of the key's entropy, from its length and its number of different characters. It finds keys
+    that a person typed; it cannot prove that a key is random."""
+    return len(key) * math.log2(max(1, len(set(key))))

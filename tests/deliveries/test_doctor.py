@@ -1,0 +1,283 @@
+"""`manage.py doctor`: a healthy instance passes, each problem has its remedy, and the command always ends."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.checks import CheckMessage, Info
+from django.core.management import CommandError
+from redis import Redis
+
+from deliveries_app.monitoring import doctor as monitoring
+from deliveries_app.monitoring import instance_checks
+from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Result, run_checks
+from deliveries_app.receiver import Answer
+from docora.redis import heartbeat
+from docora.security import crypto
+from tests.support.doctor import doctor, fines, problems, silent_host, start_worker, warnings
+from tests.support.git import GitFixture
+from tests.support.staff import make_app, make_watch
+from tests.support.world import World
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def git_server(tmp_path: Path, settings) -> Iterator[GitFixture]:
+    """The first allowed git host."""
+    fixture = GitFixture(tmp_path / "git")
+    settings.ALLOWED_GIT_HOSTS = [fixture.server.url.partition("://")[2]]
+    yield fixture
+    fixture.server.stop()
+
+
+@pytest.fixture
+def healthy(transactional_db, redis_client: Redis, git_server: GitFixture, tmp_path: Path, settings) -> None:
+    """Everything that a syncing instance has."""
+    settings.REPOS_DIR = tmp_path / "repos"
+    User.objects.create_superuser("root", password="x")
+    start_worker(redis_client)
+    heartbeat.beat(heartbeat.SWEEP)
+
+
+# --- The command --------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_instance_has_no_problem(healthy) -> None:
+    code, output = doctor()
+    assert "PROBLEM" not in output
+    assert code == 0
+    for line in (
+        "database: PostgreSQL 18",
+        "redis: Redis answers and accepts writes.",
+        "sweep: The sweep last ran less than a second ago.",
+        "workers: 1 worker is alive",
+        "delivery: A receiver on this machine verified a signed ping",
+        "git-host: The git host 127.0.0.1:",
+        "addresses: The outbound client refuses [::1], 10.0.0.1, 169.254.1.1, 169.254.169.254, [fd00:ec2::254].",
+    ):
+        assert f"fine     {line}" in output
+    assert re.fullmatch(r"\d+ fine, \d+ warnings, 0 problems\.", output.splitlines()[-1])
+
+
+def test_a_problem_is_last_with_its_remedy_and_exits_with_1(healthy, redis_client: Redis) -> None:
+    redis_client.delete("docora:heartbeat:sweep")
+    code, output = doctor()
+    assert code == 1
+    marks = [line.split()[0] for line in output.splitlines()[:-1]]
+    assert marks == sorted(marks, key=["fine", "WARNING", "PROBLEM"].index)
+    assert output.splitlines()[-2] == (
+        "PROBLEM  sweep: The sweep has not run for a day. Start manage.py up, or manage.py sweep."
+    )
+    assert output.splitlines()[-1].endswith(", 1 problem.")
+
+
+def test_json_has_the_same_results(healthy) -> None:
+    code, output = doctor("--json")
+    found = json.loads(output)
+    assert code == 0
+    assert {tuple(result) for result in found} == {("check", "level", "words", "advice")}
+    assert {result["level"] for result in found} == {"fine", "warning"}
+    checks = {check.name for check in monitoring.all_checks()}
+    assert {result["check"] for result in found} == checks - {"sqlite"}
+
+
+def test_offline_does_not_call_the_git_host(healthy, git_server: GitFixture) -> None:
+    git_server.server.stop()
+    assert doctor("--offline")[0] == 0
+    code, output = doctor()
+    assert code == 1
+    assert "PROBLEM  git-host: The git host 127.0.0.1:" in output
+    assert "cannot be reached" in output
+
+
+def test_it_ends_although_every_server_hangs(tmp_path: Path) -> None:
+    with silent_host() as silent:
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "DATA_DIR": str(tmp_path),
+            "DOCORA_ENV_FILE": "/dev/null",
+            "DATABASE_URL": f"postgres://docora:password-of-database@{silent}/docora",
+            "REDIS_URL": f"redis://:password-of-redis@{silent}/0",
+            "ALLOWED_GIT_HOSTS": silent,
+            "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
+        }
+        started = time.monotonic()
+        command = [sys.executable, str(PROJECT / "manage.py"), "doctor"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 1
+    assert time.monotonic() - started < 60
+    assert "PROBLEM  database: The database does not answer. Check DATABASE_URL" in done.stdout
+    assert "PROBLEM  redis: Redis does not answer. Check REDIS_URL" in done.stdout
+    assert f"PROBLEM  git-host: The git host {silent} cannot be reached." in done.stdout
+    assert "WARNING  secrets: Not checked, because database has a problem." in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "password-of" not in done.stdout + done.stderr
+
+
+# --- Running checks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_check_that_raises_is_a_problem_without_secrets_and_the_next_one_runs() -> None:
+    def fails() -> list[CheckMessage]:
+        raise ValueError("cannot use redis://:s3cret@host/0\nsecond line")
+
+    assert run_checks([Check("one", fails), Check("two", lambda: [Info("It works.")])]) == [
+        Result(
+            "one",
+            PROBLEM,
+            "The check failed with ValueError: cannot use redis://[redacted]@host/0.",
+            "If no other problem explains it, report this bug.",
+        ),
+        Result("two", FINE, "It works.", ""),
+    ]
+
+
+def test_a_check_that_hangs_is_a_problem_and_what_needs_it_is_skipped() -> None:
+    def hangs() -> list[CheckMessage]:
+        time.sleep(2)
+        return [Info("Too late.")]
+
+    checks = [Check("one", hangs, seconds=0.05), Check("two", lambda: [Info("It works.")], needs=("one",))]
+    found = [(result.check, result.level, result.message) for result in run_checks(checks)]
+    assert found == [
+        ("one", PROBLEM, "The check did not end within 0.05 s."),
+        ("two", WARNING, "Not checked, because one has a problem."),
+    ]
+
+
+def test_a_result_is_one_line() -> None:
+    (result,) = run_checks([Check("one", lambda: [Info("Nothing is sent to A\n  fine\x1b[2J.")])])
+    assert result.message == "Nothing is sent to A fine\ufffd[2J."
+
+
+# --- Settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_system_checks_are_results(settings) -> None:
+    settings.SECRET_KEY, settings.TRUSTED_PROXIES = "short", []
+    settings.FILE_TRANSFORMS = ["no.such.module"]
+    (secret_key, transforms) = sorted(problems(monitoring.check_settings()).splitlines(), reverse=True)
+    assert secret_key.startswith("SECRET_KEY is short or repetitive")
+    assert "no.such.module" in transforms
+    assert "PUBLIC_URL is http://127.0.0.1:8000, plain http" in warnings(monitoring.check_settings())
+    settings.HTTPS, settings.SESSION_COOKIE_SECURE = True, False
+    assert "TRUSTED_PROXIES is empty" in problems(monitoring.check_settings())
+    assert "SESSION_COOKIE_SECURE" in warnings(monitoring.check_settings())
+
+
+def test_what_another_message_covers_is_left_out(settings) -> None:
+    settings.DEBUG, settings.SECRET_KEY = True, "short"
+    found = {message.id for message in monitoring.check_settings()}
+    assert found >= {"docora.E003", "docora.E007", "docora.W001"}
+    assert not [name for name in found if name.startswith("security.")]
+
+
+def test_a_silenced_check_is_left_out(settings) -> None:
+    settings.HTTPS, settings.PUBLIC_URL, settings.ALLOW_HTTP = True, "https://docora.example", False
+    settings.ALLOWED_PRIVATE_NETWORKS = []
+    settings.SILENCED_SYSTEM_CHECKS = ["mail.W001", *(f"security.W0{number:02}" for number in range(1, 30))]
+    found = monitoring.check_settings()
+    assert [message.id for message in found] == ["docora.E004"]
+    settings.SILENCED_SYSTEM_CHECKS += ["docora.E004"]
+    assert "Django's system checks (check --deploy) find no problem." in fines(monitoring.check_settings())
+
+
+# --- Secrets, accounts, files and disk ----------------------------------------------------------------------------------
+
+
+def test_a_stored_secret_that_no_key_decrypts_is_named(db, settings) -> None:
+    app = make_app("Portal")
+    assert "The newest of ENCRYPTION_KEYS decrypts all 1 stored secret." in fines(instance_checks.check_secrets())
+    settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
+    text = problems(instance_checks.check_secrets())
+    assert f"1 stored secret cannot be decrypted with any of ENCRYPTION_KEYS: {app._meta.label}" in text
+    assert f"client_auth_key, pk {app.pk}." in text
+
+
+def test_secrets_that_use_an_older_key_are_counted(db, settings) -> None:
+    make_watch(make_app("Portal"), "docs")
+    settings.ENCRYPTION_KEYS = ["a-newer-key-in-front", *settings.ENCRYPTION_KEYS]
+    text = warnings(instance_checks.check_secrets())
+    assert "2 stored secrets use an older one of ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
+
+
+def test_an_instance_without_an_administrator_is_a_warning(db) -> None:
+    text = warnings(instance_checks.check_accounts())
+    assert "No account can sign in. Create a superuser: manage.py createsuperuser" in text
+    User.objects.create_user("anna", password="x", is_staff=True)
+    assert "No superuser" in warnings(instance_checks.check_accounts())
+    User.objects.create_superuser("root", password="x")
+    assert "An administrator can sign in." in fines(instance_checks.check_accounts())
+
+
+def test_keys_and_folders_that_others_can_read_are_named(tmp_path: Path, settings, monkeypatch) -> None:
+    settings.DATA_DIR, settings.REPOS_DIR = tmp_path / "data", tmp_path / "repos"
+    for folder in (settings.DATA_DIR, settings.REPOS_DIR):
+        folder.mkdir(mode=0o700)
+    key_file, env_file = settings.DATA_DIR / "keys.json", tmp_path / ".env"
+    key_file.write_text("{}")
+    key_file.chmod(0o600)
+    monkeypatch.setenv("DOCORA_ENV_FILE", str(env_file))
+    assert "Only the owner can access keys" in fines(instance_checks.check_files())
+    env_file.write_text("SECRET_KEY=x")
+    env_file.chmod(0o640)
+    key_file.chmod(0o604)
+    settings.REPOS_DIR.chmod(0o755)
+    text = problems(instance_checks.check_files())
+    assert f"Every user of this machine can read {key_file}, which may hold keys. chmod 600" in text
+    text = warnings(instance_checks.check_files())
+    assert f"The group of {env_file} can read it" in text
+    assert f"Every user of this machine can enter {settings.REPOS_DIR}" in text
+
+
+def test_a_folder_that_is_not_writable_and_a_small_disk_are_named(tmp_path: Path, settings, monkeypatch) -> None:
+    settings.MAX_FETCH_BYTES = 10**18
+    assert "One fetch may write" in warnings(instance_checks.check_disk())
+    monkeypatch.setattr(instance_checks, "_FULL_BYTES", 10**18)
+    assert problems(instance_checks.check_disk()).count("Make room, or move it to a disk of its own.") == 2
+    (tmp_path / "file").write_text("")
+    settings.REPOS_DIR = tmp_path / "file"
+    assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())
+
+
+# --- Deliveries ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_delivery_to_itself_fails_with_a_wrong_signature(monkeypatch) -> None:
+    assert "refused one signed with a wrong key" in fines(instance_checks.check_delivery())
+    monkeypatch.setattr("deliveries_app.webhooks.signing.docora_signature", lambda *_: "sha256=0")
+    text = problems(instance_checks.check_delivery())
+    assert "A signed ping failed to reach a receiver on this machine. The server answered 401." in text
+    assert "X-Docora-Signature does not match." in text
+
+
+@pytest.fixture
+def world(transactional_db, tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def test_an_app_is_pinged_on_request(world: World) -> None:
+    code, output = doctor("--app", world.app.app_id)
+    assert "fine     app: Portal: The app accepted the ping: it answered 200." in output
+    assert [record.kind for record in world.requests()] == ["ping"]
+    world.answer(lambda _: Answer(401))
+    code, output = doctor("--app", world.app.app_id)
+    assert code == 1
+    assert "PROBLEM  app: Portal: The app answered 401. The app refused the signature" in output
+
+
+def test_an_unknown_app_and_one_whose_key_is_lost_are_problems(world: World, settings) -> None:
+    assert "There is no app app_x." in problems(instance_checks.check_app("app_x"))
+    settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
+    assert str(crypto.DecryptionError()) in problems(instance_checks.check_app(world.app.app_id))
+    with pytest.raises(CommandError, match="exclude each other"):
+        doctor("--offline", "--app", world.app.app_id)

@@ -1,0 +1,228 @@
+"""`manage.py doctor`: the database, Redis, and who works."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from django.db import connection
+from django.db.backends.base import base
+from django.db.utils import ConnectionHandler
+from django.utils import timezone
+from redis import Redis
+
+from deliveries_app.models import App, AppRepository, SyncPause
+from deliveries_app.monitoring import instance_checks, server_checks
+from tests.support.doctor import doctor, fines, problems, start_worker, warnings
+from tests.support.postgres import PostgresServer
+from tests.support.staff import make_app, make_watch
+from tests.support.valkey import ValkeyServer
+
+# --- The database -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_down_is_a_problem_and_checks_that_need_it_are_skipped(
+    postgres_server: PostgresServer,
+) -> None:
+    connection.close()
+    postgres_server.stop()
+    try:
+        code, said = doctor("--offline")
+    finally:
+        postgres_server.start()
+        connection.close()
+    assert code == 1
+    assert "PROBLEM  database: The database does not answer. Check DATABASE_URL and the database server." in said
+    assert "WARNING  secrets: Not checked, because database has a problem." in said
+    assert "fine     delivery: " in said
+    assert "Traceback" not in said
+
+
+def test_a_database_that_is_not_migrated_is_a_problem(db) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
+    assert "The database is not migrated. Run manage.py migrate." in problems(server_checks.check_database())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_server_that_is_too_old_is_a_problem(postgres_server: PostgresServer, monkeypatch) -> None:
+    monkeypatch.setattr(connection.features, "minimum_database_version", (99,))
+    monkeypatch.setattr(base, "RAN_DB_VERSION_CHECK", set())
+    connection.close()
+    try:
+        said = problems(server_checks.check_database())
+    finally:
+        connection.close()
+    assert "PostgreSQL 99 or later is required (found 18." in said
+    assert "Upgrade the database server." in said
+
+
+def test_synchronous_clocks_are_fine(db) -> None:
+    assert "0.0" in fines(server_checks.check_clock())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "of_level", "text"),
+    [
+        (-3, warnings, "The database's is ahead. Run NTP"),
+        (3, warnings, "The machine's is ahead. Run NTP"),
+        (6, problems, "The machine's is ahead. Run NTP"),  # more than LEASE_SECONDS / 6
+    ],
+)
+def test_a_skewed_clock_is_found(db, monkeypatch, seconds: float, of_level, text: str) -> None:
+    monkeypatch.setattr(server_checks, "time", SimpleNamespace(time=lambda: time.time() + seconds))
+    assert text in of_level(server_checks.check_clock())
+
+
+@pytest.fixture
+def sqlite(db, tmp_path: Path, monkeypatch) -> Iterator[None]:
+    """A SQLite file without a write-ahead log."""
+    handler = ConnectionHandler(
+        {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "docora.sqlite3")}}
+    )
+    monkeypatch.setattr(server_checks, "connection", handler["default"])
+    yield
+    handler["default"].close()
+
+
+def test_sqlite_without_a_write_ahead_log_is_a_problem(sqlite) -> None:
+    assert "SQLite's journal mode is delete, not wal" in problems(server_checks.check_sqlite())
+    with server_checks.connection.cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode=WAL")
+    assert "SQLite keeps a write-ahead log" in fines(server_checks.check_sqlite())
+
+
+def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) -> None:
+    for number in range(4):
+        start_worker(redis_client, f"worker-{number}")
+    assert warnings(server_checks.check_sqlite()) == ""
+    start_worker(redis_client, "far", host="other.example")
+    assert "5 workers share SQLite, which has one writer at a time" in warnings(server_checks.check_sqlite())
+    said = problems(server_checks.check_sqlite())
+    assert "Workers also run on other machines (other.example)" in said
+    assert "Move to PostgreSQL (DATABASE_URL)." in said
+
+
+def test_postgresql_has_no_messages_about_sqlite(db) -> None:
+    assert list(server_checks.check_sqlite()) == []
+
+
+# --- Redis --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(redis_client: Redis) -> Iterator[Redis]:
+    """A Redis whose configuration a test can change."""
+    names = ("maxmemory", "maxmemory-policy")
+    before = redis_client.config_get(*names)
+    yield redis_client
+    for name in names:
+        redis_client.config_set(name, before[name])
+
+
+def test_a_redis_that_is_down_is_a_problem(valkey_server: ValkeyServer, settings) -> None:
+    valkey_server.stop()
+    assert "Redis does not answer. Check REDIS_URL and the Redis server." in problems(server_checks.check_redis())
+    settings.DATA_DIR = valkey_server.folder
+    settings.REDIS_URL = f"unix://{valkey_server.folder}/valkey.sock?db=0"
+    assert "The embedded Valkey does not answer. Start manage.py up" in problems(server_checks.check_redis())
+
+
+def test_a_redis_that_evicts_is_a_problem(configured: Redis) -> None:
+    configured.config_set("maxmemory-policy", "allkeys-lru")
+    said = warnings(server_checks.check_redis_server())
+    assert (
+        "maxmemory-policy is allkeys-lru: when memory runs out, waiting jobs and counters disappear silently." in said
+    )
+    assert "It does not happen yet, because no maxmemory is set. Set maxmemory-policy noeviction" in said
+    configured.config_set("maxmemory", 1_000_000_000)
+    assert "Redis' maxmemory-policy is allkeys-lru" in problems(server_checks.check_redis_server())
+    configured.config_set("maxmemory-policy", "noeviction")
+    assert problems(server_checks.check_redis_server()) == ""
+
+
+def test_a_redis_that_is_full_is_a_problem_and_one_that_fills_up_a_warning(configured: Redis) -> None:
+    used = configured.info("memory")["used_memory"]
+    configured.config_set("maxmemory", int(used / 0.88))
+    assert "A full Redis refuses writes" in warnings(server_checks.check_redis_server())
+    configured.config_set("maxmemory", 1)
+    assert "A full Redis refuses writes" in problems(server_checks.check_redis_server())
+    assert "Redis answers, but refuses writes, so no worker is woken: command not allowed" in problems(
+        server_checks.check_redis()
+    )
+
+
+def test_a_redis_in_order_is_fine(redis_client: Redis) -> None:
+    messages = server_checks.check_redis_server()
+    assert "Valkey 9." in fines(messages)
+    assert "Redis evicts nothing" in fines(messages)
+    assert "no maxmemory is set" in fines(messages)
+    assert warnings(messages) == problems(messages) == ""
+
+
+def test_a_redis_that_is_too_old_is_a_problem() -> None:
+    said = server_checks._check_version({"redis_version": "6.2.14"})
+    assert said.msg == "Redis 6.2.14 is too old: Docora needs Redis 7.0 or newer, or Valkey."
+    assert server_checks._check_version({"redis_version": "7.0.0"}).msg == "Redis 7.0.0 is new enough."
+
+
+# --- Workers, sweep, what waits -----------------------------------------------------------------------------------------
+
+
+def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
+    assert (
+        "No sync worker is running, so nothing is sent. Start manage.py up, or manage.py rqworker high default low."
+        in problems(instance_checks.check_workers())
+    )
+    start_worker(redis_client, host="a.example")
+    start_worker(redis_client, host="b.example")
+    assert "2 workers are alive, on a.example, b.example." in fines(instance_checks.check_workers())
+
+
+def test_a_late_sweep_is_a_problem(redis_client: Redis) -> None:
+    redis_client.set("docora:heartbeat:sweep", time.time() - 600)
+    assert "The sweep last looked 10 min ago. See whether manage.py up, or manage.py sweep, still runs." in problems(
+        instance_checks.check_sweep()
+    )
+
+
+def test_due_repositories_are_a_problem_beside_idle_workers_and_a_warning_beside_busy_ones(
+    db, redis_client: Redis
+) -> None:
+    make_watch(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=30))
+    assert "No repository has been due for more than 1 min." in fines(instance_checks.check_backlog())
+    make_watch(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(minutes=10))
+    start_worker(redis_client)
+    said = problems(instance_checks.check_backlog())
+    assert "1 repository has been due for more than 1 min, the longest for 10 min, although workers are idle." in said
+    assert "all processes have the same REDIS_URL" in said
+    redis_client.zadd("rq:wip:default", {"job-1:x": time.time() + 60})
+    said = warnings(instance_checks.check_backlog())
+    assert ": the workers do not keep up, or none is running. Run more workers" in said
+    assert "up --workers N" in said
+
+
+def test_incomplete_imports_are_a_warning(db) -> None:
+    app = make_app("Portal")
+    first, second = make_watch(app, "docs"), make_watch(app, "site")
+    for watch, number in ((first, "1 watched repository is"), (second, "2 watched repositories are")):
+        AppRepository.objects.filter(pk=watch.pk).update(arriving=True)
+        said = warnings(instance_checks.check_pauses())
+        assert f"{number} not completely imported: nothing is checked or sent before that." in said
+        assert "run manage.py import_docora again." in said
+        assert fines(instance_checks.check_pauses()) == ""
+    AppRepository.objects.update(ended_at=timezone.now())
+    assert "Nothing is paused." in fines(instance_checks.check_pauses())
+
+
+def test_pauses_are_warnings(db) -> None:
+    app = make_app("Portal")
+    assert "Nothing is paused." in fines(instance_checks.check_pauses())
+    App.objects.filter(pk=app.pk).update(paused=True)
+    SyncPause.objects.create(paused_by="anna", since=timezone.now() - timedelta(hours=2))
+    said = warnings(instance_checks.check_pauses())
+    assert "anna paused all syncing 2 h ago. Resume it on the queue page." in said
+    assert "Nothing is sent to paused apps: Portal." in said
