@@ -18,9 +18,6 @@ PACKAGES := docora repositories_app deliveries_app
 # A part of the suite may hold nothing that runs on SQLite; pytest's "no test was collected" (5) is then no failure.
 MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 
-# What the browser tests need from npm, as its lock file pins it; npm's own record says what is there.
-NPM_PACKAGES := tests/browser/node_modules/.package-lock.json
-
 .PHONY: setup run test bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
 
 setup:
@@ -32,7 +29,6 @@ run: setup
 # The whole suite on PostgreSQL, then what works on the database once more on SQLite, where queries are as many. Pytest's summary stands last.
 test: setup
 	@.ci/system-packages.sh
-	-@$(MAKE) $(NPM_PACKAGES)
 	$(PYTEST) $(PYTEST_ARGS)
 	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories/test_mirror.py \
 		--ignore tests/deliveries/test_admin_queries.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
@@ -48,9 +44,6 @@ soak: setup
 screenshots: setup
 	@.ci/system-packages.sh
 	$(BIN)/python -m tests.browser.screenshots
-
-$(NPM_PACKAGES): tests/browser/package-lock.json
-	npm ci --prefix tests/browser --ignore-scripts --no-audit --no-fund
 
 # Speed and memory, beside the wire's ceiling: about twenty minutes and 20 GB below /tmp meanwhile; a whole run rewrites
 # tests/bench/RESULTS.md and its charts. BENCH_ARGS="--only first,check" takes some of it, "--most 100000" ends there.
@@ -99,7 +92,6 @@ lock: setup
 	$(COMPILE) pyproject.toml --all-extras --group dev --constraint requirements.txt --output-file requirements-dev.txt && \
 	echo uv | $(COMPILE) - --output-file .ci/uv.txt
 	@.ci/bootstrap.sh
-	npm install --prefix tests/browser --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 
 # A wheel, which is all of Docora but its dependencies, and an sdist: the same bytes wherever one commit is built.
 DIST := dist
@@ -109,5 +101,5 @@ dist: setup
 
 # Leaves `var/` alone: it holds data.
 clean:
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/browser/node_modules
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . \( -name .git -o -name var \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

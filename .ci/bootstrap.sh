@@ -1,16 +1,17 @@
 #!/bin/sh
-# Builds .venv from requirements-dev.txt, with nothing on the machine but git and some Python.
+# Builds .venv from requirements-dev.txt. The machine needs only git and a Python; as root on Debian, the script installs
+# python3-venv if it is missing.
 #
-#   .ci/bootstrap.sh       build or update .venv; says so in one line and does nothing when it is up to date
-#   .ci/bootstrap.sh uv    print the path of a working uv, fetching one if need be (for `make lock`)
+#   .ci/bootstrap.sh       build or update .venv; if it is up to date, print one line and do nothing
+#   .ci/bootstrap.sh uv    print the path of a working uv, and fetch one if there is none (for `make lock`)
 #
-# PYTHON        the interpreter to use, instead of the first fitting one
+# PYTHON        the interpreter to use, instead of the first suitable one
 # PYTHON_DIRS   folders, separated by colons, that are searched after PATH
 #
-# Whatever is missing is one sentence on stderr and exit status 1.
+# If something is missing, the script prints what to do on stderr and exits with status 1.
 #
-# .venv/.setup says what .venv holds: "building", or a fingerprint of the lock files, the interpreter and the place.
-# It is written first and last, so that an interrupted run is seen and its half-installed packages are not trusted.
+# .venv/.setup holds "building" while .venv is built, and then a fingerprint of the lock files, the interpreter and the
+# path. An interrupted run leaves "building" behind, so the next one does not trust half-installed packages.
 set -eu
 
 LOWEST_GIT=2.38
@@ -31,7 +32,7 @@ fail() {
     exit 1
 }
 
-# at_least 2.47.3 2.38: compares two numbers of each.
+# at_least 2.47.3 2.38: is the first version at least the second? Compares the major and minor numbers.
 at_least() {
     have_major=${1%%.*} have_rest=${1#*.} need_major=${2%%.*} need_rest=${2#*.}
     have_minor=${have_rest%%.*} need_minor=${need_rest%%.*}
@@ -41,17 +42,17 @@ at_least() {
 
 require_git() {
     command -v git >/dev/null 2>&1 ||
-        fail "Docora needs git $LOWEST_GIT or newer and finds none on PATH; install it (Debian: apt-get install git)."
+        fail "Docora needs git $LOWEST_GIT or newer, but there is none on PATH. Install it (Debian: apt-get install git)."
     answer=$(git --version 2>/dev/null) || answer=
     version=${answer#git version }
     version=${version%%[!0-9.]*}
     at_least "$version" "$LOWEST_GIT" ||
-        fail "Docora needs git $LOWEST_GIT or newer, but $(command -v git) is ${version:-of an unknown version};" \
-            "install a newer one (Debian: apt-get install git)."
+        fail "Docora needs git $LOWEST_GIT or newer, but $(command -v git) is ${version:-of an unknown version}." \
+            "Install a newer one (Debian: apt-get install git)."
 }
 
-# ask_python PATH: sets found_version, found_pip (yes or no: can it make an environment with pip?) and found_python,
-# the interpreter behind any shim or virtual environment. Only running it tells: a shim may lead nowhere.
+# ask_python PATH: sets found_version, found_pip (yes or no: can it create an environment with pip?) and found_python,
+# the interpreter behind a shim or virtual environment. Runs the interpreter, since a shim may point to a missing one.
 ask_python() {
     answer=$("$1" -c '
 import sys
@@ -68,7 +69,7 @@ print("%s %s %s" % (version, pip, getattr(sys, "_base_executable", None) or sys.
     at_least "$found_version" 0.0
 }
 
-# Every interpreter worth asking, one a line, the preferred first.
+# Prints every interpreter to try, one per line, the preferred one first.
 candidates() {
     if [ -n "${PYTHON:-}" ]; then
         command -v "$PYTHON" || :
@@ -82,7 +83,7 @@ candidates() {
     old_ifs=$IFS
     IFS=:
     for pattern in $dirs; do
-        for dir in $pattern; do # the unquoted pattern unfolds here
+        for dir in $pattern; do # unquoted, so that the shell expands the pattern
             for name in python3.14 python3.13 python3.12 python3; do
                 [ ! -x "$dir/$name" ] || printf '%s\n' "$dir/$name"
             done
@@ -91,7 +92,8 @@ candidates() {
     IFS=$old_ifs
 }
 
-# Sets python, python_version and python_pip; and pip_python, any interpreter that can fetch uv with pip ('' if none).
+# Sets python, python_version and python_pip, and sets pip_python to any interpreter that can fetch uv with pip ('' if
+# there is none).
 find_python() {
     python='' newer='' pip_python='' seen=''
     list=$(candidates)
@@ -121,13 +123,13 @@ find_python() {
     fi
     [ -n "$python" ] && return
     if [ -n "${PYTHON:-}" ] && [ -z "$seen" ]; then
-        fail "PYTHON=$PYTHON is no Python that runs; name one of version $LOWEST_PYTHON or newer."
+        fail "PYTHON=$PYTHON does not run. Name a Python of version $LOWEST_PYTHON or newer."
     fi
-    fail "Docora needs Python $LOWEST_PYTHON or newer and finds ${seen:-none}; install one (Debian: apt-get install" \
-        "python3 python3-venv) or name it: make PYTHON=/path/to/python3."
+    fail "Docora needs Python $LOWEST_PYTHON or newer, but found ${seen:-none}. Install one (Debian: apt-get install" \
+        "python3 python3-venv) or name one: make PYTHON=/path/to/python3."
 }
 
-# Sets uv, to '' if there is none.
+# Sets uv to the path of a working uv, or to '' if there is none.
 find_uv() {
     for uv in "$(command -v uv || :)" "$TOOLS/bin/uv" "${HOME:-}/.local/bin/uv" "${HOME:-}/.cargo/bin/uv"; do
         [ -n "$uv" ] || continue
@@ -138,7 +140,18 @@ find_uv() {
     uv=''
 }
 
-# Puts the uv of .ci/uv.txt into an environment of its own below .venv, where nothing else sees it.
+# As root on Debian, installs python3-venv for the system's own interpreter.
+install_venv_package() {
+    case "$python" in /usr/bin/*) ;; *) return 1 ;; esac
+    command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" -eq 0 ] || return 1
+    printf 'Installing python3-venv ...\n'
+    for step in update 'install --yes --no-install-recommends python3-venv'; do
+        # unquoted, so that the shell splits the step into its arguments
+        DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 $step >/dev/null </dev/null || return 1
+    done
+}
+
+# Installs the uv of .ci/uv.txt into its own environment below .venv, separate from the packages of Docora.
 fetch_uv() {
     [ -n "$pip_python" ] || return 1
     rm -rf "$TOOLS"
@@ -148,10 +161,10 @@ fetch_uv() {
     else
         rm -rf "$TOOLS"
         return 1
-    fi 2>/dev/null # what stops pip here stops it again at the packages, and is shown there
+    fi 2>/dev/null # an error here happens again when pip installs the packages, and is shown there
 }
 
-# The interpreter is always named: uv would otherwise download one, which not every machine may.
+# Always names the interpreter: uv would otherwise download one, which not every machine may do.
 install_with_uv() {
     [ -n "$uv" ] || return 1
     [ "$state" = update ] ||
@@ -162,13 +175,13 @@ install_with_uv() {
 
 install_with_pip() {
     [ "$python_pip" = yes ] || return 1
-    [ -z "$uv" ] || printf 'uv did not get there; pip tries in its place ...\n'
+    [ -z "$uv" ] || printf 'uv failed; trying pip instead ...\n'
     "$python" -m venv "$VENV" || return 1
     "$VENV/bin/python" -m pip install --quiet --no-input --require-hashes -r requirements-dev.txt
 }
 
-# What .venv should hold, or nothing if its interpreter does not run. Everything that makes it useless counts: other
-# lock files, another interpreter behind the same link, a folder that was moved (the scripts name its old place).
+# Prints what .venv should hold, or nothing if its interpreter does not run. Covers everything that makes .venv useless:
+# changed lock files, another interpreter behind the same link, a moved folder (the scripts contain its old path).
 fingerprint() {
     "$VENV/bin/python" -I -S -c '
 import hashlib, sys
@@ -185,7 +198,7 @@ write_stamp() {
     mv -f "$STAMP.new" "$STAMP"
 }
 
-# Sets state: 'ready', 'update' (packages differ), or 'rebuild'; and wanted, the fingerprint.
+# Sets state to 'ready', 'update' (the packages differ) or 'rebuild', and wanted to the fingerprint.
 inspect_venv() {
     state=rebuild
     wanted=$(fingerprint) || return 0
@@ -193,7 +206,7 @@ inspect_venv() {
     [ ! -r "$STAMP" ] || read -r held <"$STAMP" || :
     if [ "$held" = "$wanted" ]; then
         state=ready
-    elif [ -z "$held" ] || [ "${held% lock *}" = "${wanted% lock *}" ]; then # '' = made by hand, with any tool
+    elif [ -z "$held" ] || [ "${held% lock *}" = "${wanted% lock *}" ]; then # '' = created by hand
         state=update
     fi
     [ "$state" != rebuild ] || return 0
@@ -214,21 +227,22 @@ build_venv() {
     if [ "$state" = rebuild ]; then
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name .tools ! -name .setup -exec rm -rf {} +
     fi
+    if [ -z "$uv$pip_python" ] && install_venv_package; then find_python; fi
     if [ -z "$uv" ] && ! fetch_uv && [ "$python_pip" = no ]; then
-        fail "Python $python_version ($python) cannot make a virtual environment and uv is not there either;" \
-            "install one of them (Debian: apt-get install python3-venv)."
+        fail "Python $python_version ($python) cannot create a virtual environment, and there is no uv either." \
+            "Install one of them (Debian: apt-get install python3-venv)."
     fi
     printf '%s .venv with Python %s (%s) and %s ...\n' "$doing" "$python_version" "$python" "${uv:-pip}"
     install_with_uv || install_with_pip ||
-        fail "The packages of requirements-dev.txt could not be installed, for the reason above;" \
-            "mend it (often the network or a proxy) and run make again."
-    wanted=$(fingerprint) || fail "$VENV/bin/python does not run; remove .venv and run make again."
+        fail "The packages of requirements-dev.txt could not be installed, for the reason above." \
+            "Fix it (often the network or a proxy) and run make again."
+    wanted=$(fingerprint) || fail "$VENV/bin/python does not run. Remove .venv and run make again."
     write_stamp "$wanted"
     printf 'Docora is set up. "make run" starts it with demo data; .venv/bin/python manage.py help lists the commands.\n'
 }
 
-# One at a time: a second one waits, and then finds the work done. The lock is on this folder itself, so that no lock
-# file lies about, and the kernel drops it whatever happens to this process.
+# Only one setup runs at a time; a second one waits and then finds the work done. The lock is on this folder itself, so
+# it needs no lock file, and the kernel releases it when this process ends.
 exec 9<.ci
 if command -v flock >/dev/null 2>&1; then
     flock -n 9 || {
@@ -252,9 +266,9 @@ uv)
     if [ -z "$uv" ]; then
         find_python
         mkdir -p "$VENV"
-        fetch_uv || fail "uv is not on PATH and could not be fetched; install it and try again."
+        fetch_uv || fail "uv is not on PATH and could not be fetched. Install it and try again."
     fi
     printf '%s\n' "$uv"
     ;;
-*) fail "unknown argument '$1': call it without one, or with 'uv'." ;;
+*) fail "Unknown argument '$1'. Call it without an argument, or with 'uv'." ;;
 esac

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what the suite needs and no Python package brings: a browser, Node.js, and the tools of the system.
-# Everything else (PostgreSQL, Valkey, Caddy, git's HTTP server) comes with the packages or with git.
+# Installs the programs that the test suite needs and no Python package provides. Everything else (PostgreSQL, Valkey,
+# Caddy, Node.js, git's HTTP server) comes with the Python packages or with git.
 #
-# Never an error by itself: without them every other test still says something, and those that need them fail.
+# Always exits with status 0: if a program cannot be installed, the tests that need it fail and the others still run.
 set -u
 
 log=$(mktemp)
@@ -15,32 +15,42 @@ apt() {
     apt-get -o DPkg::Lock::Timeout=300 -qq "$@" >"$log" 2>&1 </dev/null
 }
 
-# The package lists are asked for once, and only if something is to be installed.
+# Updates the package lists before the first installation.
 install() {
     [ -n "$updated" ] || apt update || return 1
     updated=yes
     apt --yes --no-install-recommends install "$1"
 }
 
-# provide COMMAND PACKAGE NAME TESTS: has the command on PATH, or says on stderr what will come of its absence.
+# on_path COMMAND...: is one of these commands on PATH?
+on_path() {
+    for command in "$@"; do
+        if command -v "$command" >/dev/null 2>&1; then return; fi
+    done
+    return 1
+}
+
+# provide PACKAGE NAME TESTS COMMAND...: installs the package unless one of the commands is on PATH. If that fails, says
+# on stderr which tests will fail.
 provide() {
-    command -v "$1" >/dev/null 2>&1 && return
-    consequence="the tests in $4 will fail, not be skipped"
+    package=$1 name=$2 tests=$3 consequence="the tests in $3 will fail, not be skipped"
+    shift 3
+    on_path "$@" && return
     if ! command -v apt-get >/dev/null 2>&1; then
-        echo "There is no $3 on PATH, so $consequence; install it so that the command '$1' starts it." >&2
+        echo "$name is not on PATH, so $consequence; install it so that the command '$1' starts it." >&2
     elif [ "$(id -u)" -ne 0 ]; then
-        echo "There is no $3 on PATH, so $consequence; install it: sudo apt-get install $2" >&2
+        echo "$name is not on PATH, so $consequence; install it: sudo apt-get install $package" >&2
     else
-        echo "Installing $3 for $4 ..."
-        install "$2" && command -v "$1" >/dev/null 2>&1 && return
+        echo "Installing $name for $tests ..."
+        install "$package" && on_path "$@" && return
         reason=$(grep -E '^E: ' "$log" | head -n 1)
-        echo "$3 could not be installed (${reason:-$(tail -n 1 "$log")}), so $consequence." >&2
+        echo "$name could not be installed (${reason:-$(tail -n 1 "$log")}), so $consequence." >&2
     fi
 }
 
-provide chromium chromium Chromium tests/browser
-provide node nodejs Node.js tests/wire
-provide npm npm npm tests/browser
-provide systemd-analyze systemd systemd-analyze tests/deploy
-provide ip iproute2 iproute2 tests/faults
+provide chromium-headless-shell Chromium tests/browser chromium-headless-shell chromium chromium-browser
+provide curl curl tests/api curl
+provide openssl OpenSSL tests/api openssl
+provide systemd systemd-analyze tests/deploy systemd-analyze
+provide iproute2 iproute2 tests/faults ip
 exit 0

@@ -1,7 +1,7 @@
-"""`.ci/bootstrap.sh` on machines that lack something, played with a PATH that holds only what the machine has.
+"""`.ci/bootstrap.sh` on machines that lack something, with a PATH that holds only what the machine has.
 
-Nothing is fetched: in uv's place stands a script that writes down how it was called and makes a real environment. That
-the real uv and pip install the real packages is shown by every fresh machine that runs `make test`.
+Nothing is fetched: a script replaces uv, records how it was called and creates a real environment. Every fresh machine
+that runs `make test` shows that the real uv and pip install the real packages.
 """
 
 import os
@@ -20,7 +20,7 @@ REAL_PYTHON = Path(getattr(sys, "_base_executable", sys.executable))
 
 FAKE_UV = """#!/bin/sh
 [ "$1" = --version ] && { echo "uv 0.9.1"; exit 0; }
-echo "$*" >>"$UV_LOG"
+echo "$*" >>"$CALLS"
 if [ "$1" = venv ]; then
     for folder in "$@"; do :; done
     "$REAL_PYTHON" -m venv --without-pip "$folder"
@@ -34,12 +34,12 @@ fi
 
 
 class Machine:
-    """A checkout in a temporary folder, and a machine that has git, a fitting Python and uv until they are taken away."""
+    """A checkout in a temporary folder on a machine that has git, a suitable Python and uv unless a test removes them."""
 
     def __init__(self, folder: Path) -> None:
         self.checkout = folder / "checkout"
         self.bin = folder / "bin"
-        self.uv_log = folder / "uv.log"
+        self.log = folder / "calls.log"
         (self.checkout / ".ci").mkdir(parents=True)
         self.bin.mkdir()
         shutil.copy(PROJECT / ".ci" / "bootstrap.sh", self.checkout / ".ci")
@@ -55,7 +55,7 @@ class Machine:
             "PATH": str(self.bin),
             "HOME": str(folder),
             "PYTHON_DIRS": "",
-            "UV_LOG": str(self.uv_log),
+            "CALLS": str(self.log),
             "REAL_PYTHON": str(REAL_PYTHON),
         }
 
@@ -68,7 +68,7 @@ class Machine:
         return path
 
     def python(self, name: str, version: str, can_make_environments: bool = True) -> Path:
-        """An interpreter that answers the script's question as one of this version does, and can do nothing else."""
+        """Add an interpreter that answers the script's question as this version would, and does nothing else."""
         return self.program(name, f"echo {version} {'yes' if can_make_environments else 'no'} {self.bin / name}")
 
     def remove(self, *names: str) -> None:
@@ -86,22 +86,22 @@ class Machine:
         )
 
     def run(self, **environment: str) -> tuple[int, str, str]:
-        """The exit status, the output and the error output of one run."""
+        """Return the exit status, the output and the error output of one run."""
         process = self.start(**environment)
         output, errors = process.communicate(timeout=60)
         return process.returncode, output, errors
 
     def refusal(self, **environment: str) -> str:
-        """The single sentence of a run that must fail."""
+        """Return the only line of a run that must fail."""
         status, output, errors = self.run(**environment)
         assert status == 1
         assert output == ""
-        (sentence,) = errors.splitlines()
-        assert sentence.endswith(".")
-        return sentence
+        (line,) = errors.splitlines()
+        assert line.endswith(".")
+        return line
 
-    def uv_calls(self) -> list[str]:
-        return self.uv_log.read_text().splitlines() if self.uv_log.exists() else []
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
 
     @property
     def stamp(self) -> str:
@@ -113,22 +113,22 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_a_python_that_is_too_old_is_named_with_its_version(machine: Machine) -> None:
+def test_old_python_is_refused_with_its_version(machine: Machine) -> None:
     machine.remove("python3")
     old = machine.python("python3", "3.9.2")
     assert machine.refusal() == (
-        f"Docora needs Python 3.12 or newer and finds 3.9.2 ({old}); install one (Debian: apt-get install python3 "
-        "python3-venv) or name it: make PYTHON=/path/to/python3."
+        f"Docora needs Python 3.12 or newer, but found 3.9.2 ({old}). Install one (Debian: apt-get install python3 "
+        "python3-venv) or name one: make PYTHON=/path/to/python3."
     )
     assert not (machine.checkout / ".venv").exists()
 
 
-def test_without_any_python_it_says_what_to_install(machine: Machine) -> None:
+def test_missing_python_is_refused_with_the_package_to_install(machine: Machine) -> None:
     machine.remove("python3")
-    assert "needs Python 3.12 or newer and finds none; install one" in machine.refusal()
+    assert "needs Python 3.12 or newer, but found none. Install one" in machine.refusal()
 
 
-def test_a_shim_that_leads_nowhere_is_passed_over(machine: Machine, tmp_path: Path) -> None:
+def test_broken_shim_is_skipped(machine: Machine, tmp_path: Path) -> None:
     machine.remove("python3")
     machine.program("python3", "echo 'no such version' >&2; exit 127")
     (tmp_path / "elsewhere").mkdir()
@@ -138,70 +138,116 @@ def test_a_shim_that_leads_nowhere_is_passed_over(machine: Machine, tmp_path: Pa
     assert "Setting up .venv with Python" in output
 
 
-def test_a_tested_python_is_preferred_to_one_that_is_newer_than_all_tested(machine: Machine) -> None:
+def test_tested_python_is_preferred_to_a_newer_one(machine: Machine) -> None:
     machine.remove("python3")
     machine.python("python3", "3.99.0")
     (machine.bin / "python3.13").symlink_to(REAL_PYTHON)
     assert f"({machine.bin}/python3.13)" in machine.run()[1]
 
 
-def test_an_interpreter_named_by_hand_that_does_not_run_is_refused(machine: Machine) -> None:
+def test_named_interpreter_that_does_not_run_is_refused(machine: Machine) -> None:
     assert machine.refusal(PYTHON="/nonexistent/python3") == (
-        "PYTHON=/nonexistent/python3 is no Python that runs; name one of version 3.12 or newer."
+        "PYTHON=/nonexistent/python3 does not run. Name a Python of version 3.12 or newer."
     )
 
 
-def test_without_git_it_says_what_to_install(machine: Machine) -> None:
+def test_missing_git_is_refused_with_the_package_to_install(machine: Machine) -> None:
     machine.remove("git")
     assert machine.refusal() == (
-        "Docora needs git 2.38 or newer and finds none on PATH; install it (Debian: apt-get install git)."
+        "Docora needs git 2.38 or newer, but there is none on PATH. Install it (Debian: apt-get install git)."
     )
 
 
-def test_a_git_that_is_too_old_is_named_with_its_version(machine: Machine) -> None:
+def test_old_git_is_refused_with_its_version(machine: Machine) -> None:
     git = machine.program("git", "echo 'git version 2.30.2 (Vendor 14)'")
     assert machine.refusal() == (
-        f"Docora needs git 2.38 or newer, but {git} is 2.30.2; install a newer one (Debian: apt-get install git)."
+        f"Docora needs git 2.38 or newer, but {git} is 2.30.2. Install a newer one (Debian: apt-get install git)."
     )
 
 
-def test_without_uv_and_venv_it_says_which_package_brings_one(machine: Machine) -> None:
+def test_missing_uv_and_venv_are_refused_with_the_package_to_install(machine: Machine) -> None:
     machine.remove("uv", "python3")
     python = machine.python("python3", "3.13.5", can_make_environments=False)
     assert machine.refusal() == (
-        f"Python 3.13.5 ({python}) cannot make a virtual environment and uv is not there either; install one of them "
+        f"Python 3.13.5 ({python}) cannot create a virtual environment, and there is no uv either. Install one of them "
         "(Debian: apt-get install python3-venv)."
     )
 
 
-def test_uv_is_told_the_interpreter_and_never_downloads_one(machine: Machine) -> None:
+@pytest.fixture
+def debian(machine: Machine) -> Machine:
+    """A Debian with its own Python but neither python3-venv nor uv, and root at the terminal."""
+    machine.remove("uv", "python3")
+    (machine.checkout / ".ci" / "uv.txt").write_text("./no-such-package\n")
+    machine.program("python3", "echo 3.13.5 no /usr/bin/python3")
+    machine.program("id", "echo 0")
+    machine.program(
+        "apt-get",
+        f"""echo "$*" >>"$CALLS"
+case "$*" in *install*) {shutil.which("ln")} -sf "$REAL_PYTHON" {machine.bin}/python3 ;; esac""",
+    )
+    return machine
+
+
+@pytest.mark.skipif(find_spec("ensurepip") is None, reason="this interpreter cannot make an environment with pip")
+def test_root_on_debian_gets_python3_venv(debian: Machine) -> None:
+    status, output, errors = debian.run()
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[0] == "Installing python3-venv ..."
+    assert [call.partition("=300 ")[2] for call in debian.calls()] == [
+        "update",
+        "install --yes --no-install-recommends python3-venv",
+    ]
+    assert debian.run()[1] == ".venv is up to date.\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "script"),
+    [("id", "echo 1000"), ("python3", "echo 3.13.5 no /opt/python/bin/python3")],
+    ids=["ordinary user", "interpreter from elsewhere"],
+)
+def test_python3_venv_is_not_installed_for(debian: Machine, program: str, script: str) -> None:
+    debian.program(program, script)
+    assert "cannot create a virtual environment" in debian.refusal()
+    assert debian.calls() == []
+
+
+def test_failed_installation_of_python3_venv_shows_the_reason(debian: Machine) -> None:
+    debian.program("apt-get", "echo 'E: no network' >&2; exit 100")
+    status, _, errors = debian.run()
+    assert status == 1
+    assert errors.splitlines()[0] == "E: no network"
+    assert errors.splitlines()[1].endswith("Install one of them (Debian: apt-get install python3-venv).")
+
+
+def test_uv_gets_the_interpreter_and_never_downloads_one(machine: Machine) -> None:
     assert machine.run()[0] == 0
     environment = machine.checkout / ".venv"
-    assert machine.uv_calls() == [
+    assert machine.calls() == [
         f"venv --quiet --no-project --no-python-downloads --allow-existing --python {machine.bin}/python3 {environment}",
         f"pip sync --quiet --no-python-downloads --compile-bytecode --python {environment}/bin/python --require-hashes "
         "requirements-dev.txt",
     ]
 
 
-def test_a_second_run_finds_everything_done(machine: Machine) -> None:
+def test_second_run_does_nothing(machine: Machine) -> None:
     machine.run()
-    stamp, calls = machine.stamp, machine.uv_calls()
+    stamp, calls = machine.stamp, machine.calls()
     assert machine.run() == (0, ".venv is up to date.\n", "")
-    assert (machine.stamp, machine.uv_calls()) == (stamp, calls)
+    assert (machine.stamp, machine.calls()) == (stamp, calls)
 
 
-def test_other_lock_files_are_installed_into_the_same_environment(machine: Machine) -> None:
+def test_changed_lock_files_update_the_same_environment(machine: Machine) -> None:
     machine.run()
     (machine.checkout / ".venv" / "kept").touch()
     (machine.checkout / "requirements.txt").write_text("# changed\n")
     assert machine.run()[1].startswith("Updating .venv with Python")
-    assert [call.split()[0] for call in machine.uv_calls()] == ["venv", "pip", "pip"]
+    assert [call.split()[0] for call in machine.calls()] == ["venv", "pip", "pip"]
     assert (machine.checkout / ".venv" / "kept").exists()
     assert machine.run()[1] == ".venv is up to date.\n"
 
 
-def test_what_an_interrupted_run_left_is_not_trusted(machine: Machine) -> None:
+def test_interrupted_run_is_built_again(machine: Machine) -> None:
     assert machine.run(UV_KILL_PARENT="1")[0] == -signal.SIGKILL
     assert machine.stamp == "building"
     (machine.checkout / ".venv" / "half-installed").touch()
@@ -211,7 +257,7 @@ def test_what_an_interrupted_run_left_is_not_trusted(machine: Machine) -> None:
     assert machine.run()[1] == ".venv is up to date.\n"
 
 
-def test_an_environment_that_was_moved_is_built_anew(machine: Machine, tmp_path: Path) -> None:
+def test_moved_environment_is_built_again(machine: Machine, tmp_path: Path) -> None:
     machine.run()
     machine.checkout = machine.checkout.rename(tmp_path / "moved")
     assert machine.run()[1].startswith("Setting up .venv")
@@ -220,17 +266,17 @@ def test_an_environment_that_was_moved_is_built_anew(machine: Machine, tmp_path:
 @pytest.mark.skipif(
     shutil.which("flock") is None, reason="this machine has no flock; two setups at once are not guarded"
 )
-def test_of_two_at_once_one_waits_and_finds_the_work_done(machine: Machine) -> None:
+def test_second_of_two_concurrent_runs_waits_and_does_nothing(machine: Machine) -> None:
     processes = [machine.start(UV_SECONDS="1"), machine.start(UV_SECONDS="1")]
     outputs = sorted(process.communicate(timeout=60)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0].startswith("Setting up .venv")
     assert outputs[1].splitlines() == ["Waiting for another setup of this folder ...", ".venv is up to date."]
-    assert len(machine.uv_calls()) == 2
+    assert len(machine.calls()) == 2
 
 
 @pytest.mark.skipif(find_spec("ensurepip") is None, reason="this interpreter cannot make an environment with pip")
-def test_where_uv_cannot_be_had_pip_takes_its_place(machine: Machine) -> None:
+def test_pip_replaces_uv_that_cannot_be_fetched(machine: Machine) -> None:
     machine.remove("uv")
     (machine.checkout / ".ci" / "uv.txt").write_text("./no-such-package\n")
     status, output, _ = machine.run()

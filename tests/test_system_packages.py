@@ -1,6 +1,6 @@
 """`.ci/system-packages.sh` on machines that lack something, with a PATH that holds only what the machine has.
 
-In apt-get's place stands a script that writes down how it was called, and makes the programs that it is told to.
+A script replaces apt-get: it records how it was called and creates the programs of the packages it is asked for.
 """
 
 import os
@@ -12,9 +12,9 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "system-packages.sh"
 TOOLS = ("sh", "mktemp", "rm", "grep", "head", "tail", "touch", "chmod")
-PROGRAMS = ("chromium", "node", "npm", "systemd-analyze", "ip")
-PACKAGES = ["chromium", "nodejs", "npm", "systemd", "iproute2"]
-NODE_FAILS = "the tests in tests/wire will fail, not be skipped"
+PROGRAMS = ("chromium-headless-shell", "curl", "openssl", "systemd-analyze", "ip")
+PACKAGES = ["chromium-headless-shell", "curl", "openssl", "systemd", "iproute2"]
+CURL_FAILS = "the tests in tests/api will fail, not be skipped"
 
 APT_GET = """#!/bin/sh
 echo "$*" >>"$FOLDER/apt.log"
@@ -22,7 +22,6 @@ case "$*" in *install*) ;; *) exit 0 ;; esac
 for package in "$@"; do :; done
 [ "$package" != "${UNKNOWN:-}" ] || { echo "E: Unable to locate package $package" >&2; exit 100; }
 case "$package" in
-    nodejs) package=node ;;
     systemd) package=systemd-analyze ;;
     iproute2) package=ip ;;
 esac
@@ -59,7 +58,7 @@ class Machine:
 
     @property
     def asked(self) -> list[str]:
-        """The last words of each call of apt-get."""
+        """The last argument of each call of apt-get."""
         log = self.folder / "apt.log"
         return [line.rpartition(" ")[2] for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -84,37 +83,41 @@ def test_what_is_missing_is_installed_and_the_package_lists_are_asked_for_once(m
 
 
 def test_only_what_is_missing_is_installed(machine: Machine) -> None:
-    for program in set(PROGRAMS) - {"node"}:
+    for program in set(PROGRAMS) - {"curl"}:
         machine.program(program)
-    assert machine.run().stdout == "Installing Node.js for tests/wire ...\n"
-    assert machine.asked == ["update", "nodejs"]
+    assert machine.run().stdout == "Installing curl for tests/api ...\n"
+    assert machine.asked == ["update", "curl"]
+
+
+@pytest.mark.parametrize("browser", ["chromium", "chromium-browser"])
+def test_full_chromium_serves_as_well(machine: Machine, browser: str) -> None:
+    machine.program(browser)
+    machine.run()
+    assert machine.asked == ["update", *PACKAGES[1:]]
 
 
 def test_a_package_that_cannot_be_installed_is_no_error_and_stops_no_other(machine: Machine) -> None:
-    done = machine.run(UNKNOWN="chromium")
+    done = machine.run(UNKNOWN="curl")
     assert done.returncode == 0
-    assert (
-        "Chromium could not be installed (E: Unable to locate package chromium), so the tests in tests/browser"
-        in done.stderr
-    )
-    assert machine.has("node")
+    assert f"curl could not be installed (E: Unable to locate package curl), so {CURL_FAILS}.\n" in done.stderr
+    assert machine.has("openssl")
 
 
-def test_who_may_not_install_is_told_what_to_install(machine: Machine) -> None:
+def test_an_ordinary_user_is_shown_the_command_to_run(machine: Machine) -> None:
     machine.program("id", "#!/bin/sh\necho 1000\n")
     done = machine.run()
     assert (done.returncode, machine.asked) == (0, [])
-    assert f"There is no Node.js on PATH, so {NODE_FAILS}; install it: sudo apt-get install nodejs\n" in done.stderr
+    assert f"curl is not on PATH, so {CURL_FAILS}; install it: sudo apt-get install curl\n" in done.stderr
 
 
-def test_without_apt_get_the_command_that_is_needed_is_named(machine: Machine) -> None:
+def test_without_apt_get_the_missing_command_is_named(machine: Machine) -> None:
     (machine.folder / "bin" / "apt-get").unlink()
     done = machine.run()
     assert done.returncode == 0
-    assert f"{NODE_FAILS}; install it so that the command 'node' starts it.\n" in done.stderr
+    assert f"{CURL_FAILS}; install it so that the command 'curl' starts it.\n" in done.stderr
 
 
 @pytest.mark.parametrize("answer", ["works", "fails"])
 def test_no_temporary_file_is_left_behind(machine: Machine, answer: str) -> None:
-    machine.run(UNKNOWN="nodejs" if answer == "fails" else "")
+    machine.run(UNKNOWN="curl" if answer == "fails" else "")
     assert {path.name for path in machine.folder.iterdir()} == {"bin", "apt.log"}

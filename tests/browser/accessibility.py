@@ -1,18 +1,18 @@
-"""How a page looks to different people, and what on it keeps some of them from using it, as axe-core finds it.
+"""Render a page for different people and report what keeps some of them from using it, as axe-core finds it.
 
-axe-core comes from npm: `make test` installs it. Its text is evaluated through the browser's own protocol, which a strict
-content security policy does not concern.
+axe-playwright-python ships axe-core. The script is evaluated over the browser's debugging protocol, so a strict content
+security policy does not block it.
 """
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
-SOURCE = Path(__file__).with_name("node_modules") / "axe-core" / "axe.min.js"
-OPTIONS = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
+# Rules that axe-core 4.12 disables by default. Version 4.14 enables the second one.
+EXTRA_RULES = ("target-size", "label-content-name-mismatch")
+OPTIONS = {"resultTypes": ["violations"], "rules": {rule: {"enabled": True} for rule in EXTRA_RULES}}
 _RUN = """async options => (await axe.run(document, options)).violations
     .filter(({impact}) => impact === "serious" || impact === "critical")
     .flatMap(({id, nodes}) => nodes.map(node => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`))"""
@@ -38,7 +38,7 @@ def look_as(page: Page, look: Look) -> None:
 def violations(page: Page) -> list[str]:
     """What axe-core calls serious or critical, and what makes the whole page scroll sideways; in words, one a place."""
     page.emulate_media(reduced_motion="reduce")  # else colours are measured on their way from one to another
-    page.evaluate(_source())
+    page.evaluate(AXE_SCRIPT)
     found: list[str] = page.evaluate(_RUN, OPTIONS)
     beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     return [*found, *([f"the page is {beyond} pixels wider than the window"] if beyond > 0 else [])]
@@ -51,9 +51,3 @@ def violations_in_two_looks(page: Page) -> list[str]:
         look_as(page, look)
         found += [f"{page.url} ({look.scheme}, {look.width}): {words}" for words in violations(page)]
     return found
-
-
-@functools.cache
-def _source() -> str:
-    assert SOURCE.exists(), "axe-core is not installed. `make test` does it: npm ci --prefix tests/browser"
-    return SOURCE.read_text()

@@ -1,4 +1,4 @@
-"""Headless Chromium, as every test and picture here uses it: the machine's own, and without a word to the outside."""
+"""Start headless Chromium for the tests and screenshots: the system's own, with background network access turned off."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
+PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser")
 OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -17,9 +18,9 @@ OPTIONS = [
 
 
 def launch(playwright: Playwright) -> Browser:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    executable = next(filter(None, map(shutil.which, PROGRAMS)), None)
     assert executable, (
-        "Chromium is not installed. `make test` installs it on Debian when run as root: apt install chromium"
+        "Chromium is not on PATH. `make test` installs it on Debian as root: apt-get install chromium-headless-shell"
     )
     return playwright.chromium.launch(executable_path=executable, args=OPTIONS)
 

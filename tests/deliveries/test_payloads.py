@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import random
-import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -28,6 +27,7 @@ from deliveries_app.webhooks.payloads import (
     timestamp,
     webhook_id,
 )
+from tests.wire.clients import node_command
 
 REPOSITORY = RepositoryInfo("repo_1", "https://github.com/acme/widgets.git", "acme", "widgets")
 ABOUT = (
@@ -153,16 +153,14 @@ def test_ping() -> None:
 
 
 def stringified(bodies: list[bytes]) -> list[bytes]:
-    """What `JSON.stringify(JSON.parse(body))` gives back. Where node is missing Python's `json` stands in for it: for
-    strings and whole numbers the two write the same."""
-    node = shutil.which("node")
-    if node is None:
-        return [json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode() for body in bodies]
+    """Return what `JSON.stringify(JSON.parse(body))` gives for each body in Node.js."""
     script = (
         "const lines = require('fs').readFileSync(0, 'utf8').split('\\n');"
         "process.stdout.write(lines.map(line => JSON.stringify(JSON.parse(line))).join('\\n'))"
     )
-    done = subprocess.run([node, "-e", script], input=b"\n".join(bodies), capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [node_command(), "-e", script], input=b"\n".join(bodies), capture_output=True, check=True, timeout=60
+    )
     return done.stdout.split(b"\n")
 
 

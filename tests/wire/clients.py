@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import playwright
+
 from docora.process import die_with_parent
 from tests.support.receiver import wait_for
 
@@ -33,9 +35,8 @@ def load(name: str) -> ModuleType:
 
 
 def node_command() -> str:
-    node = shutil.which("node")
-    assert node, "There is no node on PATH; .ci/system-packages.sh installs it (Debian: apt-get install nodejs)."
-    return node
+    """Return the path of a Node.js: the one on PATH, or else the one that Playwright ships for its own driver."""
+    return shutil.which("node") or str(Path(playwright.__file__).with_name("driver") / "node")
 
 
 @dataclass(frozen=True)
