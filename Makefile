@@ -11,14 +11,15 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+ON_SQLITE := DOCORA_TEST_DATABASE=sqlite $(PYTEST)
 PYTEST_ARGS ?=
 PACKAGES := docora repositories_app deliveries_app
 
 # A part of the suite may hold nothing that runs on SQLite; pytest's "no test was collected" (5) is then no failure.
 MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 
-.PHONY: setup run test bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
+.PHONY: setup run test test-sqlite test-environment bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -26,12 +27,24 @@ setup:
 run: setup
 	@exec $(BIN)/python manage.py up --demo
 
-# The whole suite on PostgreSQL, then what works on the database once more on SQLite, where queries are as many. Pytest's summary stands last.
-test: setup
-	@.ci/system-packages.sh
+# What depends on the database: lease and clock, SQL of our own, scheduling, planner, fields, migrations, history, and
+# whole journeys. `make test` runs it on SQLite too.
+DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/faults/test_clocks.py \
+	$(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv fast_plan \
+	first_sync history import lease meanwhile plan pruning queueing random_histories rescans runs slots wanted)
+
+# The whole suite on PostgreSQL, then a part of it on SQLite. Pytest's summary is the last line.
+test: test-environment
 	$(PYTEST) $(PYTEST_ARGS)
-	DOCORA_TEST_DATABASE=sqlite $(PYTEST) tests/deliveries tests/repositories/test_mirror.py \
+	$(ON_SQLITE) $(DATABASE_TESTS) $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+
+# All that works on the database, on SQLite: queries are as many there.
+test-sqlite: test-environment
+	$(ON_SQLITE) $(DATABASE_TESTS) tests/deliveries tests/repositories/test_mirror.py \
 		--ignore tests/deliveries/test_admin_queries.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
+
+test-environment: setup
+	@.ci/system-packages.sh
 
 # Random histories, crashes and outages among them, for as long as asked; rewrites tests/faults/RESULTS.md.
 # SOAK_ARGS="--histories 200" or "--minutes 60 --first-seed 7000".

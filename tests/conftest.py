@@ -1,12 +1,14 @@
 """The servers that the whole suite runs on, and the fixtures that hand them out.
 
 Settings are read when Django is set up, so the environment is made while this file is imported, before any test module
-and any other conftest. Under pytest-xdist every worker does this for itself and shares nothing with the others; the
-process that hands out the tests starts no server.
+and any other conftest. Under pytest-xdist every worker does this for itself; of the others it takes nothing but a copy of the
+migrated database. The process that hands out the tests starts no server.
 """
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -15,7 +17,10 @@ from redis import Redis
 
 from tests.support import emptying
 from tests.support.environment import TestEnvironment
+from tests.support.nursery import nursery
 from tests.support.postgres import PostgresServer
+from tests.support.shared import SharedFolder
+from tests.support.time_limit import TimeLimit
 from tests.support.valkey import ValkeyServer
 
 environment = TestEnvironment()
@@ -26,6 +31,17 @@ settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: drives a real Chromium; `make test` runs these on PostgreSQL only")
+    config.pluginmanager.register(TimeLimit(config))
+    if shared := getattr(config, "workerinput", {}).get("shared"):
+        environment.shared = SharedFolder(Path(shared))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_configure_node(node: Any) -> None:
+    """Hand every worker the folder that they share; it is in the scratch folder of the process that starts them."""
+    if environment.shared is None:
+        environment.shared = SharedFolder(environment.scratch.make("shared"))
+    node.workerinput["shared"] = str(environment.shared.path)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -35,6 +51,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure() -> None:
+    nursery.close()
     environment.close()
 
 
@@ -46,7 +63,13 @@ def _reset_servers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> None:
+def django_db_keepdb() -> bool:
+    """A test database that came as a copy is used as it is; it ends with its server."""
+    return True
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> None:
     """pytest-django asks for this before it creates the test database: the moment to start its server."""
     environment.use_test_database(settings.DATABASES["default"])
 
@@ -83,10 +106,16 @@ def redis_client(valkey_server: ValkeyServer) -> Iterator[Redis]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def committed_environment(django_db_setup: None) -> dict[str, str]:
+    """The environment for a process that works on the test database and the Valkey of this process."""
+    return os.environ | {"DATABASE_URL": environment.database_url(str(connection.settings_dict["NAME"]))}
+
+
 @pytest.fixture
-def instance_environment(transactional_db: None) -> dict[str, str]:
-    """The environment for a `manage.py` process that works on the very database and Valkey of this test.
+def instance_environment(transactional_db: None, committed_environment: dict[str, str]) -> dict[str, str]:
+    """The same for a `manage.py` process of one test.
 
     Rows must be committed to be seen by it, hence the transactional database.
     """
-    return os.environ | {"DATABASE_URL": environment.database_url(str(connection.settings_dict["NAME"]))}
+    return os.environ | {"DATABASE_URL": committed_environment["DATABASE_URL"]}

@@ -18,74 +18,101 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from docora.process import die_with_parent
 from tests.browser import chromium
+from tests.support.processes import Daemons
 from tests.support.world import World
 
 PROJECT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
 
 
-class Site:
-    """The running processes; `url` is the address of the web process."""
+class Web:
+    """The web process at `url`. It keeps nothing from one test to the next, so a module has one."""
 
-    def __init__(self, environment: dict[str, str], logs: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = environment | {"PORT": str(self.port), "PYTHONPATH": str(PROJECT)}
-        self._logs = logs
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self) -> None:
-        web = ["granian", "--interface", "wsgi", "--port", str(self.port), "--no-ws", "docora.wsgi:application"]
-        self._start("web", "-m", *web)
-        for number in (1, 2):
-            self._start(f"worker-{number}", "-m", "docora", "rqworker", "high", "default", "low", "-v", "0")
-        self._start("sweep", "-m", "docora", "sweep")
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.environment = environment | {"PORT": str(port), "PYTHONPATH": str(PROJECT)}
+        command = ["granian", "--interface", "wsgi", "--port", str(port), "--no-ws", "docora.wsgi:application"]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
+            )
         deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=10).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (self._logs / "web.log").read_text()
-                time.sleep(0.1)
+        while not self._answers():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/health", timeout=10).close()
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
-        for process in self._processes:
-            process.send_signal(signal.SIGTERM)
-        for process in self._processes:
-            process.wait(15)
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(15)
 
-    def _start(self, name: str, *arguments: str) -> None:
-        with (self._logs / f"{name}.log").open("wb") as log:
-            self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    env=self._environment,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=partial(die_with_parent, signal.SIGTERM),
-                )
-            )
+
+class Site:
+    """A whole Docora at `url`: the web process, and workers and a sweep of this test's own."""
+
+    def __init__(self, web: Web, logs: Path) -> None:
+        self.url = web.url
+        environment = {name: value for name, value in web.environment.items() if name != "PYTHONPATH"}
+        self._daemons = Daemons(logs, environment)
+        self._running = [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()]
+
+    def stop(self) -> None:
+        for daemon in self._running:
+            daemon.terminate()
+        for daemon in self._running:
+            daemon.process.wait(15)
+        self._daemons.close()
+
+
+class Chromium:
+    """Headless Chromium, and the one thread that drives it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._playwright = self.do(lambda: sync_playwright().start())
+        self._browser = self.do(lambda: chromium.launch(self._playwright))
+
+    def do[T](self, what: Callable[[], T]) -> T:
+        return self._thread.submit(what).result()
+
+    def open(self, **options: Any) -> BrowserContext:
+        return self.do(lambda: self._browser.new_context(**options))
+
+    def close(self) -> None:
+        self.do(self._browser.close)
+        self.do(self._playwright.stop)
+        self._thread.shutdown()
 
 
 class Browser:
-    """One page in headless Chromium. `drive(f)` runs `f(page)` in the browser's own thread and returns its result."""
+    """One page, with cookies and storage of its own. `drive(f)` runs `f(page)` in Chromium's thread and returns its
+    result."""
 
-    def __init__(self, **context: Any) -> None:
-        self._thread = ThreadPoolExecutor(1)
+    def __init__(self, chromium: Chromium, **options: Any) -> None:
         self.complaints: list[str] = []
-        self._thread.submit(self._open, context).result()
+        self._chromium = chromium
+        self._context = chromium.open(**options)
+        chromium.do(self._open)
 
-    def _open(self, context: dict[str, Any]) -> None:
-        self._playwright = sync_playwright().start()
-        self._browser = chromium.launch(self._playwright)
-        self._page = self._browser.new_context(**context).new_page()
+    def _open(self) -> None:
+        self._page = self._context.new_page()
         self._page.set_default_timeout(15_000)
         self._page.on("console", self._listen)
         self._page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -95,12 +122,10 @@ class Browser:
             self.complaints.append(message.text)
 
     def drive[T](self, what: Callable[[Page], T]) -> T:
-        return self._thread.submit(what, self._page).result()
+        return self._chromium.do(lambda: what(self._page))
 
     def close(self) -> None:
-        self._thread.submit(self._browser.close).result()
-        self._thread.submit(self._playwright.stop).result()
-        self._thread.shutdown()
+        self._chromium.do(self._context.close)
 
 
 @pytest.fixture
@@ -110,17 +135,31 @@ def world(transactional_db: None, tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
+@pytest.fixture(scope="module")
+def web(committed_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    folder = tmp_path_factory.mktemp("web")
+    web = Web(committed_environment | {"REPOS_DIR": str(folder / "repos")}, folder / "web.log")
+    yield web
+    web.stop()
+
+
 @pytest.fixture
-def site(world: World, instance_environment: dict[str, str], tmp_path: Path) -> Iterator[Site]:
+def site(web: Web, world: World, tmp_path: Path) -> Iterator[Site]:
     User.objects.create_superuser("anna", password=PASSWORD)
-    site = Site(instance_environment | {"REPOS_DIR": str(tmp_path / "repos")}, tmp_path)
-    site.start()
+    site = Site(web, tmp_path)
     yield site
     site.stop()
 
 
+@pytest.fixture(scope="session")
+def chromium_browser() -> Iterator[Chromium]:
+    browser = Chromium()
+    yield browser
+    browser.close()
+
+
 @pytest.fixture
-def browser() -> Iterator[Browser]:
-    browser = Browser(viewport={"width": 1280, "height": 900})
+def browser(chromium_browser: Chromium) -> Iterator[Browser]:
+    browser = Browser(chromium_browser, viewport={"width": 1280, "height": 900})
     yield browser
     browser.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Browser
+from tests.browser.conftest import Browser, Chromium
 
 pytestmark = pytest.mark.browser
 
@@ -19,9 +19,9 @@ PAGES = {
 
 
 @pytest.fixture(params=[(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")], ids=str)
-def reader(request: pytest.FixtureRequest) -> Iterator[Browser]:
+def reader(request: pytest.FixtureRequest, chromium_browser: Chromium) -> Iterator[Browser]:
     width, scheme = request.param
-    browser = Browser(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    browser = Browser(chromium_browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
     yield browser
     browser.close()
 

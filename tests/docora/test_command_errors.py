@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from django.db import DatabaseError
 from docora.cli import commands
 from docora.cli.main import sentence_of
 from tests.docora.test_up import free_port
-from tests.support.commands import PROJECT, manage
+from tests.support.commands import PROJECT, manage, run_script
 from tests.support.postgres import PostgresServer
 
 COMMANDS = {
@@ -48,16 +46,13 @@ NEED_NO_DATABASE = {"send_test_alert"}
 
 
 def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str, str]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.every_command"],
-        cwd=PROJECT,
-        env=os.environ | {"LOG_LEVEL": "critical"} | environment,
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
+    done = run_script(
+        PROJECT / "tests" / "support" / "every_command.py",
+        environment=os.environ | {"LOG_LEVEL": "critical"} | environment,
+        stdin=json.dumps(lines),
         timeout=120,
-        check=True,
     )
+    done.check_returncode()
     return [tuple(outcome) for outcome in json.loads(done.stdout)]
 
 

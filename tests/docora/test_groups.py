@@ -5,19 +5,16 @@ A database of its own: transactional tests empty every table, the groups' too.
 
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from django.test import Client
 
 from deliveries_app.models import App
+from tests.support.commands import manage
 from tests.support.staff import make_app, make_watch, staff
 
-PROJECT = Path(__file__).resolve().parents[2]
 NAMED = {
     "resync_apprepository",
     "retry_apprepository",
@@ -33,9 +30,7 @@ def database(tmp_path_factory) -> Iterator[sqlite3.Connection]:
     """A new installation after `manage.py migrate`."""
     folder = tmp_path_factory.mktemp("data")
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(folder), "DOCORA_ENV_FILE": os.devnull}
-    subprocess.run(
-        [sys.executable, str(PROJECT / "manage.py"), "migrate", "-v", "0"], env=environment, check=True, timeout=120
-    )
+    manage("migrate", "-v", "0", environment=environment, timeout=120).check_returncode()
     with closing(sqlite3.connect(folder / "docora.sqlite3")) as connection:
         yield connection
 

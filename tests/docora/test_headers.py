@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,9 @@ from django.test import Client
 from django.urls import NoReverseMatch, reverse
 
 from docora.web.middleware import PERMISSIONS_POLICY
+from tests.support.commands import manage
 from tests.support.staff import staff
 
-PROJECT = Path(__file__).resolve().parents[2]
 EVERYWHERE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -113,14 +111,7 @@ def test_djangos_own_checks_find_nothing_under_an_https_address(tmp_path: Path, 
         "DOCORA_ENV_FILE": os.devnull,
         "PUBLIC_URL": "https://docora.example",
     }
-    result = subprocess.run(
-        [sys.executable, str(PROJECT / "manage.py"), "check", *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = manage("check", *options, environment=environment)
     assert result.returncode == 0, result.stderr
     assert "no issues (1 silenced)" in result.stdout  # mail.W001: only alerts need a mail server
 

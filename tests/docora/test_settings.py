@@ -4,27 +4,18 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from docora.conf.data_dir import Keys, embedded_redis_socket, make_private
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support.commands import manage
 
 
 def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull} | settings
-    return subprocess.run(
-        [sys.executable, str(PROJECT / "manage.py"), "check"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return manage("check", environment=environment)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def places(
             folder = tmp_path / machine.name
             folder.mkdir()
             own = {"DATABASE_URL": url_of(name), "REDIS_URL": redis_url, "DATA_DIR": str(folder)}
-            daemons = Daemons(folder, os.environ | shared | own | machine.variables, enter=machine.enter)
+            daemons = Daemons(folder, os.environ | shared | own | machine.variables, namespaces=machine.namespaces)
             made.append(Place(machine, daemons, folder / "repos"))
         yield made[0], made[1]
         for place in made:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from django.core.management import call_command
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support.nursery import PROJECT, Child, nursery
+
+__all__ = ["PROJECT", "manage", "run", "run_json", "run_script"]
 
 
 def run(name: str, *arguments: str, **options: Any) -> str:
@@ -27,14 +30,35 @@ def run_json(name: str, *arguments: str) -> Any:
 
 
 def manage(
-    *arguments: str, environment: Mapping[str, str] = os.environ, **options: Any
+    *arguments: str, environment: Mapping[str, str] = os.environ, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(PROJECT / "manage.py"), *arguments],
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **{"stdin": subprocess.DEVNULL, **options},
-    )
+    """Run the command in a process of its own."""
+    return run_script(PROJECT / "manage.py", *arguments, environment=environment, timeout=timeout)
+
+
+def run_script(
+    script: Path,
+    *arguments: str,
+    environment: Mapping[str, str] = os.environ,
+    stdin: str = "",
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python script of the project in a process of its own."""
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(stdin.encode())
+        given.seek(0)
+        files = {"stdin": given, "stdout": out, "stderr": err}
+        process: subprocess.Popen[bytes] | Child
+        if nursery.can_give(environment):
+            process = nursery.start(arguments, environment, script=script, **files)
+        else:
+            variables = {**environment, "PYTHONPATH": str(PROJECT)}
+            process = subprocess.Popen([sys.executable, str(script), *arguments], env=variables, **files)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(process.args, status, out.read().decode(), err.read().decode())

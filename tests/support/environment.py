@@ -6,6 +6,8 @@ session and PostgreSQL with the first test that needs it: a test of pure code wa
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from django.conf import settings
 
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ScratchFolder
+from tests.support.shared import SharedFolder, copy
 from tests.support.valkey import ValkeyServer
 
 PROJECT = Path(__file__).resolve().parents[2]
+TEST_DATABASE = "test_docora"
 
 
 class TestEnvironment:
@@ -32,6 +36,7 @@ class TestEnvironment:
         self.data_dir = self.scratch.make("data")
         self.valkey = ValkeyServer(self.scratch)
         self.postgres = PostgresServer(self.scratch) if choice == "postgres" else None
+        self.shared: SharedFolder | None = None  # with the other processes of this run
 
     def variables(self) -> dict[str, str]:
         """The settings of Docora that differ from their defaults under test, as environment variables."""
@@ -64,12 +69,19 @@ class TestEnvironment:
     def use_test_database(self, database: dict[str, Any]) -> None:
         """Start the server of Django's `database` settings; the test database on SQLite becomes a file.
 
-        A file, because in-memory databases that threads share lock whole tables and know no write-ahead log.
+        A file, because in-memory databases that threads share lock whole tables and know no write-ahead log. Among
+        several processes the first migrates a database, and each has a copy; a process that is alone leaves it to Django.
         """
         if self.postgres:
+            database.setdefault("TEST", {})["NAME"] = TEST_DATABASE
+            if self.shared and not self.postgres.started:
+                self.postgres.template = self.shared.once("postgres", _migrate_postgres)
             self.postgres.start()
         else:
-            database.setdefault("TEST", {})["NAME"] = str(self.data_dir / "test.sqlite3")
+            file = self.data_dir / "test.sqlite3"
+            database.setdefault("TEST", {})["NAME"] = str(file)
+            if self.shared:
+                copy(self.shared.once("sqlite", _migrate_sqlite), file)
 
     def database_url(self, name: str) -> str:
         """The address of the database that Django knows as `name` (on SQLite: its file)."""
@@ -98,3 +110,25 @@ class TestEnvironment:
 def setting_names() -> list[str]:
     """The names of all settings, as `.env.example` lists them."""
     return re.findall(r"(?m)^# ([A-Z_]+)=", (PROJECT / ".env.example").read_text())
+
+
+def _migrate_postgres(data: Path) -> None:
+    """Put there the data directory of a PostgreSQL that has a migrated test database."""
+    with PostgresServer() as server:
+        _migrate(server.create_database(TEST_DATABASE))
+        server.stop()
+        copy(server.data, data)
+
+
+def _migrate_sqlite(file: Path) -> None:
+    _migrate(TestEnvironment.sqlite_url(file))
+
+
+def _migrate(url: str) -> None:
+    """Bring an empty database up to date."""
+    subprocess.run(
+        [sys.executable, str(PROJECT / "manage.py"), "migrate", "--verbosity", "0"],
+        env=os.environ | {"DATABASE_URL": url},
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )

@@ -23,14 +23,12 @@ class NoNamespaces(Exception):
 
 
 class Machine:
-    """One that is called `name`. A process is on it that had these `variables` and called `enter` when it started."""
+    """One that is called `name`. A process is on it that has these `variables` and is in these `namespaces`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.namespaces: list[int] = []
         self.variables = {"PYTHONPATH": str(Path(__file__).parent / "renamed"), "NAME_OF_THE_MACHINE": name}
-
-    def enter(self) -> None:
-        """Nothing has to be entered."""
 
     def cut_off(self) -> None:
         raise NoNamespaces(f"There is no cable to {self.name}.")
@@ -48,23 +46,17 @@ class Namespace(Machine):
         super().__init__(name)
         self.variables = {}  # the kernel tells its name
         self.address, self._to, self._cable = address, to, cable
-        self._namespaces: list[int] = []
         try:
             self._keeper = subprocess.Popen(["sleep", "infinity"], preexec_fn=functools.partial(_become, name))
         except (OSError, subprocess.SubprocessError) as error:
             raise NoNamespaces(f"A network namespace cannot be made here: {error}") from None
         try:
             for kind in ("net", "uts"):
-                self._namespaces.append(os.open(f"/proc/{self._keeper.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+                self.namespaces.append(os.open(f"/proc/{self._keeper.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
             self._lay_cable()
         except BaseException:
             self.close()
             raise
-
-    def enter(self) -> None:
-        """The calling process moves there, for good; it must have one thread."""
-        for namespace in self._namespaces:
-            os.setns(namespace)
 
     def cut_off(self) -> None:
         """Pull the cable: neither side is told of it."""
@@ -75,7 +67,7 @@ class Namespace(Machine):
         _ip("link", "set", self._cable, "up")
 
     def close(self) -> None:
-        for namespace in self._namespaces:
+        for namespace in self.namespaces:
             os.close(namespace)
         self._keeper.kill()
         self._keeper.wait(10)

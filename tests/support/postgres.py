@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import psycopg
 
 from tests.support.servers import ScratchFolder, Server
+from tests.support.shared import copy
 
 _SUPERUSER = "docora"
 
@@ -48,6 +49,7 @@ class PostgresServer(Server):
     def __init__(self, scratch: ScratchFolder | None = None) -> None:
         super().__init__(scratch)
         self.data = self.folder / "data"
+        self.template: Path | None = None  # the data of a stopped server, to start with a copy of
         self._address = ""
         self._install = _package_folder()
 
@@ -84,6 +86,9 @@ class PostgresServer(Server):
     def prepare(self) -> None:
         if not self._can_run():
             self._install = self._copy_install()
+        if self.template is not None:
+            copy(self.template, self.data)
+            return
         # The locale provider is PostgreSQL's own, so that the order of texts does not depend on the machine.
         self._run(
             "initdb",

@@ -12,8 +12,10 @@ from pathlib import Path
 from django.db import connections
 
 from deliveries_app.sync.attempt import sync
-from docora.process import die_with_parent
+from docora.process import die_with, die_with_parent
+from tests.support.nursery import Child, nursery
 from tests.support.receiver import wait_for
+from tests.support.time_limit import ends_with_its_test
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -28,20 +30,31 @@ class Daemon:
         log: Path,
         environment: Mapping[str, str],
         *arguments: str,
-        enter: Callable[[], None] = lambda: None,
+        enter: Callable[[], None] | None = None,
+        namespaces: Sequence[int] = (),
         through: Sequence[str] = (),
         project: Path = PROJECT,
     ) -> None:
-        def prepare() -> None:
-            die_with_parent(signal.SIGKILL)
-            enter()
-
         self.log = log
-        with log.open("ab") as output:
+        self.process: subprocess.Popen[bytes] | Child
+        with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+            if enter is None and not through and project == PROJECT and nursery.can_give(environment):
+                self.process = nursery.start(
+                    arguments, environment, stdin=nothing, stdout=output, stderr=output, namespaces=namespaces
+                )
+                return
+
+            def prepare() -> None:
+                die_with_parent(signal.SIGKILL)
+                for namespace in namespaces:
+                    os.setns(namespace)
+                if enter is not None:
+                    enter()
+
             self.process = subprocess.Popen(
                 [*through, sys.executable, str(project / "manage.py"), *arguments],
                 env=dict(environment),
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -82,18 +95,28 @@ class Daemons:
         directory: Path,
         environment: Mapping[str, str],
         *,
-        enter: Callable[[], None] = lambda: None,
+        enter: Callable[[], None] | None = None,
+        namespaces: Sequence[int] = (),
         project: Path = PROJECT,
     ) -> None:
         self._directory = directory
         self._enter = enter
+        self._namespaces = namespaces
         self._project = project
         self.environment = dict(environment)
         self._started: list[Daemon] = []
 
     def start(self, *arguments: str, through: Sequence[str] = ()) -> Daemon:
         log = self._directory / f"daemon-{len(self._started)}.log"
-        daemon = Daemon(log, self.environment, *arguments, enter=self._enter, through=through, project=self._project)
+        daemon = Daemon(
+            log,
+            self.environment,
+            *arguments,
+            enter=self._enter,
+            namespaces=self._namespaces,
+            through=through,
+            project=self._project,
+        )
         self._started.append(daemon)
         return daemon
 
@@ -131,7 +154,10 @@ def is_alive(pid: int) -> bool:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The pid of a child that does the work and ends; each side opens database connections of its own."""
+    """The pid of a child that does the work and ends; each side opens database connections of its own.
+
+    It ends no later than the test, and with the thread that forks it."""
+    parent = os.getpid()
     connections.close_all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the receiver's threads are not needed in the child
@@ -139,10 +165,12 @@ def forked(work: Callable[[], object]) -> int:
     if child == 0:
         status = 1
         try:
+            die_with(parent)
             work()
             status = 0
         finally:
             os._exit(status)
+    ends_with_its_test(child)
     return child
 
 

@@ -1,0 +1,209 @@
+"""`manage.py` processes that start in a fifth of the time: forked from one that has imported the libraries.
+
+What depends on the environment, Docora and its settings above all, each of them imports itself. It has arguments, an
+environment, a working directory and standard streams of its own, as if a shell had started it. Only `/proc` can tell the
+difference: it shows the command line of the nursery.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+LIBRARIES = (
+    "asyncio", "bcrypt", "concurrent.futures", "croniter", "cryptography.fernet", "decimal", "email.mime.multipart",
+    "environ", "fractions", "http.client", "multiprocessing.pool", "orjson", "prometheus_client", "psycopg",
+    "psycopg_pool", "pycurl", "re2", "redis.asyncio", "rich.console", "rich.progress", "rich.table", "rq", "sqlparse",
+    "structlog", "urllib.request", "xml.dom.minidom", "zipfile",
+    "django.contrib.admin", "django.contrib.admin.views.main", "django.core.mail", "django.core.management",
+    "django.db.backends.postgresql.base", "django.db.backends.sqlite3.base", "django.db.models", "django.forms",
+    "django.template.defaulttags", "django.template.loader_tags", "django.utils.log", "django.views.generic",
+    "django_htmx.middleware", "django_stubs_ext", "whitenoise.middleware",
+)  # fmt: skip
+"""What most of the time of a start goes to, and needs no settings to be imported."""
+
+
+class Child:
+    """A process out of the nursery, used as `subprocess.Popen` is."""
+
+    def __init__(self, arguments: Sequence[str], reply: socket.socket) -> None:
+        self.args = list(arguments)
+        self.returncode: int | None = None
+        self._reply = reply
+        self._lock = threading.Lock()
+        self.pid = int(reply.recv(32))
+
+    def poll(self) -> int | None:
+        return self._receive(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if (status := self._receive(timeout)) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _receive(self, timeout: float | None) -> int | None:
+        with self._lock:
+            if self.returncode is None:
+                self._reply.settimeout(timeout)
+                with contextlib.suppress(TimeoutError, BlockingIOError):
+                    self.returncode = int(self._reply.recv(32) or -signal.SIGKILL)  # nothing: the nursery is dead
+                    self._reply.close()
+            return self.returncode
+
+
+class Nursery:
+    """Starts children; the process behind it starts with the first one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def can_give(self, environment: Mapping[str, str]) -> bool:
+        """Whether a child can have this environment. Its Python has started already, with the variables of this process."""
+        return all(
+            environment.get(name) == os.environ.get(name)
+            for name in {*environment, *os.environ}
+            if name.startswith(("PYTHON", "LANG", "LC_"))
+        )
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        stdin: BinaryIO,
+        stdout: BinaryIO,
+        stderr: BinaryIO,
+        script: Path = PROJECT / "manage.py",
+        namespaces: Sequence[int] = (),
+    ) -> Child:
+        """Start the script with these arguments, in a session of its own and in these Linux namespaces.
+
+        It ends with this process."""
+        assert self.can_give(environment), "Python itself reads some of these variables: start it with subprocess."
+        order = {
+            "arguments": [str(script), *arguments],
+            "environment": dict(environment),
+            "folder": str(Path.cwd()),
+        }
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            files = [stdin.fileno(), stdout.fileno(), stderr.fileno(), theirs.fileno(), *namespaces]
+            socket.send_fds(self._open(), [json.dumps(order).encode()], files)
+        return Child(order["arguments"], ours)
+
+    def close(self) -> None:
+        if self._process is not None and self._control is not None:
+            self._control.close()
+            self._process.wait(10)
+            self._process = self._control = None
+
+    def _open(self) -> socket.socket:
+        with self._lock:
+            if self._control is None:
+                self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
+                        cwd=PROJECT,
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno()],
+                        start_new_session=True,
+                    )
+            return self._control
+
+
+nursery = Nursery()
+"""That of this process."""
+
+
+def _serve(control: socket.socket) -> dict[str, Any] | None:
+    """Fork a child for each order. Returns in the child, with its order; in the nursery, with None when all is over.
+
+    What is open here as a Python object closes on return; the child closes the bare descriptors `inherited`."""
+    replies: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.data is not None:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                    _, status = os.waitpid(key.data, 0)
+                    with replies.pop(key.data) as reply, contextlib.suppress(BrokenPipeError):
+                        reply.send(b"%d" % os.waitstatus_to_exitcode(status))
+                    continue
+                message, files, _, _ = socket.recv_fds(control, 1 << 20, 8)
+                if not message:
+                    return None
+                if not (child := os.fork()):
+                    watched = [key.fd for key in selector.get_map().values() if key.data is not None]
+                    return json.loads(message) | {"files": files, "inherited": watched}
+                replies[child] = socket.socket(fileno=files[3])
+                replies[child].send(b"%d" % child)
+                for file in files[:3] + files[4:]:
+                    os.close(file)
+                selector.register(os.pidfd_open(child), selectors.EVENT_READ, child)
+
+
+def _become(order: dict[str, Any], nursery_pid: int) -> None:
+    """Everything that a new process has from whoever starts it."""
+    from docora.process import die_with
+
+    os.setsid()
+    die_with(nursery_pid, signal.SIGKILL)
+    stdin, stdout, stderr, _, *namespaces = order["files"]
+    for number, file in enumerate((stdin, stdout, stderr)):
+        os.dup2(file, number)
+    for namespace in namespaces:
+        os.setns(namespace)
+    for file in order["files"] + order["inherited"]:
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    time.tzset()
+    os.chdir(order["folder"])
+    sys.argv = order["arguments"]
+    sys.path[0] = str(PROJECT)
+
+
+if __name__ == "__main__":
+    import gc
+    import importlib
+
+    from docora.process import die_with
+
+    die_with(int(sys.argv[2]), signal.SIGKILL)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.collect()
+    gc.freeze()  # children then copy less of what they share
+    pid = os.getpid()
+    if order := _serve(socket.socket(fileno=int(sys.argv[1]))):
+        _become(order, pid)
+        import runpy
+
+        runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,105 @@
+"""A command that the nursery starts does what the same command does that a shell starts."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import manage
+from tests.support.nursery import PROJECT, Child, Nursery
+from tests.support.processes import is_alive
+from tests.support.receiver import wait_for
+
+COMMANDS = {
+    "an answer": (["help", "--all"], {}),
+    "a refusal": (["resynch"], {}),
+    "a traceback": (["list_apps", "--traceback"], {"DATABASE_URL": "sqlite:////nowhere/at/all"}),
+    "settings that are wrong": (["check"], {"LEASE_SECONDS": "soon"}),
+    "other settings": (["shell", "--no-imports", "-c", "from django.conf import settings; print(settings.LEASE_SECONDS)"],
+                       {"LEASE_SECONDS": "17"}),
+    "its own process": (["shell", "--no-imports", "-c", "import os, sys; print(os.getcwd(), sys.path[0], sys.stdin.read(),"
+                         "os.isatty(1), sorted(map(int, os.listdir('/proc/self/fd')))[:-1], sorted(os.environ))"], {}),
+}  # fmt: skip
+
+
+OWNER = """
+import os, sys, time
+from tests.support.nursery import nursery
+null = open(os.devnull, "r+b")
+child = nursery.start(["sweep"], os.environ, stdin=null, stdout=null, stderr=null)
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def without_frames(said: str) -> str:
+    """A traceback begins with the frames of whatever started the command."""
+    before, traceback, after = said.partition("Traceback (most recent call last):\n")
+    return before + traceback + "".join(after.splitlines(keepends=True)[-1:])
+
+
+@pytest.mark.parametrize(("arguments", "settings"), COMMANDS.values(), ids=COMMANDS)
+def test_output_and_status_are_those_of_a_process_that_a_shell_starts(
+    arguments: list[str], settings: dict[str, str]
+) -> None:
+    environment = os.environ | settings
+    other = subprocess.run(
+        [sys.executable, str(PROJECT / "manage.py"), *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    done = manage(*arguments, environment=environment)
+    assert (done.returncode, done.stdout) == (other.returncode, other.stdout)
+    assert without_frames(done.stderr) == without_frames(other.stderr)
+
+
+def start_sleep(nursery: Nursery) -> Child:
+    code = "import time; print('ready', flush=True); time.sleep(600)"
+    reader, writer = os.pipe()
+    with open(os.devnull, "rb") as nothing, open(writer, "wb") as out:
+        child = nursery.start(
+            ["shell", "--no-imports", "-c", code], os.environ, stdin=nothing, stdout=out, stderr=sys.__stderr__.buffer
+        )
+    with open(reader, "rb") as lines:
+        assert lines.readline() == b"ready\n"
+    return child
+
+
+def test_a_child_can_be_waited_for_and_ended(nursery: Nursery) -> None:
+    child = start_sleep(nursery)
+    assert child.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.05)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(20) == child.returncode == -signal.SIGTERM
+    child.kill()  # nothing: its number may be another's by now
+    assert child.poll() == -signal.SIGTERM
+
+
+def test_children_end_with_the_nursery_and_the_nursery_with_whoever_started_it(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    child = start_sleep(nursery)
+    nursery.close()
+    assert child.wait(20) == -signal.SIGKILL
+
+    process = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "pid")], cwd=PROJECT)
+    pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), timeout=60))
+    assert is_alive(pid)
+    process.kill()
+    process.wait(20)
+    wait_for(lambda: not is_alive(pid), timeout=20)

@@ -1,0 +1,115 @@
+"""A test that hangs is ended, whatever it waits for and whatever it catches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+CONFTEST = """
+from tests.support.time_limit import TimeLimit
+
+def pytest_configure(config):
+    config.pluginmanager.register(TimeLimit(config, grace=1))
+"""
+
+CATCHES_THE_ALARM = """
+import time
+
+def test_it():
+    while True:
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
+"""
+
+HANGS_IN_TEARDOWN = """
+import time
+import pytest
+
+@pytest.fixture
+def slow():
+    yield
+    time.sleep(600)
+
+def test_it(slow):
+    time.sleep(600)
+"""
+
+WAITS_FOR_A_CHILD = """
+import os, time
+import pytest
+from tests.support.processes import forked
+
+@pytest.fixture
+def pipe():
+    reader, writer = os.pipe()
+    yield writer
+    os.close(writer)
+    assert os.read(reader, 1) == b""  # once no process has the other end
+
+def test_it(pipe):
+    child = forked(lambda: time.sleep(600))
+    open("child", "w").write(str(child))
+    os.waitpid(child, 0)
+
+def test_the_next_one():
+    pass
+"""
+
+
+def run(folder: Path, test: str, *options: str) -> tuple[int, str]:
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_it.py").write_text(test)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            os.devnull,
+            "--timeout=1",
+            "-p",
+            "no:cacheprovider",
+            *options,
+            "test_it.py",
+        ],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "DJANGO_SETTINGS_MODULE": "docora.settings"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_one_that_catches_the_alarm_ends_with_its_process(tmp_path: Path) -> None:
+    status, said = run(tmp_path, CATCHES_THE_ALARM, "-p", "no:django")
+    assert status == 1
+    assert "Timeout (0:00:02)!" in said
+    assert "in test_it" in said
+
+
+def test_one_that_hangs_in_its_teardown_after_the_alarm_ends_with_its_process(tmp_path: Path) -> None:
+    status, said = run(tmp_path, HANGS_IN_TEARDOWN, "-p", "no:django")
+    assert status == 1
+    assert "Timeout (0:00:01)!" in said
+    assert "in slow" in said
+
+
+def test_the_other_tests_of_a_worker_that_was_ended_still_run(tmp_path: Path) -> None:
+    _, said = run(tmp_path, CATCHES_THE_ALARM + "\ndef test_the_next_one():\n    pass\n", "-p", "no:django", "-n", "1")
+    assert "worker 'gw0' crashed while running 'test_it.py::test_it'" in said
+    assert "1 failed, 1 passed" in said
+
+
+def test_a_child_that_was_forked_ends_before_the_teardown_that_waits_for_it(tmp_path: Path) -> None:
+    status, said = run(tmp_path, WAITS_FOR_A_CHILD)
+    assert status == 1
+    assert "Failed: Timeout (>1.0s)" in said
+    assert "1 failed, 1 passed" in said
+    assert not Path("/proc", (tmp_path / "child").read_text()).exists()
