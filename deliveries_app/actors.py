@@ -1,10 +1,11 @@
-"""Who does something: every verb takes an `Actor` first, checks what it may, and keeps its name."""
+"""Who performs an action. Every service takes an `Actor`, checks its permissions and records its name."""
 
 from dataclasses import dataclass
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
+from django.http import HttpRequest
 
 from deliveries_app.models import App, AppRepository
 
@@ -15,22 +16,34 @@ CONTROL_PERMISSION = "deliveries_app.control_queue"
 
 @dataclass(frozen=True)
 class Actor:
-    """A signed-in user, a client app with its token, a person at the command line, or Docora itself."""
+    """A signed-in user, a client app that authenticated with its token, the command line, or Docora itself.
+
+    `address` is the IP address that the request came from; empty for commands and for Docora itself.
+    """
 
     name: str
     user: User | None = None
     app: App | None = None
+    address: str = ""
 
     @classmethod
-    def of_user(cls, user: User | AnonymousUser | AbstractBaseUser) -> "Actor":
-        """Raises `PermissionDenied` for anybody who is not signed in as staff."""
+    def of_request(cls, request: HttpRequest) -> "Actor":
+        """Return the signed-in user with the request's address, which `TrustedProxyMiddleware` has already corrected.
+
+        Raises `PermissionDenied` unless the user is active staff.
+        """
+        return cls.of_user(request.user, address=request.META.get("REMOTE_ADDR", ""))
+
+    @classmethod
+    def of_user(cls, user: User | AnonymousUser | AbstractBaseUser, *, address: str = "") -> "Actor":
+        """Raises `PermissionDenied` unless the user is active staff."""
         if not isinstance(user, User) or not (user.is_active and user.is_staff):
             raise PermissionDenied
-        return cls(user.get_username(), user=user)
+        return cls(user.get_username(), user=user, address=address)
 
     @classmethod
-    def of_app(cls, app: App) -> "Actor":
-        return cls(f"app {app.name}", app=app)
+    def of_app(cls, app: App, *, address: str = "") -> "Actor":
+        return cls(f"app {app.name}", app=app, address=address)
 
     @classmethod
     def command(cls) -> "Actor":
@@ -41,12 +54,15 @@ class Actor:
         return cls("Docora")
 
     def require(self, *permissions: str) -> None:
-        """Users need one of the permissions; others are asked by `require_watch` or trusted."""
+        """Raise `PermissionDenied` unless the user has one of the permissions.
+
+        Only users are checked here. `require_app` limits apps to their own rows; commands and Docora itself are trusted.
+        """
         if self.user is not None and not any(self.user.has_perm(permission) for permission in permissions):
             raise PermissionDenied(f"You need the permission {' or '.join(permissions)}.")
 
     def require_app(self, app: App | None) -> None:
-        """An app may act for itself only; None stands for several apps."""
+        """Raise `PermissionDenied` if an app acts on another app's data. None means several apps."""
         if self.app is not None and (app is None or self.app.pk != app.pk):
             raise PermissionDenied("This belongs to another app.")
 
@@ -63,6 +79,6 @@ class Actor:
 
 
 def can_view_operations(user: AbstractBaseUser | AnonymousUser) -> bool:
-    """Who may start an operation may follow it, whatever else they see."""
-    enough = ("deliveries_app.view_bulkoperation", RESYNC_PERMISSION, RETRY_PERMISSION)
-    return any(user.has_perm(permission) for permission in enough)  # type: ignore[union-attr]
+    """Return whether the user can see bulk operations: with the view permission, or with one that starts operations."""
+    sufficient = ("deliveries_app.view_bulkoperation", RESYNC_PERMISSION, RETRY_PERMISSION)
+    return any(user.has_perm(permission) for permission in sufficient)  # type: ignore[union-attr]

@@ -1,6 +1,7 @@
-"""Doors for RQ: a primary key in, one call.
+"""RQ entry points. Each takes one string or primary key and calls one function.
 
-A database that is gone ends a job in words. What was to be done stands in the rows, and the sweep finds it again.
+A job that loses its database connection logs a warning and ends. All work is recorded in rows, so the sweep finds it
+again.
 """
 
 import contextlib
@@ -11,47 +12,50 @@ from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.sweep import cleanup, retention
 from deliveries_app.sync.attempt import sync
-from docora.db.connection import LOST
+from docora.db.connection import CONNECTION_ERRORS
 from docora.server.worker import stopping
 from repositories_app.mirror import cache
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 20
+_MAX_ATTEMPTS = 20
 
 
 @contextlib.contextmanager
-def _until_the_database_is_lost() -> Iterator[None]:
+def _log_lost_database() -> Iterator[None]:
     try:
         yield
-    except LOST as error:
+    except CONNECTION_ERRORS as error:
         logger.warning("job_without_database", extra={"cause": str(error).strip()})
 
 
-@_until_the_database_is_lost()
+@_log_lost_database()
 def sync_watch(watch_pk: int) -> None:
-    """Sync the watch, and again as long as it is due again at once: a re-sync that superseded this very job, or a push
-    that came during it, starts now and not with the next sweep. What was fetched may be too much for this machine."""
-    for _ in range(_ROUNDS):
+    """Sync the watch, and repeat while it is due again immediately.
+
+    That happens when a re-sync supersedes this job or a push arrives during it; waiting for the next sweep would delay
+    both. Afterwards, fill the queue and trim the mirror cache, which the fetch may have grown past its limit.
+    """
+    for _ in range(_MAX_ATTEMPTS):
         if stopping() or not sync(watch_pk):
             break
     scheduling.enqueue_due()
     cache.look_after()
 
 
-@_until_the_database_is_lost()
+@_log_lost_database()
 def clean_up(what: str) -> None:
-    """Remove what has ended."""
+    """Remove ended watches and apps."""
     cleanup.remove_ended()
 
 
-@_until_the_database_is_lost()
+@_log_lost_database()
 def go_round(what: str) -> None:
-    """See to alerts in the place of a sweep that is late."""
+    """Detect and send alerts when the sweep, which normally does this, is late."""
     alerts.go_round()
 
 
-@_until_the_database_is_lost()
+@_log_lost_database()
 def prune(what: str) -> None:
-    """Remove what is old; the next hour goes on where a worker had to stop."""
+    """Remove history past its retention. If the worker has to stop, the next hourly run continues."""
     retention.prune(stop=stopping)

@@ -1,4 +1,4 @@
-"""Waking the workers: a wish is written into the row first, the job only follows (`engine.md` §6)."""
+"""Due times and enqueueing. A request is stored in the watch's row first; the job only wakes a worker (`engine.md` §6)."""
 
 from datetime import timedelta
 from typing import Any
@@ -12,14 +12,15 @@ from django.db.models.functions import Coalesce, Greatest, Least, Now, Random
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from docora.redis import queues
 
+_JITTER = 0.1  # of the interval between checks, in both directions
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
-ENQUEUE_AHEAD = 50  # jobs that wait in the default queue at once; more would only fill Redis
+ENQUEUE_AHEAD = 50  # jobs waiting in the default queue at most; more would only fill Redis
 
 
 def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
-    """These watches shall sync as soon as possible, also when a worker is busy with them now. Which they are.
+    """Make these watches due now, including those that a worker is syncing, and return their primary keys.
 
-    They are locked in the order of their keys, as everywhere: one UPDATE of many rows has an order of its own.
+    Rows are locked in primary key order first, as everywhere, because a single UPDATE locks them in no defined order.
     """
     with transaction.atomic():
         pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
@@ -28,14 +29,14 @@ def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
 
 
 def enqueue(watch: AppRepository, queue: str) -> None:
-    """Wake a worker for a watch whose wish is in the row; after the commit of the current transaction."""
+    """Enqueue a job for a watch that is already marked as due. The job is sent after the current transaction commits."""
     queues.enqueue_after_commit(queue, SYNC_JOB, watch.pk, watch.job_id)
 
 
 def enqueue_due() -> int:
-    """Fill the default queue with watches that are due and free, the longest waiting first. How many wait there now.
+    """Fill the default queue with watches that are due and free, longest waiting first. Return how many were added.
 
-    A queue that is half full still has work for a while. Watches that wait in it already are refused by their job id.
+    Does nothing while the queue is at least half full. A watch that is already queued is refused by its job id.
     """
     waiting = queues.waiting("default")
     if waiting is None or waiting > ENQUEUE_AHEAD // 2:
@@ -46,21 +47,22 @@ def enqueue_due() -> int:
     )
 
 
-_JITTER = 0.1
-
-
 def next_check(moved_at: Combinable | None = None) -> Combinable:
-    """For `next_check_at`, as an expression; `moved_at` when it changes in the same update."""
+    """Return the expression for `next_check_at`: the longer the branch has not moved, the later the next check.
+
+    Half the time since the last move, within the two RESCAN settings, plus or minus 10 %. Pass `moved_at` if the same
+    UPDATE changes it.
+    """
     half = _Duration((Now() - (moved_at or Coalesce(F("moved_at"), F("created_at")))) * Value(0.5))
     shortest = _seconds(settings.RESCAN_MIN_INTERVAL_SECONDS)
     longest = _seconds(settings.RESCAN_INTERVAL_SECONDS)
-    pause = Least(Greatest(half, shortest), longest)
-    chance = Value(1 - _JITTER) + Value(2 * _JITTER) * Random()
-    return ExpressionWrapper(Now() + _Duration(pause * chance), output_field=DateTimeField())
+    interval = Least(Greatest(half, shortest), longest)
+    jitter = Value(1 - _JITTER) + Value(2 * _JITTER) * Random()
+    return ExpressionWrapper(Now() + _Duration(interval * jitter), output_field=DateTimeField())
 
 
 class _Duration(Func):
-    """A duration that was multiplied; SQLite has them as whole microseconds, and Django's product there is a text."""
+    """A multiplied duration. SQLite stores durations as integer microseconds, but Django's product there is text."""
 
     template = "(%(expressions)s)"
 

@@ -1,4 +1,4 @@
-"""The admin site: Docora's sections, its name, and a word for an installation without administrators."""
+"""The admin site: its name, its sections, and a hint on the login page while there is no administrator."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ class DocoraAdminSite(admin.AdminSite):
     empty_value_display = "—"
 
     def each_context(self, request: HttpRequest) -> dict[str, Any]:
-        """`sync_pause`: who paused all syncing, for the banner on every page of those who are signed in."""
+        """Add `sync_pause`, for the banner that signed-in users see on every page while syncing is paused."""
         pause = current_pause() if self.has_permission(request) else None
         return {**super().each_context(request), "docora_version": __version__, "sync_pause": pause}
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
-        """The models by what one does with them, not by the package that they live in."""
+        """Group the models by task instead of by package."""
         if app_label is not None:
             return super().get_app_list(request, app_label)
         known = {model["model"]: model for app in self._build_app_dict(request).values() for model in app["models"]}
@@ -62,10 +62,10 @@ class DocoraAdminSite(admin.AdminSite):
         return sections
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """The state at a glance, for those who may see any of it, above the list of models."""
-        shown = overview.of_user(request.user) if overview.can_view(request.user) else None
-        return super().index(request, {"overview": shown, **(extra_context or {})})
+        """Show the overview above the list of models, to users who can view any part of it."""
+        context = overview.of_user(request.user) if overview.can_view(request.user) else None
+        return super().index(request, {"overview": context, **(extra_context or {})})
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        nobody = not get_user_model()._default_manager.filter(is_staff=True).exists()
-        return super().login(request, {**(extra_context or {}), "nobody_can_sign_in": nobody})
+        has_staff = get_user_model()._default_manager.filter(is_staff=True).exists()
+        return super().login(request, {**(extra_context or {}), "has_staff": has_staff})

@@ -1,4 +1,4 @@
-"""Every URL of Docora."""
+"""All URLs of Docora."""
 
 from django.contrib import admin
 from django.http import HttpRequest, JsonResponse
@@ -13,7 +13,7 @@ from deliveries_app.monitoring import metrics
 from docora.web.errors import NOT_FOUND, json_error
 
 
-@csrf_exempt  # An unknown path is a 404 for every method, not a CSRF failure.
+@csrf_exempt  # Unknown paths are a 404 for every method, not a CSRF failure.
 def not_found(request: HttpRequest) -> JsonResponse:
     return json_error(NOT_FOUND, 404)
 

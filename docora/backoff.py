@@ -1,9 +1,14 @@
-"""How long to wait before the next attempt."""
+"""Exponential backoff."""
 
-from datetime import timedelta
+MAX_WAIT_SECONDS = 3600.0
+"""The longest wait, whether it comes from the backoff or from a `Retry-After` header."""
 
 
-def backoff(attempt: int, *, base: float, jitter: float, longest: timedelta = timedelta(hours=1)) -> float:
-    """Seconds before the next attempt: doubling from `base`, times 1 + `jitter` (0 to 1, drawn by the caller)."""
+def backoff(attempt: int, *, base: float, jitter: float, longest: float = MAX_WAIT_SECONDS) -> float:
+    """Return the seconds to wait before the next attempt.
+
+    The delay starts at `base` and doubles with each attempt up to `longest`. `jitter`, a random number from 0 to 1, adds
+    up to 50 %.
+    """
     doubled: float = base * 2.0 ** max(0, attempt - 1)
-    return min(doubled, longest.total_seconds()) * (1 + jitter / 2)
+    return min(doubled, longest) * (1 + jitter / 2)

@@ -1,7 +1,7 @@
-"""Locks on files that every process of this machine sees; the kernel frees them when their last holder ends.
+"""File locks between the processes of one machine. The kernel releases a lock when its last holder ends.
 
-Whoever holds one exclusively may remove its file: those who have opened it meanwhile notice, and open the one that took
-its place.
+The holder of an exclusive lock may delete the lock file: a process that has opened the old file notices and opens the
+new one.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ _POLL_SECONDS = 0.1
 
 @contextlib.contextmanager
 def hold(path: Path, *, shared: bool, wait: bool = True, tick: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """Hold the lock; its descriptor, which children may inherit and then hold it as well.
+    """Hold the lock and yield its file descriptor. Child processes that inherit the descriptor hold the lock too.
 
-    Raises BlockingIOError where somebody else holds it and `wait` is off; `tick` is called while it is waited for.
+    Call `tick` repeatedly while waiting. Without `wait`, raise BlockingIOError if another process holds the lock.
     """
     fd = _open(path)
     try:
@@ -31,7 +31,7 @@ def hold(path: Path, *, shared: bool, wait: bool = True, tick: Callable[[], None
                 tick()
                 time.sleep(_POLL_SECONDS)
                 continue
-            if _lies_at(path, fd):
+            if _is_same_file(path, fd):
                 break
             os.close(fd)
             fd = _open(path)
@@ -44,7 +44,7 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _lies_at(path: Path, fd: int) -> bool:
+def _is_same_file(path: Path, fd: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:

@@ -1,5 +1,7 @@
-"""Every setting of Docora, in sections. A value comes from the environment or from `.env` (`docora.conf.installation`);
-a bad one stops the start with a sentence that names it. Units stand in the names."""
+"""All settings of Docora, by section. Values come from the environment or `.env` (`docora.conf.installation`).
+
+Docora does not start with an invalid value: the error names the setting. Names include units.
+"""
 
 import os
 import re
@@ -18,18 +20,18 @@ from docora.conf import data_dir, installation
 from docora.conf.env import count, flag, names, networks, number, text
 from docora.conf.mail import mail_options
 from docora.db import connection as database
-from docora.http.messages import url_refusal
+from docora.http.messages import url_blocked_reason
 
 BASE_DIR = installation.FILES
 env = environ.Env()
 installation.read_env_file()
 
 
-# --- Where things are --------------------------------------------------------------------------------------------------
+# --- Files -------------------------------------------------------------------------------------------------------------
 DATA_DIR = Path(text("DATA_DIR", default=str(Path.cwd() / "var"))).absolute()
 REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
-# No bound by default: nobody else knows how much of the disk is for mirrors, and one that is too small has everything
-# fetched again and again, which git hosts limit.
+# No limit by default: only the operator knows how much disk space mirrors may use, and with a limit that is too small
+# every sync fetches everything again, until the git host's rate limit applies.
 REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
@@ -37,13 +39,13 @@ _keys = data_dir.Keys(DATA_DIR)
 SECRET_KEY = text("SECRET_KEY", default="") or _keys.secret_key
 ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
 if any(len(key) < 16 for key in ENCRYPTION_KEYS):
-    raise ImproperlyConfigured("Every one of ENCRYPTION_KEYS must have at least 16 characters.")
+    raise ImproperlyConfigured("Each of the ENCRYPTION_KEYS must have at least 16 characters.")
 if len(set(ENCRYPTION_KEYS)) < len(ENCRYPTION_KEYS):
     raise ImproperlyConfigured(
-        "ENCRYPTION_KEYS has the same key twice. Put a new key in front of the old ones, or remove the repeated one."
+        "ENCRYPTION_KEYS has the same key twice. Put a new key in front of the old ones, or remove the duplicate."
     )
 
-# --- The public address decides what is secure -------------------------------------------------------------------------
+# --- Addresses; an https PUBLIC_URL turns on secure cookies, the redirect to https and HSTS ----------------------------
 DEBUG = flag("DEBUG")
 HOST = text("HOST", default="127.0.0.1")
 PORT = count("PORT", 8000)
@@ -63,12 +65,12 @@ TRUSTED_PROXIES = networks("TRUSTED_PROXIES")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31536000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-PROBES = ["health", "health/ready", "version"]  # asked from inside, over plain http and by whatever name
+PROBES = ["health", "health/ready", "version"]  # called over plain http with any Host header
 SECURE_REDIRECT_EXEMPT = [f"^{path}$" for path in (*PROBES, "metrics")]
 SECURE_CSP: dict[str, Any] = {
     "default-src": [CSP.NONE],
     "script-src": [CSP.SELF],
-    "style-src": [CSP.SELF, CSP.NONCE],  # a list without actions has a style element of Django's own
+    "style-src": [CSP.SELF, CSP.NONCE],  # Django's change list without actions contains a <style> element
     "img-src": [CSP.SELF, "data:"],
     "font-src": [CSP.SELF],
     "connect-src": [CSP.SELF],
@@ -77,29 +79,32 @@ SECURE_CSP: dict[str, Any] = {
     "frame-ancestors": [CSP.NONE],
 }
 
-# More than there is work for at once: a slow git host, or a client that dawdles over its body, keeps one waiting.
+# More than concurrent work needs, because a slow git host or a slow client occupies a thread.
 WEB_THREADS = 16
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------
 DATABASES: dict[str, dict[str, Any]] = {
-    "default": database.known(lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}"))
+    "default": database.parse_url(
+        lambda: env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'docora.sqlite3'}")
+    )
 }
 _database = DATABASES["default"]
 _options = _database.setdefault("OPTIONS", {})
 if _database["ENGINE"] == "django.db.backends.sqlite3":
-    # IMMEDIATE: a transaction that reads and then writes would fail at once beside another writer.
+    # IMMEDIATE, because a DEFERRED transaction that reads and then writes fails at once if another one is writing.
     _options |= {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 elif os.environ.get("DOCORA_PROCESS") == "web":
-    # In forked workers a pool would cost, not save. What a restarted server has left in it is no request's error. Every
-    # thread has its place in it, so that only a database that is away is waited for: shorter than probes are patient.
+    # A pool for the web process only: workers fork for each job and would not reuse connections. Health checks replace
+    # connections that died with a restarted server. With one connection per thread, the timeout only applies while the
+    # database is down, and is shorter than that of typical probes.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 4}
 REDIS_URL = text("REDIS_URL", default="") or data_dir.embedded_redis_url(DATA_DIR)
-if not data_dir.is_redis_url(REDIS_URL):  # not repeated: a password may stand in it
+if not data_dir.is_redis_url(REDIS_URL):  # the message does not repeat it, because it may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
@@ -107,7 +112,7 @@ RQ_QUEUES = {name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1} for name in ("high"
 RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.server.worker.DocoraWorker"}
 RQ_SHOW_ADMIN_LINK = False
 
-# --- The engine --------------------------------------------------------------------------------------------------------
+# --- Sync engine -------------------------------------------------------------------------------------------------------
 SWEEP_INTERVAL_SECONDS = number("SWEEP_INTERVAL_SECONDS", 5, 0.1)
 RESCAN_INTERVAL_SECONDS = number("RESCAN_INTERVAL_SECONDS", 300, 0.1)
 RESCAN_MIN_INTERVAL_SECONDS = number("RESCAN_MIN_INTERVAL_SECONDS", 30, 0.1)
@@ -125,26 +130,26 @@ FILE_TRANSFORMS = names("FILE_TRANSFORMS")
 MAX_FETCH_BYTES = count("MAX_FETCH_BYTES", 5368709120, 1048576)
 FETCH_TIMEOUT_SECONDS = number("FETCH_TIMEOUT_SECONDS", 900, 1)
 if _database["ENGINE"] == "django.db.backends.postgresql":
-    _database["OPTIONS"] = database.bounded(_options, LEASE_SECONDS)
+    _database["OPTIONS"] = database.postgres_options(_options, LEASE_SECONDS)
 
-# --- How long the history is kept, 0 for ever --------------------------------------------------------------------------
+# --- History retention; 0 keeps it for ever ----------------------------------------------------------------------------
 SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)
 BULK_OPERATION_RETENTION_DAYS = count("BULK_OPERATION_RETENTION_DAYS", 365, 0)
 TRAFFIC_RETENTION_DAYS = count("TRAFFIC_RETENTION_DAYS", 90, 0)
 
-# --- Outbound calls ----------------------------------------------------------------------------------------------------
+# --- Outbound requests -------------------------------------------------------------------------------------------------
 ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")
 ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 
-# --- Who may read the metrics ------------------------------------------------------------------------------------------
+# --- Metrics -----------------------------------------------------------------------------------------------------------
 METRICS_TOKEN = text("METRICS_TOKEN", default="")
 if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
     raise ImproperlyConfigured("METRICS_TOKEN must be at least 16 printable ASCII characters without spaces.")
 
-# --- Alerts: off until one of the two ways is set ----------------------------------------------------------------------
+# --- Alerts: off until ALERT_EMAILS or ALERT_WEBHOOK_URL is set --------------------------------------------------------
 MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
-SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # no mail server is no mistake: nothing but alerts is mailed
+SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional: only alerts are mailed
 DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL", default="")
 ALERT_EMAILS = names("ALERT_EMAILS")
 ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL", default="")
@@ -153,12 +158,12 @@ ALERT_REPEAT_SECONDS = number("ALERT_REPEAT_SECONDS", 86400)
 for _address in ALERT_EMAILS:
     if not re.fullmatch(r"[^\s@<>]+@[^\s@<>]+", _address):
         raise ImproperlyConfigured(
-            f"ALERT_EMAILS must be addresses such as ops@example.org, separated by commas, but has {_address!r}."
+            f"ALERT_EMAILS must be addresses such as ops@example.org, separated by commas, but contains {_address!r}."
         )
 if ALERT_EMAILS and not (MAILERS and DEFAULT_FROM_EMAIL):
-    raise ImproperlyConfigured("ALERT_EMAILS needs EMAIL_URL, the mail server, and DEFAULT_FROM_EMAIL, the sender.")
-if ALERT_WEBHOOK_URL and (_refusal := url_refusal(ALERT_WEBHOOK_URL, ALLOW_HTTP)):
-    raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_refusal}")
+    raise ImproperlyConfigured("ALERT_EMAILS needs EMAIL_URL (the mail server) and DEFAULT_FROM_EMAIL (the sender).")
+if ALERT_WEBHOOK_URL and (_reason := url_blocked_reason(ALERT_WEBHOOK_URL, ALLOW_HTTP)):
+    raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_reason}")
 
 # --- Administrators ----------------------------------------------------------------------------------------------------
 ADMIN_USERNAME = text("ADMIN_USERNAME", default="")
@@ -174,13 +179,13 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LOGIN_URL = "admin:login"
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
-AXES_HANDLER = "docora.security.sign_in.SignInHandler"  # what is counted together, and what is kept, stands there
+AXES_HANDLER = "docora.security.sign_in.SignInHandler"  # documents what is counted and stored
 AXES_CLIENT_IP_CALLABLE = "docora.security.sign_in.client_address"
 AXES_LOCKOUT_CALLABLE = "docora.security.sign_in.locked_out"
 AXES_FAILURE_LIMIT = 5
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
-AXES_ENABLE_ADMIN = False  # deliveries_app.admin.sign_in_attempts has the attempts
+AXES_ENABLE_ADMIN = False  # deliveries_app.admin.sign_in_attempts shows them instead
 AXES_VERBOSE = False
 
 # --- Django ------------------------------------------------------------------------------------------------------------
@@ -215,7 +220,7 @@ MIDDLEWARE = [
     "django_htmx.middleware.HtmxMiddleware",
     "docora.web.middleware.DecryptionErrorMiddleware",
     "docora.web.middleware.RejectInvalidQueryMiddleware",
-    "axes.middleware.AxesMiddleware",  # last, as it says
+    "axes.middleware.AxesMiddleware",  # must be last, as axes requires
 ]
 CSRF_FAILURE_VIEW = "docora.web.errors.csrf_failure"
 ROOT_URLCONF = "docora.urls"
@@ -241,7 +246,7 @@ USE_I18N = False
 TIME_ZONE = text("TIME_ZONE", default="UTC")
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
-WHITENOISE_USE_FINDERS = True  # nothing is collected: the files are served, compressed by name, from where they lie
+WHITENOISE_USE_FINDERS = True  # no collectstatic: files are served from their source folders
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1048576
 VERSION = __version__
 

@@ -1,4 +1,4 @@
-"""Text from strangers, and numbers for people."""
+"""Clean untrusted text and format numbers for people."""
 
 import re
 import secrets
@@ -7,8 +7,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 def clean_text(text: str | bytes, limit: int = 500) -> str:
-    """Foreign text (error bodies, git's stderr) made safe to store and show: no NUL, no surrogates, at most `limit`
-    characters. PostgreSQL refuses NUL, and UTF-8 refuses lone surrogates; neither may turn an error into another."""
+    """Make untrusted text (error bodies, git's stderr) safe to store and show, with at most `limit` characters.
+
+    PostgreSQL rejects NUL and UTF-8 cannot encode lone surrogates, so storing an error message could fail itself.
+    """
     if isinstance(text, bytes):
         text = text[: limit * 4].decode("utf-8", "replace")
     text = _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n")).strip()
@@ -16,7 +18,7 @@ def clean_text(text: str | bytes, limit: int = 500) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """SI units, one decimal below ten: `9.6 MB`, `61 MB`."""
+    """Format a size in SI units, with one decimal below ten: `9.6 MB`, `61 MB`."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break
@@ -27,23 +29,38 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two largest units that matter: `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format a duration in at most two units: `12 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 0.5:
         return "less than a second"
     if seconds < 60:
         return f"{round(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+        return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def counted(count: int, singular: str, plural: str) -> str:
-    """`1 repository`, `3,000 repositories`."""
+    """Format a number with its noun: `1 repository`, `3,000 repositories`."""
     return f"{count:,} {singular if count == 1 else plural}"
 
 
 def new_id(prefix: str, hex_digits: int = 24) -> str:
-    """A public id such as `repo_` + 24 hex digits."""
+    """Return a new public ID such as `repo_` and 24 hex digits."""
     return f"{prefix}_{secrets.token_hex(hex_digits // 2)}"
+
+
+def can_be_id(text: str) -> bool:
+    """Return whether `text` can be looked up as a public id. PostgreSQL rejects NUL and surrogates even in a query."""
+    return text.isprintable()
+
+
+def parse_pk(text: str) -> int | None:
+    """Return the primary key in `text`, from a URL or form, or None if it is no number or does not fit a bigint."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
+
+
+def parse_pks(text: str) -> list[int]:
+    """Return the primary keys in a comma-separated list, and drop what `parse_pk` does not accept."""
+    return [pk for part in text.split(",") if (pk := parse_pk(part)) is not None]

@@ -11,10 +11,10 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning, register
 
-from docora.http.addresses import refusal
+from docora.http.addresses import blocked_reason
 from docora.http.client import Cause, HttpClient, Request
 from docora.http.messages import name_of
-from docora.http.resolver import vet
+from docora.http.resolver import resolve
 from repositories_app.git.remote import new_client
 
 MIN_GIT = (2, 38)  # `cat-file -z` and the fixes of the `safe.directory` era
@@ -107,7 +107,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 def check_outbound_client() -> list[CheckMessage]:
     """Ask the outbound client for addresses that are not allowed. It never dials an address that it refuses, so this does
     not leave the machine."""
-    hosts = [host for host, address in _FORBIDDEN.items() if refusal(address, settings.ALLOWED_PRIVATE_NETWORKS)]
+    hosts = [host for host, address in _FORBIDDEN.items() if blocked_reason(address, settings.ALLOWED_PRIVATE_NETWORKS)]
     if not hosts:
         text = "ALLOWED_PRIVATE_NETWORKS lets the outbound client call every private address."
         return [Warning(text, hint="Make it narrower.")]
@@ -135,7 +135,7 @@ def check_git_host_answers() -> list[CheckMessage]:
     if not settings.ALLOWED_GIT_HOSTS:
         return []
     host = _authority(settings.ALLOWED_GIT_HOSTS[0])
-    resolved = vet(name_of(f"https://{host}/"), settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
+    resolved = resolve(name_of(f"https://{host}/"), settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
     if resolved.cause is Cause.DNS:
         return [Error(resolved.message, hint="Check the spelling in ALLOWED_GIT_HOSTS, and the DNS of this machine.")]
     outcomes = []

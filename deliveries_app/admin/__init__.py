@@ -1,4 +1,4 @@
-"""The admin: what an administrator sees and may press. It translates; the verbs are in `deliveries_app.services`."""
+"""The Django admin. Views only translate between requests and `deliveries_app.services`."""
 
 from deliveries_app.admin.apps import AppAdmin
 from deliveries_app.admin.deliveries import DeliveryAdmin

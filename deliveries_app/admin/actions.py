@@ -1,4 +1,4 @@
-"""What a re-sync and a retry of several rows have in common: the action, and the confirmation page that it leads to."""
+"""The bulk actions re-sync and retry: each redirects to a confirmation page, which then runs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 @dataclass(frozen=True)
 class Scope:
-    """What the rows mean in a word, for the title of the operation: all of one `app`, or something with a `title`."""
+    """What the selection is called in the operation's title: all watches of `app`, or `title`, or neither."""
 
     app: App | None = None
     title: str = ""
@@ -41,108 +41,115 @@ class Scope:
 
 @dataclass(frozen=True)
 class BulkAction:
-    """Something that can be done about watched repositories. `among` those of a selection that it is true for, `single`
-    does it about one and `many` about several, as one operation. `words`: its title, what it says where there is
-    nothing to do, what when one is queued, and the beginning of what it says when several are."""
+    """An action on one or many watches.
+
+    `applicable` keeps the watches of a selection that the action makes sense for. `run_single` acts on one watch,
+    `run_many` starts one bulk operation for several.
+    """
 
     slug: str
     permission: str
     template: str
-    words: tuple[str, str, str, str]
-    among: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
+    title: str
+    empty_message: str
+    """Shown if no watch of the selection is applicable."""
+    queued_message: str
+    """Shown after `run_single`."""
+    progress_message: str
+    """Shown after `run_many`, followed by the number of repositories."""
+    applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
     impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
-    single: Callable[[Actor, AppRepository], object]
-    many: Callable[[Actor, AppRepositoryQuerySet, Scope], BulkOperation]
+    run_single: Callable[[Actor, AppRepository], object]
+    run_many: Callable[[Actor, AppRepositoryQuerySet, Scope], BulkOperation]
 
 
 class BulkAdmin[M: Model](DocoraAdmin[M]):
-    """A model whose rows stand for watched repositories: `watch_field` of a watch names the row that it belongs to.
-    `view` and the verb's permission are enough for its action and its page."""
+    """A model admin whose rows stand for watches; `watch_field` is the field of `AppRepository` that refers to a row.
+
+    The view permission on the model and the action's own permission are enough to run an action.
+    """
 
     watch_field: str
 
     def watches_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
-        """The watched repositories that the rows stand for."""
+        """Return the watches that the rows stand for."""
         return AppRepository.objects.filter(**{f"{self.watch_field}__in": queryset.order_by().values("pk")})
 
     def app_of(self, queryset: QuerySet[M]) -> App | None:
-        """The app, if the rows mean all of one app."""
+        """Return the app if the rows stand for all watches of one app."""
         return None
 
     def scope_of(self, request: HttpRequest, queryset: QuerySet[M]) -> Scope:
         return Scope(self.app_of(queryset))
 
     def selected(self, request: HttpRequest) -> QuerySet[M]:
-        """The rows that the page's address names."""
+        """Return the rows that the confirmation page's URL selects."""
         return confirmation.selected(self, request)
 
-    def bulk_page(self, verb: BulkAction) -> URLPattern:
-        """The address of the page that asks."""
+    def confirmation_url(self, action: BulkAction) -> URLPattern:
+        """Return the URL pattern of the action's confirmation page."""
 
         def page(request: HttpRequest) -> HttpResponse:
-            return self.confirm_bulk(request, verb)
+            return self.confirm_bulk(request, action)
 
-        return path(f"{verb.slug}/", self.admin_site.admin_view(page), name=self.url_name(verb.slug))
+        return path(f"{action.slug}/", self.admin_site.admin_view(page), name=self.url_name(action.slug))
 
-    def lead_to(self, request: HttpRequest, verb: BulkAction) -> HttpResponse:
-        """The action itself: it only leads to the page that asks."""
-        page = reverse(f"admin:{self.url_name(verb.slug)}")
+    def redirect_to_confirmation(self, request: HttpRequest, action: BulkAction) -> HttpResponse:
+        page = reverse(f"admin:{self.url_name(action.slug)}")
         return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
 
-    def confirm_bulk(self, request: HttpRequest, verb: BulkAction) -> HttpResponse:
-        """GET tells what it would mean; POST with `post=yes` does it."""
-        if not self.can(request, verb.permission):
+    def confirm_bulk(self, request: HttpRequest, action: BulkAction) -> HttpResponse:
+        """GET shows the impact; POST with `post=yes` runs the action."""
+        if not self.can(request, action.permission):
             raise PermissionDenied
         rows = self.selected(request)
         chosen = self.watches_of(rows).alive()
-        watches = verb.among(chosen).order_by(*_ORDER)
-        back = confirmation.next_url(request, reverse(f"admin:{self.url_name('changelist')}"))
-        impact = verb.impact(watches)
-        title, nothing, _, _ = verb.words
+        watches = action.applicable(chosen).order_by(*_ORDER)
+        next_url = confirmation.next_url(request, reverse(f"admin:{self.url_name('changelist')}"))
+        impact = action.impact(watches)
         if impact.watches == 0:
-            self.message_user(request, nothing, messages.WARNING)
-            return HttpResponseRedirect(back)
+            self.message_user(request, action.empty_message, messages.WARNING)
+            return HttpResponseRedirect(next_url)
         scope = self.scope_of(request, rows) if impact.watches > 1 else Scope()
         pks = list(chosen.values_list("pk", flat=True))
         if request.method == "POST" and request.POST.get("post") == "yes":
-            if confirmation.has_changed(request, pks, impact.files):
+            if confirmation.selection_changed(request, pks, impact.files):
                 self.message_user(request, confirmation.CHANGED, messages.WARNING)
                 return HttpResponseRedirect(request.get_full_path())
-            return self._do_bulk(request, verb, watches, impact.watches, scope, back)
+            return self._run(request, action, watches, impact.watches, scope, next_url)
         context: dict[str, Any] = {
             **self.admin_site.each_context(request),
-            "title": title,
+            "title": action.title,
             "opts": self.opts,
             "impact": impact,
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,
-            "back": back,
-            **confirmation.shown(pks, impact.files),
+            "back": next_url,
+            **confirmation.selection_context(pks, impact.files),
         }
-        return TemplateResponse(request, verb.template, context)
+        return TemplateResponse(request, action.template, context)
 
-    def _do_bulk(
+    def _run(
         self,
         request: HttpRequest,
-        verb: BulkAction,
+        action: BulkAction,
         watches: AppRepositoryQuerySet,
         count: int,
         scope: Scope,
-        back: str,
+        next_url: str,
     ) -> HttpResponse:
-        actor = Actor.of_user(request.user)
-        _, _, queued, doing = verb.words
+        actor = Actor.of_request(request)
         try:
             if count == 1:
-                verb.single(actor, watches.select_related("app", "repository").get())
-                self.message_user(request, queued, messages.SUCCESS)
-                return HttpResponseRedirect(back)
-            operation = verb.many(actor, watches, scope)
+                action.run_single(actor, watches.select_related("app", "repository").get())
+                self.message_user(request, action.queued_message, messages.SUCCESS)
+                return HttpResponseRedirect(next_url)
+            operation = action.run_many(actor, watches, scope)
         except (NotFound, NotFailed) as error:
             self.message_user(request, f"{error}.", messages.WARNING)
-            return HttpResponseRedirect(back)
-        many = counted(operation.total, "repository", "repositories")
-        self.message_user(request, f"{doing} {many}…", messages.SUCCESS)
+            return HttpResponseRedirect(next_url)
+        repositories = counted(operation.total, "repository", "repositories")
+        self.message_user(request, f"{action.progress_message} {repositories}…", messages.SUCCESS)
         return HttpResponseRedirect(operation_page(operation))
 
 
@@ -158,25 +165,25 @@ RESYNC = BulkAction(
     slug="force-resync",
     permission=RESYNC_PERMISSION,
     template="docora/confirm_resync.html",
-    words=("Force re-sync", "There is nothing to re-sync in this selection.", "Re-sync queued", "Re-syncing"),
-    among=lambda watches: watches,
+    title="Force re-sync",
+    empty_message="There is nothing to re-sync in this selection.",
+    queued_message="Re-sync queued",
+    progress_message="Re-syncing",
+    applicable=lambda watches: watches,
     impact=impact_of,
-    single=resync_single,
-    many=_resync_many,
+    run_single=resync_single,
+    run_many=_resync_many,
 )
 
 
 class ResyncAdmin[M: Model](BulkAdmin[M]):
-    """Rows that can be sent again."""
+    """A model admin with the confirmation page of a re-sync. Subclasses define the action, with its own label."""
 
     def has_resync_permission(self, request: HttpRequest) -> bool:
         return self.can(request, RESYNC_PERMISSION)
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.bulk_page(RESYNC), *super().get_urls()]
-
-    def ask_resync(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        return self.lead_to(request, RESYNC)
+        return [self.confirmation_url(RESYNC), *super().get_urls()]
 
 
 def _retry_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
@@ -187,22 +194,25 @@ RETRY = BulkAction(
     slug="retry-failed",
     permission=RETRY_PERMISSION,
     template="docora/confirm_retry.html",
-    words=("Retry", "There is nothing to retry in this selection: none of it is failing.", "Retry queued", "Retrying"),
-    among=lambda watches: watches.failing(),
+    title="Retry",
+    empty_message="There is nothing to retry in this selection: none of it is failing.",
+    queued_message="Retry queued",
+    progress_message="Retrying",
+    applicable=lambda watches: watches.failing(),
     impact=retry_impact_of,
-    single=retry_single,
-    many=_retry_many,
+    run_single=retry_single,
+    run_many=_retry_many,
 )
 
 
 class RetryAdmin[M: Model](BulkAdmin[M]):
-    """Rows of which those that are failing can be retried."""
+    """A model admin with the retry action and its confirmation page."""
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return self.can(request, RETRY_PERMISSION)
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.bulk_page(RETRY), *super().get_urls()]
+        return [self.confirmation_url(RETRY), *super().get_urls()]
 
     @admin.action(
         permissions=["retry"],
@@ -210,4 +220,4 @@ class RetryAdmin[M: Model](BulkAdmin[M]):
         description_plural="Retry those that are failing: sends only what is not acknowledged",
     )
     def retry(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        return self.lead_to(request, RETRY)
+        return self.redirect_to_confirmation(request, RETRY)

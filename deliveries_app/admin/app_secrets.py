@@ -1,160 +1,159 @@
-"""The token and the signing key of an app: replaced with an overlap, shown once, the old ones retired."""
+"""An app's token and signing key: rotate them, show the new one once, retire the old one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
-from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET
+from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin import one_time_secrets
-from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, error_into, posted
+from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import App
-from deliveries_app.services import NotFound, keys, tokens
+from deliveries_app.services import NotFound, keys, pinging, tokens
 from deliveries_app.services.tokens import PERMISSION
 
 ONBOARDED, NEW_TOKEN, NEW_KEY = "app", "app token", "app key"
-_TITLES = {ONBOARDED: "{} is registered", NEW_TOKEN: "The new token of {}", NEW_KEY: "The new signing key of {}"}
 
 
-class AppSecretsAdmin(DocoraAdmin[App]):
-    """Pages that ask (GET) and act (POST), and the one that shows what was made."""
+@dataclass(frozen=True)
+class ConfirmedChange:
+    """A change to an app's secrets that takes a confirmation and no input."""
+
+    slug: str
+    title: str
+    button: str
+    paragraphs: tuple[str, ...]
+    done_message: str
+    run: Callable[[Actor, App], object]
+    blocked_reason: Callable[[App], str] | None = None
+    """Returns why the change is not possible now, an empty string if it is."""
+
+
+def _retire_key_blocked(app: App) -> str:
+    if app.is_rotating_key and app.new_key_accepted_at is not None:
+        return ""
+    return "There is no old key to retire: the app has not accepted a new one yet."
+
+
+def _cancel_key_blocked(app: App) -> str:
+    return "" if app.is_rotating_key else "The signing key is not being rotated."
+
+
+CONFIRMED_CHANGES = (
+    ConfirmedChange(
+        slug="retire-tokens",
+        title="Retire old tokens",
+        button="Retire now",
+        paragraphs=(
+            "From then on, only the newest token is accepted. Requests with an older token are answered with 401.",
+            "First check on the app's page that the newest token has been used. Then no request fails.",
+        ),
+        done_message="Only the newest token is accepted now.",
+        run=tokens.retire_old_tokens,
+    ),
+    ConfirmedChange(
+        slug="retire-key",
+        title="Retire the old signing key",
+        button="Retire it now",
+        paragraphs=(
+            "From then on, everything is signed with the new key alone, which the app has accepted.",
+            "Any part of the app that still verifies with the old key will refuse what it receives. "
+            "The old key cannot be restored.",
+        ),
+        done_message="The old key is retired; the new one signs.",
+        run=keys.retire_old_key,
+        blocked_reason=_retire_key_blocked,
+    ),
+    ConfirmedChange(
+        slug="cancel-key",
+        title="Cancel the rotation of the signing key",
+        button="Drop the new key",
+        paragraphs=(
+            "The new key is dropped, and everything is signed with the old one alone, as before.",
+            "If the app already uses the new key, give it the old one back first.",
+        ),
+        done_message="The new key is dropped; the old one stays.",
+        run=keys.cancel_key_rotation,
+        blocked_reason=_cancel_key_blocked,
+    ),
+)
+
+
+class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
+    """On each page, GET asks for confirmation and POST acts."""
+
+    secrets_template = "admin/deliveries_app/app/secrets.html"
+    secrets_titles = {
+        ONBOARDED: "{} is registered",
+        NEW_TOKEN: "The new token of {}",
+        NEW_KEY: "The new signing key of {}",
+    }
 
     def get_urls(self) -> list[URLPattern]:
-        secrets = path(
-            "secrets/",
-            self.admin_site.admin_view(never_cache(require_GET(self.show_secrets))),
-            name=self.url_name("secrets"),
-        )
-        pages: list[tuple[str, Callable[[HttpRequest, App], HttpResponse]]] = [
-            ("rotate-token", self.rotate_token),
-            ("retire-tokens", self.retire_tokens),
-            ("rotate-key", self.rotate_key),
-            ("retire-key", self.retire_key),
-            ("cancel-key", self.cancel_key),
+        return [
+            self.object_page("rotate-token", self.rotate_token, PERMISSION),
+            self.object_page("rotate-key", self.rotate_key, PERMISSION),
+            *(
+                self.object_page(change.slug, partial(self.confirm_change, change=change), PERMISSION)
+                for change in CONFIRMED_CHANGES
+            ),
+            *super().get_urls(),
         ]
-        return [secrets, *(self.object_page(slug, view, PERMISSION) for slug, view in pages), *super().get_urls()]
 
     def has_rotate_permission(self, request: HttpRequest) -> bool:
         return self.can(request, PERMISSION)
 
-    def show_once(self, request: HttpRequest, kind: str, app: App, **secrets: str) -> HttpResponse:
-        """The way from the POST that made the secrets to the page that shows them."""
-        one_time_secrets.keep(request, kind, app.pk, **secrets)
-        return HttpResponseRedirect(reverse(f"admin:{self.url_name('secrets')}"))
-
-    def show_secrets(self, request: HttpRequest) -> HttpResponse:
-        """The secrets that this session has just made, once."""
-        kept = one_time_secrets.take(request, *_TITLES)
-        app = App.objects.filter(pk=kept.pk, ended_at=None).first() if kept else None
-        if kept is None or app is None:
-            self.message_user(request, "A secret is shown once, and this one was shown.", messages.WARNING)
-            return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _TITLES[kept.kind].format(app.name),
-            "opts": self.opts,
-            "app": app,
-            "kind": kept.kind,
-            "may_ping": self.can(request, "deliveries_app.change_app"),
-            "public_url": settings.PUBLIC_URL,
-            **kept.secrets,
-        }
-        return TemplateResponse(request, "admin/deliveries_app/app/secrets.html", context)
+    def secrets_context(self, request: HttpRequest, owner: App) -> dict[str, Any]:
+        can_ping = self.can(request, pinging.PERMISSION)
+        return {"app": owner, "can_ping": can_ping, "public_url": settings.PUBLIC_URL}
 
     def rotate_token(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateTokenForm(posted(request))
         if request.method == "POST" and form.is_valid():
-            hours = timedelta(hours=int(form.cleaned_data["overlap"]))
+            overlap = timedelta(hours=int(form.cleaned_data["overlap"]))
             try:
-                made = tokens.rotate_app_token(Actor.of_user(request.user), app, overlap=hours)
+                new = tokens.rotate_app_token(Actor.of_request(request), app, overlap=overlap)
             except NotFound as error:
-                return self._refused(request, app, error)
-            return self.show_once(request, NEW_TOKEN, app, token=made.token)
-        live = tokens.live_tokens(app)
-        template = "admin/deliveries_app/app/rotate_token.html"
+                return self._warn(request, app, error)
+            return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
+        template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
         return self.ask(request, app, "Rotate token", "Make a new token", template, form=form, tokens=live)
-
-    def retire_tokens(self, request: HttpRequest, app: App) -> HttpResponse:
-        if request.method == "POST":
-            return self._do(
-                request,
-                app,
-                lambda actor: tokens.retire_old_tokens(actor, app),
-                "Only the newest token is accepted now.",
-            )
-        words = [
-            "Only the newest token is accepted from then on. An app that still uses an older one is answered 401.",
-            "Look at the app's page whether the newest one has been used: then nothing is lost.",
-        ]
-        return self.ask(request, app, "Retire old tokens", "Retire now", words=words)
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(posted(request))
         if request.method == "POST" and form.is_valid():
             try:
-                made = keys.start_key_rotation(Actor.of_user(request.user), app, form.cleaned_data["client_auth_key"])
+                new = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])
             except ValidationError as error:
                 error_into(form, error)
             except (keys.KeyRotationError, NotFound) as error:
-                return self._refused(request, app, error)
+                return self._warn(request, app, error)
             else:
-                return self.show_once(request, NEW_KEY, app, client_auth_key=made.key)
+                return self.redirect_to_secrets(request, NEW_KEY, app, client_auth_key=new.key)
         if app.is_rotating_key:
-            return self._refused(
-                request, app, "The key is being rotated already: retire the old one, or cancel, first."
-            )
+            return self._warn(request, app, "The key is already being rotated. First retire the old key, or cancel.")
         template = "admin/deliveries_app/app/rotate_key.html"
         return self.ask(request, app, "Rotate signing key", "Make a new key", template, form=form)
 
-    def retire_key(self, request: HttpRequest, app: App) -> HttpResponse:
+    def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
-            return self._do(
-                request,
-                app,
-                lambda actor: keys.retire_old_key(actor, app),
-                "The old key is retired; the new one signs.",
-            )
-        if not app.is_rotating_key or app.new_key_accepted_at is None:
-            words = "There is no old key to retire: the app has not accepted a new one yet."
-            return self._refused(request, app, words)
-        words_of_it = [
-            "From then on everything is signed with the new key alone, which the app has accepted.",
-            "A part of the app that still checks with the old key refuses what it gets. The old key cannot be brought back.",
-        ]
-        return self.ask(request, app, "Retire the old signing key", "Retire it now", words=words_of_it)
+            try:
+                change.run(Actor.of_request(request), app)
+            except (keys.KeyRotationError, NotFound) as error:
+                return self._warn(request, app, error)
+            self.message_user(request, change.done_message, messages.SUCCESS)
+            return HttpResponseRedirect(self.page_of(app))
+        if change.blocked_reason and (reason := change.blocked_reason(app)):
+            return self._warn(request, app, reason)
+        return self.ask(request, app, change.title, change.button, paragraphs=change.paragraphs)
 
-    def cancel_key(self, request: HttpRequest, app: App) -> HttpResponse:
-        if request.method == "POST":
-            return self._do(
-                request,
-                app,
-                lambda actor: keys.cancel_key_rotation(actor, app),
-                "The new key is dropped; the old one stays.",
-            )
-        if not app.is_rotating_key:
-            return self._refused(request, app, "The signing key is not being rotated.")
-        words = [
-            "The new key is dropped, and everything is signed with the old one alone, as before.",
-            "If the app has been given the new key already, give it the old one again first.",
-        ]
-        return self.ask(request, app, "Cancel the rotation of the signing key", "Drop the new key", words=words)
-
-    def _do(self, request: HttpRequest, app: App, act: Callable[[Actor], object], done: str) -> HttpResponse:
-        try:
-            act(Actor.of_user(request.user))
-        except (keys.KeyRotationError, NotFound) as error:
-            return self._refused(request, app, error)
-        self.message_user(request, done, messages.SUCCESS)
-        return HttpResponseRedirect(self.page_of(app))
-
-    def _refused(self, request: HttpRequest, app: App, why: object) -> HttpResponse:
-        self.message_user(request, str(why), messages.WARNING)
+    def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
+        self.message_user(request, str(message), messages.WARNING)
         return HttpResponseRedirect(self.page_of(app))

@@ -1,4 +1,4 @@
-"""Client apps: the list, and the page from which one app is operated."""
+"""Client apps: the list, and the page to operate one app."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -14,11 +14,12 @@ from django.utils.safestring import SafeString
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
+from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
-from deliveries_app.admin.file_explanation import WhyOfAppAdmin
+from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.forms import AppForm, OnboardForm, posted
 from deliveries_app.admin.ping import PingAdmin
-from deliveries_app.admin.removal import RemovalAdmin
+from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
@@ -29,20 +30,20 @@ TOKENS_SHOWN = 20
 
 
 def _count_of_watches(**condition: Any) -> Coalesce:
-    """Of an app, in a question of its own: joined to the apps it would be answered wherever apps are selected."""
+    """Count an app's watches in a subquery. A join would also run wherever only the apps are selected."""
     watches = AppRepository.objects.filter(app=OuterRef("pk"), ended_at=None, **condition)
     counted = watches.order_by().values("app").annotate(count=Count("pk"))
     return Coalesce(Subquery(counted.values("count")), 0)
 
 
 @admin.register(App)
-class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
+class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     form = AppForm
     list_display = ("name", "app_id", "repositories", "failing", "state", "base_url")
     list_filter = ("paused",)
     search_fields = ("name", "app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
-    removal_words = ("Delete", "deleted", "app", "apps")
+    removal_labels = RemovalLabels("Delete", "deleted", "app", "apps")
     change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
 
@@ -63,7 +64,7 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
 
     @admin.action(permissions=["resync"], description="Re-sync all for app", description_plural="Re-sync all for app")
     def resync_all_for_app(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
-        return self.ask_resync(request, queryset)
+        return self.redirect_to_confirmation(request, RESYNC)
 
     @admin.display(ordering="watch_count")
     def repositories(self, app: App) -> int:
@@ -80,23 +81,23 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Registers an app, tries its address once, and leads to the page that shows its secrets once."""
+        """Register an app, check once that its URL is reachable, and redirect to its secrets."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         form = OnboardForm(posted(request))
         if request.method == "POST" and form.is_valid():
-            made = form.save(Actor.of_user(request.user))
-            if made is not None:
-                self._warn_if_unreachable(request, made.app)
-                return self.show_once(
-                    request, ONBOARDED, made.app, token=made.token, client_auth_key=made.client_auth_key
+            new = form.save(Actor.of_request(request))
+            if new is not None:
+                self._warn_if_unreachable(request, new.app)
+                return self.redirect_to_secrets(
+                    request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
         return self.simple_form(request, form, "Add app", "Register the app")
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:
-        if why := reachability(app.base_url):
-            words = f"{app.name} is saved, but its address does not answer: {why} Mend that, then send a test ping."
-            self.message_user(request, words, messages.WARNING)
+        if reason := reachability(app.base_url):
+            message = f"{app.name} is saved, but its URL does not respond: {reason} Fix that, then send a test ping."
+            self.message_user(request, message, messages.WARNING)
 
     def change_view(
         self,
@@ -105,54 +106,54 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, WhyOfAppAdmin, RemovalAdmin[App]):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """The app page: what runs and its repositories stand outside the form of the settings."""
+        """The app page: running operations and repositories, above the settings form."""
         app = self.get_object(request, object_id)
-        context = self._cockpit(request, app) if app is not None else {}
-        before = app.base_url if app is not None else ""
-        answer = super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
-        if request.method == "POST" and answer.status_code == 302 and app is not None:  # saved, and committed
+        context = self._app_context(request, app) if app is not None else {}
+        url_before = app.base_url if app is not None else ""
+        response = super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+        if request.method == "POST" and response.status_code == 302 and app is not None:  # saved and committed
             app.refresh_from_db()
-            if app.base_url != before:
-                return self._offer_resync(request, app, answer)
-        return answer
+            if app.base_url != url_before:
+                return self._offer_resync(request, app, response)
+        return response
 
-    def _offer_resync(self, request: HttpRequest, app: App, otherwise: HttpResponse) -> HttpResponse:
-        """After a new base URL: the page that asks whether to send everything there, for whoever may."""
+    def _offer_resync(self, request: HttpRequest, app: App, default: HttpResponse) -> HttpResponse:
+        """After a new base URL, redirect users who can re-sync to the confirmation page for all repositories."""
         self._warn_if_unreachable(request, app)
         if not AppRepository.objects.alive().filter(app=app).exists():
-            return otherwise
+            return default
         if not self.has_resync_permission(request):
-            words = "The new endpoint holds nothing yet: ask somebody who may to re-sync all repositories."
-            self.message_user(request, words, messages.WARNING)
-            return otherwise
-        words = "The new endpoint holds nothing yet. Re-sync all repositories now, or go back and do it later."
-        self.message_user(request, words, messages.WARNING)
+            message = "The new endpoint has no files yet. Ask someone with the re-sync permission to re-sync all repositories."
+            self.message_user(request, message, messages.WARNING)
+            return default
+        message = "The new endpoint has no files yet. Re-sync all repositories now, or go back and do it later."
+        self.message_user(request, message, messages.WARNING)
         query = urlencode({"ids": app.pk, "next": self.page_of(app)})
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
-    def _cockpit(self, request: HttpRequest, app: App) -> dict[str, Any]:
+    def _app_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
         now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
         live = app_detail.live(request.user, app, request.GET)
-        boxes = live["operations_shown"]
+        operations = live["operations_shown"]
         more = app_detail.more(app) if live["can_view"] else {}
         return {
             "title": app.name,
             "subtitle": None,
             **live,
             **more,
-            "operations": [progress_context.of_operation(one) for one in boxes],
-            "recent": app_detail.recent(request.user, app, boxes),
+            "operations": [progress_context.of_operation(operation) for operation in operations],
+            "recent": app_detail.recent(request.user, app, operations),
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
-            "may_rotate": self.has_rotate_permission(request),
-            "may_ping": self.has_ping_permission(request),
-            "may_delete": self.has_delete_permission(request, app),
+            "can_rotate": self.has_rotate_permission(request),
+            "can_ping": self.has_ping_permission(request),
+            "can_delete": self.has_delete_permission(request, app),
             "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
         }
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
-        services.change_app(Actor.of_user(request.user), obj, form.changed_data)
+        services.change_app(Actor.of_request(request), obj, form.changed_data)
 
     def remove(self, actor: Actor, obj: App) -> None:
         services.delete_app(actor, obj)

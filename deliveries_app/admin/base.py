@@ -1,4 +1,4 @@
-"""What every admin class of Docora has in common."""
+"""Base classes of all of Docora's model admins."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 else:
 
     class ModelAdmin[M](admin.ModelAdmin):
-        """Django's class, generic at run time as it is for the type checker."""
+        """Django's class, made generic at run time to match its type stubs."""
 
 
 class DocoraAdmin[M: Model](ModelAdmin[M]):
-    """Lists say what they are, and count nothing that is large.
+    """Lists have a plain title and never count a whole table.
 
-    With a `page_template` the change page is a page to read and operate from, with `page_context` in it: no form, so
-    that every operating part is a button of its own.
+    With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`
+    returns its context.
     """
 
     page_template: str | None = None
@@ -31,7 +31,7 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
     list_per_page = 50
 
     def page_context(self, request: HttpRequest, obj: M) -> dict[str, Any]:
-        """What the page shows beside the object itself."""
+        """Return what `page_template` shows in addition to the object."""
         return {}
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
@@ -59,11 +59,11 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
         return TemplateResponse(request, self.page_template, context)
 
     def can(self, request: HttpRequest, permission: str) -> bool:
-        """Whoever does not see a row does nothing with it either."""
+        """Return whether the user has the permission. Acting on a row also requires permission to view it."""
         return self.has_view_permission(request) and request.user.has_perm(permission)
 
     def object_page(self, slug: str, view: Callable[[HttpRequest, M], HttpResponse], permission: str) -> URLPattern:
-        """`<id>/<slug>/`, for those who may; `view` gets the row, as this admin lets the user see it."""
+        """Return the URL pattern `<id>/<slug>/`. Its view checks the permission, then calls `view` with the row."""
 
         def checked(request: HttpRequest, object_id: int) -> HttpResponse:
             if not self.can(request, permission):
@@ -79,46 +79,46 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
         return f"{self.opts.app_label}_{self.opts.model_name}_{view.replace('-', '_')}"
 
     def page_of(self, obj: Model) -> str:
-        """The address of the row's own page."""
+        """Return the URL of the row's change page."""
         return reverse(f"admin:{self.url_name('change')}", args=[obj.pk])
 
     def ask(
-        self, request: HttpRequest, obj: M, title: str, verb: str, template: str = "docora/question.html", **more: Any
+        self, request: HttpRequest, obj: M, title: str, button: str, template: str = "docora/question.html", **more: Any
     ) -> TemplateResponse:
-        """A page that says what the button `verb` will do, with the fields of `form` if there is one."""
+        """Render a page that says what its button will do, with the fields of `form` if there is one."""
         form = more.get("form")
         context = {
             **self.admin_site.each_context(request),
             "title": title,
             "opts": self.opts,
             "original": obj,
-            "verb": verb,
-            "adminform": self.rows_of(form) if form is not None else None,
+            "button": button,
+            "adminform": self.admin_form(form) if form is not None else None,
             "back": self.page_of(obj),
             **more,
         }
         return TemplateResponse(request, template, context)
 
-    def rows_of(self, form: Any) -> helpers.AdminForm:
-        """A plain form in the admin's own look."""
+    def admin_form(self, form: Any) -> helpers.AdminForm:
+        """Wrap a plain form so that the admin's templates can render it."""
         return helpers.AdminForm(form, [(None, {"fields": list(form.fields)})], {}, (), model_admin=self)
 
-    def simple_form(self, request: HttpRequest, form: Any, title: str, verb: str) -> TemplateResponse:
-        """A page that is nothing but a form."""
+    def simple_form(self, request: HttpRequest, form: Any, title: str, button: str) -> TemplateResponse:
+        """Render a page that contains only a form."""
         context = {
             **self.admin_site.each_context(request),
             "title": title,
             "opts": self.opts,
-            "adminform": self.rows_of(form),
+            "adminform": self.admin_form(form),
             "form": form,
-            "verb": verb,
+            "button": button,
             "media": self.media,
         }
         return TemplateResponse(request, "docora/simple_form.html", context)
 
 
 class ReadOnlyAdmin[M: Model](DocoraAdmin[M]):
-    """Lists that record what happened: nobody adds, changes or deletes there."""
+    """A list that cannot be edited, such as a history."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -1,10 +1,11 @@
-"""The confirmation page of an admin action: an address of its own that says what is selected.
+"""The confirmation page of an admin action: a page with its own URL, which names the selected rows.
 
-A page rendered in answer to the action's POST would be lost to a refresh. So the action redirects here, with the ids of
-the rows, or, for "select all N", with the filters of the list; GET shows what it would mean, POST acts.
+A page rendered in response to the action's POST would be lost on refresh. So the action redirects to the confirmation
+page, with the ids of the rows or, for "select all N", with the list's filters. GET shows the impact, POST acts.
 
-A confirmation is bound to what it showed: the form carries a digest of the rows and the number of their files, and what
-has become another set meanwhile, or notably more, is shown once more. A changed status alone is no reason to ask again.
+The form carries a digest of the selected rows and the number of their files. If the selection has changed since the
+page was rendered, or its files have grown by more than a tenth, the user is asked again. A status that changed is no
+reason to ask again.
 """
 
 import copy
@@ -19,13 +20,15 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
 from django.utils.http import url_has_allowed_host_and_scheme
 
-CHANGED = "What is selected has changed since this page was shown. Look at the numbers once more."
-GROWTH_UNASKED = 1.1
-_NO_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" means every page
+from docora.text import parse_pks
+
+CHANGED = "The selection has changed since this page was shown. Check the numbers again."
+ALLOWED_GROWTH = 1.1
+_NO_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
 
 
 def query_of_selection(request: HttpRequest) -> str:
-    """The query string of the confirmation page for the rows that a change list's POST selects."""
+    """Return the confirmation page's query string for the rows selected in a change list's POST."""
     query = QueryDict(mutable=True)
     if request.POST.get("select_across") == "1":
         query.update(request.GET)
@@ -37,37 +40,37 @@ def query_of_selection(request: HttpRequest) -> str:
 
 
 def selected[M: Model](model_admin: "ModelAdmin[M]", request: HttpRequest) -> QuerySet[M]:
-    """The rows that the page's address names, as the model admin lets this user see them."""
+    """Return the rows that the page's URL selects, out of those that the model admin shows to this user."""
     if request.GET.get("all") != "1":
-        ids = [part for part in request.GET.get("ids", "").split(",") if part.isdecimal() and len(part) < 19]
-        return model_admin.get_queryset(request).filter(pk__in=ids)
+        return model_admin.get_queryset(request).filter(pk__in=parse_pks(request.GET.get("ids", "")))
     filters = request.GET.copy()
     for name in _NO_FILTERS:
         filters.pop(name, None)
-    as_list = copy.copy(request)
-    as_list.GET = filters  # type: ignore[assignment]
+    list_request = copy.copy(request)
+    list_request.GET = filters  # type: ignore[assignment]
     try:
-        change_list: Any = model_admin.get_changelist_instance(as_list)
-        rows = change_list.get_queryset(as_list)
-    except IncorrectLookupParameters:  # a filter that means nothing selects nothing
+        change_list: Any = model_admin.get_changelist_instance(list_request)
+        rows = change_list.get_queryset(list_request)
+    except IncorrectLookupParameters:  # an invalid filter selects nothing
         return model_admin.get_queryset(request).none()
     return model_admin.get_queryset(request).filter(pk__in=rows.order_by().values("pk"))
 
 
-def shown(pks: Iterable[int], files: int) -> dict[str, Any]:
-    """What the form carries of the rows that its page shows, for `docora/shown.html`."""
-    return {"shown_rows": _digest(pks), "shown_files": files}
+def selection_context(pks: Iterable[int], files: int) -> dict[str, Any]:
+    """Return the context of `docora/selection.html`, the hidden fields that describe the selection."""
+    return {"selection_digest": _digest(pks), "selection_files": files}
 
 
-def has_changed(request: HttpRequest, pks: Iterable[int], files: int) -> bool:
-    """Whether the rows are not those that the posted form was shown for, or hold over a tenth more files than then.
+def selection_changed(request: HttpRequest, pks: Iterable[int], files: int) -> bool:
+    """Return whether the rows differ from those the form was rendered for, or have over a tenth more files.
 
-    A form that carries nothing was posted by somebody who did not look, and who names the rows in the address.
+    Forms without a digest were not rendered by the confirmation page. They act on the rows that the URL names.
     """
-    rows, before = request.POST.get("shown_rows", ""), request.POST.get("shown_files", "")
-    if not rows:
+    digest, files_before = request.POST.get("selection_digest", ""), request.POST.get("selection_files", "")
+    if not digest:
         return False
-    return rows != _digest(pks) or not before.isdecimal() or files > int(before[:18]) * GROWTH_UNASKED
+    has_grown = not files_before.isdecimal() or files > int(files_before[:18]) * ALLOWED_GROWTH
+    return digest != _digest(pks) or has_grown
 
 
 def _digest(pks: Iterable[int]) -> str:
@@ -75,9 +78,7 @@ def _digest(pks: Iterable[int]) -> str:
 
 
 def next_url(request: HttpRequest, default: str) -> str:
-    """Where one came from, if that is a page of this site."""
-    wanted = request.GET.get("next", "")
-    safe = url_has_allowed_host_and_scheme(
-        wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
-    )
-    return wanted if wanted and safe else default
+    """Return the `next` parameter if it points to a page of this site, else `default`."""
+    given = request.GET.get("next", "")
+    safe = url_has_allowed_host_and_scheme(given, allowed_hosts={request.get_host()}, require_https=request.is_secure())
+    return given if given and safe else default

@@ -1,4 +1,4 @@
-"""What each app was told last about each path: a list to read."""
+"""Delivery records: the last notification of each path to each app. Read-only."""
 
 import re
 
@@ -19,7 +19,7 @@ _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
     list_select_related = ("watch__app", "watch__repository")
-    search_fields = ("path",)  # what it really asks for stands in get_search_results
+    search_fields = ("path",)  # only shows the search box: see get_search_results
     search_help_text = "The beginning of a path, an app id or a repository id"
     paginator = widgets.BoundedPaginator
     sortable_by = ()
@@ -30,16 +30,17 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
     ) -> tuple[QuerySet[Delivery], bool]:
-        """By the exact beginning of a path, as a range: SQLite's LIKE ignores case, and `_` means `_`.
+        """Search by public id or path prefix.
 
-        Ordered as an index is that finds them: with the newest first, a handful would be looked for among millions.
+        The prefix is a range because SQLite's LIKE ignores case and treats `_` as a wildcard. The order is that of the
+        index in use: newest first would scan millions of rows for a handful of matches.
         """
         if not search_term:
             return queryset, False
         if watches := _watches_of(search_term):
             return queryset.filter(watch__in=watches).order_by("watch_id", "path"), False
-        beginning = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
-        return queryset.filter(beginning).order_by("path", "pk"), False
+        has_prefix = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
+        return queryset.filter(has_prefix).order_by("path", "pk"), False
 
     @admin.display(description="repository")
     def repository(self, delivery: Delivery) -> str:
@@ -65,13 +66,13 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     def short_sha(self, delivery: Delivery) -> str:
         return delivery.sha[:12]
 
-    @admin.display(description="last told")
+    @admin.display(description="last sent")
     def updated(self, delivery: Delivery) -> str:
         return ago(delivery.updated_at)
 
 
 def _watches_of(public_id: str) -> list[int]:
-    """The keys of an app's or a repository's watches; none where this is no id, but the beginning of a path."""
+    """Return the keys of the watches of an app or a repository; none if the text is not a public id."""
     if not _PUBLIC_ID.fullmatch(public_id):
         return []
     ids = Q(app__app_id=public_id) | Q(repository__repository_id=public_id)

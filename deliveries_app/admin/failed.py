@@ -1,4 +1,4 @@
-"""Failed syncs: the watched repositories that are failing, grouped by root cause, each group with what to do about it."""
+"""Failed syncs: the failing watches, grouped by root cause, each group with a hint on how to fix it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,28 +25,29 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
 from deliveries_app.reports.failures import State
-from docora.templatetags.docora import ago, badge
+from docora.templatetags.docora import ago, badge, status_badge
+from docora.text import can_be_id, parse_pk, parse_pks
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
 APPS_OFFERED = 50
 
 
 def panel(request: HttpRequest, here: str) -> dict[str, Any]:
-    """For `docora/failed.html#groups`: the groups, of one app where the list is filtered by it."""
+    """Return the context of `docora/failed.html#groups`, for one app if the list is filtered by app."""
     pk = app_pk(request)
     app = App.objects.filter(pk=pk).first() if pk is not None else None
-    found = failures.groups(pk)
+    groups = failures.groups(pk)
     of_app = {"app": str(pk)} if pk is not None else {}
-    every = {"all": "1", **of_app, "next": here}
-    pages = {group.cause: urlencode({**every, "cause": group.cause.value}) for group in found}
+    query = {"all": "1", **of_app, "next": here}
+    pages = {group.cause: urlencode({**query, "cause": group.cause.value}) for group in groups}
     return {
-        "groups": [(group, help_texts.ROOT_HINTS[group.cause], pages[group.cause]) for group in found],
-        "failing_count": sum(group.count for group in found),
+        "groups": [(group, help_texts.ROOT_HINTS[group.cause], pages[group.cause]) for group in groups],
+        "failing_count": sum(group.count for group in groups),
         "failing_app": app,
-        "retry_all": urlencode(every),
+        "retry_all": urlencode(query),
         "of_app": urlencode(of_app),
         "shown_cause": request.GET.get("cause", ""),
-        "may_retry": request.user.has_perm(RETRY_PERMISSION),
+        "can_retry": request.user.has_perm(RETRY_PERMISSION),
     }
 
 
@@ -87,7 +88,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class OperationFilter(admin.SimpleListFilter):
-    """What an operation left failing: the links of its page lead here, and it is offered only then."""
+    """Filter what an operation left failing. It is offered only after following a link from the operation's page."""
 
     title = "operation"
     parameter_name = "operation"
@@ -106,18 +107,17 @@ class OperationFilter(admin.SimpleListFilter):
 
 
 def app_pk(request: HttpRequest) -> int | None:
-    """The app that the list is filtered by."""
-    value = request.GET.get("app", "")
-    return int(value) if value.isdecimal() and len(value) < 19 else None
+    """Return the key of the app that the list is filtered by."""
+    return parse_pk(request.GET.get("app", ""))
 
 
 def operation_of(request: HttpRequest) -> BulkOperation | None:
-    wanted = request.GET.get("operation", "")
-    return BulkOperation.objects.filter(operation_id=wanted).first() if wanted.isprintable() and wanted else None
+    public_id = request.GET.get("operation", "")
+    return BulkOperation.objects.filter(operation_id=public_id).first() if public_id and can_be_id(public_id) else None
 
 
 class FailedChangeList(ChangeList):
-    """Knows what its panel asks for: its filters, and the rows that it shows."""
+    """Provides the query that the page polls with: its filters and the rows that it shows."""
 
     @property
     def live_query(self) -> str:
@@ -132,7 +132,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     list_display_links = None
     list_filter = (FailingAppFilter, RootCauseFilter, StateFilter, OperationFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "last_error")
-    search_help_text = "Owner, name, app, or words of the error"
+    search_help_text = "Owner, name, app, or part of the error"
     actions = ("retry",)
     change_list_template = "admin/deliveries_app/failedsync/change_list.html"
     watch_field = "pk"
@@ -151,12 +151,11 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return self.has_view_permission(request)
 
     def selected(self, request: HttpRequest) -> QuerySet[Any]:
-        """Of rows that are named one by one also those that have been mended since: that is no reason to ask again."""
+        """Include selected rows that no longer fail, so that their recovery does not require confirming again."""
         rows = super().selected(request)
         if request.GET.get("all") == "1":
             return rows
-        pks = [int(part) for part in request.GET.get("ids", "").split(",") if part.isdecimal() and len(part) < 19]
-        return FailedSync.objects.alive().filter(pk__in=pks)
+        return FailedSync.objects.alive().filter(pk__in=parse_pks(request.GET.get("ids", "")))
 
     def scope_of(self, request: HttpRequest, queryset: QuerySet[FailedSync]) -> Scope:
         if request.GET.get("all") != "1":
@@ -172,7 +171,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """A failing repository has no page beside its own."""
+        """Redirect to the page of the watch."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         return HttpResponseRedirect(reverse("admin:deliveries_app_apprepository_change", args=[object_id]))
@@ -206,7 +205,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def app_name(self, watch: FailedSync) -> str:
         return watch.app.name
 
-    @admin.display(description="cause, and what was answered", ordering="cause_order")
+    @admin.display(description="cause and response", ordering="cause_order")
     def cause(self, watch: FailedSync) -> SafeString:
         return cell("cause", watch)
 
@@ -223,21 +222,21 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return cell("state", watch)
 
 
-SHOWN_ANSWER = 80
+MAX_RESPONSE_CHARS = 80
 _SWAP = SafeString(' hx-swap-oob="true"')
-_BADGES = {State.SYNCING: "scanning", State.RETRYING: "pending_snapshot", State.FAILED: "failed"}
+_BADGES = {State.SYNCING: Status.SCANNING, State.RETRYING: Status.PENDING, State.FAILED: Status.FAILED}
 
 
 def _cause(watch: AppRepository) -> SafeString:
     label = RootCause(watch.root_cause).label
-    return format_html("<strong>{}</strong><span>{}</span>{}", label, watch.last_error, _answer(watch))
+    return format_html("<strong>{}</strong><span>{}</span>{}", label, watch.last_error, _response(watch))
 
 
-def _answer(watch: AppRepository) -> SafeString | str:
-    """The status code and the first bytes; all that is kept of it on hover."""
+def _response(watch: AppRepository) -> SafeString | str:
+    """Return the status code and the beginning of the response, with all that is stored of it in a tooltip."""
     if watch.last_status_code is None:
         return ""
-    start = watch.last_response[:SHOWN_ANSWER] + ("…" if len(watch.last_response) > SHOWN_ANSWER else "")
+    start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
     return format_html('<code title="{}">{} {}</code>', watch.last_response, watch.last_status_code, start)
 
 
@@ -245,13 +244,13 @@ def _attempts(watch: AppRepository) -> SafeString:
     used = f"{min(watch.retry_count, settings.MAX_RETRY_ATTEMPTS)} of {settings.MAX_RETRY_ATTEMPTS}"
     return format_html(
         '<span>{}</span><span class="quiet">{}</span>',
-        "given up" if watch.status == Status.FAILED else used,
+        "given up" if watch.has_given_up else used,
         _next(watch),
     )
 
 
 def _next(watch: AppRepository) -> SafeString | str:
-    if watch.status == Status.SCANNING:
+    if watch.is_syncing:
         return "being tried now"
     if watch.app.paused:
         return "when the app is resumed"
@@ -277,12 +276,12 @@ _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
 
 
 def cell(name: str, watch: AppRepository, *, refresh: bool = False) -> SafeString:
-    """One cell of one row; with `refresh`, as what takes its place on the page."""
+    """Return one cell of one row; with `refresh`, marked to replace the cell on the page."""
     return _cell(name, watch.pk, _CELLS[name](watch), refresh=refresh)
 
 
 def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
-    """The button of a row: left alone while it can be pressed."""
+    """Return the cell of a row's button. Polls leave it alone until the row stops failing."""
     return _cell("action", watch.pk, button, refresh=False)
 
 
@@ -292,16 +291,16 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
 
 
 def refreshed(pks: Sequence[int]) -> list[SafeString]:
-    """The cells of these rows as they are now; a row that is not failing any more says so and offers no button."""
+    """Return the current cells of these rows. A row that no longer fails shows its status and no button."""
     rows = AppRepository.objects.alive().filter(pk__in=pks).select_related("app", "repository")
-    found = {watch.pk: watch for watch in failures.with_state(rows)}
+    watches = {watch.pk: watch for watch in failures.with_state(rows)}
     cells = []
     for pk in pks:
-        watch = found.get(pk)
+        watch = watches.get(pk)
         if watch is not None and watch.is_failing:
             cells += [cell(name, watch, refresh=True) for name in _CELLS]
             continue
-        now = badge(watch.status, watch.get_status_display()) if watch else badge("ended", "no longer watched")
-        gone = dict.fromkeys([*_CELLS, "action"], "") | {"state": now}
-        cells += [_cell(name, pk, content, refresh=True) for name, content in gone.items()]
+        status = status_badge(watch) if watch else badge("ended", "no longer watched")
+        contents = dict.fromkeys([*_CELLS, "action"], "") | {"state": status}
+        cells += [_cell(name, pk, content, refresh=True) for name, content in contents.items()]
     return cells

@@ -1,4 +1,4 @@
-"""Why was this file (not) sent? The page that answers, and the way to it from the page of an app."""
+"""The page "Why was this file (not) sent?", and the form that leads to it from the app page."""
 
 from urllib.parse import urlencode
 
@@ -25,52 +25,52 @@ _BADGES = {
     "absent": ("absent", "no such file"),
     "unknown": ("unknown", "not known"),
 }
-"""State of a verdict → the badge's look, and its word."""
+"""State → the badge's style and its label."""
 
 
-class WhyAdmin(DocoraAdmin[AppRepository]):
-    """The page of one watched repository that explains a path."""
+class ExplainFileAdmin(DocoraAdmin[AppRepository]):
+    """The page that explains one path of a watch."""
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]
 
     def why(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Without a `path` it asks for one. Nothing of a path is cut off: names may begin and end with spaces."""
+        """Explain `path`, or show the empty form. The path is not stripped: names may begin and end with spaces."""
         path = request.GET.get("path", "")
-        told = explain(Actor.of_user(request.user), watch, path) if path else None
+        explanation = explain(Actor.of_request(request), watch, path) if path else None
         context = {
             **self.admin_site.each_context(request),
             "title": "Why was this file (not) sent?",
             "opts": self.opts,
             "watch": watch,
             "path": path,
-            "told": told,
-            "badge": _BADGES[told.verdict.state] if told else None,
+            "explanation": explanation,
+            "badge": _BADGES[explanation.verdict.state] if explanation else None,
         }
         return TemplateResponse(request, "admin/deliveries_app/apprepository/why.html", context)
 
 
-class WhyOfAppAdmin(DocoraAdmin[App]):
-    """The form on the app page names a repository; from here one comes to that repository's page."""
+class FindWatchAdmin(DocoraAdmin[App]):
+    """Find the watch that the app page's form names, and redirect to its page."""
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]
 
     def why(self, request: HttpRequest, app: App) -> HttpResponse:
         name = request.GET.get("repository", "").strip()
-        found = _named(app, name)
+        found = _find_watches(app, name)
         if len(found) == 1:
             page = reverse("admin:deliveries_app_apprepository_why", args=[found[0].pk])
             return HttpResponseRedirect(f"{page}?{urlencode({'path': request.GET.get('path', '')})}")
-        words = f"{app.name} watches no repository named {name!r}."
+        message = f"{app.name} watches no repository named {name!r}."
         if found:
-            words = f"{app.name} watches several repositories named {name}. Enter the URL of the one that you mean."
-        self.message_user(request, words, messages.WARNING)
+            message = f"{app.name} watches several repositories named {name}. Enter the URL of the one you mean."
+        self.message_user(request, message, messages.WARNING)
         return HttpResponseRedirect(self.page_of(app))
 
 
-def _named(app: App, name: str) -> list[AppRepository]:
-    """By the URL as the app spelled it, else by `owner/name` or the URL in another spelling; two at most."""
+def _find_watches(app: App, name: str) -> list[AppRepository]:
+    """Return up to two watches with this URL as the app spelled it, else with this `owner/name` or canonical URL."""
     watches = app_detail.watches_of(app).order_by("pk")
     owner, _, last = name.rpartition("/")
     by_name = Q(repository__owner__iexact=owner, repository__name__iexact=last)

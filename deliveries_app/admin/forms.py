@@ -1,4 +1,4 @@
-"""The forms that ask for what a service needs; the services say what is wrong with it."""
+"""Forms for the input of services. The services validate it, and the forms show their errors."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,26 +28,26 @@ else:
     ModelForm = forms.ModelForm
 
 _WIDE = {"class": "vTextField"}
-# With "off", browsers put a password that they have stored for this site into the field.
+# With "off", browsers fill in the password that they have stored for this site.
 _SECRET = {**_WIDE, "autocomplete": "new-password"}
-_KEY_HELP = "16 to 500 characters. One is generated if this stays empty."
-_WEBSITE_HELP = "Optional. An address for people, such as the app's own page."
+_KEY_HELP = "16 to 500 characters. Leave it empty to have one generated."
+_WEBSITE_HELP = "Optional. A page about the app for people to read."
 
 
 def posted(request: HttpRequest) -> QueryDict | None:
-    """The data that bind a form: also a POST without any is one."""
+    """Return the data that binds a form: that of any POST, even an empty one, else None."""
     return request.POST if request.method == "POST" else None
 
 
 def error_into(form: forms.Form, error: Exception) -> None:
-    """What a service says is wrong, beside the field that it names by its code, else beside the first one."""
+    """Add a service's error to the field that its code names, else to the first field."""
     code = getattr(error, "code", None)
     field = code if code in form.fields else next(iter(form.fields))
     form.add_error(field, error if isinstance(error, ValidationError) else str(error))
 
 
 class LongSelect(forms.Select):
-    """For thousands of options: in one go, and not from a template for each."""
+    """A select for thousands of options, rendered at once instead of from one template per option."""
 
     def render(
         self, name: str, value: Any, attrs: dict[str, Any] | None = None, renderer: BaseRenderer | None = None
@@ -80,23 +80,22 @@ class WatchForm(forms.Form):
     )
 
     def save(self, actor: Actor) -> Watched | None:
-        """Ask git and watch it; None after adding the error in words to the form."""
-        facts = self.cleaned_data
+        """Check the repository with git and watch it. Return None after adding the error to the form."""
+        data = self.cleaned_data
         try:
-            return watch_repository(actor, facts["app"], facts["github_url"], facts["github_token"])
+            return watch_repository(actor, data["app"], data["github_url"], data["github_token"])
         except InvalidUrl as error:
             self.add_error("github_url", str(error))
         except GitError as error:
-            self.add_error(
-                "github_token" if "token" in str(error) and facts["github_token"] else "github_url", str(error)
-            )
+            is_about_token = "token" in str(error) and data["github_token"]
+            self.add_error("github_token" if is_about_token else "github_url", str(error))
         except ValidationError as error:
             self.add_error("github_token", error)
         return None
 
 
 class AppRules:
-    """The rules of an app's fields: all that is wrong is said at once, each beside its field."""
+    """Validate an app's fields. All errors are shown at once, each beside its field."""
 
     cleaned_data: dict[str, Any]
 
@@ -132,7 +131,7 @@ class OnboardForm(AppRules, forms.Form):
         required=False,
         min_length=16,
         max_length=500,
-        widget=forms.PasswordInput(attrs=_SECRET),  # never sent back
+        widget=forms.PasswordInput(attrs=_SECRET),  # never rendered with its value
         help_text=_KEY_HELP,
     )
 
@@ -141,11 +140,12 @@ class OnboardForm(AppRules, forms.Form):
         return validate_key(key) if key else ""
 
     def clean(self) -> None:
-        if self.errors and self.cleaned_data.get("client_auth_key"):  # empty the next time, and one would be generated
-            self.add_error("client_auth_key", "Enter the key again: it is not sent back.")
+        # The form is rendered again without the key. Submitted as it is, a generated key would replace the given one.
+        if self.errors and self.cleaned_data.get("client_auth_key"):
+            self.add_error("client_auth_key", "Enter the key again. It is not shown after an error.")
 
     def save(self, actor: Actor) -> Onboarded | None:
-        """None after adding the error in words to the form."""
+        """Register the app. Return None after adding the error to the form."""
         try:
             return onboard_app(actor, **self.cleaned_data)
         except ValidationError as error:
@@ -169,8 +169,8 @@ class AppForm(AppRules, ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # What the page said counts, not what the row says now: a worker may have paused the app since.
-        if "paused" in self.fields:  # not for who may only see
+        # Compare with the value that the page showed, not with the row: a worker may have paused the app since.
+        if "paused" in self.fields:  # absent with the view permission alone
             self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
 
     def clean_max_in_flight(self) -> int:
@@ -178,47 +178,47 @@ class AppForm(AppRules, ModelForm):
 
 
 class RotateTokenForm(forms.Form):
-    """How long the token that is replaced is still accepted."""
+    """How long the old token is still accepted."""
 
     overlap = forms.ChoiceField(
         label="The old token",
         choices=[
-            ("1", "is accepted for 1 hour more"),
-            ("24", "is accepted for 24 hours more"),
-            ("168", "is accepted for 7 days more"),
-            ("0", "is refused at once: it has leaked"),
+            ("1", "is accepted for another hour"),
+            ("24", "is accepted for another 24 hours"),
+            ("168", "is accepted for another 7 days"),
+            ("0", "is refused at once, because it has leaked"),
         ],
         initial="24",
     )
 
 
 class RotateKeyForm(forms.Form):
-    """The key that replaces the present one."""
+    """The key that replaces the current one."""
 
     client_auth_key = forms.CharField(
         label="New signing key",
         required=False,
         min_length=16,
         max_length=500,
-        widget=forms.PasswordInput(attrs=_SECRET),  # never sent back
+        widget=forms.PasswordInput(attrs=_SECRET),  # never rendered with its value
         help_text=_KEY_HELP,
     )
 
 
 class GithubTokenForm(forms.Form):
-    """The token that a repository is read with."""
+    """The token to read a repository with."""
 
     github_token = forms.CharField(
         label="New token",
         required=False,
         max_length=255,
         widget=forms.PasswordInput(attrs=_SECRET),
-        help_text="Empty for a public repository: the stored token is then removed.",
+        help_text="Leave it empty for a public repository. The stored token is then removed.",
     )
 
 
 class PatternsForm(forms.Form):
-    """What is not sent to the app, beside what the repository's own .docoraignore leaves out."""
+    """Ignore patterns of the watch, in addition to the repository's .docoraignore."""
 
     patterns = forms.CharField(
         label="Patterns",
@@ -226,7 +226,7 @@ class PatternsForm(forms.Form):
         strip=False,
         max_length=65536,
         widget=forms.Textarea(attrs={"rows": 12, "class": "vLargeTextField patterns", "spellcheck": "false"}),
-        help_text="As in .gitignore: one pattern a line, # begins a comment, ! takes something in again.",
+        help_text="As in .gitignore: one pattern per line, # starts a comment, ! includes files again.",
     )
 
     def clean_patterns(self) -> str:

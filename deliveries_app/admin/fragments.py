@@ -1,4 +1,4 @@
-"""Who may see a fragment, and what the others are shown in its place."""
+"""Permission checks for polled fragments, and the fragments that replace them."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -10,10 +10,11 @@ from django.shortcuts import render
 from django_htmx.middleware import HtmxDetails
 
 from deliveries_app.services import NotFound
+from docora.text import parse_pks
 
 MAX_LIVE_ROWS = 200
 
-type MaySee = Callable[[AbstractBaseUser | AnonymousUser], bool]
+type CanView = Callable[[AbstractBaseUser | AnonymousUser], bool]
 type View[**P] = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
@@ -21,8 +22,8 @@ def can_view_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
     return user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
 
 
-def fragment[**P](can_view: MaySee) -> Callable[[View[P]], View[P]]:
-    """For staff who may; others, and whoever asks for what is gone, get a short fragment that says so."""
+def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
+    """Show the fragment to staff who can view it. Otherwise, or if the object is gone, show a short notice."""
 
     def decorate(view: View[P]) -> View[P]:
         @wraps(view)
@@ -42,11 +43,10 @@ def fragment[**P](can_view: MaySee) -> Callable[[View[P]], View[P]]:
 
 
 def here(request: HttpRequest) -> str:
-    """The page that polls."""
+    """Return the URL of the page that polls."""
     return HtmxDetails(request).current_url_abs_path or ""
 
 
 def ids(request: HttpRequest) -> list[int]:
-    """The rows that a poll asks for."""
-    parts = request.GET.get("ids", "").split(",")[:MAX_LIVE_ROWS]
-    return [int(part) for part in parts if part.isdecimal() and len(part) < 19]
+    """Return the keys of the rows that a poll asks for."""
+    return parse_pks(request.GET.get("ids", ""))[:MAX_LIVE_ROWS]

@@ -1,4 +1,4 @@
-"""What the lists of the history have in common: filters that stay cheap, a bounded search, and CSV."""
+"""Base classes of the history lists: cheap filters, a bounded search, CSV export."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,7 +21,10 @@ from docora.web.csv_export import Cell, attachment
 
 
 class HistoryList(ChangeList):
-    """`window_from`: how far back it looked, where an index carries less than is asked for."""
+    """A change list that searches only a window of recent rows if no index supports the filters.
+
+    `window_from` is the start of that window, None if all rows were searched.
+    """
 
     window_from: datetime | None = None
     window_until: datetime | None = None
@@ -44,48 +47,48 @@ class HistoryList(ChangeList):
 
     @property
     def is_cut(self) -> bool:
-        """There is more than its paginator counts."""
+        """Whether there are more rows than the paginator counts."""
         return bool(self.result_count >= widgets.BoundedPaginator.PAGES * self.list_per_page)
 
 
 class WholeList(HistoryList):
-    """For the export, which has the time to look at everything, and needs no page of it."""
+    """A list without window and pages, for the export, which may take its time."""
 
     def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
         return rows
 
     def get_results(self, request: HttpRequest) -> None:
-        """None are shown."""
+        """Fetch no page."""
 
 
 class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
-    """A list by time, the newest first, that can be downloaded as it is filtered."""
+    """A list with the newest rows first. It can be downloaded as filtered."""
 
     change_list_template = "admin/deliveries_app/history/list.html"
     paginator = widgets.BoundedPaginator
-    sortable_by = ("requested",)  # the time alone has an index
+    sortable_by = ("requested",)  # only the time has an index
     show_facets = ShowFacets.NEVER  # each would count the whole table
-    nothing_yet: str
+    empty_text: str
     csv_name: str
     csv_header: Sequence[str]
 
     @abstractmethod
     def search(self, term: str) -> history.Search:
-        """What the words in the search box mean."""
+        """Return the search for the text in the search box."""
 
     @abstractmethod
     def csv_rows(self, page: list[M]) -> list[Sequence[Cell]]:
-        """A row for each of these, in the order of `csv_header`."""
+        """Return one row per object, in the order of `csv_header`."""
 
-    def also(self, request: HttpRequest) -> tuple[str, str] | None:
-        """The words and the address of a link to what else there is about what the list is filtered by."""
+    def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
+        """Return the label and URL of a link to related history of the app that the list is filtered by."""
         return None
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[M], search_term: str) -> Any:
-        return queryset, False  # the list has seen to it
+        return queryset, False  # the change list applies `search`
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """By the filters alone: any other column would be looked through from end to end."""
+        """Allow the filters' parameters only: a lookup on any other column would scan the whole table."""
         filters: Any = self.list_filter
         return any(lookup in spec.parameters for spec in filters)
 
@@ -96,8 +99,8 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         context = {
             "export": reverse(f"admin:{self.url_name('export')}"),
-            "also": self.also(request),
-            "nothing_yet": self.nothing_yet,
+            "related_link": self.related_link(request),
+            "empty_text": self.empty_text,
             **(extra_context or {}),
         }
         return super().changelist_view(request, context)
@@ -107,7 +110,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
         return [page, *super().get_urls()]
 
     def export(self, request: HttpRequest) -> HttpResponseBase:
-        """The filtered list as CSV, the newest first."""
+        """Download the filtered list as CSV, newest first."""
         if request.method not in {"GET", "HEAD"}:
             return HttpResponseNotAllowed(["GET", "HEAD"])
         if not self.has_view_permission(request):

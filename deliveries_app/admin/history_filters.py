@@ -1,5 +1,4 @@
-"""Filters of the history lists. An index leads to what most of them leave; the others are looked for in a window
-(`deliveries_app.reports.history`)."""
+"""Filters of the history lists. Most use an index; the others search a window (`deliveries_app.reports.history`)."""
 
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
@@ -15,11 +14,12 @@ from django.utils.functional import cached_property
 
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Reason
 from deliveries_app.reports import history
+from docora.text import parse_pk
 from repositories_app.models import Repository
 
 
 class HistoryFilter(admin.ListFilter):
-    """Reads the `parameters` of the address."""
+    """A filter by the query parameters named in `parameters`."""
 
     parameters: tuple[str, ...]
 
@@ -33,17 +33,17 @@ class HistoryFilter(admin.ListFilter):
 
     @property
     def value(self) -> str:
-        """Of its only parameter, or its first one."""
+        """The value of the first parameter."""
         return self.given(self.parameters[0])
 
     @property
     def in_window(self) -> bool:
-        """No index carries what it asks for."""
+        """Whether no index supports the filter, so that only a window of recent rows is searched."""
         return False
 
     @property
     def is_narrow(self) -> bool:
-        """It leaves the rows of a few watches, or of one operation: whatever else is asked can be looked for in these."""
+        """Whether it selects so few rows (a few watches, one operation) that other filters need no index."""
         return False
 
     def expected_parameters(self) -> list[str | None]:
@@ -59,7 +59,7 @@ class HistoryFilter(admin.ListFilter):
         return queryset.filter(self.condition()) if self.used_parameters else queryset
 
     def choice(self, changelist: ChangeList, display: str, selected: bool, **values: str | None) -> dict[str, Any]:
-        """A link that sets its parameters to these values; None takes one away."""
+        """Return a link that sets the parameters to these values; None removes one."""
         given = dict.fromkeys(self.parameters) | values
         return {"selected": selected, "query_string": changelist.get_query_string(given), "display": display}
 
@@ -67,45 +67,45 @@ class HistoryFilter(admin.ListFilter):
         return self.choice(changelist, "All", not self.used_parameters)
 
     def fields_of_others(self, changelist: ChangeList) -> list[tuple[str, str]]:
-        """What a form of its own has to carry along."""
+        """Return the parameters of other filters, which a filter with its own form passes on as hidden fields."""
         others = changelist.filter_params.items()
         return [(name, value) for name, values in others if name not in self.parameters for value in values]
 
 
-class WordFilter(HistoryFilter):
-    """One of a few words."""
+class ChoiceFilter(HistoryFilter):
+    """A filter with a fixed list of choices."""
 
-    words: list[tuple[str, str]]
+    options: list[tuple[str, str]]
 
     def condition(self) -> Q:
-        return self.meaning(self.value) if self.value in dict(self.words) else Q(pk__in=[])
+        return self.condition_of(self.value) if self.value in dict(self.options) else Q(pk__in=[])
 
-    def meaning(self, word: str) -> Q:
-        return Q(**{self.parameters[0]: word})
+    def condition_of(self, value: str) -> Q:
+        return Q(**{self.parameters[0]: value})
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         yield self.everything(changelist)
-        for value, display in self.words:
+        for value, display in self.options:
             yield self.choice(changelist, display, self.value == value, **{self.parameters[0]: value})
 
 
-class OutcomeFilter(WordFilter):
+class OutcomeFilter(ChoiceFilter):
     title = "outcome"
     parameters = ("outcome",)
-    words = [("open", "open"), *Outcome.choices]
+    options = [("open", "open"), *Outcome.choices]
 
     @property
     def in_window(self) -> bool:
-        return self.value not in {"", "open"}  # there is an index of the open ones
+        return self.value not in {"", "open"}  # open runs have an index
 
-    def meaning(self, word: str) -> Q:
-        return Q(outcome="" if word == "open" else word)
+    def condition_of(self, value: str) -> Q:
+        return Q(outcome="" if value == "open" else value)
 
 
-class ReasonFilter(WordFilter):
+class ReasonFilter(ChoiceFilter):
     title = "trigger"
     parameters = ("reason",)
-    words = list(Reason.choices)
+    options = list(Reason.choices)
 
     @property
     def in_window(self) -> bool:
@@ -115,28 +115,28 @@ class ReasonFilter(WordFilter):
 class KindFilter(ReasonFilter):
     title = "kind"
     parameters = ("kind",)
-    words = list(OperationKind.choices)
+    options = list(OperationKind.choices)
 
 
-class StateFilter(WordFilter):
+class StateFilter(ChoiceFilter):
     title = "state"
     parameters = ("state",)
-    words = [("running", "running"), ("finished", "finished"), ("cancelled", "cancelled")]
+    options = [("running", "running"), ("finished", "finished"), ("cancelled", "cancelled")]
 
     @property
     def in_window(self) -> bool:
         return self.value not in {"", "running"}
 
-    def meaning(self, word: str) -> Q:
-        if word == "running":
+    def condition_of(self, value: str) -> Q:
+        if value == "running":
             return Q(ended_at=None)
-        return Q(ended_at__isnull=False, cancelled_at__isnull=word == "finished")
+        return Q(ended_at__isnull=False, cancelled_at__isnull=value == "finished")
 
 
-class ChosenFilter(HistoryFilter):
-    """One row of another model, chosen on its page; there is no list of them to choose from."""
+class LinkedFilter(HistoryFilter):
+    """A filter by one row of another model. Links from that row's page set it; it offers no choices of its own."""
 
-    chosen_from: type[Model]
+    linked_model: type[Model]
 
     @property
     def is_narrow(self) -> bool:
@@ -146,35 +146,36 @@ class ChosenFilter(HistoryFilter):
         return bool(self.used_parameters)
 
     def condition(self) -> Q:
-        return Q(**{self.parameters[0]: int(self.value)}) if self.value.isdecimal() else Q(pk__in=[])
+        pk = parse_pk(self.value)
+        return Q(pk__in=[]) if pk is None else Q(**{self.parameters[0]: pk})
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         yield self.everything(changelist)
-        rows: QuerySet[Model] = self.chosen_from._default_manager.all()
-        row = rows.filter(pk=int(self.value)).first() if self.value.isdecimal() else None
-        yield self.choice(changelist, str(row or "not there any more"), True, **{self.parameters[0]: self.value})
+        rows: QuerySet[Model] = self.linked_model._default_manager.all()
+        row = rows.filter(pk=parse_pk(self.value)).first()
+        yield self.choice(changelist, str(row or "no longer exists"), True, **{self.parameters[0]: self.value})
 
 
-class WatchFilter(ChosenFilter):
+class WatchFilter(LinkedFilter):
     title = "watched repository"
     parameters = ("watch",)
-    chosen_from = AppRepository
+    linked_model = AppRepository
 
 
-class RepositoryFilter(ChosenFilter):
+class RepositoryFilter(LinkedFilter):
     title = "Git repository"
     parameters = ("watch__repository",)
-    chosen_from = Repository
+    linked_model = Repository
 
 
-class OperationFilter(ChosenFilter):
+class OperationFilter(LinkedFilter):
     title = "bulk operation"
     parameters = ("operation",)
-    chosen_from = BulkOperation
+    linked_model = BulkOperation
 
 
 class AppFilter(HistoryFilter):
-    """The app chosen on its page, or those whose name begins as it is typed here."""
+    """A filter by one app, linked from its page, or by the beginning of an app name, typed here."""
 
     title = "app"
     template = "admin/deliveries_app/history/app_filter.html"
@@ -190,17 +191,17 @@ class AppFilter(HistoryFilter):
 
     @property
     def is_narrow(self) -> bool:
-        return bool(self.used_parameters) and len(self.watches) <= history.MOST_PAIRS
+        return bool(self.used_parameters) and len(self.watches) <= history.MAX_WATCHES
 
     @cached_property
     def watches(self) -> list[int]:
         watches = AppRepository.objects.filter(app__in=self.apps).order_by()
-        return list(watches.values_list("pk", flat=True)[: history.MOST_PAIRS + 1])
+        return list(watches.values_list("pk", flat=True)[: history.MAX_WATCHES + 1])
 
     @cached_property
     def apps(self) -> list[int]:
         if self.value:
-            return [int(self.value)] if self.value.isdecimal() else []
+            return [] if (pk := parse_pk(self.value)) is None else [pk]
         named = Q(name__istartswith=self.typed) | Q(app_id=self.typed)
         return list(App.objects.filter(named).order_by().values_list("pk", flat=True))
 
@@ -208,7 +209,7 @@ class AppFilter(HistoryFilter):
         return Q(watch__in=self.watches) if self.is_narrow else Q(watch__app__in=self.apps)
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        """The one form, with what it holds now."""
+        """Yield the context of the filter's form."""
         chosen = App.objects.filter(pk__in=self.apps).first() if self.value else None
         yield {
             **self.everything(changelist),
@@ -218,7 +219,7 @@ class AppFilter(HistoryFilter):
 
 
 class OperationAppFilter(AppFilter):
-    """Operations for the app, and those that concerned it among others."""
+    """A filter for operations on the app alone, and on several apps including it."""
 
     parameters = ("app", "app_name")
 
@@ -235,7 +236,7 @@ class OperationAppFilter(AppFilter):
 
 
 class PeriodFilter(HistoryFilter):
-    """When it was asked for: whole days, the last one included."""
+    """A filter by the time of the request, in whole days including the last one."""
 
     title = "period"
     template = "admin/deliveries_app/history/period_filter.html"
@@ -254,7 +255,7 @@ class PeriodFilter(HistoryFilter):
 
     @property
     def until(self) -> datetime | None:
-        """The end of the period, if it has one."""
+        """The end of the period, None if it is open."""
         return _midnight(self.last + timedelta(days=1)) if self.last and self.last < date.max else None
 
     def condition(self) -> Q:
@@ -262,7 +263,7 @@ class PeriodFilter(HistoryFilter):
         return since & (Q(created_at__lt=self.until) if self.until else Q())
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        """Links, and in the first one what the form holds."""
+        """Yield the preset links. The first also has the context of the form."""
         yield {
             **self.everything(changelist),
             "others": self.fields_of_others(changelist),
@@ -278,5 +279,5 @@ class PeriodFilter(HistoryFilter):
 def _midnight(day: date) -> datetime:
     try:
         return timezone.make_aware(datetime.combine(day, time.min))
-    except (ValueError, OverflowError) as error:  # the first day of all, east of Greenwich
+    except (ValueError, OverflowError) as error:  # 1 January of year 1, east of Greenwich
         raise IncorrectLookupParameters from error

@@ -1,4 +1,4 @@
-"""What the app page refreshes every five seconds: health, operations, and the table with the very query of the page."""
+"""Fragments that pages poll every five seconds: the app page, failed syncs, the overview, the queue."""
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import HttpRequest, HttpResponse
@@ -20,15 +20,18 @@ def can_view_apps(user: AbstractBaseUser | AnonymousUser) -> bool:
 @require_GET
 @fragment(can_view_apps)
 def live_app(request: HttpRequest, pk: int) -> HttpResponse:
-    """The table in place, the rest out of band. `operations`, the boxes that the page has: they refresh themselves, and
-    are sent again only when they are others."""
+    """Render the table in place and the rest out of band.
+
+    `operations` names the operation boxes that the page shows. They poll on their own, so they are sent again only if
+    the set of operations has changed.
+    """
     app = get_object_or_404(App, pk=pk, ended_at=None)
     query = request.GET.copy()
-    had = query.pop("operations", [""])[-1]
-    request.GET = query  # type: ignore[assignment]  # what is left is the page's, and its links are made of it
+    shown = query.pop("operations", [""])[-1]
+    request.GET = query  # type: ignore[assignment]  # links in the fragment repeat the page's own query
     context = app_detail.live(request.user, app, query)
-    if had != context["operation_ids"]:
-        context["operations"] = [progress_context.of_operation(one) for one in context["operations_shown"]]
+    if shown != context["operation_ids"]:
+        context["operations"] = [progress_context.of_operation(operation) for operation in context["operations_shown"]]
     return render(request, "admin/deliveries_app/app/live.html#refreshed", context)
 
 
@@ -42,14 +45,14 @@ def failed_syncs(request: HttpRequest) -> HttpResponse:
 @require_GET
 @fragment(overview.can_view)
 def live_overview(request: HttpRequest) -> HttpResponse:
-    """The panel, and the signs of life beside the page's title."""
+    """Render the panel, and the health indicators beside the page's title."""
     return render(request, "docora/overview.html#polled", {"overview": overview.of_user(request.user)})
 
 
 @require_GET
 @fragment(queue_report.can_view)
 def live_queue(request: HttpRequest) -> HttpResponse:
-    """What the queue page refreshes, with the banner of all pages: somebody may have paused or resumed syncing."""
-    view = queue_report.look()
+    """Render the queue page's content and the pause banner, as syncing may have been paused or resumed."""
+    view = queue_report.read_queue()
     context = {"view": view, "sync_pause": view.pause, "here": here(request), "polled": True}
     return render(request, "admin/deliveries_app/queue/now.html", context)

@@ -1,4 +1,4 @@
-"""Bulk operations: the list with what came of each, the page of one with each of its repositories, and the download."""
+"""Bulk operations: the list with outcomes, the page of one operation with its repositories, the CSV export."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,24 +25,24 @@ RUNS_PER_PAGE = 100
 
 
 class OperationList(HistoryList):
-    """Counts what came of the operations of its page in one query."""
+    """Counts the outcomes of the operations on its page in one query."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
-        found = history.outcomes(self.result_list)
+        outcomes = history.outcomes(self.result_list)
         for operation in self.result_list:
-            operation.outcomes = found[operation.pk]
+            operation.outcomes = outcomes[operation.pk]
 
 
 @admin.register(BulkOperation)
 class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
-    list_display = ("title", "kind_badge", "state", "requested_by", "requested", "took", "repositories", "came_of_it",
+    list_display = ("title", "kind_badge", "state", "requested_by", "requested", "took", "repositories", "outcome_summary",
         "files", "bytes")  # fmt: skip
     list_filter = (filters.OperationAppFilter, filters.StateFilter, filters.KindFilter, filters.PeriodFilter)
-    search_fields = ("operation_id",)  # what it really asks for stands in history.search_operations
-    search_help_text = "The id of an operation, or a part of its title or of the name of who asked for it"
-    nothing_yet = "None yet. Re-syncing or retrying several repositories at once makes one."
+    search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
+    search_help_text = "The id of an operation, or part of its title or of the requester's name"
+    empty_text = "None yet. Re-syncing or retrying several repositories at once makes one."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"
     csv_name = "bulk-operations"
     csv_header = (
@@ -54,15 +54,15 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     def search(self, term: str) -> history.Search:
         return history.search_operations(term)
 
-    def also(self, request: HttpRequest) -> tuple[str, str] | None:
+    def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("app", "")
         if not app.isdecimal() or not request.user.has_perm("deliveries_app.view_syncrun"):
             return None
         return "Its sync runs", f"{reverse('admin:deliveries_app_syncrun_changelist')}?watch__app={app}"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        found = super().get_changelist(request, **kwargs)
-        return OperationList if found is HistoryList else found
+        list_class = super().get_changelist(request, **kwargs)
+        return OperationList if list_class is HistoryList else list_class
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actors.can_view_operations(request.user)
@@ -72,8 +72,8 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
 
     @admin.display(description="kind")
     def kind_badge(self, operation: BulkOperation) -> SafeString:
-        words = operation.get_kind_display()
-        return format_html('<span class="kind kind-{}">{}{}</span>', operation.kind, icon(operation.kind), words)
+        label = operation.get_kind_display()
+        return format_html('<span class="kind kind-{}">{}{}</span>', operation.kind, icon(operation.kind), label)
 
     @admin.display(description="requested", ordering="created_at")
     def requested(self, operation: BulkOperation) -> str:
@@ -87,14 +87,14 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     def repositories(self, operation: BulkOperation) -> str:
         return number(operation.total)
 
-    @admin.display(description="what came of it")
-    def came_of_it(self, operation: BulkOperation) -> str:
-        return _outcomes(operation).words
+    @admin.display(description="outcome")
+    def outcome_summary(self, operation: BulkOperation) -> str:
+        return _outcomes(operation).summary
 
     @admin.display(description="files")
     def files(self, operation: BulkOperation) -> str:
-        found = _outcomes(operation)
-        return f"{number(found.files_done)} of {number(found.files_total)}"
+        outcomes = _outcomes(operation)
+        return f"{number(outcomes.files_done)} of {number(outcomes.files_total)}"
 
     @admin.display(description="sent")
     def bytes(self, operation: BulkOperation) -> str:
@@ -106,8 +106,8 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         return badge({"running": "scanning", "finished": "succeeded"}.get(state, state), state)
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
-        """The operation's progress, what became of it, and each of its repositories or those of one part."""
-        found = history.outcomes([operation])[operation.pk]
+        """Return the operation's progress, its outcomes, and its repositories, all or those with one outcome."""
+        outcomes = history.outcomes([operation])[operation.pk]
         part = request.GET.get("part", "")
         runs = operation.runs.order_by("app_name", "repository_name", "pk")
         if part in history.PARTS:
@@ -118,8 +118,8 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
             **progress_context.of_operation(operation),
             "state": state_of(operation),
             "took": history.seconds(operation),
-            "outcomes": found,
-            "parts": [(name, words, found.counts[name]) for name, (words, _) in history.PARTS.items()],
+            "outcomes": outcomes,
+            "parts": [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()],
             "part": part if part in history.PARTS else "",
             "page": page,
             "rows": [
@@ -132,15 +132,15 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         }
 
     def csv_rows(self, page: list[BulkOperation]) -> list[Sequence[Cell]]:
-        found = history.outcomes(page)
-        apps = dict(BulkOperation.objects.filter(pk__in=found).order_by().values_list("pk", "app__name"))
+        outcomes = history.outcomes(page)
+        apps = dict(BulkOperation.objects.filter(pk__in=outcomes).order_by().values_list("pk", "app__name"))
         return [
             (
                 operation.operation_id, operation.kind, operation.title, apps.get(operation.pk), operation.requested_by,
                 operation.created_at, operation.ended_at, history.seconds(operation), state_of(operation),
-                operation.cancelled_at, operation.cancelled_by, operation.total, *found[operation.pk].counts.values(),
-                found[operation.pk].files_total, found[operation.pk].files_done, found[operation.pk].bytes_total,
-                found[operation.pk].bytes_done,
+                operation.cancelled_at, operation.cancelled_by, operation.total, *outcomes[operation.pk].counts.values(),
+                outcomes[operation.pk].files_total, outcomes[operation.pk].files_done,
+                outcomes[operation.pk].bytes_total, outcomes[operation.pk].bytes_done,
             )
             for operation in page
         ]  # fmt: skip
@@ -153,6 +153,6 @@ def state_of(operation: BulkOperation) -> str:
 
 
 def _outcomes(operation: BulkOperation) -> history.Outcomes:
-    """As the list has counted them."""
-    found: history.Outcomes = operation.outcomes  # type: ignore[attr-defined]
-    return found
+    """Return the outcomes that `OperationList` has attached."""
+    outcomes: history.Outcomes = operation.outcomes  # type: ignore[attr-defined]
+    return outcomes

@@ -1,4 +1,4 @@
-"""Send test ping: what the app's endpoint answers, in words, and what to do about it."""
+"""Test pings: send one to the app's endpoint, and explain the response."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _SESSION_KEY = "docora_last_ping"
 
 
 class PingAdmin(DocoraAdmin[App]):
-    """POST sends it and leads to the page (GET) that shows what came of it, so that a refresh sends nothing."""
+    """POST sends a ping and redirects to the page that shows the result, so that a refresh sends nothing."""
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("ping", self.ping, pinging.PERMISSION), *super().get_urls()]
@@ -30,11 +30,11 @@ class PingAdmin(DocoraAdmin[App]):
         if request.method == "POST":
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
             try:
-                ping = pinging.send_ping(Actor.of_user(request.user), app, new_key=new_key)
+                ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
             except NotFound as error:
                 self.message_user(request, f"{error}: it is being removed.", messages.WARNING)
                 return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
-            request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **_facts(ping)}
+            request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **_fields(ping)}
             return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
         last: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
         context = {
@@ -49,11 +49,11 @@ class PingAdmin(DocoraAdmin[App]):
         return TemplateResponse(request, "admin/deliveries_app/app/ping.html", context)
 
 
-def _facts(ping: pinging.Ping) -> dict[str, Any]:
-    """What the session can hold."""
+def _fields(ping: pinging.Ping) -> dict[str, Any]:
+    """Return the fields to store in the session."""
     return {
         "delivered": ping.delivered,
-        "words": ping.words,
+        "message": ping.message,
         "hint": ping.hint,
         "status": ping.status,
         "seconds": ping.seconds,

@@ -1,4 +1,4 @@
-"""Progress of operations and of single repositories, and the buttons that end it."""
+"""Progress of operations and of single watches, and the buttons to cancel or dismiss them."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from deliveries_app.progress import live
 
 _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
-    Reason.RETRY: "Retry cancelled: it goes on failing until the next rescan.",
+    Reason.RETRY: "Retry cancelled. The repository keeps failing until the next rescan.",
 }
 
 
@@ -35,11 +35,11 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
 @require_GET
 @fragment(actors.can_view_operations)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
-    """The rows of an operation's page whose runs are named in `ids` and were open when they were last drawn."""
+    """Return the rows of the runs `ids` on an operation's page, which were open at the previous poll."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
     runs = list(operation.runs.filter(pk__in=ids(request)))
-    found = live.of_runs(runs)
-    rows = [{"run": run, "progress": found[run.pk]} for run in runs]
+    progress_of = live.of_runs(runs)
+    rows = [{"run": run, "progress": progress_of[run.pk]} for run in runs]
     context = {
         "operation": operation,
         "rows": rows,
@@ -51,11 +51,13 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
-    """The status cells of the watched repositories `ids`, swapped in place, so that ticks and focus are kept; with
-    `files=1` also their numbers of files, for a page that shows them."""
+    """Return the status cells of the watches `ids`, and with `files=1` also their numbers of files.
+
+    Cells are swapped in place, so that checkboxes and focus are kept.
+    """
     watches = list(AppRepository.objects.filter(pk__in=ids(request)).select_related("app", "repository"))
-    found = progress_context.open_progress(watches)
-    rows = [{"watch": watch, "progress": found.get(watch.pk)} for watch in watches]
+    progress_of = progress_context.open_progress(watches)
+    rows = [{"watch": watch, "progress": progress_of.get(watch.pk)} for watch in watches]
     context: dict[str, Any] = {"rows": rows, "live_ids": progress_context.live_ids(watches)}
     context |= {
         "with_files": request.GET.get("files") == "1",
@@ -67,7 +69,7 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
-    """The progress of one watched repository, for its own page."""
+    """Return the progress of one watch, for its own page."""
     watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
     context = {**progress_context.of_watch(watch), "polled": True}
     progress = context["progress"]
@@ -78,27 +80,27 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    stopped = services.cancel_operation(Actor.of_user(request.user), operation)
-    words = f"Cancelled: {stopped:,} had not finished." if stopped else "It had ended already."
-    messages.success(request, words)
-    return _back(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
+    cancelled = services.cancel_operation(Actor.of_request(request), operation)
+    message = f"Cancelled: {cancelled:,} had not finished." if cancelled else "It had already ended."
+    messages.success(request, message)
+    return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
 
 
 @require_POST
 def dismiss_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    services.dismiss_operation(Actor.of_user(request.user), operation)
-    return _back(request, reverse("admin:deliveries_app_bulkoperation_changelist"))
+    services.dismiss_operation(Actor.of_request(request), operation)
+    return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_changelist"))
 
 
 @require_POST
 def cancel_watch(request: HttpRequest, pk: int) -> HttpResponse:
     watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
-    stopped = services.cancel_request(Actor.of_user(request.user), watch)
-    run = watch.runs.filter(outcome=Outcome.CANCELLED).order_by("-ended_at", "-pk").first() if stopped else None
+    cancelled = services.cancel_request(Actor.of_request(request), watch)
+    run = watch.runs.filter(outcome=Outcome.CANCELLED).order_by("-ended_at", "-pk").first() if cancelled else None
     messages.success(request, _CANCELLED[Reason(run.reason)] if run else "There is nothing to cancel.")
-    return _back(request, reverse("admin:deliveries_app_apprepository_change", args=[watch.pk]))
+    return _redirect_to_next(request, reverse("admin:deliveries_app_apprepository_change", args=[watch.pk]))
 
 
-def _back(request: HttpRequest, default: str) -> HttpResponseRedirect:
+def _redirect_to_next(request: HttpRequest, default: str) -> HttpResponseRedirect:
     return HttpResponseRedirect(next_url(request, default))

@@ -1,6 +1,6 @@
-"""The job queue: what runs, waits and is scheduled, who works, and the buttons that stop one sync or pause all.
+"""The queue page: running, waiting and scheduled syncs, the workers, and buttons to stop one sync or pause all.
 
-`Queue` has no table. Its change list is the page; nothing else of a model admin is there.
+`Queue` has no table. Of the model admin, only the change list is used.
 """
 
 from typing import Any
@@ -17,16 +17,17 @@ from deliveries_app.actors import Actor
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository, Queue
+from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.reports import queue as queue_report
 from deliveries_app.reports.queue import can_view
 from deliveries_app.services import CONTROL_PERMISSION
 from docora.text import format_seconds
 
-PAUSE_WORDS = (
-    "No repository is checked for changes and nothing is sent to any app, until somebody resumes syncing.",
-    "Re-syncs, retries and pushes that come meanwhile are recorded, and wait. So do notices about repositories that fail. "
-    "Everything else works as ever: apps, keys, watched repositories, test pings.",
-    "On resume all of it goes on where it was; what the apps have acknowledged is not sent again.",
+PAUSE_PARAGRAPHS = (
+    "Until syncing is resumed, no repository is checked for changes and nothing is sent to any app.",
+    "Re-syncs, retries and pushes are recorded and wait. So do notifications about failing repositories. "
+    "Everything else still works: apps, keys, watched repositories, test pings.",
+    "On resume, all syncs continue where they stopped. What the apps have acknowledged is not sent again.",
 )
 
 
@@ -57,30 +58,31 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             **self.admin_site.each_context(request),
             "title": "Queue",
             "opts": self.opts,
-            "view": queue_report.look(),
+            "view": queue_report.read_queue(),
             "here": request.get_full_path(),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/deliveries_app/queue/change_list.html", context)
 
     def pause(self, request: HttpRequest) -> HttpResponse:
-        """GET tells what it means; POST does it."""
+        """GET explains the effect; POST pauses."""
         if not self.can(request, CONTROL_PERMISSION):
             raise PermissionDenied
         if request.method == "POST":
-            pause = services.pause_syncing(Actor.of_user(request.user))
+            pause = services.pause_syncing(Actor.of_request(request))
             self.message_user(request, f"All syncing is paused by {pause.paused_by}.", messages.SUCCESS)
             return HttpResponseRedirect(self._page())
-        running = queue_report.counts(paused=False).running
+        running = count_watches().leased
+        paragraphs = list(PAUSE_PARAGRAPHS)
         if running:
-            syncs = "1 sync that runs now hands over" if running == 1 else f"{running:,} syncs that run now hand over"
-            running_words = (f"{syncs} within seconds: what is under way settles, nothing new is sent.",)
+            syncs = "1 running sync stops" if running == 1 else f"{running:,} running syncs stop"
+            paragraphs.insert(1, f"{syncs} within seconds: requests under way finish, and nothing new is sent.")
         context = {
             **self.admin_site.each_context(request),
             "title": "Pause all syncing",
             "opts": self.opts,
-            "words": (PAUSE_WORDS[0], *(running_words if running else ()), *PAUSE_WORDS[1:]),
-            "verb": "Yes, pause all syncing",
+            "paragraphs": paragraphs,
+            "button": "Yes, pause all syncing",
             "back": self._page(),
         }
         return TemplateResponse(request, "admin/deliveries_app/queue/pause.html", context)
@@ -88,28 +90,26 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
     def resume(self, request: HttpRequest) -> HttpResponse:
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
-        resumed = services.resume_syncing(Actor.of_user(request.user))
-        words = "Syncing goes on." if resumed else "Syncing was not paused any more."
-        self.message_user(request, words, messages.SUCCESS)
+        resumed = services.resume_syncing(Actor.of_request(request))
+        message = "Syncing is resumed." if resumed else "Syncing was not paused."
+        self.message_user(request, message, messages.SUCCESS)
         return HttpResponseRedirect(next_url(request, self._page()))
 
     def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
-        """Of one that runs or waits; it can be asked for again at any time, so nobody is asked twice."""
+        """Stop a running or waiting sync. It needs no confirmation: a new sync can be requested at any time."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
-        actor = Actor.of_user(request.user)
+        actor = Actor.of_request(request)
         actor.require(CONTROL_PERMISSION)
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
         if watch is None:
-            self.message_user(request, "This repository is not watched any more.", messages.WARNING)
-        elif services.stop_sync(actor, watch):
-            rest = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
-            self.message_user(
-                request, f"Stopped: {watch} rests until the next rescan, in {rest}, unless somebody asks for it earlier.",
-                messages.SUCCESS,
-            )  # fmt: skip
+            self.message_user(request, "This repository is no longer watched.", messages.WARNING)
+        elif services.cancel_sync(actor, watch):
+            interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
+            message = f"Stopped. {watch} is synced at the next rescan, in {interval}, or earlier on request."
+            self.message_user(request, message, messages.SUCCESS)
         else:
-            self.message_user(request, f"Nothing was going on about {watch} any more.", messages.WARNING)
+            self.message_user(request, f"{watch} had nothing to stop.", messages.WARNING)
         return HttpResponseRedirect(self._page())
 
     def _page(self) -> str:

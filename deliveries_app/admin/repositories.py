@@ -1,4 +1,4 @@
-"""Git repositories, whoever watches them. Here and not in `repositories_app`, because its action needs the watches."""
+"""Git repositories and their watches. It is not in `repositories_app` because its actions need the watches."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.actors import RETRY_PERMISSION, Actor
 from deliveries_app.admin import widgets
-from deliveries_app.admin.actions import ResyncAdmin
+from deliveries_app.admin.actions import RESYNC, ResyncAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository
 from deliveries_app.progress import context as progress_context
@@ -38,24 +38,24 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
         description_plural="Force re-sync for every app",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[Repository]) -> HttpResponse:
-        return self.ask_resync(request, queryset)
+        return self.redirect_to_confirmation(request, RESYNC)
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-        """At once: it asks the git hosts once more, and nothing is lost by it."""
-        actor, selected = Actor.of_user(request.user), list(queryset.order_by("pk"))
+        """Reset at once. It needs no confirmation: the git hosts are merely contacted once more."""
+        actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
         for repository in selected:
             reset_circuit(actor, repository)
-        words = f"{len(selected):,} circuits are" if len(selected) > 1 else "The circuit is"
-        self.message_user(request, f"{words} reset: every app's watch is tried at once.", messages.SUCCESS)
+        circuits = f"{len(selected):,} circuits are" if len(selected) > 1 else "The circuit is"
+        self.message_user(request, f"{circuits} reset. All their watches are retried now.", messages.SUCCESS)
 
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
-        """The button on the pages of the repository and of its watches."""
+        """Reset one circuit, from the page of the repository or of one of its watches."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
-        woken = reset_circuit(Actor.of_user(request.user), repository)
+        woken = reset_circuit(Actor.of_request(request), repository)
         watches = "1 watch is" if woken == 1 else f"{woken:,} watches are"
-        self.message_user(request, f"The circuit is reset: {watches} tried at once.", messages.SUCCESS)
+        self.message_user(request, f"The circuit is reset. {watches} retried now.", messages.SUCCESS)
         return HttpResponseRedirect(next_url(request, self.page_of(repository)))
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
@@ -74,27 +74,27 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
 
     @admin.display(description="circuit")
     def circuit(self, repository: Repository) -> SafeString | str:
-        return widgets.circuit_words(repository)
+        return widgets.circuit_text(repository)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return False  # it comes with the first watch
+        return False  # the first watch adds it
 
     def has_change_permission(self, request: HttpRequest, obj: Repository | None = None) -> bool:
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Repository | None = None) -> bool:
-        return False  # it goes with the last watch
+        return False  # removing the last watch removes it
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
-        """Facts, and who watches it."""
+        """Return the details and the watches."""
         watches = AppRepository.objects.alive().filter(repository=repository).select_related("app", "repository")[:200]
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),
             "watches": watches,
             "live_ids": progress_context.live_ids(watches),
-            "may_resync": self.has_resync_permission(request),
-            "may_retry": self.has_retry_permission(request),
-            "may_retry_sync": request.user.has_perms(["deliveries_app.view_apprepository", RETRY_PERMISSION]),
+            "can_resync": self.has_resync_permission(request),
+            "can_retry": self.has_retry_permission(request),
+            "can_retry_sync": request.user.has_perms(["deliveries_app.view_apprepository", RETRY_PERMISSION]),
             "hint": GIT_HINTS.get(repository.last_error_cause, ""),
         }

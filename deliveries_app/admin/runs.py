@@ -1,4 +1,4 @@
-"""Sync runs: the list, the page of one, and the download."""
+"""Sync runs: the list, the page of one run, the CSV export."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import BulkOperation, FailureKind, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.reports import help_texts, history
-from docora.templatetags.docora import ago, badge, duration, number, size
+from docora.templatetags.docora import ago, duration, number, outcome_badge, size
 from docora.web.csv_export import Cell
 
 LISTED_FAILURES = 50
-SHOWN_OF_ERROR = 100  # characters; its page has the rest
+MAX_ERROR_CHARS = 100  # in the list; the page of a run shows all
 
 
 @admin.register(SyncRun)
@@ -33,12 +33,12 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         filters.AppFilter, filters.RepositoryFilter, filters.WatchFilter, filters.OperationFilter,
         filters.OutcomeFilter, filters.ReasonFilter, filters.PeriodFilter,
     )  # fmt: skip
-    search_fields = ("run_id",)  # what it really asks for stands in history.search_runs
+    search_fields = ("run_id",)  # only shows the search box: see history.search_runs
     search_help_text = (
-        "The id of a run or of a bulk operation, or a part of the name of an app or a repository. "
-        f"What is not watched any more is looked for among the newest {history.WINDOW:,} runs."
+        "The id of a run or of a bulk operation, or part of the name of an app or a repository. "
+        f"For what is no longer watched, only the newest {history.WINDOW:,} runs are searched."
     )
-    nothing_yet = "Nothing has been synced yet. Let an app watch a repository: its first sync is the first run here."
+    empty_text = "Nothing has been synced yet. Let an app watch a repository: its first sync is the first run here."
     page_template = "admin/deliveries_app/syncrun/change_form.html"
     csv_name = "sync-runs"
     csv_header = (
@@ -50,7 +50,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
     def search(self, term: str) -> history.Search:
         return history.search_runs(term)
 
-    def also(self, request: HttpRequest) -> tuple[str, str] | None:
+    def related_link(self, request: HttpRequest) -> tuple[str, str] | None:
         app = request.GET.get("watch__app", "")
         if not app.isdecimal() or not actors.can_view_operations(request.user):
             return None
@@ -70,7 +70,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
 
     @admin.display(description="outcome")
     def result(self, run: SyncRun) -> SafeString:
-        return badge(run.outcome, run.get_outcome_display()) if run.outcome else badge("scanning", "open")
+        return outcome_badge(run)
 
     @admin.display(description="commit")
     def commit(self, run: SyncRun) -> str:
@@ -95,11 +95,11 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
 
     @admin.display(description="error")
     def problem(self, run: SyncRun) -> SafeString | str:
-        short = Truncator(run.error).chars(SHOWN_OF_ERROR)
+        short = Truncator(run.error).chars(MAX_ERROR_CHARS)
         return format_html('<span class="problem">{}</span>', short) if short else ""
 
     def page_context(self, request: HttpRequest, run: SyncRun) -> dict[str, Any]:
-        """All that is known of the run, and what of its watch is not delivered now."""
+        """Return the run's details, and the files of its watch that are not delivered now."""
         watch = run.watch
         can_view_watch = watch is not None and request.user.has_perm("deliveries_app.view_apprepository")
         newest = watch.runs.order_by("-generation", "-pk").first() if watch else None

@@ -1,4 +1,4 @@
-"""Failed sign-ins, for superusers: who is locked out, and from where it was tried. Deleting a row unlocks."""
+"""Failed sign-ins, for superusers: who is locked out, and from which address. Deleting a row unlocks it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     ModelAdmin = admin.ModelAdmin
 
-# The model is not ours; these are the words for what it holds. Its migrations do not know of them.
+# The model belongs to axes. Only the labels change here, so its migrations are unaffected.
 AccessAttempt._meta.verbose_name, AccessAttempt._meta.verbose_name_plural = "sign-in attempt", "sign-in attempts"
 apps.get_app_config("axes").verbose_name = "Access"
 
@@ -30,7 +30,7 @@ class SignInAttemptAdmin(ModelAdmin):
 
     @admin.display(boolean=True)
     def locked(self, attempt: Any) -> bool:
-        """By this row alone; an address can be locked for what was tried under many names."""
+        """Whether this row alone locks. An address can also be locked by attempts under several names."""
         recent = timezone.now() - attempt.attempt_time < settings.AXES_COOLOFF_TIME
         return bool(recent and attempt.failures_since_start >= settings.AXES_FAILURE_LIMIT)
 

@@ -1,4 +1,4 @@
-"""Watched repositories: the page that most of an operator's work happens on."""
+"""Watched repositories: the list, and the page of one watch."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from django.utils.safestring import SafeString
 from deliveries_app import services
 from deliveries_app.actors import RETRY_PERMISSION, Actor
 from deliveries_app.admin import widgets
-from deliveries_app.admin.actions import RetryAdmin
+from deliveries_app.admin.actions import RESYNC, RetryAdmin
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.file_explanation import WhyAdmin
+from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.forms import WatchForm, posted
-from deliveries_app.admin.removal import RemovalAdmin
+from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
@@ -26,6 +26,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import help_texts
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number
+from docora.text import parse_pk
 
 LISTED_FAILURES, LISTED_RUNS = 50, 10
 
@@ -39,7 +40,8 @@ class AppFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> QuerySet[AppRepository]:
         value = self.value()
-        return queryset.filter(app_id=int(value)) if value and value.isdecimal() else queryset
+        pk = parse_pk(value) if value else None
+        return queryset if pk is None else queryset.filter(app_id=pk)
 
 
 class CircuitFilter(widgets.CircuitFilter):
@@ -47,7 +49,7 @@ class CircuitFilter(widgets.CircuitFilter):
 
 
 class LiveChangeList(ChangeList):
-    """Knows which of its rows are worth looking at again in a second."""
+    """Provides the ids of active rows, whose status cells the page polls."""
 
     @property
     def live_ids(self) -> str:
@@ -55,7 +57,7 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository], RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRepository], RemovalAdmin[AppRepository]):
     list_display = (
         "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
     )  # fmt: skip
@@ -64,7 +66,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or id"
     actions = ("force_resync", "retry", "delete_selected")
-    removal_words = ("Unwatch", "unwatched", "repository", "repositories")
+    removal_labels = RemovalLabels("Unwatch", "unwatched", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     watch_field = "pk"
@@ -79,20 +81,20 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
         description_plural="Force re-sync of the selected repositories",
     )
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
-        return self.ask_resync(request, queryset)
+        return self.redirect_to_confirmation(request, RESYNC)
 
     def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """The button of one watched repository: at once, since nothing is sent twice by it."""
+        """Retry one watch at once. It needs no confirmation: a retry sends only what is not acknowledged."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         try:
-            services.retry_single(Actor.of_user(request.user), watch)
+            services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
-            self.message_user(request, f"{watch} is not failing any more.", messages.WARNING)
+            self.message_user(request, f"{watch} is no longer failing.", messages.WARNING)
         else:
-            waits = " It goes out once the app is resumed." if watch.app.paused else ""
-            words = f"Retry queued. {watch}: only what is not acknowledged is sent.{waits}"
-            self.message_user(request, words, messages.SUCCESS)
+            paused = " It starts when the app is resumed." if watch.app.paused else ""
+            message = f"Retry queued. {watch}: only what is not acknowledged is sent.{paused}"
+            self.message_user(request, message, messages.SUCCESS)
         return HttpResponseRedirect(next_url(request, self.page_of(watch)))
 
     def get_urls(self) -> list[URLPattern]:
@@ -124,19 +126,19 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
 
     @admin.display(description="circuit")
     def circuit(self, watch: AppRepository) -> SafeString | str:
-        return widgets.circuit_words(watch.repository)
+        return widgets.circuit_text(watch.repository)
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
-        """With the buttons of every row for those who may press them; they lead back to this very list."""
-        may_retry, may_resync = self.has_retry_permission(request), self.has_resync_permission(request)
-        if not (may_retry or may_resync):
+        """Add each row's buttons for users who can use them. They redirect back to this list."""
+        can_retry, can_resync = self.has_retry_permission(request), self.has_resync_permission(request)
+        if not (can_retry or can_resync):
             return self.list_display
         back = request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(watch: AppRepository) -> SafeString:
-            retry = widgets.retry_button(watch, back) if may_retry and watch.is_failing else ""
-            resync = widgets.resync_link(watch, back) if may_resync else ""
+            retry = widgets.retry_button(watch, back) if can_retry and watch.is_failing else ""
+            resync = widgets.resync_link(watch, back) if can_resync else ""
             return format_html('<div class="row-buttons">{}{}</div>', retry, resync)
 
         return (*self.list_display, resync_button)
@@ -150,19 +152,19 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
         return LiveChangeList
 
     def has_change_permission(self, request: HttpRequest, obj: AppRepository | None = None) -> bool:
-        return False  # what can be changed has its own buttons
+        return False  # each setting has its own page
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Asks git before anything is saved, as the REST call does."""
+        """Check with git that the repository can be read before saving, as the REST call does."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         form = WatchForm(posted(request), initial={"app": request.GET.get("app")})
         if request.method == "POST" and form.is_valid():
-            watched = form.save(Actor.of_user(request.user))
+            watched = form.save(Actor.of_request(request))
             if watched is not None:
-                state = "is watched now" if watched.created else "was watched already: everything is sent again"
+                state = "is now watched" if watched.created else "was already watched. All its files are sent again"
                 self.message_user(request, f"{watched.watch} {state}.", messages.SUCCESS)
                 return HttpResponseRedirect(
                     reverse("admin:deliveries_app_apprepository_change", args=[watched.watch.pk])
@@ -170,14 +172,14 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
         return self.simple_form(request, form, "Watch a repository", "Watch")
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
-        """Facts, progress and what is not delivered."""
+        """Return details, progress, and what is not delivered."""
         failures = watch.failures.filter(kind=FailureKind.FAILED)
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
         can_view_repository = request.user.has_perm("repositories_app.view_repository")
         return {
             **progress_context.of_watch(watch),
-            "may_resync": self.has_resync_permission(request),
-            "may_delete": self.has_delete_permission(request, watch),
+            "can_resync": self.has_resync_permission(request),
+            "can_delete": self.has_delete_permission(request, watch),
             "failures": failures[:LISTED_FAILURES],
             "failure_count": failures.count(),
             "more_failures": max(0, failures.count() - LISTED_FAILURES),
@@ -185,10 +187,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, WhyAdmin, RetryAdmin[AppRepository]
             "skipped": skipped[:LISTED_FAILURES],
             "more_skipped": max(0, skipped.count() - LISTED_FAILURES),
             "notices": watch.notices.all()[:LISTED_FAILURES],
-            "may_change": self.can(request, CHANGE_PERMISSION),
+            "can_change": self.can(request, CHANGE_PERMISSION),
             "can_view_repository": can_view_repository,
-            "may_retry": can_view_repository and self.has_retry_permission(request),
-            "may_retry_sync": self.has_retry_permission(request),
+            "can_retry": can_view_repository and self.has_retry_permission(request),
+            "can_retry_sync": self.has_retry_permission(request),
             "hook_url": hook_url(watch),
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)] if watch.is_failing else "",
             "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],

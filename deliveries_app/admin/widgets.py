@@ -1,4 +1,4 @@
-"""What several admin pages show: a paginator for large tables, a filter, and the cells of a watched repository."""
+"""Parts shared by several admin pages: a paginator for large tables, a filter, and cells of a watch."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.models import AppRepository
-from docora.templatetags.docora import ago, badge, icon
+from docora.templatetags.docora import ago, icon, status_badge
 from repositories_app.models import Repository
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ else:
     AnyPaginator = Paginator
 
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
-"""The heading of a column of buttons."""
+"""Heading of a column of buttons."""
 
 
 class BoundedPaginator(AnyPaginator):
-    """For tables of millions of rows: never counts further than its hundredth page. Search and filters lead beyond."""
+    """A paginator for tables of millions of rows. It stops counting at page 100; use search and filters beyond."""
 
     PAGES = 100
 
@@ -38,7 +38,7 @@ class BoundedPaginator(AnyPaginator):
 
 
 class CircuitFilter(admin.SimpleListFilter):
-    """Rows whose circuit is open; `field` leads to the end of that."""
+    """Filter rows whose circuit is open. `field` is the lookup of the time until which it stays open."""
 
     title = "circuit"
     parameter_name = "circuit"
@@ -52,14 +52,12 @@ class CircuitFilter(admin.SimpleListFilter):
 
 
 def live_status(watch: AppRepository) -> SafeString:
-    """The status cell; the list's poller swaps it by its id while the watch is active."""
-    return format_html(
-        '<span id="live-{}" class="live">{}</span>', watch.pk, badge(watch.status, watch.get_status_display())
-    )
+    """Return the status cell. The list's poller replaces it by id while the watch is active."""
+    return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_badge(watch))
 
 
 def resync_link(watch: AppRepository, back: str) -> SafeString:
-    """The button of a row: a link to the confirmation page."""
+    """Return a row's button that links to the confirmation page."""
     url = reverse("admin:deliveries_app_apprepository_force_resync")
     query = urlencode({"ids": watch.pk, "next": back})
     return format_html(
@@ -72,8 +70,10 @@ def resync_link(watch: AppRepository, back: str) -> SafeString:
 
 
 def retry_button(watch: AppRepository, back: str) -> SafeString:
-    """The button of a failing row: acts at once. It belongs to the form of `docora/retry_form.html`, which the page has
-    outside the list's own."""
+    """Return a failing row's button, which retries at once.
+
+    It submits the form of `docora/retry_form.html`, which the page includes outside the list's own form.
+    """
     url = reverse("admin:deliveries_app_apprepository_retry", args=[watch.pk])
     return format_html(
         '<button type="submit" form="retry-now" class="button button-retry" formaction="{}?{}" aria-label="Retry {}"'
@@ -85,5 +85,5 @@ def retry_button(watch: AppRepository, back: str) -> SafeString:
     )
 
 
-def circuit_words(repository: Repository) -> SafeString | str:
+def circuit_text(repository: Repository) -> SafeString | str:
     return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""

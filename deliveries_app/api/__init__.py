@@ -1,1 +1,1 @@
-"""The REST API that client apps call (wire contract §2). Views translate; the verbs are in `deliveries_app.services`."""
+"""The REST API for client apps (wire contract §2). Views only translate between requests and `deliveries_app.services`."""

@@ -1,4 +1,4 @@
-"""The admin JSON: the same verbs as the admin's buttons, for a signed-in staff member's scripts (wire contract §3)."""
+"""The admin JSON: the actions of the admin's buttons for scripts of signed-in staff (wire contract §3)."""
 
 import json
 import logging
@@ -18,8 +18,9 @@ from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, BulkOperation
 from deliveries_app.progress import live
-from deliveries_app.reports.status import watch_facts
-from docora.web.errors import json_error
+from deliveries_app.reports.status import watch_fields
+from docora.text import can_be_id
+from docora.web.errors import FORBIDDEN, json_error
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +30,18 @@ type Call[**P] = Callable[Concatenate[HttpRequest, Actor, P], dict[str, Any]]
 
 
 class BadRequest(ValueError):
-    """The call is malformed; the message is the answer."""
+    """The call is malformed. The message is the response's error."""
 
 
 def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
-    """A view that answers `{"data": …}`, and every error as `{"error": …}`; `failure` is what a 500 says."""
+    """Make a view that returns `{"data": …}`, or `{"error": …}` for every error. `failure` is the error of a 500."""
 
     def decorate(function: Call[P]) -> Callable[..., HttpResponse]:
         @csrf_protect
         @wraps(function)
         def signed_in(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             try:
-                return JsonResponse({"data": function(request, Actor.of_user(request.user), *args, **kwargs)})
+                return JsonResponse({"data": function(request, Actor.of_request(request), *args, **kwargs)})
             except BadRequest as error:
                 return json_error(str(error), 400)
             except services.NotFound as error:
@@ -48,12 +49,12 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
             except services.NotFailed as error:
                 return json_error(str(error), 409)
             except PermissionDenied:
-                return json_error("You do not have the permission for this", 403)
+                return json_error(FORBIDDEN, 403)
             except Exception:
                 logger.exception("admin_call_failed", extra={"path": request.path})
                 return json_error(failure, 500)
 
-        @csrf_exempt  # asked for above, once somebody is signed in: the answer to nobody is 401, also without a token
+        @csrf_exempt  # `signed_in` checks the CSRF token; anonymous calls get a 401 with or without one
         @wraps(function)
         def view(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             if not request.user.is_authenticated:
@@ -113,7 +114,7 @@ def _retrying(operation: BulkOperation) -> dict[str, Any]:
 @require_GET
 @call("Failed to list repositories")
 def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
-    """The watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
+    """List the watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
     actor.require("deliveries_app.view_apprepository")
     watches = AppRepository.objects.alive().select_related("app", "repository").order_by("app__name", "pk")
     if app_id := request.GET.get("app_id"):
@@ -127,7 +128,7 @@ def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
         "page": page.number,
         "pages": page.paginator.num_pages,
         "total": page.paginator.count,
-        "repositories": [watch_facts(watch) for watch in page.object_list],
+        "repositories": [watch_fields(watch) for watch in page.object_list],
     }
 
 
@@ -143,7 +144,9 @@ def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str,
 @require_POST
 @call("Failed to cancel")
 def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
-    actor.require(services.RESYNC_PERMISSION, services.RETRY_PERMISSION)  # before it is told which operations there are
+    actor.require(
+        services.RESYNC_PERMISSION, services.RETRY_PERMISSION
+    )  # before revealing whether the operation exists
     services.cancel_operation(actor, _operation(operation_id))
     return {"message": "Cancellation requested"}
 
@@ -156,13 +159,13 @@ def _operation(operation_id: str) -> BulkOperation:
 
 
 def _watch(request: HttpRequest, actor: Actor, permission: str) -> AppRepository:
-    """The watch that the body names."""
-    facts = _body(request)
-    app_id, repository_id = facts.get("app_id"), facts.get("repository_id")
+    """Return the watch that the body names."""
+    body = _body(request)
+    app_id, repository_id = body.get("app_id"), body.get("repository_id")
     if not (isinstance(app_id, str) and isinstance(repository_id, str) and app_id and repository_id):
         raise BadRequest("app_id and repository_id are required")
     actor.require(permission)
-    if not (app_id.isprintable() and repository_id.isprintable()):  # a NUL, a surrogate: databases refuse the question
+    if not (can_be_id(app_id) and can_be_id(repository_id)):
         raise services.NotFound("App-repository link not found")
     watch = (
         AppRepository.objects.alive()
@@ -177,11 +180,11 @@ def _watch(request: HttpRequest, actor: Actor, permission: str) -> AppRepository
 
 def _body(request: HttpRequest) -> dict[str, Any]:
     try:
-        facts = json.loads(request.body or b"{}")
+        body = json.loads(request.body or b"{}")
     except RequestDataTooBig:
         raise BadRequest(f"The body must have at most {settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes") from None
-    except (ValueError, RecursionError, RawPostDataException):  # the last: a form, read for its CSRF token
+    except (ValueError, RecursionError, RawPostDataException):  # the last: a form, already read for its CSRF token
         raise BadRequest("The body must be JSON") from None
-    if not isinstance(facts, dict):
+    if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object")
-    return facts
+    return body

@@ -1,4 +1,4 @@
-"""Who calls: a client app with its bearer token, or somebody who is slowed down."""
+"""Authenticate client apps by bearer token, and throttle failed attempts."""
 
 import logging
 
@@ -7,26 +7,26 @@ from ninja.security import HttpBearer
 
 from deliveries_app.models import App
 from deliveries_app.services import imported_tokens, tokens
-from docora.web.api import read_body, refusal
+from docora.web.api import authentication_error, read_body
 from docora.web.errors import INTERNAL, ApiError
 
 logger = logging.getLogger(__name__)
 
-KIND = "api"  # of the failures that are counted
+KIND = "api"  # failed attempts are counted per kind
 _HOW = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
 
 
 class AppToken(HttpBearer):
-    """`request.auth` becomes the `App`; its name is the name of the security scheme in the OpenAPI document."""
+    """Set `request.auth` to the `App`. The class name is the name of the security scheme in the OpenAPI document."""
 
     openapi_description = (
-        "The token of the client app, `docora_` and 64 hex digits. It is shown once when the app is registered, and an "
-        "administrator can replace it; the old one is accepted for a while after that."
+        "The client app's token: `docora_` followed by 64 hex digits. It is shown once, when the app is registered. An "
+        "administrator can replace it; the old token stays valid for a while."
     )
 
     def __init__(self, *, max_body: int = 0) -> None:
-        """`max_body`: the call has a body of at most so many bytes. It is read once the caller is known, so that nobody
-        else keeps a thread waiting for the rest of one."""
+        """`max_body` limits the call's body, in bytes. The body is read only after authentication, so that strangers
+        cannot block a thread with a slow one."""
         super().__init__()
         self._max_body = max_body
 
@@ -34,7 +34,7 @@ class AppToken(HttpBearer):
         app = super().__call__(request)
         if app is None:
             given = "Authorization" in request.headers
-            raise refusal(request, KIND, f"The token is unknown or expired. {_HOW}" if given else _HOW)
+            raise authentication_error(request, KIND, f"The token is unknown or expired. {_HOW}" if given else _HOW)
         assert isinstance(app, App)
         if self._max_body:
             read_body(request, self._max_body)
@@ -52,7 +52,7 @@ class AppToken(HttpBearer):
 
 
 def caller(request: HttpRequest) -> App:
-    """The app that `AppToken` found."""
+    """Return the app that `AppToken` has authenticated."""
     app = request.auth  # type: ignore[attr-defined]
     assert isinstance(app, App)
     return app

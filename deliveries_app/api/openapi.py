@@ -1,4 +1,4 @@
-"""The API as a whole: the calls of client apps, of git hosts and of probes in one OpenAPI document, errors in one shape."""
+"""The whole API: calls of client apps, git hosts and probes in one OpenAPI document, with one shape of errors."""
 
 import json
 import logging
@@ -18,17 +18,17 @@ from deliveries_app.monitoring import health
 from deliveries_app.services import NotFound
 from docora import __version__
 from docora.security.crypto import DecryptionError
-from docora.web.api import sentence
+from docora.web.api import validation_message
 from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, json_error
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Docora watches git repositories and pushes every created, updated and deleted file to the webhooks of \
-client apps. With this API an app says which repositories it wants, and sees how their syncs stand."""
+client apps. With this API, an app chooses which repositories to watch and reads the state of their syncs."""
 
 
 class JsonParser(Parser):
-    """Says in words why a body is not read; ninja hands the reason over as the cause of its own error."""
+    """Explains why a body cannot be read. Ninja passes the explanation on as the cause of its own error."""
 
     def parse_body(self, request: HttpRequest) -> Any:
         if request.content_type != "application/json":
@@ -44,7 +44,7 @@ api = NinjaAPI(
     version=__version__,
     description=DESCRIPTION,
     urls_namespace="rest",
-    openapi_url=None,  # served below: at two addresses, made once
+    openapi_url=None,  # served below, at two URLs
     docs_url=None,
     servers=[{"url": settings.PUBLIC_URL}],
     parser=JsonParser(),
@@ -61,7 +61,7 @@ def _api_error(request: HttpRequest, error: ApiError) -> HttpResponse:
 
 @api.exception_handler(ValidationError)
 def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    return json_error(sentence(error.errors), 422)
+    return json_error(validation_message(error.errors), 422)
 
 
 @api.exception_handler(HttpError)
@@ -83,21 +83,21 @@ def _unknown(request: HttpRequest, error: Http404) -> HttpResponse:
 @api.exception_handler(Exception)
 def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, DecryptionError):
-        raise error  # a middleware answers it, for pages too
+        raise error  # a middleware responds to it, for pages too
     logger.error("api_call_failed", extra={"path": request.path}, exc_info=error)
     return json_error(INTERNAL, 500)
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
-    made: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema(path_prefix="")))
-    for operations in made["paths"].values():
-        operations.pop("head", None)  # answered like GET, and not a call of its own
-    return made
+    """Return the OpenAPI 3.1 document."""
+    schema: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema(path_prefix="")))
+    for operations in schema["paths"].values():
+        operations.pop("head", None)  # the same as GET
+    return schema
 
 
-@csrf_exempt  # another method is a 405
+@csrf_exempt  # other methods are a 405, not a CSRF failure
 @require_safe
 def openapi_json(request: HttpRequest) -> JsonResponse:
     return JsonResponse(document())

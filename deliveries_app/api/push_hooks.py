@@ -1,4 +1,4 @@
-"""Push hooks: a git host says that somebody pushed, and the check that would have come by itself comes at once."""
+"""Push hooks: a git host announces a push, and Docora checks the repository at once instead of at the next rescan."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from deliveries_app.actors import Actor
 from deliveries_app.api.repositories import RepositoryId
 from deliveries_app.api.schemas import Announced
 from deliveries_app.services import push_hooks
-from docora.web.api import SHELL, THROTTLED, TooLarge, answers, pieces, refusal
+from docora.web.api import SHELL, THROTTLED, BodyTooLarge, answers, authentication_error, body_chunks
 from docora.web.errors import ApiError
 
 router = Router(tags=["Push hooks"])
 
-MAX_BODY = 26214400  # bytes; GitHub sends no larger ones
-_REFUSED = "The signature is missing or wrong, or there is no such repository: which of these is not told."
+MAX_BODY = 26214400  # bytes, the largest that GitHub sends
+_REFUSED = "The signature is missing or wrong, or there is no such repository. The response does not say which."
 
 _documented = answers(
     202,
     Announced,
-    "The signature is right, and a check is queued.",
+    "The signature is correct, and a check is queued.",
     {401: _REFUSED, 413: f"The body is larger than {MAX_BODY:,} bytes.", 429: THROTTLED},
 )
 _documented["openapi_extra"] |= {
@@ -36,7 +36,7 @@ _documented["openapi_extra"] |= {
         }
     ],
     "requestBody": {
-        "description": "Whatever the host sends; it is only read to check the signature.",
+        "description": "Whatever the host sends. It is only read to verify the signature.",
         "required": False,
         "content": {"application/json": {"schema": {}, "example": {"ref": "refs/heads/main"}}},
     },
@@ -45,16 +45,18 @@ _documented["openapi_extra"] |= {
 
 @router.post("/push/{repository_id}", operation_id="push_hook", summary="Announce a push", **_documented)
 def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, Any]]:
-    """For the webhook settings of GitHub and of every host that signs like it. The secret is made for a watch in the
-    admin and shown there once; where several apps watch the repository, any of their secrets will do."""
+    """Use this URL in the webhook settings of GitHub and of any host that signs in the same way. The secret is created
+    in the admin, for one watch, and shown there once. If several apps watch the repository, any of their secrets works."""
     signature = request.headers.get("X-Hub-Signature-256", "")
     try:
-        signed = push_hooks.is_signed(repository_id, signature, pieces(request, MAX_BODY))
-    except TooLarge as error:
+        signed = push_hooks.is_signed(repository_id, signature, body_chunks(request, MAX_BODY))
+    except BodyTooLarge as error:
         raise ApiError(str(error), 413) from None
-    except OSError:  # the client went away in the middle
+    except OSError:  # the client disconnected
         signed = False
     if not signed:
-        raise refusal(request, "push", "Sign the body with the push hook secret of the watch: X-Hub-Signature-256")
+        raise authentication_error(
+            request, "push", "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"
+        )
     push_hooks.repository_pushed(Actor.system(), repository_id)
     return Status(202, {"message": "Check queued"})

@@ -1,4 +1,4 @@
-"""The calls about repositories. Every query starts from the caller's own watches: another app's id is a 404 here."""
+"""The calls about repositories. Every query starts from the caller's own watches, so another app's id is a 404."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from deliveries_app.api import schemas
 from deliveries_app.api.auth import AppToken, caller
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery
 from deliveries_app.services import watch_settings
+from docora.text import can_be_id
 from docora.web.api import THROTTLED, UNAUTHORIZED, answers
 from docora.web.errors import ApiError
 from repositories_app.git.exceptions import GitError, InvalidUrl
@@ -29,7 +30,9 @@ NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
 WITH_BODY = AppToken(max_body=MAX_BODY)
 BODY = {413: f"The body is larger than {MAX_BODY:,} bytes."}
 
-RepositoryId = Annotated[str, Path(description="From the answer to the registration.", example=schemas.REPOSITORY_ID)]
+RepositoryId = Annotated[
+    str, Path(description="The id that `POST /api/repositories` returned.", example=schemas.REPOSITORY_ID)
+]
 
 
 @router.post(
@@ -40,22 +43,22 @@ RepositoryId = Annotated[str, Path(description="From the answer to the registrat
     **answers(
         201,
         schemas.Registered,
-        "It is watched, and everything is about to be sent.",
+        "The repository is watched, and the first sync is queued.",
         REFUSED
         | BODY
         | {
-            404: "The repository cannot be reached, or not with this token; the sentence says which.",
+            404: "The repository cannot be reached, or not with this token. The error says which.",
             422: "The body, the URL or the token is malformed, or the host is not allowed.",
         },
     ),
 )
 def watch_repository(request: HttpRequest, registration: schemas.Registration) -> Status[dict[str, Any]]:
-    """Docora asks git whether the repository can be read, and starts the first sync. Watching a repository that the
-    app watches already replaces the token and sends everything again."""
+    """Docora checks with git that the repository can be read, then starts the first sync. If the app already watches
+    the repository, its token is replaced and every file is sent again."""
     app = caller(request)
     try:
         watched = services.watch_repository(
-            Actor.of_app(app), app, registration.github_url, registration.github_token or ""
+            _actor(request), app, registration.github_url, registration.github_token or ""
         )
     except GitError as error:
         raise ApiError(str(error), 404) from None
@@ -71,15 +74,15 @@ def watch_repository(request: HttpRequest, registration: schemas.Registration) -
     operation_id="list_repositories",
     summary="List the watched repositories",
     **answers(
-        200, schemas.RepositoryPage, "One page of them.", REFUSED | {422: "`page` or `per_page` is out of range."}
+        200, schemas.RepositoryPage, "One page of the list.", REFUSED | {422: "`page` or `per_page` is out of range."}
     ),
 )
 def list_repositories(
     request: HttpRequest,
-    page: Annotated[int, Query(ge=1, le=1_000_000, description="Counted from 1.")] = 1,
-    per_page: Annotated[int, Query(ge=1, le=100, description="Repositories on one page.")] = 50,
+    page: Annotated[int, Query(ge=1, le=1_000_000, description="The page number, starting at 1.")] = 1,
+    per_page: Annotated[int, Query(ge=1, le=100, description="Repositories per page.")] = 50,
 ) -> dict[str, Any]:
-    """What the app watches, with the state of each sync. A page behind the last one is empty."""
+    """Lists the repositories that the app watches, with the state of each sync. Pages after the last one are empty."""
     paginator = Paginator(_watches(request).order_by("pk"), per_page)
     start = (page - 1) * per_page
     return {
@@ -95,11 +98,11 @@ def list_repositories(
 @router.get(
     "/{repository_id}",
     operation_id="get_repository",
-    summary="Look at one repository",
-    **answers(200, schemas.WatchedRepository, "Its state.", NOT_WATCHED),
+    summary="Get one repository",
+    **answers(200, schemas.WatchedRepository, "The state of its sync.", NOT_WATCHED),
 )
 def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[str, Any]:
-    """How the sync of one watched repository stands, and what its last error was."""
+    """Returns the state of one watched repository's sync and its last error."""
     return schemas.watched_repository(_watch(request, repository_id))
 
 
@@ -107,10 +110,10 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
     "/{repository_id}",
     operation_id="unwatch_repository",
     summary="Stop watching a repository",
-    **answers(204, None, "It is not watched any more.", NOT_WATCHED),
+    **answers(204, None, "The repository is no longer watched.", NOT_WATCHED),
 )
 def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[None]:
-    """Nothing more is sent from now on, no deletes either: what the app holds is its own to keep or to remove."""
+    """Nothing more is sent, not even deletes. Whether the app keeps or removes its files is up to the app."""
     services.unwatch_repository(_actor(request), _watch(request, repository_id))
     return Status(204, None)
 
@@ -128,8 +131,8 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
     ),
 )
 def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schemas.NewToken) -> dict[str, str]:
-    """Docora asks git with the new token first. The error state is cleared and a sync starts at once; what the app
-    holds is not sent again."""
+    """Docora first checks with git that the new token works. Then it clears the error state and starts a sync. Files
+    that the app has acknowledged are not sent again."""
     watch = _watch(request, repository_id)
     try:
         watch_settings.replace_github_token(_actor(request), watch, new.github_token)
@@ -143,12 +146,12 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
 @router.post(
     "/{repository_id}/resync",
     operation_id="resync_repository",
-    summary="Have everything sent again",
+    summary="Send every file again",
     **answers(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED),
 )
 def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
-    """A fresh sync of the whole repository: every file is sent again as a create, and files that are gone as deletes.
-    It takes the place of a sync that is under way."""
+    """Starts a fresh sync of the whole repository: every file is sent as a create, and every removed file as a delete. It
+    replaces a sync that is already running."""
     return Status(202, {"run_id": services.resync_single(_actor(request), _watch(request, repository_id)).run.run_id})
 
 
@@ -156,20 +159,20 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     "/{repository_id}/manifest",
     operation_id="get_manifest",
     summary="List what the app has acknowledged",
-    **answers(200, schemas.ManifestLine, "One JSON object a line.", NOT_WATCHED, media_type="application/x-ndjson"),
+    **answers(200, schemas.ManifestLine, "One JSON object per line.", NOT_WATCHED, media_type="application/x-ndjson"),
 )
 def get_manifest(request: HttpRequest, repository_id: RepositoryId) -> StreamingHttpResponse:
-    """Every file that Docora knows the app to hold, one JSON object a line, in byte order of the paths. Compare it with
-    your copy to find out whether a re-sync is needed. Files that are being sent just now are not listed."""
+    """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
+    with your copy to find out whether you need a re-sync. Files that are being sent are not listed."""
     watch = _watch(request, repository_id)
     return StreamingHttpResponse(_manifest(watch.pk), content_type="application/x-ndjson")
 
 
 def _manifest(watch_pk: int) -> Iterator[bytes]:
-    """Page by page, each a query of its own, so that neither memory nor a transaction grows with the repository.
+    """Yield the manifest in pages, one query each, so that neither memory nor a transaction grows with the repository.
 
-    The floor is the one that holds when the page is read: what a re-sync clears meanwhile is not listed any more. Of what
-    was imported and not compared yet the size is not known (`Delivery.known_size`).
+    Each page uses the resend floor at the time it is read, so what a re-sync has cleared meanwhile is not listed. The
+    size is unknown for imported files that have not been compared yet (`Delivery.known_size`).
     """
     rows = Delivery.objects.filter(
         watch_id=watch_pk, watch__ended_at=None, acknowledged=True, generation__gte=F("watch__resend_floor")
@@ -190,13 +193,13 @@ def _watches(request: HttpRequest) -> AppRepositoryQuerySet:
 
 
 def _watch(request: HttpRequest, repository_id: str) -> AppRepository:
-    """The caller's watch of this repository; 404 for everything else."""
-    possible = repository_id.isprintable()  # PostgreSQL refuses a NUL, even in a question
-    watch = _watches(request).filter(repository__repository_id=repository_id).first() if possible else None
+    """Return the caller's watch of this repository. Raise `NotFound` for any other id."""
+    watches = _watches(request).filter(repository__repository_id=repository_id)
+    watch = watches.first() if can_be_id(repository_id) else None
     if watch is None:
         raise services.NotFound("Repository not found: GET /api/repositories lists what this app watches")
     return watch
 
 
 def _actor(request: HttpRequest) -> Actor:
-    return Actor.of_app(caller(request))
+    return Actor.of_app(caller(request), address=request.META.get("REMOTE_ADDR", ""))

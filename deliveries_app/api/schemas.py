@@ -1,4 +1,4 @@
-"""What the REST API takes and gives, with the words and the examples that the documentation shows."""
+"""The REST API's requests and responses, with the descriptions and examples that the documentation shows."""
 
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ GithubToken = Annotated[
         min_length=1,
         max_length=255,
         pattern=_PRINTABLE,
-        description="A token that may read the repository: 1 to 255 printable ASCII characters without spaces. It is "
+        description="A token that can read the repository: 1 to 255 printable ASCII characters without spaces. It is "
         "stored encrypted and never shown.",
         examples=["github_pat_11ABCDEFG"],
     ),
@@ -38,17 +38,17 @@ class Registration(BaseModel):
     github_url: str = Field(
         min_length=1,
         max_length=2048,
-        description="`https://<host>/owner/name`, with an optional `.git` or slash at its end. Answers and "
-        "notifications carry it as it is spelled here. Which hosts are allowed is up to the administrator.",
+        description="`https://<host>/owner/name`, with an optional `.git` or slash at the end. Responses and "
+        "notifications repeat it as spelled here. The administrator decides which hosts are allowed.",
         examples=[_URL],
     )
     github_token: GithubToken | None = Field(
-        default=None, description="Needed for a private repository. Each app's reads use its own token only."
+        default=None, description="Required for a private repository. Each app's watch is read with its own token only."
     )
 
 
 class NewToken(BaseModel):
-    """Another token for a watched repository."""
+    """A new token for a watched repository."""
 
     model_config = ConfigDict(strict=True)
 
@@ -56,40 +56,40 @@ class NewToken(BaseModel):
 
 
 class Registered(Schema):
-    """The repository that is watched now."""
+    """A newly watched repository."""
 
-    repository_id: str = Field(description="Names the repository in every other call.", examples=[REPOSITORY_ID])
+    repository_id: str = Field(description="Identifies the repository in all other calls.", examples=[REPOSITORY_ID])
     github_url: str = Field(description="As the app spelled it.", examples=[_URL])
     owner: str = Field(examples=["acme"])
     name: str = Field(examples=["handbook"])
     is_private: bool = Field(description="Whether it cannot be read without a token.", examples=[True])
-    created_at: Moment = Field(description="Since when the app watches it.")
+    created_at: Moment = Field(description="When the app started to watch it.")
 
 
 class WatchedRepository(Registered):
-    """A watched repository and how its sync stands."""
+    """A watched repository and the state of its sync."""
 
     status: Status = Field(
-        description="`pending_snapshot`: a sync is to come. `scanning`: it is under way. `synced`: the app has "
-        "acknowledged everything. `failed`: attempts are used up; it is tried again at the next rescan.",
+        description="`pending_snapshot`: a sync is due. `scanning`: a sync is running. `synced`: the app has "
+        "acknowledged everything. `failed`: all attempts failed; the next one is at the next rescan.",
         examples=["synced"],
     )
     last_synced_at: Moment | None = Field(description="When the last complete sync ended.")
-    last_scanned_at: Moment | None = Field(description="When git was last asked for changes.")
+    last_scanned_at: Moment | None = Field(description="When git was last checked for changes.")
     last_commit: str | None = Field(description="The commit of the last complete sync.", examples=[_COMMIT])
     branch: str | None = Field(description="The repository's default branch.", examples=["main"])
-    files: int = Field(description="Files of that commit that are sent to the app.", ge=0, examples=[1280])
-    bytes: int = Field(description="Their size.", ge=0, examples=[9600000])
-    files_failing: int = Field(description="Files that the app has not accepted.", ge=0, examples=[0])
+    files: int = Field(description="Number of files in that commit that are sent to the app.", ge=0, examples=[1280])
+    bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])
+    files_failing: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
     left_out: dict[str, int] = Field(
-        description="Files that are not sent, or not as they are: how many for which cause.", examples=[{"symlink": 3}]
+        description="Number of files that are not sent, or not sent unchanged, by cause.", examples=[{"symlink": 3}]
     )
     last_error: str | None = Field(description="Why the last attempt failed.", examples=[None])
     last_error_cause: str | None = Field(
-        description="The same in one word, such as `auth`, `not_found`, `timeout` or `network`.", examples=[None]
+        description="The cause as a code, such as `auth`, `not_found`, `timeout` or `network`.", examples=[None]
     )
     next_sync_at: Moment | None = Field(
-        description="When the next sync is due; null when nothing is to be done. Changes are looked for all the while."
+        description="When the next sync is due; null if nothing is to be sent. Checks for changes continue either way."
     )
 
 
@@ -97,27 +97,27 @@ class RepositoryPage(Schema):
     """One page of the app's repositories, in the order in which they were first watched."""
 
     page: int = Field(ge=1, examples=[1])
-    pages: int = Field(description="How many pages there are, at least one.", ge=1, examples=[1])
-    total: int = Field(description="How many repositories the app watches.", ge=0, examples=[1])
+    pages: int = Field(description="Number of pages, at least 1.", ge=1, examples=[1])
+    total: int = Field(description="Number of repositories that the app watches.", ge=0, examples=[1])
     repositories: list[WatchedRepository]
 
 
 class Message(Schema):
-    """What was done, in words."""
+    """A message that says what was done."""
 
     message: str = Field(examples=["Token updated successfully"])
 
 
 class Announced(Schema):
-    """What comes of a push, in words."""
+    """A message that says what the push has started."""
 
     message: str = Field(examples=["Check queued"])
 
 
 class Resync(Schema):
-    """A re-sync that is queued."""
+    """A queued re-sync."""
 
-    run_id: str = Field(description="Notifications carry it as `X-Docora-Run-Id`.", examples=[_RUN])
+    run_id: str = Field(description="Sent with notifications as `X-Docora-Run-Id`.", examples=[_RUN])
 
 
 class ManifestLine(BaseModel):
@@ -129,14 +129,14 @@ class ManifestLine(BaseModel):
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
     size: int | None = Field(
-        description="Bytes; null for what an earlier service delivered, until the first sync has compared it.",
+        description="Size in bytes; null if an earlier service delivered the file and the first sync has not compared it yet.",
         ge=0,
         examples=[1234],
     )
 
 
 def watched_repository(watch: AppRepository) -> dict[str, Any]:
-    """`WatchedRepository` of a watch whose repository is loaded."""
+    """Return the `WatchedRepository` of a watch whose repository is loaded."""
     return Watched(watch, created=False).as_dict() | {
         "status": watch.status,
         "last_synced_at": watch.last_synced_at and timestamp(watch.last_synced_at),

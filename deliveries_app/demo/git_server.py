@@ -1,34 +1,30 @@
-"""A real git server on loopback: smart HTTP by git's own `git http-backend`, for the demo and the tests.
+"""A real git server on loopback: smart HTTP through `git http-backend`, for the demo and the tests.
 
-It serves bare repositories, read-only, from `directory/{owner}/{name}.git` as `/owner/name` (with or without `.git`),
-and like GitHub allows partial clones and fetching a commit by its id. Not meant for a network: no TLS, no limits.
+It serves the bare repositories `directory/{owner}/{name}.git` read-only at `/owner/name` (with or without `.git`). Like
+GitHub, it supports partial clones and fetching a commit by its id. It has no TLS and no limits, so do not expose it.
 """
 
 import base64
-import contextlib
 import io
 import re
 import socket
-import socketserver
-import sys
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from deliveries_app.demo.http_backend import HttpBackend
+from deliveries_app.receiver.server import BackgroundServer, HTTPHandler, ThreadedServer
 
 Takeover = Callable[[socket.socket], None]
-"""Sends an answer of its own, status line and all, on the connection, which is closed afterwards."""
+"""Write a complete HTTP answer to the connection, which is then closed."""
 
 _TARGET = re.compile(
-    r"/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+?)(?:\.git)?(?P<rest>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",
+    r"/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+?)(?:\.git)?(?P<path_info>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",
     re.ASCII,
 )
 _BLOCK_BYTES = 64 * 1024
@@ -37,7 +33,7 @@ _LOG_SIZE = 10_000
 
 @dataclass(slots=True)
 class Request:
-    """One request, as the server's log keeps it. `status` is 0 as long as nothing is answered, and after a takeover."""
+    """The log entry for one request. `status` is 0 until it is answered, and after a takeover."""
 
     method: str
     target: str
@@ -46,12 +42,13 @@ class Request:
     status: int = 0
 
 
-class GitServer:
-    """Serves the bare repositories below `directory` at `url`, from `start` to `stop` (or as a context manager).
+class GitServer(BackgroundServer):
+    """Serve the bare repositories in `directory`.
 
-    `tokens` names the private repositories: `owner/name` → the tokens that open it, each sent as the password of HTTP
-    Basic with any user name. The mapping is read anew for each request. `on_request(method, target)` is asked first, in
-    the connection's thread: it may take its time, and return None to go on, an error status, or a `Takeover`.
+    - `tokens` makes repositories private: `owner/name` → the tokens that give access, sent as the password of HTTP
+      Basic with any user name. The mapping is read for each request.
+    - `on_request(method, target)` is called first, in the thread of the connection. It may block. It returns an error
+      status, a `Takeover`, or None to continue as usual.
     """
 
     def __init__(
@@ -63,55 +60,29 @@ class GitServer:
         tokens: Mapping[str, AbstractSet[str]] | None = None,
         on_request: Callable[[str, str], int | Takeover | None] | None = None,
     ) -> None:
+        super().__init__(host, port)
         self.directory = directory.absolute()
-        self.host = host
-        self.port = port
         self.tokens: Mapping[str, AbstractSet[str]] = {} if tokens is None else tokens
         self.on_request = on_request
         self._log: deque[Request] = deque(maxlen=_LOG_SIZE)
-        self._server: _Server | None = None
-
-    @property
-    def url(self) -> str:
-        """The address that repositories are below. With port 0 it is known once `start` has been called."""
-        return f"http://{self.host}:{self.port}"
 
     @property
     def requests(self) -> list[Request]:
-        """The last 10,000 requests, oldest first."""
+        """The last `_LOG_SIZE` requests, oldest first."""
         return list(self._log)
 
-    def start(self) -> None:
-        """Listen, in a thread of its own. Raises OSError if the port is taken."""
-        if self._server is None:
-            self._server = _Server((self.host, self.port), self)
-            self.port = self._server.server_address[1]
-            threading.Thread(target=self._server.serve_forever, args=(0.05,), name="git-server", daemon=True).start()
-
-    def stop(self) -> None:
-        """Free the port, hang up on everybody, and end the git processes that are still at work."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.shutdown()
-            server.server_close()
-            server.hang_up()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
+        return _Server(address, self)
 
     def decide(self, request: Request) -> HTTPStatus | Takeover:
-        """Note a request, and say what `on_request` or the rules make of it; OK is for git to answer."""
+        """Log a request and return how to answer it. `OK` means that git answers."""
         self._log.append(request)
         reply = self.on_request(request.method, request.target) if self.on_request else None
         if callable(reply):
             return reply
-        return self._admit(request) if reply is None else HTTPStatus(reply)
+        return self._check_access(request) if reply is None else HTTPStatus(reply)
 
-    def _admit(self, request: Request) -> HTTPStatus:
+    def _check_access(self, request: Request) -> HTTPStatus:
         target = _TARGET.fullmatch(request.target)
         if target is None or {".", ".."} & {target["owner"], target["name"]}:
             return HTTPStatus.NOT_FOUND
@@ -121,53 +92,27 @@ class GitServer:
         return HTTPStatus.OK if (self.directory / f"{repository}.git").is_dir() else HTTPStatus.NOT_FOUND
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    """One thread per connection. Connections are remembered, because `stop` must end them."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(ThreadedServer):
     def __init__(self, address: tuple[str, int], git: GitServer) -> None:
         self.git = git
         self.backend = HttpBackend()
-        self._connections: set[socket.socket] = set()
         super().__init__(address, _Handler)
 
-    def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:  # type: ignore[override]
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
-        self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Stay silent about clients that went away; anything else is a mistake of ours and shows its traceback."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
     def hang_up(self) -> None:
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        super().hang_up()
         self.backend.kill_all()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """HTTP/1.1 with kept connections, around CGI."""
+class _Handler(HTTPHandler):
+    """Translate between HTTP and CGI."""
 
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-    disable_nagle_algorithm = True
-    timeout = 300
     server: _Server
 
     def do_GET(self) -> None:
         self._handle(None)
 
     def do_POST(self) -> None:
-        # All of it first, in a file: git may answer before it has read everything, and then two pipes would be full.
+        # Spool the whole body: git may answer before it has read everything, and both pipes would block.
         with tempfile.TemporaryFile() as body:
             for block in self._request_body():
                 body.write(block)
@@ -223,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _run_git(self, request: Request, target: re.Match[str], body: IO[bytes] | None) -> None:
         variables = {
             "REQUEST_METHOD": self.command,
-            "PATH_INFO": target["rest"],
+            "PATH_INFO": target["path_info"],
             "QUERY_STRING": target["query"] or "",
             "CONTENT_TYPE": self.headers.get("Content-Type", ""),
             "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
@@ -246,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(output, chunked="content-length" not in headers)
 
     def _stream(self, output: io.BufferedReader, *, chunked: bool) -> None:
-        """Pass on the output as it comes, a block at a time."""
+        """Forward the output block by block as it arrives."""
         if chunked and self.request_version == "HTTP/1.0":
             chunked, self.close_connection = False, True
         if chunked:
@@ -257,6 +202,3 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the server keeps its own log."""

@@ -1,4 +1,4 @@
-"""Runs `git http-backend`, the CGI program that comes with git, and makes sure that nothing of it stays behind."""
+"""Run `git http-backend`, git's CGI program, and leave no processes behind."""
 
 import contextlib
 import functools
@@ -12,15 +12,16 @@ from typing import IO, cast
 
 from deliveries_app.demo.repositories import git_environment
 
-# What GitHub allows as well; and the repositories may belong to another user than the one who serves them.
+# GitHub allows these too. The repositories may belong to a different user than the server process.
 _CONFIG = {"safe.directory": "*", "uploadpack.allowFilter": "true", "uploadpack.allowAnySHA1InWant": "true"}
 
 
 class HttpBackend:
-    """Starts the program for each request. `kill_all` ends what is under way, from any thread.
+    """Start the program for each request. `kill_all` ends all running ones, from any thread.
 
-    Each start is a process group of its own and killed as one, rather than bound to its parent by the kernel: that
-    signal would fire when the connection's thread ends. A server that was killed leaves them a closed pipe, and they end.
+    Each program runs in its own process group, which is killed as a whole. A kernel parent-death signal does not work
+    here, because it is sent when the connection's thread ends. If the server is killed, the programs end at the closed
+    pipe.
     """
 
     def __init__(self) -> None:
@@ -28,9 +29,10 @@ class HttpBackend:
 
     @contextlib.contextmanager
     def run(self, repository: Path, request: Mapping[str, str], body: IO[bytes] | None) -> Iterator[io.BufferedReader]:
-        """Give the program's output as it comes: header lines, an empty line, the answer. Leaving the context ends it.
+        """Yield the program's output stream: header lines, an empty line, the body. Leaving the context kills it.
 
-        `request` holds CGI's variables (RFC 3875); `PATH_INFO` is what stands behind the repository, with its slash.
+        `request` has the CGI variables (RFC 3875). `PATH_INFO` is the part of the path after the repository, starting
+        with a slash.
         """
         environment = git_environment(_CONFIG) | dict(request)
         environment |= {"GIT_HTTP_EXPORT_ALL": "1", "PATH_TRANSLATED": f"{repository}{request['PATH_INFO']}"}
@@ -60,13 +62,13 @@ class HttpBackend:
 
 @functools.cache
 def _program() -> str:
-    """Return where the program is. Raises CalledProcessError or FileNotFoundError where there is no git."""
+    """Return the program's path. Raises CalledProcessError or FileNotFoundError without git."""
     folder = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True).stdout.strip()
     return f"{folder}/git-http-backend"
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all it started, unless it is gone (its number may be somebody else's by then)."""
+    """Kill a process group, unless the process has ended and its id may have been reused."""
     if child.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""The demo: git repositories on this machine, two client apps that are the reference receiver, users to try it with.
+"""The demo: local git repositories, two client apps served by the reference receiver, and users.
 
-Everything stands below `DATA_DIR/demo`, with the ports and the password that were chosen the first time, so that a
-second start finds the same addresses. Real parts throughout: only their content is made up.
+Everything is stored in `DATA_DIR/demo`, including the ports and the password chosen at the first start, so that later
+starts use the same ones. Only the content is made up; every part is real.
 """
 
 import json
@@ -26,12 +26,12 @@ APPS: dict[str, Sequence[str]] = {
     "Portal": ("acme/handbook", "acme/assets", "acme/legacy", "acme/website"),
     "Search": ("acme/handbook", "acme/website"),
 }
-_SECONDS_PER_FILE = 0.05  # what a real client needs to store a file, and long enough to watch the bar
+_SECONDS_PER_FILE = 0.05  # about what a real client needs, and slow enough to watch the progress bar
 
 
 @dataclass
 class Choices:
-    """What was chosen at the first start."""
+    """The values chosen at the first start."""
 
     password: str
     git_port: int = 0
@@ -39,7 +39,7 @@ class Choices:
 
 
 class Demo:
-    """Serves the demo's repositories and client; `start`, `fill` the database, `stop`."""
+    """Serve the demo's repositories and client apps. Call `start`, then `fill` the database, and finally `stop`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -47,9 +47,9 @@ class Demo:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.choices = self._read()
         self._git = GitServer(directory / "git", port=self.choices.git_port)
-        self._keys: dict[str, str] = {}  # app id → key; the receiver looks into it for each request
+        self._keys: dict[str, str] = {}  # app id → key; the receiver reads it for each request
         self._receiver = Receiver(
-            directory / "received", self._keys, port=self.choices.receiver_port, on_request=_take_a_moment, log_size=0
+            directory / "received", self._keys, port=self.choices.receiver_port, on_request=_delay, log_size=0
         )
 
     @property
@@ -57,7 +57,7 @@ class Demo:
         return self.choices.password
 
     def start(self) -> None:
-        """Raises OSError when a port that was chosen earlier is taken now."""
+        """Start both servers. Raises OSError if a port from an earlier start is now taken."""
         make_demo_repositories(self._directory / "git")
         self._git.start()
         self._receiver.start()
@@ -69,7 +69,7 @@ class Demo:
         self._receiver.stop()
 
     def fill(self) -> None:
-        """Users, apps and watches, those that are missing."""
+        """Create the users, apps and watches that are missing."""
         self._make_users()
         for name, repositories in APPS.items():
             app = App.objects.filter(name=name, base_url=self._receiver.url, ended_at=None).first()
@@ -85,7 +85,7 @@ class Demo:
                     watch_repository(Actor.system(), app, url)
 
     def _make_users(self) -> None:
-        """`admin` may everything; `operator` and `viewer` are in the groups of their names."""
+        """Create `admin`, a superuser, and `operator` and `viewer`, who are in the groups of the same name."""
         for name, groups in {"admin": [], "operator": ["Operators"], "viewer": ["Viewers"]}.items():
             user, _ = User.objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
@@ -107,7 +107,7 @@ class Demo:
 
 
 def wait_for_database(seconds: float) -> bool:
-    """Whether the tables were there within so many seconds: the instance may be starting at this moment."""
+    """Wait up to `seconds` for the tables of an instance that may be starting. Return whether they exist."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -118,6 +118,6 @@ def wait_for_database(seconds: float) -> bool:
     return False
 
 
-def _take_a_moment(notification: Notification) -> Answer | None:
+def _delay(notification: Notification) -> Answer | None:
     time.sleep(_SECONDS_PER_FILE)
     return None

@@ -1,4 +1,4 @@
-"""Bare git repositories made on the spot, by plain git and without a checkout: the demo's, and the tests'."""
+"""Create bare git repositories for the demo and the tests, with plain git and without a checkout."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from deliveries_app.demo import contents
 Mode = Literal["100644", "100755", "120000", "160000"]
 
 _AUTHOR = "Docora Demo <demo@docora.invalid>"
-_DEMO_TIME = 1_767_225_600  # Unix seconds; fixed, so that the demo's commits have the same ids everywhere
+_DEMO_TIME = 1_767_225_600  # Unix seconds; fixed, so that the commit ids are the same everywhere
 _REPOSITORIES = {
     "acme/handbook": ("main", contents.handbook),
     "acme/assets": ("main", contents.assets),
@@ -26,9 +26,9 @@ _REPOSITORIES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a path holds, where that is not just an ordinary file.
+    """A tree entry other than a regular file.
 
-    `content` is the file's content, a symbolic link's target, or the hexadecimal commit id of a submodule.
+    `content` is the content of a file, the target of a symbolic link, or the hexadecimal commit id of a submodule.
     """
 
     content: bytes
@@ -48,13 +48,13 @@ class Entry:
 
 
 Changes = Mapping[str, bytes | Entry | None]
-"""Path → new content; None deletes the path. Bytes that are not UTF-8 stand in a path as `os.fsdecode` makes them."""
+"""Path → new content; None deletes the path. Non-UTF-8 bytes in a path are decoded with `os.fsdecode`."""
 
 
 def make_demo_repositories(directory: Path) -> list[str]:
-    """Make what is missing of the demo's repositories, as `directory/{owner}/{name}.git`, and return all their names.
+    """Create the demo's repositories as `directory/{owner}/{name}.git` and return their names.
 
-    What exists is kept as it is. A repository appears under its name only once it is complete.
+    Existing ones are left alone. A new repository gets its final name only once it is complete.
     """
     for name, (branch, files) in _REPOSITORIES.items():
         target = directory / f"{name}.git"
@@ -63,13 +63,13 @@ def make_demo_repositories(directory: Path) -> list[str]:
         unfinished = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
         init(unfinished, branch)
-        commit(unfinished, files(), "Everything so far", when=_DEMO_TIME)
+        commit(unfinished, files(), "Initial content", when=_DEMO_TIME)
         unfinished.rename(target)
     return list(_REPOSITORIES)
 
 
 def init(repository: Path, branch: str = "main") -> None:
-    """Make an empty bare repository whose HEAD names `branch`; the directories above are made too."""
+    """Create an empty bare repository, with its parent directories. HEAD points to `branch`."""
     repository.mkdir(parents=True)
     git(repository, "init", "--quiet", "--bare", f"--initial-branch={branch}", "--template=", ".")
 
@@ -85,19 +85,23 @@ def commit(
 ) -> str:
     """Add a commit to a bare repository and return its id.
 
-    `branch` is HEAD's unless it is given, and is made where it does not exist. With `replace` the commit has no parent and
-    holds nothing but `changes`: what a force-push of a new history leaves. `when` (Unix seconds) is now unless given.
+    `branch` defaults to HEAD's branch and is created if it does not exist. With `replace`, the commit has no parent and
+    contains only `changes`, like a force-push of a new history. `when` (Unix seconds) defaults to now.
     """
     branch = branch or git(repository, "symbolic-ref", "--short", "HEAD").decode().strip()
     ref = f"refs/heads/{branch}"
     parent = "" if replace else git(repository, "for-each-ref", "--format=%(objectname)", ref).decode().strip()
     stamp = f"{int(time.time()) if when is None else when} +0000"
-    lines = [b"commit %b\n" % os.fsencode(ref), f"committer {_AUTHOR} {stamp}\n".encode(), _data(message.encode())]
+    lines = [
+        b"commit %b\nmark :1\n" % os.fsencode(ref),
+        f"committer {_AUTHOR} {stamp}\n".encode(),
+        _data(message.encode()),
+    ]
     if parent:
         lines.append(f"from {parent}\n".encode())
     lines.extend(_change(path, entry) for path, entry in changes.items())
-    git(repository, "fast-import", "--quiet", "--force", stdin=lines)
-    return git(repository, "rev-parse", ref).decode().strip()
+    lines.append(b"get-mark :1\n")
+    return git(repository, "fast-import", "--quiet", "--force", stdin=lines).decode().strip()
 
 
 def _change(path: str, entry: bytes | Entry | None) -> bytes:
@@ -116,7 +120,7 @@ def _data(content: bytes) -> bytes:
 
 
 def git(repository: Path, *arguments: str, stdin: Iterable[bytes] = ()) -> bytes:
-    """Run git in a bare repository and return what it printed; raises CalledProcessError, its `stderr` says why."""
+    """Run git in a bare repository and return its output. Raises CalledProcessError, whose `stderr` says why."""
     finished = subprocess.run(
         ["git", "-C", str(repository), *arguments],
         env=git_environment(),
@@ -128,7 +132,7 @@ def git(repository: Path, *arguments: str, stdin: Iterable[bytes] = ()) -> bytes
 
 
 def git_environment(config: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment for a git that knows no configuration but `config`, and asks nobody anything."""
+    """Return an environment in which git uses only the given `config` and never prompts."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {
         "GIT_CONFIG_GLOBAL": os.devnull,

@@ -1,4 +1,4 @@
-"""The documentation at `/docs/`: handbook, webhook and API references.
+"""The public documentation at `/docs/`: start page, webhook reference, API reference and operations handbook.
 
-Its examples come from the code that sends them.
+Start reading in `views.py`. The examples are produced by the code that sends real notifications.
 """

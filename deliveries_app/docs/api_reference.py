@@ -1,4 +1,4 @@
-"""The OpenAPI document as what a page shows: calls in groups, with their parameters, an example and the answers."""
+"""Turn the OpenAPI document into template data: grouped calls with parameters, an example and their answers."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ type Document = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Field:
-    """A parameter, or a field of a body; `name` of a nested one is dotted, `[]` stands for the items of a list."""
+    """A parameter, or a field of a body. Nested names are dotted; `[]` stands for the items of a list."""
 
     name: str
     type: str
@@ -24,8 +24,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Answer:
-    """`fields` and `example` are empty where there is no body, and for errors, which all have one shape. `is_common`:
-    most calls answer with it, so it is explained once."""
+    """One possible answer. `fields` and `example` are empty without a body and for errors, which all look the same."""
 
     status: int
     phrase: str
@@ -36,12 +35,13 @@ class Answer:
 
     @property
     def is_common(self) -> bool:
+        """Whether most calls share this answer, so that the page explains it only once."""
         return COMMON.get(self.status) == self.description
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation."""
+    """One operation of the API."""
 
     anchor: str
     method: str
@@ -57,7 +57,7 @@ class Call:
 
 
 def context(document: Document) -> dict[str, Any]:
-    """What the template `docs/api.html` needs."""
+    """Return the context for the template `docs/api.html`."""
     groups: dict[str, list[Call]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -69,7 +69,7 @@ def context(document: Document) -> dict[str, Any]:
         "server": document["servers"][0]["url"],
         "authentication": scheme["description"],
         "groups": groups,
-        "common": [(status, HTTPStatus(status).phrase, words) for status, words in COMMON.items()],
+        "common": [(status, HTTPStatus(status).phrase, description) for status, description in COMMON.items()],
         "error": json.dumps(_example(document, document["components"]["schemas"]["Error"])),
     }
 
@@ -89,7 +89,7 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
                 parameter["name"],
                 f"{_type(document, parameter['schema'])}, {parameter['in']}",
                 parameter.get("required", False),
-                _words(parameter, parameter["schema"]),
+                _description(parameter, parameter["schema"]),
             )
             for parameter in parameters
         ],
@@ -102,23 +102,23 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
 
 def _answer(document: Document, status: int, answer: Document) -> Answer:
     media_type, content = next(iter(answer.get("content", {}).items()), ("", None))
-    is_told = content is not None and status < 400
+    is_success = content is not None and status < 400
     schema = content["schema"] if content is not None else {}
-    example = _example(document, schema) if is_told else None
-    # A stream of lines has its objects on one line each.
+    example = _example(document, schema) if is_success else None
+    # Other media types are streams with one object per line.
     indent = 2 if media_type == "application/json" else None
     return Answer(
         status=status,
         phrase=HTTPStatus(status).phrase,
         description=answer["description"],
         media_type=media_type,
-        fields=list(_fields(document, schema)) if is_told else [],
+        fields=list(_fields(document, schema)) if is_success else [],
         example=json.dumps(example, indent=indent, ensure_ascii=False) if example is not None else "",
     )
 
 
 def _curl(document: Document, path: str, method: str, operation: Document, body: tuple[str, Any] | None) -> str:
-    """A call that can be pasted into a shell, once the token stands in `$DOCORA_TOKEN`."""
+    """Return a command to paste into a shell. It reads the token from `$DOCORA_TOKEN`."""
     headers, query = [], []
     is_signed = any(SHELL in parameter for parameter in operation.get("parameters", []))
     for parameter in operation.get("parameters", []):
@@ -131,9 +131,9 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
             headers.append(f"-H {shlex.quote(f'{parameter["name"]}: {example}')}")
         elif parameter["in"] == "query":
             query.append(f"{parameter['name']}={example}")
-    address = document["servers"][0]["url"] + path + (f"?{'&'.join(query)}" if query else "")
+    url = document["servers"][0]["url"] + path + (f"?{'&'.join(query)}" if query else "")
     verb = "" if method == "get" else f"-X {method.upper()} "
-    parts = [f"curl {verb}{shlex.quote(address)}"]
+    parts = [f"curl {verb}{shlex.quote(url)}"]
     if operation.get("security"):
         parts.append('-H "Authorization: Bearer $DOCORA_TOKEN"')
     if body is not None:
@@ -148,7 +148,7 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
 
 
 def _resolve(document: Document, schema: Document) -> Document:
-    """The schema behind references, and the one beside null."""
+    """Follow references and return the actual schema. Of a nullable schema, return the one that is not null."""
     while True:
         if "$ref" in schema:
             schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] | {
@@ -174,32 +174,32 @@ def _type(document: Document, schema: Document) -> str:
 
 
 def _fields(document: Document, schema: Document, prefix: str = "") -> Iterator[Field]:
-    """The fields of an object, those of nested objects after their own."""
+    """Yield the fields of an object. Nested fields follow their parent."""
     resolved = _resolve(document, schema)
     required = resolved.get("required", [])
     for name, field in resolved.get("properties", {}).items():
         inner = _resolve(document, field)
-        yield Field(f"{prefix}{name}", _type(document, field), name in required, _words(field, inner))
+        yield Field(f"{prefix}{name}", _type(document, field), name in required, _description(field, inner))
         if inner.get("type") == "array":
             yield from _fields(document, inner["items"], f"{prefix}{name}[].")
         else:
             yield from _fields(document, inner, f"{prefix}{name}.")
 
 
-def _words(described: Document, schema: Document) -> str:
-    """The description, and the limits that the schema adds to it."""
-    words = [described.get("description") or schema.get("description", "")]
-    if "enum" in schema and "`" not in words[0]:
-        words.append("One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + ".")
+def _description(described: Document, schema: Document) -> str:
+    """Return the description, with the schema's limits added."""
+    sentences = [described.get("description") or schema.get("description", "")]
+    if "enum" in schema and "`" not in sentences[0]:
+        sentences.append("One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + ".")
     if "default" in schema and schema["default"] is not None:
-        words.append(f"Default {schema['default']}.")
+        sentences.append(f"Default {schema['default']}.")
     if "maximum" in schema:
-        words.append(f"At most {schema['maximum']:,}.")
-    return " ".join(filter(None, words))
+        sentences.append(f"At most {schema['maximum']:,}.")
+    return " ".join(filter(None, sentences))
 
 
 def _example(document: Document, schema: Document) -> Any:
-    """One value that fits, made of the examples of its parts."""
+    """Return a valid value, built from the examples in the schema."""
     resolved = _resolve(document, schema)
     if resolved.get("examples"):
         return resolved["examples"][0]

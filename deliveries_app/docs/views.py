@@ -1,5 +1,7 @@
-"""The documentation: four public pages, rendered from what the code says of itself wherever that is possible. Nothing is
-asked of the database, so they are there when something is wrong."""
+"""The four public documentation pages, generated from the code where possible.
+
+They do not use the database, so they remain available when it is down.
+"""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -29,7 +31,7 @@ PAGES = [
     ("docs-api", "API"),
     ("docs-operations", "Operations"),
 ]
-"""Name of the address → what the navigation calls it."""
+"""(URL name, navigation label)."""
 
 LIMITS = [
     "CHUNK_THRESHOLD_BYTES",
@@ -42,21 +44,21 @@ LIMITS = [
     "CIRCUIT_BREAKER_THRESHOLD",
     "CIRCUIT_BREAKER_COOLDOWN_SECONDS",
 ]
-"""Settings of this instance that client apps can tell by how they are treated."""
+"""Settings of this instance that affect client apps."""
 
 
 @dataclass
 class Entry:
-    """A heading in the list of contents, with those one level below it. `method` is of a call of the API."""
+    """A heading in the table of contents, with its subheadings. `method` is the HTTP method of an API call."""
 
     anchor: str
-    words: str = ""
+    title: str = ""
     method: str = ""
     below: list["Entry"] = field(default_factory=list)
 
 
-class Contents(HTMLParser):
-    """The headings `h2` and `h3` of a page that can be linked to."""
+class TableOfContents(HTMLParser):
+    """Collect the `h2` and `h3` headings of a page that have an id."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -66,15 +68,15 @@ class Contents(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = dict(attrs)
-        if tag in {"h2", "h3"} and (anchor := known.get("id")):
-            self._open = Entry(anchor, method=known.get("data-method") or "")
+        attributes = dict(attrs)
+        if tag in {"h2", "h3"} and (anchor := attributes.get("id")):
+            self._open = Entry(anchor, method=attributes.get("data-method") or "")
             siblings = self.entries if tag == "h2" else self.entries[-1].below
             siblings.append(self._open)
 
     def handle_data(self, data: str) -> None:
         if self._open:
-            self._open.words += data
+            self._open.title += data
 
     def handle_endtag(self, tag: str) -> None:
         if tag in {"h2", "h3"}:
@@ -82,23 +84,29 @@ class Contents(HTMLParser):
 
 
 def _page(request: HttpRequest, name: str, title: str, template: str, context: dict[str, Any]) -> HttpResponse:
-    """The content first, then the frame with the contents that are read off it."""
+    """Render the content first, because the frame needs its headings for the table of contents."""
     content = SafeString(render_to_string(template, {**context, "server": settings.PUBLIC_URL}, request))
-    frame = {"here": name, "title": title, "content": content, "contents": Contents(content).entries, "pages": PAGES}
+    frame = {
+        "here": name,
+        "title": title,
+        "content": content,
+        "contents": TableOfContents(content).entries,
+        "pages": PAGES,
+    }
     return render(request, "docs/page.html", frame)
 
 
-@csrf_exempt  # another method is a 405
+@csrf_exempt  # so that other methods get a 405, not a 403
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
-    """What Docora is, which page is for whom, and the way to a first notification."""
+    """Explain what Docora is, who each page is for, and how to receive a first notification."""
     return _page(request, "docs", "Documentation", "docs/start.html", {})
 
 
 @csrf_exempt
 @require_safe
 def webhooks(request: HttpRequest) -> HttpResponse:
-    """What an app is sent, and what it has to do with it."""
+    """Explain what an app receives and how to process it."""
     ping = examples.examples()["ping"].variants[0].body
     headers = examples.headers(user_agent())
     context = {
@@ -107,7 +115,7 @@ def webhooks(request: HttpRequest) -> HttpResponse:
         "signed": {name: value for name, value, _ in headers},
         "key": examples.KEY,
         "body": ping.decode(),
-        "left_out": [words for cause, words in LEFT_OUT.items() if cause not in {"ignored", "ignore_pattern", "other"}],
+        "left_out": [text for cause, text in LEFT_OUT.items() if cause not in {"ignored", "ignore_pattern", "other"}],
         "limits": {name: getattr(settings, name) for name in LIMITS} | vars(responses),
     }
     return _page(request, "docs-webhooks", "Webhook reference", "docs/webhooks.html", context)
@@ -116,14 +124,14 @@ def webhooks(request: HttpRequest) -> HttpResponse:
 @csrf_exempt
 @require_safe
 def api(request: HttpRequest) -> HttpResponse:
-    """The reference of the API, from the OpenAPI document."""
+    """Render the API reference from the OpenAPI document."""
     return _page(request, "docs-api", "API reference", "docs/api.html", api_reference.context(document()))
 
 
 @csrf_exempt
 @require_safe
 def operations(request: HttpRequest) -> HttpResponse:
-    """The handbook of whoever runs Docora."""
+    """Render the handbook for the people who run Docora."""
     context = {
         "sections": settings_reference.sections(),
         "commands": commands.reference(),

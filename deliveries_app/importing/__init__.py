@@ -1,15 +1,16 @@
-"""Moving over from the existing service: what its database knows becomes rows of Docora's, so that no client has to do
-anything and no file is sent again.
+"""Import from the existing Node service: its database rows become Docora's, so that no client has to change anything
+and no file is sent again.
 
-`source` reads that database, `decryption` opens its secrets, `judging` says what Docora can take, `rows` and `records`
-write, `moving` goes through all of it, and `report` keeps what was taken and what was not.
+`run` drives the import, `source` reads the other database and decrypts its secrets, `validate` decides what Docora can
+import, `write` stores it, and `report` collects the results.
 
-What is there already is left alone, so an import that was interrupted is simply started again. What was taken once and is
-not there any more has been removed since, and stays so. A watch is written before its delivery records and is `arriving`
-until the last of them is there: nothing is checked or sent before that.
+An import skips what is already here, so an interrupted one can simply be started again. What was imported once and has
+been removed since stays removed. A watch is created before its delivery records and is `arriving` until the last record
+is stored; until then it is neither checked nor synced.
 """
 
-from deliveries_app.importing.run import move_over
+from deliveries_app.importing.report import Report
+from deliveries_app.importing.run import run_import
 from deliveries_app.importing.source import Source, SourceError, SourceKey, WrongKey, open_source
 
-__all__ = ["Source", "SourceError", "SourceKey", "WrongKey", "move_over", "open_source"]
+__all__ = ["Report", "Source", "SourceError", "SourceKey", "WrongKey", "open_source", "run_import"]

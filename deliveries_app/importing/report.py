@@ -1,21 +1,21 @@
-"""What an import took, found here already, and could not take, with the reason of each."""
+"""Collect what an import took, what was already here, and what it left out, with reasons."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from docora.conf.installation import program
 
-LISTED = 200  # items of each list; beyond that they are counted only
+MAX_LISTED = 200  # items in each list; more are only counted
 
 LOSSY = (
-    "Files that are neither UTF-8 nor treated as binary by the existing service were delivered by it in a lossy form, and "
-    "recorded like any other: Docora does not send them again. An app that needs them whole gets everything again by "
-    f"`{program()} resync APP_ID [REPOSITORY_ID]`."
+    "The existing service delivered files that are neither UTF-8 nor on its list of binary types in a lossy form, and "
+    "recorded them like all others, so Docora does not send them again. If an app needs them intact, send everything "
+    f"again with `{program()} resync APP_ID [REPOSITORY_ID]`."
 )
 
 
 class Item(NamedTuple):
-    """`what` is the kind of thing, `name` tells which one."""
+    """`what` is the kind of object, such as `app`; `name` identifies it."""
 
     what: str
     name: str
@@ -23,8 +23,8 @@ class Item(NamedTuple):
 
 
 @dataclass
-class Tally:
-    """How many were taken (or would be), were here already and stayed as they are, and were not taken."""
+class Counts:
+    """How many objects were imported (or would be), were already here and stay unchanged, and were left out."""
 
     taken: int = 0
     here: int = 0
@@ -33,13 +33,13 @@ class Tally:
 
 @dataclass
 class Report:
-    """`problems` could not be taken, or not whole; `remarks` are worth knowing, and ask for nothing."""
+    """`problems` were not imported, or only in part. `remarks` need no action."""
 
     dry_run: bool = False
-    apps: Tally = field(default_factory=Tally)
-    repositories: Tally = field(default_factory=Tally)
-    watches: Tally = field(default_factory=Tally)
-    files: Tally = field(default_factory=Tally)
+    apps: Counts = field(default_factory=Counts)
+    repositories: Counts = field(default_factory=Counts)
+    watches: Counts = field(default_factory=Counts)
+    files: Counts = field(default_factory=Counts)
     problem_count: int = 0
     problems: list[Item] = field(default_factory=list)
     remark_count: int = 0
@@ -47,17 +47,17 @@ class Report:
 
     def problem(self, what: str, name: str, reason: str) -> None:
         self.problem_count += 1
-        if len(self.problems) < LISTED:
+        if len(self.problems) < MAX_LISTED:
             self.problems.append(Item(what, name, reason))
 
     def remark(self, what: str, name: str, reason: str) -> None:
         self.remark_count += 1
-        if len(self.remarks) < LISTED:
+        if len(self.remarks) < MAX_LISTED:
             self.remarks.append(Item(what, name, reason))
 
     def as_dict(self) -> dict[str, Any]:
-        """For scripts."""
-        facts = asdict(self)
+        """Return the report as JSON-serializable data."""
+        data = asdict(self)
         for name in ("problems", "remarks"):
-            facts[name] = [item._asdict() for item in getattr(self, name)]
-        return facts | {"lossy": LOSSY}
+            data[name] = [item._asdict() for item in getattr(self, name)]
+        return data | {"lossy": LOSSY}

@@ -1,7 +1,7 @@
-"""The existing service's database, which is only read: one read-only transaction that sees everything as of one moment.
+"""Read the existing service's database in one read-only transaction, which sees a single snapshot.
 
-Its schema is that of deployed instances. Whether a column `app_id` or `repository_id` holds the other table's `id` or its
-public id is found out by looking which of them its values match.
+The schema is that of deployed instances. Depending on the instance, the columns `app_id` and `repository_id` hold the
+other table's `id` or its public id; matching their values against both shows which.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ _COLUMNS = {
     "app_delivered_files": "app_id repository_id file_path file_sha delivered_at",
 }
 _OWN_TABLE = "deliveries_app_app"
-_PAGE = 2000  # rows that come at once
+_PAGE = 2000  # rows fetched at once
 
 
 class SourceError(Exception):
-    """The database cannot be read, or is not the existing service's; one sentence."""
+    """The database cannot be read, or is not the existing service's. The message is for the user."""
 
 
 class SourceApp(NamedTuple):
@@ -56,13 +56,13 @@ class SourceRepository(NamedTuple):
 
 
 class SourceWatch(NamedTuple):
-    """`app` and `repository` are the `id` of the rows that it refers to, None where there is no such row; `told_app` and
-    `told_repository` are what stands in the column."""
+    """`app` and `repository` are the `id` of the referenced rows, None if there is no such row. `raw_app` and
+    `raw_repository` are the columns' values."""
 
     app: str | None
     repository: str | None
-    told_app: str
-    told_repository: str
+    raw_app: str
+    raw_repository: str
     token: str | None  # encrypted
     status: str
     last_error: str | None
@@ -78,11 +78,11 @@ class SourceFile(NamedTuple):
 
 @contextlib.contextmanager
 def open_source(url: str) -> Iterator["Source"]:
-    """Connected, and known to be what it should be. Raises `SourceError`."""
+    """Connect and check that the expected tables exist. Raises `SourceError`."""
     with contextlib.closing(_connect(url)) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        # It waits while Docora's side writes; that is no reason for the server to end it.
+        # The transaction idles while Docora writes its own rows; the server must not end it.
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         connection.execute("SET LOCAL statement_timeout = 0")
         _require_tables(connection)
@@ -91,48 +91,50 @@ def open_source(url: str) -> Iterator["Source"]:
 
 def _connect(url: str) -> psycopg.Connection[Any]:
     if not url.startswith(("postgres://", "postgresql://")):
-        raise SourceError("The existing service's database is a PostgreSQL: its address begins with postgres://.")
+        raise SourceError(
+            "The existing service's database must be PostgreSQL, with a URL that begins with postgres://."
+        )
     try:
-        facts = conninfo_to_dict(url)
-        address = make_conninfo(url, connect_timeout=facts.get("connect_timeout", 10))
-    except psycopg.Error:  # its words repeat a part of the address, and that may be the password
+        options = conninfo_to_dict(url)
+        address = make_conninfo(url, connect_timeout=options.get("connect_timeout", 10))
+    except psycopg.Error:  # the message quotes a part of the URL, which may be the password
         raise _malformed() from None
-    # libpq takes a part of a password for the host, the port or the name, and would repeat it where that leads nowhere.
+    # With unescaped special characters, libpq takes part of the password as host, port or database and quotes it in errors.
     before_host = url.partition("://")[2].rpartition("@")[0]
-    if {"@", "/"} & set(before_host) or not re.fullmatch("[0-9,]*", str(facts.get("port", ""))):
+    if {"@", "/"} & set(before_host) or not re.fullmatch("[0-9,]*", str(options.get("port", ""))):
         raise _malformed()
     try:
         return psycopg.connect(address, client_encoding="UTF8")
     except psycopg.Error as error:
-        raise SourceError(f"The existing service's database cannot be reached: {words_of(error)}") from None
+        raise SourceError(f"The existing service's database cannot be reached: {message_of(error)}") from None
 
 
 def _malformed() -> SourceError:
     return SourceError(
-        "The address is malformed. What is special in user name and password is written as in any URL: @ as %40, / as %2F."
+        "The database URL is malformed. Escape special characters in the user name and password: @ as %40, / as %2F."
     )
 
 
-def words_of(error: psycopg.Error) -> str:
-    """What the driver says, in one line."""
+def message_of(error: psycopg.Error) -> str:
+    """Return the driver's message on one line, without secrets."""
     return redact(clean_text(" ".join(str(error).split()), 300))
 
 
 def _require_tables(connection: psycopg.Connection[Any]) -> None:
-    """Refuses Docora's own database, and one that lacks what is read. Tables are found by the address's search path."""
-    place = "SELECT (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(%s))"
-    places = {name: connection.execute(place, [name]).fetchone() or (None,) for name in [*_COLUMNS, _OWN_TABLE]}
-    own, apps = places[_OWN_TABLE][0], places["apps"][0]
+    """Raise `SourceError` for Docora's own database and for missing tables or columns. The URL's search path applies."""
+    query = "SELECT (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(%s))"
+    schemas = {name: connection.execute(query, [name]).fetchone() or (None,) for name in [*_COLUMNS, _OWN_TABLE]}
+    own, apps = schemas[_OWN_TABLE][0], schemas["apps"][0]
     if own is not None and apps in {None, own}:
         raise SourceError(
-            "This is where Docora keeps its own tables. Give the address of the existing service's database, and let "
-            "Docora have another database, or another schema."
+            "This is Docora's own database. Give the URL of the existing service's database. Docora needs a separate "
+            "database or schema."
         )
-    missing = [name for name in _COLUMNS if places[name][0] is None]
+    missing = [name for name in _COLUMNS if schemas[name][0] is None]
     if missing:
         raise SourceError(
             f"This is not the existing service's database: it has no table {' and no table '.join(missing)}. If its "
-            "tables lie in a schema of their own, add ?options=-csearch_path%3DSCHEMA to the address."
+            "tables are in a schema other than public, add ?options=-csearch_path%3DSCHEMA to the URL."
         )
     for name, columns in _COLUMNS.items():
         there = {
@@ -144,12 +146,12 @@ def _require_tables(connection: psycopg.Connection[Any]) -> None:
 
 
 def _query(text: str, *names: str) -> sql.Composed:
-    return sql.SQL(text).format(*map(sql.Identifier, names))  # no text from outside
+    return sql.SQL(text).format(*map(sql.Identifier, names))  # `text` and `names` are constants
 
 
 class Source:
-    """The rows of the existing service. Apps, repositories and watches are thousands at most; delivered files come in
-    pages, whatever their number."""
+    """The rows of the existing service. Apps, repositories and watches number thousands at most and are read at once;
+    delivered files are read in pages."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -160,7 +162,7 @@ class Source:
         }
 
     def secrets(self) -> Iterator[str]:
-        """Everything that is stored encrypted."""
+        """Yield every encrypted value."""
         stored = (
             "SELECT client_auth_key_encrypted FROM apps WHERE client_auth_key_encrypted <> '' UNION ALL "
             "SELECT github_token_encrypted FROM app_repositories WHERE github_token_encrypted <> ''"
@@ -185,8 +187,8 @@ class Source:
         keys = [self._keys["app_repositories", column] for column in ("app_id", "repository_id")]
         return self._all(
             SourceWatch,
-            "SELECT a.id::text AS app, r.id::text AS repository, w.app_id::text AS told_app,"
-            " w.repository_id::text AS told_repository, w.github_token_encrypted AS token, w.status, w.last_error,"
+            "SELECT a.id::text AS app, r.id::text AS repository, w.app_id::text AS raw_app,"
+            " w.repository_id::text AS raw_repository, w.github_token_encrypted AS token, w.status, w.last_error,"
             " w.last_scanned_at, w.created_at FROM app_repositories w"
             " LEFT JOIN apps a ON a.{}::text = w.app_id::text"
             " LEFT JOIN repositories r ON r.{}::text = w.repository_id::text"
@@ -195,12 +197,12 @@ class Source:
         )
 
     def file_counts(self) -> dict[tuple[str, str], int]:
-        """How many delivered files each watch has, by the two ids as they stand there."""
+        """Return (app, repository) → number of delivered files, with the ids as that table has them."""
         counts = "SELECT app_id::text, repository_id::text, count(*) FROM app_delivered_files GROUP BY 1, 2"
         return {(app, repository): count for app, repository, count in self._connection.execute(counts)}
 
     def file_key(self, app: SourceApp, repository: SourceRepository) -> tuple[str, str]:
-        """The two ids under which the delivered files of this app and repository stand."""
+        """Return the two ids that the table of delivered files uses for this app and repository."""
         by_app, by_repository = (self._keys["app_delivered_files", name] for name in ("app_id", "repository_id"))
         return getattr(app, by_app), getattr(repository, by_repository)
 
@@ -220,7 +222,7 @@ class Source:
             return cursor.execute(_query(text, *names)).fetchall()
 
     def _key_behind(self, table: str, column: str, other: str) -> str:
-        """What the column refers to: `id`, or the public id, which has the same name in both tables."""
+        """Return which column of the other table is referenced: `id`, or the public id, which has the same name in both."""
         matches = "SELECT EXISTS (SELECT FROM {} t JOIN {} o ON o.{}::text = t.{}::text)"
         for key in ("id", column):
             found = self._connection.execute(_query(matches, table, other, key, column)).fetchone()
@@ -234,19 +236,19 @@ _STORED = re.compile("([0-9a-f]{32}):([0-9a-f]{32}):((?:[0-9a-f]{2})*)", re.IGNO
 
 
 class WrongKey(Exception):
-    """The key cannot be the existing service's; one sentence for whoever gave it."""
+    """The key is not the existing service's. The message is for the user."""
 
 
 class SourceKey:
-    """Its `ENCRYPTION_KEY`, 64 hex digits; `WrongKey` for anything else."""
+    """The existing service's `ENCRYPTION_KEY`. Raises `WrongKey` unless it has 64 hex digits."""
 
     def __init__(self, digits: str) -> None:
         if not _KEY.fullmatch(digits):
-            raise WrongKey("The encryption key of the existing service has 64 hex digits: give its ENCRYPTION_KEY.")
+            raise WrongKey("The existing service's ENCRYPTION_KEY has 64 hex digits.")
         self._cipher = AESGCM(bytes.fromhex(digits))
 
     def decrypt(self, stored: str) -> str | None:
-        """The plain text; None if it was not encrypted with this key, or is damaged."""
+        """Return the plain text, or None if the value is damaged or was encrypted with another key."""
         parts = _STORED.fullmatch(stored)
         if parts is None:
             return None

@@ -1,5 +1,8 @@
-"""What Docora can take of a row, and in which form. Pure but for the settings; what cannot be taken is `Refused`, what is
-worth knowing about the rest goes to `remark` and `problem` as a sentence."""
+"""Decide which rows of the source can be imported, and convert their values.
+
+Apart from reading settings, these functions are pure. They raise `Refused` for a row that cannot be imported, and call
+`remark` or `problem` with a sentence about one that can.
+"""
 
 import re
 from collections.abc import Callable
@@ -18,18 +21,18 @@ from docora.text import clean_text
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.url import RepositoryUrl, parse_url
 
-_PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")  # it is a part of addresses, job ids and names of folders
+_PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")  # used in URLs, job ids and directory names
 _SHA = re.compile("[0-9a-f]{64}")
 
-Tell = Callable[[str], None]
+Note = Callable[[str], None]
 
 
 class Refused(Exception):
-    """This row cannot be taken; one sentence."""
+    """The row cannot be imported. The message is for the user."""
 
 
 @dataclass(frozen=True)
-class AppFacts:
+class AppFields:
     name: str
     base_url: str
     email: str
@@ -37,41 +40,41 @@ class AppFacts:
     description: str
     client_auth_key: str = field(repr=False)
     token_hash: str = field(repr=False)
-    """Empty where the app has none that Docora could recognise."""
+    """Empty if the app has no token that Docora can recognise."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How a watch begins here; `error` is what the existing service said last of one that had failed."""
+    """A watch's initial state. `error` is the existing service's last error, if the watch had failed."""
 
     status: Status
     error: str = ""
 
 
-def judge_app(app: SourceApp, key: SourceKey, problem: Tell, remark: Tell) -> AppFacts:
-    """An app without its signing key is refused; other than that, what is wrong with it can be mended here."""
+def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) -> AppFields:
+    """Raises `Refused` for an invalid id or an unreadable signing key. Everything else can be corrected after the import."""
     _require_public_id(app.app_id)
     signing_key = key.decrypt(app.key or "")
     if not signing_key:
-        raise Refused("Its signing key cannot be decrypted. Register the app anew, with a key of its own.")
+        raise Refused("Its signing key cannot be decrypted. Register the app again with a new key.")
     try:
         validate_base_url(app.base_url)
     except ValidationError as error:
-        remark(f"Notifications will not arrive before its base URL is changed, or the settings. {error.messages[0]}")
+        remark(f"Notifications cannot be sent until its base URL or the settings change. {error.messages[0]}")
     website = app.website or ""
     try:
         validate_website(website)
     except ValidationError:
         website = ""
-        remark("Its website is no address that a browser could be led to, and was left out.")
+        remark("Its website is not a valid http(s) URL and was left out.")
     name = clean_text(app.app_name or "", 100) or app.app_id
     if name != app.app_name:
-        remark(f"Its name was not fit to be shown, and is {name!r} here.")
+        remark(f"Its name was empty, too long or unprintable, and is {name!r} here.")
     token_hash = app.token_hash or ""
     if not HASH.fullmatch(token_hash):
         token_hash = ""
-        problem("Its token is not stored as a bcrypt hash of at most cost 14. Rotate its token to make a new one.")
-    return AppFacts(
+        problem("Its token is not stored as a bcrypt hash of cost 14 or less. Rotate its token.")
+    return AppFields(
         name,
         clean_text(app.base_url, 2048),
         clean_text(app.email or "", 255),
@@ -82,52 +85,52 @@ def judge_app(app: SourceApp, key: SourceKey, problem: Tell, remark: Tell) -> Ap
     )
 
 
-def judge_repository(repository: SourceRepository) -> RepositoryUrl:
-    """One that the settings do not allow is refused: once they do, another import takes it."""
+def validate_repository(repository: SourceRepository) -> RepositoryUrl:
+    """Raises `Refused` for a URL that the settings do not allow. Another import takes it once they do."""
     _require_public_id(repository.repository_id)
     try:
         return parse_url(repository.github_url)
     except InvalidUrl as error:
-        raise Refused(f"{error} Once that is changed, another import takes it with its watches.") from None
+        raise Refused(f"{error} Once that is fixed, import again to include it and its watches.") from None
 
 
-def judge_token(watch: SourceWatch, key: SourceKey, problem: Tell) -> str:
-    """The token that opens the repository; empty if there is none, or none that can be used."""
+def validate_token_of(watch: SourceWatch, key: SourceKey, problem: Note) -> str:
+    """Return the repository's token; empty if there is none or it is unusable."""
     if not watch.token:
         return ""
     token = key.decrypt(watch.token)
     try:
         if token is None:
-            raise ValidationError("it cannot be decrypted.")
+            raise ValidationError("It cannot be decrypted.")
         return validate_token(token)
     except ValidationError as error:
-        problem(f"Its token was left out, give it anew: {error.messages[0]}")
+        problem(f"Its token was left out. Enter it again. {error.messages[0]}")
         return ""
 
 
-def judge_state(watch: SourceWatch, remark: Tell) -> State:
-    """What was under way is to be begun again."""
+def initial_state(watch: SourceWatch, remark: Note) -> State:
+    """Return the watch's initial state. Syncs that were in progress start again."""
     if watch.status == "failed":
-        words = redact(clean_text(watch.last_error or "", 400)) or "it did not say why."
-        return State(Status.FAILED, f"It had failed in the service that it was imported from: {words}")
+        error = redact(clean_text(watch.last_error or "", 400)) or "unknown error"
+        return State(Status.FAILED, f"Failed in the service that it was imported from: {error}")
     if watch.status == "synced":
         return State(Status.SYNCED)
     if watch.status not in {"pending_snapshot", "scanning"}:
-        remark(f"Its status {clean_text(watch.status or '', 20)!r} is not known: it is synced anew.")
+        remark(f"Its status {clean_text(watch.status or '', 20)!r} is unknown, so it is synced.")
     return State(Status.PENDING)
 
 
-def judge_file(file: SourceFile) -> SourceFile:
-    """With its SHA-256 as Docora writes it."""
+def validate_file(file: SourceFile) -> SourceFile:
+    """Return the record with a lowercase SHA-256. Raises `Refused` if the path or the SHA-256 is unusable."""
     skipped = reason_by_path(file.path.encode())
     if skipped is not None:
-        raise Refused(f"{skipped.message} The app keeps what it has under it.")
+        raise Refused(f"{skipped.message} The app keeps its copy.")
     sha = (file.sha or "").lower()
     if not _SHA.fullmatch(sha):
-        raise Refused("Its record holds no SHA-256: if the repository still has the file, it is sent again.")
+        raise Refused("Its record has no SHA-256. If the file still exists in the repository, it is sent again.")
     return file._replace(sha=sha)
 
 
 def _require_public_id(public_id: str) -> None:
     if not _PUBLIC_ID.fullmatch(public_id):
-        raise Refused("Its id has other characters than letters, digits, dashes and underscores.")
+        raise Refused("Its id may contain only letters, digits, dashes and underscores, at most 50 characters.")

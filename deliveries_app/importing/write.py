@@ -1,6 +1,6 @@
-"""Writing what was judged: apps, repositories, and watches, which are `arriving` until their records are there.
+"""Store imported apps, repositories, and watches, which are `arriving` until their delivery records are stored.
 
-With an app and with a watch goes the note that it was taken (`Imported`): it is taken once and never again.
+Each app and watch is noted in `Imported`, so that it is never imported twice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from deliveries_app.actors import Actor
 from deliveries_app.importing.source import SourceApp, SourceFile, SourceRepository, SourceWatch
-from deliveries_app.importing.validate import AppFacts, State
+from deliveries_app.importing.validate import AppFields, State
 from deliveries_app.models import App, AppRepository, AppToken, Delivery, Imported, Reason, Status
 from deliveries_app.models.root_causes import internal
 from deliveries_app.progress import runs
@@ -26,27 +26,27 @@ from repositories_app.git.url import RepositoryUrl
 from repositories_app.models import Repository
 
 
-def write_app(actor: Actor, source: SourceApp, facts: AppFacts) -> App:
+def write_app(actor: Actor, source: SourceApp, fields: AppFields) -> App:
     with transaction.atomic():
         app = App.objects.create(
             app_id=source.app_id,
-            name=facts.name,
-            base_url=facts.base_url,
-            email=facts.email,
-            website=facts.website,
-            description=facts.description,
-            client_auth_key=facts.client_auth_key,
+            name=fields.name,
+            base_url=fields.base_url,
+            email=fields.email,
+            website=fields.website,
+            description=fields.description,
+            client_auth_key=fields.client_auth_key,
         )
         Imported.objects.create(app_id=app.app_id)
-        if facts.token_hash:
-            AppToken.objects.create(app=app, digest=facts.token_hash, ending="")
+        if fields.token_hash:
+            AppToken.objects.create(app=app, digest=fields.token_hash, ending="")
         _keep_creation(App, app.pk, source.created_at)
         audit.record(actor, [app], "Imported", ADDITION)
     return app
 
 
 def write_repository(source: SourceRepository, url: RepositoryUrl) -> Repository:
-    """A further row where the same repository is here already, under another id."""
+    """Create the repository. If it already exists here under another id, the new row is a twin."""
     with transaction.atomic():
         repository = Repository.objects.create(
             repository_id=source.repository_id,
@@ -61,13 +61,13 @@ def write_repository(source: SourceRepository, url: RepositoryUrl) -> Repository
 
 
 def next_twin(url: RepositoryUrl) -> int:
-    """0 for the first row of a repository."""
+    """Return the twin number for the next row of a repository: 0 for the first."""
     last = Repository.objects.filter(canonical_url=url.canonical).aggregate(last=Max("twin"))["last"]
     return 0 if last is None else last + 1
 
 
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository:
-    """Without its records, and so at rest."""
+    """Create the watch without its records. It is `arriving`, so nothing happens to it yet."""
     with transaction.atomic():
         Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
         return AppRepository.objects.create(
@@ -76,21 +76,21 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
 
 
 def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, state: State, *, has_records: bool) -> bool:
-    """All its records are here: it may be checked and synced from now on. False if that is somebody else's doing,
-    or if it was unwatched meanwhile.
+    """End the watch's `arriving` state, so that it can be checked and synced.
 
-    What was asked for meanwhile stays asked for. Otherwise one that was synced is due for a check, which finds out whether
-    anything differs; one that was not, for a sync, which is its first if nothing was ever delivered.
+    Return False if another import has completed it or it was unwatched. Requests made during the import are kept.
+    Otherwise a watch that was synced is due for a check, which finds out whether anything changed; any other watch is due
+    for a sync, which counts as its initial one if nothing was ever delivered.
     """
     with transaction.atomic():
         rows = AppRepository.objects.filter(pk=watch.pk, arriving=True, ended_at=None)
         row = rows.select_for_update(of=("self",)).select_related("app", "repository").first()
         if row is None:
             return False
-        facts: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}
+        fields: dict[str, Any] = {"arriving": False, "next_check_at": Now(), "last_scanned_at": source.last_scanned_at}
         if row.next_sync_at is None:
-            facts |= _beginning(state)
-        rows.update(**facts)
+            fields |= _state_fields(state)
+        rows.update(**fields)
         _keep_creation(AppRepository, row.pk, source.created_at)
         if state.status == Status.PENDING and not has_records and row.next_sync_at is None:
             run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
@@ -100,40 +100,40 @@ def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, stat
     return True
 
 
-def _beginning(state: State) -> dict[str, Any]:
+def _state_fields(state: State) -> dict[str, Any]:
     if state.status == Status.SYNCED:
         return {"status": Status.SYNCED}
     due = {"status": state.status, "next_sync_at": Now()}
-    if state.status == Status.FAILED:  # one attempt, as at every rescan of one that has failed
+    if state.status == Status.FAILED:  # one attempt, as at every rescan of a failed watch
         return due | {"retry_count": settings.MAX_RETRY_ATTEMPTS - 1} | internal(state.error).columns()
     return due
 
 
 def _keep_creation(model: type[App | Repository | AppRepository], pk: int, moment: datetime | None) -> None:
-    """`auto_now_add` writes the time of the import."""
+    """Restore the creation time, which `auto_now_add` has set to the time of the import."""
     if moment is not None:
         model._default_manager.filter(pk=pk).update(created_at=moment)
 
 
 _BATCH = 2000  # rows in one transaction
 
-# Size and mode are not known; the adoption fills them in.
+# Size and mode are unknown; the first sync fills them in when it adopts the row (`engine.md` §2).
 _INSERT = (
     "INSERT INTO deliveries_app_delivery (watch_id, path, sha, acknowledged_sha, updated_at, source_path, mode, kind, size, sequence,"
     " generation, acknowledged, remark, attempts) {rows} ON CONFLICT (watch_id, path) DO NOTHING"
 )
-_THE_SAME = "'', '100644', 'create', 0, 0, 1, true, '', 0"
+_DEFAULTS = "'', '100644', 'create', 0, 0, 1, true, '', 0"
 _ARRAYS = _INSERT.format(
-    rows=f"SELECT %s, new.path, new.sha, new.sha, new.at, {_THE_SAME}"  # noqa: S608
+    rows=f"SELECT %s, new.path, new.sha, new.sha, new.at, {_DEFAULTS}"  # noqa: S608
     " FROM unnest(%s::text[], %s::text[], %s::timestamptz[]) AS new (path, sha, at)"
 )
-_ROW = _INSERT.format(rows=f"VALUES (%s, %s, %s, %s, %s, {_THE_SAME})")
+_ROW = _INSERT.format(rows=f"VALUES (%s, %s, %s, %s, %s, {_DEFAULTS})")
 
 
 def write_records(watch: AppRepository, files: Iterable[SourceFile]) -> int:
-    """How many were new. Those that are here already stay as they are, which makes an interrupted import go on.
+    """Store delivery records and return how many are new. Existing ones stay unchanged, so an interrupted import continues.
 
-    Every batch makes sure that the watch is still arriving: it ends with the first one that finds it unwatched.
+    Each batch checks that the watch is still arriving, and the function returns early if it was unwatched.
     """
     rows = Delivery.objects.filter(watch=watch)
     before = rows.count()

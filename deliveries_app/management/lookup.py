@@ -1,18 +1,19 @@
-"""The rows that ids on the command line name; an id that names none is one sentence, and so is what a service refuses."""
+"""Find the rows that ids on the command line refer to, and turn errors of services into `CommandError`s."""
 
 from django.core.management.base import CommandError
 from django.db.models import Model, QuerySet
 
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from docora.text import can_be_id
 from repositories_app.models import Repository
 
 
 def app_of(app_id: str) -> App:
-    return _first(App.objects.filter(ended_at=None), {"app_id": app_id}, f"There is no app {app_id}; see list_apps.")
+    return _get(App.objects.filter(ended_at=None), {"app_id": app_id}, f"There is no app {app_id}; see list_apps.")
 
 
 def watches_of(app: App | None, repository_id: str | None = None) -> AppRepositoryQuerySet:
-    """What the app watches, or all apps, or one of it."""
+    """Return the watches of one app or of all apps, optionally of one repository only."""
     watches = AppRepository.objects.alive().select_related("app", "repository")
     if app:
         watches = watches.filter(app=app)
@@ -21,23 +22,22 @@ def watches_of(app: App | None, repository_id: str | None = None) -> AppReposito
 
 def watch_of(app_id: str, repository_id: str) -> AppRepository:
     app = app_of(app_id)
-    nothing = f"{app} does not watch {repository_id}; see list_watches {app_id}."
-    return _first(watches_of(app), {"repository__repository_id": repository_id}, nothing)
+    missing = f"{app} does not watch {repository_id}; see list_watches {app_id}."
+    return _get(watches_of(app), {"repository__repository_id": repository_id}, missing)
 
 
 def repository_of(repository_id: str) -> Repository:
-    nothing = f"There is no repository {repository_id}; see list_watches."
-    return _first(Repository.objects.all(), {"repository_id": repository_id}, nothing)
+    missing = f"There is no repository {repository_id}; see list_watches."
+    return _get(Repository.objects.all(), {"repository_id": repository_id}, missing)
 
 
 def refusal(error: Exception) -> CommandError:
-    """What a service has against it, in its own words."""
+    """Return a `CommandError` with the message of a service's error."""
     return CommandError(" ".join(getattr(error, "messages", [str(error)])))
 
 
-def _first[M: Model](rows: QuerySet[M], ids: dict[str, str], nothing: str) -> M:
-    # Databases refuse the question for what is no text.
-    found = rows.filter(**ids).first() if all(value.isprintable() for value in ids.values()) else None
-    if found is None:
-        raise CommandError(nothing.encode(errors="replace").decode())
-    return found
+def _get[M: Model](rows: QuerySet[M], ids: dict[str, str], missing: str) -> M:
+    row = rows.filter(**ids).first() if all(map(can_be_id, ids.values())) else None
+    if row is None:
+        raise CommandError(missing.encode(errors="replace").decode())  # an argument may contain surrogates
+    return row

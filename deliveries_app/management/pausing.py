@@ -1,4 +1,4 @@
-"""What `pause_syncing` and `resume_syncing` have in common: of all apps, or of one."""
+"""The common part of `pause_syncing` and `resume_syncing`, for all apps or for one."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,7 +13,7 @@ from docora.cli.output import add_json, write_json
 
 
 class PausingCommand(BaseCommand, ABC):
-    """A subclass says in `paused` which of both it is, does it for all apps, and has the words for one."""
+    """Subclasses set `paused`, pause or resume all apps, and provide the message for one app."""
 
     paused: bool
 
@@ -26,18 +26,18 @@ class PausingCommand(BaseCommand, ABC):
             app = app_of(options["app_id"])
             app.paused = self.paused
             change_app(Actor.command(), app, ["paused"])
-            words = self.words_of(app)
+            message = self.message_for(app)
         else:
-            words = self.change_all()
+            message = self.change_all()
         if options["json"]:
             write_json(self.stdout, {"app_id": options["app_id"], "paused": self.paused})
         else:
-            self.stdout.write(words)
+            self.stdout.write(message)
 
     @abstractmethod
     def change_all(self) -> str:
-        """Do it, and what to say about it."""
+        """Pause or resume all syncing and return a message."""
 
     @abstractmethod
-    def words_of(self, app: App) -> str:
-        """What to say about one app, to which it has been done."""
+    def message_for(self, app: App) -> str:
+        """Return the message for an app that has just been paused or resumed."""

@@ -1,4 +1,4 @@
-"""What `resync` and `retry` have in common: saying what was asked for, and waiting for its end."""
+"""The common part of `resync` and `retry`: report the request, and with `--wait` show progress until it ends."""
 
 import argparse
 import time
@@ -17,59 +17,61 @@ from docora.text import counted
 
 _POLL_SECONDS = 0.3
 
-type Asked = SyncRun | BulkOperation
+type Requested = SyncRun | BulkOperation
 
 
 def add_options(parser: CommandParser) -> None:
-    parser.add_argument("--wait", action="store_true", help="show progress to the end; exit 1 if not all succeeded")
     parser.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: no longer than this; it goes on by itself"
+        "--wait", action="store_true", help="show progress until it ends; exit 1 unless everything succeeded"
     )
-    add_json(parser, "kind, run_id or operation_id, total; with --wait the numbers of its end")
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: stop waiting after this; the sync continues"
+    )
+    add_json(parser, "kind, run_id or operation_id, total; with --wait also the final numbers")
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Before anything is asked for."""
+    """Raise a usage error for contradictory options. Call this before requesting anything."""
     if options["timeout"] is not None and not options["wait"]:
-        raise wrong_usage("--timeout goes with --wait.")
+        raise wrong_usage("--timeout needs --wait.")
 
 
-def follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
-    """Say what was asked for and, with `--wait`, how it ended: exit 1 unless all of it succeeded."""
+def follow(command: BaseCommand, requested: Requested, options: dict[str, Any]) -> None:
+    """Print the request and, with `--wait`, its outcome. Exit with 1 unless all of it succeeded."""
     try:
-        _follow(command, asked, options)
+        _follow(command, requested, options)
     except KeyboardInterrupt:
-        command.stderr.write(_goes_on(asked))
+        command.stderr.write(_continues(requested))
         raise SystemExit(INTERRUPTED) from None
 
 
-def _follow(command: BaseCommand, asked: Asked, options: dict[str, Any]) -> None:
-    facts = _facts(asked)
+def _follow(command: BaseCommand, requested: Requested, options: dict[str, Any]) -> None:
+    fields = _json_fields(requested)
     if not options["json"]:
-        command.stdout.write(_words(asked))
+        command.stdout.write(_message(requested))
         command.stdout.flush()
     if not options["wait"]:
         if options["json"]:
-            write_json(command.stdout, facts)
+            write_json(command.stdout, fields)
         return
-    progress = _wait(command, asked, options["timeout"], quiet=options["json"])
+    progress = _wait(command, requested, options["timeout"], quiet=options["json"])
     if options["json"]:
-        outcome = {"outcome": asked.outcome, "error": asked.error} if isinstance(asked, SyncRun) else {}
-        write_json(command.stdout, facts | outcome | progress.as_dict())
+        outcome = {"outcome": requested.outcome, "error": requested.error} if isinstance(requested, SyncRun) else {}
+        write_json(command.stdout, fields | outcome | progress.as_dict())
     if not progress.finished:
-        raise CommandError(f"Not finished after {options['timeout']:g} seconds. {_goes_on(asked)}")
+        raise CommandError(f"Not finished after {options['timeout']:g} seconds. {_continues(requested)}")
     if progress.succeeded < progress.total:
-        raise CommandError(_problem(asked, progress))
+        raise CommandError(_problem(requested, progress))
 
 
-def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: bool) -> Progress:
-    """The progress at its end, or when the time is over."""
+def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, quiet: bool) -> Progress:
+    """Show progress until the request ends or the timeout expires. Return the last progress."""
     deadline = time.monotonic() + timeout if timeout is not None else None
-    for words in _held_up(asked):
-        command.stderr.write(words)
+    for reason in _blocking_reasons(requested):
+        command.stderr.write(reason)
     with Bar(quiet=quiet) as bar:
         while True:
-            progress = _look(asked)
+            progress = _current_progress(requested)
             many = f"{progress.completed:,} of {progress.total:,} repositories, files"
             bar.show(many if progress.total > 1 else "Files", progress.files_done, progress.files_total or None)
             if progress.finished or (deadline is not None and time.monotonic() >= deadline):
@@ -77,51 +79,55 @@ def _wait(command: BaseCommand, asked: Asked, timeout: float | None, *, quiet: b
             time.sleep(_POLL_SECONDS)
 
 
-def _held_up(asked: Asked) -> Iterator[str]:
-    """What must happen before this can end, beside that workers are at it."""
+def _blocking_reasons(requested: Requested) -> Iterator[str]:
+    """Yield what prevents the workers from finishing this now."""
     if current_pause():
-        yield "All syncing is paused: this waits until it is resumed."
-    its = {"runs": asked} if isinstance(asked, SyncRun) else {"runs__operation": asked}
-    watches = AppRepository.objects.filter(**its)
+        yield "All syncing is paused. This waits until it is resumed."
+    run_filter = {"runs": requested} if isinstance(requested, SyncRun) else {"runs__operation": requested}
+    watches = AppRepository.objects.filter(**run_filter)
     for app in App.objects.filter(paused=True, watches__in=watches).distinct():
-        yield f"{app} is paused: this waits until it is resumed."
+        yield f"{app} is paused. This waits until it is resumed."
     arriving = watches.filter(arriving=True).count()
     if arriving:
-        yield f"{counted(arriving, 'repository waits', 'repositories wait')} for the rest of the import: run {program()} import_docora again."
+        yield f"{counted(arriving, 'repository waits', 'repositories wait')} for an unfinished import. Run {program()} import_docora again."
 
 
-def _look(asked: Asked) -> Progress:
-    asked.refresh_from_db()
-    return live.of_operation(asked) if isinstance(asked, BulkOperation) else live.of_runs([asked])[asked.pk]
+def _current_progress(requested: Requested) -> Progress:
+    requested.refresh_from_db()
+    return (
+        live.of_operation(requested)
+        if isinstance(requested, BulkOperation)
+        else live.of_runs([requested])[requested.pk]
+    )
 
 
-def _problem(asked: Asked, progress: Progress) -> str:
-    """What somebody cancelled, or a later request took over, did not succeed either: its files may not be there."""
-    if isinstance(asked, BulkOperation):
-        endings = {"failed": progress.failed, "cancelled": progress.cancelled, "taken over": progress.superseded}
-        told = ", ".join(f"{count:,} {words}" for words, count in endings.items() if count)
-        return f"{progress.total - progress.succeeded:,} of {progress.total:,} repositories did not succeed: {told}."
-    return f"It did not succeed: {Outcome(asked.outcome).label}. {asked.error}".strip()
+def _problem(requested: Requested, progress: Progress) -> str:
+    """Return the error message. Cancelled and superseded repositories also count as not succeeded."""
+    if isinstance(requested, BulkOperation):
+        counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
+        details = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
+        return f"{progress.total - progress.succeeded:,} of {progress.total:,} repositories did not succeed: {details}."
+    return f"It did not succeed: {Outcome(requested.outcome).label}. {requested.error}".strip()
 
 
-def _facts(asked: Asked) -> dict[str, Any]:
-    if isinstance(asked, BulkOperation):
-        return {"kind": asked.kind, "operation_id": asked.operation_id, "total": asked.total}
-    return {"kind": asked.reason, "run_id": asked.run_id, "total": 1}
+def _json_fields(requested: Requested) -> dict[str, Any]:
+    if isinstance(requested, BulkOperation):
+        return {"kind": requested.kind, "operation_id": requested.operation_id, "total": requested.total}
+    return {"kind": requested.reason, "run_id": requested.run_id, "total": 1}
 
 
-def _words(asked: Asked) -> str:
-    if isinstance(asked, SyncRun):
-        return f"{asked.get_reason_display().capitalize()} queued, {asked.run_id}"
-    return f"Bulk {asked.get_kind_display()} started, {asked.operation_id}, {counted(asked.total, 'repository', 'repositories')}"
+def _message(requested: Requested) -> str:
+    if isinstance(requested, SyncRun):
+        return f"{requested.get_reason_display().capitalize()} queued, {requested.run_id}"
+    return f"Bulk {requested.get_kind_display()} started, {requested.operation_id}, {counted(requested.total, 'repository', 'repositories')}"
 
 
-def _goes_on(asked: Asked) -> str:
-    if isinstance(asked, BulkOperation):
-        ids = asked.operation_id
+def _continues(requested: Requested) -> str:
+    if isinstance(requested, BulkOperation):
+        ids = requested.operation_id
     else:
-        ids = f"{asked.watch.app.app_id} {asked.watch.repository.repository_id}" if asked.watch else ""
-    return f"It goes on by itself. To cancel it: {program()} cancel {ids}"
+        ids = f"{requested.watch.app.app_id} {requested.watch.repository.repository_id}" if requested.watch else ""
+    return f"The sync continues. To cancel it: {program()} cancel {ids}"
 
 
 def _seconds(text: str) -> float:

@@ -1,5 +1,7 @@
-"""Who is told (`apps`), what they were told (`deliveries`), the work of telling them (`runs`), how much of it there was
-(`traffic`), what the operator is told (`alerts`), and what was taken over from the existing service (`imports`)."""
+"""Tables and querysets: apps and watches, delivery records, sync runs, alerts.
+
+`root_causes.py` classifies failures, and `bulk_sql.py` holds the hand-written SQL for batches.
+"""
 
 from deliveries_app.models.alerts import Alert, AlertChannel, AlertKind, AlertRound, ChannelName
 from deliveries_app.models.apps import (

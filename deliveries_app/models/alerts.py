@@ -1,4 +1,4 @@
-"""What an administrator is told about outside of the admin, and how far each channel has been told (`deliveries_app.monitoring.alerts`)."""
+"""Alerts, and how much of them each channel has sent (`deliveries_app.monitoring.alerts`)."""
 
 from django.db import models
 from django.db.models import Q
@@ -6,7 +6,7 @@ from django.utils import timezone
 
 
 class AlertKind(models.TextChoices):
-    """What is wrong. The value travels in the webhook's body."""
+    """What is wrong. The alert webhook sends the value."""
 
     FAILING = "failing", "watched repository fails"
     APP_PAUSED = "app_paused", "app was paused"
@@ -20,15 +20,15 @@ class AlertKind(models.TextChoices):
 class Alert(models.Model):
     """Something that is wrong, or was until `ended_at`.
 
-    `subject` is the key of the watched repository, app or repository that `kind` speaks of, 0 where it is Docora itself;
-    no foreign key, for the end is told too when the subject is gone, and then by the `name` and `cause` kept here.
-    `opened` and `closed` are the rounds that found it; without `opened` it was noticed and is not certain yet.
+    `subject` is the primary key of the watch, app or repository, or 0 for Docora itself. It is no foreign key: the end is
+    reported even if the subject has been deleted, using the `name` and `cause` kept here. `opened` and `closed` are the
+    numbers of the rounds that found the beginning and the end. While `opened` is null, the problem is not confirmed yet.
     """
 
     kind = models.CharField(max_length=14, choices=AlertKind)
     subject = models.BigIntegerField(default=0)
     name = models.CharField(max_length=620, blank=True, default="")
-    cause = models.CharField(max_length=14, blank=True, default="", help_text="The root cause of what fails.")
+    cause = models.CharField(max_length=14, blank=True, default="", help_text="The root cause of the failure.")
     since = models.DateTimeField(default=timezone.now)
     opened = models.BigIntegerField(null=True)
     closed = models.BigIntegerField(null=True)
@@ -56,9 +56,10 @@ class Alert(models.Model):
 
 
 class AlertRound(models.Model):
-    """One row: when somebody looked last, and the number of the last round in which something began or ended.
+    """The last round of detection: when it ran, and the number of the last round in which something began or ended.
 
-    Whoever looks holds this row, so that rounds come one after the other and their numbers are seen in order."""
+    There is one row. A round locks it, so that rounds run one after another and their numbers appear in order.
+    """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     number = models.BigIntegerField(default=0)
@@ -78,15 +79,17 @@ class ChannelName(models.TextChoices):
 
 
 class AlertChannel(models.Model):
-    """How far a channel has been told: up to which round of beginnings, and of ends. `due_at`: nothing is sent earlier,
-    be it that somebody is sending, that it failed, or that what happens next shall gather first."""
+    """How much a channel has sent: the last rounds whose beginnings and ends it reported.
+
+    Nothing is sent before `due_at`, which is set while a process is sending, after a failure, and to collect further alerts.
+    """
 
     name = models.CharField(max_length=7, choices=ChannelName, unique=True)
     told_begun = models.BigIntegerField(default=0)
     told_ended = models.BigIntegerField(default=0)
     reminded_at = models.DateTimeField(default=timezone.now)
     due_at = models.DateTimeField(null=True)
-    attempts = models.PositiveIntegerField(default=0, help_text="That failed in a row.")
+    attempts = models.PositiveIntegerField(default=0, help_text="Consecutive failed attempts.")
     last_error = models.CharField(max_length=500, blank=True, default="")
     created_at = models.DateTimeField(default=timezone.now)
 

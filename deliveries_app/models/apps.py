@@ -1,4 +1,4 @@
-"""Client apps and the repositories that they watch."""
+"""Client apps and the repositories they watch."""
 
 import secrets
 from datetime import timedelta
@@ -29,7 +29,7 @@ def default_max_in_flight() -> int:
 
 
 class App(models.Model):
-    """A client app: where its notifications go, how they are signed, and how fast it wants them."""
+    """A client app: where its notifications go, how they are signed, and how many it takes at once."""
 
     app_id = models.CharField("app id", max_length=50, unique=True, default=new_app_id, editable=False)
     name = models.CharField(max_length=100)
@@ -45,25 +45,25 @@ class App(models.Model):
     new_key_signs = models.BooleanField(
         default=False,
         editable=False,
-        help_text="The app accepted the new key last: X-Docora-Signature is made with it.",
+        help_text="The app last accepted the new key, so X-Docora-Signature uses it.",
     )
     new_key_accepted_at = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="The old key may be retired from then on."
+        null=True, blank=True, editable=False, help_text="From then on the old key can be retired."
     )
-    paused = models.BooleanField(default=False, help_text="Nothing is sent to a paused app; what is due waits.")
+    paused = models.BooleanField(default=False, help_text="Nothing is sent to a paused app. Due syncs wait.")
     paused_reason = models.CharField(max_length=500, blank=True, editable=False)
     cooldown_until = models.DateTimeField(
         null=True,
         blank=True,
         editable=False,
-        help_text="The endpoint asked for a rest, or is down: nothing is sent earlier.",
+        help_text="The endpoint asked us to wait, or is down. Nothing is sent before this time.",
     )
     down_count = models.PositiveIntegerField(
-        default=0, editable=False, help_text="Runs in a row that found the endpoint down."
+        default=0, editable=False, help_text="Consecutive runs that found the endpoint down."
     )
     max_in_flight = models.PositiveSmallIntegerField(
         default=default_max_in_flight,
-        help_text="Notifications under way at once, over all its repositories. 1 sends strictly one by one.",
+        help_text="Concurrent notifications, across all its repositories. 1 sends strictly one at a time.",
     )
     send_sync_completed = models.BooleanField(
         "send sync completed", default=False, help_text="Also send /sync_completed after every complete sync."
@@ -89,22 +89,25 @@ class App(models.Model):
 
     @property
     def is_rotating_key(self) -> bool:
-        """Two signing keys are live: notifications carry a signature of each."""
+        """Whether two signing keys are in use. Notifications then carry a signature from each."""
         return self.key_rotation_started_at is not None
 
 
 class AppToken(models.Model):
-    """A bearer token of an app, known by its digest only. An app has several while one is being rotated.
+    """A bearer token of an app. Only its digest is stored. An app has several tokens while one is being rotated.
 
-    The digest is the SHA-256, in hex. That of an imported token is its bcrypt hash, which begins with `$`, until the app
-    uses it for the first time (`services/imported_tokens.py`)."""
+    The digest is the SHA-256 in hex. For an imported token it is the bcrypt hash, which begins with `$`, until the app first
+    uses the token (`services/imported_tokens.py`).
+    """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="tokens")
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    ending = models.CharField(max_length=4, help_text="The token's last characters, to tell one from another.")
+    ending = models.CharField(max_length=4, help_text="The token's last characters, to tell tokens apart.")
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
-    expires_at = models.DateTimeField(null=True, blank=True, help_text="It was replaced and is accepted until then.")
+    expires_at = models.DateTimeField(
+        null=True, blank=True, help_text="The token was replaced and is accepted until this time."
+    )
 
     class Meta:
         ordering = ["-created_at", "-pk"]
@@ -122,7 +125,7 @@ class Status(models.TextChoices):
 
 
 class SyncPause(models.Model):
-    """All syncing is paused while the one row of this table exists; what is due waits."""
+    """While the single row of this table exists, all syncing is paused and due syncs wait."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     since = models.DateTimeField(default=timezone.now)
@@ -136,61 +139,79 @@ class SyncPause(models.Model):
         return f"All syncing paused by {self.paused_by}"
 
 
+def is_leased() -> Q:
+    """A worker owns the watch now. A lease far in the future was written by a wrong clock and does not count."""
+    limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
+    return Q(lease_until__gt=Now(), lease_until__lte=Now() + limit)
+
+
+def is_free() -> Q:
+    """A worker may claim the watch: the opposite of `is_leased`."""
+    limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
+    return Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit)
+
+
+def is_unpaused() -> Q:
+    """Neither the app nor all syncing is paused, and the import of the watch is complete."""
+    return Q(~Exists(SyncPause.objects.all()), app__paused=False, arriving=False)
+
+
+def can_sync() -> Q:
+    """Nothing holds a sync back: no pause, no incomplete import, no cooldown of the endpoint."""
+    return is_unpaused() & (Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()))
+
+
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
-    """Time is the database's in every query that decides about a lease: workers' clocks may differ."""
+    """Queries that decide about a lease use the database's time, because workers' clocks may differ."""
 
     def alive(self) -> Self:
-        """Watched, and neither the watch nor its app is being removed."""
+        """Watches that are not being removed, of apps that are not being removed."""
         return self.filter(ended_at=None, app__ended_at=None)
 
     def leased(self) -> Self:
-        """Watches that a worker owns now. A lease far in the future was written by a clock that was wrong."""
-        limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
-        return self.filter(lease_until__gt=Now(), lease_until__lte=Now() + limit)
+        return self.filter(is_leased())
 
     def free(self) -> Self:
-        """Watches that a worker may claim."""
-        limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
-        return self.filter(Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit))
+        return self.filter(is_free())
 
     def unpaused(self) -> Self:
-        """Neither their app nor all syncing is paused, and their records are all here."""
-        return self.filter(~Exists(SyncPause.objects.all()), app__paused=False, arriving=False)
+        return self.filter(is_unpaused())
 
     def due(self) -> Self:
-        """Alive and wanting a sync now, of an app that takes notifications now."""
-        return (
-            self.alive()
-            .unpaused()
-            .filter(Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()), next_sync_at__lte=Now())
-        )
+        """Watches that are due now and that nothing holds back."""
+        return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
     def scheduled(self) -> Self:
-        """Alive, free, and wanting a sync at a time to come."""
+        """Watches that are due later and that no worker owns."""
         return self.alive().free().filter(next_sync_at__gt=Now())
 
     def failing(self) -> Self:
-        """Alive, and the last attempt did not end well: given up until the next rescan, or being tried again."""
+        """Watches whose last attempt failed: being retried, or waiting for the next check."""
         return self.alive().filter(failing_since__isnull=False)
 
 
 class AppRepository(models.Model):
-    """A watch: one repository watched by one app. `engine.md` calls it a *watch*; its rules say what each number means.
+    """A watch: one repository watched by one app. `engine.md` explains the numbers.
 
-    `generation` fences workers, `resend_floor` says which delivery records count, `request_count` counts requests to sync,
-    `claim` numbers the claims, `sequence_high` is the highest notification number reserved so far.
+    - `generation` fences off workers whose request was superseded.
+    - `resend_floor` is the lowest generation whose delivery records count.
+    - `request_count` counts requests to sync; `claimed_request_count` is its value at the last claim.
+    - `fencing_token` is the number of the last claim.
+    - `sequence_high` is the highest notification number reserved so far.
     """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="watches")
     repository = models.ForeignKey(Repository, on_delete=models.PROTECT, related_name="watches")
     watch_id = models.CharField(max_length=16, unique=True, default=new_watch_id, editable=False)
-    github_url = models.CharField("URL", max_length=2048, help_text="As the app spelled it.")
+    github_url = models.CharField("URL", max_length=2048, help_text="As the app wrote it.")
     github_token = EncryptedTextField("token", blank=True, default="")
     push_secret = EncryptedTextField(
         "push hook secret", blank=True, default="", help_text="The git host signs its push hooks with it."
     )
     ignore_patterns = models.TextField(
-        blank=True, default="", help_text="As in .gitignore, one a line; what they match is not sent to this app."
+        blank=True,
+        default="",
+        help_text="Written as in .gitignore, one per line. Matching files are not sent to this app.",
     )
     status = models.CharField(max_length=20, choices=Status, default=Status.PENDING, editable=False)
 
@@ -205,14 +226,14 @@ class AppRepository(models.Model):
     root_cause = models.CharField(max_length=14, choices=RootCause, blank=True, default="", editable=False)
     last_status_code = models.PositiveSmallIntegerField("status code", null=True, blank=True, editable=False)
     last_response = models.CharField(
-        "answer", max_length=500, blank=True, default="", editable=False, help_text="The first bytes of it."
+        "response", max_length=500, blank=True, default="", editable=False, help_text="The beginning of the response."
     )
     failing_since = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="The first failure after the last success or re-sync."
+        null=True, blank=True, editable=False, help_text="Time of the first failure after the last success or re-sync."
     )
     last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
     moved_at = models.DateTimeField(
-        "last moved", null=True, blank=True, editable=False, help_text="When HEAD was last seen at another commit."
+        "last changed", null=True, blank=True, editable=False, help_text="When HEAD was last seen to change."
     )
     last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
     last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
@@ -223,7 +244,9 @@ class AppRepository(models.Model):
     tree_bytes = models.PositiveBigIntegerField("bytes", default=0, editable=False)
     files_failing = models.PositiveBigIntegerField(default=0, editable=False)
     left_out = models.JSONField(
-        default=dict, editable=False, help_text="Cause → how many files of the tree are not sent, or not as they are."
+        default=dict,
+        editable=False,
+        help_text="Cause → number of files in the tree that are not sent, or not sent as they are.",
     )
 
     fencing_token = models.BigIntegerField(default=0, editable=False)
@@ -238,7 +261,7 @@ class AppRepository(models.Model):
         default=False,
         db_default=False,
         editable=False,
-        help_text="Its delivery records are being imported: nothing is checked or sent before all of them are here.",
+        help_text="Its delivery records are being imported. Nothing is checked or sent until all of them are here.",
     )
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -279,18 +302,35 @@ class AppRepository(models.Model):
 
     @property
     def job_id(self) -> str:
-        """The id of this watch's RQ job; it only saves work, the lease decides."""
+        """The id of the watch's RQ job. It only avoids duplicate jobs; the lease decides who syncs."""
         return f"{self.app.app_id}-{self.repository.repository_id}"
 
     @property
     def files_delivered(self) -> int:
-        """Files of the tree that the app holds, as of the last complete plan."""
+        """Number of files in the tree that the app holds, as of the last complete plan."""
         return max(0, self.tree_files - self.files_failing)
 
     @property
     def is_active(self) -> bool:
-        """Something is going on or about to: worth looking at again in a second."""
+        """Whether the watch is syncing or waiting to, so that pages should poll it."""
         return self.status in {Status.PENDING, Status.SCANNING}
+
+    @property
+    def is_pending(self) -> bool:
+        return self.status == Status.PENDING
+
+    @property
+    def is_syncing(self) -> bool:
+        return self.status == Status.SCANNING
+
+    @property
+    def is_synced(self) -> bool:
+        return self.status == Status.SYNCED
+
+    @property
+    def has_given_up(self) -> bool:
+        """All attempts failed; the next one is at the next rescan."""
+        return self.status == Status.FAILED
 
     @property
     def is_failing(self) -> bool:
@@ -298,19 +338,19 @@ class AppRepository(models.Model):
 
 
 class FailedSync(AppRepository):
-    """The watched repositories that are failing, as a list of its own in the admin."""
+    """The failing watches, as a list of their own in the admin."""
 
     class Meta:
         proxy = True
-        default_permissions = ()  # whoever sees watched repositories sees these
+        default_permissions = ()  # the permission to view watched repositories covers these
         verbose_name = "failed sync"
         verbose_name_plural = "failed syncs"
 
 
 class Imported(models.Model):
-    """An app or a watch that an import has taken, by public ids; without a `repository_id` it is the app itself.
+    """An app or watch that an import took over, by its public ids. An empty `repository_id` means the app itself.
 
-    It outlives what it speaks of, so that a further import does not bring back what was removed here since.
+    The row is kept when the app or watch is deleted, so that a repeated import does not bring it back.
     """
 
     app_id = models.CharField(max_length=50)

@@ -1,8 +1,8 @@
-"""The statements that run for every batch of files, written by hand: by the ORM they take several times as long
-(`make bench`). All are called inside the batch's transaction.
+"""Hand-written SQL for every batch of files. The ORM takes several times as long (`make bench`).
 
-PostgreSQL takes a batch in one statement, each column as one array: COPY into a temporary table and an upsert from there
-pay only for batches much larger than `RECORD_BATCH`. SQLite, which lives in this process, takes it row by row.
+Call these functions inside the batch's transaction. PostgreSQL takes a batch in one statement, with each column as an
+array; COPY into a temporary table pays off only for batches much larger than `RECORD_BATCH`. SQLite runs in this process
+and takes the batch row by row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ _EACH = {
     "path": "text", "mode": "text", "kind": "text", "source_key": "text", "sha": "text", "size": "bigint",
     "sequence": "bigint", "attempts": "integer", "source_path": "text", "remark": "text",
 }  # fmt: skip
-_KEPT = {"watch_id", "path"}  # what a row is found by
+_KEPT = {"watch_id", "path"}  # the key
 _COLUMNS = ", ".join([*_ONCE, *_EACH])
 _UPSERT = "ON CONFLICT (watch_id, path) DO UPDATE SET hold_until = NULL, " + ", ".join(
     f"{name} = excluded.{name}" for name in [*_ONCE, *_EACH] if name not in _KEPT
@@ -46,7 +46,7 @@ _ACKNOWLEDGE = (
 
 
 class Announced(NamedTuple):
-    """What a row says of one notification, in the order of `_EACH`."""
+    """One notification, in the column order of `_EACH`. `size` is in bytes."""
 
     path: str
     mode: str
@@ -61,7 +61,7 @@ class Announced(NamedTuple):
 
 
 def extend_lease(watch_pk: int, fencing_token: int, generation: int, *, seconds: float, sequence_high: int) -> bool:
-    """Own the watch for so many seconds more, by the database's clock. False when it is not this fencing_token's any more."""
+    """Extend the lease by `seconds` on the database's clock. Return False if another claim owns the watch now."""
     with connection.cursor() as cursor:
         statement = _EXTEND.format(from_now=_FROM_NOW[connection.vendor])
         cursor.execute(statement, [seconds, sequence_high, watch_pk, fencing_token, generation])
@@ -69,7 +69,7 @@ def extend_lease(watch_pk: int, fencing_token: int, generation: int, *, seconds:
 
 
 def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -> None:
-    """Add to the numbers of a run."""
+    """Add to the counters of a run."""
     with connection.cursor() as cursor:
         cursor.execute(_COUNT, [files_done, bytes_done, files_failed, run_pk])
 
@@ -77,7 +77,7 @@ def count(run_pk: int, *, files_done: int, bytes_done: int, files_failed: int) -
 def announce(
     watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime, *, acknowledged: bool = False
 ) -> None:
-    """Write the rows, sorted by path, over those that there are; `acknowledged` where nothing has to be sent."""
+    """Insert or replace the rows, which must be sorted by path. Pass `acknowledged` if nothing has to be sent."""
     once = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
@@ -89,7 +89,7 @@ def announce(
 
 
 def acknowledge(watch_pk: int, paths: Sequence[str], now: datetime) -> None:
-    """The app holds what was announced for these paths."""
+    """Record that the app holds what was announced for these paths."""
     once = (True, connection.ops.adapt_datetimefield_value(now), watch_pk)
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
@@ -103,10 +103,10 @@ def _numbers(values: Iterable[int]) -> str:
 
 
 def _texts(values: Sequence[str | None]) -> str:
-    """An array of PostgreSQL in its text form."""
+    """Return a PostgreSQL array literal."""
     if all(values):
         joined = '","'.join(values)  # type: ignore[arg-type]
-        if "\\" not in joined and joined.count('"') == 2 * (len(values) - 1):  # nothing to escape, as nearly always
+        if "\\" not in joined and joined.count('"') == 2 * (len(values) - 1):  # nothing to escape, the usual case
             return f'{{"{joined}"}}'
     return f"{{{','.join(map(_quoted, values))}}}"
 

@@ -1,4 +1,4 @@
-"""What each app was told about each path, and what could not be told."""
+"""Delivery records, failed files, and hourly traffic."""
 
 import hashlib
 from enum import StrEnum
@@ -23,7 +23,7 @@ PHASES = (Kind.DELETE, Kind.CREATE, Kind.UPDATE)
 class Delivery(models.Model):
     """The last notification about one path of one watch, and what the client last acknowledged (`engine.md` §1).
 
-    A row that is not `acknowledged` is *in doubt*: it never counts as delivered. An acknowledged delete has no row.
+    A row that is not `acknowledged` is *in doubt* and never counts as delivered. An acknowledged delete has no row.
     """
 
     watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
@@ -33,7 +33,7 @@ class Delivery(models.Model):
     )
     mode = models.CharField(max_length=6)
     kind = models.CharField(max_length=6, choices=[(kind.value, kind.value) for kind in Kind])
-    source_key = models.CharField(  # noqa: DJ001  null means "not known", which is no key at all
+    source_key = models.CharField(  # noqa: DJ001  null means "unknown"
         max_length=128,
         null=True,
         help_text="Blob id and version of the rules that made the content; empty after an import.",
@@ -43,13 +43,13 @@ class Delivery(models.Model):
     sequence = models.BigIntegerField("sequence")
     generation = models.BigIntegerField()
     acknowledged = models.BooleanField()
-    acknowledged_sha = models.CharField("held SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
+    acknowledged_sha = models.CharField("acknowledged SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
     remark = models.CharField(
         max_length=20, blank=True, db_default="", help_text="What is special about the content, such as lfs_pointer."
     )
     attempts = models.PositiveIntegerField(default=0, help_text="Failed attempts of this notification.")
     hold_until = models.DateTimeField(
-        null=True, help_text="After a timeout the path rests, the client may still be at it."
+        null=True, help_text="After a timeout, the path waits: the client may still be processing it."
     )
     updated_at = models.DateTimeField()
 
@@ -60,7 +60,7 @@ class Delivery(models.Model):
             models.Index(fields=["watch", "path"], name="delivery_in_doubt", condition=Q(acknowledged=False)),
             models.Index(fields=["watch", "source_path"], name="delivery_source", condition=~Q(source_path="")),
             models.Index(fields=["watch", "path"], name="delivery_remarked", condition=~Q(remark="")),
-            models.Index(fields=["path", "id"], name="delivery_path"),  # searched for, whoever was told
+            models.Index(fields=["path", "id"], name="delivery_path"),  # for searches across all watches
         ]
         constraints = [
             models.UniqueConstraint(fields=["watch", "path"], name="delivery_unique_path"),
@@ -72,7 +72,7 @@ class Delivery(models.Model):
 
     @property
     def known_size(self) -> int | None:
-        """Bytes of what was sent; None after an import, until the first sync has compared the contents."""
+        """The size in bytes; None after an import, until the first sync has compared the contents."""
         return None if self.acknowledged and self.source_key is None else self.size
 
 
@@ -82,14 +82,14 @@ class FailureKind(models.TextChoices):
 
 
 class DeliveryFailure(models.Model):
-    """A path that could not be delivered, or that is skipped by rule, with the reason in words.
+    """A path that could not be delivered or is skipped by rule, with the reason.
 
-    Identified by the SHA-256 of the path's bytes: the paths that are skipped may be too long to index or no text.
+    It is identified by the SHA-256 of the path's bytes: skipped paths may be too long to index, or not text.
     """
 
     watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="failures", db_index=False)
     path_digest = models.CharField(max_length=64)
-    path = models.TextField(help_text="Shortened where it is too long to be sent.")
+    path = models.TextField(help_text="Shortened if it is too long to be sent.")
     kind = models.CharField(max_length=7, choices=FailureKind, default=FailureKind.FAILED)
     cause = models.CharField(max_length=20)
     status_code = models.PositiveSmallIntegerField(null=True)
@@ -112,11 +112,13 @@ class DeliveryFailure(models.Model):
 
 
 class HourlyTraffic(models.Model):
-    """What was sent to one app within one hour (UTC). `milliseconds`: the sum over its `requests`, of which large files
-    need several; `failed` counts files that were not accepted, each time they were tried."""
+    """What was sent to one app in one hour (UTC).
+
+    `milliseconds` is the total time of all `requests`; a large file needs several. `failed` counts every failed attempt.
+    """
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="traffic", db_index=False)
-    hour = models.DateTimeField(help_text="Its beginning.")
+    hour = models.DateTimeField(help_text="Start of the hour.")
     files = models.PositiveBigIntegerField(default=0, help_text="acknowledged")
     bytes = models.PositiveBigIntegerField(default=0)
     failed = models.PositiveBigIntegerField(default=0)

@@ -1,7 +1,7 @@
-"""The root cause of a failed sync: by it failures are grouped, and told with what to do (`admin/words.py`).
+"""Root causes of failed syncs. Pages group failures by them and say what to do (`reports/help_texts.py`).
 
-Finer than the wire's reasons, which say nothing of the app's own endpoint, and coarser than messages: two repositories
-have the same root cause when the same thing mends both.
+They are finer than the reasons on the wire, which do not cover the app's own endpoint, and coarser than messages: two
+repositories have the same root cause when the same fix repairs both.
 """
 
 import errno
@@ -50,12 +50,12 @@ _OF_HTTP = {
 
 
 def of_git(cause: GitCause) -> RootCause:
-    """The root cause where the repository could not be read."""
+    """Return the root cause for a repository that could not be read."""
     return _OF_GIT.get(cause, RootCause.GIT_CONTENT)
 
 
 def of_delivery(cause: str, status: int | None) -> RootCause:
-    """The root cause where a notification was not delivered: by the app's answer, or why there is none."""
+    """Return the root cause for an undelivered notification, from the HTTP status or, without a response, the client's cause."""
     if status is None:
         known: dict[str, RootCause] = {str(key): value for key, value in _OF_HTTP.items()}
         return known.get(cause, RootCause.RULES)
@@ -68,38 +68,38 @@ def of_delivery(cause: str, status: int | None) -> RootCause:
 
 @dataclass(frozen=True)
 class SyncFailure:
-    """Why an attempt did not end well. `cause` is the wire's or the client's word, `answer` the app's first bytes."""
+    """Why an attempt failed. `cause` is the reason on the wire or from the HTTP client, `response` the start of the app's response."""
 
     message: str
     cause: str
     root: RootCause
     status: int | None = None
-    answer: str = ""
+    response: str = ""
 
     def columns(self) -> dict[str, Any]:
-        """What a watched repository remembers of it; how long it has been failing goes on."""
+        """Return the watch's columns for this failure. An earlier `failing_since` is kept."""
         return {
             "last_error": self.message,
             "last_error_cause": self.cause,
             "root_cause": self.root,
             "last_status_code": self.status,
-            "last_response": self.answer,
+            "last_response": self.response,
             "failing_since": Coalesce(F("failing_since"), Now()),
         }
 
 
 def internal(message: str) -> SyncFailure:
-    """Nobody's fault but Docora's, or this machine's."""
+    """Return a failure of Docora itself or of this machine."""
     return SyncFailure(message, "internal", RootCause.INTERNAL)
 
 
 def of_machine(error: OSError) -> SyncFailure:
-    """A file of this machine could not be made, read or written; which one is not for those who see the message."""
-    said = error.strerror or type(error).__name__
+    """Return the failure for a file that could not be created, read or written. The message does not name the file: clients may see it."""
+    reason = error.strerror or type(error).__name__
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    what = "Make room in" if full else "Look whether it can use"
+    what = "Free space in" if full else "Check permissions and disks of"
     places = "REPOS_DIR and the folder for temporary files (TMPDIR)"
-    return internal(f"This machine cannot use its files: {said}. {what} {places}. It is tried again by itself.")
+    return internal(f"This machine cannot use its files: {reason}. {what} {places}. Docora retries automatically.")
 
 
 CLEARED_FAILURE: dict[str, Any] = {
@@ -110,4 +110,4 @@ CLEARED_FAILURE: dict[str, Any] = {
     "last_response": "",
     "failing_since": None,
 }
-"""The same columns after a success, or where a person starts afresh."""
+"""The same columns after a success, or when a person starts over."""

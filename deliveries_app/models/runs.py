@@ -1,4 +1,4 @@
-"""The record of the work: one `SyncRun` per request or change, one `BulkOperation` per request for several."""
+"""Sync runs, bulk operations and notices. A `SyncRun` is one request or one change; a `BulkOperation` requests several."""
 
 from django.conf import settings
 from django.db import models
@@ -23,11 +23,11 @@ class OperationKind(models.TextChoices):
 
 
 class BulkOperation(models.Model):
-    """A request for several repositories at once. It outlives the app and the user it speaks of."""
+    """A request for several repositories at once. It is kept when its app or user is deleted."""
 
     operation_id = models.CharField(max_length=50, unique=True, default=new_operation_id, editable=False)
     kind = models.CharField(max_length=6, choices=OperationKind, default=OperationKind.RESYNC)
-    title = models.CharField(max_length=200, help_text="What was asked for, in words.")
+    title = models.CharField(max_length=200, help_text="What was requested.")
     app = models.ForeignKey(App, null=True, blank=True, on_delete=models.SET_NULL, related_name="operations")
     requested_by = models.CharField(max_length=150)
     user = models.ForeignKey(
@@ -52,9 +52,13 @@ class BulkOperation(models.Model):
     def __str__(self) -> str:
         return self.title
 
+    @property
+    def is_retry(self) -> bool:
+        return self.kind == OperationKind.RETRY
+
 
 class Reason(models.TextChoices):
-    """Why a run happens; it travels as `X-Docora-Reason`."""
+    """Why a run happens. Sent as `X-Docora-Reason`."""
 
     INITIAL = "initial", "first sync"
     CHANGE = "change", "change"
@@ -72,9 +76,9 @@ class Outcome(models.TextChoices):
 
 
 class SyncRun(models.Model):
-    """One request to sync one watch (or one change found), spanning its retries, with what came of it.
+    """One request to sync one watch, or one change found, including its retries and their outcome.
 
-    Open while `outcome` is empty. Names are kept, so that the record stays readable when the watch is gone.
+    A run is open while `outcome` is empty. Names are copied, so that the record stays readable when the watch is deleted.
     """
 
     run_id = models.CharField(max_length=50, unique=True, default=new_run_id, editable=False)
@@ -98,7 +102,9 @@ class SyncRun(models.Model):
     files_done = models.PositiveBigIntegerField(default=0, help_text="acknowledged by the client")
     files_failed = models.PositiveBigIntegerField(default=0)
     files_skipped = models.PositiveBigIntegerField(default=0)
-    left_out = models.JSONField(default=dict, help_text="Cause → how many files of the tree were not sent as they are.")
+    left_out = models.JSONField(
+        default=dict, help_text="Cause → number of files in the tree that were not sent as they are."
+    )
     bytes_total = models.PositiveBigIntegerField(default=0)
     bytes_done = models.PositiveBigIntegerField(default=0)
     error = models.TextField(blank=True, default="")
@@ -122,19 +128,27 @@ class SyncRun(models.Model):
     def __str__(self) -> str:
         return f"{self.repository_name} → {self.app_name}, {self.get_reason_display()}"
 
+    @property
+    def is_resync(self) -> bool:
+        return self.reason == Reason.RESYNC
+
+    @property
+    def is_retry(self) -> bool:
+        return self.reason == Reason.RETRY
+
 
 class NoticeKind(models.TextChoices):
-    """Notifications that are not about one file; the value is the endpoint."""
+    """Notifications that are not about one file. The value is the endpoint's path."""
 
     SYNC_FAILED = "sync_failed", "sync failed"
     SYNC_COMPLETED = "sync_completed", "sync completed"
 
 
 class Notice(models.Model):
-    """A notification that is not about one file and is still to be sent. Acknowledged or given up, its row goes.
+    """A notification that is not about one file and still has to be sent. Its row is deleted once it is acknowledged or given up.
 
-    `fields` are the fields of its body, without the timestamp, as JSON text: a JSON column would forget their order, and
-    clients verify bytes. `sequence` is drawn before the first attempt and kept for every retry.
+    `fields` holds the fields of its body, without the timestamp, as JSON text: clients verify bytes, and a JSON column would
+    lose the order. `sequence` is drawn before the first attempt and kept for every retry.
     """
 
     watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="notices")
@@ -157,12 +171,12 @@ class Notice(models.Model):
 
 
 class Queue(models.Model):
-    """The job queue lies in Redis; this stands for the right to see and to control it, and has no table."""
+    """Permissions for the job queue, which is in Redis. This model has no table."""
 
     class Meta:
         managed = False
         default_permissions = ()
-        verbose_name_plural = "queue"  # there is one
+        verbose_name_plural = "queue"  # there is only one
         permissions = [("view_queue", "Can see the job queue"), ("control_queue", "Can stop jobs and pause the queue")]
 
     def __str__(self) -> str:

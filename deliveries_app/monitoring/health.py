@@ -85,8 +85,8 @@ _readiness["openapi_extra"]["responses"][503] = {"description": "Something is mi
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Looks at everything that syncing needs."""
     signs = heartbeat.read()
-    found = look(signs)
-    is_ready = all(words == OK for words in found.values())
+    found = read_checks(signs)
+    is_ready = all(message == OK for message in found.values())
     age = signs.sweep_age if signs else None
     return Status(
         200 if is_ready else 503,
@@ -107,7 +107,7 @@ def version(request: HttpRequest) -> dict[str, str]:
     }
 
 
-def look(signs: Signs | None) -> dict[str, str]:
+def read_checks(signs: Signs | None) -> dict[str, str]:
     """`OK`, or what is wrong in words, of everything that syncing needs; `signs` as `heartbeat.read` has them."""
     return {
         "database": check_database(),

@@ -12,12 +12,12 @@ from pathlib import Path
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Info, Warning
-from django.db.models import Count, Min
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App
 from deliveries_app.monitoring import health
+from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health
 from deliveries_app.receiver import Receiver
 from deliveries_app.services import current_pause
@@ -26,15 +26,13 @@ from deliveries_app.services.requests import NotFound
 from deliveries_app.webhooks.keyring import Keyring
 from docora import http
 from docora.conf.installation import env_file, program
-from docora.db.clock import from_now
 from docora.http.client import HttpClient, Outcome
 from docora.redis import heartbeat, inspect
 from docora.security import crypto
-from docora.security.reencryption import Column, columns, reencrypt
+from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
 from docora.text import counted, format_bytes, format_seconds
 from repositories_app.mirror import cache
 
-OVERDUE_SECONDS = 60.0
 _SECRETS_READ = 5000  # per column; decrypting them takes about a second
 _FULL_BYTES = 1_000_000_000  # logs, the database or one repository fill this quickly
 _IDLE_SECONDS = 1.0  # between two looks at the workers: each is idle for a moment between two jobs
@@ -49,25 +47,32 @@ def _some(names: Iterable[object]) -> str:
 
 def check_secrets() -> list[CheckMessage]:
     """Decrypt what is stored: the first `_SECRETS_READ` values of each column."""
-    found = columns()
-    for column in found:
-        reencrypt(column, dry_run=True, at_most=_SECRETS_READ)
+    current, older = 0, 0
+    is_partial = False
+    unreadable: dict[str, list[object]] = {}
+    for field in encrypted_fields():
+        rows = stored_values(field).order_by("pk").values_list("pk", "stored")[:_SECRETS_READ]
+        is_partial |= len(rows) == _SECRETS_READ
+        for pk, stored in rows:
+            try:
+                is_current = reencrypt(stored) == stored
+            except DecryptionError:
+                unreadable.setdefault(str(field), []).append(pk)
+            else:
+                current, older = current + is_current, older + (not is_current)
     messages: list[CheckMessage] = []
-    if unreadable := sum(len(column.unreadable) for column in found):
-        rows = "; ".join(f"{column}, pk {_some(column.unreadable)}" for column in found if column.unreadable)
-        text = f"{counted(unreadable, 'stored secret', 'stored secrets')} cannot be decrypted with any of ENCRYPTION_KEYS: "
+    if unreadable:
+        secrets = counted(sum(map(len, unreadable.values())), "stored secret", "stored secrets")
+        rows_text = "; ".join(f"{name}, pk {_some(pks)}" for name, pks in unreadable.items())
+        text = f"{secrets} cannot be decrypted with any of ENCRYPTION_KEYS: {rows_text}."
         hint = "Add the key that encrypted them to the end of the list, or replace those secrets."
-        messages.append(Error(f"{text}{rows}.", hint=hint))
-    if older := sum(column.renewed for column in found):
+        messages.append(Error(text, hint=hint))
+    if older:
         text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older one of ENCRYPTION_KEYS."
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
-    return messages or [Info(f"The newest of ENCRYPTION_KEYS decrypts {_how_many(found)}.")]
-
-
-def _how_many(found: list[Column]) -> str:
-    number = counted(sum(column.current for column in found), "stored secret", "stored secrets")
-    return f"the first {number}" if any(column.current == _SECRETS_READ for column in found) else f"all {number}"
+    secrets = f"{'the first' if is_partial else 'all'} {counted(current, 'stored secret', 'stored secrets')}"
+    return messages or [Info(f"The newest of ENCRYPTION_KEYS decrypts {secrets}.")]
 
 
 def check_accounts() -> list[CheckMessage]:
@@ -150,12 +155,11 @@ def check_sweep() -> list[CheckMessage]:
 
 def check_backlog() -> list[CheckMessage]:
     """Find repositories that have been due for long: either no worker takes them, or there is too much to do."""
-    overdue = AppRepository.objects.due().free().filter(next_sync_at__lte=from_now(-OVERDUE_SECONDS))
-    found = overdue.aggregate(count=Count("pk"), oldest=Min("next_sync_at"))
-    if not found["count"]:
+    counts = count_watches()
+    if not counts.overdue or counts.due_since is None:
         return [Info(f"No repository has been due for more than {format_seconds(OVERDUE_SECONDS)}.")]
-    waited = format_seconds((timezone.now() - found["oldest"]).total_seconds())
-    number = counted(found["count"], "repository has", "repositories have")
+    waited = format_seconds((timezone.now() - counts.due_since).total_seconds())
+    number = counted(counts.overdue, "repository has", "repositories have")
     text = f"{number} been due for more than {format_seconds(OVERDUE_SECONDS)}, the longest for {waited}"
     if _workers_stay_idle():
         hint = (
@@ -190,7 +194,7 @@ def check_pauses() -> list[CheckMessage]:
     if names := list(paused[: _LISTED + 1]):
         text = f"Nothing is sent to paused apps: {_some(names)}."
         messages.append(Warning(text, hint="Resume an app on its page once it is ready."))
-    if importing := AppRepository.objects.alive().filter(arriving=True).count():
+    if importing := count_watches().importing:
         number = counted(importing, "watched repository is", "watched repositories are")
         text = f"{number} not completely imported: nothing is checked or sent before that."
         hint = f"Unless an import is running, run {program()} import_docora again."
@@ -240,4 +244,4 @@ def check_app(app_id: str) -> list[CheckMessage]:
         return [Error(f"There is no app {app_id}.", hint="Copy the id from the app's page; it begins with app_.")]
     except crypto.DecryptionError as error:
         return [Error(str(error))]
-    return [Info(f"{app}: {ping.words}") if ping.delivered else Error(f"{app}: {ping.words}", hint=ping.hint)]
+    return [Info(f"{app}: {ping.message}") if ping.delivered else Error(f"{app}: {ping.message}", hint=ping.hint)]

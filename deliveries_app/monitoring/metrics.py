@@ -12,8 +12,6 @@ from itertools import accumulate
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
-from django.db.models import Count, Min
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
@@ -23,18 +21,18 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, gener
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from deliveries_app.models import AppRepository, Outcome, Status
+from deliveries_app.models import Outcome
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.monitoring.counts import count_open_circuits, count_watches
 from deliveries_app.sync.recorder import BLOCKED
 from deliveries_app.webhooks.endpoint_stats import BOUNDS
 from docora.redis import counters, heartbeat, inspect
 from docora.redis.heartbeat import Signs
 from docora.redis.inspect import QueueState
 from docora.redis.queues import QUEUES
-from docora.web.api import refusal
+from docora.web.api import authentication_error
 from docora.web.errors import json_error
 from repositories_app.mirror import cache
-from repositories_app.models import Repository
 
 _REDIS_UP = "1 if Redis answers. Without it, what it counts and knows is left out."
 _DATABASE_UP = "1 if the database answers. Without it, what it knows is left out."
@@ -47,7 +45,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     if settings.METRICS_TOKEN:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
-            return refusal(request, "metrics", "Send METRICS_TOKEN: Authorization: Bearer …").response()
+            return authentication_error(request, "metrics", "Send METRICS_TOKEN: Authorization: Bearer …").response()
     elif not _is_loopback(request.META.get("REMOTE_ADDR", "")):
         return json_error("Metrics are told to this machine only: set METRICS_TOKEN to ask from another one", 403)
     return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
@@ -100,12 +98,12 @@ def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
         "Files that were not accepted, each time they were tried, by root cause; blocked ones wait for another path.",
         "cause", [*causes, BLOCKED],
     )  # fmt: skip
-    for name, key, words in (
+    for name, key, text in (
         ("delivered_files", counters.FILES, "Creates, updates and deletes that clients have acknowledged."),
         ("delivered_bytes", counters.BYTES, "Bytes of the files that clients have acknowledged."),
         ("checks", counters.CHECKS, "Questions to git hosts whether a watched repository has moved."),
     ):
-        yield CounterMetricFamily(f"docora_{name}", words, counts[key])
+        yield CounterMetricFamily(f"docora_{name}", text, counts[key])
     yield _latency(counts)
 
 
@@ -134,52 +132,48 @@ def _queues(state: QueueState) -> Iterator[Metric]:
 def _signs(signs: Signs) -> Iterator[Metric]:
     yield _gauge("workers", "Workers that live.", len(signs.workers))
     if signs.sweep_age is not None:
-        words = "Seconds since the sweep last looked for what is due; left out if it has not for a day."
-        yield _gauge("sweep_age_seconds", words, signs.sweep_age)
+        text = "Seconds since the sweep last looked for what is due; left out if it has not for a day."
+        yield _gauge("sweep_age_seconds", text, signs.sweep_age)
 
 
 def _of_database() -> Iterator[Metric]:
     try:
-        alive = AppRepository.objects.alive().order_by()
-        statuses = dict(alive.values_list("status").annotate(Count("pk")))
-        due = AppRepository.objects.due().free().aggregate(count=Count("pk"), since=Min("next_sync_at"))
-        leases = AppRepository.objects.leased().count()
-        circuits = Repository.objects.filter(circuit_open_until__gt=Now()).count()
+        counts, circuits = count_watches(), count_open_circuits()
     except (DatabaseError, InterfaceError):
         yield _gauge("database_up", _DATABASE_UP, 0)
         return
-    late = max(0.0, (timezone.now() - due["since"]).total_seconds()) if due["since"] else 0.0
+    overdue = max(0.0, (timezone.now() - counts.due_since).total_seconds()) if counts.due_since else 0.0
     yield _gauge("database_up", _DATABASE_UP, 1)
-    yield _gauges("watches", "Watched repositories, by status.", "status", dict.fromkeys(Status.values, 0) | statuses)
-    yield _gauge("watches_due", "Watched repositories that could be synced now and wait for a worker.", due["count"])
-    yield _gauge("watches_overdue_seconds", "For how long the one that has waited longest could be synced.", late)
-    yield _gauge("leases", "Watched repositories that a worker holds.", leases)
+    yield _gauges("watches", "Watched repositories, by status.", "status", counts.by_status)
+    yield _gauge("watches_due", "Watched repositories that could be synced now and wait for a worker.", counts.due)
+    yield _gauge("watches_overdue_seconds", "For how long the one that has waited longest could be synced.", overdue)
+    yield _gauge("leases", "Watched repositories that a worker holds.", counts.leased)
     yield _gauge("circuits_open", "Git repositories that are left alone after failures.", circuits)
 
 
 def _of_this_machine() -> Iterator[Metric]:
     size = cache.last_measured()
     if size is not None:
-        words = "Bytes of the mirrors of repositories on this machine, as its workers last measured them."
-        yield _gauge("mirrors_bytes", words, size.bytes)
+        text = "Bytes of the mirrors of repositories on this machine, as its workers last measured them."
+        yield _gauge("mirrors_bytes", text, size.bytes)
         yield _gauge("mirrors", "How many mirrors that are.", size.mirrors)
         yield _gauge("mirrors_max_bytes", "What bounds them, REPOS_MAX_BYTES; 0 for nothing.", settings.REPOS_MAX_BYTES)
 
 
-def _gauge(name: str, words: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"docora_{name}", words, value)
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"docora_{name}", text, value)
 
 
-def _gauges(name: str, words: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"docora_{name}", words, labels=[label])
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"docora_{name}", text, labels=[label])
     for each, value in values.items():
         family.add_metric([each], value)
     return family
 
 
-def _counters(counts: Mapping[str, int], key: str, name: str, words: str, label: str, labels: list[str]) -> Metric:
+def _counters(counts: Mapping[str, int], key: str, name: str, text: str, label: str, labels: list[str]) -> Metric:
     """With a zero for what has not happened yet: a rate needs a value to begin with."""
-    family = CounterMetricFamily(f"docora_{name}", words, labels=[label])
+    family = CounterMetricFamily(f"docora_{name}", text, labels=[label])
     for each in labels:
         family.add_metric([each], counts[counters.field(key, each)])
     return family

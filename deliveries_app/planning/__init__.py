@@ -1,4 +1,5 @@
 """Decide which files to create, update and delete.
 
-`planner.py` builds the plan for a commit; start there. Nothing here sends or records anything.
+Start reading in `planner.py`, which builds the plan for a commit. This package reads the mirror and the delivery rows;
+it sends and records nothing.
 """

@@ -1,5 +1,7 @@
-"""What a plan reads of the database: `Delivery` rows in byte order of the paths, page by page, so that memory stays
-constant, and the terms that decide whether they count."""
+"""The database side of a plan: `Delivery` rows in byte order of their paths, and the delivery rules of a watch.
+
+Rows are read in keyset pages, so memory use stays constant.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ _HOLD_UNTIL = _COLUMNS.index("hold_until")
 
 
 class SourceRow(NamedTuple):
-    """What a row says about the file of the repository that it was made from, in this order."""
+    """The columns that link a row to the repository file it was transformed from, in query order."""
 
     source_path: str
     path: str
@@ -30,14 +32,14 @@ class SourceRow(NamedTuple):
 
 
 def delivery_rules_of(watch: AppRepository) -> DeliveryRules:
-    """What decides now whether the watch's rows count."""
+    """Return the rules that currently apply to the watch."""
     return DeliveryRules(
         watch.generation, watch.resend_floor, settings.MAX_FILE_BYTES, watch.ignore_patterns, transforms.active()
     )
 
 
 def all_rows(watch_pk: int) -> Iterator[Row]:
-    """Every row of the watch."""
+    """Yield every row of the watch."""
     last = ""
     while True:
         page = list(
@@ -49,37 +51,39 @@ def all_rows(watch_pk: int) -> Iterator[Row]:
         last = page[-1][0]
 
 
-def by_source(watch_pk: int) -> Iterator[SourceRow]:
-    """The rows that were made by transforms, in byte order of their source paths."""
-    made = Delivery.objects.filter(watch_id=watch_pk).exclude(source_path="").order_by("source_path", "path")
+def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
+    """Yield the rows that transforms produced, in byte order of their source paths."""
+    transformed = Delivery.objects.filter(watch_id=watch_pk).exclude(source_path="").order_by("source_path", "path")
     last: SourceRow | None = None
     while True:
-        rest = (
-            made.filter(Q(source_path=last.source_path, path__gt=last.path) | Q(source_path__gt=last.source_path))
+        remaining = (
+            transformed.filter(
+                Q(source_path=last.source_path, path__gt=last.path) | Q(source_path__gt=last.source_path)
+            )
             if last
-            else made
+            else transformed
         )
-        page = [SourceRow._make(values) for values in rest.values_list(*SourceRow._fields)[:PAGE]]
+        page = [SourceRow._make(values) for values in remaining.values_list(*SourceRow._fields)[:PAGE]]
         yield from page
         if len(page) < PAGE:
             return
         last = page[-1]
 
 
-def remarked(watch_pk: int) -> dict[str, int]:
-    """Remark → how many files that the app was told about have it."""
-    marked = Delivery.objects.filter(watch_id=watch_pk).exclude(remark="").order_by()
-    return dict(marked.values_list("remark").annotate(Count("pk")))
+def count_remarks(watch_pk: int) -> dict[str, int]:
+    """Return remark → number of announced files that have it."""
+    remarked = Delivery.objects.filter(watch_id=watch_pk).exclude(remark="").order_by()
+    return dict(remarked.values_list("remark").annotate(Count("pk")))
 
 
-def tree_facts(watch_pk: int, plan: Plan) -> dict[str, Any]:
-    """Columns of the watch that tell of the planned tree."""
-    left_out = dict(plan.left_out) | remarked(watch_pk)
+def tree_fields(watch_pk: int, plan: Plan) -> dict[str, Any]:
+    """Return the columns of the watch that describe the planned tree."""
+    left_out = dict(plan.left_out) | count_remarks(watch_pk)
     return {"tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes, "left_out": left_out}
 
 
 def rows_at(watch_pk: int, paths: Sequence[str]) -> Iterator[Row]:
-    """The rows of these paths, which come in byte order and so do the rows."""
+    """Yield the rows of `paths`. Both are in byte order."""
     for start in range(0, len(paths), PAGE):
         part = paths[start : start + PAGE]
         yield from map(
@@ -88,15 +92,15 @@ def rows_at(watch_pk: int, paths: Sequence[str]) -> Iterator[Row]:
 
 
 def unsettled_paths(watch_pk: int, limit: int) -> list[str] | None:
-    """Paths in doubt and paths listed as failed; None when they are more than `limit`."""
-    doubtful = Delivery.objects.filter(watch_id=watch_pk, acknowledged=False).values_list("path", flat=True)
+    """Return the paths that are in doubt or listed as failed, or None if there are more than `limit`."""
+    in_doubt = Delivery.objects.filter(watch_id=watch_pk, acknowledged=False).values_list("path", flat=True)
     failed = DeliveryFailure.objects.filter(watch_id=watch_pk, kind=FailureKind.FAILED).values_list("path", flat=True)
-    paths = {*doubtful[: limit + 1], *failed[: limit + 1]}
+    paths = {*in_doubt[: limit + 1], *failed[: limit + 1]}
     return sorted(paths) if len(paths) <= limit else None
 
 
-def held(watch_pk: int) -> Iterator[tuple[str, str]]:
-    """(path, sha) of every file that the app acknowledged, in byte order of the paths."""
+def acknowledged_files(watch_pk: int) -> Iterator[tuple[str, str]]:
+    """Yield (path, sha) of every file the app acknowledged, in byte order of the paths."""
     return (
         Delivery.objects.filter(watch_id=watch_pk, acknowledged=True)
         .order_by("path")

@@ -1,15 +1,17 @@
-"""What of a tree is sent, and why the rest is not. Everything else is sent as the commit holds it.
+"""Decide which files of a tree are sent. All other content is sent exactly as committed.
 
-| cause | what | listed by path |
+| cause | not sent | listed by path |
 |---|---|---|
-| `ignored` | matched by `.docoraignore` or the watch's patterns | no, counted |
+| `ignored` | matched by `.docoraignore` or the watch's patterns | no, only counted |
 | `symlink`, `submodule`, `other` | not a regular file: a link may point anywhere, a submodule is another repository | yes |
-| `path_too_long`, `not_utf8` | more than 1,024 bytes; no UTF-8, which JSON cannot carry | yes |
-| `unsafe_path` | would lead a client astray that writes files where paths say, see `paths` | yes |
-| `too_large` | more than `MAX_FILE_BYTES` | yes |
-| `transform`, `collision` | dropped by `FILE_TRANSFORMS`; given a path that another file has | no, yes |
+| `path_too_long`, `not_utf8` | longer than 1,024 bytes; not UTF-8, so JSON cannot carry it | yes |
+| `unsafe_path` | dangerous for a client that writes files at the paths it receives, see `paths` | yes |
+| `too_large` | larger than `MAX_FILE_BYTES` | yes |
+| `transform` | dropped by `FILE_TRANSFORMS` | no, only counted |
+| `collision` | `FILE_TRANSFORMS` gave it a path that another file has | yes |
 
-A Git LFS pointer is sent, because the pointer is what the commit holds; its row is remarked and counted as `lfs_pointer`.
+Git LFS pointers are sent, because the pointer is what the commit contains. Their rows get the remark `lfs_pointer` and
+are counted under it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +22,9 @@ from repositories_app.mirror.mirror import Entry
 
 REGULAR = {"100644", "100755", "100664"}
 UNLISTED = {"ignored", "transform"}
-"""Causes that are counted only: what the owner or the administrator wants left out may be most of the tree."""
+"""Causes that are only counted: an owner or administrator may leave out most of a tree on purpose."""
 REMARKS = {"lfs_pointer"}
-"""Counted beside the causes, though such files are sent."""
+"""Counted alongside the causes, although these files are sent."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _LFS_POINTER_BYTES = 1024
@@ -43,7 +45,7 @@ def eligible(
     ignores: Callable[[Entry], bool] | None,
     skip: Callable[[Skipped], None],
 ) -> Iterator[Entry]:
-    """The entries that are sent; `skip` is told of the others."""
+    """Yield the entries that are sent and pass the others to `skip`."""
     for entry in entries:
         skipped = reason_to_skip(entry, max_file_bytes, ignores)
         if skipped:
@@ -53,36 +55,48 @@ def eligible(
 
 
 def reason_to_skip(entry: Entry, max_file_bytes: int, ignores: Callable[[Entry], bool] | None = None) -> Skipped | None:
-    """Why a tree entry is not sent, None for one that is."""
+    """Return why a tree entry is not sent, or None if it is sent."""
     if ignores and len(entry.path) <= MAX_PATH_BYTES and ignores(entry):
         return Skipped(entry.path, "ignored", "Ignored.")
     if entry.mode == "120000":
         return Skipped(entry.path, "symlink", "Symbolic links are not sent.")
     if entry.mode == "160000":
-        return Skipped(entry.path, "submodule", "Submodules are not sent; watch their repository instead.")
+        return Skipped(
+            entry.path, "submodule", "Submodules are not sent. Watch the submodule's own repository instead."
+        )
     if entry.mode not in REGULAR:
         return Skipped(entry.path, "other", f"Entries of mode {entry.mode} are not sent.")
     if entry.size > max_file_bytes:
-        return too_large(entry.path, entry.size, max_file_bytes)
+        return _too_large(entry.path, entry.size, max_file_bytes)
     return reason_by_path(entry.path)
 
 
 def reason_by_path(path: bytes) -> Skipped | None:
+    """Return why a file at this path is not sent, or None if the path is fine."""
     if len(path) > MAX_PATH_BYTES:
-        return Skipped(path, "path_too_long", f"Paths over {MAX_PATH_BYTES} bytes are not sent.")
+        return Skipped(path, "path_too_long", f"Paths longer than {MAX_PATH_BYTES} bytes are not sent.")
     if is_unsafe(path):
-        return Skipped(path, "unsafe_path", "The path leads out of the client's folder, or into its .git.")
+        return Skipped(path, "unsafe_path", "The path leads outside the client's folder or into its .git directory.")
     try:
         path.decode("utf-8")
     except UnicodeDecodeError:
-        return Skipped(path, "not_utf8", "The path is not UTF-8 and cannot be written in JSON.")
+        return Skipped(path, "not_utf8", "The path is not valid UTF-8, so JSON cannot carry it.")
     return None
 
 
-def too_large(path: bytes, size: int, max_file_bytes: int) -> Skipped:
-    return Skipped(path, "too_large", f"{size:,} bytes are more than MAX_FILE_BYTES ({max_file_bytes:,}).")
+def reason_after_transforms(source: bytes, path: str, size: int, max_file_bytes: int) -> Skipped | None:
+    """Return why the transformed file is not sent, as a reason about its source, or None if it is sent."""
+    result = path.encode("utf-8", "surrogatepass")
+    reason = reason_by_path(result)
+    if reason is None and size > max_file_bytes:
+        reason = _too_large(result, size, max_file_bytes)
+    return reason and Skipped(source, reason.cause, f"After its transforms: {reason.message}")
+
+
+def _too_large(path: bytes, size: int, max_file_bytes: int) -> Skipped:
+    return Skipped(path, "too_large", f"The file's {size:,} bytes exceed MAX_FILE_BYTES ({max_file_bytes:,}).")
 
 
 def remark_on(size: int, beginning: bytes) -> str:
-    """What is special about a content, for the `remark` of its row."""
+    """Return the `remark` for a file of `size` bytes that starts with `beginning`, or an empty string."""
     return "lfs_pointer" if size < _LFS_POINTER_BYTES and beginning.startswith(_LFS_POINTER) else ""

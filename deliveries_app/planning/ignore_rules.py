@@ -1,8 +1,8 @@
-"""What is ignored: the `.docoraignore` of the pinned commit, then the patterns that an administrator adds to the watch.
+"""Decide what is ignored, by the `.docoraignore` of the commit and by the patterns an administrator added to the watch.
 
-Both are one list, so that the watch's patterns can also take back what the file says (`!x`). As with git, the last
-pattern that matches decides, for each directory from the top and then for the file, and what lies in an ignored
-directory cannot be taken back.
+Both form one list, so the watch's patterns can also re-include what the file excludes (`!x`). As in git, the last
+matching pattern decides, for each directory from the top and then for the file. Files in an ignored directory cannot be
+re-included.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ FILE_NAME = ".docoraignore"
 MAX_FILE_BYTES = 65_536
 MAX_FILE_PATTERNS = 1000
 _LISTED = b"/" + FILE_NAME.encode()
-"""Under this path its bad lines are listed: no file has it, so that it never stands in the way of the file's own."""
+"""Invalid lines are listed under this path. No file can have it, so it never conflicts with the file's own entry."""
 
-_ALLOWED_SECONDS = 10.0  # of matching before anybody asks …
-_ALLOWED_PER_PATH = 0.0005  # … and for each path: a hundred times what fifty ordinary patterns take
+_ALLOWED_SECONDS = 10.0  # of matching in total, plus …
+_ALLOWED_SECONDS_PER_PATH = 0.0005  # … this much per path: 100 times what fifty ordinary patterns take
 _CACHED_DIRECTORIES = 10_000
 _OPTIONS = re2.Options()
-_OPTIONS.encoding = re2.Options.Encoding.LATIN1  # a byte is a character, as for git
+_OPTIONS.encoding = re2.Options.Encoding.LATIN1  # one byte is one character, as in git
 _OPTIONS.dot_nl = True
 _OPTIONS.never_capture = True
 _OPTIONS.log_errors = False
 
 
-class _Any:
-    """Whether a path matches any of some patterns, in one pass over its name and one over the whole path."""
+class _AnyPattern:
+    """Match a path against many patterns at once, with one pass over its name and one over the whole path."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self._name = _union([pattern.regex for pattern in patterns if pattern.by_name])
@@ -51,12 +51,13 @@ class _Any:
 
 
 class _LastMatch:
-    """What the last matching pattern of a list says. Patterns that say the same and stand together are one."""
+    """The verdict of the last matching pattern in a list. Adjacent patterns with the same verdict are combined."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
-        self._all = _Any(patterns)
+        self._all = _AnyPattern(patterns)
         self._groups = [
-            (includes, _Any(list(group))) for includes, group in groupby(patterns, lambda pattern: pattern.includes)
+            (includes, _AnyPattern(list(group)))
+            for includes, group in groupby(patterns, lambda pattern: pattern.includes)
         ][::-1]
 
     def ignores(self, path: bytes, name: bytes) -> bool:
@@ -67,16 +68,16 @@ class _LastMatch:
 
 @dataclass
 class IgnoreRules:
-    """Asked path by path. Memory is bounded, and so is time: `PlanRefused` once matching takes far more than it may.
+    """Match the paths of a tree one by one. Memory is bounded. Matching that takes far too long raises `PlanRefused`.
 
-    `problems`: lines of the file that are passed over, to be listed.
+    `problems` are the invalid lines of the file, to be listed.
     """
 
     patterns: Sequence[Pattern]
     problems: Sequence[Skipped] = ()
     _directories: dict[bytes, bool] = field(default_factory=dict)
-    _asked: int = 0
-    _spent: float = 0.0
+    _checked: int = 0
+    _seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._for_directories = _LastMatch(self.patterns)
@@ -84,24 +85,24 @@ class IgnoreRules:
 
     @property
     def check(self) -> Callable[[Entry], bool] | None:
-        """`ignores`, or None where nothing can be ignored and nobody need ask."""
+        """`ignores`, or None if there are no patterns."""
         return self.ignores if self.patterns else None
 
     def ignores(self, entry: Entry) -> bool:
-        """Whether the entry, or a directory above it, is ignored."""
+        """Return whether the entry, or a directory above it, is ignored."""
         started = time.monotonic()
-        self._asked += 1
-        left = _ALLOWED_SECONDS + _ALLOWED_PER_PATH * self._asked - self._spent
-        if left < 0:
+        self._checked += 1
+        remaining = _ALLOWED_SECONDS + _ALLOWED_SECONDS_PER_PATH * self._checked - self._seconds
+        if remaining < 0:
             raise _takes_too_long()
         parent, _, name = entry.path.rpartition(b"/")
         try:
-            if parent and self._is_directory_ignored(parent, started + left):
+            if parent and self._is_directory_ignored(parent, started + remaining):
                 return True
             rules = self._for_directories if entry.mode == "160000" else self._for_files
             return rules.ignores(entry.path, name)
         finally:
-            self._spent += time.monotonic() - started
+            self._seconds += time.monotonic() - started
 
     def _is_directory_ignored(self, path: bytes, until: float) -> bool:
         known = self._directories.get(path)
@@ -123,8 +124,8 @@ class IgnoreRules:
 
 def _takes_too_long() -> PlanRefused:
     return PlanRefused(
-        f"Matching the ignore patterns takes too long. Use fewer or simpler ones in {FILE_NAME} or in the watch's "
-        "patterns: each * in a pattern costs.",
+        f"Matching the ignore patterns takes too long. Use fewer or simpler patterns in {FILE_NAME} or in the watch's "
+        "patterns. Each * in a pattern costs time.",
         "rules",
     )
 
@@ -134,54 +135,62 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
 
 
 def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRules:
-    """What the commit and the watch ignore. Raises `PlanRefused` for a file that is no text or beyond the bounds: going
-    on without it would send what its owner wants hidden."""
+    """Return the ignore rules of a commit and a watch.
+
+    Raises `PlanRefused` if the file is not text or too large: without it, we would send what its owner wants hidden.
+    """
     entry = mirror.entry(commit, FILE_NAME.encode())
     if entry is None or entry.mode == DIRECTORY:
-        return rules_of(b"", patterns_of_watch)
+        return build_rules(b"", patterns_of_watch)
     if entry.mode in REGULAR:
-        return rules_of(_content_of(entry, mirror), patterns_of_watch)
+        return build_rules(_read_content(entry, mirror), patterns_of_watch)
     added, _ = compile_lines(patterns_of_watch.encode())
-    return IgnoreRules(added, _remark(" is a link or a submodule here, which is not read: it ignores nothing."))
+    return IgnoreRules(
+        added, _remark(" is a link or a submodule in this commit. It is not read, so it ignores nothing.")
+    )
 
 
-def rules_of(file: bytes, patterns_of_watch: str) -> IgnoreRules:
-    """What this `.docoraignore` and the watch ignore. Raises `PlanRefused`."""
+def build_rules(file: bytes, patterns_of_watch: str) -> IgnoreRules:
+    """Return the rules made of the content of `.docoraignore` and the watch's patterns. Raises `PlanRefused`."""
     patterns, problems = compile_lines(file)
     if len(patterns) > MAX_FILE_PATTERNS:
-        raise _refused(f"has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer")
+        raise _refused(f"has {len(patterns):,} patterns, more than {MAX_FILE_PATTERNS:,}. Use fewer patterns")
     added, _ = compile_lines(patterns_of_watch.encode())
-    return IgnoreRules([*patterns, *added], _remark(f": {words_for(problems)} It is passed over.") if problems else [])
+    return IgnoreRules(
+        [*patterns, *added], _remark(f": {describe_problems(problems)} Docora skips such lines.") if problems else []
+    )
 
 
-def _remark(words: str) -> list[Skipped]:
-    """A line about the file itself, in the list of what is left out."""
-    return [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{words}", 500))]
+def _remark(message: str) -> list[Skipped]:
+    """Return an entry about the file itself for the list of skipped files."""
+    return [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{message}", 500))]
 
 
-def content_of_file(mirror: Mirror, commit: str, *, timeout: float = LOCAL_TIMEOUT) -> bytes:
-    """Of the regular file in the root, as a link could point anywhere; empty for anything else. Raises `PlanRefused`."""
+def read_ignore_file(mirror: Mirror, commit: str, *, timeout: float = LOCAL_TIMEOUT) -> bytes:
+    """Return the content of `.docoraignore`, or nothing if it is not a regular file. Raises `PlanRefused`."""
     entry = mirror.entry(commit, FILE_NAME.encode(), timeout=timeout)
-    return _content_of(entry, mirror, timeout) if entry and entry.mode in REGULAR else b""
+    return _read_content(entry, mirror, timeout) if entry and entry.mode in REGULAR else b""
 
 
-def _content_of(entry: Entry, mirror: Mirror, timeout: float = LOCAL_TIMEOUT) -> bytes:
+def _read_content(entry: Entry, mirror: Mirror, timeout: float = LOCAL_TIMEOUT) -> bytes:
     if entry.size > MAX_FILE_BYTES:
         raise _refused(f"has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter")
     content = mirror.content(entry.blob, timeout=timeout)
-    if b"\0" in content:  # UTF-16, most likely: of each line the first letter would be left
-        raise _refused("is not text in UTF-8, it holds NUL bytes. Save it as UTF-8")
+    if b"\0" in content:  # probably UTF-16, where each line would be cut after its first letter
+        raise _refused("is not UTF-8 text: it contains NUL bytes. Save it as UTF-8")
     return content
 
 
-def _refused(words: str) -> PlanRefused:
-    return PlanRefused(f"{FILE_NAME} {words}; nothing is sent until then.", "rules")
+def _refused(message: str) -> PlanRefused:
+    return PlanRefused(f"{FILE_NAME} {message}. Nothing is sent until then.", "rules")
 
 
 @dataclass(frozen=True)
 class IgnoredBy:
-    """The line that decides: of `.docoraignore`, or, if not `in_file`, of the watch's patterns. `matched` is the path
-    that it matches, the file's own or that of a directory above it."""
+    """The line that ignores a file, in `.docoraignore` (`in_file`) or in the watch's patterns.
+
+    `matched` is the path it matches: the file's own or that of a directory above it.
+    """
 
     in_file: bool
     number: int
@@ -190,17 +199,17 @@ class IgnoredBy:
 
 
 def ignored_by(file: bytes, patterns_of_watch: str, entry: Entry) -> IgnoredBy | None:
-    """Which line ignores the entry, for the page that explains one file; syncs ask `IgnoreRules`, made for millions."""
+    """Return the line that ignores one entry. Syncs use the faster `IgnoreRules`, which cannot name the line."""
     lines = [*_numbered(file, in_file=True), *_numbered(patterns_of_watch.encode(), in_file=False)][::-1]
-    any_line = _Any([line.pattern for line in lines])
+    any_line = _AnyPattern([line.pattern for line in lines])
     parts = entry.path.split(b"/")
     for depth, name in enumerate(parts, start=1):
         path = b"/".join(parts[:depth])
         if not any_line.matches(path, name):
             continue
         is_file = depth == len(parts) and entry.mode != "160000"
-        asked = (line for line in lines if not (is_file and line.pattern.directories_only))
-        last = next((line for line in asked if line.matches(path, name)), None)
+        applicable = (line for line in lines if not (is_file and line.pattern.directories_only))
+        last = next((line for line in applicable if line.matches(path, name)), None)
         if last and not last.pattern.includes:
             return IgnoredBy(last.in_file, last.number, last.text, path)
     return None
@@ -214,8 +223,8 @@ class _Line:
     pattern: Pattern
 
     @cached_property
-    def _any(self) -> _Any:
-        return _Any([self.pattern])
+    def _any(self) -> _AnyPattern:
+        return _AnyPattern([self.pattern])
 
     def matches(self, path: bytes, name: bytes) -> bool:
         return self._any.matches(path, name)
@@ -228,7 +237,7 @@ def _numbered(text: bytes, *, in_file: bool) -> Iterator[_Line]:
 
 
 def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, str]]]:
-    """The patterns of a text, and (line number, line, what is wrong) of those that cannot match anything."""
+    """Return the valid patterns of a text, and (line number, line, problem) for the invalid ones."""
     patterns, problems = [], []
     for number, line in lines_of(text):
         try:
@@ -238,9 +247,9 @@ def compile_lines(text: bytes) -> tuple[list[Pattern], list[tuple[int, bytes, st
     return patterns, problems
 
 
-def words_for(problems: Sequence[tuple[int, bytes, str]]) -> str:
-    """The first few problems as sentences: `Line 3 ("[a") matches nothing, as its bracket is not closed.`"""
-    told = [f'Line {number} ("{clean_text(line, 40)}") {problem}.' for number, line, problem in problems[:5]]
-    if len(problems) > len(told):
-        told.append(f"{len(problems) - len(told):,} more lines are like that.")
-    return " ".join(told)
+def describe_problems(problems: Sequence[tuple[int, bytes, str]]) -> str:
+    """Return the first five problems as sentences: `Line 3 ("[a") matches nothing: its bracket is not closed.`"""
+    sentences = [f'Line {number} ("{clean_text(line, 40)}") {problem}.' for number, line, problem in problems[:5]]
+    if len(problems) > len(sentences):
+        sentences.append(f"{len(problems) - len(sentences):,} more lines are invalid.")
+    return " ".join(sentences)

@@ -1,4 +1,4 @@
-"""Which paths a client could be led astray by, if it wrote the files where they say; and which stand in each other's way."""
+"""Path checks: paths that are unsafe for a client to write, and paths that conflict with each other."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ MAX_PATH_BYTES = 1024
 _IGNORED_BY_MACOS = rb"(?:\xe2\x80[\x8c-\x8f\xaa-\xae]|\xe2\x81[\xaa-\xaf]|\xef\xbb\xbf)*"
 _DOT_GIT = _IGNORED_BY_MACOS.join([b"", rb"\.", rb"[gG]", rb"[iI]", rb"[tT]", b""])
 _UNSAFE = (
-    rb"(?:^|/)\.{0,2}(?:/|$)",  # no name at all, the directory itself, or the one above
-    rb"(?:^|[/\\])\.\. *(?:[/\\]|$)",  # the one above, as Windows reads it
-    rb"(?:^|[/\\])(?:" + _DOT_GIT + rb"|[gG][iI][tT]~1)[ .]*(?:[/\\:]|$)",  # .git, as Windows and macOS read it too
+    rb"(?:^|/)\.{0,2}(?:/|$)",  # an empty name, "." or ".."
+    rb"(?:^|[/\\])\.\. *(?:[/\\]|$)",  # "..", as Windows reads it
+    rb"(?:^|[/\\])(?:" + _DOT_GIT + rb"|[gG][iI][tT]~1)[ .]*(?:[/\\:]|$)",  # ".git", also as Windows and macOS read it
     rb"^(?:\\|[A-Za-z]:[/\\])",  # the root of a drive
     rb"\x00",
 )
@@ -22,12 +22,12 @@ _unsafe = re2.compile(b"|".join(_UNSAFE), _OPTIONS)
 
 
 def is_unsafe(path: bytes) -> bool:
-    """Whether a part of the path is empty, `.`, `..` or `.git`, also as Windows or macOS would read it."""
-    return _has_clues(path) and _unsafe.search(path) is not None
+    """Return whether a component of the path is empty, `.`, `..` or `.git`, also as Windows or macOS would read it."""
+    return _may_be_unsafe(path) and _unsafe.search(path) is not None
 
 
-def _has_clues(path: bytes) -> bool:
-    """False for almost every path, in a fraction of the expression's time: all paths of all trees come by here."""
+def _may_be_unsafe(path: bytes) -> bool:
+    """Rule out almost every path, much faster than the expression. Every path of every tree is checked."""
     return (
         b"/." in path
         or b"\\" in path
@@ -43,23 +43,26 @@ def _has_clues(path: bytes) -> bool:
 
 
 class PathSet:
-    """Asked whether a path is equal to, above or below one of those that were added."""
+    """A set of paths that also knows their ancestors and descendants."""
 
     def __init__(self) -> None:
         self._paths: set[str] = set()
-        self._above: set[str] = set()
+        self._ancestors: set[str] = set()
 
     def add(self, path: str) -> None:
         self._paths.add(path)
-        self._above.update(_ancestors(path))
+        self._ancestors.update(_ancestors_of(path))
 
     def touches(self, path: str) -> bool:
+        """Return whether `path` is equal to, above or below a path in the set."""
         if not self._paths:
             return False
-        return path in self._paths or path in self._above or any(part in self._paths for part in _ancestors(path))
+        return (
+            path in self._paths or path in self._ancestors or any(part in self._paths for part in _ancestors_of(path))
+        )
 
 
-def _ancestors(path: str) -> Iterator[str]:
+def _ancestors_of(path: str) -> Iterator[str]:
     """`a/b/c` → `a`, `a/b`."""
     position = path.find("/")
     while position != -1:

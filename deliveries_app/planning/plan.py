@@ -1,8 +1,8 @@
-"""What has to be sent: the files of a commit joined with what the app holds. Pure and streaming.
+"""Compute what to send: a merge join of a commit's files with the delivery rows. Pure and streaming.
 
-Both sides come in byte order of their paths (`git ls-tree -r` and the database agree on it, and so does Python's
-comparison of `str`), so the join needs one row of each in memory. The result is spooled to temporary files, one per
-phase, and each phase ends with what has failed before: files that always fail must not keep others from being tried.
+Both sides are sorted by the bytes of their paths (`git ls-tree -r`, the database and Python's `str` comparison agree),
+so the join keeps one item of each in memory. The result is spooled to temporary files, one per phase. Each phase ends
+with the files that failed before, so files that always fail do not block the others.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MAX_SKIPPED_LISTED = 1000
 
 
 class Row(NamedTuple):
-    """What the plan reads of a `Delivery`, in this order."""
+    """The columns of a `Delivery` that the plan reads, in query order."""
 
     path: str
     kind: str
@@ -42,13 +42,15 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One notification to send. `blob` is the source's; `size` is that of what is sent; `sha` is what the app holds, set
-    for deletes and where `compare` is.
+    """One notification to send.
 
-    `source_path` is set while transforms are in use; `failure` says that they failed, and nothing can be sent.
-    `sequence` is kept from the row when it is the same notification again, else None. `lenient`: a delete that the client
-    may rightly answer with "not here". `compare`: adopt the row if the content is what it says (after an import, or
-    where transforms are or were in use).
+    - `blob` is the blob of the source file, `size` the size of what is sent.
+    - `sha` is what the app has: set for deletes, and with `compare`.
+    - `sequence` is the row's number if this repeats the same notification, else None.
+    - `lenient`: a delete that the client may answer with 404 or 410.
+    - `compare`: if the content matches the row's `sha`, adopt the row instead of sending (after an import, or if
+      transforms are or were active).
+    - `source_path` is set while transforms are active. `failure` says that they failed, so nothing can be sent.
     """
 
     kind: str
@@ -68,23 +70,25 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Made(Entry):
-    """A file as transforms made it: `path` and `size` are of what is sent, `mode` and `blob` the source's."""
+class TransformedEntry(Entry):
+    """A file after its transforms: `path` and `size` describe what is sent, `mode` and `blob` the source."""
 
     source_path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Held(Entry):
-    """A path whose row stays as it is if it came from `source_path`: what that would be now cannot be told."""
+class RetainedEntry(Entry):
+    """A path whose source cannot be transformed. Its row stays unchanged if it was made from `source_path`."""
 
     source_path: str
 
 
 @dataclass(frozen=True)
 class DeliveryRules:
-    """What decides whether a row counts: the run's generation, the watch's floor, and the rules outside the tree: the
-    limit, the watch's ignore `patterns`, the `transforms`."""
+    """What decides whether a row counts: the run's generation, the watch's floor, and all rules outside the tree.
+
+    These rules are the size limit, the watch's ignore `patterns` and the `transforms`.
+    """
 
     generation: int
     floor: int
@@ -93,18 +97,21 @@ class DeliveryRules:
     transforms: Transforms = transforms.NONE
 
     def source_key(self, blob: str, source_path: str = "") -> str:
-        """What the content is made from; the same key means the same content. A transform may look at the path too."""
+        """Return a key for what the content is made from. The same key means the same content.
+
+        With transforms it includes the path, because a transform may depend on it.
+        """
         if not self.transforms:
             return blob
-        made_by = hashlib.sha256(f"{self.transforms.fingerprint}|{source_path}".encode()).hexdigest()
-        return f"{blob}:{made_by[:32]}"
+        digest = hashlib.sha256(f"{self.transforms.fingerprint}|{source_path}".encode()).hexdigest()
+        return f"{blob}:{digest[:32]}"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of everything but the tree that decides what is sent: with another one, only a full plan is right."""
+        """A hash of everything except the tree that decides what is sent. If it changes, a full plan is needed."""
         patterns = hashlib.sha256(self.patterns.encode()).hexdigest()
-        facts = f"2|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
-        return hashlib.sha256(facts.encode()).hexdigest()
+        text = f"2|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Spool:
@@ -129,10 +136,11 @@ class Spool:
 
 @dataclass
 class Plan:
-    """The changes of each phase, fresh ones first, and the numbers of the tree that they lead to.
+    """The changes of each phase, new ones first, and the totals of the resulting tree.
 
-    `left_out`: cause → files of that tree that are not sent. `skipped`: what is to be listed of them, and remarks. `kept`:
-    paths that the app holds on to while their transforms fail.
+    - `left_out`: cause → number of files in the tree that are not sent.
+    - `skipped`: the ones to list, at most `MAX_SKIPPED_LISTED`, and remarks.
+    - `retained`: paths that the app keeps while their transforms fail.
     """
 
     files: int = 0
@@ -141,7 +149,7 @@ class Plan:
     tree_bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
+    retained: list[str] = field(default_factory=list)
     _spools: dict[tuple[str, bool], Spool] = field(
         default_factory=lambda: {(kind, tried): Spool() for kind in PHASES for tried in (False, True)}
     )
@@ -174,24 +182,24 @@ def make_plan(
     delivery_rules: DeliveryRules,
     ignores: Callable[[Entry], bool] | None = None,
 ) -> Plan:
-    """The whole plan: every tree entry and every row, both in byte order of their paths."""
+    """Return the plan for these tree entries and rows, both in byte order of their paths."""
     plan = Plan()
     fill(plan, eligible(entries, delivery_rules.max_file_bytes, ignores, plan.skip), rows, delivery_rules)
     return plan
 
 
 def fill(plan: Plan, entries: Iterable[Entry], rows: Iterable[Row], delivery_rules: DeliveryRules) -> None:
-    """Plan for these files, all of which are to be sent, and every row, both in byte order of their paths."""
+    """Add the changes for these eligible files and rows, both in byte order of their paths."""
     files = size = 0
     for path, entry, row in _join(entries, rows):
-        if entry is not None and type(entry) is not Held:
+        if entry is not None and type(entry) is not RetainedEntry:
             files += 1
             size += entry.size
         change = decide(path, entry, row, delivery_rules)
         if change is not None:
             plan.add(change)
-        elif row is not None and type(entry) is Held:
-            plan.kept.append(path)
+        elif row is not None and type(entry) is RetainedEntry:
+            plan.retained.append(path)
     plan.tree_files += files
     plan.tree_bytes += size
 
@@ -215,33 +223,33 @@ def _join(entries: Iterable[Entry], rows: Iterable[Row]) -> Iterator[tuple[str, 
 
 
 def decide(path: str, entry: Entry | None, row: Row | None, delivery_rules: DeliveryRules) -> Change | None:
-    """The rules of `engine.md` §2 for one path; None when there is nothing to send."""
+    """Apply the rules of `engine.md` §2 to one path. Return None if there is nothing to send."""
     if entry is None:
         return _delete(row, delivery_rules) if row else None
-    if isinstance(entry, Held):
-        return None if row is None or _is_held(row, entry) else _delete(row, delivery_rules)
+    if isinstance(entry, RetainedEntry):
+        return None if row is None or _is_retained(row, entry) else _delete(row, delivery_rules)
     if row is None:
         return _write(Kind.CREATE, path, entry, None, None)
     key = delivery_rules.source_key(entry.blob, _source_path(entry)) if delivery_rules.transforms else entry.blob
     if not row.acknowledged:
-        # Announced by this very generation: the same notification again. Anything else: what the client holds is open.
+        # Repeat the notification if this generation announced it. Otherwise we do not know what the client has.
         same = row.generation == delivery_rules.generation and row.source_key == key and row.kind != Kind.DELETE
         return _write(row.kind if same else Kind.CREATE, path, entry, row, row.sequence if same else None)
     if row.generation < delivery_rules.floor:
         return _write(Kind.CREATE, path, entry, row, None)
     if row.source_key == key:
         return None
-    # Another key need not mean another content, where it is unknown or says more than the blob.
+    # A different key may mean the same content if the old key is unknown or depends on more than the blob.
     compare = row.source_key is None or ":" in row.source_key or bool(delivery_rules.transforms)
     return _write(Kind.UPDATE, path, entry, row, None, compare=compare)
 
 
 def _source_path(entry: Entry) -> str:
-    return entry.source_path if isinstance(entry, Made) else ""
+    return entry.source_path if isinstance(entry, TransformedEntry) else ""
 
 
-def _is_held(row: Row, held: Held) -> bool:
-    return row.kind != Kind.DELETE and (row.source_path or row.path) == held.source_path
+def _is_retained(row: Row, entry: RetainedEntry) -> bool:
+    return row.kind != Kind.DELETE and (row.source_path or row.path) == entry.source_path
 
 
 def _write(
@@ -277,7 +285,7 @@ def _delete(row: Row, delivery_rules: DeliveryRules) -> Change:
 
 
 class PlanRefused(Exception):
-    """What to send cannot be decided before a person changes something; the message says what, `cause` in a word."""
+    """The plan cannot be made until someone changes something. The message says what; `cause` is a keyword."""
 
     def __init__(self, message: str, cause: str) -> None:
         super().__init__(message)

@@ -1,8 +1,7 @@
-"""From a commit to the plan that leads there: a fast one from what has changed, or a full one from the whole tree.
+"""Plan the way to a commit: a fast plan from what changed, or a full plan from the whole tree.
 
-A plan is fast only while nothing but the tree can have changed what is sent: the fingerprint of the `Terms` is that of the
-base, `.docoraignore` is not among the changed paths, and no transforms are in use (a file that they drop has no row that
-would speak of it).
+The fast plan requires that only the tree has changed since the base: the fingerprint of the `DeliveryRules` is the
+same, `.docoraignore` is not among the changed paths, and no transforms are active (a file they drop has no row).
 """
 
 from collections import Counter
@@ -14,7 +13,7 @@ from deliveries_app.planning import delivery_rows
 from deliveries_app.planning.eligibility import REMARKS, eligible
 from deliveries_app.planning.ignore_rules import FILE_NAME, IgnoreRules, read_rules
 from deliveries_app.planning.plan import DeliveryRules, Plan, PlanRefused, fill, make_plan
-from deliveries_app.planning.transformed_tree import Transforming
+from deliveries_app.planning.transformed_tree import TransformedTree
 from repositories_app import services as repositories
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
@@ -26,15 +25,15 @@ _TICK_EVERY = 200  # tree entries, or rows
 
 @dataclass
 class Planned:
-    """A plan, the commit that it leads to, and what a fast plan looked at (None: at everything)."""
+    """A plan, its target commit, and the `paths` that a fast plan covers (None: all paths)."""
 
     plan: Plan
     head: Head
-    among: list[bytes] | None
+    paths: list[bytes] | None
 
 
 def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick) -> Planned:
-    """What has to be sent so that the app holds what it should of `head`; also keeps that tree's numbers as a snapshot.
+    """Return what to send to bring the app to `head`, and record the tree's totals as a snapshot.
 
     Raises `PlanRefused`.
     """
@@ -56,31 +55,29 @@ def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mir
 def full_plan(
     head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick
 ) -> Planned:
-    """The whole tree joined with every row."""
+    """Join the whole tree with every row."""
     rules = read_rules(mirror, head.commit, delivery_rules.patterns)
     plan = Plan()
     tree = _ticking(mirror.tree(head.commit), tick)
-    held = _ticking(
-        delivery_rows.all_rows(watch.pk), tick
-    )  # transforms have read the whole tree before the first of them
+    rows = _ticking(delivery_rows.all_rows(watch.pk), tick)
     entries = eligible(tree, delivery_rules.max_file_bytes, rules.check, plan.skip)
     if delivery_rules.transforms:
-        with mirror.blobs() as reader, Transforming(plan, delivery_rules, reader, tick) as transforming:
-            fill(plan, transforming.files(entries, delivery_rows.by_source(watch.pk)), held, delivery_rules)
+        with mirror.blobs() as reader, TransformedTree(plan, delivery_rules, reader, tick) as transformed:
+            fill(plan, transformed.files(entries, delivery_rows.rows_by_source(watch.pk)), rows, delivery_rules)
     else:
-        fill(plan, entries, held, delivery_rules)
+        fill(plan, entries, rows, delivery_rules)
     plan.skipped.extend(rules.problems)
     return Planned(plan, head, None)
 
 
 def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror) -> Planned | None:
-    """Only what differs from the base commit, what is in doubt and what failed; None when that is not known."""
+    """Plan only what differs from the base commit, is in doubt or failed. Return None if that is not known."""
     base = watch.base_commit
     if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
         return None
     try:
         changed = [] if base == head.commit else mirror.changed_paths(base, head.commit)
-    except GitError:  # the base is not here, or not whole: the full plan does without it
+    except GitError:  # the base commit is missing or incomplete; the full plan does not need it
         return None
     unsettled = delivery_rows.unsettled_paths(watch.pk, MAX_DIFF_PATHS)
     if changed is None or unsettled is None or FILE_NAME.encode() in changed:
@@ -91,14 +88,17 @@ def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, 
     plan = make_plan(
         mirror.tree(head.commit, paths), delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check
     )
-    _add_the_rest(plan, watch, mirror.tree(base, paths), delivery_rules, rules)
+    _complete_totals(plan, watch, mirror.tree(base, paths), delivery_rules, rules)
     return Planned(plan, head, paths)
 
 
-def _add_the_rest(
+def _complete_totals(
     plan: Plan, watch: AppRepository, before: Iterator[Entry], delivery_rules: DeliveryRules, rules: IgnoreRules
 ) -> None:
-    """Make the plan's numbers those of the whole tree: the watch's, less what the same paths counted `before`."""
+    """Turn the plan's totals into those of the whole tree.
+
+    These are the watch's totals without the planned paths' share in the base tree (`before`), plus the plan's own.
+    """
     left_out = Counter({cause: count for cause, count in watch.left_out.items() if cause not in REMARKS})
     counted = list(
         eligible(before, delivery_rules.max_file_bytes, rules.check, lambda skipped: left_out.subtract([skipped.cause]))

@@ -1,5 +1,7 @@
-"""Changing files on their way to the apps: `FILE_TRANSFORMS` names callables that may give a file another path or another
-content, or drop it. They run in the order of the list, and what the last one gives back is what is sent.
+"""Change files on their way to the apps.
+
+`FILE_TRANSFORMS` lists callables that may give a file another path or other content, or drop it. They run in list
+order, and the result of the last one is sent.
 
     class StripComments:
         name = "strip-comments"
@@ -7,9 +9,9 @@ content, or drop it. They run in the order of the list, and what the last one gi
 
         def __call__(self, file: SourceFile) -> SourceFile | None: ...
 
-A transform must be deterministic, and quick: it is asked when a sync is planned and again when the file is sent, and
-its worker holds the repository meanwhile. Raise its version whenever it may give another answer for the same file: then
-every file is looked at again, and those that come out different are sent.
+A transform must be deterministic and fast: it runs when a sync is planned and again when the file is sent, and the
+worker holds the repository meanwhile. Raise its version whenever its result may differ for the same file. Every file
+is then transformed again, and the files that changed are sent.
 """
 
 import hashlib
@@ -28,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file: its path from the repository's root with `/` between, and its whole content."""
+    """A file: its path from the repository's root, separated by `/`, and its whole content."""
 
     path: str
     content: bytes
 
 
 class TransformFailed(Exception):
-    """What a transform did to one file, in words that hold nothing of the file."""
+    """A transform failed on one file. The message contains nothing of the file."""
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """The list in use. `problem` says in words why it cannot be used."""
+    """The active transforms. `problem` says why they cannot be used; it is empty if they can."""
 
     steps: tuple[Callable[[SourceFile], SourceFile | None], ...] = ()
     problem: str = ""
@@ -50,24 +52,26 @@ class Transforms:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the names and versions in their order; empty without transforms."""
-        facts = [f"{name_of(step)}\0{version_of(step)}" for step in self.steps] or [self.problem]
-        return hashlib.sha256("\1".join(facts).encode()).hexdigest() if self else ""
+        """A hash of the names and versions in order. Empty without transforms."""
+        parts = [f"{name_of(step)}\0{version_of(step)}" for step in self.steps] or [self.problem]
+        return hashlib.sha256("\1".join(parts).encode()).hexdigest() if self else ""
 
     def apply(self, file: SourceFile) -> SourceFile | None:
-        """What is sent instead of the file, None for nothing. Raises `TransformFailed`."""
+        """Return the file to send instead, or None if it is dropped. Raises `TransformFailed`."""
         source = file.path
         for step in self.steps:
             try:
-                made = step(file)
-            except (Exception, SystemExit) as error:  # a library that gives up must not take the run with it
+                result = step(file)
+            except (Exception, SystemExit) as error:  # a library that calls sys.exit() must not end the sync
                 logger.exception("transform_failed", extra={"transform": name_of(step), "path": source})
                 raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}") from error
-            if made is None:
+            if result is None:
                 return None
-            if not (isinstance(made, SourceFile) and isinstance(made.path, str) and isinstance(made.content, bytes)):
-                raise TransformFailed(f"Transform {name_of(step)} gave back something other than a file.")
-            file = made
+            if not (
+                isinstance(result, SourceFile) and isinstance(result.path, str) and isinstance(result.content, bytes)
+            ):
+                raise TransformFailed(f"Transform {name_of(step)} did not return a SourceFile or None.")
+            file = result
         return file
 
 
@@ -83,34 +87,34 @@ def version_of(step: Any) -> str:
 
 
 def active() -> Transforms:
-    """Those that the settings name; never raises, see `Transforms.problem`."""
+    """Return the transforms that the settings name. Never raises; see `Transforms.problem`."""
     return _load(tuple(settings.FILE_TRANSFORMS))
 
 
 @lru_cache(maxsize=8)
 def _load(dotted_paths: Sequence[str]) -> Transforms:
     steps = []
-    for dotted in dotted_paths:
+    for dotted_path in dotted_paths:
         try:
-            found = import_string(dotted)
-            step = found() if isinstance(found, type) else found
+            imported = import_string(dotted_path)
+            step = imported() if isinstance(imported, type) else imported
         except Exception as error:
-            return Transforms(problem=f"FILE_TRANSFORMS names {dotted!r}, which cannot be imported: {error}")
-        problem = _what_is_wrong(step)
+            return Transforms(problem=f"FILE_TRANSFORMS names {dotted_path!r}, which cannot be imported: {error}")
+        problem = _find_problem(step)
         if problem:
-            return Transforms(problem=f"FILE_TRANSFORMS names {dotted!r}, which {problem}.")
+            return Transforms(problem=f"FILE_TRANSFORMS names {dotted_path!r}, which {problem}.")
         steps.append(step)
     return Transforms(tuple(steps))
 
 
-def _what_is_wrong(step: Any) -> str:
+def _find_problem(step: Any) -> str:
     if not callable(step):
-        return "cannot be called"
+        return "is not callable"
     name, version = getattr(step, "name", None), getattr(step, "version", None)
     if not isinstance(name, str) or not name or len(name) > 100 or not name.isprintable():
         return "has no attribute `name` of 1 to 100 printable characters"
     if isinstance(version, bool) or not isinstance(version, str | int) or version == "":
-        return "has no attribute `version` that is a string or a whole number"
+        return "has no attribute `version` that is a string or an integer"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What the progress fragments show, for the pages that hold them and for the polls that refresh them."""
+"""Template context for the progress fragments, on first render and when polled."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -34,12 +34,12 @@ def of_watch(watch: AppRepository) -> dict[str, Any]:
 
 
 def shown_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
-    """The contexts of those that `shown` finds."""
+    """Return the contexts of the operations from `shown`."""
     return [of_operation(operation) for operation in shown(request.user, queryset)]
 
 
 def shown(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
-    """Operations that run, and finished ones until they are dismissed, the newest first, for whoever may follow them."""
+    """Return running operations and finished ones not yet dismissed, newest first, if the user can view operations."""
     if not can_view_operations(user):
         return []
     newest = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).order_by("-created_at", "-pk")
@@ -47,13 +47,13 @@ def shown(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperati
 
 
 def touching(app: App) -> QuerySet[BulkOperation]:
-    """Operations that were asked for this app, or for several of which it is one."""
+    """Return operations requested for this app, or for several apps including it."""
     its_runs = SyncRun.objects.filter(operation=OuterRef("pk"), watch__app=app)
     return BulkOperation.objects.filter(Q(app=app) | Q(app=None) & Exists(its_runs))
 
 
 def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
-    """The progress of the newest open run of each watch that has one, by the watch's primary key."""
+    """Return the progress of each watch's newest open run, by watch primary key."""
     runs = SyncRun.objects.filter(watch__in=list(watches), outcome="").order_by("generation", "pk")
     newest = {run.watch_id: run for run in runs if run.watch_id is not None}
     found = live.of_runs(newest.values())
@@ -61,7 +61,7 @@ def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
 
 
 def live_ids(watches: Iterable[AppRepository]) -> str:
-    """The ids that a list's poller asks for: rows where something is going on."""
+    """Return the comma-separated ids of active watches, which the list polls."""
     return joined(watch.pk for watch in watches if watch.is_active)
 
 
@@ -70,7 +70,7 @@ def joined(pks: Iterable[int]) -> str:
 
 
 def summary(operation: BulkOperation, progress: Progress) -> str:
-    """What came of a finished operation, in a sentence or three."""
+    """Summarize a finished operation in up to three sentences."""
     if operation.cancelled_at is not None:
         return _after_cancel(operation, progress)
     counts = [f"{progress.succeeded:,} synced"]
@@ -105,7 +105,7 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
 
 
 def _of_run(operation: BulkOperation, run: SyncRun) -> str:
-    """The repository; with its app where an operation touches several."""
+    """Name the repository, with its app if the operation spans several."""
     return run.repository_name if operation.app_id else f"{run.repository_name} → {run.app_name}"
 
 

@@ -1,4 +1,4 @@
-"""The numbers behind the progress bars: live from the Redis counters, from the rows where Redis lost them."""
+"""The numbers behind progress bars: live from Redis counters, or from the rows if Redis lost them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _ENDINGS = ("completed", *_COUNTED_AS)
 
 @dataclass(frozen=True)
 class Progress:
-    """What a bar shows. `percent` is whole and is 100 only when everything is done and acknowledged."""
+    """The state of a progress bar. `percent` is an integer, and 100 only once everything is acknowledged."""
 
     files_total: int
     files_done: int
@@ -53,12 +53,12 @@ class Progress:
 
     @property
     def tens(self) -> int:
-        """The percentage in steps of ten: spoken text changes at these only."""
+        """The percentage in steps of ten, so screen readers announce only those."""
         return self.percent // 10 * 10
 
     @property
     def seconds(self) -> float:
-        """Since the first file could be sent."""
+        """Seconds since sending could start."""
         return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0
 
     @property
@@ -87,7 +87,7 @@ def seed_run(run: SyncRun) -> None:
 
 
 def of_runs(runs: Iterable[SyncRun]) -> dict[int, Progress]:
-    """The progress for each run, by primary key."""
+    """Return the progress of each run, by primary key."""
     runs = list(runs)
     live = dict(zip(runs, live_counters.read([run.run_id for run in runs]), strict=True))
     return {run.pk: _run_progress(run, live[run]) for run in runs}
@@ -107,7 +107,7 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
 
 
 def of_operation(operation: BulkOperation) -> Progress:
-    """Return the tally of a bulk operation: from its counters while it is open, else from the rows.
+    """Return the progress of a bulk operation: from its counters while it is open, else from the rows.
 
     This never sets the counters. The operation may have ended since the caller read its row, and counters that are
     set after the end stay behind.
@@ -133,20 +133,19 @@ def _live_counts(operation: BulkOperation) -> dict[str, int] | None:
 
 
 def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
-    """Let the operation's counters say what the row of this run of it says now; call it after the commit.
+    """Update the operation's counters from this run's row. Call after the commit.
 
-    A run that was taken over by a later request has ended, although its worker may still send files: what it counts for
-    in its operation stays as it was at its end.
+    A superseded run has ended even if its worker still sends files: its share of the operation no longer changes.
     """
     part = _part(run)
     if not live_counters.put(operation.operation_id, str(run.pk), part):
         seed_operation(operation)
-        # Another worker may have seeded them from rows that it read before this run was committed.
+        # Another worker may have seeded them from rows read before this run was committed.
         live_counters.put(operation.operation_id, str(run.pk), part)
 
 
 def _part(run: SyncRun) -> dict[str, int]:
-    """What a run adds to its operation's numbers."""
+    """Return a run's share of its operation's numbers."""
     ending = next((name for name, outcomes in _COUNTED_AS.items() if run.outcome in outcomes), None)
     return {
         **run_counts(run),
@@ -156,10 +155,10 @@ def _part(run: SyncRun) -> dict[str, int]:
 
 
 def seed_operation(operation: BulkOperation) -> None:
-    """Set an open operation's counters from the rows if Redis has none. For those who write the rows.
+    """Set an open operation's counters from the rows if Redis has none. Call only where the rows are written.
 
-    The operation may end meanwhile. Its counters are removed after the commit of its end: either these were set before
-    that, or the end is visible here afterwards.
+    The operation may end at the same time. Its counters are removed after that commit: either they were set before it,
+    or the end is visible here afterwards.
     """
     parts = {str(run.pk): _part(run) for run in operation.runs.only("outcome", "started_at", *_COUNTS)}
     counts = {name: sum(part[name] for part in parts.values()) for name in (*_COUNTS, *_ENDINGS)}
@@ -184,7 +183,7 @@ def _counted(operation: BulkOperation) -> dict[str, int]:
 
 
 def _clamped(counts: dict[str, int]) -> dict[str, int]:
-    """What is shown never passes its total, whatever a counter that was flushed in the middle says."""
+    """Clamp counts to their totals: a counter flushed mid-run may be wrong."""
     total_files, total_bytes = max(0, counts["files_total"]), max(0, counts["bytes_total"])
     return {
         "files_total": total_files,

@@ -1,7 +1,7 @@
 """The life of a `SyncRun`: opened by a request or a change, counted while files go out, ended with an outcome.
 
-A finish at generation G ends every open run of the watch up to G; a run whose re-sync was taken over by a later one
-ends as superseded (`engine.md` §10).
+A finish at generation G ends every open run of the watch up to G; a run replaced by a later re-sync
+is marked superseded (`engine.md` §10).
 """
 
 import logging
@@ -25,7 +25,7 @@ LOGGED_ONE_BY_ONE = 100
 
 
 class Left(NamedTuple):
-    """What a run has still to send."""
+    """What a run still has to send."""
 
     files: int
     size: int
@@ -40,8 +40,10 @@ def open_run(
     operation: BulkOperation | None = None,
     left: Left | None = None,
 ) -> SyncRun:
-    """A new open run at the watch's generation (the caller has just raised or read it). Totals start as estimates: what
-    is `left` where that is known, else the files that failed last, or the whole tree."""
+    """Return a new unsaved run at the watch's generation, which the caller has just read or raised.
+
+    Totals start as estimates: `left` if given, otherwise the files that failed last, or the whole tree.
+    """
     if left is None:
         left = Left(watch.files_failing, 0) if reason == Reason.RETRY else Left(watch.tree_files, watch.tree_bytes)
     return SyncRun(
@@ -58,28 +60,30 @@ def open_run(
     )
 
 
-def facts_of(run: SyncRun) -> dict[str, str]:
-    """What the log says of a run where it is asked for and where it starts, beside its id."""
+def log_fields(run: SyncRun) -> dict[str, str]:
+    """Return the log fields of a run when it is requested and when it starts."""
     return {"reason": str(run.reason)} | ({"operation_id": run.operation.operation_id} if run.operation else {})
 
 
 def log_requested(runs: Sequence[SyncRun]) -> None:
-    """Log, once it is committed, who asked for these runs: of one with its id, of several with that of their operation,
-    which each of them says again when it starts."""
+    """Log on commit who requested these runs: one run by its id, several by their operation's id.
+
+    Each run logs the operation's id again when it starts.
+    """
     first = runs[0]
     which = {"runs": len(runs)} if first.operation else {"run_id": first.run_id, "watch": first.watch_id}
-    facts = {**facts_of(first), "requested_by": first.requested_by, **which}
-    transaction.on_commit(lambda: logger.info("sync_requested", extra=facts), robust=True)
+    fields = {**log_fields(first), "requested_by": first.requested_by, **which}
+    transaction.on_commit(lambda: logger.info("sync_requested", extra=fields), robust=True)
 
 
 def open_runs(watch_pk: int, generation: int) -> list[SyncRun]:
-    """Open runs up to a generation, the newest first."""
+    """Return open runs up to a generation, newest first."""
     query = SyncRun.objects.filter(watch_id=watch_pk, outcome="", generation__lte=generation)
     return list(query.select_related("operation").order_by("-generation", "-pk"))
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:
-    """At each plan: the total is what is recorded already plus what is planned now. Inside the plan's transaction."""
+    """Set the totals at each plan: already recorded plus now planned. Call inside the plan's transaction."""
     run.files_total, run.bytes_total = run.files_done + files, run.bytes_done + size
     run.files_failed, run.files_skipped, run.commit_sha = 0, sum(left_out.values()), commit
     run.left_out = dict(left_out)
@@ -94,20 +98,20 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
 
 
 def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
-    """At the end, when the remarks on what was sent are known too; inside the transaction that ends it."""
+    """Set the final left-out counts. Call inside the transaction that ends the run."""
     run.left_out = dict(left_out)
     SyncRun.objects.filter(pk=run.pk).update(left_out=run.left_out)
 
 
 def seed(run: SyncRun) -> None:
-    """Set the live counters from the rows; call it after the commit."""
+    """Set the live counters from the rows. Call after the commit."""
     live.seed_run(run)
     if run.operation:
         live.show_in_operation(run, run.operation)
 
 
 def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
-    """Add a recorded batch to the row; call it inside the batch's transaction."""
+    """Add a recorded batch to the row. Call inside the batch's transaction."""
     bulk_sql.count(run.pk, files_done=files_done, bytes_done=bytes_done, files_failed=files_failed)
     run.files_done += files_done
     run.bytes_done += bytes_done
@@ -115,7 +119,7 @@ def count(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) 
 
 
 def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -> None:
-    """Advance the live counters; call it after the batch's commit."""
+    """Advance the live counters. Call after the batch's commit."""
     deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     if not live_counters.advance(run.run_id, **deltas):
         live.seed_run(run)
@@ -124,7 +128,7 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 
 
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
-    """End every open run of the watch up to `generation`, and the operations that have none left."""
+    """End every open run of the watch up to `generation`, and the operations without open runs left."""
     runs = open_runs(watch_pk, generation)
     takeover = (
         SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC)
@@ -136,24 +140,26 @@ def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") 
         superseded = index > 0 and takeover is not None and takeover.generation > run.generation
         _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
     close_operations({run.operation_id for run in runs if run.operation_id})
-    transaction.on_commit(partial(_tell_ended, runs), robust=True)
+    transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
-def cancel_runs(runs: Sequence[SyncRun], words: str = "") -> None:
-    """End these runs as cancelled; their operations are closed by the caller."""
+def cancel_runs(runs: Sequence[SyncRun], error: str = "") -> None:
+    """End these runs as cancelled. The caller closes their operations."""
     for run in runs:
-        _end(run, Outcome.CANCELLED, words)
-    transaction.on_commit(partial(_tell_ended, runs), robust=True)
+        _end(run, Outcome.CANCELLED, error)
+    transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
 def supersede(watch_pks: Sequence[int]) -> dict[int, Left]:
-    """A request takes over what is open about these watches; inside its transaction, before it opens its own runs. What
-    the newest of them had still to send, by watch."""
+    """Supersede the open runs of these watches. Return what the newest still had to send, by watch.
+
+    Call inside the new request's transaction, before it opens its own runs.
+    """
     taken = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
     for run in taken:
         _end(run, Outcome.SUPERSEDED, "")
     close_operations({run.operation_id for run in taken if run.operation_id})
-    transaction.on_commit(partial(_tell_ended, taken), robust=True)
+    transaction.on_commit(partial(_log_and_show_ended, taken), robust=True)
     return {run.watch_id: _left_of(run) for run in taken if run.watch_id}
 
 
@@ -164,14 +170,14 @@ def _left_of(run: SyncRun) -> Left:
 def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
     run.outcome, run.ended_at, run.error = outcome, timezone.now(), error
     ending = {"outcome": outcome, "ended_at": run.ended_at, "error": error}
-    if outcome == Outcome.SUCCEEDED and run.started_at is None:  # what its estimate spoke of was sent by another run
+    if outcome == Outcome.SUCCEEDED and run.started_at is None:  # another run sent the estimated files
         run.files_total, run.bytes_total = run.files_done, run.bytes_done
         ending |= {"files_total": F("files_done"), "bytes_total": F("bytes_done")}
     SyncRun.objects.filter(pk=run.pk, outcome="").update(**ending)
 
 
-def _tell_ended(runs: Sequence[SyncRun]) -> None:
-    """In the log, in the counters, and in the operations that go on without them."""
+def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
+    """Log ended runs, count them, and update operations still open."""
     if len(runs) <= LOGGED_ONE_BY_ONE:
         for run in runs:
             logger.info("run_ended", extra={"run_id": run.run_id, "watch": run.watch_id, "outcome": str(run.outcome)})
@@ -186,11 +192,11 @@ def _tell_ended(runs: Sequence[SyncRun]) -> None:
 
 
 def close_operations(operation_pks: Iterable[int]) -> None:
-    """Close those of the operations whose runs have all ended.
+    """Close the operations whose runs have all ended.
 
-    The operation's row is locked first: of two workers that end its last two runs at the same moment, neither sees the
-    other's before it is committed, and both would leave it open. The counters are removed after the commit: until then
-    every reader must find them, for the rows that it would count in their place are still the old ones.
+    Lock the operation's row first: two workers ending its last two runs at once cannot see each other's uncommitted
+    end, and both would leave it open. Remove the counters only after the commit: until then, readers without them would
+    count outdated rows.
     """
     with transaction.atomic():
         rows = BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None)
@@ -202,6 +208,6 @@ def close_operations(operation_pks: Iterable[int]) -> None:
 
 
 def close_abandoned_operations() -> None:
-    """Operations without open runs, whatever became of the worker that should have closed them."""
+    """Close operations without open runs whose worker died before closing them."""
     abandoned = BulkOperation.objects.filter(ended_at=None).exclude(runs__outcome="")
     close_operations(abandoned.values_list("pk", flat=True)[:100])

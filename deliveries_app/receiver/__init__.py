@@ -1,12 +1,13 @@
-"""The reference client: what an app does with the notifications that Docora sends it.
+"""The reference client: receive Docora's notifications and keep a copy of every repository.
 
-Read it when you write a client of your own. The folder needs nothing but Python's standard library and may be copied
-as it is.
+Read it before you write your own client. It needs only Python's standard library, so you can copy this directory as it
+is.
 
-- `notification` is the contract: is this request really from Docora (`verify`), and what does it say (`parse`)?
-- `storage` is the copy of one repository: what to ignore, how chunks become a file, how a hostile path is refused.
-- `endpoint` puts the two together, and remembers what it was sent.
-- `server` is the HTTP around it.
+- `notification` is the contract: `verify` checks that a request comes from Docora, `parse` reads it.
+- `storage` keeps the copy of one repository: it ignores stale notifications, assembles chunks and refuses hostile
+  paths.
+- `endpoint` combines the two and logs what it received.
+- `server` is the HTTP server.
 """
 
 from .endpoint import Receiver, Record

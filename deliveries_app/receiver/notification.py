@@ -1,4 +1,4 @@
-"""The contract as a client sees it: whether a request is really from Docora, and what it says. No I/O, no clock."""
+"""The contract from the client's side: check that a request comes from Docora, and parse it. No I/O, no clock."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Refused(Exception):
-    """A request that gets no 2xx: `status` is the HTTP status to answer, `message` says why, for the sender's log."""
+    """The request is refused: answer with the HTTP `status`. `message` says why, for the sender's log."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -31,7 +31,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Which piece of a large file this is: `index` from 0 to `total` - 1, `id` common to the pieces of one attempt."""
+    """The position of one piece of a large file: `index` of `total`, counted from 0.
+
+    All pieces of one attempt to send the file share the same `id`.
+    """
 
     id: str
     index: int
@@ -40,10 +43,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One verified request. `repository` is `owner/name`; what a kind does not carry is empty, 0 or None.
+    """One verified request. `repository` is `owner/name`. Fields that a kind does not have are empty, 0 or None.
 
-    `content` is as it was on the wire: text, or base64 where `is_base64`, of which a chunk holds one piece.
-    `sequence` grows with every new statement about a path (0 where the header is absent).
+    `content` is what was transmitted: text, or base64 if `is_base64`. For a chunk it is one piece of the base64 string.
+    `sequence` increases with every new notification about a path (0 if the header is missing).
     """
 
     kind: Kind
@@ -64,10 +67,11 @@ class Notification:
 
 
 def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
-    """Refuse (401) a request that was not signed with `key`, or not within `TOLERANCE_SECONDS` of `now` (Unix seconds).
+    """Raise `Refused` (401) unless the request is signed with `key` within `TOLERANCE_SECONDS` of `now` (Unix seconds).
 
-    Docora signs every request twice: in its own `X-Docora-Signature`, and as Standard Webhooks do. Either is enough for
-    a client; this one insists on both. `body` is what was received, byte for byte: parse it afterwards, never before.
+    Docora signs every request twice: in `X-Docora-Signature`, and as specified by Standard Webhooks. One of them is
+    enough for a client; this one checks both. `body` is the body exactly as received: parse it only after it is
+    verified.
     """
     sent = {name.lower(): value for name, value in headers.items()}
     try:
@@ -75,11 +79,11 @@ def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> Non
         webhook_id, webhook_timestamp = sent["webhook-id"], sent["webhook-timestamp"]
         webhook_signatures = sent["webhook-signature"].split()
     except KeyError as missing:
-        raise Refused(401, f"The header {missing.args[0]} is missing.") from None
+        raise Refused(401, f"The {missing.args[0]} header is missing.") from None
 
     for seconds in (timestamp, webhook_timestamp):
         if not _SECONDS.fullmatch(seconds) or abs(now - int(seconds)) > TOLERANCE_SECONDS:
-            raise Refused(401, f"The timestamp is not within {TOLERANCE_SECONDS} seconds of this clock.")
+            raise Refused(401, f"The timestamp differs from the current time by more than {TOLERANCE_SECONDS} seconds.")
 
     expected = "sha256=" + hmac.new(key.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
     if not _same(signature, expected):
@@ -87,7 +91,7 @@ def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> Non
 
     signed = f"{webhook_id}.{webhook_timestamp}.".encode() + body
     expected = "v1," + base64.b64encode(hmac.digest(_standard_key(key), signed, "sha256")).decode()
-    # While a key is being rotated there is one signature for each: compare with all, and let no timing tell which.
+    # During a key rotation there is one signature per key. Compare with all of them, so that the time reveals nothing.
     if not sum(_same(candidate, expected) for candidate in webhook_signatures):
         raise Refused(401, "webhook-signature does not match.")
 
@@ -95,17 +99,17 @@ def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> Non
 def _standard_key(key: str) -> bytes:
     if key.startswith("whsec_"):
         encoded = key.removeprefix("whsec_")
-        with contextlib.suppress(ValueError):  # no base64 follows: then it is a key like any other
+        with contextlib.suppress(ValueError):  # not base64: use it like any other key
             return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     return key.encode()
 
 
 def _same(left: str, right: str) -> bool:
-    return hmac.compare_digest(left.encode(), right.encode())  # as bytes: text outside ASCII would raise
+    return hmac.compare_digest(left.encode(), right.encode())  # as bytes: non-ASCII text would raise
 
 
 def parse(kind: Kind, headers: Mapping[str, str], body: bytes) -> Notification:
-    """Read a verified request; what is malformed is refused (422). Fields that are not known here are let through."""
+    """Parse a verified request. Raises `Refused` (422) if it is malformed. Unknown fields are ignored."""
     sent = {name.lower(): value for name, value in headers.items()}
     try:
         payload = json.loads(body)
@@ -147,7 +151,7 @@ def parse(kind: Kind, headers: Mapping[str, str], body: bytes) -> Notification:
 
 def _take[T](source: Mapping[str, object], name: str, kind: type[T]) -> T:
     value = source.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):  # JSON's true is an int to Python
+    if not isinstance(value, kind) or isinstance(value, bool):  # in Python, true is an int
         raise Refused(422, f"{name} is missing or not of type {kind.__name__}.")
     return value
 
@@ -161,14 +165,14 @@ def _repository(source: Mapping[str, object]) -> str:
 def _sha(file: Mapping[str, object]) -> str:
     sha = _take(file, "sha", str)
     if not _SHA256.fullmatch(sha):
-        raise Refused(422, "sha is not a SHA-256 in hexadecimal.")
+        raise Refused(422, "sha is not a hexadecimal SHA-256.")
     return sha
 
 
 def _is_base64(file: Mapping[str, object]) -> bool:
     encoding = file.get("content_encoding")
     if encoding not in (None, "base64"):
-        raise Refused(422, f"content_encoding {encoding!r} is not known.")
+        raise Refused(422, f"content_encoding {encoding!r} is unknown.")
     return encoding == "base64"
 
 
@@ -178,5 +182,5 @@ def _chunk(file: Mapping[str, object]) -> Chunk | None:
     source = _take(file, "chunk", dict)
     chunk = Chunk(_take(source, "id", str), _take(source, "index", int), _take(source, "total", int))
     if not 0 <= chunk.index < chunk.total or not _is_base64(file):
-        raise Refused(422, "chunk needs an index from 0 to total - 1, and content in base64.")
+        raise Refused(422, "chunk needs an index from 0 to total - 1 and base64 content.")
     return chunk

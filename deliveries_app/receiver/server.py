@@ -1,4 +1,4 @@
-"""The HTTP around the reference client: kept connections, one thread each, every answer in one packet."""
+"""The HTTP server: persistent connections, one thread each, and every answer in one packet."""
 
 import contextlib
 import json
@@ -6,20 +6,22 @@ import re
 import socket
 import socketserver
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from typing import Self
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-IDLE_SECONDS = 300  # how long a kept connection may say nothing
+IDLE_SECONDS = 300  # how long a persistent connection may be silent
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to answer. `headers` could be `{"Retry-After": "3"}`; with `close` the server hangs up without a word.
+    """An HTTP answer. `headers` might be `{"Retry-After": "3"}`. With `close`, the server hangs up without answering.
 
-    From an `on_request` it stands in for the usual answer, and nothing is stored; unless `process` is set: then the
-    notification is handled all the same, and only the answer is another one, as if the usual one was lost on its way.
+    An answer from `on_request` replaces the usual one, and nothing is stored. With `process`, the notification is
+    stored as usual and only the answer is replaced, as if the usual answer had been lost on the way.
     """
 
     status: int = 200
@@ -29,20 +31,16 @@ class Answer:
     process: bool = False
 
 
-class Server(socketserver.ThreadingTCPServer):
-    """Calls `handle(path, headers in lower case, body)` for each POST, in the thread of its connection.
-
-    Connections are remembered, so that `hang_up` can end them: a client that is down does not answer on kept ones.
-    """
+class ThreadedServer(socketserver.ThreadingTCPServer):
+    """Serve each connection in its own thread. `hang_up` closes all connections, also the idle ones."""
 
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], handle: Callable[[str, Mapping[str, str], bytes], Answer]) -> None:
-        self.handle = handle
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._connections: set[socket.socket] = set()
-        super().__init__(address, _Handler)
+        super().__init__(address, handler)
 
     def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:  # type: ignore[override]
         self._connections.add(request)
@@ -53,7 +51,7 @@ class Server(socketserver.ThreadingTCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Stay silent about senders that went away; anything else is a mistake of ours and shows its traceback."""
+        """Ignore clients that disconnect. Any other exception is a bug, so print its traceback."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -63,20 +61,82 @@ class Server(socketserver.ThreadingTCPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """HTTP/1.1. The buffer lets head and body leave in one packet; without Nagle's algorithm it leaves at once."""
+class BackgroundServer:
+    """Serve HTTP at `url` in a background thread, from `start` to `stop` or as a context manager.
+
+    Port 0 picks a free port. The server keeps it when it is stopped and started again.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._server: ThreadedServer | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL. With port 0 it is known only after `start`."""
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start listening. Raises OSError if the port is taken."""
+        if self._server is None:
+            self._server = self.make_server((self.host, self.port))
+            self.port = self._server.server_address[1]
+            name = type(self).__name__
+            threading.Thread(target=self._server.serve_forever, args=(0.05,), name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Free the port and close every connection. Does not wait for requests that are being handled."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+            server.hang_up()
+
+    def make_server(self, address: tuple[str, int]) -> ThreadedServer:
+        """Return a server that is bound to `address`."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class HTTPHandler(BaseHTTPRequestHandler):
+    """HTTP/1.1 with persistent connections.
+
+    The write buffer puts head and body into one packet; without Nagle's algorithm it is sent immediately.
+    """
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
     disable_nagle_algorithm = True
     timeout = IDLE_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing. The server keeps its own log."""
+
+
+class Server(ThreadedServer):
+    """Call `handle(path, headers with lower-case names, body)` for each POST, in the thread of its connection."""
+
+    def __init__(self, address: tuple[str, int], handle: Callable[[str, Mapping[str, str], bytes], Answer]) -> None:
+        self.handle = handle
+        super().__init__(address, _PostHandler)
+
+
+class _PostHandler(HTTPHandler):
     server: Server
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,12}", length) or int(length) > MAX_BODY_BYTES:
-            self.close_connection = True  # an unread body cannot be told from the next request
-            self._send(Answer(413 if length else 411, {"error": "A Content-Length within bounds is needed."}))
+            self.close_connection = True  # an unread body would be taken for the next request
+            error = f"Send a Content-Length of at most {MAX_BODY_BYTES}."
+            self._send(Answer(413 if length else 411, {"error": error}))
             return
         body = self.rfile.read(int(length))
         if len(body) < int(length):
@@ -97,6 +157,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the client keeps its own log."""

@@ -1,4 +1,4 @@
-"""The copy of one repository that a client keeps: files on disk, and what must be remembered to keep them right."""
+"""The client's copy of one repository: its files on disk, plus the state needed to keep them correct."""
 
 import base64
 import contextlib
@@ -14,22 +14,23 @@ from typing import Literal
 from .notification import Chunk, Notification, Refused
 
 Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated"]
-"""What became of a notification; every one of them is a success to the sender.
+"""The result of a notification. Every one is a success to the sender.
 
-`absent`: nothing was there to delete · `stale`: a later notification about this path came before, so this one is
-ignored · `partial`: a chunk, and more are to come · `repeated`: a chunk that is here already.
+`absent`: there was nothing to delete · `stale`: ignored, because a later notification about this path has already
+arrived · `partial`: a chunk, and more are to come · `repeated`: a chunk that has already been received.
 """
 
 _numbers = itertools.count(1)
 
 
 class Copy:
-    """One repository's files below `directory`, kept as the notifications say. Safe to use from many threads.
+    """One repository's files in `directory`, updated by notifications. Thread-safe.
 
-    Files are written to `incoming` (same file system, but outside `directory`, so that no path can collide with it),
-    checked, and then moved into place: nobody ever sees half a file. What is on disk when a Copy is made is taken over;
-    sequences and open chunks are forgotten at a restart (a client with a database stores the sequence beside the file).
-    Nothing is flushed to the disk before the answer; a copy that must survive a power cut calls `os.fsync`.
+    Files are written to `incoming`, checked, and then moved into place, so an incomplete file is never visible.
+    `incoming` is on the same file system but outside `directory`, so that no path can collide with it. A new Copy takes
+    over the files on disk. Sequences and incomplete uploads are lost at a restart; a client with a database stores the
+    sequence next to the file. Nothing is flushed to disk before the answer; a copy that must survive a power failure
+    needs `os.fsync`.
     """
 
     def __init__(self, directory: Path, incoming: Path) -> None:
@@ -42,15 +43,15 @@ class Copy:
         self._uploads: dict[str, _Upload] = {}
 
     def files(self) -> dict[str, str]:
-        """Return path → SHA-256 of everything that is kept."""
+        """Return path → SHA-256 for every file of the copy."""
         with self._lock:
             return dict(self._shas)
 
     def keep(self, notification: Notification) -> Outcome:
-        """Store the content of a create or update, or the piece of it that this is.
+        """Store the content of a create or update, or one chunk of it.
 
-        Raises Refused (422) if the path would lead out of the copy, a chunk is missing, or the content is not what
-        `sha` and `size` promise; and OSError if the disk does not take the file.
+        Raises Refused (422) if the path leads outside the copy, a chunk is missing, or the content does not match `sha`
+        and `size`. Raises OSError if the file cannot be written.
         """
         path = safe_path(notification.path)
         if notification.chunk:
@@ -58,7 +59,7 @@ class Copy:
                 return self._keep_chunk(path, notification, notification.chunk)
         upload = _Upload(self._incoming, Chunk("", 0, 1))
         try:
-            upload.add(0, notification)  # without the lock: writing takes longer than all the rest
+            upload.add(0, notification)  # without the lock, because writing takes the longest
             with self._lock:
                 if not self._is_stale(notification):
                     return self._finish(path, notification, upload)
@@ -69,7 +70,7 @@ class Copy:
         return "stale"
 
     def remove(self, notification: Notification) -> Outcome:
-        """Delete the file, and the directories that it leaves empty. That it is not there (any more) is no error."""
+        """Delete the file and the directories this leaves empty. A missing file is not an error."""
         path = safe_path(notification.path)
         with self._lock:
             if self._is_stale(notification):
@@ -85,7 +86,7 @@ class Copy:
         if self._is_stale(notification):
             return "stale"
         upload = self._uploads.get(path)
-        if upload is None or upload.chunk.id != chunk.id:  # a new id: the sender started over
+        if upload is None or upload.chunk.id != chunk.id:  # the sender started over
             self._drop_upload(path)
             upload = self._uploads[path] = _Upload(self._incoming, chunk)
         if chunk.index < upload.received:
@@ -103,13 +104,13 @@ class Copy:
     def _finish(self, path: str, notification: Notification, upload: "_Upload") -> Outcome:
         upload.check(notification.sha, notification.size)
         self._place(upload.temporary, path)
-        self._drop_upload(path)  # this very one, or an older one that will never be completed
+        self._drop_upload(path)  # this upload, or an older one that will never be completed
         self._shas[path] = notification.sha
         self._remember(notification)
         return "kept"
 
     def _is_stale(self, notification: Notification) -> bool:
-        # Lower, not lower or equal: a retry of the same notification carries the same number.
+        # Strictly lower: a retry of the same notification has the same number.
         return 0 < notification.sequence < self._highest.get(notification.path, 0)
 
     def _remember(self, notification: Notification) -> None:
@@ -120,7 +121,7 @@ class Copy:
             upload.discard()
 
     def _place(self, temporary: Path, path: str) -> None:
-        """Move a finished file to its place; where that fails, as it seldom does, room is made first."""
+        """Move a finished file into place. Create or remove directories only if that fails, which is rare."""
         target = self.directory / path
         try:
             temporary.replace(target)
@@ -129,7 +130,7 @@ class Copy:
             temporary.replace(target)
 
     def _make_room(self, path: str) -> None:
-        """Make the directories of a path. A file where a directory is needed gives way, and the other way round."""
+        """Create the parent directories. Files in place of directories are removed, and the other way round."""
         target = self.directory / path
         for parent in itertools.accumulate(path.split("/")[:-1], "{}/{}".format):
             if parent in self._shas:
@@ -143,7 +144,7 @@ class Copy:
         del self._shas[path]
         target = self.directory / path
         target.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # "not empty" ends the climb
+        with contextlib.suppress(OSError):  # stop at the first directory that is not empty
             for parent in target.parents:
                 if parent == self.directory:
                     break
@@ -151,7 +152,7 @@ class Copy:
 
 
 class _Upload:
-    """A file on its way in, decoded to a temporary file piece by piece, so that a large one is never in memory."""
+    """A file being received. Each piece is decoded to a temporary file, so a large file is never in memory."""
 
     def __init__(self, incoming: Path, chunk: Chunk) -> None:
         self.temporary = incoming / f"{os.getpid()}-{next(_numbers)}"
@@ -159,15 +160,15 @@ class _Upload:
         self.received = 0
         self._size = 0
         self._digest = hashlib.sha256()
-        self._rest = ""  # of a piece whose length is no multiple of 4: base64 is decoded four characters at a time
+        self._undecoded = ""  # base64 is decoded four characters at a time; this is the remainder
 
     def add(self, index: int, notification: Notification) -> None:
-        """Append a piece. Raises Refused (422) if it is not the next one, or cannot be decoded."""
+        """Append a piece. Raises Refused (422) if it is not the next one or cannot be decoded."""
         if index != self.received:
-            raise Refused(422, f"Chunk {index} came where {self.received} was expected.")
+            raise Refused(422, f"Expected chunk {self.received}, got chunk {index}.")
         try:
             content = self._decode(notification) if notification.is_base64 else notification.content.encode()
-        except ValueError:  # also base64's and UTF-8's
+        except ValueError:  # base64 and UTF-8 errors are ValueErrors
             raise Refused(422, "content cannot be decoded.") from None
         with self.temporary.open("ab", buffering=64 * 1024) as file:
             file.write(content)
@@ -176,26 +177,26 @@ class _Upload:
         self.received += 1
 
     def _decode(self, notification: Notification) -> bytes:
-        text = self._rest + notification.content
+        text = self._undecoded + notification.content
         is_last = self.received == self.chunk.total - 1
         usable = len(text) if is_last else len(text) - len(text) % 4
-        self._rest = text[usable:]
+        self._undecoded = text[usable:]
         return base64.b64decode(text[:usable], validate=True)
 
     def discard(self) -> None:
-        """Remove what is left of it; nothing is, once it was moved into place."""
+        """Delete the temporary file, unless it was moved into place."""
         self.temporary.unlink(missing_ok=True)
 
     def check(self, sha: str, size: int) -> None:
-        """Compare the whole file with what was promised; raises Refused (422)."""
+        """Raise Refused (422) if the whole file does not match `sha` and `size`."""
         if self._size != size:
-            raise Refused(422, f"The content has {self._size} bytes where size says {size}.")
+            raise Refused(422, f"size is {size}, but the content has {self._size} bytes.")
         if self._digest.hexdigest() != sha:
-            raise Refused(422, "The SHA-256 of the content is not sha.")
+            raise Refused(422, "sha is not the SHA-256 of the content.")
 
 
 def safe_path(path: str) -> str:
-    """Return a path from the wire if it stays below the directory it is joined to; refuse (422) every other one."""
+    """Return the path if it stays inside the directory it is joined to. Raises Refused (422) otherwise."""
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise Refused(422, "path is not a plain relative path.")
     try:
@@ -206,7 +207,7 @@ def safe_path(path: str) -> str:
 
 
 def tree_sha256(files: Mapping[str, str]) -> str:
-    """Return the one hash that stands for a whole copy (path → sha), as `sync_completed` carries it."""
+    """Return the hash of a whole copy (path → sha), as sent in `sync_completed`."""
     digest = hashlib.sha256()
     for path in sorted(files, key=str.encode):
         digest.update(f"{files[path]}  {path}\n".encode())

@@ -1,4 +1,4 @@
-"""What the app page shows of an app's work: for the page itself, and for the fragment that refreshes it."""
+"""Data for the app page and for the fragment that refreshes it."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.core.paginator import Page, Paginator
-from django.db.models import Count, F, Q
+from django.db.models import F, Q
 from django.http import QueryDict
 from django.urls import reverse
 
@@ -22,6 +22,7 @@ from deliveries_app.models import (
     Status,
     SyncPause,
 )
+from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports.next_attempt import NextTry, next_try
@@ -32,7 +33,7 @@ from docora.templatetags.docora import counted, milliseconds
 PER_PAGE = 50
 LISTED_FILES = 50
 SORTED_FILES = 2000
-"""The newest files that fail are the newest of so many: an app that refuses everything may have millions."""
+"""Find the newest failing files among at most this many: an app that rejects everything may have millions."""
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
 OFFERED_NAMES = 200
@@ -52,12 +53,12 @@ _SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
     "synced": ("Last sync", (F("last_synced_at"),)),
     "files": ("Files", (F("tree_files"),)),
 }
-"""Name of a column → its heading, and what it is sorted by."""
+"""Column name → heading and sort keys."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading that sorts: `next` is the order that it leads to, `sorted` what `aria-sort` says of it now."""
+    """A sortable heading: `next` is the order it links to, `sorted` the current `aria-sort`."""
 
     name: str
     label: str
@@ -67,7 +68,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the address asks of the table; whatever it says, these are values that the table knows."""
+    """Filter and order from the query string, reduced to values the table supports."""
 
     search: str = ""
     status: str = ""
@@ -120,7 +121,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """A watched repository: its bar while something goes on, what is the `trouble` with it, and when it is tried next."""
+    """A watched repository: its progress while active, its failure, and its next attempt."""
 
     watch: AppRepository
     progress: Progress | None
@@ -130,7 +131,7 @@ class Row:
 
 @dataclass(frozen=True)
 class FailingFiles:
-    """The newest files that were not delivered; `count` of them, or more if `is_more`."""
+    """The newest undelivered files; `count` of them, or more if `is_more`."""
 
     listed: Sequence[DeliveryFailure] = field(default_factory=list)
     count: int = 0
@@ -142,15 +143,16 @@ def watches_of(app: App) -> AppRepositoryQuerySet:
 
 
 def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
-    """The watched repositories that the address asks for, a page of them."""
+    """Return one page of the watched repositories matching the query."""
     asked = Asked.of(query)
     watches = asked.among(watches_of(app).select_related("app", "repository"))
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
     found, pause = progress_context.open_progress(rows), current_pause()
-    counts = watches_of(app).aggregate(watched=Count("pk"), failing=Count("failing_since"))
+    counts = count_watches(app)
     return {
-        **counts,
+        "watched": counts.watches,
+        "failing": counts.failing,
         "asked": asked,
         "statuses": STATUSES,
         "page": page,
@@ -165,18 +167,18 @@ def row_of(watch: AppRepository, progress: Progress | None, pause: SyncPause | N
 
 
 def failure(watch: AppRepository) -> str:
-    """`HTTP 500 on 2 files`, or what went wrong in a sentence without its full stop; empty where all is well."""
+    """Return `HTTP 500 on 2 files`, or the error without its full stop; empty if the watch is healthy."""
     if not watch.is_failing:
         return ""
     if watch.last_status_code is None:
         return watch.last_error.removesuffix(".")
-    # A base says that the whole plan was tried; otherwise the number of files is that of an earlier run.
+    # Without a base commit the plan was not completed, and the file count is from an earlier run.
     files = f" on {counted(watch.files_failing, 'file,files')}" if watch.files_failing and watch.base_commit else ""
     return f"HTTP {watch.last_status_code}{files}"
 
 
 def failing_files(app: App) -> FailingFiles:
-    """Over all repositories of the app, read from the index up to a bound and only then sorted."""
+    """Return failing files of all repositories. Reads a bounded number from the index, then sorts."""
     may_have = Q(failing_since__isnull=False) | Q(files_failing__gt=0) | Q(status=Status.SCANNING)
     watches = watches_of(app).filter(may_have).values("pk")
     listed = DeliveryFailure.objects.filter(watch__in=watches, kind=FailureKind.FAILED)
@@ -187,13 +189,13 @@ def failing_files(app: App) -> FailingFiles:
 
 
 def more(app: App) -> dict[str, Any]:
-    """What stands below the table and is not refreshed: files that fail, and names for the question about one file."""
+    """Return the part below the table that is not refreshed: failing files, and repository names to choose from."""
     names = watches_of(app).order_by(*_BY_NAME).values_list("repository__owner", "repository__name")
     return {"files": failing_files(app), "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]]}
 
 
 def recent(user: AbstractBaseUser | AnonymousUser, app: App, beside: Sequence[BulkOperation]) -> list[dict[str, Any]]:
-    """The last operations of this app that have ended, beside those whose progress is shown."""
+    """Return the app's most recently ended operations, except those whose progress is shown."""
     if not actors.can_view_operations(user):
         return []
     ended = BulkOperation.objects.filter(app=app, ended_at__isnull=False).exclude(pk__in=[one.pk for one in beside])
@@ -201,7 +203,7 @@ def recent(user: AbstractBaseUser | AnonymousUser, app: App, beside: Sequence[Bu
 
 
 def health(app: App) -> str:
-    """`99.2 % ok · median 38 ms · p95 210 ms (last 100)`, or that there is nothing to tell."""
+    """`99.2 % ok · median 38 ms · p95 210 ms (last 100)`, or a message without recent requests."""
     known = endpoint_stats.of_app(app)
     if known is None:
         return "No notification was sent lately."
@@ -211,7 +213,7 @@ def health(app: App) -> str:
 
 
 def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
-    """Everything on the page that changes while one looks at it, but the progress of the operations."""
+    """Return the refreshed part of the page, except operation progress."""
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
     boxes = progress_context.shown(user, progress_context.touching(app))
     context = {
@@ -226,14 +228,14 @@ def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> 
 
 
 def rights(user: AbstractBaseUser | AnonymousUser) -> dict[str, bool]:
-    """What the user may do with the watched repositories; nothing without seeing them."""
+    """Return what the user can do with watched repositories; nothing without the view permission."""
     can_view = user.has_perm("deliveries_app.view_apprepository")  # type: ignore[union-attr]
     return {"can_view": can_view} | {
         name: can_view and user.has_perm(permission)  # type: ignore[union-attr]
         for name, permission in {
-            "may_resync": RESYNC_PERMISSION,
-            "may_retry": RETRY_PERMISSION,
-            "may_unwatch": "deliveries_app.delete_apprepository",
-            "may_watch": "deliveries_app.add_apprepository",
+            "can_resync": RESYNC_PERMISSION,
+            "can_retry": RETRY_PERMISSION,
+            "can_unwatch": "deliveries_app.delete_apprepository",
+            "can_watch": "deliveries_app.add_apprepository",
         }.items()
     }

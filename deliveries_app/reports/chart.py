@@ -1,16 +1,16 @@
-"""The geometry of a small bar chart: what a template draws as SVG, without script or style."""
+"""Geometry of a small bar chart that a template renders as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480.0, 100.0
-_GAP = 0.3  # of a place
-_LEAST = 2.0  # what is there at all can be seen
+_GAP = 0.3  # share of a slot
+_LEAST = 2.0  # keeps nonzero values visible
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One place of the chart. Good lies at the bottom, bad upon it, both on the same scale; `y` grows downwards."""
+    """One slot of the chart: good at the bottom, bad stacked on top, same scale; `y` grows downwards."""
 
     place_x: float
     place_width: float
@@ -23,7 +23,7 @@ class Bar:
 
 
 def stacked(values: Sequence[tuple[int, int]]) -> list[Bar]:
-    """A bar for each watch of good and bad."""
+    """Return one bar per (good, bad) value."""
     most = max((good + bad for good, bad in values), default=0) or 1
     place = WIDTH / max(1, len(values))
     return [_bar(index * place, place, _high(good, most), _high(bad, most)) for index, (good, bad) in enumerate(values)]
@@ -34,7 +34,7 @@ def _high(value: int, most: int) -> float:
 
 
 def _bar(left: float, place: float, good: float, bad: float) -> Bar:
-    if good + bad > HEIGHT:  # a little of the one was lifted to what can be seen, beside much of the other
+    if good + bad > HEIGHT:  # the smaller part was raised to the visible minimum
         good, bad = (HEIGHT - bad, bad) if good > bad else (good, HEIGHT - good)
     top = HEIGHT - good
     return Bar(

@@ -1,4 +1,4 @@
-"""What is failing: grouped by root cause, and what each watched repository of it waits for."""
+"""Failing watches: group them by root cause and report what each is waiting for."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from deliveries_app.models.root_causes import RootCause
 
 
 class State(TextChoices):
-    """What becomes of a failing one next; the first that is true of it, in the order of `_STATES`."""
+    """State of a failing watch: the first matching condition in `_STATES`."""
 
     FAILED = "failed", "failed"
     RETRYING = "retrying", "retrying"
@@ -24,18 +24,18 @@ class State(TextChoices):
 _STATES = [
     (Q(status=Status.SCANNING), State.SYNCING),
     (Q(app__paused=True), State.PAUSED),
-    # What a person asked for goes out as the probe; all others wait for it.
+    # A requested sync is the circuit's probe; all others wait for it.
     (Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0), State.CIRCUIT),
     (Q(app__cooldown_until__gt=Now()), State.RESTS),
     (Q(status=Status.FAILED), State.FAILED),
 ]
 
 
-_CAUSES = list(RootCause)  # in the order in which they are told: the endpoint's, git's, ours
+_CAUSES = list(RootCause)  # display order: endpoint, git, internal
 
 
 def with_state(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """With the `state` of each, as the list shows and filters it, and its place in the `cause_order`."""
+    """Annotate `state` and `cause_order`, which the list shows, filters and sorts by."""
     states = [When(condition, then=Value(state)) for condition, state in _STATES]
     causes = [When(root_cause=cause, then=Value(place)) for place, cause in enumerate(_CAUSES)]
     return watches.annotate(
@@ -44,7 +44,7 @@ def with_state(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
 
 
 def next_attempt(watch: AppRepository) -> datetime | None:
-    """When it is tried again by itself. None while it is being tried, and as long as its app is paused."""
+    """Return when Docora retries automatically; None while syncing or while the app is paused."""
     if watch.status == Status.SCANNING or watch.app.paused or watch.next_sync_at is None:
         return None
     asked = watch.retry_count == 0
@@ -54,7 +54,7 @@ def next_attempt(watch: AppRepository) -> datetime | None:
 
 @dataclass(frozen=True)
 class Group:
-    """So many failing repositories, of `apps` apps, with one root cause; the longest has been failing since `since`."""
+    """Failing watches of `apps` apps with one root cause; `since` is when the oldest started failing."""
 
     cause: RootCause
     count: int
@@ -63,7 +63,7 @@ class Group:
 
 
 def groups(app_pk: int | None = None) -> list[Group]:
-    """Of all apps, or of one, in the order of the list. One query."""
+    """Return the groups of all apps or one, in display order. One query."""
     watches = AppRepository.objects.failing()
     if app_pk is not None:
         watches = watches.filter(app_id=app_pk)

@@ -1,4 +1,4 @@
-"""Why was this file (not) sent? Everything that is known about one path of one watched repository, in words."""
+"""Explain why a file was or was not sent."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Fail
 from deliveries_app.models.deliveries import Kind, path_digest
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.planning.eligibility import Skipped
-from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, look
+from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, look_up
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services.control import current_pause
@@ -21,17 +21,19 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class Decision(NamedTuple):
-    """The answer in one sentence. `state` in a word: `delivered`, `waiting`, `in doubt`, `cleared`, `failed`,
+    """A one-sentence explanation. `state` is one of `delivered`, `waiting`, `in doubt`, `cleared`, `failed`,
     `left out`, `absent` or `unknown`."""
 
     state: str
-    words: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """`found` in the repository, `row` of the client, the `failure` that is listed; each says its own part. `tried_next`
-    is None where nothing is to be sent. `made_from`: the path asked for is what transforms make of that file."""
+    """The repository entry `found`, the delivery `row`, and the listed `failure`, with the resulting `verdict`.
+
+    `tried_next` is None if nothing is to be sent. `made_from` is the source file if transforms produce this path.
+    """
 
     watch: AppRepository
     path: str
@@ -44,7 +46,7 @@ class Explanation:
 
     @property
     def row_state(self) -> str:
-        """What the client's row counts for: `delivered`, `cleared` or `in doubt`."""
+        """State of the delivery row: `delivered`, `cleared` or `in doubt`."""
         assert self.row
         if not self.row.acknowledged:
             return "in doubt"
@@ -52,39 +54,40 @@ class Explanation:
 
 
 def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
-    """Reads only, and fetches nothing: what the repository has is told from the mirror of this machine, at the commit
-    that was synced last or is being synced. A byte that is no UTF-8 is written as the pages do: `caf\\xe9`."""
+    """Explain one path. Reads this machine's mirror at the commit being synced or synced last; fetches nothing.
+
+    Write non-UTF-8 bytes as the pages show them: `caf\\xe9`.
+    """
     actor.require(PERMISSION)
     actor.require_watch(watch)
     paths = _readings(path)
     delivery_rules = delivery_rules_of(watch)
-    found = look(watch, delivery_rules, _commit(watch), paths)
+    found = look_up(watch, delivery_rules, _commit(watch), paths)
     row = _row(watch, found, paths)
     failure = _failure(watch, found, row, paths)
     made_from = row.source_path if row and found.entry is None and row.source_path not in {"", row.path} else ""
     verdict = _made_from(made_from) if made_from else judge(found, row, failure, delivery_rules)
     tried_next = None
     if verdict.state in {"waiting", "in doubt", "cleared", "failed"}:
-        tried_next = next_try(watch, current_pause(), rests_until=row.hold_until if row else None)
+        tried_next = next_try(watch, current_pause(), hold_until=row.hold_until if row else None)
     return Explanation(watch, path, verdict, found, row, failure, tried_next, made_from)
 
 
 def _readings(path: str) -> list[bytes]:
-    """The bytes that may be meant, the literal ones first."""
+    """Return possible byte paths, literal first."""
     literal = path.encode("utf-8", "surrogatepass")
     unescaped = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), literal)
     return [literal] if unescaped == literal else [literal, unescaped]
 
 
 def _commit(watch: AppRepository) -> str:
-    """That of the run under way, else the one whose sync came to its end, else the newest that was begun."""
+    """Return the commit of the open run, else the last synced one, else the newest attempted."""
     begun = watch.runs.exclude(commit_sha="").order_by("-generation", "-pk").values_list("commit_sha", flat=True)
     return begun.filter(outcome="").first() or watch.last_commit or begun.first() or ""
 
 
 def _row(watch: AppRepository, found: FileLookup, paths: Sequence[bytes]) -> Delivery | None:
-    """What the client was told: of the path that the file is sent under, or once was; where the repository has nothing,
-    of what transforms make of another file."""
+    """Return the delivery row for the current or former path; without a repository entry, also a transform's output."""
     texts = [text for path in paths if (text := path.decode("utf-8", "replace").replace("\0", "")).encode() == path]
     made_of_it = Delivery.objects.filter(watch=watch, source_path__in=texts)
     at_it = Delivery.objects.filter(watch=watch, path__in=[*texts, found.sent_as])
@@ -98,13 +101,13 @@ def _failure(
 ) -> DeliveryFailure | None:
     named = {*paths, *(text.encode() for text in (found.sent_as, row.path if row else "") if text)}
     listed = DeliveryFailure.objects.filter(watch=watch, path_digest__in=[path_digest(path) for path in named])
-    return listed.order_by("kind").first()  # what failed rather than what is skipped
+    return listed.order_by("kind").first()  # failed before skipped
 
 
 def judge(
     found: FileLookup, row: Delivery | None, failure: DeliveryFailure | None, delivery_rules: DeliveryRules
 ) -> Decision:
-    """What all of it means."""
+    """Combine the lookup, row and failure into a decision."""
     failed = failure if failure and failure.kind == FailureKind.FAILED else None
     if found.is_directory:
         return Decision("absent", "This is a directory. Ask for one of the files in it.")
@@ -124,26 +127,26 @@ def judge(
 
 
 def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
-    words = f"Not sent: {_tail(why.message)}"
+    message = f"Not sent: {_tail(why.message)}"
     if why.cause == TRANSFORM_FAILED:
-        return Decision("failed", words)
-    if row is None or why.cause == "rules":  # nothing at all is sent or deleted then
-        return Decision("left out", words)
+        return Decision("failed", message)
+    if row is None or why.cause == "rules":  # rules that cannot be applied block all sends and deletes
+        return Decision("left out", message)
     if failed:
         return Decision(
-            "failed", f"{words} The client still has it, and has not accepted its deletion: {_tail(failed.message)}"
+            "failed", f"{message} The client still has it, and has not accepted its deletion: {_tail(failed.message)}"
         )
-    return Decision("waiting", f"{words} The client still has it from before, until it is told of the deletion.")
+    return Decision("waiting", f"{message} The client still has it from before, until it is told of the deletion.")
 
 
 def _gone(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
-    """The repository has no such file."""
+    """The file is not in the repository."""
     if row is None:
-        words = "There is no such file: it never was there, or the client has accepted its deletion."
-        return Decision("absent", words)
+        message = "There is no such file: it never was there, or the client has accepted its deletion."
+        return Decision("absent", message)
     if failed:
-        words = f"Deleted in the repository, and the client has not accepted that: {_tail(failed.message)}"
-        return Decision("failed", words)
+        message = f"Deleted in the repository, and the client has not accepted that: {_tail(failed.message)}"
+        return Decision("failed", message)
     if row.kind == Kind.DELETE:
         return Decision("in doubt", "Deleted in the repository; the client was told and has not acknowledged it.")
     return Decision("waiting", "Deleted in the repository; the client still has it, until it is told of the deletion.")
@@ -167,16 +170,16 @@ def _in_doubt(found: FileLookup, row: Delivery, failed: DeliveryFailure | None) 
         return _not_delivered(failed)
     if row.kind == Kind.DELETE:
         again = "; the file is there again, and is sent" if found.entry else ""
-        words = f"The client was told that it is deleted, and has not acknowledged that{again}."
-        return Decision("in doubt", words)
+        message = f"The client was told that it is deleted, and has not acknowledged that{again}."
+        return Decision("in doubt", message)
     return Decision("in doubt", "The client was told of it and has not acknowledged it: it is told again.")
 
 
 def _held(found: FileLookup, row: Delivery, delivery_rules: DeliveryRules) -> Decision:
-    """The client has acknowledged it, and the acknowledgement counts."""
+    """The client's acknowledgement is current."""
     if found.entry is None:
-        words = f"Delivered: the client acknowledged what it was told last. What the repository has is not known here: {_tail(found.unknown)}"
-        return Decision("delivered", words)
+        message = f"Delivered: the client acknowledged what it was told last. What the repository has is not known here: {_tail(found.unknown)}"
+        return Decision("delivered", message)
     if row.source_key == delivery_rules.source_key(found.entry.blob, found.path.decode()):
         return Decision("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
     if row.source_key is None:
@@ -193,5 +196,5 @@ def _made_from(source: str) -> Decision:
 
 
 def _tail(message: str) -> str:
-    """A sentence as the end of another one."""
+    """Lowercase a sentence so that it can follow a colon."""
     return message[:1].lower() + message[1:] if message[1:2].islower() or message.startswith("A ") else message

@@ -1,4 +1,4 @@
-"""Words for what the engine keeps as a short cause."""
+"""Labels and hints for the engine's short cause codes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from deliveries_app.models.root_causes import RootCause
 
 AS_IT_IS_NOT = {"lfs_pointer", "ignore_pattern"}
-"""Causes that leave no file out, but are worth a line."""
+"""Causes that are reported although the file is sent."""
 
 LEFT_OUT: dict[str, tuple[str, str]] = {
     "symlink": ("Symbolic links", "A link is not sent; the file that it points to is, if it lies in the repository."),
@@ -25,7 +25,7 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
     "lfs_pointer": ("Git LFS pointers", "Sent as they stand in git: the small pointer, not the large file behind it."),
     "other": ("Other", "The list below says why."),
 }
-"""Cause → its name, and what it means."""
+"""Cause → label and explanation."""
 
 GIT_HINTS = {
     "auth": "Replace the token on the page of the watched repository: the sync then begins at once.",
@@ -36,24 +36,24 @@ GIT_HINTS = {
     "corrupt": "Nothing is to be done, unless it happens again and again: then look at the disk of REPOS_DIR.",
     "other": "Docora's log has more. Resetting the circuit tries it at once.",
 }
-"""Cause of a git failure → what a person can do here; what the failure means stands in its message."""
+"""Git failure cause → suggested action; the failure's message explains the cause."""
 
 
 ROOT_HINTS: dict[RootCause, str] = {
-    RootCause.DNS: "Nobody knows the name in the app's base URL. Correct it on the app's page, or wait until the name is "
-    "back; then retry.",
+    RootCause.DNS: "The host name in the app's base URL cannot be resolved. Correct it on the app's page or fix DNS; "
+    "then retry.",
     RootCause.TLS: "The endpoint's certificate has expired, is for another name, or lacks its chain. The app's operators "
     "renew it; then retry.",
-    RootCause.CONNECTION: "Nobody answers at the app's address, or the connection breaks. Is the app running, and may "
-    "Docora reach it? It is tried again by itself.",
+    RootCause.CONNECTION: "The connection is refused or breaks. Check that the app is running and that Docora can "
+    "reach it. Docora retries automatically.",
     RootCause.TIMEOUT: "The app takes longer than 30 seconds. It should keep what it gets and answer at once; fewer "
     "notifications at a time, on the app's page, help a slow one.",
     RootCause.REFUSED: "The app does not accept the signature, or something before it asks for a sign-in. Send a test "
     "ping from the app's page, and rotate the signing key if the app has lost it.",
     RootCause.CLIENT_ERROR: "The app calls the request wrong. 404 is often a wrong base URL, 413 a limit on size, 429 too "
-    "much at once; 410 pauses the app. The answer says which: mend it there, then retry.",
+    "many requests; 410 pauses the app. Check the response, fix the app, then retry.",
     RootCause.SERVER_ERROR: "The app fails, or what stands before it does not reach it (502 to 504). Its log says why. "
-    "It is tried again by itself; once it is mended, retry.",
+    "Docora retries automatically. Once it's fixed, retry now.",
     RootCause.UNEXPECTED: "Only 2xx counts as accepted, and redirects are not followed. Set the base URL to where the "
     "redirect leads, then retry.",
     RootCause.ADDRESS: "Docora does not call private addresses. Use a public base URL, or let an administrator add the "
@@ -62,21 +62,21 @@ ROOT_HINTS: dict[RootCause, str] = {
     "Replace it on the page of the watched repository: the sync then begins at once.",
     RootCause.GIT_NOT_FOUND: "If it was moved or renamed, let the app watch the new address; if it is private, give a "
     "token; if it is gone for good, unwatch it.",
-    RootCause.GIT_HOST: "The git host does not answer, or too slowly. It is tried again by itself; once the host is well "
-    "again, retry.",
+    RootCause.GIT_HOST: "The git host does not respond, or too slowly. Docora retries automatically. Once it has "
+    "recovered, retry now.",
     RootCause.GIT_CONTENT: "It is too large, or what was fetched is damaged. The message says which: raise the limit or "
     "make it smaller, then retry; what is damaged is fetched anew.",
     RootCause.RULES: "Nothing is sent while .docoraignore, the patterns or a transform cannot be applied. Change what the "
     "message names, then retry.",
-    RootCause.INTERNAL: "An error of Docora's own, a lost encryption key, or a worker that was killed. The worker's log "
-    "has the cause; look for its memory too. Then retry.",
+    RootCause.INTERNAL: "An internal error, a lost encryption key, or a killed worker. Check the worker's log "
+    "and memory, then retry.",
 }
-"""Root cause → what a person can do about it."""
+"""Root cause → suggested action."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """So many files of one cause."""
+    """Number of files left out for one cause."""
 
     name: str
     meaning: str
@@ -84,7 +84,7 @@ class LeftOut:
 
 
 def left_out(counts: Mapping[str, int]) -> list[LeftOut]:
-    """What a tree's `left_out` says, in the order above."""
+    """Return a tree's `left_out` counts in display order."""
     known = [*LEFT_OUT, *(cause for cause in counts if cause not in LEFT_OUT)]
     return [
         LeftOut(*LEFT_OUT.get(cause, (cause.replace("_", " ").capitalize(), "")), counts[cause])
@@ -94,5 +94,5 @@ def left_out(counts: Mapping[str, int]) -> list[LeftOut]:
 
 
 def number_left_out(counts: Mapping[str, int]) -> int:
-    """Files that are not sent at all."""
+    """Return the number of files that are not sent."""
     return sum(count for cause, count in counts.items() if cause not in AS_IT_IS_NOT)

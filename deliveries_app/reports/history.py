@@ -1,8 +1,8 @@
-"""Questions to the history that stay cheap when it holds a million runs.
+"""History queries that stay cheap with a million runs.
 
-An index carries the watch, the operation, what is open, and the time. Whatever else is asked (an outcome, a part of a name)
-is looked for in a window: the newest `WINDOW` rows before the end of the period. Names are first looked for among what is
-watched, which is a small table, and lead to its runs by their index.
+Indexes cover the watch, the operation, open runs and the time. Other filters (outcome, part of a name) search only the
+newest `WINDOW` rows before the end of the period. Names are matched against watches first, a small table whose keys lead
+to runs by index.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,28 +16,28 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
 
 WINDOW = 20_000
-MOST_PAIRS = 500  # that an index is asked for; beyond that there is enough among the newest
-_MOST_FORGOTTEN = 500
+MAX_WATCHES = 500  # above this, search the newest rows instead of the index
+_MAX_FORGOTTEN = 500
 _PAGE = 1000
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search means: `condition` is true for what is found, `in_window` when it asks for more than indexes carry."""
+    """A search condition; `in_window` if indexes do not cover it."""
 
     condition: Q
     in_window: bool = False
 
 
 def edge[M: Model](rows: QuerySet[M], until: datetime | None) -> datetime | None:
-    """Where the window begins that ends at `until` (None: now); None when it holds all there is."""
+    """Return the start of the window ending at `until` (None: now); None if the window holds every row."""
     before = rows.filter(created_at__lt=until) if until else rows
     first = before.order_by("-created_at", "-pk").values_list("created_at", flat=True)[WINDOW - 1 : WINDOW]
     return next(iter(first), None)
 
 
 def search_runs(term: str) -> Search:
-    """A run's or an operation's id, or a part of the name of an app or a repository."""
+    """Search by run id, operation id, or part of an app or repository name."""
     term = term.strip()
     if not term:
         return Search(Q())
@@ -46,15 +46,15 @@ def search_runs(term: str) -> Search:
     if term.startswith("bulk_"):
         return Search(Q(operation__operation_id=term))
     named = Q(app_name__icontains=term) | Q(repository_name__icontains=term)
-    watches = list(_watches_named(term).order_by().values_list("pk", flat=True)[: MOST_PAIRS + 1])
-    if len(watches) > MOST_PAIRS:
+    watches = list(_watches_named(term).order_by().values_list("pk", flat=True)[: MAX_WATCHES + 1])
+    if len(watches) > MAX_WATCHES:
         return Search(named, in_window=True)
-    # What is not watched any more has nothing left but the names in its runs. Their keys, and not the question itself:
-    # an OR of the two is answered by two indexes only where both sides are known to be few.
+    # Runs of removed watches keep only the names. Pass primary keys instead of the condition: the database combines
+    # two indexes for an OR only if both sides are known to be small.
     forgotten = SyncRun.objects.filter(named, watch=None)
     if since := edge(SyncRun.objects.all(), None):
         forgotten = forgotten.filter(created_at__gte=since)
-    found = list(forgotten.order_by("-created_at", "-pk").values_list("pk", flat=True)[:_MOST_FORGOTTEN])
+    found = list(forgotten.order_by("-created_at", "-pk").values_list("pk", flat=True)[:_MAX_FORGOTTEN])
     return Search(Q(watch__in=watches) | Q(pk__in=found))
 
 
@@ -67,7 +67,7 @@ def _watches_named(term: str) -> QuerySet[AppRepository]:
 
 
 def search_operations(term: str) -> Search:
-    """An operation's id, or a part of its title or of who asked for it."""
+    """Search by operation id, or part of its title or requester."""
     term = term.strip()
     if not term:
         return Search(Q())
@@ -77,13 +77,13 @@ def search_operations(term: str) -> Search:
 
 
 def concerning(apps: Sequence[int]) -> Q:
-    """Operations for these apps, and those that concerned them among others. Asked once: a list says it twice."""
+    """Match operations for these apps, or for several including them. Evaluated once, since lists use it twice."""
     runs = SyncRun.objects.filter(watch__app__in=apps, operation__isnull=False)
     return Q(app__in=apps) | Q(pk__in=list(runs.order_by().values_list("operation", flat=True).distinct()))
 
 
 def pages[M: Model](rows: QuerySet[M]) -> Iterator[list[M]]:
-    """All of the rows, the newest first, in bounded memory: each page begins where the one before ended."""
+    """Yield all rows in pages, newest first, by keyset pagination."""
     rows, after = rows.order_by("-created_at", "-pk"), None
     while True:
         rest: Any = rows
@@ -97,7 +97,7 @@ def pages[M: Model](rows: QuerySet[M]) -> Iterator[list[M]]:
 
 
 def seconds(of: SyncRun | BulkOperation) -> float | None:
-    """How long it took, or takes by now: a run since its first attempt, an operation since it was asked for."""
+    """Return the duration so far: a run from its first attempt, an operation from its request."""
     begun = of.started_at if isinstance(of, SyncRun) else of.created_at
     return ((of.ended_at or timezone.now()) - begun).total_seconds() if begun else None
 
@@ -111,11 +111,11 @@ PARTS: dict[str, tuple[str, Q]] = {
     "superseded": ("taken over by a later request", Q(outcome=Outcome.SUPERSEDED)),
     "open": ("open", Q(outcome="")),
 }
-"""What became of an operation's repositories: a name for addresses, the words, and the runs. None belongs to two."""
+"""Outcomes of an operation's runs: name in URLs → label and condition. They are disjoint."""
 
 
 def sent(run: SyncRun) -> str:
-    """What of one repository was sent for an operation, in words."""
+    """Describe how much of a repository an operation sent."""
     part = f"{run.files_done:,} of {run.files_total:,} files"
     if run.outcome == Outcome.SUCCEEDED:
         return "sent in full"
@@ -126,7 +126,7 @@ def sent(run: SyncRun) -> str:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of an operation's repositories: how many are in each of `PARTS`, and what was sent in all."""
+    """Counts of an operation's runs by `PARTS`, and the totals sent."""
 
     counts: Mapping[str, int]
     files_done: int = 0
@@ -136,13 +136,13 @@ class Outcomes:
     started_at: datetime | None = None
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """`11 sent in full, 1 failed`."""
-        return ", ".join(f"{self.counts[name]:,} {words}" for name, (words, _) in PARTS.items() if self.counts[name])
+        return ", ".join(f"{self.counts[name]:,} {label}" for name, (label, _) in PARTS.items() if self.counts[name])
 
 
 def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
-    """Of each operation, by primary key, in one query."""
+    """Return the outcomes of each operation, by primary key, in one query."""
     sums = ("files_done", "files_total", "bytes_done", "bytes_total")
     found: Any = (
         SyncRun.objects.filter(operation__in=[operation.pk for operation in operations])

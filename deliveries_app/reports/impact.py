@@ -1,4 +1,4 @@
-"""What a re-sync, a retry or a removal would mean: the numbers of the confirmation pages."""
+"""Impact of a re-sync, retry or removal, for the confirmation pages."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SAMPLE = 10
 COUNTED_RECORDS = 10_000
 _RECENT_RUNS = 50
 _APPS_APART = 100
-_NAMED_ONE_BY_ONE = 1000  # repositories; of more, all are counted: a question that names thousands takes longer
+_NAMED_ONE_BY_ONE = 1000  # repositories; above this, count all: a query naming thousands is slower
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Removal:
 
 
 def removal_of(watches: AppRepositoryQuerySet) -> Removal:
-    """In a constant number of queries; a table of millions is never counted."""
+    """Estimate a removal in a constant number of queries, with a bounded count of records."""
     watches = watches.alive()
     rows = list(watches.order_by().values_list("repository_id", "tree_files"))
     orphans = _watched_by_these_alone(Counter(repository for repository, _ in rows))
@@ -99,7 +99,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
 
 
 def _watched_by_these_alone(counted: Counter[int]) -> list[int]:
-    """Of the repositories that so many of the watches watch, those that nobody else watches."""
+    """Return the repositories that only these watches use."""
     watches = AppRepository.objects.alive().order_by()
     if len(counted) <= _NAMED_ONE_BY_ONE:
         watches = watches.filter(repository__in=counted)
@@ -108,7 +108,7 @@ def _watched_by_these_alone(counted: Counter[int]) -> list[int]:
 
 
 def impact_of(watches: AppRepositoryQuerySet) -> Impact:
-    """Counted by the database in a constant number of queries, however many watches."""
+    """Estimate a re-sync in a constant number of queries."""
     counted = _with_sizes(watches.alive())
     found = counted.aggregate(
         watches=Count("pk"),
@@ -127,7 +127,7 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
 
 
 def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
-    """Counted by the database; `watches` are failing."""
+    """Estimate a retry of failing `watches`."""
     found = watches.aggregate(
         watches=Count("pk"),
         apps=Count("app", distinct=True),
@@ -140,7 +140,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
 
 
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """The watch's own numbers; before its first sync those of the repository's newest snapshot."""
+    """Annotate the watch's sizes, or the newest snapshot's before its first sync."""
     newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
     return watches.annotate(
         files=Case(
@@ -155,10 +155,10 @@ def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
 
 
 def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:
-    """Files per second over the latest runs of so many apps; where they are many, over the latest of all."""
+    """Return files per second over the apps' latest runs; for many apps, over all latest runs."""
     ended = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
     recent = ended.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
-    if apps <= _APPS_APART:  # by their keys: how to find them is planned well then, also where nothing is analysed yet
+    if apps <= _APPS_APART:  # literal keys give a good query plan even before ANALYZE
         recent = recent.filter(watch__app__in=list(watches.order_by().values_list("app", flat=True).distinct()))
     files, seconds = 0, 0.0
     for done, started, over in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:

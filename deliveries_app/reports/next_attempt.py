@@ -1,4 +1,4 @@
-"""When a watched repository is tried next, and what it waits for."""
+"""When a watch is tried next, and what it is waiting for."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,14 +12,14 @@ _A_MOMENT = timedelta(seconds=10)  # less reads like "just now"
 
 @dataclass(frozen=True)
 class NextTry:
-    """`words`, followed by the moment `at` where there is one: `next try` in 40 s."""
+    """`message`, followed by the time `at` if there is one: `next try` in 40 s."""
 
-    words: str
+    message: str
     at: datetime | None = None
 
 
-def next_try(watch: AppRepository, pause: SyncPause | None, *, rests_until: datetime | None = None) -> NextTry:
-    """`rests_until`: earlier the file that one asks about is not sent. The watch comes with its app and repository."""
+def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datetime | None = None) -> NextTry:
+    """Return the next attempt. The file in question is held until `hold_until`. Load the watch with app and repository."""
     if watch.status == Status.SCANNING:
         return NextTry("syncing now")
     if pause is not None:
@@ -30,7 +30,7 @@ def next_try(watch: AppRepository, pause: SyncPause | None, *, rests_until: date
         return NextTry("waits until its records are imported")
     if watch.next_sync_at is None:
         return NextTry("next check", watch.next_check_at)
-    held = [watch.next_sync_at, watch.app.cooldown_until, rests_until]
+    held = [watch.next_sync_at, watch.app.cooldown_until, hold_until]
     if watch.retry_count:  # the first attempt of a request is the circuit's probe
         held.append(watch.repository.circuit_open_until)
     at = max(moment for moment in held if moment is not None)

@@ -1,22 +1,21 @@
-"""The state at a glance, for the admin's first page. Reads only; what a user may not see is None, and is not read."""
+"""Data for the admin's overview page. Parts the user cannot view are None and are not queried."""
 
 from dataclasses import dataclass
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Count, Q, Window
 from django.db.models.functions import RowNumber
-from django.utils import timezone
 
 from deliveries_app.actors import can_view_operations
 from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, Status, SyncRun
 from deliveries_app.monitoring import alerts
+from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import traffic
 from deliveries_app.reports.traffic import Day
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
-from repositories_app.models import Repository
 
 OPERATIONS_SHOWN, PAIRS_SHOWN = 4, 6
 
@@ -35,23 +34,19 @@ class Apps:
 
 @dataclass(frozen=True)
 class Watches:
-    """Watched repositories. `failing`: the last attempt did not end well; `given_up` of these wait for the rescan.
-    `oldest_due` has waited longest of all that could be synced now."""
+    """Watched repositories. `oldest_due` is the one that has been due longest."""
 
-    total: int
-    failing: int
-    given_up: int
-    syncing: int
+    counts: WatchCounts
     oldest_due: AppRepository | None
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """`delayed` are watched repositories that are synced at a time to come. Without Redis only these are known."""
+    """Jobs in Redis, None if it is down, and `scheduled` watched repositories, which are synced later."""
 
     waiting: int | None
     active: int | None
-    delayed: int
+    scheduled: int
 
 
 @dataclass(frozen=True)
@@ -90,27 +85,30 @@ class Overview:
 
     @property
     def is_fresh(self) -> bool:
-        """There is nothing yet that could be synced."""
-        return (self.apps is not None and not self.apps.total) or (self.watches is not None and not self.watches.total)
+        """There is nothing to sync yet."""
+        return (self.apps is not None and not self.apps.total) or (
+            self.watches is not None and not self.watches.counts.watches
+        )
 
 
 def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
-    """Whether anything of it would be shown."""
+    """Return whether the user can view any part."""
     parts = (VIEW_APPS, VIEW_PAIRS, VIEW_DELIVERIES, VIEW_QUEUE, VIEW_REPOSITORIES)
     return can_view_operations(user) or any(user.has_perm(part) for part in parts)  # type: ignore[union-attr]
 
 
 def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
-    """In a number of queries that does not grow with what there is."""
+    """Build the overview in a constant number of queries."""
     signs = heartbeat.read()
     may = user.has_perm  # type: ignore[union-attr]
-    watches = _watches() if may(VIEW_PAIRS) else None
+    counts = count_watches() if may(VIEW_PAIRS) or may(VIEW_QUEUE) else None
+    watches = Watches(counts, _oldest_due()) if counts and may(VIEW_PAIRS) else None
     return Overview(
         signs=signs,
         apps=_apps() if may(VIEW_APPS) else None,
         watches=watches,
-        circuits=_circuits() if may(VIEW_REPOSITORIES) else None,
-        jobs=_jobs(signs) if may(VIEW_QUEUE) else None,
+        circuits=count_open_circuits() if may(VIEW_REPOSITORIES) else None,
+        jobs=_jobs(signs, counts) if counts and may(VIEW_QUEUE) else None,
         day=traffic.of_last_day() if may(VIEW_DELIVERIES) else None,
         running=_running(watches, operations=can_view_operations(user))
         if watches or can_view_operations(user)
@@ -125,30 +123,18 @@ def _apps() -> Apps:
     return Apps(**alive.aggregate(total=Count("pk"), paused=Count("pk", Q(paused=True))))
 
 
-def _watches() -> Watches:
-    alive = AppRepository.objects.alive()
-    counts = alive.aggregate(
-        total=Count("pk"),
-        failing=Count("pk", Q(failing_since__isnull=False)),
-        given_up=Count("pk", Q(failing_since__isnull=False, status=Status.FAILED)),
-        syncing=Count("pk", Q(status=Status.SCANNING)),
-    )
-    due = AppRepository.objects.due().free().select_related("app", "repository").order_by("next_sync_at", "pk")
-    return Watches(**counts, oldest_due=due.first())
+def _oldest_due() -> AppRepository | None:
+    due = AppRepository.objects.due().free().select_related("app", "repository")
+    return due.order_by("next_sync_at", "pk").first()
 
 
-def _circuits() -> int:
-    return Repository.objects.filter(circuit_open_until__gt=timezone.now()).count()
-
-
-def _jobs(signs: Signs | None) -> Jobs:
-    delayed = AppRepository.objects.scheduled().count()
-    return Jobs(signs.waiting if signs else None, signs.active if signs else None, delayed)
+def _jobs(signs: Signs | None, counts: WatchCounts) -> Jobs:
+    return Jobs(signs.waiting if signs else None, signs.active if signs else None, counts.scheduled)
 
 
 def _running(watches: Watches | None, *, operations: bool) -> Running:
     found = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
-    syncing = _syncing() if watches and watches.syncing else []
+    syncing = _syncing() if watches and watches.counts.syncing else []
     newest = {
         run.watch_id: run for run in SyncRun.objects.filter(watch__in=syncing, outcome="").order_by("generation", "pk")
     }
@@ -157,7 +143,7 @@ def _running(watches: Watches | None, *, operations: bool) -> Running:
         operations=tuple((operation, live.of_operation(operation)) for operation in found[:OPERATIONS_SHOWN]),
         more_operations=len(found) > OPERATIONS_SHOWN,
         watches=tuple((watch, bars[newest[watch.pk].pk] if watch.pk in newest else None) for watch in syncing),
-        more_watches=max(0, watches.syncing - len(syncing)) if watches else 0,
+        more_watches=max(0, watches.counts.syncing - len(syncing)) if watches else 0,
     )
 
 

@@ -1,7 +1,7 @@
-"""What goes on, waits and is scheduled, for people to look at: the rows, joined with what Redis says.
+"""Running, waiting and scheduled work for the queue page: rows joined with the state of Redis.
 
-The rows are the truth. A leased watch is running; one that is due waits, whether there is a job for it or not. Redis only
-tells in which queue its job stands, and which workers there are. Without Redis the rows still tell.
+The rows are the source of truth. A leased watch is running; a due one is waiting, with or without a job. Redis only adds
+the job's queue and the workers. Without Redis the page shows the rows.
 """
 
 from collections.abc import Iterable
@@ -11,44 +11,34 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db.models import Count, DurationField, ExpressionWrapper, F, Q
+from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import CONTROL_PERMISSION
 from deliveries_app.models import AppRepository, Status, SyncPause, SyncRun
+from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.services.control import current_pause
 from docora.redis import inspect
 from docora.redis.inspect import Job, QueueState, Worker
-from docora.text import format_seconds
+from docora.text import format_seconds, parse_pk
 
 VIEW_PERMISSION = "deliveries_app.view_queue"
 SHOWN, SCHEDULED_SHOWN = 100, 50
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Watched repositories: `running` with a worker; `due` and free; `held` back though due, by a pause or an endpoint
-    that rests; `delayed` until a time to come."""
-
-    running: int
-    due: int
-    held: int
-    delayed: int
-
-
-@dataclass(frozen=True)
 class Line:
-    """A watched repository that runs or waits, with the request that it does. `words`: what holds it back, or what became
+    """A watched repository that runs or waits, with the request that it does. `message`: what holds it back, or what became
     of its worker."""
 
     watch: AppRepository
     run: SyncRun | None
     progress: Progress | None
     queue: str = ""
-    words: str = ""
+    message: str = ""
 
     @property
     def since(self) -> datetime | None:
@@ -67,7 +57,7 @@ class WorkerLine:
 
     worker: Worker
     watch: AppRepository | None
-    words: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class QueueView:
 
     pause: SyncPause | None
     queue: QueueState | None
-    counts: Counts
+    counts: WatchCounts
     running: list[Line]
     waiting: list[Line]
     unqueued: int
@@ -88,7 +78,7 @@ class QueueView:
 
     @property
     def more_running(self) -> int:
-        return max(0, self.counts.running - len(self.running))
+        return max(0, self.counts.leased - len(self.running))
 
     @property
     def more_waiting(self) -> int:
@@ -96,7 +86,7 @@ class QueueView:
 
     @property
     def more_scheduled(self) -> int:
-        return max(0, self.counts.delayed - len(self.scheduled))
+        return max(0, self.counts.scheduled - len(self.scheduled))
 
     @property
     def workers_alive(self) -> int:
@@ -107,10 +97,10 @@ def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
     return user.has_perm(VIEW_PERMISSION) or user.has_perm(CONTROL_PERMISSION)  # type: ignore[union-attr]
 
 
-def look() -> QueueView:
-    """In a number of queries that does not grow with what there is."""
+def read_queue() -> QueueView:
+    """Read the queue page in a constant number of queries."""
     pause, queue = current_pause(), inspect.read()
-    counted = counts(paused=pause is not None)
+    counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
     leased = list(_watches().leased().annotate(left=_left()).order_by("next_sync_at", "pk")[:SHOWN])
@@ -132,10 +122,10 @@ def look() -> QueueView:
     return QueueView(
         pause=pause,
         queue=queue,
-        counts=counted,
-        running=[line(watch, words=_lease_words(watch, alive)) for watch in running],
-        waiting=[line(watch, queue=queued.get(watch.pk, ""), words=_why_waiting(watch, pause)) for watch in waiting],
-        unqueued=max(0, counted.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
+        counts=counts,
+        running=[line(watch, message=_lease_message(watch, alive)) for watch in running],
+        waiting=[line(watch, queue=queued.get(watch.pk, ""), message=_why_waiting(watch, pause)) for watch in waiting],
+        unqueued=max(0, counts.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
         idle_jobs=len(queued) - len(with_job),
         clean_ups=[job for job in jobs if _watch_of(job) is None],
         scheduled=_scheduled(),
@@ -143,43 +133,28 @@ def look() -> QueueView:
     )
 
 
-def counts(*, paused: bool) -> Counts:
-    """Of watches that want something or are worked on; the others are not even looked at."""
-    ready = Q(next_sync_at__lte=Now())
-    taking = (
-        ready & Q(app__paused=False, arriving=False) & (Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()))
-    )
-    wanting = AppRepository.objects.alive().free().filter(next_sync_at__isnull=False)
-    found = wanting.aggregate(
-        ready=Count("pk", filter=ready), taking=Count("pk", filter=taking), delayed=Count("pk", filter=~ready)
-    )
-    due = 0 if paused else found["taking"]
-    return Counts(AppRepository.objects.alive().leased().count(), due, found["ready"] - due, found["delayed"])
-
-
 def _watches() -> Any:
     return AppRepository.objects.alive().select_related("app", "repository")
 
 
 def _left() -> "ExpressionWrapper[Any]":
-    """How long the lease lasts if nobody extends it, by the clock that decides."""
+    """The remaining lease time by the database clock."""
     return ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())
 
 
 def _watch_of(job: Job | None) -> int | None:
-    """The watch that a job is about; None for a clean-up."""
-    about = job.argument if job and job.function == "sync_watch" else ""
-    return int(about) if about.isdecimal() and len(about) < 19 else None
+    """Return the watch a job is for; None for a clean-up."""
+    return parse_pk(job.argument) if job and job.function == "sync_watch" else None
 
 
 def _open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
-    """The newest request that each of them works on, by the watch's key."""
+    """Return each watch's newest open run, by watch primary key."""
     runs = SyncRun.objects.filter(watch__in=[watch.pk for watch in watches], outcome="").order_by("generation", "pk")
     return {run.watch_id: run for run in runs if run.watch_id}
 
 
 def _held_back(watch: AppRepository, pause: SyncPause | None) -> str:
-    """Why it is not synced though it is due; empty when only its turn has to come."""
+    """Return why a due watch is held back; empty if it only waits for its turn."""
     if pause:
         return "All syncing is paused."
     if watch.app.paused:
@@ -196,8 +171,8 @@ def _why_waiting(watch: AppRepository, pause: SyncPause | None) -> str:
     return _held_back(watch, pause) or ("All slots of the app are taken." if watch.slots_requested_at else "")
 
 
-def _lease_words(watch: Any, alive: set[str]) -> str:
-    """What happens next if the worker has not extended its lease in time. One that does lives, whoever knows of it."""
+def _lease_message(watch: Any, alive: set[str]) -> str:
+    """Describe what happens if the worker has not extended its lease. A worker that extends it is alive."""
     left = watch.left.total_seconds()
     silent = settings.LEASE_SECONDS - left
     if silent <= settings.LEASE_SECONDS / 4:  # it is extended after a sixth
@@ -214,23 +189,23 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
     lines = []
     for worker in workers:
         held = [watch for watch in running if watch.lease_owner == worker.name]
-        words = ""
+        message = ""
         if worker.is_gone:
-            words = "Killed, or cut off from Redis. " + (
+            message = "Killed, or cut off from Redis. " + (
                 " ".join(f"{watch} is free again in {format_seconds(watch.left.total_seconds())}." for watch in held)
                 or "It holds no repository any more."
             )
-        lines.append(WorkerLine(worker, watches.get(at_work[worker.name] or 0), words))
+        lines.append(WorkerLine(worker, watches.get(at_work[worker.name] or 0), message))
     return lines
 
 
 def _scheduled() -> list[tuple[AppRepository, str]]:
-    """What is tried at a time to come, the soonest first, and what it waits for."""
+    """Return scheduled watches, soonest first, with what each is waiting for."""
     rows = _watches().scheduled().order_by("next_sync_at", "pk")[:SCHEDULED_SHOWN]
-    return [(watch, _scheduled_words(watch)) for watch in rows]
+    return [(watch, _scheduled_message(watch)) for watch in rows]
 
 
-def _scheduled_words(watch: AppRepository) -> str:
+def _scheduled_message(watch: AppRepository) -> str:
     if watch.status == Status.FAILED:
         return "Given up until the rescan."
     if watch.is_failing:

@@ -1,4 +1,4 @@
-"""What was sent within the last day, from the rows by the hour: for charts, and for who gets most and who takes longest."""
+"""Traffic of the last 24 hours: hourly totals, and the busiest and slowest apps."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Hour:
-    """From `begin` on. `files` were acknowledged; `failed` were not, each counted as often as it was tried."""
+    """One hour from `begin`. `files` were acknowledged; `failed` counts every failed attempt."""
 
     begin: datetime
     files: int = 0
@@ -34,7 +34,7 @@ class Hour:
 
 @dataclass(frozen=True)
 class AppDay:
-    """One app's day. `seconds`: how long it took to answer, on average."""
+    """One app's day. `seconds` is its average response time."""
 
     pk: int
     name: str
@@ -46,7 +46,7 @@ class AppDay:
 
 @dataclass(frozen=True)
 class Day:
-    """The current hour and the 23 before it, the oldest first, and the apps that stand out."""
+    """The last 24 hours, oldest first, with the busiest and slowest apps."""
 
     hours: tuple[Hour, ...]
     busiest: tuple[AppDay, ...]
@@ -66,7 +66,7 @@ class Day:
 
     @property
     def peak(self) -> Hour:
-        """The hour in which most was sent."""
+        """The busiest hour."""
         return max(self.hours, key=lambda hour: hour.tried)
 
     @property
@@ -79,7 +79,7 @@ class Day:
 
 
 def of_last_day() -> Day:
-    """In three queries, of which two read one row for each app and hour; grouping by names would sort them as text."""
+    """Read the day in three queries. Group by key: grouping by name would sort text."""
     this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     begins = [this_hour - timedelta(hours=back) for back in reversed(range(HOURS))]
     rows = HourlyTraffic.objects.filter(hour__gte=begins[0], hour__lte=this_hour).order_by()
@@ -90,7 +90,7 @@ def of_last_day() -> Day:
 
 
 def _apps(rows: QuerySet[HourlyTraffic]) -> tuple[tuple[AppDay, ...], tuple[AppDay, ...]]:
-    """The busiest and the slowest."""
+    """Return the busiest and the slowest apps."""
     alive = rows.exclude(app__in=App.objects.filter(ended_at__isnull=False))
     sums = alive.values_list("app").annotate(Sum("files"), Sum("bytes"), Sum("requests"), Sum("milliseconds"))
     found = [

@@ -1,9 +1,11 @@
-"""The verbs. Admin, JSON, jobs and commands call these and nothing below them; each takes an `Actor`, checks, acts,
-audits and returns a small frozen dataclass."""
+"""Use cases, one function each. The admin, the APIs, jobs and commands all call these.
+
+Each function takes an `Actor`, checks its permission, acts, audits, and returns a small frozen dataclass or a count.
+"""
 
 from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.scheduling import enqueue_due, request_sync
-from deliveries_app.services.cancel import cancel_operation, cancel_request, dismiss_operation, stop_sync
+from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync, dismiss_operation
 from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
@@ -21,6 +23,7 @@ __all__ = [
     "Watched",
     "cancel_operation",
     "cancel_request",
+    "cancel_sync",
     "change_app",
     "current_pause",
     "delete_app",
@@ -37,7 +40,6 @@ __all__ = [
     "retry_by_app",
     "retry_many",
     "retry_single",
-    "stop_sync",
     "unwatch_repository",
     "watch_repository",
 ]

@@ -1,4 +1,4 @@
-"""Django's own record of who did what, for what users do in the admin; apps and commands are named on the runs."""
+"""Write Django's admin log for actions of users. Runs and operations record apps and commands by name."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ from deliveries_app.actors import Actor
 
 
 def record(actor: Actor, objects: Sequence[Model], message: str, flag: int = CHANGE) -> None:
-    """One entry for each object. `message` must not hold a secret: everybody who may see the object reads it."""
+    """Write one log entry for each object. `message` must not contain secrets: everyone who can view an object reads it.
+
+    For the same reason the entry leaves out `actor.address`.
+    """
     if actor.user is None:
         return
     LogEntry.objects.bulk_create(

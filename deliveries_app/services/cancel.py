@@ -1,4 +1,4 @@
-"""Cancel re-syncs and retries, stop a running sync, and dismiss finished operations."""
+"""Cancel re-syncs and retries, cancel a running sync, and dismiss finished operations."""
 
 from django.conf import settings
 from django.db import transaction
@@ -17,7 +17,7 @@ from docora.redis import queues
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
-    """Take back what has not been finished. How many repositories that concerns; 0 when it had ended already."""
+    """Cancel the operation's open runs. Return how many repositories that affects: 0 if it had already ended."""
     actor.require(PERMISSIONS[OperationKind(operation.kind)])
     actor.require_app(operation.app)
     with transaction.atomic():
@@ -33,11 +33,11 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
 
 
 def cancel_request(actor: Actor, watch: AppRepository) -> int:
-    """Take back the newest open re-sync or retry of one watch. 0 when there is none."""
+    """Cancel the newest open re-sync or retry of one watch. Return how many runs were cancelled: 1, or 0 if none."""
     actor.require_watch(watch)
-    asked = SyncRun.objects.filter(watch=watch, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
+    requested = SyncRun.objects.filter(watch=watch, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
     with transaction.atomic():
-        newest = asked.order_by("-generation", "-pk").first()
+        newest = requested.order_by("-generation", "-pk").first()
         if newest is None:
             actor.require(RESYNC_PERMISSION, RETRY_PERMISSION)
             return 0
@@ -49,31 +49,33 @@ def cancel_request(actor: Actor, watch: AppRepository) -> int:
     return cancelled
 
 
-def stop_sync(actor: Actor, watch: AppRepository) -> bool:
-    """Stop what is going on about one watch, or waits to: its worker leaves at its next batch, its requests are taken
-    back, and it rests until the next rescan. False when nothing was going on."""
+def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
+    """Cancel everything that is running or waiting for one watch. Return False if there was nothing to cancel.
+
+    Its worker stops at the next batch, its open runs end as cancelled, and it stays idle until the next rescan.
+    """
     actor.require(CONTROL_PERMISSION)
     actor.require_watch(watch)
     with transaction.atomic():
         rows = AppRepository.objects.alive().filter(pk=watch.pk)
         locked = rows.select_for_update(of=("self",)).first()
-        if locked is None or not rows.filter(_going_on()).exists():
+        if locked is None or not rows.filter(_is_active()).exists():
             return False
-        asked = SyncRun.objects.filter(watch=watch, outcome="")
-        operations = set(asked.exclude(operation=None).values_list("operation_id", flat=True))
-        _cancel(asked, f"Stopped by {actor.name}.")
-        AppRepository.objects.filter(pk=watch.pk).update(generation=F("generation") + 1, **_resting())
+        open_runs = SyncRun.objects.filter(watch=watch, outcome="")
+        operations = set(open_runs.exclude(operation=None).values_list("operation_id", flat=True))
+        _cancel(open_runs, f"Cancelled by {actor.name}.")
+        AppRepository.objects.filter(pk=watch.pk).update(generation=F("generation") + 1, **_idle_fields())
         runs.close_operations(operations)
-        audit.record(actor, [watch], "Stopped the sync")
+        audit.record(actor, [watch], "Cancelled the sync")
         transaction.on_commit(lambda: queues.drop([watch.job_id]), robust=True)
     return True
 
 
-def _going_on() -> Q:
-    """A worker is at it, it is due, it waits for a slot or for its next attempt, or somebody asked for it.
+def _is_active() -> Q:
+    """Match watches that are syncing, due, waiting for a slot or the next attempt, or that have an open run.
 
-    Of a watch that was stopped nothing of this is true: its worker may still let requests settle, but it is fenced, and
-    the status is not `scanning` any more.
+    A cancelled watch matches none of these. Its worker may still wait for requests in flight, but it is fenced, and the
+    status is no longer `scanning`.
     """
     return (
         Q(status=Status.SCANNING)
@@ -84,21 +86,21 @@ def _going_on() -> Q:
     )
 
 
-def _cancel(open_runs: QuerySet[SyncRun], words: str = "") -> int:
-    """End these runs as cancelled, with `words` about it. The generation goes on in any case, so that a worker of the cancelled request can
-    record nothing for the next one.
+def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
+    """End these runs as cancelled, with this `error` text. Return how many were still open.
 
-    After a re-sync the floor goes back to the newest re-sync that is not cancelled, and the watch is due at once as an
-    ordinary check; after a retry it is failing as before, until the next rescan, unless a later request for it goes on.
-    Watches are locked before runs, as everywhere.
+    The generation always increases, so that a worker of the cancelled request cannot record anything for the next one.
+    After a cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, and the watch is due now for
+    an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless it has another
+    open run. Watches are locked before runs, as everywhere.
     """
     pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None})
     watches = AppRepository.objects.filter(pk__in=pks)
     list(watches.select_for_update().order_by("pk").values_list("pk", flat=True))
     chosen = list(open_runs.filter(outcome=""))
-    runs.cancel_runs(chosen, words)
+    runs.cancel_runs(chosen, error)
     resynced = {run.watch_id for run in chosen if run.watch_id and run.reason == Reason.RESYNC}
-    still_asked = (
+    newest_valid_resync = (
         SyncRun.objects.filter(watch=OuterRef("pk"), reason=Reason.RESYNC)
         .exclude(outcome=Outcome.CANCELLED)
         .order_by()
@@ -108,20 +110,20 @@ def _cancel(open_runs: QuerySet[SyncRun], words: str = "") -> int:
     )
     watches.filter(pk__in=resynced).update(
         generation=F("generation") + 1,
-        resend_floor=Coalesce(Subquery(still_asked), Value(1)),
+        resend_floor=Coalesce(Subquery(newest_valid_resync), Value(1)),
         request_count=F("request_count") + 1,
         next_sync_at=Now(),
     )
     others = {run.watch_id for run in chosen if run.watch_id} - resynced
     others -= set(SyncRun.objects.filter(watch__in=others, outcome="").values_list("watch_id", flat=True))
-    watches.filter(pk__in=others).update(generation=F("generation") + 1, **_resting())
+    watches.filter(pk__in=others).update(generation=F("generation") + 1, **_idle_fields())
     transaction.on_commit(scheduling.enqueue_due, robust=True)
     return len(chosen)
 
 
-def _resting() -> dict[str, object]:
-    """Columns of a watch that is left alone until the next rescan, with the status that it had before."""
-    unequal = Q(base_commit="") | Q(files_failing__gt=0)  # something was announced, refused, or never sent
+def _idle_fields() -> dict[str, object]:
+    """Return the fields that leave a watch idle until the next rescan, with the status that its rows allow."""
+    out_of_date = Q(base_commit="") | Q(files_failing__gt=0)  # something was announced, refused, or never sent
     return {
         "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),
         "slots_requested_at": None,
@@ -130,14 +132,14 @@ def _resting() -> dict[str, object]:
         ),
         "status": Case(
             When(failing_since__isnull=False, then=Value(Status.FAILED)),
-            When(unequal, then=Value(Status.PENDING)),
+            When(out_of_date, then=Value(Status.PENDING)),
             default=Value(Status.SYNCED),
         ),
     }
 
 
 def dismiss_operation(actor: Actor, operation: BulkOperation) -> None:
-    """Take the finished operation's box off the pages."""
-    actor.require(PERMISSIONS[OperationKind(operation.kind)])  # it goes for everybody who watches
+    """Hide the finished operation's progress box, for every user."""
+    actor.require(PERMISSIONS[OperationKind(operation.kind)])
     actor.require_app(operation.app)
     BulkOperation.objects.filter(pk=operation.pk, ended_at__isnull=False).update(dismissed_at=timezone.now())

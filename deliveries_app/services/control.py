@@ -1,4 +1,4 @@
-"""A repository's circuit, as a person operates it."""
+"""Pause and resume all syncing, and reset a repository's circuit breaker."""
 
 from django.db import transaction
 
@@ -11,15 +11,17 @@ from repositories_app.models import Repository
 
 
 def reset_circuit(actor: Actor, repository: Repository) -> int:
-    """Close the circuit and let every watch try at once. How many watches that wakes; the count of failures starts over,
-    so that only another series of them opens it again."""
+    """Close the circuit and make all of the repository's watches due now. Return how many watches that is.
+
+    The failure count starts over, so only a new series of failures opens the circuit again.
+    """
     actor.require(RETRY_PERMISSION)
     actor.require_watches(AppRepository.objects.filter(repository=repository))
     with transaction.atomic():
         repositories.close_circuit(repository)
         woken = scheduling.request_sync(AppRepository.objects.alive().filter(repository=repository))
         rows = AppRepository.objects.filter(pk__in=woken)
-        rows.update(retry_count=0)  # a person asks: the attempts start over too
+        rows.update(retry_count=0)  # a manual reset grants all attempts again
         rows.filter(status=Status.FAILED).update(status=Status.PENDING)
         audit.record(actor, [repository], "Reset the circuit")
         transaction.on_commit(scheduling.enqueue_due, robust=True)
@@ -27,7 +29,7 @@ def reset_circuit(actor: Actor, repository: Repository) -> int:
 
 
 def pause_syncing(actor: Actor) -> SyncPause:
-    """Workers hand over what they are at within a second; requests and pushes are recorded and wait."""
+    """Pause all syncing. Workers stop within a second; requests and pushes are still recorded and wait."""
     actor.require(CONTROL_PERMISSION)
     actor.require_app(None)
     with transaction.atomic():
@@ -38,7 +40,7 @@ def pause_syncing(actor: Actor) -> SyncPause:
 
 
 def resume_syncing(actor: Actor) -> bool:
-    """Everything that is due goes on. False when nothing was paused."""
+    """Resume syncing and enqueue everything that is due. Return False if syncing was not paused."""
     actor.require(CONTROL_PERMISSION)
     actor.require_app(None)
     with transaction.atomic():

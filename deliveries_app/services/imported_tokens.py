@@ -1,11 +1,13 @@
-"""Tokens that an import brought as bcrypt hashes: recognised at their first use, and known by their SHA-256 from then on.
+"""Recognise imported tokens, which are stored as bcrypt hashes, and replace each hash by a SHA-256 digest at first use.
 
-bcrypt is slow on purpose, and a hash does not tell whose it is: a token has to be tried against one after the other, a
-quarter of a second each. What that may cost together is bounded. Only what looks like a token is tried, and only while
-there are such hashes; one search goes on at a time in a process, a few wait for it, others are told to come back; a token
-that fitted none is remembered for a while; and an address has `throttle.FAILURES` searches in vain within a minute, after
-which it is told to come back. Only those count: a client that fails in any other way, or again and again with one token,
-holds up nobody at its address, and neither do apps that are recognised.
+bcrypt is slow by design, and a hash does not show which app it belongs to, so a token has to be checked against one hash
+after another, about 0.25 s each. These limits bound the total cost:
+
+- Only strings that look like a token are checked, and only while bcrypt hashes remain.
+- One search runs at a time in a process. A few requests wait for it; others raise `Busy`.
+- A token that matched no hash is remembered for a while.
+- After `throttle.FAILURES` failed searches within a minute, an address gets `Busy`. Only failed searches count, so
+  other failures, repeated use of one unknown token, and apps that are recognised never block their address.
 """
 
 import contextlib
@@ -31,23 +33,23 @@ except ImportError:  # an installation without the extra `import`
 logger = logging.getLogger(__name__)
 
 HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
-"""Nothing slower is accepted than a second or so for each try."""
+"""bcrypt hashes of at most cost 14, which takes about a second to check."""
 REMEMBERED_SECONDS = 600
 _TOKEN = re.compile("docora_[0-9a-f]{64}")  # 71 bytes; bcrypt takes 72
-_IN_VAIN = "search"  # of the failures that are counted
+_FAILURE_KIND = "search"  # for `throttle`
 _WAIT_SECONDS = 5.0
-_AT_ONCE = 4  # the search and those who wait for it: each of them keeps a thread of the web process
+_MAX_CONCURRENT = 4  # one searches, the others wait; each blocks a thread of the web process
 
 _search = threading.Lock()
-_places = threading.BoundedSemaphore(_AT_ONCE)
+_slots = threading.BoundedSemaphore(_MAX_CONCURRENT)
 
 
 class Busy(Exception):
-    """It was not searched for now; try again in so many `seconds`."""
+    """The token was not checked. The client can try again after `seconds`."""
 
-    def __init__(self, words: str, seconds: int) -> None:
+    def __init__(self, reason: str, seconds: int) -> None:
         self.seconds = seconds
-        super().__init__(f"{words}: try again in {seconds} seconds.")
+        super().__init__(f"{reason}: try again in {seconds} seconds.")
 
 
 class BcryptMissing(Exception):
@@ -67,16 +69,18 @@ def require_bcrypt() -> None:
 
 
 def recognise(token: str, address: str = "") -> App | None:
-    """The app whose imported token this is, from now on known by its digest; None if it is nobody's. `address` is where it
-    comes from. Raises `Busy` and `BcryptMissing`."""
+    """Return the app that this imported token belongs to and store the token's digest, or return None.
+
+    `address` is the client's IP address. Raises `Busy` if the token cannot be checked now, and `BcryptMissing`.
+    """
     if not _TOKEN.fullmatch(token) or not (hashes := _hashes()) or _is_remembered(token, hashes):
         return None
     require_bcrypt()
-    wait = throttle.seconds_to_wait(_IN_VAIN, address)
+    wait = throttle.seconds_to_wait(_FAILURE_KIND, address)
     if wait is not None:
         raise Busy("Too many unknown tokens were tried from this address", wait)
-    with _turn():
-        found = tokens.authenticate(token)  # whoever was waited for may have been the same app
+    with _exclusive_search():
+        found = tokens.authenticate(token)  # a request of the same app may have just finished its search
         if found is not None:
             return found
         hashes = _hashes()
@@ -85,20 +89,20 @@ def recognise(token: str, address: str = "") -> App | None:
                 AppToken.objects.filter(pk=pk, digest=known).update(digest=hash_token(token), ending=token[-4:])
                 return tokens.authenticate(token)
     _remember(token, hashes)
-    throttle.count_failure(_IN_VAIN, address)
+    throttle.count_failure(_FAILURE_KIND, address)
     return None
 
 
 def _hashes() -> dict[int, str]:
-    """The key of each token that is known by such a hash and accepted now → the hash, in the order of the keys."""
+    """Return primary key → bcrypt hash of every token that is accepted now, in primary key order."""
     live = AppToken.objects.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), app__ended_at=None)
     return dict(live.filter(digest__startswith="$").order_by("pk").values_list("pk", "digest"))
 
 
 @contextlib.contextmanager
-def _turn() -> Iterator[None]:
+def _exclusive_search() -> Iterator[None]:
     busy = Busy("Other tokens are being recognised for the first time", round(_WAIT_SECONDS))
-    if not _places.acquire(blocking=False):
+    if not _slots.acquire(blocking=False):
         raise busy
     try:
         if not _search.acquire(timeout=_WAIT_SECONDS):
@@ -108,11 +112,11 @@ def _turn() -> Iterator[None]:
         finally:
             _search.release()
     finally:
-        _places.release()
+        _slots.release()
 
 
 def _key(token: str, hashes: dict[int, str]) -> str:
-    """Another import brings new hashes, against which the token has not been tried."""
+    """Return the Redis key. It changes when another import adds hashes that the token was not checked against."""
     return f"docora:unknown-token:{max(hashes, default=0)}:{hash_token(token)}"
 
 
@@ -127,4 +131,4 @@ def _remember(token: str, hashes: dict[int, str]) -> None:
     try:
         connection().set(_key(token, hashes), 1, ex=REMEMBERED_SECONDS)
     except (RedisError, OSError) as error:
-        logger.warning("not_remembered", extra={"cause": str(error)})
+        logger.warning("unknown_token_not_cached", extra={"cause": str(error)})

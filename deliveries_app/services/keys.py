@@ -1,4 +1,4 @@
-"""Replacing an app's signing key without its clients noticing (wire contract §1; which key signs is in `keyring`)."""
+"""Rotate an app's signing key without interrupting deliveries (wire contract §1). `keyring` decides which key signs."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from docora.security.crypto import new_webhook_key
 
 
 class KeyRotationError(ValueError):
-    """The rotation is not where this step belongs; the message says what to do."""
+    """The rotation is in a state that does not allow this step. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -26,33 +26,36 @@ class NewKey:
 
 
 def validate_key(key: str) -> str:
-    """16 to 500 printable characters; `ValidationError` in words."""
+    """Return the key. Raises `ValidationError` unless it has 16 to 500 printable characters."""
     if not 16 <= len(key) <= 500 or not key.isprintable():
         raise ValidationError("The signing key must have 16 to 500 printable characters.", code="client_auth_key")
     return key
 
 
 def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
-    """From now on notifications carry a signature of both keys; generates the new one unless it is given.
+    """Start signing notifications with both keys. The new key is generated unless `key` is given.
 
-    Like the two steps that end it, raises `KeyRotationError` out of turn, and `NotFound` for an app that is being removed.
+    Like the two steps that end a rotation, raises `KeyRotationError` if the rotation is in the wrong state, and `NotFound`
+    if the app is being removed.
     """
-    made = validate_key(key) if key else new_webhook_key()
+    new_key = validate_key(key) if key else new_webhook_key()
     with transaction.atomic():
         row = _locked(actor, app)
         if row.is_rotating_key:
-            raise KeyRotationError("The key is being replaced already: retire the old key or cancel that first.")
-        if made == row.client_auth_key:
-            raise ValidationError("This is the key that is in use: give another one.", code="client_auth_key")
-        row.new_auth_key, row.key_rotation_started_at = made, timezone.now()
+            raise KeyRotationError(
+                "The key is already being replaced: retire the old key or cancel the replacement first."
+            )
+        if new_key == row.client_auth_key:
+            raise ValidationError("This key is already in use. Enter a different one.", code="client_auth_key")
+        row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()
         row.new_key_signs, row.new_key_accepted_at = False, None
         _save(row)
         audit.record(actor, [row], "Started to replace the signing key")
-    return NewKey(row, made)
+    return NewKey(row, new_key)
 
 
 def retire_old_key(actor: Actor, app: App) -> None:
-    """End the rotation with the new key, once the app has accepted something that it signed."""
+    """End the rotation and keep the new key. The app must have accepted a notification signed with it."""
     with transaction.atomic():
         row = _locked(actor, app)
         if not row.is_rotating_key:
@@ -67,7 +70,7 @@ def retire_old_key(actor: Actor, app: App) -> None:
 
 
 def cancel_key_rotation(actor: Actor, app: App) -> None:
-    """End the rotation with the old key; the new one is forgotten."""
+    """End the rotation, keep the old key and discard the new one."""
     with transaction.atomic():
         row = _locked(actor, app)
         if not row.is_rotating_key:

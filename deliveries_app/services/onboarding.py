@@ -1,4 +1,4 @@
-"""Client apps: registering one, and changing its settings."""
+"""Register client apps and change their settings."""
 
 import re
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ from deliveries_app.models import App, AppToken
 from deliveries_app.services import audit
 from deliveries_app.services.keys import validate_key
 from docora.http.client import Request
-from docora.http.messages import url_refusal
+from docora.http.messages import url_blocked_reason
 from docora.security.crypto import hash_token, new_token, new_webhook_key
 from repositories_app.git import remote
 
-_REACH_SECONDS = 5.0
-MOST_IN_FLIGHT = 256  # each is a connection, and a process may open some hundreds of files
+_REACHABILITY_TIMEOUT = 5.0
+MAX_IN_FLIGHT_LIMIT = 256  # each takes a connection, and a process can open a few hundred files
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Onboarded:
 
 
 def validate_base_url(url: str) -> str:
-    """An address that notifications can be posted to; `ValidationError` in words."""
+    """Return the URL. Raises `ValidationError` unless notifications can be posted to it."""
     schemes = ("https", "http") if settings.ALLOW_HTTP else ("https",)
     try:
         parts = urlsplit(url)
@@ -45,19 +45,19 @@ def validate_base_url(url: str) -> str:
     if len(url) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", url):
         raise ValidationError("The base URL must be at most 2048 printable ASCII characters.", code="base_url")
     if parts.scheme not in schemes or not host:
-        hint = "" if settings.ALLOW_HTTP else ", or an administrator sets ALLOW_HTTP"
+        hint = "" if settings.ALLOW_HTTP else " (an administrator can allow http with ALLOW_HTTP)"
         raise ValidationError(
             f"The base URL must start with {' or '.join(f'{s}://' for s in schemes)}{hint}.", code="base_url"
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValidationError("The base URL must not contain credentials, a query or a fragment.", code="base_url")
-    if (refusal := url_refusal(url, settings.ALLOW_HTTP)) is not None:  # what would fail at every call
+    if (refusal := url_blocked_reason(url, settings.ALLOW_HTTP)) is not None:  # such a URL would fail at every call
         raise ValidationError(refusal, code="base_url")
     return url
 
 
 def validate_website(url: str) -> str:
-    """Empty, or an http(s) address that a browser can be led to; `ValidationError` in words."""
+    """Return the URL. Raises `ValidationError` unless it is empty or an http(s) URL that a browser can open."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -65,13 +65,13 @@ def validate_website(url: str) -> str:
         usable = False
     if url and not (usable and len(url) <= 2048 and url.isprintable() and " " not in url):
         raise ValidationError(
-            "The website must be an address such as https://portal.example of at most 2048 characters.", code="website"
+            "The website must be a URL such as https://portal.example, with at most 2048 characters.", code="website"
         )
     return url
 
 
 def validate_name(name: str) -> str:
-    """The name without the spaces around it; `ValidationError` in words."""
+    """Return the name without surrounding spaces. Raises `ValidationError` unless it has 3 to 100 printable characters."""
     name = name.strip()
     if not 3 <= len(name) <= 100 or not name.isprintable():
         raise ValidationError("The name must have 3 to 100 printable characters.", code="name")
@@ -79,10 +79,10 @@ def validate_name(name: str) -> str:
 
 
 def validate_max_in_flight(number: int) -> int:
-    """1 to `MOST_IN_FLIGHT`; `ValidationError` in words."""
-    if not 1 <= number <= MOST_IN_FLIGHT:
+    """Return the number. Raises `ValidationError` unless it is 1 to `MAX_IN_FLIGHT_LIMIT`."""
+    if not 1 <= number <= MAX_IN_FLIGHT_LIMIT:
         raise ValidationError(
-            f"Between 1 and {MOST_IN_FLIGHT} notifications can be under way at once.", code="max_in_flight"
+            f"Notifications in flight must be between 1 and {MAX_IN_FLIGHT_LIMIT}.", code="max_in_flight"
         )
     return number
 
@@ -97,10 +97,9 @@ def onboard_app(
     website: str = "",
     description: str = "",
 ) -> Onboarded:
-    """Register a client app; generates its token, and its signing key unless one is given.
+    """Register a client app and generate its token, and its signing key unless one is given.
 
-    Raises `ValidationError` in words: name of 3–100 characters, base URL, e-mail, website, description, key of 16–500
-    characters.
+    Raises `ValidationError` with a message for the user if a field is invalid.
     """
     actor.require("deliveries_app.onboard_app")
     name = validate_name(name)
@@ -131,30 +130,30 @@ def onboard_app(
 
 
 def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
-    """Write the fields `changed` on `app`, and no others: the workers write the rest.
+    """Save only the fields named in `changed`, because workers update the others.
 
-    Resuming forgets why it was paused. Resuming and a new base URL both forget how long the endpoint was to rest.
+    Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown.
     """
     actor.require("deliveries_app.change_app")
     actor.require_app(app)
-    written = set(changed)
-    resumed = "paused" in written and not app.paused
+    fields = set(changed)
+    resumed = "paused" in fields and not app.paused
     if resumed:
         app.paused_reason = ""
-        written.add("paused_reason")
-    if resumed or "base_url" in written:
+        fields.add("paused_reason")
+    if resumed or "base_url" in fields:
         app.cooldown_until, app.down_count = None, 0
-        written |= {"cooldown_until", "down_count"}
+        fields |= {"cooldown_until", "down_count"}
         transaction.on_commit(scheduling.enqueue_due, robust=True)
-    app.save(update_fields={*written, "updated_at"})
+    app.save(update_fields={*fields, "updated_at"})
 
 
 def reachability(base_url: str) -> str:
-    """Why notifications cannot be delivered to this address now, in one sentence; empty if anything answers there.
+    """Return why notifications cannot reach this URL now, as one sentence; empty if anything answers.
 
-    One `HEAD` through the outbound client. What it answers does not matter: an endpoint need not know `HEAD`.
+    Sends one `HEAD` through the outbound client. Any response counts, because an endpoint need not support `HEAD`.
     """
-    request = Request("HEAD", base_url, connect_timeout=_REACH_SECONDS, timeout=_REACH_SECONDS)
+    request = Request("HEAD", base_url, connect_timeout=_REACHABILITY_TIMEOUT, timeout=_REACHABILITY_TIMEOUT)
     with remote.new_client(max_connections=1) as client:
         outcome = client.request(request)
     return outcome.message if outcome.status is None else ""

@@ -1,4 +1,4 @@
-"""The test ping: does the app's endpoint answer, and does it accept our signature?"""
+"""Send a test ping: does the app's endpoint answer, and does it accept the signature?"""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from deliveries_app.models import App, Reason, new_run_id
 from deliveries_app.services import audit
 from deliveries_app.services.requests import NotFound
 from deliveries_app.webhooks.client import post_signed
-from deliveries_app.webhooks.keyring import Keyring, answers_of
+from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import PING, Envelope, endpoint
 from docora.http.client import Cause, HttpClient, Outcome
 from docora.text import new_id
@@ -18,33 +18,33 @@ from repositories_app.git.remote import new_client
 PERMISSION = "deliveries_app.change_app"
 
 _HINTS: dict[Cause | int, str] = {
-    Cause.DNS: "The name of the base URL does not resolve: check its spelling, and the DNS of this machine.",
-    Cause.REFUSED_ADDRESS: "Docora may not call this address. If it is right, an administrator adds its network to "
-    "ALLOWED_PRIVATE_NETWORKS (and sets ALLOW_HTTP for plain http).",
-    Cause.CONNECT: "Nobody accepts connections there: check the port, and whether the app is running.",
-    Cause.TLS: "The connection cannot be trusted: check the certificate's name, its date and its chain.",
-    Cause.TIMEOUT: "The app did not answer in time: it has to answer within 30 seconds.",
-    Cause.NETWORK: "The connection broke before an answer came: look into the app's log, and at proxies in between.",
-    401: "The app refused the signature: it must verify with the signing key that Docora showed once. If that is lost, "
-    "rotate the key.",
-    403: "The app refused the request: check its signing key, and firewalls in front of it.",
-    404: "There is no /ping below the base URL. Apps written before pings existed answer like this too; otherwise check "
+    Cause.DNS: "The host name of the base URL does not resolve. Check its spelling and this machine's DNS.",
+    Cause.REFUSED_ADDRESS: "Docora is not allowed to call this address. If it is correct, ask an administrator to add its "
+    "network to ALLOWED_PRIVATE_NETWORKS (and to set ALLOW_HTTP for plain http).",
+    Cause.CONNECT: "Nothing accepts connections there. Check the port, and that the app is running.",
+    Cause.TLS: "The TLS certificate was not accepted. Check its host name, its dates and its chain.",
+    Cause.TIMEOUT: "The app did not answer within 30 seconds.",
+    Cause.NETWORK: "The connection broke before a response arrived. Check the app's log, and any proxies in between.",
+    401: "The app rejected the signature. It must verify with the signing key that Docora showed once. If that key is lost, "
+    "rotate it.",
+    403: "The app rejected the request. Check its signing key, and any firewall in front of it.",
+    404: "There is no /ping below the base URL. Apps written before pings existed also answer like this; otherwise, check "
     "the base URL.",
-    405: "The address takes no POST: check the base URL.",
-    410: "The app says that it wants no more notifications, and was paused.",
-    429: "The app limits how often it is called: lower its number of notifications in flight.",
+    405: "The URL does not accept POST requests. Check the base URL.",
+    410: "The app asked for no more notifications, so it was paused.",
+    429: "The app limits its request rate. Lower its number of notifications in flight.",
 }
-_REDIRECT = "The app redirects, and redirects are not followed: enter the address that it redirects to as base URL."
-_BROKEN = "The app failed while it handled the ping: its log has the cause."
-_OTHER = "The app answers, but not with 2xx: its log or documentation says why."
+_REDIRECT = "The app redirects, and Docora does not follow redirects. Enter the redirect's target as the base URL."
+_BROKEN = "The app failed while handling the ping. Its log has the cause."
+_OTHER = "The app answered, but not with a 2xx status. Check its log or documentation."
 
 
 @dataclass(frozen=True)
 class Ping:
-    """What came of a ping, in words; `body` is the beginning of the answer, `seconds` its time."""
+    """The result of a ping. `body` is the beginning of the response, `seconds` the time that it took."""
 
     delivered: bool
-    words: str
+    message: str
     hint: str
     status: int | None
     seconds: float
@@ -53,8 +53,11 @@ class Ping:
 
 
 def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
-    """Send a signed ping and wait for the answer. `new_key`: signed with nothing but the key that is being introduced;
-    once that is accepted, the old key may be retired. Raises `NotFound` for an app that is being removed."""
+    """Send a signed ping and wait for the response. A 410 response pauses the app.
+
+    With `new_key`, only the new key of a rotation signs the ping; once the app accepts that, the old key can be retired.
+    Raises `NotFound` if the app is being removed.
+    """
     actor.require(PERMISSION)
     actor.require_app(app)
     row = App.objects.filter(pk=app.pk, ended_at=None).first()
@@ -67,28 +70,28 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         outcome = post_ping(client, app, ring)
     if outcome.status == 410:
         App.objects.filter(pk=app.pk).update(paused=True, paused_reason=_HINTS[410])
-    words = _words(outcome)
-    audit.record(actor, [app], f"Sent a test ping{' with the new key' if new_key else ''}: {words}")
+    message = _message(outcome)
+    audit.record(actor, [app], f"Sent a test ping{' with the new key' if new_key else ''}: {message}")
     return Ping(
         delivered=outcome.ok,
-        words=words,
+        message=message,
         hint="" if outcome.ok else _hint(outcome),
         status=outcome.status,
         seconds=outcome.elapsed,
-        body=answers_of(app, [outcome.body])[0],
+        body=response_texts(app, [outcome.body])[0],
         new_key=new_key,
     )
 
 
 def post_ping(client: HttpClient, app: App, ring: Keyring) -> Outcome:
-    """The request itself, as every notification is made, signed and sent."""
+    """Build, sign and send the request in the same way as every notification."""
     envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)
     sequence = int(timezone.now().timestamp() * 1_000_000)
     url = endpoint(app.base_url, "ping")
     return post_signed(client, url, PING, f"msg_{new_id('ping')}", sequence, envelope, ring)
 
 
-def _words(outcome: Outcome) -> str:
+def _message(outcome: Outcome) -> str:
     if outcome.ok:
         return f"The app accepted the ping: it answered {outcome.status}."
     return outcome.message if outcome.cause else f"The app answered {outcome.status}."

@@ -1,4 +1,4 @@
-"""Push hooks of git hosts: a signed word that a repository may have changed. All it can cause is a check."""
+"""Handle push hooks: signed requests of a git host that say a repository may have changed. They only trigger a sync."""
 
 import hashlib
 import hmac
@@ -12,19 +12,19 @@ from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
 from docora.security.crypto import Undecryptable
+from docora.text import can_be_id
 
 _SIGNATURE = re.compile("sha256=[0-9a-f]{64}")
-WOKEN_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
+ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
 
 
 def is_signed(repository_id: str, signature: str, body: Iterable[bytes]) -> bool:
-    """Whether `signature` (`sha256=` and hex) is the HMAC of the body under the secret of one of the repository's
-    watches. Secrets of any number of watches cost one pass over the body, which is never held as a whole.
+    """Return whether `signature` (`sha256=` + hex) is the body's HMAC under the secret of one of the repository's watches.
 
-    Where there is no secret, and where there is no such repository, a random one stands in: the work is the same. What
-    is no signature at all is not worth reading the body.
+    The body is read once for all secrets and never held in memory; it is not read at all if the signature is malformed.
+    Without a secret, or without such a repository, a random secret is used, so that the response time reveals neither.
     """
-    if not _SIGNATURE.fullmatch(signature) or not repository_id.isprintable():
+    if not _SIGNATURE.fullmatch(signature) or not can_be_id(repository_id):
         return False
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     known = watches.values_list("push_secret", flat=True)
@@ -35,17 +35,17 @@ def is_signed(repository_id: str, signature: str, body: Iterable[bytes]) -> bool
         for mac in macs:
             mac.update(piece)
     given = signature.encode()
-    fitting = [hmac.compare_digest(f"sha256={mac.hexdigest()}".encode(), given) for mac in macs]
-    return any(fitting)  # all of them are compared first: the time does not tell which one fitted
+    matches = [hmac.compare_digest(f"sha256={mac.hexdigest()}".encode(), given) for mac in macs]
+    return any(matches)  # after comparing all of them, so that the time does not reveal which one matched
 
 
 def repository_pushed(actor: Actor, repository_id: str) -> int:
-    """Check every watch of the repository as soon as possible. How many they are."""
+    """Make every watch of the repository due now. Return how many there are."""
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
-        woken = scheduling.request_sync(watches)
-        first = AppRepository.objects.filter(pk__in=woken[:WOKEN_AT_ONCE])
+        due = scheduling.request_sync(watches)
+        first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):
             scheduling.enqueue(watch, "high")
-    return len(woken)
+    return len(due)

@@ -1,4 +1,4 @@
-"""What re-sync and retry have in common: a request for one watched repository or for several, and taking it back."""
+"""What re-syncs and retries share: request one watch, or several as one bulk operation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,25 +21,52 @@ from deliveries_app.services import audit
 from docora.text import counted
 
 PERMISSIONS = {OperationKind.RESYNC: RESYNC_PERMISSION, OperationKind.RETRY: RETRY_PERMISSION}
-_WORDS = {OperationKind.RESYNC: "Forced re-sync", OperationKind.RETRY: "Retry"}
+_LABELS = {OperationKind.RESYNC: "Forced re-sync", OperationKind.RETRY: "Retry"}
 
 
 class NotFound(LookupError):
-    """What something should be done about is not there; the message is the wire contract's."""
+    """The object does not exist or is being removed. The wire contract defines the message."""
 
 
 @dataclass(frozen=True)
 class Requested:
-    """A sync that is queued: its run, and the id of the job that will do it."""
+    """A queued sync: its run, and the id of the job that will perform it."""
 
     run: SyncRun
     job_id: str
 
 
-type Request = Callable[[Actor, Sequence[int], BulkOperation], list[SyncRun]]
+type Request = Callable[[Actor, Sequence[int], BulkOperation | None], list[SyncRun]]
+"""Locks those of the watches that it applies to, updates them, and returns one open run for each."""
 
 
-def start(
+def start_single(
+    actor: Actor,
+    kind: OperationKind,
+    watch: AppRepository,
+    request: Request,
+    *,
+    refusal: Exception,
+    skip_permission_check: bool = False,
+) -> Requested:
+    """Request a sync of one watch and enqueue it ahead of bulk work. Raises `refusal` if the request does not apply.
+
+    With `skip_permission_check`, the caller has checked a permission of its own.
+    """
+    if not skip_permission_check:
+        actor.require(PERMISSIONS[kind])
+    actor.require_watch(watch)
+    with transaction.atomic():
+        opened = request(actor, [watch.pk], None)
+        if not opened:
+            raise refusal
+        watch.refresh_from_db()
+        audit.record(actor, [watch], f"{_LABELS[kind]} of {watch}")
+        scheduling.enqueue(watch, "high")
+    return Requested(opened[0], watch.job_id)
+
+
+def start_bulk(
     actor: Actor,
     kind: OperationKind,
     watches: AppRepositoryQuerySet,
@@ -49,38 +76,40 @@ def start(
     app: App | None,
     nothing: str,
 ) -> BulkOperation:
-    """Ask for all of these watches as one operation that can be watched and cancelled. `request` locks those that it is
-    true for and makes their runs. `NotFound`, with `nothing` as its words, where there is none."""
+    """Request all of these watches as one operation, which has a progress bar and can be cancelled.
+
+    Raises `NotFound` with the message `nothing` if the request applies to none of them.
+    """
     actor.require(PERMISSIONS[kind])
     actor.require_watches(watches)
     with transaction.atomic():
         pks = list(watches.order_by("pk").values_list("pk", flat=True))
         operation = BulkOperation(kind=kind, app=app, requested_by=actor.name, user_id=actor.user_pk, total=len(pks))
         operation.save()
-        made = request(actor, pks, operation) if pks else []
-        if not made:
+        opened = request(actor, pks, operation) if pks else []
+        if not opened:
             raise NotFound(nothing)
-        count = counted(len(made), "repository", "repositories")
-        operation.title, operation.total = (title or f"{kind.label.capitalize()} · {count}")[:200], len(made)
+        count = counted(len(opened), "repository", "repositories")
+        operation.title, operation.total = (title or f"{kind.label.capitalize()} · {count}")[:200], len(opened)
         operation.save(update_fields=["title", "total"])
-        if len(made) <= runs.LOGGED_ONE_BY_ONE:
-            touched = [run.watch for run in made if run.watch]
-            audit.record(actor, touched, f"{_WORDS[kind]}, {operation.operation_id}")
+        if len(opened) <= runs.LOGGED_ONE_BY_ONE:
+            requested = [run.watch for run in opened if run.watch]
+            audit.record(actor, requested, f"{_LABELS[kind]}, {operation.operation_id}")
         else:
-            audit.record(actor, [operation], f"{_WORDS[kind]} of {count}")
+            audit.record(actor, [operation], f"{_LABELS[kind]} of {count}")
         transaction.on_commit(scheduling.enqueue_due, robust=True)
     return operation
 
 
-def lock(pks: Sequence[int], among: AppRepositoryQuerySet) -> list[int]:
-    """Lock those of the watches that are `among` these, for a request of a person. Which they are.
+def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet) -> list[int]:
+    """Lock those of the watches that are in `among`, end their apps' cooldowns, and return their primary keys.
 
-    Somebody may just have mended an endpoint that was down: one watch asks it now rather than after the back-off. Apps
-    are locked before watches, as in the claim.
+    A user's request suggests that an endpoint may be back up, so one watch probes it now instead of after the backoff.
+    Apps are locked before watches, in the same order as in the claim.
     """
     down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
-    resting = App.objects.filter(pk__in=list(down)).select_for_update().order_by("pk")
-    App.objects.filter(pk__in=[app.pk for app in resting]).update(cooldown_until=None)
+    locked_apps = App.objects.filter(pk__in=list(down)).select_for_update().order_by("pk")
+    App.objects.filter(pk__in=[app.pk for app in locked_apps]).update(cooldown_until=None)
     rows = among.filter(pk__in=pks).order_by("pk")
     return list(rows.select_for_update(of=("self",)).values_list("pk", flat=True))
 
@@ -92,10 +121,10 @@ def open_runs(
     operation: BulkOperation | None,
     left: Mapping[int, runs.Left] | None = None,
 ) -> list[SyncRun]:
-    """One open run for each of the watches, at the generation that they have now. `left`: what some have to send."""
+    """Open one run for each watch at its current generation. `left` maps watches to what they still have to send."""
     left = left or {}
     watches = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
-    made = SyncRun.objects.bulk_create(
+    opened = SyncRun.objects.bulk_create(
         [
             runs.open_run(
                 watch,
@@ -108,6 +137,6 @@ def open_runs(
             for watch in watches
         ]
     )
-    if made:
-        runs.log_requested(made)
-    return made
+    if opened:
+        runs.log_requested(opened)
+    return opened

@@ -1,17 +1,15 @@
-"""Force re-sync: clear the delivery records, queue a fresh snapshot job, send everything again (`engine.md` §3).
+"""Force a re-sync: clear the delivery records and send every file again (`engine.md` §3).
 
-Clearing is one number: the floor below which no row counts as delivered. The old rows stay, because they tell which
-files the app may hold and has to be told to delete.
+Clearing is one number: the floor, a generation below which no row counts as delivered. The old rows remain, because they
+show which files the app may hold, so that those deleted upstream are deleted there too.
 """
 
 from collections.abc import Sequence
 
-from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from deliveries_app import scheduling
-from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.actors import Actor
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -23,27 +21,27 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.models.root_causes import CLEARED_FAILURE
-from deliveries_app.services import audit, requests
+from deliveries_app.services import requests
 from deliveries_app.services.requests import NotFound, Requested
 
 
 def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
-    """Send everything of one watch again, whatever it is doing now. `skip_permission_check`: the caller has checked its own permission."""
-    if not skip_permission_check:
-        actor.require(RESYNC_PERMISSION)
-    actor.require_watch(watch)
-    with transaction.atomic():
-        made = _request(actor, [watch.pk], None)
-        if not made:
-            raise NotFound("App-repository link not found")
-        watch.refresh_from_db()
-        audit.record(actor, [watch], f"Forced re-sync of {watch}")
-        scheduling.enqueue(watch, "high")
-    return Requested(made[0], watch.job_id)
+    """Send every file of one watch again, whatever its state. Raises `NotFound` if it is being removed.
+
+    With `skip_permission_check`, the caller has checked a permission of its own.
+    """
+    return requests.start_single(
+        actor,
+        OperationKind.RESYNC,
+        watch,
+        _request,
+        refusal=NotFound("App-repository link not found"),
+        skip_permission_check=skip_permission_check,
+    )
 
 
 def resync_by_app(actor: Actor, app: App) -> BulkOperation:
-    """Send everything of every repository of one app again."""
+    """Send every file of every repository of one app again."""
     actor.require_app(app)
     watches = AppRepository.objects.filter(app=app)
     return resync_many(actor, watches, f"Re-sync all · {app.name}", app=app, nothing="No repositories for this app")
@@ -57,13 +55,15 @@ def resync_many(
     app: App | None = None,
     nothing: str = "No watched repositories are selected",
 ) -> BulkOperation:
-    """Send everything of these watches again, as one operation that can be watched and cancelled."""
-    return requests.start(actor, OperationKind.RESYNC, watches.alive(), _request, title=title, app=app, nothing=nothing)
+    """Send every file of these watches again, as one operation. Raises `NotFound` with `nothing` if there are none."""
+    return requests.start_bulk(
+        actor, OperationKind.RESYNC, watches.alive(), _request, title=title, app=app, nothing=nothing
+    )
 
 
 def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
-    """The re-sync itself: one UPDATE clears the records and fences whoever is at work; one open run for each watch."""
-    locked = requests.lock(pks, AppRepository.objects.alive())
+    """Re-sync these watches: one UPDATE clears the records and fences any worker. Return one open run for each."""
+    locked = requests.lock_watches(pks, AppRepository.objects.alive())
     AppRepository.objects.filter(pk__in=locked).update(
         generation=F("generation") + 1,
         resend_floor=F("generation") + 1,

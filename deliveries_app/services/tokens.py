@@ -1,4 +1,4 @@
-"""Bearer tokens of apps: recognised by their digest, replaced with an overlap in which both are accepted."""
+"""Bearer tokens of apps: authenticate by digest, rotate with an overlap in which both tokens are accepted."""
 
 import hmac
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ from docora.security.crypto import hash_token, new_token
 
 PERMISSION = "deliveries_app.rotate_secret_app"
 OVERLAP = timedelta(hours=24)
-LONGEST_OVERLAP = timedelta(days=30)
-_LAST_USED_EVERY = timedelta(minutes=1)
+MAX_OVERLAP = timedelta(days=30)
+_LAST_USED_PRECISION = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that cannot be shown again. `old_accepted_until` is None when no older one is accepted any more."""
+    """A new token, which cannot be shown again. `old_accepted_until` is None if no older token is still accepted."""
 
     app: App
     token: str = field(repr=False)
@@ -33,15 +33,15 @@ class NewToken:
 
 
 def live_tokens(app: App) -> QuerySet[AppToken]:
-    """The tokens that are accepted now, the newest first."""
+    """Return the tokens that are accepted now, newest first."""
     return app.tokens.filter(Q(expires_at=None) | Q(expires_at__gt=Now()))
 
 
 def authenticate(token: str) -> App | None:
-    """The app that this token belongs to; None for a token that is unknown or expired, or whose app has ended.
+    """Return the app that this token belongs to, or None if the token is unknown or expired or the app has ended.
 
-    Only the digest is looked up, in a unique index. How long that takes can tell about digests alone, of which nobody
-    can choose the beginning; the comparison of the whole is made in constant time all the same.
+    The lookup uses the digest in a unique index. Its timing reveals digests at most, and no attacker can choose a
+    digest's prefix. The full comparison still takes constant time.
     """
     digest = hash_token(token)
     live = AppToken.objects.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), app__ended_at=None)
@@ -49,27 +49,27 @@ def authenticate(token: str) -> App | None:
     if found is None or not hmac.compare_digest(found.digest, digest):
         return None
     used = found.last_used_at
-    if used is None or abs(timezone.now() - used) > _LAST_USED_EVERY:
+    if used is None or abs(timezone.now() - used) > _LAST_USED_PRECISION:
         AppToken.objects.filter(pk=found.pk).update(last_used_at=Now())
     return found.app
 
 
 def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) -> NewToken:
-    """A new token for the app; older ones are accepted for `overlap` more, and no longer than they were before.
+    """Make a new token. Older tokens stay valid for `overlap`, but never longer than they already were.
 
-    An overlap of zero ends them at once, as after a leak. Raises `ValidationError` for more than 30 days, and
-    `NotFound` for an app that is being removed.
+    An overlap of zero revokes them now, as after a leak. Raises `ValidationError` for more than 30 days, and `NotFound`
+    if the app is being removed.
     """
     actor.require(PERMISSION)
     actor.require_app(app)
-    if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
-        raise ValidationError("The old token may be accepted for 0 to 30 days more.", code="overlap")
+    if not timedelta(0) <= overlap <= MAX_OVERLAP:
+        raise ValidationError("The old token can stay valid for 0 to 30 days.", code="overlap")
     token = new_token()
     with transaction.atomic():
         lock_app(app)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
-        # Not left to the comparison: within one millisecond SQLite's texts of the two times differ in their length.
+        # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
         old = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at").first()
@@ -78,7 +78,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
 
 
 def retire_old_tokens(actor: Actor, app: App) -> int:
-    """Accept only the newest token from now on. How many others were accepted until now."""
+    """Revoke all tokens but the newest. Return how many were still accepted."""
     actor.require(PERMISSION)
     actor.require_app(app)
     with transaction.atomic():
@@ -91,8 +91,11 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
 
 
 def lock_app(app: App) -> App:
-    """The row as it is now, for one change of its secrets at a time: two rotations at once would leave two tokens
-    without an end. `NotFound` for an app that is being removed. Without its key: see `lease`."""
+    """Return the app's current row, locked so that its secrets change one at a time.
+
+    Two concurrent rotations would otherwise leave two tokens without an expiry. The lock is FOR NO KEY UPDATE, for the
+    reason given in `sync.lease`. Raises `NotFound` if the app is being removed.
+    """
     row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
     if row is None:
         raise NotFound("App not found")

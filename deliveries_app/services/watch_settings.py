@@ -1,4 +1,4 @@
-"""What can be changed about a watch: the token that its repository is read with, and the secret of its push hooks."""
+"""Change a watch's settings: its repository token, its push hook secret and its ignore patterns."""
 
 import secrets
 import unicodedata
@@ -13,27 +13,29 @@ from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
-from deliveries_app.planning.ignore_rules import compile_lines, words_for
+from deliveries_app.planning.ignore_rules import compile_lines, describe_problems
 from deliveries_app.services import audit
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watching import ask_git, validate_token
+from deliveries_app.services.watching import check_readable, validate_token
 from deliveries_app.sync import circuit
 
 PERMISSION = "deliveries_app.change_apprepository"
+MAX_CHARACTERS = 10_000
+MAX_PATTERNS = 500
 
 
 def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None:
-    """Read the repository with another token from now on (empty: with none), after asking git whether it can be.
+    """Replace the token that reads the repository (empty for none), after checking with git that it works.
 
-    Errors and the circuit are cleared, the delivery records stay, and a sync is on its way. Raises `ValidationError`,
-    `GitError` when the repository cannot be read with it, and `NotFound` when it is not watched any more.
+    Clears errors and the circuit, keeps the delivery records, and enqueues a sync. Raises `ValidationError`, `GitError`
+    if the repository cannot be read with the token, and `NotFound` if it is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
     validate_token(token)
-    ask_git(watch.github_url, token)
+    check_readable(watch.github_url, token)
     with transaction.atomic():
-        # The repository's row before the watch's, as where a failure is counted.
+        # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
         _update(
             watch,
@@ -49,8 +51,10 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
 
 
 def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
-    """A new secret for the git host to sign this watch's push hooks with; it cannot be shown again. The one before it
-    is not accepted any more. Raises `NotFound` when the repository is not watched any more."""
+    """Make a new push hook secret, which the git host signs with. It cannot be shown again, and it replaces the old one.
+
+    Raises `NotFound` if the repository is no longer watched.
+    """
     actor.require(PERMISSION)
     actor.require_watch(watch)
     secret = secrets.token_hex(32)
@@ -61,20 +65,15 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
 
 def _update(watch: AppRepository, **changes: object) -> None:
-    """In one UPDATE, so that nothing that a worker writes at the same moment is overwritten."""
+    """Update only these fields, in one UPDATE, so that a worker's concurrent writes survive."""
     if not AppRepository.objects.alive().filter(pk=watch.pk).update(**changes):
         raise NotFound("Repository not found")
     watch.refresh_from_db()
 
 
-PERMISSION = "deliveries_app.change_apprepository"
-MAX_CHARACTERS = 10_000
-MAX_PATTERNS = 500
-
-
 @dataclass(frozen=True)
 class PatternsSet:
-    """The patterns as they are kept, how many they are, and whether they differ from what was there before."""
+    """The patterns as stored, their number, and whether they changed."""
 
     text: str
     count: int
@@ -82,10 +81,10 @@ class PatternsSet:
 
 
 def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> PatternsSet:
-    """Let the watch ignore what these lines match, beside what `.docoraignore` says; empty for nothing more.
+    """Set the watch's own ignore patterns, which apply in addition to `.docoraignore`; empty removes them.
 
-    The next sync, which is wished for at once, deletes at the client what is newly ignored and creates what is not any
-    more. Raises `ValidationError`, and `NotFound` when the repository is not watched any more.
+    If they changed, a sync is enqueued: it deletes newly ignored files at the client, and creates those that are no longer
+    ignored. Raises `ValidationError`, and `NotFound` if the repository is no longer watched.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
@@ -105,20 +104,18 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> Patter
 
 
 def validate_patterns(text: str) -> tuple[str, int]:
-    """The text as it is kept, and how many patterns it holds."""
+    """Return the text as stored and its number of patterns. Raises `ValidationError`."""
     text = text.replace("\r\n", "\n").rstrip("\n")
     if len(text) > MAX_CHARACTERS:
         raise ValidationError(
-            f"The patterns have {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted.", code="too_long"
+            f"The patterns have {len(text):,} characters. The limit is {MAX_CHARACTERS:,}.", code="too_long"
         )
     for number, line in enumerate(text.split("\n"), start=1):
         if any(unicodedata.category(character) in {"Cc", "Cs"} and character != "\t" for character in line):
-            raise ValidationError(f"Line {number} holds a control character. Remove it.", code="control_character")
+            raise ValidationError(f"Line {number} contains a control character. Remove it.", code="control_character")
     patterns, problems = compile_lines(text.encode())
     if problems:
-        raise ValidationError(f"{words_for(problems)} Correct or remove it.", code="pattern")
+        raise ValidationError(f"{describe_problems(problems)} Correct or remove it.", code="pattern")
     if len(patterns) > MAX_PATTERNS:
-        raise ValidationError(
-            f"These are {len(patterns):,} patterns; at most {MAX_PATTERNS:,} are accepted.", code="too_many"
-        )
+        raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.", code="too_many")
     return text, len(patterns)

@@ -1,4 +1,4 @@
-"""Watching a repository, and no longer watching it (`engine.md` §9)."""
+"""Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
 import time
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ from repositories_app.git.exceptions import Cause, GitError, InvalidUrl
 from repositories_app.git.url import RepositoryUrl, owner_and_name
 from repositories_app.models import Repository
 
-ASK_SECONDS = 12.0  # for everything that a host is asked while somebody waits for the page or the answer
+GIT_CHECK_SECONDS = 12.0  # for all requests to the git host while a user or client waits for the response
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A watch that exists now. `created` is False when the app watched the repository already."""
+    """The watch. `created` is False if the app was already watching the repository."""
 
     watch: AppRepository
     created: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """The answer of the REST call and of the command."""
+        """Return the response of the REST API and of the command."""
         owner, name = owner_and_name(self.watch.github_url)
         return {
             "repository_id": self.watch.repository.repository_id,
@@ -46,28 +46,28 @@ class Watched:
 
 
 def validate_token(token: str) -> str:
-    """1 to 255 printable ASCII characters without spaces, or empty for none."""
+    """Return the token. Raises `ValidationError` unless it is empty or 1 to 255 printable ASCII characters, no spaces."""
     if token and not (len(token) <= 255 and token.isascii() and token.isprintable() and " " not in token):
         raise ValidationError("The token must be 1 to 255 printable ASCII characters without spaces.", code="token")
     return token
 
 
 def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watched:
-    """Let the app watch a repository, after asking git itself whether it can be read.
+    """Watch a repository for the app, after checking with git that it can be read.
 
-    Watching it already replaces the token and sends everything again. Raises `InvalidUrl`, `ValidationError` and
-    `GitError`, each in words.
+    If the app is already watching it, replace the token and send every file again. Raises `InvalidUrl`, `ValidationError`
+    or `GitError`, each with a message for the user.
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
     parsed = remote.parse_url(url)
     validate_token(token)
-    is_private = ask_git(parsed.spelled, token)
-    with transaction.atomic():  # the app's row before its watch's, as the claim locks them
+    is_private = check_readable(parsed.spelled, token)
+    with transaction.atomic():  # lock the app before its watch, as the claim does
         if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
-            raise InvalidUrl("The app is being removed.")  # asked late: git may have taken its time
+            raise InvalidUrl("The app is being removed.")  # checked after git, which may have taken seconds
         repository = _find_or_create(app, parsed, is_private=is_private)
-        # Locked, so that an ended watch is either revived or gone, and never removed a moment later.
+        # Lock the watch, so that one that has ended cannot be removed just after it is revived.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
         watch, created = watches.get_or_create(
             app=app,
@@ -81,7 +81,7 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
             runs.log_requested([run])
             scheduling.enqueue(watch, "high")
             return Watched(watch, True)
-        # Watching it again revives a watch that is ending, and is a full fresh sync of the same row in any case.
+        # Watching again revives a watch that is being removed, and always re-syncs the same row.
         watch.github_url, watch.github_token, watch.ended_at = parsed.spelled, token, None
         watch.save(update_fields=["github_url", "github_token", "ended_at"])
         resync_single(actor, watch, skip_permission_check=True)
@@ -89,7 +89,7 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
 
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Repository:
-    """The repository that the app is to watch: one that it watches already keeps the id that the app knows."""
+    """Return the repository for this URL. If the app already watches it, keep the row whose id the app knows."""
     watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
     as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
     watch = watched.select_related("repository").order_by(as_spelled, "repository__twin").first()
@@ -99,14 +99,18 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
     return watch.repository
 
 
-def ask_git(url: str, token: str) -> bool:
-    """Whether the repository is private; raises the `GitError` when it cannot be read with this token, or when its host
-    takes longer than `ASK_SECONDS`."""
-    deadline = time.monotonic() + ASK_SECONDS
+def check_readable(url: str, token: str) -> bool:
+    """Return whether the repository is private: readable with the token, but not without.
+
+    Raises `GitError` if it cannot be read with this token, or if its host takes longer than `GIT_CHECK_SECONDS`.
+    """
+    deadline = time.monotonic() + GIT_CHECK_SECONDS
 
     def give_up() -> None:
         if time.monotonic() > deadline:
-            raise GitError(Cause.TIMEOUT, f"The host did not answer within {ASK_SECONDS:.0f} seconds; try again later.")
+            raise GitError(
+                Cause.TIMEOUT, f"The host did not answer within {GIT_CHECK_SECONDS:.0f} seconds. Try again later."
+            )
 
     with remote.new_client(max_connections=1) as client:
         remote.ls_head(client, url, token, give_up)
@@ -120,7 +124,7 @@ def ask_git(url: str, token: str) -> bool:
 
 
 def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
-    """Stop watching: nothing more is sent from now on, and the rows go when no worker works on them any more."""
+    """Stop watching. Nothing more is sent; the rows are removed once no worker is using them."""
     actor.require("deliveries_app.delete_apprepository")
     actor.require_watch(watch)
     with transaction.atomic():
@@ -128,7 +132,7 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
 
 
 def _end(watch: AppRepository) -> None:
-    """Mark the watch as ended; the generation fences a worker that is at it."""
+    """Mark the watch as ended. The new generation fences its worker."""
     ended = AppRepository.objects.filter(pk=watch.pk, ended_at=None).update(
         ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING
     )
@@ -140,10 +144,10 @@ def _end(watch: AppRepository) -> None:
 
 
 def delete_app(actor: Actor, app: App) -> None:
-    """Remove a client app: its watches end, it is unknown at once, and its rows go when no worker works on them."""
+    """Remove a client app. It and its watches end now; the rows are removed once no worker is using them."""
     actor.require("deliveries_app.delete_app")
     actor.require_app(app)
-    with transaction.atomic():  # the app's row before its watches', as the claim locks them
+    with transaction.atomic():  # lock the app before its watches, as the claim does
         App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
         watches = AppRepository.objects.filter(app=app, ended_at=None).order_by("pk")
         for watch in watches.select_related("app", "repository"):

@@ -1,4 +1,4 @@
-"""What nobody needs any more: ended watches, removed apps, repositories that nobody watches (`engine.md` §9)."""
+"""Remove ended watches, deleted apps, and repositories that no app watches (`engine.md` §9)."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from repositories_app.models import Repository
 
 CLEAN_UP_JOB = "deliveries_app.jobs.clean_up"
 _SLICE = 5000
-_PAIRS_AT_ONCE = 100
+_WATCHES_AT_ONCE = 100
 
 
 def enqueue_clean_up() -> None:
-    """Wake the low queue if there is something to remove."""
+    """Enqueue a clean-up job if there is something to remove."""
     if (
         AppRepository.objects.filter(ended_at__isnull=False).exists()
         or App.objects.filter(ended_at__isnull=False).exists()
@@ -25,15 +25,15 @@ def enqueue_clean_up() -> None:
 
 
 def remove_ended() -> int:
-    """Remove ended watches that no worker holds, with their deliveries in slices, then what they leave alone."""
+    """Remove ended watches that no worker owns, then their unwatched repositories and deleted apps. Return the number of watches."""
     removed = 0
     for watch in (
-        AppRepository.objects.filter(ended_at__isnull=False).free().select_related("repository")[:_PAIRS_AT_ONCE]
+        AppRepository.objects.filter(ended_at__isnull=False).free().select_related("repository")[:_WATCHES_AT_ONCE]
     ):
         _remove_slices(watch.pk)
         repository = watch.repository
         with transaction.atomic():
-            # Watching it again in the meantime has revived the row: then it stays.
+            # The row stays if the app has started to watch the repository again.
             ended = AppRepository.objects.filter(pk=watch.pk, ended_at__isnull=False).free()
             deleted = [row.delete() for row in ended.select_for_update()]
         if deleted:
@@ -51,7 +51,7 @@ def _remove_slices(watch_pk: int) -> None:
 
 
 def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
-    """With the watch locked, so that nobody revives it between the look and the removal."""
+    """Remove one slice of rows. The lock on the watch keeps it from being revived in between. Return False when none is left."""
     with transaction.atomic():
         AppRepository.objects.select_for_update().filter(pk=watch_pk).first()
         pks = list(rows.values_list("pk", flat=True)[:_SLICE])
@@ -61,7 +61,7 @@ def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
 
 
 def _remove_orphan(repository: Repository) -> None:
-    """A repository that nobody watches: its row first, so that nobody finds it, then its mirror."""
+    """Remove a repository that no app watches: first its row, so that no query finds it, then its mirror."""
     try:
         with transaction.atomic():
             deleted, _ = Repository.objects.filter(pk=repository.pk, watches=None).delete()

@@ -1,7 +1,7 @@
-"""The regular check: has HEAD moved? One small request per watch, hundreds at a time, nothing written unless it has.
+"""Check whether HEAD has moved: one small request per watch, hundreds at a time.
 
-Runs in the sweep process, never in the queue. Each watch is asked for with its own token and compared with its own base:
-another app's right to read never answers for it. Watches that are due by their own time anyway are not asked for.
+This runs in the sweep process, never in the queue. Each check uses the watch's own token and compares with the watch's own
+base, so that one app's access never answers for another. Watches that are due anyway are not checked.
 """
 
 import logging
@@ -27,9 +27,10 @@ SLICE = 500
 
 
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
-    """Check every watch whose time has come; wakes a sync for those that moved or cannot be read. How many were asked.
+    """Check every watch that is due for a check, and request a sync for those that moved or cannot be read.
 
-    `meanwhile` is called again and again while the hosts are waited for."""
+    Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of checked watches.
+    """
     asked = 0
     while watches := _take_slice():
         asked += len(watches)
@@ -45,7 +46,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
                 watch.base_rules,
             ):
                 continue
-            wanting.append(watch.pk)  # an error is told, counted and tried again by the sync itself
+            wanting.append(watch.pk)  # the sync itself reports, counts and retries an error
         AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]).update(last_scanned_at=Now())
         counters.add({counters.CHECKS: len(watches) - len(lost)})
         if wanting:
@@ -56,7 +57,7 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 
 
 def _take_slice() -> list[AppRepository]:
-    """Watches to check now, taken by moving their next check: two sweeps at once never take the same one."""
+    """Take watches to check now by moving their next check, so that two sweeps never take the same one."""
     closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
     with transaction.atomic():
         watches = list(

@@ -1,4 +1,4 @@
-"""The sweep: every few seconds it finds from the database what is due, so that nothing depends on Redis' memory."""
+"""The sweep: every few seconds, read from the database what is due. Nothing depends on what Redis remembers."""
 
 import logging
 import time
@@ -17,11 +17,11 @@ from repositories_app.git import remote
 
 logger = logging.getLogger(__name__)
 
-_WAKE_SECONDS = 1.0  # how often due retries are enqueued in between
+_WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 
 
 class _Wakes:
-    """Enqueues what is due, at most once in `_WAKE_SECONDS` however often it is called."""
+    """Enqueue what is due, at most once every `_WAKE_SECONDS`."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -29,13 +29,13 @@ class _Wakes:
     def __call__(self) -> None:
         if time.monotonic() >= self._next:
             scheduling.enqueue_due()
-            heartbeat.beat(heartbeat.SWEEP)  # hosts may be slow; a sweep that waits for them is alive
+            heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is alive
             self._next = time.monotonic() + _WAKE_SECONDS
 
 
 def sweep_once(client: HttpClient) -> int:
-    """Check what has to be checked, enqueue what is due, close and clean up what has ended. How many were enqueued."""
-    head_checks.check_due(client, _Wakes())  # hosts may be slow; nothing that is due waits for them
+    """Check repositories, enqueue what is due, close finished operations and clean up. Return the number of enqueued jobs."""
+    head_checks.check_due(client, _Wakes())  # due syncs do not wait for slow git hosts
     runs.close_abandoned_operations()
     cleanup.enqueue_clean_up()
     retention.enqueue_prune()
@@ -45,7 +45,7 @@ def sweep_once(client: HttpClient) -> int:
 
 
 def sweep_forever() -> None:
-    """Until the process is told to stop. A database that is away is waited for. Alerts are seen to beside it."""
+    """Sweep until the process is asked to stop. Keeps trying while the database is away, and sends alerts in a thread."""
     next_sweep = 0.0
     with remote.new_client() as client, alerts.going_round():
         while not stopping():

@@ -1,12 +1,12 @@
-"""What is old enough to go: runs, bulk operations, hours of traffic; alerts, sessions and sign-in attempts that are over.
+"""Delete old history: runs, bulk operations, traffic, and alerts, sessions and sign-in attempts that are over.
 
-Nothing depends on when this happens, how often, or whether it is killed on the way: each slice is one transaction, and
-the next time goes on with what is left. Three kinds of runs stay, however old they are:
+It may run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
+runs are kept, however old they are:
 
-- open ones, and the newest one of each watch, which says how things stand;
-- of each watch the newest re-sync that ended in any way but by a cancel: the floor goes back to it when a later re-sync is
-  cancelled (`engine.md` §3). One that is open does not stand in for it, for it may be the one that is cancelled;
-- those of a bulk operation that is kept: its final tally is counted from them.
+- open runs, and the newest run of each watch, which shows its current state;
+- the newest re-sync of each watch that has ended and was not cancelled: if a later re-sync is cancelled, the floor goes back to
+  it (`engine.md` §3). An open re-sync does not count, because it may be the one that is cancelled;
+- runs of a bulk operation that is kept: its final tally is counted from them.
 """
 
 from collections import Counter
@@ -28,12 +28,12 @@ from docora.security import sign_in
 PRUNE_JOB = "deliveries_app.jobs.prune"
 _EVERY_SECONDS = 3600
 _SLICE = 2000
-_LONGEST_DAYS = 36500  # dates have a beginning
+_LONGEST_DAYS = 36500  # a larger number would reach before the first date
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """How many rows of each kind were removed, or would have been."""
+    """Number of rows of each kind that were removed, or would be in a dry run."""
 
     runs: int = 0
     operations: int = 0
@@ -48,16 +48,21 @@ class Pruned:
 
 
 def enqueue_prune() -> None:
-    """Wake the low queue, at most once an hour over all processes."""
+    """Enqueue a prune job, at most once an hour across all processes."""
     if queues.first_in("prune", _EVERY_SECONDS):
         queues.enqueue("low", PRUNE_JOB, "old", "prune", owned=False)
 
 
 def prune(
-    *, dry_run: bool = False, stop: Callable[[], bool] = lambda: False, told: Callable[[int], None] = lambda _: None
+    *,
+    dry_run: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Pruned:
-    """Remove what is older than its retention allows, as long as `stop` does not say otherwise. `dry_run` counts only.
-    `told` is called again and again with how much has been removed."""
+    """Remove everything older than its retention, until `stop` returns True. With `dry_run`, only count.
+
+    Call `on_progress` repeatedly with the number of rows removed so far.
+    """
     now = timezone.now()
     operations = _old_operations(now)
     runs = _old_runs(now, operations)
@@ -76,25 +81,25 @@ def prune(
             _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)
         for count in _remove(rows, field, stop):
             gone[name] += count
-            told(gone.total())
+            on_progress(gone.total())
     return Pruned(**gone)
 
 
 def _older(rows: QuerySet[Any], field: str, days: int, now: datetime) -> QuerySet[Any]:
-    """Those whose time lies so many days back; none where 0 days mean for ever."""
+    """Return rows older than `days`; none if `days` is 0, which means forever."""
     if not days:
         return rows.none()
     return rows.filter(**{f"{field}__lt": now - timedelta(days=min(days, _LONGEST_DAYS))})
 
 
 def _old_operations(now: datetime) -> QuerySet[BulkOperation]:
-    """By their end; when they were asked for, which is earlier, has the index."""
+    """Return operations that ended long ago. The earlier creation time is filtered too, because it has the index."""
     days = settings.BULK_OPERATION_RETENTION_DAYS
     return _older(_older(BulkOperation.objects.all(), "ended_at", days, now), "created_at", days, now)
 
 
 def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[SyncRun]:
-    """The runs that nothing needs any more, by the rules above. What speaks of no watch any more is needed by none."""
+    """Return the runs that may go by the rules above. Runs of a deleted watch may always go."""
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
     later = SyncRun.objects.filter(
@@ -112,13 +117,13 @@ def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[Sy
 
 
 def _detach(runs: QuerySet[SyncRun], stop: Callable[[], bool]) -> None:
-    """Runs that outlive their operation forget it; nothing is removed while a run speaks of it."""
+    """Clear the operation of runs that are kept longer than it."""
     for _ in _by_slices(runs.order_by("pk"), "pk", stop, lambda rows: rows.update(operation=None)):
         pass
 
 
 def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterator[int]:
-    """How many rows of each slice. Without Django's look at every row: what else speaks of them has been seen to."""
+    """Remove the rows and yield the size of each slice. Skips Django's cascade, because no other row refers to them by now."""
     if rows.model is BulkOperation:
         rows = rows.filter(~Exists(SyncRun.objects.filter(operation=OuterRef("pk"))))
     return _by_slices(rows.order_by(field, "pk"), field, stop, lambda part: part._raw_delete(using=part.db))
@@ -127,8 +132,10 @@ def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterat
 def _by_slices(
     rows: QuerySet[Any], field: str, stop: Callable[[], bool], act: Callable[[QuerySet[Any]], int]
 ) -> Iterator[int]:
-    """A transaction for each slice, in the order of `field`, which carries on where the slice before ended: what stays is
-    looked at once. What somebody else holds just now is left for the next time. How many rows, slice by slice."""
+    """Apply `act` to slices of rows in the order of `field`, each in its own transaction, and yield each result.
+
+    Each slice continues after the previous one, so rows that stay are read once. Rows locked by others are skipped.
+    """
     rest = rows
     while not stop():
         with transaction.atomic():

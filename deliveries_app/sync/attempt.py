@@ -25,7 +25,7 @@ from deliveries_app.sync.lease import Lease, claim
 from deliveries_app.sync.recorder import Recorder, settle_lists
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.client import Destination, info_of
-from deliveries_app.webhooks.keyring import Keyring, answers_of
+from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import Envelope
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
@@ -99,11 +99,11 @@ class Attempt:
             outcomes.failed(self.lease, error.failure)
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
-            outcomes.endpoint_rests(self.lease, error.seconds, self._trouble(str(error)), down=False)
+            outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)), down=False)
         except EndpointDown:
             self._drain(DRAIN_SECONDS)
-            failure = self._trouble(f"The app's endpoint is down: {self.recorder.last_words}")
-            outcomes.endpoint_rests(self.lease, 0.0, failure, down=True)
+            failure = self._failure(f"The app's endpoint is down: {self.recorder.last_message}")
+            outcomes.start_cooldown(self.lease, 0.0, failure, down=True)
         except EndpointGone:
             self._drain(DRAIN_SECONDS)
             outcomes.endpoint_gone(self.lease)
@@ -125,11 +125,11 @@ class Attempt:
 
     def _run(self) -> None:
         self._work_for_newest_request()
-        asked = runs.facts_of(self.sync_run) if self.sync_run else {}
+        asked = runs.log_fields(self.sync_run) if self.sync_run else {}
         logger.info("claimed", extra={"attempt": self.watch.retry_count, **asked})
         if self.watch.retry_count > settings.MAX_RETRY_ATTEMPTS:
-            words = "Every attempt ended with the worker gone: look for its memory and its log."
-            outcomes.failed(self.lease, SyncFailure(words, "worker", RootCause.INTERNAL), permanent=True)
+            message = "The worker died during every attempt. Check its memory and its log."
+            outcomes.failed(self.lease, SyncFailure(message, "worker", RootCause.INTERNAL), permanent=True)
             return
         require_readable(self.watch.github_token, *self.keyring.keys)
         self._send_notices()
@@ -201,7 +201,7 @@ class Attempt:
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         runs.seed(run)
         listed = DeliveryFailure.objects.filter(watch=self.watch, kind=FailureKind.FAILED)
-        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_facts(self.watch.pk, plan)}
+        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(self.watch.pk, plan)}
         recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)
@@ -209,7 +209,7 @@ class Attempt:
             self.sender = Sender(
                 self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive
             )
-            logger.info("sending", extra=runs.facts_of(run))
+            logger.info("sending", extra=runs.log_fields(run))
             self.sender.send(plan)
             logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
             if self.watch.app.send_sync_completed and not recorder.failed_count:
@@ -218,42 +218,42 @@ class Attempt:
 
     def _finish(self, planned: Planned, recorder: Recorder | None) -> None:
         commit = planned.head.commit
-        facts: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "last_commit": commit,
             "branch": planned.head.branch,
             "base_commit": commit,
             "base_rules": self.delivery_rules.fingerprint,
-            **delivery_rows.tree_facts(self.watch.pk, planned.plan),
+            **delivery_rows.tree_fields(self.watch.pk, planned.plan),
         }
         if self.watch.last_commit not in ("", commit):
-            facts["moved_at"] = Now()
+            fields["moved_at"] = Now()
         self.mirror.keep_base(self.watch.watch_id, commit)
         self._close_circuit()
         now = self.lease.clock.now()
         with transaction.atomic():
-            self._end(facts, recorder)
+            self._end(fields, recorder)
             if self.sync_run:
-                runs.set_left_out(self.sync_run, facts["left_out"])
+                runs.set_left_out(self.sync_run, fields["left_out"])
             settle_completed(self.watch)
             started = recorder.started if recorder else now
-            settle_lists(self.watch, planned.plan.skipped, among=planned.among, started=started, now=now)
+            settle_lists(self.watch, planned.plan.skipped, among=planned.paths, started=started, now=now)
 
-    def _end(self, facts: dict[str, Any], recorder: Recorder | None) -> None:
+    def _end(self, fields: dict[str, Any], recorder: Recorder | None) -> None:
         if recorder is None or not recorder.failed_count:
-            outcomes.succeeded(self.lease, facts)
+            outcomes.succeeded(self.lease, fields)
             return
         count = recorder.failed_count
-        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {recorder.last_words}"
+        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {recorder.last_message}"
         outcomes.failed(
-            self.lease, self._trouble(message), rest=recorder.earliest_retry, facts=facts | {"files_failing": count}
+            self.lease, self._failure(message), rest=recorder.earliest_retry, fields=fields | {"files_failing": count}
         )
 
-    def _trouble(self, message: str) -> SyncFailure:
+    def _failure(self, message: str) -> SyncFailure:
         """What the run's last failure says about why it did not end well."""
         last = self.recorder.last_failure
         assert last is not None
         root = root_causes.of_delivery(last.cause, last.status)
-        return SyncFailure(message, last.cause, root, last.status, answers_of(self.watch.app, [last.body])[0])
+        return SyncFailure(message, last.cause, root, last.status, response_texts(self.watch.app, [last.body])[0])
 
     def _new_run(self) -> SyncRun:
         """A run that nobody asked for: a change was found, or what failed earlier is tried again."""

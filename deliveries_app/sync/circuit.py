@@ -7,7 +7,7 @@ from deliveries_app import scheduling
 from deliveries_app.models import AppRepository, Notice, NoticeKind
 from deliveries_app.sync.events import new_notice
 from deliveries_app.webhooks.client import info_of
-from deliveries_app.webhooks.payloads import sync_failed_facts
+from deliveries_app.webhooks.payloads import sync_failed_fields
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
 from repositories_app.models import Repository
@@ -34,7 +34,7 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
         new_notice(
             watch,
             NoticeKind.SYNC_FAILED,
-            sync_failed_facts(
+            sync_failed_fields(
                 info_of(watch),
                 reason=error.cause.value,
                 message=str(error),

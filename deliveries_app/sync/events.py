@@ -22,14 +22,14 @@ from deliveries_app.planning import delivery_rows
 from deliveries_app.sync.exceptions import Paused
 from deliveries_app.sync.lease import Lease
 from deliveries_app.webhooks.client import Destination, describe_outcome, post_signed
-from deliveries_app.webhooks.keyring import Keyring, answers_of
+from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import (
     Envelope,
     endpoint,
-    sync_completed_facts,
+    sync_completed_fields,
     webhook_id,
 )
-from docora.backoff import backoff
+from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.http.client import HttpClient, Outcome
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class NoticeRefused(Exception):
 def tree_sha256(watch_pk: int) -> str:
     """SHA-256 over the lines `{sha}  {path}\\n` of every file that the app acknowledged, in byte order of the paths."""
     digest = hashlib.sha256()
-    for path, sha in delivery_rows.held(watch_pk):
+    for path, sha in delivery_rows.acknowledged_files(watch_pk):
         digest.update(f"{sha}  {path}\n".encode())
     return digest.hexdigest()
 
@@ -68,7 +68,9 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
                 notice.delete()
             continue
         asked = outcome.retry_after(timezone.now().timestamp()) if outcome.status in {429, 503} else None
-        wait = max(backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked or 0.0, 3600.0))
+        wait = max(
+            backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked or 0.0, MAX_WAIT_SECONDS)
+        )
         Notice.objects.filter(pk=notice.pk).update(
             attempts=F("attempts") + 1,
             due_at=lease.clock.now() + timedelta(seconds=wait),
@@ -83,8 +85,8 @@ def send_sync_completed(
 
     The row is kept until the run has ended well (`settle_completed`): the same statement, tried again, keeps its number.
     """
-    facts = sync_completed_facts(to.repository, to.commit, files, tree_sha256(lease.watch.pk))
-    fresh = new_notice(lease.watch, NoticeKind.SYNC_COMPLETED, facts)
+    fields = sync_completed_fields(to.repository, to.commit, files, tree_sha256(lease.watch.pk))
+    fresh = new_notice(lease.watch, NoticeKind.SYNC_COMPLETED, fields)
     waiting = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED)
     notice = waiting.filter(generation=lease.generation, fields=fresh.fields).first()
     if notice is None:
@@ -97,7 +99,7 @@ def send_sync_completed(
         cause = outcome.cause.value if outcome.cause else "http"
         root = root_causes.of_delivery(cause, outcome.status)
         raise NoticeRefused(
-            SyncFailure(message, cause, root, outcome.status, answers_of(lease.watch.app, [outcome.body])[0])
+            SyncFailure(message, cause, root, outcome.status, response_texts(lease.watch.app, [outcome.body])[0])
         )
 
 
@@ -106,8 +108,8 @@ def settle_completed(watch: AppRepository) -> None:
     Notice.objects.filter(watch=watch, kind=NoticeKind.SYNC_COMPLETED).delete()
 
 
-def new_notice(watch: AppRepository, kind: NoticeKind, facts: Mapping[str, Any]) -> Notice:
-    return Notice(watch=watch, kind=kind, fields=orjson.dumps(facts).decode(), generation=watch.generation)
+def new_notice(watch: AppRepository, kind: NoticeKind, fields: Mapping[str, Any]) -> Notice:
+    return Notice(watch=watch, kind=kind, fields=orjson.dumps(fields).decode(), generation=watch.generation)
 
 
 def _send(

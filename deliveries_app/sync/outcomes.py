@@ -20,7 +20,7 @@ from deliveries_app.progress import runs
 from deliveries_app.scheduling import next_check
 from deliveries_app.sync.circuit import record_git_failure
 from deliveries_app.sync.lease import Lease
-from docora.backoff import backoff
+from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.db.clock import from_now
 from docora.redis import counters
 from repositories_app.git.exceptions import GitError
@@ -28,11 +28,10 @@ from repositories_app.git.exceptions import GitError
 logger = logging.getLogger(__name__)
 
 ENDPOINT_BASE_DELAY_SECONDS = 5.0
-_LONGEST_REST = 3600.0
 
 
-def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
-    """Everything planned is acknowledged (or nothing was to do). `facts`: commit, base and tree columns."""
+def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
+    """Everything planned is acknowledged (or nothing was to do). `fields`: commit, base and tree columns."""
     with transaction.atomic():
         lease.finish(
             next_sync_in=None,
@@ -40,10 +39,10 @@ def succeeded(lease: Lease, facts: dict[str, Any]) -> None:
             retry_count=0,
             last_synced_at=Now(),
             last_scanned_at=Now(),
-            next_check_at=next_check(facts.get("moved_at")),
+            next_check_at=next_check(fields.get("moved_at")),
             files_failing=0,
             **CLEARED_FAILURE,
-            **facts,
+            **fields,
         )
         runs.end_runs(lease.watch.pk, lease.generation, Outcome.SUCCEEDED)
 
@@ -54,7 +53,7 @@ def failed(
     *,
     permanent: bool = False,
     rest: float = 0.0,
-    facts: dict[str, Any] | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> None:
     """An attempt that counts: try again after a pause that doubles, or give up until the next rescan.
 
@@ -71,9 +70,9 @@ def failed(
             status=Status.FAILED if exhausted else Status.PENDING,
             retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
             last_scanned_at=Now(),
-            next_check_at=next_check((facts or {}).get("moved_at")),
+            next_check_at=next_check((fields or {}).get("moved_at")),
             **failure.columns(),
-            **(facts or {}),
+            **(fields or {}),
         )
         transaction.on_commit(partial(_tell_failed, failure, attempt, wait), robust=True)
         if exhausted:
@@ -84,7 +83,7 @@ def git_failed(lease: Lease, error: GitError) -> None:
     """Reading the repository failed; what concerns every watcher counts for the circuit too."""
     open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
     failure = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
-    failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.rest))
+    failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown))
 
 
 def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) -> None:
@@ -100,11 +99,11 @@ def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) 
             transaction.on_commit(partial(_tell_failed, failure, lease.watch.retry_count, seconds), robust=True)
 
 
-def endpoint_rests(lease: Lease, seconds: float, failure: SyncFailure, *, down: bool) -> None:
+def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, *, down: bool) -> None:
     """The app asked for a rest or is down: none of its watches is sent to earlier, so that no worker sits and waits."""
     if down:
         seconds = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
-    seconds = min(seconds, _LONGEST_REST)
+    seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
         App.objects.filter(pk=lease.watch.app_id).update(
             cooldown_until=Greatest(from_now(seconds), F("cooldown_until"))
@@ -125,6 +124,6 @@ def endpoint_gone(lease: Lease) -> None:
 
 
 def _tell_failed(failure: SyncFailure, attempt: int, wait: float) -> None:
-    facts = {"cause": failure.root.value, "error": failure.message, "attempt": attempt, "next_try_in": round(wait, 1)}
-    logger.info("attempt_failed", extra=facts)
+    fields = {"cause": failure.root.value, "error": failure.message, "attempt": attempt, "next_try_in": round(wait, 1)}
+    logger.info("attempt_failed", extra=fields)
     counters.add({counters.field(counters.SYNC_FAILURES, failure.root.value): 1})

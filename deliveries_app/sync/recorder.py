@@ -24,7 +24,7 @@ from deliveries_app.planning.plan import Change
 from deliveries_app.progress import runs
 from deliveries_app.sync.lease import Lease
 from deliveries_app.webhooks import endpoint_stats
-from deliveries_app.webhooks.keyring import answers_of
+from deliveries_app.webhooks.keyring import response_texts
 from docora.redis import counters
 from docora.text import clean_text
 
@@ -94,7 +94,7 @@ class Recorder:
         self._committed_at = time.monotonic()
 
     @property
-    def last_words(self) -> str:
+    def last_message(self) -> str:
         return self.last_failure.message if self.last_failure else ""
 
     @property
@@ -205,7 +205,7 @@ class Recorder:
             hold = datetime.fromtimestamp(now.timestamp() + rest, tz=UTC) if rest else None
             rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
         watch, listed = self._lease.watch, []
-        said = answers_of(watch.app, [failure.body for _, failure in self._failed])
+        said = response_texts(watch.app, [failure.body for _, failure in self._failed])
         for (item, failure), body in zip(self._failed, said, strict=True):
             change = item.change if isinstance(item, Notification) else item
             path, attempts = change.path.encode(), change.attempts + 1

@@ -7,6 +7,7 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, RateLimited
 from deliveries_app.sync.recorder import Failure
+from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause, Outcome
 
 DOWN_AFTER = 10  # consecutive failures of the endpoint itself, on different paths
@@ -14,7 +15,6 @@ GONE_AFTER = 3  # files answered with 410
 REST_AFTER_TIMEOUT = 30.0  # seconds before a path is sent again whose request may still be processed
 RETRY_UNREACHED = 1.0  # seconds
 LONGEST_WAIT = 5.0  # seconds that a run waits for by itself
-LONGEST_REST = 3600.0  # seconds; nobody may ask for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ResponsePolicy:
         failure = Failure("http", f"The app answered {status}.", status, outcome.body)
         pause = outcome.retry_after(time.time()) if status in {429, 503} else None
         if pause is not None:
-            pause = max(0.1, min(pause, LONGEST_REST))
+            pause = max(0.1, min(pause, MAX_WAIT_SECONDS))
             return Decision(wait=pause, failure=failure, rest=pause if pause > LONGEST_WAIT else None)
         return Decision(
             failure=failure,

@@ -54,7 +54,7 @@ class Sender:
         alive: Callable[[], None],
     ) -> None:
         self._client, self._mirror, self._reader = client, mirror, reader
-        self._lease, self._recorder, self._to, self._terms = lease, recorder, destination, delivery_rules
+        self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules
         self._alive = alive
         self._ready: deque[_Transfer] = deque()
         self._bytes_in_flight = 0
@@ -65,7 +65,7 @@ class Sender:
 
     def send(self, plan: Plan) -> None:
         """Send the whole plan. Returns when every file was tried; raises what ends the run before that."""
-        for path in plan.kept:
+        for path in plan.retained:
             self._kept.add(path)
         for kind in PHASES:
             self._send_phase(plan.phase(kind))
@@ -116,7 +116,7 @@ class Sender:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
-                    ask_ahead(block, self._reader, self._terms)
+                    ask_ahead(block, self._reader, self._delivery_rules)
             else:
                 self._collect()
             self._keep_going()
@@ -124,7 +124,7 @@ class Sender:
     def _announce(self, block: list[Change]) -> None:
         """Read, announce and queue a block; what may not be sent in this run is listed instead."""
         sendable = [change for change in block if not self._is_blocked(change)]
-        notifications = read_block(sendable, self._reader, self._terms, self._keep_going, self._recorder.fail)
+        notifications = read_block(sendable, self._reader, self._delivery_rules, self._keep_going, self._recorder.fail)
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
         announced = [item for item in notifications if not (item.change.compare and item.sha == item.change.sha)]
         self._recorder.commit(announced, adopted)
@@ -175,7 +175,7 @@ class Sender:
         change = item.change
         if transfer.file is None and change.kind != Kind.DELETE and item.content is None:
             try:
-                transfer.file = ChunkedFile(item, self._mirror, self._terms)
+                transfer.file = ChunkedFile(item, self._mirror, self._delivery_rules)
             except TransformFailed as error:
                 self._recorder.fail(item, Failure("transform", str(error)))
                 return

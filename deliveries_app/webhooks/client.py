@@ -21,18 +21,18 @@ def info_of(watch: AppRepository) -> RepositoryInfo:
 def post_signed(
     client: HttpClient,
     url: str,
-    facts: Mapping[str, Any],
+    fields: Mapping[str, Any],
     message_id: str,
     sequence: int,
     envelope: Envelope,
     keyring: Keyring,
     alive: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Post a signed body and wait; once more with the other key when a key is being rotated and the first is refused."""
+    """Post a signed body and wait. During a key rotation, retry a 401 or 403 with the other key."""
 
     def post(keys: Keys) -> Outcome:
         now = datetime.now(UTC)
-        body = notice_body(facts, now)
+        body = notice_body(fields, now)
         headers = envelope.headers(body, message_id, sequence, int(now.timestamp()), keys)
         outcome = wait_for(client, Request("POST", url, headers, body, repeatable=True), alive)
         if outcome.ok:

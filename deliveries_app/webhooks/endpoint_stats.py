@@ -1,8 +1,8 @@
-"""How an app's endpoint does: what it was sent by the hour, in rows, and its latest notifications, in Redis.
+"""Statistics about an app's endpoint: hourly traffic in the database, the latest requests in Redis.
 
-The rows are written in the transaction of each recorded batch. The list in Redis is a cache of the last `KEPT`
-requests: gone with Redis, it fills again with the next ones, and no function here raises when Redis is down. The same
-words to Redis add to the counters of all apps together (`docora.redis.counters`).
+The hourly rows are written in the transaction of each recorded batch. The list in Redis caches the last `KEPT`
+requests and refills after Redis loses it. No function here raises when Redis is down. The same pipeline updates the
+counters across all apps (`docora.redis.counters`).
 """
 
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 KEPT = 100
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Seconds up to which requests are counted together; the last is when one is given up, so timeouts lie beyond it."""
+"""Upper bounds of the latency buckets, in seconds. The last is the request timeout, so timeouts fall into the overflow bucket."""
 _PREFIX = "docora:vitals:"
 _TTL_SECONDS = 30 * 24 * 3600
 
 
 @dataclass
 class Latest:
-    """Requests that were answered, or not, since the last batch was recorded."""
+    """Requests completed, successfully or not, since the last recorded batch."""
 
     requests: int = 0
     seconds: float = 0.0
@@ -44,14 +44,14 @@ class Latest:
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
 
     def counts(self) -> dict[str, int]:
-        """What they add to the counters of all apps."""
+        """Return the increments for the counters across all apps."""
         counted = {counters.field(counters.REQUESTS, number): count for number, count in enumerate(self.buckets)}
         return counted | {counters.REQUEST_MICROSECONDS: round(self.seconds * 1_000_000)}
 
 
 @dataclass(frozen=True)
-class Vitals:
-    """Of the last `requests` notifications: the share that was accepted, and how long the app took, in seconds."""
+class EndpointStats:
+    """The last `requests` notifications: the share accepted, and response times in seconds."""
 
     requests: int
     accepted: float
@@ -60,7 +60,7 @@ class Vitals:
 
 
 def record(app: App, latest: Latest, now: datetime, *, files: int, size: int, failed: int) -> None:
-    """Add a batch to the app's hour; call it last inside the batch's transaction."""
+    """Add a batch to the app's hourly row. Call last inside the batch's transaction."""
     if not (latest.requests or files or failed):
         return
     hour = now.replace(minute=0, second=0, microsecond=0)
@@ -74,8 +74,10 @@ def record(app: App, latest: Latest, now: datetime, *, files: int, size: int, fa
 
 
 def remember(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
-    """Put the requests among the app's latest ones, and add them and `counts` to the counters of all apps; call it after
-    the batch's commit."""
+    """Add the requests to the app's latest ones, and them and `counts` to the counters across all apps.
+
+    Call after the batch's commit.
+    """
     counts = {**counts, **latest.counts()}
     if not any(counts.values()):
         return
@@ -90,11 +92,11 @@ def remember(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
                 pipeline.expire(key, _TTL_SECONDS)
             pipeline.execute()
     except RedisError as error:
-        logger.warning("vitals_not_kept", extra={"app": app.app_id, "cause": str(error)})
+        logger.warning("endpoint_stats_not_saved", extra={"app": app.app_id, "cause": str(error)})
 
 
-def of_app(app: App) -> Vitals | None:
-    """None when nothing was sent lately, or Redis does not know."""
+def of_app(app: App) -> EndpointStats | None:
+    """Return the app's statistics, or None without recent requests or without Redis."""
     try:
         found: list[Any] = connection().lrange(_PREFIX + app.app_id, 0, -1)
     except RedisError:
@@ -104,7 +106,7 @@ def of_app(app: App) -> Vitals | None:
         return None
     times = sorted(int(milliseconds) / 1000 for _, milliseconds in pairs)
     accepted = sum(ok == "1" for ok, _ in pairs) / len(pairs)
-    return Vitals(len(pairs), accepted, _at(times, 0.5), _at(times, 0.95))
+    return EndpointStats(len(pairs), accepted, _at(times, 0.5), _at(times, 0.95))
 
 
 def _at(times: list[float], share: float) -> float:

@@ -1,8 +1,8 @@
-"""Which of an app's signing keys signs, while one is being replaced by another (wire contract §1).
+"""Choose the signing key during a key rotation (wire contract §1).
 
-Existing clients check `X-Docora-Signature` alone and must not notice a rotation. So it is made with the key that was
-accepted last, the old one first; what is answered with 401 or 403 is sent once more with the other key, and the winner
-is remembered. `webhook-signature` always carries a signature of every live key.
+Existing clients check only `X-Docora-Signature` and must not notice a rotation. Sign it with the key accepted last,
+initially the old one. Retry a 401 or 403 once with the other key, and remember which key was accepted.
+`webhook-signature` always carries one signature per live key.
 """
 
 from collections.abc import Iterable
@@ -10,33 +10,35 @@ from collections.abc import Iterable
 from django.utils import timezone
 
 from deliveries_app.models import App
-from docora.security.redaction import without
+from docora.security.redaction import remove_secrets
 from docora.text import clean_text
 
 Keys = tuple[str, ...]
-"""The live keys; the first one makes `X-Docora-Signature`."""
+"""The live keys. The first one signs `X-Docora-Signature`."""
 
 REFUSALS = {401, 403}
-_SHOWN = 500  # characters of an answer
+_SHOWN = 500  # characters of a response
 
 
 def keys_of(app: App) -> Keys:
-    """The app's live keys as its row says."""
+    """Return the app's live keys according to its row."""
     if not app.is_rotating_key:
         return (app.client_auth_key,)
     both = (app.client_auth_key, app.new_auth_key)
     return both[::-1] if app.new_key_signs else both
 
 
-def answers_of(app: App, bodies: Iterable[bytes]) -> list[str]:
-    """The beginnings of what the app answered, for people: without its keys, should it repeat what it expects. Asks the
-    row too: a key may have come since `app` was read."""
+def response_texts(app: App, bodies: Iterable[bytes]) -> list[str]:
+    """Return the first characters of each response body as text, with the app's keys redacted.
+
+    Also reads the row: a key may have been added since `app` was loaded.
+    """
     keys = {key for row in (app, *App.objects.filter(pk=app.pk)) for key in (row.client_auth_key, row.new_auth_key)}
-    return [clean_text(without(body.decode("utf-8", "replace"), *keys), _SHOWN) for body in bodies]
+    return [clean_text(remove_secrets(body.decode("utf-8", "replace"), *keys), _SHOWN) for body in bodies]
 
 
 class Keyring:
-    """The keys during one run, which may be long: a rotation may begin or end meanwhile."""
+    """The keys during one run. A rotation may begin or end during a long run."""
 
     def __init__(self, app: App) -> None:
         self._alone = False
@@ -44,7 +46,7 @@ class Keyring:
 
     @classmethod
     def of_new_key(cls, app: App) -> "Keyring":
-        """Nothing but the key that is being introduced, to find out whether the app has it."""
+        """Use only the new key, to test whether the app accepts it."""
         ring = cls(app)
         ring.keys, ring._alone = (app.new_auth_key,), True
         return ring
@@ -54,8 +56,10 @@ class Keyring:
         self.keys = keys_of(app)
 
     def other(self, refused: Keys) -> Keys | None:
-        """What to sign with after a refusal, None when there is no other key. Asks the row: the key that was refused
-        may have been retired since the run began."""
+        """Return the keys to retry with after a 401 or 403, or None without another key.
+
+        Reads the row: the refused key may have been retired since the run began.
+        """
         app = None if self._alone else App.objects.filter(pk=self._app.pk).first()
         if app is None:
             return None
@@ -63,7 +67,7 @@ class Keyring:
         return next((keys for keys in (self.keys, self.keys[::-1]) if keys[0] != refused[0]), None)
 
     def accepted(self, keys: Keys) -> None:
-        """The app answered 2xx to something that was signed with these; written down when it tells something new."""
+        """Record that the app accepted a request signed with `keys`. Writes only when this is new information."""
         app = self._app
         by_new_key = app.is_rotating_key and keys[0] == app.new_auth_key
         known = by_new_key == app.new_key_signs and (not by_new_key or app.new_key_accepted_at)
@@ -74,7 +78,7 @@ class Keyring:
 
 
 def remember(app: App, *, by_new_key: bool) -> None:
-    """Note which key the app accepted last; nothing if the rotation has ended or another one has begun meanwhile."""
+    """Record which key the app accepted last. Does nothing if that rotation has ended."""
     app.new_key_signs = by_new_key
     if by_new_key and app.new_key_accepted_at is None:
         app.new_key_accepted_at = timezone.now()

@@ -1,6 +1,6 @@
-"""The bodies and headers that clients see. Pure; nothing here may change shape, see the wire contract.
+"""Build webhook bodies and headers. Pure functions; their format is fixed by the wire contract.
 
-Bodies are the bytes that `JSON.stringify(JSON.parse(body))` gives back, because existing clients verify that way:
+Bodies equal `JSON.stringify(JSON.parse(body))`, because existing clients verify signatures that way:
 compact, non-ASCII raw, keys in this order, no floats, no integer-like keys.
 """
 
@@ -17,7 +17,7 @@ from deliveries_app.webhooks import signing
 
 @dataclass(frozen=True, slots=True)
 class RepositoryInfo:
-    """The `repository` object of every body. `github_url` is spelled as the app gave it."""
+    """The `repository` object of every body. `github_url` is exactly as the app supplied it."""
 
     repository_id: str
     github_url: str
@@ -35,7 +35,7 @@ class RepositoryInfo:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One piece of a large file: its place, and its part of the file's base64."""
+    """One piece of a large file: its index, and its part of the file's base64."""
 
     id: str
     index: int
@@ -49,9 +49,9 @@ def timestamp(moment: datetime) -> str:
 
 
 def encode_content(content: bytes) -> dict[str, str]:
-    """`content` as text when it decodes strictly as UTF-8 and holds no NUL, else base64 with its marker.
+    """Return `content` as text if it is valid UTF-8 without NUL, otherwise as base64 with its marker.
 
-    Python's decoder is strict enough: it refuses surrogates and overlong forms, and keeps a BOM and CRLF as they are.
+    Python's decoder rejects surrogates and overlong forms, and preserves a BOM and CRLF.
     """
     if b"\0" not in content:
         try:
@@ -71,7 +71,7 @@ def file_body(
     moment: datetime,
     previous_sha: str | None = None,
 ) -> bytes:
-    """The body of `create`, or of `update` when `previous_sha` is given; `content` whole, or one chunk of it."""
+    """Return the body of `create`, or of `update` if `previous_sha` is given, for a whole file or one chunk."""
     file: dict[str, Any] = {"path": path, "sha": sha, "size": size}
     if isinstance(content, Chunk):
         file |= {
@@ -88,7 +88,7 @@ def file_body(
 
 
 def delete_body(repository: RepositoryInfo, path: str, sha: str, commit_sha: str, moment: datetime) -> bytes:
-    """The body of `delete`: the path and the last sha that the app was sent."""
+    """Return the body of `delete`: the path and the last sha sent to the app."""
     return orjson.dumps(
         {
             "repository": repository.as_dict(),
@@ -99,13 +99,13 @@ def delete_body(repository: RepositoryInfo, path: str, sha: str, commit_sha: str
     )
 
 
-def notice_body(facts: Mapping[str, Any], moment: datetime) -> bytes:
-    """The body of a notification that is not about one file: its fields in order (below), then this attempt's time."""
-    return orjson.dumps({**facts, "timestamp": timestamp(moment)})
+def notice_body(fields: Mapping[str, Any], moment: datetime) -> bytes:
+    """Return the body of an event that is not about one file: its fields in order, then this attempt's timestamp."""
+    return orjson.dumps({**fields, "timestamp": timestamp(moment)})
 
 
-def sync_completed_facts(repository: RepositoryInfo, commit_sha: str, files: int, tree_sha256: str) -> dict[str, Any]:
-    """`sync_completed`; `tree_sha256` is over the lines `{sha}  {path}\\n` in byte order of the paths."""
+def sync_completed_fields(repository: RepositoryInfo, commit_sha: str, files: int, tree_sha256: str) -> dict[str, Any]:
+    """Return the fields of `sync_completed`. `tree_sha256` hashes the lines `{sha}  {path}\\n` in byte order of the paths."""
     return {
         "event": "sync_completed",
         "repository": repository.as_dict(),
@@ -115,7 +115,7 @@ def sync_completed_facts(repository: RepositoryInfo, commit_sha: str, files: int
     }
 
 
-def sync_failed_facts(
+def sync_failed_fields(
     repository: RepositoryInfo,
     *,
     reason: str,
@@ -125,7 +125,7 @@ def sync_failed_facts(
     cooldown_until: datetime,
     retry_count: int,
 ) -> dict[str, Any]:
-    """`sync_failed`: the repository cannot be read and its circuit has opened. `reason` is one of the causes of git."""
+    """Return the fields of `sync_failed`, sent when the circuit opens. `reason` is a git failure cause."""
     return {
         "event": "sync_failed",
         "repository": repository.as_dict(),
@@ -144,13 +144,13 @@ PING: dict[str, Any] = {"event": "ping"}
 
 
 def chunk_count(size: int, chunk_size: int) -> int:
-    """How many pieces of `chunk_size` characters the base64 of `size` bytes makes."""
+    """Return the number of chunks of `chunk_size` base64 characters for `size` bytes."""
     encoded = 4 * -(-size // 3)
     return max(1, -(-encoded // chunk_size))
 
 
 def cut_base64(blocks: Iterator[bytes], chunk_size: int) -> Iterator[str]:
-    """The base64 of the concatenated blocks, cut into pieces of `chunk_size` characters; holds one piece in memory."""
+    """Yield the base64 of the concatenated blocks in pieces of `chunk_size` characters, one in memory at a time."""
     raw, encoded = b"", ""
     for block in blocks:
         raw += block
@@ -166,14 +166,14 @@ def cut_base64(blocks: Iterator[bytes], chunk_size: int) -> Iterator[str]:
 
 
 def webhook_id(watch_id: str, sequence: int, chunk: Chunk | None = None) -> str:
-    """The same for every retry of one notification, never reused for another, and without a dot."""
+    """Return the message id: stable across retries, unique per notification, without a dot."""
     base = f"msg_{watch_id}_{sequence}"
     return f"{base}_{chunk.id}_{chunk.index}" if chunk else base
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What the headers of one run's notifications have in common."""
+    """Header values shared by all notifications of one run."""
 
     app_id: str
     run_id: str
@@ -182,8 +182,10 @@ class Envelope:
     def headers(
         self, body: bytes, message_id: str, sequence: int, unix_seconds: int, keys: Sequence[str]
     ) -> tuple[str, ...]:
-        """Header lines for the sent bytes `body`, signed with this attempt's time. The first of the live `keys` makes
-        `X-Docora-Signature`, each of them a part of `webhook-signature`."""
+        """Return the header lines for `body`, signed with this attempt's time.
+
+        The first of the live `keys` signs `X-Docora-Signature`; every key adds a part to `webhook-signature`.
+        """
         standard = " ".join(signing.standard_signature(key, message_id, unix_seconds, body) for key in keys)
         return (
             "Content-Type: application/json",
@@ -200,5 +202,5 @@ class Envelope:
 
 
 def endpoint(base_url: str, event: str) -> str:
-    """`{base_url}/{event}` with exactly one slash between."""
+    """Return `{base_url}/{event}` with exactly one slash between."""
     return f"{base_url.rstrip('/')}/{event}"

@@ -1,4 +1,4 @@
-"""How a notification is signed: Docora's own header, and Standard Webhooks beside it. Pure; vectors in the tests.
+"""Sign notifications with Docora's own scheme and with Standard Webhooks. Pure; the tests hold vectors.
 
 Source: the wire contract, and https://www.standardwebhooks.com for the second form.
 """
@@ -11,24 +11,23 @@ _STANDARD_PREFIX = "whsec_"
 
 
 def _standard_key(key: str) -> bytes:
-    """The key bytes of Standard Webhooks: base64 after `whsec_`, also without its padding, as the libraries take it;
-    else the key's UTF-8 bytes."""
+    """Return the Standard Webhooks key bytes: base64 after `whsec_`, padding optional, otherwise the key's UTF-8."""
     if key.startswith(_STANDARD_PREFIX):
         encoded = key.removeprefix(_STANDARD_PREFIX)
         try:
             return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-        except ValueError:  # no base64, or not even ASCII
+        except ValueError:  # not base64
             pass  # a client that chose such a key by chance verifies with its bytes
     return key.encode()
 
 
 def docora_signature(key: str, timestamp: int, body: bytes) -> str:
-    """`sha256=` + hex HMAC-SHA256 over `{timestamp}.{body}`, keyed with the UTF-8 bytes of the key."""
+    """Return `sha256=` + hex HMAC-SHA256 over `{timestamp}.{body}`, keyed with the UTF-8 bytes of the key."""
     digest = hmac.digest(key.encode(), b"%d." % timestamp + body, hashlib.sha256)
     return f"sha256={digest.hex()}"
 
 
 def standard_signature(key: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """`v1,` + base64 HMAC-SHA256 over `{id}.{timestamp}.{body}`."""
+    """Return `v1,` + base64 HMAC-SHA256 over `{id}.{timestamp}.{body}`."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(_standard_key(key), signed, hashlib.sha256)).decode("ascii")

@@ -15,7 +15,7 @@ EXTENDED = {"migrate", "rqworker"}
 
 @dataclass(frozen=True)
 class CommandReference:
-    """One command: `synopsis` is its name with its arguments, `options` are watches of option and explanation."""
+    """One command: `synopsis` is its name with its arguments, `options` holds pairs of option and explanation."""
 
     synopsis: str
     description: str

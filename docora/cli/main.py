@@ -1,7 +1,7 @@
-"""The command line: options that have to be known before the settings are read, then Django's own commands.
+"""The `docora` command line: apply options that are settings, then run Django's commands.
 
-`up`, `web` and `demo` take options that are settings (`--data`, `--host`, `--port`, `--demo`). They are put into the
-environment first, so that this process, its children and every other command of the same folder see one configuration.
+`up`, `web` and `demo` take options that stand for settings (`--data`, `--host`, `--port`, `--demo`). They go into the environment
+before the settings are read, so that this process and its children share one configuration.
 """
 
 import os
@@ -18,7 +18,7 @@ from docora import __version__
 from docora.cli.output import BROKEN_PIPE, INTERRUPTED, USAGE
 from docora.conf.installation import program
 
-# Demo repositories and the demo client are on this machine, over plain http.
+# The demo repositories and the demo client run on this machine over plain http.
 DEMO_SETTINGS = {
     "ALLOW_HTTP": "yes",
     "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
@@ -27,14 +27,14 @@ DEMO_SETTINGS = {
 
 
 def add_instance_options(parser: ArgumentParser) -> None:
-    """The options of `up`, `web` and `demo` that stand for settings."""
+    """Add the options of `up`, `web` and `demo` that stand for settings."""
     parser.add_argument("--host", metavar="HOST", help="listen on this address (HOST)")
     parser.add_argument("--port", metavar="N", help="listen on this port (PORT)")
     parser.add_argument("--data", metavar="DIR", help="the data directory (DATA_DIR)")
 
 
 def apply_instance_options(arguments: Sequence[str]) -> None:
-    """Put the options of an `up`, `web` or `demo` command line into the environment; other commands are left alone."""
+    """Put the options of an `up`, `web` or `demo` command line into the environment. Do nothing for other commands."""
     if not arguments or arguments[0] not in {"up", "web", "demo"}:
         return
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -49,8 +49,8 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
 
 
-def sentence_of(error: Exception) -> str:
-    """What a person at the command line is told instead of a traceback; empty for what nobody has foreseen."""
+def error_message(error: Exception) -> str:
+    """Return the message to print instead of a traceback; empty for an unexpected error."""
     from django.core.exceptions import ImproperlyConfigured
     from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -63,11 +63,11 @@ def sentence_of(error: Exception) -> str:
         case ImproperlyConfigured():
             return f"Docora cannot start: {error}"
         case DatabaseError() if re.search("no such (table|column)|(relation|column) .* does not exist", cause):
-            return f"The database is not that of this version ({cause}). Migrate it: {program()} migrate"
+            return f"The database does not match this version ({cause}). Migrate it: {program()} migrate"
         case OperationalError() | InterfaceError():
-            return f"The database cannot be used: {cause}. Check DATABASE_URL, and whether it runs."
+            return f"The database cannot be used: {cause}. Check DATABASE_URL, and that the database is running."
         case RedisError():
-            return f"Redis does not answer: {cause}. Check REDIS_URL, and whether it runs."
+            return f"Redis does not respond: {cause}. Check REDIS_URL, and that Redis is running."
         case DecryptionError():
             return str(error)
     return ""
@@ -85,10 +85,10 @@ class CommandLine(ManagementUtility):
 
 def main() -> None:
     if sys.argv[1:] in (["--version"], ["version"]):
-        sys.stdout.write(f"{__version__}\n")  # Django would tell its own
+        sys.stdout.write(f"{__version__}\n")  # Django would print its own version
         return
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
-    sys.path.append(str(Path.cwd()))  # FILE_TRANSFORMS may lie there; the children of `up` look there anyway
+    sys.path.append(str(Path.cwd()))  # FILE_TRANSFORMS may be there; children of `up` look there as well
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])
@@ -102,11 +102,11 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
-        # Whoever read the answer has seen enough. Nothing is left for Python to write at its end.
+        # The reader has closed the pipe. Keep Python from writing to it when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(BROKEN_PIPE) from None
     except Exception as error:
-        words = sentence_of(error)
-        if not words or "--traceback" in sys.argv:
+        message = error_message(error)
+        if not message or "--traceback" in sys.argv:
             raise
-        raise SystemExit(words) from None
+        raise SystemExit(message) from None

@@ -1,8 +1,8 @@
-"""What commands have in common: how they answer scripts and people, how they ask, and how they show that they get on.
+"""Output shared by all commands: JSON, tables, questions and progress.
 
-The result goes to stdout, alone: with `--json` one object, or one a line where there may be many. Everything else, errors,
-questions and progress, goes to stderr. A command that could not do what it was asked for prints no result; it ends with 1
-and a sentence. It ends with 1 as well if something that it did or looked at has failed, and with 2 if it was used wrongly.
+Only the result goes to stdout: with `--json` one object, or one object per line for lists. Errors, questions and progress go to
+stderr. A command that fails prints one sentence and exits with status 1. It also exits with 1 if something that it ran or checked
+failed, and with 2 after wrong usage.
 """
 
 import json
@@ -30,14 +30,14 @@ from rich.table import Table
 from rich.text import Text
 
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
-"""Exit codes; the last two are what a shell makes of SIGINT and SIGPIPE."""
+"""Exit codes. The last two are those of a shell after SIGINT and SIGPIPE."""
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 10.0
 
 
 def add_json(parser: CommandParser, keys: str) -> None:
-    """The option `--json`, which prints these keys."""
+    """Add the option `--json`, which prints these keys."""
     parser.add_argument("--json", action="store_true", help=f"for scripts: {keys}")
 
 
@@ -45,18 +45,18 @@ def add_yes(parser: CommandParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
-def write_json(out: OutputWrapper, facts: Mapping[str, Any]) -> None:
-    """One object on one line. Times are ISO 8601 in UTC with milliseconds, as everywhere."""
-    out.write(json.dumps(facts, cls=DjangoJSONEncoder))
+def write_json(out: OutputWrapper, fields: Mapping[str, Any]) -> None:
+    """Write one object on one line. Times are ISO 8601 in UTC with milliseconds."""
+    out.write(json.dumps(fields, cls=DjangoJSONEncoder))
     out.flush()
 
 
-def wrong_usage(words: str) -> CommandError:
-    return CommandError(words, returncode=USAGE)
+def wrong_usage(message: str) -> CommandError:
+    return CommandError(message, returncode=USAGE)
 
 
 def secret_from_stdin(what: str) -> str:
-    """The first line of stdin. Nothing there means that whatever was to write it has failed, not that none is wanted."""
+    """Return the first line of stdin. An empty one is an error: the program that should have written it probably failed."""
     secret = sys.stdin.readline().strip()
     if not secret:
         raise wrong_usage(f"There is no {what} on stdin.")
@@ -64,11 +64,11 @@ def secret_from_stdin(what: str) -> str:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Return only if somebody wants it: who said so with `yes`, or says so at the terminal."""
+    """Return if `yes` is set or the person at the terminal agrees; otherwise raise `CommandError`."""
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():
-        raise wrong_usage(f"{question} There is no terminal to ask at; if you want that, add --yes.")
+        raise wrong_usage(f"{question} There is no terminal to ask on. Add --yes to go ahead.")
     sys.stderr.write(f"{question} Continue? [y/N] ")  # stdout may be a file
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
@@ -76,17 +76,17 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def moment(at: datetime) -> str:
-    """A time as the pages of the admin show it."""
+    """Format a time as the admin does."""
     return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S %Z}"
 
 
 def plain(text: str) -> str:
-    """Return foreign text so that it cannot steer a terminal, nor start a new line."""
+    """Replace characters that could control a terminal or start a new line."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns on a terminal. Elsewhere a line each without headings, with tabs in between, for `cut` and `awk`."""
+    """Write columns on a terminal. Elsewhere write tab-separated lines without headings, for `cut` and `awk`."""
     if not out.isatty():
         for row in rows:
             out.write("\t".join(map(plain, row)))
@@ -100,9 +100,9 @@ def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequ
 
 
 class Bar:
-    """How far something is, on stderr: a bar on a terminal, elsewhere a line every ten seconds; nothing when `quiet`.
+    """Show progress on stderr: a bar on a terminal, otherwise a line every ten seconds, or nothing if `quiet`.
 
-    Show it as often as you like, it draws itself seldom enough. Without a total it only counts.
+    `show` may be called often; it draws at most ten times a second. Without a total it only counts.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -124,21 +124,21 @@ class Bar:
         if self._task is not None:
             self._progress.stop()
 
-    def show(self, words: str, done: int, total: int | None = None) -> None:
-        self._latest = (words, done, total)
+    def show(self, text: str, done: int, total: int | None = None) -> None:
+        self._latest = (text, done, total)
         if time.monotonic() >= self._next:
             self._draw()
 
     def _draw(self) -> None:
         assert self._latest
-        words, done, total = self._latest
+        text, done, total = self._latest
         if self._is_live:
             if self._task is None:
-                self._task = self._progress.add_task(words, total=total)
+                self._task = self._progress.add_task(text, total=total)
                 self._progress.start()
-            self._progress.update(self._task, description=words, completed=done, total=total)
+            self._progress.update(self._task, description=text, completed=done, total=total)
             self._next = time.monotonic() + _BAR_SECONDS
         elif not self._is_silent:
-            sys.stderr.write(f"{words}: {done:,}{f' of {total:,}' if total is not None else ''}\n")
+            sys.stderr.write(f"{text}: {done:,}{f' of {total:,}' if total is not None else ''}\n")
             self._next = time.monotonic() + _LINE_SECONDS
         self._latest = None

@@ -1,4 +1,4 @@
-"""Where settings come from: the environment, `.env` and the data directory.
+"""The sources of settings: the environment, `.env` and the data directory.
 
-`docora/settings.py` uses these modules; nothing else reads the environment.
+Used by `docora/settings.py`. Nothing else reads settings from the environment.
 """

@@ -1,7 +1,4 @@
-"""The data directory: generated keys, and the address of the embedded Redis.
-
-The settings are made from it.
-"""
+"""The data directory: generated keys and the socket of the embedded Redis. Does not depend on the settings."""
 
 import contextlib
 import hashlib
@@ -18,10 +15,10 @@ _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 with the final NUL
 
 
 class Keys:
-    """The keys of one data directory (`keys.json`, mode 0600), made on first use.
+    """The keys of a data directory (`keys.json`, mode 0600), generated on first use.
 
-    Several processes may start in an empty directory at once: the file is written aside and linked into place, so the
-    first one wins and every one reads the same keys. Nothing is created while both keys come from the environment.
+    Several processes may start in an empty directory at once, so the file is written to a temporary name and then
+    linked: the first process wins and all read the same keys. No file is created if the environment sets both keys.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -44,14 +41,14 @@ class Keys:
                 self._loaded = json.loads(self._path.read_text())
             except OSError as error:
                 raise ImproperlyConfigured(
-                    f"DATA_DIR {self._path.parent} cannot be used: {error.strerror}. Commands run as Docora's user."
+                    f"DATA_DIR {self._path.parent} cannot be used: {error.strerror}. Run commands as Docora's user."
                 ) from None
         return self._loaded
 
     def _generate(self) -> None:
         make_private(self._path.parent)
         keys = {"secret_key": secrets.token_urlsafe(50), "encryption_keys": secrets.token_urlsafe(32)}
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")  # mkstemp: mode 0600
+        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")  # creates it with mode 0600
         try:
             with os.fdopen(handle, "w") as file:
                 json.dump(keys, file)
@@ -62,15 +59,17 @@ class Keys:
 
 
 def make_private(directory: Path) -> None:
-    """Make a folder that only its owner may enter: it holds sessions, or what private repositories hold. One that is
-    there already stays as whoever made it wants it."""
-    for folder in (*reversed(directory.parents), directory):  # `parents=True` would make those above as the umask says
+    """Create a folder with mode 0700, because it holds sessions or private repositories. Do not change existing ones."""
+    for folder in (*reversed(directory.parents), directory):  # with `parents=True`, parents would not get this mode
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def embedded_redis_socket(directory: Path) -> Path:
-    """Where the embedded Valkey listens: in the data directory, or, where that path is too long for a socket, in a
-    private directory below the system's temporary one that is named after it."""
+    """Return the socket path of the embedded Valkey.
+
+    It is in the data directory. If that path is too long for a socket, it is in a private directory below the system's
+    temporary directory, named after a hash of the data directory.
+    """
     path = directory / "valkey.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
@@ -86,5 +85,5 @@ def is_redis_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0
-    except ValueError:  # the port is no number
+    except ValueError:  # the port is not a number
         return False

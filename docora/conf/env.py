@@ -1,4 +1,4 @@
-"""Read one setting from the environment. A value that cannot be used raises `ImproperlyConfigured` and names the setting."""
+"""Read settings from the environment. An invalid value raises `ImproperlyConfigured` with a message that names it."""
 
 import ipaddress
 import os
@@ -7,12 +7,12 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 def text(name: str, default: str = "") -> str:
-    """A setting as it is written, also one that starts with `$`; empty means the default."""
+    """Return the value as written, or the default if it is empty. (`environ.Env` would expand a leading `$`.)"""
     return os.environ.get(name) or default
 
 
 def number(name: str, default: float, minimum: float = 0) -> float:
-    """A number of at least `minimum`; fractions are allowed."""
+    """Return a number of at least `minimum`, possibly with a fraction."""
     raw = text(name, default=str(default))
     try:
         value = float(raw)
@@ -24,7 +24,7 @@ def number(name: str, default: float, minimum: float = 0) -> float:
 
 
 def count(name: str, default: int, minimum: int = 1) -> int:
-    """A whole number of at least `minimum`."""
+    """Return a whole number of at least `minimum`."""
     value = number(name, default, minimum)
     if value != int(value):
         raise ImproperlyConfigured(f"{name} must be a whole number, but is {value!r}.")

@@ -1,6 +1,6 @@
-"""Where Docora's own files lie, and what its command line is called: in a checkout, and installed from the wheel.
+"""The location of Docora's files and the name of its command, in a checkout and installed from the wheel.
 
-The settings are made from it.
+Does not depend on the settings.
 """
 
 import os
@@ -13,40 +13,42 @@ from environ import Env
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 INSTALLED = (_PACKAGE / "templates").is_dir()
-"""The wheel has them inside the package; in a checkout they lie beside it."""
+"""Whether Docora was installed from the wheel, which has `templates` inside the package instead of beside it."""
 
 FILES = _PACKAGE if INSTALLED else _PACKAGE.parent
-"""The folder of `templates`, `static` and `.env.example`."""
+"""The folder that contains `templates`, `static` and `.env.example`."""
 
 given: dict[str, str] = {}
-"""The environment before the settings put `.env` into it: for a process that is to read that file for itself."""
+"""The environment before `.env` was added, for child processes that read `.env` themselves."""
 
 
 def env_file() -> Path:
-    """The file of settings: that of the checkout, or, installed, of the current folder."""
+    """Return the path of `.env`: in the checkout, or in the current folder if installed from the wheel."""
     return Path(os.environ.get("DOCORA_ENV_FILE") or (Path.cwd() if INSTALLED else FILES) / ".env")
 
 
 def read_env_file() -> None:
-    """Put the file of settings into the environment, which wins."""
+    """Add the settings in `.env` to the environment, without replacing variables that are set."""
     given.update(os.environ)
     file = env_file()
     try:
         with file.open() as lines:
             Env.read_env(lines)
     except OSError as error:
-        # One that is there, or is named, holds what must not be left out: without it this would be another, empty Docora.
+        # An existing or explicitly named file must not be skipped: Docora would start as an empty instance without it.
         if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in given:
-            problem = f"The settings in {file} cannot be read: {error.strerror}. Commands run as Docora's user."
-            raise ImproperlyConfigured(problem) from None
+            raise ImproperlyConfigured(
+                f"The settings in {file} cannot be read: {error.strerror}. Run commands as Docora's user."
+            ) from None
 
 
 def program(*, in_full: bool = False) -> str:
-    """What messages call the command line. `in_full` is what a shell understands in the checkout's folder.
+    """Return the name of the command for messages, or with `in_full` what to type in a checkout's folder.
 
-    `DOCORA_PROGRAM` is how it is called where a command stands in its place, as beside the systemd units."""
-    if called := os.environ.get("DOCORA_PROGRAM"):
-        return called
+    `DOCORA_PROGRAM` overrides it where a wrapper script is used, as with the systemd units.
+    """
+    if name := os.environ.get("DOCORA_PROGRAM"):
+        return name
     if INSTALLED or Path(sys.argv[0]).name == "docora":
         return "docora"
     return ".venv/bin/python manage.py" if in_full else "manage.py"

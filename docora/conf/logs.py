@@ -1,4 +1,4 @@
-"""Logging through structlog: one JSON object per line, or readable lines on a terminal (`LOG_FORMAT`)."""
+"""Logging with structlog: one JSON object per line, or readable lines on a terminal (`LOG_FORMAT`)."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ import structlog
 from docora.security.redaction import redact, redact_value
 
 MAX_FIELD = 10_000
-"""Characters of one field of a record, about."""
+"""Approximate maximum number of characters in one field of a log record."""
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -21,13 +21,16 @@ _NOISY = ("rq.worker", "rq.queue", "rq.registry", "rq.scripts", "asyncio", "axes
 
 
 def mask_secrets(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """Takes what looks like a secret out of every field of the record; runs when tracebacks are text already."""
+    """Mask what looks like a secret in every field of the record. Runs after tracebacks were converted to text."""
     return {name: redact_value(value, name) for name, value in event.items()}
 
 
 def bounded(limit: int) -> structlog.types.Processor:
-    """Cuts every field to about so many characters: a stranger's words may be megabytes, which no collector takes. Of a
-    text both ends stay, because a traceback says the most at its end."""
+    """Return a processor that cuts every field to about `limit` characters.
+
+    Text from remote servers may have megabytes, which log collectors reject. Both ends of a text are kept, because the
+    end of a traceback matters most.
+    """
 
     def cut(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         return {name: _cut(value, limit) for name, value in event.items()}
@@ -41,15 +44,15 @@ def _cut(value: object, limit: int) -> object:
     if isinstance(value, dict | list | tuple | set | frozenset):
         if len(repr(value)) <= limit:
             return value
-        return f"[{len(value):,} items, too long to be logged]"  # as a text they could not be masked by their names
+        return f"[{len(value):,} items, too long to log]"  # text could no longer be masked by the names of its items
     text = value if isinstance(value, str) else str(value)
     if len(text) <= limit:
         return text
-    return f"{text[: limit // 2]} […{len(text) - limit:,} characters left out…] {text[-(limit // 2) :]}"
+    return f"{text[: limit // 2]} […{len(text) - limit:,} characters omitted…] {text[-(limit // 2) :]}"
 
 
 def configure(config: dict[str, Any]) -> None:
-    """Django's `LOGGING_CONFIG`: every logger of the process, Django's and rq's too, ends in one handler on stderr."""
+    """Send all log records of the process, including Django's and RQ's, to one handler on stderr (`LOGGING_CONFIG`)."""
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if config["format"] == "console"
@@ -57,9 +60,9 @@ def configure(config: dict[str, Any]) -> None:
     )
     processors: list[Any] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        # Tracebacks become plain text here: the renderers' pretty ones print local variables, and those hold tokens.
+        # Convert tracebacks to plain text: the renderers' own tracebacks print local variables, which hold tokens.
         structlog.processors.format_exc_info,
-        bounded(10 * MAX_FIELD),  # looking for secrets takes time; what is half of one at this cut goes with the next
+        bounded(10 * MAX_FIELD),  # masking is slow; half a secret at this cut is removed by the next cut
         mask_secrets,
         bounded(MAX_FIELD),
         renderer,
@@ -80,12 +83,14 @@ def configure(config: dict[str, Any]) -> None:
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
-    """A record that cannot be formatted (`%d` and a text) is still one line: logging would print it raw, arguments and
-    all, around every processor."""
+    """Log one safe line for a record that cannot be formatted (`%d` with a string).
+
+    `logging` would print it with its arguments, bypassing all processors.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         try:
             return super().format(record)
         except Exception as error:
             where = f"{record.pathname}:{record.lineno}"
-            return redact(f"a record of {record.name} at {where} could not be written: {type(error).__name__}")
+            return redact(f"a log record of {record.name} at {where} could not be formatted: {type(error).__name__}")

@@ -1,1 +1,1 @@
-"""The database connection, custom model fields and the database clock. No models."""
+"""Database helpers without models: connection options, the database's clock, schema checks and custom fields."""

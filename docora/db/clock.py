@@ -1,4 +1,4 @@
-"""Two clocks: the database's, which all workers share, and the machine's boot-time clock, which nobody can set."""
+"""Two clocks: the database's, shared by all workers, and the boot-time clock, which no one can set."""
 
 import time
 from datetime import datetime, timedelta
@@ -9,21 +9,21 @@ from django.db.models.functions import Now
 
 
 def boot_seconds() -> float:
-    """Seconds since boot, suspended time included: a laptop that slept must see that its lease is gone."""
+    """Return seconds since boot, including suspended time: when a laptop wakes up, its leases must have expired."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def from_now(seconds: float) -> Combinable:
-    """The database's time in so many seconds, as an expression."""
+    """Return an expression for the database's time plus `seconds`."""
     shift = Value(timedelta(seconds=seconds), output_field=DurationField())
     return ExpressionWrapper(Now() + shift, output_field=DateTimeField())
 
 
 class DatabaseClock:
-    """The database's time without asking again: read once, carried on by the boot clock."""
+    """The database's time without further queries: read once, then advanced by the boot-time clock."""
 
     def __init__(self, now: datetime) -> None:
-        self._read, self._at = now, boot_seconds()
+        self._database_time, self._read_at = now, boot_seconds()
 
     def now(self) -> datetime:
-        return self._read + timedelta(seconds=boot_seconds() - self._at)
+        return self._database_time + timedelta(seconds=boot_seconds() - self._read_at)

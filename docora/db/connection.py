@@ -1,12 +1,12 @@
-"""How every process is connected to PostgreSQL, so that neither side waits for one that will never answer.
+"""PostgreSQL connection options that keep both sides from waiting for a peer that will never answer.
 
-A worker that is frozen in the middle of a transaction (a laptop that sleeps, a machine that is moved, a debugger) holds
-row locks, and so does one whose machine has lost its power: PostgreSQL would keep them for as long as the connection seems
-to live, for ever or for hours, and every other worker and the admin would wait. A transaction that has been idle for a
-lease belongs to nobody any more. Busy ones are never ended, however long they take.
+A worker that freezes inside a transaction (a sleeping laptop, a live migration, a debugger) or loses power keeps its
+row locks for as long as PostgreSQL considers the connection alive, possibly for hours, and blocks the admin and all
+other workers. PostgreSQL therefore ends a transaction that has been idle for the length of a lease. It never ends one
+that is executing a statement.
 
-On our side a server that is gone without a word (power, network, firewall) would be waited for, for a quarter of an hour
-with something sent and for two hours without.
+Conversely, without timeouts the kernel waits for a server that vanished (power, network, firewall) for a quarter of an
+hour if data was sent, and for two hours if not.
 """
 
 import warnings
@@ -16,41 +16,46 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, InternalError, OperationalError
 
-LOST = (OperationalError, InterfaceError, InternalError)
-"""What a database that is gone, or has ended our session, makes of any statement; not what a wrong statement does."""
+CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
+"""Raised by any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
 
 
-def known(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `read` makes of DATABASE_URL, if it is understood; it is not repeated, for a password may stand in it."""
+def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings that `parse` reads from DATABASE_URL.
+
+    Raises ImproperlyConfigured if the URL is invalid. The message does not repeat it, because it may hold a password.
+    """
     try:
-        with warnings.catch_warnings(action="ignore"):  # they repeat it
-            found = read()
+        with warnings.catch_warnings(action="ignore"):  # the warnings contain the URL
+            database = parse()
     except (ValueError, ImproperlyConfigured):
-        found = {}
-    if found.get("ENGINE") not in {"django.db.backends.postgresql", "django.db.backends.sqlite3"}:
+        database = {}
+    if database.get("ENGINE") not in {"django.db.backends.postgresql", "django.db.backends.sqlite3"}:
         raise ImproperlyConfigured(
-            "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file; what is "
-            "special in user name and password is written as in any URL, @ as %40."
+            "DATABASE_URL must look like postgres://user:password@host:5432/name, or sqlite:////path/of/file. "
+            "Percent-encode special characters in user name and password, such as @ as %40."
         )
-    return found
+    return database
 
 
-def bounded(given: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:
-    """The options of a PostgreSQL connection; what DATABASE_URL says itself (`given`) wins. PostgreSQL and libpq leave out
-    by themselves what means nothing on a Unix socket."""
-    patience = round(lease_seconds * 1000)  # milliseconds
-    session = f"-c idle_in_transaction_session_timeout={patience} -c tcp_user_timeout={patience}"
+def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:
+    """Return the options of a PostgreSQL connection. Options from DATABASE_URL (`given`) take precedence.
+
+    PostgreSQL and libpq ignore the TCP options on a Unix socket.
+    """
+    timeout = round(lease_seconds * 1000)  # milliseconds
+    session = f"-c idle_in_transaction_session_timeout={timeout} -c tcp_user_timeout={timeout}"
     return {
         "connect_timeout": 10,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
-        "tcp_user_timeout": patience,
+        "tcp_user_timeout": timeout,
         **given,
-        "options": f"{session} {given.get('options', '')}".strip(),  # of a parameter that stands there twice the last counts
+        "options": f"{session} {given.get('options', '')}".strip(),  # the last value of a repeated parameter counts
     }
 
 
-def reason(error: Exception) -> str:
-    """The first line of what a database or its driver says, which is where the cause stands."""
+def first_line(error: Exception) -> str:
+    """Return the first line of an error from the database or its driver, which names the cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Columns that behave the same on PostgreSQL and on SQLite."""
+"""Model fields that behave the same on PostgreSQL and SQLite."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ else:
 class BytewiseTextField(TextField):
     """Text that is compared and ordered by its UTF-8 bytes, as git orders paths.
 
-    That is SQLite's own rule; PostgreSQL is told so by collation `C`, which `db_collation` cannot say here because
-    SQLite knows no collation of that name.
+    SQLite does so by default. PostgreSQL needs the collation `C`, which SQLite does not have, so `db_collation` cannot
+    be used.
     """
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:

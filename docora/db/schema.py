@@ -1,6 +1,6 @@
-"""Whether the database has what this version of the code works with, and waiting for it.
+"""Check that the database schema fits this version of the code, and wait until it does.
 
-A newer database is as good: a migration keeps the version before it working, so that old processes go on while it runs.
+A newer schema is accepted: each migration keeps the previous version working, so old processes can run while it runs.
 """
 
 import time
@@ -13,14 +13,14 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from docora.conf.installation import program
-from docora.db.connection import reason
+from docora.db.connection import first_line
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
 @cache
 def _latest() -> set[tuple[str, str]]:
-    """The last migration of every app, as this version of the code has them."""
+    """Return the last migration of every app in this version of the code."""
     return set(MigrationLoader(None).graph.leaf_nodes())
 
 
@@ -29,15 +29,15 @@ def not_migrated() -> str:
 
 
 def is_migrated() -> bool:
-    """Raises DatabaseError or InterfaceError where the database does not answer."""
+    """Return whether all migrations are applied. Raises DatabaseError or InterfaceError if the database is down."""
     return _latest() <= MigrationRecorder(connection).applied_migrations().keys()
 
 
 def upgrade_problem(database: BaseDatabaseWrapper) -> str:
     """Return why this version cannot migrate the database, or an empty string.
 
-    A squashed migration replaces others, whose files are gone. If only some of those are applied, Django passes over the
-    squashed one without an error, and the schema stays old.
+    A squashed migration replaces others whose files no longer exist. If only some of those are applied, Django silently
+    skips the squashed migration and the schema stays old.
     """
     applied = MigrationRecorder(database).applied_migrations().keys()
     loader = MigrationLoader(None)
@@ -52,24 +52,24 @@ def upgrade_problem(database: BaseDatabaseWrapper) -> str:
     return ""
 
 
-def wait_until_migrated(say: Callable[[str], object], *, while_away: bool = True) -> None:
-    """Return once this process can work, and say in a sentence what it waits for until then.
+def wait_until_migrated(report: Callable[[str], object], *, wait_for_database: bool = True) -> None:
+    """Wait until the database is migrated, and report what is being waited for.
 
-    `while_away=False`: not for a database that does not answer. Leaves no connection open, so that the process may fork.
+    With `wait_for_database=False`, return if the database is down. Leaves no connection open, so the process may fork.
     """
-    said = ""
-    while words := _trouble(while_away):
-        if words != said:
-            say(words)
-            said = words
-        time.sleep(_LOOK_SECONDS)
+    reported = ""
+    while message := _waiting_for(wait_for_database):
+        if message != reported:
+            report(message)
+            reported = message
+        time.sleep(_POLL_SECONDS)
 
 
-def _trouble(while_away: bool) -> str:
-    """What keeps this process from working, in words; empty if nothing does."""
+def _waiting_for(wait_for_database: bool) -> str:
+    """Return what to wait for as a sentence, or an empty string if the database is ready."""
     try:
         return "" if is_migrated() else f"Waiting: {not_migrated()}."
     except (DatabaseError, InterfaceError) as error:
-        return f"Waiting for the database: {reason(error)}. Check DATABASE_URL." if while_away else ""
+        return f"Waiting for the database: {first_line(error)}. Check DATABASE_URL." if wait_for_database else ""
     finally:
         connection.close()

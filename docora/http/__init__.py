@@ -1,4 +1,4 @@
-"""Outbound HTTP: the one client, and which addresses it may reach."""
+"""Outbound HTTP: the client and the rules for the addresses it may connect to."""
 
 from docora import __version__
 

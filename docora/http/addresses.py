@@ -1,14 +1,13 @@
-"""May Docora connect to this address?
+"""Decide whether Docora may connect to an IP address.
 
-Webhook and repository URLs come from outside, so a name may lead to a private network, to the metadata service of a
-cloud or back to Docora itself. The rule is an allow-list: public unicast, and whatever an operator lists in
-ALLOWED_PRIVATE_NETWORKS. The answer is asked for the very address that is about to be dialled, after the name has been
-resolved (`docora.http.transfer`), so that a name cannot change its meaning between the check and the connection; and
-for every other address of that name (`docora.http.resolver`).
+Webhook and repository URLs are untrusted input: a host name may resolve to a private network, a cloud metadata service
+or Docora itself. Connections are allowed only to public unicast addresses and to ALLOWED_PRIVATE_NETWORKS. The check
+runs on the exact address that is about to be connected (`docora.http.transfer`), so DNS rebinding cannot bypass it, and
+on every other address of the same name (`docora.http.resolver`).
 
-The tables below are the special-purpose registries of IANA (RFC 6890 and its updates), and what they leave out.
-`ipaddress.is_global` alone is not enough: it differs between patch releases of Python, and says yes to multicast and to
-most of the IPv6 forms that carry an IPv4 address, through which a private address could be reached.
+The tables hold IANA's special-purpose registries (RFC 6890 and updates) plus ranges that the registries omit.
+`ipaddress.is_global` is not sufficient: it varies between Python patch releases, and it accepts multicast and most IPv6
+forms that embed an IPv4 address and so could reach a private one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,9 +20,9 @@ _NOT_PUBLIC_V4 = [
     for network, kind in (
         ("0.0.0.0/8", "an address of this host"),
         ("10.0.0.0/8", "a private address"),
-        ("100.64.0.0/10", "a shared address behind a provider's NAT"),
+        ("100.64.0.0/10", "a carrier-grade NAT address"),
         ("127.0.0.0/8", "a loopback address"),
-        ("168.63.129.16/32", "the platform service of a cloud"),
+        ("168.63.129.16/32", "a cloud platform service"),
         ("169.254.0.0/16", "a link-local address"),
         ("172.16.0.0/12", "a private address"),
         ("192.0.0.0/24", "reserved for protocols"),
@@ -60,49 +59,49 @@ _NOT_PUBLIC_V6 = [
         ("ff00::/8", "a multicast address"),
     )
 ]
-_GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")  # all that IANA has handed out for unicast; the rest is not in use
-_ISATAP = 0x5EFE  # bits 32–63 of an interface id that embeds an IPv4 address (RFC 5214) …
-_ISATAP_UNIVERSAL = 0x0200_5EFE  # … and the same with the bit that says that the IPv4 address is globally unique
+_GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")  # the only range IANA has allocated for unicast
+# Bits 32–63 of an interface ID that embeds an IPv4 address (RFC 5214), without and with the universal/local bit.
+_ISATAP = (0x5EFE, 0x0200_5EFE)
 
 
-def refusal(address: str, allowed_networks: Sequence[Network]) -> str | None:
-    """None if Docora may connect to this numeric address, else one sentence that says why not.
+def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | None:
+    """Return None if Docora may connect to this numeric address, otherwise a sentence that explains why not.
 
-    `::ffff:a.b.c.d` is a.b.c.d to the operating system, so a network that allows either spelling allows it. A zone id
-    (`fe80::1%eth0`) is refused whatever is allowed: it names an interface of this machine.
+    The operating system treats `::ffff:a.b.c.d` as a.b.c.d, so it is allowed if either form is in an allowed network.
+    An address with a zone ID (`fe80::1%eth0`) is always blocked because it names an interface of this machine.
     """
     try:
         ip = ip_address(address)
     except ValueError:
         return f"{address!r} is not a numeric IP address."
     if isinstance(ip, IPv4Address):
-        return None if _contains(allowed_networks, ip) else _sentence(ip, _kind_v4(ip))
+        return None if _contains(allowed_networks, ip) else _message(ip, _kind_v4(ip))
     if ip.scope_id is not None:
         return f"{ip} names a network interface of this machine."
     if _contains(allowed_networks, ip) or (ip.ipv4_mapped and _contains(allowed_networks, ip.ipv4_mapped)):
         return None
-    return _sentence(ip, _kind_v6(ip))
+    return _message(ip, _kind_v6(ip))
 
 
 def _contains(networks: Iterable[Network], ip: IPv4Address | IPv6Address) -> bool:
     return any(ip in network for network in networks)
 
 
-def _sentence(ip: IPv4Address | IPv6Address, kind: str | None) -> str | None:
+def _message(ip: IPv4Address | IPv6Address, kind: str | None) -> str | None:
     if kind is None:
         return None
-    return f"{ip} is {kind}; only public addresses and ALLOWED_PRIVATE_NETWORKS may be called."
+    return f"{ip} is {kind}; only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
 
 
 def _kind_v4(ip: IPv4Address) -> str | None:
-    """What keeps this address from being public unicast, None if nothing does."""
+    """Return why the address is not public unicast, or None if it is."""
     kind = next((kind for network, kind in _NOT_PUBLIC_V4 if ip in network), None)
     return kind or (None if ip.is_global else "not a public address")
 
 
 def _kind_v6(ip: IPv6Address) -> str | None:
-    """The same for IPv6."""
+    """Return why the address is not public unicast, or None if it is."""
     kind = next((kind for network, kind in _NOT_PUBLIC_V6 if ip in network), None)
-    if kind is None and (int(ip) >> 32) & 0xFFFF_FFFF in (_ISATAP, _ISATAP_UNIVERSAL):
+    if kind is None and (int(ip) >> 32) & 0xFFFF_FFFF in _ISATAP:
         kind = "an ISATAP address"
     return kind or (None if ip in _GLOBAL_UNICAST_V6 and ip.is_global else "not a public address")

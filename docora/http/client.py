@@ -1,17 +1,17 @@
-"""The only outbound HTTP of Docora: many requests at once over one libcurl multi handle, driven by `poll`.
+"""Docora's only outbound HTTP client: concurrent requests over one libcurl multi handle, driven by `poll`.
 
-What it keeps, for webhooks and git hosts alike:
-- The very address that is dialled is checked when its socket is opened, and so is every other address of its name
-  (`docora.http.resolver`): one that may not be called refuses the name. A kept connection leads where it led when it was
-  checked. No proxy, no redirect, no cookie, no netrc.
-- A request that is not `repeatable` is sent at most once. By itself libcurl repeats even a POST when a kept-alive
-  connection turns out to be dead, and the receiver may have counted the first one.
-- Whatever a server does, memory and time are bounded.
-- A connection carries one request at a time (HTTP/1.1), so `max_connections` bounds both.
+Guarantees, for webhooks and git hosts alike:
+- The address is checked when its socket is opened, together with every other address of the host name
+  (`docora.http.resolver`); one blocked address blocks the name. A kept-alive connection stays on its checked address.
+  Proxies, redirects, cookies and netrc are off.
+- A request that is not `repeatable` is sent at most once. On its own, libcurl resends even a POST when a kept-alive
+  connection turns out to be dead, and the server may already have processed the first one.
+- Memory and time are bounded, whatever the server does.
+- A connection carries one request at a time (HTTP/1.1), so `max_connections` also bounds concurrent requests.
 
-Speed comes from doing little per request: handles are used again and keep every option that does not change, headers
-are collected by `list.append`, bodies are not copied, and waiting is left to libcurl (driving it from a Python event
-loop by its socket callbacks costs half as much again). Not thread-safe: one client per thread.
+The client is fast because it does little per request: it reuses handles with their options, collects headers with
+`list.append`, does not copy bodies and lets libcurl do the waiting (a Python event loop on libcurl's socket callbacks
+costs 50 % more). Not thread-safe: use one client per thread.
 """
 
 import os
@@ -25,30 +25,31 @@ from weakref import WeakSet
 import pycurl
 
 from docora.http.addresses import Network
-from docora.http.messages import Cause, Outcome, Request, url_refusal
-from docora.http.resolver import Names
+from docora.http.messages import Cause, Outcome, Request, url_blocked_reason
+from docora.http.resolver import Resolver
 from docora.http.transfer import Transfer
 
 __all__ = ["Cause", "HttpClient", "Outcome", "Request"]
 
-# Seconds. libcurl's select() does not see descriptors from 1024 on; this is how late an answer on one can be noticed.
-_LONGEST_WAIT: Final = 0.05
+# Seconds. libcurl's select() ignores descriptors of 1024 and above; a response on one is noticed this late.
+_MAX_WAIT: Final = 0.05
 
-# From this wait on, a request is sent when it is submitted; until then with others at the next `poll`, which costs half.
-_A_WHILE: Final = 0.001
+# Seconds. If the last wait was longer than this, `submit` sends at once. Otherwise requests are sent in a batch by the
+# next `poll`, which halves the cost.
+_LONG_WAIT: Final = 0.001
 
 _clients: "WeakSet[HttpClient]" = WeakSet()
 _inherited: "list[HttpClient]" = []
-# In a forked child the sockets are the parent's, and libcurl says goodbye on TLS connections when it is freed.
-# There the clients are therefore kept, unused, until the process ends.
+# A forked child shares the parent's sockets, and freeing a libcurl handle sends a TLS close_notify. The child therefore
+# keeps the clients alive, unused, until it exits.
 os.register_at_fork(after_in_child=lambda: _inherited.extend(_clients))
 
 
 class HttpClient:
-    """`submit` requests, `poll` for what became of them; or `request` one and wait.
+    """`submit` requests and `poll` for their outcomes, or send a single `request` and wait for it.
 
-    `ca_file` (PEM) replaces the system's certificate authorities. A client belongs to the process that made it: in a
-    forked child every use is a RuntimeError, and so is every use after `close`.
+    `ca_file` (PEM) replaces the system's certificate authorities. Using a client after `close`, or in a process forked
+    from the one that created it, raises RuntimeError.
     """
 
     def __init__(
@@ -63,40 +64,40 @@ class HttpClient:
         self._pid = os.getpid()
         self._allow_http = allow_http
         self._max_connections = max_connections
-        self._handle_options = (Names(allowed_networks), user_agent, ca_file)
+        self._handle_options = (Resolver(allowed_networks), user_agent, ca_file)
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, max_connections)
         self._idle: dict[str, list[Transfer]] = {}  # by method
         self._waiting: deque[Request] = deque()
         self._running: dict[Any, Transfer] = {}  # by easy handle
-        self._untouched: list[Transfer] = []  # running, and libcurl has had no occasion yet to do anything about them
+        self._unstarted: list[Transfer] = []  # in `_running`, but libcurl has not acted on them yet
         self._finished: list[tuple[Request, Outcome]] = []
         self._raised: list[BaseException] = []
-        self._waited = False  # the last time: servers are slow, and there is time to send each request at once
+        self._waited = False  # the last wait was long, so there is time to send each request on `submit`
         self._closed = False
         _clients.add(self)
 
     @property
     def in_flight(self) -> int:
-        """Requests that were submitted and have not come back from `poll` yet."""
+        """Number of submitted requests whose outcome `poll` has not returned yet."""
         return len(self._waiting) + len(self._running) + len(self._finished)
 
     def submit(self, request: Request) -> None:
-        """Start the request, or put it in line when `max_connections` are busy; its timeouts count from its start."""
+        """Start the request, or queue it while `max_connections` are busy. Its timeouts begin when it starts."""
         self._check_usable()
-        sentence = url_refusal(request.url, self._allow_http)
-        if sentence is not None:
-            self._finished.append((request, _refused(sentence)))
+        reason = url_blocked_reason(request.url, self._allow_http)
+        if reason is not None:
+            self._finished.append((request, _blocked(reason)))
         elif len(self._running) < self._max_connections:
             self._start(request)
         else:
             self._waiting.append(request)
 
     def poll(self, timeout: float) -> list[tuple[Request, Outcome]]:
-        """Drive everything in flight and hand over what has ended, in the order in which it ended.
+        """Drive the requests in flight and return the finished ones, in the order in which they finished.
 
-        Waits at most `timeout` seconds, and not at all when something has ended or nothing is in flight. What was
-        raised in a callback (by a signal handler, say) is raised here; no outcome is lost by it.
+        Wait at most `timeout` seconds; return at once if a request has finished or none is in flight. An exception from
+        a callback (a signal handler, for example) is raised here; the next call still returns all outcomes.
         """
         self._check_usable()
         deadline = time.monotonic() + timeout
@@ -108,40 +109,40 @@ class HttpClient:
         return finished
 
     def request(self, request: Request) -> Outcome:
-        """One request, waited for; RuntimeError while others are in flight."""
+        """Send one request and wait for its outcome. Raises RuntimeError if other requests are in flight."""
         if self.in_flight:
             raise RuntimeError("Other requests are in flight: use submit and poll.")
         self.submit(request)
         try:
             while not (finished := self.poll(1.0)):
                 pass
-        finally:  # nothing is left unless an exception came in between
+        finally:  # after an exception, drop the request
             self.abort()
             self._finished.clear()
         return finished[0][1]
 
     def withdraw(self) -> list[Request]:
-        """Take back, in their order, the requests for which nothing has been done yet: no server can know of them."""
+        """Cancel the requests that have not been started, and return them in order. No server has seen any of them."""
         self._check_usable()
-        withdrawn = [transfer.request for transfer in self._untouched] + list(self._waiting)
-        for transfer in self._untouched:
+        withdrawn = [transfer.request for transfer in self._unstarted] + list(self._waiting)
+        for transfer in self._unstarted:
             self._drop(transfer.curl)
-        self._untouched.clear()
+        self._unstarted.clear()
         self._waiting.clear()
         return withdrawn
 
     def abort(self) -> list[Request]:
-        """Drop every request that has not ended, and return them; any of them may have reached its server."""
+        """Cancel every unfinished request, and return them. Any of them may have reached its server."""
         self._check_usable()
         aborted = [transfer.request for transfer in self._running.values()] + list(self._waiting)
         for curl in list(self._running):
             self._drop(curl)
-        self._untouched.clear()
+        self._unstarted.clear()
         self._waiting.clear()
         return aborted
 
     def close(self) -> None:
-        """Drop everything and close all connections. May wait for a name that is being looked up right now."""
+        """Cancel all requests and close all connections. May block until a running DNS lookup ends."""
         if self._closed or self._pid != os.getpid():
             return
         self.abort()
@@ -163,7 +164,7 @@ class HttpClient:
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
-            raise RuntimeError("This HttpClient belongs to the parent process; a forked child makes its own.")
+            raise RuntimeError("This HttpClient belongs to the parent process. Create a new one after a fork.")
         if self._closed:
             raise RuntimeError("This HttpClient is closed.")
 
@@ -173,7 +174,7 @@ class HttpClient:
         transfer.begin(request)
         self._multi.add_handle(transfer.curl)
         self._running[transfer.curl] = transfer
-        self._untouched.append(transfer)
+        self._unstarted.append(transfer)
         if self._waited:
             self._perform()
 
@@ -183,11 +184,11 @@ class HttpClient:
         curl.close()
 
     def _perform(self) -> None:
-        self._untouched.clear()
+        self._unstarted.clear()
         self._multi.perform()
 
     def _drive(self) -> None:
-        """Let libcurl do all that it can without waiting, gather what has ended, start what was in line."""
+        """Let libcurl do what it can without waiting, collect finished requests and start queued ones."""
         self._perform()
         _, succeeded, failed = self._multi.info_read()
         for curl in succeeded:
@@ -209,24 +210,24 @@ class HttpClient:
         self._idle[request.method].append(transfer)
 
     def _wait(self, seconds: float) -> None:
-        """Until a socket is ready or libcurl has something to do, at most `seconds`."""
-        timer = self._multi.timeout()  # milliseconds, 0: there is something to do, -1: only sockets matter
+        """Wait until a socket is ready or libcurl has work to do, at most `seconds`."""
+        timer = self._multi.timeout()  # milliseconds; 0: work is due now, -1: no timer is set
         if timer == 0:
             return
         if timer > 0:
             seconds = min(seconds, timer / 1000)
         began = time.monotonic()
-        if self._multi.select(min(seconds, _LONGEST_WAIT)) <= 0:
-            time.sleep(0.001)  # it comes back at once when there is no socket to wait for: never spin
-        self._waited = time.monotonic() - began > _A_WHILE
+        if self._multi.select(min(seconds, _MAX_WAIT)) <= 0:
+            time.sleep(0.001)  # select() returns at once if there is no socket to wait for: do not spin
+        self._waited = time.monotonic() - began > _LONG_WAIT
 
 
-def _refused(sentence: str) -> Outcome:
-    """For a URL that is not even tried."""
+def _blocked(reason: str) -> Outcome:
+    """Return the outcome of a request whose URL is not allowed."""
     return Outcome(
         status=None,
         cause=Cause.REFUSED_ADDRESS,
-        message=sentence,
+        message=reason,
         headers={},
         body=b"",
         truncated=False,

@@ -1,4 +1,4 @@
-"""What goes into the HTTP client and what comes out of it: plain values, no libcurl."""
+"""Requests and outcomes of the HTTP client as plain values, independent of libcurl."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,8 +8,8 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache
 
-# The authority is strict on purpose: no userinfo, no percent-encoding, no zone id, nothing that two parsers could read
-# in two ways. All of it is printable ASCII; names in other scripts are written in their xn-- form.
+# Strict on purpose, so that no two parsers can disagree about the host: no userinfo, percent-encoding or zone ID in the
+# authority, and printable ASCII only. Internationalized names must be in their xn-- form.
 _URL = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9._:\[\]-]+)(?:[/?][!\"$-~]*)?", re.IGNORECASE)
 _METHOD = re.compile(r"[A-Z]+")
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -17,28 +17,28 @@ _SECONDS = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request. `context` is the caller's own: it comes back with the outcome."""
+    """One HTTP request. The client returns it with its outcome; `context` is for the caller's own use."""
 
     method: str
     url: str
-    # Lines "Name: value", ASCII. Neither they, which may hold a token, nor the body show up in a traceback.
+    # ASCII lines "Name: value". Headers and body may hold secrets, so neither is part of the repr.
     headers: tuple[str, ...] = field(default=(), repr=False)
-    body: bytes = field(default=b"", repr=False)  # GET and HEAD have none
-    connect_timeout: float = 5.0  # seconds for name, connection and TLS handshake
-    timeout: float = 30.0  # seconds in all
-    max_body: int = 4096  # how many bytes of the answer's body are kept
-    # Whether the client may send this request a second time by itself, after a connection that was kept alive has died
-    # under it without an answer. The server may then have seen it twice.
+    body: bytes = field(default=b"", repr=False)  # must be empty for GET and HEAD
+    connect_timeout: float = 5.0  # seconds for DNS, connection and TLS handshake
+    timeout: float = 30.0  # seconds for the whole request
+    max_body: int = 4096  # bytes of the response body to keep
+    # Allow the client to send the request again if a kept-alive connection closes without a response. The server may
+    # then receive it twice.
     repeatable: bool = False
     context: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """ValueError for what would make another request, or other headers, of this one."""
+        """Raise ValueError for a method, header or body that could inject another header or request."""
         if not _METHOD.fullmatch(self.method):
             raise ValueError(f"{self.method!r} is not an HTTP method.")
         if self.body and self.method in {"GET", "HEAD"}:
             raise ValueError(f"A {self.method} request has no body.")
-        joined = "".join(self.headers)  # one look at all of them: this runs for every file that is sent
+        joined = "".join(self.headers)  # check all headers at once: this runs for every file sent
         if not joined.isascii() or "\r" in joined or "\n" in joined or "\0" in joined:
             raise ValueError("Headers must be ASCII, without line breaks.")
         for line in self.headers:
@@ -46,15 +46,15 @@ class Request:
                 raise ValueError("A header must look like 'Name: value'.")
 
 
-class AnswerHeaders(Mapping[str, str]):
-    """The headers of an answer by name in lower case; of a repeated one the last.
+class ResponseHeaders(Mapping[str, str]):
+    """The headers of a response, by lower-case name. If a header is repeated, the last value counts.
 
-    Made from libcurl's raw lines when somebody looks, since nobody does for most answers. Where a server sent interim
-    1xx answers, only the last answer counts.
+    libcurl's raw lines are parsed on first use, because the headers of most responses are never read. Headers of
+    interim 1xx responses are ignored.
     """
 
     MAX_COUNT = 64
-    MAX_VALUE = 4096  # characters; libcurl itself ends at 300 KB for all headers
+    MAX_VALUE = 4096  # characters; libcurl's own limit is 300 KB for all headers together
 
     __slots__ = ("_lines", "_parsed")
 
@@ -88,36 +88,36 @@ class AnswerHeaders(Mapping[str, str]):
 
 
 class Cause(StrEnum):
-    """Why there is no answer."""
+    """Why a request got no response."""
 
-    DNS = "dns"  # the name could not be resolved
-    REFUSED_ADDRESS = "refused_address"  # Docora's own rules forbid the URL or the address that it leads to
-    CONNECT = "connect"  # nobody accepts connections there
-    TLS = "tls"  # no handshake, or a certificate that is not to be trusted
+    DNS = "dns"  # the host name could not be resolved
+    REFUSED_ADDRESS = "refused_address"  # Docora's own rules block the URL or an address of its host
+    CONNECT = "connect"  # no connection could be made
+    TLS = "tls"  # the handshake failed or the certificate is not trusted
     TIMEOUT = "timeout"
-    NETWORK = "network"  # the connection broke after it had been made
+    NETWORK = "network"  # an established connection broke
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended: with an answer (`status`) or without one (`cause`), never both and never neither."""
+    """How a request ended. Exactly one of `status` (there was a response) and `cause` (there was none) is set."""
 
     status: int | None
     cause: Cause | None
-    message: str  # one sentence for a person; no header, and nothing of the URL but its host
-    headers: Mapping[str, str]  # of the answer, names in lower case, bounded
-    body: bytes  # the first `max_body` bytes of the answer
-    truncated: bool  # the answer's body was longer than that
+    message: str  # one sentence; it holds no header, and of the URL only the host
+    headers: Mapping[str, str]  # of the response, by lower-case name, bounded
+    body: bytes  # the first `max_body` bytes of the response body
+    truncated: bool  # the response body was longer
     elapsed: float  # seconds
-    reached: bool  # False only if it is certain that the server got no byte of the request
+    reached: bool  # False only if the server certainly received no byte of the request
 
     @property
     def ok(self) -> bool:
-        """2xx."""
+        """Whether the server responded with 2xx."""
         return self.status is not None and 200 <= self.status < 300
 
     def retry_after(self, now: float) -> float | None:
-        """Seconds to wait as the answer asks for, counted from `now` (Unix seconds); None if it does not ask."""
+        """Return the seconds that Retry-After asks to wait, from `now` (Unix time); None without a valid header."""
         value = self.headers.get("retry-after", "").strip()
         if _SECONDS.fullmatch(value):
             return float(value)
@@ -125,31 +125,29 @@ class Outcome:
             moment = parsedate_to_datetime(value)
         except (ValueError, TypeError, IndexError, OverflowError):
             return None
-        if moment.tzinfo is None:  # "-0000", which HTTP dates should not have, means UTC
+        if moment.tzinfo is None:  # the zone "-0000", not valid in HTTP dates, means UTC
             moment = moment.replace(tzinfo=UTC)
         return max(0.0, moment.timestamp() - now)
 
 
 @lru_cache(maxsize=1024)
-def url_refusal(url: str, allow_http: bool) -> str | None:
-    """None if this URL may be called, else one sentence that does not repeat it. Cached: the URLs of an app are few."""
+def url_blocked_reason(url: str, allow_http: bool) -> str | None:
+    """Return None if the URL may be called, otherwise a sentence that explains why not without repeating the URL."""
     match = _URL.fullmatch(url)
     if match is None:
-        return (
-            "The URL must look like https://host[:port]/path, without user name, password, fragment or non-ASCII text."
-        )
+        return "The URL must look like https://host[:port]/path, in ASCII, without user name, password or fragment."
     if match["scheme"].lower() == "http" and not allow_http:
-        return "The URL must start with https://. Plain http needs ALLOW_HTTP."
+        return "The URL must start with https://. Plain http requires ALLOW_HTTP."
     return None
 
 
 def host_of(url: str) -> str:
-    """`host` or `host:port` of a URL that `url_refusal` let through, for messages."""
+    """Return `host` or `host:port` of a URL that `url_blocked_reason` accepts, for messages."""
     match = _URL.fullmatch(url)
     return match["host"] if match else "the server"
 
 
 def name_of(url: str) -> str:
-    """The host alone, as it is looked up: without port, an IPv6 address without brackets."""
+    """Return the host to resolve: no port, and no brackets around an IPv6 address."""
     host = host_of(url)
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

@@ -1,8 +1,8 @@
-"""Which addresses stand behind a host name, and may all of them be called?
+"""Resolve a host name and check that Docora may connect to every address it has.
 
-A name that leads to a public address and to a private one as well is refused whole: which of them is dialled would be
-chance, and a name that says both is made to get past a check. The dialled address is checked besides, when its socket
-is opened (`docora.http.transfer`): a name that answers differently a moment later gains nothing.
+If any address is blocked, the whole name is blocked: otherwise which address is dialled would be chance, and a name
+with both a public and a private address is a way around the check. `docora.http.transfer` checks the dialled address
+again when it opens the socket, so a name that resolves differently a moment later gains nothing.
 """
 
 import socket
@@ -12,25 +12,25 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from docora.http.addresses import Network, refusal
+from docora.http.addresses import Network, blocked_reason
 from docora.http.messages import Cause
 
 LOOKUP_SECONDS: Final = 2.0
-"""How long one look-up may hold up everything else; whoever dials has resolved the name a moment ago."""
-REMEMBERED_SECONDS: Final = 30.0
-_REMEMBERED: Final = 256  # names
+"""How long one lookup may block all other transfers. libcurl has just resolved the name, so it is usually cached."""
+CACHE_SECONDS: Final = 30.0
+_CACHE_SIZE: Final = 256  # names
 
 
 class ResolvedHost(NamedTuple):
-    """Either every address of a name (numeric, in the resolver's order), or why none of them is dialled."""
+    """Either all addresses of a host (numeric, in resolver order), or why none of them may be dialled."""
 
     addresses: tuple[str, ...]
     cause: Cause | None
     message: str
 
 
-def vet(host: str, allowed_networks: Sequence[Network], seconds: float = LOOKUP_SECONDS) -> ResolvedHost:
-    """Resolve a host (a name, or an address in whichever notation, IPv6 without brackets) and judge what comes out."""
+def resolve(host: str, allowed_networks: Sequence[Network], seconds: float = LOOKUP_SECONDS) -> ResolvedHost:
+    """Resolve a host (a name, or an address in any notation, IPv6 without brackets) and check its addresses."""
     try:
         addresses = [str(ip_address(host))]
     except ValueError:
@@ -41,28 +41,31 @@ def vet(host: str, allowed_networks: Sequence[Network], seconds: float = LOOKUP_
                 (), Cause.DNS, f"The name {host} could not be resolved: {error.strerror or 'no answer'}."
             )
     if is_loopback_name(host):
-        addresses = [address for address in addresses if refusal(address, allowed_networks) is None] or addresses
+        addresses = [address for address in addresses if blocked_reason(address, allowed_networks) is None] or addresses
     for address in addresses:
-        sentence = refusal(address, allowed_networks)
-        if sentence is not None:
-            words = sentence if address == host else f"{host} leads to an address that is not called: {sentence}"
-            return ResolvedHost((), Cause.REFUSED_ADDRESS, words)
+        reason = blocked_reason(address, allowed_networks)
+        if reason is not None:
+            message = reason if address == host else f"{host} resolves to a blocked address: {reason}"
+            return ResolvedHost((), Cause.REFUSED_ADDRESS, message)
     return ResolvedHost(tuple(addresses), None, "")
 
 
 def is_loopback_name(host: str) -> bool:
-    """`localhost` is both loopback addresses by definition, whatever a resolver says: one that is allowed is enough."""
+    """Return whether the host is `localhost`, which stands for both loopback addresses: one allowed one is enough."""
     return host.lower() == "localhost"
 
 
 def _addresses_of(host: str, seconds: float) -> list[str]:
-    """In a thread, because the resolver knows no time limit; OSError when it finds nothing within ours."""
+    """Return the addresses of a name. Raises OSError if it has none or the lookup takes too long.
+
+    The lookup runs in a thread because getaddrinfo() has no timeout.
+    """
     found: list[str] = []
     errors: list[OSError] = []
 
     def look_up() -> None:
         try:
-            # As bytes: a str would pass Python's own IDNA codec, which nobody else who dials asks.
+            # Bytes, because a str would go through Python's IDNA codec, which neither libcurl nor git uses.
             answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             errors.append(error if isinstance(error, OSError) else OSError(0, "it is not a host name"))
@@ -79,21 +82,21 @@ def _addresses_of(host: str, seconds: float) -> list[str]:
     return list(found)
 
 
-class Names:
-    """What was found out about names, remembered for a short time: asked for each new connection, not each request."""
+class Resolver:
+    """`resolve` with a short cache, so that each new connection does not cause a lookup."""
 
     def __init__(self, allowed_networks: Sequence[Network]) -> None:
         self.allowed_networks = tuple(allowed_networks)
-        self._known: dict[str, tuple[float, ResolvedHost]] = {}
+        self._cache: dict[str, tuple[float, ResolvedHost]] = {}
 
-    def vet(self, host: str) -> ResolvedHost:
-        """`vet` with a memory. A refusal and a failure are remembered as well, so that a slow name delays only once."""
+    def resolve(self, host: str) -> ResolvedHost:
+        """Return the cached or new result. Failures are cached too, so that a slow name delays only once."""
         host = host.lower()
-        until, vetted = self._known.get(host, (0.0, None))
-        if vetted is None or until <= time.monotonic():
-            vetted = vet(host, self.allowed_networks)
-            self._known.pop(host, None)
-            while len(self._known) >= _REMEMBERED:
-                del self._known[next(iter(self._known))]  # the oldest
-            self._known[host] = (time.monotonic() + REMEMBERED_SECONDS, vetted)
-        return vetted
+        expires, resolved = self._cache.get(host, (0.0, None))
+        if resolved is None or expires <= time.monotonic():
+            resolved = resolve(host, self.allowed_networks)
+            self._cache.pop(host, None)
+            while len(self._cache) >= _CACHE_SIZE:
+                del self._cache[next(iter(self._cache))]  # the oldest
+            self._cache[host] = (time.monotonic() + CACHE_SECONDS, resolved)
+        return resolved

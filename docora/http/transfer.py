@@ -1,4 +1,4 @@
-"""One libcurl easy handle: its options, its callbacks, and what it makes of the end of a request."""
+"""One libcurl easy handle: its options, its callbacks and the outcome of its request."""
 
 import os
 import socket
@@ -7,17 +7,17 @@ from typing import Any, Final
 
 import pycurl
 
-from docora.http.addresses import refusal
-from docora.http.messages import AnswerHeaders, Cause, Outcome, Request, host_of, name_of
-from docora.http.resolver import Names, is_loopback_name
+from docora.http.addresses import blocked_reason
+from docora.http.messages import Cause, Outcome, Request, ResponseHeaders, host_of, name_of
+from docora.http.resolver import Resolver, is_loopback_name
 from docora.text import clean_text
 
-CUT_AFTER: Final = 1024 * 1024  # bytes of an answer's body after which nobody listens any more
-_BIG_BODY: Final = 64 * 1024  # bytes; a request's body that is larger is not kept until the handle's next request
+CUT_AFTER: Final = 1024 * 1024  # bytes of a response body after which the transfer is ended
+_BIG_BODY: Final = 64 * 1024  # bytes; a larger request body is released as soon as its request has finished
 _SOCKET_BAD: Final[int] = pycurl.SOCKET_BAD
-_GO_ON: Final[int] = pycurl.PREREQFUNC_OK
+_PROCEED: Final[int] = pycurl.PREREQFUNC_OK
 _ABORT: Final[int] = pycurl.PREREQFUNC_ABORT
-_NOTHING: Final = Request("GET", "")
+_NO_REQUEST: Final = Request("GET", "")
 
 _CAUSES: Final[Mapping[int, Cause]] = {
     pycurl.E_COULDNT_RESOLVE_HOST: Cause.DNS,
@@ -36,24 +36,24 @@ _CAUSES: Final[Mapping[int, Cause]] = {
 
 
 class Transfer:
-    """An easy handle serves one method for life, so that nothing has to be unset between two requests.
+    """A reusable easy handle for requests of one HTTP method, so that no option has to be unset between requests.
 
-    An exception must not leave a callback: pycurl would print it to stderr and go on. It is kept in `raised`, the
-    request is given up, and `HttpClient.poll` raises it.
+    pycurl prints an exception in a callback to stderr and continues. Callbacks therefore store it in `raised` and abort
+    the request; `HttpClient.poll` raises it.
     """
 
     request: Request
     raised: BaseException | None
     _header_lines: list[bytes]
-    _body: bytes  # of the answer, as much as is kept
-    _received: int  # bytes of the answer's body, kept or not
-    _cut: bool  # it was too much
-    _sends: int  # how often the request was about to be sent over a connection
-    _refused: tuple[Cause, str] | None  # why nothing may be sent over the connection that was about to be made
+    _body: bytes  # the part of the response body that is kept
+    _received: int  # bytes of response body received
+    _cut: bool  # the response body exceeded CUT_AFTER
+    _sends: int  # number of times libcurl was about to send the request
+    _blocked: tuple[Cause, str] | None  # why the connection is not allowed
     _errno: int  # why no socket could be opened
 
-    def __init__(self, method: str, names: Names, user_agent: str, ca_file: str | None) -> None:
-        self._names = names
+    def __init__(self, method: str, resolver: Resolver, user_agent: str, ca_file: str | None) -> None:
+        self._resolver = resolver
         self._header_lines = []
         self._timeouts = (0.0, 0.0)
         self._url = ""
@@ -61,11 +61,11 @@ class Transfer:
         for option, value in (
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
-            (pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2),  # at least
+            (pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2),  # the minimum
             (pycurl.SSL_VERIFYPEER, 1),
             (pycurl.SSL_VERIFYHOST, 2),
             (pycurl.FOLLOWLOCATION, 0),
-            (pycurl.PROXY, ""),  # not the one of the environment either
+            (pycurl.PROXY, ""),  # also ignore proxies set in the environment
             (pycurl.NOPROXY, "*"),
             (pycurl.NOSIGNAL, 1),
             (pycurl.TCP_NODELAY, 1),
@@ -86,42 +86,42 @@ class Transfer:
                 curl.setopt(pycurl.CUSTOMREQUEST, method)
 
     def begin(self, request: Request) -> None:
-        """Set what differs from the request before; the handle is then ready to be driven."""
+        """Prepare the handle for a request, setting only the options that differ from the previous one."""
         self.request = request
         self.raised = None
         self._header_lines.clear()
         self._body = b""
         self._received = self._sends = self._errno = 0
         self._cut = False
-        self._refused = None
+        self._blocked = None
         curl = self.curl
         if request.url != self._url:
             curl.setopt(pycurl.URL, request.url)
             self._url = request.url
-        # Without "Expect:" libcurl would wait for "100 Continue" before it sends a body of more than 1 MiB.
+        # The empty "Expect:" keeps libcurl from waiting for "100 Continue" before it sends a body above 1 MiB.
         curl.setopt(pycurl.HTTPHEADER, (*request.headers, "Expect:"))
         if request.method not in ("GET", "HEAD"):
             curl.setopt(pycurl.POSTFIELDS, request.body)  # not copied: pycurl keeps a reference
         timeouts = (request.connect_timeout, request.timeout)
         if timeouts != self._timeouts:
-            # At least a millisecond: 0 would mean "for ever" to libcurl.
+            # At least 1 ms, because libcurl takes 0 as "no timeout".
             curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(request.connect_timeout * 1000)))
             curl.setopt(pycurl.TIMEOUT_MS, max(1, round(request.timeout * 1000)))
             self._timeouts = timeouts
 
     def finish(self, code: int, text: str) -> Outcome:
-        """What libcurl's result (`E_…` and its words) means. The handle then holds nothing of the request any more."""
+        """Return the outcome for libcurl's result code (`E_…`) and error text, and release the request."""
         status, cause = None, None
         if self._cut or (code == pycurl.E_OK and _has_whole_head(self._header_lines)):
             status = self.curl.getinfo(pycurl.RESPONSE_CODE)
             message = f"The server answered {status}."
         else:
-            cause, message = self._failure(code, text or "it ended amid the headers of the answer")
+            cause, message = self._failure(code, text or "the response headers were incomplete")
         outcome = Outcome(
             status=status,
             cause=cause,
             message=message,
-            headers=AnswerHeaders(self._header_lines),
+            headers=ResponseHeaders(self._header_lines),
             body=self._body,
             truncated=self._received > len(self._body),
             elapsed=self.curl.getinfo(pycurl.TOTAL_TIME),
@@ -129,19 +129,19 @@ class Transfer:
         )
         if len(self.request.body) > _BIG_BODY:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
-        self.request = _NOTHING
+        self.request = _NO_REQUEST
         return outcome
 
     def _open_socket(self, _purpose: int, address: Any) -> int:
-        """A socket for one candidate address of the name, or SOCKET_BAD, and libcurl goes on to the next.
+        """Return a socket for one candidate address, or SOCKET_BAD, after which libcurl tries the next one.
 
-        What was refused once stays refused for this request, also if another candidate is being connected to already.
+        Once an address is blocked, the whole request is, even if libcurl is already connecting to another candidate.
         """
         try:
-            self._refused = self._refused or self._why_not(address.addr[0])
-            if self._refused is not None or self._is_passed_over(address.addr[0]):
+            self._blocked = self._blocked or self._blocked_reason(address.addr[0])
+            if self._blocked is not None or self._is_skipped(address.addr[0]):
                 return _SOCKET_BAD
-            # Detached: pycurl would duplicate a socket object, and children started later would inherit the duplicate.
+            # Detach it: pycurl would duplicate a socket object, and child processes would inherit the duplicate.
             return socket.socket(address.family, address.socktype, address.protocol).detach()
         except OSError as error:
             self._errno = error.errno or 0
@@ -149,32 +149,32 @@ class Transfer:
             self.raised = error
         return _SOCKET_BAD
 
-    def _why_not(self, address: str) -> tuple[Cause, str] | None:
-        """None if this address, and every other one of the name, may be dialled."""
+    def _blocked_reason(self, address: str) -> tuple[Cause, str] | None:
+        """Return None if this address and every other address of the host are allowed."""
         name = name_of(self.request.url)
-        sentence = None if is_loopback_name(name) else refusal(address, self._names.allowed_networks)
-        if sentence is not None:
-            return Cause.REFUSED_ADDRESS, sentence
-        vetted = self._names.vet(name)
-        return None if vetted.cause is None else (vetted.cause, vetted.message)
+        reason = None if is_loopback_name(name) else blocked_reason(address, self._resolver.allowed_networks)
+        if reason is not None:
+            return Cause.REFUSED_ADDRESS, reason
+        resolved = self._resolver.resolve(name)
+        return None if resolved.cause is None else (resolved.cause, resolved.message)
 
-    def _is_passed_over(self, address: str) -> bool:
-        """Not dialled, and no reason to refuse the name: the other family of `localhost`."""
-        return refusal(address, self._names.allowed_networks) is not None
+    def _is_skipped(self, address: str) -> bool:
+        """Return whether this is the loopback address of `localhost` that is not allowed while the other one is."""
+        return blocked_reason(address, self._resolver.allowed_networks) is not None
 
     def _before_send(self, *_connection: object) -> int:
-        """Asked once for every send; the second is libcurl repeating the request over another connection."""
+        """Allow the first send. libcurl asks again when it resends the request over another connection."""
         try:
-            if self._refused is not None:
+            if self._blocked is not None:
                 return _ABORT
             self._sends += 1
-            return _ABORT if self._sends > 1 and not self.request.repeatable else _GO_ON
-        except BaseException as error:  # of a signal handler
+            return _ABORT if self._sends > 1 and not self.request.repeatable else _PROCEED
+        except BaseException as error:  # from a signal handler
             self.raised = error
             return _ABORT
 
     def _on_body(self, data: bytes) -> int:
-        """Keep the beginning, count the rest, and end the transfer (by accepting nothing) when it is too much."""
+        """Keep the first `max_body` bytes, count all, and return 0 to end the transfer after CUT_AFTER bytes."""
         try:
             limit = self.request.max_body
             room = limit - len(self._body)
@@ -188,28 +188,28 @@ class Transfer:
             return 0
 
     def _failure(self, code: int, text: str) -> tuple[Cause, str]:
-        """The cause, and the sentence for a person, of a request that got no answer."""
-        if self._refused is not None:
-            return self._refused
+        """Return cause and message for a request that got no response."""
+        if self._blocked is not None:
+            return self._blocked
         host = host_of(self.request.url)
         reached = self._sends > 0
         cause = _CAUSES.get(code, Cause.NETWORK if reached else Cause.CONNECT)
-        words = clean_text(text, 200)
+        detail = clean_text(text, 200)
         if cause is Cause.TIMEOUT:
             return self._timed_out(host, reached)
         if cause is Cause.CONNECT:
             number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
-            return cause, f"No connection to {host}: {os.strerror(number) if number else words}."
+            return cause, f"No connection to {host}: {os.strerror(number) if number else detail}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
-            return cause, f"The connection to {host}, kept from an earlier request, broke before an answer came."
+            return cause, f"The kept-alive connection to {host} closed before a response arrived."
         if cause is Cause.DNS:
             return cause, f"The name {name_of(self.request.url)} could not be resolved."
         prefix = {
-            Cause.TLS: f"No trustworthy TLS connection to {host}",
+            Cause.TLS: f"No trusted TLS connection to {host}",
             Cause.NETWORK: f"The connection to {host} broke",
             Cause.REFUSED_ADDRESS: "The URL was not accepted",
         }[cause]
-        return cause, f"{prefix}: {words}."
+        return cause, f"{prefix}: {detail}."
 
     def _timed_out(self, host: str, reached: bool) -> tuple[Cause, str]:
         connect_timeout, timeout = self._timeouts
@@ -218,12 +218,15 @@ class Transfer:
         seconds = min(connect_timeout, timeout)
         if not self.curl.getinfo(pycurl.NAMELOOKUP_TIME):
             return Cause.DNS, f"The name {name_of(self.request.url)} could not be resolved within {seconds:g} s."
-        return Cause.TIMEOUT, f"No connection to {host} was made within {seconds:g} s."
+        return Cause.TIMEOUT, f"No connection to {host} within {seconds:g} s."
 
 
 def _has_whole_head(header_lines: list[bytes]) -> bool:
-    """Whether an empty line came after the last status line. libcurl is content without, but a server that died amid its
-    headers has acknowledged nothing. (Other lines may follow: the trailers of a chunked body.)"""
+    """Return whether an empty line follows the last status line.
+
+    libcurl reports success without it, but a server that died while sending its headers has acknowledged nothing.
+    Trailers of a chunked body may follow the empty line.
+    """
     for line in reversed(header_lines):
         if line in (b"\r\n", b"\n"):
             return True

@@ -1,4 +1,4 @@
 """Everything Docora keeps in Redis: job queues, live counters and heartbeats.
 
-Losing all of it loses no work, because the database holds the intent.
+Losing it loses no work: the database records what is to be done, and jobs only wake workers.
 """

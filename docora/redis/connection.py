@@ -1,4 +1,4 @@
-"""The connection to Redis: short time-outs, because Redis only wakes and counts, and nobody may wait for it."""
+"""The connection to Redis, with short timeouts: Redis only wakes workers and counts, so nothing waits long for it."""
 
 from functools import lru_cache
 
@@ -11,5 +11,5 @@ __all__ = ["RedisError", "connection"]
 
 @lru_cache(maxsize=1)
 def connection() -> Redis:
-    """One pooled client per process; redis-py opens its sockets anew after a fork."""
+    """Return the process's pooled client. redis-py opens new sockets after a fork."""
     return Redis.from_url(settings.REDIS_URL, socket_timeout=2.0, socket_connect_timeout=1.0)

@@ -1,8 +1,8 @@
-"""What has been done, counted over all processes in one Redis hash: `deliveries_app.monitoring.metrics` tells it.
+"""Totals of all processes in one Redis hash, exported by `deliveries_app.monitoring.metrics`.
 
-Jobs run in processes that end with them, and several may answer a scrape, so nothing is kept in a process. Whoever does
-something counts it in memory and tells it here now and then. A Redis that is down, or is emptied, loses counts and never
-work: nothing here raises, and whoever reads takes numbers that begin anew for what they are.
+Each job runs in its own process and several web processes answer scrapes, so the totals cannot live in a process.
+Callers count in memory and add their counts here from time to time. If Redis is down or flushed, counts are lost but no
+work is: functions here never raise, and Prometheus treats a lower total as a counter reset.
 """
 
 import logging
@@ -24,17 +24,17 @@ BYTES = "bytes"
 SYNCS = "syncs"  # by outcome
 SYNC_FAILURES = "sync_failures"  # by root cause
 DELIVERY_FAILURES = "delivery_failures"  # by cause
-REQUESTS = "requests"  # by the bucket that their seconds fall into
+REQUESTS = "requests"  # by duration bucket
 REQUEST_MICROSECONDS = "request_microseconds"
 
 
 def field(name: str, label: object) -> str:
-    """A counter of which there is one for each of a few labels."""
+    """Return the hash field of counter `name` for one label value. Use few label values."""
     return f"{name}:{label}"
 
 
 def queue(pipeline: Pipeline, counts: Mapping[str, int]) -> None:
-    """Add to counters with the other commands of a pipeline, so that they cost no round trip."""
+    """Add to counters within a caller's pipeline, without a round trip of their own."""
     for name, count in counts.items():
         if count:
             pipeline.hincrby(_KEY, name, count)
@@ -49,11 +49,11 @@ def add(counts: Mapping[str, int]) -> None:
             queue(pipeline, counts)
             pipeline.execute()
     except (RedisError, OSError) as error:
-        logger.warning("not_counted", extra={"cause": str(error)})
+        logger.warning("counters_not_updated", extra={"cause": str(error)})
 
 
 def read() -> Counter[str] | None:
-    """Every counter, 0 for those that nothing was added to yet. None when Redis is down."""
+    """Return all counters (missing ones read as 0), or None when Redis is down."""
     try:
         found: dict[Any, Any] = connection().hgetall(_KEY)
     except (RedisError, OSError):

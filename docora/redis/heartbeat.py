@@ -1,7 +1,7 @@
-"""Signs of life, from Redis: when the sweep last looked, which workers live, how many jobs wait and run.
+"""Liveness of the background processes, read from Redis: the sweep, the workers and their jobs.
 
-Whoever works says so every few seconds, rq's workers by themselves. A sign that is too old is none: one that was killed
-leaves its last one behind.
+The sweep records a heartbeat on each round; RQ workers record their own every few seconds. A killed process leaves its
+last heartbeat behind, so an old one counts as none.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ SWEEP = "sweep"
 _PREFIX = "docora:heartbeat:"
 _TTL_SECONDS = 24 * 3600
 _LATE_SECONDS = 30.0
-_WORKER_SEEN = timedelta(seconds=30)  # one that is idle says it every ten seconds
+_WORKER_SEEN = timedelta(seconds=30)  # an idle worker sends a heartbeat every ten seconds
 
 
 def beat(name: str) -> None:
-    """Say that `name` is at work. Nothing is told while Redis is down."""
+    """Record that `name` is running. Does nothing while Redis is down."""
     with contextlib.suppress(RedisError):
         connection().set(_PREFIX + name, time.time(), ex=_TTL_SECONDS)
 
 
 def last(name: str) -> datetime | None:
-    """When `name` was last at work; None if that is more than a day ago. Raises `RedisError`."""
+    """Return the last heartbeat of `name`, None if it is more than a day old. Raises `RedisError`."""
     found = connection().get(_PREFIX + name)
     return datetime.fromtimestamp(float(found), UTC) if found else None
 
 
 @dataclass(frozen=True)
 class Signs:
-    """Jobs that wait and that run; when each worker that lives was started; when the sweep last looked."""
+    """Signs of life: numbers of waiting and running jobs, start times of the live workers, last round of the sweep."""
 
     waiting: int
     active: int
@@ -49,12 +49,12 @@ class Signs:
 
     @property
     def workers_since(self) -> datetime | None:
-        """Since when there have been that many workers."""
+        """When the youngest worker started: since then the number of workers has not grown."""
         return max(self.workers, default=None)
 
     @property
     def sweep_age(self) -> float | None:
-        """Seconds; None if it has not looked for a day."""
+        """Seconds since the last round of the sweep; None if it is more than a day ago."""
         return max(0.0, (timezone.now() - self.sweep).total_seconds()) if self.sweep else None
 
     @property
@@ -63,13 +63,13 @@ class Signs:
 
 
 def read() -> Signs | None:
-    """None when Redis is down."""
+    """Return the current signs of life, or None when Redis is down."""
     redis, now = connection(), datetime.now(UTC)
     try:
         with redis.pipeline(transaction=False) as pipeline:
             for name in QUEUES:
                 pipeline.llen(f"{Queue.redis_queue_namespace_prefix}{name}")
-                # The registry keeps jobs of a killed worker, at which nobody is, until somebody cleans up.
+                # Count unexpired entries only: jobs of killed workers stay in the registry until RQ cleans it up.
                 pipeline.zcount(StartedJobRegistry.key_template.format(name), now.timestamp(), "+inf")
             jobs = pipeline.execute()
         return Signs(sum(jobs[::2]), sum(jobs[1::2]), _workers(redis, now - _WORKER_SEEN), last(SWEEP))
@@ -78,10 +78,11 @@ def read() -> Signs | None:
 
 
 def _workers(redis: Redis, limit: datetime) -> tuple[datetime, ...]:
-    """When those were started that have been heard since `limit`.
+    """Return the start times of the workers with a heartbeat after `limit`.
 
-    Read by hand: rq's `Worker.all` gives the connection that it reads with a time-out of minutes, and every page would
-    then wait that long for a Redis that hangs."""
+    Do not use `Worker.all`: it sets the connection's timeout to several minutes, so every page would wait that long for
+    a Redis that hangs.
+    """
     with redis.pipeline(transaction=False) as pipeline:
         for key in redis.smembers(Worker.redis_workers_keys):
             pipeline.hmget(key, "birth", "last_heartbeat")

@@ -1,7 +1,7 @@
-"""What Redis says about queues and workers, for people to look at. It decides nothing: the rows do.
+"""Read queues and workers from Redis, for display only. Scheduling relies on database rows instead.
 
-Read by hand: rq's `Worker.all` sets the time-out of the connection that it is given to seven minutes, and so would have
-every page wait that long for a Redis that hangs; and to read a job with rq is to unpickle it.
+Reads RQ's keys directly: `Worker.all` sets the connection's timeout to seven minutes, so every page would wait that
+long for a Redis that hangs, and RQ unpickles each job that it reads.
 """
 
 import re
@@ -22,12 +22,12 @@ from docora.redis.queues import QUEUES, WORKER_TTL_SECONDS
 
 JOBS_READ, WORKERS_READ = 200, 100
 _WORKER_PREFIX = BaseWorker.redis_worker_namespace_prefix
-_DESCRIPTION = re.compile(r"(\w+)\((.*)\)")  # as `queueing.enqueue` writes it
+_DESCRIPTION = re.compile(r"(\w+)\((.*)\)")  # as written by `docora.redis.queues.enqueue`
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that waits in `queue` or that a worker is at: `function` of `argument`, enqueued at `since`."""
+    """A job that waits in `queue`, or that a worker is running: `function(argument)`, enqueued at `since`."""
 
     job_id: str
     function: str
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker as it registered itself, and what it is at. Leases that it holds have its name as `lease_owner`."""
+    """A registered worker and its current job. The leases that it holds have its name as `lease_owner`."""
 
     name: str
     host: str
@@ -51,15 +51,14 @@ class Worker:
 
     @property
     def is_gone(self) -> bool:
-        """It has not said for longer than it may that it lives: killed, or cut off. Redis forgets it after a while."""
+        """Whether its heartbeat is overdue: it was killed or cannot reach Redis. Its key in Redis expires later."""
         limit = timezone.now() - timedelta(seconds=WORKER_TTL_SECONDS)
         return self.seen_at is None or self.seen_at < limit
 
 
 @dataclass(frozen=True)
 class QueueState:
-    """How many jobs wait in each queue, the first `JOBS_READ` of each in the order in which they are taken, and every
-    worker that is registered."""
+    """Queue lengths, the next `JOBS_READ` jobs of each queue in order, and the registered workers."""
 
     lengths: dict[str, int]
     jobs: list[Job]
@@ -67,7 +66,7 @@ class QueueState:
 
 
 def read() -> QueueState | None:
-    """None when Redis is down."""
+    """Return the current state, or None when Redis is down."""
     redis = connection()
     try:
         with redis.pipeline(transaction=False) as pipeline:
@@ -83,7 +82,7 @@ def read() -> QueueState | None:
 
 
 def read_workers() -> list[Worker]:
-    """The workers that are registered, the oldest first. Raises `RedisError`."""
+    """Return the registered workers, oldest first. Raises `RedisError`."""
     redis = connection()
     keys = sorted(map(as_text, redis.smembers(BaseWorker.redis_workers_keys)))[:WORKERS_READ]
     if not keys:
@@ -93,15 +92,23 @@ def read_workers() -> list[Worker]:
             pipeline.hgetall(key)
             pipeline.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(key.removeprefix(_WORKER_PREFIX)))
         answers = pipeline.execute()
-    found = [(key, _text(facts), at) for key, facts, at in zip(keys, answers[::2], answers[1::2], strict=True) if facts]
-    current = {key: min(parse_composite_key(member.decode())[0] for member in at) for key, _, at in found if at}
+    found = [
+        (key, _decoded(fields), executions)
+        for key, fields, executions in zip(keys, answers[::2], answers[1::2], strict=True)
+        if fields
+    ]
+    current = {
+        key: min(parse_composite_key(execution.decode())[0] for execution in executions)
+        for key, _, executions in found
+        if executions
+    }
     jobs = {job.job_id: job for job in _jobs(redis, [(job_id, "") for job_id in current.values()])}
-    workers = [_worker(key, facts, jobs.get(current.get(key, ""))) for key, facts, _ in found]
+    workers = [_worker(key, fields, jobs.get(current.get(key, ""))) for key, fields, _ in found]
     return sorted(workers, key=lambda worker: (worker.born_at or datetime.min.replace(tzinfo=UTC), worker.name))
 
 
 def _jobs(redis: Redis, waiting: Iterable[tuple[str, str]]) -> list[Job]:
-    """The jobs of these ids and queues; one whose hash is gone is no job any more."""
+    """Return the jobs with these IDs and queues, without those whose hash no longer exists."""
     waiting = list(waiting)
     with redis.pipeline(transaction=False) as pipeline:
         for job_id, _ in waiting:
@@ -109,33 +116,33 @@ def _jobs(redis: Redis, waiting: Iterable[tuple[str, str]]) -> list[Job]:
         answers = pipeline.execute() if waiting else []
     jobs = []
     for (job_id, queue), (description, enqueued_at) in zip(waiting, answers, strict=True):
-        said = _DESCRIPTION.fullmatch(description.decode()) if description else None
-        if said:
-            jobs.append(Job(job_id, said[1], said[2], queue, _moment(enqueued_at)))
+        match = _DESCRIPTION.fullmatch(description.decode()) if description else None
+        if match:
+            jobs.append(Job(job_id, match[1], match[2], queue, _parse_time(enqueued_at)))
     return jobs
 
 
-def _worker(key: str, facts: dict[str, str], job: Job | None) -> Worker:
+def _worker(key: str, fields: dict[str, str], job: Job | None) -> Worker:
     return Worker(
         name=key.removeprefix(_WORKER_PREFIX),
-        host=facts.get("hostname", ""),
-        pid=int(facts["pid"]) if facts.get("pid", "").isdecimal() else 0,
-        queues=facts.get("queues", "").replace(",", ", "),
-        state=facts.get("state", ""),
-        born_at=_moment(facts.get("birth")),
-        seen_at=_moment(facts.get("last_heartbeat")),
+        host=fields.get("hostname", ""),
+        pid=int(fields["pid"]) if fields.get("pid", "").isdecimal() else 0,
+        queues=fields.get("queues", "").replace(",", ", "),
+        state=fields.get("state", ""),
+        born_at=_parse_time(fields.get("birth")),
+        seen_at=_parse_time(fields.get("last_heartbeat")),
         job=job,
     )
 
 
-def _text(facts: dict[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode("utf-8", "replace") for name, value in facts.items()}
+def _decoded(fields: dict[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
 
 
-def _moment(written: str | bytes | None) -> datetime | None:
-    if not written:
+def _parse_time(value: str | bytes | None) -> datetime | None:
+    if not value:
         return None
     try:
-        return utcparse(written.decode() if isinstance(written, bytes) else written).replace(tzinfo=UTC)
+        return utcparse(value.decode() if isinstance(value, bytes) else value).replace(tzinfo=UTC)
     except ValueError:
         return None

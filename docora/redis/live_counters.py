@@ -1,8 +1,8 @@
-"""Live counters in Redis hashes: what the progress bars poll.
+"""Live counters in Redis hashes, polled by the progress bars.
 
-The counters are a cache of database rows. Only those who write the rows set them (`start`, `seed`), advance them and,
-once the end is committed, remove them. They read as None when Redis has none, and the reader then counts the rows. No
-function here raises when Redis is down.
+The counters are a cache of database rows. Only the writers of the rows set them (`start`, `seed`), advance them and,
+after the end is committed, remove them. Missing counters read as None, and the reader then counts the rows. No function
+here raises when Redis is down.
 """
 
 import json
@@ -16,17 +16,17 @@ logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 24 * 3600
 _PREFIX = "docora:progress:"
-_SILENT_SECONDS = 60.0
-_told_at: float | None = None
+_LOG_INTERVAL_SECONDS = 60.0
+_logged_at: float | None = None
 
-# Advance only what was set: a lone increment after a flush would look like a counter that starts at nothing.
+# Advance only a counter that exists: after a flush, HINCRBY would create one that starts at zero.
 _ADVANCE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
-# What is there may be newer than the rows that the caller has read.
+# Keep existing counters: they may be newer than the rows that the caller has read.
 _SEED = """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 2 then return end
 for index = 1, 2 do
@@ -36,7 +36,7 @@ for index = 1, 2 do
 end
 """
 
-# Several write to one sum: each says what its part is now, in place of what it said before. Said twice, it counts once.
+# Several writers share one sum. Each replaces its own part, so writing the same part twice counts once.
 _PUT = """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return 0 end
 local before, part = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}'), cjson.decode(ARGV[2])
@@ -55,7 +55,7 @@ return 1
 
 
 def start(key: str, counts: Mapping[str, int]) -> None:
-    """Set the counters of `key`, whatever they were."""
+    """Set the counters of `key`, replacing existing ones."""
     try:
         with connection().pipeline(transaction=True) as pipeline:
             pipeline.delete(_PREFIX + key)
@@ -63,11 +63,11 @@ def start(key: str, counts: Mapping[str, int]) -> None:
             pipeline.expire(_PREFIX + key, TTL_SECONDS)
             pipeline.execute()
     except RedisError as error:
-        _tell(key, error)
+        _log_failure(key, error)
 
 
 def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, int]]) -> None:
-    """Set the counters of `key`, which are the sum of `parts`, unless they are there already."""
+    """Set the counters of `key`, which are the sum of `parts`, unless they exist."""
     hashes = (
         {name: str(value) for name, value in counts.items()},
         {name: json.dumps(part) for name, part in parts.items()},
@@ -75,40 +75,40 @@ def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, i
     try:
         connection().eval(_SEED, 2, _PREFIX + key, _parts_of(key), *map(json.dumps, hashes), TTL_SECONDS)
     except RedisError as error:
-        _tell(key, error)
+        _log_failure(key, error)
 
 
 def advance(key: str, **deltas: int) -> bool:
-    """Add to counters that were set before. False when they are gone or Redis is: set them from the rows then."""
+    """Add to existing counters. Return False if they are missing or Redis is down: then set them from the rows."""
     arguments = [part for name, delta in deltas.items() if delta for part in (name, delta)]
     if not arguments:
         return True
     try:
         return bool(connection().eval(_ADVANCE, 1, _PREFIX + key, *arguments))
     except RedisError as error:
-        _tell(key, error)
+        _log_failure(key, error)
         return False
 
 
 def put(key: str, name: str, part: Mapping[str, int]) -> bool:
-    """Set the part `name` of a sum, whatever it was.
+    """Replace the part `name` of a sum.
 
-    All numbers are added but `started`, of which the sum keeps the earliest. A part that is `completed` is final: one
-    that is not comes too late, and changes nothing.
+    Numbers are added up, except `started`, of which the sum keeps the earliest. A `completed` part is final: a later one
+    that is not completed is ignored.
 
-    Return False if the counters are missing: `seed` them from the rows then, and put the part again. Without Redis there
-    is nothing to seed.
+    Return False if the counters are missing: then `seed` them from the rows and put the part again. Return True if Redis
+    is down, because there is nothing to seed.
     """
     try:
         arguments = (name, json.dumps(part), part.get("started", 0))
         return bool(connection().eval(_PUT, 2, _PREFIX + key, _parts_of(key), *arguments))
     except RedisError as error:
-        _tell(key, error)
+        _log_failure(key, error)
         return True
 
 
 def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
-    """The counters of several keys in one round trip, None for each that is not there."""
+    """Return the counters of several keys in one round trip, with None for each missing one."""
     if not keys:
         return []
     try:
@@ -122,22 +122,22 @@ def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
 
 
 def finish(*keys: str) -> None:
-    """Remove the counters; call it after the commit that makes the numbers in the rows final."""
+    """Delete the counters. Call it after the commit that makes the numbers in the rows final."""
     if not keys:
         return
     try:
         connection().delete(*(_PREFIX + key for key in keys), *(_parts_of(key) for key in keys))
     except RedisError:
-        logger.warning("progress_not_forgotten", extra={"key": keys[0], "keys": len(keys)})
+        logger.warning("progress_not_deleted", extra={"key": keys[0], "keys": len(keys)})
 
 
-def _tell(key: str, error: RedisError) -> None:
-    """Once a minute: whoever waits for an operation asks three times a second."""
-    global _told_at
+def _log_failure(key: str, error: RedisError) -> None:
+    """Log at most once a minute: a running sync updates its counters several times a second."""
+    global _logged_at
     now = time.monotonic()
-    if _told_at is None or now - _told_at >= _SILENT_SECONDS:
-        _told_at = now
-        logger.warning("progress_not_counted", extra={"key": key, "cause": str(error)})
+    if _logged_at is None or now - _logged_at >= _LOG_INTERVAL_SECONDS:
+        _logged_at = now
+        logger.warning("progress_not_updated", extra={"key": key, "cause": str(error)})
 
 
 def _parts_of(key: str) -> str:

@@ -1,7 +1,7 @@
-"""The only place that enqueues.
+"""The job queues. This is the only module that enqueues.
 
-The database holds what is to be done; a job only wakes a worker early. So nothing here raises when Redis is down: the
-sweep enqueues whatever is due once Redis is back. RQ's `unique` keeps one job per id and decides nothing else.
+The database records what is to be done; a job only wakes a worker early. So nothing here raises when Redis is down: the
+sweep enqueues due work once Redis is back. RQ's `unique` only prevents duplicate job IDs.
 """
 
 import logging
@@ -21,27 +21,29 @@ from docora.redis.connection import connection
 logger = logging.getLogger(__name__)
 
 QUEUES = ("high", "default", "low")
+WORKER_TTL_SECONDS = 25
 _STALE_SECONDS = 10
 
 
 def _queue(name: str) -> Queue:
-    """On the process's own connection: django-rq would open one for each call, which rq's script cache never lets go,
-    and without time-outs."""
+    """Return a queue on the process's connection.
+
+    django-rq would open a connection without timeouts on each call, and RQ's script cache would never release it.
+    """
     queue: Queue = django_rq.get_queue(name, connection=connection())
     return queue
 
 
 def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id: str) -> None:
-    """`enqueue` once the current transaction is committed; at once where there is none."""
+    """Call `enqueue` after the current transaction commits, or at once outside a transaction."""
     transaction.on_commit(partial(enqueue, queue, function, argument, job_id), robust=True)
 
 
 def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owned: bool = True) -> bool:
-    """Put a job into a queue unless it waits there already; one that waits in a lower queue is moved up.
+    """Add a job to a queue unless it already waits there. A job that waits in a lower queue is moved up.
 
-    `function` is a dotted path. `owned=False` says that no worker holds what the job is about: then a job whose hash
-    is left over from a worker that died is replaced. True when the job waits now, False when that is not so (it is
-    running, or Redis is down).
+    `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
+    left behind by a dead worker is replaced. Return True if the job now waits, False if it is running or Redis is down.
     """
     try:
         target = _queue(queue)
@@ -60,7 +62,7 @@ def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owne
         except DuplicateJobError:
             return _revive(target, function, argument, job_id, owned=owned)
     except (RedisError, OSError) as error:
-        logger.warning("not_enqueued", extra={"job_id": job_id, "cause": str(error)})
+        logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
         return False
 
 
@@ -89,43 +91,40 @@ def _revive(target: Queue, function: str, argument: int | str, job_id: str, *, o
 
 
 def _is_left_over(job: Job) -> bool:
-    """In no queue, and older than a moment between two lists could be."""
+    """Return whether a job that is in no queue is too old to be between two queues right now."""
     return job.enqueued_at is None or (datetime.now(UTC) - job.enqueued_at).total_seconds() > _STALE_SECONDS
 
 
 def _discard_unreadable(queue: Queue, job_id: str) -> None:
-    """What rq cannot read as a job. Not one that somebody else has just enqueued: a worker may be at it already."""
+    """Delete a job hash that RQ cannot read, unless the job has just been enqueued: a worker may already run it."""
     key = Job.key_for(job_id)
     if not queue.connection.hexists(key, "enqueued_at"):
         queue.connection.delete(key)
 
 
 def first_in(name: str, seconds: int) -> bool:
-    """Whether nobody else, in any process, has been told so within so many seconds. False when Redis is down."""
+    """Return True once per `seconds` for each name, over all processes. False when Redis is down."""
     try:
         return bool(connection().set(f"docora:first:{name}", "1", nx=True, ex=seconds))
     except (RedisError, OSError) as error:
-        logger.warning("not_enqueued", extra={"job_id": name, "cause": str(error)})
+        logger.warning("job_not_enqueued", extra={"job_id": name, "cause": str(error)})
         return False
 
 
 def drop(job_ids: Iterable[str]) -> None:
-    """Take waiting jobs out of their queues; running ones notice at their next batch."""
+    """Remove waiting jobs from their queues. Running ones notice at their next batch."""
     try:
         for job_id in job_ids:
             for name in QUEUES:
                 if connection().lrem(_queue(name).key, 0, job_id):
                     connection().delete(Job.key_for(job_id))
     except (RedisError, OSError) as error:
-        logger.warning("not_dropped", extra={"cause": str(error)})
+        logger.warning("jobs_not_removed", extra={"cause": str(error)})
 
 
 def waiting(queue: str) -> int | None:
-    """How many jobs wait in a queue; None when Redis is down."""
+    """Return how many jobs wait in a queue, or None when Redis is down."""
     try:
         return int(_queue(queue).count)
     except (RedisError, OSError):
         return None
-
-
-WORKER_TTL_SECONDS = 25

@@ -1,11 +1,11 @@
-"""Secrets at rest: encrypted columns, hashed tokens.
+"""Secrets at rest: encrypted columns and hashed tokens.
 
-`ENCRYPTION_KEYS` is a list, newest first: the first one encrypts, every one decrypts (`MultiFernet`), so a key is
-rotated by putting a new one in front (`docora.security.reencryption` does the rest). Each entry may be any string of at least 16
-characters; the Fernet key is derived from it, so operators can use the secrets that their platform generates.
+`ENCRYPTION_KEYS` lists keys, newest first. The first one encrypts and all of them decrypt (`MultiFernet`). To rotate,
+put a new key in front and run `rotate_encryption_keys`. A key may be any string of at least 16 characters; the Fernet
+key is derived from it, so operators can use secrets that their platform generates.
 
-A column that no key opens is not an error of the query that read it, or one lost key would take whole lists, sweeps and
-pages with it: it arrives as `Undecryptable`, which raises `DecryptionError` where it is used as a secret.
+A column that no key decrypts does not fail the query that reads it: one lost key would otherwise break whole lists,
+sweeps and pages. It is read as `Undecryptable`, which raises `DecryptionError` when it is used as a secret.
 """
 
 import base64
@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from django.apps import apps
 from django.conf import settings
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -27,17 +28,17 @@ else:
 
 
 class DecryptionError(Exception):
-    """A stored secret fits none of the configured `ENCRYPTION_KEYS`; one sentence for whoever reads it."""
+    """None of the `ENCRYPTION_KEYS` decrypts a stored secret. The message says what to do."""
 
     def __init__(self) -> None:
         super().__init__(
             "A stored secret cannot be decrypted with any of the ENCRYPTION_KEYS. "
-            "Add the key that was used when it was stored to the end of the list, or give the secret anew."
+            "Add the key that was used when it was stored to the end of the list, or enter the secret again."
         )
 
 
 def derive_key(secret: str) -> bytes:
-    """32 bytes from any string of enough entropy, as the base64 that Fernet wants."""
+    """Derive a 32-byte Fernet key, encoded as base64, from a high-entropy string."""
     digest = hashlib.scrypt(secret.encode(), salt=b"docora.encryption", n=2**12, r=8, p=1, dklen=32)
     return base64.urlsafe_b64encode(digest)
 
@@ -48,17 +49,17 @@ def _fernet(keys: tuple[str, ...]) -> MultiFernet:
 
 
 def derive_keys() -> None:
-    """The slow part of the first `encrypt` or `decrypt` of a process; those that it forks need not do it again."""
+    """Derive and cache the keys, the slow part of a process's first `encrypt` or `decrypt`, before it forks."""
     _fernet(tuple(settings.ENCRYPTION_KEYS))
 
 
 def encrypt(plain: str) -> str:
-    """The Fernet token of `plain` under the newest key."""
+    """Return `plain` encrypted with the newest key, as a Fernet token."""
     return _fernet(tuple(settings.ENCRYPTION_KEYS)).encrypt(plain.encode()).decode("ascii")
 
 
 def decrypt(token: str) -> str:
-    """The plain text; `DecryptionError` in words when no key fits."""
+    """Return the plain text. Raises `DecryptionError` if no key fits."""
     try:
         return _fernet(tuple(settings.ENCRYPTION_KEYS)).decrypt(token.encode("ascii")).decode()
     except (InvalidToken, UnicodeError):
@@ -66,7 +67,7 @@ def decrypt(token: str) -> str:
 
 
 def is_current(token: str) -> bool:
-    """Whether `token` was made with the newest key."""
+    """Return whether `token` was encrypted with the newest key."""
     try:
         _fernet(tuple(settings.ENCRYPTION_KEYS[:1])).decrypt(token.encode("ascii"))
     except (InvalidToken, UnicodeError):
@@ -74,34 +75,39 @@ def is_current(token: str) -> bool:
     return True
 
 
+def reencrypt(token: str) -> str:
+    """Return `token` encrypted with the newest key, unchanged if it already is. Raises `DecryptionError`."""
+    return token if is_current(token) else encrypt(decrypt(token))
+
+
 def hash_token(token: str) -> str:
-    """SHA-256 hex of a bearer token. Tokens are 256 random bits, so no slow hash is needed to protect them."""
+    """Return the SHA-256 hex digest of a bearer token. Tokens have 256 random bits, so no slow hash is needed."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def new_token() -> str:
-    """A bearer token for a client app: `docora_` and 64 hex digits."""
+    """Return a new bearer token for a client app: `docora_` and 64 hex digits."""
     return f"docora_{secrets.token_hex(32)}"
 
 
 def new_webhook_key() -> str:
-    """A signing key in the Standard Webhooks form: `whsec_` and the base64 of 32 random bytes."""
+    """Return a new signing key in the Standard Webhooks form: `whsec_` and 32 random bytes as base64."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
 
 
 class Undecryptable(str):
-    """What an encrypted column holds whose key is not known any more: its ciphertext, unchanged.
+    """The ciphertext of an encrypted column that none of the keys decrypts.
 
-    It is true and can be compared, passed on and saved (the ciphertext goes back as it came, and is readable again once
-    the key is back), but it cannot be turned into bytes, text or a part of either: nothing is signed with it or sent.
+    It is truthy and can be compared, passed on and saved: the ciphertext is written back unchanged, and can be read
+    again once the key is back. It cannot be turned into bytes or text, so it is never sent or used for signing.
     """
 
     __slots__ = ()
 
-    def _refuse(self, *args: object) -> NoReturn:
+    def _raise(self, *args: object) -> NoReturn:
         raise DecryptionError
 
-    encode = __str__ = __format__ = __add__ = __radd__ = __mod__ = _refuse  # type: ignore[assignment]
+    encode = __str__ = __format__ = __add__ = __radd__ = __mod__ = _raise  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return "<a secret that cannot be decrypted>"
@@ -112,13 +118,13 @@ class Undecryptable(str):
 
 
 def require_readable(*secrets_of_a_row: str) -> None:
-    """Raises `DecryptionError` if any of them could not be decrypted: before work begins that would need it."""
+    """Raise `DecryptionError` if any secret could not be decrypted. Call it before work that needs the secrets."""
     if any(isinstance(secret, Undecryptable) for secret in secrets_of_a_row):
         raise DecryptionError
 
 
 class EncryptedTextField(TextField):
-    """Text that is encrypted in the database and plain on the instance. Empty stays empty. It cannot be queried."""
+    """Text that is encrypted in the database and plain on the instance. It cannot be queried; "" is stored as ""."""
 
     def get_db_prep_save(self, value: Any, connection: BaseDatabaseWrapper) -> Any:
         value = super().get_db_prep_save(value, connection)
@@ -138,3 +144,20 @@ class EncryptedTextField(TextField):
         if lookup_name == "isnull":
             return super().get_lookup(lookup_name)
         raise TypeError("An encrypted column cannot be searched: every encryption of the same text differs.")
+
+
+def encrypted_fields() -> list[EncryptedTextField]:
+    """Return the encrypted columns of all installed models."""
+    return [
+        field
+        for model in apps.get_models()
+        if model._meta.managed and not model._meta.proxy
+        for field in model._meta.local_concrete_fields
+        if isinstance(field, EncryptedTextField)
+    ]
+
+
+def stored_values(field: EncryptedTextField) -> models.QuerySet[Any]:
+    """Return the rows that have a secret in `field`, with its ciphertext as `stored`."""
+    ciphertext = models.ExpressionWrapper(models.F(field.name), output_field=models.TextField())
+    return field.model._base_manager.annotate(stored=ciphertext).exclude(stored="").exclude(stored=None)

@@ -1,7 +1,7 @@
-"""What Django's error pages and reports may show of a request: with DEBUG on, too, nothing that could be a secret.
+"""Keep secrets out of Django's error pages and reports, even with DEBUG on.
 
-A client app's key may be any text and sits in the local variables of every frame between the database and the socket, so
-no pattern finds it: no local variable is shown at all. The traceback, the code around it and the names remain.
+A client app's key can be any text, so no pattern finds it, and it is in the local variables of every frame between
+database and socket. Reports therefore show no local variables, only the traceback with its source code.
 """
 
 from collections.abc import ItemsView
@@ -17,22 +17,24 @@ from docora.security.redaction import redact
 
 class ReporterFilter(SafeExceptionReporterFilter):
     def is_active(self, request: HttpRequest | None) -> bool:
-        """With DEBUG too: the one who causes an error is not the one whose secrets stand in it."""
+        """Filter with DEBUG too: the visitor who causes an error may not see the secrets in it."""
         return True
 
     def cleanse_setting(self, key: str | int, value: Any) -> Any:
-        """A setting, a header or a cookie; addresses lose their passwords whatever the setting is called. Whoever knows the
-        address of a webhook may post to it."""
+        """Mask a setting, header or cookie: by its name, and any password in a URL.
+
+        ALERT_WEBHOOK_URL is a secret as a whole, because knowing it is enough to post to it.
+        """
         if key == "ALERT_WEBHOOK_URL" and value:
             return self.cleansed_substitute
         cleansed = super().cleanse_setting(key, value)
-        return redact(str(cleansed)) if isinstance(cleansed, str) else cleansed  # a lazy one is made a text
+        return redact(str(cleansed)) if isinstance(cleansed, str) else cleansed  # str() evaluates a lazy string
 
     def get_safe_cookies(self, request: HttpRequest) -> dict[str, Any]:
         return dict.fromkeys(request.COOKIES, self.cleansed_substitute)
 
     def get_post_parameters(self, request: HttpRequest | None) -> dict[str, Any]:
-        """The names of what was posted."""
+        """Return the names of the posted fields, with masked values."""
         return {} if request is None else dict.fromkeys(request.POST, self.cleansed_substitute)
 
     def get_traceback_frame_variables(self, request: HttpRequest, tb_frame: FrameType) -> ItemsView[str, Any]:
@@ -41,7 +43,7 @@ class ReporterFilter(SafeExceptionReporterFilter):
 
 
 class Reporter(ExceptionReporter):
-    """The exception's own words may repeat what a stranger answered."""
+    """Redact the report as well: an exception's message may repeat a remote server's response."""
 
     def get_traceback_html(self) -> SafeString:
         return SafeString(redact(super().get_traceback_html()))

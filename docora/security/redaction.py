@@ -1,7 +1,7 @@
-"""The last line of defence: what looks like a secret is taken out of text that is about to be logged or shown.
+"""The last line of defence: mask whatever looks like a secret in text that is about to be logged or shown.
 
-Nothing relies on it. Code that has a secret in hand keeps it out of messages itself; this is for the library, the host
-or the exception that repeats one all the same. It only knows secrets by their look.
+Nothing relies on it: code that handles a secret keeps it out of messages itself. This is for libraries, hosts and
+exceptions that repeat a secret anyway. It recognises secrets only by their pattern or name.
 """
 
 import base64
@@ -18,14 +18,14 @@ _TOKENS = r"""
       | whsec_[A-Za-z0-9+/_=-]{8,}                            # a signing key
       | gh[pousr]_[A-Za-z0-9_]{8,} | github_pat_[A-Za-z0-9_]{8,}
       | gl(?:pat|cbt|ptt|dt|rt|soat)-[A-Za-z0-9_.-]{8,}
-      | eC1hY2Nlc3MtdG9rZW46[A-Za-z0-9+/=_-]*                 # base64 of `x-access-token:` and what follows
+      | eC1hY2Nlc3MtdG9rZW46[A-Za-z0-9+/=_-]*                 # base64 of `x-access-token:…`
       | gAAAAA[A-Za-z0-9_-]{60,}={0,2}                        # an encrypted secret
     )
 """
-_WORDS = r"(?:github_token|client_auth_key|new_auth_key|push_secret|password|passwd|secret|token|api_?key|sessionid)"
+_NAMES = r"(?:github_token|client_auth_key|new_auth_key|push_secret|password|passwd|secret|token|api_?key|sessionid)"
 _SUBSTITUTIONS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(_TOKENS, re.VERBOSE), MASK),
-    # `Authorization: Basic …`, as a header line, in JSON and in a dict's repr; the scheme stays.
+    # `Authorization: Basic …` as a header line, in JSON and in a dict's repr. The scheme is kept.
     (
         re.compile(
             r"""((?:authorization|cookie)\\?["']?\s*[:=]\s*\\?["']?(?:(?:basic|bearer|token|digest)\s+)?)"""
@@ -36,24 +36,26 @@ _SUBSTITUTIONS: list[tuple[re.Pattern[str], str]] = [
     ),
     (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/-]{16,}=*", re.IGNORECASE), rf"\1 {MASK}"),
     # `github_token=…`, `"client_auth_key": "…"`, `token='…'`
-    (re.compile(rf"""\b({_WORDS}\\?["']?\s*[:=]\s*\\?["'])[^"'\\]+""", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(rf"""\b({_WORDS}=)[^\s"'&,;)\]]+""", re.IGNORECASE), rf"\1{MASK}"),
+    (re.compile(rf"""\b({_NAMES}\\?["']?\s*[:=]\s*\\?["'])[^"'\\]+""", re.IGNORECASE), rf"\1{MASK}"),
+    (re.compile(rf"""\b({_NAMES}=)[^\s"'&,;)\]]+""", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(r"://[^/\s@\"'<>]+@"), f"://{MASK}@"),
 ]
-_CERTAINLY_SECRET = re.compile(rf"{_WORDS}|authorization|cookie|.*_(?:key|token|secret|password)", re.IGNORECASE)
+_SECRET_NAME = re.compile(rf"{_NAMES}|authorization|cookie|.*_(?:key|token|secret|password)", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """`text` without anything that looks like a token, a signing key, an Authorization value or a password in a URL."""
+    """Mask everything that looks like a token, a signing key, an Authorization value or a password in a URL."""
     for pattern, substitute in _SUBSTITUTIONS:
         text = pattern.sub(substitute, text)
     return text
 
 
 def redact_value(value: object, name: object = "", depth: int = 6) -> object:
-    """The same for anything that is logged under `name`: containers are gone through, numbers stay what they are, and
-    what is neither is turned into text first."""
-    if isinstance(name, str) and _CERTAINLY_SECRET.fullmatch(name) and value not in (None, "", True, False):
+    """Mask secrets in a value that is logged under `name`.
+
+    Containers are masked item by item and numbers are kept. Other objects are converted to text first.
+    """
+    if isinstance(name, str) and _SECRET_NAME.fullmatch(name) and value not in (None, "", True, False):
         return MASK
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -66,18 +68,20 @@ def redact_value(value: object, name: object = "", depth: int = 6) -> object:
     return redact(repr(value) if isinstance(value, bytes) else str(value))
 
 
-def without(text: str, *secrets: str) -> str:
-    """`text` without these very secrets, in any form in which a stranger who was given them may repeat them, and then
-    without whatever looks like one. What could not be decrypted was never given to anybody."""
-    forms = {form for secret in secrets if type(secret) is str and secret for form in forms_of(secret)}
-    if forms:
-        longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
+def remove_secrets(text: str, *secrets: str) -> str:
+    """Mask the given secrets in any encoding that a remote server might repeat them in, then `redact` the rest.
+
+    Undecryptable secrets are skipped: they were never sent.
+    """
+    encodings = {form for secret in secrets if type(secret) is str and secret for form in encodings_of(secret)}
+    if encodings:
+        longest_first = sorted(map(re.escape, encodings), key=len, reverse=True)
         text = re.sub("|".join(longest_first), MASK, text)
     return redact(text)
 
 
-def forms_of(secret: str) -> set[str]:
-    """How it looks as it is, in HTML, JSON and URLs, in hex and in base64."""
+def encodings_of(secret: str) -> set[str]:
+    """Return the secret as it is, escaped for HTML, JSON and URLs, in hex and in base64."""
     raw = secret.encode()
     return {
         secret,

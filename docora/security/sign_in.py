@@ -1,12 +1,12 @@
-"""Guessing passwords is slow: django-axes with Docora's limits.
+"""Throttle password guessing: django-axes with Docora's limits.
 
-Two limits, both over `AXES_COOLOFF_TIME` since the last failure: `AXES_FAILURE_LIMIT` failures of one name from one
-address, and `ADDRESS_FACTOR` times as many from one address under any names, for an office behind one address has many
-people. A success forgets the failures of that name from that address, and only these: whoever has an account of his own
-could otherwise wipe out what he tried under other names.
+There are two limits, both over `AXES_COOLOFF_TIME` since the last failure: `AXES_FAILURE_LIMIT` failures of one user
+name from one address, and `ADDRESS_FACTOR` times as many from one address under any names, because many people may
+share an office's address. A successful sign-in clears the failures of that name from that address only; otherwise an
+attacker with an account could clear the failures of other names.
 
-An attempt is kept for 30 days as one row per name, address and browser with a counter. Nothing of what was posted is
-kept but the name: axes itself would append every form to the row, without end.
+Attempts are kept for 30 days, one row with a counter per name, address and browser. Only the name is kept of the posted
+form: axes itself would append every form to the row, without a limit.
 """
 
 import logging
@@ -32,12 +32,12 @@ KEPT = timedelta(days=30)
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """The source of `REMOTE_ADDR`, as `TrustedProxyMiddleware` left it."""
+    """Return the client's address from `REMOTE_ADDR`, which `TrustedProxyMiddleware` has set."""
     return source_of(request.META.get("REMOTE_ADDR", ""))
 
 
 def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict[str, Any] | None) -> HttpResponse:
-    """Instead of the login page, whatever the password was."""
+    """Render the page that replaces the login page, even if the password was correct."""
     minutes = round(settings.AXES_COOLOFF_TIME.total_seconds() / 60)
     context = {**admin.site.each_context(request), "title": "Sign-in locked", "minutes": minutes}
     page = render(request, "admin/lockout.html", context, status=429)
@@ -47,10 +47,10 @@ def locked_out(request: HttpRequest, response: HttpResponse | None, credentials:
 
 
 class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no types
-    """Counts in the database, by the rules above."""
+    """Counts failures in the database by the rules above."""
 
     def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
-        """Failures as compared with `AXES_FAILURE_LIMIT`; those of the address weigh less."""
+        """Return the number of failures to compare with `AXES_FAILURE_LIMIT`."""
         since = request.axes_attempt_time - settings.AXES_COOLOFF_TIME  # type: ignore[attr-defined]
         recent = AccessAttempt.objects.filter(ip_address=_address(request), attempt_time__gte=since)
         by_name = _count(recent.filter(username=get_client_username(request, credentials)))
@@ -59,7 +59,7 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
     def user_login_failed(
         self, sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **kwargs: Any
     ) -> None:
-        """Count it, unless it was refused because of the lock: the lock ends although somebody goes on trying."""
+        """Count the failure, except while locked: further attempts must not extend the lock."""
         if request is None:
             return
         request.axes_credentials = credentials  # type: ignore[attr-defined]
@@ -82,20 +82,20 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
         )
         if is_new:
             old_attempts(now).delete()
-        over = When(attempt_time__lt=now - settings.AXES_COOLOFF_TIME, then=1)
+        cooled_off = When(attempt_time__lt=now - settings.AXES_COOLOFF_TIME, then=1)
         AccessAttempt.objects.filter(pk=attempt.pk).update(
-            failures_since_start=Case(over, default=F("failures_since_start") + 1), attempt_time=now
+            failures_since_start=Case(cooled_off, default=F("failures_since_start") + 1), attempt_time=now
         )
 
     def user_logged_in(self, sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
         AccessAttempt.objects.filter(username=user.get_username(), ip_address=_address(request)).delete()
 
     def user_logged_out(self, sender: Any, request: HttpRequest, user: User | None, **kwargs: Any) -> None:
-        """Nothing to count."""
+        """Do nothing: axes would log it."""
 
 
 def old_attempts(now: datetime) -> QuerySet[Any]:
-    """What is kept no longer."""
+    """Return the attempts that are due for deletion."""
     old: QuerySet[Any] = AccessAttempt.objects.filter(attempt_time__lt=now - KEPT)
     return old
 

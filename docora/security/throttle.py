@@ -1,10 +1,9 @@
-"""Counting failures of one client, over Redis, so that guessing becomes slow. Without Redis nobody is held up.
+"""Slow down guessing: count failures per client address in Redis. Without Redis, nothing is throttled.
 
-Only failures are counted and only failures are refused. Whoever has the right secret gets through however many wrong
-ones came from the same address: others may share it (a proxy, a cluster behind one NAT), and could otherwise lock a
-client app out. Nothing is lost by that, for secrets are 256 random bits: what the limit saves is work and log lines.
-Where finding out that a secret is right is much work itself, that work is what counts, and who asks for it waits
-(`seconds_to_wait`).
+Only failures are counted, and only failures are rejected: a valid secret is accepted however many wrong ones came from
+the same address. Clients may share an address (a proxy, a cluster behind NAT) and could otherwise lock each other out.
+That is safe because secrets have 256 random bits; the limit only saves work and log lines. Where checking a secret is
+expensive itself, callers count the check and delay the next one (`seconds_to_wait`).
 """
 
 import ipaddress
@@ -19,8 +18,10 @@ SECONDS = 60
 
 
 def count_failure(kind: str, address: str) -> int | None:
-    """Note one failure of `kind` from `address`. Seconds to wait when there were more than `FAILURES` of them within
-    `SECONDS`, else None."""
+    """Count one failure of `kind` from `address`.
+
+    Return the seconds to wait after more than `FAILURES` failures within `SECONDS`, otherwise None.
+    """
     key = _key(kind, address)
     try:
         with connection().pipeline(transaction=True) as pipeline:
@@ -29,13 +30,13 @@ def count_failure(kind: str, address: str) -> int | None:
             pipeline.ttl(key)
             count, _, left = pipeline.execute()
     except (RedisError, OSError) as error:
-        logger.warning("not_throttled", extra={"cause": str(error)})
+        logger.warning("failures_not_counted", extra={"cause": str(error)})
         return None
     return max(1, int(left)) if count > FAILURES else None
 
 
 def seconds_to_wait(kind: str, address: str) -> int | None:
-    """Before the next try, where there were `FAILURES` failures of `kind` from `address` already; None: try."""
+    """Return the seconds to wait after `FAILURES` failures of `kind` from `address`, None to try at once."""
     key = _key(kind, address)
     try:
         with connection().pipeline(transaction=True) as pipeline:
@@ -52,8 +53,10 @@ def _key(kind: str, address: str) -> str:
 
 
 def source_of(address: str) -> str | None:
-    """Whom an address stands for, as an address: IPv6 for its whole network of 64 bits, all of which is at the hands of
-    one machine. None if it is no address (a Unix socket)."""
+    """Return the address that failures count for, None for a Unix socket.
+
+    An IPv6 address counts for its whole /64 network, because one machine usually controls all of it.
+    """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,5 +1,5 @@
-"""The RQ worker as Docora runs it: notices death within seconds, dies with its parent, hands over on SIGTERM, and
-outlives an absence of Redis."""
+"""Docora's RQ worker: it detects dead workers within seconds, dies with its parent, hands over on SIGTERM, and survives
+Redis outages."""
 
 import contextlib
 import logging
@@ -32,45 +32,44 @@ _worker_name = ""
 HAND_OVER_SECONDS = 8.0
 
 maintenance_callbacks: list[Callable[[], None]] = []
-"""What else a worker does each time that it looks after its queues: about every ten seconds while it is idle, between two
-jobs otherwise. Redis only, and quick."""
+"""Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between two jobs. They must be
+quick and use only Redis."""
 
 
 def stopping() -> bool:
-    """Whether this process was told to stop: a job sends nothing new then and leaves within seconds."""
+    """Return whether this process was asked to stop. A job then sends nothing new and ends within seconds."""
     return _stopping.is_set()
 
 
 def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
-    """The SIGTERM handler of a work-horse; never cancels what is under way, only says so."""
+    """Handle SIGTERM in a work-horse: set a flag, without cancelling requests in flight."""
     _stopping.set()
 
 
 def identity() -> str:
-    """The name of the worker that this process works for, as Redis knows it; outside of workers, `host:pid` of the
-    process itself."""
+    """Return the worker's name as Redis knows it, or `host:pid` outside of a worker."""
     return _worker_name or f"{socket.gethostname()}:{os.getpid()}"
 
 
 def warm_up() -> None:
-    """What every work-horse would do anew, done once before they are forked."""
+    """Do work once that every forked work-horse would otherwise repeat."""
     crypto.derive_keys()
 
 
 class DocoraWorker(Worker):
-    """Short heartbeats whatever the command line says: rq's defaults would find a killed worker's job after 811 s."""
+    """A worker with short heartbeats. With rq's defaults, the job of a killed worker is found after 811 s."""
 
-    max_connection_wait_time = 2.0  # seconds; nothing waits longer than this once Redis is back
+    max_connection_wait_time = 2.0  # seconds between attempts to reach Redis
 
     def __init__(self, queues: Any, name: str | None = None, **kwargs: Any) -> None:
-        """Two containers may have the same pid, and even the same host name: the last part is the worker's own."""
+        """Add a random part to the name, because two containers may have the same pid and host name."""
         name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(queues, name, **kwargs)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """rq ends a worker, and its job with it, whose Redis is away. The job needs only the database: it is waited
-        for, and then Redis is."""
+        """Survive a Redis outage, where rq would end the worker and its job. The job needs only the database: wait for the
+        job to end, then for Redis."""
         try:
             super().execute_job(job, queue)
         except RedisError as error:
@@ -82,25 +81,24 @@ class DocoraWorker(Worker):
                 time.sleep(0.5)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Registers anew each time: rq does it at the start only, and a Redis that has lost everything would never know of
-        its workers again."""
+        """Register at every heartbeat. rq registers once, so a Redis that lost its data would not know its workers again."""
         super().heartbeat(timeout, pipeline)
         worker_registration.register(self, pipeline)
-        if pipeline is None and not self.connection.hexists(self.key, "birth"):  # while it works, rq looks itself
+        if pipeline is None and not self.connection.hexists(self.key, "birth"):  # during a job, rq checks this itself
             self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
     def run_maintenance_tasks(self) -> None:
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-        for look_after in maintenance_callbacks:
-            look_after()
+        for callback in maintenance_callbacks:
+            callback()
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         with contextlib.suppress(RedisError):
             super().maintain_heartbeats(job, execution)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Not of a job that Redis knows no more: it was emptied, or this process was frozen and somebody else took over.
-        The job's own work was done, or is done elsewhere."""
+        """Ignore errors of a job that Redis no longer knows: Redis was emptied, or another worker took over while this process
+        was frozen. Either way the work is done or is being done elsewhere."""
         if isinstance(exc_info[1], InvalidJobOperation | NoSuchJobError):
             logger.warning("job_forgotten", extra={"job_id": job.id, "cause": str(exc_info[1])})
         else:
@@ -119,8 +117,8 @@ class DocoraWorker(Worker):
         signal.signal(signal.SIGTERM, request_stop)
 
     def handle_warm_shutdown_request(self) -> None:
-        """SIGTERM reaches the work-horse too: it records what is acknowledged and frees its lease. rq alone would wait
-        for the whole job. One that does not leave in time is killed; what it had in flight is in doubt, not lost."""
+        """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease; rq would wait for the
+        whole job. Kill it if it takes too long. Its requests in flight are then in doubt, not lost."""
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)

@@ -1,6 +1,7 @@
-"""Small parts of pages, built into every template through `settings.TEMPLATES`. They know no model."""
+"""Template tags and filters without models, available in every template through `settings.TEMPLATES`."""
 
 from datetime import datetime
+from typing import Any
 
 from django import template
 from django.utils import timezone
@@ -8,8 +9,8 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from docora import text
 from docora.conf import installation
+from docora.text import counted as format_count
 from docora.text import format_bytes, format_seconds
 
 register = template.Library()
@@ -34,47 +35,59 @@ _STATUS_CLASSES = {
 
 @register.simple_tag
 def icon(name: str) -> SafeString:
-    """A symbol of the sprite; decoration beside a word, so hidden from screen readers."""
+    """Render an icon from the sprite. It accompanies a text label, so it is hidden from screen readers."""
     return format_html(
         '<svg class="icon" aria-hidden="true" focusable="false"><use href="#docora-{}"></use></svg>', name
     )
 
 
 @register.simple_tag
-def badge(status: str, word: str) -> SafeString:
-    """A status as colour, shape and word."""
+def badge(status: str, label: str) -> SafeString:
+    """Render a status as colour, icon and label."""
     return format_html(
         '<span class="badge badge-{}">{}{}</span>',
         _STATUS_CLASSES.get(status, "neutral"),
         icon(_STATUS_ICONS.get(status, "dot")),
-        word,
+        label,
     )
 
 
 @register.simple_tag
+def status_badge(watch: Any) -> SafeString:
+    """The badge of a watch's status."""
+    return badge(watch.status, watch.get_status_display())
+
+
+@register.simple_tag
+def outcome_badge(run: Any) -> SafeString:
+    """The badge of a run's outcome; a run without one is open."""
+    return badge(run.outcome, run.get_outcome_display()) if run.outcome else badge("scanning", "open")
+
+
+@register.simple_tag
 def program(*, in_full: bool = False) -> str:
-    """What the command line is called, for a sentence, or `in_full` for a block to copy."""
+    """Return the name of the command for running text, or with `in_full` what to type, for a block to copy."""
     return installation.program(in_full=in_full)
 
 
 @register.filter
 def ago(moment: datetime | None) -> SafeString | str:
-    """`3 min ago`, with the exact time on hover."""
+    """Render a time as `3 min ago`, with the exact time on hover."""
     if moment is None:
         return "never"
     seconds = (timezone.now() - moment).total_seconds()
     if abs(seconds) < 10:
-        words = "just now"
+        text = "just now"
     elif seconds < 0:
-        words = f"in {_rough(-seconds)}"
+        text = f"in {_rounded(-seconds)}"
     else:
-        words = f"{_rough(seconds)} ago"
+        text = f"{_rounded(seconds)} ago"
     local = timezone.localtime(moment)
     exact = date_format(local, "Y-m-d H:i:s T")
-    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), exact, words)
+    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), exact, text)
 
 
-def _rough(seconds: float) -> str:
+def _rounded(seconds: float) -> str:
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{int(seconds // unit)} {name}"
@@ -83,20 +96,20 @@ def _rough(seconds: float) -> str:
 
 @register.filter
 def exact(moment: datetime | None) -> str:
-    """The time as detail pages show it."""
+    """Format a time as detail pages show it."""
     return date_format(timezone.localtime(moment), "Y-m-d H:i:s T") if moment else "—"
 
 
 @register.filter
 def number(value: float | None) -> str:
-    """Thousands separated."""
+    """Format a whole number with thousands separators."""
     return f"{round(value):,}" if value is not None else "—"
 
 
 @register.filter
-def prose(words: str) -> SafeString:
-    """A sentence in which `backticks` mark code."""
-    parts = words.split("`")
+def prose(text: str) -> SafeString:
+    """Render text in which `backticks` mark code."""
+    parts = text.split("`")
     return format_html_join(
         "", "{}", ((format_html("<code>{}</code>", part) if index % 2 else part,) for index, part in enumerate(parts))
     )
@@ -114,13 +127,14 @@ def duration(seconds: float | None) -> str:
 
 @register.filter
 def milliseconds(seconds: float | None) -> str:
-    """The time of one request: `38 ms`, `1.2 s`."""
+    """Format the duration of a request: `38 ms`, `1.2 s`."""
     if seconds is None:
         return "—"
     return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
 @register.filter
-def counted(value: int, words: str) -> str:
-    """`3|counted:"repository,repositories"` → `3 repositories`."""
-    return text.counted(value, *words.split(","))
+def counted(value: int, nouns: str) -> str:
+    """Format a number with its noun: `3|counted:"repository,repositories"` gives `3 repositories`."""
+    singular, plural = nouns.split(",")
+    return format_count(value, singular, plural)

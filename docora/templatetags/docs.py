@@ -1,4 +1,4 @@
-"""What only the documentation is written with."""
+"""Template tags of the documentation pages."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ register = template.Library()
 
 @register.simple_block_tag
 def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
-    """A block to type or to copy; `what` names it. The script shows the button where something can be copied. `kind`
-    `source` is code whose lines are not broken: it scrolls, also by the keyboard."""
+    """Render a code block with a copy button, which a script shows where copying works. `what` describes the code.
+
+    With `kind="source"` lines do not wrap: the block scrolls and can take the keyboard focus.
+    """
     focusable = format_html(' tabindex="0" role="group" aria-label="{}"', what[:1].upper() + what[1:])
     return format_html(
         '<div class="code {}"><pre{}><code id="{}">{}</code></pre>'
@@ -22,7 +24,7 @@ def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
         kind,
         focusable if kind == "source" else "",
         id,
-        SafeString(content.strip("\n")),  # escaped already: it is a piece of the template
+        SafeString(content.strip("\n")),  # template output, already escaped
         id,
         what,
     )
@@ -30,12 +32,12 @@ def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
 
 @register.filter
 def get(table: dict[str, str], name: str) -> str:
-    """For names that are no variables."""
+    """Look up a key that is not a valid template variable name."""
     return table[name]
 
 
 @register.inclusion_tag("docs/sample.html")
-def sample(name: str, words: str, is_open: bool = False) -> dict[str, Any]:
-    """A file that readers copy, read when it is asked for; the tests run these very files."""
+def sample(name: str, description: str, is_open: bool = False) -> dict[str, Any]:
+    """Show a sample file for download. The tests run these files."""
     text = (Path(settings.BASE_DIR) / "static" / "docs" / "samples" / name).read_text(encoding="utf-8")
-    return {"name": name, "words": words, "is_open": is_open, "text": text, "id": name.replace(".", "-")}
+    return {"name": name, "description": description, "is_open": is_open, "text": text, "id": name.replace(".", "-")}

@@ -1,1 +1,1 @@
-"""HTTP helpers that know no model: middleware, error responses, CSV export and the base of the REST API."""
+"""HTTP helpers without models: middleware, error responses, CSV export and the base of the REST API."""

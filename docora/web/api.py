@@ -1,4 +1,4 @@
-"""How an operation of the API documents its answers, the errors too."""
+"""Shared parts of the REST API: documented responses, bounded request bodies and error messages."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from docora.web.errors import ApiError
 
 UNAUTHORIZED = "The token is missing, unknown or expired."
 THROTTLED = (
-    "Too many failed attempts from this address, or, after a move from an earlier service, many tokens that are used for "
-    "the first time. `Retry-After` says for how many seconds to wait."
+    "Too many failed attempts from this address, or, after a migration from an earlier service, many tokens used for "
+    "the first time. `Retry-After` is the number of seconds to wait."
 )
 INTERNAL = "Something went wrong in Docora; its log has the cause."
 COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL}
 
 
 class Error(Schema):
-    """Every error has this shape."""
+    """The body of every error response."""
 
     error: str = Field(description="One sentence that says what to do.", examples=["The field github_url is required"])
 
@@ -28,19 +28,19 @@ class Error(Schema):
 def answers(
     status: int, model: Any, description: str, errors: Mapping[int, str] | None = None, *, media_type: str = ""
 ) -> dict[str, Any]:
-    """Arguments for an operation's decorator: what it answers when all is well, and its errors in words.
+    """Return the arguments for an operation's decorator that document its successful response and its errors.
 
-    `media_type` is for a body that is not JSON; `model` is then one line of it.
+    If the body is not JSON, pass its `media_type`, and the schema of one line as `model`.
     """
-    told = dict(sorted({status: description, **(errors or {}), 500: INTERNAL}.items()))
-    extra: dict[int, dict[str, Any]] = {code: {"description": words} for code, words in told.items()}
-    if 401 in told:
+    descriptions = dict(sorted({status: description, **(errors or {}), 500: INTERNAL}.items()))
+    extra: dict[int, dict[str, Any]] = {code: {"description": text} for code, text in descriptions.items()}
+    if 401 in descriptions:
         extra[401]["headers"] = {"WWW-Authenticate": _header("How to authenticate.", {"type": "string"})}
-    if 429 in told:
+    if 429 in descriptions:
         extra[429]["headers"] = {"Retry-After": _header("Seconds to wait.", {"type": "integer"})}
     if media_type:
         extra[status]["content"] = {media_type: {"schema": model.model_json_schema()}}
-    models = dict.fromkeys(told, Error) | {status: None if media_type else model}
+    models = dict.fromkeys(descriptions, Error) | {status: None if media_type else model}
     return {"response": models, "openapi_extra": {"responses": extra}}
 
 
@@ -48,46 +48,49 @@ def _header(description: str, schema: dict[str, str]) -> dict[str, Any]:
     return {"description": description, "schema": schema}
 
 
-_PIECE = 65536  # bytes
+_CHUNK_SIZE = 65536  # bytes
 
 
-class TooLarge(ValueError):
-    """The body is larger than is accepted; the message says how large it may be."""
+class BodyTooLarge(ValueError):
+    """The request body exceeds the limit, which the message names."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The body is too large: send at most {limit:,} bytes")
 
 
-def pieces(request: HttpRequest, limit: int) -> Iterator[bytes]:
-    """The body in pieces, in constant memory; raises `TooLarge`, before the first piece where that is possible."""
-    announced = request.META.get("CONTENT_LENGTH") or ""
-    if announced.isdecimal():
-        if int(announced) > limit:
-            raise TooLarge(limit)
+def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
+    """Yield the body in chunks, using constant memory.
+
+    Raises `BodyTooLarge` for more than `limit` bytes, before the first chunk if Content-Length already says so.
+    """
+    content_length = request.META.get("CONTENT_LENGTH") or ""
+    if content_length.isdecimal():
+        if int(content_length) > limit:
+            raise BodyTooLarge(limit)
         read: Callable[[int], bytes] = request.read
     elif request.META.get("wsgi.input_terminated"):
         read = request.META["wsgi.input"].read
     else:
         return
     size = 0
-    while piece := read(_PIECE):
-        size += len(piece)
+    while chunk := read(_CHUNK_SIZE):
+        size += len(chunk)
         if size > limit:
-            raise TooLarge(limit)
-        yield piece
+            raise BodyTooLarge(limit)
+        yield chunk
 
 
 def read_body(request: HttpRequest, limit: int) -> None:
-    """Make `request.body` the whole of it, chunked ones included; `ApiError` for one of more than `limit` bytes."""
+    """Read the whole body, with chunked encoding too, into `request.body`. Raises `ApiError` above `limit` bytes."""
     try:
-        request._body = b"".join(pieces(request, limit))
-    except TooLarge as error:
+        request._body = b"".join(body_chunks(request, limit))
+    except BodyTooLarge as error:
         raise ApiError(str(error), 413) from None
     except OSError:
         raise ApiError("The body ended before it was complete: send it again", 422) from None
 
 
-_PLACES = {"query": "The query parameter", "path": "The path parameter", "header": "The header"}
+_SOURCES = {"query": "The query parameter", "path": "The path parameter", "header": "The header"}
 _EXPECTED = {
     "bool_type": "must be true or false",
     "float_type": "must be a number",
@@ -104,38 +107,38 @@ _EXPECTED = {
     "string_type": "must be a string",
     "string_unicode": "must be Unicode text without lone surrogates",
 }
-_NO_OBJECT = {"dict_type", "model_type", "model_attributes_type"}
+_NOT_AN_OBJECT = {"dict_type", "model_type", "model_attributes_type"}
 
 
-def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
-    """All of it in one line; the names are the call's own, what was sent is not repeated."""
-    return "; ".join(dict.fromkeys(_told(error) for error in errors))
+def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return all of pydantic's errors as one line that names the parameters but does not repeat their values."""
+    return "; ".join(dict.fromkeys(_error_message(error) for error in errors))
 
 
-def _told(error: Mapping[str, Any]) -> str:
+def _error_message(error: Mapping[str, Any]) -> str:
     source, *names = [str(part) for part in error["loc"]]
     if source == "body":
-        # The first name is the view's own for the whole body.
-        if len(names) < 2 and error["type"] in {*_NO_OBJECT, "missing"}:
+        # The first name is the parameter of the view that receives the whole body.
+        if len(names) < 2 and error["type"] in {*_NOT_AN_OBJECT, "missing"}:
             return "The body must be a JSON object, sent with Content-Type: application/json"
-        place, names = "The field", names[1:]
+        subject, names = "The field", names[1:]
     else:
-        place = _PLACES.get(source, source)
+        subject = _SOURCES.get(source, source)
     expected = _EXPECTED.get(error["type"])
-    words = expected.format(**error.get("ctx", {})) if expected else f"is not accepted: {error['msg']}"
-    return f"{place} {'.'.join(names)} {words}"
+    requirement = expected.format(**error.get("ctx", {})) if expected else f"is not accepted: {error['msg']}"
+    return f"{subject} {'.'.join(names)} {requirement}"
 
 
-def refusal(request: HttpRequest, kind: str, words: str) -> ApiError:
-    """The answer to a failed authentication: 401, or 429 when there were too many from this address."""
+def authentication_error(request: HttpRequest, kind: str, message: str) -> ApiError:
+    """Count a failed authentication and return the error: 401, or 429 after too many failures from this address."""
     wait = throttle.count_failure(kind, request.META.get("REMOTE_ADDR", ""))
     if wait is None:
-        return ApiError(words, 401, {"WWW-Authenticate": "Bearer"})
+        return ApiError(message, 401, {"WWW-Authenticate": "Bearer"})
     return ApiError(
         f"Too many failed attempts from this address: wait {wait} seconds.", 429, {"Retry-After": str(wait)}
     )
 
 
 SHELL = "x-docora-shell"
-"""Of a header that no example can stand for, since it is made from the body: the shell's words for it, with the body in
+"""OpenAPI extension for a header that is computed from the body: a shell expression for its value, with the body in
 `$BODY`."""

@@ -1,4 +1,4 @@
-"""Tables as CSV that spreadsheets may open: streamed, UTF-8, and with no cell that is taken for a formula."""
+"""Streamed CSV exports in UTF-8 that are safe to open in a spreadsheet: no cell is interpreted as a formula."""
 
 import csv
 import io
@@ -11,12 +11,12 @@ from django.utils import timezone
 
 type Cell = str | int | float | datetime | None
 
-# Also behind what a spreadsheet in another country takes for the end of a cell; and Japanese ones know wide signs.
+# Some locales also separate cells by `;` or tab, and Japanese ones accept full-width signs.
 _FORMULA = re.compile(r"(^|[;\t\r\n])(?=\s*[=+\-@＝＋－＠])")
 
 
 def cell(value: Cell) -> str:
-    """Times in UTC and ISO 8601; text with an apostrophe before what would begin a formula."""
+    """Format a value: times as ISO 8601 in UTC, and an apostrophe before anything that would start a formula."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -27,20 +27,20 @@ def cell(value: Cell) -> str:
 
 
 def lines(header: Sequence[str], pages: Iterable[Iterable[Sequence[Cell]]]) -> Iterator[bytes]:
-    """The header and then each page of rows, encoded. Everything is quoted, so that no cell can begin inside another."""
-    yield _written([header])
+    """Yield the header and each page of rows as bytes. Every cell is quoted, so none can start inside another."""
+    yield _encoded([header])
     for page in pages:
-        yield _written(page)
+        yield _encoded(page)
 
 
-def _written(rows: Iterable[Sequence[Cell]]) -> bytes:
+def _encoded(rows: Iterable[Sequence[Cell]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([[cell(value) for value in row] for row in rows])
     return text.getvalue().encode("utf-8", "replace")
 
 
 def attachment(name: str, header: Sequence[str], pages: Iterable[Iterable[Sequence[Cell]]]) -> StreamingHttpResponse:
-    """The download, as `docora-<name>-<today>.csv`."""
+    """Return the download, named `docora-<name>-<today>.csv`."""
     answer = StreamingHttpResponse(lines(header, pages), content_type="text/csv; charset=utf-8; header=present")
     answer["Content-Disposition"] = f'attachment; filename="docora-{name}-{timezone.localdate():%Y-%m-%d}.csv"'
     return answer

@@ -1,5 +1,4 @@
-"""Errors of the API, of the probes and below `/admin/api/` are JSON of one shape, `{"error": "…"}`, never a page or a
-redirect."""
+"""Errors of the API, the probes and `/admin/api/` are always JSON, `{"error": "…"}`, never a page or a redirect."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,12 +9,13 @@ from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
 _JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/metrics", "/openapi.json")
-NOT_FOUND = "Not found: check the address; /docs/ lists the calls of the API"
+NOT_FOUND = "Not found: check the URL; /docs/ lists the calls of the API"
 INTERNAL = "Internal error; the log has the cause"
+FORBIDDEN = "You do not have permission to do this"
 
 
 class ApiError(Exception):
-    """What an API call is answered with instead of a result; the message is one sentence for whoever wrote the call."""
+    """An error response to an API call. The message is one sentence for the developer of the client."""
 
     def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ def wants_json(request: HttpRequest) -> bool:
 
 
 class JsonErrorsMiddleware:
-    """Gives the one shape to what Django and others answer by themselves, such as 405 with an empty body."""
+    """Convert error responses of Django and others, such as 405 with an empty body, to the JSON shape."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -53,7 +53,7 @@ class JsonErrorsMiddleware:
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     if wants_json(request):
-        return json_error("CSRF check failed: send the token of your session in the X-CSRFToken header", 403)
+        return json_error("CSRF check failed: send your session's token in the X-CSRFToken header", 403)
     return csrf_failure_page(request, reason)
 
 
@@ -63,13 +63,13 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
     if wants_json(request):
-        return json_error("You do not have the permission for this", 403)
+        return json_error(FORBIDDEN, 403)
     return defaults.permission_denied(request, exception)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if wants_json(request):
-        return json_error("Not understood: check the host name, the address and the headers", 400)
+        return json_error("Bad request: check the host name, the URL and the headers", 400)
     return defaults.bad_request(request, exception)
 
 

@@ -1,5 +1,4 @@
-"""Whom to believe about the client's address and scheme, what every page says to browsers and caches, which questions
-the admin asks no database, and what it says when an encryption key is gone."""
+"""Middleware for probes, trusted proxies, response headers, invalid queries and missing encryption keys."""
 
 import ipaddress
 import logging
@@ -19,10 +18,10 @@ from docora.web.errors import json_error, wants_json
 logger = logging.getLogger(__name__)
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
-_MOST_WORDS = 100
-_LONGEST_NUMBER = 18  # digits
+_MAX_SEARCH_WORDS = 100
+_MAX_DIGITS = 18  # always fits into 64 bits
 
-# Docora's pages need none of what a browser can be asked for.
+# Docora's pages use none of these browser features.
 PERMISSIONS_POLICY = ", ".join(
     f"{feature}=()"
     for feature in (
@@ -49,11 +48,10 @@ PERMISSIONS_POLICY = ", ".join(
 
 
 class ProbesMiddleware:
-    """A probe may ask by whatever address the machine has just got, which no list of hosts can name. Its answers name
-    no host.
+    """Skip the host check for probes, which use arbitrary Host headers. Their responses never include the host.
 
-    So may whoever has the token for the metrics. Without one they are told to this machine, and there the name counts: a
-    page in a browser on it, from a host whose name was made to lead here, must not read them.
+    The same holds for /metrics with a METRICS_TOKEN. Without one, /metrics answers only this machine and the host is
+    checked: otherwise a web page in a local browser could read it through DNS rebinding.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -67,10 +65,10 @@ class ProbesMiddleware:
 
 
 class TrustedProxyMiddleware:
-    """Take `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and drop them from everybody else.
+    """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
 
-    The client is the last address of the list that is not itself a trusted proxy: what stands before it was written
-    by the client and could say anything. Some proxies write its port behind it, which is no part of who it is.
+    The client is the last listed address that is not a trusted proxy: the client itself can send anything before it. A
+    port after the address, which some proxies add, is ignored.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -100,46 +98,46 @@ class TrustedProxyMiddleware:
 
 
 class RejectInvalidQueryMiddleware:
-    """Below `/admin/`: 400 for what a database answers with an error instead of finding nothing by it.
+    """Below `/admin/`, answer 400 to queries that would make the database raise an error.
 
-    These are a NUL (PostgreSQL), a number of more than 64 bits and hundreds of words (SQLite), and a regular expression
-    that is none; one that is could keep either of them busy without end.
+    These are NUL characters (PostgreSQL), numbers of more than 64 bits and hundreds of search words (SQLite), and
+    regular expressions: an invalid one is an error, and a valid one can keep the database busy for ever.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        if request.path.startswith("/admin/") and not self._can_be_asked(request):
+        if request.path.startswith("/admin/") and not self._is_valid(request):
             if wants_json(request):
-                return json_error("Nothing can be found by this query: correct its parameters", 400)
-            raise BadRequest("Nothing can be found by this.")
+                return json_error("Invalid query: correct its parameters", 400)
+            raise BadRequest("Invalid query.")
         return self.get_response(request)
 
     @staticmethod
-    def _can_be_asked(request: HttpRequest) -> bool:
-        if not all(_can_be_asked(name, values) for name, values in request.GET.lists()):
+    def _is_valid(request: HttpRequest) -> bool:
+        if not all(_is_valid_parameter(name, values) for name, values in request.GET.lists()):
             return False
         if request.method != "POST" or wants_json(request):
             return True
         return all(part.isdecimal() for part in request.POST.getlist(ACTION_CHECKBOX_NAME))
 
 
-def _can_be_asked(name: str, values: Iterable[str]) -> bool:
+def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
     is_search = name in {"q", "search"}
     is_text = is_search or name == "path"
-    if name == "ids":  # of a page that asks: what is no number there selects nothing
+    if name == "ids":  # confirmation pages parse it themselves and ignore invalid IDs
         return True
     return not name.endswith("regex") and not any(
         "\0" in value
-        or (is_search and len(value.split()) > _MOST_WORDS)
-        or (not is_text and any(part.isdecimal() and len(part) > _LONGEST_NUMBER for part in value.split(",")))
+        or (is_search and len(value.split()) > _MAX_SEARCH_WORDS)
+        or (not is_text and any(part.isdecimal() and len(part) > _MAX_DIGITS for part in value.split(",")))
         for value in (name, *values)
     )
 
 
 class PageHeadersMiddleware:
-    """No browser feature for anything on the page, and nothing kept by a cache unless its view says otherwise."""
+    """Disable browser features on all pages, and caching unless the view sets Cache-Control."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -152,7 +150,7 @@ class PageHeadersMiddleware:
 
 
 class DecryptionErrorMiddleware:
-    """Whatever needed a secret that cannot be decrypted answers with the sentence that says what to do."""
+    """Answer a request that needs an undecryptable secret with the error's message, which says what to do."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -166,4 +164,4 @@ class DecryptionErrorMiddleware:
         logger.error("secret_not_decrypted", extra={"path": request.path})
         if wants_json(request):
             return json_error(str(exception), 500)
-        return render(request, "500.html", {"sentence": str(exception)}, status=500)
+        return render(request, "500.html", {"message": str(exception)}, status=500)

@@ -10,13 +10,13 @@ import re
 
 from django.conf import settings
 
+from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause as HttpCause
-from docora.security.redaction import forms_of
+from docora.security.redaction import encodings_of
 from docora.text import clean_text, format_bytes, format_seconds
 from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
 
-DEFAULT_REST = 60.0  # seconds, where a host says "too many requests" and not for how long
-LONGEST_REST = 3600.0
+DEFAULT_COOLDOWN = 60.0  # seconds, where a host says "too many requests" and not for how long
 FORBIDDEN = "the host forbids it to read this repository"
 _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and is made anew"
@@ -59,7 +59,7 @@ def _basic(token: str) -> str:
 def scrub(text: str, token: str) -> str:
     """Foreign text without the token, in any form that an echo may have, and without any other credentials in URLs."""
     if token:
-        forms = forms_of(token) | {_basic(token)}
+        forms = encodings_of(token) | {_basic(token)}
         longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
         text = re.sub("|".join(longest_first), "…", text, flags=re.IGNORECASE)
     return re.sub(r"://[^/@\s]*@", "://", text)
@@ -84,32 +84,32 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = Fa
     if any(map(_RATE_LIMITED.search, own)):
         return rate_limited(None, token=token)
     for cause, pattern in _COMPILED:
-        for line, words in zip(lines, own, strict=True):
-            if pattern.search(words):
+        for line, own_text in zip(lines, own, strict=True):
+            if pattern.search(own_text):
                 return explain(cause, _detail(cause, line, text), token=token)
-    said = re.sub(r"(?m)^(fatal|error): ", "", "\n".join(lines) or text)
-    if local and said and ended > 0:
-        return explain(Cause.CORRUPT, said)
+    message = re.sub(r"(?m)^(fatal|error): ", "", "\n".join(lines) or text)
+    if local and message and ended > 0:
+        return explain(Cause.CORRUPT, message)
     number = -ended if ended < 0 else ended - 128
-    silent = f"git was ended by signal {number}" if number > 0 else "git gave no reason"
-    return explain(Cause.OTHER, said or silent, token=token)
+    fallback = f"git was ended by signal {number}" if number > 0 else "git gave no reason"
+    return explain(Cause.OTHER, message or fallback, token=token)
 
 
 def _detail(cause: Cause, line: str, text: str) -> str:
     if cause is Cause.AUTH:  # git speaks of user names and prompts, of which there are none here
         return FORBIDDEN if "error: 403" in line else ""
     line = re.sub(r"^(fatal|error): ", "", line)
-    said = re.findall(r"(?m)^remote: *(.*\S)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
-    return f"{line} (the host says: {clean_text(said[-1], 150)})" if said else line
+    remote_lines = re.findall(r"(?m)^remote: *(.*\S)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
+    return f"{line} (the host says: {clean_text(remote_lines[-1], 150)})" if remote_lines else line
 
 
 def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     """One `GitError` per cause. `detail` may be foreign text."""
     detail = quoted(detail, token)
     if cause is Cause.AUTH and token:
-        words = detail or "it is wrong, expired or revoked"
+        reason = detail or "it is wrong, expired or revoked"
         return GitError(
-            cause, f"The token was refused: {words}. Give a token that may read the repository.", permanent=True
+            cause, f"The token was refused: {reason}. Give a token that may read the repository.", permanent=True
         )
     if cause in {Cause.AUTH, Cause.NOT_FOUND}:
         return _not_found(token)
@@ -119,14 +119,14 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
         # A full disk is this machine's trouble: no client is told of it, and another machine, or room, helps.
         here = _FULL_DISK.search(detail) is not None
         return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
-    words, hint = "git could not read the repository", "What is watched is tried again by itself."
+    message, hint = "git could not read the repository", "What is watched is tried again by itself."
     if cause is Cause.TIMEOUT:
-        words = "The git host did not answer in time"
+        message = "The git host did not answer in time"
     elif cause is Cause.NETWORK:
         hint += " If it stays so, check the address, and whether the host can be reached from here."
     else:
         hint += " If it stays so, look whether the repository can be cloned by hand."
-    return GitError(cause, f"{words}: {detail}. {hint}", for_every_watcher=True)
+    return GitError(cause, f"{message}: {detail}. {hint}", for_every_watcher=True)
 
 
 def still_damaged(error: GitError) -> GitError:
@@ -159,7 +159,7 @@ def _too_large(detail: str) -> str:
             "An administrator can raise it."
         )
     if _FULL_DISK.search(detail):
-        return f"There is no room for the repository on this machine: {detail}. Make room in REPOS_DIR."
+        return f"There is no room for the repository on this machine: {detail}. Free space in REPOS_DIR."
     return f"The repository is too large to be read: {detail}. Make it smaller, or split it."
 
 
@@ -178,14 +178,14 @@ def moved(address: str) -> RepositoryMoved:
 def rate_limited(seconds: float | None, *, token: str) -> GitError:
     """Too many requests: the host counts them per token, or per address of whoever has none. One app's busy token must
     not close the repository for others."""
-    rest = min(DEFAULT_REST if seconds is None else max(seconds, 1.0), LONGEST_REST)
+    cooldown = min(DEFAULT_COOLDOWN if seconds is None else max(seconds, 1.0), MAX_WAIT_SECONDS)
     whose = "with this token" if token else "without a token"
     hint = "" if token else " A token usually raises the limit."
     return GitError(
         Cause.NETWORK,
-        f"The git host limits how often it may be asked {whose}. It may be asked again in {format_seconds(rest)}.{hint}",
+        f"The git host limits how often it may be asked {whose}. It may be asked again in {format_seconds(cooldown)}.{hint}",
         for_every_watcher=not token,
-        rest=rest,
+        cooldown=cooldown,
     )
 
 
@@ -193,6 +193,6 @@ def unreachable(cause: HttpCause, message: str, *, token: str = "") -> GitError:
     """No answer from the host, by the HTTP client's account."""
     if cause is HttpCause.REFUSED_ADDRESS:
         hint = "An administrator can add its network to ALLOWED_PRIVATE_NETWORKS."
-        words = f"git could not read the repository: {quoted(message, token)}. {hint}"
-        return GitError(Cause.NETWORK, words, for_every_watcher=True)
+        text = f"git could not read the repository: {quoted(message, token)}. {hint}"
+        return GitError(Cause.NETWORK, text, for_every_watcher=True)
     return explain(Cause.TIMEOUT if cause is HttpCause.TIMEOUT else Cause.NETWORK, message, token=token)

@@ -19,7 +19,7 @@ class GitError(Exception):
     """Reading a repository failed.
 
     `permanent`: trying again without a change by a person will not help. `for_every_watcher`: it concerns the
-    repository or its host, not one app's token, and so counts for the circuit breaker. `rest`: seconds that the host
+    repository or its host, not one app's token, and so counts for the circuit breaker. `cooldown`: seconds that the host
     wants to be left alone, 0 if it did not ask.
     """
 
@@ -30,13 +30,13 @@ class GitError(Exception):
         *,
         permanent: bool = False,
         for_every_watcher: bool = False,
-        rest: float = 0.0,
+        cooldown: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.cause = cause
         self.permanent = permanent
         self.for_every_watcher = for_every_watcher
-        self.rest = rest
+        self.cooldown = cooldown
 
 
 class RepositoryMoved(GitError):

@@ -2,7 +2,7 @@
 
 A token travels in the child's environment (`http.<host>.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs
 or files. Arguments are lists and options end with `--`, so nothing that a stranger wrote is read as an option. A command
-that uses the network says so with a `Remote`: its host is vetted first, and git dials the vetted addresses only.
+that uses the network says so with a `Remote`: its host is resolved first, and git dials the resolved addresses only.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from docora.http.resolver import vet
+from docora.http.resolver import resolve
 from docora.process import die_with_parent
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
@@ -120,16 +120,16 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
 
 
 def _config_for(remote: Remote) -> dict[str, str]:
-    """The vetted addresses, pinned, and the token for this host alone."""
+    """The resolved addresses, pinned, and the token for this host alone."""
     parts = urlsplit(remote.url)
     host = parts.hostname or ""
-    vetted = vet(host, settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
-    if vetted.cause is not None:
-        raise git_errors.unreachable(vetted.cause, vetted.message, token=remote.token)
+    resolved = resolve(host, settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
+    if resolved.cause is not None:
+        raise git_errors.unreachable(resolved.cause, resolved.message, token=remote.token)
     config = {}
     if not _is_address(host):
         port = parts.port or {"https": 443, "http": 80}[parts.scheme]
-        listed = (f"[{address}]" if ":" in address else address for address in vetted.addresses[:_MAX_PINNED])
+        listed = (f"[{address}]" if ":" in address else address for address in resolved.addresses[:_MAX_PINNED])
         config["http.curloptResolve"] = f"{host}:{port}:{','.join(listed)}"
     if remote.trusted:
         config |= {
@@ -213,8 +213,8 @@ def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
     with errors:
         size = errors.seek(0, os.SEEK_END)
         errors.seek(max(0, size - 8192))
-        said = errors.read()
-    return said if size <= 8192 else said.partition(b"\n")[2]  # half a line may hold half a token
+        text = errors.read()
+    return text if size <= 8192 else text.partition(b"\n")[2]  # half a line may hold half a token
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -255,8 +255,8 @@ def run(
                 process.stdin.close()
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:
-        words = f"git was not ready after {timeout:.0f} seconds"
-        raise git_errors.explain(Cause.TIMEOUT, words) from None
+        message = f"git was not ready after {timeout:.0f} seconds"
+        raise git_errors.explain(Cause.TIMEOUT, message) from None
     finally:
         stop(process)
         errors = stderr_of(process)

@@ -13,6 +13,7 @@ from urllib.parse import urljoin
 from django.conf import settings
 
 from docora import http
+from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import HttpClient, Outcome, Request
 from docora.text import clean_text
 from repositories_app.git import errors as git_errors
@@ -148,7 +149,7 @@ def _refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
         return _moved(url, token, outcome)
     if status >= 500:
         error = git_errors.explain(Cause.NETWORK, f"the host answers {status}", token=token)
-        error.rest = min(outcome.retry_after(time.time()) or 0.0, git_errors.LONGEST_REST)
+        error.cooldown = min(outcome.retry_after(time.time()) or 0.0, MAX_WAIT_SECONDS)
         return error
     return None
 

@@ -104,11 +104,11 @@ def _within(mirrors: list[Cached], bound: int) -> list[Cached]:
             kept.append(one)
             continue
         total -= one.size
-        facts = {"repository": one.repository_id, "bytes": one.size, "bound": bound}
+        fields = {"repository": one.repository_id, "bytes": one.size, "bound": bound}
         if one.size > bound:
-            logger.warning("mirror_larger_than_bound", extra=facts)
+            logger.warning("mirror_larger_than_bound", extra=fields)
         else:
-            logger.info("mirror_evicted", extra=facts)
+            logger.info("mirror_evicted", extra=fields)
     return kept
 
 

@@ -62,8 +62,8 @@ class Mirror:
             try:
                 held.enter_context(self._lock("use", shared=True, wait=False))
             except BlockingIOError:
-                words = "The mirror is being made anew just now. Ask again in a moment."
-                raise GitError(Cause.OTHER, words) from None
+                message = "The mirror is being made anew just now. Ask again in a moment."
+                raise GitError(Cause.OTHER, message) from None
             except OSError as error:
                 raise GitError(Cause.OTHER, f"This machine's mirror cannot be used: {error.strerror}.") from error
             yield

@@ -29,8 +29,8 @@ class Entry:
 
 def entry_of(line: bytes) -> Entry:
     """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
-    facts, path = line.split(b"\t", 1)
-    mode, _, blob, size = facts.split()
+    fields, path = line.split(b"\t", 1)
+    mode, _, blob, size = fields.split()
     if size == b"BAD":
         raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
     return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
@@ -38,8 +38,8 @@ def entry_of(line: bytes) -> Entry:
 
 def disorder(path: bytes) -> GitError:
     """git sorts a tree when it makes one, so this one was made by hand; what it means is not defined."""
-    words = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
-    return git_errors.explain(Cause.OTHER, words)
+    message = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
+    return git_errors.explain(Cause.OTHER, message)
 
 
 def is_strange(path: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""A client app that calls the API, as Django's test client sees it."""
+"""A client app that calls the API through Django's test client."""
 
 import json
 from typing import Any
@@ -11,15 +11,15 @@ from docora.security.crypto import hash_token, new_token
 BASE = "/api/repositories"
 
 
-def token_of(app: App, **facts: Any) -> str:
-    """A further token of the app."""
+def token_of(app: App, **fields: Any) -> str:
+    """Create another token for the app."""
     token = new_token()
-    AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:], **facts)
+    AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:], **fields)
     return token
 
 
 class Caller:
-    """Calls with the app's token; answers are Django's test responses."""
+    """Calls the API with the app's token."""
 
     def __init__(self, app: App, token: str | None = None, address: str = "203.0.113.9") -> None:
         self.app = app
@@ -43,7 +43,7 @@ class Caller:
 
 
 def error_of(answer, status: int) -> str:
-    """The sentence of an error that has exactly the one shape."""
+    """Check the shape of an error response and return its message."""
     assert answer.status_code == status, answer.content
     assert answer.headers["Content-Type"] == "application/json"
     body = answer.json()

@@ -16,5 +16,5 @@ def portal(watches: list[AppRepository]) -> Caller:
 
 @pytest.fixture
 def caller(world: World) -> Caller:
-    """The app of the world, in which there are real repositories."""
+    """The world's app, which watches real repositories."""
     return Caller(world.app)

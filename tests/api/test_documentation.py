@@ -1,4 +1,4 @@
-"""The OpenAPI document and the page that is made of it: public, complete, and true to the contract."""
+"""The OpenAPI document and the API reference page: public, complete and true to the contract."""
 
 import json
 import os
@@ -44,12 +44,12 @@ def page(client: Client) -> str:
     return answer.content.decode()
 
 
-def test_it_is_one_document_at_two_addresses(client: Client, document: dict) -> None:
+def test_document_is_served_at_two_urls(client: Client, document: dict) -> None:
     assert document["openapi"] == "3.1.0"
     assert client.get("/api/openapi.json").json() == document
 
 
-def test_it_documents_every_call_with_every_answer(document: dict) -> None:
+def test_document_has_every_call_and_status(document: dict) -> None:
     found = {
         (method.upper(), path): {int(status) for status in operation["responses"]}
         for path, operations in document["paths"].items()
@@ -58,7 +58,7 @@ def test_it_documents_every_call_with_every_answer(document: dict) -> None:
     assert found == CALLS
 
 
-def test_every_error_has_the_one_shape(document: dict) -> None:
+def test_errors_share_one_schema(document: dict) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
@@ -67,22 +67,33 @@ def test_every_error_has_the_one_shape(document: dict) -> None:
                     assert schema == {"$ref": "#/components/schemas/Error"}, (path, status)
 
 
-def test_every_field_and_parameter_is_explained_or_speaks_for_itself(document: dict) -> None:
-    plain = {"owner", "name", "error", "message", "page", "ready", "timestamp", "version", "buildNumber", "gitSha"}
-    plain |= {"buildDate", "repositories"}
+def test_fields_have_descriptions(document: dict) -> None:
+    self_explanatory = {
+        "owner",
+        "name",
+        "error",
+        "message",
+        "page",
+        "ready",
+        "timestamp",
+        "version",
+        "buildNumber",
+        "gitSha",
+    }
+    self_explanatory |= {"buildDate", "repositories"}
     for name, schema in document["components"]["schemas"].items():
-        for field, facts in schema.get("properties", {}).items():
-            assert "description" in facts or field in plain, (name, field)
+        for field, details in schema.get("properties", {}).items():
+            assert "description" in details or field in self_explanatory, (name, field)
 
 
-def test_the_calls_that_need_a_token_say_so(document: dict) -> None:
+def test_calls_that_need_a_token(document: dict) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert ("security" in operation) == path.startswith("/api/repositories"), path
     assert document["components"]["securitySchemes"]["AppToken"]["scheme"] == "bearer"
 
 
-def test_the_page_shows_every_call_with_an_example(page: str) -> None:
+def test_page_shows_every_call_with_an_example(page: str) -> None:
     groups = api_reference.context(openapi.document())["groups"]
     calls = [call for group in groups.values() for call in group]
     assert {(call.method, call.path) for call in calls} == set(CALLS)
@@ -95,25 +106,25 @@ def test_the_page_shows_every_call_with_an_example(page: str) -> None:
         assert ("$DOCORA_TOKEN" in call.curl) == call.needs_token
 
 
-def test_the_example_of_a_message_is_the_one_of_its_call(document: dict) -> None:
+def test_message_examples(document: dict) -> None:
     group = {call.anchor: call for calls in api_reference.context(document)["groups"].values() for call in calls}
-    for anchor, words in {"replace_token": "Token updated successfully", "push_hook": "Check queued"}.items():
-        assert json.loads(group[anchor].answers[0].example) == {"message": words}
+    for anchor, message in {"replace_token": "Token updated successfully", "push_hook": "Check queued"}.items():
+        assert json.loads(group[anchor].answers[0].example) == {"message": message}
 
 
 @pytest.mark.parametrize("secret", ["right", "wrong"])
-def test_the_command_for_a_push_hook_signs_its_body(live_server, watches: list[AppRepository], secret: str) -> None:
-    made = watch_settings.renew_push_secret(Actor.command(), watches[0])
+def test_push_hook_command_signs_its_body(live_server, watches: list[AppRepository], secret: str) -> None:
+    push_secret = watch_settings.renew_push_secret(Actor.command(), watches[0])
     calls = [call for group in api_reference.context(openapi.document())["groups"].values() for call in group]
     (hook,) = (call for call in calls if call.needs_signature)
     example = re.search(r"repo_[0-9a-f]{24}", hook.curl)
     assert example
     command = hook.curl.replace(settings.PUBLIC_URL, live_server.url)
     command = command.replace(example[0], watches[0].repository.repository_id).replace("curl ", "curl --silent ", 1)
-    environment = os.environ | {"PUSH_SECRET": made if secret == "right" else "not the secret", "NO_PROXY": "*"}
+    environment = os.environ | {"PUSH_SECRET": push_secret if secret == "right" else "not the secret", "NO_PROXY": "*"}
     answer = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, timeout=30, check=True)
     assert ("message" in json.loads(answer.stdout)) == (secret == "right"), answer.stdout
 
 
-def test_what_a_description_holds_is_text_and_never_markup() -> None:
+def test_description_is_escaped() -> None:
     assert prose("a `<b>` & `c` <i>") == "a <code>&lt;b&gt;</code> &amp; <code>c</code> &lt;i&gt;"

@@ -1,4 +1,4 @@
-"""Replacing the token of a watched repository: asked for first, then everything that the old one broke is cleared."""
+"""Replacing a watch's token: the new one is checked first, then the errors of the old one are cleared."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ from tests.support.world import World
 
 @pytest.fixture
 def watch(world: World) -> AppRepository:
-    """Synced with the token `old`, which has been revoked since: the next syncs failed."""
+    """A watch whose token `old` was revoked after the first sync, so that later syncs failed."""
     repo = world.git.repo("acme/private", {"a": b"1"}, token="old")
     watch = world.watch_url(repo, token="old")
     world.settle()
@@ -42,15 +42,15 @@ def path_of(watch: AppRepository) -> str:
     return f"/{watch.repository.repository_id}/token"
 
 
-def test_it_clears_the_errors_and_the_circuit_and_syncs_at_once(world: World, caller: Caller, watch) -> None:
+def test_new_token_clears_errors_and_circuit_and_syncs(world: World, caller: Caller, watch) -> None:
     answer = caller.patch(path_of(watch), {"github_token": "new"})
     assert (answer.status_code, answer.json()) == (200, {"message": "Token updated successfully"})
-    before, wanted = len(world.requests("create")), watch.request_count
+    before, requests_before = len(world.requests("create")), watch.request_count
     watch = AppRepository.objects.select_related("repository").get()
     assert (watch.github_token, watch.status, watch.retry_count) == ("new", Status.PENDING, 0)
     assert (watch.last_error, watch.last_error_cause) == ("", "")
     assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
-    assert watch.request_count > wanted
+    assert watch.request_count > requests_before
     assert watch.next_sync_at <= timezone.now()
     assert queues.waiting("high") == 1
     world.settle()
@@ -60,9 +60,9 @@ def test_it_clears_the_errors_and_the_circuit_and_syncs_at_once(world: World, ca
 
 
 @pytest.mark.parametrize("token", ["old", "wrong"])
-def test_a_token_that_cannot_reach_the_repository_changes_nothing(caller: Caller, watch, token: str) -> None:
-    words = error_of(caller.patch(path_of(watch), {"github_token": token}), 422)
-    assert "token" in words
+def test_token_without_access_changes_nothing(caller: Caller, watch, token: str) -> None:
+    message = error_of(caller.patch(path_of(watch), {"github_token": token}), 422)
+    assert "token" in message
     watch.refresh_from_db()
     assert (watch.github_token, watch.status, watch.retry_count) == ("old", Status.FAILED, 4)
     watch.repository.refresh_from_db()
@@ -70,11 +70,11 @@ def test_a_token_that_cannot_reach_the_repository_changes_nothing(caller: Caller
 
 
 @pytest.mark.parametrize("body", [{}, {"github_token": ""}, {"github_token": "a b"}, {"github_token": None}])
-def test_what_is_no_token_is_a_422(caller: Caller, watch, body: dict) -> None:
+def test_malformed_token_is_422(caller: Caller, watch, body: dict) -> None:
     assert "github_token" in error_of(caller.patch(path_of(watch), body), 422)
 
 
-def test_a_worker_that_is_at_it_goes_on(caller: Caller, watch) -> None:
+def test_running_worker_continues(caller: Caller, watch) -> None:
     AppRepository.objects.update(status=Status.SCANNING)
     generation = watch.generation
     caller.patch(path_of(watch), {"github_token": "new"})
@@ -82,7 +82,7 @@ def test_a_worker_that_is_at_it_goes_on(caller: Caller, watch) -> None:
     assert (watch.status, watch.generation) == (Status.SCANNING, generation)
 
 
-def test_a_watch_that_ended_meanwhile_is_not_revived(watch) -> None:
+def test_ended_watch_is_not_revived(watch) -> None:
     AppRepository.objects.update(ended_at=timezone.now())
     with pytest.raises(NotFound):
         watch_settings.replace_github_token(Actor.command(), watch, "new")
@@ -90,8 +90,8 @@ def test_a_watch_that_ended_meanwhile_is_not_revived(watch) -> None:
     assert watch.github_token == "old"
 
 
-def test_it_locks_the_repository_before_the_watch_as_a_failure_does(watch) -> None:
-    """In the other order the two would wait for each other."""
+def test_repository_is_locked_before_the_watch(watch) -> None:
+    """The opposite order could deadlock with a failing sync."""
     if connection.vendor != "postgresql":
         pytest.skip("SQLite locks no rows")
     repository_is_locked = threading.Event()
@@ -100,7 +100,7 @@ def test_it_locks_the_repository_before_the_watch_as_a_failure_does(watch) -> No
         with transaction.atomic():
             Repository.objects.select_for_update().get(pk=watch.repository_id)
             repository_is_locked.set()
-            time.sleep(1.5)  # the token is asked about meanwhile, and waits for the repository
+            time.sleep(1.5)  # the new token is checked meanwhile, then waits for the repository's lock
             AppRepository.objects.select_for_update(nowait=True).get(pk=watch.pk)
 
     def replace() -> None:

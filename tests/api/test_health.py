@@ -1,4 +1,4 @@
-"""Probes: alive without a database, ready only with everything."""
+"""Health probes: alive without a database, ready only with everything."""
 
 from datetime import timedelta
 
@@ -17,7 +17,7 @@ CHECKS = ("database", "redis", "git", "disk", "workers", "sweep")
 
 @pytest.fixture
 def worker(redis_client):
-    """A worker that says that it lives, as the sweep does."""
+    """A worker and a sweep with fresh heartbeats."""
     heartbeat.beat(heartbeat.SWEEP)
     worker = Worker(["high"], connection=redis_client)
     worker.register_birth()
@@ -25,7 +25,7 @@ def worker(redis_client):
 
 
 @pytest.mark.parametrize("path", ["/health", "/version"])
-def test_alive_needs_no_database(client: Client, path: str) -> None:  # the fixture `db` is not asked for
+def test_alive_needs_no_database(client: Client, path: str) -> None:  # without the `db` fixture
     assert client.get(path).status_code == 200
     head = client.head(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -35,13 +35,13 @@ def test_uptime_is_in_seconds(client: Client) -> None:
     assert 0 < client.get("/health").json()["uptime"] < 3600
 
 
-def test_the_build_is_named_by_its_environment(client: Client, monkeypatch) -> None:
+def test_build_comes_from_the_environment(client: Client, monkeypatch) -> None:
     monkeypatch.setenv("DOCORA_BUILD_NUMBER", "7")
     assert client.get("/version").json()["buildNumber"] == "7"
 
 
 @pytest.mark.django_db
-def test_with_everything_there_it_is_ready(client: Client, worker) -> None:
+def test_ready_with_everything(client: Client, worker) -> None:
     answer = client.get("/health/ready")
     body = answer.json()
     assert 0 <= body.pop("sweep_age") < 60
@@ -53,32 +53,32 @@ def checks_of(client: Client) -> dict[str, str]:
     answer = client.get("/health/ready")
     assert answer.status_code == 503
     assert answer.json()["ready"] is False
-    return {name: words for name, words in answer.json()["checks"].items() if words != "ok"}
+    return {name: message for name, message in answer.json()["checks"].items() if message != "ok"}
 
 
 @pytest.mark.django_db
-def test_without_a_worker_it_is_not(client: Client) -> None:
+def test_not_ready_without_a_worker(client: Client) -> None:
     heartbeat.beat(heartbeat.SWEEP)
     assert list(checks_of(client)) == ["workers"]
     assert "no sync worker" in checks_of(client)["workers"]
 
 
 @pytest.mark.django_db
-def test_a_worker_that_was_last_seen_long_ago_does_not_count(client: Client, worker) -> None:
+def test_not_ready_with_a_silent_worker(client: Client, worker) -> None:
     long_ago = (now() - timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     worker.connection.hset(worker.key, "last_heartbeat", long_ago)
     assert list(checks_of(client)) == ["workers"]
 
 
 @pytest.mark.django_db
-def test_without_a_sweep_it_is_not(client: Client, worker) -> None:
+def test_not_ready_without_a_sweep(client: Client, worker) -> None:
     worker.connection.delete("docora:heartbeat:sweep")
     assert checks_of(client) == {"sweep": "the sweep has not run for a day: start manage.py up, or manage.py sweep"}
     assert client.get("/health/ready").json()["sweep_age"] is None
 
 
 @pytest.mark.django_db
-def test_a_sweep_that_looked_long_ago_is_named_with_its_age(client: Client, worker) -> None:
+def test_not_ready_with_an_old_sweep(client: Client, worker) -> None:
     worker.connection.set("docora:heartbeat:sweep", (now() - timedelta(minutes=10)).timestamp())
     found = checks_of(client)
     assert list(found) == ["sweep"]
@@ -87,21 +87,21 @@ def test_a_sweep_that_looked_long_ago_is_named_with_its_age(client: Client, work
 
 
 @pytest.mark.django_db
-def test_without_redis_it_is_not(client: Client, valkey_server) -> None:
+def test_not_ready_without_redis(client: Client, valkey_server) -> None:
     valkey_server.stop()
     assert set(checks_of(client)) == {"redis", "workers", "sweep"}
     assert client.get("/health/ready").json()["sweep_age"] is None
 
 
 @pytest.mark.django_db
-def test_with_a_migration_that_was_not_run_it_is_not(client: Client, worker) -> None:
+def test_not_ready_with_unapplied_migrations(client: Client, worker) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
     assert "run manage.py migrate" in checks_of(client)["database"]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_without_a_database_it_is_not(client: Client, worker, postgres_server) -> None:
+def test_not_ready_without_a_database(client: Client, worker, postgres_server) -> None:
     connection.close()
     postgres_server.stop()
     try:
@@ -114,7 +114,7 @@ def test_without_a_database_it_is_not(client: Client, worker, postgres_server) -
 
 
 @pytest.mark.django_db
-def test_with_a_disk_that_cannot_be_written_it_is_not(client: Client, worker, settings, tmp_path) -> None:
+def test_not_ready_with_a_read_only_disk(client: Client, worker, settings, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     settings.REPOS_DIR = tmp_path / "file"
     found = checks_of(client)
@@ -123,11 +123,11 @@ def test_with_a_disk_that_cannot_be_written_it_is_not(client: Client, worker, se
 
 
 @pytest.mark.django_db
-def test_with_little_room_for_mirrors_it_is_not(client: Client, worker, settings, tmp_path, monkeypatch) -> None:
+def test_not_ready_with_a_full_disk(client: Client, worker, settings, tmp_path, monkeypatch) -> None:
     settings.REPOS_DIR = tmp_path
     monkeypatch.setattr(health, "LEAST_FREE_BYTES", 2**62)
     monkeypatch.setattr(health, "LEAST_FREE_SHARE", 0.0)
-    assert client.get("/health/ready").status_code == 200  # of a small disk even less may be free
+    assert client.get("/health/ready").status_code == 200  # the limit is lower on a small disk
     monkeypatch.setattr(health, "LEAST_FREE_SHARE", 1.0)
     found = checks_of(client)
     assert list(found) == ["disk"]
@@ -136,14 +136,14 @@ def test_with_little_room_for_mirrors_it_is_not(client: Client, worker, settings
 
 
 @pytest.mark.django_db
-def test_without_git_it_is_not(client: Client, worker, monkeypatch) -> None:
+def test_not_ready_without_git(client: Client, worker, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert list(checks_of(client)) == ["git"]
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/health", "/health/ready", "/version"])
-def test_probes_may_ask_by_whatever_address_the_machine_has(client: Client, settings, path: str) -> None:
+def test_probes_accept_any_host_header(client: Client, settings, path: str) -> None:
     settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "https://docora.example", ["docora.example"]
     assert client.get(path, headers={"Host": "10.1.2.3:8000"}).status_code in {200, 503}
     assert client.get("/docs/", headers={"Host": "10.1.2.3:8000"}).status_code == 400

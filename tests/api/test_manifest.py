@@ -1,4 +1,4 @@
-"""The manifest lists what the app has acknowledged and what still counts, however much that is."""
+"""The manifest lists all files that the app has acknowledged, in bounded memory."""
 
 import json
 import tracemalloc
@@ -20,16 +20,16 @@ def lines_of(answer) -> list[dict]:
     return [json.loads(line) for line in b"".join(answer.streaming_content).splitlines()]
 
 
-def deliver(watch: AppRepository, path: str, **facts) -> Delivery:
+def deliver(watch: AppRepository, path: str, **fields) -> Delivery:
     defaults = {"sha": "a" * 64, "size": 1, "generation": 1, "acknowledged": True, "sequence": 1, "kind": "create"}
-    return Delivery(watch=watch, path=path, mode="100644", updated_at=timezone.now(), **(defaults | facts))
+    return Delivery(watch=watch, path=path, mode="100644", updated_at=timezone.now(), **(defaults | fields))
 
 
 def path_of(watch: AppRepository) -> str:
     return f"/{watch.repository.repository_id}/manifest"
 
 
-def test_after_a_sync_it_is_exactly_what_the_app_holds(world: World, caller: Caller) -> None:
+def test_manifest_equals_the_app_s_copy_after_a_sync(world: World, caller: Caller) -> None:
     files = {"b.txt": b"two", "a/ü.txt": b"one", "Z": b"", "a-b": b"\xff\x00"}
     _, watch = world.watch(files)
     world.settle()
@@ -40,7 +40,7 @@ def test_after_a_sync_it_is_exactly_what_the_app_holds(world: World, caller: Cal
     assert all(list(line) == ["path", "sha", "size"] for line in lines)
 
 
-def test_what_is_in_doubt_and_what_a_resync_cleared_is_not_listed(portal: Caller, watches) -> None:
+def test_doubtful_and_cleared_files_are_not_listed(portal: Caller, watches) -> None:
     AppRepository.objects.filter(pk=watches[0].pk).update(generation=5, resend_floor=4)
     Delivery.objects.bulk_create(
         [
@@ -53,19 +53,19 @@ def test_what_is_in_doubt_and_what_a_resync_cleared_is_not_listed(portal: Caller
     assert [line["path"] for line in lines_of(portal.get(path_of(watches[0])))] == ["acknowledged"]
 
 
-def test_an_empty_manifest_has_no_line(portal: Caller, watches) -> None:
+def test_empty_manifest_has_no_lines(portal: Caller, watches) -> None:
     assert lines_of(portal.get(path_of(watches[0]))) == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 8])
-def test_pages_meet_without_a_gap(portal: Caller, watches, monkeypatch, count: int) -> None:
+def test_pages_have_no_gaps(portal: Caller, watches, monkeypatch, count: int) -> None:
     monkeypatch.setattr(repositories, "MANIFEST_PAGE", 4)
     paths = [f"{number:02}" for number in range(count)]
     Delivery.objects.bulk_create([deliver(watches[0], path) for path in reversed(paths)])
     assert [line["path"] for line in lines_of(portal.get(path_of(watches[0])))] == paths
 
 
-def test_a_resync_in_the_middle_clears_the_rest(portal: Caller, watches, monkeypatch) -> None:
+def test_resync_during_the_download_clears_the_remaining_pages(portal: Caller, watches, monkeypatch) -> None:
     monkeypatch.setattr(repositories, "MANIFEST_PAGE", 2)
     Delivery.objects.bulk_create([deliver(watches[0], path) for path in "abcd"])
     stream = portal.get(path_of(watches[0])).streaming_content
@@ -74,9 +74,9 @@ def test_a_resync_in_the_middle_clears_the_rest(portal: Caller, watches, monkeyp
     assert list(stream) == []
 
 
-def test_memory_does_not_grow_with_the_number_of_files(portal: Caller, watches) -> None:
+def test_memory_is_bounded(portal: Caller, watches) -> None:
     def peak_with(start: int, stop: int) -> int:
-        """Bytes, at most, while that many files are listed."""
+        """Return the peak memory in bytes while that many files are listed."""
         rows = (deliver(watches[0], f"folder/{'x' * 100}/{number:06}") for number in range(start, stop))
         Delivery.objects.bulk_create(rows, batch_size=2_000)
         answer = portal.get(path_of(watches[0]))
@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_number_of_files(portal: Caller, watches) 
     assert peak_with(2 * repositories.MANIFEST_PAGE, 10 * repositories.MANIFEST_PAGE) < few * 1.3
 
 
-def test_it_is_read_in_pages_and_not_in_one_transaction(portal: Caller, watches, monkeypatch) -> None:
+def test_each_page_is_its_own_query(portal: Caller, watches, monkeypatch) -> None:
     monkeypatch.setattr(repositories, "MANIFEST_PAGE", 5)
     Delivery.objects.bulk_create([deliver(watches[0], f"{number:02}") for number in range(12)])
     answer = portal.get(path_of(watches[0]))

@@ -1,4 +1,4 @@
-"""Push hooks: whoever holds the secret of a watch can cause a check, and nobody learns anything else."""
+"""Push hooks: the secret of a watch allows requesting a check, and nothing else is revealed."""
 
 import hashlib
 import hmac
@@ -23,7 +23,7 @@ BODY = json.dumps({"ref": "refs/heads/main"}).encode()
 
 @pytest.fixture
 def secret(watches: list[AppRepository]) -> str:
-    """Of Portal's watch of acme/docs; Search's watch of it has none."""
+    """The secret of Portal's watch of acme/docs. Search's watch of it has none."""
     return watch_settings.renew_push_secret(Actor.command(), watches[0])
 
 
@@ -37,32 +37,32 @@ def push(repository_id: str, signed: str | None, body: bytes = BODY, content_typ
     return client.generic("POST", f"/api/hooks/push/{repository_id}", body, content_type=content_type, headers=headers)
 
 
-def wanted(watches: list[AppRepository]) -> list[int]:
+def request_counts(watches: list[AppRepository]) -> list[int]:
     return [AppRepository.objects.get(pk=watch.pk).request_count for watch in watches]
 
 
-def test_a_signed_push_wakes_every_watch_of_the_repository(watches, secret: str) -> None:
+def test_signed_push_schedules_every_watch_of_the_repository(watches, secret: str) -> None:
     answer = push(watches[0].repository.repository_id, signature(secret))
     assert (answer.status_code, answer.json()) == (202, {"message": "Check queued"})
-    assert wanted(watches) == [2, 1, 2]
+    assert request_counts(watches) == [2, 1, 2]
     watches[0].refresh_from_db()
     assert watches[0].next_sync_at <= timezone.now()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_jobs_are_queued_for_it(watches, secret: str) -> None:
+def test_push_queues_jobs(watches, secret: str) -> None:
     push(watches[0].repository.repository_id, signature(secret))
     assert queues.waiting("high") == 2
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
-def test_any_content_type_and_any_event_will_do(watches, secret: str, content_type: str) -> None:
+def test_any_content_type_and_event_is_accepted(watches, secret: str, content_type: str) -> None:
     repository_id = watches[0].repository.repository_id
     answer = push(repository_id, signature(secret), content_type=content_type, **{"X-GitHub-Event": "ping"})
     assert answer.status_code == 202
 
 
-def test_the_secret_of_any_watch_of_it_will_do(watches, secret: str) -> None:
+def test_secret_of_any_watch_is_accepted(watches, secret: str) -> None:
     second = watch_settings.renew_push_secret(Actor.command(), watches[2])
     for known in (secret, second):
         assert push(watches[0].repository.repository_id, signature(known)).status_code == 202
@@ -72,12 +72,12 @@ def test_the_secret_of_any_watch_of_it_will_do(watches, secret: str) -> None:
     "signed",
     [None, "", "sha256=", "sha256=" + "0" * 64, signature("wrong"), "sha1=" + "0" * 40, "\xff", "sha256=" + "é" * 64],
 )
-def test_without_the_right_signature_nothing_happens(watches, secret: str, signed: str | None) -> None:
+def test_wrong_signature_is_refused(watches, secret: str, signed: str | None) -> None:
     error_of(push(watches[0].repository.repository_id, signed), 401)
-    assert wanted(watches) == [1, 1, 1]
+    assert request_counts(watches) == [1, 1, 1]
 
 
-def test_nobody_learns_which_repositories_there_are(watches, secret: str) -> None:
+def test_unknown_repository_looks_like_a_wrong_signature(watches, secret: str) -> None:
     unsigned = push(watches[0].repository.repository_id, None)
     wrong = push(watches[0].repository.repository_id, signature("wrong"))
     without_secret = push(watches[1].repository.repository_id, signature(""))
@@ -88,11 +88,11 @@ def test_nobody_learns_which_repositories_there_are(watches, secret: str) -> Non
     assert {tuple(answer.headers.items()) for answer in answers} == {tuple(unsigned.headers.items())}
 
 
-def test_the_signature_is_over_the_very_bytes(watches, secret: str) -> None:
+def test_signature_covers_the_exact_bytes(watches, secret: str) -> None:
     error_of(push(watches[0].repository.repository_id, signature(secret), BODY + b" "), 401)
 
 
-def test_a_secret_that_was_renewed_is_not_accepted_any_more(watches, secret: str) -> None:
+def test_renewed_secret_replaces_the_old_one(watches, secret: str) -> None:
     new = watch_settings.renew_push_secret(Actor.command(), watches[0])
     assert new != secret
     error_of(push(watches[0].repository.repository_id, signature(secret)), 401)
@@ -100,14 +100,14 @@ def test_a_secret_that_was_renewed_is_not_accepted_any_more(watches, secret: str
 
 
 @pytest.mark.parametrize("model", [AppRepository, App])
-def test_the_secret_of_a_watch_that_has_ended_is_not_accepted(watches, secret: str, model) -> None:
+def test_secret_of_an_ended_watch_is_refused(watches, secret: str, model) -> None:
     model.objects.filter(pk=watches[0].pk if model is AppRepository else watches[0].app_id).update(
         ended_at=timezone.now()
     )
     error_of(push(watches[0].repository.repository_id, signature(secret)), 401)
 
 
-def test_a_large_body_is_fine_and_a_larger_one_is_a_413(watches, secret: str, monkeypatch) -> None:
+def test_body_size_limit(watches, secret: str, monkeypatch) -> None:
     monkeypatch.setattr(push_hooks_api, "MAX_BODY", 300_000)
     repository_id = watches[0].repository.repository_id
     for size, status in ((300_000, 202), (300_001, 413)):
@@ -115,13 +115,13 @@ def test_a_large_body_is_fine_and_a_larger_one_is_a_413(watches, secret: str, mo
         assert push(repository_id, signature(secret, body), body).status_code == status
 
 
-def test_many_watches_are_woken_by_the_sweep_beyond_the_first_ones(watches, secret: str, monkeypatch) -> None:
-    monkeypatch.setattr(push_hooks, "WOKEN_AT_ONCE", 1)
+def test_sweep_schedules_watches_beyond_the_limit(watches, secret: str, monkeypatch) -> None:
+    monkeypatch.setattr(push_hooks, "ENQUEUED_AT_ONCE", 1)
     assert push_hooks.repository_pushed(Actor.system(), watches[0].repository.repository_id) == 2
-    assert wanted(watches) == [2, 1, 2]
+    assert request_counts(watches) == [2, 1, 2]
 
 
-def test_a_secret_is_stored_encrypted_and_made_by_those_who_may(watches) -> None:
+def test_secret_is_encrypted_and_needs_permission(watches) -> None:
     user = User.objects.create_user("anna", is_staff=True)
     with pytest.raises(PermissionDenied):
         watch_settings.renew_push_secret(Actor.of_user(user), watches[0])

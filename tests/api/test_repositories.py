@@ -1,4 +1,4 @@
-"""Registering, listing, looking at and no longer watching repositories, with real git behind it."""
+"""Register, list, get and unwatch repositories, with real git."""
 
 import re
 import time
@@ -15,7 +15,7 @@ from tests.support.world import World
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def test_a_repository_is_registered_as_the_contract_says(world: World, caller: Caller) -> None:
+def test_registration_follows_the_contract(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/next.js", {"readme.md": b"hello"})
     answer = caller.post("", {"github_url": f"{repo.url}.git"})
     assert answer.status_code == 201
@@ -30,8 +30,8 @@ def test_a_repository_is_registered_as_the_contract_says(world: World, caller: C
     assert world.sync(watch).status == Status.SYNCED
 
 
-def test_each_app_is_told_the_spelling_that_it_gave_itself(world: World, caller: Caller, monkeypatch) -> None:
-    """As on github.com, where `Acme/Widgets` and `acme/widgets` are one repository."""
+def test_each_app_sees_its_own_spelling_of_the_url(world: World, caller: Caller, monkeypatch) -> None:
+    """As on github.com, where `Acme/Widgets` and `acme/widgets` are the same repository."""
     monkeypatch.setattr(url, "CASE_INSENSITIVE_HOSTS", {"127.0.0.1"})
     callers = {"Acme/Widgets": caller, "acme/widgets": Caller(world.add_app("Search"))}
     ids = set()
@@ -46,7 +46,7 @@ def test_each_app_is_told_the_spelling_that_it_gave_itself(world: World, caller:
     assert {record.repository for record in world.requests("create")} == set(callers)
 
 
-def test_registering_again_replaces_the_token_and_sends_everything_again(world: World, caller: Caller) -> None:
+def test_registering_again_replaces_the_token_and_resends_everything(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/private", {"a": b"1"}, token="first")
     first = caller.post("", {"github_url": repo.url, "github_token": "first"}).json()
     assert first["is_private"] is True
@@ -62,16 +62,16 @@ def test_registering_again_replaces_the_token_and_sends_everything_again(world: 
 
 
 @pytest.mark.parametrize("given", [None, "wrong"])
-def test_a_repository_that_cannot_be_read_is_a_404_in_words(world: World, caller: Caller, given: str | None) -> None:
+def test_unreadable_repository_is_404(world: World, caller: Caller, given: str | None) -> None:
     repo = world.git.repo("acme/private", {"a": b"1"}, token="right")
-    words = error_of(caller.post("", {"github_url": repo.url} | ({"github_token": given} if given else {})), 404)
-    assert "token" in words
-    assert "right" not in words
+    message = error_of(caller.post("", {"github_url": repo.url} | ({"github_token": given} if given else {})), 404)
+    assert "token" in message
+    assert "right" not in message
     assert not AppRepository.objects.exists()
 
 
-def test_a_slow_host_does_not_hold_up_the_answer(world: World, caller: Caller, monkeypatch) -> None:
-    monkeypatch.setattr(watching, "ASK_SECONDS", 0.5)
+def test_slow_host_does_not_delay_the_response(world: World, caller: Caller, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "GIT_CHECK_SECONDS", 0.5)
     repo = world.git.repo(files={"a": b"1"})
 
     def wait(method: str, target: str) -> int:
@@ -85,7 +85,7 @@ def test_a_slow_host_does_not_hold_up_the_answer(world: World, caller: Caller, m
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "expected"),
     [
         ({"github_url": "https://evil.example/a/b"}, "ALLOWED_GIT_HOSTS"),
         ({"github_url": "ext::sh -c touch% /tmp/x"}, "must look like"),
@@ -108,11 +108,11 @@ def test_a_slow_host_does_not_hold_up_the_answer(world: World, caller: Caller, m
         ({"github_url": "http://127.0.0.1/a/b", "github_token": ["x"]}, "github_token must be a string"),
     ],
 )
-def test_what_cannot_be_registered_is_a_422_that_says_why(portal: Caller, body, words: str) -> None:
-    assert words in error_of(portal.post("", body), 422)
+def test_invalid_registration_is_422_with_a_reason(portal: Caller, body, expected: str) -> None:
+    assert expected in error_of(portal.post("", body), 422)
 
 
-def test_the_list_tells_how_every_sync_stands(portal: Caller) -> None:
+def test_list_shows_the_state_of_every_sync(portal: Caller) -> None:
     AppRepository.objects.filter(app=portal.app, repository__name="docs").update(
         status=Status.FAILED,
         last_error="The token was refused.",
@@ -139,7 +139,7 @@ def test_the_list_tells_how_every_sync_stands(portal: Caller) -> None:
     assert "ghp_secret" not in str(body)
 
 
-def test_the_list_is_paged(portal: Caller) -> None:
+def test_list_is_paged(portal: Caller) -> None:
     first, second = (portal.get(page=page, per_page=1).json() for page in (1, 2))
     assert [page["repositories"][0]["name"] for page in (first, second)] == ["docs", "site"]
     assert first["pages"] == 2
@@ -147,7 +147,7 @@ def test_the_list_is_paged(portal: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "words"),
+    ("query", "expected"),
     [
         ({"page": "0"}, "page must be at least 1"),
         ({"page": "9" * 30}, "page must be at most 1000000"),
@@ -157,11 +157,11 @@ def test_the_list_is_paged(portal: Caller) -> None:
         ({"page": "\x00"}, "page must be a whole number"),
     ],
 )
-def test_a_page_that_cannot_be_is_a_422(portal: Caller, query: dict[str, str], words: str) -> None:
-    assert words in error_of(portal.get(**query), 422)
+def test_invalid_page_is_422(portal: Caller, query: dict[str, str], expected: str) -> None:
+    assert expected in error_of(portal.get(**query), 422)
 
 
-def test_a_repository_is_unwatched(world: World, caller: Caller) -> None:
+def test_unwatch(world: World, caller: Caller) -> None:
     _, watch = world.watch()
     path = f"/{watch.repository.repository_id}"
     answer = caller.delete(path)
@@ -171,7 +171,7 @@ def test_a_repository_is_unwatched(world: World, caller: Caller) -> None:
     assert caller.get().json()["total"] == 0
 
 
-def test_a_resync_is_queued_under_its_run_id(world: World, caller: Caller) -> None:
+def test_resync_returns_its_run_id(world: World, caller: Caller) -> None:
     _, watch = world.watch()
     world.settle()
     answer = caller.post(f"/{watch.repository.repository_id}/resync")

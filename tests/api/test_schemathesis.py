@@ -1,7 +1,7 @@
-"""Schemathesis walks the whole API by its own OpenAPI document, over the real WSGI application.
+"""Schemathesis tests the whole API from its OpenAPI document, through the real WSGI application.
 
-Whatever it sends, well-formed or not, with a token or without: no answer is a 5xx, and each has a status, a content type,
-headers and a body as documented. Every case is rolled back, so that each finds the same rows.
+For any input, valid or not, with or without a token: no response is a 5xx, and status, content type, headers and body
+are as documented. Every case is rolled back, so that each starts with the same rows.
 """
 
 import hmac
@@ -37,7 +37,7 @@ GENERATION = {"max-examples": 25, "deterministic": True, "database": "none"}
 
 
 def walk(mode: str, **checks: bool) -> OpenApiSchema:
-    """The API, to be called with data of this `mode`: all, or positive for what fits the document only."""
+    """Return the schema for data of this `mode`: all, or positive for valid input only."""
     config = {
         "seed": 1,
         "suppress-health-check": ["all"],
@@ -47,7 +47,7 @@ def walk(mode: str, **checks: bool) -> OpenApiSchema:
     return schemathesis.openapi.from_wsgi("/openapi.json", application, config=SchemathesisConfig.from_dict(config))
 
 
-# A URL may be well-formed without leading to a repository, and an id without being one of the caller's.
+# A valid URL may not lead to a repository, and a valid id may not be the caller's.
 anything = walk("all", positive_data_acceptance=False)
 sensible = walk("positive")
 
@@ -75,7 +75,7 @@ def headers(watch: AppRepository) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _one_connection() -> Iterator[None]:
-    """The ends of requests would close the connection, and with it the transaction of the test."""
+    """Keep the connection open between requests, as closing it would end the test's transaction."""
     ends = (request_started, request_finished)
     for signal in ends:
         signal.disconnect(close_old_connections)
@@ -85,7 +85,7 @@ def _one_connection() -> Iterator[None]:
 
 
 def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Response:
-    """One case, as if it were the first: failures of those before it do not slow it down."""
+    """Run one case without the throttle state of earlier ones."""
     redis.flushall()
     heartbeat.beat(heartbeat.SWEEP)
     Worker(["high"], connection=redis).register_birth()
@@ -96,26 +96,26 @@ def call(case: schemathesis.Case, redis: Redis, **kwargs) -> schemathesis.Respon
 
 
 @anything.parametrize()
-def test_whatever_is_sent_with_a_token(case: schemathesis.Case, headers: dict[str, str], redis_client: Redis) -> None:
+def test_any_request_with_a_token(case: schemathesis.Case, headers: dict[str, str], redis_client: Redis) -> None:
     call(case, redis_client, headers=headers)
 
 
 @anything.parametrize()
-def test_whatever_is_sent_without_one(case: schemathesis.Case, db, redis_client: Redis) -> None:
+def test_any_request_without_a_token(case: schemathesis.Case, db, redis_client: Redis) -> None:
     response = call(case, redis_client)
     if case.path.startswith("/api/"):
         assert response.status_code >= 400
 
 
 @sensible.parametrize()
-def test_what_is_documented_works_for_a_repository_that_is_watched(
+def test_documented_calls_work_for_a_watched_repository(
     case: schemathesis.Case, watch: AppRepository, repo: Repo, headers: dict[str, str], redis_client: Redis
 ) -> None:
     if "repository_id" in case.path_parameters:
         case.path_parameters["repository_id"] = watch.repository.repository_id
     if case.operation.label == "POST /api/repositories":
         case.body["github_url"] = repo.url
-    if case.operation.label.startswith("POST /api/hooks/"):  # nobody makes a signature by chance
+    if case.operation.label.startswith("POST /api/hooks/"):  # a random signature is never valid
         secret = renew_push_secret(Actor.command(), watch)
         body = json.dumps(case.body).encode() if case.body is not NOT_SET else b""
         case.headers["X-Hub-Signature-256"] = "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()

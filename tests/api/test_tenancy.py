@@ -1,4 +1,4 @@
-"""No app sees or touches what another one watches: a foreign id is as unknown as one that never existed."""
+"""No app can see or change another app's watches: a foreign id is a 404, like one that never existed."""
 
 import pytest
 
@@ -18,7 +18,7 @@ CALLS = [
 
 @pytest.fixture
 def search(watches: list[AppRepository]) -> Caller:
-    """Search watches acme/docs, as Portal does; acme/site is Portal's alone."""
+    """Search watches acme/docs, as Portal does. Only Portal watches acme/site."""
     return Caller(watches[2].app)
 
 
@@ -27,7 +27,7 @@ def call(caller: Caller, verb: str, path: str, body: dict | None):
 
 
 @pytest.mark.parametrize(("verb", "path", "body"), CALLS)
-def test_another_apps_repository_is_not_found(search: Caller, watches, verb: str, path: str, body) -> None:
+def test_repository_of_another_app_is_404(search: Caller, watches, verb: str, path: str, body) -> None:
     before = list(AppRepository.objects.order_by("pk").values())
     foreign = call(search, verb, path.format(watches[1].repository.repository_id), body)
     unknown = call(search, verb, path.format("repo_" + "0" * 24), body)
@@ -38,16 +38,16 @@ def test_another_apps_repository_is_not_found(search: Caller, watches, verb: str
 
 @pytest.mark.parametrize(("verb", "path", "body"), CALLS)
 @pytest.mark.parametrize("identifier", ["%00", "repo_%00", "%ff", "%ED%A0%80", "x" * 3000, "..%2f..", "' or 1=1"])
-def test_an_id_that_is_none_is_not_found_either(search: Caller, verb: str, path: str, body, identifier: str) -> None:
+def test_malformed_id_is_404(search: Caller, verb: str, path: str, body, identifier: str) -> None:
     assert error_of(call(search, verb, path.format(identifier), body), 404) in {NOT_WATCHED, NOT_FOUND}
 
 
-def test_the_list_holds_the_callers_own_only(search: Caller, portal: Caller) -> None:
+def test_list_has_own_repositories_only(search: Caller, portal: Caller) -> None:
     assert [row["name"] for row in search.get().json()["repositories"]] == ["docs"]
     assert [row["name"] for row in portal.get().json()["repositories"]] == ["docs", "site"]
 
 
-def test_what_one_app_does_to_a_shared_repository_is_not_done_to_the_other(search: Caller, watches) -> None:
+def test_shared_repository_is_changed_for_the_caller_only(search: Caller, watches) -> None:
     path = f"/{watches[2].repository.repository_id}"
     run_id = search.post(f"{path}/resync").json()["run_id"]
     assert SyncRun.objects.get().run_id == run_id

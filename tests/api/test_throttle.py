@@ -1,4 +1,4 @@
-"""Failed authentication is slowed down per address, and only failed authentication."""
+"""Failed authentication, and nothing else, is throttled per address."""
 
 import pytest
 from django.test import Client
@@ -17,7 +17,7 @@ def fail(path: str = "/api/repositories", address: str = "203.0.113.9"):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/api/repositories", HOOK])
-def test_too_many_failures_from_one_address_are_told_to_wait(path: str) -> None:
+def test_repeated_failures_from_one_address_are_throttled(path: str) -> None:
     for _ in range(FAILURES):
         error_of(fail(path), 401)
     answer = fail(path)
@@ -27,7 +27,7 @@ def test_too_many_failures_from_one_address_are_told_to_wait(path: str) -> None:
 
 
 @pytest.mark.django_db
-def test_a_right_token_gets_through_all_the_same() -> None:
+def test_valid_token_is_never_throttled() -> None:
     caller = Caller(make_app("Portal"))
     for _ in range(FAILURES + 2):
         fail()
@@ -46,22 +46,22 @@ def test_a_right_token_gets_through_all_the_same() -> None:
         ("nonsense", "more nonsense", True),
     ],
 )
-def test_addresses_that_one_client_can_choose_from_count_together(first: str, second: str, together: bool) -> None:
+def test_ipv6_addresses_of_one_network_count_together(first: str, second: str, together: bool) -> None:
     for _ in range(FAILURES):
         fail(address=first)
     assert fail(address=second).status_code == (429 if together else 401)
 
 
-def test_after_the_window_it_starts_anew(redis_client) -> None:
+def test_limit_resets_after_the_window(redis_client) -> None:
     for _ in range(FAILURES + 1):
         fail()
     (key,) = redis_client.keys("docora:failures:*")
     assert 0 < redis_client.ttl(key) <= SECONDS
-    redis_client.delete(key)  # what its time to live does
+    redis_client.delete(key)  # as the key's TTL does
     error_of(fail(), 401)
 
 
-def test_without_redis_nobody_is_held_up(valkey_server) -> None:
+def test_no_throttle_without_redis(valkey_server) -> None:
     valkey_server.stop()
     for _ in range(FAILURES + 1):
         error_of(fail(), 401)

@@ -1,4 +1,4 @@
-"""Bearer tokens: which are accepted, what is kept of them, and how one takes the place of another."""
+"""Bearer tokens: which are accepted, what is stored, and how they are rotated."""
 
 from datetime import timedelta
 
@@ -25,12 +25,12 @@ def app(db) -> App:
     return app
 
 
-def test_the_token_of_an_app_is_accepted_and_its_use_is_noted(app: App) -> None:
+def test_token_is_accepted_and_its_use_recorded(app: App) -> None:
     assert Caller(app).get().status_code == 200
     assert timezone.now() - AppToken.objects.get().last_used_at < timedelta(seconds=5)
 
 
-def test_its_use_is_written_at_most_once_a_minute(app: App) -> None:
+def test_use_is_recorded_at_most_once_a_minute(app: App) -> None:
     caller = Caller(app)
     for age, written in ((timedelta(seconds=50), False), (timedelta(seconds=70), True)):
         before = timezone.now() - age
@@ -53,25 +53,25 @@ def test_its_use_is_written_at_most_once_a_minute(app: App) -> None:
         "docora_" + "0" * 64,
     ],
 )
-def test_anything_else_is_a_401_that_says_how_to_authenticate(app: App, client, header: str) -> None:
+def test_anything_else_is_401_and_says_how_to_authenticate(app: App, client, header: str) -> None:
     answer = client.get("/api/repositories", headers={"Authorization": header})
     assert "Authorization: Bearer docora_" in error_of(answer, 401)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_an_expired_token_is_refused(app: App) -> None:
+def test_expired_token_is_refused(app: App) -> None:
     now = timezone.now()
     assert Caller(app, token_of(app, expires_at=now + timedelta(minutes=1))).get().status_code == 200
     error_of(Caller(app, token_of(app, expires_at=now - timedelta(seconds=1))).get(), 401)
 
 
-def test_the_token_of_an_app_that_is_being_removed_is_refused(app: App) -> None:
+def test_token_of_a_removed_app_is_refused(app: App) -> None:
     caller = Caller(app)
     App.objects.update(ended_at=timezone.now())
     error_of(caller.get(), 401)
 
 
-def test_the_database_holds_no_token(app: App) -> None:
+def test_database_stores_no_token(app: App) -> None:
     new = tokens.rotate_app_token(ACTOR, app)
     row = AppToken.objects.values().get()
     assert new.token not in str(row)
@@ -79,7 +79,7 @@ def test_the_database_holds_no_token(app: App) -> None:
     assert (len(row["digest"]), row["ending"]) == (64, new.token[-4:])
 
 
-def test_after_a_rotation_both_tokens_are_accepted_for_the_overlap(app: App) -> None:
+def test_both_tokens_are_accepted_during_the_overlap(app: App) -> None:
     old = token_of(app)
     new = tokens.rotate_app_token(ACTOR, app, overlap=timedelta(hours=2))
     assert abs(new.old_accepted_until - timezone.now() - timedelta(hours=2)) < timedelta(seconds=5)
@@ -89,7 +89,7 @@ def test_after_a_rotation_both_tokens_are_accepted_for_the_overlap(app: App) -> 
     assert tokens.authenticate(new.token) == app
 
 
-def test_a_second_rotation_prolongs_nothing(app: App) -> None:
+def test_second_rotation_does_not_extend_the_overlap(app: App) -> None:
     oldest = token_of(app)
     first = tokens.rotate_app_token(ACTOR, app, overlap=timedelta(hours=1))
     tokens.rotate_app_token(ACTOR, app, overlap=timedelta(hours=9))
@@ -98,7 +98,7 @@ def test_a_second_rotation_prolongs_nothing(app: App) -> None:
     assert abs(row.expires_at - first.old_accepted_until) < timedelta(milliseconds=2)
 
 
-def test_without_an_overlap_the_old_tokens_end_at_once(app: App) -> None:
+def test_zero_overlap_ends_old_tokens_at_once(app: App) -> None:
     old = token_of(app)
     new = tokens.rotate_app_token(ACTOR, app, overlap=timedelta(0))
     assert new.old_accepted_until is None
@@ -106,13 +106,13 @@ def test_without_an_overlap_the_old_tokens_end_at_once(app: App) -> None:
     assert app.tokens.count() == 1
 
 
-def test_a_rotation_removes_what_has_expired(app: App) -> None:
+def test_rotation_removes_expired_tokens(app: App) -> None:
     token_of(app, expires_at=timezone.now() - timedelta(days=1))
     tokens.rotate_app_token(ACTOR, app)
     assert app.tokens.count() == 1
 
 
-def test_old_tokens_can_be_retired_before_their_time(app: App) -> None:
+def test_old_tokens_can_be_retired_early(app: App) -> None:
     old = token_of(app)
     token_of(app, expires_at=timezone.now() - timedelta(days=1))
     new = tokens.rotate_app_token(ACTOR, app)
@@ -123,18 +123,18 @@ def test_old_tokens_can_be_retired_before_their_time(app: App) -> None:
 
 
 @pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=31)])
-def test_an_overlap_has_its_limits(app: App, overlap: timedelta) -> None:
+def test_overlap_is_bounded(app: App, overlap: timedelta) -> None:
     with pytest.raises(ValidationError, match="0 to 30 days"):
         tokens.rotate_app_token(ACTOR, app, overlap=overlap)
 
 
-def test_an_app_that_is_being_removed_gets_no_token(app: App) -> None:
+def test_removed_app_gets_no_token(app: App) -> None:
     App.objects.update(ended_at=timezone.now())
     with pytest.raises(NotFound):
         tokens.rotate_app_token(ACTOR, app)
 
 
-def test_users_need_the_permission_and_are_named_in_the_log(app: App) -> None:
+def test_users_need_permission_and_are_logged(app: App) -> None:
     user = User.objects.create_user("anna", is_staff=True)
     for verb in (tokens.rotate_app_token, tokens.retire_old_tokens):
         with pytest.raises(PermissionDenied):
@@ -150,6 +150,6 @@ def test_users_need_the_permission_and_are_named_in_the_log(app: App) -> None:
     ]
 
 
-def test_an_app_may_rotate_its_own_token_only(app: App) -> None:
+def test_app_can_rotate_only_its_own_token(app: App) -> None:
     with pytest.raises(PermissionDenied):
         tokens.rotate_app_token(Actor.of_app(make_app("Search")), app)

@@ -1,4 +1,4 @@
-"""Render a page for different people and report what keeps some of them from using it, as axe-core finds it.
+"""Render a page in different ways and report accessibility violations found by axe-core.
 
 axe-playwright-python ships axe-core. The script is evaluated over the browser's debugging protocol, so a strict content
 security policy does not block it.
@@ -20,7 +20,7 @@ _RUN = """async options => (await axe.run(document, options)).violations
 
 @dataclass(frozen=True)
 class Look:
-    """One way to look at a page: a colour scheme and a width in pixels, of a phone or of a desk."""
+    """A way to render a page: a colour scheme and a width in pixels, for a phone or a desktop."""
 
     scheme: Literal["light", "dark"]
     width: int
@@ -36,8 +36,8 @@ def look_as(page: Page, look: Look) -> None:
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core calls serious or critical, and what makes the whole page scroll sideways; in words, one a place."""
-    page.emulate_media(reduced_motion="reduce")  # else colours are measured on their way from one to another
+    """Return serious and critical violations and horizontal overflow, one line per element."""
+    page.emulate_media(reduced_motion="reduce")  # otherwise colours are measured during transitions
     page.evaluate(AXE_SCRIPT)
     found: list[str] = page.evaluate(_RUN, OPTIONS)
     beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
@@ -45,9 +45,9 @@ def violations(page: Page) -> list[str]:
 
 
 def violations_in_two_looks(page: Page) -> list[str]:
-    """The page as it stands, without loading it anew; it is left in the second look."""
+    """Check the loaded page in two looks, without reloading. It stays in the second one."""
     found = []
     for look in TWO_LOOKS:
         look_as(page, look)
-        found += [f"{page.url} ({look.scheme}, {look.width}): {words}" for words in violations(page)]
+        found += [f"{page.url} ({look.scheme}, {look.width}): {violation}" for violation in violations(page)]
     return found

@@ -1,4 +1,4 @@
-"""Start headless Chromium for the tests and screenshots: the system's own, with background network access turned off."""
+"""Start the system's Chromium, headless, for tests and screenshots, with background network access disabled."""
 
 import shutil
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def launch(playwright: Playwright) -> Browser:
 
 @contextmanager
 def page(**context: Any) -> Iterator[Page]:
-    """One page, in the thread of the caller, who then touches no database."""
+    """Open one page in the caller's thread, which must not use the database meanwhile."""
     with sync_playwright() as playwright:
         browser = launch(playwright)
         yield browser.new_context(**context).new_page()

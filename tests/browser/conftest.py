@@ -1,4 +1,4 @@
-"""A whole Docora for the browser: real web, workers and sweep on this test's database and Valkey, and Chromium.
+"""A complete Docora for browser tests: real web, workers and sweep on the test's database and Valkey, and Chromium.
 
 Playwright's synchronous API runs an event loop in its thread, and Django refuses to touch the database in such a thread:
 everything that drives the browser goes through one worker thread, see `Browser`.
@@ -30,7 +30,7 @@ PASSWORD = "correct horse battery"
 
 
 class Web:
-    """The web process at `url`. It keeps nothing from one test to the next, so a module has one."""
+    """The web process at `url`. It has no state between tests, so each module starts one."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         with socket.socket() as probe:
@@ -65,7 +65,7 @@ class Web:
 
 
 class Site:
-    """A whole Docora at `url`: the web process, and workers and a sweep of this test's own."""
+    """A complete Docora at `url`: the web process, with the test's own workers and sweep."""
 
     def __init__(self, web: Web, logs: Path) -> None:
         self.url = web.url
@@ -82,7 +82,7 @@ class Site:
 
 
 class Chromium:
-    """Headless Chromium, and the one thread that drives it."""
+    """Headless Chromium, and the only thread that drives it."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -102,8 +102,7 @@ class Chromium:
 
 
 class Browser:
-    """One page, with cookies and storage of its own. `drive(f)` runs `f(page)` in Chromium's thread and returns its
-    result."""
+    """One page with its own cookies and storage. `drive(f)` runs `f(page)` in Chromium's thread and returns its result."""
 
     def __init__(self, chromium: Chromium, **options: Any) -> None:
         self.complaints: list[str] = []

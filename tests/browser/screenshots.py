@@ -1,6 +1,6 @@
-"""`make screenshots`: pictures of the admin for the documentation, as small WebP files in static/docs/.
+"""`make screenshots`: take screenshots of the admin for the documentation, as small WebP files in static/docs/.
 
-They are taken of a real instance (tests/browser/showcase.py) that is started for them and stopped afterwards.
+They show a real instance (tests/browser/showcase.py), which is started and stopped for them.
 """
 
 import base64
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 TARGET = PROJECT / "static" / "docs"
 LARGEST = 60_000  # bytes
-QUALITIES = (85, 75, 65, 50)  # the first that is small enough
+QUALITIES = (85, 75, 65, 50)  # the first one that is small enough is used
 LIGHT = (Look("light", 1280), Look("light", 390))
 DARK = (Look("dark", 1280), Look("dark", 390))
 HALFWAY = 40  # percent
@@ -42,11 +42,11 @@ class Camera:
         self._devtools = page.context.new_cdp_session(page)
 
     def shoot(self, name: str, path: str, looks: tuple[Look, ...] = LIGHT) -> None:
-        """The page at `path`, as `static/docs/NAME-WIDTH.webp`; a dark one says so in its name."""
+        """Save the page at `path` as `static/docs/NAME-WIDTH.webp`, with `dark` in the name of a dark one."""
         for look in looks:
             look_as(self.page, look)
             self.open(path)
-            self.page.wait_for_timeout(400)  # bars and badges come with the first poll
+            self.page.wait_for_timeout(400)  # the first poll adds bars and badges
             file = TARGET / f"{name}-{look.width}{'-dark' if look.scheme == 'dark' else ''}.webp"
             file.write_bytes(self._picture(file.name))
             print(f"{file.relative_to(PROJECT)}: {file.stat().st_size / 1000:.0f} kB")
@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="docora-screenshots-") as folder:
         url = configure(Path(folder))
         django.setup()
-        from tests.browser.showcase import Showcase  # its models want the settings
+        from tests.browser.showcase import Showcase  # models need configured settings
 
         failed, queue = page_of("failedsync_changelist"), page_of("queue_changelist")  # before anything is started
         instance = subprocess.Popen([sys.executable, "manage.py", "up"], cwd=PROJECT, stdout=subprocess.DEVNULL)
@@ -110,14 +110,14 @@ def take_pictures(camera: Camera, showcase: "Showcase", *, failed: str, queue: s
     bar = page.locator(".progress-box progress").first
     while int(bar.get_attribute("value") or 0) < HALFWAY:
         page.wait_for_timeout(200)
-    showcase.pace = 2.0  # it goes on, but not to its end before it is in every picture
+    showcase.pace = 2.0  # still running in every screenshot
     camera.shoot("app", page_of("app_change", portal))
     camera.shoot("overview", "/admin/", LIGHT + DARK)
     camera.shoot("queue", queue)
 
 
 def configure(folder: Path) -> str:
-    """The settings of the instance and of this process, which works on its database. Returns its address."""
+    """Configure the instance, and this process to use its database. Return the instance's URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

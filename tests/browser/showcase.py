@@ -1,8 +1,7 @@
-"""An instance as it might be after a day's work: apps, repositories, what fails and since when, and a day's traffic.
+"""An example instance after a day of work: apps, repositories, failures, and a day's traffic.
 
-Docora runs as `manage.py up` runs it; git server and clients live in this process, which writes into the instance's
-database beside it. Everything that is sent is really sent. Only the traffic of hours past and the times since when
-something fails are made up.
+Docora runs as with `manage.py up`. The git server and the clients run in this process, which also writes to the
+instance's database. All deliveries are real. Only earlier traffic and the start times of failures are made up.
 """
 
 import math
@@ -57,25 +56,25 @@ TOKEN = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class Showcase:
-    """`fill()` makes all of it in the database of the running instance. `pace`: the seconds that clients take a file."""
+    """`fill()` creates everything in the running instance. `pace` is the seconds that clients take per file."""
 
     def __init__(self, directory: Path) -> None:
         self._closed = Event()
         self.pace = 0.0
-        self.portal = 0  # the pk of the app that watches most
+        self.portal = 0  # pk of the app with the most watches
         self._tokens = {"acme/payroll": {TOKEN}}
         self._git = GitServer(directory / "git", tokens=self._tokens)
         self._keys: dict[str, str] = {}
-        self._broken: dict[str, Answer] = {}  # app id → what it answers
+        self._broken: dict[str, Answer] = {}  # app id → its responses
         self._clients = Receiver(directory / "clients", self._keys, on_request=self._answer, log_size=0)
 
     @property
     def password(self) -> str:
-        """Of anna, who may everything."""
+        """The password of anna, a superuser."""
         return PASSWORD
 
     def close(self) -> None:
-        """The clients take nothing any more, so that nobody writes into their folders."""
+        """Stop the clients, so that nothing writes to their folders."""
         self._closed.set()
         self._git.stop()
         self._clients.stop()
@@ -111,7 +110,7 @@ class Showcase:
             watch_repository(Actor.system(), app, f"{self._git.url}/acme/{repository}", token)
 
     def _break(self) -> None:
-        """Two apps refuse what is new in their repositories, and two repositories cannot be read any more."""
+        """Make two apps refuse new files and two repositories unreadable."""
         for name, answer in BROKEN_APPS.items():
             self._broken[App.objects.get(name=name).app_id] = answer
         for name in ("blog", "release-notes", "api-guide", "handbook"):
@@ -127,7 +126,7 @@ class Showcase:
             AppRepository.objects.failing().filter(app__name=name).update(failing_since=since)
 
     def _add_a_day(self) -> None:
-        """The traffic of the 23 hours before this one: much by day, little by night, and what was refused of late."""
+        """Add traffic for the previous 23 hours: busy by day, quiet by night, with recent failures."""
         dice = random.Random("traffic")
         this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
         rows = []
@@ -151,7 +150,7 @@ class Showcase:
         HourlyTraffic.objects.bulk_create(rows)
 
     def _make_older(self) -> None:
-        """Not everything was made and synced within the last minute."""
+        """Backdate rows, which were all created within the last minute."""
         dice, now = random.Random("ages"), timezone.now()
         App.objects.update(created_at=now - timedelta(days=90))
         for watch in AppRepository.objects.all():

@@ -1,4 +1,4 @@
-"""The accessibility checks find what they are meant to find."""
+"""The accessibility checks detect violations."""
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -27,7 +27,7 @@ def test_engine_is_not_older_than_the_first_one_used() -> None:
     assert tuple(map(int, version.split("."))) >= (4, 12, 1)
 
 
-def test_every_kind_of_fault_is_found() -> None:
+def test_every_kind_of_violation_is_found() -> None:
     found = {}
     with chromium.page() as page:
         page.set_content(PAGE.format("<p>black on white</p>"))

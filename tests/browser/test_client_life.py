@@ -1,4 +1,4 @@
-"""The life of a client app in a real browser, from its registration to its removal."""
+"""The lifecycle of a client app in a real browser, from registration to removal."""
 
 import re
 
@@ -24,7 +24,7 @@ def shown(page: Page, element: str) -> str:
 
 
 def register(page: Page, site: Site, world: World) -> tuple[str, str]:
-    """The app id and the token, from the page that shows them once."""
+    """Register an app and return its id and token from the secrets page."""
     sign_in(page, site)
     page.goto(f"{site.url}{APPS}add/")
     page.get_by_label("Name:").fill("Newsletter")
@@ -38,10 +38,10 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
     page.get_by_role("button", name="Copy: Token").click()
     expect(page.get_by_role("button", name="Copy: Token")).to_have_text(re.compile("Copied|Selected"))
     found = shown(page, "app-id"), shown(page, "token")
-    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")  # it is left …
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")  # leave the page …
     expect(page.locator("code#token")).to_have_text("")
-    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")  # … and come back to
-    expect(page.get_by_role("alert").filter(has_text="A secret is shown once")).to_be_visible()
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")  # … and go back
+    expect(page.get_by_role("alert").filter(has_text="Secrets are shown only once")).to_be_visible()
     assert found[1] not in page.content()
     return found
 
@@ -50,7 +50,7 @@ def ping(page: Page, site: Site, app: App) -> None:
     page.goto(f"{site.url}{APPS}{app.pk}/change/")
     page.get_by_role("button", name="Send test ping").click()
     expect(page.get_by_role("heading", name="The app accepted the ping: it answered 200.")).to_be_visible()
-    page.reload()  # sends nothing: the page is the answer to a GET
+    page.reload()  # sends nothing: the page is the response to a GET
     expect(page.get_by_text("pong")).to_be_visible()
     assert violations(page) == []
 
@@ -108,9 +108,7 @@ def unwatch_and_delete(page: Page, site: Site, app: App) -> None:
     expect(page.get_by_role("link", name="Newsletter")).to_have_count(0)
 
 
-def test_an_app_is_registered_pinged_given_a_new_key_fed_and_removed(
-    world: World, site: Site, browser: Browser
-) -> None:
+def test_app_lifecycle(world: World, site: Site, browser: Browser) -> None:
     repo = world.git.repo("acme/docs", {"readme.md": b"# Hello\n", "drafts/secret.md": b"not yet"})
     app_id, token = browser.drive(lambda page: register(page, site, world))
     app = App.objects.get(app_id=app_id)
@@ -131,6 +129,6 @@ def test_an_app_is_registered_pinged_given_a_new_key_fed_and_removed(
     wait_for(lambda: set(world.copy(watch)) == {"readme.md"}, timeout=30)
 
     browser.drive(lambda page: unwatch_and_delete(page, site, app))
-    wait_for(lambda: not App.objects.filter(pk=app.pk).exists(), timeout=40)  # the clean-up has passed
-    assert set(world.receiver.copy(app_id, "acme/docs")) == {"readme.md"}  # what the client holds, it keeps
+    wait_for(lambda: not App.objects.filter(pk=app.pk).exists(), timeout=40)  # after the cleanup
+    assert set(world.receiver.copy(app_id, "acme/docs")) == {"readme.md"}  # the client keeps its files
     assert browser.complaints == []

@@ -1,4 +1,4 @@
-"""The documentation in a real browser: on a phone and on a desk, light and dark, without a word from the console."""
+"""The documentation in a real browser: phone and desktop, light and dark, without console messages."""
 
 import re
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ def reader(request: pytest.FixtureRequest, chromium_browser: Chromium) -> Iterat
 
 
 def open_contents(page: Page) -> None:
-    """On a phone the list is folded, so that the text comes first."""
+    """Open the table of contents, which is collapsed on a phone."""
     summary = page.get_by_text("On this page")
     if summary.is_visible():
         assert page.locator(".contents details").get_attribute("open") is None
         summary.click()
 
 
-def test_every_page_fits_the_screen_and_its_contents_lead_through_it(live_server, reader: Browser) -> None:
+def test_pages_fit_the_screen_and_contents_links_work(live_server, reader: Browser) -> None:
     def read(page: Page) -> None:
         for address, heading in PAGES.items():
             page.goto(f"{live_server.url}/docs/{address}")
@@ -44,15 +44,15 @@ def test_every_page_fits_the_screen_and_its_contents_lead_through_it(live_server
             open_contents(page)
             last = page.get_by_role("navigation", name="On this page").get_by_role("link").last
             expect(last).to_be_visible()
-            words = last.locator("span").last.inner_text() if last.locator("span").count() else last.inner_text()
+            label = last.locator("span").last.inner_text() if last.locator("span").count() else last.inner_text()
             last.click()
-            expect(page.get_by_role("heading", name=words, exact=True)).to_be_in_viewport()
+            expect(page.get_by_role("heading", name=label, exact=True)).to_be_in_viewport()
 
     reader.drive(read)
     assert reader.complaints == []
 
 
-def test_code_can_be_copied_and_the_button_says_so(live_server, reader: Browser) -> None:
+def test_copy_button(live_server, reader: Browser) -> None:
     def read(page: Page) -> None:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.goto(f"{live_server.url}/docs/webhooks/")

@@ -1,7 +1,7 @@
-"""Every page that a superuser can reach, in a real browser, light and dark, on a desk and on a phone: none breaks the
-content security policy, fails, or keeps anybody from using it.
+"""Every page that a superuser can reach, in a real browser, light and dark, on desktop and phone: none violates the
+content security policy, fails, or has accessibility violations.
 
-The walk begins at the overview and follows every link below `/admin/`, so a page that is added later is walked too.
+The walk starts at the overview and follows every link below `/admin/`, so new pages are covered.
 """
 
 import re
@@ -23,9 +23,9 @@ from tests.support.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-LIMIT = 400  # pages; more means that the walk found a way to go round for ever
-KINDS = 2  # pages of one kind (`/admin/…/12/change/`) that are walked
-# What operators have open all day, in both colour schemes on both screens; every other page in two of these four.
+LIMIT = 400  # pages; more would mean an endless walk
+KINDS = 2  # walked pages of one kind (`/admin/…/12/change/`)
+# Operators keep these open all day: check all four looks. Every other page is checked in two.
 IMPORTANT = {
     "/admin/",
     "/admin/deliveries_app/app/N/change/",
@@ -39,7 +39,7 @@ IMPORTANT = {
 
 @dataclass
 class Walk:
-    """What came of the pages that were walked: kind of page → status of the last one of it, and what is wrong."""
+    """The result of the walk: kind of page → status of its last page, and all problems."""
 
     statuses: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ def sign_in(page: Page, site: Site, password: str = PASSWORD) -> None:
 
 
 def links(page: Page) -> list[str]:
-    """The paths below /admin/ that the page links to, with their queries."""
+    """Return the paths below /admin/ that the page links to, with their queries."""
     found = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
     parts = [urlsplit(address) for address in found]
     here = urlsplit(page.url).netloc
@@ -79,7 +79,7 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
             look_as(page, look)
             walk.statuses[kind] = status_of(page, site.url + address)
             found = violations(page) if kind_of(path) not in walk.looked_at else []
-            walk.wrong += [f"{address} ({look.scheme}, {look.width}): {words}" for words in [*complaints, *found]]
+            walk.wrong += [f"{address} ({look.scheme}, {look.width}): {problem}" for problem in [*complaints, *found]]
             complaints.clear()
         walk.looked_at.add(kind_of(path))
         new = [link for link in links(page) if link not in seen]
@@ -93,14 +93,14 @@ def status_of(page: Page, address: str) -> int:
     try:
         response = page.goto(address)
     except Error as error:
-        if "Download is starting" in str(error):  # a file, which the browser asks for and does not show
+        if "Download is starting" in str(error):  # a download
             return 200
         raise
     return response.status if response else 0
 
 
 def looks_of(kind: str, walk: Walk) -> tuple[Look, ...]:
-    """The first page of a kind is looked at in several ways; the others stand for their own content alone."""
+    """Return the looks to render a page in: several for the first page of a kind, one for the others."""
     if kind in walk.looked_at:
         return TWO_LOOKS[:1]
     return FOUR_LOOKS if kind in IMPORTANT else TWO_LOOKS
@@ -108,7 +108,7 @@ def looks_of(kind: str, walk: Walk) -> tuple[Look, ...]:
 
 @pytest.fixture
 def everything(world: World, site: Site) -> AppRepository:
-    """A row of every kind: watches that are synced and that fail on either side, runs, an operation, deliveries, people,
+    """Create rows of every kind: synced watches, watches failing on either side, runs, an operation, deliveries, users,
     failed sign-ins."""
     docs, watch = world.watch({f"posts/{number}.html": b"<p>%d</p>" % number for number in range(3)}, name="acme/docs")
     broken, _ = world.watch(name="acme/broken")
@@ -128,7 +128,7 @@ def everything(world: World, site: Site) -> AppRepository:
     return watch
 
 
-def test_no_page_breaks_the_policy_fails_or_shuts_anybody_out(
+def test_every_linked_page_renders_accessibly_within_the_csp(
     site: Site, browser: Browser, everything: AppRepository
 ) -> None:
     assert Delivery.objects.exists()
@@ -140,7 +140,7 @@ def test_no_page_breaks_the_policy_fails_or_shuts_anybody_out(
         walked = walk(page, site, browser.complaints)
         page.goto(f"{site.url}/admin/deliveries_app/queue/pause/")
         page.get_by_role("button", name="Pause all syncing").click()
-        expect(page.get_by_role("region", name="All syncing is paused")).to_be_visible()  # as on every page from now on
+        expect(page.get_by_role("region", name="All syncing is paused")).to_be_visible()  # as on every later page
         walked.wrong += violations_in_two_looks(page)
         return walked
 
@@ -182,7 +182,7 @@ def test_no_page_breaks_the_policy_fails_or_shuts_anybody_out(
         assert kind in found.statuses
 
 
-def test_pages_outside_the_walk_obey_it_too(site: Site, browser: Browser) -> None:
+def test_pages_outside_the_walk(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, site)
         for address in ("/nothing", "/admin/nothing/"):
@@ -202,7 +202,7 @@ def test_pages_outside_the_walk_obey_it_too(site: Site, browser: Browser) -> Non
     assert [complaint for complaint in browser.complaints if complaint != own] == []
 
 
-def test_signing_out_and_being_locked_out_obey_it_too(site: Site, browser: Browser) -> None:
+def test_sign_out_and_lockout_pages(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, site)
         page.get_by_role("button", name="Log out").click()

@@ -1,4 +1,4 @@
-"""What one works with beside the mouse, and what must not be lost while a page lives: focus, ticks, messages, a session."""
+"""Keyboard use, and state that live pages must keep: focus, checkboxes, messages, the session."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.support.world import World
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 
-# Whether the pressed form's button could be pressed no more: noted for later, for the page is left meanwhile.
+# Records whether the pressed button was disabled, as the browser leaves the page meanwhile.
 NOTE_THE_BUTTON = """addEventListener("submit", () => setTimeout(() => {
     sessionStorage.busy = document.querySelector("form[aria-busy=true] button.button").disabled;
 }))"""
@@ -26,7 +26,7 @@ NOTE_THE_BUTTON = """addEventListener("submit", () => setTimeout(() => {
 
 @pytest.fixture
 def gate(world: World) -> Iterator[Event]:
-    """While it is cleared, the client takes a second for each file."""
+    """While it is cleared, the client takes a second per file."""
     gate = Event()
     gate.set()
 
@@ -41,7 +41,7 @@ def gate(world: World) -> Iterator[Event]:
 
 @pytest.fixture
 def watched(world: World, gate: Event, site: Site) -> AppRepository:
-    """acme/docs and acme/site, synced, of 200 files each; the first of them."""
+    """acme/docs, synced like acme/site, with 200 files each."""
     files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(200)}
     watch, _ = (world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site"))
     wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 2, timeout=60)
@@ -49,7 +49,7 @@ def watched(world: World, gate: Event, site: Site) -> AppRepository:
 
 
 def tab_to(page: Page, target: Locator) -> None:
-    """Press Tab until the target has the focus, and can be seen to have it."""
+    """Press Tab until the target has visible focus."""
     for _ in range(150):
         page.keyboard.press("Tab")
         if target.count() and target.evaluate("target => target === document.activeElement"):
@@ -59,19 +59,17 @@ def tab_to(page: Page, target: Locator) -> None:
 
 
 def after_polls(page: Page, count: int, address: str) -> None:
-    """Until the page has asked so many times more at an address with these words, and put the answers into itself."""
+    """Wait until the page has polled URLs with this text that many more times and swapped the responses in."""
     for _ in range(count):
         with page.expect_response(lambda response: address in response.url, timeout=30_000):
             pass
     page.wait_for_timeout(100)
 
 
-def test_from_the_overview_to_a_confirmed_re_sync_with_the_keyboard_alone(
-    site: Site, browser: Browser, watched: AppRepository
-) -> None:
+def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: AppRepository) -> None:
     def journey(page: Page) -> None:
         page.goto(f"{site.url}/admin/login/")
-        page.keyboard.type("anna")  # the field has the focus
+        page.keyboard.type("anna")  # the field has focus
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORD)
         page.keyboard.press("Enter")
@@ -89,7 +87,7 @@ def test_from_the_overview_to_a_confirmed_re_sync_with_the_keyboard_alone(
         tab_to(page, page.get_by_role("button", name="Run"))
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="Force re-sync")).to_be_visible()
-        page.reload()  # the question is still there
+        page.reload()  # the confirmation is still shown
         expect(page.get_by_text("This will re-sync acme/docs and re-send ALL files to Portal.")).to_be_visible()
         tab_to(page, page.get_by_role("button", name="Yes, re-sync 1"))
         page.keyboard.press("Enter")
@@ -106,7 +104,7 @@ def test_from_the_overview_to_a_confirmed_re_sync_with_the_keyboard_alone(
     assert browser.complaints == []
 
 
-def test_focus_ticks_and_what_is_unfolded_are_kept_while_parts_of_the_page_are_exchanged(
+def test_polls_keep_focus_checkboxes_and_open_details(
     site: Site, browser: Browser, watched: AppRepository, gate: Event
 ) -> None:
     gate.clear()
@@ -119,7 +117,7 @@ def test_focus_ticks_and_what_is_unfolded_are_kept_while_parts_of_the_page_are_e
         cancel.focus()
         after_polls(page, 3, "/admin/progress/")
         expect(cancel).to_be_focused()
-        assert violations(page) == []  # with a message, and while the bar moves
+        assert violations(page) == []  # with a message shown and the bar moving
 
     def on_the_list(page: Page) -> None:
         page.goto(site.url + LIST)
@@ -142,7 +140,7 @@ def test_focus_ticks_and_what_is_unfolded_are_kept_while_parts_of_the_page_are_e
         gate.set()
         dismiss = page.get_by_role("button", name="Dismiss", exact=True)
         expect(dismiss).to_be_visible(timeout=60_000)
-        page.keyboard.press("Tab")  # the focus stayed where Cancel was: it is one step to what came in its place
+        page.keyboard.press("Tab")  # focus stays where Cancel was: its replacement is one step away
         expect(dismiss).to_be_focused()
 
     browser.drive(on_the_operation)
@@ -152,9 +150,7 @@ def test_focus_ticks_and_what_is_unfolded_are_kept_while_parts_of_the_page_are_e
     assert browser.complaints == []
 
 
-def test_a_second_press_sends_nothing_and_the_button_shows_why(
-    site: Site, browser: Browser, watched: AppRepository
-) -> None:
+def test_second_press_of_a_button_sends_nothing(site: Site, browser: Browser, watched: AppRepository) -> None:
     def journey(page: Page) -> None:
         held: list[Route] = []
         page.route("**/force-resync/**", lambda route: hold(route, held))
@@ -164,7 +160,7 @@ def test_a_second_press_sends_nothing_and_the_button_shows_why(
         page.get_by_role("button", name="Yes, re-sync 2").dblclick(no_wait_after=True)
         while not held:
             page.wait_for_timeout(50)
-        page.wait_for_timeout(300)  # a second request would be held too
+        page.wait_for_timeout(300)  # a second request would be held as well
         assert len(held) == 1
         held[0].continue_()
         expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
@@ -176,11 +172,11 @@ def test_a_second_press_sends_nothing_and_the_button_shows_why(
 
 
 def hold(route: Route, held: list[Route]) -> None:
-    """The server gets a POST only when the test wants it."""
+    """Hold POSTs back until the test releases them."""
     held.append(route) if route.request.method == "POST" else route.continue_()
 
 
-def test_a_session_that_ends_is_said_in_place_and_one_comes_back_to_the_page(
+def test_ended_session_shows_a_notice_and_login_returns_to_the_page(
     site: Site, browser: Browser, watched: AppRepository, gate: Event
 ) -> None:
     gate.clear()
@@ -199,13 +195,13 @@ def test_a_session_that_ends_is_said_in_place_and_one_comes_back_to_the_page(
         expect(page.locator(".progress-box progress").first).to_be_visible()
 
     def end(page: Page) -> None:
-        words = page.locator(".progress-box").get_by_text("Your session has ended.")
-        expect(words).to_be_visible(timeout=10_000)
-        expect(page.locator("#login-form")).to_have_count(0)  # no page within the page
+        notice = page.locator(".progress-box").get_by_text("Your session has ended.")
+        expect(notice).to_be_visible(timeout=10_000)
+        expect(page.locator("#login-form")).to_have_count(0)  # no nested page
         assert violations(page) == []
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.wait_for_timeout(4_500)  # two polls would fall into this
+        page.wait_for_timeout(4_500)  # long enough for two polls
         assert [url for url in asked if f"/{operation.operation_id}/?" in url] == []
         page.get_by_role("link", name="Sign in again").first.click()
         page.get_by_label("Username:").fill("anna")
@@ -223,7 +219,7 @@ def test_a_session_that_ends_is_said_in_place_and_one_comes_back_to_the_page(
     assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
 
 
-def test_messages_stay_until_they_can_have_been_read(site: Site, browser: Browser) -> None:
+def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, site)
         page.clock.install()
@@ -235,7 +231,7 @@ def test_messages_stay_until_they_can_have_been_read(site: Site, browser: Browse
         assert violations(page) == []
         page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
         page.clock.run_for(60_000)
-        expect(toast).to_be_visible()  # nobody saw it
+        expect(toast).to_be_visible()  # the tab was hidden
         page.evaluate("delete document.hidden")
         page.clock.run_for(5_000)
         expect(toast).to_be_visible()
@@ -251,7 +247,7 @@ def test_messages_stay_until_they_can_have_been_read(site: Site, browser: Browse
         expect(warning).to_be_visible()
         page.mouse.move(0, 0)
         page.clock.run_for(600_000)
-        expect(warning).to_be_visible()  # what went wrong waits for the person
+        expect(warning).to_be_visible()  # errors stay until dismissed
         warning.get_by_role("button", name="Dismiss this message").click()
         expect(warning).to_be_hidden()
 
@@ -259,7 +255,7 @@ def test_messages_stay_until_they_can_have_been_read(site: Site, browser: Browse
     assert browser.complaints == []
 
 
-def test_what_moves_is_told_in_words_and_motion_and_colours_are_the_persons(
+def test_progress_is_announced_and_user_preferences_are_respected(
     site: Site, browser: Browser, watched: AppRepository, gate: Event
 ) -> None:
     gate.clear()
@@ -274,7 +270,7 @@ def test_what_moves_is_told_in_words_and_motion_and_colours_are_the_persons(
         page.get_by_role("button", name="Yes, re-sync 1").click()
         icon = page.locator(".badge-busy .icon")
         expect(icon).to_be_visible()
-        # Asked again until it is so: a poll may have just exchanged what is asked for.
+        # Retried, as a poll may just have replaced the element.
         expect(icon).to_have_css("animation-name", "docora-pulse")
         page.emulate_media(reduced_motion="reduce")
         expect(icon).to_have_css("animation-name", "none")

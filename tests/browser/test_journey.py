@@ -1,4 +1,4 @@
-"""An administrator's journey in a real browser, against real workers, git, a client, PostgreSQL and Valkey."""
+"""An administrator's journey in a real browser, with real workers, git, a client, PostgreSQL and Valkey."""
 
 import re
 import time
@@ -17,13 +17,14 @@ LIST = "/admin/deliveries_app/apprepository/"
 
 
 def take_a_moment(notification: Notification) -> Answer | None:
+    """Delay each response, so that a re-sync of 300 files lasts several polls."""
     time.sleep(0.3)
     return None
 
 
 @pytest.fixture
 def watched(world: World, site: Site) -> list[AppRepository]:
-    """Three synced repositories of 150 files; from now on each file takes the client 0.1 s."""
+    """Three synced repositories with 150 files each. From now on, the client takes 0.1 s per file."""
     files = {f"posts/{number:03}.html": b"<p>%d</p>" % number for number in range(150)}
     watches = [world.watch(files, name=f"acme/{name}")[1] for name in ("docs", "site", "wiki")]
     wait_for(lambda: AppRepository.objects.filter(status="synced").count() == 3, timeout=40)
@@ -40,7 +41,7 @@ def sign_in(page: Page, site: Site) -> None:
 
 
 def force_resync(page: Page, site: Site, *names: str) -> None:
-    """Tick the rows, choose the action, and come to the confirmation page."""
+    """Tick the rows, choose the action and open the confirmation page."""
     page.goto(site.url + LIST)
     for name in names:
         page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").check()
@@ -53,7 +54,7 @@ def percent(page: Page) -> int:
     return int(page.locator(".progress-box progress").first.get_attribute("value") or 0)
 
 
-def test_select_two_rows_force_re_sync_confirm_and_watch_the_bar_to_its_end(
+def test_resync_of_two_rows_until_the_bar_is_full(
     world: World, site: Site, browser: Browser, watched: list[AppRepository]
 ) -> None:
     before = len(world.receiver.log)
@@ -72,14 +73,14 @@ def test_select_two_rows_force_re_sync_confirm_and_watch_the_bar_to_its_end(
     def watch(page: Page) -> list[int]:
         seen: list[int] = []
         reloaded = False
-        words = page.locator(".progress-box .progress-words")
+        summary = page.locator(".progress-box .progress-words")
         while True:
-            shown = percent(page)  # before the words: in between they may change, and then to the end
-            if re.search(r"2 repositories: 2 synced · 300 files", words.inner_text()):
+            shown = percent(page)  # read before the text, which may change in between, but only towards the end
+            if re.search(r"2 repositories: 2 synced · 300 files", summary.inner_text()):
                 break
             seen.append(shown)
             if not reloaded and seen[-1] >= 20:
-                page.reload()  # in the middle: the bar goes on where it was
+                page.reload()  # reloaded midway: the bar continues where it was
                 reloaded = True
             page.wait_for_timeout(200)
         assert reloaded
@@ -94,7 +95,7 @@ def test_select_two_rows_force_re_sync_confirm_and_watch_the_bar_to_its_end(
     assert set(SyncRun.objects.filter(reason="resync").values_list("outcome", flat=True)) == {"succeeded"}
 
     def finished(page: Page) -> None:
-        assert page.locator(".progress-box [hx-get]").count() == 0  # polling has ended
+        assert page.locator(".progress-box [hx-get]").count() == 0  # polling has stopped
         page.get_by_role("button", name="Dismiss").click()
         expect(page.get_by_role("button", name="Dismiss")).to_be_hidden()
         page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
@@ -105,7 +106,7 @@ def test_select_two_rows_force_re_sync_confirm_and_watch_the_bar_to_its_end(
     assert browser.complaints == []
 
 
-def test_cancel_stops_it_and_says_what_was_sent(
+def test_cancel_stops_the_operation_and_shows_what_was_sent(
     world: World, site: Site, browser: Browser, watched: list[AppRepository]
 ) -> None:
     def start_and_cancel(page: Page) -> str:
@@ -115,12 +116,12 @@ def test_cancel_stops_it_and_says_what_was_sent(
         while percent(page) <= 10:
             page.wait_for_timeout(100)
         page.get_by_role("button", name="Cancel").click()
-        words = page.locator(".progress-box .progress-words")
-        expect(words).to_contain_text("Stopped by anna.")
-        return words.inner_text()
+        summary = page.locator(".progress-box .progress-words")
+        expect(summary).to_contain_text("Stopped by anna.")
+        return summary.inner_text()
 
-    words = browser.drive(start_and_cancel)
-    assert "of 150 files sent and goes on" in words
+    summary = browser.drive(start_and_cancel)
+    assert "of 150 files sent and goes on" in summary
     wait_for(lambda: AppRepository.objects.filter(status="synced", next_sync_at=None).count() == 3, timeout=40)
     assert len([record for record in world.receiver.log if record.reason == "resync"]) < 450
     for watch in watched:
@@ -128,7 +129,7 @@ def test_cancel_stops_it_and_says_what_was_sent(
     assert browser.complaints == []
 
 
-def test_one_row_leads_back_to_the_list_with_its_row_alive(
+def test_resync_of_one_row_returns_to_the_live_list(
     world: World, site: Site, browser: Browser, watched: list[AppRepository]
 ) -> None:
     def journey(page: Page) -> None:
@@ -144,13 +145,13 @@ def test_one_row_leads_back_to_the_list_with_its_row_alive(
         tick.check()
         expect(row.locator("progress")).to_be_visible()
         expect(row.locator(".badge")).to_have_text("synced", timeout=20_000)
-        expect(tick).to_be_checked()  # live cells leave the ticks alone
+        expect(tick).to_be_checked()  # live cells keep the checkboxes
 
     browser.drive(journey)
     assert browser.complaints == []
 
 
-def test_the_app_page_re_syncs_all_and_enter_in_its_form_never_starts_anything(
+def test_app_page_resyncs_all_and_enter_only_saves(
     world: World, site: Site, browser: Browser, watched: list[AppRepository]
 ) -> None:
     def journey(page: Page) -> None:
@@ -162,7 +163,7 @@ def test_the_app_page_re_syncs_all_and_enter_in_its_form_never_starts_anything(
         page.get_by_role("button", name="Yes, re-sync 3").click()
         page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
         expect(page.locator(".progress-box progress").first).to_be_visible()
-        expect(button).to_be_hidden()  # the running bar stands in its place
+        expect(button).to_be_hidden()  # replaced by the running bar
         page.get_by_role("button", name="Cancel").click()
         expect(page.locator(".progress-box")).to_contain_text("Stopped by anna.")
         expect(button).to_be_visible()

@@ -1,4 +1,4 @@
-"""Panels that refresh themselves, on the first page that has one: they never take anything from under the hand."""
+"""Live panels refresh themselves without replacing anything in use."""
 
 import re
 
@@ -16,7 +16,7 @@ EVERY = 5_000  # milliseconds
 
 
 class Panel:
-    """The live panel of the overview, on a page whose clock the test moves on. `asked` counts its requests."""
+    """The overview's live panel, on a page whose clock the test advances. `asked` counts its requests."""
 
     def __init__(self, page: Page, site: Site) -> None:
         sign_in(page, site)
@@ -36,7 +36,7 @@ class Panel:
         self.asked += self.address in getattr(request, "url", "")
 
     def is_refreshed(self) -> None:
-        """When its time has come: fails if nothing is asked for."""
+        """Advance to the next refresh. Fail unless the panel polls."""
         self._mark()
         self.page.clock.run_for(EVERY + 500)
         self._is_exchanged()
@@ -47,14 +47,14 @@ class Panel:
         self._is_exchanged()
 
     def stays(self) -> None:
-        """For half a minute, however often its time has come."""
+        """Check for half a minute that the panel does not poll."""
         before = self.asked
         self.page.clock.run_for(6 * EVERY)
         self.page.wait_for_timeout(200)
         assert self.asked == before
 
     def hide(self, hidden: bool) -> None:
-        """As if the tab went to the background, or came back."""
+        """Hide the tab, or show it again."""
         value = "true" if hidden else "false"
         self.page.evaluate(
             f"Object.defineProperty(document, 'hidden', {{value: {value}, configurable: true}});"
@@ -71,7 +71,7 @@ class Panel:
         expect(self.page.locator("#mark")).to_have_count(0)
 
 
-def test_a_panel_refreshes_itself_unless_it_is_paused_or_hidden(site: Site, browser: Browser) -> None:
+def test_panel_refreshes_unless_paused_or_hidden(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         panel = Panel(page, site)
         assert violations(page) == []
@@ -81,21 +81,21 @@ def test_a_panel_refreshes_itself_unless_it_is_paused_or_hidden(site: Site, brow
         expect(panel.pause).to_have_attribute("aria-pressed", "true")
         panel.stays()
         expect(panel.age).to_have_text(re.compile(r"^Updated \d+ s ago, paused$"))
-        panel.is_refreshed_at_once(panel.refresh)  # whoever asks gets it
+        panel.is_refreshed_at_once(panel.refresh)  # a manual refresh works
         panel.stays()
         panel.pause.click()
         panel.is_refreshed()
         panel.hide(True)
         panel.stays()
         panel._mark()
-        panel.hide(False)  # whoever comes back sees what is true now
+        panel.hide(False)  # shown again, the panel refreshes at once
         panel._is_exchanged()
 
     browser.drive(journey)
     assert browser.complaints == []
 
 
-def test_a_panel_takes_nothing_from_under_the_hand(site: Site, browser: Browser) -> None:
+def test_panel_never_replaces_what_is_in_use(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         panel = Panel(page, site)
         link = panel.body.locator("a[id]").first
@@ -124,7 +124,7 @@ def test_a_panel_takes_nothing_from_under_the_hand(site: Site, browser: Browser)
     assert browser.complaints == []
 
 
-def test_a_panel_says_when_the_server_or_the_session_has_gone(site: Site, browser: Browser) -> None:
+def test_panel_reports_a_lost_server_or_session(site: Site, browser: Browser) -> None:
     def lose_the_server(page: Page) -> Panel:
         panel = Panel(page, site)
         page.context.set_offline(True)

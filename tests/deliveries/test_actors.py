@@ -1,16 +1,20 @@
-"""Who may do what, and where it is written down (`engine.md` §11)."""
+"""Permissions of actors, and where actors are recorded (`engine.md` §11)."""
 
 from collections.abc import Callable
+from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
+from django.test import Client
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import (
+    audit,
     cancel_operation,
     cancel_request,
     delete_app,
@@ -22,6 +26,7 @@ from deliveries_app.services import (
     unwatch_repository,
     watch_repository,
 )
+from tests.api.caller import Caller
 from tests.support.world import World
 
 
@@ -33,8 +38,8 @@ def staff(*permissions: str) -> Actor:
 
 OPERATOR = ("view_apprepository", "resync_apprepository", "view_bulkoperation")
 
-BulkAction = Callable[[Actor, AppRepository, BulkOperation], object]
-VERBS: dict[str, BulkAction] = {
+Act = Callable[[Actor, AppRepository, BulkOperation], object]
+SERVICES: dict[str, Act] = {
     "onboard": lambda actor, watch, operation: onboard_app(actor, name="Other", base_url="http://a.example", email="a@b.example"),
     "watch": lambda actor, watch, operation: watch_repository(actor, watch.app, watch.github_url),
     "unwatch": lambda actor, watch, operation: unwatch_repository(actor, watch),
@@ -58,37 +63,33 @@ def operation(watch: AppRepository) -> BulkOperation:
     return resync_many(Actor.command(), AppRepository.objects.filter(pk=watch.pk))
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_user_without_the_permission_is_refused_and_nothing_has_changed(
-    watch: AppRepository, operation: BulkOperation, verb: str
-) -> None:
+@pytest.mark.parametrize("service", SERVICES)
+def test_user_without_permission_changes_nothing(watch: AppRepository, operation: BulkOperation, service: str) -> None:
     before = AppRepository.objects.values().get()
     with pytest.raises(PermissionDenied):
-        VERBS[verb](staff("view_apprepository", "change_apprepository"), watch, operation)
+        SERVICES[service](staff("view_apprepository", "change_apprepository"), watch, operation)
     assert AppRepository.objects.values().get() == before
     assert not LogEntry.objects.exists()
 
 
-@pytest.mark.parametrize("verb", ["re-sync", "re-sync several", "re-sync by app", "cancel", "cancel one", "dismiss"])
-def test_an_operator_needs_to_view_and_to_resync_but_not_to_change(
-    watch: AppRepository, operation: BulkOperation, verb: str
-) -> None:
-    VERBS[verb](staff(*OPERATOR), watch, operation)
+@pytest.mark.parametrize("service", ["re-sync", "re-sync several", "re-sync by app", "cancel", "cancel one", "dismiss"])
+def test_operator_needs_no_change_permission(watch: AppRepository, operation: BulkOperation, service: str) -> None:
+    SERVICES[service](staff(*OPERATOR), watch, operation)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "onboard"])
-def test_an_app_may_do_nothing_to_what_belongs_to_another(
-    world: World, watch: AppRepository, operation: BulkOperation, verb: str
+@pytest.mark.parametrize("service", [service for service in SERVICES if service != "onboard"])
+def test_app_cannot_act_on_another_app(
+    world: World, watch: AppRepository, operation: BulkOperation, service: str
 ) -> None:
     before = AppRepository.objects.values().get()
     with pytest.raises(PermissionDenied):
-        VERBS[verb](Actor.of_app(world.add_app("Other")), watch, operation)
+        SERVICES[service](Actor.of_app(world.add_app("Other")), watch, operation)
     assert AppRepository.objects.values().get() == before
     operation.refresh_from_db()
     assert (operation.cancelled_at, operation.dismissed_at) == (None, None)
 
 
-def test_an_app_may_resync_and_unwatch_its_own(world: World, watch: AppRepository) -> None:
+def test_app_can_resync_and_unwatch_its_own_repositories(world: World, watch: AppRepository) -> None:
     actor = Actor.of_app(world.app)
     assert resync_single(actor, watch).run.requested_by == "app Portal"
     unwatch_repository(actor, watch)
@@ -104,7 +105,29 @@ def test_only_active_staff_are_actors(db: None) -> None:
             Actor.of_user(user)
 
 
-def test_who_asked_stands_on_the_run_and_on_the_operation(world: World, watch: AppRepository) -> None:
+def test_actor_carries_the_address_of_the_request(
+    world: World, watch: AppRepository, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """From the admin, the admin JSON and the REST API. Behind a trusted proxy it is the client's, not the proxy's."""
+    settings.TRUSTED_PROXIES = [ip_network("10.0.0.0/8")]
+    actors: list[Actor] = []
+    monkeypatch.setattr(audit, "record", lambda actor, *_: actors.append(actor))
+    admin = Client(REMOTE_ADDR="10.0.0.1", headers={"X-Forwarded-For": "203.0.113.7"})
+    admin.force_login(User.objects.create_superuser("olga"))
+    assert admin.post("/admin/deliveries_app/queue/pause/", {"post": "yes"}).status_code == 302
+    ids = {"app_id": world.app.app_id, "repository_id": watch.repository.repository_id}
+    assert admin.post("/admin/api/resync", ids, content_type="application/json").status_code == 200
+    caller = Caller(world.app, address="203.0.113.8")
+    assert caller.post(body={"github_url": watch.github_url}).status_code == 201
+    assert [(actor.name, actor.address) for actor in actors] == [
+        ("olga", "203.0.113.7"),
+        ("olga", "203.0.113.7"),
+        ("app Portal", "203.0.113.8"),
+    ]
+    assert (Actor.command().address, Actor.system().address) == ("", "")
+
+
+def test_runs_and_operations_record_the_actor(world: World, watch: AppRepository) -> None:
     actor = staff(*OPERATOR)
     run = resync_single(actor, watch).run
     assert (run.requested_by, run.user) == (actor.name, actor.user)
@@ -118,7 +141,7 @@ def test_who_asked_stands_on_the_run_and_on_the_operation(world: World, watch: A
 
 
 @pytest.mark.parametrize(("limit", "entries"), [(3, 3), (2, 1)])
-def test_django_s_log_names_each_watch_up_to_a_limit_and_beyond_it_the_operation(
+def test_log_entries_for_each_watch_or_for_a_large_operation(
     world: World, monkeypatch, limit: int, entries: int
 ) -> None:
     assert runs.LOGGED_ONE_BY_ONE == 100
@@ -133,7 +156,7 @@ def test_django_s_log_names_each_watch_up_to_a_limit_and_beyond_it_the_operation
     assert objects == (set(AppRepository.objects.all()) if entries == 3 else {operation})
 
 
-def test_a_resync_and_its_cancel_are_logged_for_users_only(world: World, watch: AppRepository) -> None:
+def test_only_actions_of_users_are_logged(world: World, watch: AppRepository) -> None:
     actor = staff(*OPERATOR)
     resync_single(actor, watch)
     cancel_request(actor, watch)

@@ -1,4 +1,4 @@
-"""The app page as a cockpit: what it shows of an app's work, to whom, and what is refreshed without anything being lost."""
+"""The app page: what it shows, to whom, and what polling refreshes."""
 
 import hashlib
 import re
@@ -58,8 +58,8 @@ def live(client: Client, app: App, **query: str):
     return client.get(f"/admin/live/app/{app.pk}/", query, HTTP_HX_REQUEST="true")
 
 
-def failing(app: App, name: str, **facts) -> AppRepository:
-    return make_watch(app, name, **FAILING | {"failing_since": timezone.now() - timedelta(hours=1)} | facts)
+def failing(app: App, name: str, **fields) -> AppRepository:
+    return make_watch(app, name, **FAILING | {"failing_since": timezone.now() - timedelta(hours=1)} | fields)
 
 
 def file_failing(watch: AppRepository, path: str, minutes_ago: int = 1) -> DeliveryFailure:
@@ -71,18 +71,18 @@ def file_failing(watch: AppRepository, path: str, minutes_ago: int = 1) -> Deliv
 
 
 def names(text: str) -> list[str]:
-    """The repositories of the table, in its order."""
+    """Return the repositories of the table, in its order."""
     return re.findall(r'id="watch-\d+" href="[^"]+">([^<]+)</a>', text)
 
 
-def words(text: str, watch: AppRepository) -> str:
-    """What the table says of a repository beside its status, without markup."""
+def text_of(text: str, watch: AppRepository) -> str:
+    """Return the text that the table shows beside a repository's status."""
     row = text[text.index(f'id="watch-{watch.pk}"') :]
     cell = row[row.index('class="goes"') : row.index("</td>", row.index('class="goes"'))]
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", cell.partition(">")[2])).split())
 
 
-def test_health_is_told_of_the_last_notifications_or_that_there_were_none(admin: Client, app: App) -> None:
+def test_health_shows_recent_notifications_or_their_absence(admin: Client, app: App) -> None:
     assert "No notification was sent lately." in page(admin, app).text
     latest = endpoint_stats.Latest()
     for number in range(100):
@@ -92,13 +92,13 @@ def test_health_is_told_of_the_last_notifications_or_that_there_were_none(admin:
         assert "99 % ok · median 38 ms · p95 210 ms (last 100)" in shown.text
 
 
-def test_without_redis_the_page_is_there_all_the_same(admin: Client, app: App, valkey_server) -> None:
+def test_works_without_redis(admin: Client, app: App, valkey_server) -> None:
     make_watch(app, "docs", status=Status.SCANNING)
     valkey_server.stop()
     assert names(page(admin, app).text) == ["acme/docs"]
 
 
-def test_each_row_says_what_is_wrong_and_when_it_is_tried_next(admin: Client, app: App) -> None:
+def test_rows_show_error_and_next_attempt(admin: Client, app: App) -> None:
     soon = timezone.now() + timedelta(seconds=100)
     files = failing(app, "files", next_sync_at=soon, files_failing=2, base_commit="a" * 40)
     down = failing(app, "down", next_sync_at=soon, files_failing=2, status=Status.PENDING, last_status_code=503)
@@ -108,29 +108,31 @@ def test_each_row_says_what_is_wrong_and_when_it_is_tried_next(admin: Client, ap
     waiting = make_watch(app, "waiting", status=Status.PENDING, next_sync_at=timezone.now())
     synced = make_watch(app, "well")
     text = page(admin, app).text
-    assert words(text, files) == "HTTP 500 on 2 files next try in 1 min"
-    assert words(text, down) == "HTTP 503 next try in 1 min"  # no base: the number of files is that of an earlier run
-    assert words(text, git) == "The token was refused next try in 1 min"
-    assert words(text, waiting) == "Next sync as soon as a worker is free"
-    assert words(text, synced) == ""
+    assert text_of(text, files) == "HTTP 500 on 2 files next try in 1 min"
+    assert (
+        text_of(text, down) == "HTTP 503 next try in 1 min"
+    )  # without a base, the number of files comes from an earlier run
+    assert text_of(text, git) == "The token was refused next try in 1 min"
+    assert text_of(text, waiting) == "Next sync as soon as a worker is free"
+    assert text_of(text, synced) == ""
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
-    assert words(page(admin, app).text, files).endswith("next try in 10 min")
+    assert text_of(page(admin, app).text, files).endswith("next try in 10 min")
     App.objects.update(paused=True)
-    assert words(page(admin, app).text, files).endswith("waits until the app is resumed")
+    assert text_of(page(admin, app).text, files).endswith("waits until the app is resumed")
     SyncPause.objects.create(paused_by="anna")
-    assert words(page(admin, app).text, files).endswith("waits until syncing is resumed")
+    assert text_of(page(admin, app).text, files).endswith("waits until syncing is resumed")
 
 
-def test_an_open_circuit_is_waited_for_unless_somebody_asks(admin: Client, app: App) -> None:
+def test_open_circuit_delays_next_attempt_unless_requested(admin: Client, app: App) -> None:
     watch = failing(app, "docs", next_sync_at=timezone.now(), retry_count=3)
     watch.repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
     watch.repository.save()
-    assert words(page(admin, app).text, watch).endswith("next try in 20 min")
+    assert text_of(page(admin, app).text, watch).endswith("next try in 20 min")
     AppRepository.objects.update(retry_count=0)
-    assert words(page(admin, app).text, watch).endswith("next try as soon as a worker is free")
+    assert text_of(page(admin, app).text, watch).endswith("next try as soon as a worker is free")
 
 
-def test_a_repository_that_is_being_sent_shows_its_bar_and_its_files(admin: Client, app: App) -> None:
+def test_running_sync_shows_bar_and_files(admin: Client, app: App) -> None:
     watch = make_watch(app, "docs", status=Status.SCANNING)
     SyncRun.objects.create(
         watch=watch, app_name="Portal", repository_name="acme/docs", reason="change", requested_by="sweep", generation=1,
@@ -138,11 +140,11 @@ def test_a_repository_that_is_being_sent_shows_its_bar_and_its_files(admin: Clie
     )  # fmt: skip
     text = page(admin, app).text
     assert 'value="44"' in text
-    assert words(text, watch) == "4,400 / 10,000 files"
+    assert text_of(text, watch) == "4,400 / 10,000 files"
     polled = admin.get("/admin/live/", {"ids": watch.pk, "files": "1"}).text
     assert f'id="going-{watch.pk}" hx-swap-oob="true">4,400 / 10,000 files' in polled
     assert f"ids={watch.pk}&files=1" in unescape(polled)
-    assert "going-" not in admin.get("/admin/live/", {"ids": watch.pk}).text  # other lists have no place for them
+    assert "going-" not in admin.get("/admin/live/", {"ids": watch.pk}).text  # other lists do not show them
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_a_repository_that_is_being_sent_shows_its_bar_and_its_files(admin: Clie
         ({"o": "app__client_auth_key"}, ["acme/docs", "acme/site", "acme/web", "other/docs"]),
     ],
 )
-def test_the_table_is_searched_filtered_and_sorted(admin: Client, app: App, query, found: list[str]) -> None:
+def test_table_is_searched_filtered_and_sorted(admin: Client, app: App, query, found: list[str]) -> None:
     now = timezone.now()
     make_watch(app, "docs", tree_files=20, last_synced_at=now - timedelta(hours=1))
     failing(app, "site", status=Status.PENDING, tree_files=40)
@@ -181,7 +183,7 @@ def test_the_table_is_searched_filtered_and_sorted(admin: Client, app: App, quer
     assert names(live(admin, app, **query).text) == found
 
 
-def test_the_headings_say_how_the_table_is_sorted_and_lead_to_the_other_way(admin: Client, app: App) -> None:
+def test_headings_show_and_reverse_the_sort_order(admin: Client, app: App) -> None:
     make_watch(app, "docs")
     text = unescape(page(admin, app, q="docs", p="1", o="files").text)
     assert text.count("aria-sort=") == 1
@@ -190,7 +192,7 @@ def test_the_headings_say_how_the_table_is_sorted_and_lead_to_the_other_way(admi
     assert 'aria-sort="descending"' in page(admin, app, o="-files").text
 
 
-def test_a_thousand_repositories_are_paged_and_the_query_stays_in_the_links(admin: Client, app: App) -> None:
+def test_large_table_is_paged_and_links_keep_the_query(admin: Client, app: App) -> None:
     for number in range(120):
         make_watch(app, f"docs-{number:03}")
     text = page(admin, app, q="docs", o="-repository", p="2").text
@@ -204,18 +206,18 @@ def test_a_thousand_repositories_are_paged_and_the_query_stays_in_the_links(admi
         assert len(names(page(admin, app, p=nonsense).text)) in {20, 50}
 
 
-def test_what_is_refreshed_asks_with_the_query_of_the_page(admin: Client, app: App) -> None:
+def test_polls_repeat_the_query_of_the_page(admin: Client, app: App) -> None:
     make_watch(app, "docs")
     text = unescape(page(admin, app, q="do cs", status="synced").text)
     assert f'hx-get="/admin/live/app/{app.pk}/?q=do+cs&status=synced"' in text
     assert 'hx-trigger="every 5s, docora:refresh"' in text
     refreshed = unescape(live(admin, app, q="docs", operations="").text)
-    assert "every 5s" not in refreshed  # the element around it goes on asking
-    assert 'role="search"' not in refreshed  # what somebody types is not taken away
-    assert f"next={APPS}{app.pk}/change/%3Fq%3Ddocs" in refreshed  # the buttons lead back to the page
+    assert "every 5s" not in refreshed  # the element around it keeps polling
+    assert 'role="search"' not in refreshed  # typed text is not replaced
+    assert f"next={APPS}{app.pk}/change/%3Fq%3Ddocs" in refreshed  # the buttons return to the page
 
 
-def test_everything_that_can_have_the_focus_keeps_it_over_a_refresh_by_an_id(admin: Client, app: App) -> None:
+def test_focusable_elements_have_ids(admin: Client, app: App) -> None:
     for number in range(60):
         failing(app, f"docs-{number}")
     resync_by_app(Actor.command(), app)
@@ -226,7 +228,7 @@ def test_everything_that_can_have_the_focus_keeps_it_over_a_refresh_by_an_id(adm
     assert [tag for tag in focusable if " id=" not in tag] == []
 
 
-def test_nothing_to_show_says_what_to_do_first(admin: Client, viewer: Client, app: App) -> None:
+def test_empty_table_says_what_to_do_first(admin: Client, viewer: Client, app: App) -> None:
     text = page(admin, app).text
     assert "This app watches nothing yet." in text
     assert "Watch a repository" in text
@@ -237,7 +239,7 @@ def test_nothing_to_show_says_what_to_do_first(admin: Client, viewer: Client, ap
     assert "No repository matches." in page(admin, app, q="nothing").text
 
 
-def test_the_buttons_of_a_row_are_for_those_who_may(admin: Client, viewer: Client, operator: Client, app: App) -> None:
+def test_row_buttons_need_their_permissions(admin: Client, viewer: Client, operator: Client, app: App) -> None:
     watch, well = failing(app, "docs"), make_watch(app, "site")
     text = unescape(page(admin, app).text)
     assert f'action="/admin/deliveries_app/apprepository/{watch.pk}/retry/?next={APPS}{app.pk}/change/"' in text
@@ -262,7 +264,7 @@ def test_the_buttons_of_a_row_are_for_those_who_may(admin: Client, viewer: Clien
         assert not re.search(r"force-resync|/retry/|/delete/|retry-failed", shown)
 
 
-def test_who_sees_no_watched_repositories_sees_none_here(app: App) -> None:
+def test_table_needs_permission_to_view_watches(app: App) -> None:
     watch = failing(app, "docs")
     file_failing(watch, "a.md")
     blind = staff("bob", "view_app", "resync_apprepository", "retry_apprepository")
@@ -274,7 +276,7 @@ def test_who_sees_no_watched_repositories_sees_none_here(app: App) -> None:
         assert "permission to see watched repositories" in shown.text
 
 
-def test_the_fragment_is_for_staff_who_may_see_apps(client: Client, admin: Client, app: App) -> None:
+def test_fragment_needs_permission_to_view_apps(client: Client, admin: Client, app: App) -> None:
     assert live(client, app).status_code == 401
     assert "Sign in again" in live(client, app).text
     assert live(staff("norbert", "view_apprepository"), app).status_code == 403
@@ -284,7 +286,7 @@ def test_the_fragment_is_for_staff_who_may_see_apps(client: Client, admin: Clien
     assert live(admin, app).status_code == 404
 
 
-def test_operations_are_sent_again_only_when_they_are_others(admin: Client, app: App) -> None:
+def test_operation_boxes_are_sent_only_when_the_set_changes(admin: Client, app: App) -> None:
     make_watch(app, "docs")
     operation = resync_by_app(Actor.command(), app)
     assert f'name="operations" value="{operation.pk}"' in page(admin, app).text
@@ -295,7 +297,7 @@ def test_operations_are_sent_again_only_when_they_are_others(admin: Client, app:
     assert 'id="app-operations" hx-swap-oob="innerHTML"' in live(admin, app, operations=str(operation.pk)).text
 
 
-def test_ended_operations_stay_on_the_page_with_what_came_of_them(admin: Client, app: App) -> None:
+def test_ended_operations_are_listed_with_outcomes(admin: Client, app: App) -> None:
     other = make_app("Search")
     for name in ("docs", "site"):
         make_watch(app, name)
@@ -315,7 +317,7 @@ def test_ended_operations_stay_on_the_page_with_what_came_of_them(admin: Client,
     assert {run.app_name for run in admin.get(unescape(link[1])).context["cl"].result_list} == {"Portal"}
 
 
-def test_the_newest_files_that_fail_are_listed_over_all_repositories(admin: Client, app: App, monkeypatch) -> None:
+def test_newest_failing_files_of_all_repositories_are_listed(admin: Client, app: App, monkeypatch) -> None:
     docs, site = failing(app, "docs"), failing(app, "site")
     for number in range(30):
         file_failing(docs, f"docs/{number}.md", minutes_ago=100 + number)
@@ -332,7 +334,7 @@ def test_the_newest_files_that_fail_are_listed_over_all_repositories(admin: Clie
     assert "Files failing (more than 20)" in page(admin, app).text
 
 
-def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client, app: App) -> None:
+def test_action_buttons_are_outside_the_settings_form(admin: Client, app: App) -> None:
     make_watch(app, "site")
     resync_by_app(Actor.command(), app)
     file_failing(failing(app, "docs"), "a.md")
@@ -346,7 +348,7 @@ def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client, ap
     assert text.index('id="app_form"') > text.index('id="tokens"') > text.index('id="repositories"')
 
 
-def test_three_and_three_hundred_repositories_take_the_same_queries(admin: Client, app: App) -> None:
+def test_query_count_is_constant(admin: Client, app: App) -> None:
     def count(*urls: str) -> list[int]:
         counts = []
         for url in urls:

@@ -22,7 +22,7 @@ def admin(db) -> Client:
 
 
 def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, str]:
-    """What a browser would post from the app's page, which it has just read; None: the box is not ticked."""
+    """Return what a browser would post from the app's page; None leaves a checkbox unticked."""
     form = client.get(f"{APPS}{app.pk}/change/").context["adminform"].form
     posted = {}
     for bound in form:
@@ -33,9 +33,9 @@ def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, st
     return {name: "on" if value is True else str(value) for name, value in posted.items() if value not in {None, False}}
 
 
-def test_the_secrets_of_a_new_app_are_shown_once_and_kept_nowhere_in_clear(admin: Client) -> None:
-    facts = {"name": "Portal", "base_url": "https://portal.example/hooks", "email": "ops@portal.example"}
-    answer = admin.post(f"{APPS}add/", facts)
+def test_new_secrets_are_shown_once_and_never_stored_in_clear(admin: Client) -> None:
+    fields = {"name": "Portal", "base_url": "https://portal.example/hooks", "email": "ops@portal.example"}
+    answer = admin.post(f"{APPS}add/", fields)
     assert answer.status_code == 302
     app = App.objects.get()
     assert app.client_auth_key not in str(dict(admin.session))
@@ -49,7 +49,7 @@ def test_the_secrets_of_a_new_app_are_shown_once_and_kept_nowhere_in_clear(admin
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "expected"),
     [
         ("name", "ab", "3"),
         ("base_url", "ftp://x.example", "The base URL must start with"),
@@ -58,32 +58,30 @@ def test_the_secrets_of_a_new_app_are_shown_once_and_kept_nowhere_in_clear(admin
         ("client_auth_key", "short", "16"),
     ],
 )
-def test_what_is_wrong_with_a_new_app_stands_beside_the_field(
-    admin: Client, field: str, value: str, words: str
-) -> None:
-    facts = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example", field: value}
-    page = admin.post(f"{APPS}add/", facts)
+def test_errors_are_shown_beside_their_fields(admin: Client, field: str, value: str, expected: str) -> None:
+    fields = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example", field: value}
+    page = admin.post(f"{APPS}add/", fields)
     assert page.status_code == 200
-    assert words in page.text
+    assert expected in page.text
     assert not App.objects.exists()
 
 
-def test_all_that_is_wrong_with_a_new_app_is_said_at_once(admin: Client) -> None:
-    facts = {"name": "ab", "base_url": "https://u:p@x.example", "email": "nobody", "website": "javascript:alert(1)"}
-    page = admin.post(f"{APPS}add/", facts | {"client_auth_key": "short"})
-    assert set(page.context["form"].errors) == {*facts, "client_auth_key"}
+def test_all_errors_are_shown_at_once(admin: Client) -> None:
+    fields = {"name": "ab", "base_url": "https://u:p@x.example", "email": "nobody", "website": "javascript:alert(1)"}
+    page = admin.post(f"{APPS}add/", fields | {"client_auth_key": "short"})
+    assert set(page.context["form"].errors) == {*fields, "client_auth_key"}
 
 
-def test_a_key_that_the_form_does_not_send_back_is_asked_for_again(admin: Client) -> None:
-    facts = {"name": "Portal", "base_url": "https://x.example", "email": "nobody", "client_auth_key": "k" * 20}
-    page = admin.post(f"{APPS}add/", facts)
+def test_key_must_be_entered_again_after_an_error(admin: Client) -> None:
+    fields = {"name": "Portal", "base_url": "https://x.example", "email": "nobody", "client_auth_key": "k" * 20}
+    page = admin.post(f"{APPS}add/", fields)
     assert "Enter the key again" in page.text
     assert "k" * 20 not in page.text
-    assert 'autocomplete="new-password"' in page.text  # a browser would fill in the password of whoever is signed in
-    assert "Enter the key again" not in admin.post(f"{APPS}add/", facts | {"client_auth_key": ""}).text
+    assert 'autocomplete="new-password"' in page.text  # otherwise browsers fill in the user's own password
+    assert "Enter the key again" not in admin.post(f"{APPS}add/", fields | {"client_auth_key": ""}).text
 
 
-def test_the_settings_obey_the_rules_of_registering(admin: Client) -> None:
+def test_settings_are_validated_like_a_registration(admin: Client) -> None:
     app = make_app("Portal")
     for changes in ({"name": "ab"}, {"base_url": "https://x.example/?q=1"}, {"max_in_flight": "0"}):
         assert admin.post(f"{APPS}{app.pk}/change/", settings_of(admin, app, **changes)).status_code == 200
@@ -91,7 +89,7 @@ def test_the_settings_obey_the_rules_of_registering(admin: Client) -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "257", "100000"])
-def test_how_much_may_be_under_way_at_once_has_bounds_that_are_told(admin: Client, number: str) -> None:
+def test_max_in_flight_is_bounded(admin: Client, number: str) -> None:
     app = make_app("Portal")
     page = admin.post(f"{APPS}{app.pk}/change/", settings_of(admin, app, max_in_flight=number))
     assert page.context["adminform"].form.errors["max_in_flight"]
@@ -100,7 +98,7 @@ def test_how_much_may_be_under_way_at_once_has_bounds_that_are_told(admin: Clien
     assert app.max_in_flight == 8
 
 
-def test_resuming_forgets_why_it_was_paused_and_the_rest_that_the_endpoint_had(admin: Client) -> None:
+def test_resuming_clears_the_pause_reason_and_the_cooldown(admin: Client) -> None:
     app = make_app("Portal")
     later = timezone.now() + timedelta(minutes=30)
     App.objects.filter(pk=app.pk).update(paused=True, paused_reason="410 Gone", cooldown_until=later, down_count=3)
@@ -109,7 +107,7 @@ def test_resuming_forgets_why_it_was_paused_and_the_rest_that_the_endpoint_had(a
     assert (app.paused, app.paused_reason, app.cooldown_until, app.down_count) == (False, "", None, 0)
 
 
-def test_a_page_that_is_older_than_a_pause_does_not_resume_the_app(admin: Client) -> None:
+def test_saving_a_stale_page_does_not_resume_the_app(admin: Client) -> None:
     app = make_app("Portal")
     posted = settings_of(admin, app, description="New words")
     App.objects.filter(pk=app.pk).update(paused=True, paused_reason="410 Gone")
@@ -118,7 +116,7 @@ def test_a_page_that_is_older_than_a_pause_does_not_resume_the_app(admin: Client
     assert (app.description, app.paused, app.paused_reason) == ("New words", True, "410 Gone")
 
 
-def test_saving_settings_writes_only_what_was_changed(admin: Client, monkeypatch) -> None:
+def test_saving_writes_only_changed_settings(admin: Client, monkeypatch) -> None:
     app = make_app("Portal")
     posted = settings_of(admin, app, description="New words")
     written: list[set[str]] = []
@@ -133,7 +131,7 @@ def test_saving_settings_writes_only_what_was_changed(admin: Client, monkeypatch
     assert written == [{"description", "updated_at"}]
 
 
-def test_removing_an_app_ends_its_watches_and_hides_both(admin: Client) -> None:
+def test_removing_an_app_ends_and_hides_its_watches(admin: Client) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")
     page = admin.get(f"{APPS}{app.pk}/delete/")
@@ -144,14 +142,14 @@ def test_removing_an_app_ends_its_watches_and_hides_both(admin: Client) -> None:
     assert list(admin.get(APPS).context["cl"].result_list) == []
 
 
-def test_the_button_for_all_repositories_is_absent_where_there_is_none(admin: Client) -> None:
+def test_resync_all_button_needs_repositories(admin: Client) -> None:
     app = make_app("Portal")
     assert "Re-sync all repositories" not in admin.get(f"{APPS}{app.pk}/change/").text
     make_watch(app, "docs")
     assert "Re-sync all repositories" in admin.get(f"{APPS}{app.pk}/change/").text
 
 
-def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client) -> None:
+def test_action_buttons_are_outside_the_settings_form(admin: Client) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")
     page = admin.get(f"{APPS}{app.pk}/change/").text
@@ -162,9 +160,7 @@ def test_what_operates_stands_outside_the_form_of_the_settings(admin: Client) ->
     assert "CHANGE_FORM-action" not in page
 
 
-def test_the_app_page_takes_the_same_queries_for_many_repositories(
-    admin: Client, django_assert_max_num_queries
-) -> None:
+def test_query_count_is_constant(admin: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(60):
         make_watch(app, f"many-{number}")

@@ -1,4 +1,4 @@
-"""An open circuit in the admin: why it is open, and the button that closes it."""
+"""Open circuits in the admin: their explanation and the reset button."""
 
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ SEES = ("view_repository", "view_apprepository", "view_app")
 
 @pytest.fixture
 def broken(watches: list[AppRepository]) -> list[AppRepository]:
-    """Every repository has failed five times; nothing is due for half an hour."""
+    """Every repository has failed five times, and nothing is due for half an hour."""
     later = timezone.now() + timedelta(minutes=30)
     Repository.objects.update(
         consecutive_failures=5,
@@ -40,7 +40,7 @@ def open_circuits() -> int:
     return Repository.objects.exclude(circuit_open_until=None).count()
 
 
-def test_both_pages_say_why_it_is_open_and_what_can_be_done(mender: Client, broken) -> None:
+def test_both_pages_explain_an_open_circuit(mender: Client, broken) -> None:
     page = mender.get(f"{LIST}{broken[0].repository_id}/change/").text
     assert "5 failures in a row" in page
     assert "git could not read the repository: &lt;b&gt;502&lt;/b&gt;." in page
@@ -50,12 +50,12 @@ def test_both_pages_say_why_it_is_open_and_what_can_be_done(mender: Client, brok
     assert "open, next try" in mender.get(f"{LIST}?circuit=open").text
 
 
-def test_the_button_closes_it_wakes_every_watch_and_leads_back(mender: Client, broken) -> None:
+def test_reset_button_closes_the_circuit_and_schedules_every_watch(mender: Client, broken) -> None:
     watch = broken[0]
     back = f"{WATCHES}{watch.pk}/change/"
     page = mender.post(f"{LIST}{watch.repository_id}/reset-circuit/?next={back}", follow=True)
     assert page.redirect_chain == [(back, 302)]
-    assert "The circuit is reset: 2 watches are tried at once." in page.text
+    assert "The circuit is reset. 2 watches are retried now." in page.text
     assert "Reset circuit" not in page.text
     watch.repository.refresh_from_db()
     assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
@@ -66,7 +66,7 @@ def test_the_button_closes_it_wakes_every_watch_and_leads_back(mender: Client, b
     assert "Reset the circuit" in mender.get(f"{LIST}{watch.repository_id}/history/").text
 
 
-def test_the_action_resets_what_is_ticked_or_everything(mender: Client, broken) -> None:
+def test_action_resets_selected_or_all_circuits(mender: Client, broken) -> None:
     chosen = {"action": "reset_circuits", "_selected_action": [broken[0].repository_id]}
     assert "The circuit is reset" in mender.post(LIST, chosen, follow=True).text
     assert open_circuits() == 1
@@ -75,14 +75,14 @@ def test_the_action_resets_what_is_ticked_or_everything(mender: Client, broken) 
     assert open_circuits() == 0
 
 
-def test_looking_closes_nothing(mender: Client, broken) -> None:
+def test_get_closes_nothing(mender: Client, broken) -> None:
     assert mender.get(f"{LIST}{broken[0].repository_id}/reset-circuit/").status_code == 405
     mender.get(f"{LIST}?action=reset_circuits&_selected_action={broken[0].repository_id}")
     assert open_circuits() == 2
 
 
 @pytest.mark.parametrize("permissions", [SEES, ("retry_apprepository",), (*SEES, "resync_apprepository")])
-def test_a_forged_post_without_the_permission_is_refused(broken, permissions: tuple[str, ...]) -> None:
+def test_forged_post_without_permission_is_refused(broken, permissions: tuple[str, ...]) -> None:
     client = staff("mallory", *permissions)
     assert client.post(f"{LIST}{broken[0].repository_id}/reset-circuit/").status_code == 403
     client.post(LIST, {"action": "reset_circuits", "_selected_action": [broken[0].repository_id]})
@@ -91,12 +91,12 @@ def test_a_forged_post_without_the_permission_is_refused(broken, permissions: tu
         assert "reset-circuit" not in client.get(url).text
 
 
-def test_where_nothing_failed_there_is_nothing_to_reset(mender: Client, watches) -> None:
+def test_no_reset_button_without_failures(mender: Client, watches) -> None:
     assert "Reset circuit" not in mender.get(f"{LIST}{watches[0].repository_id}/change/").text
     assert mender.post(f"{LIST}999999/reset-circuit/").status_code == 302
 
 
-def test_who_may_not_see_git_repositories_is_offered_no_way_there(broken) -> None:
+def test_no_reset_button_without_permission_to_view_repositories(broken) -> None:
     client = staff("olga", "view_apprepository", "retry_apprepository")
     page = client.get(f"{WATCHES}{broken[0].pk}/change/").text
     assert LIST not in page

@@ -1,4 +1,4 @@
-"""Failed syncs: what is failing, why, what is tried when, and what to do about it."""
+"""The Failed syncs page: what fails, why, the next attempt, and hints."""
 
 from datetime import timedelta
 
@@ -30,7 +30,7 @@ def viewer(db) -> Client:
 
 @pytest.fixture
 def failing(watches: list[AppRepository]) -> list[AppRepository]:
-    """Portal's two repositories and Search's one, each with a cause of its own."""
+    """Portal's two repositories and Search's one, each with a different cause."""
     fail(watches[0], RootCause.SERVER_ERROR, status=502, answer="<h1>Bad gateway</h1>", retry_count=2)
     fail(watches[1], RootCause.GIT_AUTH, retry_count=4, state=Status.FAILED)
     fail(watches[2], RootCause.SERVER_ERROR, status=500, retry_count=1)
@@ -38,19 +38,19 @@ def failing(watches: list[AppRepository]) -> list[AppRepository]:
 
 
 def shown(client: Client, query: str = "") -> list[str]:
-    """The rows of the list, in its order."""
+    """Return the rows of the list, in its order."""
     return [str(watch) for watch in client.get(f"{LIST}{query}").context["cl"].result_list]
 
 
 # --- The list ------------------------------------------------------------------------------------------------------------
 
 
-def test_it_shows_what_is_failing_ordered_by_root_cause(viewer: Client, failing) -> None:
+def test_list_is_ordered_by_root_cause(viewer: Client, failing) -> None:
     make_watch(failing[0].app, "fine")
     assert shown(viewer) == ["acme/docs → Portal", "acme/docs → Search", "acme/site → Portal"]
 
 
-def test_a_row_tells_the_cause_the_answer_the_attempts_and_when_it_goes_on(viewer: Client, failing, settings) -> None:
+def test_row_shows_cause_response_attempts_and_next_attempt(viewer: Client, failing, settings) -> None:
     AppRepository.objects.filter(pk=failing[0].pk).update(
         failing_since=timezone.now() - timedelta(hours=2, minutes=1),
         next_sync_at=timezone.now() + timedelta(seconds=50),
@@ -67,13 +67,13 @@ def test_a_row_tells_the_cause_the_answer_the_attempts_and_when_it_goes_on(viewe
     assert f'href="/admin/deliveries_app/apprepository/{failing[0].pk}/change/"' in page
 
 
-def test_its_rows_lead_to_the_page_of_the_watched_repository(viewer: Client, failing) -> None:
+def test_rows_link_to_the_watch(viewer: Client, failing) -> None:
     answer = viewer.get(f"{LIST}{failing[0].pk}/change/")
     assert (answer.status_code, answer.url) == (302, f"/admin/deliveries_app/apprepository/{failing[0].pk}/change/")
 
 
 @pytest.mark.parametrize("state", ["syncing", "paused", "circuit", "rests", "failed", "retrying"])
-def test_the_badge_says_what_it_waits_for_and_the_filter_finds_it(viewer: Client, failing, state: str) -> None:
+def test_state_badge_and_filter(viewer: Client, failing, state: str) -> None:
     watch, later = failing[2], timezone.now() + timedelta(minutes=20)
     labels = {"rests": "endpoint rests", "paused": "app paused", "circuit": "circuit open"}
     if state == "circuit":
@@ -93,9 +93,7 @@ def test_the_badge_says_what_it_waits_for_and_the_filter_finds_it(viewer: Client
     assert labels.get(state, state) in cell
 
 
-def test_the_next_attempt_waits_for_the_app_and_for_the_circuit_but_what_a_person_asked_for_is_the_probe(
-    viewer: Client, failing
-) -> None:
+def test_next_attempt_waits_for_app_and_circuit_unless_requested(viewer: Client, failing) -> None:
     AppRepository.objects.update(next_sync_at=timezone.now())
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=20))
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
@@ -108,7 +106,7 @@ def test_the_next_attempt_waits_for_the_app_and_for_the_circuit_but_what_a_perso
     assert "when the app is resumed" in viewer.get(LIST).text
 
 
-def test_it_is_filtered_by_app_and_by_cause_and_found_by_words(viewer: Client, failing) -> None:
+def test_filters_by_app_and_cause_and_searches_errors(viewer: Client, failing) -> None:
     assert shown(viewer, f"?app={failing[2].app_id}") == ["acme/docs → Search"]
     assert shown(viewer, "?cause=git_auth") == ["acme/site → Portal"]
     assert shown(viewer, "?q=git_auth") == ["acme/site → Portal"]
@@ -118,11 +116,11 @@ def test_it_is_filtered_by_app_and_by_cause_and_found_by_words(viewer: Client, f
 @pytest.mark.parametrize(
     "query", ["?app=x", f"?app={'9' * 30}", "?cause=x", "?state=x", "?operation=x", "?operation=%00", "?_facets=True"]
 )
-def test_a_filter_that_means_nothing_breaks_nothing(viewer: Client, failing, query: str) -> None:
+def test_invalid_filters_are_harmless(viewer: Client, failing, query: str) -> None:
     assert viewer.get(f"{LIST}{query}", follow=True).status_code in {200, 400}
 
 
-def test_of_an_operation_it_shows_what_failed_and_is_failing_still(viewer: Client, failing) -> None:
+def test_operation_filter_shows_what_still_fails(viewer: Client, failing) -> None:
     operation = retry_all(Actor.system())
     SyncRun.objects.exclude(watch=failing[2]).update(outcome=Outcome.FAILED, ended_at=timezone.now())
     AppRepository.objects.filter(pk=failing[1].pk).update(failing_since=None, root_cause="")
@@ -131,11 +129,11 @@ def test_of_an_operation_it_shows_what_failed_and_is_failing_still(viewer: Clien
     assert "Retry all failed" in page.text
 
 
-def test_an_empty_list_says_that_all_is_well(viewer: Client, watches) -> None:
+def test_empty_list_says_that_nothing_fails(viewer: Client, watches) -> None:
     assert "Nothing is failing." in viewer.get(LIST).text
 
 
-def test_what_is_no_longer_watched_is_not_listed(viewer: Client, failing) -> None:
+def test_ended_watches_are_not_listed(viewer: Client, failing) -> None:
     unwatch_repository(Actor.system(), failing[1])
     assert "acme/site" not in viewer.get(LIST).text
 
@@ -143,12 +141,12 @@ def test_what_is_no_longer_watched_is_not_listed(viewer: Client, failing) -> Non
 # --- The groups ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_root_cause_has_a_hint_in_sentences() -> None:
+def test_every_root_cause_has_a_hint() -> None:
     assert set(ROOT_HINTS) == set(RootCause)
     assert [hint for hint in ROOT_HINTS.values() if not hint.endswith(".") or hint != hint.strip()] == []
 
 
-def test_each_cause_is_a_group_with_its_number_what_to_do_and_a_way_to_its_rows(operator: Client, failing) -> None:
+def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
     page = operator.get(LIST)
     counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
     assert counts == [("http_5xx", 2, 2), ("git_auth", 1, 1)]
@@ -159,7 +157,7 @@ def test_each_cause_is_a_group_with_its_number_what_to_do_and_a_way_to_its_rows(
     assert "cause=git_auth" in page.text
 
 
-def test_filtered_by_an_app_the_groups_are_of_it_and_so_are_their_buttons(operator: Client, failing) -> None:
+def test_app_filter_applies_to_groups_and_buttons(operator: Client, failing) -> None:
     app = failing[2].app
     page = operator.get(f"{LIST}?app={app.pk}")
     assert [(group.cause.value, group.count) for group, _, _ in page.context["groups"]] == [("http_5xx", 1)]
@@ -168,14 +166,14 @@ def test_filtered_by_an_app_the_groups_are_of_it_and_so_are_their_buttons(operat
     assert f'href="?app={app.pk}&amp;cause=http_5xx"' in page.text
 
 
-def test_who_may_not_retry_is_offered_no_button(viewer: Client, failing) -> None:
+def test_retry_buttons_need_permission(viewer: Client, failing) -> None:
     page = viewer.get(LIST).text
     assert "retry-failed" not in page
     assert "/retry/?next=" not in page
     assert "Endpoint: 5xx" in page
 
 
-# --- What refreshes itself -----------------------------------------------------------------------------------------------
+# --- Polling ----------------------------------------------------------------------------------------------------------
 
 
 def live(client: Client, *pks: int, query: str = "") -> str:
@@ -183,13 +181,13 @@ def live(client: Client, *pks: int, query: str = "") -> str:
     return client.get(f"{LIVE}?ids={ids}{query}", HTTP_HX_REQUEST="true").text
 
 
-def test_the_list_asks_for_its_groups_and_its_rows_every_five_seconds(operator: Client, failing) -> None:
+def test_list_polls_groups_and_rows_every_five_seconds(operator: Client, failing) -> None:
     page = operator.get(f"{LIST}?cause=http_5xx").text
     assert f'hx-get="{LIVE}?ids={failing[0].pk}%2C{failing[2].pk}&amp;cause=http_5xx"' in page
     assert 'hx-trigger="every 5s, docora:refresh"' in page
 
 
-def test_the_groups_and_each_cell_come_anew_into_their_places(operator: Client, failing) -> None:
+def test_poll_replaces_groups_and_cells(operator: Client, failing) -> None:
     AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING)
     answer = live(operator, failing[0].pk)
     assert "3 repositories are failing" in answer
@@ -197,10 +195,10 @@ def test_the_groups_and_each_cell_come_anew_into_their_places(operator: Client, 
         assert f'<div id="failed-{name}-{failing[0].pk}" class="failed-{name}" hx-swap-oob="true">' in answer
     assert "syncing" in answer
     assert "_selected_action" not in answer
-    assert f"failed-action-{failing[0].pk}" not in answer  # its button is left where it is
+    assert f"failed-action-{failing[0].pk}" not in answer  # its button is not replaced
 
 
-def test_a_row_that_was_mended_says_so_and_loses_its_button(operator: Client, failing) -> None:
+def test_recovered_row_shows_status_and_no_button(operator: Client, failing) -> None:
     AppRepository.objects.filter(pk=failing[0].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
     unwatch_repository(Actor.system(), failing[1])
     answer = live(operator, failing[0].pk, failing[1].pk)
@@ -211,14 +209,14 @@ def test_a_row_that_was_mended_says_so_and_loses_its_button(operator: Client, fa
         assert f'<div id="failed-action-{watch.pk}" class="failed-action" hx-swap-oob="true"></div>' in answer
 
 
-def test_the_refresh_leads_back_to_the_page_that_asks(operator: Client, failing) -> None:
+def test_links_in_a_poll_return_to_the_polling_page(operator: Client, failing) -> None:
     page = f"http://testserver{LIST}?app={failing[0].app_id}"
     headers = {"HTTP_HX_REQUEST": "true", "HTTP_HX_CURRENT_URL": page}
     answer = operator.get(f"{LIVE}?ids=&app={failing[0].app_id}", **headers).text
     assert f"next=%2Fadmin%2Fdeliveries_app%2Ffailedsync%2F%3Fapp%3D{failing[0].app_id}" in answer
 
 
-def test_who_may_not_see_it_gets_a_word_and_no_page(client: Client, failing) -> None:
+def test_poll_without_permission_gets_a_notice(client: Client, failing) -> None:
     nobody = client.get(LIVE, HTTP_HX_REQUEST="true")
     assert (nobody.status_code, "Sign in again" in nobody.text) == (401, True)
     stranger = staff("norbert", "view_app", "retry_apprepository")
@@ -229,9 +227,7 @@ def test_who_may_not_see_it_gets_a_word_and_no_page(client: Client, failing) -> 
     assert staff("paul", "view_apprepository").post(LIVE).status_code == 405
 
 
-def test_the_page_and_its_refresh_take_the_same_queries_for_many_rows(
-    operator: Client, failing, django_assert_max_num_queries
-) -> None:
+def test_query_count_is_constant(operator: Client, failing, django_assert_max_num_queries) -> None:
     for number in range(40):
         app = make_app(f"App {number}")
         fail(make_watch(app, f"many-{number}"), list(RootCause)[number % len(RootCause)])

@@ -1,4 +1,4 @@
-"""Progress in the admin: live numbers, an end, and truthful words afterwards."""
+"""Progress fragments: live numbers, the end of polling, and final summaries."""
 
 from datetime import timedelta
 
@@ -55,9 +55,7 @@ def end(run: SyncRun, outcome: Outcome) -> None:
     runs.close_operations([run.operation_id])
 
 
-def test_a_running_operation_is_polled_every_two_seconds_with_live_numbers(
-    admin: Client, operation: BulkOperation
-) -> None:
+def test_running_operation_is_polled_every_two_seconds(admin: Client, operation: BulkOperation) -> None:
     begin(operation.runs.order_by("pk")[0], 50)
     shown = fragment(admin, operation)
     assert 'hx-trigger="every 2s"' in shown
@@ -67,15 +65,13 @@ def test_a_running_operation_is_polled_every_two_seconds_with_live_numbers(
     assert "150 / 300 files" in fragment(admin, operation)
 
 
-def test_without_redis_the_numbers_come_from_the_rows(admin: Client, operation: BulkOperation, valkey_server) -> None:
+def test_numbers_come_from_rows_without_redis(admin: Client, operation: BulkOperation, valkey_server) -> None:
     begin(operation.runs.order_by("pk")[0], 50)
     valkey_server.stop()
     assert "50 / 300 files" in fragment(admin, operation)
 
 
-def test_a_finished_operation_is_polled_no_more_and_stays_until_it_is_dismissed(
-    admin: Client, operation: BulkOperation
-) -> None:
+def test_finished_operation_stays_until_dismissed(admin: Client, operation: BulkOperation) -> None:
     page = f"/admin/deliveries_app/app/{operation.app_id}/change/"
     for run in operation.runs.all():
         begin(run, 100)
@@ -89,24 +85,20 @@ def test_a_finished_operation_is_polled_no_more_and_stays_until_it_is_dismissed(
     assert f"progress-{operation.operation_id}" not in admin.get(page).text
 
 
-def test_after_a_cancel_it_tells_what_was_sent_and_what_was_not(
-    admin: Client, user: User, operation: BulkOperation
-) -> None:
+def test_cancelled_operation_shows_what_was_sent(admin: Client, user: User, operation: BulkOperation) -> None:
     full, half, _ = operation.runs.order_by("pk")
     begin(full, 100)
     end(full, Outcome.SUCCEEDED)
     begin(half, 44)
     cancel_operation(Actor.of_user(user), operation)
-    words = (
+    expected = (
         "Stopped by anna. 1 repository was sent again in full; "
         "acme/site had 44 of 100 files sent and goes on; 1 was not touched."
     )
-    assert words in fragment(admin, operation)
+    assert expected in fragment(admin, operation)
 
 
-def test_the_operation_stands_on_every_page_that_it_touches(
-    admin: Client, user: User, operation: BulkOperation
-) -> None:
+def test_operation_is_shown_on_every_page_it_concerns(admin: Client, user: User, operation: BulkOperation) -> None:
     search, bystander = make_app("Search"), make_app("Bystander")
     make_watch(search, "docs")
     make_watch(bystander, "docs")
@@ -117,9 +109,7 @@ def test_the_operation_stands_on_every_page_that_it_touches(
     assert box not in admin.get(f"/admin/deliveries_app/app/{bystander.pk}/change/").text
 
 
-def test_words_for_screen_readers_are_sent_only_when_ten_percent_more_are_done(
-    admin: Client, operation: BulkOperation
-) -> None:
+def test_screen_reader_text_changes_every_ten_percent(admin: Client, operation: BulkOperation) -> None:
     first = operation.runs.order_by("pk")[0]
     begin(first, 90)  # 30 percent of the operation
     spoken = f'id="spoken-{operation.operation_id}"'
@@ -128,7 +118,7 @@ def test_words_for_screen_readers_are_sent_only_when_ten_percent_more_are_done(
     assert spoken in fragment(admin, operation, said="20")
 
 
-def test_a_list_asks_again_only_for_rows_where_something_goes_on(admin: Client, db) -> None:
+def test_list_polls_only_active_rows(admin: Client, db) -> None:
     app = make_app("Portal")
     quiet, busy = make_watch(app, "docs"), make_watch(app, "site", status=Status.SCANNING)
     page = admin.get(LIST).text
@@ -142,15 +132,13 @@ def test_a_list_asks_again_only_for_rows_where_something_goes_on(admin: Client, 
     assert "hx-get" not in ended
 
 
-def test_an_operation_that_is_gone_ends_the_polling(admin: Client, db) -> None:
+def test_polling_ends_with_a_deleted_operation(admin: Client, db) -> None:
     answer = admin.get("/admin/progress/bulk_gone/", HTTP_HX_REQUEST="true")
     assert answer.status_code == 404
     assert "hx-get" not in answer.text
 
 
-def test_the_repository_page_shows_its_run_its_failures_and_a_way_to_stop(
-    admin: Client, operation: BulkOperation
-) -> None:
+def test_watch_page_shows_run_failures_and_cancel(admin: Client, operation: BulkOperation) -> None:
     run = operation.runs.order_by("pk")[0]
     begin(run, 50)
     page = admin.get(f"{LIST}{run.watch_id}/change/").text
@@ -161,7 +149,7 @@ def test_the_repository_page_shows_its_run_its_failures_and_a_way_to_stop(
     assert run.outcome == Outcome.CANCELLED
 
 
-def test_a_delivery_is_shown_as_what_it_is(admin: Client, db) -> None:
+def test_delivery_states(admin: Client, db) -> None:
     watch = make_watch(make_app("Portal"), "docs", generation=5, resend_floor=5)
     common = {
         "watch": watch,
@@ -181,7 +169,7 @@ def test_a_delivery_is_shown_as_what_it_is(admin: Client, db) -> None:
     assert "in doubt" in states["unsure"]
 
 
-def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client, db) -> None:
+def test_deliveries_are_found_by_path_prefix(admin: Client, db) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     common = {
         "watch": watch,
@@ -198,11 +186,11 @@ def test_deliveries_are_found_by_the_exact_beginning_of_their_path(admin: Client
 
 
 @pytest.mark.parametrize("public_id", ["repo_0123456789abcdef01234567", "Portal-docs"], ids=["ours", "an imported one"])
-def test_deliveries_are_found_by_the_id_of_their_repository_or_app(admin: Client, db, public_id: str) -> None:
-    facts = {"mode": "100644", "kind": "create", "sha": "a" * 64, "size": 1, "updated_at": timezone.now()}
+def test_deliveries_are_found_by_repository_or_app_id(admin: Client, db, public_id: str) -> None:
+    fields = {"mode": "100644", "kind": "create", "sha": "a" * 64, "size": 1, "updated_at": timezone.now()}
     for number, name in enumerate(("docs", "site")):
         watch = make_watch(make_app(name), name)
-        Delivery.objects.create(watch=watch, path=name, sequence=number, generation=1, acknowledged=True, **facts)
+        Delivery.objects.create(watch=watch, path=name, sequence=number, generation=1, acknowledged=True, **fields)
     app, repository = App.objects.get(name="docs"), Repository.objects.get(name="docs")
     for row, field in ((app, "app_id"), (repository, "repository_id")):
         type(row).objects.filter(pk=row.pk).update(**{field: public_id})
@@ -211,7 +199,7 @@ def test_deliveries_are_found_by_the_id_of_their_repository_or_app(admin: Client
         type(row).objects.filter(pk=row.pk).update(**{field: "another"})
 
 
-def test_the_list_takes_the_same_queries_for_many_rows(admin: Client, db, django_assert_max_num_queries) -> None:
+def test_query_count_of_the_list_is_constant(admin: Client, db, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(45):
         make_watch(app, f"many-{number}", status=Status.SCANNING, last_synced_at=timezone.now() - timedelta(hours=1))
@@ -224,7 +212,7 @@ def test_the_list_takes_the_same_queries_for_many_rows(admin: Client, db, django
     assert live.of_runs([]) == {}
 
 
-def test_an_open_circuit_is_told_in_words_and_not_in_markup(admin: Client, db) -> None:
+def test_open_circuit_cell_is_escaped_text(admin: Client, db) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     watch.repository.circuit_open_until = timezone.now() + timedelta(minutes=20)
     watch.repository.save()

@@ -1,4 +1,4 @@
-"""The admin JSON: the agreed messages and numbers, and every error as JSON."""
+"""The admin JSON: messages and numbers as in the contract, and every error as JSON."""
 
 import json
 
@@ -25,13 +25,13 @@ def ids_of(watch: AppRepository) -> dict[str, str]:
     return {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
 
 
-def test_one_watch_is_queued_under_the_id_of_its_job(operator: Client, watches) -> None:
+def test_resync_returns_the_job_id(operator: Client, watches) -> None:
     answer = post(operator, "resync", ids_of(watches[0]))
     assert answer.json() == {"data": {"message": "Re-sync queued", "job_id": watches[0].job_id}}
     assert generations() == [2, 1, 1]
 
 
-def test_an_app_is_started_watched_and_stopped(operator: Client, watches) -> None:
+def test_app_resync_is_started_polled_and_cancelled(operator: Client, watches) -> None:
     started = post(operator, f"resync/app/{watches[0].app.app_id}").json()["data"]
     operation = BulkOperation.objects.get()
     assert started == {"message": "Bulk re-sync started", "operation_id": operation.operation_id, "total": 2}
@@ -60,7 +60,7 @@ def test_an_app_is_started_watched_and_stopped(operator: Client, watches) -> Non
         ("nowhere", {}, 404, NOT_FOUND),
     ],
 )
-def test_what_is_wrong_is_said_in_the_agreed_words(
+def test_errors_follow_the_contract(
     operator: Client, watches, path: str, body: object, status: int, error: str
 ) -> None:
     answer = post(operator, path, body)
@@ -68,18 +68,18 @@ def test_what_is_wrong_is_said_in_the_agreed_words(
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"null", b'"x"'])
-def test_a_body_that_is_no_json_object_is_a_bad_request(operator: Client, watches, body: bytes) -> None:
+def test_body_must_be_a_json_object(operator: Client, watches, body: bytes) -> None:
     answer = post(operator, "resync", body)
     assert answer.status_code == 400
     assert list(answer.json()) == ["error"]
 
 
-def test_an_app_without_repositories_says_so(operator: Client, db) -> None:
+def test_app_without_repositories_is_an_error(operator: Client, db) -> None:
     answer = post(operator, f"resync/app/{make_app('Empty').app_id}")
     assert (answer.status_code, answer.json()) == (404, {"error": "No repositories for this app"})
 
 
-def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, watches, monkeypatch) -> None:
+def test_internal_error_hides_its_cause(operator: Client, watches, monkeypatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("password=hunter2")
 
@@ -92,7 +92,7 @@ def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, watches, 
     ]
 
 
-def test_it_is_401_for_nobody_403_for_the_rest_also_with_csrf_checks(watches) -> None:
+def test_anonymous_is_401_and_missing_permission_is_403(watches) -> None:
     User.objects.create_user("customer", password="x")
     customer = Client(enforce_csrf_checks=True)
     customer.force_login(User.objects.get(username="customer"))
@@ -106,7 +106,7 @@ def test_it_is_401_for_nobody_403_for_the_rest_also_with_csrf_checks(watches) ->
     assert generations() == [1, 1, 1]
 
 
-def test_a_signed_in_call_without_the_csrf_token_is_refused_as_json(watches) -> None:
+def test_missing_csrf_token_is_refused_as_json(watches) -> None:
     User.objects.create_superuser("root", password="x")
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.get(username="root"))
@@ -116,7 +116,7 @@ def test_a_signed_in_call_without_the_csrf_token_is_refused_as_json(watches) -> 
     assert generations() == [1, 1, 1]
 
 
-def test_the_watches_are_listed_filtered_and_paged(operator: Client, watches) -> None:
+def test_watches_are_listed_filtered_and_paged(operator: Client, watches) -> None:
     def listed(query: str) -> set[tuple[str, str]]:
         data = operator.get(f"/admin/api/repositories?{query}").json()["data"]
         return {(row["app_id"], row["name"]) for row in data["repositories"]}

@@ -1,4 +1,4 @@
-"""An app's address in the admin: tried once when it is entered, and a new one offers to send everything there."""
+"""An app's base URL: it is checked once when entered, and a new one offers a re-sync."""
 
 import pytest
 from django.test import Client
@@ -20,32 +20,32 @@ def operator(db) -> Client:
 
 
 def register(client: Client, **changes: str):
-    facts = {"name": "Portal", "base_url": NOBODY, "email": "ops@portal.example"} | changes
-    return client.post(f"{APPS}add/", facts, follow=True)
+    fields = {"name": "Portal", "base_url": NOBODY, "email": "ops@portal.example"} | changes
+    return client.post(f"{APPS}add/", fields, follow=True)
 
 
-def test_an_address_that_cannot_be_reached_is_saved_with_a_warning(operator: Client) -> None:
+def test_unreachable_url_is_saved_with_a_warning(operator: Client) -> None:
     page = register(operator)
     assert App.objects.get().base_url == NOBODY
-    assert "Portal is saved, but its address does not answer: No connection to 127.0.0.1:9" in page.text
+    assert "Portal is saved, but its URL does not respond: No connection to 127.0.0.1:9" in page.text
     assert "is registered" in page.text
 
 
-def test_any_answer_counts_as_reachable(world: World, operator: Client) -> None:
+def test_any_response_counts_as_reachable(world: World, operator: Client) -> None:
     page = register(operator, name="Search", base_url=world.receiver.url)
     assert "does not answer" not in page.text
-    assert world.requests() == []  # it was asked, but told nothing
+    assert world.requests() == []  # a request without content
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "expected"),
     [(NOBODY, "Connection refused"), ("https://10.1.2.3/", "10.1.2.3"), ("https://name.invalid/", "name.invalid")],
 )
-def test_why_it_cannot_be_reached_is_said_in_words(url: str, words: str) -> None:
-    assert words in reachability(url)
+def test_unreachable_reasons(url: str, expected: str) -> None:
+    assert expected in reachability(url)
 
 
-def test_the_page_of_the_secrets_says_what_to_do_next_and_does_not_repeat_the_token(operator: Client, settings) -> None:
+def test_secrets_page_shows_next_steps_without_repeating_the_token(operator: Client, settings) -> None:
     settings.PUBLIC_URL = "https://docora.example"
     page = register(operator).text
     assert "curl -X POST https://docora.example/api/repositories" in page
@@ -55,11 +55,11 @@ def test_the_page_of_the_secrets_says_what_to_do_next_and_does_not_repeat_the_to
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "expected"),
     [
-        ("website", "javascript:alert(1)", "The website must be an address"),
-        ("website", "https://", "The website must be an address"),
-        ("website", "https://x.example:99999/", "The website must be an address"),
+        ("website", "javascript:alert(1)", "The website must be a URL"),
+        ("website", "https://", "The website must be a URL"),
+        ("website", "https://x.example:99999/", "The website must be a URL"),
         ("description", "x" * 501, "at most 500"),
         ("client_auth_key", "x" * 501, "at most 500"),
         ("email", f"{'x' * 60}@{'y' * 60}.{'z' * 60}.{'w' * 60}.{'v' * 60}.example", "at most 255"),
@@ -67,19 +67,19 @@ def test_the_page_of_the_secrets_says_what_to_do_next_and_does_not_repeat_the_to
         ("base_url", f"https://x.example/{'a' * 2048}", "at most 2048"),
     ],
 )
-def test_the_limits_of_the_contract_hold(operator: Client, field: str, value: str, words: str) -> None:
-    assert words in register(operator, **{field: value}).text
+def test_values_beyond_the_contract_are_refused(operator: Client, field: str, value: str, expected: str) -> None:
+    assert expected in register(operator, **{field: value}).text
     assert not App.objects.exists()
 
 
-def test_what_the_contract_allows_is_taken(operator: Client) -> None:
-    facts = {"website": "http://portal.example/über", "description": "x" * 500, "client_auth_key": "ü" * 500}
-    assert "is registered" in register(operator, name="abc", **facts).text
+def test_values_within_the_contract_are_accepted(operator: Client) -> None:
+    fields = {"website": "http://portal.example/über", "description": "x" * 500, "client_auth_key": "ü" * 500}
+    assert "is registered" in register(operator, name="abc", **fields).text
     app = App.objects.get()
-    assert (app.website, app.description, app.client_auth_key) == tuple(facts.values())
+    assert (app.website, app.description, app.client_auth_key) == tuple(fields.values())
 
 
-def test_a_new_address_leads_to_the_offer_to_send_everything_there(operator: Client) -> None:
+def test_new_url_offers_a_resync(operator: Client) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")
     posted = settings_of(operator, app, base_url=NOBODY)
@@ -87,21 +87,21 @@ def test_a_new_address_leads_to_the_offer_to_send_everything_there(operator: Cli
     app.refresh_from_db()
     assert app.base_url == NOBODY
     assert page.redirect_chain[-1][0].startswith(f"{APPS}force-resync/?ids={app.pk}&")
-    for words in ("The new endpoint holds nothing yet", "does not answer", "This will re-sync acme/docs"):
-        assert words in page.text
-    assert f'href="{APPS}{app.pk}/change/"' in page.text  # and nothing happens if one goes back
+    for expected in ("The new endpoint has no files yet", "does not respond", "This will re-sync acme/docs"):
+        assert expected in page.text
+    assert f'href="{APPS}{app.pk}/change/"' in page.text  # nothing happens without confirmation
 
 
-def test_who_may_not_re_sync_is_told_to_ask_somebody(db) -> None:
+def test_new_url_without_resync_permission_shows_a_warning(db) -> None:
     client = staff("carl", "view_app", "change_app")
     app = make_app("Portal")
     make_watch(app, "docs")
     page = client.post(f"{APPS}{app.pk}/change/", settings_of(client, app, base_url=NOBODY), follow=True)
     assert page.redirect_chain[-1][0] == APPS
-    assert "ask somebody who may" in page.text
+    assert "Ask someone with the re-sync permission" in page.text
 
 
-def test_nothing_is_offered_where_nothing_is_watched_or_the_address_stays(operator: Client) -> None:
+def test_no_resync_offer_without_watches_or_a_new_url(operator: Client) -> None:
     app = make_app("Portal")
     page = operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY), follow=True)
     assert page.redirect_chain[-1][0] == APPS
@@ -110,7 +110,7 @@ def test_nothing_is_offered_where_nothing_is_watched_or_the_address_stays(operat
     assert page.redirect_chain[-1][0] == APPS
 
 
-def test_a_new_address_has_not_asked_for_a_rest(operator: Client) -> None:
+def test_new_url_clears_the_cooldown(operator: Client) -> None:
     app = make_app("Portal")
     App.objects.update(cooldown_until=timezone.now(), down_count=3)
     operator.post(f"{APPS}{app.pk}/change/", settings_of(operator, app, base_url=NOBODY))
@@ -118,14 +118,20 @@ def test_a_new_address_has_not_asked_for_a_rest(operator: Client) -> None:
     assert (app.cooldown_until, app.down_count) == (None, 0)
 
 
-def test_an_app_that_watches_nothing_yet_has_its_whole_page(operator: Client) -> None:
+def test_app_without_watches_has_a_complete_page(operator: Client) -> None:
     app = make_app("Portal")
     page = operator.get(f"{APPS}{app.pk}/change/").text
-    for words in (app.app_id, "Send test ping", "This app watches nothing yet.", app.tokens.get().ending, "Audit log"):
-        assert words in page
+    for expected in (
+        app.app_id,
+        "Send test ping",
+        "This app watches nothing yet.",
+        app.tokens.get().ending,
+        "Audit log",
+    ):
+        assert expected in page
 
 
-def test_a_forged_change_without_the_permission_is_refused(db) -> None:
+def test_forged_change_without_permission_is_refused(db) -> None:
     app = make_app("Portal")
     client = staff("mallory", "view_app", "onboard_app", "rotate_secret_app")
     posted = {"name": "Other", "base_url": NOBODY, "email": "a@b.example", "max_in_flight": "1"}

@@ -1,4 +1,4 @@
-"""The overview: the state at a glance, true, complete for whoever may see it, and nothing for others."""
+"""The overview: correct numbers, complete with all permissions and nothing without."""
 
 import re
 from datetime import timedelta
@@ -42,16 +42,16 @@ def admin(db) -> Client:
 
 @pytest.fixture
 def alive(redis_client) -> None:
-    """A worker and the sweep are at work."""
+    """A worker and the sweep are alive."""
     Worker(["high"], connection=redis_client).register_birth()
     heartbeat.beat(heartbeat.SWEEP)
 
 
-def fail(app: App, name: str, cause: RootCause = RootCause.SERVER_ERROR, **facts) -> AppRepository:
-    facts = {"status": Status.FAILED, "last_error": f"{name} is broken."} | facts
-    minutes_ago = facts.pop("minutes_ago", 5)
+def fail(app: App, name: str, cause: RootCause = RootCause.SERVER_ERROR, **fields) -> AppRepository:
+    fields = {"status": Status.FAILED, "last_error": f"{name} is broken."} | fields
+    minutes_ago = fields.pop("minutes_ago", 5)
     return make_watch(
-        app, name, failing_since=timezone.now() - timedelta(minutes=minutes_ago), root_cause=cause, **facts
+        app, name, failing_since=timezone.now() - timedelta(minutes=minutes_ago), root_cause=cause, **fields
     )
 
 
@@ -61,26 +61,26 @@ def sent(app: App, *, hours_ago: int = 0, **counts: int) -> None:
 
 
 def link(page: str, id_: str) -> str:
-    """The address of the link with this id."""
+    """Return the URL of the link with this id."""
     found = re.search(rf'<a id="{id_}"[^>]* href="([^"]*)"', page)
     assert found, f"no link {id_}"
     return found[1].replace("&amp;", "&")
 
 
 def shown(page: str, id_: str) -> str:
-    """The words of the link with this id."""
+    """Return the text of the link with this id."""
     found = re.search(rf'<a id="{id_}"[^>]*>(.*?)</a>', page, re.DOTALL)
     assert found, f"no link {id_}"
     return re.sub("<[^>]*>", "", found[1]).strip()
 
 
-def words(page: str) -> str:
+def text_of(page: str) -> str:
     return " ".join(re.sub("<[^>]*>", " ", page).split())
 
 
 @pytest.fixture
 def everything(db) -> list[App]:
-    """Some of everything that is counted."""
+    """Create some of everything that is counted."""
     portal, search = make_app("Portal"), make_app("Search")
     App.objects.filter(pk=search.pk).update(paused=True)
     later = timezone.now() + timedelta(minutes=3)
@@ -99,13 +99,13 @@ def everything(db) -> list[App]:
     ("card", "number"),
     [("apps", 2), ("paused", 1), ("watched", 5), ("failed", 3), ("given-up", 2), ("syncing", 1), ("circuits", 1)],
 )
-def test_every_number_links_to_the_list_that_it_counts(viewer: Client, everything, card: str, number: int) -> None:
+def test_numbers_link_to_matching_lists(viewer: Client, everything, card: str, number: int) -> None:
     page = viewer.get(PAGE).text
     assert shown(page, f"card-{card}").split()[0] == str(number)
     assert viewer.get(link(page, f"card-{card}")).context["cl"].result_count == number
 
 
-def test_the_queue_says_what_waits_what_runs_and_what_is_tried_again_later(viewer: Client, everything) -> None:
+def test_queue_shows_waiting_running_and_retrying(viewer: Client, everything) -> None:
     for number in range(3):
         queues.enqueue("default", "deliveries_app.jobs.sync_watch", number, f"job-{number}")
     connection().zadd("rq:wip:high", {"job-9:x": "+inf"})
@@ -118,7 +118,7 @@ def test_the_queue_says_what_waits_what_runs_and_what_is_tried_again_later(viewe
     assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist") + "#waiting"
 
 
-def test_the_watch_that_has_been_due_longest_is_named(viewer: Client) -> None:
+def test_longest_due_watch_is_named(viewer: Client) -> None:
     app = make_app("Portal")
     late = make_watch(app, "late", next_sync_at=timezone.now() - timedelta(minutes=7))
     make_watch(app, "later", next_sync_at=timezone.now() - timedelta(minutes=2))
@@ -132,7 +132,7 @@ def soon():
     return timezone.now() + timedelta(seconds=20)
 
 
-def test_failures_stand_under_their_cause_the_most_frequent_first(viewer: Client) -> None:
+def test_failures_are_grouped_by_cause_most_frequent_first(viewer: Client) -> None:
     app = make_app("Portal")
     fail(app, "one", RootCause.GIT_AUTH, minutes_ago=1)
     fail(app, "two", minutes_ago=60)
@@ -148,7 +148,7 @@ def test_failures_stand_under_their_cause_the_most_frequent_first(viewer: Client
     assert listed.result_count == 2
 
 
-def test_retry_is_offered_with_each_cause_to_those_who_may(viewer: Client) -> None:
+def test_retry_buttons_need_permission(viewer: Client) -> None:
     fail(make_app("Portal"), "web")
     assert "button-retry" not in viewer.get(PAGE).text
     mender = staff("mara", *SEES_ALL, "retry_apprepository")
@@ -158,22 +158,22 @@ def test_retry_is_offered_with_each_cause_to_those_who_may(viewer: Client) -> No
     assert address.endswith("&next=/admin/")
 
 
-def test_what_runs_now_has_bars(viewer: Client) -> None:
+def test_running_syncs_have_bars(viewer: Client) -> None:
     app = make_app("Portal")
     operation = BulkOperation.objects.create(title="Re-sync all · Portal", app=app, requested_by="anna", total=4)
     sending, looking = (make_watch(app, name, status=Status.SCANNING) for name in ("docs", "site"))
-    facts = {"app_name": "Portal", "reason": "resync", "requested_by": "anna", "generation": 1}
+    fields = {"app_name": "Portal", "reason": "resync", "requested_by": "anna", "generation": 1}
     numbers = {"files_total": 200, "files_done": 50, "files_failed": 2, "started_at": timezone.now()}
-    SyncRun.objects.create(watch=sending, repository_name="acme/docs", operation=operation, **facts, **numbers)
-    SyncRun.objects.create(watch=looking, repository_name="acme/site", **facts)
+    SyncRun.objects.create(watch=sending, repository_name="acme/docs", operation=operation, **fields, **numbers)
+    SyncRun.objects.create(watch=looking, repository_name="acme/site", **fields)
     page = viewer.get(PAGE).text
     assert 'aria-label="Progress of Re-sync all · Portal"' in page
     assert '<progress max="100" value="25" aria-label="Progress of acme/docs → Portal">' in page
-    assert "50 / 200 files, 2 not accepted" in words(page)
-    assert "looking what has changed" in words(page)
+    assert "50 / 200 files, 2 not accepted" in text_of(page)
+    assert "looking what has changed" in text_of(page)
 
 
-def test_more_than_fits_is_told_with_a_link(viewer: Client) -> None:
+def test_overflow_is_a_link(viewer: Client) -> None:
     app = make_app("Portal")
     for number in range(overview.PAIRS_SHOWN + 2):
         make_watch(app, f"r{number}", status=Status.SCANNING)
@@ -182,7 +182,7 @@ def test_more_than_fits_is_told_with_a_link(viewer: Client) -> None:
     assert shown(page, "more-watches") == "2 more syncing now"
 
 
-def test_an_hour_with_failures_is_marked_and_told_in_words(viewer: Client) -> None:
+def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
     app = make_app("Portal")
     sent(app, files=900, failed=100, bytes=5_000, requests=1_000, milliseconds=38_000)
     sent(app, hours_ago=5, files=500, bytes=1_000)
@@ -200,19 +200,19 @@ def test_an_hour_with_failures_is_marked_and_told_in_words(viewer: Client) -> No
     assert '<td class="numeric bad">100</td>' in table
 
 
-def test_the_busiest_and_the_slowest_apps_are_named_and_those_being_removed_are_not(viewer: Client) -> None:
+def test_busiest_and_slowest_apps_are_named(viewer: Client) -> None:
     busy, slow, gone = make_app("Busy"), make_app("Slow"), make_app("Gone")
     App.objects.filter(pk=gone.pk).update(ended_at=timezone.now())
     sent(busy, files=1_000, requests=1_000, milliseconds=20_000, bytes=3_000_000)
     sent(slow, files=10, requests=10, milliseconds=25_000)
     sent(gone, files=9_000, requests=9_000, milliseconds=9_000_000)
-    text = words(viewer.get(PAGE).text)
+    text = text_of(viewer.get(PAGE).text)
     assert "Busiest apps Busy 1,000 files · 3.0 MB Slow 10 files" in text
     assert "Slowest apps on average Slow 2.5 s · 10 requests Busy 20 ms · 1,000 requests" in text
     assert "Gone" not in text
 
 
-def test_a_fresh_installation_says_what_to_do_first(admin: Client, viewer: Client, alive) -> None:
+def test_fresh_installation_says_what_to_do_first(admin: Client, viewer: Client, alive) -> None:
     page = admin.get(PAGE).text
     assert link(page, "first-app") == reverse("admin:deliveries_app_app_add")
     assert 'id="first-watch"' not in page
@@ -226,9 +226,9 @@ def test_a_fresh_installation_says_what_to_do_first(admin: Client, viewer: Clien
     assert "What to do first" not in admin.get(PAGE).text
 
 
-def test_when_all_is_well_no_trouble_is_told(viewer: Client, alive) -> None:
+def test_healthy_instance_shows_no_warnings(viewer: Client, alive) -> None:
     make_watch(make_app("Portal"), "docs")
-    text = words(viewer.get(PAGE).text)
+    text = text_of(viewer.get(PAGE).text)
     assert "1 worker since just now · sweep" in text
     assert "Nothing is failing." in text
     assert "Nothing is being synced." in text
@@ -237,9 +237,7 @@ def test_when_all_is_well_no_trouble_is_told(viewer: Client, alive) -> None:
         assert failure not in text
 
 
-def test_without_redis_the_page_says_so_and_shows_what_the_database_knows(
-    viewer: Client, everything, valkey_server: ValkeyServer
-) -> None:
+def test_redis_outage_is_shown(viewer: Client, everything, valkey_server: ValkeyServer) -> None:
     BulkOperation.objects.create(title="Re-sync all", requested_by="anna", total=4)
     valkey_server.stop()
     for url in (PAGE, FRAGMENT):
@@ -251,17 +249,17 @@ def test_without_redis_the_page_says_so_and_shows_what_the_database_knows(
         assert "No sync worker is running" not in page
 
 
-def test_without_a_worker_or_the_sweep_the_page_says_what_to_start(viewer: Client, redis_client) -> None:
+def test_missing_worker_or_sweep_is_shown(viewer: Client, redis_client) -> None:
     page = viewer.get(PAGE).text
     assert "No sync worker is running." in page
     assert "The sweep is not running." in page
     assert "It has not looked for a day." in page
     long_ago = timezone.now() - timedelta(minutes=10)
     redis_client.set("docora:heartbeat:sweep", long_ago.timestamp())
-    assert "It looked last 10 min ago ." in words(viewer.get(PAGE).text)
+    assert "It looked last 10 min ago ." in text_of(viewer.get(PAGE).text)
 
 
-def test_a_sweep_says_that_it_has_looked(db) -> None:
+def test_sweep_time_is_shown(db) -> None:
     with remote.new_client() as client:
         loop.sweep_once(client)
     signs = heartbeat.read()
@@ -280,16 +278,16 @@ PARTS = {
 
 
 @pytest.mark.parametrize("permission", PARTS)
-def test_each_part_is_shown_only_to_those_who_may_see_what_it_counts(everything, permission: str) -> None:
+def test_parts_need_their_view_permissions(everything, permission: str) -> None:
     sent(everything[0], files=1, requests=1)
     page = staff("sam", permission).get(FRAGMENT).text
     found = {name for name, part in PARTS.items() if f'id="{part}"' in page}
     runs = {"view_bulkoperation"} if permission == "view_apprepository" else set()
     assert found == {permission} | runs
-    assert ("Portal" in page) == (permission == "view_apprepository")  # in the names of what fails and what runs
+    assert ("Portal" in page) == (permission == "view_apprepository")  # in the names of failing and running watches
 
 
-def test_a_poll_is_answered_with_the_panel_the_signs_of_life_and_nothing_around_them(viewer: Client, alive) -> None:
+def test_poll_returns_the_panel_and_the_health_indicators(viewer: Client, alive) -> None:
     answer = viewer.get(FRAGMENT, HTTP_HX_REQUEST="true")
     assert answer.status_code == 200
     assert "<html" not in answer.text
@@ -298,7 +296,7 @@ def test_a_poll_is_answered_with_the_panel_the_signs_of_life_and_nothing_around_
     assert 'hx-trigger="every 5s, docora:refresh"' in viewer.get(PAGE).text
 
 
-def test_a_poll_says_in_place_that_one_is_signed_out_or_may_not(client: Client, db) -> None:
+def test_poll_without_session_or_permission_gets_a_notice(client: Client, db) -> None:
     assert (client.get(FRAGMENT).status_code, client.post(FRAGMENT).status_code) == (401, 405)
     assert "Sign in again" in client.get(FRAGMENT).text
     nobody = staff("norbert")
@@ -308,7 +306,7 @@ def test_a_poll_says_in_place_that_one_is_signed_out_or_may_not(client: Client, 
     assert "overview" not in re.sub("Overview", "", page.text)
 
 
-def test_what_can_be_focused_in_the_panel_has_an_id(admin: Client, everything) -> None:
+def test_focusable_elements_have_ids(admin: Client, everything) -> None:
     sent(everything[0], files=5, failed=1, requests=6, milliseconds=60)
     panel = admin.get(FRAGMENT).text
     focusable = re.findall(r"<(?:a|button|summary)\b[^>]*>", panel)
@@ -318,7 +316,7 @@ def test_what_can_be_focused_in_the_panel_has_an_id(admin: Client, everything) -
     assert len(ids) == len(set(ids))
 
 
-def test_names_are_words_and_never_markup(admin: Client) -> None:
+def test_names_are_escaped(admin: Client) -> None:
     app = make_app("<b>Portal</b>")
     fail(app, "docs", last_error="<script>alert(1)</script>")
     make_watch(app, "site", status=Status.SCANNING)
@@ -337,7 +335,7 @@ def fill(app: App, start: int, count: int) -> None:
         sent(make_app(f"App {number}"), files=number + 1, requests=1)
 
 
-def test_many_rows_take_as_many_queries_as_few(viewer: Client, django_assert_max_num_queries) -> None:
+def test_query_count_is_constant(viewer: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     fill(app, 0, 2)
     with CaptureQueriesContext(database) as few:

@@ -1,4 +1,4 @@
-"""Pausing all syncing in the admin: the page that asks, the banner on every page, and what waits meanwhile."""
+"""Pausing all syncing: the confirmation page, the banner on every page, and what waits."""
 
 from datetime import timedelta
 
@@ -30,10 +30,10 @@ def paused(db) -> SyncPause:
     return SyncPause.objects.create(paused_by="anna")
 
 
-def test_the_page_says_what_it_means_and_only_its_button_pauses(operator: Client, watches) -> None:
+def test_page_explains_the_pause_and_only_post_pauses(operator: Client, watches) -> None:
     page = operator.get(f"{PAGE}pause/").text
-    for words in ("nothing is sent to any app", "are recorded, and wait", "is not sent again", "No, take me back"):
-        assert words in page
+    for expected in ("nothing is sent to any app", "are recorded and wait", "is not sent again", "No, take me back"):
+        assert expected in page
     assert "hand over" not in page  # nothing runs
     assert not SyncPause.objects.exists()
     answer = operator.post(f"{PAGE}pause/", {"post": "yes"}, follow=True)
@@ -43,15 +43,15 @@ def test_the_page_says_what_it_means_and_only_its_button_pauses(operator: Client
     assert LogEntry.objects.get().change_message == "Paused all syncing"
 
 
-@pytest.mark.parametrize(("count", "words"), [(1, "1 sync that runs now hands over"), (2, "2 syncs that run now hand")])
-def test_it_says_how_many_syncs_hand_over(operator: Client, watches, count: int, words: str) -> None:
+@pytest.mark.parametrize(("count", "expected"), [(1, "1 running sync stops"), (2, "2 running syncs stop")])
+def test_page_counts_running_syncs(operator: Client, watches, count: int, expected: str) -> None:
     chosen = [watch.pk for watch in watches[:count]]
     soon = timezone.now() + timedelta(seconds=20)
     AppRepository.objects.filter(pk__in=chosen).update(lease_until=soon)
-    assert words in operator.get(f"{PAGE}pause/").text
+    assert expected in operator.get(f"{PAGE}pause/").text
 
 
-def test_who_pauses_second_is_told_who_was_first(operator: Client, paused: SyncPause) -> None:
+def test_second_pause_names_who_paused_first(operator: Client, paused: SyncPause) -> None:
     assert "All syncing is paused by anna." in operator.post(f"{PAGE}pause/", {"post": "yes"}, follow=True).text
     assert SyncPause.objects.get().paused_by == "anna"
 
@@ -68,9 +68,7 @@ def every_page(watch: AppRepository) -> list[str]:
     ]
 
 
-def test_the_banner_stands_on_every_page_with_a_button_that_resumes_and_leads_back(
-    operator: Client, watches, paused: SyncPause
-) -> None:
+def test_banner_is_on_every_page_and_resumes(operator: Client, watches, paused: SyncPause) -> None:
     for url in every_page(watches[0]):
         page = operator.get(url).text
         assert BANNER in page, url
@@ -78,14 +76,14 @@ def test_the_banner_stands_on_every_page_with_a_button_that_resumes_and_leads_ba
     back = f"{WATCHES}{watches[0].pk}/change/"
     answer = operator.post(f"{PAGE}resume/?next={back}", follow=True)
     assert answer.redirect_chain == [(back, 302)]
-    assert "Syncing goes on." in answer.text
+    assert "Syncing is resumed." in answer.text
     assert not SyncPause.objects.exists()
     for url in every_page(watches[0]):
         assert "All syncing is paused" not in operator.get(url).text, url
-    assert "not paused any more" in operator.post(f"{PAGE}resume/", follow=True).text
+    assert "Syncing was not paused" in operator.post(f"{PAGE}resume/", follow=True).text
 
 
-def test_who_may_not_resume_sees_the_banner_and_no_button(watches, paused: SyncPause) -> None:
+def test_banner_without_permission_has_no_button(watches, paused: SyncPause) -> None:
     viewer = staff("victor", *SEES)
     for url in (PAGE, WATCHES):
         page = viewer.get(url).text
@@ -94,20 +92,20 @@ def test_who_may_not_resume_sees_the_banner_and_no_button(watches, paused: SyncP
     assert BANNER in staff("norbert").get("/admin/").text
 
 
-def test_whoever_is_not_signed_in_learns_nothing_and_costs_no_query(client: Client, paused: SyncPause) -> None:
+def test_anonymous_pages_neither_show_nor_query_the_pause(client: Client, paused: SyncPause) -> None:
     with CaptureQueriesContext(connection) as captured:
         page = client.get("/admin/login/").text
     assert "paused" not in page
     assert not [query for query in captured.captured_queries if "syncpause" in query["sql"]]
 
 
-def test_the_banner_costs_one_query(operator: Client, watches, paused: SyncPause) -> None:
+def test_banner_takes_one_query(operator: Client, watches, paused: SyncPause) -> None:
     with CaptureQueriesContext(connection) as captured:
         operator.get(f"{WATCHES}{watches[0].pk}/change/")
     assert len([query for query in captured.captured_queries if "syncpause" in query["sql"]]) == 1
 
 
-def test_the_queue_page_learns_while_it_is_open_that_somebody_paused_or_resumed(operator: Client, db) -> None:
+def test_queue_page_polls_the_pause(operator: Client, db) -> None:
     assert '<div id="sync-pause">' in operator.get(PAGE).text
     before = operator.get(LIVE).text
     assert '<div id="sync-pause" hx-swap-oob="true">' in before
@@ -119,9 +117,7 @@ def test_the_queue_page_learns_while_it_is_open_that_somebody_paused_or_resumed(
     assert "Pause all syncing" not in after
 
 
-def test_a_resync_that_is_asked_for_meanwhile_is_recorded_and_the_confirmation_says_that_it_waits(
-    operator: Client, watches, paused: SyncPause
-) -> None:
+def test_resync_during_a_pause_is_recorded_and_waits(operator: Client, watches, paused: SyncPause) -> None:
     url = f"{WATCHES}force-resync/?ids={watches[0].pk}"
     assert "the re-sync is recorded and runs when syncing is resumed" in operator.get(url).text
     operator.post(url, {"post": "yes"})
@@ -129,7 +125,7 @@ def test_a_resync_that_is_asked_for_meanwhile_is_recorded_and_the_confirmation_s
     assert "All syncing is paused." in operator.get(PAGE).text
 
 
-def test_markup_in_a_name_stays_a_name(db) -> None:
+def test_names_are_escaped(db) -> None:
     SyncPause.objects.create(paused_by="<b>anna</b>")
     root = User.objects.create_superuser("root", password="x")
     client = Client()

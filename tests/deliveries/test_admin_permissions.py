@@ -1,4 +1,4 @@
-"""Who sees what in the admin, and what an operator with `view` and the re-sync permission can really do."""
+"""Permissions in the admin, in particular of an operator who can only view and re-sync."""
 
 import pytest
 from django.contrib.auth.models import User
@@ -38,18 +38,18 @@ def every_page(watches: list[AppRepository]) -> list[str]:
     ]
 
 
-def test_staff_without_any_permission_is_refused_everywhere(watches) -> None:
+def test_staff_without_permissions_is_refused_everywhere(watches) -> None:
     client = staff("norbert")
     assert {url: client.get(url).status_code for url in every_page(watches)} == dict.fromkeys(every_page(watches), 403)
 
 
-def test_nobody_signed_in_is_led_to_the_login_page_everywhere(client: Client, watches) -> None:
+def test_anonymous_is_redirected_to_login_everywhere(client: Client, watches) -> None:
     for url in every_page(watches):
         answer = client.get(url)
         assert (answer.status_code, answer.headers.get("Location", "")[:13]) == (302, "/admin/login/"), url
 
 
-def test_an_operator_can_follow_what_was_started(operator: Client, watches) -> None:
+def test_operator_can_follow_own_operation(operator: Client, watches) -> None:
     url = f"{CONFIRM}?ids={','.join(str(watch.pk) for watch in watches)}"
     answer = operator.post(url, {"post": "yes"}, follow=True)
     operation = BulkOperation.objects.get()
@@ -65,7 +65,7 @@ def test_an_operator_can_follow_what_was_started(operator: Client, watches) -> N
     assert operation.dismissed_at is not None
 
 
-def test_an_operator_changes_nothing_else(operator: Client, watches) -> None:
+def test_operator_can_change_nothing_else(operator: Client, watches) -> None:
     watch = watches[0]
     for url in (f"{LIST}add/", f"{LIST}{watch.pk}/delete/", "/admin/deliveries_app/app/add/"):
         assert operator.post(url, {"post": "yes"}).status_code == 403
@@ -73,7 +73,7 @@ def test_an_operator_changes_nothing_else(operator: Client, watches) -> None:
     assert AppRepository.objects.alive().count() == 3
 
 
-def test_who_only_sees_is_offered_neither_cancel_nor_dismiss(operator: Client, watches) -> None:
+def test_viewer_can_neither_cancel_nor_dismiss(operator: Client, watches) -> None:
     operator.post(f"{CONFIRM}?all=1", {"post": "yes"})
     operation = BulkOperation.objects.get()
     viewer = staff("victor", "view_apprepository", "view_bulkoperation")
@@ -86,14 +86,14 @@ def test_who_only_sees_is_offered_neither_cancel_nor_dismiss(operator: Client, w
 
 
 @pytest.mark.parametrize("path", ["live/?ids=1", "live/1/", "progress/bulk_x/", "progress/bulk_x/rows/"])
-def test_a_poll_is_never_answered_with_a_redirect(client: Client, watches, path: str) -> None:
+def test_polls_are_never_redirected(client: Client, watches, path: str) -> None:
     answer = client.get(f"/admin/{path}", HTTP_HX_REQUEST="true")
     assert answer.status_code == 401
     assert "Sign in again" in answer.text
     assert staff("norbert").get(f"/admin/{path}").status_code == 403
 
 
-def test_no_secret_is_ever_in_a_page(watches) -> None:
+def test_pages_show_no_secrets(watches) -> None:
     User.objects.create_superuser("root", password="x")
     client = Client()
     client.force_login(User.objects.get(username="root"))
@@ -104,7 +104,7 @@ def test_no_secret_is_ever_in_a_page(watches) -> None:
         assert watches[0].app.tokens.get().digest not in page, url
 
 
-def test_who_may_see_one_fragment_is_shown_no_other_for_it(watches) -> None:
+def test_each_fragment_needs_its_own_permission(watches) -> None:
     reader = staff("rita", "view_app")
     assert reader.get("/admin/live/overview/").status_code == 200
     for path in ("/admin/live/queue/", f"/admin/live/?ids={watches[0].pk}", f"/admin/live/{watches[0].pk}/"):

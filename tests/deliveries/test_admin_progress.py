@@ -1,4 +1,4 @@
-"""Progress in the admin: truthful, live from Redis, from the rows without it, and at an end when it has ended."""
+"""Progress in the admin: live from Redis, from rows without it, and polling that ends."""
 
 import json
 
@@ -29,7 +29,7 @@ def fragment(client: Client, operation: BulkOperation) -> str:
     return client.get(f"/admin/progress/{operation.operation_id}/").text
 
 
-def test_a_running_operation_polls_and_a_finished_one_does_not(operator: Client, operation: BulkOperation) -> None:
+def test_only_running_operations_poll(operator: Client, operation: BulkOperation) -> None:
     running = fragment(operator, operation)
     assert 'hx-trigger="every 2s"' in running
     assert "0 of 3 repositories" in running
@@ -46,10 +46,10 @@ def test_a_running_operation_polls_and_a_finished_one_does_not(operator: Client,
 @pytest.mark.parametrize(
     ("state", "statements"), [("counted in Redis", 6), ("lost by Redis", 6), ("finished", 6), ("cancelled", 8)]
 )
-def test_a_poll_takes_at_most_six_statements(
+def test_poll_takes_at_most_six_statements(
     operator: Client, operation: BulkOperation, redis_client, django_assert_max_num_queries, state: str, statements: int
 ) -> None:
-    """The last poll of a cancelled operation takes two more: it names the repositories that had begun."""
+    """The last poll of a cancelled operation takes two more, to name the repositories that had started."""
     runs.seed(operation.runs.select_related("operation").order_by("pk")[0])
     run, watch = operation.runs.order_by("pk")[0], AppRepository.objects.order_by("pk")[0]
     if state == "lost by Redis":
@@ -72,7 +72,7 @@ def test_a_poll_takes_at_most_six_statements(
             assert operator.get(path).status_code == 200, path
 
 
-def test_a_poll_is_refused_at_once_when_its_reader_loses_access(operator: Client, operation: BulkOperation) -> None:
+def test_poll_is_refused_at_once_after_losing_access(operator: Client, operation: BulkOperation) -> None:
     address = f"/admin/progress/{operation.operation_id}/"
     anna = User.objects.get(username="anna")
     assert operator.get(address).status_code == 200
@@ -82,7 +82,7 @@ def test_a_poll_is_refused_at_once_when_its_reader_loses_access(operator: Client
     assert operator.get(address).status_code == 401
 
 
-def test_nobody_else_is_shown_what_one_session_may_see(operator: Client, operation: BulkOperation) -> None:
+def test_poll_of_another_session_is_refused(operator: Client, operation: BulkOperation) -> None:
     fragment(operator, operation)
     other = Client()
     other.force_login(User.objects.create_user("clerk", is_staff=True))
@@ -90,9 +90,7 @@ def test_nobody_else_is_shown_what_one_session_may_see(operator: Client, operati
     assert Client().get(f"/admin/progress/{operation.operation_id}/").status_code == 401
 
 
-def test_the_numbers_come_from_redis_and_from_the_rows_when_redis_lost_them(
-    operator: Client, operation: BulkOperation, redis_client
-) -> None:
+def test_numbers_come_from_redis_or_else_from_rows(operator: Client, operation: BulkOperation, redis_client) -> None:
     live.seed_operation(operation)
     assert live_counters.advance(operation.operation_id, files_done=42)
     assert "42 / 300 files" in fragment(operator, operation)
@@ -101,7 +99,7 @@ def test_the_numbers_come_from_redis_and_from_the_rows_when_redis_lost_them(
     assert "17 / 300 files" in fragment(operator, operation)
 
 
-def test_redis_being_down_makes_no_error_page(operator: Client, operation: BulkOperation, valkey_server) -> None:
+def test_redis_outage_makes_no_error_page(operator: Client, operation: BulkOperation, valkey_server) -> None:
     valkey_server.stop()
     assert "0 / 300 files" in fragment(operator, operation)
     url = f"/admin/deliveries_app/apprepository/force-resync/?ids={AppRepository.objects.first().pk}"  # type: ignore[union-attr]
@@ -109,7 +107,7 @@ def test_redis_being_down_makes_no_error_page(operator: Client, operation: BulkO
     assert AppRepository.objects.filter(generation=3).count() == 1
 
 
-def test_a_bar_is_never_full_before_the_end(operator: Client, operation: BulkOperation) -> None:
+def test_bar_is_never_full_before_the_end(operator: Client, operation: BulkOperation) -> None:
     live_counters.start(operation.operation_id, {"files_total": 300, "files_done": 5000, "started": 1, "completed": 9})
     page = fragment(operator, operation)
     assert 'value="99"' in page
@@ -117,7 +115,7 @@ def test_a_bar_is_never_full_before_the_end(operator: Client, operation: BulkOpe
     assert "3 of 3 repositories" in page
 
 
-def test_cancel_says_what_was_sent_and_what_was_not(operator: Client, operation: BulkOperation) -> None:
+def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: BulkOperation) -> None:
     first, second, _ = operation.runs.order_by("pk")
     SyncRun.objects.filter(pk=first.pk).update(outcome="succeeded", ended_at=timezone.now(), files_done=100)
     SyncRun.objects.filter(pk=second.pk).update(started_at=timezone.now(), files_done=44)
@@ -133,7 +131,7 @@ def test_cancel_says_what_was_sent_and_what_was_not(operator: Client, operation:
     assert operation.operation_id not in operator.get("/admin/deliveries_app/apprepository/").text
 
 
-def test_a_viewer_may_look_and_not_cancel(viewer: Client, operation: BulkOperation) -> None:
+def test_viewer_can_look_but_not_cancel(viewer: Client, operation: BulkOperation) -> None:
     assert "0 of 3 repositories" in fragment(viewer, operation)
     assert viewer.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
     watch = AppRepository.objects.first()
@@ -142,9 +140,7 @@ def test_a_viewer_may_look_and_not_cancel(viewer: Client, operation: BulkOperati
     assert SyncRun.objects.filter(outcome="").count() == 3
 
 
-def test_a_session_that_has_ended_gets_a_hint_and_not_a_page_inside_the_page(
-    client: Client, operation: BulkOperation
-) -> None:
+def test_poll_after_sign_out_gets_a_notice(client: Client, operation: BulkOperation) -> None:
     for url in (f"/admin/progress/{operation.operation_id}/", "/admin/live/?ids=1", "/admin/live/1/"):
         answer = client.get(url)
         assert answer.status_code == 401
@@ -152,7 +148,7 @@ def test_a_session_that_has_ended_gets_a_hint_and_not_a_page_inside_the_page(
         assert "<html" not in answer.text
 
 
-def test_the_cells_of_active_rows_are_swapped_in_place(operator: Client, operation: BulkOperation) -> None:
+def test_cells_of_active_rows_are_swapped_in_place(operator: Client, operation: BulkOperation) -> None:
     pks = list(AppRepository.objects.values_list("pk", flat=True))
     AppRepository.objects.filter(pk=pks[0]).update(status="synced")
     page = operator.get(f"/admin/live/?ids={','.join(map(str, pks))}").text
@@ -162,13 +158,13 @@ def test_the_cells_of_active_rows_are_swapped_in_place(operator: Client, operati
     assert "hx-get" not in operator.get(f"/admin/live/?ids={pks[0]}").text
 
 
-def test_the_json_tells_the_same(operator: Client, operation: BulkOperation) -> None:
+def test_json_shows_the_same_numbers(operator: Client, operation: BulkOperation) -> None:
     data = operator.get(f"/admin/api/retry/progress/{operation.operation_id}").json()["data"]
     assert (data["operation_id"], data["total"], data["completed"]) == (operation.operation_id, 3, 0)
     assert (data["files_total"], data["files_done"], data["percent"], data["finished"]) == (300, 0, 0, False)
 
 
-def test_a_second_resync_of_a_watch_ends_the_older_operation_truthfully(world: World, operator: Client) -> None:
+def test_second_resync_supersedes_the_older_operation(world: World, operator: Client) -> None:
     _, watch = world.watch({"a.txt": b"a"})
     world.settle()
     first = resync_many(Actor.system(), AppRepository.objects.all())
@@ -195,7 +191,7 @@ def post(client: Client, url: str, body: object = None):
     return client.post(url, json.dumps(body) if body is not None else "", content_type="application/json")
 
 
-def test_the_json_calls_answer_as_the_contract_says(operator: Client, operation: BulkOperation) -> None:
+def test_json_calls_follow_the_contract(operator: Client, operation: BulkOperation) -> None:
     watch = AppRepository.objects.select_related("app", "repository").first()
     assert watch
     ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
@@ -212,19 +208,17 @@ def test_the_json_calls_answer_as_the_contract_says(operator: Client, operation:
     assert listed["repositories"][0]["app_id"] == ids["app_id"]
 
 
-def test_the_json_errors_have_one_shape(
-    operator: Client, viewer: Client, client: Client, operation: BulkOperation
-) -> None:
+def test_json_errors_have_one_shape(operator: Client, viewer: Client, client: Client, operation: BulkOperation) -> None:
     unknown = {"app_id": "app_x", "repository_id": "repo_x"}
     empty = make_app("Empty")
-    for answer, status, words in [
+    for answer, status, expected in [
         (post(client, "/admin/api/resync", unknown), 401, "Sign in to the admin first"),
         (client.get("/admin/api/retry/progress/x"), 401, "Sign in to the admin first"),
-        (post(viewer, "/admin/api/resync", unknown), 403, "You do not have the permission for this"),
+        (post(viewer, "/admin/api/resync", unknown), 403, "You do not have permission to do this"),
         (
             post(viewer, f"/admin/api/retry/cancel/{operation.operation_id}"),
             403,
-            "You do not have the permission for this",
+            "You do not have permission to do this",
         ),
         (post(operator, "/admin/api/resync", {}), 400, "app_id and repository_id are required"),
         (
@@ -240,10 +234,10 @@ def test_the_json_errors_have_one_shape(
         (operator.get("/admin/api/retry/progress/bulk_x"), 404, "Operation not found or expired"),
         (operator.get("/admin/api/nothing/here"), 404, NOT_FOUND),
     ]:
-        assert (answer.status_code, answer.json()) == (status, {"error": words})
+        assert (answer.status_code, answer.json()) == (status, {"error": expected})
 
 
-def test_the_json_calls_enforce_csrf(operator: Client, operation: BulkOperation) -> None:
+def test_json_calls_enforce_csrf(operator: Client, operation: BulkOperation) -> None:
     strict = Client(enforce_csrf_checks=True)
     strict.cookies = operator.cookies
     answer = post(strict, "/admin/api/resync", {"app_id": "a", "repository_id": "b"})
@@ -251,7 +245,7 @@ def test_the_json_calls_enforce_csrf(operator: Client, operation: BulkOperation)
     assert set(answer.json()) == {"error"}
 
 
-def test_what_is_read_out_changes_at_every_tenth_and_at_the_end(operator: Client, operation: BulkOperation) -> None:
+def test_screen_reader_text_changes_every_tenth_and_at_the_end(operator: Client, operation: BulkOperation) -> None:
     watch = AppRepository.objects.order_by("pk")[0]
     run = watch.runs.get()
     SyncRun.objects.filter(pk=run.pk).update(started_at=timezone.now(), files_done=42)
@@ -266,7 +260,7 @@ def test_what_is_read_out_changes_at_every_tenth_and_at_the_end(operator: Client
     assert f"{spoken}acme/docs: synced.</span>" in operator.get(f"/admin/live/{watch.pk}/?said=40").text
 
 
-def test_a_list_reads_out_which_of_its_rows_came_to_an_end(operator: Client, operation: BulkOperation) -> None:
+def test_list_announces_settled_rows(operator: Client, operation: BulkOperation) -> None:
     first, second, _ = AppRepository.objects.order_by("pk")
     assert 'id="spoken"' not in operator.get(f"/admin/live/?ids={first.pk},{second.pk}").text
     AppRepository.objects.filter(pk=second.pk).update(status="failed")

@@ -1,6 +1,6 @@
-"""However many rows there are, a page asks the database the same number of questions, and none counts what is large.
+"""Every page takes the same number of queries for any number of rows, and none counts a large table.
 
-The pages are found in the admin's URLs (`tests.support.admin_pages`), so that one that is added is asked for too.
+The pages come from the admin's URLs (`tests.support.admin_pages`), so new pages are covered.
 """
 
 import re
@@ -22,7 +22,7 @@ _BOUND = re.compile(r'LIMIT \d+|"deliveries_app_syncrun"\."operation_id" (?:= |I
 
 
 def queries(client: Client, url: str) -> list[str] | None:
-    """What a GET asks the database; None where there is no page: the first rows' keys may name one later."""
+    """Return the queries of a GET, None if there is no page; later rows may add one."""
     with CaptureQueriesContext(connection) as asked:
         answer = client.get(url)
     assert answer.status_code in {200, 302, *NOT_THERE}, url
@@ -30,9 +30,9 @@ def queries(client: Client, url: str) -> list[str] | None:
 
 
 def addresses(client: Client) -> dict[str, str]:
-    """Of every page, by what it is without the names of its rows: these are others when there are more.
+    """Return the URL of every page by its kind, without the names of rows, which differ with their number.
 
-    A list that is sorted backwards stands for the same one forwards."""
+    A list in descending order counts as the same one in ascending order."""
     urls = (url for url in [*pages(), *variants(client)] if not re.search(r"\?o=\d", url))
     return {re.sub(r"ids=[\d%C,]+", "ids=…", url): url for url in urls}
 
@@ -41,8 +41,8 @@ def counts_without_bound(sql: str) -> bool:
     return "COUNT(" in sql and bool(_LARGE.search(sql)) and not _BOUND.search(sql)
 
 
-@pytest.mark.timeout(900)  # some four hundred requests
-def test_no_page_takes_more_queries_for_more_rows_or_counts_what_is_large(db) -> None:
+@pytest.mark.timeout(900)  # about 400 requests
+def test_query_count_is_constant_on_every_page(db) -> None:
     client = superuser()
     add_rows(0, FEW)
     few = {page: (url, asked) for page, url in addresses(client).items() if (asked := queries(client, url)) is not None}
@@ -53,7 +53,7 @@ def test_no_page_takes_more_queries_for_more_rows_or_counts_what_is_large(db) ->
             page: (url, asked) for page, url in addresses(client).items() if (asked := queries(client, url)) is not None
         }
         different = [page for page in few if page in many and len(few[page][1]) != len(many[page][1])]
-        # Once more: what is asked once in the life of a process, or of a counter in Redis, is no question of a page.
+        # The first request also runs queries that are cached in the process or in Redis. Measure the second one.
         of_many = {page: len(queries(client, many[page][0]) or ()) for page in different}
         transaction.set_rollback(True)
     of_few = {page: len(queries(client, few[page][0]) or ()) for page in different}
@@ -72,5 +72,5 @@ def test_no_page_takes_more_queries_for_more_rows_or_counts_what_is_large(db) ->
         ('SELECT COUNT(*) FROM "deliveries_app_app"', False),
     ],
 )
-def test_the_search_for_counts_knows_them(sql: str, counts: bool) -> None:
+def test_count_detection(sql: str, counts: bool) -> None:
     assert counts_without_bound(sql) == counts

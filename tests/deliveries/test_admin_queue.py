@@ -1,4 +1,4 @@
-"""The queue page: what runs, waits and is scheduled, who works on it, and what an operator may press."""
+"""The queue page: running, waiting and scheduled syncs, workers, and the operator's buttons."""
 
 from datetime import timedelta
 
@@ -41,7 +41,7 @@ def viewer(db) -> Client:
 
 
 def lease(watch: AppRepository, settings, *, left: float | None = None, owner: str = WORKER) -> None:
-    """As if a worker were at it; its lease lasts so many seconds more."""
+    """Lease the watch to a worker for that many seconds."""
     AppRepository.objects.filter(pk=watch.pk).update(
         status=Status.SCANNING,
         next_sync_at=Now(),
@@ -62,11 +62,11 @@ def begin(watch: AppRepository, files_done: int = 40) -> SyncRun:
 def register(
     redis: Redis, name: str, *, pid: int = 7, seconds_ago: float = 1, at: str = "", state: str = "idle"
 ) -> None:
-    """A worker as rq registers one."""
+    """Register a worker as rq does."""
     moment = utcformat(timezone.now() - timedelta(seconds=seconds_ago))
-    facts = {"hostname": "box", "pid": pid, "state": state, "queues": "high,default,low", "birth": moment}
+    fields = {"hostname": "box", "pid": pid, "state": state, "queues": "high,default,low", "birth": moment}
     redis.sadd("rq:workers", f"rq:worker:{name}")
-    redis.hset(f"rq:worker:{name}", mapping=facts | {"last_heartbeat": moment})
+    redis.hset(f"rq:worker:{name}", mapping=fields | {"last_heartbeat": moment})
     if at:
         redis.sadd(f"rq:worker:{name}:executions", f"{at}:1")
 
@@ -76,7 +76,7 @@ def flat(text: str) -> str:
 
 
 def section(client: Client, name: str, url: str = PAGE) -> str:
-    """What stands below the heading of this id, in one line."""
+    """Return the text below the heading with this id, in one line."""
     page = client.get(url)
     assert page.status_code == 200
     return flat(page.text.split(f'<h2 id="{name}">')[1].split("<h2 ")[0])
@@ -85,26 +85,24 @@ def section(client: Client, name: str, url: str = PAGE) -> str:
 # --- What it shows -------------------------------------------------------------------------------------------------------
 
 
-def test_when_nothing_goes_on_it_says_so(operator: Client) -> None:
+def test_empty_queue(operator: Client) -> None:
     page = operator.get(PAGE).text
-    for words in ("Nothing is being synced now.", "Nothing waits.", "Nothing is to be tried again later."):
-        assert words in page
+    for expected in ("Nothing is being synced now.", "Nothing waits.", "Nothing is to be tried again later."):
+        assert expected in page
     assert "No worker is at work" in page
     assert "Start manage.py up" in page
 
 
-def test_it_is_found_in_the_list_of_models_under_its_name(operator: Client) -> None:
+def test_queue_is_in_the_list_of_models(operator: Client) -> None:
     assert f'href="{PAGE}"' in operator.get("/admin/").text
     assert ">Queue</a>" in operator.get("/admin/").text
 
 
-def test_what_runs_is_shown_with_its_request_its_bar_and_its_worker(
-    operator: Client, watches, redis_client: Redis, settings
-) -> None:
+def test_running_sync_shows_request_bar_and_worker(operator: Client, watches, redis_client: Redis, settings) -> None:
     lease(watches[0], settings)
     begin(watches[0])
     queues.enqueue("high", "deliveries_app.jobs.sync_watch", watches[0].pk, watches[0].job_id)
-    redis_client.delete("rq:queue:high")  # a worker has taken it
+    redis_client.delete("rq:queue:high")  # taken by a worker
     register(redis_client, WORKER, at=watches[0].job_id, state="busy")
     shown = section(operator, "running")
     assert "acme/docs" in shown
@@ -118,9 +116,7 @@ def test_what_runs_is_shown_with_its_request_its_bar_and_its_worker(
     assert "busy" in workers
 
 
-def test_one_that_has_nothing_to_send_yet_reads_and_one_that_was_stopped_is_leaving(
-    operator: Client, watches, settings
-) -> None:
+def test_reading_and_stopping_syncs(operator: Client, watches, settings) -> None:
     lease(watches[0], settings)
     assert "reads the repository" in section(operator, "running")
     assert "Stop" in section(operator, "running")
@@ -130,7 +126,7 @@ def test_one_that_has_nothing_to_send_yet_reads_and_one_that_was_stopped_is_leav
     assert "<button" not in shown
 
 
-def test_what_waits_is_shown_in_the_order_of_its_queues(operator: Client, watches) -> None:
+def test_waiting_syncs_are_in_queue_order(operator: Client, watches) -> None:
     request_sync(AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]))
     for queue, watch in (("default", watches[0]), ("high", watches[1])):
         queues.enqueue(queue, "deliveries_app.jobs.sync_watch", watch.pk, watch.job_id)
@@ -139,7 +135,7 @@ def test_what_waits_is_shown_in_the_order_of_its_queues(operator: Client, watche
     names = ["acme/site", "acme/docs", "none yet", "Clean-up"]
     assert sorted(names, key=shown.index) == names
     assert "Cancel" in shown
-    view = queue_report.look()
+    view = queue_report.read_queue()
     assert view.queue is not None
     assert view.queue.lengths == {"high": 1, "default": 1, "low": 1}
     assert [(line.watch.pk, line.queue) for line in view.waiting] == [
@@ -150,31 +146,31 @@ def test_what_waits_is_shown_in_the_order_of_its_queues(operator: Client, watche
     assert (view.counts.due, view.counts.held, view.unqueued) == (3, 0, 1)
 
 
-def test_what_is_held_back_says_by_what(operator: Client, watches) -> None:
+def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     request_sync(AppRepository.objects.all())
     App.objects.filter(pk=watches[0].app_id).update(paused=True)
     App.objects.filter(pk=watches[2].app_id).update(cooldown_until=timezone.now() + timedelta(seconds=90))
     shown = section(operator, "waiting")
     assert "The app is paused." in shown
     assert "The app&#x27;s endpoint rests for 1 min" in shown
-    view = queue_report.look()
+    view = queue_report.read_queue()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)
     AppRepository.objects.filter(pk=watches[0].pk).update(slots_requested_at=timezone.now())
     assert "All slots of the app are taken." in section(operator, "waiting")
     SyncPause.objects.create(paused_by="anna")
     assert section(operator, "waiting").count("All syncing is paused.") == 3
-    assert (queue_report.look().counts.held, queue_report.look().unqueued) == (3, 0)
+    assert (queue_report.read_queue().counts.held, queue_report.read_queue().unqueued) == (3, 0)
 
 
-def test_a_job_whose_repository_is_synced_already_is_only_counted(operator: Client, watches) -> None:
+def test_obsolete_jobs_are_only_counted(operator: Client, watches) -> None:
     queues.enqueue("high", "deliveries_app.jobs.sync_watch", watches[0].pk, watches[0].job_id)
     shown = section(operator, "waiting")
     assert "Nothing waits." in shown
     assert "1 further job has nothing to do any more" in shown
 
 
-def test_what_is_scheduled_is_shown_with_its_time_and_its_cause_the_soonest_first(operator: Client, watches) -> None:
+def test_scheduled_syncs_show_time_and_cause_soonest_first(operator: Client, watches) -> None:
     failing = {"failing_since": Now(), "root_cause": "http_5xx", "last_error": "502"}
     rows = AppRepository.objects.filter
     rows(pk=watches[0].pk).update(status="failed", next_sync_at=from_now(200), **failing)
@@ -185,10 +181,10 @@ def test_what_is_scheduled_is_shown_with_its_time_and_its_cause_the_soonest_firs
     assert sorted(order, key=shown.index) == order
     assert shown.count("Endpoint: 5xx") == 2
     assert f'/admin/deliveries_app/apprepository/{watches[1].pk}/change/"' in shown
-    assert queue_report.look().counts.delayed == 3
+    assert queue_report.read_queue().counts.scheduled == 3
 
 
-def test_each_list_is_bounded_and_says_how_many_more_there_are(operator: Client, db, monkeypatch, settings) -> None:
+def test_lists_are_bounded_and_count_the_rest(operator: Client, db, monkeypatch, settings) -> None:
     monkeypatch.setattr(queue_report, "SHOWN", 2)
     monkeypatch.setattr(queue_report, "SCHEDULED_SHOWN", 2)
     app = make_app("Portal")
@@ -200,12 +196,10 @@ def test_each_list_is_bounded_and_says_how_many_more_there_are(operator: Client,
         assert "and 3 more" in section(operator, name)
 
 
-# --- When something is gone ----------------------------------------------------------------------------------------------
+# --- Outages and lost workers -----------------------------------------------------------------------------------------
 
 
-def test_a_lease_that_nobody_extends_says_when_the_repository_is_free_again(
-    operator: Client, watches, redis_client: Redis, settings
-) -> None:
+def test_expiring_lease_shows_when_it_ends(operator: Client, watches, redis_client: Redis, settings) -> None:
     settings.LEASE_SECONDS = 3600.0
     lease(watches[0], settings, left=640)
     assert "This worker is gone: the repository is free again in 10 min" in section(operator, "running")
@@ -215,14 +209,12 @@ def test_a_lease_that_nobody_extends_says_when_the_repository_is_free_again(
     assert "If it is gone, the repository is free again in 10 min" in shown
 
 
-def test_a_lease_that_is_extended_is_of_a_worker_that_lives_whoever_knows_of_it(
-    operator: Client, watches, settings
-) -> None:
+def test_extended_lease_means_a_live_worker(operator: Client, watches, settings) -> None:
     lease(watches[0], settings, owner="elsewhere:1")
     assert "gone" not in section(operator, "running")
 
 
-def test_a_worker_without_a_sign_of_life_is_gone_and_what_it_holds_is_said(
+def test_silent_worker_is_gone_and_its_leases_are_shown(
     operator: Client, watches, redis_client: Redis, settings
 ) -> None:
     settings.LEASE_SECONDS = 3600.0
@@ -233,13 +225,11 @@ def test_a_worker_without_a_sign_of_life_is_gone_and_what_it_holds_is_said(
     shown = section(operator, "workers")
     assert "Killed, or cut off from Redis. acme/docs → Portal is free again in 10 min" in shown
     assert shown.count("gone") == 1
-    assert queue_report.look().workers_alive == 1
+    assert queue_report.read_queue().workers_alive == 1
     assert "No worker is at work" not in operator.get(PAGE).text
 
 
-def test_without_redis_it_says_so_and_shows_what_the_rows_know(
-    operator: Client, watches, settings, valkey_server: ValkeyServer
-) -> None:
+def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_server: ValkeyServer) -> None:
     lease(watches[0], settings)
     begin(watches[0])
     request_sync(AppRepository.objects.filter(pk=watches[1].pk))
@@ -260,29 +250,29 @@ def test_without_redis_it_says_so_and_shows_what_the_rows_know(
 # --- Stop ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_resync_that_waits_is_cancelled_and_the_toast_says_what_that_means(operator: Client, watches) -> None:
+def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None:
     run = resync_single(ME, watches[0]).run
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
     assert page.redirect_chain == [(PAGE, 302)]
-    assert "Stopped: acme/docs → Portal rests until the next rescan, in 5 min" in flat(page.text)
+    assert "Stopped. acme/docs → Portal is synced at the next rescan, in 5 min" in flat(page.text)
     run.refresh_from_db()
-    assert (run.outcome, run.error) == (Outcome.CANCELLED, "Stopped by olga.")
+    assert (run.outcome, run.error) == (Outcome.CANCELLED, "Cancelled by olga.")
     assert queues.waiting("high") == 0
     assert "Rests until the rescan." in section(operator, "scheduled")
 
 
-def test_a_stop_that_comes_too_late_says_so(operator: Client, watches) -> None:
+def test_stop_of_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
-    assert "Nothing was going on about acme/docs → Portal any more." in page.text
+    assert "acme/docs → Portal had nothing to stop." in page.text
     AppRepository.objects.update(ended_at=timezone.now())
-    assert "not watched any more" in operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
-    assert "not watched any more" in operator.post(f"{PAGE}999999/stop/", follow=True).text
+    assert "no longer watched" in operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
+    assert "no longer watched" in operator.post(f"{PAGE}999999/stop/", follow=True).text
 
 
 # --- Who may -------------------------------------------------------------------------------------------------------------
 
 
-def test_who_only_sees_is_offered_nothing_and_a_forged_post_is_refused(viewer: Client, watches) -> None:
+def test_viewer_sees_no_buttons_and_forged_post_is_refused(viewer: Client, watches) -> None:
     resync_many(ME, AppRepository.objects.all())
     page = viewer.get(PAGE).text
     main = page.split('id="queue-now"')[1]
@@ -295,7 +285,7 @@ def test_who_only_sees_is_offered_nothing_and_a_forged_post_is_refused(viewer: C
     assert SyncRun.objects.filter(outcome="").count() == 3
 
 
-def test_who_may_control_may_also_see_and_needs_nothing_else(watches) -> None:
+def test_control_permission_is_enough_to_view(watches) -> None:
     resync_single(ME, watches[0])
     client = staff("carl", "control_queue")
     page = client.get(PAGE).text
@@ -304,7 +294,7 @@ def test_who_may_control_may_also_see_and_needs_nothing_else(watches) -> None:
     assert "Stopped" in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
 
 
-def test_nobody_else_gets_anywhere_near_it(client: Client, watches) -> None:
+def test_others_are_refused(client: Client, watches) -> None:
     stranger = staff("norbert")
     for url in (PAGE, f"{PAGE}pause/", f"{PAGE}resume/", f"{PAGE}{watches[0].pk}/stop/"):
         assert client.post(url).status_code == 302
@@ -316,7 +306,7 @@ def test_nobody_else_gets_anywhere_near_it(client: Client, watches) -> None:
     assert (answer.status_code, "Sign in again" in answer.text) == (401, True)
 
 
-def test_looking_and_posting_without_a_token_change_nothing(operator: Client, watches) -> None:
+def test_get_and_post_without_csrf_token_change_nothing(operator: Client, watches) -> None:
     resync_single(ME, watches[0])
     assert operator.get(f"{PAGE}{watches[0].pk}/stop/").status_code == 405
     assert operator.get(f"{PAGE}resume/").status_code == 405
@@ -330,7 +320,7 @@ def test_looking_and_posting_without_a_token_change_nothing(operator: Client, wa
 # --- The live part and its cost ------------------------------------------------------------------------------------------
 
 
-def test_the_live_part_is_the_page_s_own_and_every_button_in_it_has_an_id(operator: Client, watches, settings) -> None:
+def test_poll_returns_the_page_s_live_part_with_button_ids(operator: Client, watches, settings) -> None:
     lease(watches[0], settings)
     request_sync(AppRepository.objects.filter(pk=watches[1].pk))
     assert f'hx-get="{LIVE}"' in operator.get(PAGE).text
@@ -342,7 +332,7 @@ def test_the_live_part_is_the_page_s_own_and_every_button_in_it_has_an_id(operat
     assert live.count("<button") == live.count('<button type="submit" id="') == 2
 
 
-def test_it_takes_the_same_queries_for_many_rows(operator: Client, db, redis_client: Redis, settings) -> None:
+def test_query_count_is_constant(operator: Client, db, redis_client: Redis, settings) -> None:
     def fill(count: int) -> None:
         for number in range(count):
             app = make_app(f"App {number}")

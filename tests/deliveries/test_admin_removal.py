@@ -1,4 +1,4 @@
-"""Removing apps and watches in the admin: what the pages say first, and what goes."""
+"""Removing apps and watches: what the confirmation shows, and what is removed."""
 
 from datetime import timedelta
 
@@ -25,14 +25,14 @@ def admin(db) -> Client:
 
 
 def deliver(watch: AppRepository, count: int) -> None:
-    facts = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "sequence": 1, "generation": 1}
+    fields = {"mode": "100644", "kind": "create", "sha": "0" * 64, "size": 1, "sequence": 1, "generation": 1}
     Delivery.objects.bulk_create(
-        Delivery(watch=watch, path=f"{number}.txt", acknowledged=True, updated_at=timezone.now(), **facts)
+        Delivery(watch=watch, path=f"{number}.txt", acknowledged=True, updated_at=timezone.now(), **fields)
         for number in range(count)
     )
 
 
-def test_deleting_an_app_says_what_goes_with_it(admin: Client, watches: list[AppRepository]) -> None:
+def test_delete_page_of_an_app_counts_what_is_removed(admin: Client, watches: list[AppRepository]) -> None:
     deliver(watches[0], 7)
     AppRepository.objects.filter(pk=watches[0].pk).update(lease_until=Now() + timedelta(seconds=20))
     page = admin.get(f"{APPS}{watches[0].app_id}/delete/").text
@@ -44,7 +44,7 @@ def test_deleting_an_app_says_what_goes_with_it(admin: Client, watches: list[App
     assert "The client keeps the files that it holds" in page
 
 
-def test_unwatching_says_what_goes_with_it(admin: Client, watches: list[AppRepository]) -> None:
+def test_unwatch_page_counts_what_is_removed(admin: Client, watches: list[AppRepository]) -> None:
     page = admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
     assert "Nothing more is sent about acme/docs → Portal." in page
     assert "No git repository goes with it." in page
@@ -52,13 +52,13 @@ def test_unwatching_says_what_goes_with_it(admin: Client, watches: list[AppRepos
     assert "acme/site" in admin.get(f"{WATCHES}{watches[1].pk}/delete/").text
 
 
-def test_a_large_table_is_not_counted_but_told_about(admin: Client, watches, monkeypatch) -> None:
+def test_large_tables_are_not_counted_exactly(admin: Client, watches, monkeypatch) -> None:
     monkeypatch.setattr(impact, "COUNTED_RECORDS", 5)
     deliver(watches[0], 7)
     assert "About 100 delivery records" in admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
 
 
-def test_the_page_takes_the_same_queries_for_many_watches(admin: Client, django_assert_max_num_queries) -> None:
+def test_query_count_is_constant(admin: Client, django_assert_max_num_queries) -> None:
     app = make_app("Portal")
     for number in range(30):
         make_watch(app, f"many-{number}")
@@ -66,7 +66,7 @@ def test_the_page_takes_the_same_queries_for_many_watches(admin: Client, django_
         assert "and 20 more" in admin.get(f"{APPS}{app.pk}/delete/").text
 
 
-def test_a_deletion_stands_in_django_s_own_record(admin: Client, watches: list[AppRepository]) -> None:
+def test_deletion_is_in_the_audit_log(admin: Client, watches: list[AppRepository]) -> None:
     page = admin.post(f"{WATCHES}{watches[0].pk}/delete/", {"post": "yes"}, follow=True)
     assert page.redirect_chain == [(WATCHES, 302)]
     assert "acme/docs → Portal is unwatched." in page.text
@@ -75,7 +75,7 @@ def test_a_deletion_stands_in_django_s_own_record(admin: Client, watches: list[A
     assert [entry.object_repr for entry in entries] == ["acme/docs → Portal", "Search"]
 
 
-def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Client, watches) -> None:
+def test_action_removes_after_confirmation(admin: Client, watches) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk, watches[2].pk]}
     answer = admin.post(f"{WATCHES}?status__exact=synced", chosen)
     assert AppRepository.objects.alive().count() == 3
@@ -89,7 +89,7 @@ def test_the_action_leads_to_a_page_that_asks_and_that_removes_them(admin: Clien
     assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
 
 
-def test_the_action_takes_all_that_the_filters_of_the_list_show(admin: Client, watches) -> None:
+def test_action_with_select_across_keeps_the_filters(admin: Client, watches) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk], "select_across": "1"}
     answer = admin.post(f"{WATCHES}?app={watches[0].app_id}", chosen)
     page = admin.get(answer.url).text
@@ -99,7 +99,7 @@ def test_the_action_takes_all_that_the_filters_of_the_list_show(admin: Client, w
     assert list(AppRepository.objects.alive()) == [watches[2]]
 
 
-def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, watches) -> None:
+def test_app_action_removes_after_confirmation(admin: Client, watches) -> None:
     apps = [watches[0].app_id, watches[2].app_id]
     answer = admin.post(APPS, {"action": "delete_selected", "_selected_action": apps})
     page = admin.get(answer.url).text
@@ -110,20 +110,20 @@ def test_the_action_of_the_apps_says_and_does_the_same(admin: Client, watches) -
     assert not AppRepository.objects.alive().exists()
 
 
-def test_a_confirmed_action_removes_at_once_as_django_s_own_does(admin: Client, watches) -> None:
+def test_action_with_post_yes_removes_at_once(admin: Client, watches) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [watches[1].pk], "post": "yes"}
     assert "1 repository is unwatched." in admin.post(WATCHES, chosen, follow=True).text
     assert AppRepository.objects.alive().count() == 2
 
 
-def test_an_empty_selection_removes_nothing(admin: Client, watches) -> None:
+def test_empty_selection_removes_nothing(admin: Client, watches) -> None:
     assert "nothing to remove" in admin.get(f"{WATCHES}remove/?ids=", follow=True).text
     admin.post(f"{WATCHES}remove/?ids=999999,x", {"post": "yes"})
     admin.post(f"{WATCHES}remove/?ids={watches[0].pk}", {"post": "no"})
     assert AppRepository.objects.alive().count() == 3
 
 
-def test_looking_removes_nothing(admin: Client, watches) -> None:
+def test_get_removes_nothing(admin: Client, watches) -> None:
     for url in (
         f"{APPS}{watches[0].app_id}/delete/",
         f"{APPS}remove/?ids={watches[0].app_id}&post=yes",
@@ -135,7 +135,7 @@ def test_looking_removes_nothing(admin: Client, watches) -> None:
 
 
 @pytest.mark.parametrize("permissions", [("view_app", "view_apprepository", "change_app"), ("delete_syncrun",)])
-def test_a_forged_post_without_the_permission_is_refused(watches, permissions: tuple[str, ...]) -> None:
+def test_forged_post_without_permission_is_refused(watches, permissions: tuple[str, ...]) -> None:
     client = staff("mallory", *permissions)
     for url in (
         f"{APPS}{watches[0].app_id}/delete/",
@@ -152,35 +152,39 @@ def test_a_forged_post_without_the_permission_is_refused(watches, permissions: t
     assert App.objects.filter(ended_at=None).count() == 2
 
 
-def test_who_may_unwatch_may_not_delete_an_app(watches) -> None:
+def test_unwatch_permission_does_not_allow_deleting_an_app(watches) -> None:
     client = staff("olga", "view_app", "view_apprepository", "delete_apprepository")
     assert client.post(f"{APPS}{watches[0].app_id}/delete/", {"post": "yes"}).status_code == 403
     client.post(f"{WATCHES}{watches[0].pk}/delete/", {"post": "yes"})
     assert AppRepository.objects.alive().count() == 2
 
 
-# --- Bound to what the page showed --------------------------------------------------------------------------------------
+# --- Changed since the page was shown ---------------------------------------------------------------------------------
 
 
 def form_of(client: Client, url: str) -> dict[str, str]:
     context = client.get(url).context
-    return {"post": "yes", "shown_rows": context["shown_rows"], "shown_files": str(context["shown_files"])}
+    return {
+        "post": "yes",
+        "selection_digest": context["selection_digest"],
+        "selection_files": str(context["selection_files"]),
+    }
 
 
 @pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}", "remove/?all=1"])
-def test_an_app_that_watches_another_repository_meanwhile_is_asked_for_again(admin: Client, watches, page: str) -> None:
+def test_app_with_a_new_watch_requires_confirming_again(admin: Client, watches, page: str) -> None:
     url = APPS + page.format(pk=watches[0].app_id)
     form = form_of(admin, url)
     make_watch(watches[0].app, "more")
     answer = admin.post(url, form, follow=True)
-    assert "What is selected has changed since this page was shown." in answer.text
+    assert "The selection has changed since this page was shown." in answer.text
     assert not App.objects.filter(ended_at__isnull=False).exists()
     admin.post(url, form_of(admin, url))
     assert App.objects.get(pk=watches[0].app_id).ended_at
 
 
 @pytest.mark.parametrize("page", ["{pk}/delete/", "remove/?ids={pk}"])
-def test_files_that_grew_by_more_than_a_tenth_are_asked_for_again(admin: Client, watches, page: str) -> None:
+def test_growth_over_ten_percent_requires_confirming_again(admin: Client, watches, page: str) -> None:
     url = WATCHES + page.format(pk=watches[0].pk)
     form = form_of(admin, url)
     AppRepository.objects.filter(pk=watches[0].pk).update(tree_files=111)
@@ -191,7 +195,7 @@ def test_files_that_grew_by_more_than_a_tenth_are_asked_for_again(admin: Client,
     assert AppRepository.objects.alive().count() == 2
 
 
-def test_a_selection_by_filters_that_means_other_rows_now_is_asked_for_again(admin: Client, watches) -> None:
+def test_changed_filter_result_requires_confirming_again(admin: Client, watches) -> None:
     url = f"{APPS}remove/?all=1"
     form = form_of(admin, url)
     make_app("Empty")

@@ -1,4 +1,4 @@
-"""Force re-sync in the admin: who may, what the confirmation says, and what happens then."""
+"""Force re-sync: permissions, the confirmation page, and the result."""
 
 from datetime import timedelta
 
@@ -23,7 +23,7 @@ def generations() -> list[int]:
     return list(AppRepository.objects.order_by("pk").values_list("generation", flat=True))
 
 
-def test_one_row_is_a_warning_in_the_agreed_words_and_get_changes_nothing(operator: Client, watches) -> None:
+def test_confirmation_of_one_row(operator: Client, watches) -> None:
     answer = choose(operator, LIST, "force_resync", watches[0].pk)
     assert answer.status_code == 302
     assert answer.url.startswith(CONFIRM)
@@ -38,7 +38,7 @@ def test_one_row_is_a_warning_in_the_agreed_words_and_get_changes_nothing(operat
     assert not SyncRun.objects.exists()
 
 
-def test_confirming_one_leads_back_where_one_came_from(operator: Client, watches) -> None:
+def test_confirming_one_row_redirects_back(operator: Client, watches) -> None:
     url = choose(operator, f"{LIST}?q=docs", "force_resync", watches[0].pk).url
     answer = operator.post(url, {"post": "yes"}, follow=True)
     assert answer.redirect_chain == [(f"{LIST}?q=docs", 302)]
@@ -50,7 +50,7 @@ def test_confirming_one_leads_back_where_one_came_from(operator: Client, watches
     assert (entry.user.username, entry.object_id) == ("anna", str(watches[0].pk))
 
 
-def test_several_rows_are_a_danger_and_lead_to_the_page_of_the_operation(operator: Client, watches) -> None:
+def test_confirming_several_rows_redirects_to_the_operation(operator: Client, watches) -> None:
     url = choose(operator, LIST, "force_resync", *(watch.pk for watch in watches)).url
     page = operator.get(url)
     assert (
@@ -65,9 +65,7 @@ def test_several_rows_are_a_danger_and_lead_to_the_page_of_the_operation(operato
     assert LogEntry.objects.count() == 3
 
 
-def test_a_refresh_of_the_confirmation_asks_again_and_a_post_without_yes_does_nothing(
-    operator: Client, watches
-) -> None:
+def test_confirmation_can_be_refreshed_and_needs_post_yes(operator: Client, watches) -> None:
     url = choose(operator, LIST, "force_resync", watches[0].pk).url
     for answer in (operator.get(url), operator.get(url), operator.post(url, {})):
         assert answer.status_code == 200
@@ -75,7 +73,7 @@ def test_a_refresh_of_the_confirmation_asks_again_and_a_post_without_yes_does_no
     assert generations() == [1, 1, 1]
 
 
-def test_all_of_an_app_has_words_of_its_own(operator: Client, watches) -> None:
+def test_confirmation_of_all_repositories_of_an_app(operator: Client, watches) -> None:
     url = choose(operator, "/admin/deliveries_app/app/", "resync_all_for_app", watches[0].app_id).url
     assert (
         "This will re-sync all 2 repositories for Portal. ALL files will be re-sent to the client. Continue?"
@@ -86,21 +84,21 @@ def test_all_of_an_app_has_words_of_its_own(operator: Client, watches) -> None:
     assert generations() == [2, 2, 1]
 
 
-def test_a_git_repository_means_every_app_that_watches_it(operator: Client, watches) -> None:
+def test_git_repository_resyncs_every_watching_app(operator: Client, watches) -> None:
     url = choose(operator, "/admin/repositories_app/repository/", "force_resync", watches[0].repository_id).url
     assert "2 repositories for 2 apps" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     assert generations() == [2, 1, 2]
 
 
-def test_select_across_keeps_the_filters_of_the_list(operator: Client, watches) -> None:
+def test_select_across_keeps_the_filters(operator: Client, watches) -> None:
     url = choose(operator, f"{LIST}?q=docs", "force_resync", watches[0].pk, select_across="1").url
     assert "2 repositories for 2 apps" in operator.get(url).text
     operator.post(url, {"post": "yes"})
     assert generations() == [2, 1, 2]
 
 
-def test_select_across_of_a_filtered_status_takes_only_what_matches(operator: Client, watches) -> None:
+def test_select_across_of_a_status_takes_only_matching_rows(operator: Client, watches) -> None:
     AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.FAILED)
     url = choose(operator, f"{LIST}?status__exact=failed", "force_resync", watches[1].pk, select_across="1").url
     operator.post(url, {"post": "yes"})
@@ -108,7 +106,7 @@ def test_select_across_of_a_filtered_status_takes_only_what_matches(operator: Cl
 
 
 @pytest.mark.parametrize("status", Status.values)
-def test_it_is_available_in_any_status(operator: Client, watches, status: str) -> None:
+def test_resync_is_available_in_any_status(operator: Client, watches, status: str) -> None:
     AppRepository.objects.update(status=status, lease_until=timezone.now() + timedelta(seconds=20), fencing_token=3)
     page = operator.get(LIST)
     assert f"{CONFIRM}?ids={watches[0].pk}" in page.text
@@ -117,7 +115,7 @@ def test_it_is_available_in_any_status(operator: Client, watches, status: str) -
     assert (watch.generation, watch.resend_floor, watch.status) == (2, 2, Status.PENDING)
 
 
-def test_the_confirmation_says_who_is_syncing_and_who_waits(operator: Client, watches) -> None:
+def test_confirmation_shows_syncing_and_waiting_watches(operator: Client, watches) -> None:
     AppRepository.objects.filter(pk=watches[0].pk).update(status=Status.SCANNING)
     App.objects.filter(pk=watches[2].app_id).update(paused=True)
     page = operator.get(f"{CONFIRM}?ids={','.join(str(watch.pk) for watch in watches)}")
@@ -126,7 +124,7 @@ def test_the_confirmation_says_who_is_syncing_and_who_waits(operator: Client, wa
     assert "300" in page.text
 
 
-def test_without_the_permission_it_is_not_offered_and_a_forged_post_is_refused(viewer: Client, watches) -> None:
+def test_resync_needs_its_permission(viewer: Client, watches) -> None:
     page = viewer.get(LIST)
     assert "force_resync" not in page.text
     assert "force-resync" not in page.text
@@ -142,19 +140,19 @@ def test_without_the_permission_it_is_not_offered_and_a_forged_post_is_refused(v
     assert generations() == [1, 1, 1]
 
 
-def test_the_permission_without_the_right_to_see_is_not_enough(watches) -> None:
+def test_resync_permission_without_view_permission_is_refused(watches) -> None:
     client = staff("mallory", "resync_apprepository")
     assert client.post(f"{CONFIRM}?ids={watches[0].pk}", {"post": "yes"}).status_code == 403
     assert generations() == [1, 1, 1]
 
 
-def test_nobody_signed_in_is_led_to_the_login_page(client: Client, watches) -> None:
+def test_anonymous_is_redirected_to_login(client: Client, watches) -> None:
     answer = client.post(f"{CONFIRM}?ids={watches[0].pk}", {"post": "yes"})
     assert answer.status_code == 302
     assert answer.url.startswith("/admin/login/")
 
 
-def test_a_post_without_the_csrf_token_is_refused(watches) -> None:
+def test_post_without_csrf_token_is_refused(watches) -> None:
     User.objects.create_superuser("root", password="x")
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.get(username="root"))
@@ -163,19 +161,17 @@ def test_a_post_without_the_csrf_token_is_refused(watches) -> None:
 
 
 @pytest.mark.parametrize("ids", ["", "0", "abc", "1;2", "9" * 30, "-1"])
-def test_a_selection_of_nothing_says_so(operator: Client, watches, ids: str) -> None:
+def test_empty_selection_shows_a_warning(operator: Client, watches, ids: str) -> None:
     answer = operator.get(f"{CONFIRM}?ids={ids}", follow=True)
     assert "There is nothing to re-sync in this selection." in answer.text
 
 
-def test_the_way_back_never_leads_to_another_site(operator: Client, watches) -> None:
+def test_next_url_stays_on_this_site(operator: Client, watches) -> None:
     answer = operator.post(f"{CONFIRM}?ids={watches[0].pk}&next=https://evil.example/", {"post": "yes"})
     assert answer.url == LIST
 
 
-def test_the_numbers_of_a_confirmation_take_the_same_queries_for_many_rows(
-    operator: Client, watches, django_assert_max_num_queries
-) -> None:
+def test_query_count_is_constant(operator: Client, watches, django_assert_max_num_queries) -> None:
     for number in range(40):
         make_watch(watches[0].app, f"many-{number}")
     with django_assert_max_num_queries(13):

@@ -1,4 +1,4 @@
-"""Retry in the admin: one at once, several after a page that asks, and never to be taken for a re-sync."""
+"""Retry: one watch at once, several after a confirmation, and clearly distinct from a re-sync."""
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -32,7 +32,7 @@ def failing(watches: list[AppRepository]) -> list[AppRepository]:
 
 
 def retried() -> list[str]:
-    """What is to be retried, in the order of its rows."""
+    """Return the watches with a requested retry, in order."""
     return [str(run.watch) for run in SyncRun.objects.filter(reason=Reason.RETRY, outcome="").order_by("watch")]
 
 
@@ -41,15 +41,19 @@ def ids(*watches: AppRepository) -> str:
 
 
 def form_of(client: Client, url: str) -> dict[str, str]:
-    """What the form of the page that asks would send."""
+    """Return what the confirmation page's form would post."""
     context = client.get(url).context
-    return {"post": "yes", "shown_rows": context["shown_rows"], "shown_files": str(context["shown_files"])}
+    return {
+        "post": "yes",
+        "selection_digest": context["selection_digest"],
+        "selection_files": str(context["selection_files"]),
+    }
 
 
 # --- One ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_button_of_a_row_acts_at_once_and_leads_back(operator: Client, failing) -> None:
+def test_row_button_retries_at_once_and_redirects_back(operator: Client, failing) -> None:
     page = operator.get(f"{LIST}?cause=git_auth").text
     back = "next=%2Fadmin%2Fdeliveries_app%2Ffailedsync%2F%3Fcause%3Dgit_auth"
     assert f'form="retry-now" class="button button-retry" formaction="{WATCHES}{failing[1].pk}/retry/?{back}"' in page
@@ -63,25 +67,25 @@ def test_the_button_of_a_row_acts_at_once_and_leads_back(operator: Client, faili
     assert (watch.status, watch.retry_count, watch.generation) == (Status.PENDING, 0, 1)
 
 
-def test_of_a_paused_app_it_says_that_it_waits(operator: Client, failing) -> None:
+def test_retry_of_a_paused_app_waits(operator: Client, failing) -> None:
     App.objects.update(paused=True)
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
-    assert "It goes out once the app is resumed." in answer.text
+    assert "It starts when the app is resumed." in answer.text
 
 
-def test_what_has_been_mended_meanwhile_is_told_and_not_retried(operator: Client, failing) -> None:
+def test_recovered_watch_is_not_retried(operator: Client, failing) -> None:
     AppRepository.objects.update(failing_since=None, root_cause="")
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
-    assert "acme/docs → Portal is not failing any more." in answer.text
+    assert "acme/docs → Portal is no longer failing." in answer.text
     assert retried() == []
 
 
-def test_looking_at_its_address_does_nothing(operator: Client, failing) -> None:
+def test_get_does_nothing(operator: Client, failing) -> None:
     assert operator.get(f"{WATCHES}{failing[0].pk}/retry/").status_code == 405
     assert retried() == []
 
 
-def test_it_needs_a_csrf_token(failing) -> None:
+def test_post_without_csrf_token_is_refused(failing) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.create_superuser("root", password="x"))
     assert client.post(f"{WATCHES}{failing[0].pk}/retry/").status_code == 403
@@ -94,7 +98,7 @@ def test_it_needs_a_csrf_token(failing) -> None:
     ["apprepository/", "apprepository/{watch}/change/", "../repositories_app/repository/{repository}/change/"],
     ids=["the list", "its own page", "the page of its git repository"],
 )
-def test_a_failing_repository_has_the_button_wherever_it_is_shown(operator: Client, failing, page: str) -> None:
+def test_failing_watch_has_a_retry_button_on_every_page(operator: Client, failing, page: str) -> None:
     docs = failing[0]
     url = "/admin/deliveries_app/" + page.format(watch=docs.pk, repository=docs.repository_id)
     url = url.replace("deliveries_app/../", "")
@@ -110,7 +114,7 @@ def choose(client: Client, url: str, *pks: int, **extra: str) -> str:
     return client.post(url, {"action": "retry", "_selected_action": list(pks), "index": "0", **extra}).url
 
 
-def test_a_selection_passes_a_page_that_says_what_is_sent(operator: Client, failing) -> None:
+def test_confirmation_shows_what_is_sent(operator: Client, failing) -> None:
     url = choose(operator, LIST, failing[0].pk, failing[1].pk, failing[2].pk)
     page = operator.get(url).text
     assert "This will retry 3 failing repositories of 2 apps." in page
@@ -124,7 +128,7 @@ def test_a_selection_passes_a_page_that_says_what_is_sent(operator: Client, fail
     assert retried() == []
 
 
-def test_confirmed_it_is_one_operation_with_the_page_of_a_resync(operator: Client, failing) -> None:
+def test_confirmed_retry_is_one_operation(operator: Client, failing) -> None:
     url = choose(operator, LIST, *(watch.pk for watch in failing))
     answer = operator.post(url, form_of(operator, url), follow=True)
     operation = BulkOperation.objects.get()
@@ -137,7 +141,7 @@ def test_confirmed_it_is_one_operation_with_the_page_of_a_resync(operator: Clien
     assert set(AppRepository.objects.values_list("generation", "resend_floor")) == {(1, 1)}
 
 
-def test_of_the_watched_repositories_those_that_are_failing_are_retried(operator: Client, failing) -> None:
+def test_only_failing_watches_of_a_selection_are_retried(operator: Client, failing) -> None:
     make_watch(failing[0].app, "fine")
     url = choose(operator, f"{WATCHES}?q=docs", failing[0].pk, select_across="1")
     assert "2 failing repositories of 2 apps" in operator.get(url).text
@@ -145,14 +149,14 @@ def test_of_the_watched_repositories_those_that_are_failing_are_retried(operator
     assert retried() == ["acme/docs → Portal", "acme/docs → Search"]
 
 
-def test_where_nothing_is_failing_it_says_so(operator: Client, watches) -> None:
+def test_selection_without_failures_shows_a_warning(operator: Client, watches) -> None:
     url = choose(operator, WATCHES, watches[0].pk)
     assert "none of it is failing" in operator.get(url, follow=True).text
     assert "none of it is failing" in operator.get(f"{ASK}?all=1", follow=True).text
 
 
 @pytest.mark.parametrize(
-    ("query", "title", "words", "count"),
+    ("query", "title", "expected", "count"),
     [
         ("", "Retry all failed", "3 failing repositories of 2 apps", 3),
         ("&app={portal}", "Retry all failed · Portal", "all 2 failing repositories of Portal", 2),
@@ -161,18 +165,18 @@ def test_where_nothing_is_failing_it_says_so(operator: Client, watches) -> None:
     ],
     ids=["everything", "an app", "a group", "a state"],
 )
-def test_all_of_something_is_named_by_the_filters_of_the_list(
-    operator: Client, failing, query: str, title: str, words: str, count: int
+def test_operation_title_names_the_filters(
+    operator: Client, failing, query: str, title: str, expected: str, count: int
 ) -> None:
     url = f"{ASK}?all=1{query.format(portal=failing[0].app_id)}"
-    assert words in operator.get(url).text
+    assert expected in operator.get(url).text
     operator.post(url, form_of(operator, url))
     operation = BulkOperation.objects.get()
     assert (operation.title, operation.total) == (title, count)
     assert (operation.app is not None) is (query.startswith("&app"))
 
 
-def test_one_alone_is_queued_and_leads_back(operator: Client, failing) -> None:
+def test_single_watch_is_queued_and_redirects_back(operator: Client, failing) -> None:
     url = f"{ASK}?all=1&cause=git_auth&next={LIST}?o=1"
     assert "This will retry acme/site for Portal." in operator.get(url).text
     answer = operator.post(url, form_of(operator, url), follow=True)
@@ -181,20 +185,20 @@ def test_one_alone_is_queued_and_leads_back(operator: Client, failing) -> None:
     assert not BulkOperation.objects.exists()
 
 
-# --- Bound to what it showed --------------------------------------------------------------------------------------------
+# --- Changed since the page was shown ---------------------------------------------------------------------------------
 
 
-def test_it_asks_again_when_the_set_has_changed_meanwhile(operator: Client, failing) -> None:
+def test_changed_selection_requires_confirming_again(operator: Client, failing) -> None:
     url = f"{ASK}?all=1"
     form = form_of(operator, url)
     fail(make_watch(failing[0].app, "more"), RootCause.DNS)
     answer = operator.post(url, form, follow=True)
-    assert "What is selected has changed since this page was shown." in answer.text
+    assert "The selection has changed since this page was shown." in answer.text
     assert "This will retry 4 failing repositories" in answer.text
     assert retried() == []
 
 
-def test_it_asks_again_when_notably_more_files_fail(operator: Client, failing) -> None:
+def test_growth_over_ten_percent_requires_confirming_again(operator: Client, failing) -> None:
     url = ids(*failing)
     form = form_of(operator, url)
     AppRepository.objects.filter(pk=failing[0].pk).update(files_failing=4)
@@ -202,7 +206,7 @@ def test_it_asks_again_when_notably_more_files_fail(operator: Client, failing) -
     assert retried() == []
 
 
-def test_a_changed_status_alone_is_no_reason_to_ask_again(operator: Client, failing) -> None:
+def test_changed_status_is_no_reason_to_confirm_again(operator: Client, failing) -> None:
     url = ids(*failing)
     form = form_of(operator, url)
     AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING)
@@ -214,7 +218,7 @@ def test_a_changed_status_alone_is_no_reason_to_ask_again(operator: Client, fail
 # --- Who may ------------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_permission_nothing_is_offered_and_a_forged_post_is_refused(failing) -> None:
+def test_retry_needs_its_permission(failing) -> None:
     viewer = staff("victor", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
     for url in (LIST, WATCHES, f"{WATCHES}{failing[0].pk}/change/"):
         page = viewer.get(url).text
@@ -226,21 +230,19 @@ def test_without_the_permission_nothing_is_offered_and_a_forged_post_is_refused(
     assert retried() == []
 
 
-def test_the_permission_without_the_right_to_see_is_not_enough(failing) -> None:
+def test_retry_permission_without_view_permission_is_refused(failing) -> None:
     client = staff("mallory", "retry_apprepository")
     for url in (f"{WATCHES}{failing[0].pk}/retry/", f"{ASK}?all=1"):
         assert client.post(url, {"post": "yes"}).status_code == 403
     assert retried() == []
 
 
-def test_nobody_signed_in_is_led_to_the_login_page(client: Client, failing) -> None:
+def test_anonymous_is_redirected_to_login(client: Client, failing) -> None:
     for url in (f"{WATCHES}{failing[0].pk}/retry/", f"{ASK}?all=1"):
         assert client.post(url, {"post": "yes"}).url.startswith("/admin/login/")
 
 
-def test_the_confirmation_takes_the_same_queries_for_many_rows(
-    operator: Client, failing, django_assert_max_num_queries
-) -> None:
+def test_query_count_is_constant(operator: Client, failing, django_assert_max_num_queries) -> None:
     for number in range(40):
         fail(make_watch(make_app(f"App {number}"), f"many-{number}"), RootCause.DNS)
     with django_assert_max_num_queries(13):
@@ -250,7 +252,7 @@ def test_the_confirmation_takes_the_same_queries_for_many_rows(
 # --- Its progress, its end and its cancel --------------------------------------------------------------------------------
 
 
-def test_who_may_retry_may_follow_cancel_and_dismiss_it(failing) -> None:
+def test_retry_permission_allows_following_cancelling_and_dismissing(failing) -> None:
     client = staff("rita", "view_apprepository", "retry_apprepository")
     operation = retry_all(Actor.system())
     base = f"/admin/progress/{operation.operation_id}/"
@@ -262,7 +264,7 @@ def test_who_may_retry_may_follow_cancel_and_dismiss_it(failing) -> None:
     assert operation.dismissed_at
 
 
-def test_the_permission_to_resync_does_not_cancel_a_retry(failing) -> None:
+def test_resync_permission_does_not_cancel_a_retry(failing) -> None:
     client = staff("robert", "view_apprepository", "view_bulkoperation", "resync_apprepository")
     operation = retry_all(Actor.system())
     assert client.post(f"/admin/progress/{operation.operation_id}/cancel/").status_code == 403
@@ -270,7 +272,7 @@ def test_the_permission_to_resync_does_not_cancel_a_retry(failing) -> None:
     assert len(retried()) == 3
 
 
-def test_cancelled_it_says_what_goes_on_failing_and_never_that_everything_was_sent(operator: Client, failing) -> None:
+def test_cancelled_retry_shows_what_still_fails(operator: Client, failing) -> None:
     operation = retry_all(Actor.system())
     first, second, _ = operation.runs.order_by("watch")
     now = timezone.now()
@@ -284,7 +286,7 @@ def test_cancelled_it_says_what_goes_on_failing_and_never_that_everything_was_se
     assert "sent again in full" not in answer.text
 
 
-def test_what_failed_is_one_click_away_and_so_is_its_retry(operator: Client, failing) -> None:
+def test_operation_links_to_its_failures_and_their_retry(operator: Client, failing) -> None:
     operation = retry_all(Actor.system())
     now = timezone.now()
     SyncRun.objects.filter(watch=failing[0]).update(outcome=Outcome.SUCCEEDED, ended_at=now, started_at=now)
@@ -299,13 +301,13 @@ def test_what_failed_is_one_click_away_and_so_is_its_retry(operator: Client, fai
     assert retried() == ["acme/site → Portal", "acme/docs → Search"]
 
 
-def test_a_single_retry_is_cancelled_on_the_page_of_its_repository(operator: Client, failing) -> None:
+def test_single_retry_is_cancelled_on_the_watch_page(operator: Client, failing) -> None:
     operator.post(f"{WATCHES}{failing[0].pk}/retry/")
     page = operator.get(f"{WATCHES}{failing[0].pk}/change/").text
     assert f"/admin/live/{failing[0].pk}/cancel/" in page
     assert "progress-retry" in page
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
-    assert "Retry cancelled: it goes on failing until the next rescan." in answer.text
+    assert "Retry cancelled. The repository keeps failing until the next rescan." in answer.text
     watch = AppRepository.objects.get(pk=failing[0].pk)
     assert (watch.status, watch.is_failing) == (Status.FAILED, True)
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)

@@ -1,4 +1,4 @@
-"""Retry through the admin JSON: the agreed messages and codes, and the operation behind it."""
+"""Retry through the admin JSON: messages and codes as in the contract, and the operation."""
 
 import json
 
@@ -12,7 +12,7 @@ from deliveries_app.models import AppRepository, BulkOperation, Reason, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from tests.support.staff import fail, make_app, staff
 
-SIGN_IN, FORBIDDEN = "Sign in to the admin first", "You do not have the permission for this"
+SIGN_IN, FORBIDDEN = "Sign in to the admin first", "You do not have permission to do this"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def operator(db) -> Client:
 
 @pytest.fixture
 def failing(watches: list[AppRepository]) -> list[AppRepository]:
-    """Portal's first repository and Search's one; Portal's second is fine."""
+    """Portal's first repository and Search's one; Portal's second is synced."""
     fail(watches[0], RootCause.SERVER_ERROR, status=502)
     fail(watches[2], RootCause.DNS)
     return watches
@@ -44,14 +44,14 @@ def retried() -> int:
     return SyncRun.objects.filter(reason=Reason.RETRY, outcome="").count()
 
 
-def test_one_is_queued_under_the_id_of_its_job(operator: Client, failing) -> None:
+def test_retry_returns_the_job_id(operator: Client, failing) -> None:
     answer = post(operator, "retry", ids_of(failing[0]))
     assert answered(answer) == (200, {"data": {"message": "Retry queued", "job_id": failing[0].job_id}})
     assert SyncRun.objects.get(reason=Reason.RETRY).watch == failing[0]
 
 
 @pytest.mark.parametrize(("path", "total"), [("retry/app/{app}", 1), ("retry/all", 2)])
-def test_those_of_an_app_and_all_of_them_are_started_watched_and_stopped(
+def test_app_and_global_retries_are_started_polled_and_cancelled(
     operator: Client, failing, path: str, total: int
 ) -> None:
     answer = post(operator, path.format(app=failing[0].app.app_id))
@@ -70,7 +70,7 @@ def test_those_of_an_app_and_all_of_them_are_started_watched_and_stopped(
     assert retried() == 0
 
 
-def test_what_is_not_failing_is_a_conflict(operator: Client, failing) -> None:
+def test_retry_of_a_healthy_watch_is_a_conflict(operator: Client, failing) -> None:
     assert answered(post(operator, "retry", ids_of(failing[1]))) == (
         409,
         {"error": "Only failed entries can be retried"},
@@ -82,7 +82,7 @@ def test_both_ids_are_required(operator: Client, failing, body: object) -> None:
     assert answered(post(operator, "retry", body)) == (400, {"error": "app_id and repository_id are required"})
 
 
-def test_what_is_not_there_is_said_in_the_agreed_words(operator: Client, failing) -> None:
+def test_unknown_ids_follow_the_contract(operator: Client, failing) -> None:
     empty = make_app("Empty").app_id
     unknown = {"app_id": "app_1", "repository_id": "repo_1"}
     assert answered(post(operator, "retry", unknown)) == (404, {"error": "App-repository link not found"})
@@ -95,7 +95,7 @@ def test_what_is_not_there_is_said_in_the_agreed_words(operator: Client, failing
         assert answered(post(operator, path)) == (404, {"error": "Operation not found or expired"})
 
 
-def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, failing, monkeypatch, caplog) -> None:
+def test_internal_error_hides_its_cause(operator: Client, failing, monkeypatch, caplog) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("password=hunter2")
 
@@ -107,7 +107,7 @@ def test_a_failure_inside_tells_nothing_of_its_cause(operator: Client, failing, 
     assert "hunter2" in caplog.text
 
 
-def test_it_is_401_for_nobody_and_403_without_the_permission(client: Client, failing) -> None:
+def test_anonymous_is_401_and_missing_permission_is_403(client: Client, failing) -> None:
     stranger = staff("norbert", "view_apprepository", "view_bulkoperation", "resync_apprepository")
     for path in ("retry", f"retry/app/{failing[0].app.app_id}", "retry/all"):
         body = ids_of(failing[0])
@@ -117,7 +117,7 @@ def test_it_is_401_for_nobody_and_403_without_the_permission(client: Client, fai
     assert retried() == 0
 
 
-def test_each_kind_of_operation_is_cancelled_with_its_own_permission(failing) -> None:
+def test_cancelling_needs_the_permission_of_the_kind(failing) -> None:
     retries, resyncs = staff("rita", "retry_apprepository"), staff("robert", "resync_apprepository")
     retry = services.retry_all(Actor.system())
     resync = services.resync_many(Actor.system(), AppRepository.objects.filter(pk=failing[1].pk))
@@ -128,7 +128,7 @@ def test_each_kind_of_operation_is_cancelled_with_its_own_permission(failing) ->
         assert post(client, f"retry/cancel/{operation.operation_id}").status_code == 200
 
 
-def test_a_call_without_the_csrf_token_is_refused_as_json(failing) -> None:
+def test_missing_csrf_token_is_refused_as_json(failing) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.create_superuser("root", password="x"))
     for path in ("retry", "retry/all"):

@@ -1,4 +1,4 @@
-"""The token and the signing key of an app in the admin: replaced, shown once, retired."""
+"""An app's token and signing key in the admin: rotated, shown once, retired."""
 
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ def keeper(db) -> Client:
 
 
 def rotating(app: App, *, accepted: bool = False) -> str:
-    """The new key of a rotation that has begun."""
+    """Start a key rotation and return the new key."""
     key = start_key_rotation(Actor.system(), app).key
     if accepted:
         App.objects.update(new_key_accepted_at=timezone.now(), new_key_signs=True)
@@ -43,11 +43,11 @@ def state(app: App) -> tuple:
 
 
 def shown(page, element: str) -> str:
-    """The text of a `code` element of a page of secrets."""
+    """Return the text of a `code` element of a secrets page."""
     return page.text.partition(f'<code id="{element}">')[2].partition("</code>")[0].replace("&#x2B;", "+")
 
 
-def test_a_new_token_is_shown_once_and_the_old_one_works_for_as_long_as_was_chosen(keeper: Client, app: App) -> None:
+def test_new_token_is_shown_once_and_old_one_expires_as_chosen(keeper: Client, app: App) -> None:
     old = app.tokens.get()
     assert old.ending in keeper.get(f"{APPS}{app.pk}/rotate-token/").text
     answer = keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "168"})
@@ -62,14 +62,14 @@ def test_a_new_token_is_shown_once_and_the_old_one_works_for_as_long_as_was_chos
     assert token[-4:] in keeper.get(f"{APPS}{app.pk}/change/").text
 
 
-def test_a_leaked_token_ends_at_once(keeper: Client, app: App) -> None:
+def test_leaked_token_expires_at_once(keeper: Client, app: App) -> None:
     leaked = rotate_app_token(Actor.system(), app).token
     keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "0"})
     assert authenticate(leaked) is None
     assert app.tokens.count() == 1
 
 
-def test_an_overlap_that_is_not_offered_is_refused_beside_the_field(keeper: Client, app: App) -> None:
+def test_unknown_overlap_is_refused(keeper: Client, app: App) -> None:
     before = state(app)
     assert "not one of the available choices" in keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "99999"}).text
     assert state(app) == before
@@ -84,7 +84,7 @@ def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
     assert [token.ending for token in app.tokens.all()] == [newest[-4:]]
 
 
-def test_a_new_key_is_shown_once_and_signs_beside_the_old_one(keeper: Client, app: App) -> None:
+def test_new_key_is_shown_once_and_starts_a_rotation(keeper: Client, app: App) -> None:
     assert "Rotate key" in keeper.get(f"{APPS}{app.pk}/change/").text
     answer = keeper.post(f"{APPS}{app.pk}/rotate-key/", {"client_auth_key": ""})
     page = keeper.get(answer.url)
@@ -99,15 +99,15 @@ def test_a_new_key_is_shown_once_and_signs_beside_the_old_one(keeper: Client, ap
     assert "Rotate key" not in own
 
 
-def test_a_key_of_one_s_own_is_taken_and_a_bad_one_told_beside_the_field(keeper: Client, app: App) -> None:
+def test_given_key_is_validated(keeper: Client, app: App) -> None:
     url = f"{APPS}{app.pk}/rotate-key/"
     assert "at least 16" in keeper.post(url, {"client_auth_key": "short"}).text
-    assert "This is the key that is in use" in keeper.post(url, {"client_auth_key": "k" * 20}).text
+    assert "This key is already in use" in keeper.post(url, {"client_auth_key": "k" * 20}).text
     assert not state(app)[1]
     assert shown(keeper.get(keeper.post(url, {"client_auth_key": "x" * 16}).url), "signing-key") == "x" * 16
 
 
-def test_the_old_key_is_retired_only_after_the_app_has_accepted_the_new_one(keeper: Client, app: App) -> None:
+def test_old_key_is_retired_only_after_the_new_one_was_accepted(keeper: Client, app: App) -> None:
     new = rotating(app)
     url = f"{APPS}{app.pk}/retire-key/"
     assert "has not accepted a new one yet" in keeper.get(url, follow=True).text
@@ -118,9 +118,9 @@ def test_the_old_key_is_retired_only_after_the_app_has_accepted_the_new_one(keep
     assert state(app)[:3] == (new, "", None)
 
 
-def test_a_rotation_can_be_cancelled_and_another_one_begun(keeper: Client, app: App) -> None:
+def test_cancelled_rotation_can_be_started_again(keeper: Client, app: App) -> None:
     rotating(app)
-    assert "being rotated already" in keeper.get(f"{APPS}{app.pk}/rotate-key/", follow=True).text
+    assert "already being rotated" in keeper.get(f"{APPS}{app.pk}/rotate-key/", follow=True).text
     assert "The new key is dropped" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
     assert state(app)[:3] == ("k" * 20, "", None)
     assert "is not being rotated" in keeper.get(f"{APPS}{app.pk}/cancel-key/", follow=True).text
@@ -129,7 +129,7 @@ def test_a_rotation_can_be_cancelled_and_another_one_begun(keeper: Client, app: 
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_looking_at_a_page_changes_nothing(keeper: Client, app: App, page: str) -> None:
+def test_get_changes_nothing(keeper: Client, app: App, page: str) -> None:
     rotate_app_token(Actor.system(), app)
     rotating(app, accepted=True)
     before = state(app)
@@ -140,7 +140,7 @@ def test_looking_at_a_page_changes_nothing(keeper: Client, app: App, page: str) 
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("permissions", [("view_app", "change_app"), ("rotate_secret_app",)])
-def test_a_forged_post_without_the_permission_is_refused(app: App, page: str, permissions: tuple[str, ...]) -> None:
+def test_forged_post_without_permission_is_refused(app: App, page: str, permissions: tuple[str, ...]) -> None:
     rotate_app_token(Actor.system(), app)
     rotating(app, accepted=True)
     before = state(app)
@@ -153,7 +153,7 @@ def test_a_forged_post_without_the_permission_is_refused(app: App, page: str, pe
         assert all(f"/{page}/" not in own for page in PAGES)
 
 
-def test_a_post_needs_the_token_of_its_form(app: App) -> None:
+def test_post_without_csrf_token_is_refused(app: App) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(staff("karla", "view_app", "rotate_secret_app").get("/admin/").wsgi_request.user)
     before = state(app)
@@ -162,15 +162,15 @@ def test_a_post_needs_the_token_of_its_form(app: App) -> None:
     assert state(app) == before
 
 
-def test_secrets_of_one_session_are_not_shown_to_another(keeper: Client, app: App) -> None:
+def test_secrets_are_shown_to_their_session_only(keeper: Client, app: App) -> None:
     answer = keeper.post(f"{APPS}{app.pk}/rotate-key/")
     other = staff("olga", "view_app", "rotate_secret_app")
-    assert "A secret is shown once" in other.get(answer.url, follow=True).text
-    assert keeper.head(answer.url).status_code == 405  # only a GET shows them, and takes them
+    assert "Secrets are shown only once" in other.get(answer.url, follow=True).text
+    assert keeper.head(answer.url).status_code == 405  # a HEAD does not use up the secrets
     assert shown(keeper.get(answer.url), "signing-key")
 
 
-def test_an_app_that_is_gone_has_no_pages(keeper: Client, app: App) -> None:
+def test_removed_app_has_no_pages(keeper: Client, app: App) -> None:
     App.objects.update(ended_at=timezone.now())
     for page in PAGES:
         assert keeper.post(f"{APPS}{app.pk}/{page}/", {"overlap": "0"}).status_code == 302
@@ -178,7 +178,7 @@ def test_an_app_that_is_gone_has_no_pages(keeper: Client, app: App) -> None:
     assert app.tokens.count() == 1
 
 
-def test_what_was_done_stands_in_the_history_and_holds_no_secret(keeper: Client, app: App) -> None:
+def test_audit_log_has_changes_without_secrets(keeper: Client, app: App) -> None:
     keeper.post(f"{APPS}{app.pk}/rotate-key/", {"client_auth_key": "x" * 16})
     keeper.post(f"{APPS}{app.pk}/cancel-key/")
     keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "24"})

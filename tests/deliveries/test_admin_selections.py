@@ -1,4 +1,4 @@
-"""Selections that come from an address: what does not fit is said in words, never with a traceback."""
+"""Selections given in the URL. Invalid ones get a message, never a traceback."""
 
 import pytest
 from django.test import Client
@@ -25,22 +25,22 @@ def operator(db) -> Client:
     return staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
 
 
-def test_select_all_from_a_later_page_means_all_pages(operator: Client, watches) -> None:
+def test_select_all_from_a_later_page_selects_all_pages(operator: Client, watches) -> None:
     assert "2 repositories for 1 app" in operator.get(f"{CONFIRM}?all=1&p=7").text
 
 
 @pytest.mark.parametrize("query", ["app__pk=x", "created_at__gte=yesterday", "status__exact=failed&o=99.x"])
-def test_a_filter_that_means_nothing_selects_nothing(operator: Client, watches, query: str) -> None:
+def test_invalid_filter_selects_nothing(operator: Client, watches, query: str) -> None:
     answer = operator.post(f"{CONFIRM}?all=1&{query}", {"post": "yes"}, follow=True)
     assert answer.status_code in {200, 400}
     assert generations() == [1, 1]
 
 
-def test_a_filter_that_the_list_does_not_allow_is_refused(operator: Client, watches) -> None:
+def test_unknown_filter_is_refused(operator: Client, watches) -> None:
     assert operator.get(f"{CONFIRM}?all=1&app__client_auth_key__startswith=k").status_code == 400
 
 
-def test_the_only_repository_of_an_app_is_asked_for_as_one(operator: Client, db) -> None:
+def test_only_repository_of_an_app_is_confirmed_as_one(operator: Client, db) -> None:
     app = make_app("Solo")
     make_watch(app, "docs")
     url = f"/admin/deliveries_app/app/force-resync/?ids={app.pk}"
@@ -48,7 +48,7 @@ def test_the_only_repository_of_an_app_is_asked_for_as_one(operator: Client, db)
     assert "Re-sync queued" in operator.post(url, {"post": "yes"}, follow=True).text
 
 
-def test_an_ended_watch_is_neither_listed_nor_selected(operator: Client, watches) -> None:
+def test_ended_watch_is_neither_listed_nor_selected(operator: Client, watches) -> None:
     from django.utils import timezone
 
     AppRepository.objects.filter(pk=watches[0].pk).update(ended_at=timezone.now())

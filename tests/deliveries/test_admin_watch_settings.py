@@ -1,4 +1,4 @@
-"""A watched repository in the admin: its token, its push hook, its patterns, and what of it is left out."""
+"""A watch in the admin: its token, push hook, ignore patterns and left-out files."""
 
 import re
 
@@ -31,7 +31,7 @@ def page_of(client: Client, watch: AppRepository) -> str:
     return client.get(f"{WATCHES}{watch.pk}/change/").text
 
 
-def test_a_token_is_asked_about_before_it_is_kept_and_never_shown(world: World, keeper: Client) -> None:
+def test_token_is_checked_before_saving_and_never_shown(world: World, keeper: Client) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="old-token")
     watch = world.sync(world.watch_url(repo, token="old-token"))
     world.git.tokens["acme/private"] = {"new-token"}
@@ -51,7 +51,7 @@ def test_a_token_is_asked_about_before_it_is_kept_and_never_shown(world: World, 
     assert world.sync(watch).status == "synced"
 
 
-def test_a_repository_that_became_public_needs_no_token(world: World, keeper: Client) -> None:
+def test_public_repository_needs_no_token(world: World, keeper: Client) -> None:
     _, watch = world.watch()
     AppRepository.objects.update(github_token="old-token")
     assert "The token is removed" in keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
@@ -59,9 +59,7 @@ def test_a_repository_that_became_public_needs_no_token(world: World, keeper: Cl
     assert watch.github_token == ""
 
 
-def test_the_secret_of_the_push_hook_is_shown_once_beside_its_address(
-    keeper: Client, watch: AppRepository, settings
-) -> None:
+def test_push_secret_is_shown_once_with_its_url(keeper: Client, watch: AppRepository, settings) -> None:
     settings.PUBLIC_URL = "https://docora.example"
     address = f"https://docora.example/api/hooks/push/{watch.repository.repository_id}"
     assert address in page_of(keeper, watch)
@@ -84,21 +82,21 @@ def test_the_secret_of_the_push_hook_is_shown_once_beside_its_address(
     assert watch.push_secret != secret
 
 
-def test_patterns_are_kept_and_the_next_sync_deletes_what_they_match(world: World, keeper: Client) -> None:
+def test_newly_ignored_files_are_deleted_at_the_next_sync(world: World, keeper: Client) -> None:
     _, watch = world.watch({"a.txt": b"1", "drafts/b.txt": b"2"})
     world.settle()
     url = f"{WATCHES}{watch.pk}/patterns/"
     assert "deleted at the client" in keeper.get(url).text
     done = keeper.post(url, {"patterns": "# mine\r\ndrafts/\r\n"}, follow=True)
-    assert "a sync is on its way" in done.text
+    assert "a sync is queued" in done.text
     assert "drafts/" in done.text
-    assert "Nothing was changed." in keeper.post(url, {"patterns": "# mine\ndrafts/"}, follow=True).text
+    assert "Nothing changed." in keeper.post(url, {"patterns": "# mine\ndrafts/"}, follow=True).text
     world.settle()
     assert set(world.copy(watch)) == {"a.txt"}
     assert "drafts/" in keeper.get(url).text
 
 
-def test_patterns_that_mean_nothing_are_told_beside_the_field_and_not_kept(keeper: Client, watch) -> None:
+def test_invalid_patterns_are_refused(keeper: Client, watch) -> None:
     page = keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "ok\n\x07bell"})
     assert page.status_code == 200
     assert "control character" in page.text
@@ -107,7 +105,7 @@ def test_patterns_that_mean_nothing_are_told_beside_the_field_and_not_kept(keepe
     assert watch.ignore_patterns == ""
 
 
-def test_what_is_left_out_is_told_by_cause_with_its_paths(keeper: Client, watch: AppRepository) -> None:
+def test_left_out_files_are_listed_by_cause(keeper: Client, watch: AppRepository) -> None:
     assert "every file of the tree is sent" in page_of(keeper, watch)
     AppRepository.objects.update(left_out={"symlink": 1, "ignored": 1200, "lfs_pointer": 2, "brand_new": 4})
     now = timezone.now()
@@ -116,12 +114,12 @@ def test_what_is_left_out_is_told_by_cause_with_its_paths(keeper: Client, watch:
         message="Symbolic links are not sent.", first_at=now, last_at=now,
     )  # fmt: skip
     page = page_of(keeper, watch)
-    for words in ("Symbolic links", "1,200", "Git LFS pointers", "Brand new", "a/&lt;link&gt;"):
-        assert words in page
+    for expected in ("Symbolic links", "1,200", "Git LFS pointers", "Brand new", "a/&lt;link&gt;"):
+        assert expected in page
     assert "Not delivered" not in page
 
 
-def test_a_run_says_how_many_files_it_left_out(watch: AppRepository) -> None:
+def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
     run = open_run(watch, "change", requested_by="Docora")
     run.left_out = {"ignored": 1200, "submodule": 1, "lfs_pointer": 2}
     run.save()
@@ -133,7 +131,7 @@ def test_a_run_says_how_many_files_it_left_out(watch: AppRepository) -> None:
     assert ">1201<" in page_of(client, watch).replace(",", "")
 
 
-def test_notifications_that_wait_are_listed(keeper: Client, watch: AppRepository) -> None:
+def test_waiting_notifications_are_listed(keeper: Client, watch: AppRepository) -> None:
     assert "Notifications that wait" not in page_of(keeper, watch)
     Notice.objects.create(
         watch=watch, kind=NoticeKind.SYNC_FAILED, fields={}, generation=1, last_error="The app answered 500."
@@ -144,7 +142,7 @@ def test_notifications_that_wait_are_listed(keeper: Client, watch: AppRepository
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_looking_changes_nothing(keeper: Client, watch: AppRepository, page: str) -> None:
+def test_get_changes_nothing(keeper: Client, watch: AppRepository, page: str) -> None:
     before = AppRepository.objects.values().get()
     assert keeper.get(f"{WATCHES}{watch.pk}/{page}/", DATA).status_code == 200
     assert AppRepository.objects.values().get() == before
@@ -154,7 +152,7 @@ def test_looking_changes_nothing(keeper: Client, watch: AppRepository, page: str
 @pytest.mark.parametrize(
     "permissions", [("view_apprepository", "resync_apprepository", "add_apprepository"), ("delete_apprepository",)]
 )
-def test_a_forged_post_without_the_permission_is_refused(watch, page: str, permissions: tuple[str, ...]) -> None:
+def test_forged_post_without_permission_is_refused(watch, page: str, permissions: tuple[str, ...]) -> None:
     client = staff("mallory", *permissions)
     before = AppRepository.objects.values().get()
     for method in (client.get, client.post):
@@ -164,7 +162,7 @@ def test_a_forged_post_without_the_permission_is_refused(watch, page: str, permi
         assert f"/{page}/" not in page_of(client, watch)
 
 
-def test_a_watch_that_has_ended_has_no_pages(keeper: Client, watch: AppRepository) -> None:
+def test_ended_watch_has_no_pages(keeper: Client, watch: AppRepository) -> None:
     AppRepository.objects.update(ended_at=timezone.now())
     before = AppRepository.objects.values().get()
     for page in PAGES:
@@ -172,7 +170,7 @@ def test_a_watch_that_has_ended_has_no_pages(keeper: Client, watch: AppRepositor
     assert AppRepository.objects.values().get() == before
 
 
-def test_the_history_names_who_did_it_and_holds_no_secret(keeper: Client, watch: AppRepository) -> None:
+def test_audit_log_names_the_user_and_no_secret(keeper: Client, watch: AppRepository) -> None:
     keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
     keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "secret-plans/"})
     watch.refresh_from_db()

@@ -1,4 +1,4 @@
-"""The page that explains one file, and the two forms that lead to it."""
+"""The page that explains one file, and the two forms that link to it."""
 
 import os
 from html import unescape
@@ -31,7 +31,7 @@ def why(client: Client, watch: AppRepository, path: str) -> str:
     return unescape(answer.text)
 
 
-def test_it_tells_all_of_a_file_that_the_app_refuses(world: World) -> None:
+def test_refused_file_is_explained(world: World) -> None:
     viewer = staff("vera", "view_apprepository")
     repo, watch = world.watch({"a b.md": b"1"})
     world.answer(refusing("a b.md"))
@@ -48,11 +48,11 @@ def test_it_tells_all_of_a_file_that_the_app_refuses(world: World) -> None:
     assert "None is listed." in text
 
 
-def test_every_kind_of_thing_has_its_words(world: World, admin: Client) -> None:
+def test_every_state_has_a_label(world: World, admin: Client) -> None:
     files = {"link": Entry.symlink("x"), "module": Entry.submodule("1" * 40), "d/x": b"", ".docoraignore": b"*.log\n"}
     _, watch = world.watch({**files, "x.log": b"1"})
     world.settle()
-    for path, words in {
+    for path, expected in {
         "link": "a symbolic link",
         "module": f"a submodule, at commit <code>{'1' * 40}</code>",
         "d": "a directory",
@@ -60,14 +60,14 @@ def test_every_kind_of_thing_has_its_words(world: World, admin: Client) -> None:
         "x.log": 'Line 1 of .docoraignore ("*.log") ignores it.',
         "d/x": "0 bytes",
     }.items():
-        assert words in why(admin, watch, path), path
+        assert expected in why(admin, watch, path), path
 
 
 @pytest.mark.parametrize(
     "path",
     ["<script>x</script>", '"><b>', "%00", "a\tb", " ", "é/ü", "x" * 3000, "&path=y", "\\xff", "9" * 30, "w " * 400],
 )
-def test_odd_paths_are_answered_and_shown_as_text(admin: Client, path: str) -> None:
+def test_odd_paths_are_escaped(admin: Client, path: str) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     answer = admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/?path={quote(path, safe='')}")
     assert answer.status_code == 200
@@ -76,22 +76,22 @@ def test_odd_paths_are_answered_and_shown_as_text(admin: Client, path: str) -> N
     assert "<b>" not in answer.text
 
 
-def test_bytes_that_are_no_text_do_no_harm(admin: Client) -> None:
+def test_invalid_bytes_are_harmless(admin: Client) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     for path in ("%ff%fe", "%00"):
         assert admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/?path={path}").status_code in {200, 400}
 
 
-def test_a_path_that_is_no_utf_8_is_asked_for_by_the_link_beside_it(world: World, admin: Client) -> None:
+def test_non_utf_8_path_is_reachable_by_link(world: World, admin: Client) -> None:
     _, watch = world.watch({os.fsdecode(b"caf\xe9 & co.md"): b"1"})
     world.settle()
     listed = unescape(admin.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text)
     link = f"{ADMIN}/apprepository/{watch.pk}/why/?path=caf%5Cxe9%20%26%20co.md"
     assert link in listed
-    assert "the path is not UTF-8" in unescape(admin.get(link).text)
+    assert "path is not valid UTF-8" in unescape(admin.get(link).text)
 
 
-def test_without_a_path_it_asks_for_one(admin: Client) -> None:
+def test_page_without_a_path_shows_the_form(admin: Client) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     text = admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/").text
     assert "Enter the path of a file" in text
@@ -101,7 +101,7 @@ def test_without_a_path_it_asks_for_one(admin: Client) -> None:
     )
 
 
-def test_the_form_of_the_app_page_leads_to_the_repository(admin: Client) -> None:
+def test_app_form_redirects_to_the_watch(admin: Client) -> None:
     app, other = make_app("Portal"), make_app("Search")
     watch, twin = make_watch(app, "docs"), make_watch(app, "twin")
     make_watch(other, "site")
@@ -126,7 +126,7 @@ def test_the_form_of_the_app_page_leads_to_the_repository(admin: Client) -> None
     assert "several repositories named acme/docs" in ask("acme/docs").text
 
 
-def test_the_app_page_offers_the_names_and_fills_in_the_only_one(admin: Client) -> None:
+def test_app_form_suggests_names_and_prefills_the_only_one(admin: Client) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")
     page = f"{ADMIN}/app/{app.pk}/change/"
@@ -137,7 +137,7 @@ def test_the_app_page_offers_the_names_and_fills_in_the_only_one(admin: Client) 
     assert '<option value="acme/site">' in text
 
 
-def test_it_is_for_those_who_see_watched_repositories(db, client: Client) -> None:
+def test_page_needs_permission_to_view_watches(db, client: Client) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     pages = [
         f"{ADMIN}/apprepository/{watch.pk}/why/?path=a",
@@ -153,13 +153,13 @@ def test_it_is_for_those_who_see_watched_repositories(db, client: Client) -> Non
     assert not DeliveryFailure.objects.exists()
 
 
-def test_a_repository_that_is_unwatched_has_no_such_page(admin: Client) -> None:
+def test_ended_watch_has_no_page(admin: Client) -> None:
     watch = make_watch(make_app("Portal"), "docs")
     AppRepository.objects.update(ended_at="2026-01-01T00:00:00Z")
     assert admin.get(f"{ADMIN}/apprepository/{watch.pk}/why/?path=a").status_code == 302
 
 
-def test_the_queries_do_not_grow_with_what_was_delivered(world: World, django_assert_max_num_queries) -> None:
+def test_query_count_is_constant(world: World, django_assert_max_num_queries) -> None:
     viewer = staff("vera", "view_apprepository")
     _, watch = world.watch({f"{number}.md": b"1" for number in range(300)})
     world.settle()

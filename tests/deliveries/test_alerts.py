@@ -64,7 +64,7 @@ def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, watch, django
     assert not Alert.objects.exists()
 
 
-def test_a_repository_that_has_been_failing_is_told_once_and_once_when_it_works_again(out: Outside, watch) -> None:
+def test_alert_when_failing_and_when_recovered(out: Outside, watch) -> None:
     fail_since(watch, 16)
     for _ in range(3):
         next_round()
@@ -105,7 +105,7 @@ def test_a_mail_names_what_fails_and_links_to_it(out: Outside, watch) -> None:
     assert "what the app said" not in mail.text + json.dumps(out.hooked)
 
 
-def test_a_failure_that_is_young_is_not_told(out: Outside, watch, settings) -> None:
+def test_recent_failure_sends_no_alert(out: Outside, watch, settings) -> None:
     fail_since(watch, 14)
     next_round()
     assert out.events == []
@@ -200,7 +200,7 @@ def test_an_app_that_was_paused_by_its_410_is_told_and_one_that_a_person_paused_
     outcomes.endpoint_gone(lease)
     next_round()
     assert out.events == [("alert", "app_paused", 1)]
-    assert "alert: Portal answered 410 Gone and was paused." in out.hooked[0]["text"]
+    assert "alert: Portal returned HTTP 410 and was paused." in out.hooked[0]["text"]
     App.objects.update(paused=False, paused_reason="")
     next_round()
     assert out.events[1:] == [("resolved", "app_paused", 1)]
@@ -277,7 +277,7 @@ def test_a_late_sweep_is_noticed_by_a_worker_and_over_when_it_looks_again(out: O
 
 
 @pytest.mark.parametrize(("every", "reminders"), [(86400, 1), (0, 0)])
-def test_what_goes_on_for_a_day_is_recalled_once(out: Outside, watch, settings, every: int, reminders: int) -> None:
+def test_ongoing_alert_is_repeated_once_after_a_day(out: Outside, watch, settings, every: int, reminders: int) -> None:
     settings.ALERT_REPEAT_SECONDS = every
     fail_since(watch, 16)
     next_round()

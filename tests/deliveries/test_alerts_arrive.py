@@ -119,14 +119,14 @@ def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outsi
 # --- Who sends ---------------------------------------------------------------------------------------------------------
 
 
-def test_several_who_look_at_once_send_once(transactional_db, out: Outside, watch) -> None:
+def test_concurrent_sweeps_send_one_alert(transactional_db, out: Outside, watch) -> None:
     fail_since(watch, 16)
     in_threads(*[alerts.go_round] * 4)
     assert out.events == [("alert", "failing", 1)]
     assert len(out.mails) == 1
 
 
-def test_a_process_that_is_started_again_does_not_repeat_what_was_told(transactional_db, out, watch, daemons) -> None:
+def test_restart_does_not_repeat_alerts(transactional_db, out, watch, daemons) -> None:
     fail_since(watch, 16)
     for _ in range(2):
         assert daemons.start("sweep", "--once").process.wait(60) == 0, daemons.logs()
@@ -218,18 +218,18 @@ def try_it() -> str:
 
 def test_a_test_says_who_took_it(out: Outside) -> None:
     assert try_it() == (
-        "The test alert was taken by the webhook.\n"
-        "The test alert was taken by the mail server, for ops@docora.example, night@docora.example.\n"
+        "Delivered the test alert to the webhook.\n"
+        "Delivered the test alert to the mail server, for ops@docora.example, night@docora.example.\n"
     )
     assert out.events == [("alert", "test", 0)]
-    assert "This is a test of the alerts" in out.hooked[0]["text"]
+    assert "This is a test alert" in out.hooked[0]["text"]
     assert len(out.mails) == 1
 
 
 def test_a_test_that_does_not_arrive_says_why(out: Outside) -> None:
     out.smtp.stop()
     with pytest.raises(
-        CommandError, match=r"did not arrive\. The mail server 127.0.0.1 did not take it: Connection refused"
+        CommandError, match=r"could not be delivered\. The mail server 127.0.0.1 did not take it: Connection refused"
     ):
         try_it()
     out.smtp.start()

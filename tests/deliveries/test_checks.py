@@ -76,7 +76,7 @@ def test_checks_are_written_in_bulk_however_many_there_are(world: World) -> None
     assert queries(8) == few
 
 
-def test_however_many_are_due_a_sweep_holds_a_slice_of_them_at_a_time(world: World, monkeypatch) -> None:
+def test_sweep_checks_due_watches_in_slices(world: World, monkeypatch) -> None:
     monkeypatch.setattr(head_checks, "SLICE", 3)
     settled(world, 7)
     slices = []
@@ -221,9 +221,7 @@ def circuit(watch: AppRepository) -> tuple[int, bool]:
     return repository.consecutive_failures, repository.circuit_is_open
 
 
-def test_a_repository_s_failure_counts_once_per_round_whoever_watches_it_and_opens_the_circuit_at_the_threshold(
-    world: World, settings
-) -> None:
+def test_failure_counts_once_per_round_and_opens_the_circuit(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 3
     (watch,) = settled(world, 1)
     other = world.watch_url(_repo(world), app=world.add_app("Other"))
@@ -253,7 +251,7 @@ def open_circuit(watch: AppRepository, seconds: float) -> None:
     watch.repository.refresh_from_db()
 
 
-def test_when_the_cool_down_has_passed_it_is_tried_by_itself_and_success_closes_the_circuit(world: World) -> None:
+def test_successful_probe_closes_the_circuit(world: World) -> None:
     (watch,) = settled(world, 1)
     open_circuit(watch, 60)
     _repo(world).commit({"new.txt": b"x"})
@@ -305,7 +303,7 @@ def test_a_cancelled_probe_is_an_ordinary_check_again_and_waits_for_the_cool_dow
     assert watch.next_sync_at is not None
 
 
-def test_a_token_that_was_refused_is_the_watch_s_own_trouble_and_does_not_count_for_the_circuit(world: World) -> None:
+def test_refused_token_does_not_count_for_the_circuit(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
     watch = world.watch_url(repo, token="good")
     world.git.tokens["acme/private"] = {"other"}

@@ -97,7 +97,7 @@ def test_rules_that_cannot_be_used_are_no_failure_of_the_repository(world: World
     assert repository.circuit_open_until is None
 
 
-def test_after_the_cool_down_one_watch_asks_for_all(world: World, settings) -> None:
+def test_one_watch_probes_after_the_circuit_cooldown(world: World, settings) -> None:
     _, watch, other = opened_at_once(world, settings)
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
     world.git.server._log.clear()
@@ -127,7 +127,7 @@ def test_a_token_that_reads_the_repository_lets_the_others_through_too(world: Wo
     assert due() == {watch.pk, other.pk}
 
 
-def test_a_notice_amid_which_the_worker_was_killed_goes_out_again_under_its_number(world: World, settings) -> None:
+def test_interrupted_notice_keeps_its_sequence(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     _, watch = world.watch()
     world.settle()

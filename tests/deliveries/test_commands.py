@@ -1,4 +1,4 @@
-"""The commands that scripts rely on."""
+"""`onboard_app`, `watch_repository`, `resync` and `sweep`, which scripts rely on."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def test_onboard_app_prints_the_id_and_both_secrets_once(world: World) -> None:
     assert app.client_auth_key == printed["client_auth_key"]
 
 
-def test_onboard_app_takes_a_key_from_stdin_where_no_list_of_processes_shows_it(world: World, monkeypatch) -> None:
+def test_onboard_app_reads_the_key_from_stdin(world: World, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("a-key-from-elsewhere\n"))
     arguments = ("Search", "https://search.example/hooks", "ops@search.example", "--client-auth-key-stdin", "--json")
     assert json.loads(run("onboard_app", *arguments))["client_auth_key"] == "a-key-from-elsewhere"
@@ -40,12 +40,12 @@ def test_onboard_app_takes_a_key_from_stdin_where_no_list_of_processes_shows_it(
         ),
     ],
 )
-def test_onboard_app_says_in_words_what_is_wrong(db, arguments: tuple[str, ...], sentence: str) -> None:
+def test_onboard_app_with_invalid_arguments(db, arguments: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(CommandError, match=sentence):
         run("onboard_app", *arguments)
 
 
-def test_watch_repository_answers_as_the_rest_call_does(world: World) -> None:
+def test_watch_repository_prints_the_rest_response(world: World) -> None:
     repo = world.git.repo("acme/next.js", {"a.txt": b"a"})
     printed = json.loads(run("watch_repository", world.app.app_id, f"{repo.url}.git/", json=True))
     assert set(printed) == {"repository_id", "github_url", "owner", "name", "is_private", "created_at"}
@@ -66,7 +66,7 @@ def test_watch_repository_answers_as_the_rest_call_does(world: World) -> None:
         ("file:///etc/passwd", "must look like"),
     ],
 )
-def test_watch_repository_says_in_words_why_not(world: World, url: str, sentence: str) -> None:
+def test_watch_repository_that_cannot_be_watched(world: World, url: str, sentence: str) -> None:
     world.git.repo("acme/private", {"a": b"a"}, token="sesame")
     world.git.repo("acme/empty")
     with pytest.raises(CommandError, match=sentence):
@@ -74,7 +74,7 @@ def test_watch_repository_says_in_words_why_not(world: World, url: str, sentence
     assert not AppRepository.objects.exists()
 
 
-def test_a_token_from_stdin_opens_a_private_repository_and_a_wrong_one_is_refused(world: World, monkeypatch) -> None:
+def test_watch_repository_reads_the_token_from_stdin(world: World, monkeypatch) -> None:
     repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
     monkeypatch.setattr("sys.stdin", io.StringIO("wrong\n"))
     with pytest.raises(CommandError, match="The token was refused"):
@@ -85,7 +85,7 @@ def test_a_token_from_stdin_opens_a_private_repository_and_a_wrong_one_is_refuse
     assert world.sync(AppRepository.objects.get()).status == "synced"
 
 
-def test_watching_again_is_a_full_fresh_sync_of_the_same_row(world: World) -> None:
+def test_watching_again_resyncs_the_same_row(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"a"})
     world.sync(watch)
     run("watch_repository", world.app.app_id, repo.url + ".git")
@@ -94,8 +94,8 @@ def test_watching_again_is_a_full_fresh_sync_of_the_same_row(world: World) -> No
     assert [record.path for record in world.requests("create")] == ["a.txt", "a.txt"]
 
 
-def test_resync_of_what_is_not_watched_is_one_sentence(world: World) -> None:
-    with pytest.raises(CommandError, match="Nothing is watched under these ids"):
+def test_resync_of_an_app_without_watches(world: World) -> None:
+    with pytest.raises(CommandError, match="No repository is watched under these ids"):
         run("resync", world.app.app_id, yes=True)
 
 

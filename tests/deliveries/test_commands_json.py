@@ -1,4 +1,4 @@
-"""What commands print for scripts: the documented keys, one object, and nothing beside it on stdout."""
+"""JSON output of commands: the documented keys, in one object, alone on stdout."""
 
 import io
 import json
@@ -22,11 +22,11 @@ from tests.support.world import World
 COLUMNS = ["App.client_auth_key", "App.new_auth_key", "AppRepository.github_token", "AppRepository.push_secret"]
 
 
-def test_sweep_says_how_many_it_enqueued(world: World, redis_client) -> None:
+def test_sweep_prints_the_number_enqueued(world: World, redis_client) -> None:
     world.watch()
     redis_client.flushall()
     assert run_json("sweep", "--once") == {"enqueued": 1}
-    with pytest.raises(CommandError, match="--json goes with --once") as wrong:
+    with pytest.raises(CommandError, match="--json needs --once") as wrong:
         run("sweep", "--json")
     assert wrong.value.returncode == 2
 
@@ -56,24 +56,24 @@ def test_rotate_encryption_keys_counts_each_column(db, settings, capsys) -> None
     out = io.StringIO()
     with pytest.raises(CommandError, match="1 stored secret cannot be decrypted"):
         call_command("rotate_encryption_keys", "--json", stdout=out)
-    told = json.loads(out.getvalue())
-    assert sorted(told) == ["columns", "dry_run"]
-    assert sorted(told["columns"]) == [f"deliveries_app.{column}" for column in COLUMNS]
-    keys = told["columns"]["deliveries_app.App.client_auth_key"]
+    printed = json.loads(out.getvalue())
+    assert sorted(printed) == ["columns", "dry_run"]
+    assert sorted(printed["columns"]) == [f"deliveries_app.{column}" for column in COLUMNS]
+    keys = printed["columns"]["deliveries_app.App.client_auth_key"]
     assert keys == {"renewed": 0, "current": 1, "unreadable": [lost.pk]}
     assert capsys.readouterr().out == ""
 
 
-def test_send_test_alert_says_what_became_of_each_channel(world: World, settings, capsys) -> None:
+def test_send_test_alert_prints_the_result_of_each_channel(world: World, settings, capsys) -> None:
     settings.ALERT_WEBHOOK_URL = f"{world.receiver.url}/alerts"
     out = io.StringIO()
-    with pytest.raises(CommandError, match="did not arrive"):
+    with pytest.raises(CommandError, match="could not be delivered"):
         call_command("send_test_alert", "--json", stdout=out)
     [channel] = json.loads(out.getvalue())["channels"]
     assert (channel["target"], channel["delivered"], bool(channel["problem"])) == ("the webhook", False, True)
 
 
-def test_a_text_from_an_app_that_is_no_ascii_is_json_all_the_same(db) -> None:
+def test_json_output_escapes_non_ascii_text(db) -> None:
     App.objects.filter(pk=make_app("Portal").pk).update(name="Pörtäl ☃")
     printed = run("list_apps", "--json")
     assert printed.isascii()
@@ -106,7 +106,7 @@ def start_receiver(directory: Path) -> tuple[subprocess.Popen[str], Sender]:
     return process, Sender(At())
 
 
-def test_the_receiver_prints_a_line_for_each_notification_and_nothing_else(tmp_path: Path) -> None:
+def test_receiver_prints_one_line_per_notification(tmp_path: Path) -> None:
     process, sender = start_receiver(tmp_path)
     try:
         for path in ("a", "b"):
@@ -121,7 +121,7 @@ def test_the_receiver_prints_a_line_for_each_notification_and_nothing_else(tmp_p
     assert process.returncode == 0
 
 
-def test_the_receiver_ends_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+def test_receiver_exits_when_stdout_is_closed(tmp_path: Path) -> None:
     process, sender = start_receiver(tmp_path)
     try:
         assert process.stdout

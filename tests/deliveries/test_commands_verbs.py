@@ -1,4 +1,4 @@
-"""The commands that do what the admin's buttons do: each through the same service, with an answer for scripts."""
+"""Commands for the actions of the admin. Each calls the same service and has JSON output."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from tests.support.world import World
 
 @pytest.fixture
 def typed(monkeypatch):
-    """What is typed, or piped, into the command."""
+    """Set the command's stdin."""
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
@@ -32,25 +32,25 @@ def ids_of(watch: AppRepository) -> list[str]:
     return [watch.app.app_id, watch.repository.repository_id]
 
 
-def test_cancel_takes_back_an_operation_or_the_newest_request_of_one_repository(watches) -> None:
+def test_cancel_an_operation_or_the_newest_request_of_a_repository(watches) -> None:
     operation = resync_by_app(Actor.command(), watches[0].app)
     assert run_json("cancel", operation.operation_id) == {"cancelled": 2}
-    assert run("cancel", operation.operation_id) == "Nothing was left to cancel.\n"
+    assert run("cancel", operation.operation_id) == "There was nothing to cancel.\n"
     run_of = resync_single(Actor.command(), watches[2]).run
     assert run_json("cancel", *ids_of(watches[2])) == {"cancelled": 1}
     run_of.refresh_from_db()
     assert run_of.outcome == "cancelled"
 
 
-def test_pausing_and_resuming_everything(watches) -> None:
+def test_pause_and_resume_all_syncing(watches) -> None:
     assert run_json("pause_syncing") == {"app_id": None, "paused": True}
     assert current_pause()
-    assert "goes on" in run("resume_syncing")
+    assert "Syncing is resumed" in run("resume_syncing")
     assert current_pause() is None
     assert "was not paused" in run("resume_syncing")
 
 
-def test_pausing_and_resuming_one_app(watches) -> None:
+def test_pause_and_resume_one_app(watches) -> None:
     app = watches[0].app
     assert run_json("pause_syncing", app.app_id) == {"app_id": app.app_id, "paused": True}
     assert dict(App.objects.values_list("name", "paused")) == {"Portal": True, "Search": False}
@@ -60,19 +60,19 @@ def test_pausing_and_resuming_one_app(watches) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "words"),
-    [("unwatch_repository", 2, "no longer be sent acme/docs"), ("delete_app", 1, "watches 2 repositories")],
+    ("name", "count", "question"),
+    [("unwatch_repository", 2, "no longer receive acme/docs"), ("delete_app", 1, "watches 2 repositories")],
 )
-def test_what_cannot_be_taken_back_asks_first(watches, name: str, count: int, words: str) -> None:
-    with pytest.raises(CommandError, match=f"{words}.*add --yes") as refused:
+def test_irreversible_commands_ask_for_confirmation(watches, name: str, count: int, question: str) -> None:
+    with pytest.raises(CommandError, match=f"{question}.*Add --yes") as refused:
         run(name, *ids_of(watches[0])[:count])
     assert refused.value.returncode == 2
     assert AppRepository.objects.alive().count() == 3
 
 
 def test_unwatch_repository_ends_one_watch(watches) -> None:
-    told = run_json("unwatch_repository", *ids_of(watches[0]), "--yes")
-    assert told == dict(zip(("app_id", "repository_id"), ids_of(watches[0]), strict=True))
+    printed = run_json("unwatch_repository", *ids_of(watches[0]), "--yes")
+    assert printed == dict(zip(("app_id", "repository_id"), ids_of(watches[0]), strict=True))
     assert list(AppRepository.objects.alive()) == [watches[1], watches[2]]
 
 
@@ -84,17 +84,17 @@ def test_delete_app_ends_the_app_and_its_watches(watches) -> None:
         run("delete_app", app.app_id, "--yes")
 
 
-def test_rotate_token_prints_a_token_that_holds_beside_the_old_one(watches) -> None:
+def test_rotate_token_keeps_the_old_token_valid(watches) -> None:
     app = watches[0].app
-    told = run_json("rotate_token", app.app_id)
-    assert set(told) == {"app_id", "token", "old_accepted_until"}
-    assert authenticate(told["token"]) == app
+    printed = run_json("rotate_token", app.app_id)
+    assert set(printed) == {"app_id", "token", "old_accepted_until"}
+    assert authenticate(printed["token"]) == app
     assert live_tokens(app).count() == 2
 
 
-def test_after_a_leak_rotate_token_ends_the_old_one_and_asks_before(watches) -> None:
+def test_rotate_token_without_overlap_revokes_the_old_token_after_confirmation(watches) -> None:
     app = watches[0].app
-    with pytest.raises(CommandError, match=r"will be refused at once.*add --yes"):
+    with pytest.raises(CommandError, match=r"will be revoked now.*Add --yes"):
         run("rotate_token", app.app_id, "--overlap-hours", "0")
     assert run_json("rotate_token", app.app_id, "--overlap-hours", "0", "--yes")["old_accepted_until"] is None
     assert live_tokens(app).count() == 1
@@ -102,26 +102,26 @@ def test_after_a_leak_rotate_token_ends_the_old_one_and_asks_before(watches) -> 
         run("rotate_token", app.app_id, "--overlap-hours", "800")
 
 
-def test_a_signing_key_is_replaced_step_by_step(world: World, typed) -> None:
+def test_rotate_key_step_by_step(world: World, typed) -> None:
     app_id, old = world.app.app_id, world.app.client_auth_key
     typed("the-key-that-comes-next\n")
-    made = run_json("rotate_key", app_id, "--client-auth-key-stdin")
-    assert made == {"app_id": app_id, "step": "started", "client_auth_key": "the-key-that-comes-next"}
+    started = run_json("rotate_key", app_id, "--client-auth-key-stdin")
+    assert started == {"app_id": app_id, "step": "started", "client_auth_key": "the-key-that-comes-next"}
     with pytest.raises(CommandError, match="has not accepted the new key yet"):
         run("rotate_key", app_id, "--retire")
-    with pytest.raises(CommandError, match="refused the signature") as refused:
+    with pytest.raises(CommandError, match="rejected the signature") as refused:
         run("ping_app", app_id, "--new-key")
     assert refused.value.returncode == 1
     world.receiver.keys = "the-key-that-comes-next"
-    told = run_json("ping_app", app_id, "--new-key")
-    assert (told["app_id"], told["delivered"], told["status"], told["new_key"]) == (app_id, True, 200, True)
+    printed = run_json("ping_app", app_id, "--new-key")
+    assert (printed["app_id"], printed["delivered"], printed["status"], printed["new_key"]) == (app_id, True, 200, True)
     assert run_json("rotate_key", app_id, "--retire") == {"app_id": app_id, "step": "retired"}
     assert App.objects.get(app_id=app_id).client_auth_key == "the-key-that-comes-next" != old
-    with pytest.raises(CommandError, match="has no new key: rotate_key makes one"):
+    with pytest.raises(CommandError, match=r"has no new key\. Use rotate_key"):
         run("ping_app", app_id, "--new-key")
 
 
-def test_a_new_signing_key_can_be_forgotten(watches) -> None:
+def test_rotate_key_cancel_discards_the_new_key(watches) -> None:
     app = watches[0].app
     assert run_json("rotate_key", app.app_id)["client_auth_key"].startswith("whsec_")
     assert run_json("rotate_key", app.app_id, "--cancel") == {"app_id": app.app_id, "step": "cancelled"}
@@ -129,25 +129,25 @@ def test_a_new_signing_key_can_be_forgotten(watches) -> None:
         run("rotate_key", app.app_id, "--cancel")
 
 
-def test_ping_app_ends_with_1_and_a_hint_if_it_was_not_accepted(world: World) -> None:
+def test_ping_app_that_is_not_accepted_exits_with_1_and_a_hint(world: World) -> None:
     assert "accepted the ping: it answered 200" in run("ping_app", world.app.app_id)
     world.answer(lambda _: Answer(500))
-    with pytest.raises(CommandError, match=r"The app answered 500\. The app failed while it handled the ping"):
+    with pytest.raises(CommandError, match=r"The app answered 500\. The app failed while handling the ping"):
         run("ping_app", world.app.app_id)
 
 
-def test_reset_circuit_lets_every_watch_try_at_once(watches) -> None:
+def test_reset_circuit_makes_every_watch_due(watches) -> None:
     repository = watches[0].repository
     repository.circuit_open_until = "2099-01-01T00:00Z"
     repository.save()
-    told = run_json("reset_circuit", repository.repository_id)
-    assert told == {"repository_id": repository.repository_id, "woken": 2}
+    printed = run_json("reset_circuit", repository.repository_id)
+    assert printed == {"repository_id": repository.repository_id, "woken": 2}
     repository.refresh_from_db()
     assert repository.circuit_open_until is None
-    assert "all 2 apps that watch it" in run("reset_circuit", repository.repository_id)
+    assert "It is now due for 2 apps." in run("reset_circuit", repository.repository_id)
 
 
-def test_replace_github_token_tries_the_one_that_it_reads(world: World, typed) -> None:
+def test_replace_github_token_checks_the_new_token(world: World, typed) -> None:
     repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
     watch = world.watch_url(repo, token="sesame")
     typed("wrong\n")
@@ -158,16 +158,16 @@ def test_replace_github_token_tries_the_one_that_it_reads(world: World, typed) -
     assert "wrong" not in AppRepository.objects.get().github_token
 
 
-def test_explain_says_what_is_known_of_a_file(world: World) -> None:
+def test_explain_a_file(world: World) -> None:
     _, watch = world.watch({"a.txt": b"a"})
     world.sync(watch)
-    told = run_json("explain", *ids_of(watch), "a.txt")
-    assert (told["path"], told["state"], told["next"]) == ("a.txt", "delivered", None)
-    assert told["words"] in run("explain", *ids_of(watch), "a.txt")
+    printed = run_json("explain", *ids_of(watch), "a.txt")
+    assert (printed["path"], printed["state"], printed["next"]) == ("a.txt", "delivered", None)
+    assert printed["words"] in run("explain", *ids_of(watch), "a.txt")
     assert run_json("explain", *ids_of(watch), "none.txt")["state"] == "absent"
 
 
-def test_status_tells_what_fails_and_ends_with_1(watches) -> None:
+def test_status_with_failures_exits_with_1(watches) -> None:
     assert "Watched repositories: 3; failing: 0" in run("status")
     fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
     AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.SCANNING)
@@ -175,25 +175,25 @@ def test_status_tells_what_fails_and_ends_with_1(watches) -> None:
     with pytest.raises(SystemExit) as ended:
         call_command("status", "--json", stdout=out)
     assert ended.value.code == 1
-    told = json.loads(out.getvalue())
-    numbers = {name: told[name] for name in ("paused", "watches", "failing", "given_up", "syncing", "waiting")}
+    printed = json.loads(out.getvalue())
+    numbers = {name: printed[name] for name in ("paused", "watches", "failing", "given_up", "syncing", "waiting")}
     assert numbers == {"paused": False, "watches": 3, "failing": 1, "given_up": 1, "syncing": 1, "waiting": 1}
-    failing, syncing = told["lines"]
+    failing, syncing = printed["lines"]
     assert (failing["state"], failing["root_cause"], failing["app_name"]) == ("failed", "http_5xx", "Portal")
     assert (syncing["state"], syncing["next"]) == ("syncing", "syncing now")
 
 
-def test_status_lists_what_fails_before_what_runs_before_what_waits(watches) -> None:
+def test_status_lists_failing_then_syncing_then_waiting(watches) -> None:
     fail(watches[2], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
     AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.SCANNING)
     for waiting in (Status.SYNCED, Status.PENDING):
         AppRepository.objects.filter(pk=watches[0].pk).update(status=waiting, next_sync_at=timezone.now())
-        lines = status.look(None, 2).lines
+        lines = status.read_status(None, 2).lines
         assert [line.watch.pk for line in lines] == [watches[2].pk, watches[1].pk], waiting
 
 
 @pytest.mark.parametrize("limit", ["-1", "99999999999999999999", "few"])
-def test_a_limit_that_is_none_is_wrong_usage(db, limit: str) -> None:
+def test_status_with_an_invalid_limit(db, limit: str) -> None:
     with pytest.raises(CommandError, match="--limit"):
         run("status", f"--limit={limit}")
 
@@ -206,7 +206,7 @@ def test_a_limit_that_is_none_is_wrong_usage(db, limit: str) -> None:
         ("watch_repository", ["APP", "https://github.com/acme/docs", "--github-token-stdin"]),
     ],
 )
-def test_a_secret_that_was_to_come_and_did_not_is_no_secret(db, typed, command: str, arguments: list[str]) -> None:
+def test_empty_stdin_is_not_accepted_as_a_secret(db, typed, command: str, arguments: list[str]) -> None:
     app = make_app("Search")
     typed("")
     with pytest.raises(CommandError, match=r"There is no (key|token) on stdin\.") as refused:
@@ -216,30 +216,30 @@ def test_a_secret_that_was_to_come_and_did_not_is_no_secret(db, typed, command: 
     assert (App.objects.count(), app.is_rotating_key, AppRepository.objects.count()) == (1, False, 0)
 
 
-def test_status_tells_what_waits_for_the_rest_of_its_import(watches) -> None:
+def test_status_of_watches_with_an_unfinished_import(watches) -> None:
     assert (run_json("status")["arriving"], "import" in run("status")) == (0, False)
-    first_two = AppRepository.objects.filter(pk__in=[watches[0].pk, watches[1].pk])
+    portal = AppRepository.objects.filter(app=watches[0].app)
     AppRepository.objects.update(next_sync_at=timezone.now())
-    first_two.filter(pk=watches[0].pk).update(arriving=True)
-    told = run_json("status")
-    assert (told["watches"], told["waiting"], told["arriving"]) == (3, 2, 1)
-    [line] = [line for line in told["lines"] if line["state"] == "arriving"]
+    portal.filter(pk=watches[0].pk).update(arriving=True)
+    printed = run_json("status")
+    assert (printed["watches"], printed["waiting"], printed["arriving"]) == (3, 2, 1)
+    [line] = [line for line in printed["lines"] if line["state"] == "arriving"]
     assert [line["app_id"], line["repository_id"]] == ids_of(watches[0])
     assert line["next"] == "waits until its records are imported"
     assert "1 of them waits for the rest of the import: run manage.py import_docora again." in run("status")
-    first_two.update(arriving=True)
+    portal.update(arriving=True)
     assert "2 of them wait for the rest of the import" in run("status", watches[0].app.app_id)
     assert "import" not in run("status", watches[2].app.app_id)
 
 
-def test_status_of_one_app_counts_that_app_alone(watches) -> None:
+def test_status_of_one_app(watches) -> None:
     fail(watches[0], RootCause.SERVER_ERROR)
     assert "Watched repositories: 1; failing: 0" in run("status", watches[2].app.app_id)
     with pytest.raises(SystemExit):
         run("status", watches[0].app.app_id)
 
 
-def test_list_apps_counts_what_each_watches(watches) -> None:
+def test_list_apps_counts_watches(watches) -> None:
     run("unwatch_repository", *ids_of(watches[1]), "--yes")
     fail(watches[0], RootCause.SERVER_ERROR)
     portal, search = (json.loads(line) for line in run("list_apps", "--json").splitlines())
@@ -251,7 +251,7 @@ def test_list_apps_counts_what_each_watches(watches) -> None:
     ]
 
 
-def test_list_watches_lists_all_those_of_an_app_or_those_that_fail(watches) -> None:
+def test_list_watches_of_all_apps_of_one_app_and_failing(watches) -> None:
     fail(watches[1], RootCause.SERVER_ERROR)
     lines = [json.loads(line) for line in run("list_watches", "--json").splitlines()]
     assert [[line["app_id"], line["repository_id"]] for line in lines] == [ids_of(watch) for watch in watches]
@@ -261,7 +261,7 @@ def test_list_watches_lists_all_those_of_an_app_or_those_that_fail(watches) -> N
 
 
 @pytest.mark.parametrize("name", ["list_apps", "list_watches"])
-def test_a_list_whose_reader_has_left_ends_quietly(watches, instance_environment: dict[str, str], name: str) -> None:
+def test_list_to_a_closed_pipe_exits_quietly(watches, instance_environment: dict[str, str], name: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     call = [sys.executable, str(PROJECT / "manage.py"), name]

@@ -1,4 +1,4 @@
-"""`resync` and `retry`: they ask, say what was asked for, and wait for its end if they are told to."""
+"""`resync` and `retry`: confirmation, output, and `--wait`."""
 
 import io
 import json
@@ -31,35 +31,35 @@ def refuse_b(world: World, settings) -> None:
     world.answer(lambda notification: Answer(500) if notification.path == "b.txt" else None)
 
 
-def test_resync_does_nothing_when_nobody_is_there_to_be_asked(world: World, watch: AppRepository) -> None:
-    with pytest.raises(CommandError, match=r"send ALL 2 files .*no terminal to ask at; .*add --yes") as refused:
+def test_resync_without_a_terminal_or_yes_does_nothing(world: World, watch: AppRepository) -> None:
+    with pytest.raises(CommandError, match=r"send ALL 2 files .*no terminal to ask on\. Add --yes") as refused:
         run("resync", world.app.app_id)
     assert refused.value.returncode == 2
     assert SyncRun.objects.count() == 1
 
 
-def test_resync_says_what_was_asked_for(world: World, watch: AppRepository) -> None:
+def test_resync_prints_the_request(world: World, watch: AppRepository) -> None:
     single, many = (world.app.app_id, watch.repository.repository_id, "--yes"), (world.app.app_id, "--yes")
     assert "Re-sync queued, run_" in run("resync", *single)
     assert "Bulk re-sync started, bulk_" in run("resync", *many)
     assert run_json("resync", *single) == {"kind": "resync", "run_id": SyncRun.objects.first().run_id, "total": 1}
-    told = run_json("resync", *many)
-    assert told == {"kind": "resync", "operation_id": BulkOperation.objects.first().operation_id, "total": 1}
+    printed = run_json("resync", *many)
+    assert printed == {"kind": "resync", "operation_id": BulkOperation.objects.first().operation_id, "total": 1}
 
 
 @pytest.mark.parametrize("many", [True, False])
-def test_wait_ends_with_the_numbers_of_the_end(world: World, watch: AppRepository, monkeypatch, many: bool) -> None:
-    # The worker of this test: it runs whenever the command looks.
+def test_wait_prints_the_final_numbers(world: World, watch: AppRepository, monkeypatch, many: bool) -> None:
+    # Instead of sleeping between polls, the command performs the sync itself.
     monkeypatch.setattr(SLEEP, lambda _: sync(watch.pk))
     ids = [world.app.app_id] if many else [world.app.app_id, watch.repository.repository_id]
-    told = run_json("resync", *ids, "--wait", "--yes")
-    assert (told["succeeded"], told["total"], told["files_done"], told["percent"]) == (1, 1, 2, 100)
-    assert told["finished"] is True
-    assert told.get("outcome", "succeeded") == "succeeded"
+    printed = run_json("resync", *ids, "--wait", "--yes")
+    assert (printed["succeeded"], printed["total"], printed["files_done"], printed["percent"]) == (1, 1, 2, 100)
+    assert printed["finished"] is True
+    assert printed.get("outcome", "succeeded") == "succeeded"
 
 
 @pytest.mark.parametrize("many", [True, False])
-def test_wait_ends_with_1_if_something_failed(
+def test_wait_exits_with_1_if_something_failed(
     world: World, watch: AppRepository, monkeypatch, settings, many: bool
 ) -> None:
     refuse_b(world, settings)
@@ -69,35 +69,35 @@ def test_wait_ends_with_1_if_something_failed(
     with pytest.raises(CommandError, match="1 of 1 repositories did not" if many else "answered 500") as failed:
         call_command("resync", *ids, "--wait", "--yes", "--json", stdout=out)
     assert failed.value.returncode == 1
-    told = json.loads(out.getvalue())
-    assert (told["failed"], told["files_failed"], told["finished"]) == (1, 1, True)
+    printed = json.loads(out.getvalue())
+    assert (printed["failed"], printed["files_failed"], printed["finished"]) == (1, 1, True)
 
 
-@pytest.mark.parametrize("way", ["cancelled", "taken over by a later request"])
-def test_what_was_cancelled_or_taken_over_did_not_succeed(
-    world: World, watch: AppRepository, monkeypatch, way: str
+@pytest.mark.parametrize("outcome", ["cancelled", "taken over by a later request"])
+def test_wait_for_a_run_that_is_cancelled_or_superseded(
+    world: World, watch: AppRepository, monkeypatch, outcome: str
 ) -> None:
     def meanwhile(_: float) -> None:
-        if way == "cancelled":
+        if outcome == "cancelled":
             cancel_request(Actor.system(), watch)
         else:
             resync_single(Actor.system(), watch)
             sync(watch.pk)
 
     monkeypatch.setattr(SLEEP, meanwhile)
-    with pytest.raises(CommandError, match=f"It did not succeed: {way}"):
+    with pytest.raises(CommandError, match=f"It did not succeed: {outcome}"):
         run("resync", world.app.app_id, watch.repository.repository_id, "--wait", "--yes")
 
 
-def test_a_cancelled_operation_did_not_succeed(world: World, watch: AppRepository, monkeypatch) -> None:
+def test_wait_for_an_operation_that_is_cancelled(world: World, watch: AppRepository, monkeypatch) -> None:
     monkeypatch.setattr(SLEEP, lambda _: cancel_operation(Actor.system(), BulkOperation.objects.get()))
     with pytest.raises(CommandError, match="1 of 1 repositories did not succeed: 1 cancelled"):
         run("resync", world.app.app_id, "--wait", "--yes")
 
 
-def test_a_wait_that_has_lasted_long_enough_says_that_it_goes_on(world: World, watch: AppRepository) -> None:
+def test_wait_that_times_out(world: World, watch: AppRepository) -> None:
     out = io.StringIO()
-    cancel = f"goes on by itself.*manage.py cancel {world.app.app_id} {watch.repository.repository_id}"
+    cancel = f"The sync continues.*manage.py cancel {world.app.app_id} {watch.repository.repository_id}"
     with pytest.raises(CommandError, match=cancel) as late:
         call_command(
             "resync",
@@ -114,8 +114,8 @@ def test_a_wait_that_has_lasted_long_enough_says_that_it_goes_on(world: World, w
     assert SyncRun.objects.first().outcome == ""
 
 
-def test_a_timeout_without_a_wait_is_wrong_usage_and_asks_for_nothing(world: World, watch: AppRepository) -> None:
-    with pytest.raises(CommandError, match="--timeout goes with --wait") as wrong:
+def test_timeout_without_wait_and_invalid_timeouts(world: World, watch: AppRepository) -> None:
+    with pytest.raises(CommandError, match="--timeout needs --wait") as wrong:
         run("resync", world.app.app_id, "--yes", "--timeout", "5")
     assert wrong.value.returncode == 2
     assert SyncRun.objects.count() == 1
@@ -124,26 +124,26 @@ def test_a_timeout_without_a_wait_is_wrong_usage_and_asks_for_nothing(world: Wor
         assert (done.returncode, "--timeout" in done.stderr) == (2, True), value
 
 
-def test_while_all_syncing_is_paused_the_wait_says_so(world: World, watch: AppRepository, capsys) -> None:
+def test_wait_while_all_syncing_is_paused(world: World, watch: AppRepository, capsys) -> None:
     pause_syncing(Actor.system())
-    with pytest.raises(CommandError, match="goes on by itself"):
+    with pytest.raises(CommandError, match="The sync continues"):
         run("resync", world.app.app_id, "--wait", "--yes", "--timeout=0")
     assert "All syncing is paused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("many", [True, False])
-def test_what_holds_the_repositories_up_is_said(world: World, watch: AppRepository, capsys, many: bool) -> None:
+def test_wait_for_a_paused_app_and_an_unfinished_import(world: World, watch: AppRepository, capsys, many: bool) -> None:
     App.objects.update(paused=True)
     AppRepository.objects.update(arriving=True)
     ids = [world.app.app_id] if many else [world.app.app_id, watch.repository.repository_id]
-    with pytest.raises(CommandError, match="goes on by itself"):
+    with pytest.raises(CommandError, match="The sync continues"):
         run("resync", *ids, "--wait", "--yes", "--timeout=0")
-    told = capsys.readouterr().err
-    assert f"{world.app} is paused: this waits until it is resumed." in told
-    assert "1 repository waits for the rest of the import: run manage.py import_docora again." in told
+    printed = capsys.readouterr().err
+    assert f"{world.app} is paused. This waits until it is resumed." in printed
+    assert "1 repository waits for an unfinished import. Run manage.py import_docora again." in printed
 
 
-def test_ctrl_c_ends_the_wait_alone_and_says_how_to_cancel(
+def test_ctrl_c_stops_waiting_but_not_the_sync(
     world: World, watch: AppRepository, instance_environment: dict[str, str]
 ) -> None:
     process = subprocess.Popen(
@@ -162,15 +162,13 @@ def test_ctrl_c_ends_the_wait_alone_and_says_how_to_cancel(
     finally:
         process.kill()
     assert process.returncode == 130
-    assert f"It goes on by itself. To cancel it: manage.py cancel {operation.operation_id}" in errors
+    assert f"The sync continues. To cancel it: manage.py cancel {operation.operation_id}" in errors
     assert "Traceback" not in errors
     operation.refresh_from_db()
     assert operation.ended_at is None
 
 
-def test_retry_of_one_of_an_app_or_of_all_sends_what_failed(
-    world: World, watch: AppRepository, monkeypatch, settings
-) -> None:
+def test_retry_one_an_app_or_all(world: World, watch: AppRepository, monkeypatch, settings) -> None:
     refuse_b(world, settings)
     monkeypatch.setattr(SLEEP, lambda _: sync(watch.pk))
     with pytest.raises(CommandError):
@@ -180,19 +178,19 @@ def test_retry_of_one_of_an_app_or_of_all_sends_what_failed(
             run("retry", *ids, "--wait")
     world.answer(None)
     sent = len(world.requests())
-    told = run_json("retry", world.app.app_id, "--wait")
-    assert (told["kind"], told["succeeded"], told["files_done"]) == ("retry", 1, 1)
+    printed = run_json("retry", world.app.app_id, "--wait")
+    assert (printed["kind"], printed["succeeded"], printed["files_done"]) == ("retry", 1, 1)
     assert [record.path for record in world.requests()[sent:]] == ["b.txt"]
 
 
-def test_where_nothing_fails_a_retry_has_nothing_to_do_and_that_is_well(world: World, watch: AppRepository) -> None:
+def test_retry_with_nothing_failing_succeeds(world: World, watch: AppRepository) -> None:
     for ids in ([world.app.app_id, watch.repository.repository_id], [world.app.app_id], ["--all"]):
-        assert "Nothing of it is failing" in run("retry", *ids, "--wait")
+        assert "Nothing is failing" in run("retry", *ids, "--wait")
         assert run_json("retry", *ids) == {"kind": "retry", "total": 0}
 
 
 @pytest.mark.parametrize("arguments", [[], ["app_1", "--all"]])
-def test_retry_wants_to_know_of_what(db, arguments: list[str]) -> None:
+def test_retry_needs_an_app_or_all(db, arguments: list[str]) -> None:
     with pytest.raises(CommandError, match="Give an app id, or --all") as wrong:
         run("retry", *arguments)
     assert wrong.value.returncode == 2

@@ -94,7 +94,7 @@ def test_a_batch_of_a_first_sync_takes_a_handful_of_statements_and_no_process(wo
     assert more.total() / batches <= ONE_BATCH, more
 
 
-def test_redis_is_told_of_all_batches_of_a_moment_together(world: World, redis_client: Redis) -> None:
+def test_redis_updates_of_batches_are_combined(world: World, redis_client: Redis) -> None:
     told = []
     for files in (100, 300):
         redis_client.config_resetstat()

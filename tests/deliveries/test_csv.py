@@ -1,4 +1,4 @@
-"""The history as CSV: what is filtered and all of it, in bounded memory, with nothing that a spreadsheet would run."""
+"""The history as CSV: filtered, complete, in bounded memory, with spreadsheet formulas escaped."""
 
 import csv
 import io
@@ -32,16 +32,16 @@ def rows(client: Client, query: str = "", url: str = RUNS) -> list[dict[str, str
     return list(csv.DictReader(io.StringIO(b"".join(answer).decode(), newline="")))
 
 
-def many(watch: AppRepository, count: int, **facts) -> list[SyncRun]:
-    facts = {
+def many(watch: AppRepository, count: int, **fields) -> list[SyncRun]:
+    fields = {
         "requested_by": "Docora",
         "reason": Reason.CHANGE,
         "outcome": Outcome.SUCCEEDED,
         "ended_at": MOMENT,
-    } | facts
+    } | fields
     return SyncRun.objects.bulk_create(
         [
-            SyncRun(watch=watch, generation=1, **({"created_at": MOMENT + timedelta(seconds=n)} | facts))
+            SyncRun(watch=watch, generation=1, **({"created_at": MOMENT + timedelta(seconds=n)} | fields))
             for n in range(count)
         ]
     )
@@ -50,7 +50,7 @@ def many(watch: AppRepository, count: int, **facts) -> list[SyncRun]:
 # --- What is in it -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_a_row_of_exact_facts(viewer: Client, watch: AppRepository) -> None:
+def test_run_row(viewer: Client, watch: AppRepository) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
     [run] = many(
         watch, 1, reason=Reason.RESYNC, requested_by="anna", operation=operation, outcome=Outcome.FAILED, attempts=5,
@@ -84,7 +84,7 @@ def test_a_run_is_a_row_of_exact_facts(viewer: Client, watch: AppRepository) -> 
     ]
 
 
-def test_an_open_run_has_no_end_and_an_empty_list_is_its_header(viewer: Client, watch: AppRepository) -> None:
+def test_open_run_and_empty_list(viewer: Client, watch: AppRepository) -> None:
     assert rows(viewer) == []
     assert b"".join(viewer.get(RUNS)).startswith(b'"run_id","requested_at",')
     many(watch, 1, outcome="", ended_at=None)
@@ -92,7 +92,7 @@ def test_an_open_run_has_no_end_and_an_empty_list_is_its_header(viewer: Client, 
     assert (row["outcome"], row["started_at"], row["ended_at"], row["seconds"]) == ("open", "", "", "")
 
 
-def test_an_operation_is_a_row_with_its_final_tally(viewer: Client, watch: AppRepository) -> None:
+def test_operation_row_has_final_counts(viewer: Client, watch: AppRepository) -> None:
     operation = BulkOperation.objects.create(
         title="Re-sync all · Portal", app=watch.app, total=4, requested_by="anna", created_at=MOMENT,
         ended_at=MOMENT + timedelta(seconds=10), cancelled_at=MOMENT + timedelta(seconds=9), cancelled_by="olga",
@@ -110,7 +110,7 @@ def test_an_operation_is_a_row_with_its_final_tally(viewer: Client, watch: AppRe
     }  # fmt: skip
 
 
-def test_the_download_says_what_it_is(viewer: Client, watch: AppRepository) -> None:
+def test_download_headers(viewer: Client, watch: AppRepository) -> None:
     for url, name in ((RUNS, "sync-runs"), (OPERATIONS, "bulk-operations")):
         answer = viewer.get(url)
         assert answer["Content-Type"] == "text/csv; charset=utf-8; header=present"
@@ -120,18 +120,16 @@ def test_the_download_says_what_it_is(viewer: Client, watch: AppRepository) -> N
         assert answer["X-Content-Type-Options"] == "nosniff"
 
 
-def test_names_of_all_scripts_come_through(viewer: Client, watch: AppRepository) -> None:
+def test_names_in_any_script_are_kept(viewer: Client, watch: AppRepository) -> None:
     many(watch, 1, repository_name="ács/文書-✓", error="Größe — 5 ‰\u2028")
     [row] = rows(viewer)
     assert (row["repository"], row["error"]) == ("ács/文書-✓", "Größe — 5 ‰\u2028")
 
 
-# --- All of it, and as it is filtered ----------------------------------------------------------------------------------
+# --- Completeness and filters -----------------------------------------------------------------------------------------
 
 
-def test_every_row_is_in_it_once_the_newest_first_also_where_many_are_of_one_moment(
-    viewer: Client, watch: AppRepository, monkeypatch
-) -> None:
+def test_rows_with_equal_times_are_exported_once(viewer: Client, watch: AppRepository, monkeypatch) -> None:
     monkeypatch.setattr(history, "_PAGE", 4)
     made = [*many(watch, 6), *many(watch, 11, created_at=MOMENT), *many(watch, 3)]
     newest_first = sorted(made, key=lambda run: (run.created_at, run.pk), reverse=True)
@@ -139,9 +137,7 @@ def test_every_row_is_in_it_once_the_newest_first_also_where_many_are_of_one_mom
     assert [row["run_id"] for row in rows(viewer, "?o=5&p=2&all=")] == [run.run_id for run in newest_first]
 
 
-def test_it_is_filtered_as_the_list_is_and_looks_through_everything(
-    viewer: Client, watch: AppRepository, monkeypatch
-) -> None:
+def test_filters_apply_without_a_window(viewer: Client, watch: AppRepository, monkeypatch) -> None:
     monkeypatch.setattr(history, "WINDOW", 2)
     other = make_watch(watch.app, "site")
     failed = many(other, 5, outcome=Outcome.FAILED, repository_name="acme/site")
@@ -153,12 +149,12 @@ def test_it_is_filtered_as_the_list_is_and_looks_through_everything(
     assert 'export/?outcome=failed">Export CSV</a>' in viewer.get(RUNS.replace("export/", "?outcome=failed&p=1")).text
 
 
-def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, watch: AppRepository, monkeypatch) -> None:
-    """Five thousand rows more cost five queries more and no memory: what a page is made of goes with it."""
+def test_memory_and_queries_are_bounded(viewer: Client, watch: AppRepository, monkeypatch) -> None:
+    """5,000 more rows take five more queries and no more memory: each page is freed."""
     monkeypatch.setattr(history, "_PAGE", 500)
 
     def cost() -> tuple[int, int]:
-        """Queries, and the highest number of bytes while it went out."""
+        """Return the number of queries and the peak memory in bytes during the download."""
         with CaptureQueriesContext(connection) as queries:
             tracemalloc.start()
             for _ in viewer.get(RUNS):
@@ -172,7 +168,7 @@ def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, watch: AppRe
     _, small = cost()
     many(watch, 4000, error="x" * 1000)
     _, large = cost()
-    assert large < 1.5 * small  # four megabytes of text more
+    assert large < 1.5 * small  # 4 MB more text
 
     with CaptureQueriesContext(connection) as queries:
         list(viewer.get(RUNS))
@@ -201,11 +197,11 @@ def test_memory_and_queries_are_bounded_by_the_page(viewer: Client, watch: AppRe
         ("", ""),
     ],
 )
-def test_no_text_begins_as_a_formula(text: str, written: str) -> None:
+def test_formulas_are_escaped(text: str, written: str) -> None:
     assert cell(text) == written
 
 
-def test_numbers_and_times_are_left_as_they_are() -> None:
+def test_numbers_and_times_are_not_escaped() -> None:
     assert [cell(value) for value in (-1, 0, -0.5, None, MOMENT)] == [
         "-1",
         "0",
@@ -215,13 +211,13 @@ def test_numbers_and_times_are_left_as_they_are() -> None:
     ]
 
 
-def test_a_cell_cannot_be_left_from_within() -> None:
+def test_quotes_and_separators_are_escaped() -> None:
     [_, written] = lines(["error"], [[['",=1+1,"'], ["a\r\n=2"]]])
     assert written == b'""",=1+1,"""\r\n"a\r\'\n\'=2"\r\n'
     assert list(csv.reader(io.StringIO(written.decode(), newline=""))) == [['",=1+1,"'], ["a\r'\n'=2"]]
 
 
-def test_what_strangers_name_is_defused_in_the_download(viewer: Client, watch: AppRepository) -> None:
+def test_formulas_in_names_are_escaped_in_the_download(viewer: Client, watch: AppRepository) -> None:
     many(watch, 1, app_name="=HYPERLINK(1)", repository_name="-x/@y", requested_by="+anna", error="=cmd|' /C calc'!A0")
     [row] = rows(viewer)
     named = [row[name] for name in ("app", "repository", "requested_by", "error")]
@@ -231,10 +227,10 @@ def test_what_strangers_name_is_defused_in_the_download(viewer: Client, watch: A
     assert (row["title"], row["requested_by"]) == ("'=1", "'@anna")
 
 
-# --- Who may -----------------------------------------------------------------------------------------------------------
+# --- Permissions ------------------------------------------------------------------------------------------------------
 
 
-def test_only_who_sees_the_list_may_download_it_and_only_by_get(viewer: Client, client: Client, watch) -> None:
+def test_download_needs_view_permission_and_get(viewer: Client, client: Client, watch) -> None:
     many(watch, 1)
     assert client.get(RUNS).status_code == 302
     assert staff("mallory", "view_bulkoperation", "view_app").get(RUNS).status_code == 403

@@ -12,10 +12,11 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.checks import CheckMessage, Info
 from django.core.management import CommandError
+from django.db import connection
 from redis import Redis
 
 from deliveries_app.monitoring import doctor as monitoring
-from deliveries_app.monitoring import instance_checks
+from deliveries_app.monitoring import instance_checks, server_checks
 from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Result, run_checks
 from deliveries_app.receiver import Answer
 from docora.redis import heartbeat
@@ -38,8 +39,11 @@ def git_server(tmp_path: Path, settings) -> Iterator[GitFixture]:
 
 
 @pytest.fixture
-def healthy(transactional_db, redis_client: Redis, git_server: GitFixture, tmp_path: Path, settings) -> None:
-    """Everything that a syncing instance has."""
+def healthy(
+    transactional_db, redis_client: Redis, git_server: GitFixture, tmp_path: Path, settings, monkeypatch
+) -> None:
+    """Everything that a syncing instance has; a busy machine is not its problem."""
+    monkeypatch.setattr(server_checks, "_SLOW_SECONDS", 60.0)
     settings.REPOS_DIR = tmp_path / "repos"
     User.objects.create_superuser("root", password="x")
     start_worker(redis_client)
@@ -54,9 +58,9 @@ def test_a_healthy_instance_has_no_problem(healthy) -> None:
     assert "PROBLEM" not in output
     assert code == 0
     for line in (
-        "database: PostgreSQL 18",
+        f"database: {connection.display_name} ",
         "redis: Redis answers and accepts writes.",
-        "sweep: The sweep last ran less than a second ago.",
+        "sweep: The sweep last ran ",
         "workers: 1 worker is alive",
         "delivery: A receiver on this machine verified a signed ping",
         "git-host: The git host 127.0.0.1:",
@@ -85,7 +89,9 @@ def test_json_has_the_same_results(healthy) -> None:
     assert {tuple(result) for result in found} == {("check", "level", "words", "advice")}
     assert {result["level"] for result in found} == {"fine", "warning"}
     checks = {check.name for check in monitoring.all_checks()}
-    assert {result["check"] for result in found} == checks - {"sqlite"}
+    if connection.vendor != "sqlite":
+        checks.remove("sqlite")
+    assert {result["check"] for result in found} == checks
 
 
 def test_offline_does_not_call_the_git_host(healthy, git_server: GitFixture) -> None:
@@ -160,7 +166,7 @@ def test_a_result_is_one_line() -> None:
 # --- Settings -----------------------------------------------------------------------------------------------------------
 
 
-def test_system_checks_are_results(settings) -> None:
+def test_system_checks_are_results(db, settings) -> None:
     settings.SECRET_KEY, settings.TRUSTED_PROXIES = "short", []
     settings.FILE_TRANSFORMS = ["no.such.module"]
     (secret_key, transforms) = sorted(problems(monitoring.check_settings()).splitlines(), reverse=True)
@@ -172,14 +178,14 @@ def test_system_checks_are_results(settings) -> None:
     assert "SESSION_COOKIE_SECURE" in warnings(monitoring.check_settings())
 
 
-def test_what_another_message_covers_is_left_out(settings) -> None:
+def test_what_another_message_covers_is_left_out(db, settings) -> None:
     settings.DEBUG, settings.SECRET_KEY = True, "short"
     found = {message.id for message in monitoring.check_settings()}
     assert found >= {"docora.E003", "docora.E007", "docora.W001"}
     assert not [name for name in found if name.startswith("security.")]
 
 
-def test_a_silenced_check_is_left_out(settings) -> None:
+def test_a_silenced_check_is_left_out(db, settings) -> None:
     settings.HTTPS, settings.PUBLIC_URL, settings.ALLOW_HTTP = True, "https://docora.example", False
     settings.ALLOWED_PRIVATE_NETWORKS = []
     settings.SILENCED_SYSTEM_CHECKS = ["mail.W001", *(f"security.W0{number:02}" for number in range(1, 30))]
@@ -272,7 +278,7 @@ def test_an_app_is_pinged_on_request(world: World) -> None:
     world.answer(lambda _: Answer(401))
     code, output = doctor("--app", world.app.app_id)
     assert code == 1
-    assert "PROBLEM  app: Portal: The app answered 401. The app refused the signature" in output
+    assert "PROBLEM  app: Portal: The app answered 401. The app rejected the signature" in output
 
 
 def test_an_unknown_app_and_one_whose_key_is_lost_are_problems(world: World, settings) -> None:

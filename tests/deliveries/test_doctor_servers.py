@@ -60,7 +60,7 @@ def test_a_database_server_that_is_too_old_is_a_problem(postgres_server: Postgre
     assert "Upgrade the database server." in said
 
 
-def test_synchronous_clocks_are_fine(db) -> None:
+def test_synchronous_clocks_are_fine(db, postgres_server) -> None:
     assert "0.0" in fines(server_checks.check_clock())
 
 
@@ -72,7 +72,7 @@ def test_synchronous_clocks_are_fine(db) -> None:
         (6, problems, "The machine's is ahead. Run NTP"),  # more than LEASE_SECONDS / 6
     ],
 )
-def test_a_skewed_clock_is_found(db, monkeypatch, seconds: float, of_level, text: str) -> None:
+def test_a_skewed_clock_is_found(db, postgres_server, monkeypatch, seconds: float, of_level, text: str) -> None:
     monkeypatch.setattr(server_checks, "time", SimpleNamespace(time=lambda: time.time() + seconds))
     assert text in of_level(server_checks.check_clock())
 
@@ -106,7 +106,7 @@ def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) 
     assert "Move to PostgreSQL (DATABASE_URL)." in said
 
 
-def test_postgresql_has_no_messages_about_sqlite(db) -> None:
+def test_postgresql_has_no_messages_about_sqlite(db, postgres_server) -> None:
     assert list(server_checks.check_sqlite()) == []
 
 
@@ -183,8 +183,8 @@ def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
 
 
 def test_a_late_sweep_is_a_problem(redis_client: Redis) -> None:
-    redis_client.set("docora:heartbeat:sweep", time.time() - 600)
-    assert "The sweep last looked 10 min ago. See whether manage.py up, or manage.py sweep, still runs." in problems(
+    redis_client.set("docora:heartbeat:sweep", time.time() - 7200)
+    assert "The sweep last looked 2 h ago. See whether manage.py up, or manage.py sweep, still runs." in problems(
         instance_checks.check_sweep()
     )
 
@@ -192,12 +192,12 @@ def test_a_late_sweep_is_a_problem(redis_client: Redis) -> None:
 def test_due_repositories_are_a_problem_beside_idle_workers_and_a_warning_beside_busy_ones(
     db, redis_client: Redis
 ) -> None:
-    make_watch(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=30))
+    make_watch(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=1))
     assert "No repository has been due for more than 1 min." in fines(instance_checks.check_backlog())
-    make_watch(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(minutes=10))
+    make_watch(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(hours=2))
     start_worker(redis_client)
     said = problems(instance_checks.check_backlog())
-    assert "1 repository has been due for more than 1 min, the longest for 10 min, although workers are idle." in said
+    assert "1 repository has been due for more than 1 min, the longest for 2 h, although workers are idle." in said
     assert "all processes have the same REDIS_URL" in said
     redis_client.zadd("rq:wip:default", {"job-1:x": time.time() + 60})
     said = warnings(instance_checks.check_backlog())

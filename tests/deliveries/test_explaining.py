@@ -1,4 +1,4 @@
-"""Why was this file (not) sent? Asked of a real world, the answer is what really happened."""
+"""Explanations of single files, compared with what really happened."""
 
 import os
 import shutil
@@ -14,22 +14,22 @@ from deliveries_app.services.watch_settings import set_ignore_patterns
 from repositories_app import services as repositories
 from tests.support.git import Entry
 from tests.support.histories import kill_worker, refusing, sha
-from tests.support.transforms import put_into_use
+from tests.support.transforms import use_transforms
 from tests.support.world import World
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n"
-IGNORE = b"# what nobody needs\n*.log\n\n/build/\n!keep.log\n"
+IGNORE = b"# not needed\n*.log\n\n/build/\n!keep.log\n"
 
 
-def ask(watch: AppRepository, path: str) -> Explanation:
+def explain_path(watch: AppRepository, path: str) -> Explanation:
     watch.refresh_from_db()
     return explain(Actor.command(), watch, path)
 
 
-def test_a_file_that_was_delivered(world: World) -> None:
+def test_delivered_file(world: World) -> None:
     repo, watch = world.watch({"docs/a.md": b"hello"})
     world.settle()
-    why = ask(watch, "docs/a.md")
+    why = explain_path(watch, "docs/a.md")
     assert why.verdict == ("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
     assert why.found.commit == repo.head
     assert why.found.entry
@@ -40,42 +40,42 @@ def test_a_file_that_was_delivered(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "line", "words"),
+    ("path", "line", "text"),
     [
         ("debug.log", 2, 'Not sent: line 2 of .docoraignore ("*.log") ignores it.'),
         ("build/x/keep.log", 4, 'Not sent: line 4 of .docoraignore ("/build/") ignores the directory build.'),
     ],
 )
-def test_a_file_that_a_line_ignores(world: World, path: str, line: int, words: str) -> None:
+def test_ignored_file(world: World, path: str, line: int, text: str) -> None:
     _, watch = world.watch({".docoraignore": IGNORE, "debug.log": b"1", "build/x/keep.log": b"2", "keep.log": b"3"})
     world.settle()
-    why = ask(watch, path)
-    assert why.verdict == ("left out", words)
+    why = explain_path(watch, path)
+    assert why.verdict == ("left out", text)
     assert why.found.ignored_by
     assert (why.found.ignored_by.in_file, why.found.ignored_by.number) == (True, line)
-    assert ask(watch, "keep.log").verdict.state == "delivered"
+    assert explain_path(watch, "keep.log").verdict.state == "delivered"
 
 
-def test_a_file_that_the_watch_ignores_and_the_client_still_has(world: World) -> None:
+def test_ignored_file_that_the_client_still_has(world: World) -> None:
     _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
     set_ignore_patterns(Actor.command(), watch, "# not for them\nb.*")
-    why = ask(watch, "b.md")
+    why = explain_path(watch, "b.md")
     assert why.verdict.state == "waiting"
-    assert why.verdict.words.startswith(
+    assert why.verdict.message.startswith(
         'Not sent: line 2 of the watch\'s patterns ("b.*") ignores it. The client still'
     )
     world.answer(refusing("b.md"))
     world.sync(watch)
-    why = ask(watch, "b.md")
+    why = explain_path(watch, "b.md")
     assert why.verdict.state == "failed"
-    assert "has not accepted its deletion: the app answered 500." in why.verdict.words
+    assert "has not accepted its deletion: the app answered 500." in why.verdict.message
     world.answer(None)
     world.sync(watch)
-    assert ask(watch, "b.md").verdict.state == "left out"
+    assert explain_path(watch, "b.md").verdict.state == "left out"
 
 
-def test_what_is_no_file_or_no_file_for_a_client(world: World, settings) -> None:
+def test_ineligible_entries_and_a_directory(world: World, settings) -> None:
     settings.MAX_FILE_BYTES = 1000
     files = {
         "link": Entry.symlink("a.md"),
@@ -88,54 +88,54 @@ def test_what_is_no_file_or_no_file_for_a_client(world: World, settings) -> None
     }
     _, watch = world.watch(files)
     world.settle()
-    for path, words in {
+    for path, text in {
         "link": "Not sent: symbolic links are not sent.",
-        "module": "Not sent: submodules are not sent; watch their repository instead.",
-        "large": "Not sent: 1,001 bytes are more than MAX_FILE_BYTES (1,000).",
-        "d/" * 600 + "deep": "Not sent: paths over 1024 bytes are not sent.",
-        "docs/.GIT/config": "Not sent: the path leads out of the client's folder, or into its .git.",
-        r"caf\xe9.md": "Not sent: the path is not UTF-8 and cannot be written in JSON.",
+        "module": "Not sent: submodules are not sent. Watch the submodule's own repository instead.",
+        "large": "Not sent: the file's 1,001 bytes exceed MAX_FILE_BYTES (1,000).",
+        "d/" * 600 + "deep": "Not sent: paths longer than 1024 bytes are not sent.",
+        "docs/.GIT/config": "Not sent: the path leads outside the client's folder or into its .git directory.",
+        r"caf\xe9.md": "Not sent: the path is not valid UTF-8, so JSON cannot carry it.",
     }.items():
-        assert ask(watch, path).verdict == ("left out", words)
-    assert ask(watch, "docs").verdict == ("absent", "This is a directory. Ask for one of the files in it.")
+        assert explain_path(watch, path).verdict == ("left out", text)
+    assert explain_path(watch, "docs").verdict == ("absent", "This is a directory. Ask for one of the files in it.")
 
 
-def test_a_pointer_of_git_lfs_is_told_as_what_it_is(world: World) -> None:
+def test_lfs_pointer(world: World) -> None:
     _, watch = world.watch({"film.mp4": POINTER % 1})
     world.settle()
-    why = ask(watch, "film.mp4")
+    why = explain_path(watch, "film.mp4")
     assert (why.verdict.state, why.found.remark) == ("delivered", "lfs_pointer")
 
 
-def test_a_file_that_the_app_refuses(world: World) -> None:
+def test_refused_file(world: World) -> None:
     _, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.answer(refusing("b.md"))
     world.sync(watch)
     world.sync(watch)
-    why = ask(watch, "b.md")
+    why = explain_path(watch, "b.md")
     assert why.verdict == ("failed", "Not delivered: the app answered 500.")
     assert why.failure
     assert (why.failure.status_code, why.failure.attempts) == (500, 2)
     assert why.row_state == "in doubt"
     assert why.tried_next
-    assert why.tried_next.words.startswith("next try")
-    assert ask(watch, "a.md").verdict.state == "delivered"
+    assert why.tried_next.message.startswith("next try")
+    assert explain_path(watch, "a.md").verdict.state == "delivered"
 
 
-def test_a_file_that_was_deleted_upstream(world: World) -> None:
+def test_file_deleted_upstream(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
     repo.commit({"b.md": None})
-    assert ask(watch, "b.md").verdict.state == "delivered"  # of the commit that was synced last
+    assert explain_path(watch, "b.md").verdict.state == "delivered"  # in the last synced commit
     world.answer(refusing("b.md"))
     world.check()
     world.sync(watch)
-    words = "Deleted in the repository, and the client has not accepted that: the app answered 500."
-    assert ask(watch, "b.md").verdict == ("failed", words)
+    text = "Deleted in the repository, and the client has not accepted that: the app answered 500."
+    assert explain_path(watch, "b.md").verdict == ("failed", text)
     world.answer(None)
     world.settle()
     world.sync(watch)
-    why = ask(watch, "b.md")
+    why = explain_path(watch, "b.md")
     assert why.verdict.state == "absent"
     assert (why.found.entry, why.row, why.failure) == (None, None, None)
 
@@ -143,20 +143,20 @@ def test_a_file_that_was_deleted_upstream(world: World) -> None:
 @pytest.mark.parametrize(
     "path", ["nothing.md", "/a.md", "./a.md", "A.md", "a.md/", "a.md/b", "docs//a", "*", "\\x", "'; --"]
 )
-def test_a_path_that_never_existed(world: World, path: str) -> None:
+def test_unknown_path(world: World, path: str) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    assert ask(watch, path).verdict.state == "absent"
+    assert explain_path(watch, path).verdict.state == "absent"
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 100_000, "a/" * 3000, "\n", " "])
-def test_a_path_that_is_none_is_answered_all_the_same(world: World, path: str) -> None:
+def test_malformed_path_is_absent(world: World, path: str) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    assert ask(watch, path).verdict.state == "absent"
+    assert explain_path(watch, path).verdict.state == "absent"
 
 
-def test_odd_names_are_found(world: World) -> None:
+def test_unusual_names(world: World) -> None:
     odd = [
         "two words.md",
         " lead",
@@ -171,71 +171,71 @@ def test_odd_names_are_found(world: World) -> None:
     ]
     _, watch = world.watch({name: name.encode() for name in odd})
     world.settle()
-    assert {name: ask(watch, name).verdict.state for name in odd} == dict.fromkeys(odd, "delivered")
+    assert {name: explain_path(watch, name).verdict.state for name in odd} == dict.fromkeys(odd, "delivered")
 
 
-def test_a_record_that_a_resync_cleared(world: World) -> None:
+def test_cleared_record(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
     resync_single(Actor.command(), watch)
-    why = ask(watch, "a.md")
+    why = explain_path(watch, "a.md")
     assert why.verdict.state == "cleared"
     assert why.row
     assert (why.row_state, why.row.acknowledged_sha) == ("cleared", sha(b"1"))
     assert why.row.generation < watch.resend_floor
     assert why.tried_next
-    assert why.tried_next.words == "next sync as soon as a worker is free"
+    assert why.tried_next.message == "next sync as soon as a worker is free"
     world.sync(watch)
-    assert ask(watch, "a.md").verdict.state == "delivered"
+    assert explain_path(watch, "a.md").verdict.state == "delivered"
 
 
-def test_what_was_announced_before_a_worker_died_is_in_doubt(world: World) -> None:
+def test_file_announced_before_a_worker_died_is_in_doubt(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1"})
     kill_worker(world, watch, lambda note: note.path == "a.md")
-    why = ask(watch, "a.md")
+    why = explain_path(watch, "a.md")
     assert why.verdict.state == "in doubt"
-    assert why.found.commit == repo.head  # the run is not at its end, and says what it is at
+    assert why.found.commit == repo.head  # the commit of the unfinished run
 
 
-def test_a_newer_commit_is_spoken_of_while_it_is_sent(world: World) -> None:
+def test_commit_being_synced_is_used(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1", "b.md": b"1"})
     world.settle()
     repo.commit({"a.md": b"2", "b.md": b"2"})
     world.check()
     kill_worker(world, watch, lambda note: note.path == "a.md")
     Delivery.objects.filter(watch=watch, path="b.md").update(acknowledged=True, source_key="of the first commit")
-    why = ask(watch, "b.md")
+    why = explain_path(watch, "b.md")
     assert why.found.commit == repo.head
     assert why.verdict == ("waiting", "The client has an older content; the next sync sends what the repository has.")
 
 
-def test_what_was_not_synced_yet_says_so(world: World) -> None:
+def test_watch_that_has_never_synced(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
-    why = ask(watch, "a.md")
+    why = explain_path(watch, "a.md")
     assert why.verdict.state == "unknown"
-    assert "not been synced yet" in why.verdict.words
+    assert "not been synced yet" in why.verdict.message
 
 
-def test_a_machine_without_the_mirror_tells_what_the_rows_say(world: World) -> None:
+def test_missing_mirror(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
     directory = repositories.mirror_of(watch.repository).directory
     shutil.rmtree(directory)
-    why = ask(watch, "a.md")
+    why = explain_path(watch, "a.md")
     assert why.verdict.state == "delivered"
-    assert "this machine has no mirror" in why.verdict.words
-    assert ask(watch, "b.md").verdict.state == "unknown"
+    assert "this machine has no mirror" in why.verdict.message
+    assert explain_path(watch, "b.md").verdict.state == "unknown"
     assert not directory.exists()
 
 
-def test_a_commit_that_is_not_in_the_mirror_is_told(world: World) -> None:
+def test_missing_commit(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
     AppRepository.objects.update(last_commit="1" * 40)
-    assert ask(watch, "a.md").found.unknown == "The mirror on this machine does not hold this commit."
+    assert explain_path(watch, "a.md").found.unknown == "The mirror on this machine does not contain this commit."
 
 
-def test_rules_that_stop_everything_are_the_reason(world: World) -> None:
+def test_unusable_ignore_file(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1"})
     world.settle()
     repo.commit({".docoraignore": b"x\n" * 1001, "b.md": b"1"})
@@ -243,31 +243,31 @@ def test_rules_that_stop_everything_are_the_reason(world: World) -> None:
     world.sync(watch)
     watch.refresh_from_db()
     AppRepository.objects.update(last_commit=repo.head)
-    assert "more than 1,000" in ask(watch, "b.md").verdict.words
+    assert "more than 1,000" in explain_path(watch, "b.md").verdict.message
 
 
-def test_the_transform_that_drops_a_file_is_named(world: World, settings) -> None:
-    put_into_use(settings, "Shout", "DropDrafts", "Flatten", "Picky")
+def test_dropping_and_failing_transforms_are_named(world: World, settings) -> None:
+    use_transforms(settings, "Shout", "DropDrafts", "Flatten", "Picky")
     files = {"drafts/a.md": b"1", "docs/b.md": b"b", "docs/c.md": b"poison", "z/b.md": b"2"}
     _, watch = world.watch(files)
     world.sync(watch)
-    assert ask(watch, "drafts/a.md").verdict == ("left out", "Not sent: the transform drop-drafts drops it.")
-    why = ask(watch, "docs/b.md")
+    assert explain_path(watch, "drafts/a.md").verdict == ("left out", "Not sent: the transform drop-drafts drops it.")
+    why = explain_path(watch, "docs/b.md")
     assert (why.verdict.state, why.found.sent_as) == ("delivered", "flat/b.md")
     assert why.row
     assert (why.row.path, why.row.sha) == ("flat/b.md", sha(b"B"))
-    assert ask(watch, "flat/b.md").made_from == "docs/b.md"
-    assert "which docs/b.md has already" in ask(watch, "z/b.md").verdict.words
-    put_into_use(settings, "Picky")
+    assert explain_path(watch, "flat/b.md").made_from == "docs/b.md"
+    assert "which docs/b.md already has" in explain_path(watch, "z/b.md").verdict.message
+    use_transforms(settings, "Picky")
     _, other = world.watch({"c.md": b"poison"}, name="acme/other")
     world.sync(other)
-    why = ask(other, "c.md")
+    why = explain_path(other, "c.md")
     assert why.verdict.state == "failed"
-    assert "transform picky failed: ValueError" in why.verdict.words
+    assert "transform picky failed: ValueError" in why.verdict.message
     assert why.failure
 
 
-def test_what_it_waits_for_is_told(world: World) -> None:
+def test_file_waiting_for_a_pause(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
     resync_single(Actor.command(), watch)
@@ -276,28 +276,32 @@ def test_what_it_waits_for_is_told(world: World) -> None:
     watch = AppRepository.objects.select_related("app", "repository").get(pk=watch.pk)
     why = explain(Actor.command(), watch, "a.md")
     assert why.tried_next
-    assert why.tried_next.words == "waits until the app is resumed"
+    assert why.tried_next.message == "waits until the app is resumed"
     SyncPause.objects.create(paused_by="anna")
     why = explain(Actor.command(), watch, "a.md")
     assert why.tried_next
-    assert why.tried_next.words == "waits until syncing is resumed"
+    assert why.tried_next.message == "waits until syncing is resumed"
 
 
-def test_asking_needs_the_right_to_see_watched_repositories(world: World, django_user_model) -> None:
+def test_explaining_needs_permission(world: World, django_user_model) -> None:
     _, watch = world.watch({"a.md": b"1"})
-    nobody = django_user_model.objects.create_user("mallory", is_staff=True)
+    user = django_user_model.objects.create_user("mallory", is_staff=True)
     with pytest.raises(PermissionDenied):
-        explain(Actor.of_user(nobody), watch, "a.md")
+        explain(Actor.of_user(user), watch, "a.md")
     other = world.add_app("Search")
     with pytest.raises(PermissionDenied):
         explain(Actor.of_app(other), watch, "a.md")
 
 
-def test_asking_changes_nothing_and_fetches_nothing(world: World) -> None:
+def test_explaining_is_read_only(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1"})
     world.settle()
     repo.commit({"a.md": b"2"})
-    asked, told, before = len(world.git.server.requests), len(world.requests()), AppRepository.objects.values().get()
-    assert ask(watch, "a.md").verdict.state == "delivered"
-    assert (len(world.git.server.requests), len(world.requests())) == (asked, told)
+    fetches, requests, before = (
+        len(world.git.server.requests),
+        len(world.requests()),
+        AppRepository.objects.values().get(),
+    )
+    assert explain_path(watch, "a.md").verdict.state == "delivered"
+    assert (len(world.git.server.requests), len(world.requests())) == (fetches, requests)
     assert AppRepository.objects.values().get() == before

@@ -96,7 +96,7 @@ def test_a_new_token_for_the_repository_clears_it(world: World, failing: AppRepo
 
 
 @pytest.mark.parametrize("verb", ["retry", "cancelled retry", "reset circuit"])
-def test_a_person_who_lets_it_be_tried_again_does_not_clear_it(world: World, failing, verb: str) -> None:
+def test_manual_retry_keeps_failing_since(world: World, failing, verb: str) -> None:
     before = failure(failing)
     if verb == "reset circuit":
         reset_circuit(COMMAND, failing.repository)
@@ -119,7 +119,7 @@ def test_a_removed_app_has_nothing_failing(world: World, failing: AppRepository)
     assert not AppRepository.objects.failing().exists()
 
 
-def test_a_circuit_that_others_opened_and_a_pause_make_nothing_fail(world: World) -> None:
+def test_open_circuit_and_pause_are_not_failures(world: World) -> None:
     _, watch = world.watch()
     world.settle()
     Repository.objects.update(circuit_open_until=from_now(600))
@@ -128,7 +128,7 @@ def test_a_circuit_that_others_opened_and_a_pause_make_nothing_fail(world: World
     assert failure(world.sync(watch)) == NOTHING
 
 
-def test_an_endpoint_that_is_down_or_asks_for_a_rest_is_told_as_what_it_answers(world: World) -> None:
+def test_root_cause_of_a_cooldown_or_a_down_endpoint(world: World) -> None:
     _, watch = world.watch({f"{number:02}.txt": b"x" for number in range(12)})
     world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
     assert failure(world.sync(watch))[1:3] == ("http_4xx", 429)

@@ -1,6 +1,7 @@
-"""The fast path of the plan (engine.md §2): only what differs from the base, what is in doubt and what failed.
+"""Fast plans (engine.md §2): they cover what differs from the base, is in doubt or failed.
 
-Inside `watching_plans` every plan is compared with the full one, so these tests say when it is fast, and what comes of it.
+`compare_plans` compares every plan with the full one, so these tests only check when a plan is fast and what the client
+receives.
 """
 
 import random
@@ -11,7 +12,7 @@ import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
-from deliveries_app.planning import planner as engine
+from deliveries_app.planning import planner
 from deliveries_app.planning.planner import Planned
 from deliveries_app.services import cancel_request, resync_single
 from repositories_app.mirror import mirror
@@ -20,11 +21,11 @@ from tests.support.git import Entry, Repo
 from tests.support.histories import (
     assert_promise_kept,
     at_notification,
+    compare_plans,
     kill_worker,
     kill_worker_before_first_byte,
     let_lease_run_out,
     refusing,
-    watching_plans,
 )
 from tests.support.world import World
 
@@ -33,32 +34,30 @@ A, B, C = b"content A", b"content B", b"content C"
 
 @pytest.fixture
 def plans() -> Iterator[list[Planned]]:
-    with watching_plans() as plans:
+    with compare_plans() as plans:
         yield plans
 
 
 def was_fast(planned: Planned) -> bool:
-    return planned.among is not None
+    return planned.paths is not None
 
 
 def start(world: World, files: dict[str, bytes | Entry] | None = None) -> tuple[Repo, AppRepository]:
-    """A repository that was synced once, with a base."""
+    """Return a repository and a watch that has synced once and has a base."""
     repo, watch = world.watch(files if files is not None else {f"{n}.txt": A for n in range(5)})
     watch = world.sync(watch)
     assert watch.base_commit == repo.head
     return repo, watch
 
 
-def test_a_file_created_and_deleted_while_another_file_kept_failing_is_deleted_at_the_client(
-    world: World, plans: list[Planned]
-) -> None:
-    """A diff against "the last commit delivered completely" would know neither the file nor that it went."""
+def test_file_created_and_deleted_while_another_fails(world: World, plans: list[Planned]) -> None:
+    """A diff against "the last commit delivered completely" would not know that the file ever existed."""
     repo, watch = start(world)
     repo.commit({"ghost": B, "poison": B})
     world.answer(refusing("poison"))
     watch = world.sync(watch)
     assert "ghost" in world.copy(watch)
-    assert watch.base_commit == repo.head  # the whole plan was tried: the rows equal this tree but for what is listed
+    assert watch.base_commit == repo.head  # the whole plan was tried: only listed files differ from this tree
     repo.commit({"ghost": None})
     watch = world.sync(watch)
     assert was_fast(plans[-1])
@@ -68,7 +67,7 @@ def test_a_file_created_and_deleted_while_another_file_kept_failing_is_deleted_a
     assert_promise_kept(world, repo, watch)
 
 
-def test_what_failed_is_tried_again_though_nothing_changed_upstream(world: World, plans: list[Planned]) -> None:
+def test_failed_files_are_retried_without_upstream_change(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     repo.commit({"poison": B, "0.txt": B, "1.txt": None})
     world.answer(refusing("poison", "0.txt", "1.txt"))
@@ -80,9 +79,7 @@ def test_what_failed_is_tried_again_though_nothing_changed_upstream(world: World
     assert_promise_kept(world, repo, watch)
 
 
-def test_the_base_is_cleared_with_the_first_announcement_and_comes_back_at_the_end(
-    world: World, plans: list[Planned]
-) -> None:
+def test_base_is_cleared_during_a_run(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     repo.commit({"0.txt": B})
     seen: list[tuple[str, str]] = []
@@ -93,12 +90,12 @@ def test_the_base_is_cleared_with_the_first_announcement_and_comes_back_at_the_e
     assert seen == [("", "")]
     assert (watch.base_commit, watch.base_rules) == (
         repo.head,
-        engine.delivery_rows.delivery_rules_of(watch).fingerprint,
+        planner.delivery_rows.delivery_rules_of(watch).fingerprint,
     )
     assert_promise_kept(world, repo, watch)
 
 
-def test_after_a_worker_was_killed_amid_a_run_the_plan_is_full(world: World, plans: list[Planned]) -> None:
+def test_full_plan_after_a_killed_worker(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     repo.commit({"0.txt": B, "new": B})
     kill_worker(world, watch, lambda note: True)
@@ -107,9 +104,8 @@ def test_after_a_worker_was_killed_amid_a_run_the_plan_is_full(world: World, pla
     assert_promise_kept(world, repo, watch)
 
 
-def test_killed_at_b_after_announcing_and_pushed_back_to_a_nothing_stays_in_doubt(
-    world: World, plans: list[Planned]
-) -> None:
+def test_killed_after_announcing_and_upstream_reverted(world: World, plans: list[Planned]) -> None:
+    """No row stays in doubt."""
     repo, watch = start(world)
     repo.commit({"0.txt": B, "new": B})
     kill_worker_before_first_byte(world, watch)
@@ -119,7 +115,7 @@ def test_killed_at_b_after_announcing_and_pushed_back_to_a_nothing_stays_in_doub
 
 
 @pytest.mark.parametrize(("first", "second"), [(100, 5), (5, 100)], ids=["lower", "higher"])
-def test_another_limit_of_file_sizes_makes_a_full_plan_though_no_file_changed(
+def test_new_size_limit_causes_a_full_plan(
     world: World, plans: list[Planned], settings, first: int, second: int
 ) -> None:
     settings.MAX_FILE_BYTES = first
@@ -130,9 +126,7 @@ def test_another_limit_of_file_sizes_makes_a_full_plan_though_no_file_changed(
     assert set(world.copy(watch)) == ({"small"} if second == 5 else {"small", "larger"})
 
 
-def test_a_resync_and_its_cancel_are_planned_fully_where_records_were_touched(
-    world: World, plans: list[Planned]
-) -> None:
+def test_resync_and_its_cancel_cause_full_plans(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     resync_single(Actor.command(), watch)
     world.sync(watch)
@@ -144,7 +138,8 @@ def test_a_resync_and_its_cancel_are_planned_fully_where_records_were_touched(
     assert_promise_kept(world, repo, watch)
 
 
-def test_without_its_mirror_the_plan_is_full_and_only_what_changed_is_sent(world: World, plans: list[Planned]) -> None:
+def test_lost_mirror_causes_a_full_plan(world: World, plans: list[Planned]) -> None:
+    """Only the changed file is sent."""
     repo, watch = start(world)
     shutil.rmtree(mirror_of(watch.repository).directory)
     repo.commit({"0.txt": B})
@@ -154,7 +149,7 @@ def test_without_its_mirror_the_plan_is_full_and_only_what_changed_is_sent(world
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_base_that_no_ref_keeps_any_more_makes_a_full_plan(world: World, plans: list[Planned]) -> None:
+def test_lost_base_commit_causes_a_full_plan(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     copy = mirror_of(watch.repository)
     copy._git(["update-ref", "-d", f"refs/docora/{watch.watch_id}/base"])
@@ -168,11 +163,9 @@ def test_a_base_that_no_ref_keeps_any_more_makes_a_full_plan(world: World, plans
 
 
 @pytest.mark.parametrize("changed", [3, 4], ids=["as many as allowed", "one more"])
-def test_more_differences_than_are_worth_it_make_a_full_plan(
-    world: World, plans: list[Planned], monkeypatch, changed: int
-) -> None:
+def test_too_many_differences_cause_a_full_plan(world: World, plans: list[Planned], monkeypatch, changed: int) -> None:
     monkeypatch.setattr(mirror, "MAX_DIFF_PATHS", 3)
-    monkeypatch.setattr(engine, "MAX_DIFF_PATHS", 3)
+    monkeypatch.setattr(planner, "MAX_DIFF_PATHS", 3)
     repo, watch = start(world)
     repo.commit({f"{n}.txt": B for n in range(changed)})
     world.sync(watch)
@@ -201,54 +194,50 @@ CHANGES: dict[str, tuple[dict, dict, list[str]]] = {
 }  # fmt: skip
 
 
-def test_whatever_changes_the_fast_plan_is_the_full_plan_and_the_client_follows(
-    world: World, plans: list[Planned]
-) -> None:
+def test_every_kind_of_change_is_planned_fast(world: World, plans: list[Planned]) -> None:
     for number, (name, (before, change, kinds)) in enumerate(CHANGES.items()):
         repo, watch = world.watch(before, name=f"acme/change-{number}")
         watch = world.sync(watch)
-        told = len(world.requests())
+        sent = len(world.requests())
         gone = {path: None for path, content in change.items() if content is None}
         if gone and len(gone) < len(change):
-            repo.commit(gone)  # git's own import wants a path free before it puts something below it
+            repo.commit(gone)  # fast-import needs a path to be free before it adds files below it
         repo.commit({path: content for path, content in change.items() if content is not None} or gone)
         watch = world.sync(watch)
         assert was_fast(plans[-1]), name
-        assert [record.kind for record in world.requests()[told:]] == kinds, name
+        assert [record.kind for record in world.requests()[sent:]] == kinds, name
         assert_promise_kept(world, repo, watch)
         files = repo.files()
         assert (watch.tree_files, watch.tree_bytes) == (len(files), sum(map(len, files.values()))), name
 
 
-def test_a_force_push_of_another_history_is_only_the_difference_of_two_trees(
-    world: World, plans: list[Planned]
-) -> None:
+def test_force_push_sends_only_the_difference(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
-    told = len(world.requests())
+    sent = len(world.requests())
     repo.force_push({f"{n}.txt": A for n in range(4)} | {"new": B})
     world.settle()
     assert was_fast(plans[-1])
-    assert [(record.kind, record.path) for record in world.requests()[told:]] == [
+    assert [(record.kind, record.path) for record in world.requests()[sent:]] == [
         ("delete", "4.txt"),
         ("create", "new"),
     ]
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_renamed_branch_sends_nothing_and_is_noticed(world: World, plans: list[Planned]) -> None:
+def test_renamed_branch_sends_nothing(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
-    told = len(world.requests())
+    sent = len(world.requests())
     repo.rename_branch("trunk")
     world.settle()
     watch.refresh_from_db()
     assert watch.branch == "trunk"
-    assert len(world.requests()) == told
+    assert len(world.requests()) == sent
     repo.commit({"0.txt": B})
     world.settle()
     assert_promise_kept(world, repo, watch)
 
 
-def test_paths_that_are_no_text_come_and_go_beside_the_others(world: World, plans: list[Planned]) -> None:
+def test_non_utf8_path_added_and_removed(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     repo.commit({"latin-\udce9": A, "0.txt": B})
     watch = world.sync(watch)
@@ -260,9 +249,7 @@ def test_paths_that_are_no_text_come_and_go_beside_the_others(world: World, plan
     assert_promise_kept(world, repo, watch)
 
 
-def test_the_list_of_skipped_paths_follows_the_tree_also_when_there_is_nothing_to_send(
-    world: World, plans: list[Planned]
-) -> None:
+def test_skipped_list_is_updated_when_nothing_is_sent(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world, {"file": A, "old-link": LINK})
     repo.commit({"old-link": None, "new-link": LINK})
     world.settle()
@@ -273,28 +260,29 @@ def test_the_list_of_skipped_paths_follows_the_tree_also_when_there_is_nothing_t
     assert all(map(was_fast, plans[1:]))
 
 
-def test_a_blocked_path_without_a_row_is_not_forgotten_when_it_was_a_link_for_a_while(
-    world: World, plans: list[Planned]
-) -> None:
-    """Listed as skipped instead of failed at C, and the worker killed: back at B nothing would speak of it any more."""
+def test_blocked_path_that_was_a_link_in_between(world: World, plans: list[Planned]) -> None:
+    """The run at the link's commit is killed after it listed the path as skipped, not failed.
+
+    The next plan must still cover the path.
+    """
     repo, watch = start(world, {"a": A, "z": A})
     repo.commit({"a": None})
     at_b = repo.commit({"a/b": B})
     world.answer(refusing("a"))
     watch = world.sync(watch)
     assert watch.base_commit == at_b
-    facts = ("base_commit", "base_rules", "tree_files", "tree_bytes", "left_out")
-    before = AppRepository.objects.values(*facts).get(pk=watch.pk)
+    fields = ("base_commit", "base_rules", "tree_files", "tree_bytes", "left_out")
+    before = AppRepository.objects.values(*fields).get(pk=watch.pk)
     repo.commit({"a/b": LINK, "z": B})
     kill_worker_before_first_byte(world, watch)
-    AppRepository.objects.filter(pk=watch.pk).update(**before)  # as if killed a moment earlier: nothing was announced
+    AppRepository.objects.filter(pk=watch.pk).update(**before)  # as if killed before anything was announced
     repo.commit({"a/b": B, "z": A})
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_row_in_doubt_is_planned_though_nothing_lists_its_path(world: World, plans: list[Planned]) -> None:
+def test_row_in_doubt_without_a_listed_failure_is_planned(world: World, plans: list[Planned]) -> None:
     repo, watch = start(world)
     repo.commit({"0.txt": B, "1.txt": None})
     world.answer(refusing("0.txt", "1.txt"))
@@ -306,10 +294,8 @@ def test_a_row_in_doubt_is_planned_though_nothing_lists_its_path(world: World, p
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_frozen_worker_that_wakes_up_at_its_end_takes_nothing_off_the_list_of_its_successor(
-    world: World, monkeypatch
-) -> None:
-    """The successor lists a blocked path, which has no row, and sets the base: only the list speaks of it then."""
+def test_frozen_worker_keeps_its_successor_s_failures(world: World, monkeypatch) -> None:
+    """The successor lists a blocked path, which has no row, and sets the base. Only the list mentions the path then."""
     repo, watch = start(world, {"a": A, "z": A})
     keep_base = mirror.Mirror.keep_base
 
@@ -319,7 +305,7 @@ def test_a_frozen_worker_that_wakes_up_at_its_end_takes_nothing_off_the_list_of_
         repo.commit({"a": None})
         repo.commit({"a/b": B})
         world.answer(refusing("a"))
-        world.sync(watch)  # the successor, from its claim to its end
+        world.sync(watch)  # the successor's whole run
         assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}
 
     monkeypatch.setattr(mirror.Mirror, "keep_base", freeze)
@@ -331,16 +317,16 @@ def test_a_frozen_worker_that_wakes_up_at_its_end_takes_nothing_off_the_list_of_
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_random_walk_of_trees_is_planned_fast_and_followed_step_by_step(world: World, plans: list[Planned]) -> None:
+def test_random_walk_of_trees(world: World, plans: list[Planned]) -> None:
     chance = random.Random(20260105)
     names = ["a", "b", "c/a", "c/b", "c.d", "d/e/f", "é", "z"]
     repo, watch = start(world, {"keep": A, "a": A, "c/a": A})
     failing: set[str] = set()
     world.answer(lambda note: refusing(*failing)(note))
     for _ in range(12):
-        held = repo.files()
+        files = repo.files()
         changes: dict[str, bytes | Entry | None] = {
-            name: chance.choice([A, B, C, LINK, Entry.executable(A), None if name in held else A])
+            name: chance.choice([A, B, C, LINK, Entry.executable(A), None if name in files else A])
             for name in chance.sample(names, 3)
         }
         repo.commit(changes)

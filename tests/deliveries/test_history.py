@@ -1,4 +1,4 @@
-"""The history: sync runs and bulk operations, found by watch, app, outcome, period and name, without a look at all of them."""
+"""The history: sync runs and bulk operations, filtered and searched without scanning whole tables."""
 
 import re
 from datetime import datetime, timedelta
@@ -19,19 +19,19 @@ from tests.support.staff import make_app, make_watch, staff
 RUNS, OPERATIONS = "/admin/deliveries_app/syncrun/", "/admin/deliveries_app/bulkoperation/"
 
 
-def run_of(watch: AppRepository | None, *, days: float = 0, **facts) -> SyncRun:
+def run_of(watch: AppRepository | None, *, days: float = 0, **fields) -> SyncRun:
     moment = timezone.now() - timedelta(days=days)
-    facts = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED, "requested_by": "Docora"} | facts
+    fields = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED, "requested_by": "Docora"} | fields
     if watch:
-        facts = {"app_name": watch.app.name, "repository_name": str(watch.repository)} | facts
-    ended = moment + timedelta(seconds=75) if facts["outcome"] else None
+        fields = {"app_name": watch.app.name, "repository_name": str(watch.repository)} | fields
+    ended = moment + timedelta(seconds=75) if fields["outcome"] else None
     return SyncRun.objects.create(
-        watch=watch, generation=1, **{"created_at": moment, "started_at": moment, "ended_at": ended} | facts
+        watch=watch, generation=1, **{"created_at": moment, "started_at": moment, "ended_at": ended} | fields
     )
 
 
 def listed(client: Client, query: str = "", url: str = RUNS) -> list[int]:
-    """The primary keys of the rows, in their order."""
+    """Return the primary keys of the rows, in order."""
     page = client.get(url + query)
     assert page.status_code == 200, query
     return [int(pk) for pk in re.findall(rf'href="{url}(\d+)/change/', page.text)]
@@ -44,17 +44,17 @@ def day(days_ago: int) -> str:
 # --- Filters -----------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_listed_with_what_started_them_and_what_came_of_them(viewer: Client, watches) -> None:
-    facts = {"files_total": 1690, "files_done": 1204, "files_failed": 3, "bytes_done": 9_600_000}
+def test_runs_are_listed_with_trigger_and_outcome(viewer: Client, watches) -> None:
+    fields = {"files_total": 1690, "files_done": 1204, "files_failed": 3, "bytes_done": 9_600_000}
     run_of(
         watches[0], reason=Reason.RESYNC, requested_by="anna", outcome=Outcome.FAILED, commit_sha="c0ffee11" + "0" * 32,
-        error="3 files were not accepted.", left_out={"ignored": 12}, **facts,
+        error="3 files were not accepted.", left_out={"ignored": 12}, **fields,
     )  # fmt: skip
     page = viewer.get(RUNS).text
     cells = re.findall(r'class="field-(\w+)[^"]*">(.*?)</t[dh]>', page)
-    words = {name: re.sub("<[^>]+>", "", cell) for name, cell in cells}
-    assert words.pop("requested") == "just now"
-    assert words == {
+    columns = {name: re.sub("<[^>]+>", "", cell) for name, cell in cells}
+    assert columns.pop("requested") == "just now"
+    assert columns == {
         "repository_name": "acme/docs", "app_name": "Portal", "result": "failed", "trigger": "re-sync, anna", "took": "1 min 15 s", "commit": "c0ffee11", "files": "1,204 of 1,690", "failed": "3",
         "left_out_count": "12", "bytes": "9.6 MB", "problem": "3 files were not accepted.",
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, watches) -> No
     assert listed(viewer, "?reason=retry&outcome=failed") == []
 
 
-def test_a_period_is_of_whole_days_and_holds_its_last_one(viewer: Client, watches, settings) -> None:
+def test_period_includes_its_last_day(viewer: Client, watches, settings) -> None:
     settings.TIME_ZONE = "Pacific/Auckland"
     timezone.activate("Pacific/Auckland")
     try:
@@ -109,9 +109,9 @@ def test_a_period_is_of_whole_days_and_holds_its_last_one(viewer: Client, watche
     ["watch=x", "watch=999999", "watch__app=-1", "watch__repository=%C2%B2", "operation=1,2", "app_name=nobody", "reason=no",
      "outcome=fail", "q=nothing%20like%20it", "q=run_", "q=bulk_nothing", "q=/", "q=%25", "until=2001-01-01"],
 )  # fmt: skip
-def test_a_filter_that_nothing_fits_finds_nothing_and_leads_back(viewer: Client, watches, query: str) -> None:
+def test_filter_without_matches_offers_to_show_all(viewer: Client, watches, query: str) -> None:
     run_of(watches[0])
-    if query == "q=/":  # both sides of it may be empty
+    if query == "q=/":  # either side can be open
         assert len(listed(viewer, f"?{query}")) == 1
         return
     page = viewer.get(f"{RUNS}?{query}").text
@@ -119,19 +119,19 @@ def test_a_filter_that_nothing_fits_finds_nothing_and_leads_back(viewer: Client,
     assert '<a href="?">Show all</a>' in page
 
 
-def test_an_empty_history_says_what_to_do_first(viewer: Client) -> None:
+def test_empty_history_says_what_to_do_first(viewer: Client) -> None:
     assert "Let an app watch a repository" in viewer.get(RUNS).text
     assert "several repositories at once makes one" in viewer.get(OPERATIONS).text
 
 
 @pytest.mark.parametrize("query", ["from=x", "until=2026-13-01", "from=9999-99-99"])
 @pytest.mark.parametrize("url", [RUNS, OPERATIONS, f"{RUNS}export/", f"{OPERATIONS}export/"])
-def test_a_date_that_is_none_is_sent_back_to_the_list(viewer: Client, url: str, query: str) -> None:
+def test_invalid_date_redirects_to_the_list(viewer: Client, url: str, query: str) -> None:
     answer = viewer.get(f"{url}?{query}")
     assert (answer.status_code, answer["Location"].rpartition("/")[2]) == (302, "?e=1")
 
 
-def test_only_the_filters_are_asked_and_no_other_column(viewer: Client, watches) -> None:
+def test_other_lookups_are_refused(viewer: Client, watches) -> None:
     run_of(watches[0])
     for query in (
         "error__icontains=a",
@@ -147,9 +147,7 @@ def test_only_the_filters_are_asked_and_no_other_column(viewer: Client, watches)
 # --- Search ------------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_found_by_id_by_operation_and_by_names_also_of_what_is_not_watched_any_more(
-    viewer: Client, watches
-) -> None:
+def test_runs_are_found_by_id_operation_and_name(viewer: Client, watches) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
     portal_docs = run_of(watches[0], operation=operation)
     portal_site, search_docs = run_of(watches[1]).pk, run_of(watches[2]).pk
@@ -168,15 +166,13 @@ def test_runs_are_found_by_id_by_operation_and_by_names_also_of_what_is_not_watc
     assert listed(viewer, "?q=acme&outcome=failed") == []
 
 
-def test_where_very_much_is_meant_the_newest_are_looked_through_and_the_page_says_so(
-    viewer: Client, watches, monkeypatch
-) -> None:
+def test_broad_search_is_limited_to_the_newest_runs(viewer: Client, watches, monkeypatch) -> None:
     monkeypatch.setattr(history, "WINDOW", 3)
-    monkeypatch.setattr(history, "MOST_PAIRS", 2)
+    monkeypatch.setattr(history, "MAX_WATCHES", 2)
     monkeypatch.setattr("deliveries_app.admin.history.HistoryList.window", 3)
     old = [run_of(watches[0], days=10 + number).pk for number in range(3)]
     new = [run_of(watches[number], days=number).pk for number in range(3)]
-    assert listed(viewer, "?q=acme") == new  # three watches are meant
+    assert listed(viewer, "?q=acme") == new  # matches three watches
     page = viewer.get(f"{RUNS}?q=acme").text
     assert "Only the newest 3 sync runs were looked through" in page
     assert listed(viewer, "?q=site") == [new[1]]
@@ -195,21 +191,21 @@ def test_where_very_much_is_meant_the_newest_are_looked_through_and_the_page_say
 # --- Order and cost ----------------------------------------------------------------------------------------------------
 
 
-def test_the_lists_are_sorted_by_time_alone(viewer: Client, watches) -> None:
+def test_lists_sort_by_time_only(viewer: Client, watches) -> None:
     made = [run_of(watches[0], days=days).pk for days in (3, 2, 1)]
     heads = re.findall(r'<th scope="col" class="sortable[^"]*column-(\w+)', viewer.get(RUNS).text)
     assert heads == ["requested"]
     column = list(viewer.get(RUNS).context["cl"].list_display).index("requested")
     assert listed(viewer, f"?o={column}") == made
     assert listed(viewer, f"?o=-{column}") == made[::-1]
-    assert listed(viewer, "?o=1") == made[::-1]  # by a name, of which there is no index
+    assert listed(viewer, "?o=1") == made[::-1]  # by name, which has no index
 
 
 @pytest.mark.parametrize(
     "query", ["", "?watch__app={app}", "?q=acme", "?outcome=succeeded", "?app_name=portal&from=2001-01-01", "?o=5&p=1"]
 )
 @pytest.mark.parametrize("url", [RUNS, OPERATIONS, f"{RUNS}export/", f"{OPERATIONS}export/"])
-def test_the_number_of_queries_does_not_grow_with_rows(viewer: Client, watches, url: str, query: str) -> None:
+def test_query_count_is_constant(viewer: Client, watches, url: str, query: str) -> None:
     if "bulkoperation" in url:
         query = query.replace("watch__app", "app").replace("outcome=succeeded", "state=finished")
 
@@ -231,7 +227,7 @@ def test_the_number_of_queries_does_not_grow_with_rows(viewer: Client, watches, 
 # --- The page of a run -------------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_run_has_all_that_is_known_of_it(viewer: Client, watches) -> None:
+def test_run_page_shows_all_details(viewer: Client, watches) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all · Portal", total=1, requested_by="anna")
     moment = timezone.now().replace(year=2025, month=3, day=4, hour=5, minute=6, second=7)
     run = run_of(
@@ -245,7 +241,7 @@ def test_the_page_of_a_run_has_all_that_is_known_of_it(viewer: Client, watches) 
         message="The app answered 500.", first_at=moment, last_at=moment,
     )  # fmt: skip
     page = viewer.get(f"{RUNS}{run.pk}/change/").text
-    for words in (
+    for expected in (
         run.run_id, "2025-03-04 05:06:07 UTC", "2025-03-04 05:09:27 UTC", "3 min 20 s, 5 attempts", "c0ffee" + "0" * 34,
         "9 of 10 acknowledged", "1.9 kB of 2.0 kB", "1 file was not accepted.", "re-sync, requested by anna", "Submodules",
         "bad/&lt;b&gt;.txt", "The app answered 500.", "Not delivered now (1)",
@@ -253,18 +249,18 @@ def test_the_page_of_a_run_has_all_that_is_known_of_it(viewer: Client, watches) 
         f'href="/admin/deliveries_app/apprepository/{watches[0].pk}/change/"',
         f'href="{OPERATIONS}{operation.pk}/change/"', f'href="{RUNS}?watch={watches[0].pk}"',
     ):  # fmt: skip
-        assert words in page, words
+        assert expected in page, expected
 
 
-def test_the_page_of_a_run_whose_watch_is_gone_still_reads(viewer: Client) -> None:
+def test_run_page_without_its_watch(viewer: Client) -> None:
     run = run_of(None, app_name="Portal", repository_name="acme/docs", outcome=Outcome.ENDED, started_at=None)
     page = viewer.get(f"{RUNS}{run.pk}/change/").text
-    for words in ("acme/docs", "Portal", "not watched any more", "no attempt was made"):
-        assert words in page
+    for expected in ("acme/docs", "Portal", "not watched any more", "no attempt was made"):
+        assert expected in page
     assert "apprepository/None" not in page
 
 
-def test_whoever_sees_runs_only_finds_no_links_to_what_they_may_not_see(watches) -> None:
+def test_links_need_the_permissions_of_their_targets(watches) -> None:
     client = staff("ron", "view_syncrun")
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
     run = run_of(watches[0], operation=operation)
@@ -280,7 +276,7 @@ def test_whoever_sees_runs_only_finds_no_links_to_what_they_may_not_see(watches)
 
 
 @pytest.mark.parametrize("url", [RUNS, f"{RUNS}export/", OPERATIONS, f"{OPERATIONS}export/"])
-def test_who_sees_the_history(client: Client, viewer: Client, operator: Client, watches, url: str) -> None:
+def test_history_permissions(client: Client, viewer: Client, operator: Client, watches, url: str) -> None:
     assert client.get(url).status_code == 302
     assert client.get(url)["Location"].startswith("/admin/login/")
     assert staff("mallory", "view_app", "view_apprepository").get(url).status_code == 403
@@ -288,7 +284,7 @@ def test_who_sees_the_history(client: Client, viewer: Client, operator: Client, 
         answer = who.get(url)
         assert answer.status_code == 200
         assert who.post(url, {"action": "delete_selected", "_selected_action": "1"}).status_code in {200, 302, 403, 405}
-    resyncer = staff("rita", "resync_apprepository")  # may follow what she may start
+    resyncer = staff("rita", "resync_apprepository")  # the permission to start operations is enough to view them
     assert resyncer.get(url).status_code == (200 if "bulk" in url else 403)
 
 
@@ -296,7 +292,7 @@ def test_who_sees_the_history(client: Client, viewer: Client, operator: Client, 
 
 
 def cancelled_half_way() -> BulkOperation:
-    """Of four repositories two were sent in full, one by 4,400 of 10,000 files, and one was not touched."""
+    """A cancelled operation on four repositories: two sent in full, one with 4,400 of 10,000 files, one not started."""
     app = make_app("Portal of four")
     for name in ("one", "two", "big", "rest"):
         make_watch(app, name)
@@ -312,38 +308,38 @@ def cancelled_half_way() -> BulkOperation:
     return operation
 
 
-def test_an_operation_s_page_says_of_each_repository_what_was_not_sent_after_a_cancel(viewer: Client) -> None:
+def test_cancelled_operation_page_shows_unsent_files_per_repository(viewer: Client) -> None:
     operation = cancelled_half_way()
     url = f"{OPERATIONS}{operation.pk}/change/"
     page = viewer.get(url).text
 
     def sent(page: str) -> dict[str, str]:
         rows = re.findall(r'<th scope="row">(.*?)</th>.*?<td class="nowrap">(.*?)</td>', page, re.DOTALL)
-        return {re.sub("<[^>]+>", "", name): words for name, words in rows}
+        return {re.sub("<[^>]+>", "", name): sent_text for name, sent_text in rows}
 
     everything = {
         "acme/big": "4,400 of 10,000 files", "acme/one": "sent in full", "acme/rest": "not touched",
         "acme/two": "sent in full",
     }  # fmt: skip
     assert sent(page) == everything
-    for words in (
+    for expected in (
         "What was sent, and what was not",
         "2 sent in full",
         "1 sent in part",
         "1 not touched",
         "command line",
     ):
-        assert words in page
+        assert expected in page
     assert sent(viewer.get(f"{url}?part=part").text) == {"acme/big": "4,400 of 10,000 files"}
     assert sent(viewer.get(f"{url}?part=untouched").text) == {"acme/rest": "not touched"}
     assert sent(viewer.get(f"{url}?part=nonsense").text) == everything
 
 
-def test_operations_are_listed_with_their_final_tally_in_words(viewer: Client, watches) -> None:
+def test_operations_are_listed_with_final_counts(viewer: Client, watches) -> None:
     cancelled = cancelled_half_way()
     running = resync_by_app(Actor.command(), watches[0].app)
     page = viewer.get(OPERATIONS).text
-    progress_of = re.findall(r'class="field-came_of_it">(.*?)</td>', page)
+    progress_of = re.findall(r'class="field-outcome_summary">(.*?)</td>', page)
     assert progress_of == ["2 open", "2 sent in full, 1 sent in part, 1 not touched"]
     assert listed(viewer, url=OPERATIONS) == [running.pk, cancelled.pk]
     assert listed(viewer, "?state=running", OPERATIONS) == [running.pk]
@@ -356,7 +352,7 @@ def test_operations_are_listed_with_their_final_tally_in_words(viewer: Client, w
     assert listed(viewer, "?q=COMMAND", OPERATIONS) == [running.pk, cancelled.pk]
 
 
-def test_operations_of_several_apps_are_found_by_each_of_them(viewer: Client, watches) -> None:
+def test_operations_on_several_apps_are_found_for_each(viewer: Client, watches) -> None:
     portal, search = watches[0].app, watches[2].app
     for_portal = resync_by_app(Actor.command(), portal)
     for_both = BulkOperation.objects.create(title="Everything", total=2, requested_by="anna")
@@ -367,10 +363,10 @@ def test_operations_of_several_apps_are_found_by_each_of_them(viewer: Client, wa
     assert listed(viewer, "?app_name=sea", OPERATIONS) == [for_both.pk]
 
 
-# --- The ways to it ----------------------------------------------------------------------------------------------------
+# --- Links ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_pages_of_app_watch_and_repository_lead_to_their_history(viewer: Client, watches) -> None:
+def test_app_watch_and_repository_pages_link_to_their_history(viewer: Client, watches) -> None:
     watch = watches[0]
     for page, query in [
         (f"/admin/deliveries_app/app/{watch.app_id}/change/", f"watch__app={watch.app_id}"),

@@ -1,4 +1,4 @@
-"""What a pattern ignores is what `git check-ignore` says, for every pattern and every path."""
+"""Ignore patterns, compared with `git check-ignore`."""
 
 import contextlib
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deliveries_app.planning.ignore_rules import IgnoredBy, IgnoreRules, compile_lines, ignored_by, words_for
+from deliveries_app.planning.ignore_rules import IgnoredBy, IgnoreRules, compile_lines, describe_problems, ignored_by
 from deliveries_app.planning.plan import PlanRefused
 from repositories_app.mirror.mirror import Entry
 from tests.support.git import git_environment
@@ -63,11 +63,11 @@ LISTS = [
     *(["logs/**", "!logs/keep/", "!logs/keep/1.log"], ["logs/*", "!logs/keep/", "logs/keep/2.log"], ["foo/", "!/foo*/**/bar"]),
     *(["\ufeffa"], ["a\r"], ["node_modules/", "!node_modules/x/y.js"], ["node_modules"], ["/node_modules"], ["[a/b]c"]),
 ]  # fmt: skip
-"""Of every kind that the manual and git's own tests know."""
+"""Every kind of pattern in git's manual and tests."""
 
 
 class WorkTree:
-    """Asks git itself."""
+    """Ask git."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -75,14 +75,14 @@ class WorkTree:
 
     def ignored(self, text: bytes, paths: Iterable[bytes]) -> set[bytes]:
         (self.directory / ".gitignore").write_bytes(text)
-        asked = b"\0".join(paths)
-        return set(self._git("check-ignore", "--stdin", "-z", "--no-index", stdin=asked).split(b"\0")[:-1])
+        stdin = b"\0".join(paths)
+        return set(self._git("check-ignore", "--stdin", "-z", "--no-index", stdin=stdin).split(b"\0")[:-1])
 
-    def deciding(self, text: bytes, path: bytes) -> tuple[int, bytes] | None:
-        """(number, line) of the line that ignores the path, as git tells it."""
+    def ignoring_line(self, text: bytes, path: bytes) -> tuple[int, bytes] | None:
+        """Return (number, line) of the line that ignores the path, according to git."""
         (self.directory / ".gitignore").write_bytes(text)
-        said = self._git("check-ignore", "--stdin", "-z", "--no-index", "--verbose", stdin=path).split(b"\0")
-        return (int(said[1]), said[2]) if len(said) > 3 and not said[2].startswith(b"!") else None
+        output = self._git("check-ignore", "--stdin", "-z", "--no-index", "--verbose", stdin=path).split(b"\0")
+        return (int(output[1]), output[2]) if len(output) > 3 and not output[2].startswith(b"!") else None
 
     def _git(self, *arguments: str, stdin: bytes = b"") -> bytes:
         command = ["git", "-C", str(self.directory), *arguments]
@@ -100,12 +100,12 @@ def ours(text: bytes, paths: Iterable[bytes]) -> set[bytes]:
 
 
 def files_only(paths: Iterable[bytes]) -> list[bytes]:
-    """Without those that are a directory of others, as no tree has both."""
-    found = sorted(set(paths))
-    return [path for path in found if not any(other.startswith(path + b"/") for other in found)]
+    """Drop paths that are a directory of others: a tree cannot have both."""
+    unique = sorted(set(paths))
+    return [path for path in unique if not any(other.startswith(path + b"/") for other in unique)]
 
 
-def test_every_pattern_of_the_table_says_what_git_says(work_tree: WorkTree) -> None:
+def test_known_patterns_match_like_git(work_tree: WorkTree) -> None:
     paths = files_only(path.encode() for path in PATHS)
     different = {}
     ignored = 0
@@ -116,23 +116,23 @@ def test_every_pattern_of_the_table_says_what_git_says(work_tree: WorkTree) -> N
         if real != found:
             different[tuple(patterns)] = (found - real, real - found)
     assert different == {}
-    assert ignored > 500  # and git was really asked
+    assert ignored > 500  # git was really asked
 
 
-def test_the_line_that_ignores_a_path_is_the_one_that_git_names(work_tree: WorkTree) -> None:
+def test_ignoring_line_is_the_one_git_reports(work_tree: WorkTree) -> None:
     paths = files_only(path.encode() for path in PATHS)
     named = 0
     for patterns in [*LISTS[-18:], ["", *(line for some in LISTS for line in ["# more", *some])]]:
         text = "".join(f"{pattern}\n" for pattern in patterns).encode()
         for path in paths[::3]:
             found = ignored_by(text, "", Entry(path, "100644", "", 0))
-            real = work_tree.deciding(text, path)
+            real = work_tree.ignoring_line(text, path)
             named += real is not None
             assert (found and (found.number, found.line.rstrip(b"\r"))) == real, (patterns, path)
     assert named > 50
 
 
-def test_a_line_of_the_watch_is_told_from_one_of_the_file() -> None:
+def test_ignoring_line_of_the_file_or_the_watch() -> None:
     path = Entry(b"docs/draft/a.md", "100644", "", 0)
     file = b"# ours\n*.log\n\n/docs/draft/\n"
     assert ignored_by(file, "", path) == IgnoredBy(True, 4, b"/docs/draft/", b"docs/draft")
@@ -197,7 +197,7 @@ def random_pattern(chance: random.Random) -> bytes:
     return chance.choice([b"", b"!"]) + b"".join(chance.choices(PIECES, k=chance.randrange(1, 7)))
 
 
-def test_random_lists_of_patterns_say_what_git_says(work_tree: WorkTree) -> None:
+def test_random_patterns_match_like_git(work_tree: WorkTree) -> None:
     chance = random.Random(20260106)
     for _ in range(150):
         lines = [random_pattern(chance) + chance.choice([b"\n", b"\r\n"]) for _ in range(chance.randrange(1, 6))]
@@ -206,7 +206,7 @@ def test_random_lists_of_patterns_say_what_git_says(work_tree: WorkTree) -> None
         assert ours(text, paths) == work_tree.ignored(text, paths), text
 
 
-def test_a_submodule_is_a_directory(work_tree: WorkTree) -> None:
+def test_directory_pattern_matches_a_submodule(work_tree: WorkTree) -> None:
     rules = IgnoreRules(compile_lines(b"vendor/\n")[0])
     assert rules.ignores(Entry(b"vendor", "160000", "", 0))
     assert not rules.ignores(Entry(b"vendor", "100644", "", 0))
@@ -217,34 +217,34 @@ def test_a_submodule_is_a_directory(work_tree: WorkTree) -> None:
     [
         (b"[a", "its bracket is not closed"),
         (b"x[[:alpha:]", "its bracket is not closed"),
-        (b"[[:nope:]]", "a class of characters that does not exist"),
-        (b"[/]", "its bracket is empty"),
-        (b"a\\", "nothing follows its last backslash"),
+        (b"[[:nope:]]", "an unknown character class"),
+        (b"[/]", "its bracket expression is empty"),
+        (b"a\\", "it ends with a backslash"),
         (b"/", "matches nothing"),
     ],
 )
-def test_a_pattern_that_can_match_nothing_is_named_with_its_line_and_the_others_hold(line: bytes, problem: str) -> None:
+def test_invalid_pattern_is_reported_with_its_line(line: bytes, problem: str) -> None:
+    """The other patterns remain valid."""
     patterns, problems = compile_lines(b"# comment\n\n%b\nfine\n" % line)
     assert len(patterns) == 1
     assert [number for number, _, _ in problems] == [3]
-    assert words_for(problems).startswith(f'Line 3 ("{line.decode()}") matches nothing')
-    assert problem in words_for(problems)
+    assert describe_problems(problems).startswith(f'Line 3 ("{line.decode()}") matches nothing')
+    assert problem in describe_problems(problems)
 
 
 HOSTILE = {
     "many stars": [b"*a" * 15 + b"b"],
     "many stars in a thousand patterns": [b"*a%d*b%d*c%d*d" % (n, n % 7, n % 11) for n in range(1000)],
     "doubled stars": [b"/" + b"**/a/" * 12 + b"b"],
-    "taken back and forth": [(b"!" if n % 2 else b"") + b"*a%d*b*" % n for n in range(1000)],
+    "alternating includes": [(b"!" if n % 2 else b"") + b"*a%d*b*" % n for n in range(1000)],
     "sets": [b"[!a]*[!b]*" * 5 + b"c"],
 }
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_pattern_hangs_the_worker(name: str) -> None:
-    """Backtracking over the first of these takes longer than the universe is old. Where it takes far too long all the
-    same, it is refused in words."""
+def test_hostile_patterns_do_not_hang(name: str) -> None:
+    """A backtracking engine would never finish the first of these. Matching that still takes too long is refused."""
     chance = random.Random(1)
     rules = IgnoreRules(compile_lines(b"\n".join(HOSTILE[name]))[0])
     paths = [b"a" * 250, b"/".join([b"a"] * 500), *(bytes(chance.choices(b"abcd0123/", k=400)) for _ in range(50))]
@@ -254,18 +254,18 @@ def test_no_pattern_hangs_the_worker(name: str) -> None:
                 rules.ignores(Entry(path.strip(b"/").replace(b"//", b"/a/"), "100644", "", 0))
 
 
-def test_what_takes_far_too_long_is_refused_in_words(monkeypatch) -> None:
+def test_slow_directory_matching_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", 0.0)
-    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_PER_PATH", 0.0)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS_PER_PATH", 0.0)
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
-    with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):
+    with pytest.raises(PlanRefused, match="Use fewer or simpler patterns"):
         rules.ignores(Entry(b"x/y/z", "100644", "", 0))
 
 
-def test_files_beside_each_other_are_not_matched_without_end_either(monkeypatch) -> None:
+def test_slow_matching_of_sibling_files_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS", 0.0)
-    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_PER_PATH", 0.0)
+    monkeypatch.setattr("deliveries_app.planning.ignore_rules._ALLOWED_SECONDS_PER_PATH", 0.0)
     rules = IgnoreRules(compile_lines(b"*a*b\n")[0])
     assert not rules.ignores(Entry(b"x", "100644", "", 0))
-    with pytest.raises(PlanRefused, match="Use fewer or simpler ones"):
+    with pytest.raises(PlanRefused, match="Use fewer or simpler patterns"):
         rules.ignores(Entry(b"y", "100644", "", 0))

@@ -1,4 +1,4 @@
-"""Moving over from the existing service: what is taken, and how it looks here."""
+"""Import from the existing service: what is imported, and the rows that result."""
 
 import io
 import json
@@ -25,20 +25,20 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def run(existing: ExistingService, monkeypatch: pytest.MonkeyPatch, *arguments: str, **options: Any) -> dict[str, Any]:
-    """The report; what is wrong is in it, whatever the exit status."""
+    """Run the import and return its JSON report, with `failed` for the exit status."""
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     out = io.StringIO()
     try:
         call_command("import_docora", existing.url, *arguments, json=True, stdout=out, **options)
     except CommandError as error:
-        if not out.getvalue() or "could not be taken" not in str(error):
+        if not out.getvalue() or "not imported, or only in part" not in str(error):
             raise
         return json.loads(out.getvalue()) | {"failed": True}
     return json.loads(out.getvalue()) | {"failed": False}
 
 
 def progress_of(report: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """what → (taken, here already, left out)"""
+    """Return kind → (imported, already here, left out)."""
     return {name: tuple(report[name].values()) for name in ("apps", "repositories", "watches", "files")}
 
 
@@ -47,7 +47,7 @@ def reasons(report: dict[str, Any], of: str = "problems") -> str:
 
 
 @pytest.mark.parametrize("public_ids", [False, True], ids=["uuids", "public ids"])
-def test_everything_keeps_its_ids_its_times_and_its_secrets(source_server, monkeypatch, public_ids: bool) -> None:
+def test_import_keeps_ids_times_and_secrets(source_server, monkeypatch, public_ids: bool) -> None:
     existing = ExistingService(source_server, public_ids=public_ids)
     app = existing.app(BASE, "Portal", website="https://portal.example", description="Ours.")
     repository = existing.repository(f"{GIT}/docs.git", is_private=True)
@@ -81,7 +81,7 @@ def test_everything_keeps_its_ids_its_times_and_its_secrets(source_server, monke
         assert (row.sha, row.updated_at) == (row.acknowledged_sha, LONG_AGO)
 
 
-def test_secrets_are_stored_under_our_own_key(existing: ExistingService, monkeypatch) -> None:
+def test_secrets_are_encrypted_with_docoras_key(existing: ExistingService, monkeypatch) -> None:
     existing.app(BASE)
     run(existing, monkeypatch)
     with connection.cursor() as cursor:
@@ -100,7 +100,7 @@ def test_secrets_are_stored_under_our_own_key(existing: ExistingService, monkeyp
         ("no such status", FILES, Status.PENDING, True, False),
     ],
 )
-def test_a_watch_begins_in_the_state_that_it_was_in(
+def test_initial_state_of_a_watch(
     existing: ExistingService, monkeypatch, status: str, files, expected: Status, is_due: bool, run_opened: bool
 ) -> None:
     app, repository = existing.app(BASE), existing.repository(f"{GIT}/docs")
@@ -110,15 +110,15 @@ def test_a_watch_begins_in_the_state_that_it_was_in(
     report = run(existing, monkeypatch)
     watch = AppRepository.objects.get()
     assert (watch.status, watch.next_sync_at is not None, SyncRun.objects.count()) == (expected, is_due, run_opened)
-    assert (status == "no such status") == ("'no such status' is not known" in reasons(report, "remarks"))
+    assert (status == "no such status") == ("'no such status' is unknown" in reasons(report, "remarks"))
     assert watch.is_failing == (status == "failed")
     if watch.is_failing:
-        assert watch.last_error.startswith("It had failed in the service that it was imported from: Bad credentials")
+        assert watch.last_error.startswith("Failed in the service that it was imported from: Bad credentials")
     if run_opened:
         assert (SyncRun.objects.get().reason, SyncRun.objects.get().requested_by) == ("initial", "command line")
 
 
-def test_both_spellings_of_a_repository_keep_their_ids(existing: ExistingService, monkeypatch) -> None:
+def test_two_spellings_of_a_repository_keep_their_ids(existing: ExistingService, monkeypatch) -> None:
     portal, search = existing.app(BASE, "Portal"), existing.app(BASE, "Search")
     plain = existing.repository(f"{GIT}/docs")
     dotted = existing.repository(f"{GIT}/docs.git", created_at=LONG_AGO + timedelta(days=1))
@@ -140,7 +140,7 @@ def test_both_spellings_of_a_repository_keep_their_ids(existing: ExistingService
     assert watched["Search", dotted.repository_id].github_url == f"{GIT}/docs.git"
 
 
-def test_a_dry_run_says_the_same_and_writes_nothing(existing: ExistingService, monkeypatch) -> None:
+def test_dry_run_reports_the_same_and_writes_nothing(existing: ExistingService, monkeypatch) -> None:
     app = existing.app(BASE)
     existing.watch(app, existing.repository(f"{GIT}/docs"), FILES)
     existing.watch(app, existing.repository(f"{GIT}/docs.git"), FILES | {"../out": b""})
@@ -155,9 +155,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(existing: ExistingService, m
     assert progress_of(wet) == {"apps": (1, 0, 1), "repositories": (2, 0, 0), "watches": (2, 0, 0), "files": (6, 0, 1)}
 
 
-def test_a_second_run_takes_what_is_new_and_leaves_alone_what_has_changed(
-    existing: ExistingService, monkeypatch
-) -> None:
+def test_second_import_adds_new_rows_and_keeps_changed_ones(existing: ExistingService, monkeypatch) -> None:
     app, repository = existing.app(BASE), existing.repository(f"{GIT}/docs")
     existing.watch(app, repository, FILES, token="ghp_abc")
     run(existing, monkeypatch)
@@ -176,24 +174,24 @@ def test_a_second_run_takes_what_is_new_and_leaves_alone_what_has_changed(
     }  # fmt: skip
 
 
-def test_the_report_for_people_says_it_all(existing: ExistingService, monkeypatch) -> None:
+def test_text_report(existing: ExistingService, monkeypatch) -> None:
     app = existing.app(BASE)
     existing.watch(app, existing.repository(f"{GIT}/docs"), FILES | {"a/../b": b"x"})
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{existing.key}\n"))
     out = io.StringIO()
-    with pytest.raises(CommandError, match="1 thing could not be taken"):
+    with pytest.raises(CommandError, match="1 item was not imported, or only in part"):
         call_command("import_docora", existing.url, encryption_key_stdin=True, stdout=out)
-    said = out.getvalue()
-    for words in (
-        "3 taken, 0 here already, 1 left out",
-        "Could not be taken (1):",
+    text = out.getvalue()
+    for line in (
+        "3 imported, 0 already here, 1 left out",
+        "Problems (1):",
         "file a/../b in",
         "manage.py resync",
     ):
-        assert words in said
+        assert line in text
 
 
-def test_no_page_says_a_size_that_is_not_known(existing: ExistingService, monkeypatch) -> None:
+def test_pages_omit_unknown_sizes(existing: ExistingService, monkeypatch) -> None:
     existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
     run(existing, monkeypatch)
     client = staff("olga", "view_delivery", "view_apprepository")
@@ -205,27 +203,27 @@ def test_no_page_says_a_size_that_is_not_known(existing: ExistingService, monkey
     assert not any("0 bytes" in text for text in texts)
 
 
-def test_a_terminal_gets_a_bar_and_a_script_does_not(existing: ExistingService, monkeypatch, capsys) -> None:
+def test_progress_bar_only_on_a_terminal(existing: ExistingService, monkeypatch, capsys) -> None:
     existing.watch(existing.app(BASE), existing.repository(f"{GIT}/docs"), FILES)
     run(existing, monkeypatch, "--dry-run")
     assert "delivered files" not in capsys.readouterr().err
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich behave as on a terminal
     call_command("import_docora", existing.url)
     assert "delivered files" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_one_sentence(existing: ExistingService, monkeypatch) -> None:
+def test_ctrl_c(existing: ExistingService, monkeypatch) -> None:
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
 
     def interrupt(source: Source) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Source, "apps", interrupt)
-    with pytest.raises(CommandError, match="Nothing is lost: run it again"):
+    with pytest.raises(CommandError, match="Nothing is lost"):
         call_command("import_docora", existing.url)
 
 
-def test_our_own_database_is_refused(monkeypatch, postgres_server: PostgresServer, instance_environment) -> None:
+def test_docoras_own_database_is_refused(monkeypatch, postgres_server: PostgresServer, instance_environment) -> None:
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", "0" * 64)
-    with pytest.raises(CommandError, match="where Docora keeps its own tables"):
+    with pytest.raises(CommandError, match="This is Docora's own database"):
         call_command("import_docora", instance_environment["DATABASE_URL"])

@@ -1,4 +1,4 @@
-"""A further import takes what is new, and does not bring back what was removed here since the first one."""
+"""A second import adds what is new, and does not restore what was removed since the first."""
 
 import pytest
 
@@ -15,14 +15,14 @@ from tests.support.git import Repo
 from tests.support.world import KEY, World
 
 FILES = {"a.txt": b"a", "dir/b.txt": b"b"}
-UNWATCHED = "It was imported before and has been unwatched here since: it stays so."
+UNWATCHED = "It was imported before and has been unwatched here since. It stays unwatched."
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def moved(world: World, existing: ExistingService, monkeypatch) -> tuple[Repo, ExistingApp, ExistingRepository]:
-    """An imported app with an imported repository of which it holds every file."""
+def imported(world: World, existing: ExistingService, monkeypatch) -> tuple[Repo, ExistingApp, ExistingRepository]:
+    """An imported app and repository. The app has every file."""
     repo, app = world.git.repo("acme/docs", FILES), existing.app(world.receiver.url, "Moved", key=KEY)
     repository = existing.repository(repo.url)
     existing.watch(app, repository, FILES)
@@ -30,17 +30,17 @@ def moved(world: World, existing: ExistingService, monkeypatch) -> tuple[Repo, E
     return repo, app, repository
 
 
-def unwatch_over_rest(app: ExistingApp, repository: ExistingRepository) -> None:
+def unwatch_as_client(app: ExistingApp, repository: ExistingRepository) -> None:
     caller = Caller(App.objects.get(app_id=app.app_id), app.token)
     assert caller.delete(f"/{repository.repository_id}").status_code == 204
 
 
-@pytest.mark.parametrize("gone", [True, False], ids=["its row is gone", "its row is not gone yet"])
-def test_what_a_client_has_unwatched_over_rest_stays_unwatched(
-    world: World, existing: ExistingService, monkeypatch, moved, gone: bool
+@pytest.mark.parametrize("gone", [True, False], ids=["row removed", "row not yet removed"])
+def test_watch_that_a_client_unwatched_stays_unwatched(
+    world: World, existing: ExistingService, monkeypatch, imported, gone: bool
 ) -> None:
-    repo, app, repository = moved
-    unwatch_over_rest(app, repository)
+    repo, app, repository = imported
+    unwatch_as_client(app, repository)
     if gone:
         assert remove_ended() == 1
     for arguments in (["--dry-run"], []):
@@ -53,13 +53,11 @@ def test_what_a_client_has_unwatched_over_rest_stays_unwatched(
     repo.commit({"a.txt": b"changed"})
     world.settle()
     assert world.requests() == []
-    assert Repository.objects.exists() is not gone, "a repository does not come back without anybody who watches it"
+    assert Repository.objects.exists() is not gone, "a repository without watches is not restored"
 
 
-def test_an_app_that_was_removed_stays_removed_and_so_does_its_token(
-    existing: ExistingService, monkeypatch, moved
-) -> None:
-    _, app, _ = moved
+def test_removed_app_and_its_token_stay_removed(existing: ExistingService, monkeypatch, imported) -> None:
+    _, app, _ = imported
     row = App.objects.get(app_id=app.app_id)
     delete_app(Actor.command(), row)
     remove_ended()
@@ -70,34 +68,34 @@ def test_an_app_that_was_removed_stays_removed_and_so_does_its_token(
         assert progress_of(report) == {
             "apps": (0, 0, 1), "repositories": (1, 0, 1), "watches": (0, 0, 2), "files": (0, 0, 4),
         }  # fmt: skip
-        words = f"app Moved ({app.app_id}): It was imported before and has been removed here since: it stays so"
-        assert words in reasons(report, "remarks")
+        remark = f"app Moved ({app.app_id}): It was imported before and has been removed here since. It stays removed"
+        assert remark in reasons(report, "remarks")
         assert not report["failed"]
     assert not App.objects.filter(app_id=app.app_id).exists()
     error_of(Caller(row, app.token).get(), 401)
 
 
-def test_a_repository_comes_back_under_its_id_with_a_watch_that_is_taken_for_the_first_time(
-    existing: ExistingService, monkeypatch, moved
+def test_removed_repository_returns_under_its_id_for_a_new_watch(
+    existing: ExistingService, monkeypatch, imported
 ) -> None:
-    _, app, repository = moved
-    unwatch_over_rest(app, repository)
+    _, app, repository = imported
+    unwatch_as_client(app, repository)
     remove_ended()
     existing.watch(existing.app(BASE, "Search"), repository, FILES)
     dry, wet = run(existing, monkeypatch, "--dry-run"), run(existing, monkeypatch)
     assert progress_of(dry) == progress_of(wet) == {
         "apps": (1, 1, 0), "repositories": (1, 0, 0), "watches": (1, 0, 1), "files": (2, 0, 2),
     }  # fmt: skip
-    assert reasons(wet, "remarks").count("\n") == 0, "it is not called another spelling of itself"
+    assert reasons(wet, "remarks").count("\n") == 0, "no remark calls it a second spelling"
     watch = AppRepository.objects.get()
     assert (watch.app.name, watch.repository.repository_id) == ("Search", repository.repository_id)
 
 
-def test_what_was_unwatched_and_is_watched_again_stays_as_it_is_now(
-    world: World, existing: ExistingService, monkeypatch, moved
+def test_watch_that_was_unwatched_and_watched_again_stays_unchanged(
+    world: World, existing: ExistingService, monkeypatch, imported
 ) -> None:
-    repo, app, repository = moved
-    unwatch_over_rest(app, repository)
+    repo, app, repository = imported
+    unwatch_as_client(app, repository)
     remove_ended()
     watch = watch_repository(Actor.command(), App.objects.get(app_id=app.app_id), repo.url).watch
     assert watch.repository.repository_id != repository.repository_id
@@ -107,9 +105,7 @@ def test_what_was_unwatched_and_is_watched_again_stays_as_it_is_now(
     assert Repository.objects.get() == watch.repository
 
 
-def test_what_an_import_has_begun_and_not_ended_is_no_removal(
-    world: World, existing: ExistingService, monkeypatch
-) -> None:
+def test_interrupted_import_does_not_count_as_removal(world: World, existing: ExistingService, monkeypatch) -> None:
     app = existing.app(BASE)
     for name in ("docs", "site"):
         existing.watch(app, existing.repository(f"{GIT}/{name}"), FILES)
@@ -133,12 +129,12 @@ def test_what_an_import_has_begun_and_not_ended_is_no_removal(
     assert report["remark_count"] == 0
 
 
-def test_one_that_was_unwatched_while_its_import_was_interrupted_stays_unwatched(
-    world: World, existing: ExistingService, monkeypatch, moved
+def test_watch_that_was_unwatched_during_an_interrupted_import(
+    world: World, existing: ExistingService, monkeypatch, imported
 ) -> None:
-    _, app, repository = moved
+    _, app, repository = imported
     AppRepository.objects.update(arriving=True)
-    unwatch_over_rest(app, repository)
+    unwatch_as_client(app, repository)
     remove_ended()
     assert UNWATCHED in reasons(run(existing, monkeypatch), "remarks")
     assert not AppRepository.objects.exists()

@@ -1,4 +1,4 @@
-"""An import that is killed in the middle goes on where it was, and nothing is sent for a watch before it is whole."""
+"""A killed import continues where it stopped, and nothing is sent for a watch until its import is complete."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repos(world: World, existing: ExistingService, monkeypatch) -> list[Repo]:
-    """Three repositories that an app of the existing service watches and holds completely."""
+    """Three repositories that an app of the existing service watches. The app has every file."""
     monkeypatch.setenv("SOURCE_ENCRYPTION_KEY", existing.key)
     app = existing.app(world.receiver.url, "Moved", key=KEY)
     repos = [world.git.repo(f"acme/{name}", FILES) for name in ("one", "two", "three")]
@@ -46,8 +46,8 @@ def repos(world: World, existing: ExistingService, monkeypatch) -> list[Repo]:
     return repos
 
 
-def imported_until(existing: ExistingService, batches: int, act) -> None:
-    """An import in a process of its own, in which `act` happens instead of writing batch number `batches`."""
+def import_with_hook(existing: ExistingService, batches: int, act) -> None:
+    """Run an import in another process, which calls `act` before it writes batch number `batches`."""
 
     def work() -> None:
         seen = iter(range(1, 1_000_000))
@@ -64,8 +64,8 @@ def imported_until(existing: ExistingService, batches: int, act) -> None:
     reap(forked(work))
 
 
-def kill_in_the_middle(existing: ExistingService, batches: int) -> None:
-    imported_until(existing, batches, lambda: os.kill(os.getpid(), signal.SIGKILL))
+def kill_import(existing: ExistingService, batches: int) -> None:
+    import_with_hook(existing, batches, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def arriving() -> AppRepository:
@@ -73,39 +73,39 @@ def arriving() -> AppRepository:
 
 
 @pytest.mark.parametrize("batch", [1, 5, 13, 36], ids=lambda batch: f"at batch {batch}")
-def test_killed_and_started_again_it_goes_on_with_nothing_twice_and_nothing_lost(
+def test_killed_import_continues(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch, batch: int
 ) -> None:
-    kill_in_the_middle(existing, batch)
-    there = Delivery.objects.count()
-    assert there == (batch - 1) * BATCH
-    whole = AppRepository.objects.filter(arriving=False).count()
+    kill_import(existing, batch)
+    stored = Delivery.objects.count()
+    assert stored == (batch - 1) * BATCH
+    complete = AppRepository.objects.filter(arriving=False).count()
     report = run(existing, monkeypatch, "--dry-run")
-    assert progress_of(report)["files"] == (3 * COUNT - there, there, 0)
+    assert progress_of(report)["files"] == (3 * COUNT - stored, stored, 0)
     report = run(existing, monkeypatch)
-    assert progress_of(report)["watches"] == (3 - whole, whole, 0)
-    assert progress_of(report)["files"] == (3 * COUNT - there, there, 0)
+    assert progress_of(report)["watches"] == (3 - complete, complete, 0)
+    assert progress_of(report)["files"] == (3 * COUNT - stored, stored, 0)
     assert Delivery.objects.count() == 3 * COUNT
     assert not AppRepository.objects.filter(arriving=True).exists()
     world.settle()
     assert world.requests() == []
 
 
-def test_killed_again_and_again_it_comes_to_its_end(
+def test_import_that_is_killed_repeatedly_completes(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch
 ) -> None:
     for batch in (2, 9, 14):
-        kill_in_the_middle(existing, batch)
+        kill_import(existing, batch)
     assert progress_of(run(existing, monkeypatch))["watches"][2] == 0
     assert progress_of(run(existing, monkeypatch)) == {
         "apps": (0, 1, 0), "repositories": (0, 3, 0), "watches": (0, 3, 0), "files": (0, 3 * COUNT, 0),
     }  # fmt: skip
 
 
-def test_a_watch_whose_records_are_not_all_there_is_neither_checked_nor_synced(
+def test_arriving_watch_is_neither_checked_nor_synced(
     world: World, existing: ExistingService, repos: list[Repo]
 ) -> None:
-    kill_in_the_middle(existing, 5)
+    kill_import(existing, 5)
     watch = arriving()
     assert watch.deliveries.count() == 4 * BATCH
     assert world.check() == 0
@@ -113,62 +113,60 @@ def test_a_watch_whose_records_are_not_all_there_is_neither_checked_nor_synced(
     request_sync(AppRepository.objects.filter(pk=watch.pk))
     assert not sync(watch.pk)
     assert world.requests() == []
-    assert next_try(watch, None).words == "waits until its records are imported"
+    assert next_try(watch, None).message == "waits until its records are imported"
 
 
-def test_a_re_sync_that_is_asked_for_meanwhile_is_done_once_they_are(
+def test_resync_of_an_arriving_watch_waits_for_the_import(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch
 ) -> None:
-    kill_in_the_middle(existing, 5)
+    kill_import(existing, 5)
     resync_single(Actor.command(), arriving())
     watch = arriving()
     assert not sync(watch.pk)
     run(existing, monkeypatch)
     world.settle()
     assert {record.path for record in world.requests("create")} == set(FILES)
-    assert len(world.requests()) == COUNT  # of this one only
+    assert len(world.requests()) == COUNT  # of this watch only
     watch.refresh_from_db()
     assert (watch.status, watch.generation) == (Status.SYNCED, 2)
 
 
-def test_what_is_unwatched_in_the_middle_stays_unwatched(
+def test_watch_that_is_unwatched_during_the_import(
     world: World, existing: ExistingService, repos: list[Repo], monkeypatch
 ) -> None:
-    original = validate.judge_file
+    original = validate.validate_file
 
     def meanwhile(file: SourceFile) -> SourceFile:
         if file.path == sorted(FILES)[55] and not AppRepository.objects.filter(ended_at__isnull=False).exists():
             unwatch_repository(Actor.command(), arriving())
         return original(file)
 
-    monkeypatch.setattr(validate, "judge_file", meanwhile)
+    monkeypatch.setattr(validate, "validate_file", meanwhile)
     shown: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(Bar, "show", lambda _, __, done, total: shown.append(total - done))
         report = run(existing, monkeypatch)
     assert progress_of(report)["watches"] == (2, 0, 1)
     assert progress_of(report)["files"] == (2 * COUNT, 0, COUNT)
-    assert shown[-1] == 0, "the bar comes to its end"
-    assert "It was unwatched here in the middle of the import" in reasons(report)
+    assert shown[-1] == 0, "the progress bar is complete"
+    assert "It was unwatched here during the import" in reasons(report)
     assert remove_ended() == 1
     assert AppRepository.objects.alive().count() == 2
     world.settle()
     assert world.requests() == []
 
 
-def test_while_one_is_arriving_others_go_on(world: World, existing: ExistingService, repos: list[Repo]) -> None:
+def test_other_watches_sync_while_one_is_arriving(world: World, existing: ExistingService, repos: list[Repo]) -> None:
     other, watch = world.watch(FILES)
-    kill_in_the_middle(existing, 5)
+    kill_import(existing, 5)
     world.sync(watch)
     assert_promise_kept(world, other, watch)
     assert App.objects.get(name="Moved").paused is False
 
 
-def test_two_at_once_lose_nothing_and_take_nothing_twice(
-    world: World, existing: ExistingService, repos: list[Repo], monkeypatch
-) -> None:
+def test_two_concurrent_imports(world: World, existing: ExistingService, repos: list[Repo], monkeypatch) -> None:
     def attempt() -> None:
-        with contextlib.suppress(CommandError):  # the one that comes second may be told to run it again
+        with contextlib.suppress(CommandError):  # the later one may fail and ask to be run again
             call_command("import_docora", existing.url, json=True, stdout=io.StringIO())
 
     in_threads(attempt, attempt)
@@ -178,8 +176,8 @@ def test_two_at_once_lose_nothing_and_take_nothing_twice(
     assert world.requests() == []
 
 
-def test_an_app_that_is_being_removed_here_gets_no_watches(existing: ExistingService, repos, monkeypatch) -> None:
-    kill_in_the_middle(existing, 1)
+def test_app_that_is_being_removed_gets_no_watches(existing: ExistingService, repos, monkeypatch) -> None:
+    kill_import(existing, 1)
     AppRepository.objects.all().delete()
     delete_app(Actor.command(), App.objects.get(name="Moved"))
     report = run(existing, monkeypatch)
@@ -187,8 +185,8 @@ def test_an_app_that_is_being_removed_here_gets_no_watches(existing: ExistingSer
     assert not report["failed"]
 
 
-def test_the_records_come_in_pages_however_many_they_are(existing: ExistingService) -> None:
-    """The driver would hold a whole answer, which is some sixty megabytes here."""
+def test_records_are_read_in_pages(existing: ExistingService) -> None:
+    """Without a server-side cursor the driver would hold the whole result, some sixty megabytes here."""
     app, repository = existing.app("http://127.0.0.1:9/"), existing.repository("https://127.0.0.1/acme/big")
     existing.connection.execute(
         "INSERT INTO app_delivered_files SELECT %s, %s, 'folder/file-' || n, repeat('a', 64), now()"
@@ -197,14 +195,14 @@ def test_the_records_come_in_pages_however_many_they_are(existing: ExistingServi
     )
     with open_source(existing.url) as source:
         (found,), (other,) = source.apps(), source.repositories()
-        before = most = resident()
+        before = peak = resident()
         for number, _ in enumerate(source.files(source.file_key(found, other))):
             if number % 10_000 == 0:
-                most = max(most, resident())
+                peak = max(peak, resident())
     assert number == 299_999
-    assert most - before < 15_000_000
+    assert peak - before < 15_000_000
 
 
 def resident() -> int:
-    """Bytes of this process that lie in memory."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

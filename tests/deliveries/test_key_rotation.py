@@ -1,6 +1,7 @@
-"""Replacing a signing key: a client that knows only the old headers and one key at a time must not notice."""
+"""Signing key rotation. A client that knows only the old headers and one key at a time must not notice it."""
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, ValidationError
 
 from deliveries_app.actors import Actor
@@ -36,7 +37,7 @@ def refusals(world: World) -> int:
     return sum(record.status == 401 for record in world.requests())
 
 
-def test_a_client_that_still_has_the_old_key_is_asked_nothing_twice(world: World) -> None:
+def test_client_with_the_old_key_gets_no_request_twice(world: World) -> None:
     repo, watch = world.watch(FILES)
     start_key_rotation(ME, world.app, NEW)
     world.settle()
@@ -45,7 +46,7 @@ def test_a_client_that_still_has_the_old_key_is_asked_nothing_twice(world: World
     assert (fresh(world.app).new_key_signs, fresh(world.app).new_key_accepted_at) == (False, None)
 
 
-def test_a_client_that_changes_over_gets_everything_and_the_winner_is_remembered(world: World) -> None:
+def test_client_that_switches_to_the_new_key(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.settle()
     start_key_rotation(ME, world.app, NEW)
@@ -53,14 +54,14 @@ def test_a_client_that_changes_over_gets_everything_and_the_winner_is_remembered
     resend(world, watch)
     assert_promise_kept(world, repo, watch)
     first = refusals(world)
-    assert 1 <= first <= world.app.max_in_flight  # those that were under way when the first was refused
+    assert 1 <= first <= world.app.max_in_flight  # the requests in flight when the first was refused
     assert fresh(world.app).new_key_signs
     resend(world, watch)
     assert refusals(world) == first
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_client_that_goes_back_to_the_old_key_is_followed(world: World) -> None:
+def test_client_that_switches_back_to_the_old_key(world: World) -> None:
     repo, watch = world.watch(FILES)
     start_key_rotation(ME, world.app, NEW)
     world.receiver.keys = NEW
@@ -72,7 +73,7 @@ def test_a_client_that_goes_back_to_the_old_key_is_followed(world: World) -> Non
     assert fresh(world.app).new_key_accepted_at is not None
 
 
-def test_a_large_file_whose_first_chunk_is_refused_goes_on_under_the_same_chunk_id(world: World, settings) -> None:
+def test_chunk_that_is_refused_is_resent_with_the_same_chunk_id(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 60
     repo, watch = world.watch({"large": b"y" * 400})
     start_key_rotation(ME, world.app, NEW)
@@ -83,7 +84,7 @@ def test_a_large_file_whose_first_chunk_is_refused_goes_on_under_the_same_chunk_
     assert len({record.webhook_id for record in world.requests()}) == len(world.requests()) - 1
 
 
-def test_both_signatures_stand_in_the_standard_header_and_the_old_key_s_in_the_other(world: World) -> None:
+def test_standard_header_carries_both_signatures(world: World) -> None:
     seen = []
     world.answer(lambda note: seen.append(note.headers["webhook-signature"].split()))  # type: ignore[func-returns-value]
     world.watch()
@@ -92,13 +93,13 @@ def test_both_signatures_stand_in_the_standard_header_and_the_old_key_s_in_the_o
     assert {len(signatures) for signatures in seen} == {2}
 
 
-def test_a_run_that_began_with_one_key_goes_on_when_it_is_retired_meanwhile(world: World) -> None:
+def test_key_that_is_retired_during_a_run(world: World) -> None:
     world.app.max_in_flight = 1
     world.app.save()
     repo, watch = world.watch(FILES)
     calls = []
 
-    def rotate_at_once(note) -> Answer | None:
+    def rotate_during_run(note) -> Answer | None:
         calls.append(note)
         if len(calls) == 5:
             start_key_rotation(ME, world.app, NEW)
@@ -107,29 +108,30 @@ def test_a_run_that_began_with_one_key_goes_on_when_it_is_retired_meanwhile(worl
             world.receiver.keys = NEW
         return None
 
-    world.answer(rotate_at_once)
+    world.answer(rotate_during_run)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
 
 
-def test_an_answer_that_repeats_a_key_is_kept_without_it_although_the_key_came_during_the_run(world: World) -> None:
+def test_response_that_repeats_a_key_is_redacted(world: World) -> None:
+    """Even if the key was added during the run."""
     world.app.max_in_flight = 1
     world.app.save()
     _, watch = world.watch(FILES)
 
-    def rotate_and_tell(note) -> Answer:
+    def rotate_and_leak(note) -> Answer:
         if not fresh(world.app).is_rotating_key:
             start_key_rotation(ME, world.app, NEW)
         return Answer(422, {"error": f"expected {KEY} or {NEW}"})
 
-    world.answer(rotate_and_tell)
+    world.answer(rotate_and_leak)
     world.sync(watch)
-    said = {failure.body for failure in watch.failures.all()}
-    assert len(said) == 1
-    assert "expected [redacted] or [redacted]" in said.pop()
+    bodies = {failure.body for failure in watch.failures.all()}
+    assert len(bodies) == 1
+    assert "expected [redacted] or [redacted]" in bodies.pop()
 
 
-def test_a_key_that_the_client_knows_not_at_all_fails_the_files_and_is_tried_twice_only(world: World) -> None:
+def test_client_that_knows_neither_key(world: World) -> None:
     _, watch = world.watch({"one": b"1"})
     start_key_rotation(ME, world.app, NEW)
     world.receiver.keys = "neither-of-the-two-keys"
@@ -138,7 +140,7 @@ def test_a_key_that_the_client_knows_not_at_all_fails_the_files_and_is_tried_twi
     assert "answered 401" in watch.last_error
 
 
-def test_the_old_key_is_retired_only_once_the_new_one_has_been_accepted(world: World) -> None:
+def test_old_key_can_be_retired_only_after_the_new_one_was_accepted(world: World) -> None:
     with pytest.raises(KeyRotationError, match="No key is being replaced"):
         retire_old_key(ME, world.app)
     start_key_rotation(ME, world.app, NEW)
@@ -153,7 +155,7 @@ def test_the_old_key_is_retired_only_once_the_new_one_has_been_accepted(world: W
     assert (app.client_auth_key, app.new_auth_key, app.is_rotating_key) == (NEW, "", False)
 
 
-def test_a_cancelled_rotation_leaves_the_old_key(world: World) -> None:
+def test_cancelled_rotation_keeps_the_old_key(world: World) -> None:
     start_key_rotation(ME, world.app, NEW)
     cancel_key_rotation(ME, world.app)
     app = fresh(world.app)
@@ -162,7 +164,7 @@ def test_a_cancelled_rotation_leaves_the_old_key(world: World) -> None:
         cancel_key_rotation(ME, world.app)
 
 
-def test_one_rotation_at_a_time_and_with_another_key(world: World) -> None:
+def test_invalid_keys_and_a_second_rotation_are_refused(world: World) -> None:
     with pytest.raises(ValidationError, match="in use"):
         start_key_rotation(ME, world.app, KEY)
     for bad in ("too-short", "x" * 501, "sixteen characters\n"):
@@ -174,9 +176,7 @@ def test_one_rotation_at_a_time_and_with_another_key(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", [start_key_rotation, retire_old_key, cancel_key_rotation])
-def test_it_takes_the_permission_of_its_own(world: World, verb) -> None:
-    from django.contrib.auth.models import User
-
+def test_rotation_needs_its_own_permission(world: World, verb) -> None:
     staff("olga", "change_app", "view_app")
     with pytest.raises(PermissionDenied):
         verb(Actor.of_user(User.objects.get(username="olga")), world.app)

@@ -154,9 +154,7 @@ def test_a_claim_adds_an_attempt_success_resets_it_and_a_hand_over_gives_it_back
     assert (watch.retry_count, watch.status) == (0, Status.SYNCED)
 
 
-def test_a_worker_told_to_stop_records_what_was_acknowledged_and_leaves_the_rest_in_doubt_and_due(
-    world: World, monkeypatch
-) -> None:
+def test_stopping_worker_records_acknowledged_files(world: World, monkeypatch) -> None:
     world.app.max_in_flight = 2
     world.app.save()
     repo, watch = world.watch(files(12))
@@ -182,7 +180,7 @@ def test_a_worker_told_to_stop_records_what_was_acknowledged_and_leaves_the_rest
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_repository_that_kills_its_worker_ends_as_failed_and_not_as_a_loop(world: World, settings) -> None:
+def test_watch_that_kills_every_worker_fails(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 3
     repo, watch = world.watch()
     for _ in range(3):

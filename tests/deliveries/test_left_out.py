@@ -1,4 +1,4 @@
-"""What of a tree is not sent, or not as one may expect: nothing disappears without a line that says so."""
+"""Files that are left out, or sent with a remark. Every one is counted, and most are listed."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from deliveries_app.services import resync_single
 from deliveries_app.services.watch_settings import set_ignore_patterns
 from repositories_app.mirror.mirror import Entry as TreeEntry
 from tests.support.git import Entry, Repo, git
-from tests.support.histories import assert_promise_kept, kill_worker, refusing, watching_plans
+from tests.support.histories import assert_promise_kept, compare_plans, kill_worker, refusing
 from tests.support.world import World
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n"
@@ -101,7 +101,7 @@ SAFE = [
 
 
 @pytest.mark.parametrize("path", UNSAFE, ids=ascii)
-def test_a_path_that_would_lead_a_client_astray_is_not_sent(path: str) -> None:
+def test_unsafe_path_is_not_sent(path: str) -> None:
     assert is_unsafe(path.encode())
     skipped = reason_to_skip(TreeEntry(path.encode(), "100644", "A", 1), 1000)
     assert skipped
@@ -109,16 +109,16 @@ def test_a_path_that_would_lead_a_client_astray_is_not_sent(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", SAFE, ids=ascii)
-def test_a_path_that_only_looks_like_it_is_sent(path: str) -> None:
+def test_safe_path_is_sent(path: str) -> None:
     assert not is_unsafe(path.encode())
     assert reason_to_skip(TreeEntry(path.encode(), "100644", "A", 1), 1000) is None
 
 
-# --- As a client sees it ------------------------------------------------------------------------------------------------
+# --- At the client ----------------------------------------------------------------------------------------------------
 
 
 def serve_tree(repo: Repo, names: list[bytes]) -> None:
-    """HEAD becomes a tree of exactly these files in the root and in `sub`, whatever git thinks of their names."""
+    """Point HEAD to a tree with exactly these files in the root and in `sub`, even names that git refuses."""
     blob = git(repo.path, "hash-object", "-w", "--stdin", stdin=[b"hostile"]).strip().decode()
     entries = b"".join(b"100644 %b\0%b" % (name, bytes.fromhex(blob)) for name in sorted(names))
     sub = write_tree(repo, entries)
@@ -126,7 +126,7 @@ def serve_tree(repo: Repo, names: list[bytes]) -> None:
 
 
 def commit_tree(repo: Repo, tree: str) -> None:
-    """HEAD becomes this tree, which git itself may refuse to commit."""
+    """Commit a tree that git itself may refuse to commit."""
     lines = [f"tree {tree}\n".encode(), b"author a <a@b> 1 +0000\n", b"committer a <a@b> 1 +0000\n", b"\nHostile\n"]
     commit = git(repo.path, "hash-object", "-t", "commit", "-w", "--stdin", stdin=lines).decode().strip()
     git(repo.path, "update-ref", "refs/heads/main", commit)
@@ -137,7 +137,8 @@ def write_tree(repo: Repo, entries: bytes) -> str:
     return git(repo.path, *arguments, stdin=[entries]).decode().strip()
 
 
-def test_a_hostile_tree_is_left_out_name_by_name_and_the_rest_is_sent(world: World) -> None:
+def test_hostile_names_are_left_out(world: World) -> None:
+    """The other files are sent."""
     repo, watch = world.watch({"a": b"fine"})
     world.settle()
     hostile = [b"..", b".git", b".GIT ", b"git~1", b"a\\..\\..\\b", b".g\xe2\x80\x8cit"]
@@ -154,7 +155,7 @@ def test_a_hostile_tree_is_left_out_name_by_name_and_the_rest_is_sent(world: Wor
     assert (watch.left_out, watch.failures.count()) == ({}, 0)
 
 
-def test_the_repository_s_own_numbers_are_not_those_of_one_watch_s_patterns(world: World) -> None:
+def test_snapshot_totals_prefer_a_watch_without_patterns(world: World) -> None:
     repo, watch = world.watch({"a": b"a", "b.env": b"bb", "c.env": b"cc"})
     world.settle()
     set_ignore_patterns(Actor.command(), watch, "*.env")
@@ -163,7 +164,7 @@ def test_the_repository_s_own_numbers_are_not_those_of_one_watch_s_patterns(worl
     assert (snapshot.file_count, snapshot.total_bytes) == (3, 5)
     repo.commit({"d": b"d"})
     world.settle()
-    assert watch.repository.snapshots.first().file_count == 2, "better than none"
+    assert watch.repository.snapshots.first().file_count == 2, "no watch without patterns has synced this commit"
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
     assert watch.repository.snapshots.first().file_count == 4
@@ -172,9 +173,8 @@ def test_the_repository_s_own_numbers_are_not_those_of_one_watch_s_patterns(worl
     assert (watch.tree_files, other.tree_files) == (2, 4)
 
 
-def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fast_plans(
-    world: World, settings
-) -> None:
+def test_causes_are_counted(world: World, settings) -> None:
+    """For the run and the watch, by full and fast plans."""
     settings.MAX_FILE_BYTES = 50
     files: dict[str, bytes | Entry] = {
         "link": Entry.symlink("a"),
@@ -184,7 +184,7 @@ def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fa
         "long/" * 205 + "x": b"x",
         "a": b"a",
     }
-    with watching_plans() as plans:
+    with compare_plans() as plans:
         repo, watch = world.watch(files)
         world.settle()
         causes = {"symlink": 1, "submodule": 1, "too_large": 1, "not_utf8": 1, "path_too_long": 1}
@@ -196,14 +196,14 @@ def test_each_cause_is_counted_for_the_run_and_the_watch_and_stays_exact_over_fa
         world.settle()
         watch.refresh_from_db()
         causes = {"symlink": 2, "submodule": 1, "not_utf8": 1, "path_too_long": 1}
-        assert plans[-1].among is not None
+        assert plans[-1].paths is not None
         assert watch.left_out == causes
         run = world.runs(watch)[0]
         assert (run.left_out, run.files_skipped) == (causes, 5)
         assert set(watch.failures.values_list("cause", flat=True)) == set(causes)
 
 
-def test_the_list_is_bounded_and_the_counts_are_not(world: World, monkeypatch) -> None:
+def test_list_is_bounded_and_counts_are_not(world: World, monkeypatch) -> None:
     monkeypatch.setattr(plan, "MAX_SKIPPED_LISTED", 3)
     _, watch = world.watch({f"link-{n}": Entry.symlink("a") for n in range(8)} | {"a": b"a"})
     world.settle()
@@ -212,17 +212,17 @@ def test_the_list_is_bounded_and_the_counts_are_not(world: World, monkeypatch) -
     assert watch.left_out == {"symlink": 8}
 
 
-# --- Git LFS ------------------------------------------------------------------------------------------------------------
+# --- Git LFS ----------------------------------------------------------------------------------------------------------
 
 
 def pointers(watch: AppRepository) -> set[str]:
     return set(Delivery.objects.filter(watch=watch, remark="lfs_pointer").values_list("path", flat=True))
 
 
-def test_a_pointer_of_git_lfs_is_sent_as_it_is_remarked_and_counted(world: World) -> None:
+def test_lfs_pointer_is_sent_and_remarked(world: World) -> None:
     files = {"film.mp4": POINTER % 1, "song.ogg": POINTER % 2, "about-lfs.md": b"# " + POINTER % 3, "a": b"a"}
     files["not-small"] = POINTER % 4 + b"x" * 1024
-    with watching_plans():
+    with compare_plans():
         repo, watch = world.watch(files)
         world.settle()
         assert_promise_kept(world, repo, watch)
@@ -241,7 +241,7 @@ def test_a_pointer_of_git_lfs_is_sent_as_it_is_remarked_and_counted(world: World
         assert watch.left_out == {}
 
 
-def test_a_pointer_that_is_sent_in_chunks_is_remarked_too(world: World, settings) -> None:
+def test_chunked_lfs_pointer_is_remarked(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES = settings.CHUNK_SIZE_BYTES = 40
     repo, watch = world.watch({"film.mp4": POINTER % 1})
     world.settle()
@@ -249,7 +249,7 @@ def test_a_pointer_that_is_sent_in_chunks_is_remarked_too(world: World, settings
     assert watch.left_out == {"lfs_pointer": 1}
 
 
-def test_the_count_of_pointers_survives_crashes_failures_and_resyncs(world: World) -> None:
+def test_lfs_pointer_count_after_crash_failure_and_resync(world: World) -> None:
     repo, watch = world.watch({f"{n}.bin": POINTER % n for n in range(6)})
     kill_worker(world, watch, lambda note: note.path == "3.bin")
     world.answer(refusing("2.bin"))

@@ -103,7 +103,7 @@ def test_an_endpoint_that_is_down_after_10_different_paths_stops_the_run_and_res
     assert world.sync(other).status == Status.SYNCED
 
 
-def test_of_an_endpoint_that_was_down_one_watch_with_one_request_asks_how_it_is(world: World) -> None:
+def test_one_request_probes_an_endpoint_that_was_down(world: World) -> None:
     _, watch = world.watch(names(30))
     _, other = world.watch(name="acme/gadgets")
     world.receiver.stop()
@@ -116,7 +116,7 @@ def test_of_an_endpoint_that_was_down_one_watch_with_one_request_asks_how_it_is(
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_gateway_that_finds_nobody_behind_it_counts_as_down(world: World, status: int) -> None:
+def test_gateway_errors_count_as_endpoint_down(world: World, status: int) -> None:
     one_by_one(world)
     _, watch = world.watch(names(20))
     world.answer(lambda note: Answer(status))
@@ -157,7 +157,7 @@ def test_ten_poison_files_sorted_first_do_not_stop_every_run_at_the_same_place(w
     assert set(world.copy(watch)) == {f"b-{number}" for number in range(5)}
 
 
-def test_410_for_three_files_pauses_the_app_and_resuming_goes_on_where_it_was(world: World) -> None:
+def test_three_410_responses_pause_the_app(world: World) -> None:
     one_by_one(world)
     repo, watch = world.watch(names(9))
     world.answer(lambda note: Answer(410) if note.path > "file-03.txt" else None)
@@ -177,7 +177,7 @@ def test_410_for_three_files_pauses_the_app_and_resuming_goes_on_where_it_was(wo
     assert len(world.requests()) == 4 + 3 + 5
 
 
-def test_410_for_two_files_is_these_files_own_error(world: World) -> None:
+def test_two_410_responses_fail_only_those_files(world: World) -> None:
     _, watch = world.watch(names(9))
     world.answer(refusing("file-03.txt", "file-04.txt", status=410))
     world.sync(watch)
@@ -270,7 +270,7 @@ def test_not_here_in_answer_to_a_delete_in_doubt_is_as_good_as_done(world: World
     assert not App.objects.get().paused
 
 
-def test_an_app_that_is_paused_in_the_middle_of_a_run_is_sent_no_more_and_goes_on_when_it_is_resumed(
+def test_pausing_an_app_stops_its_run_until_resume(
     world: World,
 ) -> None:
     one_by_one(world)

@@ -116,9 +116,7 @@ def test_a_failure_is_told_with_its_cause_and_the_retry_under_its_own_id(
     assert lines[0]["reason"] == "retry"
 
 
-def test_a_change_that_nobody_asked_for_has_one_id_from_the_claim_on(
-    world: World, watched: tuple[Repo, AppRepository], log: Lines
-) -> None:
+def test_detected_change_logs_one_run_id(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     repo, watch = watched
     repo.commit({"new.txt": b"new"})
     world.settle()
@@ -161,9 +159,7 @@ def test_a_retry_that_takes_a_run_over_while_git_is_read_is_the_one_that_sends(
     assert events(log(run_id=retry.run_id)) == ["sync_requested", "sending", "batch_recorded", "sent", "run_ended"]
 
 
-def test_a_worker_that_is_told_to_stop_hands_over_and_the_next_one_goes_on(
-    world: World, watched: tuple[Repo, AppRepository], log: Lines
-) -> None:
+def test_stopping_worker_hands_over(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     _, watch = watched
     run = resync_single(ME, watch).run
     world.answer(at_notification(15, worker.request_stop))

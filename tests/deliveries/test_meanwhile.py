@@ -1,4 +1,4 @@
-"""What a verb meets that was true when it was asked for, and is not any more."""
+"""Services whose precondition changes between the request and the update."""
 
 import threading
 
@@ -22,50 +22,50 @@ from tests.support.world import World
 SYSTEM = Actor.system()
 
 
-def test_an_app_that_is_removed_while_git_is_asked_watches_nothing_and_goes(world: World) -> None:
+def test_app_that_is_removed_during_the_git_check(world: World) -> None:
     repo = world.git.repo("acme/widgets", {"a.txt": b"a"})
-    seen = App.objects.get(pk=world.app.pk)
+    stale = App.objects.get(pk=world.app.pk)
     delete_app(SYSTEM, world.app)
     with pytest.raises(InvalidUrl, match="being removed"):
-        watch_repository(Actor.of_app(seen), seen, repo.url)
+        watch_repository(Actor.of_app(stale), stale, repo.url)
     remove_ended()
     assert not App.objects.exists()
     assert not Repository.objects.exists()
 
 
 @pytest.mark.parametrize(
-    "verb",
+    "service",
     [start_key_rotation, retire_old_key, cancel_key_rotation, rotate_app_token, retire_old_tokens, send_ping],
-    ids=lambda verb: verb.__name__,
+    ids=lambda service: service.__name__,
 )
-def test_nothing_is_done_about_an_app_that_is_being_removed(db, verb) -> None:
-    seen = make_app("Portal")
+def test_services_refuse_an_app_that_is_being_removed(db, service) -> None:
+    stale = make_app("Portal")
     App.objects.update(ended_at=timezone.now())
     with pytest.raises(NotFound):
-        verb(SYSTEM, seen)
+        service(SYSTEM, stale)
     App.objects.all().delete()
     with pytest.raises(NotFound):
-        verb(SYSTEM, seen)
+        service(SYSTEM, stale)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_token_is_replaced_while_the_circuit_opens(watches, monkeypatch, settings) -> None:
+def test_replacing_a_token_while_the_circuit_opens_does_not_deadlock(watches, monkeypatch, settings) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("SQLite has one writer at a time")
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     Repository.objects.update(consecutive_failures=1)
     written, outcomes = threading.Event(), []
-    really_update, really_close = watch_settings._update, watch_settings.circuit.close_circuit
+    original_update, original_close = watch_settings._update, watch_settings.circuit.close_circuit
 
     def pause() -> None:
-        """Lets the other one come as far as it can, after the first of the two rows is locked."""
+        """After the first of the two rows is locked, let the other thread proceed until it blocks."""
         if not written.is_set():
             written.set()
             opening.join(1.0)
 
-    monkeypatch.setattr(watch_settings, "ask_git", lambda *asked: False)
-    monkeypatch.setattr(watch_settings, "_update", lambda *a, **k: (really_update(*a, **k), pause()))
-    monkeypatch.setattr(watch_settings.circuit, "close_circuit", lambda row: (really_close(row), pause()))
+    monkeypatch.setattr(watch_settings, "check_readable", lambda *asked: False)
+    monkeypatch.setattr(watch_settings, "_update", lambda *a, **k: (original_update(*a, **k), pause()))
+    monkeypatch.setattr(watch_settings.circuit, "close_circuit", lambda row: (original_close(row), pause()))
 
     def open_circuit() -> None:
         written.wait(10)

@@ -1,4 +1,4 @@
-"""Pausing all syncing: nothing is checked or sent meanwhile, nothing that was asked for is lost, nothing is sent twice."""
+"""Pause all syncing: nothing is checked or sent, no request is lost, and nothing is sent twice."""
 
 import threading
 from collections import Counter
@@ -45,7 +45,7 @@ ME = Actor.command()
 
 @pytest.fixture
 def world(world: World, settings, monkeypatch) -> World:
-    """Small batches, one file at a time, and a worker that looks for a pause between any two of them."""
+    """Small batches, one file at a time, and a worker that checks for a pause after each."""
     monkeypatch.setattr(leases, "_REBALANCE_SECONDS", 0.0)
     settings.RECORD_BATCH, world.app.max_in_flight = BATCH, 1
     world.app.save()
@@ -70,27 +70,27 @@ def sweep() -> None:
         sweep_once(client)
 
 
-# --- While nothing is running --------------------------------------------------------------------------------------------
+# --- While no run is active ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_claimed_checked_or_queued_while_syncing_is_paused(world: World) -> None:
+def test_nothing_is_claimed_checked_or_queued_while_paused(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.settle()
     _, waiting = world.watch(name="acme/waiting")
     repo.commit({"new.txt": b"new"})
     pause()
-    asked, told = len(world.git.server.requests), len(world.requests())
+    git_requests, notifications = len(world.git.server.requests), len(world.requests())
     sweep()
     assert enqueue_due() == 0
     assert claim(waiting.pk) is None
     jobs.sync_watch(waiting.pk)
-    assert (len(world.git.server.requests), len(world.requests())) == (asked, told)
+    assert (len(world.git.server.requests), len(world.requests())) == (git_requests, notifications)
     assert resume()
     world.settle()
     assert_promise_kept(world, repo, watch)
 
 
-def test_resuming_queues_what_is_due_at_once(world: World, redis_client) -> None:
+def test_resume_enqueues_what_is_due(world: World, redis_client) -> None:
     _repo, watch = world.watch(FILES)
     pause()
     redis_client.flushall()
@@ -98,7 +98,7 @@ def test_resuming_queues_what_is_due_at_once(world: World, redis_client) -> None
     assert redis_client.lrange("rq:queue:default", 0, -1) == [watch.job_id.encode()]
 
 
-def test_a_resync_a_retry_and_a_push_meanwhile_are_recorded_and_go_out_on_resume(world: World) -> None:
+def test_requests_during_a_pause_run_after_the_resume(world: World) -> None:
     repos, watches = zip(*[world.watch(FILES, name=f"acme/widgets-{n}") for n in range(3)], strict=True)
     world.sync(watches[0])
     world.sync(watches[2])
@@ -126,7 +126,7 @@ def test_a_resync_a_retry_and_a_push_meanwhile_are_recorded_and_go_out_on_resume
         assert_promise_kept(world, repo, watch)
 
 
-def test_a_resync_that_waits_can_be_cancelled_and_sends_nothing_then(world: World) -> None:
+def test_resync_can_be_cancelled_during_a_pause(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     pause()
@@ -138,7 +138,7 @@ def test_a_resync_that_waits_can_be_cancelled_and_sends_nothing_then(world: Worl
     assert_promise_kept(world, repo, watch)
 
 
-def test_what_is_not_syncing_goes_on(world: World) -> None:
+def test_pings_and_unwatching_work_during_a_pause(world: World) -> None:
     _repo, watch = world.watch(FILES)
     pause()
     assert send_ping(ME, world.app).status == 200
@@ -147,10 +147,10 @@ def test_what_is_not_syncing_goes_on(world: World) -> None:
     assert not AppRepository.objects.exists()
 
 
-# --- While something is running ------------------------------------------------------------------------------------------
+# --- While a run is active -----------------------------------------------------------------------------------------------
 
 
-def test_a_run_hands_over_and_goes_on_after_the_resume_with_nothing_sent_twice(world: World) -> None:
+def test_run_continues_after_the_resume(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.answer(at_notification(5, pause))
     world.sync(watch)
@@ -169,7 +169,7 @@ def test_a_run_hands_over_and_goes_on_after_the_resume_with_nothing_sent_twice(w
     assert [(run.outcome, run.files_done) for run in world.runs(watch)] == [(Outcome.SUCCEEDED, 12)]
 
 
-def test_a_resync_and_a_retry_hand_over_too_and_keep_their_requests(world: World) -> None:
+def test_resync_and_retry_continue_after_the_resume(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     for request in (resync_single, retry_single):
@@ -193,7 +193,7 @@ def test_a_resync_and_a_retry_hand_over_too_and_keep_their_requests(world: World
         assert_promise_kept(world, repo, watch)
 
 
-def test_a_failed_watch_that_is_tried_at_its_rescan_is_failed_as_before(world: World, settings) -> None:
+def test_pause_during_the_rescan_of_a_failed_watch(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 1
     _repo, watch = world.watch(FILES)
     world.answer(refusing(*FILES))
@@ -204,7 +204,7 @@ def test_a_failed_watch_that_is_tried_at_its_rescan_is_failed_as_before(world: W
     assert (watch.status, watch.retry_count, watch.is_failing) == (Status.FAILED, 0, True)
 
 
-def test_a_pause_while_git_is_asked_is_met_before_anything_is_sent(world: World) -> None:
+def test_pause_during_the_git_fetch(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.git.server.on_request = lambda method, target: pause() and None
     world.sync(watch)
@@ -216,7 +216,7 @@ def test_a_pause_while_git_is_asked_is_met_before_anything_is_sent(world: World)
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_pause_between_the_look_and_the_claim_sends_nothing_either(world: World, monkeypatch) -> None:
+def test_pause_just_after_the_claim(world: World, monkeypatch) -> None:
     repo, watch = world.watch(FILES)
     original = engine.claim
 
@@ -234,24 +234,24 @@ def test_a_pause_between_the_look_and_the_claim_sends_nothing_either(world: Worl
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_slow_answer_is_waited_for_and_counts(world: World) -> None:
-    asked, paused = threading.Event(), threading.Event()
+def test_pending_response_counts(world: World) -> None:
+    received, paused = threading.Event(), threading.Event()
     repo, watch = world.watch(FILES)
 
     def slowly(note: Notification) -> None:
-        asked.set()
+        received.set()
         paused.wait(20)
 
     world.answer(slowly)
     worker = syncing(watch.pk)
-    assert asked.wait(20)
+    assert received.wait(20)
     pause()
     paused.set()
     worker.join()
     world.answer(None)
-    told = len(world.requests())
-    assert told <= 2
-    assert watch.deliveries.filter(acknowledged=True).count() == told
+    sent_before = len(world.requests())
+    assert sent_before <= 2
+    assert watch.deliveries.filter(acknowledged=True).count() == sent_before
     resume()
     jobs.sync_watch(watch.pk)
     assert sent(world) == dict.fromkeys(FILES, 1)
@@ -268,7 +268,7 @@ def open_the_circuit(world: World, watch: AppRepository) -> None:
     assert Notice.objects.count() == 1
 
 
-def test_sync_failed_waits_for_the_resume(world: World, settings) -> None:
+def test_sync_failed_is_sent_after_the_resume(world: World, settings) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     _repo, watch = world.watch()
     open_the_circuit(world, watch)
@@ -282,19 +282,17 @@ def test_sync_failed_waits_for_the_resume(world: World, settings) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync_failed", "sync_completed"])
-def test_a_notice_that_is_under_way_when_syncing_is_paused_is_told_once(
-    world: World, settings, monkeypatch, kind: str
-) -> None:
+def test_notice_in_flight_at_the_pause_is_sent_once(world: World, settings, monkeypatch, kind: str) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     world.app.send_sync_completed = True
     world.app.save()
     repo, watch = world.watch()
     if kind == "sync_failed":
         open_the_circuit(world, watch)
-    asked, met = threading.Event(), threading.Event()
+    received, met = threading.Event(), threading.Event()
     original = leases.Lease.rebalance
 
-    def looks(lease: leases.Lease, in_flight: int) -> None:
+    def rebalance(lease: leases.Lease, in_flight: int) -> None:
         try:
             original(lease, in_flight)
         except Paused:
@@ -303,14 +301,14 @@ def test_a_notice_that_is_under_way_when_syncing_is_paused_is_told_once(
 
     def slowly(note: Notification) -> None:
         if note.kind == kind:
-            asked.set()
+            received.set()
             met.wait(20)
 
-    monkeypatch.setattr(leases.Lease, "rebalance", looks)
+    monkeypatch.setattr(leases.Lease, "rebalance", rebalance)
     world.answer(slowly)
     world.make_due(watch)
     worker = syncing(watch.pk)
-    assert asked.wait(20)
+    assert received.wait(20)
     pause()
     worker.join()
     assert met.is_set()
@@ -326,7 +324,7 @@ def test_a_notice_that_is_under_way_when_syncing_is_paused_is_told_once(
 # --- The pause itself ----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_who_pauses_is_remembered_and_both_are_recorded(db) -> None:
+def test_first_pause_is_kept_and_both_users_are_logged(db) -> None:
     anna, ben = (User.objects.create_superuser(name, password="x") for name in ("anna", "ben"))
     assert current_pause() is None
     pause_syncing(Actor.of_user(anna))
@@ -334,12 +332,12 @@ def test_the_first_who_pauses_is_remembered_and_both_are_recorded(db) -> None:
     assert resume_syncing(Actor.of_user(ben))
     assert not resume_syncing(Actor.of_user(anna))
     assert current_pause() is None
-    said = LogEntry.objects.order_by("pk").values_list("user__username", "change_message")
-    assert list(said) == [("anna", "Paused all syncing"), ("ben", "Resumed all syncing")]
+    entries = LogEntry.objects.order_by("pk").values_list("user__username", "change_message")
+    assert list(entries) == [("anna", "Paused all syncing"), ("ben", "Resumed all syncing")]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_who_pause_or_resume_at_once_do_it_once() -> None:
+def test_concurrent_pauses_and_resumes() -> None:
     first, second = in_threads(*[pause] * 2)
     assert isinstance(first, SyncPause)
     assert isinstance(second, SyncPause)
@@ -347,9 +345,9 @@ def test_two_who_pause_or_resume_at_once_do_it_once() -> None:
     assert sorted(map(bool, in_threads(*[resume] * 2))) == [False, True]
 
 
-def test_neither_an_app_nor_who_lacks_the_permission_pauses_or_resumes(world: World) -> None:
+def test_pausing_needs_permission(world: World) -> None:
     clerk = User.objects.create_user("norbert", password="x", is_staff=True)
     for actor in (Actor.of_app(world.app), Actor.of_user(clerk)):
-        for verb in (pause_syncing, resume_syncing):
+        for service in (pause_syncing, resume_syncing):
             with pytest.raises(PermissionDenied):
-                verb(actor)
+                service(actor)

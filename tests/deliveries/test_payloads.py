@@ -22,8 +22,8 @@ from deliveries_app.webhooks.payloads import (
     endpoint,
     file_body,
     notice_body,
-    sync_completed_facts,
-    sync_failed_facts,
+    sync_completed_fields,
+    sync_failed_fields,
     timestamp,
     webhook_id,
 )
@@ -44,14 +44,14 @@ STRINGS = {
     "quotes and backslashes": (b"\"'\\/", '"\\"\'\\\\/"'),
     "short escapes": (b"\b\t\n\f\r", '"\\b\\t\\n\\f\\r"'),
     "other control characters": (b"\x01\x0b\x1f", '"\\u0001\\u000b\\u001f"'),
-    "delete is no control character to JSON": (b"\x7f", '"\x7f"'),
+    "DEL is not escaped in JSON": (b"\x7f", '"\x7f"'),
     "lone CR": (b"a\rb", '"a\\rb"'),
     "CRLF": (b"a\r\nb\r\n", '"a\\r\\nb\\r\\n"'),
     "byte order mark": (b"\xef\xbb\xbfa", '"\ufeffa"'),
-    "line separators that JavaScript knows": ("\u2028\u2029\x85".encode(), '"\u2028\u2029\x85"'),
+    "line separators in JavaScript": ("\u2028\u2029\x85".encode(), '"\u2028\u2029\x85"'),
     "C1 control characters": ("\x80\x9f".encode(), '"\x80\x9f"'),
     "emoji": ("😀 👩‍👩‍👧 🇩🇪".encode(), '"😀 👩‍👩‍👧 🇩🇪"'),
-    "beyond the first plane, and its last character": ("\U00010000\U0010ffff".encode(), '"\U00010000\U0010ffff"'),
+    "first and last character beyond the BMP": ("\U00010000\U0010ffff".encode(), '"\U00010000\U0010ffff"'),
     "noncharacters": ("\ufffe\uffff\ufffd".encode(), '"\ufffe\uffff\ufffd"'),
     "decomposed letters stay decomposed": ("e\u0301é".encode(), '"e\u0301é"'),
     "html": (b"</script><!-- & -->", '"</script><!-- & -->"'),
@@ -77,13 +77,13 @@ def body_of(content: bytes | Chunk, **changes) -> bytes:
 
 
 @pytest.mark.parametrize(("content", "literal"), STRINGS.values(), ids=STRINGS)
-def test_text_is_a_string_written_as_javascript_writes_it(content: bytes, literal: str) -> None:
+def test_text_is_escaped_as_in_javascript(content: bytes, literal: str) -> None:
     expected = f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":{literal}}},{END}'
     assert body_of(content) == expected.encode()
 
 
 @pytest.mark.parametrize("content", BINARY.values(), ids=BINARY)
-def test_what_is_not_strictly_utf8_or_holds_a_nul_is_base64_and_says_so(content: bytes) -> None:
+def test_binary_content_is_base64(content: bytes) -> None:
     written = base64.b64encode(content).decode()
     expected = (
         f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":"{written}","content_encoding":"base64"}},{END}'
@@ -92,24 +92,24 @@ def test_what_is_not_strictly_utf8_or_holds_a_nul_is_base64_and_says_so(content:
 
 
 @pytest.mark.parametrize("content", EVERY_CONTENT.values(), ids=EVERY_CONTENT)
-def test_decoding_gives_back_every_byte_so_that_hash_and_size_are_right(content: bytes) -> None:
+def test_content_round_trips(content: bytes) -> None:
     file = json.loads(body_of(content))["file"]
     encoded = file.get("content_encoding") == "base64"
     decoded = base64.b64decode(file["content"], validate=True) if encoded else file["content"].encode()
     assert decoded == content
 
 
-def test_update_names_what_the_app_holds_before_the_commit() -> None:
+def test_update_body() -> None:
     expected = f'{ABOUT}"file":{{"path":"p","sha":"{SHA}","size":5,"content":"x"}},"previous_sha":"{"d" * 64}",{END}'
     assert body_of(b"x", previous_sha="d" * 64) == expected.encode()
 
 
-def test_delete_holds_path_and_sha_only() -> None:
+def test_delete_body() -> None:
     body = delete_body(REPOSITORY, 'ü/"q"', SHA, COMMIT, NOON)
     assert body == f'{ABOUT}"file":{{"path":"ü/\\"q\\"","sha":"{SHA}"}},{END}'.encode()
 
 
-def test_a_chunk_stands_last_in_file_and_is_always_base64() -> None:
+def test_chunk_body() -> None:
     body = body_of(Chunk("11111111-2222-3333-4444-555555555555", 0, 10, "QUJD"))
     chunk = '"chunk":{"id":"11111111-2222-3333-4444-555555555555","index":0,"total":10}'
     expected = (
@@ -122,12 +122,12 @@ def test_a_chunk_stands_last_in_file_and_is_always_base64() -> None:
 def test_sync_completed() -> None:
     expected = f'{{"event":"sync_completed",{ABOUT[1:]}"commit_sha":"{COMMIT}","files":3,"tree_sha256":"{SHA}",'
     expected += '"timestamp":"2026-11-24T12:00:00.000Z"}'
-    facts = sync_completed_facts(REPOSITORY, COMMIT, 3, SHA)
-    assert notice_body(facts, NOON) == expected.encode()
+    fields = sync_completed_fields(REPOSITORY, COMMIT, 3, SHA)
+    assert notice_body(fields, NOON) == expected.encode()
 
 
-def failed_facts(message: str = "The host does not answer.") -> dict[str, Any]:
-    return sync_failed_facts(
+def failed_fields(message: str = "The host does not answer.") -> dict[str, Any]:
+    return sync_failed_fields(
         REPOSITORY,
         reason="network",
         message=message,
@@ -145,7 +145,7 @@ def test_sync_failed() -> None:
         '"circuit_breaker":{"status":"open","consecutive_failures":5,"threshold":5,'
         '"cooldown_until":"2026-11-24T12:30:00.000Z"},"retry_count":2,"timestamp":"2026-11-24T12:00:00.000Z"}'
     )
-    assert notice_body(failed_facts(), NOON) == expected.encode()
+    assert notice_body(failed_fields(), NOON) == expected.encode()
 
 
 def test_ping() -> None:
@@ -164,7 +164,8 @@ def stringified(bodies: list[bytes]) -> list[bytes]:
     return done.stdout.split(b"\n")
 
 
-def test_existing_clients_that_verify_parsed_and_stringified_bodies_see_the_signed_bytes() -> None:
+def test_bodies_equal_their_stringified_json() -> None:
+    """Existing clients verify `JSON.stringify(JSON.parse(body))`."""
     chance = random.Random(20260103)
     scalars = [*range(0x80), *range(0x80, 0xD800, 97), *range(0xE000, 0x110000, 1009), 0x2028, 0x2029, 0xFEFF, 0xFFFF]
     contents = [
@@ -177,8 +178,8 @@ def test_existing_clients_that_verify_parsed_and_stringified_bodies_see_the_sign
     for text in (content.decode() for content, _ in STRINGS.values()):
         bodies.append(delete_body(REPOSITORY, f"dir/{text}", SHA, COMMIT, NOON))
         bodies.append(file_body(REPOSITORY, f"{text}.txt", SHA, 2**40, b"x", COMMIT, NOON, SHA))
-    facts = [sync_completed_facts(REPOSITORY, COMMIT, 0, SHA), failed_facts('"é\u2028😀'), PING]
-    bodies += [body_of(Chunk("id", 3, 10, "QUJD")), *(notice_body(each, NOON) for each in facts)]
+    events = [sync_completed_fields(REPOSITORY, COMMIT, 0, SHA), failed_fields('"é\u2028😀'), PING]
+    bodies += [body_of(Chunk("id", 3, 10, "QUJD")), *(notice_body(event, NOON) for event in events)]
     assert stringified(bodies) == bodies
 
 
@@ -194,13 +195,13 @@ def test_timestamps_are_utc_with_milliseconds(moment: datetime, written: str) ->
     assert timestamp(moment) == written
 
 
-def test_text_keeps_its_marker_away() -> None:
+def test_text_has_no_content_encoding() -> None:
     assert encode_content(b"text") == {"content": "text"}
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 11, 12, 13, 299, 300, 301, 1000])
 @pytest.mark.parametrize("piece", [4, 10, 16, 400])
-def test_joining_the_pieces_and_decoding_gives_the_file_however_the_blocks_fall(size: int, piece: int) -> None:
+def test_joined_pieces_decode_to_the_file(size: int, piece: int) -> None:
     content = random.Random(size).randbytes(size)
     for block in (1, 7, 64, 2000):
         blocks = (content[start : start + block] for start in range(0, size, block))
@@ -210,7 +211,7 @@ def test_joining_the_pieces_and_decoding_gives_the_file_however_the_blocks_fall(
         assert not size or len(pieces) == chunk_count(size, piece)
 
 
-def test_a_webhook_id_names_the_watch_the_intent_and_for_chunks_the_attempt_and_holds_no_dot() -> None:
+def test_webhook_id() -> None:
     assert webhook_id("0123456789abcdef", 1_767_225_600_000_000) == "msg_0123456789abcdef_1767225600000000"
     assert webhook_id("w", 7, Chunk("1-2", 3, 10, "")) == "msg_w_7_1-2_3"
 
@@ -218,11 +219,11 @@ def test_a_webhook_id_names_the_watch_the_intent_and_for_chunks_the_attempt_and_
 @pytest.mark.parametrize(
     "base", ["https://app.example/hooks", "https://app.example/hooks/", "https://app.example/hooks//"]
 )
-def test_exactly_one_slash_stands_between_base_url_and_event(base: str) -> None:
+def test_endpoint_has_one_slash_after_the_base_url(base: str) -> None:
     assert endpoint(base, "create") == "https://app.example/hooks/create"
 
 
-def test_the_headers_of_a_notification() -> None:
+def test_notification_headers() -> None:
     body = b'{"a":1}'
     envelope = Envelope("app_1", "run_1", "resync")
     lines = envelope.headers(body, "msg_w_7", 7, 1_700_000_000, ["a-key-of-an-app"])

@@ -1,8 +1,9 @@
-"""The test ping says in words what is wrong with an app's endpoint."""
+"""The test ping explains what is wrong with an app's endpoint."""
 
 import socket
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 
@@ -21,10 +22,10 @@ def ping_to(world: World, url: str) -> Ping:
     return send_ping(ME, world.app)
 
 
-def test_a_ping_that_is_accepted_says_so_with_status_and_time(world: World) -> None:
+def test_accepted_ping(world: World) -> None:
     ping = send_ping(ME, world.app)
     assert (ping.delivered, ping.status, ping.hint) == (True, 200, "")
-    assert ping.words == "The app accepted the ping: it answered 200."
+    assert ping.message == "The app accepted the ping: it answered 200."
     assert 0 < ping.seconds < 5
     record = world.requests("ping")[0]
     assert (record.verified, record.outcome) == (True, "pong")
@@ -36,61 +37,59 @@ def test_a_ping_that_is_accepted_says_so_with_status_and_time(world: World) -> N
 @pytest.mark.parametrize(
     ("status", "hint"),
     [
-        (302, "redirects are not followed"),
-        (400, "not with 2xx"),
-        (401, "refused the signature"),
+        (302, "does not follow redirects"),
+        (400, "not with a 2xx status"),
+        (401, "rejected the signature"),
         (403, "signing key"),
         (404, "/ping"),
-        (405, "no POST"),
-        (429, "how often"),
-        (500, "its log"),
-        (503, "its log"),
+        (405, "does not accept POST"),
+        (429, "limits its request rate"),
+        (500, "Its log"),
+        (503, "Its log"),
     ],
 )
-def test_every_answer_that_is_no_2xx_has_a_hint(world: World, status: int, hint: str) -> None:
+def test_every_other_status_has_a_hint(world: World, status: int, hint: str) -> None:
     world.answer(lambda note: Answer(status, {"why": "Because of that"}))
     ping = send_ping(ME, world.app)
-    assert (ping.delivered, ping.status, ping.words) == (False, status, f"The app answered {status}.")
+    assert (ping.delivered, ping.status, ping.message) == (False, status, f"The app answered {status}.")
     assert hint in ping.hint
     assert "Because of that" in ping.body
 
 
-def test_a_410_pauses_the_app(world: World) -> None:
+def test_410_pauses_the_app(world: World) -> None:
     world.answer(lambda note: Answer(410))
     assert "was paused" in send_ping(ME, world.app).hint
     assert App.objects.get(pk=world.app.pk).paused
 
 
-def test_a_wrong_key_is_told_as_a_refused_signature(world: World) -> None:
+def test_wrong_key(world: World) -> None:
     world.receiver.keys = "quite-another-signing-key"
-    assert "refused the signature" in send_ping(ME, world.app).hint
+    assert "rejected the signature" in send_ping(ME, world.app).hint
 
 
-def test_a_name_that_does_not_resolve(world: World) -> None:
+def test_host_name_that_does_not_resolve(world: World) -> None:
     assert "does not resolve" in ping_to(world, "http://nobody.invalid/hooks").hint
 
 
-def test_an_address_that_docora_may_not_call(world: World, settings) -> None:
+def test_address_that_is_not_allowed(world: World, settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
     ping = send_ping(ME, world.app)
-    assert "loopback" in ping.words
+    assert "loopback" in ping.message
     assert "ALLOWED_PRIVATE_NETWORKS" in ping.hint
 
 
-def test_a_port_where_nobody_listens(world: World) -> None:
+def test_closed_port(world: World) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert "check the port" in ping_to(world, f"http://127.0.0.1:{port}").hint
+    assert "Check the port" in ping_to(world, f"http://127.0.0.1:{port}").hint
 
 
-def test_a_server_that_speaks_no_tls(world: World) -> None:
+def test_server_without_tls(world: World) -> None:
     assert "certificate" in ping_to(world, world.receiver.url.replace("http:", "https:")).hint
 
 
-def test_it_takes_the_permission_to_change_apps_and_is_in_the_history(world: World) -> None:
-    from django.contrib.admin.models import LogEntry
-
+def test_ping_needs_permission_and_is_logged(world: World) -> None:
     staff("vera", "view_app")
     staff("otto", "view_app", "change_app")
     with pytest.raises(PermissionDenied):

@@ -1,4 +1,4 @@
-"""What is sent about each path (engine.md §2): the rules one by one, then the merge join against a naive dictionary."""
+"""The planning rules (engine.md §2), one by one and against a naive implementation."""
 
 import random
 import tracemalloc
@@ -9,7 +9,16 @@ import pytest
 
 from deliveries_app.planning.eligibility import reason_to_skip
 from deliveries_app.planning.paths import MAX_PATH_BYTES
-from deliveries_app.planning.plan import Change, DeliveryRules, Held, Made, Plan, Row, decide, make_plan
+from deliveries_app.planning.plan import (
+    Change,
+    DeliveryRules,
+    Plan,
+    RetainedEntry,
+    Row,
+    TransformedEntry,
+    decide,
+    make_plan,
+)
 from deliveries_app.planning.transforms import Transforms
 from repositories_app.mirror.mirror import Entry
 from tests.support.transforms import Shout
@@ -23,9 +32,9 @@ def entry(path: str = "p", blob: str = "A", mode: str = "100644", size: int = 1)
 
 
 def row(path: str = "p", **changes) -> Row:
-    """A row that counts as delivered: content A, acknowledged in this generation."""
-    usual = Row(path, "create", "A", SHA_A, 77, 5, True, SHA_A, 0, None)
-    return usual._replace(**changes)
+    """A delivered row: content A, acknowledged in this generation."""
+    default = Row(path, "create", "A", SHA_A, 77, 5, True, SHA_A, 0, None)
+    return default._replace(**changes)
 
 
 def outcome(change: Change | None) -> tuple | None:
@@ -36,85 +45,88 @@ def outcome(change: Change | None) -> tuple | None:
 
 IN_DOUBT = {"acknowledged": False}
 RULES = [
-    ("no row: it is created", entry(), None, ("create", None, None, "", False)),
-    ("the client holds exactly this: nothing", entry(), row(), None),
-    ("it holds this since an earlier generation above the floor", entry(), row(generation=4), None),
+    ("no row: create", entry(), None, ("create", None, None, "", False)),
+    ("acknowledged with this content: nothing", entry(), row(), None),
+    ("acknowledged in an earlier generation above the floor: nothing", entry(), row(generation=4), None),
     ("only the mode changed: nothing", entry(mode="100755"), row(), None),
-    ("other content: an update from what it holds", entry(blob="B"), row(), ("update", None, SHA_A, "", False)),
-    ("cleared by a re-sync: a create, not an update", entry(), row(generation=3), ("create", None, None, "", False)),
-    ("cleared and changed: a create too", entry(blob="B"), row(generation=3), ("create", None, None, "", False)),
+    ("other content: update from the acknowledged content", entry(blob="B"), row(), ("update", None, SHA_A, "", False)),
+    ("cleared by a re-sync: create", entry(), row(generation=3), ("create", None, None, "", False)),
+    ("cleared by a re-sync and changed: create", entry(blob="B"), row(generation=3), ("create", None, None, "", False)),
     (
-        "a create in doubt of this generation: the same again",
+        "create in doubt, this generation: repeat it",
         entry(),
         row(**IN_DOUBT, acknowledged_sha=None),
         ("create", 77, None, "", False),
     ),
     (
-        "an update in doubt of this generation: the same again, from what is held",
+        "update in doubt, this generation: repeat it",
         entry(blob="B"),
         row(**IN_DOUBT, kind="update", source_key="B", sha=SHA_B),
         ("update", 77, SHA_A, "", False),
     ),
     (
-        "in doubt with this content, but of another generation: a create under a new number",
+        "in doubt with this content, another generation: create with a new sequence",
         entry(),
         row(**IN_DOUBT, generation=4),
         ("create", None, None, "", False),
     ),
     (
-        "in doubt with other content (A → B sent, killed, pushed back to A): never taken for unchanged",
+        "in doubt with other content (B sent, worker killed, A pushed again): create, not unchanged",
         entry(blob="A"),
         row(**IN_DOUBT, kind="update", source_key="B", sha=SHA_B),
         ("create", None, None, "", False),
     ),
     (
-        "a delete in doubt and the file is back: a create",
+        "delete in doubt, file is back: create",
         entry(),
         row(**IN_DOUBT, kind="delete", source_key=None),
         ("create", None, None, "", False),
     ),
     (
-        "a delete in doubt whose row still names this content: a create all the same",
+        "delete in doubt whose row still has this content: create",
         entry(),
         row(**IN_DOUBT, kind="delete", source_key="A"),
         ("create", None, None, "", False),
     ),
-    ("gone: a delete that names what is held", None, row(), ("delete", None, None, SHA_A, False)),
-    ("gone after a re-sync: the client may not have it", None, row(generation=3), ("delete", None, None, SHA_A, True)),
+    ("removed: delete with the acknowledged sha", None, row(), ("delete", None, None, SHA_A, False)),
+    ("removed after a re-sync: lenient delete", None, row(generation=3), ("delete", None, None, SHA_A, True)),
     (
-        "gone while a create was in doubt: a delete of what was announced",
+        "removed while a create was in doubt: lenient delete with the announced sha",
         None,
         row(**IN_DOUBT, acknowledged_sha=None, sha=SHA_B),
         ("delete", None, None, SHA_B, True),
     ),
     (
-        "gone while an update was in doubt: a delete of what was acknowledged last",
+        "removed while an update was in doubt: lenient delete with the acknowledged sha",
         None,
         row(**IN_DOUBT, kind="update", sha=SHA_B),
         ("delete", None, None, SHA_A, True),
     ),
     (
-        "a delete in doubt of this generation: the same again",
+        "delete in doubt, this generation: repeat it",
         None,
         row(**IN_DOUBT, kind="delete"),
         ("delete", 77, None, SHA_A, True),
     ),
     (
-        "a delete in doubt of another generation: a new number",
+        "delete in doubt, another generation: new sequence",
         None,
         row(**IN_DOUBT, kind="delete", generation=4),
         ("delete", None, None, SHA_A, True),
     ),
-    ("nothing on either side", None, None, None),
+    ("neither entry nor row: nothing", None, None, None),
 ]
 
 
-@pytest.mark.parametrize(("tree", "held", "expected"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES])
-def test_each_rule(tree: Entry | None, held: Row | None, expected: tuple | None) -> None:
-    assert outcome(decide("p", tree, held, DELIVERY_RULES)) == expected
+@pytest.mark.parametrize(
+    ("tree_entry", "row", "expected"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES]
+)
+def test_planning_rule(tree_entry: Entry | None, row: Row | None, expected: tuple | None) -> None:
+    assert outcome(decide("p", tree_entry, row, DELIVERY_RULES)) == expected
 
 
-def test_an_imported_row_is_compared_once_by_content_unless_the_floor_says_everything() -> None:
+def test_imported_row_is_compared_by_content() -> None:
+    """Unless a re-sync cleared it: then the file is created again."""
     compared = decide("p", entry(blob="B"), row(source_key=None), DELIVERY_RULES)
     assert compared
     assert (compared.kind, compared.compare, compared.sha, compared.previous_sha) == ("update", True, SHA_A, SHA_A)
@@ -123,37 +135,43 @@ def test_an_imported_row_is_compared_once_by_content_unless_the_floor_says_every
     assert (cleared.kind, cleared.compare) == ("create", False)
 
 
-def test_while_transforms_are_in_use_the_path_counts_too_and_what_comes_out_equal_is_adopted() -> None:
+def test_transformed_file_with_another_source_is_compared_by_content() -> None:
+    """The source key includes the source path. If the content turns out equal, the row is adopted."""
     delivery_rules = replace(DELIVERY_RULES, transforms=Transforms((Shout(),)))
-    made = Made(b"p", "100644", "A", 1, "source")
-    held = row(source_key=delivery_rules.source_key("A", "source"), source_path="source")
-    assert decide("p", made, held, delivery_rules) is None
-    for other in (replace(made, blob="B"), replace(made, source_path="other")):
-        change = decide("p", other, held, delivery_rules)
+    transformed = TransformedEntry(b"p", "100644", "A", 1, "source")
+    delivered = row(source_key=delivery_rules.source_key("A", "source"), source_path="source")
+    assert decide("p", transformed, delivered, delivery_rules) is None
+    for other in (replace(transformed, blob="B"), replace(transformed, source_path="other")):
+        change = decide("p", other, delivered, delivery_rules)
         assert change
         assert (change.kind, change.compare, change.sha, change.source_path) == (
             "update", True, SHA_A, other.source_path,
         )  # fmt: skip
-    back = decide("p", entry(), held, DELIVERY_RULES)  # out of use again
-    assert back
-    assert (back.kind, back.compare, back.source_path) == ("update", True, "")
+    without_transforms = decide("p", entry(), delivered, DELIVERY_RULES)
+    assert without_transforms
+    assert (without_transforms.kind, without_transforms.compare, without_transforms.source_path) == ("update", True, "")
     plain = decide("p", entry(blob="B"), row(), DELIVERY_RULES)
     assert plain
     assert not plain.compare
 
 
-def test_a_held_path_keeps_its_row_only_if_it_came_from_the_same_file() -> None:
-    held = Held(b"p", "100644", "A", 1, "source")
-    assert decide("p", held, row(source_path="source"), DELIVERY_RULES) is None
-    assert decide("p", held, row(source_path="source", **IN_DOUBT), DELIVERY_RULES) is None
-    assert decide("p", held, None, DELIVERY_RULES) is None
-    assert outcome(decide("p", held, row(source_path="other"), DELIVERY_RULES)) == ("delete", None, None, SHA_A, False)
-    assert outcome(decide("p", held, row(source_path="source", kind="delete", **IN_DOUBT), DELIVERY_RULES)) == (
+def test_retained_entry_keeps_only_the_row_of_its_source() -> None:
+    retained = RetainedEntry(b"p", "100644", "A", 1, "source")
+    assert decide("p", retained, row(source_path="source"), DELIVERY_RULES) is None
+    assert decide("p", retained, row(source_path="source", **IN_DOUBT), DELIVERY_RULES) is None
+    assert decide("p", retained, None, DELIVERY_RULES) is None
+    assert outcome(decide("p", retained, row(source_path="other"), DELIVERY_RULES)) == (
+        "delete",
+        None,
+        None,
+        SHA_A,
+        False,
+    )
+    assert outcome(decide("p", retained, row(source_path="source", kind="delete", **IN_DOUBT), DELIVERY_RULES)) == (
         "delete", 77, None, SHA_A, True,
     )  # fmt: skip
-    assert (
-        decide("p", Held(b"p", "100644", "A", 1, "p"), row(), DELIVERY_RULES) is None
-    )  # sent as it was, before transforms
+    same_path = RetainedEntry(b"p", "100644", "A", 1, "p")
+    assert decide("p", same_path, row(), DELIVERY_RULES) is None  # sent before transforms were active
 
 
 @pytest.mark.parametrize(
@@ -161,15 +179,15 @@ def test_a_held_path_keeps_its_row_only_if_it_came_from_the_same_file() -> None:
     [{"floor": 5}, {"max_file_bytes": 1}, {"patterns": "a"}, {"transforms": Transforms((Shout(),))}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_whatever_decides_beside_the_tree_is_in_the_fingerprint(changes: dict) -> None:
+def test_fingerprint_covers_every_rule_outside_the_tree(changes: dict) -> None:
     assert replace(DELIVERY_RULES, **changes).fingerprint != DELIVERY_RULES.fingerprint
     assert replace(DELIVERY_RULES, generation=9).fingerprint == DELIVERY_RULES.fingerprint
 
 
-def test_failed_attempts_and_the_rest_after_a_timeout_go_with_the_path_until_something_is_acknowledged() -> None:
-    doubtful = row(**IN_DOUBT, attempts=3, hold_until=12.5)
+def test_change_keeps_attempts_and_hold_of_an_unacknowledged_row() -> None:
+    unsettled = row(**IN_DOUBT, attempts=3, hold_until=12.5)
     for tree in (entry(), entry(blob="C"), None):
-        change = decide("p", tree, doubtful, DELIVERY_RULES)
+        change = decide("p", tree, unsettled, DELIVERY_RULES)
         assert change
         assert (change.attempts, change.hold_until) == (3, 12.5)
 
@@ -193,23 +211,24 @@ def test_failed_attempts_and_the_rest_after_a_timeout_go_with_the_path_until_som
         (entry("a/../b"), "unsafe_path"),
         (entry("a/../b", mode="120000"), "symlink"),
         (entry("ignored/link", mode="120000"), "ignored"),
-        (entry("ignored/" * 200), "path_too_long"),  # nothing that long is matched with patterns
+        (entry("ignored/" * 200), "path_too_long"),  # paths this long are not matched against patterns
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_not_sent_has_a_reason(tree: Entry, cause: str | None) -> None:
+def test_reason_to_skip(tree: Entry, cause: str | None) -> None:
     skipped = reason_to_skip(tree, 1000, lambda entry: entry.path.startswith(b"ignored/"))
     assert (skipped.cause if skipped else None) == cause
 
 
-def test_a_file_that_became_a_link_is_deleted_and_a_skipped_path_never_gets_a_row() -> None:
+def test_file_replaced_by_a_link_is_deleted() -> None:
     plan = make_plan([entry("link", mode="120000"), entry("new-link", mode="120000")], [row("link")], DELIVERY_RULES)
     assert [change.path for change in plan.phase("delete")] == ["link"]
     assert (plan.files, plan.tree_files, plan.left_out.total()) == (1, 0, 2)
     plan.close()
 
 
-def test_each_phase_starts_with_what_was_not_tried_yet_so_that_poison_files_cannot_starve_the_others() -> None:
+def test_phase_starts_with_untried_files() -> None:
+    """Files that always fail must not starve the others."""
     rows = [row(f"{n:02}", **IN_DOUBT, attempts=n % 2) for n in range(10)]
     plan = make_plan([entry(f"{n:02}") for n in range(12)], rows, DELIVERY_RULES)
     assert [change.path for change in plan.phase("create")] == [
@@ -220,7 +239,7 @@ def test_each_phase_starts_with_what_was_not_tried_yet_so_that_poison_files_cann
     plan.close()
 
 
-def test_memory_does_not_grow_with_the_repository() -> None:
+def test_planning_uses_constant_memory() -> None:
     count = 20_000
     tracemalloc.start()
     try:
@@ -256,7 +275,7 @@ UNIVERSE = sorted(
     ],
     key=str.encode,
 )
-"""In byte order. By UTF-16, as some languages compare, U+FFFF would come after U+10000."""
+"""In byte order. Compared as UTF-16, as in some languages, U+FFFF would come after U+10000."""
 
 
 def random_tree(chance: random.Random, likely: float = 0.6) -> dict[str, Entry]:
@@ -288,30 +307,30 @@ def random_rows(chance: random.Random) -> dict[str, Row]:
 
 
 def naive(tree: Iterable[Entry], rows: dict[str, Row]) -> dict[str, tuple]:
-    """engine.md §2 in the order of its sentences, over dictionaries: path → (kind, sequence, previous_sha, sha)."""
-    found: dict[str, tuple] = {}
-    wanted = {item.path.decode(): item for item in tree if not reason_to_skip(item, DELIVERY_RULES.max_file_bytes)}
-    for path, item in wanted.items():
+    """engine.md §2, sentence by sentence. Return path → (kind, sequence, previous sha or deleted sha)."""
+    changes: dict[str, tuple] = {}
+    eligible = {item.path.decode(): item for item in tree if not reason_to_skip(item, DELIVERY_RULES.max_file_bytes)}
+    for path, item in eligible.items():
         if path not in rows:
-            found[path] = ("create", None, None)
+            changes[path] = ("create", None, None)
             continue
-        held = rows[path]
+        row = rows[path]
         announced_this = (
-            held.generation == DELIVERY_RULES.generation
-            and held.source_key == item.blob
-            and held.kind in ("create", "update")
+            row.generation == DELIVERY_RULES.generation
+            and row.source_key == item.blob
+            and row.kind in ("create", "update")
         )
-        if not held.acknowledged and announced_this:
-            found[path] = (held.kind, held.sequence, held.acknowledged_sha if held.kind == "update" else None)
-        elif not held.acknowledged or held.generation < DELIVERY_RULES.floor:
-            found[path] = ("create", None, None)
-        elif held.source_key != item.blob:
-            found[path] = ("update", None, held.acknowledged_sha)
-    for path, held in rows.items():
-        if path not in wanted:
-            again = not held.acknowledged and held.kind == "delete" and held.generation == DELIVERY_RULES.generation
-            found[path] = ("delete", held.sequence if again else None, held.acknowledged_sha or held.sha)
-    return found
+        if not row.acknowledged and announced_this:
+            changes[path] = (row.kind, row.sequence, row.acknowledged_sha if row.kind == "update" else None)
+        elif not row.acknowledged or row.generation < DELIVERY_RULES.floor:
+            changes[path] = ("create", None, None)
+        elif row.source_key != item.blob:
+            changes[path] = ("update", None, row.acknowledged_sha)
+    for path, row in rows.items():
+        if path not in eligible:
+            repeated = not row.acknowledged and row.kind == "delete" and row.generation == DELIVERY_RULES.generation
+            changes[path] = ("delete", row.sequence if repeated else None, row.acknowledged_sha or row.sha)
+    return changes
 
 
 def planned(plan: Plan) -> dict[str, tuple]:
@@ -329,7 +348,7 @@ def in_order(values: dict) -> list:
     return [values[path] for path in UNIVERSE if path in values]
 
 
-def test_the_merge_join_says_what_plain_dictionaries_say_whatever_the_tree_and_the_rows() -> None:
+def test_random_plans_equal_naive_plans() -> None:
     chance = random.Random(20260101)
     for _ in range(400):
         tree, rows = random_tree(chance), random_rows(chance)
@@ -339,15 +358,16 @@ def test_the_merge_join_says_what_plain_dictionaries_say_whatever_the_tree_and_t
         assert planned(plan) == naive(tree.values(), rows)
 
 
-def test_a_phase_comes_in_byte_order_so_that_the_database_and_git_agree_on_it() -> None:
+def test_phase_is_in_byte_order() -> None:
+    """The database and git agree on this order."""
     plan = make_plan([entry(path) for path in UNIVERSE], [], DELIVERY_RULES)
     paths = [change.path for change in plan.phase("create")]
     plan.close()
     assert [path.encode() for path in paths] == sorted(path.encode() for path in UNIVERSE)
 
 
-def test_a_fast_plan_over_what_changed_or_is_unsettled_equals_the_full_plan() -> None:
-    """The rows equal the base, except rows in doubt and listed failures: everything else may be left out."""
+def test_random_fast_plans_equal_full_plans() -> None:
+    """The rows equal the base tree, except for rows in doubt and listed failures. All other paths can be left out."""
     chance = random.Random(20260102)
     for _ in range(300):
         base, new = random_tree(chance), random_tree(chance)
@@ -361,17 +381,17 @@ def test_a_fast_plan_over_what_changed_or_is_unsettled_equals_the_full_plan() ->
             for path, item in base.items()
             if not reason_to_skip(item, DELIVERY_RULES.max_file_bytes)
         }
-        doubtful = random_rows(chance)
+        in_doubt = random_rows(chance)
         unsettled = {path for path in UNIVERSE if chance.random() < 0.2}
         for path in unsettled:  # in doubt, or listed as failed with or without a row
             rows.pop(path, None)
-            if path in doubtful and chance.random() < 0.7:
-                rows[path] = doubtful[path]._replace(acknowledged=False)
-        among = {path for path in UNIVERSE if base.get(path) != new.get(path)} | unsettled
+            if path in in_doubt and chance.random() < 0.7:
+                rows[path] = in_doubt[path]._replace(acknowledged=False)
+        paths = {path for path in UNIVERSE if base.get(path) != new.get(path)} | unsettled
         full = make_plan(in_order(new), in_order(rows), DELIVERY_RULES)
         fast = make_plan(
-            [item for item in in_order(new) if item.path.decode() in among],
-            [held for held in in_order(rows) if held.path in among],
+            [item for item in in_order(new) if item.path.decode() in paths],
+            [row for row in in_order(rows) if row.path in paths],
             DELIVERY_RULES,
         )
         assert planned(fast) == planned(full)

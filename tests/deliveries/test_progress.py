@@ -111,9 +111,7 @@ def test_the_bar_is_live_from_redis_and_from_the_rows_when_redis_lost_it(
     assert live.of_operation(operation).percent == 100
 
 
-def test_without_redis_the_run_goes_on_and_the_bar_is_read_from_the_rows(
-    world: World, settings, valkey_server: ValkeyServer
-) -> None:
+def test_progress_without_redis_is_read_from_the_rows(world: World, settings, valkey_server: ValkeyServer) -> None:
     settings.RECORD_BATCH = 5
     (watch,) = watched(world, 30)
     operation = everything()
@@ -212,15 +210,15 @@ def test_counters_that_were_lost_are_not_counted_on_from_nothing(redis_client: R
     live_counters.finish("run_1")
 
 
-def test_that_redis_counts_nothing_is_logged_once_a_minute(
+def test_lost_counters_are_logged_once_a_minute(
     valkey_server: ValkeyServer, redis_client: Redis, caplog: pytest.LogCaptureFixture, monkeypatch
 ) -> None:
-    monkeypatch.setattr(live_counters, "_told_at", None)
+    monkeypatch.setattr(live_counters, "_logged_at", None)
     valkey_server.stop()
     for _ in range(5):
         live_counters.start("run_1", {"files_total": 10})
         assert not live_counters.advance("run_1", files_done=1)
-    assert [record.message for record in caplog.records] == ["progress_not_counted"]
+    assert [record.message for record in caplog.records] == ["progress_not_updated"]
 
 
 def test_an_operation_waiting_for_its_first_file_shows_nothing_done_and_no_time_left(world: World) -> None:
@@ -230,7 +228,7 @@ def test_an_operation_waiting_for_its_first_file_shows_nothing_done_and_no_time_
     assert progress.seconds_left is None
 
 
-def test_what_a_worker_says_twice_or_late_is_counted_once_and_beside_the_others(world: World) -> None:
+def test_repeated_and_late_updates_are_counted_once(world: World) -> None:
     """Adding to a sum that another worker has just set from the rows lost a batch, or counted it twice."""
     watched(world, 10, 10)
     operation = everything()

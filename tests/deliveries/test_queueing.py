@@ -35,7 +35,7 @@ def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False) -
 
 
 def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
-    """A job that a worker has popped so many seconds ago, and then died."""
+    """A job whose worker took it so many seconds ago and then died."""
     queue = django_rq.get_queue("default")
     put(job_id=job_id)
     queue.connection.lrem(queue.key, 0, job_id)
@@ -43,14 +43,14 @@ def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
     queue.connection.hset(Job.key_for(job_id), "enqueued_at", utcformat(moment))
 
 
-def test_a_job_is_in_the_queue_once_however_often_it_is_put_there() -> None:
+def test_job_is_queued_once() -> None:
     assert put()
     assert put()
     assert put()
     assert ids("default") == ["job-1"]
 
 
-def test_a_job_leaves_nothing_behind_that_would_refuse_the_next_one() -> None:
+def test_job_options_leave_no_hash_behind() -> None:
     put()
     job = django_rq.get_queue("default").fetch_job("job-1")
     assert job is not None
@@ -59,7 +59,7 @@ def test_a_job_leaves_nothing_behind_that_would_refuse_the_next_one() -> None:
     assert job.failure_ttl <= 5
 
 
-def test_a_job_that_waits_in_a_lower_queue_is_moved_up_and_never_down() -> None:
+def test_waiting_job_moves_up_but_not_down() -> None:
     put("low")
     put("low", "job-2")
     assert put("high")
@@ -71,7 +71,7 @@ def test_a_job_that_waits_in_a_lower_queue_is_moved_up_and_never_down() -> None:
     assert (ids("high"), ids("default")) == (["job-1"], [])
 
 
-def test_a_hash_in_no_list_is_left_over_once_it_is_older_than_10_seconds() -> None:
+def test_stranded_job_is_replaced_after_10_seconds() -> None:
     strand(seconds_ago=5)
     assert not put()
     strand("job-2", seconds_ago=11)
@@ -79,29 +79,29 @@ def test_a_hash_in_no_list_is_left_over_once_it_is_older_than_10_seconds() -> No
     assert ids("default") == ["job-2"]
 
 
-def test_a_hash_whose_watch_is_at_work_is_left_alone_however_old() -> None:
+def test_stranded_job_of_a_leased_watch_is_kept() -> None:
     strand(seconds_ago=1000)
     assert not put(owned=True)
     assert ids("default") == []
 
 
-def test_a_hash_that_rq_itself_cannot_read_is_replaced(redis_client: Redis) -> None:
+def test_unreadable_job_is_replaced(redis_client: Redis) -> None:
     redis_client.hset(Job.key_for("job-1"), "last_heartbeat", "2026-11-24T12:00:00.000000Z")
     assert put()
     assert ids("default") == ["job-1"]
 
 
-def test_a_job_that_somebody_else_enqueues_while_one_looks_is_left_alone(redis_client: Redis, monkeypatch) -> None:
+def test_job_that_is_enqueued_concurrently_is_kept(redis_client: Redis, monkeypatch) -> None:
     put()
     waiting_since = redis_client.hget(Job.key_for("job-1"), "enqueued_at")
-    redis_client.delete("rq:queue:default")  # a worker has popped it, and is done with it when one looks closer
+    redis_client.delete("rq:queue:default")  # a worker took it, and finishes before the fetch
     original = Job.fetch
 
     def fetch(job_id: str, **options: object) -> Job:
         monkeypatch.setattr(Job, "fetch", original)
         redis_client.delete(Job.key_for(job_id))
         put()
-        redis_client.delete("rq:queue:default")  # and another worker has it already
+        redis_client.delete("rq:queue:default")  # another worker took it
         raise NoSuchJobError
 
     monkeypatch.setattr(Job, "fetch", fetch)
@@ -110,7 +110,7 @@ def test_a_job_that_somebody_else_enqueues_while_one_looks_is_left_alone(redis_c
     assert redis_client.hget(Job.key_for("job-1"), "enqueued_at") not in (None, waiting_since)
 
 
-def test_nothing_is_enqueued_before_the_commit_nor_after_a_rollback(transactional_db: None) -> None:
+def test_jobs_are_enqueued_only_after_the_commit(transactional_db: None) -> None:
     with transaction.atomic():
         queues.enqueue_after_commit("high", FUNCTION, 1, "job-1")
         assert ids("high") == []
@@ -121,12 +121,12 @@ def test_nothing_is_enqueued_before_the_commit_nor_after_a_rollback(transactiona
     assert ids("high") == ["job-1"]
 
 
-def test_without_redis_a_change_stays_and_nobody_sees_an_error(world: World, valkey_server: ValkeyServer) -> None:
+def test_services_work_without_redis(world: World, valkey_server: ValkeyServer) -> None:
     _, watch = world.watch()
     valkey_server.stop()
     started = time.monotonic()
-    made = resync_single(Actor.command(), watch)
-    assert SyncRun.objects.filter(pk=made.run.pk, outcome="").exists()
+    requested = resync_single(Actor.command(), watch)
+    assert SyncRun.objects.filter(pk=requested.run.pk, outcome="").exists()
     assert AppRepository.objects.due().filter(pk=watch.pk).exists()
     assert not put()
     assert queues.waiting("default") is None
@@ -140,7 +140,7 @@ def test_without_redis_a_change_stays_and_nobody_sees_an_error(world: World, val
     assert watch.ended_at is not None
 
 
-def test_a_redis_that_hangs_is_not_waited_for(transactional_db: None, valkey_server: ValkeyServer) -> None:
+def test_hanging_redis_does_not_block(transactional_db: None, valkey_server: ValkeyServer) -> None:
     put()
     assert valkey_server.pid is not None
     os.kill(valkey_server.pid, signal.SIGSTOP)
@@ -152,7 +152,7 @@ def test_a_redis_that_hangs_is_not_waited_for(transactional_db: None, valkey_ser
         os.kill(valkey_server.pid, signal.SIGCONT)
 
 
-def test_a_process_that_enqueues_for_months_does_not_run_out_of_descriptors() -> None:
+def test_enqueueing_leaks_no_descriptors() -> None:
     put()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for number in range(30):
@@ -160,9 +160,7 @@ def test_a_process_that_enqueues_for_months_does_not_run_out_of_descriptors() ->
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
-def test_everything_due_is_found_again_from_the_database_after_redis_was_flushed(
-    world: World, redis_client: Redis
-) -> None:
+def test_due_watches_are_enqueued_again_after_redis_was_flushed(world: World, redis_client: Redis) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     redis_client.flushall()
     assert enqueue_due() == 3
@@ -172,9 +170,7 @@ def test_everything_due_is_found_again_from_the_database_after_redis_was_flushed
     assert sorted(ids("default")) == sorted(watch.job_id for watch in watches)
 
 
-def test_the_queue_is_filled_a_few_at_a_time_with_those_that_wait_longest(
-    world: World, redis_client: Redis, monkeypatch
-) -> None:
+def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, redis_client: Redis, monkeypatch) -> None:
     monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(6)]
     redis_client.flushall()
@@ -186,7 +182,7 @@ def test_the_queue_is_filled_a_few_at_a_time_with_those_that_wait_longest(
     assert len(ids("default")) == 4
 
 
-def test_what_is_at_work_or_resting_or_paused_is_not_enqueued(world: World, redis_client: Redis) -> None:
+def test_leased_cooling_down_and_paused_watches_are_not_enqueued(world: World, redis_client: Redis) -> None:
     _, watch = world.watch()
     redis_client.flushall()
     App.objects.update(paused=True)
@@ -201,7 +197,7 @@ def test_what_is_at_work_or_resting_or_paused_is_not_enqueued(world: World, redi
     assert enqueue_due() == 1
 
 
-def test_one_repository_that_a_person_asks_for_overtakes_the_bulk(world: World, redis_client: Redis) -> None:
+def test_single_request_overtakes_bulk_work(world: World, redis_client: Redis) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     redis_client.flushall()
     enqueue_due()

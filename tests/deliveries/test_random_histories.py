@@ -1,5 +1,7 @@
-"""Histories that nobody thought of: pushes, crashes, re-syncs, cancels and a moody client in random order. Whatever
-happened, once things are quiet the client's copy equals HEAD."""
+"""Random histories of pushes, crashes, re-syncs, cancels and an unreliable client.
+
+Once everything has settled, the client's copy equals HEAD.
+"""
 
 import random
 
@@ -15,7 +17,7 @@ from tests.support.histories import (
     at_notification,
     kill_worker_before_first_byte,
     maybe_kill_worker,
-    under_rules,
+    without_ignored,
 )
 from tests.support.world import World
 
@@ -26,7 +28,7 @@ STEPS = 14
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed: int) -> None:
+def test_random_history_ends_in_sync(world: World, settings, seed: int) -> None:
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 3, 3
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     chance = random.Random(seed)
@@ -52,7 +54,7 @@ def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed
                 world.answer(at_notification(chance.randrange(1, 8), lambda act=act: act(actor, watch)))
                 world.sync(watch)
             case 7:
-                world.answer(moody(chance))
+                world.answer(unreliable(chance))
                 world.sync(watch)
             case 8:
                 world.answer(None)
@@ -60,14 +62,14 @@ def test_once_things_are_quiet_the_copy_equals_head(world: World, settings, seed
         world.answer(None)
     world.settle()
     watch.refresh_from_db()
-    if watch.status == Status.FAILED:  # its attempts were used up by the mood of the client: the rescan tries again
+    if watch.status == Status.FAILED:  # the client used up all attempts: the rescan tries again
         world.sync(watch)
-    assert_promise_kept(world, repo, watch, under_rules(repo.files()))
+    assert_promise_kept(world, repo, watch, without_ignored(repo.files()))
     assert "differs" not in {record.outcome for record in world.requests("sync_completed")}
 
 
 def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
-    """No path is a file and a directory at once."""
+    """Return a tree in which no path is both a file and a directory."""
     tree: dict[str, bytes | Entry] = {}
     for name in chance.sample(NAMES, chance.randrange(3, len(NAMES))):
         if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in tree):
@@ -77,11 +79,17 @@ def random_tree(chance: random.Random) -> dict[str, bytes | Entry]:
     return tree
 
 
-def moody(chance: random.Random):
-    """A client that refuses, loses or forgets to confirm some of what it is told."""
-    fates = [Answer(500), Answer(500, process=True), Answer(400), Answer(close=True), Answer(close=True, process=True)]
+def unreliable(chance: random.Random):
+    """Return a hook that refuses or loses some notifications, with or without storing the file."""
+    answers = [
+        Answer(500),
+        Answer(500, process=True),
+        Answer(400),
+        Answer(close=True),
+        Answer(close=True, process=True),
+    ]
 
     def hook(note: Notification) -> Answer | None:
-        return chance.choice(fates) if chance.random() < 0.3 else None
+        return chance.choice(answers) if chance.random() < 0.3 else None
 
     return hook

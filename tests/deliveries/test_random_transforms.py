@@ -1,4 +1,4 @@
-"""Transforms that come, go and change places between pushes, crashes and refusals, in random order."""
+"""Random histories of changing transforms, pushes, crashes, re-syncs and refusals."""
 
 import random
 
@@ -8,7 +8,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import Status
 from deliveries_app.services import resync_single
 from tests.support.histories import assert_promise_kept, maybe_kill_worker, refusing
-from tests.support.transforms import made_of, put_into_use
+from tests.support.transforms import transformed, use_transforms
 from tests.support.world import World
 
 NAMES = ["a", "b", "docs/a", "docs/c", "drafts/a", "drafts/d", "é/e", "x/y/b"]
@@ -26,11 +26,11 @@ LISTS = [
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_once_things_are_quiet_the_copy_is_what_the_transforms_make_of_head(world: World, settings, seed: int) -> None:
+def test_random_history_with_transforms_ends_in_sync(world: World, settings, seed: int) -> None:
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 3, 3
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     chance = random.Random(seed)
-    put_into_use(settings, *chance.choice(LISTS))
+    use_transforms(settings, *chance.choice(LISTS))
     repo, watch = world.watch({name: chance.choice(CONTENTS) for name in NAMES[:5]})
     for _ in range(12):
         match chance.randrange(6):
@@ -38,7 +38,7 @@ def test_once_things_are_quiet_the_copy_is_what_the_transforms_make_of_head(worl
                 names = chance.sample(NAMES, chance.randrange(1, len(NAMES)))
                 repo.force_push({name: chance.choice(CONTENTS) for name in names})
             case 2 | 3:
-                put_into_use(settings, *chance.choice(LISTS))
+                use_transforms(settings, *chance.choice(LISTS))
             case 4:
                 maybe_kill_worker(world, watch, chance.randrange(1, 6), processed=chance.random() < 0.5)
             case 5:
@@ -50,5 +50,5 @@ def test_once_things_are_quiet_the_copy_is_what_the_transforms_make_of_head(worl
     watch.refresh_from_db()
     if watch.status == Status.FAILED:
         world.sync(watch)
-    assert_promise_kept(world, repo, watch, made_of(repo.files()))
+    assert_promise_kept(world, repo, watch, transformed(repo.files()))
     assert watch.tree_files == len(world.copy(watch))

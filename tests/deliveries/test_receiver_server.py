@@ -1,4 +1,4 @@
-"""The reference client as a server: what tests may ask of it, and the HTTP around it."""
+"""The reference client as a server: its hooks for tests, and its HTTP."""
 
 import http.client
 import socket
@@ -23,10 +23,10 @@ def sender(receiver):
     sender.connection.close()
 
 
-# What tests ask of it
+# --- Hooks for tests --------------------------------------------------------------------------------------------------
 
 
-def test_a_hook_answers_in_its_place(receiver, sender):
+def test_on_request_replaces_the_answer(receiver, sender):
     receiver.on_request = lambda notification: Answer(429, {"error": "slow"}, {"Retry-After": "3"})
     assert sender.send("a", "a") == 429
     assert (sender.headers["Retry-After"], held(receiver)) == ("3", {})
@@ -35,16 +35,16 @@ def test_a_hook_answers_in_its_place(receiver, sender):
     assert held(receiver) == {"a": b"a"}
 
 
-def test_a_hook_can_hang_up(receiver, sender):
+def test_on_request_can_hang_up(receiver, sender):
     receiver.on_request = lambda notification: Answer(close=True)
     with pytest.raises(http.client.RemoteDisconnected):
         sender.send("a", "a")
     assert receiver.log[0].status == 0
 
 
-def test_the_log_counts_what_was_under_way_at_once(receiver):
-    everybody = threading.Barrier(3)
-    receiver.on_request = lambda notification: everybody.wait(10) and None
+def test_log_counts_concurrent_requests(receiver):
+    barrier = threading.Barrier(3)
+    receiver.on_request = lambda notification: barrier.wait(10) and None
     threads = [threading.Thread(target=Sender(receiver).send, args=(f"f{n}", "x")) for n in range(3)]
     for thread in threads:
         thread.start()
@@ -57,14 +57,14 @@ def test_the_log_counts_what_was_under_way_at_once(receiver):
     assert receiver.log[-1].in_flight == 1
 
 
-def test_the_log_can_be_bounded(tmp_path):
+def test_log_size(tmp_path):
     with Receiver(tmp_path, KEY, log_size=2) as receiver:
         for number in range(3):
             Sender(receiver).send(f"f{number}", "x")
         assert [record.path for record in receiver.log] == ["f1", "f2"]
 
 
-def test_a_stopped_receiver_answers_nobody_until_it_is_started_again(receiver, sender):
+def test_stop_and_start(receiver, sender):
     assert sender.send("a", "a") == 200
     port = receiver.port
     receiver.stop()
@@ -79,15 +79,15 @@ def test_a_stopped_receiver_answers_nobody_until_it_is_started_again(receiver, s
     assert held(receiver) == {"a": b"a", "b": b"b"}
 
 
-def test_a_taken_port_is_an_error(receiver, tmp_path):
+def test_taken_port(receiver, tmp_path):
     with pytest.raises(OSError, match="in use"):
         Receiver(tmp_path, KEY, port=receiver.port).start()
 
 
-# The HTTP around it
+# --- HTTP -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_one_packet_on_a_connection_that_is_kept(receiver):
+def test_answer_is_one_packet_on_a_persistent_connection(receiver):
     body = b'{"event":"ping","timestamp":"now"}'
     head = "".join(f"{name}: {value}\r\n" for name, value in signed(body).items())
     request = f"POST /ping HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -99,7 +99,7 @@ def test_an_answer_is_one_packet_on_a_connection_that_is_kept(receiver):
             assert answer.endswith(b'{"status": "pong"}')
 
 
-def test_a_body_without_a_length_or_cut_short_is_not_processed(receiver):
+def test_body_without_length_or_cut_short_is_not_processed(receiver):
     with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
         connection.sendall(b"POST /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 411")
@@ -110,7 +110,7 @@ def test_a_body_without_a_length_or_cut_short_is_not_processed(receiver):
     assert receiver.log == []
 
 
-def test_many_threads_keep_a_right_copy(receiver):
+def test_concurrent_senders(receiver):
     def send(worker: int) -> None:
         sender = Sender(receiver)
         for number in range(30):

@@ -1,4 +1,4 @@
-"""Force re-sync (engine.md §3): whatever the watch is doing, everything is sent again, and nothing is ever lost."""
+"""Force a re-sync (`engine.md` §3): in any state, every file is sent again and nothing is lost."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +24,7 @@ BATCH = 2
 
 @pytest.fixture
 def world(world: World, settings) -> World:
-    """Small batches and one file at a time, so that "halfway" is a certain place."""
+    """Small batches and one file at a time, so that progress is deterministic."""
     settings.RECORD_BATCH, world.app.max_in_flight = BATCH, 1
     world.app.save()
     return world
@@ -39,12 +39,12 @@ def cancel(watch: AppRepository) -> int:
 
 
 def sent_in(world: World, run: SyncRun) -> Counter[str]:
-    """How often each path was sent by this run."""
+    """Return how often this run sent each path."""
     return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
 
 
 def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
-    """Reason and outcome of each run, the oldest first."""
+    """Return reason and outcome of each run, oldest first."""
     return [(run.reason, run.outcome) for run in SyncRun.objects.filter(watch=watch).order_by("pk")]
 
 
@@ -56,7 +56,7 @@ def numbers(watch: AppRepository) -> tuple[int, int]:
 # --- In any status -------------------------------------------------------------------------------------------------------
 
 
-def test_while_idle_everything_is_sent_again_as_creates_and_the_rows_count_from_the_new_floor(world: World) -> None:
+def test_resync_of_an_idle_watch_sends_every_file(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     run = resync(watch)
@@ -71,7 +71,7 @@ def test_while_idle_everything_is_sent_again_as_creates_and_the_rows_count_from_
     assert outcomes(world, watch) == [("initial", "succeeded"), ("resync", "succeeded")]
 
 
-def test_while_queued_the_job_is_not_doubled_its_id_is_returned_and_everything_is_sent_once(world: World) -> None:
+def test_resync_of_a_queued_watch_keeps_its_job(world: World) -> None:
     repo, watch = world.watch(FILES)
     assert queues.waiting("high") == 1
     answer = resync_single(Actor.command(), watch)
@@ -84,54 +84,54 @@ def test_while_queued_the_job_is_not_doubled_its_id_is_returned_and_everything_i
 
 
 @pytest.mark.parametrize("number", [1, 4, 8], ids=["at its first file", "halfway", "at its last file"])
-def test_while_being_sent_the_worker_is_superseded_and_everything_is_sent_again(world: World, number: int) -> None:
-    """Else the files that were sent already would wait for some later rescan, while the status says synced."""
+def test_resync_during_a_run_supersedes_the_worker(world: World, number: int) -> None:
+    """Otherwise the files already sent would wait for a later rescan while the status is synced."""
     repo, watch = world.watch(FILES)
-    made: list[SyncRun] = []
-    world.answer(at_notification(number, lambda: made.append(resync(watch))))
+    runs: list[SyncRun] = []
+    world.answer(at_notification(number, lambda: runs.append(resync(watch))))
     watch = world.sync(watch)
-    assert len(world.requests()) <= number + BATCH  # it finds out at its next batch at the latest
+    assert len(world.requests()) <= number + BATCH  # it notices at its next batch at the latest
     assert watch.status == Status.PENDING
-    assert watch.lease_until is None  # the next worker need not wait
-    assert Delivery.objects.filter(watch=watch, acknowledged=True).count() < number  # and records nothing more
+    assert watch.lease_until is None  # the next worker can start
+    assert Delivery.objects.filter(watch=watch, acknowledged=True).count() < number  # it records nothing more
     world.settle()
-    assert sent_in(world, made[0]) == dict.fromkeys(FILES, 1)
+    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
     assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
-def test_between_the_last_file_and_the_end_of_the_run_it_is_not_lost_either(world: World, monkeypatch) -> None:
+def test_resync_after_the_last_file_but_before_the_end_of_a_run(world: World, monkeypatch) -> None:
     repo, watch = world.watch(FILES)
-    made: list[SyncRun] = []
+    runs: list[SyncRun] = []
     keep_base = Mirror.keep_base
 
-    def and_press(*arguments) -> None:
+    def keep_base_and_resync(*arguments) -> None:
         keep_base(*arguments)
-        if not made:
-            made.append(resync(watch))
+        if not runs:
+            runs.append(resync(watch))
 
-    monkeypatch.setattr(Mirror, "keep_base", and_press)
+    monkeypatch.setattr(Mirror, "keep_base", keep_base_and_resync)
     world.settle()
-    assert sent_in(world, made[0]) == dict.fromkeys(FILES, 1)
+    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
-def test_while_git_is_asked_and_fetches_it_is_not_lost(world: World) -> None:
+def test_resync_during_the_git_fetch(world: World) -> None:
     repo, watch = world.watch(FILES)
-    made: list[SyncRun] = []
+    runs: list[SyncRun] = []
 
-    def press_once(method: str, target: str) -> None:
-        if not made:
-            made.append(resync(watch))
+    def resync_once(method: str, target: str) -> None:
+        if not runs:
+            runs.append(resync(watch))
             connection.close()
 
-    world.git.server.on_request = press_once
+    world.git.server.on_request = resync_once
     world.settle()
-    assert sent_in(world, made[0]) == dict.fromkeys(FILES, 1)
+    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
-def test_while_retrying_the_count_and_the_error_are_gone_and_everything_is_sent(world: World) -> None:
+def test_resync_of_a_retrying_watch_clears_its_error(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.answer(refusing("3.txt"))
     world.sync(watch)
@@ -147,7 +147,7 @@ def test_while_retrying_the_count_and_the_error_are_gone_and_everything_is_sent(
     assert_promise_kept(world, repo, watch)
 
 
-def test_while_failed_everything_is_sent_and_the_watch_has_all_its_attempts_again(world: World, settings) -> None:
+def test_resync_of_a_failed_watch_grants_all_attempts(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 2
     repo, watch = world.watch(FILES)
     world.answer(refusing("3.txt"))
@@ -162,7 +162,7 @@ def test_while_failed_everything_is_sent_and_the_watch_has_all_its_attempts_agai
     assert_promise_kept(world, repo, watch)
 
 
-def test_with_the_circuit_open_it_is_the_probe_and_success_closes_the_circuit(world: World) -> None:
+def test_resync_probes_an_open_circuit(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     rows = type(watch.repository).objects.filter(pk=watch.repository_id)
@@ -174,7 +174,7 @@ def test_with_the_circuit_open_it_is_the_probe_and_success_closes_the_circuit(wo
     assert_promise_kept(world, repo, watch)
 
 
-def test_after_a_worker_was_killed_halfway_everything_is_sent_again(world: World) -> None:
+def test_resync_after_the_worker_was_killed(world: World) -> None:
     repo, watch = world.watch(FILES)
     kill_worker(world, watch, lambda note: note.path == "4.txt")
     run = resync(watch)
@@ -183,7 +183,7 @@ def test_after_a_worker_was_killed_halfway_everything_is_sent_again(world: World
     assert_promise_kept(world, repo, watch)
 
 
-def test_twice_in_a_row_everything_is_sent_once_and_the_first_says_superseded(world: World) -> None:
+def test_second_resync_supersedes_the_first(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     first, second = resync(watch), resync(watch)
@@ -194,22 +194,22 @@ def test_twice_in_a_row_everything_is_sent_once_and_the_first_says_superseded(wo
     assert [outcome for _, outcome in outcomes(world, watch)] == ["succeeded", "superseded", "succeeded"]
 
 
-def test_twice_while_being_sent_the_second_starts_it_over(world: World) -> None:
+def test_second_resync_during_the_first_starts_over(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)
-    made: list[SyncRun] = []
-    world.answer(at_notification(3, lambda: made.append(resync(watch))))
+    runs: list[SyncRun] = []
+    world.answer(at_notification(3, lambda: runs.append(resync(watch))))
     world.settle()
-    assert sent_in(world, made[0]) == dict.fromkeys(FILES, 1)
+    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
-# --- What vanished -------------------------------------------------------------------------------------------------------
+# --- Files deleted upstream ----------------------------------------------------------------------------------------------
 
 
-def test_files_deleted_upstream_before_the_resync_are_deleted_at_the_client(world: World) -> None:
-    """The old rows stay below the floor: they alone know what the client may hold."""
+def test_resync_deletes_files_that_were_deleted_upstream(world: World) -> None:
+    """The old rows stay, below the floor, because only they show what the client may hold."""
     repo, watch = world.watch(FILES)
     world.sync(watch)
     repo.commit({"1.txt": None, "2.txt": None, "new.txt": b"new"})
@@ -220,7 +220,7 @@ def test_files_deleted_upstream_before_the_resync_are_deleted_at_the_client(worl
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_file_that_vanishes_while_a_resync_is_halfway_is_deleted_by_the_next_run(world: World) -> None:
+def test_file_deleted_upstream_during_a_resync(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)
@@ -230,7 +230,7 @@ def test_a_file_that_vanishes_while_a_resync_is_halfway_is_deleted_by_the_next_r
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_a_client_that_lost_everything_may_say_so_to_the_deletes_of_a_resync(world: World, status: int) -> None:
+def test_404_and_410_acknowledge_deletes_of_a_resync(world: World, status: int) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     repo.commit({"1.txt": None})
@@ -240,40 +240,40 @@ def test_a_client_that_lost_everything_may_say_so_to_the_deletes_of_a_resync(wor
     assert_promise_kept(world, repo, watch)
 
 
-# --- Taking it back ------------------------------------------------------------------------------------------------------
+# --- Cancelling ----------------------------------------------------------------------------------------------------------
 
 
-def test_cancelled_before_the_first_file_nothing_is_sent(world: World) -> None:
+def test_cancel_before_the_first_file(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
-    told = len(world.requests())
+    sent_before = len(world.requests())
     resync(watch)
     assert cancel(watch) == 1
     assert numbers(watch) == (3, 1)
     world.settle()
-    assert len(world.requests()) == told
+    assert len(world.requests()) == sent_before
     assert_promise_kept(world, repo, watch)
     assert outcomes(world, watch) == [("initial", "succeeded"), ("resync", "cancelled")]
     assert cancel(watch) == 0
 
 
 @pytest.mark.parametrize("number", [1, 5], ids=["its first file", "its fifth file"])
-def test_cancelled_while_it_sends_what_was_sent_counts_and_the_rest_is_left_alone(world: World, number: int) -> None:
+def test_cancel_during_the_run_keeps_what_was_sent(world: World, number: int) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     run = resync(watch)
     world.answer(at_notification(number, lambda: cancel(watch)))
     world.settle()
-    told = sum(sent_in(world, run).values())
-    assert number <= told <= number + BATCH
-    # What was in doubt when the worker was superseded is sent again, the other files are not.
-    assert told < len(world.requests()) - len(FILES) <= told + BATCH + 1
+    sent_before = sum(sent_in(world, run).values())
+    assert number <= sent_before <= number + BATCH
+    # Only files in doubt when the worker was superseded are sent again.
+    assert sent_before < len(world.requests()) - len(FILES) <= sent_before + BATCH + 1
     assert_promise_kept(world, repo, watch)
     assert numbers(watch) == (3, 1)
     assert [run.outcome for run in world.runs(watch) if run.reason == "resync"] == [Outcome.CANCELLED]
 
 
-def test_a_change_pushed_before_the_cancel_is_delivered_by_the_ordinary_check(world: World) -> None:
+def test_change_pushed_before_the_cancel_is_delivered(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)
@@ -284,7 +284,7 @@ def test_a_change_pushed_before_the_cancel_is_delivered_by_the_ordinary_check(wo
     assert len(world.requests()) == len(FILES) + 2
 
 
-def test_cancelling_the_second_of_two_keeps_the_first_ones_floor(world: World) -> None:
+def test_cancel_the_second_of_two_keeps_the_first_floor(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     first, second = resync(watch), resync(watch)
@@ -297,7 +297,7 @@ def test_cancelling_the_second_of_two_keeps_the_first_ones_floor(world: World) -
     assert [outcome for _, outcome in outcomes(world, watch)] == ["succeeded", "succeeded", "cancelled"]
 
 
-def test_cancelling_the_second_while_the_first_was_halfway_finishes_the_first(world: World) -> None:
+def test_cancel_the_second_while_the_first_is_halfway(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     first = resync(watch)
@@ -305,12 +305,12 @@ def test_cancelling_the_second_while_the_first_was_halfway_finishes_the_first(wo
     world.sync(watch)
     cancel(watch)
     world.settle()
-    assert set(sent_in(world, first)) == set(FILES)  # what the first had recorded counts, all else is sent by it now
+    assert set(sent_in(world, first)) == set(FILES)  # it keeps what it had recorded and sends the other files
     assert sum(sent_in(world, first).values()) < 2 * len(FILES)
     assert_promise_kept(world, repo, watch)
 
 
-def test_cancelling_both_leaves_nothing_to_send(world: World) -> None:
+def test_cancel_both_leaves_nothing_to_send(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)
@@ -322,21 +322,21 @@ def test_cancelling_both_leaves_nothing_to_send(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_worker_of_a_cancelled_request_can_record_nothing_for_the_next_one(world: World) -> None:
-    """Taking the number back would make the two requests look the same to it."""
+def test_worker_of_a_cancelled_resync_records_nothing_for_the_next(world: World) -> None:
+    """Reusing the generation would make the two requests look the same to the worker."""
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)
-    made: list[SyncRun] = []
-    world.answer(at_notification(5, lambda: (cancel(watch), made.append(resync(watch)))))
+    runs: list[SyncRun] = []
+    world.answer(at_notification(5, lambda: (cancel(watch), runs.append(resync(watch)))))
     world.sync(watch)
-    assert not Delivery.objects.filter(watch=watch, generation__gte=made[0].generation).exists()
+    assert not Delivery.objects.filter(watch=watch, generation__gte=runs[0].generation).exists()
     world.settle()
-    assert sent_in(world, made[0]) == dict.fromkeys(FILES, 1)
+    assert sent_in(world, runs[0]) == dict.fromkeys(FILES, 1)
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_generation_is_never_used_twice(world: World) -> None:
+def test_generation_is_never_reused(world: World) -> None:
     _, watch = world.watch(FILES)
     seen = [numbers(watch)[0]]
     for act in (
@@ -354,7 +354,7 @@ def test_a_generation_is_never_used_twice(world: World) -> None:
     assert seen == sorted(set(seen))
 
 
-# --- Its price -----------------------------------------------------------------------------------------------------------
+# --- Cost ----------------------------------------------------------------------------------------------------------------
 
 
 def queries_of(action: Callable[[], object]) -> list[str]:
@@ -363,7 +363,7 @@ def queries_of(action: Callable[[], object]) -> list[str]:
     return [query["sql"] for query in captured.captured_queries]
 
 
-def test_clearing_the_records_is_one_update_of_one_row_however_many_files_were_delivered(world: World) -> None:
+def test_resync_updates_one_row_for_any_number_of_files(world: World) -> None:
     _, watch = world.watch({})
     one = queries_of(lambda: resync(watch))
     Delivery.objects.bulk_create(
@@ -376,10 +376,11 @@ def test_clearing_the_records_is_one_update_of_one_row_however_many_files_were_d
     updates = [sql for sql in many if sql.startswith("UPDATE") and "resend_floor" in sql]
     assert len(updates) == 1
     assert not [sql for sql in many if 'deliveries_app_delivery"' in sql]
-    assert Delivery.objects.filter(watch=watch, acknowledged=True).count() == 1000  # they still tell what may be held
+    # The old rows still show what the client may hold.
+    assert Delivery.objects.filter(watch=watch, acknowledged=True).count() == 1000
 
 
-def test_nothing_below_the_floor_or_in_doubt_counts_as_delivered(world: World) -> None:
+def test_rows_below_the_floor_or_in_doubt_are_not_delivered(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     resync(watch)

@@ -1,6 +1,4 @@
-"""Attempts that fail: tried again with a pause that doubles, then at the rescan (`engine.md` §6)."""
-
-from datetime import timedelta
+"""Failed attempts are retried with exponential backoff, then at every rescan (`engine.md` §6)."""
 
 import pytest
 from django.utils import timezone
@@ -17,14 +15,14 @@ def due_in(watch: AppRepository) -> float:
     return (watch.next_sync_at - timezone.now()).total_seconds()
 
 
-def test_the_pause_doubles_up_to_an_hour_and_is_never_shortened_by_its_jitter() -> None:
+def test_backoff_doubles_up_to_an_hour_and_jitter_only_lengthens_it() -> None:
     assert [backoff(attempt, base=1, jitter=0) for attempt in (1, 2, 3, 4, 5)] == [1, 2, 4, 8, 16]
     assert backoff(3, base=1, jitter=1) == 6
     assert backoff(60, base=1, jitter=0) == 3600
-    assert backoff(3, base=10, jitter=0, longest=timedelta(seconds=25)) == 25
+    assert backoff(3, base=10, jitter=0, longest=25.0) == 25
 
 
-def test_watches_that_failed_together_do_not_come_back_together(world: World) -> None:
+def test_watches_that_fail_together_retry_at_different_times(world: World) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.answer(refusing("readme.md"))
     pauses = {round(due_in(world.sync(watch)), 4) for watch in watches}
@@ -32,7 +30,7 @@ def test_watches_that_failed_together_do_not_come_back_together(world: World) ->
     assert all(0.5 < pause <= 1.5 for pause in pauses)
 
 
-def test_a_failing_file_is_tried_in_five_attempts_that_send_nothing_else_again(world: World, settings) -> None:
+def test_failing_file_is_retried_without_resending_others(world: World, settings) -> None:
     _repo, watch = world.watch({"bad.txt": b"1", "good.txt": b"2", "fine.txt": b"3"})
     world.answer(refusing("bad.txt"))
     for attempt in range(1, settings.MAX_RETRY_ATTEMPTS):
@@ -52,7 +50,7 @@ def test_a_failing_file_is_tried_in_five_attempts_that_send_nothing_else_again(w
     assert len({record.webhook_id for record in world.requests() if record.path == "bad.txt"}) == 1
 
 
-def test_a_watch_that_failed_is_tried_again_at_the_rescan_by_itself(world: World, settings) -> None:
+def test_failed_watch_is_retried_at_the_rescan(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 2
     repo, watch = world.watch({"bad.txt": b"1", "good.txt": b"2"})
     world.answer(refusing("bad.txt"))
@@ -69,7 +67,7 @@ def test_a_watch_that_failed_is_tried_again_at_the_rescan_by_itself(world: World
     assert world.runs(watch)[0].outcome == Outcome.SUCCEEDED
 
 
-def test_a_reverted_change_settles_the_failure_that_it_had_left(world: World) -> None:
+def test_reverted_change_clears_its_failure(world: World) -> None:
     repo, watch = world.watch({"bad.txt": b"1"})
     world.sync(watch)
     repo.commit({"bad.txt": b"2"})
@@ -83,9 +81,7 @@ def test_a_reverted_change_settles_the_failure_that_it_had_left(world: World) ->
     assert_promise_kept(world, repo, watch)
 
 
-def test_an_error_of_ours_counts_as_an_attempt_and_leaves_its_cause_in_the_log_alone(
-    world: World, monkeypatch, caplog
-) -> None:
+def test_internal_error_counts_as_an_attempt_and_only_the_log_has_details(world: World, monkeypatch, caplog) -> None:
     _, watch = world.watch()
 
     def broken(*_: object) -> None:
@@ -99,17 +95,17 @@ def test_an_error_of_ours_counts_as_an_attempt_and_leaves_its_cause_in_the_log_a
     assert "secret detail" in caplog.text
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_somebody_s_fresh_wish_is_not_delayed_by_the_backoff(world: World, wanted: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("requested", [True, False])
+def test_new_request_skips_backoff(world: World, requested: bool, monkeypatch) -> None:
     _, watch = world.watch()
     world.answer(refusing("readme.md"))
     original = outcomes.failed
 
-    def wished(*arguments: object, **facts: object) -> None:
-        if wanted:
+    def failed_after_request(*arguments: object, **fields: object) -> None:
+        if requested:
             AppRepository.objects.filter(pk=watch.pk).update(request_count=99, next_sync_at=timezone.now())
-        original(*arguments, **facts)
+        original(*arguments, **fields)
 
-    monkeypatch.setattr(outcomes, "failed", wished)
+    monkeypatch.setattr(outcomes, "failed", failed_after_request)
     world.sync(watch)
-    assert (due_in(watch) <= 0) is wanted
+    assert (due_in(watch) <= 0) is requested

@@ -1,4 +1,4 @@
-"""Retry: what is not acknowledged is sent now, with all attempts before it again, and nothing else is sent twice."""
+"""Retry (`engine.md` §3): what is not acknowledged is sent now, with all attempts available, and nothing else is sent twice."""
 
 from collections import Counter
 
@@ -8,13 +8,16 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Outcome, Status, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import (
     NotFailed,
     NotFound,
+    cancel_operation,
+    cancel_request,
     resync_many,
+    resync_single,
     retry_all,
     retry_by_app,
     retry_many,
@@ -23,8 +26,9 @@ from deliveries_app.services import (
 )
 from docora.db.clock import from_now
 from docora.redis import queues
+from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
-from tests.support.histories import assert_promise_kept, given_up, refusing
+from tests.support.histories import assert_promise_kept, at_notification, given_up, refusing
 from tests.support.world import World
 
 COMMAND = Actor.command()
@@ -33,7 +37,7 @@ FILES = {f"{n}.txt": b"%d" % n for n in range(8)}
 
 @pytest.fixture
 def world(world: World, settings) -> World:
-    """Small batches and one file at a time, so that "halfway" is a certain place."""
+    """Small batches and one file at a time, so that progress is deterministic."""
     settings.RECORD_BATCH, world.app.max_in_flight, settings.MAX_RETRY_ATTEMPTS = 2, 1, 2
     world.app.save()
     return world
@@ -44,12 +48,12 @@ def retry(watch: AppRepository) -> SyncRun:
 
 
 def sent_in(world: World, run: SyncRun) -> Counter[str]:
-    """How often each path was sent by this run."""
+    """Return how often this run sent each path."""
     return Counter(record.path for record in world.requests() if record.run_id == run.run_id)
 
 
 def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
-    """Reason and outcome of each run, the oldest first."""
+    """Return reason and outcome of each run, oldest first."""
     return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
 
 
@@ -61,7 +65,7 @@ def due_in(watch: AppRepository) -> float:
 # --- What it sends -------------------------------------------------------------------------------------------------------
 
 
-def test_it_sends_only_what_is_not_acknowledged_and_says_why(world: World) -> None:
+def test_retry_sends_only_what_is_not_acknowledged(world: World) -> None:
     repo, watch = world.watch(FILES)
     given_up(world, watch)
     run = retry(watch)
@@ -77,7 +81,7 @@ def test_it_sends_only_what_is_not_acknowledged_and_says_why(world: World) -> No
     assert outcomes(world, watch)[-1] == ("retry", "succeeded")
 
 
-def test_it_keeps_the_generation_and_the_numbers_of_the_notifications(world: World) -> None:
+def test_retry_keeps_generation_and_notification_ids(world: World) -> None:
     _repo, watch = world.watch(FILES)
     before = given_up(world, watch).generation
     retry(watch)
@@ -88,7 +92,7 @@ def test_it_keeps_the_generation_and_the_numbers_of_the_notifications(world: Wor
     assert len(set(ids)) == 1
 
 
-def test_it_gives_all_attempts_back(world: World) -> None:
+def test_retry_grants_all_attempts(world: World) -> None:
     _repo, watch = world.watch(FILES)
     given_up(world, watch)
     world.answer(refusing("3.txt"))
@@ -100,17 +104,17 @@ def test_it_gives_all_attempts_back(world: World) -> None:
     assert outcomes(world, watch) == [("initial", "failed"), ("retry", "failed")]
 
 
-def test_a_watch_whose_resync_is_half_done_goes_on_with_the_rest(world: World) -> None:
+def test_retry_of_an_interrupted_resync_sends_the_other_files(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     operation = resync_many(COMMAND, AppRepository.objects.all())
     seen: list[str] = []
 
-    def stop_answering(note: Notification) -> Answer | None:
+    def rate_limit(note: Notification) -> Answer | None:
         seen.append(note.path)
         return Answer(429, headers={"Retry-After": "600"}) if len(seen) > 4 else None
 
-    world.answer(stop_answering)
+    world.answer(rate_limit)
     watch = world.sync(watch)
     assert (watch.is_failing, watch.resend_floor) == (True, watch.generation)
     world.answer(None)
@@ -124,10 +128,10 @@ def test_a_watch_whose_resync_is_half_done_goes_on_with_the_rest(world: World) -
     assert outcomes(world, watch)[1:] == [("resync", "superseded"), ("retry", "succeeded")]
 
 
-# --- What it is refused for, and what it waits for -----------------------------------------------------------------------
+# --- When it is refused or waits -----------------------------------------------------------------------------------------
 
 
-def test_what_is_not_failing_is_not_retried(world: World) -> None:
+def test_retry_with_nothing_failing_is_refused(world: World) -> None:
     _, watch = world.watch(FILES)
     world.sync(watch)
     with pytest.raises(NotFailed, match=r"^Only failed entries can be retried$"):
@@ -142,7 +146,7 @@ def test_what_is_not_failing_is_not_retried(world: World) -> None:
     assert len(world.runs(watch)) == 1
 
 
-def test_what_is_no_longer_watched_is_not_retried(world: World) -> None:
+def test_retry_of_an_unwatched_repository_is_refused(world: World) -> None:
     _, watch = world.watch(FILES)
     given_up(world, watch)
     unwatch_repository(COMMAND, watch)
@@ -150,7 +154,7 @@ def test_what_is_no_longer_watched_is_not_retried(world: World) -> None:
         retry(watch)
 
 
-def test_of_a_selection_only_what_is_failing_is_retried(world: World) -> None:
+def test_retry_of_a_selection_skips_what_is_not_failing(world: World) -> None:
     _, failing = world.watch(FILES)
     _, fine = world.watch(FILES, name="acme/fine")
     world.sync(fine)
@@ -160,18 +164,18 @@ def test_of_a_selection_only_what_is_failing_is_retried(world: World) -> None:
     assert operation.runs.get().watch == failing
 
 
-def test_it_goes_out_as_the_probe_while_the_circuit_is_open(world: World) -> None:
+def test_retry_probes_an_open_circuit(world: World) -> None:
     repo, watch = world.watch(FILES)
     given_up(world, watch)
     Repository.objects.update(circuit_open_until=from_now(1800), consecutive_failures=5)
-    assert world.sync(watch).status == Status.FAILED  # the rescan is held back
+    assert world.sync(watch).status == Status.FAILED  # the circuit blocks the rescan
     retry(watch)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
     assert Repository.objects.get().circuit_open_until is None
 
 
-def test_an_endpoint_that_was_down_is_asked_at_once(world: World) -> None:
+def test_retry_probes_an_endpoint_that_was_down(world: World) -> None:
     repo, watch = world.watch({f"{n:02}.txt": b"x" for n in range(12)})
     world.answer(lambda note: Answer(502))
     watch = world.sync(watch)
@@ -186,7 +190,7 @@ def test_an_endpoint_that_was_down_is_asked_at_once(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_an_endpoint_that_asked_for_a_rest_is_left_alone(world: World) -> None:
+def test_retry_respects_retry_after(world: World) -> None:
     _, watch = world.watch(FILES)
     world.answer(lambda note: Answer(429, headers={"Retry-After": "600"}))
     world.sync(watch)
@@ -194,7 +198,7 @@ def test_an_endpoint_that_asked_for_a_rest_is_left_alone(world: World) -> None:
     assert not AppRepository.objects.due().exists()
 
 
-def test_on_a_paused_app_it_is_recorded_and_waits(world: World) -> None:
+def test_retry_of_a_paused_app_waits(world: World) -> None:
     _, watch = world.watch(FILES)
     given_up(world, watch)
     App.objects.update(paused=True)
@@ -205,7 +209,7 @@ def test_on_a_paused_app_it_is_recorded_and_waits(world: World) -> None:
     assert outcomes(world, watch)[-1] == ("retry", "")
 
 
-def test_a_single_one_is_woken_before_all_bulk_work(world: World) -> None:
+def test_single_retry_is_enqueued_ahead_of_bulk_work(world: World) -> None:
     _, watch = world.watch(FILES)
     given_up(world, watch)
     queues.drop([watch.job_id])
@@ -213,21 +217,21 @@ def test_a_single_one_is_woken_before_all_bulk_work(world: World) -> None:
     assert queues.waiting("high") == 1
 
 
-# --- Its bar -------------------------------------------------------------------------------------------------------------
+# --- Progress ------------------------------------------------------------------------------------------------------------
 
 
-def test_its_bar_counts_what_it_sends_and_is_full_only_when_the_last_file_is_acknowledged(world: World) -> None:
+def test_retry_progress_counts_what_it_sends(world: World) -> None:
     _, watch = world.watch(FILES)
     given_up(world, watch)
     operation = retry_all(COMMAND)
     seen: list[tuple[int, int, int]] = []
 
-    def look(note: Notification) -> None:
+    def record_progress(note: Notification) -> None:
         progress = live.of_operation(BulkOperation.objects.get(pk=operation.pk))
         seen.append((progress.files_done, progress.files_total, progress.percent))
         connection.close()
 
-    world.answer(look)
+    world.answer(record_progress)
     AppRepository.objects.update(next_sync_at=Now())
     world.sync(watch)
     assert [total for _, total, _ in seen] == [2, 2]
@@ -235,3 +239,165 @@ def test_its_bar_counts_what_it_sends_and_is_full_only_when_the_last_file_is_ack
     operation.refresh_from_db()
     progress = live.of_operation(operation)
     assert (progress.files_done, progress.files_total, progress.percent, progress.finished) == (2, 2, 100, True)
+
+
+# --- During other runs ---------------------------------------------------------------------------------------------------
+
+
+def test_retry_supersedes_an_open_run_and_ends_its_operation(world: World) -> None:
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    first = retry_all(COMMAND)
+    second = retry_by_app(COMMAND, world.app)
+    first.refresh_from_db()
+    assert first.ended_at
+    assert live.of_operation(first).superseded == 1
+    world.sync(watch)
+    second.refresh_from_db()
+    assert second.ended_at
+    assert live.of_operation(second).succeeded == 1
+    assert outcomes(world, watch) == [("initial", "failed"), ("retry", "superseded"), ("retry", "succeeded")]
+
+
+def test_retry_during_the_git_fetch_takes_over_the_attempt(world: World, monkeypatch) -> None:
+    _, watch = world.watch(FILES)
+    given_up(world, watch)
+    first, runs = retry(watch), list[SyncRun]()
+    fetch = Mirror.fetch
+
+    def retry_and_fetch(mirror, *arguments, **named):
+        runs.append(retry(watch))
+        return fetch(mirror, *arguments, **named)
+
+    monkeypatch.setattr(Mirror, "fetch", retry_and_fetch)
+    watch = world.sync(watch)
+    assert sent_in(world, first) == {}
+    assert sent_in(world, runs[0]) == {"3.txt": 1, "5.txt": 1}
+    assert outcomes(world, watch)[-2:] == [("retry", "superseded"), ("retry", "succeeded")]
+
+
+def test_retry_during_a_run_sends_nothing_twice(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    world.answer(refusing("0.txt"))
+    world.sync(watch)
+    repo.commit({f"new-{n}.txt": b"new" for n in range(4)})
+    before = len(world.requests())
+    world.answer(at_notification(2, lambda: retry(watch)))
+    world.settle()
+    assert Counter(record.path for record in world.requests()[before:]) == Counter(
+        ["0.txt", *(f"new-{n}.txt" for n in range(4))]
+    )
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+
+
+def test_retry_during_the_last_attempt(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    world.answer(refusing("3.txt", "5.txt"))
+    world.sync(watch)
+    world.answer(at_notification(1, lambda: retry(watch), then=Answer(500)))
+    watch = world.sync(watch)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
+    assert outcomes(world, watch)[-1] == ("retry", "")
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+
+
+def test_retry_during_an_attempt_that_fails_permanently(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    given_up(world, watch)
+    moved = repo.path.with_name("moved")
+    repo.path.rename(moved)
+    runs: list[SyncRun] = []
+
+    def retry_once(method: str, target: str) -> None:
+        if not runs:
+            runs.append(retry(watch))
+            connection.close()
+
+    world.git.server.on_request = retry_once
+    watch = world.sync(watch)
+    assert (watch.status, watch.root_cause, watch.retry_count) == (Status.PENDING, "git_not_found", 0)
+    assert outcomes(world, watch)[-1] == ("retry", "")
+    moved.rename(repo.path)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert outcomes(world, watch)[-1] == ("retry", "succeeded")
+
+
+def test_superseded_run_does_not_move_progress_back(world: World) -> None:
+    """The older operation continues with another watch and counts this one as completed."""
+    _, watch = world.watch(FILES)
+    _, other = world.watch(FILES, name="acme/other")
+    given_up(world, watch)
+    given_up(world, other)
+    operation = retry_all(COMMAND)
+    completed: list[int] = []
+
+    def record_completed() -> None:
+        operation.refresh_from_db()
+        completed.append(live.of_operation(operation).completed)
+
+    seen: list[str] = []
+
+    def hook(note: Notification) -> None:
+        seen.append(note.path)
+        if len(seen) == 1:
+            retry(watch)
+        record_completed()
+        connection.close()
+
+    world.answer(hook)
+    world.sync(watch)
+    record_completed()
+    assert completed == [1, 1, 1]
+
+
+# --- Cancelling ----------------------------------------------------------------------------------------------------------
+
+
+def test_cancelled_retry_leaves_the_watch_failing(world: World, settings) -> None:
+    repo, watch = world.watch(FILES)
+    since = given_up(world, watch).failing_since
+    operation = retry_all(COMMAND)
+    assert cancel_operation(COMMAND, operation) == 1
+    watch.refresh_from_db()
+    assert (watch.status, watch.failing_since, watch.root_cause) == (Status.FAILED, since, "http_5xx")
+    assert 0.8 * settings.RESCAN_INTERVAL_SECONDS < due_in(watch) <= settings.RESCAN_INTERVAL_SECONDS
+    assert not AppRepository.objects.due().exists()
+    assert outcomes(world, watch)[-1] == ("retry", "cancelled")
+    world.sync(watch)  # the rescan
+    assert_promise_kept(world, repo, watch)
+
+
+def test_cancelling_a_retry_fences_its_worker(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    world.answer(lambda note: Answer(500))
+    world.sync(watch)
+    world.sync(watch)
+    run = retry(watch)
+    world.answer(at_notification(4, lambda: cancel_request(COMMAND, watch)))
+    watch = world.sync(watch)
+    assert (watch.status, watch.lease_until) == (Status.FAILED, None)
+    assert len(sent_in(world, run)) <= 6
+    run.refresh_from_db()
+    assert run.outcome == Outcome.CANCELLED
+    assert run.files_done < 4  # requests in flight at the cancel are in doubt, and nothing was recorded after it
+    assert due_in(watch) > 0
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_cancelling_a_retry_keeps_a_later_resync(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    given_up(world, watch)
+    operation = retry_all(COMMAND)
+    run = resync_single(COMMAND, watch).run
+    cancel_operation(COMMAND, operation)
+    assert AppRepository.objects.due().get() == watch
+    world.sync(watch)
+    assert sent_in(world, run) == dict.fromkeys(FILES, 1)
+    assert_promise_kept(world, repo, watch)

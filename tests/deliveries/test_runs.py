@@ -56,7 +56,7 @@ def test_each_change_that_is_found_is_a_run_and_a_check_that_finds_nothing_is_no
     assert {record.reason for record in world.requests() if record.path == "a.txt"} == {"change"}
 
 
-def test_a_resync_that_a_later_one_took_over_ends_as_superseded_and_so_does_its_operation(world: World) -> None:
+def test_later_resync_supersedes_an_earlier_one(world: World) -> None:
     _, watch = world.watch()
     world.settle()
     first, second = everything(), everything()
@@ -78,7 +78,7 @@ def test_a_resync_in_the_middle_of_a_run_takes_it_over(world: World) -> None:
     assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
-def test_of_two_resyncs_with_the_later_one_cancelled_the_first_is_what_was_done(world: World) -> None:
+def test_cancelled_resync_does_not_supersede_an_earlier_one(world: World) -> None:
     repo, watch = world.watch()
     world.settle()
     resync_single(COMMAND, watch)

@@ -71,7 +71,7 @@ def test_one_repository_alone_uses_all_slots(world: World) -> None:
     assert world.receiver.max_in_flight(world.app.app_id) == 6
 
 
-def test_whoever_finds_no_slot_is_due_again_in_a_second_and_keeps_its_attempts(world: World) -> None:
+def test_watch_without_a_slot_is_due_again_in_a_second(world: World) -> None:
     first, second = several(world, 2)
     owned(first)
     assert claim(second.pk) is None

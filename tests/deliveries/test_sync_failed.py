@@ -52,7 +52,7 @@ def recover(world: World, repo: Repo, watch: AppRepository) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_every_watcher_is_told_once_when_the_circuit_opens(world: World, quick: None) -> None:
+def test_every_watcher_gets_one_sync_failed(world: World, quick: None) -> None:
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
@@ -78,7 +78,7 @@ def test_every_watcher_is_told_once_when_the_circuit_opens(world: World, quick: 
     recover(world, repo, watch)
 
 
-def test_another_opening_is_told_again(world: World, quick: None) -> None:
+def test_reopened_circuit_sends_sync_failed_again(world: World, quick: None) -> None:
     repo, watch = world.watch()
     world.settle()
     for count in (1, 2):
@@ -115,7 +115,7 @@ def test_a_notice_that_is_refused_is_tried_again_under_its_number_and_holds_no_f
     assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
 
 
-def test_a_paused_app_is_told_when_it_is_resumed(world: World, quick: None) -> None:
+def test_paused_app_gets_sync_failed_on_resume(world: World, quick: None) -> None:
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
@@ -138,7 +138,7 @@ def test_a_notice_is_given_up_after_a_day_and_at_once_when_it_is_not_wanted(worl
     assert not Notice.objects.exists()
 
 
-def test_who_stops_watching_is_told_nothing_any_more(world: World, quick: None) -> None:
+def test_removed_watch_gets_no_sync_failed(world: World, quick: None) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)

@@ -1,4 +1,4 @@
-"""`FILE_TRANSFORMS`: what the client holds is what the transforms make of HEAD, and a change of them is a change."""
+"""`FILE_TRANSFORMS`: the client receives the transformed files of HEAD, also after the transforms have changed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,15 +18,15 @@ from tests.support.world import World
 
 @pytest.fixture
 def use(settings) -> Callable[..., object]:
-    """Put these transforms, by class name, into use."""
-    return partial(samples.put_into_use, settings)
+    """Return a function that activates transforms by class name."""
+    return partial(samples.use_transforms, settings)
 
 
-def assert_followed(world: World, repo: Repo, watch: AppRepository) -> None:
-    assert_promise_kept(world, repo, watch, samples.made_of(repo.files()))
+def assert_in_sync(world: World, repo: Repo, watch: AppRepository) -> None:
+    assert_promise_kept(world, repo, watch, samples.transformed(repo.files()))
 
 
-def told_since(world: World, count: int) -> list[tuple[str, str]]:
+def sent_since(world: World, count: int) -> list[tuple[str, str]]:
     return [(record.kind, record.path) for record in world.requests()[count:]]
 
 
@@ -35,95 +35,100 @@ def left_out(watch: AppRepository) -> dict[str, int]:
     return watch.left_out
 
 
-def test_sha_and_size_are_of_what_is_sent(world: World, use) -> None:
+def test_row_has_sha_and_size_of_the_transformed_file(world: World, use) -> None:
     use("Shout")
     repo, watch = world.watch({"a.txt": b"hello", "b/ä.txt": b"x" * 30, "empty": b""})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     row = world.rows(watch)["a.txt"]
     assert (row.sha, row.size, row.source_path) == (sha(b"HELLO"), 5, "a.txt")
     assert (watch.tree_files, watch.tree_bytes) == (3, 35)
 
 
-def test_transforms_run_in_their_order_and_a_dropped_file_is_counted_and_never_sent(world: World, use) -> None:
+def test_transforms_run_in_order(world: World, use) -> None:
+    """Dropped files are counted and not sent."""
     use("DropDrafts", "Flatten", "Shout")
     repo, watch = world.watch({"drafts/a": b"draft", "docs/b": b"b", "c": b"c"})
     world.settle()
     assert world.copy(watch) == {"flat/b": sha(b"B"), "flat/c": sha(b"C")}
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     assert left_out(watch) == {"transform": 1}
     assert not watch.failures.exists()
     run = world.runs(watch)[0]
     assert (run.files_skipped, run.left_out) == (1, {"transform": 1})
     repo.commit({"drafts/a": None, "published/a": b"draft"})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     assert left_out(watch) == {}
 
 
-def test_only_what_changed_is_sent_and_nothing_is_read_again_for_what_is_known(world: World, use, monkeypatch) -> None:
+def test_only_changed_files_are_transformed_and_sent(world: World, use, monkeypatch) -> None:
+    """Known results come from the rows."""
     use("Flatten")
     repo, watch = world.watch({f"{n}/{n}": b"%d" % n for n in range(5)})
     world.settle()
-    told = len(world.requests())
-    asked: list[str] = []
+    sent = len(world.requests())
+    transformed: list[str] = []
     apply = transforms.Transforms.apply
-    monkeypatch.setattr(transforms.Transforms, "apply", lambda self, file: asked.append(file.path) or apply(self, file))
+    monkeypatch.setattr(
+        transforms.Transforms, "apply", lambda self, file: transformed.append(file.path) or apply(self, file)
+    )
     repo.commit({"3/3": b"new", "4/4": None, "9/9": b"9"})
     world.settle()
-    assert told_since(world, told) == [("delete", "flat/4"), ("create", "flat/9"), ("update", "flat/3")]
-    assert set(asked) == {"3/3", "9/9"}
+    assert sent_since(world, sent) == [("delete", "flat/4"), ("create", "flat/9"), ("update", "flat/3")]
+    assert set(transformed) == {"3/3", "9/9"}
     monkeypatch.undo()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-def test_putting_transforms_into_use_and_out_again_sends_only_what_comes_out_different(world: World, use) -> None:
+def test_adding_and_removing_transforms_sends_only_differences(world: World, use) -> None:
     repo, watch = world.watch({"same": b"CAPITALS", "other": b"small", "x/drafts": b"X"})
     world.settle()
-    told = len(world.requests())
+    sent = len(world.requests())
     use("Shout", "DropDrafts")
-    world.settle()  # found by the check, though HEAD has not moved
-    assert told_since(world, told) == [("update", "other")]
-    assert_followed(world, repo, watch)
+    world.settle()  # the check notices it although HEAD has not moved
+    assert sent_since(world, sent) == [("update", "other")]
+    assert_in_sync(world, repo, watch)
     assert {row.source_path for row in world.rows(watch).values()} == {"same", "other", "x/drafts"}
     use()
     world.settle()
-    assert told_since(world, told) == [("update", "other"), ("update", "other")]
+    assert sent_since(world, sent) == [("update", "other"), ("update", "other")]
     assert_promise_kept(world, repo, watch)
     assert {row.source_path for row in world.rows(watch).values()} == {""}
 
 
-def test_another_version_is_a_change(world: World, use, monkeypatch) -> None:
+def test_new_version_transforms_every_file_again(world: World, use, monkeypatch) -> None:
     use("Shout")
     repo, watch = world.watch({"a": b"a", "b": b"1"})
     world.settle()
-    told = len(world.requests())
+    sent = len(world.requests())
     monkeypatch.setattr(samples.Shout, "version", 2)
     monkeypatch.setattr(samples.Shout, "__call__", lambda self, file: SourceFile(file.path, file.content * 2))
     use("Shout")
     world.settle()
-    assert sorted(told_since(world, told)) == [("update", "a"), ("update", "b")]
+    assert sorted(sent_since(world, sent)) == [("update", "a"), ("update", "b")]
     assert world.copy(watch) == {"a": sha(b"aa"), "b": sha(b"11")}
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-def test_two_files_may_change_places(world: World, use) -> None:
+def test_files_can_swap_paths(world: World, use) -> None:
     repo, watch = world.watch({"a": b"was a", "b": b"was b", "c": b"c"})
     world.settle()
     use("Swap")
     world.settle()
     assert world.copy(watch) == {"a": sha(b"was b"), "b": sha(b"was a"), "c": sha(b"c")}
     repo.commit({"a": b"new a"})
-    told = len(world.requests())
+    sent = len(world.requests())
     world.settle()
-    assert told_since(world, told) == [("update", "b")]
-    assert_followed(world, repo, watch)
+    assert sent_since(world, sent) == [("update", "b")]
+    assert_in_sync(world, repo, watch)
     use()
     world.settle()
     assert_promise_kept(world, repo, watch)
 
 
-def test_one_that_raises_fails_its_file_and_not_the_run_and_tells_nothing_of_the_content(world: World, use) -> None:
+def test_transform_that_raises_fails_only_its_file(world: World, use) -> None:
+    """The message contains nothing of the file."""
     use("Picky", "Shout")
     repo, watch = world.watch({"bad": b"poison and a secret", "good": b"good"})
     watch = world.sync(watch)
@@ -133,13 +138,13 @@ def test_one_that_raises_fails_its_file_and_not_the_run_and_tells_nothing_of_the
     assert set(world.copy(watch)) == {"good"}
     assert (watch.status, watch.files_failing, watch.tree_files) == (Status.PENDING, 1, 2)
     assert "secret" not in watch.last_error
-    repo.commit({"bad": b"mended"})
+    repo.commit({"bad": b"fixed"})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     assert not watch.failures.exists()
 
 
-def test_one_that_wants_to_end_the_process_fails_its_file_too(world: World, use) -> None:
+def test_transform_that_exits_fails_only_its_file(world: World, use) -> None:
     use("Quits")
     _, watch = world.watch({"bad": b"poison", "good": b"good"})
     watch = world.sync(watch)
@@ -147,7 +152,7 @@ def test_one_that_wants_to_end_the_process_fails_its_file_too(world: World, use)
     assert set(world.copy(watch)) == {"good"}
 
 
-def test_what_the_client_has_of_a_file_stays_while_its_transform_fails(world: World, use) -> None:
+def test_client_keeps_a_file_while_its_transform_fails(world: World, use) -> None:
     use("Picky", "Flatten")
     repo, watch = world.watch({"x/a": b"fine", "y/b": b"fine", "z": b"z"})
     world.settle()
@@ -157,10 +162,10 @@ def test_what_the_client_has_of_a_file_stays_while_its_transform_fails(world: Wo
     assert list(watch.failures.values_list("path", "cause")) == [("x/a", "transform")]
     repo.commit({"x/a": None})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-def test_a_file_that_was_sent_as_it_was_stays_too_when_transforms_begin_with_a_failure(world: World, use) -> None:
+def test_client_keeps_an_untransformed_file_when_a_new_transform_fails(world: World, use) -> None:
     repo, watch = world.watch({"a": b"poison", "b": b"b"})
     world.settle()
     use("Picky")
@@ -171,7 +176,7 @@ def test_a_file_that_was_sent_as_it_was_stays_too_when_transforms_begin_with_a_f
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_failing_file_stays_listed_though_another_file_gets_its_path(world: World, use, settings) -> None:
+def test_failing_file_stays_listed_when_another_gets_its_path(world: World, use, settings) -> None:
     settings.RECORD_BATCH = 1
     use("Swap", "Picky")
     repo, watch = world.watch({"a": b"poison", "b": b"fine"})
@@ -180,55 +185,52 @@ def test_a_failing_file_stays_listed_though_another_file_gets_its_path(world: Wo
     assert list(watch.failures.values_list("path", "cause")) == [("a", "transform")]
     watch = world.sync(watch)
     assert list(watch.failures.values_list("path", "cause")) == [("a", "transform")]
-    repo.commit({"a": b"mended"})
+    repo.commit({"a": b"fixed"})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-@pytest.mark.parametrize(("kept", "wanted"), [("a", "a/b"), ("a/b", "a")], ids=["below", "above"])
-def test_no_other_file_is_sent_above_or_below_what_the_client_keeps_of_a_failing_one(
-    world: World, use, kept: str, wanted: str
-) -> None:
+@pytest.mark.parametrize(("retained", "other"), [("a", "a/b"), ("a/b", "a")], ids=["below", "above"])
+def test_paths_above_or_below_a_retained_file_are_blocked(world: World, use, retained: str, other: str) -> None:
     use("ByContent", "Picky")
-    repo, watch = world.watch({"1": f"path: {kept}\nfine".encode(), "2": b"x"})
+    repo, watch = world.watch({"1": f"path: {retained}\nfine".encode(), "2": b"x"})
     world.settle()
-    repo.commit({"1": f"path: {kept}\npoison".encode(), "2": f"path: {wanted}\nx".encode()})
+    repo.commit({"1": f"path: {retained}\npoison".encode(), "2": f"path: {other}\nx".encode()})
     watch = world.sync(watch)
-    assert world.copy(watch) == {kept: sha(f"path: {kept}\nfine".encode())}
-    assert set(watch.failures.values_list("path", "cause")) == {("1", "transform"), (wanted, "blocked")}
+    assert world.copy(watch) == {retained: sha(f"path: {retained}\nfine".encode())}
+    assert set(watch.failures.values_list("path", "cause")) == {("1", "transform"), (other, "blocked")}
     assert "a transform fails for" in watch.failures.get(cause="blocked").message
-    repo.commit({"1": f"path: {kept}\nfine".encode(), "2": b"x"})
+    repo.commit({"1": f"path: {retained}\nfine".encode(), "2": b"x"})
     world.settle()
-    assert_followed(world, repo, watch)
-    repo.commit({"1": b"elsewhere", "2": f"path: {wanted}\nx".encode()})
+    assert_in_sync(world, repo, watch)
+    repo.commit({"1": b"elsewhere", "2": f"path: {other}\nx".encode()})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-def test_of_two_files_that_end_at_one_path_the_first_by_source_path_is_sent_and_the_other_listed(
-    world: World, use
-) -> None:
+def test_colliding_files(world: World, use) -> None:
+    """The first by source path is sent, the others are listed."""
     use("Flatten")
     repo, watch = world.watch({"b/x": b"from b", "c/x": b"from c", "c/y": b"y"})
     world.settle()
     assert world.copy(watch)["flat/x"] == sha(b"from b")
     listed = watch.failures.get()
     assert (listed.path, listed.kind, listed.cause) == ("c/x", "skipped", "collision")
-    assert listed.message == "Its transforms give it the path flat/x, which b/x has already."
+    assert listed.message == "Its transforms give it the path flat/x, which b/x already has."
     assert left_out(watch) == {"collision": 1}
-    repo.commit({"a/x": b"from a"})  # now this one comes first
+    repo.commit({"a/x": b"from a"})  # now the first by source path
     world.settle()
     assert world.copy(watch)["flat/x"] == sha(b"from a")
     assert left_out(watch) == {"collision": 2}
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     repo.commit({"a/x": None, "b/x": None})
     world.settle()
     assert world.copy(watch)["flat/x"] == sha(b"from c")
     assert not watch.failures.exists()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-def test_a_file_cannot_be_put_below_another_file(world: World, use) -> None:
+def test_file_below_another_file_is_a_collision(world: World, use) -> None:
     use("ByContent")
     repo, watch = world.watch({"1": b"path: dir\n", "2": b"path: dir-a\n", "3": b"path: dir/x\n", "4": b"path: dir0\n"})
     world.settle()
@@ -237,7 +239,7 @@ def test_a_file_cannot_be_put_below_another_file(world: World, use) -> None:
     repo.commit({"1": None})
     world.settle()
     assert set(world.copy(watch)) == {"dir-a", "dir/x", "dir0"}
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_a_file_cannot_be_put_below_another_file(world: World, use) -> None:
         (b"latin-\xe9", "not_utf8"),
     ],
 )
-def test_the_path_that_a_file_gets_has_to_pass_the_same_rules(world: World, use, target: bytes, cause: str) -> None:
+def test_transformed_path_must_be_eligible(world: World, use, target: bytes, cause: str) -> None:
     use("ByContent")
     _, watch = world.watch({"bad": b"path: %b\nx" % target, "good": b"x"})
     world.settle()
@@ -260,21 +262,21 @@ def test_the_path_that_a_file_gets_has_to_pass_the_same_rules(world: World, use,
     assert left_out(watch) == {cause: 1}
 
 
-def test_whether_a_file_is_sent_in_chunks_is_decided_by_what_is_sent(world: World, use, settings) -> None:
+def test_transformed_size_decides_about_chunks(world: World, use, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     use("Expand")
     repo, watch = world.watch({"grows": b"abc", "nul": b"\0x", "empty": b""})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     assert len([record for record in world.requests("create") if record.path == "grows"]) > 1
     use("Shorten")
     repo.commit({"large": b"0123456789" * 100})
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
     assert len([record for record in world.requests() if record.path == "large"]) == 1
 
 
-def test_what_becomes_larger_than_the_limit_is_listed(world: World, use, settings) -> None:
+def test_transformed_file_over_the_limit_is_listed(world: World, use, settings) -> None:
     settings.MAX_FILE_BYTES = 500
     use("Expand")
     _, watch = world.watch({"grows": b"abcdef", "fits": b"abc"})
@@ -282,15 +284,14 @@ def test_what_becomes_larger_than_the_limit_is_listed(world: World, use, setting
     assert set(world.copy(watch)) == {"fits"}
     listed = watch.failures.get()
     assert (listed.path, listed.cause) == ("grows", "too_large")
-    assert listed.message.startswith("After its transforms: 600 bytes")
+    assert listed.message.startswith("After its transforms: The file's 600 bytes")
 
 
 @pytest.mark.parametrize("threshold", [50, 1_000_000], ids=["in chunks", "whole"])
-def test_a_transform_that_is_not_deterministic_never_sends_what_was_not_announced(
-    world: World, use, settings, threshold: int
-) -> None:
+def test_nondeterministic_transform(world: World, use, settings, threshold: int) -> None:
+    """What is sent is always what was announced."""
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = threshold, 50
-    use("Moody")
+    use("Nondeterministic")
     _, watch = world.watch({"a": b"a"})
     watch = world.sync(watch)
     if threshold == 50:
@@ -303,14 +304,14 @@ def test_a_transform_that_is_not_deterministic_never_sends_what_was_not_announce
         assert world.copy(watch) == {"a": row.sha}
 
 
-def test_a_transform_that_gives_back_something_else_fails_its_file(world: World, use) -> None:
+def test_transform_with_a_wrong_result_fails_its_file(world: World, use) -> None:
     use("Nonsense")
     _, watch = world.watch({"a": b"a"})
     watch = world.sync(watch)
-    assert watch.failures.get().message == "Transform nonsense gave back something other than a file."
+    assert watch.failures.get().message == "Transform nonsense did not return a SourceFile or None."
 
 
-def test_a_killed_worker_and_a_refusing_client_change_nothing_about_the_end(world: World, use) -> None:
+def test_transforms_with_a_killed_worker_and_a_refusing_client(world: World, use) -> None:
     use("DropDrafts", "Flatten", "Shout")
     repo, watch = world.watch({f"{n}/{n}": b"text %d" % n for n in range(6)} | {"drafts/x": b"x"})
     kill_worker(world, watch, lambda note: note.path == "flat/3")
@@ -319,10 +320,10 @@ def test_a_killed_worker_and_a_refusing_client_change_nothing_about_the_end(worl
     world.sync(watch)
     world.answer(None)
     world.settle()
-    assert_followed(world, repo, watch)
+    assert_in_sync(world, repo, watch)
 
 
-def test_a_list_that_cannot_be_used_fails_the_sync_in_words(world: World, use) -> None:
+def test_unusable_transforms_fail_the_sync(world: World, use) -> None:
     use("Missing")
     _, watch = world.watch({"a": b"a"})
     watch = world.sync(watch)
@@ -331,8 +332,8 @@ def test_a_list_that_cannot_be_used_fails_the_sync_in_words(world: World, use) -
     assert world.requests() == []
 
 
-def test_the_lease_is_kept_while_what_is_known_is_joined_with_the_rows(world: World, use, monkeypatch) -> None:
-    """By then the tree has been read to its end."""
+def test_lease_is_extended_while_rows_are_read(world: World, use, monkeypatch) -> None:
+    """The tree has been read completely by then."""
     use("Flatten")
     repo, watch = world.watch({f"{n}/{n}": b"%d" % n for n in range(5)})
     world.settle()

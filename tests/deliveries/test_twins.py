@@ -1,4 +1,4 @@
-"""One repository under several ids, as an import brings it: each id goes on working, and new watchers get the first row."""
+"""One repository under several ids, as after an import: every id keeps working, and new watchers get the first row."""
 
 import pytest
 from django.db import IntegrityError
@@ -21,22 +21,22 @@ def repo(world: World) -> Repo:
 
 @pytest.fixture
 def twins(repo: Repo) -> list[Repository]:
-    """The ordinary row and a further one."""
-    facts = {"canonical_url": repo.url, "owner": "acme", "name": "docs"}
-    return [Repository.objects.create(twin=number, **facts) for number in (0, 1)]
+    """The first row of the repository and a second one."""
+    fields = {"canonical_url": repo.url, "owner": "acme", "name": "docs"}
+    return [Repository.objects.create(twin=number, **fields) for number in (0, 1)]
 
 
 def watching(app: App, repository: Repository, url: str) -> AppRepository:
     return AppRepository.objects.create(app=app, repository=repository, github_url=url)
 
 
-def test_a_new_watcher_gets_the_first_row_whichever_spelling_it_uses(world: World, repo: Repo, twins) -> None:
+def test_new_watcher_gets_the_first_row(world: World, repo: Repo, twins) -> None:
     other = world.add_app("Search")
     for app, url in ((world.app, repo.url), (other, f"{repo.url}.git")):
         assert watch_repository(Actor.command(), app, url).watch.repository == twins[0]
 
 
-def test_who_watches_a_further_row_keeps_its_id_when_it_registers_again(world: World, repo: Repo, twins) -> None:
+def test_watching_a_twin_again_keeps_its_id(world: World, repo: Repo, twins) -> None:
     watching(world.app, twins[1], f"{repo.url}.git")
     for url in (f"{repo.url}.git", repo.url):
         watched = watch_repository(Actor.command(), world.app, url)
@@ -44,7 +44,7 @@ def test_who_watches_a_further_row_keeps_its_id_when_it_registers_again(world: W
     assert AppRepository.objects.count() == 1
 
 
-def test_who_watches_both_gets_the_one_that_it_spells(world: World, repo: Repo, twins) -> None:
+def test_watcher_of_both_gets_the_one_with_the_same_spelling(world: World, repo: Repo, twins) -> None:
     watching(world.app, twins[0], repo.url)
     watching(world.app, twins[1], f"{repo.url}.git")
     for url, expected in ((repo.url, twins[0]), (f"{repo.url}.git", twins[1])):
@@ -52,17 +52,17 @@ def test_who_watches_both_gets_the_one_that_it_spells(world: World, repo: Repo, 
     assert AppRepository.objects.count() == 2
 
 
-def test_another_app_s_further_row_is_nobody_else_s(world: World, repo: Repo, twins) -> None:
+def test_twin_of_another_app_is_not_used(world: World, repo: Repo, twins) -> None:
     watching(world.add_app("Search"), twins[1], f"{repo.url}.git")
     assert watch_repository(Actor.command(), world.app, f"{repo.url}.git").watch.repository == twins[0]
 
 
-def test_of_two_rows_with_one_number_there_is_none(twins, transactional_db) -> None:
+def test_twin_numbers_are_unique(twins, transactional_db) -> None:
     with pytest.raises(IntegrityError):
         Repository.objects.create(canonical_url=twins[0].canonical_url, twin=1, owner="acme", name="docs")
 
 
-def test_unwatching_one_leaves_the_other(world: World, repo: Repo, twins) -> None:
+def test_unwatching_one_twin_keeps_the_other(world: World, repo: Repo, twins) -> None:
     first, second = watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")
     for watch in (first, second):
         world.sync(watch)
@@ -76,7 +76,7 @@ def test_unwatching_one_leaves_the_other(world: World, repo: Repo, twins) -> Non
     assert watch_repository(Actor.command(), world.add_app("Search"), repo.url).watch.repository.twin == 0
 
 
-def test_the_page_of_an_app_tells_them_apart_by_their_urls(world: World, repo: Repo, twins) -> None:
+def test_app_page_distinguishes_twins_by_url(world: World, repo: Repo, twins) -> None:
     watches = [watching(world.app, twins[0], repo.url), watching(world.app, twins[1], f"{repo.url}.git")]
     client: Client = staff("olga", "view_app", "view_apprepository", "view_repository", "view_delivery")
     address = f"/admin/deliveries_app/app/{world.app.pk}/why/"

@@ -1,4 +1,4 @@
-"""No longer watched, watched again, and an app that goes (`engine.md` §9)."""
+"""Unwatch a repository, watch it again, and delete an app (`engine.md` §9)."""
 
 import time
 from datetime import timedelta
@@ -28,6 +28,7 @@ from deliveries_app.sweep import cleanup
 from deliveries_app.sweep.cleanup import enqueue_clean_up, remove_ended
 from deliveries_app.sync.lease import claim
 from repositories_app import services as repositories
+from repositories_app.git.exceptions import GitError
 from repositories_app.models import Repository
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.processes import syncing
@@ -37,7 +38,7 @@ from tests.support.world import World
 COMMAND = Actor.command()
 
 
-def test_nothing_more_is_sent_once_a_watch_is_unwatched_and_the_run_ends_as_such(world: World) -> None:
+def test_unwatch_during_a_run(world: World) -> None:
     App.objects.update(max_in_flight=2)
     world.app.refresh_from_db()
     _, watch = world.watch({f"{number:03}.txt": b"x" for number in range(300)})
@@ -45,7 +46,7 @@ def test_nothing_more_is_sent_once_a_watch_is_unwatched_and_the_run_ends_as_such
     world.make_due(watch)
     worker = syncing(watch.pk)
     wait_for(lambda: len(world.requests()) > 10)
-    # The lease is extended, and the fence seen, after a sixth of LEASE_SECONDS at the latest: make that now.
+    # The worker notices the fence when it extends its lease, after a sixth of LEASE_SECONDS at the latest.
     unwatch_repository(COMMAND, watch)
     worker.join(30)
     sent = len(world.requests())
@@ -59,7 +60,7 @@ def test_nothing_more_is_sent_once_a_watch_is_unwatched_and_the_run_ends_as_such
     assert world.check() == 0
 
 
-def test_it_is_removed_when_no_lease_lives_and_what_speaks_of_it_stays(world: World, settings) -> None:
+def test_rows_are_removed_after_the_lease_and_history_stays(world: World, settings) -> None:
     _repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.answer(refusing("b.txt"))
     operation = resync_many(COMMAND, AppRepository.objects.all())
@@ -81,7 +82,7 @@ def test_it_is_removed_when_no_lease_lives_and_what_speaks_of_it_stays(world: Wo
     assert App.objects.filter(pk=world.app.pk).exists()
 
 
-def test_deliveries_go_in_slices_and_a_repository_that_another_app_watches_stays(world: World, monkeypatch) -> None:
+def test_removal_in_slices_keeps_a_repository_that_another_app_watches(world: World, monkeypatch) -> None:
     monkeypatch.setattr(cleanup, "_SLICE", 3)
     repo, watch = world.watch({f"{number}.txt": b"x" for number in range(10)})
     other = world.watch_url(repo, app=world.add_app("Other"))
@@ -93,7 +94,7 @@ def test_deliveries_go_in_slices_and_a_repository_that_another_app_watches_stays
     assert repositories.mirror_of(other.repository).directory.exists()
 
 
-def test_watching_again_before_the_removal_revives_the_row_and_the_client_hears_what_was_deleted_meanwhile(
+def test_watching_again_before_the_removal_revives_the_watch(
     world: World,
 ) -> None:
     repo, watch = world.watch({"stays.txt": b"1", "goes.txt": b"2"})
@@ -112,19 +113,17 @@ def test_watching_again_before_the_removal_revives_the_row_and_the_client_hears_
     assert sequences[-1] > sequences[-2] > max(sequences[:-2])
 
 
-def test_a_watch_that_is_revived_while_it_is_being_removed_is_either_there_or_made_anew(
-    world: World, monkeypatch
-) -> None:
+def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> None:
     repo, watch = world.watch()
     world.settle()
     unwatch_repository(COMMAND, watch)
     original = cleanup._remove_slices
 
-    def revived(watch_pk: int) -> None:
+    def remove_and_revive(watch_pk: int) -> None:
         original(watch_pk)
         watch_repository(COMMAND, world.app, repo.url)
 
-    monkeypatch.setattr(cleanup, "_remove_slices", revived)
+    monkeypatch.setattr(cleanup, "_remove_slices", remove_and_revive)
     assert remove_ended() == 0
     watch.refresh_from_db()
     assert watch.ended_at is None
@@ -133,7 +132,7 @@ def test_a_watch_that_is_revived_while_it_is_being_removed_is_either_there_or_ma
     assert_promise_kept(world, repo, watch)
 
 
-def test_watching_again_after_the_removal_is_a_new_watch(world: World) -> None:
+def test_watching_again_after_the_removal_creates_a_new_watch(world: World) -> None:
     repo, watch = world.watch()
     world.settle()
     unwatch_repository(COMMAND, watch)
@@ -146,7 +145,7 @@ def test_watching_again_after_the_removal_is_a_new_watch(world: World) -> None:
     assert_promise_kept(world, repo, again.watch)
 
 
-def test_watching_what_is_watched_is_a_new_token_and_a_full_fresh_sync_of_the_same_row(world: World) -> None:
+def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1", "b.txt": b"2"}, token="old")
     watch = world.sync(world.watch_url(repo, token="old"))
     world.git.tokens["acme/private"] = {"new"}
@@ -161,9 +160,7 @@ def test_watching_what_is_watched_is_a_new_token_and_a_full_fresh_sync_of_the_sa
     assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
 
 
-def test_a_token_that_cannot_read_the_repository_changes_nothing(world: World) -> None:
-    from repositories_app.git.exceptions import GitError
-
+def test_token_that_cannot_read_the_repository_changes_nothing(world: World) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="good")
     watch = world.sync(world.watch_url(repo, token="good"))
     with pytest.raises(GitError):
@@ -174,7 +171,7 @@ def test_a_token_that_cannot_read_the_repository_changes_nothing(world: World) -
     assert (watch.github_token, watch.status, watch.generation) == ("good", Status.SYNCED, 1)
 
 
-def test_a_waiting_job_goes_with_its_watch(world: World) -> None:
+def test_unwatch_removes_the_waiting_job(world: World) -> None:
     _, watch = world.watch()
     assert django_rq.get_queue("high").get_job_ids() == [watch.job_id]
     with transaction.atomic():
@@ -185,7 +182,7 @@ def test_a_waiting_job_goes_with_its_watch(world: World) -> None:
     assert django_rq.get_queue("low").get_job_ids() == ["clean-up"]
 
 
-def test_an_app_that_is_deleted_takes_its_watches_and_nobody_else_s_with_it(world: World) -> None:
+def test_delete_app_ends_only_its_own_watches(world: World) -> None:
     repo, watch = world.watch()
     _, second = world.watch(name="acme/gadgets")
     other = world.watch_url(repo, app=world.add_app("Other"))

@@ -15,7 +15,7 @@ import pytest
 from django.db import connections
 
 from tests.deliveries.conftest import world
-from tests.docora.test_docs import read, words
+from tests.docora.test_docs import read, text_of
 from tests.support.deployment import GIVEN, UNITS, compose, unit
 from tests.support.histories import shas
 from tests.support.postgres import PostgresServer
@@ -167,7 +167,7 @@ def test_before_a_restore_everything_is_stopped_that_works_on_the_database_or_st
 def test_the_tools_are_called_in_containers_as_they_are_elsewhere(tool: str) -> None:
     code = "\n".join(read("/docs/operations/").code.values())
     [plain] = re.findall(rf"(?m)^{tool} (.*)", code)
-    [inside] = re.findall(rf"docker compose exec -T db {tool} (.*?) [<>] docora.dump", words("/docs/operations/"))
+    [inside] = re.findall(rf"docker compose exec -T db {tool} (.*?) [<>] docora.dump", text_of("/docs/operations/"))
     assert "--username=docora" in inside
 
     def options(command: str) -> set[str]:

@@ -58,7 +58,7 @@ def test_three_migrate_at_once_on_sqlite_all_succeed(tmp_path: Path, instance_en
         assert [daemon.process.wait(90) for daemon in three] == [0, 0, 0], daemons.logs()
     finally:
         daemons.close()
-    assert "waiting for it" in daemons.logs()
+    assert "another process is migrating" in daemons.logs()
     with sqlite3.connect(file) as database:
         [(applied, different)] = database.execute(
             "SELECT count(*), count(DISTINCT app || name) FROM django_migrations"
@@ -70,7 +70,7 @@ def test_a_migrate_waits_for_the_one_at_work_and_says_so(replicas: Daemons) -> N
     with psycopg.connect(replicas.environment["DATABASE_URL"], autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         waiting = replicas.start("migrate", "--no-input")
-        wait_for(lambda: "Another process migrates this database; waiting for it." in waiting.log.read_text(), 30)
+        wait_for(lambda: "Waiting: another process is migrating this database." in waiting.log.read_text(), 30)
         assert waiting.running
     assert waiting.process.wait(60) == 0
 
@@ -131,8 +131,8 @@ def test_a_newer_database_is_as_good_and_an_older_one_is_not(db) -> None:
 
 def test_waiting_says_each_thing_once(db, monkeypatch: pytest.MonkeyPatch) -> None:
     states = iter(["one", "one", "two", ""])
-    monkeypatch.setattr(schema, "_trouble", lambda while_away: next(states))
-    monkeypatch.setattr(schema, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(schema, "_waiting_for", lambda wait_for_database: next(states))
+    monkeypatch.setattr(schema, "_POLL_SECONDS", 0.01)
     said: list[str] = []
     thread = threading.Thread(target=schema.wait_until_migrated, args=(said.append,))
     thread.start()

@@ -1,4 +1,4 @@
-"""A server that says exactly what a test wants it to say, and counts who came."""
+"""An HTTP server with scripted responses that records connections and requests."""
 
 import socket
 import ssl
@@ -12,13 +12,13 @@ from docora.http.client import Request
 
 LOOPBACK = [ip_network("127.0.0.0/8")]
 
-# What to do with one request: send something, or nothing, and say whether the connection goes on.
+# Handles one request: sends any bytes and returns whether to keep the connection open.
 Answer = Callable[[socket.socket, bytes, bytes], bool]
 
 
 @contextmanager
 def servers() -> Iterator[Callable[..., "ScriptedServer"]]:
-    """A function that starts a `ScriptedServer`; at the end all of them are closed."""
+    """Yield a function that starts a `ScriptedServer`; close all of them at the end."""
     started: list[ScriptedServer] = []
 
     def start(answer: Answer | None = None, tls: ssl.SSLContext | None = None) -> ScriptedServer:
@@ -31,7 +31,7 @@ def servers() -> Iterator[Callable[..., "ScriptedServer"]]:
 
 
 class ScriptedServer:
-    """Listens on 127.0.0.1. `answer` gets the connection, the request's head and its body."""
+    """Listens on 127.0.0.1. `answer` is called with the connection, the request head and the request body."""
 
     def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> None:
         self._answer = answer
@@ -69,7 +69,7 @@ class ScriptedServer:
                 if not self._answer(connection, *request):
                     break
         except OSError:
-            pass  # the client went away, as some tests want it to
+            pass  # the client disconnected, as in some tests
         finally:
             connection.close()
 
@@ -92,7 +92,7 @@ def _read_request(connection: socket.socket) -> tuple[bytes, bytes] | None:
 
 
 def saying(status: str = "200 OK", body: bytes = b"ok", *headers: str) -> Answer:
-    """The same complete answer to every request, on a connection that is kept."""
+    """Send the same complete response to every request and keep the connection open."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     answer = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 

@@ -1,10 +1,10 @@
-"""Which addresses Docora may connect to. The vectors are one address, at least, of every special-purpose block."""
+"""Which addresses Docora may connect to: at least one address of every special-purpose block."""
 
 from ipaddress import ip_network
 
 import pytest
 
-from docora.http.addresses import refusal
+from docora.http.addresses import blocked_reason
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from docora.http.addresses import refusal
         "2001:4860:4860::8888",
     ],
 )
-def test_public_unicast_may_be_called(address):
-    assert refusal(address, ()) is None
+def test_public_unicast_is_allowed(address):
+    assert blocked_reason(address, ()) is None
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_public_unicast_may_be_called(address):
         "255.255.255.255",
     ],
 )
-def test_no_other_ipv4_address_may_be_called(address):
-    assert address in (refusal(address, ()) or "")
+def test_special_purpose_ipv4_is_blocked(address):
+    assert address in (blocked_reason(address, ()) or "")
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_no_other_ipv4_address_may_be_called(address):
         "ff0e::1",
     ],
 )
-def test_no_other_ipv6_address_may_be_called(address):
-    assert refusal(address, ()) is not None
+def test_special_purpose_ipv6_is_blocked(address):
+    assert blocked_reason(address, ()) is not None
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_no_other_ipv6_address_may_be_called(address):
         ("::ffff:10.1.2.3", "::ffff:0:0/96"),
     ],
 )
-def test_an_allowed_network_may_be_called(address, network):
-    assert refusal(address, [ip_network("192.168.7.0/24"), ip_network(network)]) is None
+def test_address_in_an_allowed_network_is_allowed(address, network):
+    assert blocked_reason(address, [ip_network("192.168.7.0/24"), ip_network(network)]) is None
 
 
 @pytest.mark.parametrize(
@@ -124,18 +124,18 @@ def test_an_allowed_network_may_be_called(address, network):
         ("2002:a00:1::", "10.0.0.0/8"),
     ],
 )
-def test_an_allowed_network_allows_nothing_outside_it(address, network):
-    assert refusal(address, [ip_network(network)]) is not None
+def test_address_outside_the_allowed_network_is_blocked(address, network):
+    assert blocked_reason(address, [ip_network(network)]) is not None
 
 
-def test_a_zone_is_refused_even_in_an_allowed_network():
-    assert "network interface" in (refusal("fe80::1%eth0", [ip_network("fe80::/10")]) or "")
+def test_zone_id_is_blocked_even_in_an_allowed_network():
+    assert "network interface" in (blocked_reason("fe80::1%eth0", [ip_network("fe80::/10")]) or "")
 
 
 @pytest.mark.parametrize(
     "address",
     [
-        # The last address of a block, and the first one after it: the edges are where a table is wrong.
+        # The address before a block, its first and last address, and the address after it.
         ("9.255.255.255", "10.0.0.0", "10.255.255.255", "11.0.0.0"),
         ("100.63.255.255", "100.64.0.0", "100.127.255.255", "100.128.0.0"),
         ("126.255.255.255", "127.0.0.0", "127.255.255.255", "128.0.0.1"),
@@ -151,19 +151,19 @@ def test_a_zone_is_refused_even_in_an_allowed_network():
     ],
     ids=lambda edges: edges[1],
 )
-def test_the_edges_of_a_block_are_where_they_should_be(address):
+def test_block_boundaries(address):
     before, first, last, after = address
-    assert [refusal(each, ()) is None for each in (before, first, last, after)] == [True, False, False, True]
+    assert [blocked_reason(each, ()) is None for each in (before, first, last, after)] == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
     "address", ["", "localhost", "127.1", "0x7f.0.0.1", "2130706433", "010.0.0.1", "[::1]", "1.2.3.4:80"]
 )
-def test_what_is_not_a_numeric_address_is_refused(address):
-    assert "not a numeric IP address" in (refusal(address, [ip_network("0.0.0.0/0")]) or "")
+def test_non_numeric_address_is_blocked(address):
+    assert "not a numeric IP address" in (blocked_reason(address, [ip_network("0.0.0.0/0")]) or "")
 
 
-def test_the_sentence_names_the_address_and_what_it_is():
-    assert refusal("10.0.0.1", ()) == (
-        "10.0.0.1 is a private address; only public addresses and ALLOWED_PRIVATE_NETWORKS may be called."
+def test_message_names_the_address_and_its_kind():
+    assert blocked_reason("10.0.0.1", ()) == (
+        "10.0.0.1 is a private address; only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
     )

@@ -1,4 +1,4 @@
-"""The geometry of the bars that templates draw."""
+"""Geometry of the bars in charts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,21 +8,21 @@ from deliveries_app.reports.chart import HEIGHT, WIDTH, stacked
 VALUES = st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), max_size=24)
 
 
-def test_the_highest_place_fills_the_chart_and_the_others_are_on_its_scale() -> None:
+def test_highest_bar_fills_the_chart_and_sets_the_scale() -> None:
     highest, half, nothing = stacked([(60, 20), (40, 0), (0, 0)])
     assert (highest.good_height, highest.bad_height, highest.bad_y) == (75, 25, 0)
     assert (half.good_height, half.good_y, half.bad_height) == (50, 50, 0)
     assert (nothing.good_height, nothing.bad_height) == (0, 0)
 
 
-def test_one_failure_among_a_million_files_can_be_seen() -> None:
+def test_one_failure_among_a_million_files_is_visible() -> None:
     bar = stacked([(999_999, 1)])[0]
     assert bar.bad_height == 2
     assert (bar.good_height, bar.bad_y) == (98, 0)
 
 
 @given(VALUES)
-def test_no_bar_leaves_the_chart_and_none_overlaps_another(values: list[tuple[int, int]]) -> None:
+def test_bars_stay_inside_the_chart_and_do_not_overlap(values: list[tuple[int, int]]) -> None:
     bars = stacked(values)
     assert len(bars) == len(values)
     right = 0.0

@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 
 from docora.cli import commands
-from docora.cli.main import sentence_of
+from docora.cli.main import error_message
 from tests.docora.test_up import free_port
 from tests.support.commands import PROJECT, manage, run_script
 from tests.support.postgres import PostgresServer
@@ -69,7 +69,7 @@ def test_without_a_database_every_command_says_so(database: str, option: list[st
     ):
         assert (code, out) == (1, ""), (line, err)
         assert err.startswith("The database cannot be used: "), line
-        assert err.endswith("Check DATABASE_URL, and whether it runs."), line
+        assert err.endswith("Check DATABASE_URL, and that the database is running."), line
         assert err.count("\n") == 0, line
         assert "hunter2" not in err
 
@@ -80,7 +80,7 @@ def test_without_tables_every_command_says_how_to_make_them(postgres_server: Pos
     for database in empty:
         for line, (code, out, err) in zip(lines, outcomes(lines, DATABASE_URL=database), strict=True):
             assert (code, out) == (1, ""), (line, err)
-            assert err.startswith("The database is not that of this version"), (line, err)
+            assert err.startswith("The database does not match this version"), (line, err)
             assert err.endswith("Migrate it: manage.py migrate"), line
 
 
@@ -141,8 +141,8 @@ def test_a_command_that_does_not_exist_is_wrong_usage() -> None:
 
 
 def test_what_nobody_has_foreseen_stays_a_traceback_and_so_does_what_somebody_asks_for() -> None:
-    assert sentence_of(RuntimeError("odd")) == ""
-    assert sentence_of(DatabaseError("syntax error")) == ""
-    assert sentence_of(ImproperlyConfigured("X must be y.")) == "Docora cannot start: X must be y."
+    assert error_message(RuntimeError("odd")) == ""
+    assert error_message(DatabaseError("syntax error")) == ""
+    assert error_message(ImproperlyConfigured("X must be y.")) == "Docora cannot start: X must be y."
     done = manage("list_apps", "--traceback", environment=os.environ | {"DATABASE_URL": "sqlite:////nowhere/at/all"})
     assert "Traceback" in done.stderr

@@ -1,4 +1,4 @@
-"""What all processes have done is counted in Redis, and outlives them."""
+"""Counters of all processes in Redis outlive the processes."""
 
 import os
 
@@ -6,7 +6,7 @@ from docora.redis import counters
 from tests.support.valkey import ValkeyServer
 
 
-def test_what_processes_have_counted_that_are_gone_is_added_up() -> None:
+def test_counts_of_ended_processes_are_added_up() -> None:
     for number in (1, 2):
         child = os.fork()
         if not child:
@@ -16,7 +16,7 @@ def test_what_processes_have_counted_that_are_gone_is_added_up() -> None:
     assert counters.read() == {"checks": 3, "syncs:failed": 2}
 
 
-def test_what_nothing_was_added_to_is_zero_and_not_stored(redis_client) -> None:
+def test_missing_counter_is_zero_and_not_stored(redis_client) -> None:
     counters.add({counters.FILES: 0})
     found = counters.read()
     assert found is not None
@@ -24,13 +24,13 @@ def test_what_nothing_was_added_to_is_zero_and_not_stored(redis_client) -> None:
     assert redis_client.keys("*") == []
 
 
-def test_without_redis_nothing_is_known_and_nothing_raises(valkey_server: ValkeyServer) -> None:
+def test_without_redis_nothing_raises(valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
     counters.add({counters.CHECKS: 1})
     assert counters.read() is None
 
 
-def test_a_redis_that_was_emptied_counts_anew(redis_client) -> None:
+def test_counting_restarts_after_a_flush(redis_client) -> None:
     counters.add({counters.CHECKS: 5})
     redis_client.flushall()
     counters.add({counters.CHECKS: 2})

@@ -1,4 +1,4 @@
-"""How a process is connected to PostgreSQL: neither side waits for one that will never answer."""
+"""PostgreSQL connection options: neither side waits for a peer that will never answer."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from tests.support.postgres import PostgresServer
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# A web process between two requests: it answers each line with what a request would see.
-ASKS_TWICE = """
+# A web process that prints, for each line of input, what a request would see.
+QUERY_PER_LINE = """
 import sys
 from django.core.signals import request_finished, request_started
 from django.db import connection
@@ -35,7 +35,7 @@ for line in sys.stdin:
 
 
 def options_of(url: str, **environment: str) -> dict[str, object]:
-    """What Django is told about the connection in a new process."""
+    """Return the connection options that a new process uses."""
     code = "import json; from django.conf import settings; print(json.dumps(settings.DATABASES['default']['OPTIONS']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -46,17 +46,15 @@ def options_of(url: str, **environment: str) -> dict[str, object]:
         timeout=60,
         check=True,
     )
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    options: dict[str, object] = json.loads(done.stdout)
+    return options
 
 
 def session_of(options: Mapping[str, object]) -> list[str]:
     return str(options["options"]).split()
 
 
-def test_a_session_ends_what_has_been_idle_in_a_transaction_for_a_lease(
-    postgres_server: PostgresServer, transactional_db: None
-) -> None:
+def test_idle_transaction_ends_after_a_lease(postgres_server: PostgresServer, transactional_db: None) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SHOW idle_in_transaction_session_timeout")
         assert cursor.fetchone() == (f"{settings.LEASE_SECONDS:.0f}s",)
@@ -65,31 +63,31 @@ def test_a_session_ends_what_has_been_idle_in_a_transaction_for_a_lease(
     assert [used[f"keepalives_{name}"] for name in ("idle", "interval", "count")] == ["10", "5", "3"]
 
 
-def test_a_session_s_patience_follows_the_lease() -> None:
+def test_timeouts_follow_the_lease() -> None:
     options = options_of("postgres://docora@db.example/docora", LEASE_SECONDS="7.5")
     assert session_of(options) == ["-c", "idle_in_transaction_session_timeout=7500", "-c", "tcp_user_timeout=7500"]
 
 
-def test_what_the_address_of_the_database_says_itself_wins() -> None:
+def test_options_in_database_url_take_precedence() -> None:
     own = quote("-c idle_in_transaction_session_timeout=0 -c search_path=docora")
     options = options_of(f"postgres://docora@db.example/docora?connect_timeout=3&keepalives_idle=77&options={own}")
     assert (options["connect_timeout"], options["keepalives_idle"], options["keepalives_count"]) == (3, 77, 3)
     assert session_of(options)[-4:] == ["-c", "idle_in_transaction_session_timeout=0", "-c", "search_path=docora"]
 
 
-def test_of_two_that_the_session_is_told_the_last_counts(postgres_server: PostgresServer) -> None:
-    told = "-c idle_in_transaction_session_timeout=30000 -c idle_in_transaction_session_timeout=0"
-    with psycopg.connect(postgres_server.url, options=told) as session:
+def test_last_of_two_equal_parameters_counts(postgres_server: PostgresServer) -> None:
+    options = "-c idle_in_transaction_session_timeout=30000 -c idle_in_transaction_session_timeout=0"
+    with psycopg.connect(postgres_server.url, options=options) as session:
         assert session.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("0",)
 
 
-def test_sqlite_is_told_nothing_of_it() -> None:
+def test_sqlite_has_no_such_options() -> None:
     assert "connect_timeout" not in options_of("sqlite:///docora.sqlite3")
 
 
-def test_a_server_that_accepts_and_never_speaks_is_given_up(monkeypatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        port = mute.getsockname()[1]
+def test_connect_timeout(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        port = silent_server.getsockname()[1]
         options = options_of(f"postgres://docora@127.0.0.1:{port}/docora?connect_timeout=2")
         started = time.monotonic()
         with pytest.raises(psycopg.OperationalError):
@@ -97,12 +95,12 @@ def test_a_server_that_accepts_and_never_speaks_is_given_up(monkeypatch) -> None
         assert time.monotonic() - started < 10
 
 
-def test_a_web_process_asks_again_at_once_after_the_database_was_restarted(
+def test_web_process_reconnects_after_a_database_restart(
     postgres_server: PostgresServer, instance_environment: dict[str, str]
 ) -> None:
-    """Its pool holds connections that are dead by then."""
+    """The pool's connections are dead then."""
     process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", ASKS_TWICE],
+        [sys.executable, str(PROJECT / "manage.py"), "shell", "--no-imports", "-c", QUERY_PER_LINE],
         env=instance_environment | {"DOCORA_PROCESS": "web", "LEASE_SECONDS": "7"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

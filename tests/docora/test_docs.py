@@ -1,6 +1,7 @@
-"""The documentation: public, whole, and true because it is made from what it speaks of."""
+"""The documentation pages: public, complete and consistent with the code."""
 
 import ast
+import functools
 import html
 import json
 import re
@@ -32,7 +33,7 @@ PAGES = ["/docs/", "/docs/webhooks/", "/docs/api/", "/docs/operations/"]
 
 
 class Reader(HTMLParser):
-    """What the tests look at: ids, links, headings in their order, copy buttons, and the text of each `code`."""
+    """Collect the ids, links, headings, copy buttons and `code` texts of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -46,17 +47,17 @@ class Reader(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attrs) -> None:
-        known = dict(attrs)
-        if anchor := known.get("id"):
+        attributes = dict(attrs)
+        if anchor := attributes.get("id"):
             self.ids.append(anchor)
         if tag == "a":
-            self.links.append(known["href"])
+            self.links.append(attributes["href"])
         if re.fullmatch("h[1-6]", tag):
-            self.headings.append((int(tag[1]), known.get("id")))
-        if "data-copy" in known:
-            self.copies.append(known)
-        if tag == "code" and "id" in known:
-            self._code = known["id"]
+            self.headings.append((int(tag[1]), attributes.get("id")))
+        if "data-copy" in attributes:
+            self.copies.append(attributes)
+        if tag == "code" and "id" in attributes:
+            self._code = attributes["id"]
             self.code[self._code] = ""
 
     def handle_data(self, data: str) -> None:
@@ -72,8 +73,8 @@ def read(address: str) -> Reader:
     return Reader(Client().get(address).text)
 
 
-def words(address: str) -> str:
-    """The page as it is read: its text without tags, blanks as one."""
+def text_of(address: str) -> str:
+    """Return the text of a page without tags, with whitespace collapsed."""
     return " ".join(html.unescape(re.sub("<[^>]*>", "", Client().get(address).text)).split())
 
 
@@ -81,7 +82,7 @@ def words(address: str) -> str:
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_a_page_needs_no_account_no_session_and_no_database(address: str) -> None:
+def test_page_needs_no_session_and_no_database(address: str) -> None:
     answer = Client().get(address)
     assert answer.status_code == 200
     assert answer.cookies == {}
@@ -90,14 +91,14 @@ def test_a_page_needs_no_account_no_session_and_no_database(address: str) -> Non
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_a_page_obeys_the_strict_policy(address: str) -> None:
+def test_page_obeys_the_content_security_policy(address: str) -> None:
     answer = Client().get(address)
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert not re.search(r"<style|<script(?![^>]*\ssrc=)|\s(style|on\w+)=|http-equiv|javascript:", answer.text)
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_the_headings_of_a_page_are_in_order_and_its_contents_lead_to_them(address: str) -> None:
+def test_headings_are_ordered_and_linked(address: str) -> None:
     page = read(address)
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1
@@ -110,7 +111,8 @@ def test_the_headings_of_a_page_are_in_order_and_its_contents_lead_to_them(addre
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_every_link_leads_somewhere(address: str) -> None:
+def test_links_resolve(address: str) -> None:
+    ids_of = functools.cache(lambda page: read(page).ids)
     for link in set(read(address).links):
         target, _, anchor = link.partition("#")
         if target.startswith("/static/"):
@@ -119,35 +121,35 @@ def test_every_link_leads_somewhere(address: str) -> None:
             assert target == "https://www.standardwebhooks.com"
         else:
             resolve(target or address)
-            assert not anchor or anchor in read(target or address).ids, link
+            assert not anchor or anchor in ids_of(target or address), link
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_the_pages_lead_to_each_other_and_each_knows_itself(address: str) -> None:
+def test_navigation_links_all_pages_and_marks_the_current_one(address: str) -> None:
     page = Client().get(address).text
     assert set(PAGES) <= set(read(address).links)
     assert re.findall(r'<a href="([^"]+)" aria-current="page">', page) == [address]
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_what_can_be_copied_has_a_button_with_a_name_that_waits_for_its_script(address: str) -> None:
+def test_copy_buttons(address: str) -> None:
     page = read(address)
     assert [button["data-copy"] for button in page.copies] == list(page.code)
     assert all(button["aria-label"].startswith("Copy ") and "hidden" in button for button in page.copies)
 
 
-def test_the_contents_are_the_headings_that_can_be_linked_to() -> None:
+def test_table_of_contents() -> None:
     page = '<h1>T</h1><h2 id="a">A &amp; <code>b</code></h2><h3>no</h3><h3 id="c" data-method="GET">C</h3><h2 id="d">D</h2>'
-    first, second = views.Contents(page).entries
-    assert (first.anchor, first.words, second.words, second.below) == ("a", "A & b", "D", [])
-    assert [(entry.anchor, entry.words, entry.method) for entry in first.below] == [("c", "C", "GET")]
+    first, second = views.TableOfContents(page).entries
+    assert (first.anchor, first.title, second.title, second.below) == ("a", "A & b", "D", [])
+    assert [(entry.anchor, entry.title, entry.method) for entry in first.below] == [("c", "C", "GET")]
 
 
-def test_the_admin_leads_to_it_and_so_does_the_page_of_a_new_app_s_secrets(db) -> None:
+def test_admin_links_to_the_documentation(db) -> None:
     client = staff("olga", "view_app", "onboard_app")
     assert '<a href="/docs/">Documentation</a>' in client.get("/admin/").text
-    facts = {"name": "Portal", "base_url": "http://127.0.0.1:9/hooks", "email": "ops@portal.example"}
-    page = client.post("/admin/deliveries_app/app/add/", facts, follow=True).text
+    values = {"name": "Portal", "base_url": "http://127.0.0.1:9/hooks", "email": "ops@portal.example"}
+    page = client.post("/admin/deliveries_app/app/add/", values, follow=True).text
     assert "Store the three" in page
     assert 'href="/docs/webhooks/"' in page
 
@@ -155,7 +157,7 @@ def test_the_admin_leads_to_it_and_so_does_the_page_of_a_new_app_s_secrets(db) -
 # --- The webhook reference ----------------------------------------------------------------------------------------------
 
 
-def test_every_sample_is_shown_as_it_is_and_can_be_downloaded() -> None:
+def test_samples_are_shown_and_downloadable() -> None:
     page, start = read("/docs/webhooks/"), read("/docs/")
     files = list(SAMPLES.iterdir())
     assert len(files) > 5
@@ -166,7 +168,7 @@ def test_every_sample_is_shown_as_it_is_and_can_be_downloaded() -> None:
     assert {"receiver-py", "receiver-mjs"} <= set(start.code)
 
 
-def test_a_sample_is_read_when_it_is_asked_for(tmp_path: Path, settings) -> None:
+def test_samples_are_read_on_request(tmp_path: Path, settings) -> None:
     samples = tmp_path / "static" / "docs" / "samples"
     shutil.copytree(SAMPLES, samples)
     settings.BASE_DIR = tmp_path
@@ -174,40 +176,40 @@ def test_a_sample_is_read_when_it_is_asked_for(tmp_path: Path, settings) -> None
     assert read("/docs/webhooks/").code["verify-py"] == "print('<another>' & 1)"
 
 
-def test_every_body_of_an_example_is_shown() -> None:
+def test_example_bodies_are_shown() -> None:
     shown = read("/docs/webhooks/").code
     for event, example in examples.examples().items():
         for number, variant in enumerate(example.variants, 1):
             assert json.loads(shown[f"{event}-body-{number}"]) == json.loads(variant.body)
 
 
-def test_the_examples_have_every_field_that_is_ever_sent_and_no_other() -> None:
+def test_examples_have_exactly_the_fields_that_are_sent() -> None:
     sent: dict[str, set[str]] = {}
     for name, body in BODIES.items():
         event = re.split("[: ]", name)[0]
         event = {"chunk": "create", "a": "create"}.get(event, event)
         sent.setdefault(event, set()).update(field for field, _ in examples._flat(json.loads(body)))
     sent["update"] |= {"previous_sha"}
-    told = {event: {field.name for field in example.fields} for event, example in examples.examples().items()}
-    told["update"] |= {"file.content_encoding"}  # its example is a text, and says so
-    assert told == sent
-    assert set(examples.MEANINGS) == set().union(*told.values())
+    documented = {event: {field.name for field in example.fields} for event, example in examples.examples().items()}
+    documented["update"] |= {"file.content_encoding"}  # missing in the text example
+    assert documented == sent
+    assert set(examples.DESCRIPTIONS) == set().union(*documented.values())
 
 
-def test_the_page_explains_every_field_and_header(client: Client) -> None:
+def test_every_field_and_header_is_explained(client: Client) -> None:
     page = client.get("/docs/webhooks/").text
-    for name in {*examples.MEANINGS, *examples.HEADERS}:
+    for name in {*examples.DESCRIPTIONS, *examples.HEADERS}:
         assert f"<code>{name}</code>" in page, name
     assert [name for name, _, _ in examples.headers(user_agent())] == list(examples.HEADERS)
 
 
-def test_every_reason_and_cause_of_the_wire_is_named() -> None:
+def test_reasons_and_causes_are_listed() -> None:
     assert re.findall("`(\\w+)`", examples.HEADERS["X-Docora-Reason"]) == Reason.values
-    assert re.findall("`(\\w+)`", examples.MEANINGS["error.reason"]) == [cause.value for cause in Cause]
+    assert re.findall("`(\\w+)`", examples.DESCRIPTIONS["error.reason"]) == [cause.value for cause in Cause]
 
 
 @pytest.mark.parametrize("event", ["create", "update"])
-def test_the_examples_say_the_truth_of_their_content(event: str) -> None:
+def test_sha_and_size_of_the_examples(event: str) -> None:
     for variant in examples.examples()[event].variants:
         file = json.loads(variant.body)["file"]
         if "chunk" not in file:
@@ -215,61 +217,61 @@ def test_the_examples_say_the_truth_of_their_content(event: str) -> None:
             assert (file["sha"], file["size"]) == (examples._sha(content), len(content))
 
 
-def test_the_example_to_try_verifies_and_the_command_beside_it_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signature_example_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = read("/docs/webhooks/").code
-    found = dict(re.findall(r"(?m)^(\w+)='?(.*?)'?$", shown["vector-values"]))
+    values = dict(re.findall(r"(?m)^(\w+)='?(.*?)'?$", shown["vector-values"]))
     signature = shown["vector-values"].rpartition("# ")[2]
-    headers = {"X-Docora-Timestamp": found["TIMESTAMP"], "X-Docora-Signature": signature}
+    headers = {"X-Docora-Timestamp": values["TIMESTAMP"], "X-Docora-Signature": signature}
     verify = load("verify")
-    monkeypatch.setattr(verify.time, "time", lambda: int(found["TIMESTAMP"]))
-    assert verify.verify(headers, found["BODY"].encode(), found["DOCORA_KEY"])
+    monkeypatch.setattr(verify.time, "time", lambda: int(values["TIMESTAMP"]))
+    assert verify.verify(headers, values["BODY"].encode(), values["DOCORA_KEY"])
     script = f"{shown['vector-values']}\n{shown['vector-command']}"
     output = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True).stdout
     assert signature == f"sha256={output.split()[-1]}"
 
 
-def test_the_limits_are_those_of_this_instance(settings) -> None:
+def test_limits_of_this_instance_are_shown(settings) -> None:
     settings.CHUNK_SIZE_BYTES, settings.MAX_RETRY_ATTEMPTS, settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS = (
         7_654_321,
         77,
         90,
     )
-    page = words("/docs/webhooks/")
-    for told in ("pieces of 7,654,321 characters", "77 attempts in all", "left alone for 1 min 30 s"):
-        assert told in page
+    page = text_of("/docs/webhooks/")
+    for sentence in ("pieces of 7,654,321 characters", "77 attempts in all", "left alone for 1 min 30 s"):
+        assert sentence in page
 
 
 # --- The handbook -------------------------------------------------------------------------------------------------------
 
 
-def test_the_handbook_lists_every_setting_with_its_default_and_what_it_does() -> None:
-    page = words("/docs/operations/")
+def test_handbook_lists_every_setting() -> None:
+    page = text_of("/docs/operations/")
     groups = [group for section in settings_reference.sections() for group in section.groups]
     documented = dict(re.findall(r"(?m)^# ([A-Z_]+)=(.*)$", (PROJECT / ".env.example").read_text()))
     assert {name: default for group in groups for name, default in group.settings.items()} == documented
     for group in groups:
-        assert group.words, group.settings
+        assert group.description, group.settings
         for name, default in group.settings.items():
             assert f"{name} {default or 'empty'}" in page
 
 
-def test_a_comment_explains_the_settings_below_it_up_to_the_next_comment() -> None:
-    text = "# Of the file.\n# AA=0\n\n# --- One ---\n# Words\n# and more.\n# AA=1\n# B_B=\n# Other.\n# CC=c=d\n# --- Two -\n# DD=\n"
+def test_parse_settings() -> None:
+    text = "# Of the file.\n# AA=0\n\n# --- One ---\n# Text\n# and more.\n# AA=1\n# B_B=\n# Other.\n# CC=c=d\n# --- Two -\n# DD=\n"
     one, two = settings_reference.parse(text)
-    assert [(group.words, group.settings) for group in one.groups] == [
-        ("Words and more.", {"AA": "1", "B_B": ""}),
+    assert [(group.description, group.settings) for group in one.groups] == [
+        ("Text and more.", {"AA": "1", "B_B": ""}),
         ("Other.", {"CC": "c=d"}),
     ]
-    assert (two.title, two.groups[0].words) == ("Two", "")
+    assert (two.title, two.groups[0].description) == ("Two", "")
 
 
-def test_the_handbook_is_there_without_the_file_of_settings(settings, tmp_path: Path) -> None:
+def test_handbook_without_env_example(settings, tmp_path: Path) -> None:
     settings.BASE_DIR = tmp_path
-    assert "was not deployed with this instance" in words("/docs/operations/")
+    assert "was not deployed with this instance" in text_of("/docs/operations/")
 
 
-def test_the_handbook_says_what_to_do_about_every_state_and_cause() -> None:
-    page, ids = words("/docs/operations/"), read("/docs/operations/").ids
+def test_handbook_covers_every_status_cause_and_outcome() -> None:
+    page, ids = text_of("/docs/operations/"), read("/docs/operations/").ids
     for kind, values in (("status", Status), ("cause", RootCause)):
         for value in values:
             assert f"{kind}-{value.value}" in ids
@@ -277,7 +279,7 @@ def test_the_handbook_says_what_to_do_about_every_state_and_cause() -> None:
     assert [outcome for outcome in Outcome if outcome.label not in page] == []
 
 
-def test_the_handbook_names_no_command_probe_or_log_line_that_does_not_exist() -> None:
+def test_commands_probes_and_log_events_in_the_handbook_exist() -> None:
     page = Client().get("/docs/operations/").text
     commands = re.findall(r"<dt><code>(\w+)", page.partition('id="commands"')[2].partition("<h2")[0])
     assert len(commands) > 4
@@ -304,11 +306,11 @@ def test_the_handbook_names_no_command_probe_or_log_line_that_does_not_exist() -
     assert set(listed) - {"run_id", "operation_id", "sync_failed"} <= logged
 
 
-def test_the_handbook_lists_every_metric_and_no_other(db, tmp_path: Path, settings) -> None:
+def test_handbook_lists_exactly_the_metrics(db, tmp_path: Path, settings) -> None:
     settings.REPOS_DIR = tmp_path
-    cache.look_after()  # until a worker has, nothing is told of mirrors
-    told = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
+    cache.look_after()  # the mirror metrics exist only after this
+    exported = set(re.findall("(?m)^# HELP (\\w+) ", Client().get("/metrics").text)) | {"docora_sweep_age_seconds"}
     section = Client().get("/docs/operations/").text.partition('id="metrics"')[2].partition("<h2")[0]
-    assert set(re.findall("<code>(docora_\\w+)</code>", section)) == told
+    assert set(re.findall("<code>(docora_\\w+)</code>", section)) == exported
     used = set(re.findall(r"docora_\w+", read("/docs/operations/").code["alert-rules"]))
-    assert {name.removesuffix("_count") for name in used} <= told
+    assert {name.removesuffix("_count") for name in used} <= exported

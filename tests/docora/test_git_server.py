@@ -1,4 +1,4 @@
-"""The git server that the demo and the tests watch: real clients, real sockets."""
+"""The git server of the demo and the tests, with real clients and sockets."""
 
 import contextlib
 import gzip
@@ -31,7 +31,7 @@ def served(tmp_path):
 
 
 def ls_refs(repo: Repo, body=LS_REFS, **headers: str) -> tuple[int, bytes]:
-    """Ask for HEAD with one POST, as Docora does."""
+    """Request HEAD with one POST, as Docora does. Return the status and the body."""
     connection = http.client.HTTPConnection("127.0.0.1", repo.server.port, timeout=10)
     try:
         connection.request("POST", f"/{repo.name}/git-upload-pack", body, LS_REFS_HEADERS | headers)
@@ -41,7 +41,7 @@ def ls_refs(repo: Repo, body=LS_REFS, **headers: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def test_a_clone_over_protocol_2_brings_what_was_committed(served):
+def test_clone_over_protocol_2(served):
     repo = served.repo(files={"a.txt": b"a\r\n", "ü/b": b"\0\xff", "run": Entry.executable(b"#!/bin/sh\n")})
     served.run("clone", repo.url, "copy")
     copy = served.directory / "copy"
@@ -50,14 +50,14 @@ def test_a_clone_over_protocol_2_brings_what_was_committed(served):
     assert {request.git_protocol for request in served.server.requests} == {"version=2"}
 
 
-def test_ls_remote_names_the_branch_of_head_under_every_spelling(served):
+def test_ls_remote_with_every_url_spelling(served):
     repo = served.repo("acme/next.js", {"a": b"1"}, branch="trunk")
     for url in (repo.url, f"{repo.url}/", f"{repo.url}.git"):
         answer = served.run("ls-remote", "--symref", url, "HEAD").stdout.decode()
         assert answer == f"ref: refs/heads/trunk\tHEAD\n{repo.head}\tHEAD\n"
 
 
-def test_head_is_told_in_a_single_request(served):
+def test_ls_refs_takes_one_request(served):
     repo = served.repo(files={"a": b"1"})
     status, answer = ls_refs(repo)
     assert status == 200
@@ -65,17 +65,17 @@ def test_head_is_told_in_a_single_request(served):
     assert len(served.server.requests) == 1
 
 
-def test_a_compressed_request_is_understood(served):
+def test_compressed_request(served):
     repo = served.repo(files={"a": b"1"})
     assert ls_refs(repo, gzip.compress(LS_REFS), **{"Content-Encoding": "gzip"}) == ls_refs(repo)
 
 
-def test_a_request_body_in_chunks_is_understood(served):
+def test_chunked_request_body(served):
     repo = served.repo(files={"a": b"1"})
     assert ls_refs(repo, iter([LS_REFS[:10], LS_REFS[10:]])) == ls_refs(repo)
 
 
-def test_a_connection_is_kept_over_answers_of_every_kind(served):
+def test_connection_is_reused_after_every_status(served):
     served.repo("acme/open", {"a": b"1"})
     served.repo("acme/closed", {"a": b"1"}, token="secret")
     connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=10)
@@ -91,7 +91,7 @@ def test_a_connection_is_kept_over_answers_of_every_kind(served):
     assert statuses == [200, 401, 404, 200]
 
 
-def test_a_shallow_partial_fetch_of_a_commit_by_its_id_works(served):
+def test_shallow_partial_fetch_by_commit_id(served):
     repo = served.repo(files={"a": b"first"})
     first = repo.head
     repo.commit({"a": b"second"})
@@ -100,13 +100,13 @@ def test_a_shallow_partial_fetch_of_a_commit_by_its_id_works(served):
     assert served.run("-C", "mirror", "rev-parse", "FETCH_HEAD").stdout.decode().strip() == first
 
 
-def test_nobody_can_push(served):
+def test_push_is_refused(served):
     repo = served.repo(files={"a": b"1"})
     served.run("clone", repo.url, "copy")
     assert served.run("-C", "copy", "push", "origin", "HEAD:refs/heads/other", check=False).returncode != 0
 
 
-def test_a_private_repository_needs_its_own_token(served):
+def test_private_repository_needs_its_token(served):
     repo = served.repo("acme/secret", {"a": b"1"}, token="right")
     served.repo("acme/other", {"a": b"1"}, token="wrong")
     host = f"127.0.0.1:{served.server.port}"
@@ -133,7 +133,7 @@ def test_a_private_repository_needs_its_own_token(served):
         "/acme/secret.git/HEAD",
     ],
 )
-def test_no_spelling_of_an_address_gets_around_the_token(served, target):
+def test_url_spelling_does_not_bypass_the_token(served, target):
     served.repo("acme/secret", {"a": b"1"}, token="right")
     connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=10)
     connection.request("GET", target)
@@ -141,7 +141,7 @@ def test_no_spelling_of_an_address_gets_around_the_token(served, target):
     connection.close()
 
 
-def test_a_hook_answers_with_a_status_and_the_next_request_is_served(served):
+def test_on_request_answers_with_a_status(served):
     repo = served.repo(files={"a": b"1"})
     statuses = iter([503, 404])
     served.server.on_request = lambda method, target: next(statuses, None)
@@ -149,7 +149,7 @@ def test_a_hook_answers_with_a_status_and_the_next_request_is_served(served):
     assert [request.status for request in served.server.requests] == [503, 404, 200]
 
 
-def test_a_hook_can_take_over_and_trickle(served):
+def test_on_request_takes_over_the_connection(served):
     repo = served.repo(files={"a": b"1"})
 
     def trickle(connection: socket.socket) -> None:
@@ -163,7 +163,7 @@ def test_a_hook_can_take_over_and_trickle(served):
         ls_refs(repo)
 
 
-def test_stopping_ends_requests_that_hang_and_git_processes_that_work(served):
+def test_stop_ends_hanging_requests_and_git_processes(served):
     repo = served.repo("acme/big", {f"f{n}": os.urandom(1_000_000) for n in range(20)})
     with socket.create_connection(("127.0.0.1", served.server.port)) as reader:
         body = b"0011command=fetch0001" + f"0032want {repo.head}\n".encode() + b"0009done\n0000"
@@ -171,22 +171,22 @@ def test_stopping_ends_requests_that_hang_and_git_processes_that_work(served):
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         reader.sendall(f"POST /acme/big/git-upload-pack HTTP/1.1\r\n{head}\r\n".encode() + body)
         assert b"200" in reader.recv(1000)
-        wait_for(lambda: git_processes(repo.path))  # git waits for a client that does not read on
+        wait_for(lambda: git_processes(repo.path))  # git blocks because the client stops reading
         served.server.stop()
         wait_for(lambda: not git_processes(repo.path))
 
 
 def git_processes(repository: Path) -> list[str]:
-    """The processes of this machine that work in this repository."""
-    found = []
+    """Return the ids of the processes whose working directory is this repository."""
+    ids = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):
             if link.readlink() == repository:
-                found.append(link.parent.name)
-    return found
+                ids.append(link.parent.name)
+    return ids
 
 
-def test_many_clients_at_once_are_served(served):
+def test_concurrent_clients(served):
     repo = served.repo(files={f"f{n}": b"%d" % n for n in range(50)})
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(ls_refs(repo)[0])) for _ in range(20)]
@@ -197,7 +197,7 @@ def test_many_clients_at_once_are_served(served):
     assert answers == [200] * 20
 
 
-def test_the_demo_repositories_are_complete_and_left_alone_the_second_time(tmp_path):
+def test_demo_repositories(tmp_path):
     names = make_demo_repositories(tmp_path)
     assert names == ["acme/handbook", "acme/assets", "acme/legacy", "acme/website"]
     with GitServer(tmp_path) as server:
@@ -215,7 +215,7 @@ def test_the_demo_repositories_are_complete_and_left_alone_the_second_time(tmp_p
             assert git(repo.path, "fsck", "--strict") == b""
 
 
-def test_commits_say_just_what_they_were_told(served):
+def test_commits_contain_exactly_the_changes(served):
     name = 'with "quotes" and \\ and \n a line'
     repo = served.repo(files={name: b"1", "link": Entry.symlink("a"), "sub": Entry.submodule("1" * 40), "a": b"a"})
     assert repo.files() == {name: b"1", "a": b"a"}
@@ -227,7 +227,7 @@ def test_commits_say_just_what_they_were_told(served):
     assert (repo.files(), git(repo.path, "rev-list", "--count", "HEAD")) == ({"only": b"1"}, b"1\n")
 
 
-def test_a_large_repository_is_made_quickly(served):
+def test_large_repository(served):
     repo = served.make_large(count=2000, size=100)
     files = repo.files()
     assert (len(files), {len(content) for content in files.values()}) == (2000, {100})

@@ -1,4 +1,4 @@
-"""What every answer says to browsers and caches, and the pages for what went wrong."""
+"""Security and cache headers of all responses, and the error pages."""
 
 import os
 import re
@@ -31,10 +31,10 @@ def admin(admin_user) -> Client:
 
 
 @pytest.mark.parametrize("address", ["/admin/", "/admin/login/", "/health", "/api/repositories", "/nothing", "/docs/"])
-def test_every_answer_has_the_headers(admin: Client, address: str) -> None:
-    answer = admin.get(address)
-    assert {name: answer.headers.get(name) for name in EVERYWHERE} == EVERYWHERE
-    policy = answer.headers["Content-Security-Policy"]
+def test_every_response_has_security_headers(admin: Client, address: str) -> None:
+    response = admin.get(address)
+    assert {name: response.headers.get(name) for name in EVERYWHERE} == EVERYWHERE
+    policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
@@ -44,7 +44,7 @@ def test_every_answer_has_the_headers(admin: Client, address: str) -> None:
     "address",
     ["/admin/", "/admin/deliveries_app/app/", "/admin/password_change/", "/admin/live/", "/admin/api/repositories"],
 )
-def test_what_a_session_shows_is_kept_by_no_cache(admin: Client, address: str) -> None:
+def test_admin_pages_are_not_cached(admin: Client, address: str) -> None:
     assert "no-store" in admin.get(address).headers["Cache-Control"]
 
 
@@ -52,15 +52,15 @@ def test_static_files_may_be_cached(client: Client) -> None:
     assert "max-age" in client.get("/static/docora/docora.css").headers["Cache-Control"]
 
 
-def test_the_session_cookie_is_out_of_reach_for_scripts_and_other_sites(client: Client, admin_user) -> None:
-    answer = client.post("/admin/login/", {"username": "admin", "password": "password"})
-    assert answer.status_code == 302
-    cookie = answer.cookies["sessionid"]
+def test_session_cookie_is_httponly_and_samesite(client: Client, admin_user) -> None:
+    response = client.post("/admin/login/", {"username": "admin", "password": "password"})
+    assert response.status_code == 302
+    cookie = response.cookies["sessionid"]
     assert (cookie["httponly"], cookie["samesite"]) == (True, "Lax")
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "words"),
+    ("error", "status", "message"),
     [
         (SuspiciousOperation("forged"), 400, "This request was not understood"),
         (PermissionDenied("You need the permission x."), 403, "You need the permission x."),
@@ -68,24 +68,24 @@ def test_the_session_cookie_is_out_of_reach_for_scripts_and_other_sites(client: 
         (RuntimeError("ghp_PlantedPlanted"), 500, "Something went wrong here"),
     ],
 )
-def test_an_error_is_a_page_of_docoras_that_the_policy_lets_through(
-    admin: Client, monkeypatch, error: Exception, status: int, words: str
+def test_error_pages_satisfy_the_content_security_policy(
+    admin: Client, monkeypatch, error: Exception, status: int, message: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("deliveries_app.site.DocoraAdminSite.get_app_list", fail)
-    answer = admin.get("/admin/")
-    page = answer.content.decode()
-    assert answer.status_code == status
-    assert words in page
+    response = admin.get("/admin/")
+    page = response.content.decode()
+    assert response.status_code == status
+    assert message in page
     assert "<title>" in page
     assert "docora/error.css" in page
     assert not INLINE.search(page)
     assert "ghp_" not in page
 
 
-def test_an_unknown_address_and_a_stale_form_are_pages_too(admin_user) -> None:
+def test_not_found_and_csrf_failure_pages(admin_user) -> None:
     client = Client(enforce_csrf_checks=True)
     missing = client.get("/nothing")
     stale = client.post("/admin/login/", {"username": "admin", "password": "password"})
@@ -95,7 +95,7 @@ def test_an_unknown_address_and_a_stale_form_are_pages_too(admin_user) -> None:
     assert not INLINE.search(missing.content.decode() + stale.content.decode())
 
 
-def test_django_rq_has_no_page_here(admin: Client) -> None:
+def test_django_rq_pages_are_not_mounted(admin: Client) -> None:
     for address in ("/admin/django_rq/", "/admin/django_rq/dashboard/", "/django-rq/", "/admin/django-rq/"):
         assert admin.get(address).status_code == 404, address
     assert "django_rq" not in admin.get("/admin/").content.decode()
@@ -104,7 +104,7 @@ def test_django_rq_has_no_page_here(admin: Client) -> None:
 
 
 @pytest.mark.parametrize("options", [["--deploy", "--fail-level", "WARNING"], ["--fail-level", "WARNING"]])
-def test_djangos_own_checks_find_nothing_under_an_https_address(tmp_path: Path, options: list[str]) -> None:
+def test_django_checks_pass_with_an_https_url(tmp_path: Path, options: list[str]) -> None:
     environment = {
         "PATH": os.environ["PATH"],
         "DATA_DIR": str(tmp_path),
@@ -116,7 +116,7 @@ def test_djangos_own_checks_find_nothing_under_an_https_address(tmp_path: Path, 
     assert "no issues (1 silenced)" in result.stdout  # mail.W001: only alerts need a mail server
 
 
-def test_staff_without_a_right_is_told_so_in_words(db) -> None:
-    answer = staff("victor").get("/admin/auth/user/")
-    assert answer.status_code == 403
-    assert "You may not do this" in answer.content.decode()
+def test_missing_permission_page(db) -> None:
+    response = staff("victor").get("/admin/auth/user/")
+    assert response.status_code == 403
+    assert "You may not do this" in response.content.decode()

@@ -1,4 +1,4 @@
-"""Signs of life in Redis: the sweep's, the workers', and the jobs'."""
+"""Heartbeats of the sweep and the workers, and job counts."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,8 +20,8 @@ def signs() -> heartbeat.Signs:
 
 
 def start_worker(redis: Redis, name: str, *, hours_ago: float = 0, silent_for: float = 0) -> None:
-    """As a worker leaves it in Redis that was started so long ago and said its last word so many seconds ago. On a
-    connection of its own: rq changes the time-outs of the one that it is given."""
+    """Register a worker with this start time and last heartbeat, on a separate connection because RQ changes the
+    timeouts of the connection that it is given."""
     worker = Worker(["default"], name=name, connection=redis)
     worker.register_birth()
     moments = {"birth": timedelta(hours=hours_ago), "last_heartbeat": timedelta(seconds=silent_for)}
@@ -29,20 +29,20 @@ def start_worker(redis: Redis, name: str, *, hours_ago: float = 0, silent_for: f
         redis.hset(worker.key, field, utcformat(datetime.now(UTC) - since))
 
 
-def test_before_anything_has_run_there_is_no_sign_of_life() -> None:
+def test_empty_redis() -> None:
     found = signs()
     assert (found.waiting, found.active, found.workers, found.sweep) == (0, 0, (), None)
     assert found.workers_since is None
     assert found.sweep_is_late
 
 
-def test_without_redis_nothing_is_known_and_nothing_raises(valkey_server: ValkeyServer) -> None:
+def test_without_redis(valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
     heartbeat.beat(heartbeat.SWEEP)
     assert heartbeat.read() is None
 
 
-def test_the_sweep_has_just_looked_when_it_says_so(redis_client: Redis) -> None:
+def test_sweep_heartbeat(redis_client: Redis) -> None:
     heartbeat.beat(heartbeat.SWEEP)
     found = signs()
     assert found.sweep is not None
@@ -52,17 +52,17 @@ def test_the_sweep_has_just_looked_when_it_says_so(redis_client: Redis) -> None:
 
 
 @pytest.mark.parametrize(("interval", "late"), [(5, True), (60, False)])
-def test_a_sweep_is_late_when_three_of_its_turns_have_passed(settings, interval: float, late: bool) -> None:
+def test_sweep_is_late_after_three_intervals(settings, interval: float, late: bool) -> None:
     settings.SWEEP_INTERVAL_SECONDS = interval
-    looked = timezone.now() - timedelta(seconds=120)
-    assert heartbeat.Signs(0, 0, (), looked).sweep_is_late is late
+    last_round = timezone.now() - timedelta(seconds=120)
+    assert heartbeat.Signs(0, 0, (), last_round).sweep_is_late is late
 
 
-def test_a_sweep_whose_clock_is_ahead_has_looked_now_and_not_in_the_future() -> None:
+def test_sweep_age_is_not_negative_with_clock_skew() -> None:
     assert heartbeat.Signs(0, 0, (), timezone.now() + timedelta(minutes=3)).sweep_age == 0
 
 
-def test_a_worker_that_was_killed_is_soon_no_worker(redis_client: Redis) -> None:
+def test_killed_worker_is_not_counted(redis_client: Redis) -> None:
     start_worker(redis_client, "alive", hours_ago=5)
     start_worker(redis_client, "fresh", hours_ago=1)
     start_worker(redis_client, "killed", hours_ago=9, silent_for=40)
@@ -72,20 +72,20 @@ def test_a_worker_that_was_killed_is_soon_no_worker(redis_client: Redis) -> None
     assert timedelta(minutes=59) < timezone.now() - found.workers_since < timedelta(minutes=61)
 
 
-def test_jobs_of_all_queues_are_counted() -> None:
+def test_waiting_jobs_of_all_queues_are_counted() -> None:
     for number, queue in enumerate(queues.QUEUES):
         queues.enqueue(queue, "deliveries_app.jobs.sync_watch", number, f"job-{number}")
     assert signs().waiting == 3
 
 
-def test_a_job_whose_worker_was_killed_runs_no_more() -> None:
+def test_job_of_a_killed_worker_is_not_active() -> None:
     now = datetime.now(UTC).timestamp()
     connection().zadd("rq:wip:default", {"job-1:x": now + 60, "job-2:y": now - 5})
     connection().zadd("rq:wip:high", {"job-3:z": now + 60})
     assert signs().active == 2
 
 
-def test_a_look_at_the_workers_leaves_the_short_time_outs_as_they_are(redis_client: Redis) -> None:
+def test_reading_workers_keeps_the_short_timeouts(redis_client: Redis) -> None:
     start_worker(redis_client, "alive")
     before = connection().connection_pool.connection_kwargs["socket_timeout"]
     assert len(signs().workers) == 1

@@ -1,4 +1,4 @@
-"""The HTTP client against real sockets: what an answer, a crowd of requests and every kind of failure look like."""
+"""The HTTP client against real sockets: responses, concurrent requests and every kind of failure."""
 
 import socket
 import struct
@@ -25,15 +25,15 @@ def serve():
 
 
 def everything(client):
-    """Every outcome of what is in flight, as (request, outcome)."""
+    """Return (request, outcome) for all requests in flight."""
     finished = []
     while client.in_flight:
         finished += client.poll(1.0)
     return finished
 
 
-# --- Answers ----------------------------------------------------------------------------------------------------------
-def test_a_2xx_is_ok_and_brings_status_headers_and_body(client, serve):
+# --- Responses --------------------------------------------------------------------------------------------------------
+def test_2xx_response(client, serve):
     server = serve(saying("201 Created", b'{"ok":true}', "X-Thing: a: b"))
     outcome = client.request(post(server.url, b'{"a":1}'))
     assert (outcome.ok, outcome.status, outcome.cause, outcome.reached) == (True, 201, None, True)
@@ -46,24 +46,24 @@ def test_a_2xx_is_ok_and_brings_status_headers_and_body(client, serve):
     assert b"\r\nContent-Type: application/json" in head
 
 
-def test_a_500_is_an_answer_and_not_ok(client, serve):
+def test_500_response_is_not_ok(client, serve):
     outcome = client.request(post(serve(saying("500 Oops", b"broken")).url))
     assert (outcome.ok, outcome.status, outcome.cause, outcome.body) == (False, 500, None, b"broken")
     assert outcome.message == "The server answered 500."
 
 
-def test_a_redirect_is_not_followed(client, serve):
+def test_redirect_is_not_followed(client, serve):
     target = serve()
     outcome = client.request(post(serve(saying("307 Elsewhere", b"", f"Location: {target.url}")).url))
     assert (outcome.ok, outcome.status, target.connections) == (False, 307, 0)
 
 
-def test_only_the_beginning_of_a_long_body_is_kept(client, serve):
+def test_long_response_body_is_truncated(client, serve):
     outcome = client.request(post(serve(saying(body=b"x" * 5000)).url, max_body=100))
     assert (outcome.ok, outcome.body, outcome.truncated) == (True, b"x" * 100, True)
 
 
-def test_get_and_head_have_no_body_and_other_methods_do(client, serve):
+def test_request_bodies_by_method(client, serve):
     server = serve()
     outcomes = [client.request(Request(method, server.url)) for method in ("GET", "HEAD", "DELETE", "GET")]
     assert [outcome.body for outcome in outcomes] == [b"ok", b"", b"ok", b"ok"]
@@ -72,17 +72,17 @@ def test_get_and_head_have_no_body_and_other_methods_do(client, serve):
     assert server.requests[-1][1] == b"new"
 
 
-def test_a_big_body_is_sent_without_waiting_for_100_continue(client, serve):
+def test_big_body_is_sent_without_100_continue(client, serve):
     server = serve()
     started = time.monotonic()
     assert client.request(post(server.url, b"x" * 2_000_000)).ok
-    assert time.monotonic() - started < 0.9  # libcurl would have waited for a second
+    assert time.monotonic() - started < 0.9  # libcurl would wait for one second
     head, body = server.requests[0]
     assert b"expect" not in head.lower()
     assert len(body) == 2_000_000
 
 
-def test_an_interim_answer_is_not_the_answer(client, serve):
+def test_interim_response_is_ignored(client, serve):
     def answer(connection, head, body):
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\nRetry-After: 9\r\n\r\n")
         return saying("503 Busy", b"", "Retry-After: 3")(connection, head, body)
@@ -92,14 +92,14 @@ def test_an_interim_answer_is_not_the_answer(client, serve):
 
 
 # --- Many requests ----------------------------------------------------------------------------------------------------
-def test_connections_are_kept_alive(client, serve):
+def test_connections_are_reused(client, serve):
     server = serve()
     for _ in range(20):
         assert client.request(post(server.url)).ok
     assert (server.connections, len(server.requests)) == (1, 20)
 
 
-def test_many_requests_run_in_parallel_but_never_more_than_allowed(serve):
+def test_concurrency_is_bounded_by_max_connections(serve):
     lock, now, most = threading.Lock(), [0], [0]
 
     def answer(connection, head, body):
@@ -122,7 +122,7 @@ def test_many_requests_run_in_parallel_but_never_more_than_allowed(serve):
     assert (most[0], server.connections) == (8, 8)
 
 
-def test_a_request_in_line_does_not_time_out_before_its_turn(serve):
+def test_timeout_does_not_count_while_queued(serve):
     def answer(connection, head, body):
         time.sleep(0.25)
         return saying()(connection, head, body)
@@ -134,7 +134,7 @@ def test_a_request_in_line_does_not_time_out_before_its_turn(serve):
         assert all(outcome.ok for _, outcome in everything(client))
 
 
-def test_poll_returns_at_once_when_something_ended_and_waits_no_longer_than_told(client, serve):
+def test_poll_returns_on_the_first_outcome_or_on_timeout(client, serve):
     slow, fast = serve(lambda *_: time.sleep(3) or False), serve()
     client.submit(post(slow.url))
     started = time.monotonic()
@@ -146,7 +146,7 @@ def test_poll_returns_at_once_when_something_ended_and_waits_no_longer_than_told
     assert client.in_flight == 1
 
 
-def test_abort_drops_everything_and_says_what(client, serve):
+def test_abort_returns_the_requests_it_cancelled(client, serve):
     server = serve(lambda *_: time.sleep(3) or False)
     request = post(server.url)
     client.submit(request)
@@ -155,7 +155,7 @@ def test_abort_drops_everything_and_says_what(client, serve):
     assert (client.in_flight, client.poll(0)) == (0, [])
 
 
-def test_only_what_nothing_was_done_for_can_be_withdrawn(client, serve):
+def test_withdraw_cancels_only_requests_not_started(client, serve):
     server = serve()
     begun, first, second = (post(server.url) for _ in range(3))
     client.submit(begun)
@@ -169,7 +169,7 @@ def test_only_what_nothing_was_done_for_can_be_withdrawn(client, serve):
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
-def test_a_refused_connection_did_not_reach_the_server(client):
+def test_refused_connection(client):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     outcome = client.request(post(f"http://127.0.0.1:{port}/"))
@@ -177,14 +177,14 @@ def test_a_refused_connection_did_not_reach_the_server(client):
     assert outcome.message == f"No connection to 127.0.0.1:{port}: Connection refused."
 
 
-def test_a_hanging_server_times_out(client, serve):
+def test_hanging_server_times_out(client, serve):
     outcome = client.request(post(serve(lambda *_: time.sleep(3) or False).url, timeout=0.3))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.TIMEOUT, True)
     assert "did not answer within 0.3 s" in outcome.message
     assert outcome.elapsed < 1
 
 
-def test_a_trickling_answer_times_out(client, serve):
+def test_trickling_response_times_out(client, serve):
     def answer(connection, _head, _body):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(60):
@@ -200,12 +200,12 @@ def test_a_trickling_answer_times_out(client, serve):
     "beginning",
     [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nx"],
 )
-def test_an_answer_that_breaks_off_is_a_network_failure(client, serve, beginning):
+def test_incomplete_response_is_a_network_failure(client, serve, beginning):
     outcome = client.request(post(serve(lambda connection, *_: connection.sendall(beginning) or False).url))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.NETWORK, True)
 
 
-def test_an_answer_in_chunks_with_trailers_is_whole(client, serve):
+def test_chunked_response_with_trailers_is_complete(client, serve):
     def answer(connection, _head, _body):
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Trailer: a\r\n\r\n")
         return True
@@ -214,7 +214,7 @@ def test_an_answer_in_chunks_with_trailers_is_whole(client, serve):
     assert (outcome.ok, outcome.body) == (True, b"ok")
 
 
-def test_a_reset_connection_is_a_network_failure(client, serve):
+def test_reset_connection_is_a_network_failure(client, serve):
     def answer(connection, _head, _body):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return False
@@ -223,7 +223,7 @@ def test_a_reset_connection_is_a_network_failure(client, serve):
     assert (outcome.cause, outcome.reached) == (Cause.NETWORK, True)
 
 
-def test_an_endless_answer_is_cut_and_its_status_counts(client, serve):
+def test_endless_response_is_cut_and_its_status_counts(client, serve):
     sent = []
 
     def answer(connection, _head, _body):
@@ -238,7 +238,7 @@ def test_an_endless_answer_is_cut_and_its_status_counts(client, serve):
     assert len(sent) < 50
 
 
-def test_endless_headers_are_a_failure(client, serve):
+def test_endless_headers_are_a_network_failure(client, serve):
     def answer(connection, _head, _body):
         connection.sendall(b"HTTP/1.1 200 OK\r\n")
         for number in range(100_000):
@@ -248,14 +248,14 @@ def test_endless_headers_are_a_failure(client, serve):
     assert client.request(post(serve(answer).url)).cause is Cause.NETWORK
 
 
-def test_a_name_that_does_not_exist_is_a_dns_failure(client):
+def test_unknown_host_is_a_dns_failure(client):
     outcome = client.request(post("http://docora-test.invalid/"))
     assert (outcome.cause, outcome.reached) == (Cause.DNS, False)
     assert outcome.message == "The name docora-test.invalid could not be resolved."
 
 
 def answering_once():
-    """Answers the first request of every connection, and hangs up without a word on the second."""
+    """Answer the first request of each connection, and close the connection on the second."""
     known = []
 
     def answer(connection, head, body):
@@ -267,37 +267,37 @@ def answering_once():
     return answer
 
 
-def test_a_request_is_not_sent_twice_when_a_kept_connection_dies(client, serve):
+def test_request_is_not_resent_when_a_kept_connection_dies(client, serve):
     server = serve(answering_once())
     assert client.request(post(server.url)).ok
     outcome = client.request(post(server.url))
     assert (outcome.cause, outcome.reached, len(server.requests)) == (Cause.NETWORK, True, 2)
 
 
-def test_a_repeatable_request_is_sent_again_when_a_kept_connection_dies(client, serve):
+def test_repeatable_request_is_resent_when_a_kept_connection_dies(client, serve):
     server = serve(answering_once())
     assert client.request(post(server.url)).ok
     assert client.request(post(server.url, repeatable=True)).ok
     assert (len(server.requests), server.connections) == (3, 2)
 
 
-def test_an_exception_in_a_callback_comes_out_of_poll(client, serve, monkeypatch, capfd):
+def test_poll_raises_an_exception_from_a_callback(client, serve, monkeypatch, capfd):
     def broken(*_):
         raise LookupError("a mistake in Docora")
 
     server = serve()
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "refusal", broken)
+        patch.setattr(transfer, "blocked_reason", broken)
         client.submit(post(server.url))
         with pytest.raises(LookupError, match="a mistake in Docora"):
             everything(client)
-    [(_, outcome)] = client.poll(0)  # the request itself has ended all the same
+    [(_, outcome)] = client.poll(0)  # the outcome is not lost
     assert (outcome.ok, outcome.reached) == (False, False)
     assert client.request(post(server.url)).ok
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_closed_client_says_so(serve):
+def test_closed_client_cannot_be_used(serve):
     client = HttpClient(LOOPBACK, allow_http=True)
     client.submit(post(serve().url))
     client.close()

@@ -1,12 +1,12 @@
-"""Requests and outcomes as values: what a request refuses to carry, what an answer's headers say."""
+"""Validation of requests, and the headers of responses."""
 
 import pytest
 
-from docora.http.messages import AnswerHeaders, Outcome, Request
+from docora.http.messages import Outcome, Request, ResponseHeaders
 
 
 @pytest.mark.parametrize("header", ["X: a\r\nY: b", "X: a\nY: b", "X: a\0", "X: ü", "no colon"])
-def test_a_header_cannot_smuggle_another_one(header):
+def test_header_injection_is_rejected(header):
     with pytest.raises(ValueError, match="eader"):
         Request("POST", "http://127.0.0.1/", ("A: b", header))
 
@@ -14,7 +14,7 @@ def test_a_header_cannot_smuggle_another_one(header):
 @pytest.mark.parametrize(
     ("method", "body"), [("GET", b"x"), ("HEAD", b"x"), ("POST / HTTP/1.1\r\nX: y", b""), ("", b"")]
 )
-def test_a_method_cannot_smuggle_anything(method, body):
+def test_invalid_method_or_body_is_rejected(method, body):
     with pytest.raises(ValueError):  # noqa: PT011
         Request(method, "http://127.0.0.1/", (), body)
 
@@ -38,7 +38,7 @@ def test_a_method_cannot_smuggle_anything(method, body):
         ("٣", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(value, seconds):
+def test_retry_after(value, seconds):
     headers = {} if value is None else {"retry-after": value}
     outcome = Outcome(
         status=503, cause=None, message="", headers=headers, body=b"", truncated=False, elapsed=0.1, reached=True
@@ -46,12 +46,12 @@ def test_retry_after_is_seconds_or_a_date(value, seconds):
     assert outcome.retry_after(now=784111740.0) == seconds  # 08:49:00 of that day
 
 
-def test_the_headers_of_an_answer_are_bounded():
+def test_response_headers_are_bounded():
     lines = [b"HTTP/1.1 200 OK\r\n", *(b"X-%d: %s\r\n" % (number, b"x" * 10_000) for number in range(500)), b"\r\n"]
-    headers = AnswerHeaders(lines)
-    assert len(headers) == AnswerHeaders.MAX_COUNT
-    assert max(len(value) for value in headers.values()) == AnswerHeaders.MAX_VALUE
+    headers = ResponseHeaders(lines)
+    assert len(headers) == ResponseHeaders.MAX_COUNT
+    assert max(len(value) for value in headers.values()) == ResponseHeaders.MAX_VALUE
 
 
-def test_a_token_does_not_show_up_in_a_traceback():
+def test_repr_of_a_request_hides_headers_and_body():
     assert "geheim" not in repr(Request("POST", "https://a.example/", ("Authorization: Bearer geheim",), b"geheim"))

@@ -1,4 +1,4 @@
-"""What the HTTP client does not do: forbidden addresses and URLs, untrusted certificates, another process's sockets."""
+"""What the HTTP client refuses: blocked addresses and URLs, untrusted certificates, use after a fork."""
 
 import datetime
 import os
@@ -34,7 +34,7 @@ def serve():
     "host",
     ["127.0.0.1", "localhost", "LOCALHOST", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1"],
 )
-def test_a_private_address_is_refused_before_any_connection(serve, host):
+def test_private_address_is_blocked_before_connecting(serve, host):
     server = serve()
     with HttpClient([], allow_http=True) as client:
         outcome = client.request(post(f"http://{host}:{server.port}/"))
@@ -44,7 +44,7 @@ def test_a_private_address_is_refused_before_any_connection(serve, host):
     assert server.connections == 0
 
 
-def test_plain_http_is_refused_unless_allowed(serve):
+def test_plain_http_is_blocked_unless_allowed(serve):
     server = serve()
     with HttpClient(LOOPBACK) as client:
         outcome = client.request(post(server.url))
@@ -68,13 +68,13 @@ def test_plain_http_is_refused_unless_allowed(serve):
         "geheim",
     ],
 )
-def test_a_url_that_two_parsers_could_read_differently_is_refused_and_not_repeated(client, url):
+def test_ambiguous_url_is_blocked_and_not_repeated_in_the_message(client, url):
     outcome = client.request(post(url))
     assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
     assert "geheim" not in outcome.message
 
 
-def test_the_environment_cannot_put_a_proxy_in_between(monkeypatch, serve):
+def test_proxy_variables_are_ignored(monkeypatch, serve):
     proxy, server = serve(), serve()
     for name in ("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -86,7 +86,7 @@ def test_the_environment_cannot_put_a_proxy_in_between(monkeypatch, serve):
 # --- TLS --------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1: (server's context, path of the PEM file)."""
+    """Return (SSL context of the server, path of the PEM file) of a self-signed certificate for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "docora test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -107,7 +107,7 @@ def certificate(tmp_path_factory):
     return context, str(path)
 
 
-def test_https_works_with_a_trusted_certificate(serve, certificate):
+def test_trusted_certificate_is_accepted(serve, certificate):
     context, ca_file = certificate
     server = serve(tls=context)
     with HttpClient(LOOPBACK, ca_file=ca_file) as client:
@@ -116,14 +116,14 @@ def test_https_works_with_a_trusted_certificate(serve, certificate):
     assert server.connections == 1
 
 
-def test_an_untrusted_certificate_is_a_tls_failure_before_a_byte_is_sent(client, serve, certificate):
+def test_untrusted_certificate_is_a_tls_failure(client, serve, certificate):
     server = serve(tls=certificate[0])
     outcome = client.request(post(server.url))
     assert (outcome.cause, outcome.reached, server.requests) == (Cause.TLS, False, [])
     assert "self-signed certificate" in outcome.message
 
 
-def test_a_server_that_does_not_speak_tls_is_a_tls_failure(client):
+def test_server_without_tls_is_a_tls_failure(client):
     with socket.create_server(("127.0.0.1", 0)) as plain:
 
         def answer():
@@ -136,7 +136,7 @@ def test_a_server_that_does_not_speak_tls_is_a_tls_failure(client):
     assert (outcome.cause, outcome.reached) == (Cause.TLS, False)
 
 
-def test_a_handshake_that_hangs_times_out_unreached(client):
+def test_hanging_handshake_times_out(client):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         outcome = client.request(post(f"https://127.0.0.1:{silent.getsockname()[1]}/", connect_timeout=0.3))
     assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, False)
@@ -145,7 +145,7 @@ def test_a_handshake_that_hangs_times_out_unreached(client):
 
 # --- Processes --------------------------------------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the server's threads
-def test_a_forked_child_may_not_use_the_client_and_does_the_parent_no_harm(serve, certificate):
+def test_forked_child_cannot_use_the_client_or_break_its_connections(serve, certificate):
     context, ca_file = certificate
     server = serve(tls=context)
     client = HttpClient(LOOPBACK, ca_file=ca_file)
@@ -159,7 +159,7 @@ def test_a_forked_child_may_not_use_the_client_and_does_the_parent_no_harm(serve
             except RuntimeError:
                 refused += 1
         client.close()
-        del use, client  # as if freed: no goodbye may go out on the parent's TLS connection
+        del use, client  # freeing the handle must not send a TLS close_notify on the parent's connection
         os._exit(refused)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     assert client.request(post(server.url)).ok

@@ -1,4 +1,4 @@
-"""What is logged and reported: one line per record, and nothing in it that looks like a secret."""
+"""Logs and error reports: one line per record, without anything that looks like a secret."""
 
 import io
 import json
@@ -23,7 +23,7 @@ BASIC = "Basic eC1hY2Nlc3MtdG9rZW46Z2hwX1BsYW50ZWRQbGFudGVk"
 
 @pytest.fixture(params=["json", "console"])
 def log(request) -> Iterator[io.StringIO]:
-    """Everything that the process logs, as its handler writes it."""
+    """Capture everything that the process logs."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure({"format": request.param, "level": "DEBUG"})
@@ -53,7 +53,7 @@ def log(request) -> Iterator[io.StringIO]:
         ('{"github_token": "any thing", "page": 2}', f'{{"github_token": "{MASK}", "page": 2}}'),
     ],
 )
-def test_what_looks_like_a_secret_is_masked(text: str, expected: str) -> None:
+def test_secrets_are_masked_by_pattern(text: str, expected: str) -> None:
     assert redact(text) == expected
 
 
@@ -68,11 +68,11 @@ def test_what_looks_like_a_secret_is_masked(text: str, expected: str) -> None:
         "app_0123456789abcdef01234567-repo_0123456789abcdef01234567",
     ],
 )
-def test_ordinary_words_stay(text: str) -> None:
+def test_ordinary_text_is_kept(text: str) -> None:
     assert redact(text) == text
 
 
-def test_fields_are_masked_by_their_name_and_by_their_look() -> None:
+def test_fields_are_masked_by_name_and_pattern() -> None:
     fields = {
         "files": 3,
         "github_token": "plain-words",
@@ -91,10 +91,10 @@ def test_fields_are_masked_by_their_name_and_by_their_look() -> None:
     }
 
 
-def test_every_record_is_masked_whoever_wrote_it(log: io.StringIO) -> None:
+def test_records_of_all_loggers_are_masked(log: io.StringIO) -> None:
     structlog.get_logger("docora.test").warning("ours", error=f"refused {APP_TOKEN}", client_auth_key="plain-words")
     logging.getLogger("foreign").warning("theirs %s", GITHUB, extra={"headers": {"Authorization": BASIC}})
-    with structlog.contextvars.bound_contextvars(asked_with=GITHUB):
+    with structlog.contextvars.bound_contextvars(context_token=GITHUB):
         logging.getLogger("foreign").error("with context")
     written = log.getvalue()
     assert "ours" in written
@@ -109,7 +109,7 @@ def fail_with(secret: str) -> None:
     raise RuntimeError(f"refused {secret}: {len(local_variable)}")
 
 
-def test_tracebacks_are_masked_and_show_no_local_variable(log: io.StringIO) -> None:
+def test_tracebacks_are_masked_and_show_no_local_variables(log: io.StringIO) -> None:
     for logger in (structlog.get_logger("docora.test"), logging.getLogger("foreign")):
         try:
             fail_with(GITHUB)
@@ -122,10 +122,10 @@ def test_tracebacks_are_masked_and_show_no_local_variable(log: io.StringIO) -> N
     assert LOCAL not in written
 
 
-def test_a_record_that_cannot_be_formatted_is_one_line_without_its_arguments(log: io.StringIO, capsys) -> None:
+def test_unformattable_record_is_logged_without_its_arguments(log: io.StringIO, capsys) -> None:
     record = logging.LogRecord("foreign", logging.WARNING, __file__, 1, "%d files", (GITHUB,), None)
     logging.getLogger().handlers[0].handle(record)
-    assert "a record of foreign" in log.getvalue()
+    assert "a log record of foreign" in log.getvalue()
     assert GITHUB not in log.getvalue() + capsys.readouterr().err
 
 
@@ -149,7 +149,7 @@ def test_json_records_are_one_line_each(capsys) -> None:
     )
 
 
-def test_a_line_is_bounded_whatever_a_stranger_sends_and_keeps_both_ends_of_a_text(log: io.StringIO) -> None:
+def test_records_are_bounded_and_keep_both_ends_of_a_text(log: io.StringIO) -> None:
     huge = "begin " + "x" * 50_000_000 + " end"
     started = time.monotonic()
     try:
@@ -162,11 +162,11 @@ def test_a_line_is_bounded_whatever_a_stranger_sends_and_keeps_both_ends_of_a_te
     assert time.monotonic() - started < 10
     written = log.getvalue()
     assert len(written) < 6 * MAX_FIELD
-    for said in ("begin xxx", "xxx end", "characters left out", "Traceback", "1,000,000 items"):
-        assert said in written
+    for part in ("begin xxx", "xxx end", "characters omitted", "Traceback", "1,000,000 items"):
+        assert part in written
 
 
-def test_a_secret_at_the_end_of_what_is_left_is_masked_before_it_is_cut(log: io.StringIO) -> None:
+def test_secret_at_the_cut_is_masked(log: io.StringIO) -> None:
     around = "y" * (MAX_FIELD // 2 - 20)
     logging.getLogger("foreign").warning("%s", f"{around} {GITHUB} {'z' * 3 * MAX_FIELD} {GITHUB} {around}")
     assert GITHUB[:14] not in log.getvalue()
@@ -174,7 +174,7 @@ def test_a_secret_at_the_end_of_what_is_left_is_masked_before_it_is_cut(log: io.
 
 
 @pytest.mark.parametrize("form", ["html", "text"])
-def test_an_error_report_shows_no_secret_even_with_debug(settings, form: str) -> None:
+def test_error_report_shows_no_secret_even_with_debug(settings, form: str) -> None:
     settings.DEBUG = True
     settings.RQ_QUEUES = {"high": {"URL": f"redis://:{LOCAL}@redis:6379/0"}}
     posted = {"github_token": POSTED, "name": POSTED, "new_auth_key": POSTED}
@@ -190,7 +190,7 @@ def test_an_error_report_shows_no_secret_even_with_debug(settings, form: str) ->
         assert secret not in page
 
 
-def test_an_error_page_of_the_running_site_says_nothing_of_its_cause(admin_user, monkeypatch, settings) -> None:
+def test_error_page_does_not_show_the_cause(admin_user, monkeypatch, settings) -> None:
     client = Client(raise_request_exception=False)
     client.force_login(admin_user)
     monkeypatch.setattr("deliveries_app.site.DocoraAdminSite.get_app_list", lambda *_, **__: fail_with(GITHUB))

@@ -1,4 +1,4 @@
-"""Whom Docora believes about a client's address and scheme, and how its errors look."""
+"""Trusted proxies, probes and error responses."""
 
 import ipaddress
 
@@ -13,7 +13,7 @@ CLIENT, PROXY, INNER = "203.0.113.9", "10.0.0.1", "10.0.0.2"
 
 
 def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tuple[str, str]:
-    """The address and the scheme that a view finds."""
+    """Return the address and scheme that a view sees."""
     headers = {"HTTP_X_FORWARDED_FOR": forwarded_for, "HTTP_X_FORWARDED_PROTO": proto}
     request = RequestFactory().get("/", REMOTE_ADDR=remote, **headers)
     found: list[HttpRequest] = []
@@ -26,10 +26,10 @@ def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tup
     ("remote", "forwarded_for", "proto", "expected"),
     [
         (CLIENT, "", "", (CLIENT, "http")),
-        (CLIENT, "198.51.100.1", "https", (CLIENT, "http")),  # a stranger says so
+        (CLIENT, "198.51.100.1", "https", (CLIENT, "http")),  # not a trusted proxy
         (PROXY, CLIENT, "https", (CLIENT, "https")),
         (PROXY, f"{CLIENT}, {INNER}", "https", (CLIENT, "https")),
-        (PROXY, f"1.2.3.4, {CLIENT}", "http", (CLIENT, "http")),  # the client wrote the first one itself
+        (PROXY, f"1.2.3.4, {CLIENT}", "http", (CLIENT, "http")),  # the client sent the first address itself
         (PROXY, "nonsense", "", ("nonsense", "http")),
         (PROXY, f"{CLIENT}:51234", "", (CLIENT, "http")),
         (PROXY, "[2001:db8::1]:51234", "", ("2001:db8::1", "http")),
@@ -37,18 +37,18 @@ def seen_by_django(remote: str, forwarded_for: str = "", proto: str = "") -> tup
         (PROXY, "", "", (PROXY, "http")),
     ],
 )
-def test_forwarded_headers_count_from_trusted_proxies_only(
+def test_forwarded_headers_from_trusted_proxies(
     settings, remote: str, forwarded_for: str, proto: str, expected: tuple[str, str]
 ) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
     assert seen_by_django(remote, forwarded_for, proto) == expected
 
 
-def test_without_trusted_proxies_nobody_is_believed() -> None:
+def test_forwarded_headers_are_ignored_without_trusted_proxies() -> None:
     assert seen_by_django(PROXY, CLIENT, "https") == (PROXY, "http")
 
 
-def test_health_and_version_are_public_and_small(client: Client) -> None:
+def test_health_and_version_are_public(client: Client) -> None:
     health = client.get("/health").json()
     assert set(health) == {"timestamp", "uptime"}
     assert health["timestamp"].endswith("Z")
@@ -62,7 +62,7 @@ def test_health_is_not_redirected_to_https(client: Client, settings) -> None:
     assert client.get("/admin/login/").status_code == 301
 
 
-def test_unknown_addresses_are_json_below_the_api_and_pages_elsewhere(client: Client) -> None:
+def test_not_found_is_json_below_the_api_and_a_page_elsewhere(client: Client) -> None:
     assert client.get("/api/nothing").json() == {"error": NOT_FOUND}
     assert client.get("/admin/api/nothing").json() == {"error": NOT_FOUND}
     page = client.get("/nothing")
@@ -70,11 +70,11 @@ def test_unknown_addresses_are_json_below_the_api_and_pages_elsewhere(client: Cl
     assert page.headers["Content-Type"].startswith("text/html")
 
 
-def test_the_root_leads_to_the_admin(client: Client) -> None:
+def test_root_redirects_to_the_admin(client: Client) -> None:
     assert client.get("/").url == "/admin/"
 
 
-def test_a_call_by_a_name_that_is_not_ours_is_told_what_to_look_at(client: Client) -> None:
+def test_api_call_with_a_disallowed_host(client: Client) -> None:
     answer = client.get("/api/repositories", headers={"host": "evil.example"})
     assert answer.status_code == 400
-    assert answer.json() == {"error": "Not understood: check the host name, the address and the headers"}
+    assert answer.json() == {"error": "Bad request: check the host name, the URL and the headers"}

@@ -1,4 +1,4 @@
-"""What Redis knows of queues and workers, as pages read it."""
+"""Queues and workers as read from Redis."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ from tests.support.valkey import ValkeyServer
 FUNCTION = "deliveries_app.jobs.sync_watch"
 
 
-def register(redis: Redis, name: str, *, seconds_ago: float = 1, **facts: object) -> None:
-    """A worker as rq registers one."""
+def register(redis: Redis, name: str, *, seconds_ago: float = 1, **fields: object) -> None:
+    """Register a worker as RQ does."""
     moment = utcformat(timezone.now() - timedelta(seconds=seconds_ago))
-    known = {"hostname": "box", "pid": 7, "state": "idle", "queues": "high,low", "birth": moment} | facts
+    known = {"hostname": "box", "pid": 7, "state": "idle", "queues": "high,low", "birth": moment} | fields
     redis.sadd("rq:workers", f"rq:worker:{name}")
     redis.hset(f"rq:worker:{name}", mapping={**known, "last_heartbeat": moment})
 
 
-def test_jobs_are_read_queue_by_queue_with_what_they_are_about(redis_client: Redis) -> None:
+def test_jobs_are_read_by_queue(redis_client: Redis) -> None:
     queues.enqueue("default", FUNCTION, 5, "job-5")
     queues.enqueue("high", FUNCTION, 6, "job-6")
     queues.enqueue("low", "deliveries_app.jobs.clean_up", "ended", "clean-up")
@@ -46,7 +46,7 @@ def test_jobs_are_read_queue_by_queue_with_what_they_are_about(redis_client: Red
         assert timezone.now() - job.since < timedelta(minutes=1)
 
 
-def test_no_more_than_a_few_of_a_long_queue_are_read(redis_client: Redis, monkeypatch) -> None:
+def test_long_queue_is_read_in_part(redis_client: Redis, monkeypatch) -> None:
     monkeypatch.setattr(inspect, "JOBS_READ", 3)
     for number in range(5):
         queues.enqueue("high", FUNCTION, number, f"job-{number}")
@@ -56,7 +56,7 @@ def test_no_more_than_a_few_of_a_long_queue_are_read(redis_client: Redis, monkey
     assert [job.argument for job in state.jobs] == ["0", "1", "2"]
 
 
-def test_a_worker_is_read_with_the_job_that_it_is_at(redis_client: Redis) -> None:
+def test_worker_is_read_with_its_current_job(redis_client: Redis) -> None:
     queues.enqueue("high", FUNCTION, 5, "job-5")
     register(redis_client, "busy:one", state="busy", pid=8)
     redis_client.sadd("rq:worker:busy:one:executions", "job-5:abc")
@@ -69,7 +69,7 @@ def test_a_worker_is_read_with_the_job_that_it_is_at(redis_client: Redis) -> Non
     assert busy.job.argument == "5"
 
 
-def test_a_worker_that_has_not_said_for_longer_than_it_may_that_it_lives_is_gone(redis_client: Redis) -> None:
+def test_worker_with_an_overdue_heartbeat_is_gone(redis_client: Redis) -> None:
     register(redis_client, "alive", seconds_ago=WORKER_TTL_SECONDS - 5)
     register(redis_client, "killed", seconds_ago=WORKER_TTL_SECONDS + 5)
     redis_client.hset("rq:worker:odd", mapping={"state": "idle", "last_heartbeat": "yesterday", "pid": "?"})
@@ -81,20 +81,18 @@ def test_a_worker_that_has_not_said_for_longer_than_it_may_that_it_lives_is_gone
     }
 
 
-def test_without_redis_nothing_is_known(valkey_server: ValkeyServer) -> None:
+def test_without_redis(valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
     assert inspect.read() is None
     with pytest.raises(RedisError):
         inspect.read_workers()
 
 
-def test_neither_a_look_nor_the_readiness_check_makes_anybody_wait_for_a_redis_that_hangs(
-    valkey_server: ValkeyServer, redis_client: Redis
-) -> None:
+def test_reading_does_not_wait_long_for_a_hanging_redis(valkey_server: ValkeyServer, redis_client: Redis) -> None:
     register(redis_client, "alive")
     inspect.read()
     assert health.check_workers(heartbeat.read()) == health.OK
-    connection().connection_pool.disconnect()  # connections of after the look
+    connection().connection_pool.disconnect()  # use connections opened after RQ's own calls
     assert valkey_server.pid is not None
     os.kill(valkey_server.pid, signal.SIGSTOP)
     try:
@@ -105,5 +103,5 @@ def test_neither_a_look_nor_the_readiness_check_makes_anybody_wait_for_a_redis_t
         os.kill(valkey_server.pid, signal.SIGCONT)
 
 
-def test_a_process_that_is_no_work_horse_stands_for_itself() -> None:
+def test_identity_outside_a_work_horse() -> None:
     assert identity().endswith(f":{os.getpid()}")

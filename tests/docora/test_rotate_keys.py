@@ -1,4 +1,4 @@
-"""`manage.py rotate_encryption_keys`: every stored secret moves to the newest key, and nothing else changes."""
+"""`manage.py rotate_encryption_keys` moves every stored secret to the newest key and changes nothing else."""
 
 import io
 
@@ -7,8 +7,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from deliveries_app.models import App, AppRepository
-from docora.security import reencryption
-from docora.security.crypto import encrypt, is_current
+from docora.management.commands import rotate_encryption_keys
+from docora.security import crypto
+from docora.security.crypto import encrypt, encrypted_fields, is_current, reencrypt
 from tests.support.staff import make_app, make_watch
 
 OLD, NEW = "the-first-key-of-all", "a-newer-key-in-front"
@@ -16,7 +17,7 @@ OLD, NEW = "the-first-key-of-all", "a-newer-key-in-front"
 
 @pytest.fixture
 def old_key(db, settings) -> None:
-    """What the test stores from now on is stored under the old key."""
+    """Encrypt with the old key until the test changes the setting."""
     settings.ENCRYPTION_KEYS = [OLD]
 
 
@@ -32,21 +33,33 @@ def stored(model: type, column: str) -> list[str]:
         return [value for (value,) in cursor.fetchall()]
 
 
-def test_after_it_the_old_key_can_be_forgotten(old_key, settings) -> None:
+def test_reencrypt_moves_a_token_to_the_newest_key(settings) -> None:
+    settings.ENCRYPTION_KEYS = [OLD]
+    token = encrypt("ghp_token")
+    assert reencrypt(token) == token
+    settings.ENCRYPTION_KEYS = [NEW, OLD]
+    renewed = reencrypt(token)
+    settings.ENCRYPTION_KEYS = [NEW]
+    assert crypto.decrypt(renewed) == "ghp_token"
+    with pytest.raises(crypto.DecryptionError):
+        reencrypt(token)
+
+
+def test_old_key_is_no_longer_needed(old_key, settings) -> None:
     app = make_app("Portal")
     make_watch(app, "docs", push_secret="whsec_hook")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
-    words = rotate()
-    assert "deliveries_app.App.client_auth_key: 1 encrypted anew, 0 had the newest key" in words
-    assert "deliveries_app.AppRepository.push_secret: 1 encrypted anew" in words
+    output = rotate()
+    assert "deliveries_app.App.client_auth_key: 1 re-encrypted, 0 already had the newest key" in output
+    assert "deliveries_app.AppRepository.push_secret: 1 re-encrypted" in output
     settings.ENCRYPTION_KEYS = [NEW]
     assert App.objects.get().client_auth_key == "k" * 20
     watch = AppRepository.objects.get()
     assert (watch.github_token, watch.push_secret) == ("ghp_secret", "whsec_hook")
 
 
-def test_every_encrypted_column_is_found() -> None:
-    assert {str(column) for column in reencryption.columns()} == {
+def test_all_encrypted_columns_are_found() -> None:
+    assert {str(field) for field in encrypted_fields()} == {
         "deliveries_app.App.client_auth_key",
         "deliveries_app.App.new_auth_key",
         "deliveries_app.AppRepository.github_token",
@@ -54,56 +67,57 @@ def test_every_encrypted_column_is_found() -> None:
     }
 
 
-def test_nothing_but_the_ciphertext_changes(old_key, settings) -> None:
+def test_only_the_ciphertext_changes(old_key, settings) -> None:
     app = make_app("Portal")
     before = App.objects.values().get(pk=app.pk)
     settings.ENCRYPTION_KEYS = [NEW, OLD]
     rotate()
-    assert App.objects.values().get(pk=app.pk) == before  # updated_at among them
-    assert stored(App, "new_auth_key") == [""], "empty stays empty"
+    assert App.objects.values().get(pk=app.pk) == before  # including updated_at
+    assert stored(App, "new_auth_key") == [""]
 
 
-def test_a_second_time_finds_nothing_to_do(old_key, settings) -> None:
+def test_second_run_changes_nothing(old_key, settings) -> None:
     make_app("Portal")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
     rotate()
     once = stored(App, "client_auth_key")
-    assert "client_auth_key: 0 encrypted anew, 1 had the newest key" in rotate()
+    assert "client_auth_key: 0 re-encrypted, 1 already had the newest key" in rotate()
     assert stored(App, "client_auth_key") == once
 
 
-def test_many_rows_are_read_in_slices(old_key, settings, monkeypatch) -> None:
-    monkeypatch.setattr(reencryption, "SLICE", 3)
+def test_rows_are_read_in_pages(old_key, settings, monkeypatch) -> None:
+    monkeypatch.setattr(rotate_encryption_keys, "PAGE_SIZE", 3)
     for number in range(8):
         make_app(f"App {number}")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
-    assert "client_auth_key: 8 encrypted anew" in rotate()
+    assert "client_auth_key: 8 re-encrypted" in rotate()
     assert all(map(is_current, stored(App, "client_auth_key")))
 
 
-def test_a_dry_run_counts_and_writes_nothing(old_key, settings) -> None:
+def test_dry_run_counts_and_writes_nothing(old_key, settings) -> None:
     make_app("Portal")
     before = stored(App, "client_auth_key")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
-    assert "client_auth_key: 1 to encrypt anew" in rotate("--dry-run")
+    assert "client_auth_key: 1 to re-encrypt" in rotate("--dry-run")
     assert stored(App, "client_auth_key") == before
 
 
-def test_a_secret_that_is_written_meanwhile_is_not_lost(old_key, settings, monkeypatch) -> None:
+def test_concurrent_change_of_a_secret_is_not_lost(old_key, settings, monkeypatch) -> None:
     app = make_app("Portal")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
 
-    def somebody_is_quicker(plain: str) -> str:
-        monkeypatch.setattr(reencryption, "encrypt", encrypt)
+    def encrypt_after_concurrent_update(plain: str) -> str:
+        monkeypatch.setattr(crypto, "encrypt", encrypt)
         App.objects.filter(pk=app.pk).update(client_auth_key="the-key-of-a-second-ago")
         return encrypt(plain)
 
-    monkeypatch.setattr(reencryption, "encrypt", somebody_is_quicker)
+    monkeypatch.setattr(crypto, "encrypt", encrypt_after_concurrent_update)
     rotate()
     assert App.objects.get().client_auth_key == "the-key-of-a-second-ago"
+    assert all(map(is_current, stored(App, "client_auth_key")))
 
 
-def test_what_cannot_be_decrypted_is_named_and_stays_as_it_is(old_key, settings, capsys) -> None:
+def test_undecryptable_secret_is_listed_and_left_unchanged(old_key, settings, capsys) -> None:
     lost = make_app("Lost")
     settings.ENCRYPTION_KEYS = [NEW]
     make_app("Fine")

@@ -1,4 +1,4 @@
-"""Settings fail loudly, and the keys of a data directory are made once."""
+"""Validation of settings, and generation of keys in the data directory."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("name", "value", "message"),
     [
         ("SWEEP_INTERVAL_SECONDS", "soon", "SWEEP_INTERVAL_SECONDS must be a number"),
         ("SWEEP_INTERVAL_SECONDS", "0", "SWEEP_INTERVAL_SECONDS must be at least 0.1"),
@@ -32,7 +32,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("ENCRYPTION_KEYS", "short", "at least 16 characters"),
         ("ENCRYPTION_KEYS", "one-key-of-enough-letters,one-key-of-enough-letters", "has the same key twice"),
         ("METRICS_TOKEN", "short", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
-        ("METRICS_TOKEN", "words with blanks in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
+        ("METRICS_TOKEN", "text with spaces in it", "METRICS_TOKEN must be at least 16 printable ASCII characters"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT must be json or console"),
         ("EMAIL_URL", "https://mail.example", "EMAIL_URL must look like smtp+tls://"),
         ("ALERT_EMAILS", "ops@docora.example,night", "ALERT_EMAILS must be addresses"),
@@ -45,27 +45,25 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
     ],
 )
-def test_a_bad_value_stops_the_start_with_a_sentence_that_names_it(
-    tmp_path: Path, name: str, value: str, sentence: str
-) -> None:
+def test_invalid_value_is_named_in_the_error(tmp_path: Path, name: str, value: str, message: str) -> None:
     result = start_with(tmp_path, **{name: value})
     assert result.returncode == 1
-    assert sentence in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("is_there", [True, False])
-def test_settings_that_are_named_and_cannot_be_read_stop_the_start(tmp_path: Path, is_there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_unreadable_env_file_prevents_the_start(tmp_path: Path, exists: bool) -> None:
     file = tmp_path / "settings"
-    if is_there:
-        file.mkdir()  # what root can read none of
+    if exists:
+        file.mkdir()  # not even root can read a directory as a file
     result = start_with(tmp_path / "data", DOCORA_ENV_FILE=str(file))
     assert result.returncode == 1
     assert f"Docora cannot start: The settings in {file} cannot be read" in result.stderr
     assert not (tmp_path / "data").exists()
 
 
-def test_a_data_directory_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_unusable_data_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = start_with(tmp_path / "file" / "data")
     assert result.returncode == 1
@@ -73,7 +71,7 @@ def test_a_data_directory_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Pa
     assert "Traceback" not in result.stderr
 
 
-def test_a_mail_server_that_is_not_understood_is_not_repeated_with_its_password(tmp_path: Path) -> None:
+def test_invalid_email_url_is_not_repeated(tmp_path: Path) -> None:
     for url in ("smtp://ops:hunter2#x@mail.example", "smtp://ops:hunter2@mail.example:port", "mail://ops:hunter2@x"):
         result = start_with(tmp_path, EMAIL_URL=url)
         assert result.returncode == 1
@@ -81,33 +79,33 @@ def test_a_mail_server_that_is_not_understood_is_not_repeated_with_its_password(
         assert "hunter2" not in result.stderr + result.stdout
 
 
-def test_the_first_command_in_an_empty_folder_makes_keys_that_only_the_owner_reads(tmp_path: Path) -> None:
+def test_first_command_generates_private_keys(tmp_path: Path) -> None:
     assert start_with(tmp_path / "new").returncode == 0
     file = tmp_path / "new" / "keys.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert set(json.loads(file.read_text())) == {"secret_key", "encryption_keys"}
 
 
-def test_processes_that_start_at_once_read_the_same_keys(tmp_path: Path) -> None:
+def test_concurrent_starts_read_the_same_keys(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         keys = set(pool.map(lambda _: Keys(tmp_path).secret_key, range(64)))
     assert len(keys) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
 
 
-def test_what_is_made_for_mirrors_is_private_up_to_the_data_directory(tmp_path: Path) -> None:
+def test_make_private_includes_parent_folders(tmp_path: Path) -> None:
     make_private(tmp_path / "data" / "repos")
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("data", "data/repos")] == [0o700, 0o700]
 
 
-def test_a_password_with_special_characters_is_told_how_to_be_written(tmp_path: Path) -> None:
+def test_invalid_database_url_is_not_repeated(tmp_path: Path) -> None:
     done = start_with(tmp_path, DATABASE_URL="postgres://docora:p@ss:w/rd@127.0.0.1:5432/docora")
     assert done.returncode == 1
     assert "@ as %40" in done.stderr
     assert "ss:w" not in done.stderr
 
 
-def test_a_data_directory_with_a_long_name_has_its_socket_in_a_private_place() -> None:
+def test_socket_of_a_data_directory_with_a_long_path() -> None:
     short, long = Path("/srv/docora"), Path("/srv") / ("d" * 120)
     assert embedded_redis_socket(short) == short / "valkey.sock"
     assert len(os.fsencode(embedded_redis_socket(long))) <= 100

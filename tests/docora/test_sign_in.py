@@ -1,4 +1,4 @@
-"""Guessing passwords: two limits, a lock that ends by itself, and nothing of the password kept."""
+"""Sign-in throttling: two limits, a temporary lock, and no passwords stored."""
 
 import ipaddress
 from datetime import timedelta
@@ -26,22 +26,22 @@ def anna(db) -> User:
 def try_to_sign_in(
     password: str = WRONG, name: str = "anna", address: str = "203.0.113.9", agent: str = "A"
 ) -> HttpResponse:
-    facts = {"username": name, "password": password, "next": "/admin/", "note": "s3cret-note"}
-    return Client(REMOTE_ADDR=address, headers={"user-agent": agent}).post(LOGIN, facts)
+    fields = {"username": name, "password": password, "next": "/admin/", "note": "s3cret-note"}
+    return Client(REMOTE_ADDR=address, headers={"user-agent": agent}).post(LOGIN, fields)
 
 
-def fail(times: int, **facts) -> list[int]:
-    return [try_to_sign_in(**facts).status_code for _ in range(times)]
+def fail(times: int, **fields) -> list[int]:
+    return [try_to_sign_in(**fields).status_code for _ in range(times)]
 
 
 def wait(minutes: float) -> None:
-    """As if the time had passed since every attempt so far."""
+    """Move all attempts into the past."""
     for attempt in AccessAttempt.objects.all():
         earlier = attempt.attempt_time - timedelta(minutes=minutes)
         AccessAttempt.objects.filter(pk=attempt.pk).update(attempt_time=earlier)
 
 
-def test_the_fifth_failure_locks_that_name_from_that_address(anna) -> None:
+def test_fifth_failure_locks_a_name_from_an_address(anna) -> None:
     assert fail(5) == [200, 200, 200, 200, 429]
     page = try_to_sign_in(PASSWORD)
     assert page.status_code == 429, "the right password too"
@@ -51,25 +51,25 @@ def test_the_fifth_failure_locks_that_name_from_that_address(anna) -> None:
     assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302, "from elsewhere"
 
 
-def test_other_names_at_the_same_address_go_on(anna) -> None:
+def test_other_names_from_the_same_address_can_sign_in(anna) -> None:
     User.objects.create_user("otto", password=PASSWORD, is_staff=True)
     fail(5)
     assert try_to_sign_in(PASSWORD, name="otto").status_code == 302
 
 
-def test_another_browser_is_no_way_around_the_lock(anna) -> None:
+def test_lock_applies_to_all_browsers(anna) -> None:
     statuses = [try_to_sign_in(agent=f"Browser {number}").status_code for number in range(5)]
     assert statuses[-1] == 429
 
 
-def test_many_names_from_one_address_lock_the_address(anna) -> None:
+def test_failures_under_many_names_lock_the_address(anna) -> None:
     statuses = [try_to_sign_in(name=f"guess-{number}").status_code for number in range(50)]
     assert statuses == [200] * 49 + [429]
     assert try_to_sign_in(PASSWORD).status_code == 429
     assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302
 
 
-def test_the_lock_ends_after_fifteen_minutes_though_somebody_goes_on_trying(anna) -> None:
+def test_attempts_while_locked_do_not_extend_the_lock(anna) -> None:
     fail(5)
     wait(14)
     assert fail(3) == [429, 429, 429]
@@ -78,7 +78,7 @@ def test_the_lock_ends_after_fifteen_minutes_though_somebody_goes_on_trying(anna
     assert try_to_sign_in(PASSWORD).status_code == 302
 
 
-def test_a_success_forgets_the_failures_of_that_name_only(anna) -> None:
+def test_success_clears_the_failures_of_that_name_only(anna) -> None:
     fail(4)
     fail(3, name="otto")
     assert try_to_sign_in(PASSWORD).status_code == 302
@@ -86,7 +86,7 @@ def test_a_success_forgets_the_failures_of_that_name_only(anna) -> None:
     assert AccessAttempt.objects.get(username="otto").failures_since_start == 3
 
 
-def test_nothing_of_the_form_is_kept_and_no_success_is(anna) -> None:
+def test_neither_form_data_nor_successes_are_stored(anna) -> None:
     fail(3)
     try_to_sign_in(PASSWORD, address="203.0.113.10")
     attempt = AccessAttempt.objects.get()
@@ -108,11 +108,11 @@ def test_nothing_of_the_form_is_kept_and_no_success_is(anna) -> None:
         ("nonsense", None),
     ],
 )
-def test_a_client_is_its_address_or_its_ipv6_network(remote: str, counted: str | None) -> None:
+def test_ipv6_clients_are_identified_by_their_network(remote: str, counted: str | None) -> None:
     assert client_address(RequestFactory().get("/", REMOTE_ADDR=remote)) == counted
 
 
-def test_behind_a_trusted_proxy_the_clients_address_counts(anna, settings) -> None:
+def test_client_address_behind_a_trusted_proxy(anna, settings) -> None:
     settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.1/32")]
     for _ in range(5):
         Client(REMOTE_ADDR="10.0.0.1", headers={"x-forwarded-for": "203.0.113.9"}).post(
@@ -122,12 +122,12 @@ def test_behind_a_trusted_proxy_the_clients_address_counts(anna, settings) -> No
     assert try_to_sign_in(PASSWORD, address="10.0.0.1").status_code == 302
 
 
-def test_without_an_address_at_all_signing_in_still_works(anna) -> None:
+def test_sign_in_without_a_client_address(anna) -> None:
     assert fail(2, address="") == [200, 200]
     assert try_to_sign_in(PASSWORD, address="").status_code == 302
 
 
-def test_superusers_see_the_attempts_and_unlock_by_deleting_one(anna) -> None:
+def test_superuser_unlocks_by_deleting_an_attempt(anna) -> None:
     fail(5)
     client = Client()
     client.force_login(anna)
@@ -142,7 +142,7 @@ def test_superusers_see_the_attempts_and_unlock_by_deleting_one(anna) -> None:
     assert try_to_sign_in(PASSWORD).status_code == 302
 
 
-def test_nobody_else_sees_them_whatever_the_permissions(anna) -> None:
+def test_attempts_are_hidden_from_other_staff(anna) -> None:
     codenames = Permission.objects.filter(content_type__app_label="axes").values_list("codename", flat=True)
     client = staff("victor", *codenames)
     fail(1)
@@ -152,13 +152,13 @@ def test_nobody_else_sees_them_whatever_the_permissions(anna) -> None:
 
 
 @pytest.mark.parametrize("model", ["accesslog", "accessfailurelog"])
-def test_the_other_tables_of_axes_have_no_page(anna, model: str) -> None:
+def test_other_axes_models_have_no_page(anna, model: str) -> None:
     client = Client()
     client.force_login(anna)
     assert client.get(f"/admin/axes/{model}/").status_code == 404
 
 
-def test_an_old_attempt_says_that_it_is_over(anna, rf) -> None:
+def test_old_attempt_is_not_shown_as_locked(anna, rf) -> None:
     fail(5)
     page = admin.site.get_model_admin(AccessAttempt)
     attempt = AccessAttempt.objects.get()
@@ -167,13 +167,13 @@ def test_an_old_attempt_says_that_it_is_over(anna, rf) -> None:
     assert not page.locked(attempt)
 
 
-def test_anonymous_json_is_401_and_counts_as_no_attempt(db) -> None:
+def test_anonymous_json_call_is_not_counted(db) -> None:
     answer = Client().post("/admin/api/resync", content_type="application/json", data={})
     assert answer.status_code == 401
     assert not AccessAttempt.objects.exists()
 
 
-def test_attempts_of_long_ago_are_forgotten(anna) -> None:
+def test_old_attempts_are_deleted(anna) -> None:
     fail(2, name="somebody")
     wait(minutes=31 * 24 * 60)
     fail(1)

@@ -1,27 +1,27 @@
-"""Text from strangers, and numbers for people."""
+"""Cleaning of untrusted text and formatting of numbers."""
 
 import pytest
 
-from docora.text import clean_text, counted, format_bytes, format_seconds, new_id
+from docora.text import can_be_id, clean_text, counted, format_bytes, format_seconds, new_id, parse_pk, parse_pks
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(0, "less than a second"), (0.6, "1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (120, "2 min"), (7500, "2 h 5 min")],
 )
-def test_durations_are_told_in_the_two_largest_units(seconds: float, words: str) -> None:
-    assert format_seconds(seconds) == words
+def test_format_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "text"),
     [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (9_600_000, "9.6 MB"), (61_200_000, "61 MB"), (9_960, "10 kB")],
 )
-def test_sizes_are_in_si_units_with_one_decimal_below_ten(count: int, words: str) -> None:
-    assert format_bytes(count) == words
+def test_format_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
 
 
-def test_foreign_text_is_bounded_and_can_be_stored_anywhere() -> None:
+def test_clean_text() -> None:
     cleaned = clean_text("a\0b\ud800c\r\nd" + "x" * 1000, limit=50)
     assert len(cleaned) == 50
     assert "\0" not in cleaned
@@ -29,10 +29,19 @@ def test_foreign_text_is_bounded_and_can_be_stored_anywhere() -> None:
     assert clean_text(b"\xff\xfe caf\xc3\xa9") == "\ufffd\ufffd café"
 
 
-def test_ids_have_the_forms_of_the_contract() -> None:
+def test_new_id() -> None:
     assert len(new_id("repo")) == len("repo_") + 24
     assert len(new_id("bulk", 16)) == len("bulk_") + 16
 
 
-def test_one_thing_and_many_are_counted_as_such() -> None:
+def test_counted() -> None:
     assert [counted(n, "file", "files") for n in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]
+
+
+def test_primary_keys_are_parsed_up_to_18_digits() -> None:
+    assert [parse_pk(text) for text in ("7", "9" * 18, "9" * 19, "-1", "", "x", "1 ")] == [7, 10**18 - 1, *[None] * 5]
+    assert parse_pks("3,x,,4") == [3, 4]
+
+
+def test_ids_with_control_characters_or_surrogates_are_not_looked_up() -> None:
+    assert [can_be_id(text) for text in ("app_1", "a\0", "\ud800")] == [True, False, False]

@@ -1,4 +1,4 @@
-"""One version, written once, told everywhere."""
+"""The version number is defined once and shown everywhere."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from tests.support.staff import staff
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def test_it_is_a_semantic_version_and_stands_in_one_place() -> None:
+def test_version_is_semantic_and_defined_once() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     project = (PROJECT / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in project
@@ -24,8 +24,8 @@ def test_it_is_a_semantic_version_and_stands_in_one_place() -> None:
 
 @pytest.mark.parametrize("entry", [["manage.py"], ["-m", "docora"]], ids=" ".join)
 @pytest.mark.parametrize("question", ["--version", "version"])
-def test_the_command_line_tells_it_whatever_the_settings_are(entry: list[str], question: str) -> None:
-    told = subprocess.run(
+def test_command_prints_the_version_even_with_invalid_settings(entry: list[str], question: str) -> None:
+    result = subprocess.run(
         [sys.executable, *entry, question],
         cwd=PROJECT,
         env={"PORT": "no number"},
@@ -34,10 +34,10 @@ def test_the_command_line_tells_it_whatever_the_settings_are(entry: list[str], q
         timeout=60,
         check=False,
     )
-    assert (told.returncode, told.stdout, told.stderr) == (0, f"{__version__}\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{__version__}\n", "")
 
 
-def test_pages_and_answers_tell_it(db, client: Client) -> None:
+def test_version_in_pages_and_responses(db, client: Client) -> None:
     assert client.get("/version").json()["version"] == __version__
     assert client.get("/openapi.json").json()["info"]["version"] == __version__
     assert f'<p class="version">Docora {__version__}</p>' in staff("olga").get("/admin/").text

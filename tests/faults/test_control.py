@@ -10,7 +10,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Outcome, Status
 from deliveries_app.reports import queue as queue_report
-from deliveries_app.services import pause_syncing, request_sync, resume_syncing, stop_sync
+from deliveries_app.services import cancel_sync, pause_syncing, request_sync, resume_syncing
 from docora.redis import inspect, queues
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
 from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
@@ -65,7 +65,7 @@ def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: Wo
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 100, 30)
     _other_repo, other = world.watch(name="acme/other")
-    assert stop_sync(ME, watch)
+    assert cancel_sync(ME, watch)
     wait_until_left(watch)
     told = told_about(world, watch)
     assert told < FILES
@@ -129,7 +129,7 @@ def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
         assert {known.name for known in workers} == owners
         assert len(owners) == 2
         assert all(owner.startswith("docora:1:") for owner in owners)
-        lines = queue_report.look().workers
+        lines = queue_report.read_queue().workers
         assert {line.watch.pk for line in lines if line.watch} == {watch.pk for watch in watches}
     finally:
         containers.close()

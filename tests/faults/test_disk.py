@@ -67,7 +67,7 @@ def attempts_on_a_small_disk(
     ["size=1m", "size=100m,nr_inodes=4", "size=100m,nr_inodes=1"],
     ids=["no room for the pack", "none for a repository", "none for a lock"],
 )
-def test_a_full_disk_of_the_mirrors_is_told_in_words_and_leaves_no_half_pack(
+def test_full_mirror_disk_fails_with_a_message_and_no_partial_pack(
     world: World, tmp_path: Path, settings, options: str
 ) -> None:
     repo, watch = world.watch(FILES)
@@ -77,14 +77,14 @@ def test_a_full_disk_of_the_mirrors_is_told_in_words_and_leaves_no_half_pack(
     )
     assert full.status != Status.SYNCED
     assert "No space left on device" in full.error
-    assert "Make room" in full.error
+    assert "Free space in" in full.error
     assert "REPOS_DIR" in full.error
     assert not [name for name in full.files if name.startswith("objects/") or name.endswith(".lock")]
     assert (roomy.status, roomy.error) == (Status.SYNCED, "")
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_full_disk_of_the_temporary_files_is_told_in_words(
+def test_full_temporary_disk_fails_with_a_message(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo, watch = world.watch(FILES)
@@ -100,7 +100,7 @@ def test_a_full_disk_of_the_temporary_files_is_told_in_words(
     )
     assert full.status != Status.SYNCED
     assert "No space left on device" in full.error
-    assert "Make room" in full.error
+    assert "Free space in" in full.error
     assert "TMPDIR" in full.error
     assert roomy.status == Status.SYNCED
     assert_promise_kept(world, repo, watch)

@@ -104,7 +104,7 @@ def test_what_a_frozen_worker_had_not_sent_yet_is_not_sent_when_it_wakes_up(
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-def test_a_worker_frozen_in_a_transaction_holds_up_nobody_for_longer_than_a_lease(
+def test_frozen_transaction_blocks_no_longer_than_a_lease(
     world: World, daemons: Daemons, postgres_server: PostgresServer
 ) -> None:
     repo, watch = watched(world, 100)

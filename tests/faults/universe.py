@@ -42,7 +42,7 @@ from repositories_app.services import mirror_of
 from tests.faults.journal import Journal
 from tests.faults.workers import Fate, Workers
 from tests.support.git import Changes, Repo, git
-from tests.support.histories import shas, under_rules
+from tests.support.histories import shas, without_ignored
 from tests.support.postgres import PostgresServer
 from tests.support.processes import children
 from tests.support.receiver import Answer, Notification
@@ -307,7 +307,7 @@ class Universe:
             assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
 
     def _check_watch(self, watch: AppRepository, repo: Repo) -> None:
-        expected = shas(under_rules(repo.files(), watch.ignore_patterns))
+        expected = shas(without_ignored(repo.files(), watch.ignore_patterns))
         copy = self.world.copy(watch)
         assert copy == expected, (str(watch), set(copy) ^ set(expected))
         assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0), str(watch)

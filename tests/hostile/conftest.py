@@ -17,9 +17,9 @@ Api = Callable[..., HttpResponse]
 
 
 def visitor(name: str, *codenames: str, superuser: bool = False, checks_csrf: bool = False) -> Client:
-    """Somebody signed in as staff, who sees a 500 as a browser would and not as an exception of this process."""
+    """Sign in a staff user. The client returns 500 responses instead of raising the exception."""
     user = User(username=name, is_staff=True, is_superuser=superuser)
-    user.set_unusable_password()  # hashing one would take longer than the rest of the test
+    user.set_unusable_password()  # hashing a password would take longer than the test
     user.save()
     user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
     client = Client(raise_request_exception=False, enforce_csrf_checks=checks_csrf)
@@ -29,7 +29,7 @@ def visitor(name: str, *codenames: str, superuser: bool = False, checks_csrf: bo
 
 @pytest.fixture
 def root(db) -> Client:
-    """May do everything, so that nothing but the input stands in the way."""
+    """A superuser, so that only the input can be rejected."""
     return visitor("root", superuser=True)
 
 
@@ -46,7 +46,7 @@ def token_of(app: App) -> str:
 
 @pytest.fixture
 def api(app: App) -> Api:
-    """Call the REST API as `app`; a `body` that is not bytes is sent as JSON."""
+    """Call the REST API as `app`. A `body` that is not bytes is sent as JSON."""
     client, authorization = Client(raise_request_exception=False), f"Bearer {token_of(app)}"
 
     def call(method: str, path: str, body: object = b"", content_type: str = "application/json") -> HttpResponse:

@@ -1,5 +1,5 @@
-"""Addresses of private networks in every notation, names that lead there, and answers that redirect there: nothing is
-connected to, neither by a notification nor by git, and both say why."""
+"""Private addresses in every notation, names that resolve to them and redirects to them: neither webhooks nor git
+connect, and both report why."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -40,8 +40,8 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "the metadata service in hex": ("0xa9fea9fe", LINK_LOCAL),
     "the metadata service in octal": ("0251.0376.0251.0376", LINK_LOCAL),
     "the metadata service in three parts": ("169.254.43518", LINK_LOCAL),
-    "the platform service of a cloud": ("168.63.129.16", "platform service of a cloud"),
-    "the metadata service behind a provider's NAT": ("100.100.100.200", "provider's NAT"),
+    "a cloud platform service": ("168.63.129.16", "cloud platform service"),
+    "a metadata service in the carrier-grade NAT range": ("100.100.100.200", "carrier-grade NAT"),
     "ten": ("10.0.0.1", PRIVATE),
     "ten in two parts": ("10.1", PRIVATE),
     "172.16": ("172.31.255.255", PRIVATE),
@@ -69,7 +69,7 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "multicast of IPv6": ("[ff02::1]", "multicast"),
     "documentation": ("[2001:db8::1]", "documentation"),
     "segment routing": ("[5f00::1]", "segment-routing"),
-    "not handed out": ("[4000::1]", "not a public address"),
+    "not allocated": ("[4000::1]", "not a public address"),
 }
 
 
@@ -84,42 +84,42 @@ def _no_private_networks(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
 
 
-def by_git(url: str) -> GitError:
-    """What git says when it is to read this repository."""
-    with pytest.raises(GitError) as refusal:
+def git_error(url: str) -> GitError:
+    """Return the error of `git ls-remote`."""
+    with pytest.raises(GitError) as raised:
         git.run(["ls-remote", "--", url], remote=git.Remote(url, "ghp_hunter2"), timeout=20)
-    return refusal.value
+    return raised.value
 
 
 @pytest.mark.usefixtures("_no_private_networks")
-@pytest.mark.parametrize(("host", "words"), ADDRESSES.values(), ids=ADDRESSES)
-def test_no_notation_leads_to_a_private_network(
-    serve: Callable[..., ScriptedServer], app: App, settings, host: str, words: str
+@pytest.mark.parametrize(("host", "message"), ADDRESSES.values(), ids=ADDRESSES)
+def test_private_address_is_blocked_in_every_notation(
+    serve: Callable[..., ScriptedServer], app: App, settings, host: str, message: str
 ) -> None:
     server = serve()
     url = f"http://{host}:{server.port}"
     with HttpClient([], allow_http=True) as client:
         outcome = client.request(post(f"{url}/hooks"))
     assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
-    assert words in outcome.message
+    assert message in outcome.message
 
-    assert words in reachability(url)
+    assert message in reachability(url)
     App.objects.filter(pk=app.pk).update(base_url=url)
     ping = send_ping(Actor.command(), app)
     assert (ping.delivered, ping.status) == (False, None)
-    assert words in ping.words
-    assert "may not call this address" in ping.hint
+    assert message in ping.message
+    assert "not allowed to call this address" in ping.hint
 
-    assert words in str(by_git(f"{url}/acme/widgets"))
+    assert message in str(git_error(f"{url}/acme/widgets"))
     settings.ALLOWED_GIT_HOSTS = [host.lower()]
-    with pytest.raises(GitError, match=words):
+    with pytest.raises(GitError, match=message):
         watch_repository(Actor.command(), app, f"{url}/acme/widgets", "ghp_hunter2")
     assert not AppRepository.objects.exists()
     assert server.connections == 0
 
 
 PUBLIC, PUBLIC_V6 = "8.8.8.8", "2606:4700::6810:84e5"
-ANSWERS: dict[str, tuple[list[str], str]] = {
+RESOLVED: dict[str, tuple[list[str], str]] = {
     "a private one after a public one": ([PUBLIC, "10.0.0.1"], PRIVATE),
     "a private one before a public one": (["10.0.0.1", PUBLIC], PRIVATE),
     "loopback after many": ([PUBLIC] * 30 + ["127.0.0.2"], LOOPBACK),
@@ -133,7 +133,7 @@ ANSWERS: dict[str, tuple[list[str], str]] = {
 
 @pytest.fixture
 def dns(monkeypatch) -> Callable[[list[str]], None]:
-    """What every name leads to from now on."""
+    """Make every name resolve to the given addresses."""
 
     def answer(addresses: list[str]) -> None:
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
@@ -143,35 +143,33 @@ def dns(monkeypatch) -> Callable[[list[str]], None]:
 
 
 @pytest.mark.usefixtures("_no_private_networks")
-@pytest.mark.parametrize(("addresses", "words"), ANSWERS.values(), ids=ANSWERS)
-def test_a_name_with_one_private_address_among_public_ones_is_refused_whole(
-    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], settings, addresses: list[str], words: str
+@pytest.mark.parametrize(("addresses", "message"), RESOLVED.values(), ids=RESOLVED)
+def test_name_with_one_private_address_is_blocked(
+    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], settings, addresses: list[str], message: str
 ) -> None:
     server = serve()
     dns(addresses)
-    error = by_git(f"http://rebind.example:{server.port}/acme/widgets")
-    assert "rebind.example leads to an address that is not called" in str(error)
-    assert words in str(error)
-    with HttpClient([ip_network("127.0.0.1/32")], allow_http=True) as client:  # where libcurl, which asks nobody, goes
+    error = git_error(f"http://rebind.example:{server.port}/acme/widgets")
+    assert "rebind.example resolves to a blocked address" in str(error)
+    assert message in str(error)
+    with HttpClient([ip_network("127.0.0.1/32")], allow_http=True) as client:  # libcurl parses this itself
         outcome = client.request(post(f"http://127.1:{server.port}/"))
     assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
-    assert words in outcome.message
+    assert message in outcome.message
 
 
-def test_a_name_that_was_public_when_asked_is_dialled_nowhere_else(
-    serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], settings
-) -> None:
+def test_dns_rebinding(serve: Callable[..., ScriptedServer], dns: Callable[[list[str]], None], settings) -> None:
     server = serve()
-    url = f"http://rebind.localhost:{server.port}"  # which libcurl, whomever we asked, takes for 127.0.0.1
+    url = f"http://rebind.localhost:{server.port}"  # libcurl always resolves *.localhost to 127.0.0.1
     dns([PUBLIC])
     with HttpClient([], allow_http=True) as client:
         outcome = client.request(post(f"{url}/"))
     assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
     assert LOOPBACK in outcome.message
 
-    settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("127.0.0.2/32")]  # stands for a public one, and nobody is there
+    settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("127.0.0.2/32")]  # stands for a public address without a server
     dns(["127.0.0.2"])
-    assert "Failed to connect to rebind.localhost" in str(by_git(f"{url}/acme/widgets"))
+    assert "Failed to connect to rebind.localhost" in str(git_error(f"{url}/acme/widgets"))
     assert server.connections == 0
 
 
@@ -179,7 +177,7 @@ def test_a_name_that_was_public_when_asked_is_dialled_nowhere_else(
 TARGETS: dict[str, str] = {
     "the metadata service": METADATA,
     "the metadata service, mapped": "http://[::ffff:169.254.169.254]/",
-    "an address of the very server": "/elsewhere",
+    "the same server": "/elsewhere",
     "a file": "file:///etc/passwd",
     "gopher": "gopher://127.0.0.1:6379/_FLUSHALL",
     "another server": "{other}",
@@ -188,9 +186,7 @@ STATUSES = ["301 Moved Permanently", "302 Found", "303 See Other", "307 Temporar
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_a_client_app_that_redirects_is_not_followed(
-    world: World, serve: Callable[..., ScriptedServer], target: str
-) -> None:
+def test_webhook_redirect_is_not_followed(world: World, serve: Callable[..., ScriptedServer], target: str) -> None:
     other = serve()
     server = serve(saying("307 Temporary Redirect", b"", f"Location: {target.format(other=other.url)}"))
     App.objects.filter(pk=world.app.pk).update(base_url=server.url)
@@ -199,19 +195,17 @@ def test_a_client_app_that_redirects_is_not_followed(
     assert [failure.status_code for failure in watch.failures.all()] == [307]
     assert all(head.startswith(b"POST /hook/create ") for head, _ in server.requests)
     assert other.connections == 0
-    assert "redirects are not followed" in send_ping(Actor.command(), world.app).hint
+    assert "does not follow redirects" in send_ping(Actor.command(), world.app).hint
 
 
 @pytest.mark.parametrize("status", STATUSES, ids=lambda status: status[:3])
 @pytest.mark.parametrize("target", [METADATA, "{other}/acme/widgets"], ids=["to the metadata service", "elsewhere"])
-def test_a_git_host_that_redirects_is_not_followed(
-    app: App, serve: Callable[..., ScriptedServer], status: str, target: str
-) -> None:
+def test_git_redirect_is_not_followed(app: App, serve: Callable[..., ScriptedServer], status: str, target: str) -> None:
     other = serve()
     server = serve(saying(status, b"", f"Location: {target.format(other=f'http://127.0.0.1:{other.port}')}"))
     url = f"http://127.0.0.1:{server.port}/acme/widgets"
     with pytest.raises(GitError, match="renamed or moved"):
         watch_repository(Actor.command(), app, url, "ghp_hunter2")
-    assert "renamed or moved" in str(by_git(url))
+    assert "renamed or moved" in str(git_error(url))
     assert not AppRepository.objects.exists()
     assert other.connections == 0

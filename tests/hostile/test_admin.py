@@ -1,4 +1,4 @@
-"""Every address below /admin/, read off the URL configuration: who may not, does not, by whichever method."""
+"""Every URL below /admin/, from the URL configuration: without permission nothing changes, whatever the method."""
 
 import json
 import re
@@ -15,16 +15,16 @@ from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from tests.hostile.conftest import visitor
 from tests.support.staff import VIEWS
 
-FOR_ALL_STAFF = {"/admin/", "/admin/logout/", "/admin/password_change/", "/admin/password_change/done/"}
-FOR_ALL_STAFF |= {"/admin/jsi18n/"}
-FOR_ANYBODY = {"/admin/login/"}
+STAFF_PAGES = {"/admin/", "/admin/logout/", "/admin/password_change/", "/admin/password_change/done/"}
+STAFF_PAGES |= {"/admin/jsi18n/"}
+PUBLIC_PAGES = {"/admin/login/"}
 METHODS = ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "X" * 1000]
 IGNORED = {"session", "logentry", "accessattempt", "accesslog", "accessfailurelog", "contenttype", "permission"}
 
 
 def routes(resolver: URLResolver, before: str = "/") -> Iterator[str]:
-    """Every route as it is written, such as `/admin/live/<int:pk>/cancel/`; regular expressions are left out, of which
-    the site has two: its catch-all and the index of one app."""
+    """Yield every route as written, such as `/admin/live/<int:pk>/cancel/`, except the two regular expressions of the
+    admin site: its catch-all and the index of an app."""
     for entry in resolver.url_patterns:
         route = before + str(entry.pattern)
         if isinstance(entry, URLResolver):
@@ -56,13 +56,13 @@ def address(route: str, watch: AppRepository, operation: BulkOperation) -> str:
 
 @pytest.fixture
 def operation(watches) -> BulkOperation:
-    made = BulkOperation.objects.create(title="Everything", total=1, requested_by="olga")
-    SyncRun.objects.create(watch=watches[0], operation=made, generation=1, reason="resync", requested_by="olga")
-    return made
+    operation = BulkOperation.objects.create(title="Everything", total=1, requested_by="olga")
+    SyncRun.objects.create(watch=watches[0], operation=operation, generation=1, reason="resync", requested_by="olga")
+    return operation
 
 
 def state() -> str:
-    """Everything in the database but sessions and what is written about attempts."""
+    """Return the whole database as JSON, except sessions, logs and sign-in attempts."""
     models = [model for model in apps.get_models() if model._meta.model_name not in IGNORED and model._meta.managed]
     rows = {model._meta.label: list(model._default_manager.order_by("pk").values()) for model in models}
     for user in rows["auth.User"]:
@@ -97,7 +97,7 @@ FORGED: dict[str, str] = {
 }
 
 
-def test_the_walk_finds_what_it_should() -> None:
+def test_routes_are_found() -> None:
     assert len(ROUTES) > 60
     known = {"/admin/deliveries_app/app/<path:object_id>/delete/", "/admin/api/resync", "/admin/live/<int:pk>/cancel/"}
     assert known <= set(ROUTES)
@@ -113,64 +113,62 @@ by_group = pytest.mark.parametrize("group", GROUPS)
 
 
 @by_group
-def test_staff_without_the_permission_changes_nothing(group: str, watches, operation: BulkOperation) -> None:
-    nobody, viewer = visitor("norbert"), visitor("victor", *(f"view_{model}" for model in VIEWS))
+def test_staff_without_permission_change_nothing(group: str, watches, operation: BulkOperation) -> None:
+    unprivileged, viewer = visitor("norbert"), visitor("victor", *(f"view_{model}" for model in VIEWS))
     before = state()
     for route in GROUPS[group]:
         url = address(route, watches[0], operation)
         for data in ({}, FORGED):
-            refused, seen = nobody.post(url, data), viewer.post(url, data)
+            refused, seen = unprivileged.post(url, data), viewer.post(url, data)
             assert seen.status_code < 500, url
-            if route not in FOR_ALL_STAFF | FOR_ANYBODY and not leads_on(refused):
+            if route not in STAFF_PAGES | PUBLIC_PAGES and not is_standard_redirect(refused):
                 assert refused.status_code in {400, 403, 404, 405}, url
         assert state() == before, url
     assert not LogEntry.objects.exists()
 
 
-def leads_on(answer: HttpResponse) -> bool:
-    """Django's redirects from `<id>/` to `<id>/change/`, and to the index where there is no such row."""
-    return re.fullmatch(r"/admin/(\w+/\w+/\d+/change/)?", answer.headers.get("Location", "")) is not None
+def is_standard_redirect(response: HttpResponse) -> bool:
+    """Return whether Django redirects from `<id>/` to `<id>/change/`, or to the index for an unknown row."""
+    return re.fullmatch(r"/admin/(\w+/\w+/\d+/change/)?", response.headers.get("Location", "")) is not None
 
 
 @by_group
-def test_nobody_signed_in_changes_nothing(group: str, watches, operation: BulkOperation) -> None:
-    before, nobody = state(), Client(raise_request_exception=False)
+def test_anonymous_post_changes_nothing(group: str, watches, operation: BulkOperation) -> None:
+    before, anonymous = state(), Client(raise_request_exception=False)
     for route in GROUPS[group]:
         url = address(route, watches[0], operation)
-        answer = nobody.post(url, FORGED)
+        response = anonymous.post(url, FORGED)
         assert state() == before, url
-        if answer.status_code == 302:
-            assert answer.headers["Location"].startswith("/admin/login/") or route == "/admin/logout/", url
-        elif route in FOR_ANYBODY:
-            assert "errornote" in answer.text
+        if response.status_code == 302:
+            assert response.headers["Location"].startswith("/admin/login/") or route == "/admin/logout/", url
+        elif route in PUBLIC_PAGES:
+            assert "errornote" in response.text
         else:
-            assert answer.status_code in {401, 403, 405}, url
+            assert response.status_code in {401, 403, 405}, url
 
 
 @by_group
-def test_a_post_from_another_site_is_refused_whoever_is_signed_in(
-    group: str, watches, operation: BulkOperation
-) -> None:
+def test_cross_site_post_is_rejected(group: str, watches, operation: BulkOperation) -> None:
     root = visitor("root", superuser=True, checks_csrf=True)
     before = state()
     for route in GROUPS[group]:
         url = address(route, watches[0], operation)
         for headers in ({}, {"origin": "https://evil.example"}, {"referer": "https://evil.example/"}):
-            answer = root.post(url, FORGED, headers=headers)
-            assert answer.status_code in {403, 405}, url
-            assert answer.status_code == 405 or re.search("CSRF|This form is too old", answer.text), url
+            response = root.post(url, FORGED, headers=headers)
+            assert response.status_code in {403, 405}, url
+            assert response.status_code == 405 or re.search("CSRF|This form is too old", response.text), url
         assert state() == before, url
 
 
 @by_group
-def test_nothing_but_a_post_changes_anything(group: str, watches, operation: BulkOperation) -> None:
+def test_only_post_changes_anything(group: str, watches, operation: BulkOperation) -> None:
     root = visitor("root", superuser=True)
     before = state()
     for route in GROUPS[group]:
         url = address(route, watches[0], operation)
         for method in METHODS:
-            answer = root.generic(method, f"{url}?post=yes&ids=1&all=1&action=force_resync")
-            assert answer.status_code < 500, (method, url)
+            response = root.generic(method, f"{url}?post=yes&ids=1&all=1&action=force_resync")
+            assert response.status_code < 500, (method, url)
         assert state() == before, url
 
 
@@ -178,13 +176,13 @@ IDS = ["0", "-1", "999999999", "9" * 30, "x", "%00", "%ff", "1%20or%201=1", "..%
 
 
 @pytest.mark.parametrize("object_id", IDS, ids=lambda name: name[:14])
-def test_an_id_that_is_none_is_never_an_error_of_ours(root: Client, watches, object_id: str) -> None:
+def test_invalid_id_is_never_a_server_error(root: Client, watches, object_id: str) -> None:
     before = state()
     for route in ROUTES:
         if "<" in route:
             url = re.sub(r"<[^>]+>", object_id, route)
-            for answer in (root.get(url), root.post(url, {"post": "yes"})):
-                assert answer.status_code in {302, 400, 401, 403, 404, 405}, (url, answer.status_code)
+            for response in (root.get(url), root.post(url, {"post": "yes"})):
+                assert response.status_code in {302, 400, 401, 403, 404, 405}, (url, response.status_code)
     assert state() == before
 
 
@@ -195,16 +193,16 @@ QUERIES = ["ids=x", "ids=%00", "ids=" + "9" * 30, "ids=" + ",".join("1" * 5000),
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda name: name[:40])
-def test_a_query_that_is_none_is_never_an_error_of_ours_and_leads_nowhere_else(
+def test_invalid_query_is_never_a_server_error_or_open_redirect(
     root: Client, watches, operation: BulkOperation, query: str
 ) -> None:
     before = state()
     for route in ROUTES:
-        if route in FOR_ALL_STAFF | FOR_ANYBODY or route.endswith(("/history/", "/delete/", "object_id>/")):
+        if route in STAFF_PAGES | PUBLIC_PAGES or route.endswith(("/history/", "/delete/", "object_id>/")):
             continue
-        answer = root.get(f"{address(route, watches[0], operation)}?{query}")
-        assert answer.status_code < 500, route
-        assert "evil.example" not in answer.headers.get("Location", "")
-        if "next=" in query and answer.status_code == 200 and not answer.streaming:
-            assert not re.search(r'href="(https:)?//evil\.example|href="javascript:', answer.text), route
+        response = root.get(f"{address(route, watches[0], operation)}?{query}")
+        assert response.status_code < 500, route
+        assert "evil.example" not in response.headers.get("Location", "")
+        if "next=" in query and response.status_code == 200 and not response.streaming:
+            assert not re.search(r'href="(https:)?//evil\.example|href="javascript:', response.text), route
     assert state() == before

@@ -1,4 +1,4 @@
-"""Calls of the REST API that are malformed, forged, or about somebody else's repositories."""
+"""Malformed and forged REST API calls, and calls about other apps' repositories."""
 
 import json
 from collections.abc import Callable
@@ -52,25 +52,25 @@ BODIES: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize(("body", "words"), BODIES.values(), ids=BODIES)
-def test_a_malformed_body_is_told_in_words(api: Api, body: bytes, words: str) -> None:
-    answer = api("POST", "repositories", body)
-    assert answer.status_code == 422
-    assert words in answer.json()["error"]
+@pytest.mark.parametrize(("body", "message"), BODIES.values(), ids=BODIES)
+def test_malformed_body(api: Api, body: bytes, message: str) -> None:
+    response = api("POST", "repositories", body)
+    assert response.status_code == 422
+    assert message in response.json()["error"]
     assert not AppRepository.objects.exists()
 
 
 @pytest.mark.parametrize("size", [65_537, 10_000_000], ids=["64 kB and a byte", "10 MB"])
-def test_a_body_beyond_the_limit_is_refused_before_it_is_read(app: App, api: Api, size: int) -> None:
+def test_body_beyond_the_limit_is_rejected(app: App, api: Api, size: int) -> None:
     watch = make_watch(app, "docs")
     body = b'{"github_token":"' + b"x" * (size - 19) + b'"}'
     for method, path in (
         ("POST", "repositories"),
         ("PATCH", f"repositories/{watch.repository.repository_id}/token"),
     ):
-        answer = api(method, path, body)
-        assert answer.status_code == 413
-        assert "The body is too large" in answer.json()["error"]
+        response = api(method, path, body)
+        assert response.status_code == 413
+        assert "The body is too large" in response.json()["error"]
 
 
 TYPES = [
@@ -90,13 +90,13 @@ TYPES = [
 
 
 @pytest.mark.parametrize("content_type", TYPES, ids=lambda name: repr(name[:24]))
-def test_another_content_type_is_refused(api: Api, content_type: str) -> None:
-    answer = api("POST", "repositories", b'{"github_url":"http://127.0.0.1/acme/widgets"}', content_type)
-    assert answer.status_code == 422
-    assert "Content-Type: application/json" in answer.json()["error"]
+def test_wrong_content_type_is_rejected(api: Api, content_type: str) -> None:
+    response = api("POST", "repositories", b'{"github_url":"http://127.0.0.1/acme/widgets"}', content_type)
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in response.json()["error"]
 
 
-# --- Who is calling ---------------------------------------------------------------------------------------------------
+# --- Authentication ---------------------------------------------------------------------------------------------------
 GOOD = "docora_" + "ab" * 32
 AUTHORIZATIONS: dict[str, str | None] = {
     "no header": None,
@@ -121,26 +121,26 @@ AUTHORIZATIONS: dict[str, str | None] = {
 
 
 @pytest.mark.parametrize("authorization", AUTHORIZATIONS.values(), ids=AUTHORIZATIONS)
-def test_whoever_is_not_a_known_app_is_answered_401_and_how_to_call(app: App, authorization: str | None) -> None:
+def test_invalid_authorization_is_401(app: App, authorization: str | None) -> None:
     AppToken.objects.create(app=app, digest=hash_token(GOOD), ending="abab")
     watch = make_watch(app, "docs")
     client = Client(raise_request_exception=False)
     headers = {} if authorization is None else {"authorization": authorization}
     for method, path in calls(watch.repository.repository_id):
-        answer = client.generic(method, path, b"{}", "application/json", headers=headers)
-        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer"), path
-        assert "Authorization: Bearer docora_" in answer.json()["error"]
+        response = client.generic(method, path, b"{}", "application/json", headers=headers)
+        assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer"), path
+        assert "Authorization: Bearer docora_" in response.json()["error"]
     assert client.get("/api/repositories", headers={"authorization": f"Bearer {GOOD}"}).status_code == 200
 
 
-def test_a_session_of_the_admin_is_no_token(app: App) -> None:
+def test_admin_session_is_not_accepted(app: App) -> None:
     root = visitor("root", superuser=True)
     for method, path in calls(make_watch(app, "docs").repository.repository_id):
         assert root.generic(method, path, b"{}", "application/json").status_code == 401
 
 
 def calls(repository_id: str) -> list[tuple[str, str]]:
-    """Every call about repositories."""
+    """Return all calls about repositories."""
     return [
         ("POST", "/api/repositories"),
         ("GET", "/api/repositories"),
@@ -156,25 +156,25 @@ METHODS = ["PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PRO
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method[:10])
-def test_another_method_is_405_and_names_those_that_there_are(app: App, api: Api, method: str) -> None:
+def test_other_method_is_405_with_the_allowed_ones(app: App, api: Api, method: str) -> None:
     repository_id = make_watch(app, "docs").repository.repository_id
     before = state()
     for path in ("repositories", f"repositories/{repository_id}", f"repositories/{repository_id}/manifest"):
         if method in {known for known, address in calls(repository_id) if address == f"/api/{path}"}:
             continue
-        answer = api(method, path)
-        assert answer.status_code == 405, path
-        assert "is not possible here: use " in answer.json()["error"]
+        response = api(method, path)
+        assert response.status_code == 405, path
+        assert "is not possible here: use " in response.json()["error"]
     assert state() == before
 
 
-# --- Somebody else's --------------------------------------------------------------------------------------------------
+# --- Other apps' data --------------------------------------------------------------------------------------------------
 CALLS: dict[str, tuple[str, str, object]] = {
-    "look at": ("GET", "", b""),
+    "get": ("GET", "", b""),
     "unwatch": ("DELETE", "", b""),
-    "replace the token of": ("PATCH", "/token", {"github_token": "ghp_of_mine"}),
+    "replace the token": ("PATCH", "/token", {"github_token": "ghp_of_mine"}),
     "re-sync": ("POST", "/resync", b""),
-    "list the files of": ("GET", "/manifest", b""),
+    "list the files": ("GET", "/manifest", b""),
 }
 
 
@@ -191,7 +191,7 @@ def ended(app: App) -> AppRepository:
 
 
 def shared(app: App) -> AppRepository:
-    """Watched by another app only, after this one has stopped to."""
+    """Return a watch of another app on a repository that this app has stopped watching."""
     ended(app)
     return make_watch(make_app("Search"), "docs")
 
@@ -218,12 +218,12 @@ IDS: dict[str, Callable[[App], str]] = {
 
 @pytest.mark.parametrize("identify", IDS.values(), ids=IDS)
 @pytest.mark.parametrize(("method", "path", "body"), CALLS.values(), ids=CALLS)
-def test_what_the_app_does_not_watch_is_not_there(
+def test_repository_not_watched_by_the_app_is_404(
     app: App, api: Api, method: str, path: str, body: object, identify: Callable[[App], str]
 ) -> None:
     repository_id = identify(app)
     for watch in AppRepository.objects.exclude(app=app):
-        facts = {
+        fields = {
             "path": "secret.txt",
             "mode": "100644",
             "kind": "create",
@@ -232,15 +232,15 @@ def test_what_the_app_does_not_watch_is_not_there(
             "sequence": 1,
             "updated_at": timezone.now(),
         }
-        Delivery.objects.create(watch=watch, generation=1, acknowledged=True, **facts)
+        Delivery.objects.create(watch=watch, generation=1, acknowledged=True, **fields)
     before = state()
-    answer = api(method, f"repositories/{repository_id}{path}", body)
-    assert answer.status_code == 404
-    assert list(answer.json()) == ["error"]
+    response = api(method, f"repositories/{repository_id}{path}", body)
+    assert response.status_code == 404
+    assert list(response.json()) == ["error"]
     assert state() == before
 
 
-def test_the_list_and_the_manifest_show_the_callers_own(app: App, api: Api) -> None:
+def test_list_shows_only_the_apps_own_repositories(app: App, api: Api) -> None:
     foreign = others(app)
     assert [row["name"] for row in api("GET", "repositories").json()["repositories"]] == ["site"]
     assert foreign.repository.repository_id not in api("GET", "repositories").text
@@ -249,7 +249,7 @@ def test_the_list_and_the_manifest_show_the_callers_own(app: App, api: Api) -> N
 
 
 def state() -> object:
-    """All that a call could have changed."""
+    """Return everything that a call could change."""
     watches = AppRepository.objects.order_by("pk").values()
     return json.dumps([list(watches), list(SyncRun.objects.values()), list(Delivery.objects.values())], default=str)
 
@@ -271,13 +271,13 @@ SIGNATURES: dict[str, str | None] = {
 
 @pytest.mark.parametrize("signature", SIGNATURES.values(), ids=SIGNATURES)
 @pytest.mark.parametrize("known", [True, False], ids=["a watched repository", "an unknown one"])
-def test_an_unsigned_push_hook_is_401_and_tells_nothing(app: App, signature: str | None, known: bool) -> None:
+def test_unsigned_push_hook_is_401_and_reveals_nothing(app: App, signature: str | None, known: bool) -> None:
     watch = make_watch(app, "docs", push_secret="the secret of the hook")
-    make_watch(app, "site")  # which has none: nothing signed with an empty secret is accepted
+    make_watch(app, "site")  # has no secret: a signature with an empty one is invalid
     repository_id = watch.repository.repository_id if known else "repo_" + "0" * 24
     before, headers = state(), {} if signature is None else {"x-hub-signature-256": signature}
-    answer = Client(raise_request_exception=False).post(
+    response = Client(raise_request_exception=False).post(
         f"/api/hooks/push/{repository_id}", b"", content_type="application/json", headers=headers
     )
-    assert (answer.status_code, state()) == (401, before)
-    assert answer.json() == {"error": "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"}
+    assert (response.status_code, state()) == (401, before)
+    assert response.json() == {"error": "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"}

@@ -1,4 +1,4 @@
-"""Addresses of client apps that are no addresses to post to: refused when an app is registered and when it is changed."""
+"""Invalid base URLs of client apps are rejected when an app is registered and when it is changed."""
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -29,11 +29,11 @@ URLS: dict[str, tuple[str, str]] = {
     "a fragment": ("https://portal.example/hooks#x", CREDENTIALS),
     "a line break": ("https://portal.example/a\r\nX-Evil: 1", ASCII),
     "NUL": ("https://portal.example/\0", ASCII),
-    "a blank": ("https://portal.example/a b", ASCII),
+    "a space": ("https://portal.example/a b", ASCII),
     "a host in another script": ("https://bücher.example", ASCII),
     "a right-to-left override": ("https://portal.example/\u202e", ASCII),
-    "a port that is none": ("https://portal.example:x/", MALFORMED),
-    "a port beyond all": ("https://portal.example:99999/", MALFORMED),
+    "an invalid port": ("https://portal.example:x/", MALFORMED),
+    "a port out of range": ("https://portal.example:99999/", MALFORMED),
     "a bracket that is not closed": ("https://[::1", MALFORMED),
     "a zone": ("https://[fe80::1%25eth0]/", FORM),
     "an escaped host": ("https://portal%2eexample/", FORM),
@@ -49,16 +49,16 @@ def _production_rules(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
 
 
-@pytest.mark.parametrize(("url", "words"), URLS.values(), ids=URLS)
-def test_it_is_refused_for_a_new_app_and_for_one_that_there_is(app: App, root: Client, url: str, words: str) -> None:
-    with pytest.raises(ValidationError) as refusal:
+@pytest.mark.parametrize(("url", "message"), URLS.values(), ids=URLS)
+def test_invalid_base_url_is_rejected(app: App, root: Client, url: str, message: str) -> None:
+    with pytest.raises(ValidationError) as raised:
         onboard_app(Actor.command(), name="Evil", base_url=url, email="a@b.example")
-    assert words in refusal.value.messages[0]
-    assert "hunter2" not in refusal.value.messages[0]
+    assert message in raised.value.messages[0]
+    assert "hunter2" not in raised.value.messages[0]
 
-    facts = {"name": "Evil", "base_url": url, "email": "a@b.example", "max_in_flight": 1}
+    fields = {"name": "Evil", "base_url": url, "email": "a@b.example", "max_in_flight": 1}
     for path in ("add/", f"{app.pk}/change/"):
-        page = root.post(f"/admin/deliveries_app/app/{path}", facts)
-        assert page.status_code in {200, 400}  # 400: a form that is larger than any may be
+        page = root.post(f"/admin/deliveries_app/app/{path}", fields)
+        assert page.status_code in {200, 400}  # 400: the form exceeds DATA_UPLOAD_MAX_MEMORY_SIZE
         assert page.status_code == 400 or "errorlist" in page.text
     assert list(App.objects.values_list("name", "base_url")) == [(app.name, app.base_url)]

@@ -1,4 +1,4 @@
-"""What git would do if it were asked by anybody but `parse_url`: the second lock, behind the first."""
+"""Git itself rejects dangerous remotes that `parse_url`, the first line of defence, would not let through."""
 
 from pathlib import Path
 
@@ -20,22 +20,22 @@ REMOTES: dict[str, str] = {
     "ssh in its short form": "-oProxyCommand=touch {folder}/pwned:a/b",
     "the git protocol": "git://127.0.0.1/acme/widgets",
     "ftp": "ftp://127.0.0.1/acme/widgets",
-    "a helper of one's own": "pwned::x",
+    "a custom remote helper": "pwned::x",
 }
 
 
 @pytest.mark.parametrize("remote", REMOTES.values(), ids=REMOTES)
 @pytest.mark.parametrize("command", ["ls-remote", "fetch"])
-def test_git_itself_refuses_every_transport_but_https(tmp_path: Path, remote: str, command: str) -> None:
-    there, mirror = tmp_path / "there.git", tmp_path / "mirror.git"
-    init(there)
-    commit(there, {"secret": b"of this machine"})
+def test_git_rejects_every_transport_except_https(tmp_path: Path, remote: str, command: str) -> None:
+    source, mirror = tmp_path / "there.git", tmp_path / "mirror.git"
+    init(source)
+    commit(source, {"secret": b"of this machine"})
     init(mirror)
     arguments = ["ls-remote", "--", remote.format(folder=tmp_path), "HEAD"]
     if command == "fetch":
         arguments = ["fetch", "--quiet", "--depth=1", "--", remote.format(folder=tmp_path), "+HEAD:refs/docora/x/run"]
-    with pytest.raises(GitError) as refusal:
+    with pytest.raises(GitError) as raised:
         git.run(arguments, directory=mirror if command == "fetch" else None, timeout=20)
-    assert str(refusal.value).endswith(".")
+    assert str(raised.value).endswith(".")
     assert not (tmp_path / "pwned").exists()
     assert list((mirror / "objects").rglob("*.pack")) == []

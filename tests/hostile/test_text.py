@@ -1,4 +1,4 @@
-"""Text that breaks out of its place: line breaks, NUL, markup and megabytes in names, tokens, keys and headers."""
+"""Injection attempts: line breaks, NUL, markup and megabytes in names, tokens, keys and headers."""
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -20,7 +20,7 @@ TOKENS: dict[str, str] = {
     "a line feed": "ghp_1\n",
     "a carriage return": "ghp\r1",
     "NUL": "ghp_\x001",
-    "a blank": "ghp 1",
+    "a space": "ghp 1",
     "a tab": "ghp\t1",
     "an escape": "\x1b[31mghp",
     "DEL": "ghp\x7f",
@@ -33,9 +33,7 @@ TOKENS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
-def test_a_token_that_could_be_more_than_one_header_is_refused_everywhere(
-    app: App, api: Api, root: Client, token: str
-) -> None:
+def test_token_with_invalid_characters_is_rejected_everywhere(app: App, api: Api, root: Client, token: str) -> None:
     with pytest.raises(ValidationError, match="1 to 255 printable ASCII characters without spaces"):
         watch_repository(Actor.command(), app, "http://127.0.0.1/acme/widgets", token)
 
@@ -48,11 +46,11 @@ def test_a_token_that_could_be_more_than_one_header_is_refused_everywhere(
     replaced = api("PATCH", f"repositories/{watch.repository.repository_id}/token", {"github_token": token})
     assert (replaced.status_code, replaced.json()) == (422, refused.json())
 
-    for path, facts in (
+    for path, fields in (
         ("add/", {"app": app.pk, "github_url": "http://127.0.0.1/acme/widgets"}),
         (f"{watch.pk}/token/", {}),
     ):
-        page = root.post(f"/admin/deliveries_app/apprepository/{path}", facts | {"github_token": f"x{token}x"})
+        page = root.post(f"/admin/deliveries_app/apprepository/{path}", fields | {"github_token": f"x{token}x"})
         assert (page.status_code, "errorlist" in page.text) == (200, True)
     watch.refresh_from_db()
     assert watch.github_token == "ghp_secret"
@@ -67,19 +65,19 @@ NAMES: dict[str, str] = {
     "a line separator": "Por\u2028tal",
     "zero-width letters": "Por\u200btal",
     "two letters": "ab",
-    "blanks alone": "      ",
+    "only spaces": "      ",
     "101 letters": "x" * 101,
     "10 MB": "x" * MEGABYTES,
 }
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_a_name_that_is_no_name_is_refused(app: App, root: Client, name: str) -> None:
+def test_invalid_name_is_rejected(app: App, root: Client, name: str) -> None:
     with pytest.raises(ValidationError, match="must have 3 to 100 printable characters"):
         onboard_app(Actor.command(), name=name, base_url="https://x.example", email="a@b.example")
-    facts = {"name": name, "base_url": "https://x.example", "email": "a@b.example", "max_in_flight": 1}
+    fields = {"name": name, "base_url": "https://x.example", "email": "a@b.example", "max_in_flight": 1}
     for path in ("add/", f"{app.pk}/change/"):
-        page = root.post(f"/admin/deliveries_app/app/{path}", facts)
+        page = root.post(f"/admin/deliveries_app/app/{path}", fields)
         if len(name) < MEGABYTES:
             assert (page.status_code, "errorlist" in page.text) == (200, True)
         else:
@@ -87,14 +85,14 @@ def test_a_name_that_is_no_name_is_refused(app: App, root: Client, name: str) ->
     assert [known.name for known in App.objects.all()] == [app.name]
 
 
-FACTS: dict[str, tuple[dict[str, str], str]] = {
+FIELDS: dict[str, tuple[dict[str, str], str]] = {
     "an e-mail with a header": ({"email": "a@b.example\nBcc: c@d.example"}, "e-mail address is malformed"),
     "an e-mail with NUL": ({"email": "a\0@b.example"}, "e-mail address is malformed"),
     "an e-mail of 10 MB": ({"email": "a" * MEGABYTES + "@b.example"}, "e-mail address is malformed"),
-    "a website that is a script": ({"website": "javascript:alert(1)"}, "The website must be an address"),
-    "a website that is data": ({"website": "data:text/html,<script>"}, "The website must be an address"),
-    "a website with a line break": ({"website": "https://x.example/\r\nx"}, "The website must be an address"),
-    "a website of 10 MB": ({"website": "https://x.example/" + "x" * MEGABYTES}, "The website must be an address"),
+    "a website that is a script": ({"website": "javascript:alert(1)"}, "The website must be a URL"),
+    "a website that is data": ({"website": "data:text/html,<script>"}, "The website must be a URL"),
+    "a website with a line break": ({"website": "https://x.example/\r\nx"}, "The website must be a URL"),
+    "a website of 10 MB": ({"website": "https://x.example/" + "x" * MEGABYTES}, "The website must be a URL"),
     "a description of 10 MB": ({"description": "x" * MEGABYTES}, "at most 500 characters"),
     "a key of 15 characters": ({"client_auth_key": "x" * 15}, "16 to 500"),
     "a key of 10 MB": ({"client_auth_key": "x" * MEGABYTES}, "16 to 500"),
@@ -102,11 +100,11 @@ FACTS: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("facts", "words"), FACTS.values(), ids=FACTS)
-def test_a_fact_about_an_app_that_is_none_is_refused(facts: dict[str, str], words: str) -> None:
-    usual = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example"}
-    with pytest.raises(ValidationError, match=words):
-        onboard_app(Actor.command(), **usual | facts)
+@pytest.mark.parametrize(("fields", "message"), FIELDS.values(), ids=FIELDS)
+def test_invalid_field_of_an_app_is_rejected(fields: dict[str, str], message: str) -> None:
+    defaults = {"name": "Portal", "base_url": "https://x.example", "email": "a@b.example"}
+    with pytest.raises(ValidationError, match=message):
+        onboard_app(Actor.command(), **defaults | fields)
     assert not App.objects.exists()
 
 
@@ -122,12 +120,12 @@ HEADERS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_no_header_can_become_two(header: str) -> None:
+def test_header_injection_is_rejected(header: str) -> None:
     with pytest.raises(ValueError, match=r"Headers must be ASCII|must look like 'Name: value'"):
         Request("POST", "https://portal.example/create", (header,), b"{}")
 
 
-ANSWERS: dict[str, bytes] = {
+BODIES: dict[str, bytes] = {
     "markup": b"<script>alert(1)</script><img src=x onerror=alert(1)>",
     "NUL": b"a\0b",
     "not UTF-8": b"\xff\xfe\x00",
@@ -137,10 +135,10 @@ ANSWERS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("said", ANSWERS.values(), ids=ANSWERS)
-def test_what_a_client_app_answers_is_shown_as_text_and_in_bounds(world: World, root: Client, said: bytes) -> None:
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_response_of_an_app_is_escaped_and_bounded(world: World, root: Client, body: bytes) -> None:
     with servers() as serve:
-        App.objects.filter(pk=world.app.pk).update(base_url=serve(saying("400 Bad Request", said)).url)
+        App.objects.filter(pk=world.app.pk).update(base_url=serve(saying("400 Bad Request", body)).url)
         _, watch = world.watch()
         world.sync(watch)
     [failure] = watch.failures.all()

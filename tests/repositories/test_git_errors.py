@@ -44,7 +44,7 @@ def http(status: int) -> str:
         ("error: RPC failed; HTTP 503 curl 22\nfatal: expected flush after ref listing", Cause.NETWORK, True, False, "503"),
         ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", Cause.NETWORK, True, False, "early EOF"),
         ("fatal: write error: File too large", Cause.TOO_LARGE, True, True, "larger than MAX_FETCH_BYTES (5.4 GB)"),
-        ("fatal: write error: No space left on device", Cause.TOO_LARGE, False, False, "Make room in REPOS_DIR"),
+        ("fatal: write error: No space left on device", Cause.TOO_LARGE, False, False, "Free space in REPOS_DIR"),
         ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "too large to be read"),
         ("fatal: Out of memory, realloc failed", Cause.TOO_LARGE, True, True, "too large to be read"),
         ("fatal: bad object 1234", Cause.CORRUPT, False, False, "is made anew"),
@@ -124,9 +124,9 @@ def test_a_text_of_any_length_is_read_once(text: str) -> None:
     assert time.process_time() - started < 2
 
 
-@pytest.mark.parametrize(("asked", "rest"), [(None, 60.0), (0.0, 1.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)])
-def test_a_host_that_limits_is_left_alone_for_as_long_as_it_asks_within_reason(asked, rest) -> None:
-    assert rate_limited(asked, token=TOKEN).rest == rest
+@pytest.mark.parametrize(("asked", "cooldown"), [(None, 60.0), (0.0, 1.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)])
+def test_a_host_that_limits_is_left_alone_for_as_long_as_it_asks_within_reason(asked, cooldown) -> None:
+    assert rate_limited(asked, token=TOKEN).cooldown == cooldown
 
 
 def test_a_limit_without_a_token_is_everybody_s_and_one_with_a_token_is_the_token_s() -> None:

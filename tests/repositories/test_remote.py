@@ -59,7 +59,7 @@ def test_an_answer_is_told_by_its_cause(repo: Repo, status, headers, body, with_
 
 
 @pytest.mark.parametrize(
-    ("status", "header", "rest"),
+    ("status", "header", "cooldown"),
     [
         ("429 Slow", "X: y", 60.0),
         ("429 Slow", "Retry-After: 30", 30.0),
@@ -70,9 +70,9 @@ def test_an_answer_is_told_by_its_cause(repo: Repo, status, headers, body, with_
         ("404 No", "Retry-After: 8", 0.0),
     ],
 )
-def test_a_host_that_asks_for_a_rest_gets_it(repo: Repo, status: str, header: str, rest: float) -> None:
+def test_a_host_that_asks_for_a_rest_gets_it(repo: Repo, status: str, header: str, cooldown: float) -> None:
     repo.server.on_request = lambda *_: answer(status, header)
-    assert ask(repo).rest == rest
+    assert ask(repo).cooldown == cooldown
 
 
 def test_a_limited_host_is_asked_once_and_git_is_not_sent_after(repo: Repo) -> None:

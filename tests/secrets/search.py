@@ -1,4 +1,4 @@
-"""Where a secret could have gone, as bytes, and the search for it in every form that it may have taken."""
+"""Collect all places where a secret could have leaked, as bytes, and search them for every encoding of it."""
 
 import base64
 import html
@@ -19,35 +19,35 @@ from redis import Redis
 
 from deliveries_app.models import App
 
-_PAGES_OF_A_KIND = 3
+_MAX_PAGES_PER_KIND = 3
 
 
 def forms(secret: str) -> set[bytes]:
-    """Plain, as in JSON, HTML and URLs and in one within the other, in hex and in base64, wherever in a longer text."""
+    """Return the secret plain, escaped for JSON, HTML and URLs (also nested), in hex and in base64 at any offset."""
     raw = secret.encode()
     texts = {secret, html.escape(secret), json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     texts |= {quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], repr(raw)[2:-1]}
     texts |= {html.escape(text) for text in texts} | {text.replace("\\", "\\\\") for text in texts}
     encoded = {raw.hex().encode()}
     for before in range(3):
-        # The letters at the two ends depend on the neighbours as well.
+        # The first and last base64 digits also depend on the neighbouring bytes.
         core = base64.b64encode(bytes(before) + raw)[4 if before else 0 : -4]
         encoded |= {core, core.replace(b"+", b"-").replace(b"/", b"_")}
     return {text.encode() for text in texts} | encoded
 
 
 def found(places: Mapping[str, bytes], secrets: Mapping[str, str]) -> dict[str, list[str]]:
-    """place → the names of the secrets that are in it; places without any are left out."""
-    wanted = {name: forms(secret) for name, secret in secrets.items()}
+    """Return the names of the secrets found in each place, without places that have none."""
+    searched = {name: forms(secret) for name, secret in secrets.items()}
     hits = {
-        place: [name for name, looks in wanted.items() if any(look in content for look in looks)]
+        place: [name for name, encodings in searched.items() if any(encoding in content for encoding in encodings)]
         for place, content in places.items()
     }
     return {place: names for place, names in hits.items() if names}
 
 
 def unpacked(content: bytes) -> bytes:
-    """The content, and what it is if it was compressed."""
+    """Return the content, followed by its decompressed form if it is zlib data."""
     try:
         return content + b"\n" + zlib.decompress(content)
     except zlib.error:
@@ -55,7 +55,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def redis_dump(client: Redis) -> bytes:
-    """Every key of every type with all that it holds."""
+    """Return all keys and values."""
     parts: list[bytes] = []
     for key in client.scan_iter():
         kind = client.type(key)
@@ -64,7 +64,7 @@ def redis_dump(client: Redis) -> bytes:
             case b"string":
                 parts.append(client.get(key) or b"")
             case b"hash":
-                parts += [part for watch in client.hgetall(key).items() for part in watch]
+                parts += [part for item in client.hgetall(key).items() for part in item]
             case b"list":
                 parts += client.lrange(key, 0, -1)
             case b"set":
@@ -79,7 +79,7 @@ def redis_dump(client: Redis) -> bytes:
 
 
 def database_dump() -> bytes:
-    """Every row of every table, and what the sessions hold."""
+    """Return all rows of all tables, and the decoded sessions."""
     parts = []
     with connection.cursor() as cursor:
         for table in connection.introspection.table_names(cursor):
@@ -90,22 +90,22 @@ def database_dump() -> bytes:
 
 
 def files_dump(*directories: Path) -> bytes:
-    """The names and contents of all files below them."""
+    """Return the names and contents of all files in these directories."""
     files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
     return b"\n".join(str(path).encode() + b"\n" + unpacked(path.read_bytes()) for path in files)
 
 
 class Commands:
-    """A thread that notes the command line of every process again and again."""
+    """A thread that repeatedly records the command lines of all processes."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._record, daemon=True)
         self._thread.start()
 
-    def _look(self) -> None:
-        while not self._ended.is_set():
+    def _record(self) -> None:
+        while not self._stopped.is_set():
             for entry in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
                     self.seen.add(entry.read_bytes().replace(b"\0", b" "))
@@ -114,19 +114,19 @@ class Commands:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        self._ended.set()
+        self._stopped.set()
         self._thread.join()
 
 
-def admin_pages(client: Client, *beginnings: str) -> Iterator[tuple[str, bytes]]:
-    """(address, content) of every page below /admin/ that links lead to, a few of each kind."""
-    waiting, seen, kinds = list(beginnings), set(beginnings), dict[str, int]()
+def admin_pages(client: Client, *start_urls: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (URL, content) of linked pages below /admin/, a few of each kind."""
+    waiting, seen, kinds = list(start_urls), set(start_urls), dict[str, int]()
     while waiting:
         address = waiting.pop(0)
         path, _, query = address.partition("?")
         kind = re.sub(r"\d+|bulk_[0-9a-f]+", "N", path) + ("?" if query else "")
         kinds[kind] = kinds.get(kind, 0) + 1
-        if kinds[kind] > _PAGES_OF_A_KIND or "logout" in path:
+        if kinds[kind] > _MAX_PAGES_PER_KIND or "logout" in path:
             continue
         answer = client.get(address, follow=True)
         content = b"".join(answer.streaming_content) if answer.streaming else answer.content
@@ -152,10 +152,10 @@ def _resolved(path: str, link: str) -> str:
 
 
 def secrets_of(apps: Iterable[App]) -> dict[str, str]:
-    """The secrets as they are stored now, decrypted: also those that Docora made itself."""
-    kept = {}
+    """Return the secrets as stored now, decrypted, including the ones that Docora generated."""
+    secrets: dict[str, str] = {}
     for app in apps:
-        kept |= {f"key of {app}": app.client_auth_key, f"new key of {app}": app.new_auth_key}
+        secrets |= {f"key of {app}": app.client_auth_key, f"new key of {app}": app.new_auth_key}
         for watch in app.watches.all():
-            kept |= {f"token of {watch}": watch.github_token, f"push secret of {watch}": watch.push_secret}
-    return {name: secret for name, secret in kept.items() if secret}
+            secrets |= {f"token of {watch}": watch.github_token, f"push secret of {watch}": watch.push_secret}
+    return {name: secret for name, secret in secrets.items() if secret}

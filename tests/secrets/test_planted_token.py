@@ -1,7 +1,7 @@
-"""Secrets are planted, a long journey is made with them, and then they are looked for wherever Docora leaves anything.
+"""Use known secrets in a long journey through Docora, then search for them everywhere Docora stores or shows data.
 
-What strangers were given they may repeat: the git host answers errors with the Authorization header that it got, the
-client app answers with the key that it expects.
+Remote servers may repeat what they received: here the git host returns the Authorization header in its errors, and the
+client app returns its signing key.
 """
 
 import base64
@@ -41,7 +41,7 @@ APPS, WATCHES = "/admin/deliveries_app/app/", "/admin/deliveries_app/appreposito
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """Everything that this process logs, at the most talkative level."""
+    """Capture everything that this process logs, at level DEBUG."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure({"format": "json", "level": "DEBUG"})
@@ -53,7 +53,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 def echo(status: int, token: str) -> Callable[[socket.socket], None]:
-    """The answer of a git host that tells everybody what it was sent."""
+    """Return a git host's error response that repeats the token it received."""
     basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
     body = f"Authorization: Basic {basic}\nfatal: {token} is no good, {quote(token, safe='')} neither\n".encode()
     head = f"HTTP/1.1 {status} No\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -61,7 +61,7 @@ def echo(status: int, token: str) -> Callable[[socket.socket], None]:
 
 
 class Journey:
-    """`places` collects what is to be searched; `secrets` what for."""
+    """Collects the data to search in `places`, and the secrets to search for in `secrets`."""
 
     def __init__(self, world: World, admin: Client) -> None:
         self.world, self.admin = world, admin
@@ -72,40 +72,40 @@ class Journey:
         self.app = self.register()
         self.watch: AppRepository
 
-    def page(self, name: str, answer) -> str:
-        self.places[f"page: {name}"] = answer.content
-        return answer.text
+    def page(self, name: str, response) -> str:
+        self.places[f"page: {name}"] = response.content
+        return response.text
 
-    def shown_once(self, answer, *names: str) -> list[str]:
-        """The secrets of the page that the answer leads to; the page itself is where they belong."""
-        assert answer.status_code == 302, answer.text
-        shown = self.admin.get(answer.url).text
-        again = self.admin.get(answer.url, follow=True)
-        self.page(f"{answer.url} again", again)
+    def shown_once(self, response, *names: str) -> list[str]:
+        """Return the secrets on the one-time page that the response redirects to. This page itself is not searched."""
+        assert response.status_code == 302, response.text
+        shown = self.admin.get(response.url).text
+        again = self.admin.get(response.url, follow=True)
+        self.page(f"{response.url} again", again)
         return [re.findall(rf'id="{name}"[^>]*>([^<]+)', shown)[0] for name in names]
 
     def register(self) -> App:
-        facts = {"name": "Planted", "base_url": self.world.receiver.url, "email": "ops@planted.example"}
-        refused = self.admin.post(f"{APPS}add/", facts | {"email": "no", "client_auth_key": CLIENT_KEY})
+        fields = {"name": "Planted", "base_url": self.world.receiver.url, "email": "ops@planted.example"}
+        refused = self.admin.post(f"{APPS}add/", fields | {"email": "no", "client_auth_key": CLIENT_KEY})
         self.page("registration refused", refused)
-        made = self.admin.post(f"{APPS}add/", facts | {"client_auth_key": CLIENT_KEY})
+        made = self.admin.post(f"{APPS}add/", fields | {"client_auth_key": CLIENT_KEY})
         self.secrets["app token"], key = self.shown_once(made, "token", "signing-key")
-        assert key.startswith("planted"), "the page shows it this once"
+        assert key.startswith("planted"), "the page shows it once"
         app = App.objects.get(name="Planted")
         self.world.receiver.keys = {app.app_id: CLIENT_KEY, self.world.app.app_id: KEY}
         return app
 
     def call(self, name: str, method: str, path: str = "", body: object = None, status: int = 200, token: str = ""):
         headers = {"Authorization": f"Bearer {token or self.secrets['app token']}"}
-        answer = Client(headers=headers).generic(
+        response = Client(headers=headers).generic(
             method, f"/api/repositories{path}", json.dumps(body) if body else "", content_type="application/json"
         )
-        assert answer.status_code == status, answer.content
-        content = b"".join(answer.streaming_content) if answer.streaming else answer.content
+        assert response.status_code == status, response.content
+        content = b"".join(response.streaming_content) if response.streaming else response.content
         self.places[f"API: {name}"] = content
-        return answer
+        return response
 
-    def watch(self) -> None:
+    def add_watch(self) -> None:
         refused = {"github_url": self.repo.url, "github_token": WRONG}
         self.call("refused", "POST", body=refused, status=404)
         self.call("malformed", "POST", body=refused | {"github_token": [GITHUB]}, status=422)
@@ -116,7 +116,7 @@ class Journey:
         self.page("watch refused", self.admin.post(f"{WATCHES}add/", form))
 
     def rotate(self) -> None:
-        """The app's key and token, and the secret of the push hook."""
+        """Rotate the app's key and token, and the push hook secret."""
         change, watch = f"{APPS}{self.app.pk}/", f"{WATCHES}{self.watch.pk}/"
         self.page("key refused", self.admin.post(f"{change}rotate-key/", {"client_auth_key": NEW_KEY[:10]}))
         made = self.admin.post(f"{change}rotate-key/", {"client_auth_key": NEW_KEY})
@@ -131,14 +131,14 @@ class Journey:
         for secret, status in ((self.secrets["push secret"], 202), (WRONG, 401)):
             signed = hmac.new(secret.encode(), b"{}", hashlib.sha256).hexdigest()
             hook = f"/api/hooks/push/{self.watch.repository.repository_id}"
-            answer = Client(headers={"X-Hub-Signature-256": f"sha256={signed}"}).generic("POST", hook, b"{}")
-            assert answer.status_code == status
-            self.page(f"push hook {status}", answer)
+            response = Client(headers={"X-Hub-Signature-256": f"sha256={signed}"}).generic("POST", hook, b"{}")
+            assert response.status_code == status
+            self.page(f"push hook {status}", response)
         self.page("token refused", self.admin.post(f"{watch}token/", {"github_token": WRONG}))
 
     def fail(self) -> None:
-        """Every way in which strangers say no, and say too much with it."""
-        self.world.answer(self._tell_the_key)
+        """Fail in every way in which remote servers repeat secrets."""
+        self.world.answer(self._repeat_secrets)
         self.repo.commit({"0.txt": b"changed"})
         self.world.sync(self.watch)
         assert "wrong: expected" in DeliveryFailure.objects.get().body
@@ -147,9 +147,9 @@ class Journey:
             self.page(f"{address}, failing", self.admin.get(address))
         self.world.answer(None)
         for status in (400, 401, 403, 404, 429, 500):
-            for method in ("GET", "POST"):  # git's own fetch begins with a GET, the check is a POST
+            for method in ("GET", "POST"):  # git fetch starts with a GET, the head check is a POST
                 self.repo.commit({"0.txt": f"{status} {method}".encode()})
-                self._let_git_say(status, method)
+                self._fail_git(status, method)
                 self.world.sync(self.watch)
                 assert self.watch.last_error, (status, method)
                 self.places[f"git {method} {status}"] = self.watch.last_error.encode()
@@ -166,36 +166,36 @@ class Journey:
         self.watch.refresh_from_db()
         assert (self.watch.status, self.watch.last_error) == ("synced", "")
 
-    def _let_git_say(self, status: int, method: str) -> None:
+    def _fail_git(self, status: int, method: str) -> None:
         self.world.git.server.on_request = lambda asked, target: echo(status, GITHUB) if asked == method else None
 
-    def _tell_the_key(self, notification: Notification) -> Answer:
-        said = {"error": f"wrong: expected {CLIENT_KEY}", "token": self.secrets["app token"], "new": NEW_KEY}
-        return Answer(422, said)
+    def _repeat_secrets(self, notification: Notification) -> Answer:
+        body = {"error": f"wrong: expected {CLIENT_KEY}", "token": self.secrets["app token"], "new": NEW_KEY}
+        return Answer(422, body)
 
-    def look_around(self) -> None:
-        """Every page and every answer that there is."""
+    def collect_pages(self) -> None:
+        """Collect all pages and API responses."""
         self.call("list", "GET")
         self.call("detail", "GET", f"/{self.watch.repository.repository_id}")
         self.call("manifest", "GET", f"/{self.watch.repository.repository_id}/manifest")
-        beginnings = ["/admin/", f"{APPS}{self.app.pk}/change/", f"{WATCHES}{self.watch.pk}/change/"]
-        beginnings += [f"{APPS}{self.app.pk}/ping/", "/admin/api/repositories"]
-        for address, content in search.admin_pages(self.admin, *beginnings):
+        start_urls = ["/admin/", f"{APPS}{self.app.pk}/change/", f"{WATCHES}{self.watch.pk}/change/"]
+        start_urls += [f"{APPS}{self.app.pk}/ping/", "/admin/api/repositories"]
+        for address, content in search.admin_pages(self.admin, *start_urls):
             self.places[f"page: {address}"] = content
         for address in ("/openapi.json", "/docs/", "/health", "/health/ready", "/version"):
             self.page(address, Client().get(address))
-        said = io.StringIO()
-        call_command("rotate_encryption_keys", stdout=said)
-        self.places["rotate_encryption_keys"] = said.getvalue().encode()
+        output = io.StringIO()
+        call_command("rotate_encryption_keys", stdout=output)
+        self.places["rotate_encryption_keys"] = output.getvalue().encode()
 
 
-def test_nothing_that_was_planted_is_found_anywhere(
+def test_no_secret_leaks_anywhere(
     world: World, daemons: Daemons, admin_user, redis_client, log: io.StringIO, tmp_path: Path, settings
 ) -> None:
     admin = Client()
     admin.force_login(admin_user)
     journey = Journey(world, admin)
-    journey.watch()
+    journey.add_watch()
     journey.places["Redis, queued"] = search.redis_dump(redis_client)
     assert b"rq:job" in journey.places["Redis, queued"]
 
@@ -217,7 +217,7 @@ def test_nothing_that_was_planted_is_found_anywhere(
 
     journey.rotate()
     journey.fail()
-    journey.look_around()
+    journey.collect_pages()
 
     assert any(b"git" in line and b" fetch " in line for line in commands.seen)
     journey.places |= {
@@ -229,7 +229,7 @@ def test_nothing_that_was_planted_is_found_anywhere(
         "mirrors": search.files_dump(settings.REPOS_DIR),
     }
     for place in ("command lines", "logs of the processes", "log of this process", "Redis", "database", "mirrors"):
-        assert len(journey.places[place]) > 500, f"{place}: nothing was looked at"
+        assert len(journey.places[place]) > 500, f"{place}: nothing was collected"
     assert len([place for place in journey.places if place.startswith("page: ")]) > 60
     stored = search.secrets_of(App.objects.all())
     assert {GITHUB, CLIENT_KEY, NEW_KEY, journey.secrets["push secret"]} <= set(stored.values())
@@ -237,7 +237,7 @@ def test_nothing_that_was_planted_is_found_anywhere(
 
 
 @pytest.mark.parametrize("secret", [GITHUB, CLIENT_KEY])
-def test_the_search_finds_every_form(secret: str) -> None:
+def test_search_finds_every_encoding(secret: str) -> None:
     raw = secret.encode()
     for number, content in enumerate(
         [

@@ -1,7 +1,7 @@
-"""Every page and fragment of the admin that a GET can ask for, found from its URLs and not from a list.
+"""Every page and fragment of the admin that a GET can return, found through its URLs instead of a list.
 
-What an address has to name is taken from the database: the oldest row of the model. So the caller makes the row first
-that has the most to show. An address with an argument that is not known here is an error, not a page less.
+URL arguments come from the oldest row of each model, so the caller creates the row with the most content first. A URL
+with an unknown argument is an error, so that no page is skipped silently.
 """
 
 import re
@@ -24,19 +24,19 @@ ROOT = "/admin/"
 SELECTED = 60
 CHOICES = 8
 NOT_THERE = {403, 404, 405}
-"""Nobody adds a run by hand; a fragment of another model; a button that takes a POST only."""
+"""Runs cannot be added by hand; a fragment of another model; a button that accepts POST only."""
 
 _NOT_OURS = {"login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n", "view_on_site"}
-_SEARCHED = {AppRepository: "repository-0000", Delivery: "src/"}  # what does not find everything
+_SEARCHED = {AppRepository: "repository-0000", Delivery: "src/"}  # search terms that match some rows only
 
 
 def pages() -> list[str]:
-    """Pages of the site, of its models, and everything in `deliveries_app.urls`."""
+    """Return the pages of the site and of its models, and everything in `deliveries_app.urls`."""
     return [*_of_site(), *(url for model in admin.site._registry for url in _of_model(model)), *_of_fragments()]
 
 
 def variants(client: Client) -> Iterator[str]:
-    """Each list once more by the choices of every filter, by every column both ways, with a search, page 2, and all."""
+    """Yield each list with every filter choice, sorted by every column both ways, searched, on page 2, and in full."""
     for model, model_admin in admin.site._registry.items():
         if not model._meta.managed:
             continue
@@ -60,7 +60,7 @@ def example(model: type[Model]) -> Any:
 
 
 def ids(model: type[Model]) -> str:
-    if not model._meta.managed:  # the queue has a page, and no table
+    if not model._meta.managed:  # the queue has no table
         return ""
     pks = model._default_manager.order_by("pk").values_list("pk", flat=True)[:SELECTED]
     return ",".join(map(str, pks))
@@ -84,20 +84,17 @@ def _of_model(model: type[Model]) -> Iterator[str]:
     known = dict.fromkeys(("object_id", "id"), [] if row is None else [row.pk])
     known["watch_pk"] = [example(AppRepository).pk]
     for pattern in admin.site._registry[model].get_urls():
-        if isinstance(pattern, URLPattern) and str(pattern.pattern) != "<path:object_id>/":  # only leads elsewhere
+        if isinstance(pattern, URLPattern) and str(pattern.pattern) != "<path:object_id>/":  # only redirects
             for url in _filled(_list(model), pattern, known):
                 yield url
-                if not pattern.pattern.converters and str(pattern.pattern) not in {
-                    "",
-                    "add/",
-                    "export/",
-                }:  # about a selection
+                takes_selection = str(pattern.pattern) not in {"", "add/", "export/"}
+                if not pattern.pattern.converters and takes_selection:
                     yield f"{url}?{urlencode({'ids': ids(model)})}"
                     yield f"{url}?all=1"
 
 
 def _of_fragments() -> Iterator[str]:
-    """Which model `pk` is of, the address does not say: each is tried, and what is a 404 is not looked at."""
+    """The URL does not say which model `pk` belongs to, so yield one per model. Callers skip those that are a 404."""
     rows: dict[type[Model], Any] = {model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun)}
     known = {
         "pk": [row.pk for row in rows.values()],
@@ -120,11 +117,11 @@ def _filled(base: str, pattern: URLPattern, known: dict[str, list[Any]]) -> Iter
         raise LookupError(f"{base}{pattern.pattern}: give an example of {unknown} in {__name__}.")
     for values in product(*(known[name] for name in names)):
         rest = iter(values)
-        yield base + re.sub(r"<[^>]+>", lambda _: str(next(rest)), str(pattern.pattern))  # noqa: B023  called at once
+        yield base + re.sub(r"<[^>]+>", lambda _: str(next(rest)), str(pattern.pattern))  # noqa: B023  runs within this iteration
 
 
 def superuser(name: str = "root") -> Client:
-    """Sees and may everything."""
+    """Return the client of a superuser."""
     user, _ = User.objects.get_or_create(username=name, defaults={"is_staff": True, "is_superuser": True})
     client = Client(SERVER_NAME="127.0.0.1")
     client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")

@@ -1,4 +1,4 @@
-"""Docora's commands as tests run them: in this process, or as a shell would."""
+"""Run Docora's commands in this process, or in a child process as a shell would."""
 
 import io
 import json
@@ -18,14 +18,14 @@ __all__ = ["PROJECT", "manage", "run", "run_json", "run_script"]
 
 
 def run(name: str, *arguments: str, **options: Any) -> str:
-    """What the command printed as its result."""
+    """Run the command and return its stdout."""
     out = io.StringIO()
     call_command(name, *arguments, stdout=out, **options)
     return out.getvalue()
 
 
 def run_json(name: str, *arguments: str) -> Any:
-    """The one object that it printed with `--json`: more, or anything beside it, is no JSON."""
+    """Run the command with `--json` and return the one object that it printed."""
     return json.loads(run(name, *arguments, "--json"))
 
 

@@ -1,7 +1,7 @@
-"""Runs Docora's commands one after the other in this process, each as `manage.py` would, and prints what came of them.
+"""Run many command lines in one process, each as `manage.py` would.
 
-A process of its own for each of a hundred command lines would take minutes. Reads a JSON list of command lines, prints a
-JSON list of `[exit code, stdout, stderr]`.
+Reads a JSON list of command lines from stdin and prints a JSON list of `[exit code, stdout, stderr]`. A process for each
+of a hundred command lines would take minutes.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A database of the existing service, as its deployed instances have it, with what a test puts into it."""
+"""A database of the existing service with the schema of deployed instances, for tests to fill."""
 
 import secrets
 import uuid
@@ -60,7 +60,7 @@ class ExistingRepository:
 
 @dataclass
 class ExistingService:
-    """Its database in a server of the tests; `public_ids`: tables refer to each other by the public ids."""
+    """A new database on the tests' server. With `public_ids`, tables reference each other by public id."""
 
     server: PostgresServer
     public_ids: bool = False
@@ -78,31 +78,31 @@ class ExistingService:
             connection.execute(f"DROP DATABASE {self._name} WITH (FORCE)")
 
     def encrypt(self, plain: str) -> str:
-        """`iv:tag:ciphertext` in hex."""
+        """Return `iv:tag:ciphertext` in hex."""
         nonce = secrets.token_bytes(16)
         sealed = AESGCM(bytes.fromhex(self.key)).encrypt(nonce, plain.encode(), None)
         return ":".join(part.hex() for part in (nonce, sealed[-16:], sealed[:-16]))
 
     def app(self, base_url: str, name: str = "Portal", *, key: str = "", cost: int = 4, **changes: Any) -> ExistingApp:
-        """A registered app. A low `cost` makes its bcrypt hash quick; deployed ones have 12."""
+        """Add an app. A low `cost` makes its bcrypt hash fast; deployed instances use 12."""
         token = new_token()
         app = ExistingApp(str(uuid.uuid4()), f"app_{secrets.token_hex(12)}", token, key or secrets.token_hex(16))
-        facts = {
+        fields = {
             "id": app.id, "app_id": app.app_id, "app_name": name, "base_url": base_url, "email": "ops@portal.example",
             "token_hash": bcrypt.hashpw(token.encode(), bcrypt.gensalt(cost)).decode(),
             "client_auth_key_encrypted": self.encrypt(app.key), "created_at": LONG_AGO, "updated_at": LONG_AGO,
         }  # fmt: skip
-        self._insert("apps", facts | changes)
+        self._insert("apps", fields | changes)
         return app
 
     def repository(self, url: str, **changes: Any) -> ExistingRepository:
         repository = ExistingRepository(str(uuid.uuid4()), f"repo_{secrets.token_hex(12)}", url)
         owner, name = url.removesuffix(".git").split("/")[-2:]
-        facts = {
+        fields = {
             "id": repository.id, "repository_id": repository.repository_id, "github_url": url, "owner": owner,
             "name": name, "is_private": False, "created_at": LONG_AGO, "updated_at": LONG_AGO,
         }  # fmt: skip
-        self._insert("repositories", facts | changes)
+        self._insert("repositories", fields | changes)
         return repository
 
     def watch(
@@ -114,17 +114,17 @@ class ExistingService:
         token: str = "",
         **changes: Any,
     ) -> None:
-        """A watch, `synced` unless it says otherwise, of an app that holds these files."""
-        facts = {
+        """Add a watch, `synced` by default, with delivery records for these files."""
+        fields = {
             "id": str(uuid.uuid4()), "app_id": self.ref(app), "repository_id": self.ref(repository),
             "github_token_encrypted": self.encrypt(token) if token else None, "status": "synced",
             "last_scanned_at": LONG_AGO + timedelta(days=1), "created_at": LONG_AGO,
         }  # fmt: skip
-        self._insert("app_repositories", facts | changes)
+        self._insert("app_repositories", fields | changes)
         self.deliver(app, repository, ((path, sha(content)) for path, content in (files or {}).items()))
 
     def deliver(self, app: ExistingApp, repository: ExistingRepository, files: Iterable[tuple[str, str]]) -> None:
-        """Records of delivered files: path and SHA-256."""
+        """Add delivery records for these paths and SHA-256 digests."""
         copy = "COPY app_delivered_files (app_id, repository_id, file_path, file_sha, delivered_at) FROM STDIN"
         with self.connection.cursor() as cursor, cursor.copy(copy) as rows:
             for path, digest in files:
@@ -135,6 +135,8 @@ class ExistingService:
             return row.id
         return row.app_id if isinstance(row, ExistingApp) else row.repository_id
 
-    def _insert(self, table: str, facts: Mapping[str, Any]) -> None:
-        places = ", ".join(["%s"] * len(facts))
-        self.connection.execute(f"INSERT INTO {table} ({', '.join(facts)}) VALUES ({places})", list(facts.values()))
+    def _insert(self, table: str, fields: Mapping[str, Any]) -> None:
+        placeholders = ", ".join(["%s"] * len(fields))
+        self.connection.execute(
+            f"INSERT INTO {table} ({', '.join(fields)}) VALUES ({placeholders})", list(fields.values())
+        )

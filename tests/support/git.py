@@ -4,12 +4,33 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from deliveries_app.demo.git_server import GitServer, Request, Takeover
 from deliveries_app.demo.repositories import Changes, Entry, commit, git, git_environment, init
 
 __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Takeover", "git", "git_environment"]
+
+
+@cache
+def _new_repository() -> dict[Path, bytes | None]:
+    """What `git init` makes, which takes longer than to write it again: path → content, None for a folder."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "new.git")
+        init(path, "BRANCH")
+        made = sorted(path.rglob("*"))
+        return {one.relative_to(path): one.read_bytes() if one.is_file() else None for one in made}
+
+
+def _init(path: Path, branch: str) -> None:
+    path.mkdir(parents=True)
+    for name, content in _new_repository().items():
+        if content is None:
+            (path / name).mkdir()
+        else:
+            (path / name).write_bytes(content.replace(b"BRANCH", branch.encode()))
 
 
 @dataclass(frozen=True)
@@ -27,19 +48,20 @@ class Repo:
     @property
     def head(self) -> str:
         """The commit id of HEAD."""
-        return git(self.path, "rev-parse", "HEAD").decode().strip()
+        file = self.path / "refs" / "heads" / self.branch
+        return file.read_text().strip() if file.exists() else git(self.path, "rev-parse", "HEAD").decode().strip()
 
     @property
     def branch(self) -> str:
-        return git(self.path, "symbolic-ref", "--short", "HEAD").decode().strip()
+        return (self.path / "HEAD").read_text().strip().removeprefix("ref: refs/heads/")
 
     def commit(self, changes: Changes, message: str = "Change", branch: str | None = None) -> str:
         """Add a commit (path → content, None deletes) and return its id."""
-        return commit(self.path, changes, message, branch)
+        return commit(self.path, changes, message, branch or self.branch)
 
     def force_push(self, files: Changes, message: str = "Rewritten") -> str:
         """Replace the whole history by one commit that holds exactly `files`, and return its id."""
-        return commit(self.path, files, message, replace=True)
+        return commit(self.path, files, message, self.branch, replace=True)
 
     def rename_branch(self, name: str) -> None:
         """Give the default branch another name; HEAD follows."""
@@ -92,7 +114,7 @@ class GitFixture(AbstractContextManager):
     ) -> Repo:
         """Make a repository; with `files` None it stays without a commit, with `token` it is private."""
         repo = Repo(name, self.directory / f"{name}.git", self.server)
-        init(repo.path, branch)
+        _init(repo.path, branch)
         if files is not None:
             repo.commit(files, "Start")
         if token is not None:

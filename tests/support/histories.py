@@ -1,5 +1,4 @@
-"""What histories are made of: somebody who interferes at a chosen notification, a worker that is killed there, and the
-promise that has to hold at the end of every one of them."""
+"""Building blocks for histories: act at a chosen notification, kill workers, check that the client is in sync."""
 
 import contextlib
 import hashlib
@@ -12,7 +11,7 @@ from django.db.models import F
 
 from deliveries_app.models import AppRepository, Delivery, Status
 from deliveries_app.models.deliveries import PHASES
-from deliveries_app.planning.ignore_rules import rules_of
+from deliveries_app.planning.ignore_rules import build_rules
 from deliveries_app.planning.plan import DeliveryRules, Plan
 from deliveries_app.planning.planner import Planned, full_plan
 from deliveries_app.receiver import Answer, Notification
@@ -37,9 +36,9 @@ def shas(files: Mapping[str, bytes]) -> dict[str, str]:
     return {path: sha(content) for path, content in files.items()}
 
 
-def under_rules(files: Mapping[str, bytes], patterns: str = "") -> dict[str, bytes]:
-    """The files without those that the tree's own `.docoraignore` or a watch's patterns match."""
-    rules = rules_of(files.get(".docoraignore", b""), patterns)
+def without_ignored(files: Mapping[str, bytes], patterns: str = "") -> dict[str, bytes]:
+    """Return the files that neither the tree's `.docoraignore` nor the patterns of a watch ignore."""
+    rules = build_rules(files.get(".docoraignore", b""), patterns)
     return {
         path: content
         for path, content in files.items()
@@ -50,31 +49,31 @@ def under_rules(files: Mapping[str, bytes], patterns: str = "") -> dict[str, byt
 def assert_promise_kept(
     world: World, repo: Repo, watch: AppRepository, files: Mapping[str, bytes] | None = None
 ) -> None:
-    """The client's copy equals HEAD byte for byte, or `files` where rules leave out or change some, and Docora says so."""
+    """Assert that the client's copy equals HEAD and Docora knows it. Pass `files` if rules leave out or change some."""
     watch.refresh_from_db()
     expected = shas(repo.files() if files is None else files)
     assert world.copy(watch) == expected
     assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0)
-    held = Delivery.objects.filter(watch=watch)
-    assert dict(held.values_list("path", "sha")) == expected
-    assert not held.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor).exists()
+    rows = Delivery.objects.filter(watch=watch)
+    assert dict(rows.values_list("path", "sha")) == expected
+    assert not rows.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor).exists()
     assert not watch.failures.filter(kind="failed").exists()
 
 
 def in_doubt(watch: AppRepository) -> set[str]:
-    """The paths of which nobody knows whether the client was told."""
+    """Return the paths that are in doubt."""
     return set(Delivery.objects.filter(watch=watch, acknowledged=False).values_list("path", flat=True))
 
 
 def refusing(*paths: str, status: int = 500, headers: Mapping[str, str] | None = None) -> Hook:
-    """A client that answers `status` for these paths, whatever it is told about them."""
+    """Return a hook that answers `status` to every notification about these paths."""
     return lambda note: Answer(status, headers=headers or {}) if note.path in paths else None
 
 
 def at_notification(number: int, action: Callable[[], object], then: Answer | None = None) -> Hook:
-    """`action` once, while the client works on its notification `number`; that one is answered with `then`.
+    """Return a hook that runs `action` during notification `number` and answers that notification with `then`.
 
-    It runs in the receiver's thread with a database connection of its own, as somebody else's would.
+    It runs in the receiver's thread with its own database connection, like another process.
     """
     seen = iter(range(1, 1_000_000))
 
@@ -93,25 +92,27 @@ def at_notification(number: int, action: Callable[[], object], then: Answer | No
 def kill_worker(
     world: World, watch: AppRepository, when: Callable[[Notification], bool], *, processed: bool = True
 ) -> None:
-    """An attempt in a process of its own, killed (-9) while the client works on the first notification that `when` is
-    true for. `processed`: the client keeps it all the same. The dead worker's lease runs out."""
+    """Run an attempt in a child process and kill it (-9) during the first notification for which `when` is true.
+
+    With `processed`, the client stores that notification. Then the dead worker's lease expires.
+    """
     assert _kill_worker(world, watch, when, processed=processed), "the attempt ended before it was killed"
 
 
 def maybe_kill_worker(world: World, watch: AppRepository, number: int, *, processed: bool) -> bool:
-    """The same at its notification `number`, if it gets so far. Whether it was killed."""
+    """Kill a worker at its notification `number`. Return whether it got that far."""
     seen = iter(range(1, 1_000_000))
     return _kill_worker(world, watch, lambda note: next(seen) == number, processed=processed)
 
 
 def _kill_worker(world: World, watch: AppRepository, when: Callable[[Notification], bool], *, processed: bool) -> bool:
     child = 0
-    asked = 0
+    requests = 0
     killed = False
 
     def hook(note: Notification) -> Answer | None:
-        nonlocal asked, killed
-        asked += 1
+        nonlocal requests, killed
+        requests += 1
         if killed or not when(note):
             return None
         killed = True
@@ -123,16 +124,17 @@ def _kill_worker(world: World, watch: AppRepository, when: Callable[[Notificatio
     world.answer(hook)
     child = _fork(watch, lambda: None)
     was_killed = _was_killed(child)
-    wait_for(lambda: len(world.receiver.log) - already == asked)
+    wait_for(lambda: len(world.receiver.log) - already == requests)
     world.answer(None)
     let_lease_run_out(watch)
     return was_killed
 
 
 def kill_worker_before_first_byte(world: World, watch: AppRepository, *, or_nothing: bool = False) -> None:
-    """An attempt in a process of its own, killed (-9) when it has announced its first block and sent nothing.
+    """Run an attempt in a child process and kill it (-9) after it announced its first block, before it sends anything.
 
-    `or_nothing`: there may be nothing to announce."""
+    With `or_nothing`, there may be nothing to announce.
+    """
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -140,7 +142,7 @@ def kill_worker_before_first_byte(world: World, watch: AppRepository, *, or_noth
     def prepare() -> None:
         from deliveries_app.sync.sender import Sender
 
-        Sender._submit = die  # type: ignore[method-assign]  # in the child only
+        Sender._submit = die  # type: ignore[method-assign]  # only in the child process
 
     world.make_due(watch)
     was_killed = _was_killed(_fork(watch, prepare))
@@ -149,7 +151,7 @@ def kill_worker_before_first_byte(world: World, watch: AppRepository, *, or_noth
 
 
 def given_up(world: World, watch: AppRepository) -> AppRepository:
-    """After two attempts, and no more are left, at which the client refuses 3.txt and 5.txt; it takes them from now on."""
+    """Use up both attempts with a client that refuses 3.txt and 5.txt. From then on it accepts them."""
     world.answer(refusing("3.txt", "5.txt"))
     world.sync(watch)
     watch = world.sync(watch)
@@ -178,8 +180,8 @@ def _was_killed(child: int) -> bool:
 
 
 @contextlib.contextmanager
-def watching_plans() -> Iterator[list[Planned]]:
-    """Every plan that is made inside, in order; `among` is None for a full one. Each is compared with the full plan."""
+def compare_plans() -> Iterator[list[Planned]]:
+    """Record every plan made inside, and assert that it equals the full plan. `paths` is None for full plans."""
     plans: list[Planned] = []
     different: list[Planned] = []
     original = sync_module.plan_to
@@ -198,7 +200,7 @@ def watching_plans() -> Iterator[list[Planned]]:
         yield plans
     finally:
         sync_module.plan_to = original
-    assert different == [], "a fast plan was not the full plan"
+    assert different == [], "a fast plan differs from the full plan"
 
 
 def _contents(plan: Plan) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""As many rows of everything as a test wants, all about the oldest row of each model, without a sync."""
+"""Create any number of rows of every model, most of them related to the oldest row of each, without a sync."""
 
 from datetime import timedelta
 
@@ -33,10 +33,10 @@ _STATUSES = (Status.FAILED, Status.SCANNING, Status.PENDING, Status.SYNCED)
 
 
 def add_rows(first: int, last: int) -> None:
-    """Rows number `first` to `last` (excluded) of every table; 0 is the row that the others belong to.
+    """Add rows number `first` to `last` (exclusive) to every table. Row 0 is the one that the others belong to.
 
-    An app that watches many repositories; a repository that many apps watch; a watch, failing, with many deliveries, failures,
-    runs and notices; operations that are open, ended or cancelled, the first of them with many runs.
+    The result: an app with many watches, a repository with many watches, a failing watch with many deliveries,
+    failures, runs and notices, and open, ended and cancelled operations, the first of them with many runs.
     """
     for number in range(first, last):
         _add(number)
@@ -48,11 +48,11 @@ def _add(number: int) -> None:
     portal = App.objects.order_by("pk")[0]
     token = f"{number:04}"
     AppToken.objects.create(app=portal, digest=f"{number:064}", ending=token, expires_at=now + timedelta(hours=1))
-    facts = _failing(number) if number % 4 < 3 else {"status": Status.SYNCED}
-    one = make_watch(portal, f"repository-{number:05}", **facts)
+    fields = _failing(number) if number % 4 < 3 else {"status": Status.SYNCED}
+    one = make_watch(portal, f"repository-{number:05}", **fields)
     watch = AppRepository.objects.order_by("pk")[0]
     if number:
-        make_watch(app, "repository-00000", **facts)
+        make_watch(app, "repository-00000", **fields)
     Repository.objects.filter(pk=one.repository_id).update(circuit_open_until=now + timedelta(hours=1))
     Snapshot.objects.create(
         repository=watch.repository, commit_sha=f"{number:040}", branch="main", file_count=1, total_bytes=1
@@ -102,7 +102,7 @@ def _add_deliveries(number: int, watch: AppRepository) -> None:
 
 
 def _add_run(number: int, watch: AppRepository, operation: BulkOperation | None) -> None:
-    """Of the runs of an operation that has ended none is open."""
+    """Add a run. Runs of an ended operation are never open."""
     now = timezone.now()
     is_open = number % 3 == 0 and (operation is None or operation.ended_at is None)
     SyncRun.objects.create(

@@ -1,4 +1,4 @@
-"""Rows and staff users for tests of the admin, without a sync."""
+"""Rows and staff users for tests of the admin that need no sync."""
 
 from django.contrib.auth.models import Permission, User
 from django.test import Client
@@ -19,13 +19,13 @@ def make_app(name: str) -> App:
     return app
 
 
-def make_watch(app: App, name: str, **facts) -> AppRepository:
+def make_watch(app: App, name: str, **fields) -> AppRepository:
     repository, _ = Repository.objects.get_or_create(
         canonical_url=f"https://github.com/acme/{name}", defaults={"owner": "acme", "name": name}
     )
-    facts = {"status": Status.SYNCED, "tree_files": 100, "tree_bytes": 5_000, "next_sync_at": None} | facts
+    fields = {"status": Status.SYNCED, "tree_files": 100, "tree_bytes": 5_000, "next_sync_at": None} | fields
     return AppRepository.objects.create(
-        app=app, repository=repository, github_url=repository.canonical_url, github_token="ghp_secret", **facts
+        app=app, repository=repository, github_url=repository.canonical_url, github_token="ghp_secret", **fields
     )
 
 
@@ -37,12 +37,12 @@ def staff(name: str, *codenames: str) -> Client:
     return client
 
 
-def fail(watch: AppRepository, root: RootCause, *, status: int | None = None, answer: str = "", **facts) -> None:
-    """As if the watch's last attempt had ended like this."""
-    state = facts.pop("state", Status.PENDING)
+def fail(watch: AppRepository, root: RootCause, *, status: int | None = None, answer: str = "", **fields) -> None:
+    """Put the watch into the state after a failed attempt."""
+    state = fields.pop("state", Status.PENDING)
     AppRepository.objects.filter(pk=watch.pk).update(
         root_cause=root, last_status_code=status, last_response=answer, failing_since=timezone.now(), status=state,
         last_error=f"It failed: {root}.", last_error_cause="http" if status else "other",
-        next_sync_at=timezone.now(), **facts,
+        next_sync_at=timezone.now(), **fields,
     )  # fmt: skip
     watch.refresh_from_db()

@@ -1,4 +1,4 @@
-"""Transforms as an administrator might write them, named by dotted path in `FILE_TRANSFORMS`."""
+"""Sample transforms, named by dotted path in `FILE_TRANSFORMS`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,28 +7,28 @@ from deliveries_app.planning import transforms
 from deliveries_app.planning.transforms import SourceFile, TransformFailed, Transforms
 
 
-def put_into_use(settings, *names: str) -> Transforms:
-    """Name these of this module in the settings, as if the process had just started."""
+def use_transforms(settings, *names: str) -> Transforms:
+    """Activate these transforms, as if the process had just started with them."""
     transforms._load.cache_clear()
     settings.FILE_TRANSFORMS = [f"{__name__}.{name}" for name in names]
     return transforms.active()
 
 
-def made_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """What the transforms in use make of these files, by plain dictionaries; the first source by path wins."""
-    made: dict[str, bytes] = {}
+def transformed(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Apply the active transforms to these files. If several get the same path, the first source path wins."""
+    result: dict[str, bytes] = {}
     for path in sorted(files, key=str.encode):
         try:
             file = transforms.active().apply(SourceFile(path, files[path]))
         except TransformFailed:
             continue
         if file is not None:
-            made.setdefault(file.path, file.content)
-    return made
+            result.setdefault(file.path, file.content)
+    return result
 
 
 class Shout:
-    """Text in capitals; `version` is raised by tests."""
+    """Upper-case the content. Tests raise the `version`."""
 
     name = "shout"
     version: str | int = 1
@@ -46,7 +46,7 @@ class DropDrafts:
 
 
 class Swap:
-    """`a` and `b` change places."""
+    """Swap `a` and `b`."""
 
     name = "swap"
     version = 1
@@ -56,7 +56,7 @@ class Swap:
 
 
 class Flatten:
-    """Every file in one directory."""
+    """Move every file into one directory."""
 
     name = "flatten"
     version = 1
@@ -66,7 +66,7 @@ class Flatten:
 
 
 class Picky:
-    """Fails for contents that hold `poison`, and says them in its message."""
+    """Fail for content that contains `poison`, with the content in the message."""
 
     name = "picky"
     version = 1
@@ -78,7 +78,7 @@ class Picky:
 
 
 class Quits:
-    """Ends the process for contents that hold `poison`, as some libraries do."""
+    """Exit the process for content that contains `poison`, as some libraries do."""
 
     name = "quits"
     version = 1
@@ -90,7 +90,7 @@ class Quits:
 
 
 class ByContent:
-    """A first line `path: …` says where the file goes."""
+    """Take the new path from a first line `path: …`."""
 
     name = "by-content"
     version = 1
@@ -102,7 +102,7 @@ class ByContent:
 
 
 class Expand:
-    """A hundred times as long."""
+    """Repeat the content a hundred times."""
 
     name = "expand"
     version = 1
@@ -119,16 +119,16 @@ class Shorten:
         return replace(file, content=file.content[:10])
 
 
-class Moody:
-    """Another content each time it is asked."""
+class Nondeterministic:
+    """Return different content each time."""
 
-    name = "moody"
+    name = "nondeterministic"
     version = 1
-    asked = 0
+    calls = 0
 
     def __call__(self, file: SourceFile) -> SourceFile:
-        Moody.asked += 1
-        return replace(file, content=b"%d" % Moody.asked * 100)
+        Nondeterministic.calls += 1
+        return replace(file, content=b"%d" % Nondeterministic.calls * 100)
 
 
 class Nonsense:

@@ -1,4 +1,4 @@
-"""Every kind of body that Docora can send, made as it makes them, and the headers that go with one."""
+"""Every kind of body that Docora can send, and the headers for one."""
 
 import hashlib
 import time
@@ -14,8 +14,8 @@ from deliveries_app.webhooks.payloads import (
     delete_body,
     file_body,
     notice_body,
-    sync_completed_facts,
-    sync_failed_facts,
+    sync_completed_fields,
+    sync_failed_fields,
     webhook_id,
 )
 
@@ -41,12 +41,12 @@ CONTENTS: dict[str, bytes] = {
     "noncharacters": "\ufffe \uffff \ufdd0 \U0001ffff \ufffd".encode(),
     "private use": "\ue000\uf8ff\U000f0000".encode(),
     "a lone byte order mark": b"\xef\xbb\xbf",
-    "a byte order mark before and amid text": "\ufefftext\ufefftext".encode(),
+    "a byte order mark before and within text": "\ufefftext\ufefftext".encode(),
     "CRLF": b"a\r\nb\r\n",
     "CR": b"a\rb\r",
-    "mixed line ends": b"a\nb\r\nc\rd\n\r",
-    "no line end": b"a\nb",
-    "blanks at both ends": b" \t\n a \t\n ",
+    "mixed line endings": b"a\nb\r\nc\rd\n\r",
+    "no line ending": b"a\nb",
+    "whitespace at both ends": b" \t\n a \t\n ",
     "combining characters, composed and not": "é e\u0301 \u0301 Z\u0351\u036b\u0343".encode(),
     "right-to-left marks and overrides": "\u200f\u202eשלום\u202c \u2066ابجد\u2069".encode(),
     "zero-width characters": "a\u200bb\u200cc\u200dd\u2060e\u00ad".encode(),
@@ -56,29 +56,29 @@ CONTENTS: dict[str, bytes] = {
     "a number": b"-0.0e+1",
     "a template of each kind": b"${x} {{ x }} %s {0} #{x} <%= x %>",
     "a very long line": b"x" * 300_000,
-    "a very long line of what is escaped": b"\x01" * 100_000,
+    "a very long line of escaped characters": b"\x01" * 100_000,
     "a very long line of astral characters": "😀".encode() * 50_000,
     "every plane": "".join(chr(plane << 16 | 0xA000) for plane in range(17)).encode(),
-    "every letter of the first plane": "".join(map(chr, [*range(1, 0xD800), *range(0xE000, 0x10000)])).encode(),
+    "every character of the BMP": "".join(map(chr, [*range(1, 0xD800), *range(0xE000, 0x10000)])).encode(),
     "NUL alone": b"\0",
     "NUL in text": b"text\0text",
     "Latin-1": "déjà vu, größer".encode("latin-1"),
     "Windows-1252": "“quoted” – €".encode("cp1252"),
-    "UTF-16, little end first": "text 😀".encode("utf-16-le"),
+    "UTF-16, little-endian": "text 😀".encode("utf-16-le"),
     "UTF-16 with a byte order mark": "text 😀".encode("utf-16"),
     "UTF-32": "text 😀".encode("utf-32"),
     "Shift JIS": "日本語テキスト".encode("shift_jis"),
     "an encoded surrogate": b"\xed\xa0\x80",
-    "a watch of encoded surrogates": b"\xed\xa0\xbd\xed\xb8\x80",
+    "a pair of encoded surrogates": b"\xed\xa0\xbd\xed\xb8\x80",
     "an overlong slash": b"\xc0\xaf",
     "an overlong NUL": b"\xc0\x80",
     "beyond Unicode": b"\xf4\x90\x80\x80",
     "half a character": "é".encode()[:1],
     "half a character at the end": "text é".encode()[:-1],
     "every byte": bytes(range(256)),
-    "one byte of base64's padding": b"\xff",
-    "two bytes of it": b"\xff\xfe",
-    "a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "two padding characters in base64": b"\xff",
+    "one padding character in base64": b"\xff\xfe",
+    "an image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
 }
 
 PATHS: dict[str, str] = {
@@ -90,28 +90,28 @@ PATHS: dict[str, str] = {
     "an index": "0",
     "indexes": "1/2/3",
     "the largest index": "4294967294",
-    "a number beyond the exact ones": "9007199254740993",
+    "a number beyond the safe integers": "9007199254740993",
     "a negative number": "-1",
     "a quote": '"quoted".txt',
     "a backslash": "dir\\file",
     "a backslash before a quote": '\\"',
     "a control character": "a\x01b\x1f",
-    "a tab and a line end": "a\tb\nc\rd",
+    "a tab and a line feed": "a\tb\nc\rd",
     "DEL": "a\x7fb",
     "a line separator": "a\u2028b\u2029c",
     "an emoji": "😀/👩‍👩‍👧.md",
-    "an astral letter": "𠮷野家.txt",
+    "an astral character": "𠮷野家.txt",
     "the last characters": "\ufffe\uffff\U0010ffff",
     "a byte order mark": "\ufeffreadme",
     "a decomposed letter": "e\u0301.txt",
-    "a composed one": "é.txt",
+    "a composed letter": "é.txt",
     "a right-to-left override": "\u202egpj.exe",
     "the end of a script": "</script>.html",
-    "blanks": " leading and trailing ",
-    "what a shell reads": "$(id);`id` && 'x' > y | z*?[a]{b}~!#",
-    "what a URL reads": "a%2fb?c=d&e#f",
+    "spaces": " leading and trailing ",
+    "shell syntax": "$(id);`id` && 'x' > y | z*?[a]{b}~!#",
+    "URL syntax": "a%2fb?c=d&e#f",
     "an option": "--upload-pack=id",
-    "a very long one": "/".join(["folder" * 10] * 16),
+    "a very long path": "/".join(["folder" * 10] * 16),
 }
 
 MESSAGES: dict[str, str] = {
@@ -121,21 +121,21 @@ MESSAGES: dict[str, str] = {
 }
 
 
-def written(content: bytes, path: str = "src/index.ts", previous_sha: str | None = None) -> bytes:
-    """A `create`, or with `previous_sha` an `update`, whose sha and size are the content's."""
+def file_notification(content: bytes, path: str = "src/index.ts", previous_sha: str | None = None) -> bytes:
+    """Return a `create` body, or with `previous_sha` an `update` body, with the right sha and size."""
     sha = hashlib.sha256(content).hexdigest()
     return file_body(REPOSITORY, path, sha, len(content), content, COMMIT, NOON, previous_sha)
 
 
 def chunked(content: bytes, piece: int) -> list[bytes]:
-    """The bodies of a large file, one for each piece of its base64."""
+    """Return the bodies of a chunked file, one for each piece of its base64."""
     sha, pieces = hashlib.sha256(content).hexdigest(), list(cut_base64(iter([content]), piece))
     chunks = [Chunk("0b9cbbd4-3ba5-4d0c-b5c4-6a3f3c7f6f9e", n, len(pieces), text) for n, text in enumerate(pieces)]
     return [file_body(REPOSITORY, "big.bin", sha, len(content), chunk, COMMIT, NOON) for chunk in chunks]
 
 
 def _failed(message: str) -> bytes:
-    facts = sync_failed_facts(
+    fields = sync_failed_fields(
         REPOSITORY,
         reason="auth",
         message=message,
@@ -144,15 +144,15 @@ def _failed(message: str) -> bytes:
         cooldown_until=NOON,
         retry_count=0,
     )
-    return notice_body(facts, NOON)
+    return notice_body(fields, NOON)
 
 
 def _table() -> dict[str, bytes]:
-    table = {f"create: {name}": written(content) for name, content in CONTENTS.items()}
-    table |= {f"update: {name}": written(content, previous_sha=SHA) for name, content in CONTENTS.items()}
+    table = {f"create: {name}": file_notification(content) for name, content in CONTENTS.items()}
+    table |= {f"update: {name}": file_notification(content, previous_sha=SHA) for name, content in CONTENTS.items()}
     makers: dict[str, Callable[[str], bytes]] = {
-        "create at": lambda path: written(b"x", path),
-        "update at": lambda path: written(b"\0", path, SHA),
+        "create at": lambda path: file_notification(b"x", path),
+        "update at": lambda path: file_notification(b"\0", path, SHA),
         "delete at": lambda path: delete_body(REPOSITORY, path, SHA, COMMIT, NOON),
     }
     table |= {f"{kind} {name}": make(path) for kind, make in makers.items() for name, path in PATHS.items()}
@@ -160,7 +160,7 @@ def _table() -> dict[str, bytes]:
     table |= {f"chunk {number} of {len(pieces)}": body for number, body in enumerate(pieces, 1)}
     table |= {f"sync_failed {name}": _failed(message) for name, message in MESSAGES.items()}
     table["a huge size"] = file_body(REPOSITORY, "p", SHA, 2**53 - 1, b"x", COMMIT, NOON)
-    table["sync_completed"] = notice_body(sync_completed_facts(REPOSITORY, COMMIT, 1_000_000, SHA), NOON)
+    table["sync_completed"] = notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1_000_000, SHA), NOON)
     table["ping"] = notice_body(PING, NOON)
     return table
 
@@ -169,7 +169,7 @@ BODIES = _table()
 
 
 def signed(body: bytes, *keys: str, age: float = 0) -> dict[str, str]:
-    """The headers of an attempt `age` seconds ago, as Docora sends them."""
+    """Return the headers that Docora would have sent `age` seconds ago."""
     envelope = Envelope("app_0123456789abcdef01234567", "run_0123456789abcdef01234567", "change")
     message_id = webhook_id("0123456789abcdef", SEQUENCE)
     lines = envelope.headers(body, message_id, SEQUENCE, int(time.time() - age), keys)

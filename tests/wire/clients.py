@@ -1,4 +1,4 @@
-"""Clients that run what the documentation shows."""
+"""Clients that run the samples of the documentation."""
 
 import base64
 import functools
@@ -25,7 +25,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "static" / "docs" / "samples"
 
 
 def load(name: str) -> ModuleType:
-    """A sample in Python, as a module."""
+    """Import a Python sample as a module."""
     spec = importlib.util.spec_from_file_location(f"sample_{name}", SAMPLES / f"{name}.py")
     assert spec
     assert spec.loader
@@ -40,17 +40,17 @@ def node_command() -> str:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What Node.js made of a request; `file` has the sha and size of the content that it decoded, if any."""
+class Verdict:
+    """What Node.js made of a request. `file` has the sha and size of the decoded content, if any."""
 
-    again: bytes
+    stringified: bytes
     by_parsed_body: bool
     by_raw_body: bool
     file: dict[str, Any] | None
 
 
 class Node:
-    """One Node.js process for any number of requests, asked one after the other."""
+    """One Node.js process that checks requests one at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -60,15 +60,15 @@ class Node:
             preexec_fn=functools.partial(die_with_parent, signal.SIGKILL),
         )
 
-    def judge(self, headers: Mapping[str, str], body: bytes, key: str) -> Judgement:
+    def check(self, headers: Mapping[str, str], body: bytes, key: str) -> Verdict:
         assert self._process.stdin
         assert self._process.stdout
-        names_in_lower_case = {name.lower(): value for name, value in headers.items()}
-        question = {"headers": names_in_lower_case, "body": base64.b64encode(body).decode(), "key": key}
-        self._process.stdin.write(json.dumps(question).encode() + b"\n")
+        lower_case_headers = {name.lower(): value for name, value in headers.items()}
+        request = {"headers": lower_case_headers, "body": base64.b64encode(body).decode(), "key": key}
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return Judgement(**answer | {"again": base64.b64decode(answer["again"])})
+        return Verdict(**answer | {"stringified": base64.b64decode(answer["stringified"])})
 
     def close(self) -> None:
         with self._process:
@@ -77,7 +77,7 @@ class Node:
 
 
 class SampleServer:
-    """A sample as its reader starts it: `url` is where it listens, `output` what it has printed so far."""
+    """A running sample: `url` is where it listens, `output` what it has printed so far."""
 
     def __init__(self, name: str, key: str, log: Path, *, port: int = 0, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", port)) as free:

@@ -1,4 +1,4 @@
-"""The receivers of the documentation as real client apps that keep a copy: of everything a sync sends, and of nothing else."""
+"""The documentation's receivers as real client apps that keep a copy of a repository."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ from deliveries_app.services import resync_single
 from deliveries_app.webhooks.payloads import PING, Chunk, Envelope, delete_body, file_body, notice_body, webhook_id
 from tests.support.git import Repo
 from tests.support.world import KEY, World
-from tests.wire.bodies import BODIES, COMMIT, CONTENTS, NOON, PATHS, REPOSITORY, SHA, chunked, written
+from tests.wire.bodies import BODIES, COMMIT, CONTENTS, NOON, PATHS, REPOSITORY, SHA, chunked, file_notification
 from tests.wire.clients import SAMPLES, SampleServer, load
 
 LARGE = b"0123456789abcdef\r\n" * 40_000
@@ -32,7 +32,7 @@ FILES = {f"contents/{number:02}": content for number, content in enumerate(CONTE
 
 @dataclass
 class Client:
-    """A receiver that is running, and what it keeps. `restart` is what a deployment does to it."""
+    """A running receiver and its copies."""
 
     name: str
     folder: Path
@@ -57,16 +57,16 @@ class Client:
         return "".join(server.output for server in self.servers)
 
     def held(self, repository_id: str = REPOSITORY.repository_id) -> dict[str, bytes]:
-        """Path → content of the copy."""
+        """Return path → content of the copy."""
         files = self.folder / "copies" / repository_id / "files"
         return {str(file.relative_to(files)): file.read_bytes() for file in files.rglob("*") if file.is_file()}
 
     def on_disk(self) -> set[Path]:
-        """Every file that is there, whatever it is for."""
+        """Return every file on disk except logs."""
         return {file for file in self.folder.parent.rglob("*") if file.is_file() and file.suffix != ".log"}
 
     def post(self, event: str, body: bytes, sequence: int = 1, key: str = KEY, **changes: str) -> tuple[int, str]:
-        """Send a notification as Docora does; the status, and the words of the answer."""
+        """Send a notification as Docora does. Return the status and the text of the answer."""
         envelope = Envelope("app_0123456789abcdef01234567", "run_0123456789abcdef01234567", "change")
         lines = envelope.headers(body, webhook_id("0123456789abcdef", sequence), sequence, int(time.time()), [key])
         headers = dict(line.split(": ", 1) for line in lines)
@@ -80,7 +80,7 @@ class Client:
                 return error.code, error.read().decode()
 
     def create(self, path: str, content: bytes, sequence: int = 1) -> tuple[int, str]:
-        return self.post("create", written(content, path), sequence)
+        return self.post("create", file_notification(content, path), sequence)
 
     def delete(self, path: str, sequence: int) -> tuple[int, str]:
         return self.post("delete", delete_body(REPOSITORY, path, SHA, COMMIT, NOON), sequence)
@@ -96,8 +96,8 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
         server.close()
 
 
-def synced(world: World, client: Client, watch: AppRepository, repo: Repo) -> None:
-    """A sync ends well, the copy is the repository, and the client itself has found that out."""
+def sync_and_compare(world: World, client: Client, watch: AppRepository, repo: Repo) -> None:
+    """Sync, and assert that the copy equals the repository and that the client reports it."""
     assert world.sync(watch).status == Status.SYNCED, (watch.last_error, client.output)
     assert client.held(watch.repository.repository_id) == repo.files()
     assert client.output.rstrip().endswith("the copy matches")
@@ -105,56 +105,56 @@ def synced(world: World, client: Client, watch: AppRepository, repo: Repo) -> No
 
 @pytest.fixture
 def watched(world: World, client: Client, settings) -> tuple[Repo, AppRepository]:
-    """A repository of every kind of content and path; whatever is not tiny comes in chunks that end anywhere."""
+    """A repository with every kind of content and path, and a small chunk size that is not a multiple of four."""
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 60_000, 50_001
     App.objects.filter(pk=world.app.pk).update(base_url=client.url, send_sync_completed=True)
     world.app.refresh_from_db()
     return world.watch({**FILES, "large.txt": LARGE})
 
 
-def test_the_copy_is_what_the_repository_is_through_every_change(world: World, client: Client, watched) -> None:
+def test_copy_follows_every_change(world: World, client: Client, watched) -> None:
     repo, watch = watched
-    synced(world, client, watch, repo)
+    sync_and_compare(world, client, watch, repo)
     assert "more to come" in client.output
     repo.commit({"large.txt": LARGE[::-1], "0": b"changed", "1/2/3": None, "contents/00": None, "new/a/b": b"\0"})
-    synced(world, client, watch, repo)
+    sync_and_compare(world, client, watch, repo)
     repo.commit({"1": b"was a folder", "0": None, "0/was/a": b"file", "new/a/b": None})
-    synced(world, client, watch, repo)
+    sync_and_compare(world, client, watch, repo)
     client.restart()
     repo.commit({"large.txt": LARGE[1:]})
-    synced(world, client, watch, repo)
+    sync_and_compare(world, client, watch, repo)
 
 
-def test_a_re_sync_mends_a_copy_that_was_damaged(world: World, client: Client, watched) -> None:
+def test_resync_repairs_a_damaged_copy(world: World, client: Client, watched) -> None:
     repo, watch = watched
-    synced(world, client, watch, repo)
+    sync_and_compare(world, client, watch, repo)
     files = client.folder / "copies" / watch.repository.repository_id / "files"
     (files / "large.txt").unlink()
     (files / "large.txt").mkdir()
     (files / "large.txt" / "in the way").write_text("x")
     (files / "contents" / "01").write_text("x")
     resync_single(Actor.system(), watch)
-    synced(world, client, watch, repo)
+    sync_and_compare(world, client, watch, repo)
 
 
-def test_every_body_is_understood(client: Client) -> None:
+def test_every_body_is_accepted(client: Client) -> None:
     for sequence, (name, body) in enumerate(BODIES.items(), 1):
         if name == "a huge size":
             continue
         event = name.partition(":")[0].partition(" ")[0].replace("chunk", "create")
-        status, words = client.post(event, body, sequence)
-        assert (status, words != "stale") == (200, True), (name, words)
+        status, text = client.post(event, body, sequence)
+        assert (status, text != "stale") == (200, True), (name, text)
 
 
 @pytest.mark.parametrize("repository_id", ["Portal-docs", "-", "r" * 50])
-def test_every_id_that_a_repository_may_have_is_a_folder(client: Client, repository_id: str) -> None:
-    """An import keeps ids of another making."""
-    body = written(b"x", "a").replace(REPOSITORY.repository_id.encode(), repository_id.encode())
+def test_repository_id_is_a_directory_name(client: Client, repository_id: str) -> None:
+    """Imported repositories keep their ids, which may have any format."""
+    body = file_notification(b"x", "a").replace(REPOSITORY.repository_id.encode(), repository_id.encode())
     assert client.post("create", body) == (200, "kept")
     assert client.held(repository_id) == {"a": b"x"}
 
 
-def test_a_large_file_is_there_once_its_last_chunk_is(client: Client) -> None:
+def test_file_appears_with_its_last_chunk(client: Client) -> None:
     bodies = chunked(LARGE, 100_001)
     for body in bodies[:-1]:
         assert client.post("create", body) == (200, "more to come")
@@ -165,7 +165,7 @@ def test_a_large_file_is_there_once_its_last_chunk_is(client: Client) -> None:
     assert [file for file in client.on_disk() if "incoming" in file.parts] == []
 
 
-def test_chunks_of_an_attempt_that_was_given_up_are_not_mixed_with_the_next_one(client: Client) -> None:
+def test_chunks_of_two_attempts_are_not_mixed(client: Client) -> None:
     def chunk(number: int, content: str, attempt: str) -> bytes:
         piece = Chunk(attempt, number, 2, base64.b64encode(content.encode()).decode())
         return file_body(REPOSITORY, "a", hashlib.sha256(b"onetwo").hexdigest(), 6, piece, COMMIT, NOON)
@@ -178,7 +178,7 @@ def test_chunks_of_an_attempt_that_was_given_up_are_not_mixed_with_the_next_one(
     assert client.held() == {"a": b"onetwo"}
 
 
-def test_what_comes_late_changes_nothing_not_even_after_a_restart(client: Client) -> None:
+def test_late_notifications_are_ignored(client: Client) -> None:
     assert client.create("a", b"new", 7) == (200, "kept")
     assert client.create("a", b"old", 6) == (200, "stale")
     assert client.delete("a", 5) == (200, "stale")
@@ -196,7 +196,7 @@ def test_what_comes_late_changes_nothing_not_even_after_a_restart(client: Client
     "path",
     ["../a", "/a", "a/../../../a", "a/..", "..", ".", "", "a//b", "a/", "./a", "a\0b", "../../../../../../tmp/a"],
 )
-def test_a_path_that_leads_out_of_the_copy_is_refused(client: Client, path: str) -> None:
+def test_path_outside_the_copy_is_refused(client: Client, path: str) -> None:
     before = client.on_disk()
     assert client.create(path, b"x") == (422, "The path leads out of the copy.")
     assert client.delete(path, 2) == (422, "The path leads out of the copy.")
@@ -212,7 +212,7 @@ def test_a_path_that_leads_out_of_the_copy_is_refused(client: Client, path: str)
         ("0b9cbbd4-3ba5-4d0c-b5c4-6a3f3c7f6f9e", ".."),
     ],
 )
-def test_no_other_name_of_a_notification_leads_out_of_the_copy_either(client: Client, old: str, new: str) -> None:
+def test_unsafe_id_is_refused(client: Client, old: str, new: str) -> None:
     body = chunked(LARGE, 100_000)[0].replace(old.encode(), new.encode())
     before = client.on_disk()
     assert client.post("create", body)[0] == 422
@@ -220,17 +220,17 @@ def test_no_other_name_of_a_notification_leads_out_of_the_copy_either(client: Cl
 
 
 @pytest.mark.parametrize(("field", "value"), [("sha", SHA), ("size", 5), ("content", "other")])
-def test_a_content_that_is_not_what_is_said_of_it_is_refused(client: Client, field: str, value: object) -> None:
+def test_content_must_match_sha_and_size(client: Client, field: str, value: object) -> None:
     assert client.create("a", b"text", 1) == (200, "kept")
-    body = json.loads(written(b"longer text", "a"))
+    body = json.loads(file_notification(b"longer text", "a"))
     body["file"][field] = value
     assert client.post("update", json.dumps(body).encode(), 2) == (422, "The content is not what sha and size say.")
     assert client.held() == {"a": b"text"}
     assert client.create("a", b"text again", 2) == (200, "kept")
 
 
-def test_what_is_not_docora_s_is_refused_and_nothing_is_kept_of_it(client: Client) -> None:
-    body = written(b"x")
+def test_unauthenticated_requests_are_refused(client: Client) -> None:
+    body = file_notification(b"x")
     before = client.on_disk()
     assert client.post("create", body, key="another-key-altogether")[0] == 401
     assert client.post("create", body, X_Docora_Timestamp=str(int(time.time()) - 60))[0] == 401
@@ -238,14 +238,14 @@ def test_what_is_not_docora_s_is_refused_and_nothing_is_kept_of_it(client: Clien
     assert client.on_disk() == before
 
 
-def test_other_notifications_are_answered_and_other_addresses_are_not(client: Client) -> None:
+def test_other_notifications_and_an_unknown_path(client: Client) -> None:
     assert client.post("ping", notice_body(PING, NOON)) == (200, "pong")
     assert client.post("sync_failed", BODIES["sync_failed plain"])[0] == 200
     assert client.post("sync_completed", BODIES["sync_completed"]) == (200, "the copy differs: ask for a re-sync")
     assert client.post("elsewhere", notice_body(PING, NOON))[0] == 404
 
 
-def test_the_receivers_verify_exactly_as_the_samples_do_that_only_verify() -> None:
+def test_receivers_share_verify_with_the_samples() -> None:
     assert inspect.getsource(load("receiver").verify) == inspect.getsource(load("verify").verify)
     function = re.compile(r"^export function verify\(.*?^}$", re.MULTILINE | re.DOTALL)
     ours, theirs = (function.search((SAMPLES / name).read_text()) for name in ("receiver.mjs", "verify_raw.mjs"))

@@ -1,4 +1,4 @@
-"""The samples of the documentation as real client apps: started as their comments say, and sent a whole repository."""
+"""The documentation's samples as real client apps that receive a whole repository."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ Starter = Callable[[str, str], SampleServer]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starter]:
-    """Start a sample, given its name and the key that it knows."""
+    """Return a function that starts a sample by its name, with a key."""
     started: list[SampleServer] = []
 
     def start(name: str, key: str) -> SampleServer:
@@ -45,15 +45,15 @@ def start(tmp_path: Path) -> Iterator[Starter]:
         server.close()
 
 
-def lead_to(world: World, url: str, **changes: Any) -> None:
+def send_to(world: World, url: str, **changes: Any) -> None:
     App.objects.filter(pk=world.app.pk).update(base_url=url, **changes)
     world.app.refresh_from_db()
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_sample_accepts_everything_that_a_sync_sends(world: World, start: Starter, name: str) -> None:
+def test_sample_accepts_a_whole_sync(world: World, start: Starter, name: str) -> None:
     server = start(name, KEY)
-    lead_to(world, f"{server.url}/hooks", send_sync_completed=True)
+    send_to(world, f"{server.url}/hooks", send_sync_completed=True)
     repo, watch = world.watch(FILES)
     assert world.sync(watch).status == Status.SYNCED, watch.last_error
     assert len(world.rows(watch)) == len(FILES)
@@ -65,8 +65,8 @@ def test_a_sample_accepts_everything_that_a_sync_sends(world: World, start: Star
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_sample_with_another_key_accepts_nothing(world: World, start: Starter, name: str) -> None:
-    lead_to(world, start(name, "another-key-altogether").url)
+def test_sample_with_another_key_accepts_nothing(world: World, start: Starter, name: str) -> None:
+    send_to(world, start(name, "another-key-altogether").url)
     _, watch = world.watch({"a": b"a", "b": b"b"})
     world.sync(watch)
     assert {failure.status_code for failure in watch.failures.all()} == {401}
@@ -75,21 +75,19 @@ def test_a_sample_with_another_key_accepts_nothing(world: World, start: Starter,
 
 @pytest.mark.parametrize("knows", ["the old key", "the new key"])
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_sample_does_not_notice_that_its_key_is_being_replaced(
-    world: World, start: Starter, name: str, knows: str
-) -> None:
+def test_sample_works_during_a_key_rotation(world: World, start: Starter, name: str, knows: str) -> None:
     server = start(name, KEY if knows == "the old key" else NEW_KEY)
-    lead_to(world, server.url, new_auth_key=NEW_KEY, key_rotation_started_at=timezone.now())
+    send_to(world, server.url, new_auth_key=NEW_KEY, key_rotation_started_at=timezone.now())
     _, watch = world.watch({f"file-{number}": b"%d" % number for number in range(30)})
     assert world.sync(watch).status == Status.SYNCED, watch.last_error
 
 
-def test_all_clients_verify_what_came_over_the_wire_with_either_key(world: World, node: Node) -> None:
-    """The bytes as they arrive, after the client, libcurl and a socket."""
+def test_all_clients_verify_the_received_bytes(world: World, node: Node) -> None:
+    """The bytes after they went through libcurl and a socket, during a key rotation."""
     with servers() as serve:
         server = serve(saying())
         keys = {"new_auth_key": NEW_KEY, "key_rotation_started_at": timezone.now(), "send_sync_completed": True}
-        lead_to(world, server.url, **keys)
+        send_to(world, server.url, **keys)
         repo, watch = world.watch(FILES)
         assert world.sync(watch).status == Status.SYNCED, watch.last_error
         repo.commit({"0": b"0", "1/2": None})
@@ -102,8 +100,8 @@ def test_all_clients_verify_what_came_over_the_wire_with_either_key(world: World
         lines = head.decode("ascii").split("\r\n")[1:]
         headers = dict(line.split(": ", 1) for line in lines)
         assert plain.verify(headers, body, KEY)
-        judgement = node.judge(headers, body, KEY)
-        assert (judgement.again, judgement.by_parsed_body, judgement.by_raw_body) == (body, True, True)
+        verdict = node.check(headers, body, KEY)
+        assert (verdict.stringified, verdict.by_parsed_body, verdict.by_raw_body) == (body, True, True)
         for key in (KEY, NEW_KEY):
             assert standard.notification(headers, body, key) == json.loads(body)
         assert standard.notification(headers, body, "another-key-altogether") is None

@@ -1,12 +1,12 @@
-// Answers each line of standard input, {headers, body, key} with the body in base64, by a line that says what a client
-// on Node.js makes of it: both of the documented verifications, and the body as JSON.stringify writes it again.
+// Read lines {headers, body, key} with the body in base64 from standard input. Answer each one with a line that has the
+// results of both documented verifications, and the body as JSON.stringify writes it.
 
 import crypto from 'node:crypto';
 import readline from 'node:readline';
 import { verify } from '../../static/docs/samples/verify.mjs';
 import { verify as verifyRaw } from '../../static/docs/samples/verify_raw.mjs';
 
-function contentFacts(file) {
+function contentDigest(file) {
   if (file?.content === undefined || file.chunk) return null;
   const content = Buffer.from(file.content, file.content_encoding ?? 'utf8');
   return { sha: crypto.createHash('sha256').update(content).digest('hex'), size: content.length };
@@ -22,10 +22,10 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
     parsed = undefined; // a body that was tampered with
   }
   const answer = {
-    again: Buffer.from(JSON.stringify(parsed) ?? '').toString('base64'),
+    stringified: Buffer.from(JSON.stringify(parsed) ?? '').toString('base64'),
     by_parsed_body: parsed !== undefined && verify(headers, parsed, key),
     by_raw_body: verifyRaw(headers, bytes, key),
-    file: contentFacts(parsed?.file),
+    file: contentDigest(parsed?.file),
   };
   process.stdout.write(`${JSON.stringify(answer)}\n`);
 }

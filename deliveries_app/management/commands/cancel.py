@@ -7,16 +7,18 @@ from deliveries_app.management.lookup import watch_of
 from deliveries_app.models import BulkOperation
 from deliveries_app.services import cancel_operation, cancel_request
 from docora.cli.output import add_json, write_json
-from docora.text import counted
+from docora.text import can_be_id, counted
 
 
 class Command(BaseCommand):
-    help = "Takes back a re-sync or retry that has not ended. What has been sent stays sent."
+    help = "Cancels a re-sync or retry that has not finished. Files already sent are not undone."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="a bulk operation's id (bulk_…), or an app's")
-        parser.add_argument("repository_id", nargs="?", help="with an app's id: the newest request for this repository")
-        add_json(parser, "cancelled, the number of repositories")
+        parser.add_argument(
+            "repository_id", nargs="?", help="with an app's id: cancel the newest request for this repository"
+        )
+        add_json(parser, "cancelled (the number of repositories)")
         parser.epilog = "Examples: cancel bulk_0123456789abcdef; cancel APP_ID REPOSITORY_ID"
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -29,11 +31,14 @@ class Command(BaseCommand):
         elif cancelled:
             self.stdout.write(f"Cancelled: {counted(cancelled, 'repository', 'repositories')}.")
         else:
-            self.stdout.write("Nothing was left to cancel.")
+            self.stdout.write("There was nothing to cancel.")
 
 
 def _operation(operation_id: str) -> BulkOperation:
-    found = BulkOperation.objects.filter(operation_id=operation_id).first() if operation_id.isprintable() else None
-    if found is None:
-        raise CommandError("There is no such bulk operation. For one repository, give the app's id and its id.")
-    return found
+    operations = BulkOperation.objects.filter(operation_id=operation_id)
+    operation = operations.first() if can_be_id(operation_id) else None
+    if operation is None:
+        raise CommandError(
+            "There is no such bulk operation. For one repository, give the app's id and the repository's."
+        )
+    return operation

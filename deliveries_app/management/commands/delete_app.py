@@ -11,11 +11,11 @@ from docora.text import counted
 
 
 class Command(BaseCommand):
-    help = "Removes a client app with all that it watches. It keeps its files, and is told nothing."
+    help = "Removes a client app and its watches. The app keeps its files and is not notified."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        add_json(parser, "app_id, watches, the number of those that ended")
+        parser.add_argument("app_id", help="see list_apps")
+        add_json(parser, "app_id, watches (the number removed)")
         add_yes(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -23,14 +23,13 @@ class Command(BaseCommand):
         removal = removal_of(watches_of(app))
         about = "" if removal.records_are_exact else "about "
         question = (
-            f"{app} and its token will be unknown at once. It watches "
-            f"{counted(removal.watches, 'repository', 'repositories')}, of which {removal.orphans:,} "
-            f"{'is' if removal.orphans == 1 else 'are'} watched by nobody else; "
-            f"{about}{counted(removal.records, 'delivery record goes', 'delivery records go')}."
+            f"{app} will be removed and its token revoked now. It watches "
+            f"{counted(removal.watches, 'repository', 'repositories')}; no other app watches {removal.orphans:,} of them. "
+            f"This deletes {about}{counted(removal.records, 'delivery record', 'delivery records')}."
         )
         confirm(question, yes=options["yes"])
         delete_app(Actor.command(), app)
         if options["json"]:
             write_json(self.stdout, {"app_id": app.app_id, "watches": removal.watches})
         else:
-            self.stdout.write(f"{app} is removed.")
+            self.stdout.write(f"Removed {app}.")

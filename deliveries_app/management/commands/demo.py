@@ -11,15 +11,15 @@ from docora.conf.installation import program
 
 
 class Command(BaseCommand):
-    help = "Serves demo git repositories and a demo client app, and puts them and demo users into this instance."
+    help = "Adds demo git repositories, a demo client app and demo users to this instance, and serves the repositories and the app."
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not settings.ALLOW_HTTP or "127.0.0.1" not in settings.ALLOWED_GIT_HOSTS:
-            wanted = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
-            raise CommandError(f"The demo needs these settings, for every process of the instance: {wanted}")
+            required = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
+            raise CommandError(f"The demo needs these settings in every process of the instance: {required}")
         if not wait_for_database(30.0):
             raise CommandError(f"The database has no tables yet. Start the instance first: {program()} up --demo")
         stopped = threading.Event()
@@ -32,7 +32,7 @@ class Command(BaseCommand):
             ports = f"{demo.choices.git_port} and {demo.choices.receiver_port}"
             raise CommandError(
                 f"The demo's ports {ports} cannot be used ({error.strerror}). "
-                f"Free them, or remove {settings.DATA_DIR / 'demo'} to choose others."
+                f"Free them, or remove {settings.DATA_DIR / 'demo'} to use other ports."
             ) from None
         try:
             demo.fill()

@@ -9,29 +9,29 @@ from docora.cli.output import add_json, moment, plain, write_json
 
 
 class Command(BaseCommand):
-    help = "Says why a file of a watched repository was sent, or not, and when it is tried next."
+    help = "Explains why a file of a watched repository was or was not sent, and when it is tried next."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        parser.add_argument("repository_id", help="as list_watches shows it")
-        parser.add_argument("path", help="of the file in the repository, such as docs/index.md")
+        parser.add_argument("app_id", help="see list_apps")
+        parser.add_argument("repository_id", help="see list_watches")
+        parser.add_argument("path", help="path in the repository, such as docs/index.md")
         add_json(parser, "path, state, words, next, next_at")
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
-        told = explain(Actor.command(), watch, options["path"])
-        next_try = told.tried_next
-        facts = {
+        explanation = explain(Actor.command(), watch, options["path"])
+        next_try = explanation.tried_next
+        fields = {
             "path": options["path"],
-            "state": told.verdict.state,
-            "words": told.verdict.words,
-            "next": next_try.words if next_try else None,
+            "state": explanation.verdict.state,
+            "words": explanation.verdict.message,
+            "next": next_try.message if next_try else None,
             "next_at": next_try.at if next_try else None,
         }
         if options["json"]:
-            write_json(self.stdout, facts)
+            write_json(self.stdout, fields)
             return
-        self.stdout.write(plain(told.verdict.words))
+        self.stdout.write(plain(explanation.verdict.message))
         if next_try:
             at = f" at {moment(next_try.at)}" if next_try.at else ""
-            self.stdout.write(f"{next_try.words.capitalize()}{at}.")
+            self.stdout.write(f"{next_try.message.capitalize()}{at}.")

@@ -15,8 +15,8 @@ class Command(BaseCommand):
     help = "Lists the client apps with their ids."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_json(parser, "a line for each app: app_id, name, base_url, email, paused, watches, failing, created_at")
-        parser.epilog = "The ids alone: list_apps | cut -f1"
+        add_json(parser, "one line per app: app_id, name, base_url, email, paused, watches, failing, created_at")
+        parser.epilog = "Only the ids: list_apps | cut -f1"
 
     def handle(self, *args: Any, **options: Any) -> None:
         with closing(_apps()) as apps:

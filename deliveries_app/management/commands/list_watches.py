@@ -6,20 +6,20 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
-from deliveries_app.reports.status import watch_facts
+from deliveries_app.reports.status import watch_fields
 from docora.cli.output import add_json, moment, write_json, write_table
 
 _SLICE = 500
 
 
 class Command(BaseCommand):
-    help = "Lists the watched repositories with their ids, of all apps or of one."
+    help = "Lists the watched repositories of all apps or of one, with their ids."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
-        parser.add_argument("--failing", action="store_true", help="only those whose last sync did not end well")
-        add_json(parser, "a line for each watch, with the keys of the admin JSON's list")
-        parser.epilog = "Address and id, for scripts: list_watches APP_ID | cut -f2,3"
+        parser.add_argument("--failing", action="store_true", help="only failing ones")
+        add_json(parser, "one line per watch, with the keys of the admin JSON's list")
+        parser.epilog = "For scripts, id and URL: list_watches APP_ID | cut -f2,3"
 
     def handle(self, *args: Any, **options: Any) -> None:
         watches = watches_of(app_of(options["app_id"]) if options["app_id"] else None)
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         with closing(_each(watches)) as found:
             if options["json"]:
                 for watch in found:
-                    write_json(self.stdout, watch_facts(watch))
+                    write_json(self.stdout, watch_fields(watch))
             else:
                 write_table(self.stdout, ["App", "Id", "URL", "Status", "Files", "Last sync"], map(_row, found))
 

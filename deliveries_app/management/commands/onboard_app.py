@@ -11,20 +11,20 @@ from docora.cli.output import add_json, secret_from_stdin, write_json
 
 
 class Command(BaseCommand):
-    help = "Registers a client app and prints its token and signing key, once."
+    help = "Registers a client app and prints its token and signing key, which are shown only once."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", help="3 to 100 characters")
-        parser.add_argument("base_url", help="notifications go to BASE_URL/create and so on")
-        parser.add_argument("email", help="of whoever looks after the app")
+        parser.add_argument("base_url", help="notifications are posted to BASE_URL/create, BASE_URL/update and so on")
+        parser.add_argument("email", help="contact address for the app")
         key = parser.add_mutually_exclusive_group()
         key.add_argument(
-            "--client-auth-key", metavar="KEY", default="", help="16 to 500 characters; generated if not given"
+            "--client-auth-key", metavar="KEY", default="", help="16 to 500 characters; generated if omitted"
         )
         key.add_argument(
             "--client-auth-key-stdin",
             action="store_true",
-            help="read it from stdin, where no list of processes shows it",
+            help="read the key from stdin, which hides it from process lists",
         )
         add_json(parser, "app_id, token, client_auth_key, created_at")
         parser.epilog = "Example: onboard_app Portal https://portal.example/hooks ops@portal.example --json"
@@ -32,7 +32,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         key = secret_from_stdin("key") if options["client_auth_key_stdin"] else options["client_auth_key"]
         try:
-            made = onboard_app(
+            onboarded = onboard_app(
                 Actor.command(),
                 name=options["name"],
                 base_url=options["base_url"],
@@ -41,15 +41,15 @@ class Command(BaseCommand):
             )
         except ValidationError as error:
             raise refusal(error) from None
-        facts = {
-            "app_id": made.app.app_id,
-            "token": made.token,
-            "client_auth_key": made.client_auth_key,
-            "created_at": timestamp(made.app.created_at),
+        fields = {
+            "app_id": onboarded.app.app_id,
+            "token": onboarded.token,
+            "client_auth_key": onboarded.client_auth_key,
+            "created_at": timestamp(onboarded.app.created_at),
         }
         if options["json"]:
-            write_json(self.stdout, facts)
+            write_json(self.stdout, fields)
             return
-        self.stdout.write(f"{made.app.name} is registered. Keep these, they are not shown again:")
-        for name, value in facts.items():
+        self.stdout.write(f"{onboarded.app.name} is registered. Save these values; they are not shown again:")
+        for name, value in fields.items():
             self.stdout.write(f"  {name:<16} {value}")

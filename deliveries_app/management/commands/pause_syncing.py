@@ -5,12 +5,12 @@ from deliveries_app.services import pause_syncing
 
 
 class Command(PausingCommand):
-    help = "Pauses all syncing, or that of one app. What becomes due meanwhile waits, and nothing is lost."
+    help = "Pauses syncing for all apps or for one. Work that becomes due waits until it is resumed."
     paused = True
 
     def change_all(self) -> str:
         pause_syncing(Actor.command())
         return "All syncing is paused."
 
-    def words_of(self, app: App) -> str:
+    def message_for(self, app: App) -> str:
         return f"{app} is paused."

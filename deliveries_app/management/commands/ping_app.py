@@ -11,24 +11,25 @@ from docora.cli.output import add_json, write_json, wrong_usage
 
 
 class Command(BaseCommand):
-    help = "Sends an app the signed test ping, and says what it answered; exit 1 if it did not accept it."
+    help = "Sends an app a signed test ping and prints its response; exit 1 if the app did not accept it."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        parser.add_argument("--new-key", action="store_true", help="signed with the key that rotate_key made")
+        parser.add_argument("app_id", help="see list_apps")
+        parser.add_argument("--new-key", action="store_true", help="sign only with the new key from rotate_key")
         add_json(parser, "app_id, delivered, words, hint, status, seconds, body, new_key")
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
         if options["new_key"] and not app.is_rotating_key:
-            raise wrong_usage(f"{app} has no new key: rotate_key makes one.")
+            raise wrong_usage(f"{app} has no new key. Use rotate_key to make one.")
         try:
             ping = send_ping(Actor.command(), app, new_key=options["new_key"])
         except NotFound as error:
             raise refusal(error) from None
         if options["json"]:
-            write_json(self.stdout, {"app_id": app.app_id, **asdict(ping)})
+            fields = asdict(ping)
+            write_json(self.stdout, {"app_id": app.app_id, "words": fields.pop("message"), **fields})
         elif ping.delivered:
-            self.stdout.write(ping.words)
+            self.stdout.write(ping.message)
         if not ping.delivered:
-            raise CommandError(f"{ping.words} {ping.hint}")
+            raise CommandError(f"{ping.message} {ping.hint}")

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.sweep.retention import prune
 from docora.cli.output import Bar, add_json, write_json
 
-_WORDS = {
+_LABELS = {
     "runs": ("sync run", "sync runs"),
     "operations": ("bulk operation", "bulk operations"),
     "traffic": ("hour of traffic", "hours of traffic"),
@@ -17,21 +17,21 @@ _WORDS = {
 
 
 class Command(BaseCommand):
-    help = "Removes history that is older than …_RETENTION_DAYS, as the low queue does once an hour by itself."
+    help = "Removes history older than the …_RETENTION_DAYS settings. A worker also does this once an hour."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="only say how much it would be")
-        add_json(parser, f"dry_run, and how many of {', '.join(_WORDS)}")
+        parser.add_argument("--dry-run", action="store_true", help="only print how much would be removed")
+        add_json(parser, f"dry_run, and the numbers of {', '.join(_LABELS)}")
 
     def handle(self, *args: Any, **options: Any) -> None:
         with Bar(quiet=options["json"]) as bar:
-            pruned = prune(dry_run=options["dry_run"], told=lambda count: bar.show("Removed", count))
+            pruned = prune(dry_run=options["dry_run"], on_progress=lambda count: bar.show("Removed", count))
         if options["json"]:
             write_json(self.stdout, {"dry_run": options["dry_run"], **asdict(pruned)})
             return
         parts = [
             f"{count:,} {one if count == 1 else many}"
-            for name, (one, many) in _WORDS.items()
+            for name, (one, many) in _LABELS.items()
             if (count := getattr(pruned, name))
         ]
         verb = "Would be removed" if options["dry_run"] else "Removed"

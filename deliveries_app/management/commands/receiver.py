@@ -1,4 +1,4 @@
-"""`manage.py receiver`: the reference client in a terminal, to see with one's own eyes what an app is sent."""
+"""`manage.py receiver`: run the reference client in a terminal, to see what an app receives."""
 
 import base64
 import secrets
@@ -16,17 +16,17 @@ from docora.conf.installation import program
 
 
 class Command(BaseCommand):
-    help = "Receives notifications as a client app would: verifies them, keeps a copy on disk, prints what came."
-    requires_system_checks = []  # a client runs without Docora's database and Redis
+    help = "Receives notifications like a client app: verifies them, keeps a copy on disk, and prints what arrived."
+    requires_system_checks = []  # a client has no access to Docora's database and Redis
 
     @override
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--port", type=int, default=9000, help="the port to listen on (9000)")
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
-        parser.add_argument("--key", help="the app's client_auth_key; without one, a new key is made and printed")
-        parser.add_argument("--dir", type=Path, help="where the copies are kept (DATA_DIR/receiver)")
-        add_json(parser, "a line for each notification, with the fields of the receiver's Record")
-        parser.add_argument("--quiet", action="store_true", help="print nothing but refusals")
+        parser.add_argument("--key", help="the app's client_auth_key; if omitted, a new key is generated and printed")
+        parser.add_argument("--dir", type=Path, help="directory for the copies (DATA_DIR/receiver)")
+        add_json(parser, "one line per notification, with the fields of the receiver's Record")
+        parser.add_argument("--quiet", action="store_true", help="print only refused notifications")
 
     @override
     def handle(self, *args: Any, **options: Any) -> None:
@@ -34,7 +34,7 @@ class Command(BaseCommand):
         key: str = options["key"] or _new_key()
         self.quiet: bool = options["quiet"]
         self.as_json: bool = options["json"]
-        self.unread = threading.Event()
+        self.output_closed = threading.Event()
         receiver = Receiver(
             directory.absolute(),
             key,
@@ -49,16 +49,16 @@ class Command(BaseCommand):
             reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
             raise CommandError(f"Cannot listen on {options['host']} port {options['port']}: {reason}.") from None
         with receiver:
-            told = self.stderr if self.as_json else self.stdout
-            told.write(f"Listening on {receiver.url}, copies in {receiver.directory}")
+            out = self.stderr if self.as_json else self.stdout
+            out.write(f"Listening on {receiver.url}, copies in {receiver.directory}")
             if not options["key"]:
-                told.write(
-                    f"No --key was given, so one was made. Onboard an app that uses it:\n  {_hint(receiver.url, key)}"
+                out.write(
+                    f"No --key was given, so one was generated. Onboard an app with it:\n  {_onboard_command(receiver.url, key)}"
                 )
             try:
-                self.unread.wait()
+                self.output_closed.wait()
             except KeyboardInterrupt:
-                told.write("")
+                out.write("")
                 return
         raise BrokenPipeError
 
@@ -71,12 +71,12 @@ class Command(BaseCommand):
             else:
                 self.stdout.write(describe(record))
                 self.stdout.flush()
-        except BrokenPipeError:  # in a connection's thread; the main one ends it
-            self.unread.set()
+        except BrokenPipeError:  # raised in a connection's thread; the main thread ends the command
+            self.output_closed.set()
 
 
 def describe(record: Record) -> str:
-    """Say on one line what was received and what became of it."""
+    """Return one line that says what was received and how it was handled."""
     if not record.verified:
         return f"{plain(record.kind):<14} refused ({record.status}): {record.outcome}"
     parts = [f"{record.kind:<14}", record.repository]
@@ -96,5 +96,5 @@ def _new_key() -> str:
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
-def _hint(url: str, key: str) -> str:
+def _onboard_command(url: str, key: str) -> str:
     return f"{program()} onboard_app NAME {url} EMAIL --client-auth-key {key}"

@@ -13,20 +13,18 @@ from repositories_app.git.exceptions import GitError
 
 
 class Command(BaseCommand):
-    help = (
-        "Reads a watched repository with another token, which comes from stdin, after trying it. None if it is empty."
-    )
+    help = "Replaces the token that reads a watched repository, after checking it. Reads the token from stdin; empty for none."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        parser.add_argument("repository_id", help="as list_watches shows it")
+        parser.add_argument("app_id", help="see list_apps")
+        parser.add_argument("repository_id", help="see list_watches")
         add_json(parser, "app_id, repository_id")
         parser.epilog = "Example: replace_github_token APP_ID REPOSITORY_ID < token.txt"
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
         if sys.stdin.isatty():
-            self.stderr.write("The token, and Enter:", self.style.NOTICE)
+            self.stderr.write("Type the token and press Enter:", self.style.NOTICE)
         try:
             replace_github_token(Actor.command(), watch, sys.stdin.readline().strip())
         except (ValidationError, GitError, NotFound) as error:
@@ -34,4 +32,4 @@ class Command(BaseCommand):
         if options["json"]:
             write_json(self.stdout, {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id})
         else:
-            self.stdout.write(f"{watch.repository} is read with it for {watch.app}, and is synced now.")
+            self.stdout.write(f"Replaced the token of {watch.repository} for {watch.app}. A sync is queued.")

@@ -5,14 +5,14 @@ from deliveries_app.services import current_pause, resume_syncing
 
 
 class Command(PausingCommand):
-    help = "Lets all syncing go on that was paused, or that of one app."
+    help = "Resumes syncing for all apps or for one."
     paused = False
 
     def change_all(self) -> str:
-        return "Syncing goes on." if resume_syncing(Actor.command()) else "Syncing was not paused."
+        return "Syncing is resumed." if resume_syncing(Actor.command()) else "Syncing was not paused."
 
-    def words_of(self, app: App) -> str:
-        words = f"{app} is not paused any more."
+    def message_for(self, app: App) -> str:
+        message = f"{app} is no longer paused."
         if current_pause():
-            words += " All syncing is still paused: resume_syncing without an app id lets it go on."
-        return words
+            message += " All syncing is still paused: use resume_syncing without an app id."
+        return message

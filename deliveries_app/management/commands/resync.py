@@ -12,11 +12,11 @@ from docora.text import counted, format_bytes
 
 
 class Command(BaseCommand):
-    help = "Sends ALL files of an app's repositories again, or of one of them. For what has failed only, take retry."
+    help = "Sends ALL files of an app's repositories again, or of one of them. To send only what failed, use retry."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        parser.add_argument("repository_id", nargs="?", help="as list_watches shows it; all of the app if left out")
+        parser.add_argument("app_id", help="see list_apps")
+        parser.add_argument("repository_id", nargs="?", help="see list_watches; all repositories of the app if omitted")
         progress.add_options(parser)
         add_yes(parser)
         parser.epilog = "For scripts: resync APP_ID --yes --wait --timeout 3600 --json"
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         watches = watches_of(app_of(options["app_id"]), options["repository_id"])
         watch = watches.first()
         if watch is None:
-            raise CommandError("Nothing is watched under these ids; see list_watches.")
+            raise CommandError("No repository is watched under these ids; see list_watches.")
         impact = impact_of(watches)
         question = (
             f"This will re-sync {impact.watches:,} of the app's repositories and send ALL {counted(impact.files, 'file', 'files')} "

@@ -11,12 +11,12 @@ from docora.cli.output import write_json, wrong_usage
 
 
 class Command(BaseCommand):
-    help = "Sends what is failing now, instead of at its next time: of one repository, of an app, or of all apps."
+    help = "Retries failing repositories now instead of at their next attempt: one, all of an app, or all of all apps."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", nargs="?", help="as list_apps shows it")
-        parser.add_argument("repository_id", nargs="?", help="as list_watches shows it; all of the app if left out")
-        parser.add_argument("--all", action="store_true", help="whatever is failing, of all apps")
+        parser.add_argument("app_id", nargs="?", help="see list_apps")
+        parser.add_argument("repository_id", nargs="?", help="see list_watches; all repositories of the app if omitted")
+        parser.add_argument("--all", action="store_true", help="all failing repositories of all apps")
         progress.add_options(parser)
         parser.epilog = "For scripts: retry --all --wait --timeout 3600 --json"
 
@@ -30,7 +30,7 @@ class Command(BaseCommand):
             if options["json"]:
                 write_json(self.stdout, {"kind": "retry", "total": 0})
             else:
-                self.stdout.write("Nothing of it is failing.")
+                self.stdout.write("Nothing is failing.")
 
 
 def _request(app_id: str | None, repository_id: str | None) -> SyncRun | BulkOperation:

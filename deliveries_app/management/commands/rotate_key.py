@@ -12,39 +12,39 @@ from docora.cli.output import add_json, secret_from_stdin, write_json
 
 
 class Command(BaseCommand):
-    help = "Gives an app a new signing key and prints it, once. Both keys hold until --retire ends the old one."
+    help = "Makes a new signing key for an app and prints it once. Both keys sign until --retire ends the old one."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
+        parser.add_argument("app_id", help="see list_apps")
         step = parser.add_mutually_exclusive_group()
         step.add_argument("--client-auth-key-stdin", action="store_true", help="read the new key from stdin")
         step.add_argument(
-            "--retire", action="store_true", help="end the old key, once the app has accepted the new one"
+            "--retire", action="store_true", help="stop using the old key, after the app has accepted the new one"
         )
-        step.add_argument("--cancel", action="store_true", help="forget the new key and stay with the old one")
-        add_json(parser, "app_id, step (started, retired or cancelled), client_auth_key where started")
+        step.add_argument("--cancel", action="store_true", help="discard the new key and keep the old one")
+        add_json(parser, "app_id, step (started, retired or cancelled), client_auth_key if started")
         parser.epilog = "In this order: rotate_key APP_ID; ping_app APP_ID --new-key; rotate_key APP_ID --retire"
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
         try:
-            facts, words = _take_step(app, options)
+            fields, message = _take_step(app, options)
         except (ValidationError, KeyRotationError, NotFound) as error:
             raise refusal(error) from None
         if options["json"]:
-            write_json(self.stdout, {"app_id": app.app_id, **facts})
+            write_json(self.stdout, {"app_id": app.app_id, **fields})
         else:
-            self.stdout.write(words)
+            self.stdout.write(message)
 
 
 def _take_step(app: App, options: dict[str, Any]) -> tuple[dict[str, str], str]:
     if options["retire"]:
         retire_old_key(Actor.command(), app)
-        return {"step": "retired"}, f"Notifications to {app} are signed with the new key alone."
+        return {"step": "retired"}, f"Notifications to {app} are now signed with the new key only."
     if options["cancel"]:
         cancel_key_rotation(Actor.command(), app)
-        return {"step": "cancelled"}, f"{app} stays with its old key; the new one is forgotten."
+        return {"step": "cancelled"}, f"{app} keeps its old key. The new one was discarded."
     given = secret_from_stdin("key") if options["client_auth_key_stdin"] else ""
-    made = start_key_rotation(Actor.command(), app, given)
-    words = f"The new signing key of {app}. Keep it, it is not shown again:\n  {made.key}"
-    return {"step": "started", "client_auth_key": made.key}, words
+    new = start_key_rotation(Actor.command(), app, given)
+    message = f"The new signing key of {app}. Save it; it is not shown again:\n  {new.key}"
+    return {"step": "started", "client_auth_key": new.key}, message

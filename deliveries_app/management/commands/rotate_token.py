@@ -14,16 +14,16 @@ _HOUR = timedelta(hours=1)
 
 
 class Command(BaseCommand):
-    help = "Gives an app a new token and prints it, once. The old one is accepted for a while."
+    help = "Makes a new token for an app and prints it once. The old token stays valid for the overlap."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
+        parser.add_argument("app_id", help="see list_apps")
         parser.add_argument(
             "--overlap-hours",
             type=float,
             default=OVERLAP / _HOUR,
             metavar="N",
-            help=f"how long the old token is accepted ({OVERLAP / _HOUR:g}); 0 if it has leaked",
+            help=f"how long the old token stays valid ({OVERLAP / _HOUR:g}); 0 if it has leaked",
         )
         add_json(parser, "app_id, token, old_accepted_until")
         add_yes(parser)
@@ -34,15 +34,15 @@ class Command(BaseCommand):
         if not 0 <= options["overlap_hours"] < 1e6:
             raise wrong_usage("--overlap-hours must be a number of hours.")
         if options["overlap_hours"] == 0:
-            confirm(f"The token that {app} uses now will be refused at once.", yes=options["yes"])
+            confirm(f"The current token of {app} will be revoked now.", yes=options["yes"])
         try:
-            made = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
+            new = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
         except (ValidationError, NotFound) as error:
             raise refusal(error) from None
-        facts = {"app_id": app.app_id, "token": made.token, "old_accepted_until": made.old_accepted_until}
+        fields = {"app_id": app.app_id, "token": new.token, "old_accepted_until": new.old_accepted_until}
         if options["json"]:
-            write_json(self.stdout, facts)
+            write_json(self.stdout, fields)
             return
-        self.stdout.write(f"The new token of {app}. Keep it, it is not shown again:\n  {made.token}")
-        until = made.old_accepted_until
-        self.stdout.write(f"The old one is accepted until {moment(until)}." if until else "No other is accepted.")
+        self.stdout.write(f"The new token of {app}. Save it; it is not shown again:\n  {new.token}")
+        until = new.old_accepted_until
+        self.stdout.write(f"The old token is valid until {moment(until)}." if until else "No other token is valid.")

@@ -7,10 +7,10 @@ from docora.cli.output import add_json, write_json
 
 
 class Command(BaseCommand):
-    help = "Sends a test to wherever alerts go, ALERT_WEBHOOK_URL and ALERT_EMAILS; exit 1 if it did not arrive."
+    help = "Sends a test alert to ALERT_WEBHOOK_URL and ALERT_EMAILS; exit 1 if it could not be delivered."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_json(parser, "channels, a list of target, delivered and problem")
+        add_json(parser, "channels (a list of target, delivered and problem)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         results = send_test()
@@ -24,7 +24,7 @@ class Command(BaseCommand):
         else:
             for result in results:
                 if not result.problem:
-                    self.stdout.write(f"The test alert was taken by {result.target}.")
+                    self.stdout.write(f"Delivered the test alert to {result.target}.")
         problems = [result.problem for result in results if result.problem]
         if problems:
-            raise CommandError(f"The test alert did not arrive. {' '.join(problems)}")
+            raise CommandError(f"The test alert could not be delivered. {' '.join(problems)}")

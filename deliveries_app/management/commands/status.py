@@ -25,13 +25,13 @@ class Command(BaseCommand):
         parser.epilog = "For scripts: status --json. What is wrong with Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        found = status.look(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
+        found = status.read_status(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
         if options["json"]:
             write_json(self.stdout, found.as_dict())
         else:
             self.stdout.write(_words(found))
             write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, found.lines))
-        if found.failing:
+        if found.counts.failing:
             raise SystemExit(FAILED)
 
 
@@ -43,14 +43,15 @@ def _number(text: str) -> int:
 
 
 def _words(found: Situation) -> str:
+    counts = found.counts
     told = [
-        f"Watched repositories: {found.watches:,}; failing: {found.failing:,}, of which {found.given_up:,} are given up until "
-        f"the next rescan; syncing: {found.syncing:,}; waiting: {found.waiting:,}."
+        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}, of which {counts.given_up:,} are given up until "
+        f"the next rescan; syncing: {counts.syncing:,}; waiting: {counts.waiting:,}."
     ]
     if found.pause:
         told.append(f"All syncing has been paused by {found.pause.paused_by} since {moment(found.pause.since)}.")
-    if found.arriving:
-        number = counted(found.arriving, "of them waits", "of them wait")
+    if counts.importing:
+        number = counted(counts.importing, "of them waits", "of them wait")
         told.append(f"{number} for the rest of the import: run {program()} import_docora again.")
     if found.signs is None:
         told.append("Redis does not answer: nothing new is begun.")
@@ -62,7 +63,7 @@ def _words(found: Situation) -> str:
 def _row(line: Line) -> list[str]:
     watch = line.watch
     done = f"{line.percent} % sent. " if line.percent is not None else ""
-    after = f" ({line.next.words}{f' {moment(line.next.at)}' if line.next.at else ''})"
+    after = f" ({line.next.message}{f' {moment(line.next.at)}' if line.next.at else ''})"
     what = done + " ".join(watch.last_error.split()) + after
     return [
         str(watch.app),

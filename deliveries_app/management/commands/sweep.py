@@ -12,15 +12,15 @@ from repositories_app.git import remote
 
 
 class Command(BaseCommand):
-    help = "Checks the watched repositories and enqueues whatever is due, every SWEEP_INTERVAL_SECONDS."
+    help = "Checks the watched repositories and enqueues what is due, every SWEEP_INTERVAL_SECONDS."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--once", action="store_true", help="one round, then end")
-        add_json(parser, "enqueued; with --once")
+        parser.add_argument("--once", action="store_true", help="run one round and exit")
+        add_json(parser, "enqueued (with --once)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["json"] and not options["once"]:
-            raise wrong_usage("--json goes with --once.")
+            raise wrong_usage("--json needs --once.")
         if options["once"]:
             with remote.new_client() as client:
                 enqueued = sweep_once(client)

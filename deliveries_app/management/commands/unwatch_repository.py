@@ -7,24 +7,26 @@ from deliveries_app.management.lookup import watch_of, watches_of
 from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import unwatch_repository
 from docora.cli.output import add_json, add_yes, confirm, write_json
+from docora.text import counted
 
 
 class Command(BaseCommand):
-    help = "Stops watching a repository for an app. The app keeps its files, and is told nothing."
+    help = "Stops watching a repository for an app. The app keeps its files and is not notified."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        parser.add_argument("repository_id", help="as list_watches shows it")
+        parser.add_argument("app_id", help="see list_apps")
+        parser.add_argument("repository_id", help="see list_watches")
         add_json(parser, "app_id, repository_id")
         add_yes(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
         removal = removal_of(watches_of(watch.app, options["repository_id"]))
-        mirror = " Nobody else watches it, and its mirror goes too." if removal.orphans else ""
+        mirror = " No other app watches it, so its mirror is deleted too." if removal.orphans else ""
         about = "" if removal.records_are_exact else "about "
         confirm(
-            f"{watch.app} will no longer be sent {watch.repository}; {about}{removal.records:,} delivery records go.{mirror}",
+            f"{watch.app} will no longer receive {watch.repository}. This deletes "
+            f"{about}{counted(removal.records, 'delivery record', 'delivery records')}.{mirror}",
             yes=options["yes"],
         )
         unwatch_repository(Actor.command(), watch)

@@ -11,14 +11,14 @@ from repositories_app.git.exceptions import GitError, InvalidUrl
 
 
 class Command(BaseCommand):
-    help = "Lets an app watch a repository, after asking git whether it can be read."
+    help = "Watches a repository for an app, after checking with git that it can be read."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("app_id", help="as list_apps shows it")
-        parser.add_argument("url", help="of the repository, such as https://github.com/acme/docs")
+        parser.add_argument("app_id", help="see list_apps")
+        parser.add_argument("url", help="repository URL, such as https://github.com/acme/docs")
         parser.add_argument("--github-token-stdin", action="store_true", help="read the repository's token from stdin")
         add_json(parser, "repository_id, github_url, owner, name, is_private, created_at")
-        parser.epilog = "A private one: watch_repository APP_ID URL --github-token-stdin < token.txt"
+        parser.epilog = "Private repository: watch_repository APP_ID URL --github-token-stdin < token.txt"
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
@@ -30,5 +30,8 @@ class Command(BaseCommand):
         if options["json"]:
             write_json(self.stdout, watched.as_dict())
             return
-        verb = "watches" if watched.created else "watched already, and everything is sent again:"
-        self.stdout.write(f"{app.name} {verb} {watched.watch.repository} ({watched.watch.repository.repository_id})")
+        repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
+        if watched.created:
+            self.stdout.write(f"{app.name} now watches {repository}.")
+        else:
+            self.stdout.write(f"{app.name} already watched {repository}. Every file is sent again.")

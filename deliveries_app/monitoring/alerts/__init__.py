@@ -1,18 +1,16 @@
-"""Alerts: the operator is told outside of the admin what is wrong, when it begins and when it is over.
+"""Alerts outside the admin, by e-mail or webhook: when a problem begins and when it is over.
 
-Off unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set; then nothing here asks the database anything.
+Alerts are off, and nothing here queries the database, unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set.
 
-- `looking` finds out what is wrong and keeps it in rows, at most once in half a minute over all processes. What began
-  or ended in one round carries the round's number.
-- `telling` says what a channel has not been told: what began, and what ended, since the round up to which it was. So a
-  channel that was down is told everything in one message once it is back, however long that took, and there is never more
-  than this difference to be kept.
-- `wording` makes a message of it, `channels` sends it.
+- `detect` finds what is wrong and stores it in rows, at most once every half minute across all processes. Whatever begins or
+  ends in one round carries the round's number.
+- `notify` sends each channel what began and ended since the last round it reported. A channel that was down gets everything in
+  one message when it is back, and nothing has to be queued.
+- `messages` writes the text, and `channels` sends it.
 
-The sweep's process does this in a thread of its own (`sweep.py`), so that no slow mail server holds the sweep up, nor a
-sweep that hangs the alerts. A sweep that has ended is noticed by the workers, each time they look after their queues
-(`look_after_sweep`); with all of them busy, once one is free. What nobody notices: that everything has stopped, that
-neither sweep nor worker runs, or that the database is away. For these ask `/health/ready` from another machine.
+The sweep's process runs this in its own thread, so that a slow mail server does not delay the sweep, and a hanging sweep does
+not delay alerts. If the sweep has stopped, a worker takes over (`look_after_sweep`), once one is free. If everything has
+stopped, or the database is away, nothing here notices; poll `/health/ready` from another machine for that.
 """
 
 import logging
@@ -25,8 +23,8 @@ from django.db import DatabaseError, close_old_connections, connections
 
 from deliveries_app.monitoring.alerts import messages
 from deliveries_app.monitoring.alerts.channels import configured
-from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, look
-from deliveries_app.monitoring.alerts.notify import tell, undelivered
+from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, detect
+from deliveries_app.monitoring.alerts.notify import notify, undelivered
 from docora.redis import heartbeat, queues
 
 __all__ = ["go_round", "going_round", "look_after_sweep", "send_test", "undelivered"]
@@ -34,21 +32,23 @@ __all__ = ["go_round", "going_round", "look_after_sweep", "send_test", "undelive
 logger = logging.getLogger(__name__)
 
 JOB = "deliveries_app.jobs.go_round"
-_LEAVE_SECONDS = 5.0  # to record what has just been sent
+_LEAVE_SECONDS = 5.0  # time to record what was just sent
 
 
 def go_round() -> None:
-    """Look, and tell whoever is to be told; both only if nobody else is at it. Raises `DatabaseError`."""
+    """Detect and notify, unless another process does. Raises `DatabaseError`."""
     channels = configured()
     if channels:
-        look()
+        detect()
         for channel in channels:
-            tell(channel)
+            notify(channel)
 
 
 def look_after_sweep() -> None:
-    """For workers: have one of them go round in the sweep's place if that is late. Asks Redis only, for a worker's
-    connection to the database would be inherited by its work-horses."""
+    """Called by workers: if the sweep is late, enqueue a job that does its round of alerts.
+
+    This reads only Redis, because work-horses would inherit a worker's database connection.
+    """
     if configured():
         signs = heartbeat.read()
         if signs and signs.sweep_is_late:
@@ -57,20 +57,20 @@ def look_after_sweep() -> None:
 
 @dataclass(frozen=True)
 class Tested:
-    """What came of a test by one channel: taken by `target`, or the `problem` in a sentence."""
+    """Result of a test message: `problem` is empty if `target` accepted it."""
 
     target: str
     problem: str
 
 
 def send_test() -> list[Tested]:
-    """Send a test by every channel; an empty list when alerts are off."""
+    """Send a test message through every channel. Return an empty list if alerts are off."""
     return [Tested(channel.target(), channel.send(messages.test())) for channel in configured()]
 
 
 @contextmanager
 def going_round() -> Iterator[None]:
-    """Meanwhile a thread goes round, if alerts are on."""
+    """Run the rounds of alerts in a thread, if alerts are on."""
     left = threading.Event()
     thread = threading.Thread(target=_go_round_until, args=(left,), name="alerts", daemon=True)
     if configured():

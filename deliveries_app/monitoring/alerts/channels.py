@@ -1,8 +1,8 @@
-"""The two ways out: a webhook and e-mail.
+"""The alert channels: a webhook and e-mail.
 
-The webhook is called like every other address, by the one client with its rules: vetted addresses, https, no redirect.
-It is not signed, as those of apps are: what takes such messages (chat servers, pagers) verifies nothing, it knows the
-sender by the secret in the address. Which is why the address, like the password of the mail server, stands in no log.
+The webhook is called by the same HTTP client as everything else: checked addresses, https, no redirects. It is not signed.
+Chat servers and pagers verify no signature; they recognise the sender by the secret in the URL. So neither the URL nor the mail
+server's password appears in a log.
 """
 
 import smtplib
@@ -14,7 +14,7 @@ from django.core.mail import EmailMessage
 from deliveries_app.models import ChannelName
 from deliveries_app.monitoring.alerts.messages import Message
 from docora.http.client import Request
-from docora.security.redaction import without
+from docora.security.redaction import remove_secrets
 from docora.text import clean_text
 from repositories_app.git.remote import new_client
 
@@ -26,11 +26,11 @@ class Channel(ABC):
 
     @abstractmethod
     def target(self) -> str:
-        """What may be said of where it leads."""
+        """Return a description of the recipient without secrets."""
 
     @abstractmethod
     def send(self, message: Message) -> str:
-        """Empty if it arrived, otherwise one sentence that says why not, without secrets."""
+        """Send the message. Return an empty string, or one sentence without secrets that says why it failed."""
 
 
 class Webhook(Channel):
@@ -56,21 +56,21 @@ class Email(Channel):
         return f"the mail server, for {', '.join(settings.ALERT_EMAILS)}"
 
     def send(self, message: Message) -> str:
-        """The mail server has it then; what becomes of it afterwards is not known here."""
-        headers = {"Auto-Submitted": "auto-generated"}  # nobody's absence is answered to it
+        """Hand the message to the mail server. Later delivery failures are not visible here."""
+        headers = {"Auto-Submitted": "auto-generated"}  # suppresses out-of-office replies
         mail = EmailMessage(message.subject, message.body, to=settings.ALERT_EMAILS, headers=headers)
         try:
             mail.send()
-        except (OSError, ValueError) as error:  # what smtplib raises is an OSError
+        except (OSError, ValueError) as error:  # smtplib errors are OSErrors
             options = settings.MAILERS["default"]["OPTIONS"]
             password = options["password"] or ""
             words = f"The mail server {options['host']} did not take it: {_why(error)}."
-            return without(words, password, f"\0{options['username']}\0{password}" if password else "")
+            return remove_secrets(words, password, f"\0{options['username']}\0{password}" if password else "")
         return ""
 
 
 def configured() -> list[Channel]:
-    """Those that are set. None: alerts are off."""
+    """Return the configured channels; an empty list means that alerts are off."""
     channels: list[Channel] = []
     if settings.ALERT_WEBHOOK_URL:
         channels.append(Webhook())

@@ -1,8 +1,8 @@
-"""What is wrong, and since when: found by a number of statements that does not grow with what there is.
+"""Find what is wrong and since when, with a constant number of statements.
 
-Each kind has its rows, one for each subject that is wrong now. What is wrong and has none gets one by a single INSERT …
-SELECT, however many there are; what has one and is well is closed by a single UPDATE. Rounds hold the row of `AlertRound`
-and so come one after the other: the number of a later round is never seen before that of an earlier one.
+Each kind has one open row per subject that is wrong. One INSERT … SELECT adds the missing rows, and one UPDATE closes the rows
+of subjects that have recovered. A round locks the row of `AlertRound`, so rounds run one after another and their numbers become
+visible in order.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,17 @@ from docora.redis.heartbeat import Signs
 from repositories_app.models import Repository
 
 EVERY_SECONDS = 30.0
-_BETWEEN_SECONDS = 20.0  # two processes whose turns fall together look once
+_BETWEEN_SECONDS = 20.0  # two processes at the same moment run one round
 PATIENCE_SECONDS = 60.0
-"""So long a sign of life must be missing until that is certain: after a start, everything is missing for a while."""
+"""How long a heartbeat must be missing before it counts: after a start, all are missing for a while."""
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """What may be wrong in one way: which rows are now, by what name they are told, and which are not well again yet.
+    """The rows that are `wrong` in one way, those that are not well again yet (`unwell`), and the name that alerts use.
 
-    A subject that is gone is well, too: nobody waits for it any more."""
+    A deleted subject counts as well.
+    """
 
     wrong: QuerySet[Any]
     unwell: QuerySet[Any]
@@ -41,9 +42,9 @@ class Subjects:
     since: Any = None
 
 
-def look() -> None:
-    """One round, unless somebody has just looked."""
-    signs = heartbeat.read()  # before the transaction: Redis may be slow
+def detect() -> None:
+    """Run one round of detection, unless another process has just done so."""
+    signs = heartbeat.read()  # before the transaction, because Redis may be slow
     with transaction.atomic():
         number = _begin_round()
         if number is None:
@@ -53,7 +54,7 @@ def look() -> None:
         changed = 0
         for kind, subjects in _subjects(now).items():
             if kind in open_kinds:
-                # Not as NOT EXISTS: by stale statistics PostgreSQL would look for each of many in all of many.
+                # Not NOT EXISTS: with stale statistics, PostgreSQL would scan all rows for each row.
                 well = Alert.objects.filter(kind=kind).exclude(subject__in=subjects.unwell.order_by().values("pk"))
                 changed += _close(well, number, now)
             changed += _open(kind, subjects, number, now)
@@ -69,9 +70,9 @@ def look() -> None:
 
 
 def _begin_round() -> int | None:
-    """The number of this round, whose row is ours until the end of the transaction. None if it is too early for one."""
+    """Return this round's number and lock its row until the transaction ends. Return None if it is too early for a round."""
     AlertRound.objects.get_or_create(defaults={"looked_at": timezone.now() - timedelta(days=1)})
-    # A look in the future was written by a clock that was wrong.
+    # A time in the future was written by a wrong clock.
     early = Q(looked_at__gt=from_now(-_BETWEEN_SECONDS), looked_at__lte=Now())
     if not AlertRound.objects.exclude(early).update(looked_at=Now()):
         return None
@@ -81,14 +82,14 @@ def _begin_round() -> int | None:
 def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     watches, apps = AppRepository.objects.alive(), App.objects.filter(ended_at=None)
     long_failing = watches.filter(failing_since__lte=now - timedelta(seconds=settings.ALERT_AFTER_SECONDS))
-    paused = apps.filter(paused=True).exclude(paused_reason="")  # a person's pause has no reason
+    paused = apps.filter(paused=True).exclude(paused_reason="")  # only automatic pauses have a reason
     down = apps.filter(down_count__gt=0)
     watched = Repository.objects.filter(Exists(watches.filter(repository=OuterRef("pk"))))
-    circuits = watched.filter(circuit_open_until__isnull=False)  # also while the next attempt is waited for
+    circuits = watched.filter(circuit_open_until__isnull=False)  # also while waiting for the next attempt
     return {
         AlertKind.FAILING: Subjects(
             wrong=long_failing,
-            # Who asks for a re-sync clears the failure; it is over when that has succeeded.
+            # A re-sync clears the failure. It is over when the re-sync has succeeded.
             unwell=watches.filter(Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED)),
             name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
             cause=F("root_cause"),
@@ -103,7 +104,7 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
 
 
 def _of_docora(signs: Signs | None) -> dict[AlertKind, bool | None]:
-    """What is wrong with Docora itself; None where that cannot be told."""
+    """Return what is wrong with Docora itself; None means unknown."""
     return {
         AlertKind.REDIS_DOWN: signs is None,
         AlertKind.NO_WORKER: not signs.workers if signs else None,
@@ -112,10 +113,11 @@ def _of_docora(signs: Signs | None) -> dict[AlertKind, bool | None]:
 
 
 def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:
-    """Rows for all that is wrong and has none. How many.
+    """Add a row for each wrong subject that has none. Return the number of new rows.
 
-    Which have one is for the unique index to say: a question for it in the SELECT is one that PostgreSQL, which plans for
-    the few rows that there are, may answer by reading again and again the many that this very statement adds."""
+    The unique index decides which have one. A condition in the SELECT would be planned for the few existing rows and then scan,
+    again and again, the many rows that this statement adds.
+    """
     values = {
         "kind": Value(kind.value, CharField()),
         "subject": F("pk"),
@@ -133,7 +135,7 @@ def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> in
 
 
 def _close(alerts: QuerySet[Alert], number: int, now: datetime) -> int:
-    """Those of these that are open are over. What was never certain leaves no trace. How many are to be told."""
+    """Close the open alerts among these. Delete those that were never confirmed. Return how many have to be reported."""
     still_open = alerts.filter(ended_at=None)
     still_open.filter(opened=None).delete()
     return still_open.update(closed=number, ended_at=now)

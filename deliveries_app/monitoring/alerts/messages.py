@@ -1,7 +1,7 @@
-"""What is said: one message for all that began in a round, one for all that ended, whatever number that is.
+"""The text of alerts: one message for everything that began, and one for everything that ended.
 
-It holds names, root causes and links, and nothing that an app or a git host has answered. Names are chosen by strangers:
-they are put on one line, into bodies only where they cannot be taken for a header, a mention or a link.
+A message holds names, root causes and links, but nothing that an app or git host returned. Strangers choose the names, so they
+are put on one line and made inert: no header, mention or link can be built from them.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,16 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.webhooks.payloads import timestamp
 from docora.text import clean_text
 
-SHOWN = 10  # by name
+SHOWN = 10  # items listed by name
 SEVERAL, TEST = "several", "test"
 
-# One and many, when it begins and when it is over; the order is the one in which they are told.
-_WORDS: dict[AlertKind, tuple[str, str, str, str]] = {
-    AlertKind.REDIS_DOWN: ("Redis does not answer, no worker is woken",) * 2 + ("Redis answers again",) * 2,
-    AlertKind.NO_WORKER: ("no sync worker is running, what is due waits",) * 2
+# Texts for one and for several, at the beginning and at the end, in the order in which messages list them.
+_TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
+    AlertKind.REDIS_DOWN: ("Redis does not respond, so no worker is woken",) * 2 + ("Redis responds again",) * 2,
+    AlertKind.NO_WORKER: ("no sync worker is running, so due syncs wait",) * 2
     + ("sync workers are running again",) * 2,
-    AlertKind.SWEEP_LATE: ("the sweep is not running, no change is noticed",) * 2 + ("the sweep is running again",) * 2,
+    AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not noticed",) * 2
+    + ("the sweep is running again",) * 2,
     AlertKind.CIRCUIT_OPEN: (
         "the circuit of {name} is open",
         "the circuits of {count} git repositories are open",
@@ -41,8 +42,8 @@ _WORDS: dict[AlertKind, tuple[str, str, str, str]] = {
         "the endpoints of {count} apps are no longer down",
     ),
     AlertKind.APP_PAUSED: (
-        "{name} answered 410 Gone and was paused",
-        "{count} apps answered 410 Gone and were paused",
+        "{name} returned HTTP 410 and was paused",
+        "{count} apps returned HTTP 410 and were paused",
         "{name} is no longer paused",
         "{count} apps are no longer paused",
     ),
@@ -53,14 +54,14 @@ _WORDS: dict[AlertKind, tuple[str, str, str, str]] = {
         "{count} watched repositories are no longer failing",
     ),
 }
-_ORDER = [When(kind=kind, then=Value(place)) for place, kind in enumerate(_WORDS)]
-# Chat servers make mentions and links of these, wherever they stand.
+_ORDER = [When(kind=kind, then=Value(place)) for place, kind in enumerate(_TEXTS)]
+# Chat servers turn these into mentions and links.
 _INERT = str.maketrans({"<": "‹", ">": "›", "@": "＠"})
 
 
 @dataclass(frozen=True)
 class Message:
-    """`event`: alert or resolved. `counts`: kind, root cause and how many, of all; `items`: the first `SHOWN`."""
+    """A message. `event` is alert or resolved, `counts` lists kind, root cause and count, `items` are the first `SHOWN` alerts."""
 
     event: str
     counts: Sequence[tuple[str, str, int]]
@@ -74,20 +75,20 @@ class Message:
 
     @property
     def kind(self) -> str:
-        """The kind, if all are of one."""
+        """The kind of all alerts, or several, or test."""
         kinds = {kind for kind, _, _ in self.counts}
         return kinds.pop() if len(kinds) == 1 else SEVERAL if kinds else TEST
 
     @property
     def sentence(self) -> str:
         if not self.counts:
-            return f"This is a test of the alerts of Docora at {settings.PUBLIC_URL}: they arrive."
+            return f"This is a test alert from Docora at {settings.PUBLIC_URL}."
         introduction = "resolved" if self.event == "resolved" else "still" if self.reminder else "alert"
         return f"Docora, {introduction}: {'; '.join(map(self._clause, self._kinds()))}."
 
     @property
     def url(self) -> str:
-        """The page of what it is about."""
+        """The admin page that shows the problem."""
         return _page_of(self.items[0]) if self.total == 1 else _list_of(self.kind)
 
     @property
@@ -96,7 +97,7 @@ class Message:
 
     @property
     def body(self) -> str:
-        """Of an e-mail."""
+        """The body of the e-mail."""
         lines = [self.sentence, self.url, ""]
         for alert in self.items:
             lines += [f"- {name_of(alert)}{_cause_of(alert)}, {_period(alert)}", f"  {_page_of(alert)}"]
@@ -106,7 +107,7 @@ class Message:
 
     @property
     def json(self) -> bytes:
-        """Of a webhook."""
+        """The body of the webhook, as JSON."""
         return orjson.dumps(
             {
                 "event": self.event,
@@ -132,23 +133,23 @@ class Message:
         )
 
     def _kinds(self) -> list[AlertKind]:
-        there = {kind for kind, _, _ in self.counts}
-        return [kind for kind in _WORDS if kind in there]
+        found = {kind for kind, _, _ in self.counts}
+        return [kind for kind in _TEXTS if kind in found]
 
     def _clause(self, kind: AlertKind) -> str:
         of_kind = [(cause, count) for found, cause, count in self.counts if found == kind]
         count = sum(count for _, count in of_kind)
         first = next((alert for alert in self.items if alert.kind == kind), None)
-        words = _WORDS[kind][2 * (self.event == "resolved") + (count > 1)]
-        said = words.format(name=name_of(first) if first else "", count=f"{count:,}")
+        template = _TEXTS[kind][2 * (self.event == "resolved") + (count > 1)]
+        text = template.format(name=name_of(first) if first else "", count=f"{count:,}")
         causes = [(_label(cause), f"{number:,} × " * (count > 1)) for cause, number in of_kind if cause]
         if causes and self.event != "resolved":
-            said += f" ({', '.join(number + label for label, number in causes)})"
-        return said
+            text += f" ({', '.join(number + label for label, number in causes)})"
+        return text
 
 
 def of(event: str, alerts: QuerySet[Alert], *, reminder: bool = False) -> Message | None:
-    """What there is to say of these; None for nothing. Two queries."""
+    """Return the message about these alerts, or None if there are none. Takes two queries."""
     counts = list(alerts.order_by().values_list("kind", "cause").annotate(count=Count("pk")).order_by("-count", "kind"))
     if not counts:
         return None
@@ -157,12 +158,12 @@ def of(event: str, alerts: QuerySet[Alert], *, reminder: bool = False) -> Messag
 
 
 def test() -> Message:
-    """For an operator who tries the settings."""
+    """Return a test message."""
     return Message("alert", [], [], timezone.now())
 
 
 def name_of(alert: Alert) -> str:
-    """On one line, whatever it is made of."""
+    """Return the name on one line."""
     return " ".join(clean_text(alert.name, 300).split()) or alert.get_kind_display()
 
 
@@ -180,7 +181,7 @@ def _period(alert: Alert) -> str:
 
 
 def _page_of(alert: Alert) -> str:
-    """Of its subject; of what there is to see where Docora itself is it."""
+    """Return the URL of the subject's page, or of the relevant list for Docora itself."""
     models = {
         AlertKind.FAILING: "deliveries_app_apprepository",
         AlertKind.APP_PAUSED: "deliveries_app_app",

@@ -2,6 +2,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 
 from docora import file_locks
 from docora.db import schema
-from docora.db.connection import reason
+from docora.db.connection import first_line
 
-_LOCK = int.from_bytes(b"docora")  # among the advisory locks of one database
+_LOCK = int.from_bytes(b"docora")  # the key of a PostgreSQL advisory lock
 _POLL_SECONDS = 0.2
 
 
 class Command(migrate.Command):
-    """Django's own, one at a time: replicas that start together all call it, and the later ones find nothing to do."""
+    """Django's command with a lock: replicas that start together all migrate, and the later ones have nothing to do."""
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -29,26 +30,19 @@ class Command(migrate.Command):
             type=float,
             default=0.0,
             metavar="SECONDS",
-            help="how long to wait for a database that does not answer yet (0)",
+            help="how long to wait for a database that is not up yet (default: 0)",
         )
 
     def handle(self, *args: Any, wait: float = 0.0, **options: Any) -> None:
         connection = connections[options["database"]]
         _connect(connection, wait)
-        with _alone(connection, self._say_once("Another process migrates this database; waiting for it.")):
+        with _exclusive(connection, self._print_once("Waiting: another process is migrating this database.")):
             if problem := schema.upgrade_problem(connection):
                 raise CommandError(problem)
             super().handle(*args, **options)
 
-    def _say_once(self, words: str) -> Callable[[], None]:
-        told: list[str] = []
-
-        def say() -> None:
-            if not told:
-                told.append(words)
-                self.stderr.write(words)
-
-        return say
+    def _print_once(self, message: str) -> Callable[[], None]:
+        return cache(lambda: self.stderr.write(message))
 
 
 def _connect(connection: BaseDatabaseWrapper, wait: float) -> None:
@@ -59,13 +53,13 @@ def _connect(connection: BaseDatabaseWrapper, wait: float) -> None:
             return
         except OperationalError as error:
             if time.monotonic() >= deadline:
-                raise CommandError(f"The database cannot be used: {reason(error)}. Check DATABASE_URL.") from None
+                raise CommandError(f"The database cannot be used: {first_line(error)}. Check DATABASE_URL.") from None
         time.sleep(_POLL_SECONDS)
 
 
 @contextlib.contextmanager
-def _alone(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of this database; `waiting` is called again and again while somebody else does."""
+def _exclusive(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold this database's migration lock. Call `waiting` repeatedly while another process holds it."""
     if isinstance(connection, SqliteWrapper):
         file = Path(str(connection.settings_dict["NAME"]))
         lock = Path(os.devnull) if connection.is_in_memory_db() else file.with_name(f"{file.name}-migrate.lock")
@@ -73,8 +67,8 @@ def _alone(connection: BaseDatabaseWrapper, waiting: Callable[[], None]) -> Iter
             yield
         return
     with connection.cursor() as cursor:
-        # Asked again and again: a statement that waited would keep a snapshot, and an index that the other one builds
-        # concurrently would wait for that.
+        # Poll: a blocked statement would hold a snapshot, and CREATE INDEX CONCURRENTLY in the other process would wait
+        # for it.
         while not _try_lock(cursor):
             waiting()
             time.sleep(_POLL_SECONDS)

@@ -1,20 +1,33 @@
-"""`manage.py rotate_encryption_keys`: every stored secret under the newest key, so that older ones can be removed."""
+"""`manage.py rotate_encryption_keys`: re-encrypt every stored secret with the newest key."""
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import TextField, Value
 
 from docora.cli.output import Bar, add_json, write_json
-from docora.security.reencryption import Column, columns, how_many, reencrypt
+from docora.security.crypto import DecryptionError, EncryptedTextField, encrypted_fields, reencrypt, stored_values
 
-_LISTED = 100  # rows of a column that are named, should a key be lost altogether
+PAGE_SIZE = 500  # rows read at a time, so that no transaction or cursor stays open
+_MAX_LISTED = 100  # unreadable rows of a column that are printed
+
+
+@dataclass
+class Result:
+    """What happened to the secrets of one column. `unreadable` holds the primary keys of the rows."""
+
+    renewed: int = 0
+    current: int = 0
+    unreadable: list[Any] = field(default_factory=list)
 
 
 class Command(BaseCommand):
     help = (
-        "Encrypts every stored secret anew with the first of ENCRYPTION_KEYS. Before: put the new key in front of the "
-        "old one and restart every process. After: remove the old key and restart again. May be stopped and repeated "
-        "at any time."
+        "Re-encrypts every stored secret with the first of ENCRYPTION_KEYS. Before: put the new key in front of the old"
+        " one and restart every process. After: remove the old key and restart again. Can be interrupted and repeated"
+        " at any time."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -22,39 +35,64 @@ class Command(BaseCommand):
         add_json(parser, "dry_run, and columns with the numbers renewed and current and the keys of unreadable rows")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        found = columns()
-        for column in found:
-            _renew(column, dry_run=options["dry_run"], quiet=options["json"])
-        if options["json"]:
-            write_json(
-                self.stdout, {"dry_run": options["dry_run"], "columns": {str(one): _facts(one) for one in found}}
-            )
+        dry_run, as_json = options["dry_run"], options["json"]
+        results = {str(column): _rotate(column, dry_run=dry_run, quiet=as_json) for column in encrypted_fields()}
+        if as_json:
+            columns = {name: asdict(result) for name, result in results.items()}
+            write_json(self.stdout, {"dry_run": dry_run, "columns": columns})
         else:
-            for column in found:
-                self._tell(column, "to encrypt anew" if options["dry_run"] else "encrypted anew")
-        lost = sum(len(column.unreadable) for column in found)
-        if lost:
+            for name, result in results.items():
+                self._print(name, result, dry_run=dry_run)
+        if unreadable := sum(len(result.unreadable) for result in results.values()):
             raise CommandError(
-                f"{lost} stored {'secret' if lost == 1 else 'secrets'} cannot be decrypted with any of the "
-                "ENCRYPTION_KEYS and stayed as before. Add the key that was used to the end of the list and repeat "
-                "this, or give those secrets anew."
+                f"{unreadable} stored {'secret' if unreadable == 1 else 'secrets'} cannot be decrypted with any of the"
+                " ENCRYPTION_KEYS. Nothing was changed there. Add the key that was used to the end of the list and run"
+                " this again, or enter those secrets again."
             )
-        if not (options["dry_run"] or options["json"]):
+        if not (dry_run or as_json):
             self.stdout.write("Every stored secret has the newest key; the older ones can be removed.")
 
-    def _tell(self, column: Column, renewed: str) -> None:
-        self.stdout.write(f"{column}: {column.renewed:,} {renewed}, {column.current:,} had the newest key")
-        for pk in column.unreadable[:_LISTED]:
-            self.stderr.write(f"{column}: pk {pk} cannot be decrypted")
-        if len(column.unreadable) > _LISTED:
-            self.stderr.write(f"{column}: {len(column.unreadable) - _LISTED:,} more cannot be decrypted")
+    def _print(self, name: str, result: Result, *, dry_run: bool) -> None:
+        done = "to re-encrypt" if dry_run else "re-encrypted"
+        self.stdout.write(f"{name}: {result.renewed:,} {done}, {result.current:,} already had the newest key")
+        for pk in result.unreadable[:_MAX_LISTED]:
+            self.stderr.write(f"{name}: pk {pk} cannot be decrypted")
+        if len(result.unreadable) > _MAX_LISTED:
+            self.stderr.write(f"{name}: {len(result.unreadable) - _MAX_LISTED:,} more cannot be decrypted")
 
 
-def _renew(column: Column, *, dry_run: bool, quiet: bool) -> None:
-    total = how_many(column)
+def _rotate(column: EncryptedTextField, *, dry_run: bool, quiet: bool) -> Result:
+    """Re-encrypt one column. The UPDATE changes only this column, so `updated_at` stays as it is."""
+    result = Result()
+    total = stored_values(column).count()
     with Bar(quiet=quiet) as bar:
-        reencrypt(column, dry_run=dry_run, told=lambda: bar.show(str(column), column.seen, total))
+        for number, (pk, stored) in enumerate(_stored(column), 1):
+            bar.show(str(column), number, total)
+            try:
+                if (renewed := reencrypt(stored)) == stored:
+                    result.current += 1
+                else:
+                    if not dry_run:
+                        _replace(column, pk, stored, renewed)
+                    result.renewed += 1
+            except DecryptionError:
+                result.unreadable.append(pk)
+    return result
 
 
-def _facts(column: Column) -> dict[str, Any]:
-    return {"renewed": column.renewed, "current": column.current, "unreadable": column.unreadable}
+def _stored(column: EncryptedTextField) -> Iterator[tuple[Any, str]]:
+    """Yield (primary key, ciphertext) of all rows that have a secret, in order of their keys."""
+    rows = stored_values(column).order_by("pk").values_list("pk", "stored")
+    page = list(rows[:PAGE_SIZE])
+    while page:
+        yield from page
+        page = list(rows.filter(pk__gt=page[-1][0])[:PAGE_SIZE])
+
+
+def _replace(column: EncryptedTextField, pk: Any, stored: str | None, renewed: str) -> None:
+    """Replace a ciphertext, starting over from the new one if the secret is changed at the same time."""
+    row = stored_values(column).filter(pk=pk)
+    while not row.filter(stored=stored).update(**{column.name: Value(renewed, output_field=TextField())}):
+        stored = row.values_list("stored", flat=True).first()
+        if stored is None or (renewed := reencrypt(stored)) == stored:
+            return

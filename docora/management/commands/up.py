@@ -17,7 +17,7 @@ from docora.cli.main import add_instance_options
 from docora.conf.data_dir import embedded_redis_url, make_private
 from docora.conf.installation import program
 from docora.db import schema
-from docora.db.connection import reason
+from docora.db.connection import first_line
 from docora.http.client import HttpClient, Request
 from docora.redis.connection import RedisError, connection
 from docora.server.supervisor import Child, Supervisor, manage, port_is_taken, taken_port, web_command
@@ -98,7 +98,7 @@ class Command(BaseCommand):
                     User.objects.create_superuser(settings.ADMIN_USERNAME, password=settings.ADMIN_PASSWORD)
                     self.stdout.write(f"The administrator {settings.ADMIN_USERNAME} was created.")
         except OperationalError as error:
-            raise CommandError(f"The database cannot be used: {reason(error)}. Check DATABASE_URL.") from None
+            raise CommandError(f"The database cannot be used: {first_line(error)}. Check DATABASE_URL.") from None
 
 
 def _superuser_exists() -> bool:

@@ -22,7 +22,7 @@ class Command(BaseCommand):
         if not socket_is_given() and port_is_taken(settings.HOST, settings.PORT):
             raise CommandError(taken_port())
         # Without its database it is worth something: the documentation, and probes that say what is wrong.
-        schema.wait_until_migrated(self.stderr.write, while_away=False)
+        schema.wait_until_migrated(self.stderr.write, wait_for_database=False)
         command = web_command(settings.PORT)
         # In place of this process, so that signals and the given socket reach the server itself. Each process that it
         # starts reads `.env` as it is then.

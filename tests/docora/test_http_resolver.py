@@ -1,4 +1,4 @@
-"""A name is called only if every address behind it may be called, and the dialled one is checked besides."""
+"""A host is called only if every address of its name is allowed, and the dialled address is checked again."""
 
 import socket
 import time
@@ -8,7 +8,7 @@ import pytest
 
 from docora.http import resolver, transfer
 from docora.http.client import Cause, HttpClient
-from docora.http.resolver import Names, vet
+from docora.http.resolver import Resolver, resolve
 from tests.docora.http_server import LOOPBACK, post, servers
 
 
@@ -19,7 +19,7 @@ def serve():
 
 
 class FakeDns:
-    """Answers every question with the next of `answers`, and with the last one for ever."""
+    """Return the next of `answers` for each lookup, and repeat the last one."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -60,17 +60,17 @@ PUBLIC, OTHER = "8.8.8.8", "2606:4700::6810:84e5"
         ([PUBLIC] * 50 + ["127.0.0.1"], "loopback"),
     ],
 )
-def test_one_address_that_may_not_be_called_refuses_the_name(dns, addresses, word):
+def test_one_blocked_address_blocks_the_name(dns, addresses, word):
     dns(addresses)
-    vetted = vet("both.example", [])
-    assert (vetted.addresses, vetted.cause) == ((), Cause.REFUSED_ADDRESS)
-    assert vetted.message.startswith("both.example leads to an address that is not called: ")
-    assert word in vetted.message
+    resolved = resolve("both.example", [])
+    assert (resolved.addresses, resolved.cause) == ((), Cause.REFUSED_ADDRESS)
+    assert resolved.message.startswith("both.example resolves to a blocked address: ")
+    assert word in resolved.message
 
 
-def test_addresses_that_may_be_called_are_named_in_their_order_and_once(dns):
+def test_allowed_addresses_keep_their_order_without_duplicates(dns):
     dns([OTHER, PUBLIC, OTHER])
-    assert vet("good.example", []) == ((OTHER, PUBLIC), None, "")
+    assert resolve("good.example", []) == ((OTHER, PUBLIC), None, "")
 
 
 @pytest.mark.parametrize(
@@ -96,47 +96,47 @@ def test_addresses_that_may_be_called_are_named_in_their_order_and_once(dns):
         ("::127.0.0.1", "::7f00:1"),
     ],
 )
-def test_every_notation_of_an_address_is_that_address(host, address):
-    vetted = vet(host, [])
-    assert vetted.cause is Cause.REFUSED_ADDRESS
-    assert address in vetted.message
+def test_any_notation_of_an_address_is_recognised(host, address):
+    resolved = resolve(host, [])
+    assert resolved.cause is Cause.REFUSED_ADDRESS
+    assert address in resolved.message
 
 
 @pytest.mark.parametrize("host", ["", "a..b", "a" * 64 + ".example", "." * 300, "x" * 5000, "no-such-name.invalid"])
-def test_a_name_that_leads_nowhere_is_a_dns_failure_in_words(host):
-    vetted = vet(host, [])
-    assert (vetted.addresses, vetted.cause) == ((), Cause.DNS)
-    assert "could not be resolved" in vetted.message
+def test_unresolvable_name_is_a_dns_failure(host):
+    resolved = resolve(host, [])
+    assert (resolved.addresses, resolved.cause) == ((), Cause.DNS)
+    assert "could not be resolved" in resolved.message
 
 
-def test_a_slow_look_up_does_not_hold_up_everything_for_long(monkeypatch):
+def test_slow_lookup_times_out(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])
     started = time.monotonic()
-    assert vet("slow.example", [], seconds=0.2).cause is Cause.DNS
+    assert resolve("slow.example", [], seconds=0.2).cause is Cause.DNS
     assert time.monotonic() - started < 1
 
 
-def test_names_are_remembered_for_a_while_and_not_without_end(dns, monkeypatch):
+def test_cache_expires_and_is_bounded(dns, monkeypatch):
     fake = dns([PUBLIC])
-    known = Names([])
+    known = Resolver([])
     for _ in range(3):
-        assert known.vet("a.example").cause is None
-        assert known.vet("A.Example").cause is None
+        assert known.resolve("a.example").cause is None
+        assert known.resolve("A.Example").cause is None
     assert len(fake.asked) == 1
     for number in range(1000):
-        known.vet(f"{number}.example")
-    assert len(known._known) == 256
+        known.resolve(f"{number}.example")
+    assert len(known._cache) == 256
     now = time.monotonic()
-    monkeypatch.setattr(resolver.time, "monotonic", lambda: now + resolver.REMEMBERED_SECONDS + 1)
+    monkeypatch.setattr(resolver.time, "monotonic", lambda: now + resolver.CACHE_SECONDS + 1)
     before = len(fake.asked)
-    known.vet("999.example")
+    known.resolve("999.example")
     assert len(fake.asked) == before + 1
 
 
 # --- Through the client -----------------------------------------------------------------------------------------------
 @pytest.fixture
 def libcurl_finds(monkeypatch):
-    """Give libcurl its own answer for `hook.example`, which may differ from ours: as a name does that changes."""
+    """Pin what libcurl resolves `hook.example` to, which may differ from our own lookup, as with DNS rebinding."""
 
     def finding(port, addresses):
         begin = transfer.Transfer.begin
@@ -151,18 +151,16 @@ def libcurl_finds(monkeypatch):
     return finding
 
 
-def test_a_name_with_a_private_address_beside_the_good_one_is_not_dialled(dns, libcurl_finds, serve):
+def test_name_with_an_additional_private_address_is_not_dialled(dns, libcurl_finds, serve):
     server = serve()
     dns(["127.0.0.1", "10.0.0.5"])
     with HttpClient(LOOPBACK, allow_http=True) as client:
         outcome = client.request(post(libcurl_finds(server.port, "127.0.0.1")))
     assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
-    assert "hook.example leads to an address that is not called: 10.0.0.5 is a private address" in outcome.message
+    assert "hook.example resolves to a blocked address: 10.0.0.5 is a private address" in outcome.message
 
 
-def test_a_name_that_was_public_when_it_was_asked_and_is_private_when_it_is_dialled_is_refused(
-    dns, libcurl_finds, serve
-):
+def test_name_that_becomes_private_when_dialled_is_blocked(dns, libcurl_finds, serve):
     server = serve()
     dns([PUBLIC])
     with HttpClient([], allow_http=True) as client:
@@ -171,7 +169,7 @@ def test_a_name_that_was_public_when_it_was_asked_and_is_private_when_it_is_dial
     assert outcome.message.startswith("127.0.0.1 is a loopback address")
 
 
-def test_a_name_that_answers_nothing_the_second_time_is_a_dns_failure(dns, libcurl_finds, serve):
+def test_name_that_fails_to_resolve_the_second_time_is_a_dns_failure(dns, libcurl_finds, serve):
     server = serve()
     dns(socket.gaierror(-2, "Name or service not known"))
     with HttpClient(LOOPBACK, allow_http=True) as client:
@@ -180,7 +178,7 @@ def test_a_name_that_answers_nothing_the_second_time_is_a_dns_failure(dns, libcu
     assert outcome.message == "The name hook.example could not be resolved: Name or service not known."
 
 
-def test_once_a_candidate_is_refused_no_other_one_is_dialled(dns, libcurl_finds, serve):
+def test_no_other_candidate_is_dialled_after_a_blocked_one(dns, libcurl_finds, serve):
     server = serve()
     dns(["127.0.0.1"])
     with HttpClient(LOOPBACK, allow_http=True) as client:
@@ -188,21 +186,21 @@ def test_once_a_candidate_is_refused_no_other_one_is_dialled(dns, libcurl_finds,
     assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
 
 
-def test_nothing_is_sent_when_a_candidate_was_refused_while_another_one_connects(serve, monkeypatch):
+def test_nothing_is_sent_if_a_candidate_is_blocked_while_another_connects(serve, monkeypatch):
     server = serve()
     with HttpClient(LOOPBACK, allow_http=True) as client:
         before_send = transfer.Transfer._before_send
 
-        def refused_meanwhile(self, *connection):
-            self._refused = (Cause.REFUSED_ADDRESS, "10.0.0.1 is a private address.")
+        def blocked_meanwhile(self, *connection):
+            self._blocked = (Cause.REFUSED_ADDRESS, "10.0.0.1 is a private address.")
             return before_send(self, *connection)
 
-        monkeypatch.setattr(transfer.Transfer, "_before_send", refused_meanwhile)
+        monkeypatch.setattr(transfer.Transfer, "_before_send", blocked_meanwhile)
         outcome = client.request(post(server.url))
     assert (outcome.cause, outcome.reached, server.requests) == (Cause.REFUSED_ADDRESS, False, [])
 
 
-def test_a_name_is_looked_up_once_for_many_connections_and_not_for_kept_ones(dns, libcurl_finds, serve):
+def test_many_connections_cause_one_lookup_and_kept_ones_none(dns, libcurl_finds, serve):
     server = serve()
     fake = dns(["127.0.0.1"])
     url = libcurl_finds(server.port, "127.0.0.1")
@@ -219,13 +217,13 @@ def test_a_name_is_looked_up_once_for_many_connections_and_not_for_kept_ones(dns
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST"])
-def test_localhost_is_called_at_the_loopback_address_that_is_allowed(serve, host):
+def test_localhost_uses_the_allowed_loopback_address(serve, host):
     server = serve()
     with HttpClient(LOOPBACK, allow_http=True) as client:
         assert client.request(post(f"http://{host}:{server.port}/")).ok
-    assert vet(host, LOOPBACK).addresses == ("127.0.0.1",)
+    assert resolve(host, LOOPBACK).addresses == ("127.0.0.1",)
 
 
-def test_a_name_with_localhost_in_it_is_a_name_like_any_other(dns):
+def test_subdomain_named_localhost_gets_no_exception(dns):
     dns(["127.0.0.1", "::1"])
-    assert vet("localhost.evil.example", LOOPBACK).cause is Cause.REFUSED_ADDRESS
+    assert resolve("localhost.evil.example", LOOPBACK).cause is Cause.REFUSED_ADDRESS

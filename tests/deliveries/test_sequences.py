@@ -1,4 +1,4 @@
-"""Intent before the first byte (engine.md §1) and the numbers on the wire (§5), in histories of workers that are killed."""
+"""Deliveries are recorded before the first byte is sent (`engine.md` §1), and sequences increase (§5), also if workers are killed."""
 
 import itertools
 import random
@@ -32,11 +32,11 @@ def is_about(path: str, content: bytes | None = None):
     return lambda note: note.path == path and (content is None or note.sha == sha(content))
 
 
-def test_a_notification_stands_in_the_database_as_in_doubt_before_its_first_byte_is_sent(world: World) -> None:
+def test_notification_is_recorded_as_in_doubt_before_it_is_sent(world: World) -> None:
     repo, watch = world.watch({"kept": A, "changed": A, "deleted": A})
     seen: list[tuple[str, bool]] = []
 
-    def look(note: Notification) -> None:
+    def check_row(note: Notification) -> None:
         try:
             row = Delivery.objects.get(watch=watch, path=note.path)
             announced = (row.kind, row.sequence, row.sha, row.acknowledged) == (
@@ -49,7 +49,7 @@ def test_a_notification_stands_in_the_database_as_in_doubt_before_its_first_byte
         finally:
             connections.close_all()
 
-    world.answer(look)
+    world.answer(check_row)
     world.sync(watch)
     repo.commit({"changed": B, "deleted": None, "new": C})
     world.sync(watch)
@@ -57,7 +57,7 @@ def test_a_notification_stands_in_the_database_as_in_doubt_before_its_first_byte
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_worker_that_is_killed_before_the_first_byte_leaves_the_paths_in_doubt_and_they_are_sent(
+def test_worker_killed_before_the_first_byte(
     world: World,
 ) -> None:
     repo, watch = world.watch({"a": A, "b": B})
@@ -70,10 +70,10 @@ def test_a_worker_that_is_killed_before_the_first_byte_leaves_the_paths_in_doubt
     assert {record.path: record.sequence for record in world.requests()} == announced
 
 
-def test_a_file_that_was_created_just_before_the_worker_was_killed_and_then_deleted_upstream_is_deleted(
+def test_worker_killed_after_a_create_and_file_deleted_upstream(
     world: World,
 ) -> None:
-    """Without the row of the announced create nobody would ever tell the client."""
+    """Without the row of the announced create, the file would never be deleted at the client."""
     repo, watch = world.watch({"stays": A, "ghost": B})
     kill_worker(world, watch, is_about("ghost"))
     assert world.copy(watch)["ghost"] == sha(B)
@@ -84,7 +84,7 @@ def test_a_file_that_was_created_just_before_the_worker_was_killed_and_then_dele
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_change_that_was_sent_just_before_the_worker_was_killed_and_then_pushed_back_is_taken_back(
+def test_worker_killed_after_an_update_and_change_reverted_upstream(
     world: World,
 ) -> None:
     """A → B sent, killed, pushed back to A: "unchanged" would skip it while the client holds B."""
@@ -100,7 +100,7 @@ def test_a_change_that_was_sent_just_before_the_worker_was_killed_and_then_pushe
 
 
 @pytest.mark.parametrize("processed", [True, False], ids=["it had arrived", "it was lost"])
-def test_a_delete_in_doubt_whose_file_came_back_ends_with_the_file(world: World, processed: bool) -> None:
+def test_delete_in_doubt_and_file_restored_upstream(world: World, processed: bool) -> None:
     repo, watch = world.watch({"file": A, "other": A})
     world.sync(watch)
     repo.commit({"file": None})
@@ -112,38 +112,38 @@ def test_a_delete_in_doubt_whose_file_came_back_ends_with_the_file(world: World,
 
 
 @pytest.mark.parametrize("kind", ["create", "update", "delete"])
-def test_a_crash_does_not_change_the_id_and_number_of_a_notification(world: World, kind: str) -> None:
+def test_crash_keeps_id_and_sequence(world: World, kind: str) -> None:
     repo, watch = world.watch({"other": A} if kind == "create" else {"other": A, "file": A})
     world.sync(watch)
     repo.commit({"file": None if kind == "delete" else B})
     kill_worker(world, watch, is_about("file"), processed=False)
     kill_worker(world, watch, is_about("file"), processed=True)
     world.settle()
-    told = [
+    sent = [
         record
         for record in world.requests(kind)
         if record.path == "file" and (kind == "delete" or record.sha == sha(B))
     ]
-    assert len(told) == 3
-    assert len({(record.webhook_id, record.sequence, record.sha) for record in told}) == 1
+    assert len(sent) == 3
+    assert len({(record.webhook_id, record.sequence, record.sha) for record in sent}) == 1
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_failed_notification_keeps_its_id_until_it_is_accepted(world: World) -> None:
+def test_failed_notification_keeps_its_id_until_accepted(world: World) -> None:
     repo, watch = world.watch({"file": A, "fine": A})
     world.answer(refusing("file"))
     for _ in range(3):
         world.sync(watch)
     world.answer(None)
     world.settle()
-    told = [record for record in world.requests() if record.path == "file"]
-    assert [record.status for record in told] == [500, 500, 500, 200]
-    assert len({(record.webhook_id, record.sequence) for record in told}) == 1
+    sent = [record for record in world.requests() if record.path == "file"]
+    assert [record.status for record in sent] == [500, 500, 500, 200]
+    assert len({(record.webhook_id, record.sequence) for record in sent}) == 1
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_to_b_to_a_to_b_is_four_notifications_with_growing_numbers_also_across_crashes(world: World) -> None:
-    """An id derived from the content would drop the second A and the second B at a client that de-duplicates."""
+def test_alternating_content_draws_new_sequences_across_crashes(world: World) -> None:
+    """With ids derived from the content, a client that de-duplicates would drop the second A and the second B."""
     repo, watch = world.watch({"file": A})
     world.sync(watch)
     for content, crash in [(B, True), (A, False), (B, True), (A, True), (B, False)]:
@@ -162,9 +162,7 @@ def test_a_to_b_to_a_to_b_is_four_notifications_with_growing_numbers_also_across
     assert len(numbers) == 6
 
 
-def test_after_a_crash_at_most_one_batch_and_what_was_in_flight_is_in_doubt_and_nothing_else_is_sent_twice(
-    world: World, settings
-) -> None:
+def test_crash_leaves_at_most_one_batch_and_requests_in_flight_in_doubt(world: World, settings) -> None:
     settings.RECORD_BATCH, world.app.max_in_flight = 10, 4
     world.app.save()
     repo, watch = world.watch({f"{n:03}.txt": b"%d" % n for n in range(80)})
@@ -179,9 +177,7 @@ def test_after_a_crash_at_most_one_batch_and_what_was_in_flight_is_in_doubt_and_
 
 
 @pytest.mark.parametrize("number", [3, 11, 18], ids="killed at notification {}".format)
-def test_wherever_the_worker_is_killed_amid_deletes_creates_and_updates_nothing_is_lost(
-    world: World, settings, number: int
-) -> None:
+def test_worker_killed_among_deletes_creates_and_updates(world: World, settings, number: int) -> None:
     settings.RECORD_BATCH = 3
     repo, watch = world.watch({f"{n}.txt": A for n in range(16)})
     world.sync(watch)
@@ -220,7 +216,7 @@ def test_only_a_2xx_acknowledges(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_201_and_204_acknowledge_too_and_the_row_of_an_acknowledged_delete_is_gone(world: World) -> None:
+def test_201_and_204_acknowledge(world: World) -> None:
     repo, watch = world.watch({"a": A, "b": A})
     world.answer(lambda note: Answer(201 if note.path == "a" else 204, process=True))
     world.sync(watch)
@@ -233,9 +229,7 @@ def test_201_and_204_acknowledge_too_and_the_row_of_an_acknowledged_delete_is_go
 # --- Paths and foreign text ----------------------------------------------------------------------------------------------
 
 
-def test_the_rows_come_in_byte_order_page_by_page_whatever_the_database_thinks_of_alphabets(
-    world: World, monkeypatch
-) -> None:
+def test_rows_are_read_in_byte_order(world: World, monkeypatch) -> None:
     monkeypatch.setattr(delivery_rows, "PAGE", 3)
     names = [
         "B",
@@ -264,7 +258,7 @@ def test_the_rows_come_in_byte_order_page_by_page_whatever_the_database_thinks_o
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_path_of_1024_bytes_that_do_not_compress_is_delivered_and_one_byte_more_is_listed(world: World) -> None:
+def test_longest_path_is_delivered_and_one_byte_more_is_skipped(world: World) -> None:
     chance = random.Random(1)
     long = "/".join("".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=127)) for _ in range(8)) + "x"
     assert len(long) == 1024
@@ -277,7 +271,7 @@ def test_a_path_of_1024_bytes_that_do_not_compress_is_delivered_and_one_byte_mor
     assert [failure.cause for failure in watch.failures.all()] == ["path_too_long"]
 
 
-def test_whatever_bytes_the_app_answers_with_an_error_are_recorded_as_clean_bounded_text(world: World) -> None:
+def test_error_body_is_stored_as_clean_bounded_text(world: World) -> None:
     body = b"\x00bad \xed\xa0\x80 \xff\x1b[31m" + b"x" * 10_000
     head = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(body)
     _, watch = world.watch({"file": A})
@@ -292,41 +286,41 @@ def test_whatever_bytes_the_app_answers_with_an_error_are_recorded_as_clean_boun
     assert failure.body.replace("\ufffd", "").isprintable()
 
 
-# --- Numbers -------------------------------------------------------------------------------------------------------------
+# --- Sequences -----------------------------------------------------------------------------------------------------------
 
 
-def numbers_of(world: World, path: str) -> list[int]:
+def sequences_of(world: World, path: str) -> list[int]:
     return [record.sequence for record in world.requests() if record.path == path]
 
 
-def test_numbers_go_on_growing_after_unwatch_and_watch_again(world: World) -> None:
+def test_sequences_increase_after_unwatch_and_watch(world: World) -> None:
     repo, watch = world.watch({"file": A})
     world.sync(watch)
     unwatch_repository(Actor.command(), watch)
     assert remove_ended() == 1
     again = world.sync(world.watch_url(repo))
     assert again.pk != watch.pk
-    first, second = numbers_of(world, "file")
+    first, second = sequences_of(world, "file")
     assert first < second < 2**53
     assert len({record.webhook_id for record in world.requests()}) == 2
 
 
-def test_numbers_go_on_growing_after_the_database_was_restored_from_an_old_backup(world: World) -> None:
+def test_sequences_increase_after_a_restored_backup(world: World) -> None:
     repo, watch = world.watch({"file": A})
     before = AppRepository.objects.filter(pk=watch.pk).values("sequence_high").get()
     world.sync(watch)
     AppRepository.objects.filter(pk=watch.pk).update(**before)
     repo.commit({"file": B})
     world.sync(watch)
-    first, second = numbers_of(world, "file")
+    first, second = sequences_of(world, "file")
     assert first < second
 
 
-def test_numbers_go_on_growing_when_the_database_clock_was_set_back(world: World) -> None:
+def test_sequences_increase_after_the_clock_was_set_back(world: World) -> None:
     repo, watch = world.watch({"file": A, "more": A})
     world.sync(watch)
     ahead = 2**52
-    AppRepository.objects.filter(pk=watch.pk).update(sequence_high=ahead)  # drawn while the clock was far in the future
+    AppRepository.objects.filter(pk=watch.pk).update(sequence_high=ahead)  # drawn while the clock was far ahead
     repo.commit({"file": B, "more": B})
     world.sync(watch)
     drawn = [record.sequence for record in world.requests("update")]
@@ -334,20 +328,20 @@ def test_numbers_go_on_growing_when_the_database_clock_was_set_back(world: World
     assert all(ahead < number < ahead + 10 for number in drawn)
 
 
-def test_a_resync_draws_new_numbers_even_for_what_is_in_doubt_with_this_content(world: World) -> None:
+def test_resync_draws_new_sequences_for_content_in_doubt(world: World) -> None:
     repo, watch = world.watch({"file": A})
     world.answer(refusing("file"))
     world.sync(watch)
     resync_single(Actor.command(), watch)
     world.answer(None)
     world.settle()
-    first, second = numbers_of(world, "file")
+    first, second = sequences_of(world, "file")
     assert first < second
     assert len({record.webhook_id for record in world.requests()}) == 2
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_resync_in_the_middle_never_reuses_an_id_for_another_content(world: World) -> None:
+def test_resync_during_a_run_reuses_no_id_for_other_content(world: World) -> None:
     repo, watch = world.watch({f"{n}": A for n in range(6)})
     world.answer(at_notification(3, lambda: (repo.commit({"5": B}), resync_single(Actor.command(), watch))))
     world.sync(watch)

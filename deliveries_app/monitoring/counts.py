@@ -1,0 +1,111 @@
+"""Count watches: failing, syncing, due, held back, scheduled.
+
+Every page, command and metric takes these numbers from here, so they agree.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from django.db.models import Count, Min, Q
+from django.db.models.functions import Now
+
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models.apps import can_sync, is_leased
+from docora.db.clock import from_now
+from repositories_app.models import Repository
+
+OVERDUE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class WatchCounts:
+    """Numbers of watches. They overlap: a failing watch can also be due.
+
+    `by_status`: `Status` value → watches, 0 included.
+    `failing`: the last attempt failed. `given_up` of these wait for the next rescan.
+    `leased`: a worker owns them now.
+    `due`: free, their time to sync has come, and they wait for nothing but a worker.
+    `held`: like due, but held back by a pause, an incomplete import or a cooldown of the endpoint.
+    `waiting`: due or held, except those that wait for their import.
+    `overdue`: due for more than `OVERDUE_SECONDS`.
+    `scheduled`: free, and to be synced at a later time.
+    `importing`: not completely imported yet.
+    `due_since`: since when the watch that is due longest has been due.
+    """
+
+    watches: int
+    by_status: Mapping[str, int]
+    failing: int
+    given_up: int
+    leased: int
+    due: int
+    held: int
+    waiting: int
+    overdue: int
+    scheduled: int
+    importing: int
+    due_since: datetime | None
+
+    @property
+    def syncing(self) -> int:
+        return self.by_status[Status.SCANNING]
+
+
+class _Group(NamedTuple):
+    """Watches that agree in everything that matters here. A condition on an empty column is None."""
+
+    status: str
+    importing: bool
+    failing: bool
+    leased: bool | None
+    ready: bool | None
+    overdue: bool | None
+    scheduled: bool | None
+    can_sync: bool
+    number: int
+    ready_since: datetime | None
+
+
+def count_watches(app: App | None = None) -> WatchCounts:
+    """Count the watches of all apps, or of one, in one statement that reads each row once."""
+    watches = AppRepository.objects.alive()
+    if app is not None:
+        watches = watches.filter(app=app)
+    conditions = {
+        "is_failing": Q(failing_since__isnull=False),
+        "is_leased": is_leased(),
+        "is_ready": Q(next_sync_at__lte=Now()),
+        "is_overdue": Q(next_sync_at__lte=from_now(-OVERDUE_SECONDS)),
+        "is_scheduled": Q(next_sync_at__gt=Now()),
+        "can_sync": can_sync(),
+    }
+    rows = watches.order_by().annotate(**conditions).values_list("status", "arriving", *conditions)
+    groups = [_Group(*row) for row in rows.annotate(number=Count("pk"), ready_since=Min("next_sync_at"))]
+    free = [group for group in groups if not group.leased]
+    due = [group for group in free if group.ready and group.can_sync]
+    held = [group for group in free if group.ready and not group.can_sync]
+
+    def total(found: Iterable[_Group]) -> int:
+        return sum(group.number for group in found)
+
+    return WatchCounts(
+        watches=total(groups),
+        by_status={status: total(group for group in groups if group.status == status) for status in Status.values},
+        failing=total(group for group in groups if group.failing),
+        given_up=total(group for group in groups if group.failing and group.status == Status.FAILED),
+        leased=total(group for group in groups if group.leased),
+        due=total(due),
+        held=total(held),
+        waiting=total(group for group in (*due, *held) if not group.importing),
+        overdue=total(group for group in due if group.overdue),
+        scheduled=total(group for group in free if group.scheduled),
+        importing=total(group for group in groups if group.importing),
+        due_since=min((group.ready_since for group in due if group.ready_since), default=None),
+    )
+
+
+def count_open_circuits() -> int:
+    """Count the repositories that are left alone after failures."""
+    return Repository.objects.filter(circuit_open_until__gt=Now()).count()

@@ -1,0 +1,190 @@
+"""The numbers of watches: one statement counts them, and every page, command and metric shows the same."""
+
+import io
+import json
+import re
+from datetime import datetime, timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from deliveries_app.models import App, AppRepository, Status, SyncPause
+from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
+from deliveries_app.monitoring.instance_checks import check_backlog
+from tests.support.doctor import warnings
+from tests.support.staff import make_app, make_watch
+
+
+def ago(**duration: float) -> datetime:
+    return timezone.now() - timedelta(**duration)
+
+
+def failing(**fields: object) -> dict[str, object]:
+    return {"failing_since": ago(hours=1), "root_cause": "http_5xx", "last_error": "502"} | fields
+
+
+@pytest.fixture
+def portal(db) -> App:
+    """An app with a watch in each state, beside a paused app, one in a cooldown, and one that is being removed."""
+    portal, paused, cooling, gone = (make_app(name) for name in ("Portal", "Paused", "Cooling", "Gone"))
+    App.objects.filter(pk=paused.pk).update(paused=True)
+    App.objects.filter(pk=cooling.pk).update(cooldown_until=timezone.now() + timedelta(minutes=5))
+    App.objects.filter(pk=gone.pk).update(ended_at=timezone.now())
+    later, leased = timezone.now() + timedelta(minutes=5), {"lease_until": timezone.now() + timedelta(seconds=20)}
+    make_watch(portal, "quiet")
+    make_watch(portal, "new", status=Status.PENDING, next_sync_at=ago(seconds=1))
+    make_watch(portal, "late", next_sync_at=ago(minutes=10))
+    make_watch(portal, "given-up", **failing(status=Status.FAILED, next_sync_at=later))
+    make_watch(portal, "retried", **failing(status=Status.PENDING, next_sync_at=ago(seconds=1), retry_count=1))
+    make_watch(portal, "running", status=Status.SCANNING, next_sync_at=ago(minutes=20), **leased)
+    make_watch(portal, "leaving", status=Status.PENDING, next_sync_at=ago(minutes=20), **leased)
+    make_watch(portal, "lost", status=Status.SCANNING, next_sync_at=ago(minutes=2), lease_until=ago(seconds=1))
+    make_watch(portal, "imported", arriving=True, next_sync_at=ago(minutes=30))
+    make_watch(portal, "unwatched", ended_at=timezone.now(), **failing(status=Status.FAILED, next_sync_at=ago(hours=2)))
+    open_circuit = make_watch(paused, "held", **failing(status=Status.FAILED, next_sync_at=ago(minutes=30)))
+    make_watch(cooling, "held-too", next_sync_at=ago(minutes=30))
+    make_watch(gone, "gone", next_sync_at=ago(minutes=30), status=Status.SCANNING)
+    open_circuit.repository.circuit_open_until = later
+    open_circuit.repository.save()
+    return portal
+
+
+def test_each_watch_is_counted_by_its_state(portal: App) -> None:
+    due_since = AppRepository.objects.get(repository__name="late").next_sync_at
+    assert count_watches() == WatchCounts(
+        watches=11,
+        by_status={Status.PENDING: 3, Status.SCANNING: 2, Status.SYNCED: 4, Status.FAILED: 2},
+        failing=3,
+        given_up=2,
+        leased=2,
+        due=4,
+        held=3,
+        waiting=6,
+        overdue=2,
+        scheduled=1,
+        importing=1,
+        due_since=due_since,
+    )
+    assert count_watches().syncing == 2
+    assert count_open_circuits() == 1
+
+
+def test_one_app_is_counted_alone(portal: App) -> None:
+    counts = count_watches(portal)
+    assert (counts.watches, counts.failing, counts.given_up, counts.due, counts.held) == (9, 2, 1, 4, 1)
+    counts = count_watches(App.objects.get(name="Cooling"))
+    assert (counts.watches, counts.due, counts.held, counts.due_since) == (1, 0, 1, None)
+
+
+def test_while_all_syncing_is_paused_nothing_is_due(portal: App) -> None:
+    before = count_watches()
+    SyncPause.objects.create(paused_by="anna")
+    counts = count_watches()
+    assert (counts.due, counts.overdue, counts.due_since) == (0, 0, None)
+    assert (counts.held, counts.waiting) == (before.due + before.held, before.waiting)
+
+
+def test_the_counts_agree_with_the_rows(portal: App) -> None:
+    """The querysets that the sweep and the workers use are made of the same conditions."""
+    counts, rows = count_watches(), AppRepository.objects
+    assert counts.due == rows.due().free().count()
+    assert counts.due_since == rows.due().free().earliest("next_sync_at").next_sync_at
+    assert counts.scheduled == rows.scheduled().count()
+    assert counts.leased == rows.alive().leased().count()
+    assert counts.failing == rows.failing().count()
+
+
+def test_it_takes_one_statement(portal: App) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        count_watches()
+    assert len(queries) == 1
+
+
+# --- Everything that shows the numbers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def admin(db) -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    return client
+
+
+def number(page: str, before: str) -> int:
+    """The first number after a piece of the page."""
+    found = re.search(re.escape(before) + r"[^>]*>(?:<[^>]*>)*(\d+)", page)
+    assert found, before
+    return int(found[1])
+
+
+def of_overview(admin: Client) -> dict[str, int]:
+    page = admin.get("/admin/").text
+    cards = {
+        "watches": "watched",
+        "failing": "failed",
+        "given_up": "given-up",
+        "syncing": "syncing",
+        "scheduled": "delayed",
+        "circuits": "circuits",
+    }
+    return {name: number(page, f'id="card-{card}"') for name, card in cards.items()}
+
+
+def of_queue_page(admin: Client) -> dict[str, int]:
+    page = admin.get(reverse("admin:deliveries_app_queue_changelist")).text
+    titles = {"leased": "Running", "due": "Not queued yet", "held": "Held back", "scheduled": "Scheduled"}
+    return {name: number(page, f">{title}</a></dt><dd") for name, title in titles.items()}
+
+
+def of_app_page(admin: Client, app: App) -> dict[str, int]:
+    page = admin.get(reverse("admin:deliveries_app_app_change", args=[app.pk])).text
+    failed = re.search(r"Retry all failed \((\d+)\)", page)
+    assert failed
+    return {"watches": number(page, 'id="app-watched"'), "failing": int(failed[1])}
+
+
+def of_status(*app_id: str) -> dict[str, int]:
+    """`status` ends with 1, because something fails."""
+    out = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command("status", *app_id, "--json", stdout=out)
+    found = json.loads(out.getvalue())
+    return {"importing": found["arriving"]} | {
+        name: found[name] for name in ("watches", "failing", "given_up", "syncing", "waiting")
+    }
+
+
+def of_metrics() -> dict[str, int]:
+    text = Client().get("/metrics").text
+    found = {name: int(float(value)) for name, value in re.findall(r"(?m)^docora_(\S+) ([\d.e+]+)$", text)}
+    return {
+        "watches": sum(found[f'watches{{status="{status}"}}'] for status in Status.values),
+        "syncing": found['watches{status="scanning"}'],
+        "due": found["watches_due"],
+        "leased": found["leases"],
+        "circuits": found["circuits_open"],
+    }
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_pages_commands_and_metrics_show_the_same_numbers(portal: App, admin: Client, paused: bool) -> None:
+    if paused:
+        SyncPause.objects.create(paused_by="anna")
+
+    def expected(counts: WatchCounts, *names: str) -> dict[str, int]:
+        return {name: count_open_circuits() if name == "circuits" else getattr(counts, name) for name in names}
+
+    counts = count_watches()
+    for shown in (of_overview(admin), of_queue_page(admin), of_status(), of_metrics()):
+        assert shown == expected(counts, *shown)
+    counts = count_watches(portal)
+    for shown in (of_app_page(admin, portal), of_status(portal.app_id)):
+        assert shown == expected(counts, *shown)
+    overdue = "2 repositories have been due for more than 1 min, the longest for 10 min" in warnings(check_backlog())
+    assert overdue is not paused
