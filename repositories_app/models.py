@@ -14,7 +14,7 @@ class Repository(models.Model):
     """A git repository, identified by its canonical URL. Its mirror lies in `REPOS_DIR` under `repository_id`.
 
     `twin` is 0, but for what an import brought under a further id of its own: the existing service took each spelling of
-    a URL for another repository, and client apps know all of these ids. Whoever begins to watch gets number 0.
+    a URL for another repository, and client apps know all of these ids. A new watch gets number 0.
     """
 
     repository_id = models.CharField(max_length=50, unique=True, default=new_repository_id, editable=False)

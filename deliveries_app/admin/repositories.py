@@ -42,7 +42,7 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-        """Reset at once. It needs no confirmation: the git hosts are merely contacted once more."""
+        """Reset at once. It needs no confirmation, because it only contacts the git hosts again."""
         actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
         for repository in selected:
             reset_circuit(actor, repository)

@@ -1,9 +1,8 @@
-"""`GET /metrics`: what Docora does and how it is, in the text format of Prometheus.
+"""`GET /metrics`: counters and gauges in the Prometheus text format.
 
-What has been done is counted in Redis (`docora.redis.counters`), because the processes that do it come and go; how things are
-is asked for at each scrape, of Redis and of the database, in a number of questions that does not grow with what there
-is. Where one of the two is down, the other still answers. No label names an app, a repository or a path. Only the disk is
-that of the machine that is asked.
+Counters are kept in Redis (`docora.redis.counters`), because processes come and go. Gauges are read from Redis and the database
+at each scrape, in a constant number of queries. If one of the two is down, the metrics of the other are still returned. No label
+names an app, a repository or a path. The disk metrics are those of the machine that answers.
 """
 
 import ipaddress
@@ -41,7 +40,7 @@ _DATABASE_UP = "1 if the database answers. Without it, what it knows is left out
 @csrf_exempt  # another method is a 405
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """For whoever has `METRICS_TOKEN`, or asks from this machine where there is none."""
+    """Return the metrics to clients with `METRICS_TOKEN`, or, if none is set, to this machine."""
     if settings.METRICS_TOKEN:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):

@@ -58,9 +58,9 @@ class RetryImpact:
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes with watched repositories that are removed: their delivery `records` (exact up to `COUNTED_RECORDS`,
-    beyond that about what their trees hold), and `orphans`, repositories that nobody else watches, with their mirrors.
-    `syncing` of them are being sent by a worker right now."""
+    """What is removed with watches: their delivery `records` (exact up to `COUNTED_RECORDS`, otherwise estimated from their
+    trees), and `orphans`, the repositories that no other app watches, with their mirrors. A worker is syncing `syncing` of
+    the watches now."""
 
     watches: int
     syncing: int

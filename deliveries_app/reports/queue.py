@@ -62,8 +62,8 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The whole page. `queue` is None when Redis is down. `unqueued` are due and have no job yet; `idle_jobs` have nothing
-    to do any more."""
+    """The queue page. `queue` is None while Redis is down. `unqueued` counts due watches without a job, `idle_jobs` jobs
+    without a due watch."""
 
     pause: SyncPause | None
     queue: QueueState | None

@@ -1,8 +1,8 @@
 """`up`: Valkey, web, workers and sweep as children of one process.
 
-Each child runs in a session of its own, so that Ctrl-C in the terminal reaches only this process, which then ends them
-in order. A child that ends by itself is started again, slower each time. Should this process be killed with -9, the
-kernel tells every child (`docora.process`).
+Each child runs in its own session, so that Ctrl-C in the terminal reaches only this process, which then stops the children in
+order. A child that exits is restarted, with a longer pause each time. If this process is killed with -9, the kernel signals every
+child (`docora.process`).
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Child:
 
 
 class Supervisor:
-    """Starts children, restarts them, and stops them in reverse order."""
+    """Start children, restart them, and stop them in reverse order."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -69,7 +69,7 @@ class Supervisor:
         self._children.append(child)
 
     def watch(self) -> None:
-        """Until SIGINT or SIGTERM; then stop everything."""
+        """Keep the children running until SIGINT or SIGTERM, then stop them."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request_stop)
         try:
@@ -82,8 +82,8 @@ class Supervisor:
             self.stop()
 
     def stop(self) -> None:
-        """Ask each to end, and kill what does not. The first one that was started (the store that all others use) ends
-        last, so that a worker can still hand over."""
+        """Ask each child to end, and kill those that do not. The first child, Valkey, ends last, because workers use it to hand
+        over."""
         self._stopping = True
         first, others = self._children[:1], list(reversed(self._children[1:]))
         self._end(others)
@@ -130,17 +130,17 @@ class Supervisor:
 
 
 def python_path() -> str:
-    """Where `docora` is imported from, for children that start elsewhere."""
+    """Return the PYTHONPATH with which children import `docora` from any folder."""
     return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
 
 
 def manage(*arguments: str) -> list[str]:
-    """A command line for a command of this installation, whichever folder it is run from."""
+    """Return the command line of a `docora` command that works in any folder."""
     return [sys.executable, "-m", "docora", *arguments]
 
 
 def web_command(port: int) -> list[str]:
-    """The command line of the web process, which takes its settings from the environment."""
+    """Return the command line of the web process. It reads its settings from the environment."""
     server = [sys.executable, "-m", "docora.server.web"]
     return [*server, settings.HOST, str(port), str(settings.WEB_THREADS), "docora.wsgi:application"]
 
@@ -156,5 +156,5 @@ def port_is_taken(host: str, port: int) -> bool:
 
 
 def taken_port() -> str:
-    """The same of PORT, in words."""
+    """Return the message for a port that is taken."""
     return f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."

@@ -12,7 +12,7 @@ from docora.conf.data_dir import embedded_redis_socket
 
 
 class UnsafeSocketDirectory(Exception):
-    """The place of the socket belongs to somebody else."""
+    """The socket's directory belongs to another user."""
 
 
 def server_on_path() -> Path | None:

@@ -56,7 +56,7 @@ class Command(BaseCommand):
     def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             try:
-                # SIGTERM lets it write its file; it ends by itself when this process is killed.
+                # SIGTERM lets it write its file. It also ends when this process is killed.
                 supervisor.add(Child("valkey", valkey_command(settings.DATA_DIR)))
             except UnsafeSocketDirectory as error:
                 raise CommandError(str(error)) from None
