@@ -27,18 +27,18 @@ setup:
 run: setup
 	@exec $(BIN)/python manage.py up --demo
 
-# What depends on the database: lease and clock, SQL of our own, scheduling, planner, fields, migrations, history, and
-# whole journeys. `make test` runs it on SQLite too.
+# Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, and
+# whole journeys. `make test` runs them on SQLite too.
 DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/faults/test_clocks.py \
 	$(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv fast_plan \
-	first_sync history import lease meanwhile plan pruning queueing random_histories rescans runs slots wanted)
+	first_sync history import lease meanwhile plan progress_end pruning queueing random_histories requests rescans runs slots)
 
 # The whole suite on PostgreSQL, then a part of it on SQLite. Pytest's summary is the last line.
 test: test-environment
 	$(PYTEST) $(PYTEST_ARGS)
 	$(ON_SQLITE) $(DATABASE_TESTS) $(PYTEST_ARGS) $(MAY_BE_EMPTY)
 
-# All that works on the database, on SQLite: queries are as many there.
+# Every test that uses the database, on SQLite.
 test-sqlite: test-environment
 	$(ON_SQLITE) $(DATABASE_TESTS) tests/deliveries tests/repositories/test_mirror.py \
 		--ignore tests/deliveries/test_admin_queries.py $(PYTEST_ARGS) $(MAY_BE_EMPTY)
