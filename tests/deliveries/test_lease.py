@@ -187,7 +187,7 @@ def test_watch_that_kills_every_worker_fails(world: World, settings) -> None:
         kill_worker_before_first_byte(world, watch)
     world.sync(watch)
     assert (watch.status, watch.last_error_cause) == (Status.FAILED, "worker")
-    assert "worker gone" in watch.last_error
+    assert "worker died" in watch.last_error
     assert world.requests() == []
     assert world.runs(watch)[0].outcome == Outcome.FAILED
     assert not AppRepository.objects.due().filter(pk=watch.pk).exists()
