@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,20 @@ class Browser:
 
     def close(self) -> None:
         self._chromium.do(self._context.close)
+
+
+def stop_clock(page: Page) -> None:
+    """Stop the clock of the page, and of those it goes to next: timers run only when the test calls `page.clock.run_for`."""
+    page.clock.install()
+    page.clock.pause_at(time.time() + 60)
+
+
+@contextmanager
+def running_clock(page: Page) -> Iterator[None]:
+    """Let a stopped clock run meanwhile: axe-core, for one, needs timers."""
+    page.clock.resume()
+    yield
+    page.clock.pause_at(page.evaluate("Date.now()") / 1000 + 1)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from tests.browser.accessibility import violations
-from tests.browser.conftest import PASSWORD, Browser, Site
+from tests.browser.conftest import PASSWORD, Browser, Site, running_clock, stop_clock
 from tests.browser.test_journey import LIST, force_resync, sign_in
 from tests.support.receiver import Answer, Notification, wait_for
 from tests.support.world import World
@@ -90,8 +90,10 @@ def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: A
         page.reload()  # the confirmation is still shown
         expect(page.get_by_text("This will re-sync acme/docs and re-send ALL files to Portal.")).to_be_visible()
         tab_to(page, page.get_by_role("button", name="Yes, re-sync 1"))
+        stop_clock(page)  # the toast must not disappear before Tab reaches it
         page.keyboard.press("Enter")
         expect(page).to_have_url(site.url + LIST)
+        page.clock.run_for(200)
         toast = page.get_by_role("status").filter(has_text="Re-sync queued")
         expect(toast).to_be_visible()
         tab_to(page, toast.get_by_role("button", name="Dismiss this message"))
@@ -222,14 +224,17 @@ def test_ended_session_shows_a_notice_and_login_returns_to_the_page(
 def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, site)
-        page.clock.install()
         page.goto(f"{site.url}/admin/auth/user/")
         page.get_by_role("link", name="anna").click()
+        stop_clock(page)
         page.get_by_role("button", name="Save", exact=True).click()
+        expect(page).to_have_url(f"{site.url}/admin/auth/user/")
+        page.clock.run_for(200)
         toast = page.locator("#toasts-polite .toast")
         expect(toast).to_contain_text("was changed successfully")
-        assert violations(page) == []
         page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        with running_clock(page):
+            assert violations(page) == []
         page.clock.run_for(60_000)
         expect(toast).to_be_visible()  # the tab was hidden
         page.evaluate("delete document.hidden")
@@ -243,6 +248,7 @@ def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> N
         expect(toast).to_have_count(0)
 
         page.goto(f"{site.url}{LIST}force-resync/?ids=0")
+        page.clock.run_for(200)
         warning = page.get_by_role("alert").filter(has_text="There is nothing to re-sync in this selection.")
         expect(warning).to_be_visible()
         page.mouse.move(0, 0)
