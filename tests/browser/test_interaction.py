@@ -93,6 +93,7 @@ def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: A
         stop_clock(page)  # the toast must not disappear before Tab reaches it
         page.keyboard.press("Enter")
         expect(page).to_have_url(site.url + LIST)
+        page.wait_for_load_state()  # its script has set the timer that shows the toast
         page.clock.run_for(200)
         toast = page.get_by_role("status").filter(has_text="Re-sync queued")
         expect(toast).to_be_visible()
@@ -229,6 +230,7 @@ def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> N
         stop_clock(page)
         page.get_by_role("button", name="Save", exact=True).click()
         expect(page).to_have_url(f"{site.url}/admin/auth/user/")
+        page.wait_for_load_state()
         page.clock.run_for(200)
         toast = page.locator("#toasts-polite .toast")
         expect(toast).to_contain_text("was changed successfully")
