@@ -79,7 +79,7 @@ SECURE_CSP: dict[str, Any] = {
     "frame-ancestors": [CSP.NONE],
 }
 
-# More than concurrent work needs, because a slow git host or a slow client occupies a thread.
+# More than concurrent work needs, because a slow git host occupies a thread.
 WEB_THREADS = 16
 
 # --- Database and Redis ------------------------------------------------------------------------------------------------

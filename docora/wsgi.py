@@ -1,4 +1,4 @@
-"""The WSGI application, for granian (`up`) or any other WSGI server."""
+"""The WSGI application, for `docora.server.web` or any other WSGI server."""
 
 import os
 

@@ -19,23 +19,30 @@ from pathlib import Path
 from types import FrameType
 
 from django.conf import settings
+from django.core.management.base import CommandError
 
 from docora.process import die_with_parent
 
 STOP_SECONDS = 12.0  # a worker hands over within 8
 _LONGEST_PAUSE = 15.0
 _STABLE_SECONDS = 30.0
+_GIVEN_SOCKET = 3  # the first descriptor after stdin, stdout and stderr, by sd_listen_fds(3)
+_BACKLOG = 1024  # connections that wait to be accepted
 
 
 @dataclass
 class Child:
-    """One process to keep running. `death_signal` is what it gets when the supervisor is killed."""
+    """One process to keep running.
+
+    `death_signal` is what it gets when the supervisor is killed. It inherits `listener`, which stays open while it restarts.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     death_signal: int = signal.SIGTERM
     stop_signal: int = signal.SIGTERM
+    listener: socket.socket | None = None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restart_at: float = 0.0
@@ -48,6 +55,7 @@ class Child:
             env={**os.environ, "PYTHONPATH": python_path(), **self.environment},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=[self.listener.fileno()] if self.listener else [],
             preexec_fn=partial(die_with_parent, self.death_signal),
         )
 
@@ -139,10 +147,30 @@ def manage(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "docora", *arguments]
 
 
-def web_command(port: int) -> list[str]:
-    """Return the command line of the web process. It reads its settings from the environment."""
-    server = [sys.executable, "-m", "docora.server.web"]
-    return [*server, settings.HOST, str(port), str(settings.WEB_THREADS), "docora.wsgi:application"]
+def web_command(listener: socket.socket, application: str = "docora.wsgi:application") -> list[str]:
+    """Return the command line of the web process. It inherits the socket and reads its settings from the environment."""
+    manager = [sys.executable, "-m", "docora.server.web_manager"]
+    return [*manager, str(listener.fileno()), str(settings.WEB_THREADS), application]
+
+
+def socket_is_given() -> bool:
+    """Return whether systemd has passed a listening socket to this process."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def listening_socket() -> socket.socket:
+    """Return the socket that systemd has passed, whatever its address, or a new one at HOST and PORT.
+
+    Raises CommandError if this process cannot listen there.
+    """
+    if socket_is_given():
+        return socket.socket(fileno=_GIVEN_SOCKET)
+    family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
+    try:
+        return socket.create_server((settings.HOST, settings.PORT), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        message = f"Docora cannot listen on {settings.HOST}, port {settings.PORT}: {error.strerror}."
+        raise CommandError(message) from None
 
 
 def port_is_taken(host: str, port: int) -> bool:

@@ -1,133 +1,172 @@
-"""The web process: granian on one listening socket, which may be older than the process and outlive it.
+"""The web process: waitress on an inherited listening socket, with time limits and a shutdown that waitress does not have.
 
-granian by itself opens a listener for each of its processes (SO_REUSEPORT), and the kernel resets whoever waits at one that
-is closed. Here they share one socket. So SIGHUP, on which granian starts a new process and then ends the old one, loses no
-connection; and a socket that systemd keeps (`docora/deploy/docora-web.socket`) lets clients wait while everything restarts.
+waitress reads a whole request before a thread gets it, and buffers the answer in memory or in a temporary file, so a slow
+client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, and finishes
+what is under way before the process ends. The main thread owns all connections and checks the limits.
 
-One that ends first stops accepting and waits a moment: granian closes what was accepted and has not asked anything yet.
+    python -m docora.server.web LISTENER READY THREADS APPLICATION
 
-    python -m docora.server.web HOST PORT THREADS APPLICATION
+LISTENER is the descriptor of the socket. One byte is written to the descriptor READY when the application is loaded.
 """
 
+import contextlib
+import json
+import logging
 import os
+import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from granian._granian import SocketHolder
-from granian._internal import load_target
-from granian.constants import Interfaces
-from granian.log import LogLevels
-from granian.server.mp import MPServer, WorkerProcess
+from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask, WSGITask
 
-from docora.process import die_with
+_BACKLOG = 1024  # connections that wait to be accepted
+_CONNECTIONS = 1000  # open at once
+_OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its answer
+_MAX_BODY = 26 * 1024 * 1024  # bytes; more than a push hook accepts, so that its view can answer what is slightly above
+_HIGH_WATERMARK = 256 * 1024 * 1024  # buffered bytes of an answer from which its thread waits for the client
+_SEND_BUFFER = 256 * 1024  # bytes of an answer in the kernel, so that slow reading shows: by default up to 4 MB
+_IDLE_SECONDS = 150  # between two requests; proxies keep connections for up to 120 and should be first to close them
+_CHECK_SECONDS = 0.5  # between two checks of the limits
 
-_GIVEN_SOCKET = 3  # the first descriptor after stdin, stdout and stderr, by sd_listen_fds(3)
-_BACKLOG = 1024  # connections that wait to be accepted, as granian has it
-_SETTLE_SECONDS = 1.0  # for what was accepted last to ask
-_STOP_SECONDS = 10  # for requests under way, before their process is killed
+
+class Task(WSGITask):  # type: ignore[misc]
+    """One request. HEAD gets no body, and during a shutdown the client is asked to close its connection."""
+
+    def build_response_header(self) -> Any:
+        if not self.channel.server.accepting:
+            self.set_close_on_finish()
+        header = super().build_response_header()
+        if self.request.command == "HEAD":
+            self.chunked_response = False  # or a last chunk would follow
+        return header
+
+    def write(self, data: bytes) -> None:
+        super().write(b"" if self.request.command == "HEAD" else data)
 
 
-class WebServer(MPServer):
-    """granian's server on a socket that is there already."""
+class JsonErrorTask(ErrorTask):  # type: ignore[misc]
+    """The answer to a request that is malformed or too large, in the shape of the API's errors."""
 
-    def __init__(self, listener: socket.socket, threads: int, application: str) -> None:
-        super().__init__(
+    def execute(self) -> None:
+        error = self.request.error
+        body = json.dumps({"error": f"{error.reason}: {error.body}"}).encode()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection and its time limits."""
+
+    task_class = Task
+    error_task_class = JsonErrorTask
+    request_seconds = 30.0
+    """For a whole request, from its first byte. For the first request of a connection, from when it was accepted."""
+    unread_seconds = 60.0
+    """For a client that reads nothing of its answer, or that keeps a thread waiting."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._asking_since: float | None = time.monotonic()
+        self._unread: tuple[float, float] = (-1.0, 0.0)  # when bytes were last sent, and when this was first seen
+        super().__init__(*args, **kwargs)
+
+    def received(self, data: bytes) -> Any:
+        if self._asking_since is None:
+            self._asking_since = time.monotonic()
+        return super().received(data)
+
+    def service(self) -> None:
+        self._asking_since = None  # not in `received`, because empty lines are no request
+        super().service()
+
+    def is_idle(self) -> bool:
+        return not (self.requests or self.request or self.total_outbufs_len)
+
+    def is_overdue(self, now: float) -> bool:
+        if self.total_outbufs_len:
+            a_thread_waits = self.requests and self.total_outbufs_len > self.adj.outbuf_high_watermark / 2
+            sent = 0.0 if a_thread_waits else self.last_activity
+            if self._unread[0] != sent:
+                self._unread = (sent, now)
+            return now - self._unread[1] > self.unread_seconds
+        return not self.requests and self._asking_since is not None and now - self._asking_since > self.request_seconds
+
+
+class WebServer:
+    """A server that runs until `stop` is called, by a signal handler or another thread, and then drains."""
+
+    settle_seconds = 1.0
+    """After `stop`, for connections without a request."""
+    drain_seconds = 10.0
+    """After `stop`, for requests and answers that are under way."""
+
+    def __init__(self, application: Callable[..., Any], listener: socket.socket, threads: int) -> None:
+        self._stopping = False
+        self._map: dict[int, Any] = {}
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # inherited by connections
+        self._server = create_server(
             application,
-            interface=Interfaces.WSGI,
-            blocking_threads=threads,
+            map=self._map,
+            sockets=[listener],
+            threads=threads,
             backlog=_BACKLOG,
-            websockets=False,
-            workers_kill_timeout=_STOP_SECONDS,
-            log_level=LogLevels.error,  # it warns of threads in any number that is more than it would choose
+            connection_limit=_CONNECTIONS,
+            max_request_body_size=_MAX_BODY,
+            outbuf_high_watermark=_HIGH_WATERMARK,
+            channel_timeout=_IDLE_SECONDS,
+            clear_untrusted_proxy_headers=False,  # TrustedProxyMiddleware decides
+            log_socket_errors=False,
+            ident="",
         )
-        self._listener = listener
+        self._server.channel_class = Channel
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that waits for a thread
 
     def run(self) -> None:
-        self.serve(target_loader=partial(_load, os.getpid(), self._listener.fileno()))
+        while not self._stopping:
+            self._turn()
+        for _ in range(_BACKLOG):  # if no other process has the socket, closing it resets connections in its queue
+            self._server.handle_accept()
+        wasyncore.dispatcher.close(
+            self._server
+        )  # closes the listener. server.close() would break pull_trigger() for threads
+        began = time.monotonic()
+        while self._server.active_channels and (now := time.monotonic()) < began + self.drain_seconds:
+            self._turn(close_idle=now > began + self.settle_seconds)
 
-    def _reload(self, *args: Any) -> None:
-        """On SIGHUP: what runs is replaced only by what can start. granian would end with a new process that cannot."""
-        problem = _why_it_cannot_start()
-        if problem:
-            self.reload_signal = False
-            self.main_loop_interrupt.clear()
-            print(f"Nothing is replaced, the web process goes on as it was. {problem}", file=sys.stderr, flush=True)  # noqa: T201
-        else:
-            super()._reload(*args)  # type: ignore[no-untyped-call]
+    def stop(self) -> None:
+        self._stopping = True
+        self._server.pull_trigger()
 
-    def _spawn_worker(self, *args: Any, **kwargs: Any) -> WorkerProcess:
-        worker = super()._spawn_worker(*args, **kwargs)
-        end = worker.terminate
-
-        def settle_and_end() -> None:
-            worker.interrupt_by_parent = True
-            if worker.inner.is_alive():
-                os.kill(worker.inner.pid, signal.SIGUSR1)
-                time.sleep(_SETTLE_SECONDS)
-            end()  # type: ignore[no-untyped-call]
-
-        worker.terminate = settle_and_end  # type: ignore[method-assign]
-        return worker
-
-    def _init_shared_socket(self) -> None:
-        self._listener.set_inheritable(True)
-        self._sso = self._listener
-        self._shd = SocketHolder(self._listener.fileno(), False, _BACKLOG)  # type: ignore[call-arg, assignment]
+    def _turn(self, *, close_idle: bool = False) -> None:
+        """Wait for events, handle them, and close connections that are past a limit."""
+        wasyncore.loop(_CHECK_SECONDS, use_poll=True, map=self._map, count=1)
+        now = time.monotonic()
+        for channel in list(self._server.active_channels.values()):
+            if channel.is_overdue(now) or (close_idle and channel.is_idle()):
+                channel.handle_close()  # also wakes a thread that waits for the client
 
 
-def _why_it_cannot_start() -> str:
-    """What is wrong with the code and the settings of now, in a sentence; empty if nothing is."""
-    try:
-        check = subprocess.run([sys.executable, "-m", "docora", "check"], stderr=subprocess.PIPE, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return "manage.py check did not end within a minute."
-    return (check.stderr.strip() or "manage.py check failed.") if check.returncode else ""
-
-
-def _load(parent: int, listener: int, application: str) -> Any:
-    """The application, in the process that serves it and must not outlive the one that watches it."""
-    die_with(parent, signal.SIGTERM)
-    signal.signal(signal.SIGUSR1, lambda *_: _stop_accepting(listener))
-    return load_target(application)
-
-
-def _stop_accepting(listener: int) -> None:
-    """Put a socket that nobody connects to in the place of the shared one, for this process alone."""
-    place = os.fstat(listener)
-    silent = socket.create_server(("127.0.0.1", 0))
-    silent.setblocking(False)
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208  the server may hold copies of the descriptor
-        try:
-            if os.path.samestat(os.fstat(int(name)), place):
-                os.dup2(silent.fileno(), int(name))
-        except OSError:
-            continue  # the one that the folder was read by
-
-
-def socket_is_given() -> bool:
-    """Whether systemd has passed a listening socket to this process."""
-    return os.environ.get("LISTEN_PID") == str(os.getpid())
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """The one that was given, whatever its address is, or a new one. Raises OSError where there can be none."""
-    if socket_is_given():
-        return socket.socket(fileno=_GIVEN_SOCKET)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-
-
-def main(host: str, port: str, threads: str, application: str) -> None:
-    try:
-        listener = listening_socket(host, int(port))
-    except OSError as error:
-        raise SystemExit(f"The web process cannot listen at {host}, port {port}: {error.strerror}.") from None
-    WebServer(listener, int(threads), application).run()
+def main(listener: str, ready: str, threads: str, application: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError):  # the hard limit is lower
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, _OPEN_FILES), hard))
+    module, _, name = application.partition(":")
+    server = WebServer(getattr(import_module(module), name), socket.socket(fileno=int(listener)), int(threads))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.stop())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing terminal sends it to the whole process group
+    os.write(int(ready), b"!")
+    os.close(int(ready))
+    server.run()
 
 
 if __name__ == "__main__":

@@ -58,11 +58,15 @@ def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, in
     """A web process as `up` starts it: its address and its pid."""
     from docora.server.supervisor import web_command
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [*web_command(port)[:-1], application]
-    web = subprocess.Popen(command, cwd=PROJECT, env=os.environ | {"PORT": str(port), "PUBLIC_URL": url})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        web = subprocess.Popen(
+            web_command(listener, application),
+            cwd=PROJECT,
+            env=os.environ | {"PORT": str(port), "PUBLIC_URL": url},
+            pass_fds=[listener.fileno()],
+        )
     try:
         _wait_for(url)
         yield url, web.pid

@@ -39,10 +39,9 @@ class Web:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.environment = environment | {"PORT": str(port), "PYTHONPATH": str(PROJECT)}
-        command = ["granian", "--interface", "wsgi", "--port", str(port), "--no-ws", "docora.wsgi:application"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [sys.executable, "-m", "docora", "web"],
                 env=self.environment,
                 stdout=output,
                 stderr=output,

@@ -186,6 +186,37 @@ def test_sighup_replaces_nothing_by_what_cannot_start_and_says_why(site: Site) -
     assert build(site)[0] == "mended"
 
 
+def test_sighup_replaces_nothing_by_an_application_that_does_not_load(migrated: Path, tmp_path: Path) -> None:
+    """Even if `check` finds no problem."""
+    module, log = tmp_path / "other_site.py", tmp_path / "web.log"
+    module.write_text("from tests.support.web import application")
+    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as output:
+        manager = subprocess.Popen(
+            [sys.executable, "-m", "docora.server.web_manager", str(listener.fileno()), "2", "other_site:application"],
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": f"{tmp_path}:{PROJECT}",
+                "PYTHONDONTWRITEBYTECODE": "1",  # compiled code would hide a change within the same second
+                "DATA_DIR": str(migrated),
+                "DOCORA_ENV_FILE": os.devnull,
+            },
+            stderr=output,
+            pass_fds=[listener.fileno()],
+            preexec_fn=die_with_parent,
+        )
+        try:
+            assert ask(listener.getsockname()) == 200
+            before = set(children(manager.pid))
+            module.write_text("raise RuntimeError('broken')")
+            manager.send_signal(signal.SIGHUP)
+            wait_for(lambda: "Nothing is replaced" in log.read_text(), 60)
+            assert "RuntimeError: broken" in log.read_text()
+            assert (set(children(manager.pid)), ask(listener.getsockname())) == (before, 200)
+        finally:
+            manager.terminate()
+            assert manager.wait(20) == 0
+
+
 def test_a_request_that_is_under_way_is_answered_before_the_process_ends(site: Site) -> None:
     body = b"{}"
     head = f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"

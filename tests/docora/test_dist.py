@@ -225,7 +225,7 @@ def test_it_runs_from_an_empty_folder_with_nothing_set_and_its_pages_are_whole(i
         assert body == (PROJECT / link).read_bytes() if link in ours else body
 
     assert installed.end() == 0
-    assert installed.family() == []
+    assert installed.family() == {}
     assert "Traceback" not in installed.log.read_text()
     assert [path.name for path in installed.folder.iterdir()] == ["var"]
     made = {path.name for path in (installed.folder / "var").iterdir()}
@@ -258,7 +258,7 @@ def test_a_client_gets_its_copy_by_the_settings_and_transforms_of_the_current_fo
         installed.wait_until(lambda: contents(copies) == expected, 40)
         installed.done("resync", app, "--wait", "--yes")
     assert installed.end() == 0
-    assert installed.family() == []
+    assert installed.family() == {}
     assert "Traceback" not in installed.log.read_text()
 
 
@@ -276,7 +276,7 @@ def test_the_demo_is_in_it(installed: Installed) -> None:
     received = installed.folder / "var" / "demo" / "received"
     installed.wait_until(lambda: any(path.is_file() for path in received.rglob("*.md")), 30)
     assert installed.end() == 0
-    assert installed.family() == []
+    assert installed.family() == {}
 
 
 def test_a_newer_wheel_over_an_older_one_brings_the_folder_up_to_date(

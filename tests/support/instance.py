@@ -63,9 +63,9 @@ class Instance:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
-    def family(self) -> list[str]:
-        """The command lines of all processes of this instance that are alive: those whose environment names its place."""
-        found = []
+    def family(self) -> dict[int, str]:
+        """Return pid and command line of each living process of this instance: those with its directory in the environment."""
+        found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -76,8 +76,12 @@ class Instance:
             except OSError:
                 continue
             if b"=" + os.fsencode(self.directory) in environment and status != "Z":
-                found.append(command)
+                found[int(entry.name)] = command
         return found
+
+    def pids(self, command: str) -> list[int]:
+        """Return the processes of this instance whose command line contains `command`, oldest first."""
+        return sorted(pid for pid, line in self.family().items() if command in line)
 
     def end(self) -> int | None:
         """Its exit status, once everything has ended; None if it was never started."""

@@ -20,7 +20,15 @@ from docora.db import schema
 from docora.db.connection import first_line
 from docora.http.client import HttpClient, Request
 from docora.redis.connection import RedisError, connection
-from docora.server.supervisor import Child, Supervisor, manage, port_is_taken, taken_port, web_command
+from docora.server.supervisor import (
+    Child,
+    Supervisor,
+    listening_socket,
+    manage,
+    port_is_taken,
+    taken_port,
+    web_command,
+)
 from docora.server.valkey import UnsafeSocketDirectory, valkey_command
 
 READY_SECONDS = 60.0
@@ -62,7 +70,8 @@ class Command(BaseCommand):
                 raise CommandError(str(error)) from None
         _wait_for_redis()
         self._prepare_database(migrate=not options["no_migrate"])
-        supervisor.add(Child("web", web_command(settings.PORT), {"DOCORA_PROCESS": "web"}))
+        listener = listening_socket()
+        supervisor.add(Child("web", web_command(listener), {"DOCORA_PROCESS": "web"}, listener=listener))
         for number in range(options["workers"]):
             # Every second worker prefers maintenance to bulk work, so that neither waits for the other for ever.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")

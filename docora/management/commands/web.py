@@ -7,8 +7,14 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from docora.cli.main import add_instance_options
 from docora.conf import installation
 from docora.db import schema
-from docora.server.supervisor import port_is_taken, python_path, taken_port, web_command
-from docora.server.web import socket_is_given
+from docora.server.supervisor import (
+    listening_socket,
+    port_is_taken,
+    python_path,
+    socket_is_given,
+    taken_port,
+    web_command,
+)
 
 
 class Command(BaseCommand):
@@ -23,8 +29,10 @@ class Command(BaseCommand):
             raise CommandError(taken_port())
         # Without its database it is worth something: the documentation, and probes that say what is wrong.
         schema.wait_until_migrated(self.stderr.write, wait_for_database=False)
-        command = web_command(settings.PORT)
-        # In place of this process, so that signals and the given socket reach the server itself. Each process that it
-        # starts reads `.env` as it is then.
+        listener = listening_socket()
+        listener.set_inheritable(True)
+        command = web_command(listener)
+        # Replace this process, so that signals reach the manager, which needs no Django. Each web process that it starts
+        # reads `.env` anew.
         environment = installation.given | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()}
         os.execve(command[0], command, environment)  # noqa: S606

@@ -1,0 +1,99 @@
+"""Runs one web process on a listening socket, and replaces it on SIGHUP.
+
+The socket outlives the web process, so clients that connect during a replacement wait in its queue. SIGHUP starts a new
+process, which reads the current code and `.env`, and stops the old one when the new one has loaded the application. If it
+fails to load, nothing is replaced. SIGINT and SIGTERM stop everything. If the web process dies, this one exits too, and the
+supervisor restarts both.
+
+    python -m docora.server.web_manager LISTENER THREADS APPLICATION
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from docora.process import die_with_parent
+
+_SIGNALS = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+_START_SECONDS = 60.0
+_STOP_SECONDS = 11.0  # a web process drains for 10
+
+
+def main(listener: str, threads: str, application: str) -> int:
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler it may be discarded, and sigwait would miss it
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    current = _start(listener, threads, application)
+    draining: list[subprocess.Popen[bytes]] = []
+    while current:
+        match signal.sigwait(_SIGNALS):
+            case signal.SIGHUP:
+                problem = _why_it_cannot_start()
+                new = None if problem else _start(listener, threads, application)
+                if new:
+                    current.terminate()
+                    draining.append(current)
+                    current = new
+                else:
+                    text = f"Nothing is replaced: the web process stays as it is. {problem}"
+                    print(text.strip(), file=sys.stderr, flush=True)  # noqa: T201
+            case signal.SIGCHLD:
+                draining = [process for process in draining if process.poll() is None]
+                if current.poll() is not None:
+                    break
+            case _:
+                os.close(int(listener))  # if no other process has it, new clients are refused instead of reset later
+                _end([*draining, current])
+                return 0
+    return 1
+
+
+def _start(listener: str, *arguments: str) -> subprocess.Popen[bytes] | None:
+    """Return a web process that has loaded its application, or None if it failed or took too long."""
+    ready, theirs = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "docora.server.web", listener, str(theirs), *arguments],
+        pass_fds=[int(listener), theirs],
+        preexec_fn=_prepare,
+    )
+    os.close(theirs)
+    with open(ready, "rb", buffering=0) as pipe:  # noqa: PTH123  a descriptor
+        if select.select([pipe], [], [], _START_SECONDS)[0] and pipe.read(1):
+            return process
+    process.kill()
+    process.wait()
+    return None
+
+
+def _prepare() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    die_with_parent(signal.SIGTERM)
+
+
+def _why_it_cannot_start() -> str:
+    """Return what is wrong with the current code and settings, as a sentence; empty if nothing is."""
+    try:
+        check = subprocess.run([sys.executable, "-m", "docora", "check"], stderr=subprocess.PIPE, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "manage.py check did not end within a minute."
+    return (check.stderr.strip() or "manage.py check failed.") if check.returncode else ""
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + _STOP_SECONDS
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))

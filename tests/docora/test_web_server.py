@@ -1,0 +1,324 @@
+"""The web process over real sockets: slow clients, large answers, shutdown, and HTTP."""
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.wsgi import get_wsgi_application
+
+from docora.server.web import WebServer
+from tests.support.receiver import wait_for
+from tests.support.web import THREADS, WebProcess, everything, request, wait_until_closed
+
+MB = 1_000_000
+type Start = Callable[..., WebProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start web processes with the given limits. Their logs must contain no traceback."""
+    started: list[WebProcess] = []
+
+    def start(**limits: float) -> WebProcess:
+        started.append(WebProcess(**limits))
+        return started[-1]
+
+    yield start
+    for web in started:
+        assert "Traceback" not in web.close()
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[WebProcess]:
+    """A web process with the limits of production."""
+    web = WebProcess()
+    yield web
+    assert "Traceback" not in web.close()
+
+
+def median_health(web: WebProcess, count: int = 9) -> float:
+    return sorted(web.seconds_of_health() for _ in range(count))[count // 2]
+
+
+def read_answer(connection: socket.socket) -> tuple[http.client.HTTPResponse, bytes]:
+    """Read one answer with its body, and nothing after it."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer, answer.read()
+
+
+# --- Slow clients ------------------------------------------------------------------------------------------------------
+
+
+def test_300_connections_that_send_a_byte_a_minute(start: Start) -> None:
+    """They use no thread, and are closed at the deadline of a request, however many bytes they have sent."""
+    web = start(request_seconds=4.0)
+    starts = [b"", b"G", b"\r\n", request("/health")[:-2], request("/health", "POST", b"{}")[:-1]]
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(web.connect(starts[number % len(starts)])) for number in range(300)]
+        assert median_health(web) < 1
+        assert web.connections() >= 300
+        wait_until_closed(slow, 30)
+        assert web.connections() == 0
+
+
+def test_bytes_do_not_extend_the_deadline(start: Start) -> None:
+    web = start(request_seconds=1.5)
+    with web.connect() as partial, web.connect() as empty_lines:
+        began = time.monotonic()
+        for sent, connection in [(b"x", partial), (b"\r\n", empty_lines)]:
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < began + 20:
+                    connection.sendall(sent)
+                    time.sleep(0.1)
+        assert time.monotonic() < began + 20
+
+
+def test_the_deadline_starts_anew_with_each_request(start: Start) -> None:
+    web = start(request_seconds=2.0)
+    with web.connect() as connection:
+        for _ in range(4):
+            connection.sendall(request("/health", "POST", b"{}")[:-1])
+            time.sleep(0.8)
+            connection.sendall(b"}")
+            answer, body = read_answer(connection)
+            assert (answer.status, json.loads(body)["length"]) == (200, 2)
+
+
+def test_a_slow_view_has_no_deadline(start: Start) -> None:
+    web = start(request_seconds=1.0, unread_seconds=1.0)
+    with web.connect(request("/sleep?n=3")) as connection:
+        assert read_answer(connection)[0].status == 200
+
+
+@pytest.mark.parametrize(("size", "patience"), [(12 * MB, 6.0), (60 * MB, 12.0)], ids=["12 MB", "60 MB"])
+def test_20_clients_that_do_not_read_their_answer(start: Start, size: int, patience: float) -> None:
+    """There are more clients than threads. Their answers wait in files until the clients are closed."""
+    web = start(unread_seconds=patience)
+    with contextlib.ExitStack() as stack:
+        asked = request(f"/bytes?n={size}")
+        unread = [stack.enter_context(web.connect(asked, window=65536)) for _ in range(20)]
+        assert len(unread) > THREADS
+        began = time.monotonic()
+        wait_for(lambda: web.seconds_of_health() < 1, 60)  # the answers are complete
+        assert median_health(web) < 1
+        assert time.monotonic() < began + patience  # so no thread had to wait until a client was closed
+        wait_for(lambda: web.connections() == 0, 60, 0.1)
+        for connection in unread:
+            assert 0 < len(everything(connection)) < size
+    assert web.peak_memory() < 200 * MB
+
+
+def test_threads_that_wait_for_clients_are_released(start: Start) -> None:
+    """A thread waits if more than the high watermark is buffered: neither for a client that reads nothing, nor for a slow one."""
+    web = start(_HIGH_WATERMARK=MB, unread_seconds=2.0)
+    enough = threading.Event()
+
+    def read_slowly(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while connection.recv(20_000) and not enough.wait(0.1):
+                pass
+
+    with contextlib.ExitStack() as stack:
+        asked = request(f"/bytes?n={40 * MB}")
+        clients = [stack.enter_context(web.connect(asked, window=65536)) for _ in range(THREADS)]
+        reader = threading.Thread(target=read_slowly, args=clients[:1])
+        reader.start()
+        try:
+            assert web.seconds_of_health() > 0.5  # no thread was free
+            wait_for(lambda: web.connections() == 0, 30, 0.1)
+        finally:
+            enough.set()
+            reader.join()
+
+
+def test_a_client_that_reads_slowly_gets_everything(start: Start) -> None:
+    web = start(unread_seconds=1.0)
+    size = 5 * MB
+    with web.connect(request(f"/bytes?n={size}", close=True), window=65536) as connection:
+        received = 0
+        while piece := connection.recv(50_000):
+            received += len(piece)
+            time.sleep(0.1)
+    assert received > size
+
+
+def test_a_client_that_disconnects_leaves_nothing_behind(start: Start) -> None:
+    web = start()
+    for sent in (request("/bytes?n=60000000"), request("/health", "POST", b"x" * MB)[: MB // 2]):
+        web.connect(sent).close()
+    wait_for(lambda: web.connections() == 0, 20)
+
+
+# --- Shutdown ----------------------------------------------------------------------------------------------------------
+
+
+def test_shutdown_without_connections(start: Start) -> None:
+    web = start()
+    web.stop()
+    assert web.process.wait(10) == 0
+
+
+def test_shutdown_finishes_requests_and_answers(start: Start) -> None:
+    web = start()
+    size = 12 * MB
+    with (
+        web.connect(request("/health", "POST", b"{}")[:-1]) as partial,
+        web.connect(request("/sleep?n=2")) as working,
+        web.connect(request(f"/bytes?n={size}"), window=65536) as unflushed,
+        web.connect() as accepted,
+    ):
+        wait_for(lambda: web.connections() == 4, 20)
+        assert unflushed.recv(1)
+        web.stop()
+        time.sleep(0.3)
+        accepted.sendall(request("/health"))
+        time.sleep(0.7)
+        assert web.process.poll() is None
+        partial.sendall(b"}")
+        for connection in (accepted, partial, working):
+            answer = everything(connection)
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            assert b"\r\nConnection: close\r\n" in answer
+        assert len(everything(unflushed)) > size
+        assert web.process.wait(10) == 0
+
+
+def test_shutdown_closes_idle_connections(start: Start) -> None:
+    web = start(settle_seconds=0.5)
+    with web.connect() as silent, web.connect(request("/health")) as kept:
+        assert read_answer(kept)[0].status == 200
+        wait_for(lambda: web.connections() == 2, 20)
+        web.stop()
+        assert web.process.wait(8) == 0
+        assert everything(silent) == everything(kept) == b""
+
+
+def test_shutdown_is_bounded(start: Start) -> None:
+    web = start(drain_seconds=1.5)
+    asked = [b"G", request(f"/bytes?n={12 * MB}"), request("/sleep?n=60")]
+    with contextlib.ExitStack() as stack:
+        for sent in asked:
+            stack.enter_context(web.connect(sent, window=65536))
+        wait_for(lambda: web.connections() == len(asked), 20)
+        web.stop()
+        assert web.process.wait(20) == 0
+
+
+def test_shutdown_answers_connections_that_were_not_accepted_yet(start: Start) -> None:
+    """If no other process has the socket, closing it would reset them."""
+    web = start()
+    web.process.send_signal(signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(web.connect(request("/health"))) for _ in range(5)]
+        web.listener.close()
+        web.stop()
+        web.process.send_signal(signal.SIGCONT)
+        assert [everything(connection)[:15] for connection in waiting] == [b"HTTP/1.1 200 OK"] * 5
+    assert web.process.wait(10) == 0
+
+
+def test_shutdown_leaves_the_socket_to_other_processes(start: Start) -> None:
+    web = start()
+    with web.connect(b"G"):
+        wait_for(lambda: web.connections() == 1, 20)
+        web.stop()
+        time.sleep(0.5)
+        with web.connect(request("/health", close=True)) as later:
+            time.sleep(1)
+            with web.listener.accept()[0] as here:
+                here.sendall(b"from another process")
+            assert everything(later) == b"from another process"
+
+
+# --- HTTP --------------------------------------------------------------------------------------------------------------
+
+
+def test_keep_alive_and_pipelining(web: WebProcess) -> None:
+    with web.connect(request("/one") + request("/two") + request("/three", close=True)) as connection:
+        parts = everything(connection).split(b"HTTP/1.1 200 OK")[1:]
+    assert [json.loads(part.partition(b"\r\n\r\n")[2])["PATH_INFO"] for part in parts] == ["/one", "/two", "/three"]
+
+
+@pytest.mark.parametrize(("path", "answers"), [("/health", 2), ("/bytes?n=100000", 1)])
+def test_head_has_no_body(web: WebProcess, path: str, answers: int) -> None:
+    """An answer without a length ends its connection."""
+    with web.connect(request(path, "HEAD") + request(path, "HEAD", close=True)) as connection:
+        parts = everything(connection).split(b"HTTP/1.1 200 OK")[1:]
+    assert len(parts) == answers
+    assert all(part.endswith(b"\r\n\r\n") and part.count(b"\r\n\r\n") == 1 for part in parts)
+    assert all((b"\r\nContent-Length: " in part) == (path == "/health") for part in parts)
+
+
+def test_a_chunked_body_arrives_whole(web: WebProcess) -> None:
+    body = b"4\r\nwait\r\n3\r\nres\r\n0\r\n\r\n"
+    sent = request("/", "POST", close=True, headers="Transfer-Encoding: chunked\r\n") + body
+    with web.connect(sent) as connection:
+        asked = json.loads(read_answer(connection)[1])
+    assert (asked["length"], asked["CONTENT_LENGTH"]) == (7, "7")
+
+
+def test_expect_100_continue(web: WebProcess) -> None:
+    sent = request("/", "POST", b"{}", close=True, headers="Expect: 100-continue\r\n")
+    with web.connect(sent[:-2]) as connection:
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(sent[-2:])
+        assert json.loads(read_answer(connection)[1])["length"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"no request\r\n\r\n", 400),
+        (request("/", headers="Content-Length: many\r\n"), 400),
+        (request("/", "POST", headers="Content-Length: 99999999\r\n"), 413),
+        (request("/", headers=f"X: {'x' * 300_000}\r\n"), 431),
+        (request("/", "POST", headers="Transfer-Encoding: gzip\r\n"), 501),
+    ],
+    ids=["request line", "length", "large body", "large head", "encoding"],
+)
+def test_errors_are_json(web: WebProcess, sent: bytes, status: int) -> None:
+    with web.connect(sent) as connection:
+        answer, body = read_answer(connection)
+    assert (answer.status, answer.getheader("Content-Type")) == (status, "application/json")
+    assert set(json.loads(body)) == {"error"}
+
+
+def test_the_server_does_not_name_itself(web: WebProcess) -> None:
+    with web.connect(request("/health")) as connection:
+        assert read_answer(connection)[0].getheader("Server") is None
+
+
+def test_forwarded_headers_reach_the_application(web: WebProcess) -> None:
+    sent = request("/", close=True, headers="X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n")
+    with web.connect(sent) as connection:
+        asked = json.loads(read_answer(connection)[1])
+    assert (asked["HTTP_X_FORWARDED_FOR"], asked["HTTP_X_FORWARDED_PROTO"]) == ("192.0.2.1", "https")
+    assert (asked["REMOTE_ADDR"], asked["wsgi.url_scheme"]) == ("127.0.0.1", "http")
+
+
+@pytest.mark.parametrize(("trusted", "status"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 301)])
+def test_x_forwarded_proto_counts_from_trusted_proxies_only(settings: Any, trusted: str, status: int) -> None:
+    """If it did not count, https would be redirected to https for ever."""
+    settings.SECURE_SSL_REDIRECT = True
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network(trusted)]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        server = WebServer(get_wsgi_application(), listener, 1)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            with socket.create_connection(address, timeout=30) as connection:
+                connection.sendall(request("/openapi.json", close=True, headers="X-Forwarded-Proto: https\r\n"))
+                assert read_answer(connection)[0].status == status
+        finally:
+            server.stop()
+            thread.join(20)
