@@ -180,8 +180,8 @@ install_with_pip() {
     "$VENV/bin/python" -m pip install --quiet --no-input --require-hashes -r requirements-dev.txt
 }
 
-# Prints what .venv should hold, or nothing if its interpreter does not run. Covers everything that makes .venv useless:
-# changed lock files, another interpreter behind the same link, a moved folder (the scripts contain its old path).
+# Prints a fingerprint, or nothing if the interpreter of .venv does not run. It covers everything that would make .venv
+# useless: changed lock files, another interpreter behind the same link, a moved folder (the scripts contain its old path).
 fingerprint() {
     "$VENV/bin/python" -I -S -c '
 import hashlib, sys

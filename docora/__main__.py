@@ -1,4 +1,4 @@
-"""`python -m docora …` is `docora …`, or `manage.py …` in a checkout."""
+"""`python -m docora …` does the same as `docora …`, and as `manage.py …` in a checkout."""
 
 from docora.cli.main import main
 

@@ -1,7 +1,7 @@
 """Exponential backoff."""
 
 MAX_WAIT_SECONDS = 3600.0
-"""The longest wait, whether it comes from the backoff or from a `Retry-After` header."""
+"""The longest wait, whether the backoff or a `Retry-After` header asks for it."""
 
 
 def backoff(attempt: int, *, base: float, jitter: float, longest: float = MAX_WAIT_SECONDS) -> float:

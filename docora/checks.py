@@ -12,8 +12,8 @@ from docora.http.addresses import Network
 
 _METADATA = [ip_address(address) for address in ("169.254.169.254", "168.63.129.16", "fd00:ec2::254")]
 _LOOPBACK = [ip_address(address) for address in ("127.0.0.1", "::1")]
-_WIDE = {4: 16, 6: 48}
-"""IP version → a network with a shorter prefix than this is larger than one site."""
+_SHORTEST_PREFIX = {4: 16, 6: 48}
+"""Maps the IP version to a prefix length. A network with a shorter prefix is larger than one site."""
 _SECRET_KEY_BITS, _ENCRYPTION_KEY_BITS = 100, 60
 _MAKE_KEY = 'python3 -c "import secrets; print(secrets.token_urlsafe(50))"'
 
@@ -54,8 +54,8 @@ def check_proxies(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     if settings.HTTPS and not settings.TRUSTED_PROXIES:
         return [
             Error(
-                "PUBLIC_URL is https, but TRUSTED_PROXIES is empty: Docora does not believe any proxy that a request came "
-                "over https, and redirects every request forever.",
+                "PUBLIC_URL is https, but TRUSTED_PROXIES is empty: Docora does not trust any proxy that says a request came "
+                "over https, so it redirects every request forever.",
                 hint="Set TRUSTED_PROXIES to the address of the reverse proxy, such as 127.0.0.1/32.",
                 id="docora.E004",
             )
@@ -87,7 +87,7 @@ def _check_private_network(network: Network) -> list[CheckMessage]:
     if any(address in network for address in _LOOPBACK):
         text = f"ALLOWED_PRIVATE_NETWORKS has {network}: outbound calls reach every service on this machine."
         return [Warning(text, hint="Remove it unless apps or git hosts run on this machine.", id="docora.W003")]
-    if network.prefixlen < _WIDE[network.version]:
+    if network.prefixlen < _SHORTEST_PREFIX[network.version]:
         text = f"ALLOWED_PRIVATE_NETWORKS has {network}, which is wide: outbound calls reach all of it."
         return [Warning(text, hint=narrow, id="docora.W004")]
     return []
@@ -96,7 +96,7 @@ def _check_private_network(network: Network) -> list[CheckMessage]:
 @register(Tags.security, deploy=True)
 def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
-    if settings.SECRET_KEY.startswith("django-insecure-") or _bits(settings.SECRET_KEY) < _SECRET_KEY_BITS:
+    if settings.SECRET_KEY.startswith("django-insecure-") or _max_entropy_bits(settings.SECRET_KEY) < _SECRET_KEY_BITS:
         messages.append(
             Error(
                 "SECRET_KEY is short or repetitive: sessions signed with it can be forged.",
@@ -105,7 +105,7 @@ def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
             )
         )
     for place, key in enumerate(settings.ENCRYPTION_KEYS, 1):
-        if _bits(key) < _ENCRYPTION_KEY_BITS:
+        if _max_entropy_bits(key) < _ENCRYPTION_KEY_BITS:
             messages.append(
                 Error(
                     f"Number {place} of ENCRYPTION_KEYS is short or repetitive: anyone who has the database can guess it.",
@@ -116,7 +116,9 @@ def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
-def _bits(key: str) -> float:
-    """Return an upper bound of the key's entropy, from its length and its number of different characters. It finds keys
-    that a person typed; it cannot prove that a key is random."""
+def _max_entropy_bits(key: str) -> float:
+    """Return an upper bound of the key's entropy, from its length and its number of different characters.
+
+    This detects keys that a person typed. It cannot prove that a key is random.
+    """
     return len(key) * math.log2(max(1, len(set(key))))

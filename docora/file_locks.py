@@ -1,7 +1,7 @@
 """File locks between the processes of one machine. The kernel releases a lock when its last holder ends.
 
-The holder of an exclusive lock may delete the lock file: a process that has opened the old file notices and opens the
-new one.
+The holder of an exclusive lock may delete the lock file. A process that has already opened the old file notices this and
+opens the new one.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ def die_with_parent(sig: int = signal.SIGKILL) -> None:
 
 
 def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
-    """Do the same, and end at once if the parent with this PID has already ended."""
+    """Do the same, and kill this process now if the parent with this PID has already ended."""
     die_with_parent(sig)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), sig)

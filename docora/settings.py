@@ -30,8 +30,8 @@ installation.read_env_file()
 # --- Files -------------------------------------------------------------------------------------------------------------
 DATA_DIR = Path(text("DATA_DIR", default=str(Path.cwd() / "var"))).absolute()
 REPOS_DIR = Path(text("REPOS_DIR", default=str(DATA_DIR / "repos"))).absolute()
-# No limit by default: only the operator knows how much disk space mirrors may use, and with a limit that is too small
-# every sync fetches everything again, until the git host's rate limit applies.
+# No limit by default: only the operator knows how much disk space mirrors may use. If the limit is too small, every sync
+# fetches everything again until the git host limits the rate.
 REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
@@ -98,13 +98,13 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 elif os.environ.get("DOCORA_PROCESS") == "web":
-    # A pool for the web process only: workers fork for each job and would not reuse connections. Health checks replace
-    # connections that died with a restarted server. With one connection per thread, the timeout only applies while the
-    # database is down, and is shorter than that of typical probes.
+    # Only the web process has a pool: workers fork for each job and would not reuse connections. Health checks replace
+    # connections that broke when the server restarted. There is one connection per thread, so the timeout only matters
+    # while the database is down. It is shorter than that of typical probes.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 4}
 REDIS_URL = text("REDIS_URL", default="") or data_dir.embedded_redis_url(DATA_DIR)
-if not data_dir.is_redis_url(REDIS_URL):  # the message does not repeat it, because it may hold a password
+if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because it may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------

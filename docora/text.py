@@ -9,7 +9,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 def clean_text(text: str | bytes, limit: int = 500) -> str:
     """Make untrusted text (error bodies, git's stderr) safe to store and show, with at most `limit` characters.
 
-    PostgreSQL rejects NUL and UTF-8 cannot encode lone surrogates, so storing an error message could fail itself.
+    PostgreSQL rejects NUL, and UTF-8 cannot encode lone surrogates. Otherwise storing an error message could itself fail.
     """
     if isinstance(text, bytes):
         text = text[: limit * 4].decode("utf-8", "replace")
@@ -57,10 +57,10 @@ def can_be_id(text: str) -> bool:
 
 
 def parse_pk(text: str) -> int | None:
-    """Return the primary key in `text`, from a URL or form, or None if it is no number or does not fit a bigint."""
+    """Return the primary key in `text` (from a URL or form), or None if it is not a number or does not fit a bigint."""
     return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def parse_pks(text: str) -> list[int]:
-    """Return the primary keys in a comma-separated list, and drop what `parse_pk` does not accept."""
+    """Return the primary keys in a comma-separated list, without parts that `parse_pk` does not accept."""
     return [pk for part in text.split(",") if (pk := parse_pk(part)) is not None]

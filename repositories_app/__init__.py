@@ -1,4 +1,1 @@
-"""Git repositories: their URLs, mirrors and circuits.
-
-Knows nothing about client apps.
-"""
+"""Git repositories: their URLs, mirrors and circuit breakers. This package knows nothing about client apps."""

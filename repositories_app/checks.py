@@ -17,14 +17,14 @@ from docora.http.messages import name_of
 from docora.http.resolver import resolve
 from repositories_app.git.remote import new_client
 
-MIN_GIT = (2, 38)  # `cat-file -z` and the fixes of the `safe.directory` era
+MIN_GIT = (2, 38)  # has `cat-file -z` and the security fixes around `safe.directory`
 GIT_FIXES = "July 2025 (CVE-2025-48384, CVE-2025-48385)"
 GIT_FIXED = (
     (2, 43, 7), (2, 44, 4), (2, 45, 4), (2, 46, 4), (2, 47, 3), (2, 48, 2), (2, 49, 1), (2, 50, 1),
 )  # fmt: skip
-"""The releases that first have `GIT_FIXES` and all earlier security fixes, one per maintained series.
+"""For each maintained series, the first release with `GIT_FIXES` and all earlier security fixes.
 
-From git's release notes (`Documentation/RelNotes/2.50.1` and its neighbours)."""
+Source: git's release notes (`Documentation/RelNotes/2.50.1` and others)."""
 
 _FORBIDDEN = {
     "127.0.0.1": "127.0.0.1",
@@ -37,7 +37,7 @@ _FORBIDDEN = {
     "169.254.169.254": "169.254.169.254",
     "[fd00:ec2::254]": "fd00:ec2::254",
 }
-"""Host as a URL can spell it → its address: loopback, private, link-local, and the metadata services of clouds."""
+"""Maps a host as written in a URL to its address: loopback, private, link-local, and cloud metadata services."""
 _LOOKUP_SECONDS = 5.0
 
 
@@ -82,8 +82,10 @@ def check_git_hosts(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage
 
 
 def check_git_fixes() -> list[CheckMessage]:
-    """Warn about a git without `GIT_FIXES`. It is no error: Docora makes bare, shallow fetches and uses none of the
-    features in which these flaws are."""
+    """Warn about a git without `GIT_FIXES`.
+
+    This is not an error: Docora makes bare, shallow fetches and uses none of the vulnerable features.
+    """
     version = git_version()
     if version is None or version < MIN_GIT:
         return check_git()
@@ -105,8 +107,10 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def check_outbound_client() -> list[CheckMessage]:
-    """Ask the outbound client for addresses that are not allowed. It never dials an address that it refuses, so this does
-    not leave the machine."""
+    """Check that the outbound client refuses addresses that are not allowed.
+
+    It does not dial an address that it refuses, so nothing leaves this machine.
+    """
     hosts = [host for host, address in _FORBIDDEN.items() if blocked_reason(address, settings.ALLOWED_PRIVATE_NETWORKS)]
     if not hosts:
         text = "ALLOWED_PRIVATE_NETWORKS lets the outbound client call every private address."
@@ -125,13 +129,13 @@ def check_outbound_client() -> list[CheckMessage]:
 
 
 def _is_refused(client: HttpClient, host: str) -> bool:
-    """Return whether the host is not called. A spelling that does not resolve here (`Cause.DNS`) is not called either."""
+    """Return whether the client refuses to call the host. A spelling that does not resolve (`Cause.DNS`) counts as refused."""
     outcome = client.request(Request("HEAD", f"https://{host}/", connect_timeout=1.0, timeout=1.0))
     return outcome.cause in {Cause.REFUSED_ADDRESS, Cause.DNS}
 
 
 def check_git_host_answers() -> list[CheckMessage]:
-    """Check that the first allowed git host resolves and answers. Any status will do: its repositories are not known."""
+    """Check that the first allowed git host resolves and answers. Any status counts, because no repository is requested."""
     if not settings.ALLOWED_GIT_HOSTS:
         return []
     host = _authority(settings.ALLOWED_GIT_HOSTS[0])
@@ -155,5 +159,5 @@ def check_git_host_answers() -> list[CheckMessage]:
 
 
 def _authority(entry: str) -> str:
-    """Return an entry of ALLOWED_GIT_HOSTS as a URL spells it: the setting accepts an IPv6 address without brackets."""
+    """Return an entry of ALLOWED_GIT_HOSTS as written in a URL. The setting accepts IPv6 addresses without brackets."""
     return f"[{entry}]" if entry.count(":") > 1 and not entry.startswith("[") else entry

@@ -1,4 +1,4 @@
-"""What is watched: one row per git repository, however many apps watch it, and what its tree was like."""
+"""Git repositories, one row each however many apps watch it, and snapshots of their trees."""
 
 from django.db import models
 from django.utils import timezone
@@ -11,10 +11,10 @@ def new_repository_id() -> str:
 
 
 class Repository(models.Model):
-    """A git repository, identified by its canonical URL. Its mirror lies in `REPOS_DIR` under `repository_id`.
+    """A git repository, identified by its canonical URL. Its mirror is `REPOS_DIR/{repository_id}.git`.
 
-    `twin` is 0, but for what an import brought under a further id of its own: the existing service took each spelling of
-    a URL for another repository, and client apps know all of these ids. A new watch gets number 0.
+    `twin` numbers the rows of one URL. It is 0 except for imported rows: the existing service treated each spelling of a
+    URL as a repository of its own, and client apps know all of these ids. New watches use the row with number 0.
     """
 
     repository_id = models.CharField(max_length=50, unique=True, default=new_repository_id, editable=False)
@@ -57,7 +57,7 @@ class Repository(models.Model):
 
 
 class Snapshot(models.Model):
-    """The tree of one commit as it was planned from: what the confirmation pages and lists count with."""
+    """The size of a commit's tree when it was planned. Confirmation pages and lists show these numbers."""
 
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="snapshots")
     commit_sha = models.CharField(max_length=64)

@@ -1,4 +1,4 @@
-"""Verbs about repositories: find or create, and the circuit breaker."""
+"""Find or create repositories, record their snapshots, and operate their circuit breakers."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,17 +15,17 @@ from repositories_app.models import Repository, Snapshot
 
 
 def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
-    """The row of this repository, whichever spelling of its URL was used."""
+    """Return the repository's row, whichever spelling of the URL was used. Create the row if there is none."""
     repository, created = Repository.objects.get_or_create(
         canonical_url=url.canonical, twin=0, defaults={"owner": url.owner, "name": url.name, "is_private": is_private}
     )
     if not created:
-        note_privacy(repository, is_private=is_private)
+        record_privacy(repository, is_private=is_private)
     return repository
 
 
-def note_privacy(repository: Repository, *, is_private: bool) -> None:
-    """Whether it was private when git was asked last."""
+def record_privacy(repository: Repository, *, is_private: bool) -> None:
+    """Record whether the repository was private when git last checked."""
     if repository.is_private != is_private:
         repository.is_private = is_private
         repository.save(update_fields=["is_private", "updated_at"])
@@ -38,30 +38,36 @@ def mirror_of(repository: Repository) -> Mirror:
 def record_snapshot(
     repository: Repository, commit: str, branch: str, files: int, size: int, *, for_all: bool = True
 ) -> None:
-    """What the tree of `commit` was like; one row per commit, the newest kept. Not `for_all`: one watch's own rules have
-    changed the numbers, which are better than none and never replace others."""
-    facts = {"branch": branch, "file_count": files, "total_bytes": size}
+    """Record the size of a commit's tree, in one row per commit.
+
+    Pass `for_all=False` if a watch's own rules have changed the numbers. They are better than none, but do not replace
+    existing ones.
+    """
+    fields = {"branch": branch, "file_count": files, "total_bytes": size}
     record = Snapshot.objects.update_or_create if for_all else Snapshot.objects.get_or_create
-    record(repository=repository, commit_sha=commit, defaults=facts)
+    record(repository=repository, commit_sha=commit, defaults=fields)
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """What a failure did to a repository's circuit: `opened` just now, and `open_for` so many seconds (0: closed)."""
+    """The circuit after a failure. `opened`: this failure opened it. `open_for`: seconds that it stays open, 0 if closed."""
 
     opened: bool
     open_for: float
 
 
 def record_failure(repository: Repository, error: GitError) -> Circuit:
-    """Count a failure that concerns every watcher, once per check round however many watch, and open the circuit at
-    the threshold. An attempt after the cool-down that fails too prolongs the same opening."""
-    round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
+    """Count a failure that affects all watches, and open the circuit at the threshold.
+
+    However many watches fail, only one failure is counted per rescan round. If an attempt after the cooldown fails too,
+    the circuit stays open for another cooldown and does not count as opened again.
+    """
+    half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)
     cooldown = settings.CIRCUIT_BREAKER_COOLDOWN_SECONDS
     until = Now() + timedelta(seconds=cooldown)
     rows = Repository.objects.filter(pk=repository.pk)
     rows.update(last_error=str(error), last_error_cause=error.cause.value)
-    rows.filter(Q(last_failure_at=None) | Q(last_failure_at__lte=round_ago)).update(
+    rows.filter(Q(last_failure_at=None) | Q(last_failure_at__lte=half_a_round_ago)).update(
         consecutive_failures=F("consecutive_failures") + 1, last_failure_at=Now()
     )
     failing = rows.filter(consecutive_failures__gte=settings.CIRCUIT_BREAKER_THRESHOLD)
@@ -73,8 +79,10 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
 
 
 def close_circuit(repository: Repository) -> bool:
-    """The repository can be read, or a person says so: the circuit closes and the count starts over. Whether that ends a
-    cool-down that held others back."""
+    """Close the circuit and reset its failure count: the repository can be read again, or a user has reset the circuit.
+
+    Return whether this ended a cooldown that was still running.
+    """
     rows = Repository.objects.filter(pk=repository.pk)
     closed = rows.exclude(consecutive_failures=0, circuit_open_until=None).update(
         consecutive_failures=0, circuit_open_until=None, last_failure_at=None, last_error="", last_error_cause=""

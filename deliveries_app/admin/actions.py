@@ -1,4 +1,4 @@
-"""The bulk actions re-sync and retry: each redirects to a confirmation page, which then runs it."""
+"""The bulk actions "re-sync" and "retry". Each redirects to a confirmation page, which then runs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 @dataclass(frozen=True)
 class Scope:
-    """What the selection is called in the operation's title: all watches of `app`, or `title`, or neither."""
+    """How to title the operation: after `app` if all of its watches are selected, else `title`, else by the count."""
 
     app: App | None = None
     title: str = ""
@@ -43,8 +43,8 @@ class Scope:
 class BulkAction:
     """An action on one or many watches.
 
-    `applicable` keeps the watches of a selection that the action makes sense for. `run_single` acts on one watch,
-    `run_many` starts one bulk operation for several.
+    `applicable` keeps the watches of a selection that the action applies to. `run_single` acts on one watch, `run_many`
+    starts one bulk operation for several.
     """
 
     slug: str
@@ -64,19 +64,19 @@ class BulkAction:
 
 
 class BulkAdmin[M: Model](DocoraAdmin[M]):
-    """A model admin whose rows stand for watches; `watch_field` is the field of `AppRepository` that refers to a row.
+    """A model admin whose rows stand for watches. `watch_field` is the field of `AppRepository` that refers to a row.
 
-    The view permission on the model and the action's own permission are enough to run an action.
+    To run an action, a user needs the view permission on the model and the action's own permission.
     """
 
     watch_field: str
 
     def watches_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
-        """Return the watches that the rows stand for."""
+        """Return the watches of these rows."""
         return AppRepository.objects.filter(**{f"{self.watch_field}__in": queryset.order_by().values("pk")})
 
     def app_of(self, queryset: QuerySet[M]) -> App | None:
-        """Return the app if the rows stand for all watches of one app."""
+        """Return the app if the rows cover all watches of one app."""
         return None
 
     def scope_of(self, request: HttpRequest, queryset: QuerySet[M]) -> Scope:

@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, error_into, posted
+from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, add_service_error, post_data
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import App
 from deliveries_app.services import NotFound, keys, pinging, tokens
@@ -24,7 +24,7 @@ ONBOARDED, NEW_TOKEN, NEW_KEY = "app", "app token", "app key"
 
 @dataclass(frozen=True)
 class ConfirmedChange:
-    """A change to an app's secrets that takes a confirmation and no input."""
+    """A change to an app's secrets that needs confirmation but no input."""
 
     slug: str
     title: str
@@ -33,7 +33,7 @@ class ConfirmedChange:
     done_message: str
     run: Callable[[Actor, App], object]
     blocked_reason: Callable[[App], str] | None = None
-    """Returns why the change is not possible now, an empty string if it is."""
+    """Return why the change is not possible now, or an empty string if it is."""
 
 
 def _retire_key_blocked(app: App) -> str:
@@ -87,7 +87,7 @@ CONFIRMED_CHANGES = (
 
 
 class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
-    """On each page, GET asks for confirmation and POST acts."""
+    """The pages that change an app's secrets. On each, GET asks for confirmation and POST acts."""
 
     secrets_template = "admin/deliveries_app/app/secrets.html"
     secrets_titles = {
@@ -115,7 +115,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         return {"app": owner, "can_ping": can_ping, "public_url": settings.PUBLIC_URL}
 
     def rotate_token(self, request: HttpRequest, app: App) -> HttpResponse:
-        form = RotateTokenForm(posted(request))
+        form = RotateTokenForm(post_data(request))
         if request.method == "POST" and form.is_valid():
             overlap = timedelta(hours=int(form.cleaned_data["overlap"]))
             try:
@@ -124,15 +124,15 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 return self._warn(request, app, error)
             return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
         template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
-        return self.ask(request, app, "Rotate token", "Make a new token", template, form=form, tokens=live)
+        return self.render_question(request, app, "Rotate token", "Make a new token", template, form=form, tokens=live)
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
-        form = RotateKeyForm(posted(request))
+        form = RotateKeyForm(post_data(request))
         if request.method == "POST" and form.is_valid():
             try:
                 new = keys.start_key_rotation(Actor.of_request(request), app, form.cleaned_data["client_auth_key"])
             except ValidationError as error:
-                error_into(form, error)
+                add_service_error(form, error)
             except (keys.KeyRotationError, NotFound) as error:
                 return self._warn(request, app, error)
             else:
@@ -140,7 +140,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         if app.is_rotating_key:
             return self._warn(request, app, "The key is already being rotated. First retire the old key, or cancel.")
         template = "admin/deliveries_app/app/rotate_key.html"
-        return self.ask(request, app, "Rotate signing key", "Make a new key", template, form=form)
+        return self.render_question(request, app, "Rotate signing key", "Make a new key", template, form=form)
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
@@ -152,7 +152,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             return HttpResponseRedirect(self.page_of(app))
         if change.blocked_reason and (reason := change.blocked_reason(app)):
             return self._warn(request, app, reason)
-        return self.ask(request, app, change.title, change.button, paragraphs=change.paragraphs)
+        return self.render_question(request, app, change.title, change.button, paragraphs=change.paragraphs)
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
         self.message_user(request, str(message), messages.WARNING)

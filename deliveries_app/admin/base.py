@@ -20,7 +20,7 @@ else:
 
 
 class DocoraAdmin[M: Model](ModelAdmin[M]):
-    """Lists have a plain title and never count a whole table.
+    """A model admin whose lists have a plain title and never count a whole table.
 
     With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`
     returns its context.
@@ -82,10 +82,10 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
         """Return the URL of the row's change page."""
         return reverse(f"admin:{self.url_name('change')}", args=[obj.pk])
 
-    def ask(
+    def render_question(
         self, request: HttpRequest, obj: M, title: str, button: str, template: str = "docora/question.html", **more: Any
     ) -> TemplateResponse:
-        """Render a page that says what its button will do, with the fields of `form` if there is one."""
+        """Render a page that says what its button will do, with the fields of `form` if one is given."""
         form = more.get("form")
         context = {
             **self.admin_site.each_context(request),

@@ -3,9 +3,8 @@
 A page rendered in response to the action's POST would be lost on refresh. So the action redirects to the confirmation
 page, with the ids of the rows or, for "select all N", with the list's filters. GET shows the impact, POST acts.
 
-The form carries a digest of the selected rows and the number of their files. If the selection has changed since the
-page was rendered, or its files have grown by more than a tenth, the user is asked again. A status that changed is no
-reason to ask again.
+The form carries a digest of the selected rows and the number of their files. The user is asked again if the selection
+has changed since the page was rendered, or if it now has over a tenth more files. A changed status does not matter.
 """
 
 import copy
@@ -24,7 +23,7 @@ from docora.text import parse_pks
 
 CHANGED = "The selection has changed since this page was shown. Check the numbers again."
 ALLOWED_GROWTH = 1.1
-_NO_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
+_NOT_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
 
 
 def query_of_selection(request: HttpRequest) -> str:
@@ -44,7 +43,7 @@ def selected[M: Model](model_admin: "ModelAdmin[M]", request: HttpRequest) -> Qu
     if request.GET.get("all") != "1":
         return model_admin.get_queryset(request).filter(pk__in=parse_pks(request.GET.get("ids", "")))
     filters = request.GET.copy()
-    for name in _NO_FILTERS:
+    for name in _NOT_FILTERS:
         filters.pop(name, None)
     list_request = copy.copy(request)
     list_request.GET = filters  # type: ignore[assignment]

@@ -32,7 +32,7 @@ VIEW_PERMISSION = "deliveries_app.view_apprepository"
 APPS_OFFERED = 50
 
 
-def panel(request: HttpRequest, here: str) -> dict[str, Any]:
+def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
     """Return the context of `docora/failed.html#groups`, for one app if the list is filtered by app."""
     pk = app_pk(request)
     app = App.objects.filter(pk=pk).first() if pk is not None else None
@@ -88,7 +88,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class OperationFilter(admin.SimpleListFilter):
-    """Filter what an operation left failing. It is offered only after following a link from the operation's page."""
+    """Filter the watches that an operation left failing. Only links from the operation's page set it."""
 
     title = "operation"
     parameter_name = "operation"
@@ -107,7 +107,7 @@ class OperationFilter(admin.SimpleListFilter):
 
 
 def app_pk(request: HttpRequest) -> int | None:
-    """Return the key of the app that the list is filtered by."""
+    """Return the primary key of the app that the list is filtered by."""
     return parse_pk(request.GET.get("app", ""))
 
 
@@ -117,7 +117,7 @@ def operation_of(request: HttpRequest) -> BulkOperation | None:
 
 
 class FailedChangeList(ChangeList):
-    """Provides the query that the page polls with: its filters and the rows that it shows."""
+    """Provide the query string that the page polls with: its filters and the rows that it shows."""
 
     @property
     def live_query(self) -> str:
@@ -179,7 +179,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         here = request.get_full_path()
         operations = progress_context.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
-        context = {"operations": operations, "here": here, **panel(request, here), **(extra_context or {})}
+        context = {"operations": operations, "here": here, **panel_context(request, here), **(extra_context or {})}
         return super().changelist_view(request, context)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -233,7 +233,7 @@ def _cause(watch: AppRepository) -> SafeString:
 
 
 def _response(watch: AppRepository) -> SafeString | str:
-    """Return the status code and the beginning of the response, with all that is stored of it in a tooltip."""
+    """Return the status code and the start of the response. A tooltip has all of the response that is stored."""
     if watch.last_status_code is None:
         return ""
     start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
@@ -245,11 +245,11 @@ def _attempts(watch: AppRepository) -> SafeString:
     return format_html(
         '<span>{}</span><span class="quiet">{}</span>',
         "given up" if watch.has_given_up else used,
-        _next(watch),
+        _next_attempt(watch),
     )
 
 
-def _next(watch: AppRepository) -> SafeString | str:
+def _next_attempt(watch: AppRepository) -> SafeString | str:
     if watch.is_syncing:
         return "being tried now"
     if watch.app.paused:
@@ -276,12 +276,12 @@ _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
 
 
 def cell(name: str, watch: AppRepository, *, refresh: bool = False) -> SafeString:
-    """Return one cell of one row; with `refresh`, marked to replace the cell on the page."""
+    """Return one cell of a row. With `refresh`, htmx replaces the cell on the page."""
     return _cell(name, watch.pk, _CELLS[name](watch), refresh=refresh)
 
 
 def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
-    """Return the cell of a row's button. Polls leave it alone until the row stops failing."""
+    """Return the cell with a row's button. Polls replace it only once the row stops failing."""
     return _cell("action", watch.pk, button, refresh=False)
 
 
@@ -290,7 +290,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
     return format_html('<div id="failed-{}-{}" class="failed-{}"{}>{}</div>', name, pk, name, swap, content)
 
 
-def refreshed(pks: Sequence[int]) -> list[SafeString]:
+def refreshed_cells(pks: Sequence[int]) -> list[SafeString]:
     """Return the current cells of these rows. A row that no longer fails shows its status and no button."""
     rows = AppRepository.objects.alive().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in failures.with_state(rows)}

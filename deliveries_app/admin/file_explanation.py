@@ -25,7 +25,7 @@ _BADGES = {
     "absent": ("absent", "no such file"),
     "unknown": ("unknown", "not known"),
 }
-"""State → the badge's style and its label."""
+"""Maps a state to the badge's style and label."""
 
 
 class ExplainFileAdmin(DocoraAdmin[AppRepository]):
@@ -51,7 +51,7 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
 
 
 class FindWatchAdmin(DocoraAdmin[App]):
-    """Find the watch that the app page's form names, and redirect to its page."""
+    """The form on the app page: find the watch that the user named, and redirect to its page."""
 
     def get_urls(self) -> list[URLPattern]:
         return [self.object_page("why", require_GET(self.why), PERMISSION), *super().get_urls()]

@@ -1,4 +1,4 @@
-"""Forms for the input of services. The services validate it, and the forms show their errors."""
+"""Forms that collect the input of services. The services validate it, and the forms show their errors."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +34,20 @@ _KEY_HELP = "16 to 500 characters. Leave it empty to have one generated."
 _WEBSITE_HELP = "Optional. A page about the app for people to read."
 
 
-def posted(request: HttpRequest) -> QueryDict | None:
-    """Return the data that binds a form: that of any POST, even an empty one, else None."""
+def post_data(request: HttpRequest) -> QueryDict | None:
+    """Return the data to bind a form with: the POST data, even if it is empty, or None for other methods."""
     return request.POST if request.method == "POST" else None
 
 
-def error_into(form: forms.Form, error: Exception) -> None:
-    """Add a service's error to the field that its code names, else to the first field."""
+def add_service_error(form: forms.Form, error: Exception) -> None:
+    """Add a service's error to the field named by the error's code, or else to the first field."""
     code = getattr(error, "code", None)
     field = code if code in form.fields else next(iter(form.fields))
     form.add_error(field, error if isinstance(error, ValidationError) else str(error))
 
 
 class LongSelect(forms.Select):
-    """A select for thousands of options, rendered at once instead of from one template per option."""
+    """A select for thousands of options. Django would render a template for each option."""
 
     def render(
         self, name: str, value: Any, attrs: dict[str, Any] | None = None, renderer: BaseRenderer | None = None
@@ -140,7 +140,7 @@ class OnboardForm(AppRules, forms.Form):
         return validate_key(key) if key else ""
 
     def clean(self) -> None:
-        # The form is rendered again without the key. Submitted as it is, a generated key would replace the given one.
+        # After an error the form is rendered without the key. Submitting that form as it is would generate a different key.
         if self.errors and self.cleaned_data.get("client_auth_key"):
             self.add_error("client_auth_key", "Enter the key again. It is not shown after an error.")
 
@@ -149,12 +149,12 @@ class OnboardForm(AppRules, forms.Form):
         try:
             return onboard_app(actor, **self.cleaned_data)
         except ValidationError as error:
-            error_into(self, error)
+            add_service_error(self, error)
         return None
 
 
 class AppForm(AppRules, ModelForm):
-    """The settings of an app."""
+    """Edit the settings of an app."""
 
     class Meta:
         model = App
@@ -170,7 +170,7 @@ class AppForm(AppRules, ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Compare with the value that the page showed, not with the row: a worker may have paused the app since.
-        if "paused" in self.fields:  # absent with the view permission alone
+        if "paused" in self.fields:  # absent for users who can only view
             self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
 
     def clean_max_in_flight(self) -> int:
@@ -178,7 +178,7 @@ class AppForm(AppRules, ModelForm):
 
 
 class RotateTokenForm(forms.Form):
-    """How long the old token is still accepted."""
+    """Choose how long the old token is still accepted."""
 
     overlap = forms.ChoiceField(
         label="The old token",
@@ -193,7 +193,7 @@ class RotateTokenForm(forms.Form):
 
 
 class RotateKeyForm(forms.Form):
-    """The key that replaces the current one."""
+    """Enter the key that replaces the current one."""
 
     client_auth_key = forms.CharField(
         label="New signing key",
@@ -206,7 +206,7 @@ class RotateKeyForm(forms.Form):
 
 
 class GithubTokenForm(forms.Form):
-    """The token to read a repository with."""
+    """Replace the token that reads a repository."""
 
     github_token = forms.CharField(
         label="New token",
@@ -218,7 +218,7 @@ class GithubTokenForm(forms.Form):
 
 
 class PatternsForm(forms.Form):
-    """Ignore patterns of the watch, in addition to the repository's .docoraignore."""
+    """Edit the watch's ignore patterns, which apply in addition to the repository's .docoraignore."""
 
     patterns = forms.CharField(
         label="Patterns",

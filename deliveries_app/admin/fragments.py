@@ -1,4 +1,4 @@
-"""Permission checks for polled fragments, and the fragments that replace them."""
+"""Permission checks for polled fragments, and the notices shown when a check fails."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -23,7 +23,7 @@ def can_view_watches(user: AbstractBaseUser | AnonymousUser) -> bool:
 
 
 def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
-    """Show the fragment to staff who can view it. Otherwise, or if the object is gone, show a short notice."""
+    """Decorate a view of a fragment: show a short notice to users who cannot view it, or if its object is gone."""
 
     def decorate(view: View[P]) -> View[P]:
         @wraps(view)
@@ -43,10 +43,10 @@ def fragment[**P](can_view: CanView) -> Callable[[View[P]], View[P]]:
 
 
 def here(request: HttpRequest) -> str:
-    """Return the URL of the page that polls."""
+    """Return the URL path of the page that is polling."""
     return HtmxDetails(request).current_url_abs_path or ""
 
 
-def ids(request: HttpRequest) -> list[int]:
-    """Return the keys of the rows that a poll asks for."""
+def row_ids(request: HttpRequest) -> list[int]:
+    """Return the primary keys of the rows that a poll asks for."""
     return parse_pks(request.GET.get("ids", ""))[:MAX_LIVE_ROWS]

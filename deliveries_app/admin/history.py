@@ -23,7 +23,7 @@ from docora.web.csv_export import Cell, attachment
 class HistoryList(ChangeList):
     """A change list that searches only a window of recent rows if no index supports the filters.
 
-    `window_from` is the start of that window, None if all rows were searched.
+    `window_from` is the start of that window, or None if all rows were searched.
     """
 
     window_from: datetime | None = None
@@ -47,22 +47,22 @@ class HistoryList(ChangeList):
 
     @property
     def is_cut(self) -> bool:
-        """Whether there are more rows than the paginator counts."""
+        """Whether the paginator stopped counting, so that there may be more rows."""
         return bool(self.result_count >= widgets.BoundedPaginator.PAGES * self.list_per_page)
 
 
 class WholeList(HistoryList):
-    """A list without window and pages, for the export, which may take its time."""
+    """A list without a window or pages, for the export, which may take longer."""
 
     def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
         return rows
 
     def get_results(self, request: HttpRequest) -> None:
-        """Fetch no page."""
+        """Do nothing: the export reads the queryset itself."""
 
 
 class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
-    """A list with the newest rows first. It can be downloaded as filtered."""
+    """A list with the newest rows first, and a CSV download of the rows that match the filters."""
 
     change_list_template = "admin/deliveries_app/history/list.html"
     paginator = widgets.BoundedPaginator
@@ -88,7 +88,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
         return queryset, False  # the change list applies `search`
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """Allow the filters' parameters only: a lookup on any other column would scan the whole table."""
+        """Allow only the filters' parameters: a lookup on any other column would scan the whole table."""
         filters: Any = self.list_filter
         return any(lookup in spec.parameters for spec in filters)
 

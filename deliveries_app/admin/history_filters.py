@@ -43,7 +43,7 @@ class HistoryFilter(admin.ListFilter):
 
     @property
     def is_narrow(self) -> bool:
-        """Whether it selects so few rows (a few watches, one operation) that other filters need no index."""
+        """Whether the filter selects so few rows (a few watches, one operation) that the other filters need no index."""
         return False
 
     def expected_parameters(self) -> list[str | None]:
@@ -59,15 +59,15 @@ class HistoryFilter(admin.ListFilter):
         return queryset.filter(self.condition()) if self.used_parameters else queryset
 
     def choice(self, changelist: ChangeList, display: str, selected: bool, **values: str | None) -> dict[str, Any]:
-        """Return a link that sets the parameters to these values; None removes one."""
+        """Return a link that sets the parameters to these values. None removes a parameter."""
         given = dict.fromkeys(self.parameters) | values
         return {"selected": selected, "query_string": changelist.get_query_string(given), "display": display}
 
-    def everything(self, changelist: ChangeList) -> dict[str, Any]:
+    def all_choice(self, changelist: ChangeList) -> dict[str, Any]:
         return self.choice(changelist, "All", not self.used_parameters)
 
-    def fields_of_others(self, changelist: ChangeList) -> list[tuple[str, str]]:
-        """Return the parameters of other filters, which a filter with its own form passes on as hidden fields."""
+    def other_parameters(self, changelist: ChangeList) -> list[tuple[str, str]]:
+        """Return the parameters of the other filters. A filter with its own form submits them as hidden fields."""
         others = changelist.filter_params.items()
         return [(name, value) for name, values in others if name not in self.parameters for value in values]
 
@@ -84,7 +84,7 @@ class ChoiceFilter(HistoryFilter):
         return Q(**{self.parameters[0]: value})
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        yield self.everything(changelist)
+        yield self.all_choice(changelist)
         for value, display in self.options:
             yield self.choice(changelist, display, self.value == value, **{self.parameters[0]: value})
 
@@ -134,7 +134,7 @@ class StateFilter(ChoiceFilter):
 
 
 class LinkedFilter(HistoryFilter):
-    """A filter by one row of another model. Links from that row's page set it; it offers no choices of its own."""
+    """A filter by one row of another model, set by a link from that row's page. It offers no other rows."""
 
     linked_model: type[Model]
 
@@ -150,7 +150,7 @@ class LinkedFilter(HistoryFilter):
         return Q(pk__in=[]) if pk is None else Q(**{self.parameters[0]: pk})
 
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        yield self.everything(changelist)
+        yield self.all_choice(changelist)
         rows: QuerySet[Model] = self.linked_model._default_manager.all()
         row = rows.filter(pk=parse_pk(self.value)).first()
         yield self.choice(changelist, str(row or "no longer exists"), True, **{self.parameters[0]: self.value})
@@ -175,7 +175,7 @@ class OperationFilter(LinkedFilter):
 
 
 class AppFilter(HistoryFilter):
-    """A filter by one app, linked from its page, or by the beginning of an app name, typed here."""
+    """A filter by one app (set by a link from its page), or by the start of an app name (typed here)."""
 
     title = "app"
     template = "admin/deliveries_app/history/app_filter.html"
@@ -212,14 +212,14 @@ class AppFilter(HistoryFilter):
         """Yield the context of the filter's form."""
         chosen = App.objects.filter(pk__in=self.apps).first() if self.value else None
         yield {
-            **self.everything(changelist),
-            "others": self.fields_of_others(changelist),
+            **self.all_choice(changelist),
+            "others": self.other_parameters(changelist),
             "name": self.typed or (chosen.name if chosen else ""),
         }
 
 
 class OperationAppFilter(AppFilter):
-    """A filter for operations on the app alone, and on several apps including it."""
+    """A filter for operations on this app only or on several apps including this one."""
 
     parameters = ("app", "app_name")
 
@@ -255,7 +255,7 @@ class PeriodFilter(HistoryFilter):
 
     @property
     def until(self) -> datetime | None:
-        """The end of the period, None if it is open."""
+        """The end of the period, or None if it is open."""
         return _midnight(self.last + timedelta(days=1)) if self.last and self.last < date.max else None
 
     def condition(self) -> Q:
@@ -265,8 +265,8 @@ class PeriodFilter(HistoryFilter):
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         """Yield the preset links. The first also has the context of the form."""
         yield {
-            **self.everything(changelist),
-            "others": self.fields_of_others(changelist),
+            **self.all_choice(changelist),
+            "others": self.other_parameters(changelist),
             "first": self.first,
             "last": self.last,
         }

@@ -5,8 +5,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_GET
 
-from deliveries_app.admin.failed import panel, refreshed
-from deliveries_app.admin.fragments import can_view_watches, fragment, here, ids
+from deliveries_app.admin.failed import panel_context, refreshed_cells
+from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
 from deliveries_app.models import App
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
@@ -20,10 +20,10 @@ def can_view_apps(user: AbstractBaseUser | AnonymousUser) -> bool:
 @require_GET
 @fragment(can_view_apps)
 def live_app(request: HttpRequest, pk: int) -> HttpResponse:
-    """Render the table in place and the rest out of band.
+    """Render the table in place and everything else out of band.
 
-    `operations` names the operation boxes that the page shows. They poll on their own, so they are sent again only if
-    the set of operations has changed.
+    `operations` lists the operations whose boxes the page shows. Each box polls for its own progress, so the boxes are
+    sent again only if the list has changed.
     """
     app = get_object_or_404(App, pk=pk, ended_at=None)
     query = request.GET.copy()
@@ -38,7 +38,7 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
-    context = {**panel(request, here(request)), "cells": refreshed(ids(request))}
+    context = {**panel_context(request, here(request)), "cells": refreshed_cells(row_ids(request))}
     return render(request, "docora/failed.html#refresh", context)
 
 

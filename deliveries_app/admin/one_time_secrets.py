@@ -1,7 +1,7 @@
 """Show new secrets exactly once, on a page of their own.
 
-Rendering them in response to the POST that created them would create new ones on refresh. So they wait, encrypted, in
-the session until the GET that the POST redirects to.
+If they were rendered in response to the POST that created them, a refresh would create new ones. So the POST stores them
+encrypted in the session and redirects to a GET that shows them.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _SESSION_KEY = "docora_shown_once"
 
 @dataclass(frozen=True)
 class StoredSecrets:
-    """Secrets to show: the `kind` of page, the primary key of their owner, and their values by name."""
+    """Secrets to show: the `kind` of page, the primary key of the owner, and the values by name."""
 
     kind: str
     pk: int
@@ -51,7 +51,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
 
     secrets_template: str
     secrets_titles: dict[str, str]
-    """Kind of page → its title; `{}` stands for the row."""
+    """Maps a kind of page to its title, in which `{}` stands for the row."""
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(never_cache(require_GET(self.show_secrets)))

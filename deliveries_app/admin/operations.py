@@ -25,7 +25,7 @@ RUNS_PER_PAGE = 100
 
 
 class OperationList(HistoryList):
-    """Counts the outcomes of the operations on its page in one query."""
+    """Count the outcomes of all operations on the page in one query."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET, require_POST
 from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.confirmation import next_url
-from deliveries_app.admin.fragments import can_view_watches, fragment, here, ids
+from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
@@ -28,16 +28,16 @@ def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
     """Return the progress of a bulk operation. Its box polls this until the operation has ended."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
     context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
-    context["speaks"] = request.GET.get("said") != str(context["progress"].tens)
+    context["announces"] = request.GET.get("announced") != str(context["progress"].tens)
     return render(request, "docora/progress.html#bulk_progress", context)
 
 
 @require_GET
 @fragment(actors.can_view_operations)
 def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
-    """Return the rows of the runs `ids` on an operation's page, which were open at the previous poll."""
+    """Return the rows of the runs `ids` on an operation's page. They were open at the previous poll."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    runs = list(operation.runs.filter(pk__in=ids(request)))
+    runs = list(operation.runs.filter(pk__in=row_ids(request)))
     progress_of = live.of_runs(runs)
     rows = [{"run": run, "progress": progress_of[run.pk]} for run in runs]
     context = {
@@ -51,11 +51,11 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
-    """Return the status cells of the watches `ids`, and with `files=1` also their numbers of files.
+    """Return the status cells of the watches `ids`, and with `files=1` also the cells with the number of files.
 
-    Cells are swapped in place, so that checkboxes and focus are kept.
+    Cells are swapped one by one, so that checkboxes and focus are kept.
     """
-    watches = list(AppRepository.objects.filter(pk__in=ids(request)).select_related("app", "repository"))
+    watches = list(AppRepository.objects.filter(pk__in=row_ids(request)).select_related("app", "repository"))
     progress_of = progress_context.open_progress(watches)
     rows = [{"watch": watch, "progress": progress_of.get(watch.pk)} for watch in watches]
     context: dict[str, Any] = {"rows": rows, "live_ids": progress_context.live_ids(watches)}
@@ -73,7 +73,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
     context = {**progress_context.of_watch(watch), "polled": True}
     progress = context["progress"]
-    context["speaks"] = progress is not None and request.GET.get("said") != str(progress.tens)
+    context["announces"] = progress is not None and request.GET.get("announced") != str(progress.tens)
     return render(request, "docora/progress.html#watch_progress", context)
 
 

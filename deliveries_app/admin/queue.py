@@ -1,6 +1,6 @@
 """The queue page: running, waiting and scheduled syncs, the workers, and buttons to stop one sync or pause all.
 
-`Queue` has no table. Of the model admin, only the change list is used.
+`Queue` has no table, so only the change list of the model admin is used.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ from docora.text import counted
 
 @dataclass(frozen=True)
 class RemovalLabels:
-    """The verb on the button and in titles, its past participle, and the noun for one row and for several."""
+    """The verb on the button and in titles, its past participle, and the noun in singular and plural."""
 
     verb: str
     participle: str
@@ -28,7 +28,7 @@ class RemovalLabels:
 
 
 class RemovalAdmin[M: Model](ResyncAdmin[M]):
-    """A model admin whose rows are removed together with the watches that they stand for."""
+    """A model admin whose rows are removed together with their watches."""
 
     removal_labels: RemovalLabels
     delete_confirmation_template = "docora/confirm_removal.html"
@@ -78,7 +78,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Remove one row. Confirm again if the app has been given more watches since the page was shown."""
+        """Remove one row. Ask again if the app has gained watches since the page was shown."""
         if request.method == "POST" and self.has_delete_permission(request) and object_id.isdecimal():
             rows = self.get_queryset(request).filter(pk=int(object_id[:18]))
             if response := self._confirm_again(request, rows):
@@ -93,7 +93,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         return HttpResponseRedirect(request.get_full_path())
 
     def _selection(self, rows: QuerySet[M]) -> tuple[list[int], int]:
-        """Return the keys of the rows, the negated keys of their watches, and the number of the watches' files."""
+        """Return the primary keys of the rows, the negated ones of their watches, and the number of the watches' files."""
         watches = self.watches_of(rows).alive().order_by()
         files = dict(watches.values_list("pk", "tree_files"))
         return [*rows.order_by().values_list("pk", flat=True), *(-pk for pk in files)], sum(files.values())

@@ -1,4 +1,4 @@
-"""Git repositories and their watches. It is not in `repositories_app` because its actions need the watches."""
+"""Git repositories and their watches. This is not in `repositories_app` because the actions need the watches."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
 
     @admin.action(permissions=["retry"], description="Reset circuit", description_plural="Reset circuit")
     def reset_circuits(self, request: HttpRequest, queryset: QuerySet[Repository]) -> None:
-        """Reset at once. It needs no confirmation, because it only contacts the git hosts again."""
+        """Reset at once. This needs no confirmation because it only makes Docora contact the git hosts again."""
         actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
         for repository in selected:
             reset_circuit(actor, repository)

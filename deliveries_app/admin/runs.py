@@ -36,7 +36,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
     search_fields = ("run_id",)  # only shows the search box: see history.search_runs
     search_help_text = (
         "The id of a run or of a bulk operation, or part of the name of an app or a repository. "
-        f"For what is no longer watched, only the newest {history.WINDOW:,} runs are searched."
+        f"For repositories that are no longer watched, only the newest {history.WINDOW:,} runs are searched."
     )
     empty_text = "Nothing has been synced yet. Let an app watch a repository: its first sync is the first run here."
     page_template = "admin/deliveries_app/syncrun/change_form.html"

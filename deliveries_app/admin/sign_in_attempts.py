@@ -1,4 +1,4 @@
-"""Failed sign-ins, for superusers: who is locked out, and from which address. Deleting a row unlocks it."""
+"""Failed sign-ins, for superusers: who is locked out, and from which address. Deleting a row lifts its lock."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ class SignInAttemptAdmin(ModelAdmin):
 
     @admin.display(boolean=True)
     def locked(self, attempt: Any) -> bool:
-        """Whether this row alone locks. An address can also be locked by attempts under several names."""
+        """Whether this row alone causes a lock. Attempts under several names can also lock an address."""
         recent = timezone.now() - attempt.attempt_time < settings.AXES_COOLOFF_TIME
         return bool(recent and attempt.failures_since_start >= settings.AXES_FAILURE_LIMIT)
 

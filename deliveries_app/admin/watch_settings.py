@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.forms import GithubTokenForm, PatternsForm, error_into, posted
+from deliveries_app.admin.forms import GithubTokenForm, PatternsForm, add_service_error, post_data
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
 from deliveries_app.services import NotFound, watch_settings
@@ -20,7 +20,7 @@ _KIND = "push secret"
 
 
 class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
-    """One page for each setting: GET asks for confirmation, POST acts."""
+    """One page for each setting. GET shows a form or asks for confirmation, POST acts."""
 
     secrets_template = "admin/deliveries_app/apprepository/secrets.html"
     secrets_titles = {_KIND: "The new push hook secret"}
@@ -37,14 +37,14 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         return {"hook_url": hook_url(owner)}
 
     def replace_token(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """The page shows neither the old token nor the new one."""
-        form = GithubTokenForm(posted(request))
+        """Replace the token. The page shows neither the old token nor the new one."""
+        form = GithubTokenForm(post_data(request))
         if request.method == "POST" and form.is_valid():
             token = form.cleaned_data["github_token"]
             try:
                 watch_settings.replace_github_token(Actor.of_request(request), watch, token)
             except (ValidationError, GitError) as error:
-                error_into(form, error)
+                add_service_error(form, error)
             except NotFound as error:
                 return self._not_watched(request, error)
             else:
@@ -52,7 +52,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 self.message_user(request, f"{done}; a sync starts now.", messages.SUCCESS)
                 return HttpResponseRedirect(self.page_of(watch))
         template = "admin/deliveries_app/apprepository/token.html"
-        return self.ask(request, watch, "Replace the token", "Check and replace", template, form=form)
+        return self.render_question(request, watch, "Replace the token", "Check and replace", template, form=form)
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
@@ -63,17 +63,17 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
             return self.redirect_to_secrets(request, _KIND, watch, secret=secret)
         template = "admin/deliveries_app/apprepository/push_secret.html"
         button = "Renew the secret" if watch.push_secret else "Make a secret"
-        return self.ask(request, watch, "Push hook secret", button, template, hook_url=hook_url(watch))
+        return self.render_question(request, watch, "Push hook secret", button, template, hook_url=hook_url(watch))
 
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        form = PatternsForm(posted(request), initial={"patterns": watch.ignore_patterns})
+        form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
         if request.method == "POST" and form.is_valid():
             try:
                 patterns = watch_settings.set_ignore_patterns(
                     Actor.of_request(request), watch, form.cleaned_data["patterns"]
                 )
             except ValidationError as error:
-                error_into(form, error)
+                add_service_error(form, error)
             except NotFound as error:
                 return self._not_watched(request, error)
             else:
@@ -81,7 +81,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 self.message_user(request, message, messages.SUCCESS)
                 return HttpResponseRedirect(self.page_of(watch))
         template = "admin/deliveries_app/apprepository/patterns.html"
-        return self.ask(request, watch, "Ignore patterns", "Save", template, form=form)
+        return self.render_question(request, watch, "Ignore patterns", "Save", template, form=form)
 
     def _not_watched(self, request: HttpRequest, error: NotFound) -> HttpResponse:
         self.message_user(request, f"{error}: it is no longer watched.", messages.WARNING)

@@ -17,7 +17,7 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, RetryAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
-from deliveries_app.admin.forms import WatchForm, posted
+from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
@@ -49,7 +49,7 @@ class CircuitFilter(widgets.CircuitFilter):
 
 
 class LiveChangeList(ChangeList):
-    """Provides the ids of active rows, whose status cells the page polls."""
+    """Provide the ids of active rows, whose status cells the page polls."""
 
     @property
     def live_ids(self) -> str:
@@ -84,7 +84,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
         return self.redirect_to_confirmation(request, RESYNC)
 
     def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Retry one watch at once. It needs no confirmation: a retry sends only what is not acknowledged."""
+        """Retry one watch at once. This needs no confirmation: a retry sends only what is not acknowledged."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         try:
@@ -157,10 +157,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Check with git that the repository can be read before saving, as the REST call does."""
+        """Before saving, check with git that the repository can be read, as the REST call does."""
         if not self.has_add_permission(request):
             raise PermissionDenied
-        form = WatchForm(posted(request), initial={"app": request.GET.get("app")})
+        form = WatchForm(post_data(request), initial={"app": request.GET.get("app")})
         if request.method == "POST" and form.is_valid():
             watched = form.save(Actor.of_request(request))
             if watched is not None:
@@ -172,7 +172,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
         return self.simple_form(request, form, "Watch a repository", "Watch")
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
-        """Return details, progress, and what is not delivered."""
+        """Return the watch's details, its progress, and what is not delivered."""
         failures = watch.failures.filter(kind=FailureKind.FAILED)
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
         can_view_repository = request.user.has_perm("repositories_app.view_repository")

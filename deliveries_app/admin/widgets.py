@@ -1,4 +1,4 @@
-"""Parts shared by several admin pages: a paginator for large tables, a filter, and cells of a watch."""
+"""Parts shared by several admin pages: a paginator for large tables, a filter, and cells for a watch."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -27,7 +27,7 @@ ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 
 
 class BoundedPaginator(AnyPaginator):
-    """A paginator for tables of millions of rows. It stops counting at page 100; use search and filters beyond."""
+    """A paginator for tables of millions of rows. It stops counting at page 100. Search and filters reach the rest."""
 
     PAGES = 100
 
@@ -57,7 +57,7 @@ def live_status(watch: AppRepository) -> SafeString:
 
 
 def resync_link(watch: AppRepository, back: str) -> SafeString:
-    """Return a row's button that links to the confirmation page."""
+    """Return a row's button, which links to the confirmation page."""
     url = reverse("admin:deliveries_app_apprepository_force_resync")
     query = urlencode({"ids": watch.pk, "next": back})
     return format_html(

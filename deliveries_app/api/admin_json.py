@@ -1,4 +1,4 @@
-"""The admin JSON: the actions of the admin's buttons for scripts of signed-in staff (wire contract §3)."""
+"""The admin JSON: the actions of the admin's buttons, for scripts that staff run while signed in (wire contract §3)."""
 
 import json
 import logging
@@ -26,20 +26,23 @@ logger = logging.getLogger(__name__)
 
 PER_PAGE = 50
 
-type Call[**P] = Callable[Concatenate[HttpRequest, Actor, P], dict[str, Any]]
+type Function[**P] = Callable[Concatenate[HttpRequest, Actor, P], dict[str, Any]]
 
 
 class BadRequest(ValueError):
     """The call is malformed. The message is the response's error."""
 
 
-def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
-    """Make a view that returns `{"data": …}`, or `{"error": …}` for every error. `failure` is the error of a 500."""
+def json_view[**P](failure: str) -> Callable[[Function[P]], Callable[..., HttpResponse]]:
+    """Return a decorator that makes a view of a function: `{"data": …}`, or `{"error": …}` for any error.
 
-    def decorate(function: Call[P]) -> Callable[..., HttpResponse]:
+    `failure` is the error message of a 500.
+    """
+
+    def decorate(function: Function[P]) -> Callable[..., HttpResponse]:
         @csrf_protect
         @wraps(function)
-        def signed_in(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        def csrf_checked(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             try:
                 return JsonResponse({"data": function(request, Actor.of_request(request), *args, **kwargs)})
             except BadRequest as error:
@@ -54,12 +57,12 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
                 logger.exception("admin_call_failed", extra={"path": request.path})
                 return json_error(failure, 500)
 
-        @csrf_exempt  # `signed_in` checks the CSRF token; anonymous calls get a 401 with or without one
+        @csrf_exempt  # `csrf_checked` checks the token; anonymous calls get a 401 with or without one
         @wraps(function)
         def view(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             if not request.user.is_authenticated:
                 return json_error("Sign in to the admin first", 401)
-            return signed_in(request, *args, **kwargs)
+            return csrf_checked(request, *args, **kwargs)
 
         return view
 
@@ -67,14 +70,14 @@ def call[**P](failure: str) -> Callable[[Call[P]], Callable[..., HttpResponse]]:
 
 
 @require_POST
-@call("Failed to queue re-sync")
+@json_view("Failed to queue re-sync")
 def resync(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     watch = _watch(request, actor, services.RESYNC_PERMISSION)
     return {"message": "Re-sync queued", "job_id": services.resync_single(actor, watch).job_id}
 
 
 @require_POST
-@call("Failed to start bulk re-sync")
+@json_view("Failed to start bulk re-sync")
 def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
     actor.require(services.RESYNC_PERMISSION)
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
@@ -85,34 +88,34 @@ def resync_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any
 
 
 @require_POST
-@call("Failed to queue retry")
+@json_view("Failed to queue retry")
 def retry(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     watch = _watch(request, actor, services.RETRY_PERMISSION)
     return {"message": "Retry queued", "job_id": services.retry_single(actor, watch).job_id}
 
 
 @require_POST
-@call("Failed to start bulk retry")
+@json_view("Failed to start bulk retry")
 def retry_app(request: HttpRequest, actor: Actor, app_id: str) -> dict[str, Any]:
     actor.require(services.RETRY_PERMISSION)
     app = App.objects.filter(app_id=app_id, ended_at=None).first()
     if app is None:
         raise services.NotFound("No failed notifications for this app")
-    return _retrying(services.retry_by_app(actor, app))
+    return _retry_started(services.retry_by_app(actor, app))
 
 
 @require_POST
-@call("Failed to start bulk retry")
+@json_view("Failed to start bulk retry")
 def retry_all(request: HttpRequest, actor: Actor) -> dict[str, Any]:
-    return _retrying(services.retry_all(actor))
+    return _retry_started(services.retry_all(actor))
 
 
-def _retrying(operation: BulkOperation) -> dict[str, Any]:
+def _retry_started(operation: BulkOperation) -> dict[str, Any]:
     return {"message": "Bulk retry started", "operation_id": operation.operation_id, "total": operation.total}
 
 
 @require_GET
-@call("Failed to list repositories")
+@json_view("Failed to list repositories")
 def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
     """List the watches, filtered by `app_id`, `status` and `search`, in pages of 50."""
     actor.require("deliveries_app.view_apprepository")
@@ -133,7 +136,7 @@ def repositories(request: HttpRequest, actor: Actor) -> dict[str, Any]:
 
 
 @require_GET
-@call("Failed to read progress")
+@json_view("Failed to read progress")
 def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
     if not actors.can_view_operations(request.user):
         raise PermissionDenied
@@ -142,11 +145,10 @@ def progress(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str,
 
 
 @require_POST
-@call("Failed to cancel")
+@json_view("Failed to cancel")
 def cancel(request: HttpRequest, actor: Actor, operation_id: str) -> dict[str, Any]:
-    actor.require(
-        services.RESYNC_PERMISSION, services.RETRY_PERMISSION
-    )  # before revealing whether the operation exists
+    # Check the permission before revealing whether the operation exists.
+    actor.require(services.RESYNC_PERMISSION, services.RETRY_PERMISSION)
     services.cancel_operation(actor, _operation(operation_id))
     return {"message": "Cancellation requested"}
 

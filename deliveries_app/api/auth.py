@@ -13,7 +13,7 @@ from docora.web.errors import INTERNAL, ApiError
 logger = logging.getLogger(__name__)
 
 KIND = "api"  # failed attempts are counted per kind
-_HOW = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
+_HINT = "Send the app's token: Authorization: Bearer docora_<64 hex digits>"
 
 
 class AppToken(HttpBearer):
@@ -25,8 +25,10 @@ class AppToken(HttpBearer):
     )
 
     def __init__(self, *, max_body: int = 0) -> None:
-        """`max_body` limits the call's body, in bytes. The body is read only after authentication, so that strangers
-        cannot block a thread with a slow one."""
+        """`max_body` limits the size of the body, in bytes.
+
+        The body is read only after authentication, so that strangers cannot block a thread by sending it slowly.
+        """
         super().__init__()
         self._max_body = max_body
 
@@ -34,7 +36,7 @@ class AppToken(HttpBearer):
         app = super().__call__(request)
         if app is None:
             given = "Authorization" in request.headers
-            raise authentication_error(request, KIND, f"The token is unknown or expired. {_HOW}" if given else _HOW)
+            raise authentication_error(request, KIND, f"The token is unknown or expired. {_HINT}" if given else _HINT)
         assert isinstance(app, App)
         if self._max_body:
             read_body(request, self._max_body)

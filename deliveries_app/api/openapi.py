@@ -1,4 +1,4 @@
-"""The whole API: calls of client apps, git hosts and probes in one OpenAPI document, with one shape of errors."""
+"""The whole API (for client apps, git hosts and probes) in one OpenAPI document, with one shape of errors."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ client apps. With this API, an app chooses which repositories to watch and reads
 
 
 class JsonParser(Parser):
-    """Explains why a body cannot be read. Ninja passes the explanation on as the cause of its own error."""
+    """Explain why a body cannot be read. Ninja keeps the explanation as the cause of its own error."""
 
     def parse_body(self, request: HttpRequest) -> Any:
         if request.content_type != "application/json":
@@ -83,7 +83,7 @@ def _unknown(request: HttpRequest, error: Http404) -> HttpResponse:
 @api.exception_handler(Exception)
 def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, DecryptionError):
-        raise error  # a middleware responds to it, for pages too
+        raise error  # DecryptionErrorMiddleware responds, as it does for pages
     logger.error("api_call_failed", extra={"path": request.path}, exc_info=error)
     return json_error(INTERNAL, 500)
 
@@ -93,7 +93,7 @@ def document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document."""
     schema: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema(path_prefix="")))
     for operations in schema["paths"].values():
-        operations.pop("head", None)  # the same as GET
+        operations.pop("head", None)  # documented by GET
     return schema
 
 

@@ -9,7 +9,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.api.repositories import RepositoryId
 from deliveries_app.api.schemas import Announced
 from deliveries_app.services import push_hooks
-from docora.web.api import SHELL, THROTTLED, BodyTooLarge, answers, authentication_error, body_chunks
+from docora.web.api import SHELL, THROTTLED, BodyTooLarge, authentication_error, body_chunks, documented_responses
 from docora.web.errors import ApiError
 
 router = Router(tags=["Push hooks"])
@@ -17,7 +17,7 @@ router = Router(tags=["Push hooks"])
 MAX_BODY = 26214400  # bytes, the largest that GitHub sends
 _REFUSED = "The signature is missing or wrong, or there is no such repository. The response does not say which."
 
-_documented = answers(
+_documented = documented_responses(
     202,
     Announced,
     "The signature is correct, and a check is queued.",

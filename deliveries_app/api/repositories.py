@@ -1,4 +1,4 @@
-"""The calls about repositories. Every query starts from the caller's own watches, so another app's id is a 404."""
+"""The calls about repositories. Every query starts from the caller's own watches, so another app's id gives a 404."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from deliveries_app.api.auth import AppToken, caller
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery
 from deliveries_app.services import watch_settings
 from docora.text import can_be_id
-from docora.web.api import THROTTLED, UNAUTHORIZED, answers
+from docora.web.api import THROTTLED, UNAUTHORIZED, documented_responses
 from docora.web.errors import ApiError
 from repositories_app.git.exceptions import GitError, InvalidUrl
 
@@ -40,7 +40,7 @@ RepositoryId = Annotated[
     operation_id="watch_repository",
     summary="Watch a repository",
     auth=WITH_BODY,
-    **answers(
+    **documented_responses(
         201,
         schemas.Registered,
         "The repository is watched, and the first sync is queued.",
@@ -73,7 +73,7 @@ def watch_repository(request: HttpRequest, registration: schemas.Registration) -
     "",
     operation_id="list_repositories",
     summary="List the watched repositories",
-    **answers(
+    **documented_responses(
         200, schemas.RepositoryPage, "One page of the list.", REFUSED | {422: "`page` or `per_page` is out of range."}
     ),
 )
@@ -99,7 +99,7 @@ def list_repositories(
     "/{repository_id}",
     operation_id="get_repository",
     summary="Get one repository",
-    **answers(200, schemas.WatchedRepository, "The state of its sync.", NOT_WATCHED),
+    **documented_responses(200, schemas.WatchedRepository, "The state of its sync.", NOT_WATCHED),
 )
 def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[str, Any]:
     """Returns the state of one watched repository's sync and its last error."""
@@ -110,7 +110,7 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
     "/{repository_id}",
     operation_id="unwatch_repository",
     summary="Stop watching a repository",
-    **answers(204, None, "The repository is no longer watched.", NOT_WATCHED),
+    **documented_responses(204, None, "The repository is no longer watched.", NOT_WATCHED),
 )
 def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[None]:
     """Nothing more is sent, not even deletes. Whether the app keeps or removes its files is up to the app."""
@@ -123,7 +123,7 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
     operation_id="replace_token",
     summary="Replace the repository's token",
     auth=WITH_BODY,
-    **answers(
+    **documented_responses(
         200,
         schemas.Message,
         "The new token is used from now on.",
@@ -147,7 +147,7 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     "/{repository_id}/resync",
     operation_id="resync_repository",
     summary="Send every file again",
-    **answers(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED),
+    **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED),
 )
 def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
     """Starts a fresh sync of the whole repository: every file is sent as a create, and every removed file as a delete. It
@@ -159,7 +159,9 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     "/{repository_id}/manifest",
     operation_id="get_manifest",
     summary="List what the app has acknowledged",
-    **answers(200, schemas.ManifestLine, "One JSON object per line.", NOT_WATCHED, media_type="application/x-ndjson"),
+    **documented_responses(
+        200, schemas.ManifestLine, "One JSON object per line.", NOT_WATCHED, media_type="application/x-ndjson"
+    ),
 )
 def get_manifest(request: HttpRequest, repository_id: RepositoryId) -> StreamingHttpResponse:
     """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
@@ -171,8 +173,8 @@ def get_manifest(request: HttpRequest, repository_id: RepositoryId) -> Streaming
 def _manifest(watch_pk: int) -> Iterator[bytes]:
     """Yield the manifest in pages, one query each, so that neither memory nor a transaction grows with the repository.
 
-    Each page uses the resend floor at the time it is read, so what a re-sync has cleared meanwhile is not listed. The
-    size is unknown for imported files that have not been compared yet (`Delivery.known_size`).
+    Each page uses the resend floor at the time it is read, so files that a re-sync has cleared meanwhile are not listed.
+    The size is unknown for imported files that have not been compared yet (`Delivery.known_size`).
     """
     rows = Delivery.objects.filter(
         watch_id=watch_pk, watch__ended_at=None, acknowledged=True, generation__gte=F("watch__resend_floor")

@@ -77,7 +77,7 @@ def legacy() -> Files:
 
 
 def website() -> Files:
-    """Return about four hundred small pages: enough to watch a progress bar."""
+    """Return about four hundred small pages, enough to watch a progress bar."""
     rng = _seeded("website")
     files = {"index.html": _html(rng, "Acme"), "style.css": b"body { font: 1rem/1.5 sans-serif; max-width: 40rem; }\n"}
     for number in range(400):

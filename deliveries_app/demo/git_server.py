@@ -21,7 +21,7 @@ from deliveries_app.demo.http_backend import HttpBackend
 from deliveries_app.receiver.server import BackgroundServer, HTTPHandler, ThreadedServer
 
 Takeover = Callable[[socket.socket], None]
-"""Write a complete HTTP answer to the connection, which is then closed."""
+"""Write a complete HTTP response to the connection, which is then closed."""
 
 _TARGET = re.compile(
     r"/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+?)(?:\.git)?(?P<path_info>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",

@@ -19,9 +19,9 @@ _CONFIG = {"safe.directory": "*", "uploadpack.allowFilter": "true", "uploadpack.
 class HttpBackend:
     """Start the program for each request. `kill_all` ends all running ones, from any thread.
 
-    Each program runs in its own process group, which is killed as a whole. A kernel parent-death signal does not work
-    here, because it is sent when the connection's thread ends. If the server is killed, the programs end at the closed
-    pipe.
+    Each program runs in its own process group, which is killed as a whole. A parent-death signal would not work here,
+    because the kernel sends it when the thread of the connection ends. If the server itself is killed, the programs end
+    when they write to the closed pipe.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The demo: local git repositories, two client apps served by the reference receiver, and users.
 
 Everything is stored in `DATA_DIR/demo`, including the ports and the password chosen at the first start, so that later
-starts use the same ones. Only the content is made up; every part is real.
+starts use the same ones. Only the content is made up: the servers, apps and syncs are real.
 """
 
 import json

@@ -48,7 +48,7 @@ class Entry:
 
 
 Changes = Mapping[str, bytes | Entry | None]
-"""Path → new content; None deletes the path. Non-UTF-8 bytes in a path are decoded with `os.fsdecode`."""
+"""Maps a path to its new content, or to None to delete it. Bytes that are not UTF-8 are decoded by `os.fsdecode`."""
 
 
 def make_demo_repositories(directory: Path) -> list[str]:

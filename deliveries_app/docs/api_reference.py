@@ -1,4 +1,4 @@
-"""Turn the OpenAPI document into template data: grouped calls with parameters, an example and their answers."""
+"""Convert the OpenAPI document to template data: calls by group, each with its parameters, an example and its answers."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ type Document = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Field:
-    """A parameter, or a field of a body. Nested names are dotted; `[]` stands for the items of a list."""
+    """A parameter, or a field of a body. Names of nested fields are dotted, and `[]` stands for the items of a list."""
 
     name: str
     type: str
@@ -24,7 +24,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Answer:
-    """One possible answer. `fields` and `example` are empty without a body and for errors, which all look the same."""
+    """One possible answer. `fields` and `example` are empty if there is no body, and for errors, which all look the same."""
 
     status: int
     phrase: str
@@ -118,7 +118,7 @@ def _answer(document: Document, status: int, answer: Document) -> Answer:
 
 
 def _curl(document: Document, path: str, method: str, operation: Document, body: tuple[str, Any] | None) -> str:
-    """Return a command to paste into a shell. It reads the token from `$DOCORA_TOKEN`."""
+    """Return a command that can be pasted into a shell. It reads the token from `$DOCORA_TOKEN`."""
     headers, query = [], []
     is_signed = any(SHELL in parameter for parameter in operation.get("parameters", []))
     for parameter in operation.get("parameters", []):
@@ -148,7 +148,7 @@ def _curl(document: Document, path: str, method: str, operation: Document, body:
 
 
 def _resolve(document: Document, schema: Document) -> Document:
-    """Follow references and return the actual schema. Of a nullable schema, return the one that is not null."""
+    """Follow references and return the actual schema. If it is nullable, return the alternative that is not null."""
     while True:
         if "$ref" in schema:
             schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] | {

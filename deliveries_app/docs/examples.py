@@ -1,7 +1,7 @@
-"""Example notifications for the documentation, with a description of every field and header. Pure.
+"""Example notifications for the documentation, with a description of every field and header.
 
 `payloads` builds the bodies and headers, so they match what is sent. The tests check that every field and header has a
-description here, and that every description belongs to one.
+description here, and that no description is left over.
 """
 
 import base64
@@ -64,7 +64,7 @@ DESCRIPTIONS = {
     "circuit_breaker.cooldown_until": "When Docora tries the repository again.",
     "retry_count": "The number of attempts this sync has used.",
 }
-"""Field → description. For deletes, the notification's own text says that `file.sha` is the last one sent."""
+"""Maps a field to its description. The text about deletes says that their `file.sha` is the last one sent."""
 
 HEADERS = {
     "Content-Type": "The body is JSON in UTF-8.",

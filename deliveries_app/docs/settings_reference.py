@@ -1,6 +1,6 @@
 """Parse `.env.example` for the documentation.
 
-It lists all settings with their defaults; a test keeps it in step with `settings.py`.
+That file lists all settings with their defaults. A test compares it with `settings.py`.
 """
 
 import re

@@ -84,7 +84,7 @@ class TableOfContents(HTMLParser):
 
 
 def _page(request: HttpRequest, name: str, title: str, template: str, context: dict[str, Any]) -> HttpResponse:
-    """Render the content first, because the frame needs its headings for the table of contents."""
+    """Render the content, then the frame around it, whose table of contents needs the content's headings."""
     content = SafeString(render_to_string(template, {**context, "server": settings.PUBLIC_URL}, request))
     frame = {
         "here": name,

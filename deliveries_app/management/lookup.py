@@ -1,4 +1,4 @@
-"""Find the rows that ids on the command line refer to, and turn errors of services into `CommandError`s."""
+"""Find the rows that ids on the command line refer to, and convert errors of services to `CommandError`."""
 
 from django.core.management.base import CommandError
 from django.db.models import Model, QuerySet
@@ -31,7 +31,7 @@ def repository_of(repository_id: str) -> Repository:
     return _get(Repository.objects.all(), {"repository_id": repository_id}, missing)
 
 
-def refusal(error: Exception) -> CommandError:
+def command_error(error: Exception) -> CommandError:
     """Return a `CommandError` with the message of a service's error."""
     return CommandError(" ".join(getattr(error, "messages", [str(error)])))
 

@@ -1,4 +1,4 @@
-"""The common part of `pause_syncing` and `resume_syncing`, for all apps or for one."""
+"""The common base of `pause_syncing` and `resume_syncing`, for all apps or for one."""
 
 from abc import ABC, abstractmethod
 from typing import Any

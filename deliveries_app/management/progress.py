@@ -80,7 +80,7 @@ def _wait(command: BaseCommand, requested: Requested, timeout: float | None, *, 
 
 
 def _blocking_reasons(requested: Requested) -> Iterator[str]:
-    """Yield what prevents the workers from finishing this now."""
+    """Yield the reasons why the workers cannot finish this now."""
     if current_pause():
         yield "All syncing is paused. This waits until it is resumed."
     run_filter = {"runs": requested} if isinstance(requested, SyncRun) else {"runs__operation": requested}
@@ -102,7 +102,7 @@ def _current_progress(requested: Requested) -> Progress:
 
 
 def _problem(requested: Requested, progress: Progress) -> str:
-    """Return the error message. Cancelled and superseded repositories also count as not succeeded."""
+    """Return the error message. Cancelled and superseded repositories count as not succeeded too."""
     if isinstance(requested, BulkOperation):
         counts = {"failed": progress.failed, "cancelled": progress.cancelled, "superseded": progress.superseded}
         details = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)

@@ -20,7 +20,7 @@ from docora.db import schema
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
 from docora.text import format_bytes, format_seconds
-from docora.web.api import answers
+from docora.web.api import documented_responses
 
 router = Router(tags=["Health"])
 
@@ -68,7 +68,7 @@ PROBES = ["GET", "HEAD"]
 
 
 @router.api_operation(
-    PROBES, "/health", operation_id="health", summary="Is it alive?", **answers(200, Health, "It is.")
+    PROBES, "/health", operation_id="health", summary="Is it alive?", **documented_responses(200, Health, "It is.")
 )
 def health(request: HttpRequest) -> dict[str, object]:
     """Cheap enough to be asked every second; it does not ask the database."""
@@ -76,7 +76,7 @@ def health(request: HttpRequest) -> dict[str, object]:
     return {"timestamp": stamp, "uptime": round(time.monotonic() - _started, 3)}
 
 
-_readiness = answers(200, Readiness, "It is.")
+_readiness = documented_responses(200, Readiness, "It is.")
 _readiness["response"][503] = Readiness
 _readiness["openapi_extra"]["responses"][503] = {"description": "Something is missing; `checks` says what."}
 
@@ -95,7 +95,11 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
 
 
 @router.api_operation(
-    PROBES, "/version", operation_id="version", summary="What is running?", **answers(200, Version, "The build.")
+    PROBES,
+    "/version",
+    operation_id="version",
+    summary="What is running?",
+    **documented_responses(200, Version, "The build."),
 )
 def version(request: HttpRequest) -> dict[str, str]:
     """Which version of Docora answers, and of which build."""

@@ -26,7 +26,7 @@ class Record:
     - `outcome` is a `storage.Outcome`, `pong`, `noted`, `matches` or `differs` (for `sync_completed`), `answered` (by
       `on_request`), or the reason for refusing the request.
     - `status` is 0 if the receiver hung up.
-    - `in_flight` is the app's number of concurrent requests when this one arrived, including this one.
+    - `in_flight` is the number of concurrent requests to the app when this one arrived, including this one.
     - `answered_at` is taken just before the answer is sent.
     """
 
@@ -91,7 +91,7 @@ class Receiver(BackgroundServer):
             return list(self._log)
 
     def max_in_flight(self, app_id: str) -> int:
-        """Return the highest number of concurrent requests that the app has made."""
+        """Return the highest number of concurrent requests for this app so far."""
         return self._max_in_flight[app_id]
 
     def copy(self, app_id: str, repository: str) -> dict[str, str]:

@@ -69,9 +69,8 @@ class Notification:
 def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
     """Raise `Refused` (401) unless the request is signed with `key` within `TOLERANCE_SECONDS` of `now` (Unix seconds).
 
-    Docora signs every request twice: in `X-Docora-Signature`, and as specified by Standard Webhooks. One of them is
-    enough for a client; this one checks both. `body` is the body exactly as received: parse it only after it is
-    verified.
+    Docora signs every request twice: in `X-Docora-Signature`, and as specified by Standard Webhooks. Checking one of them
+    is enough; this client checks both. Pass `body` exactly as received, and parse it only after it is verified.
     """
     sent = {name.lower(): value for name, value in headers.items()}
     try:

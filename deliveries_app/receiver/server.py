@@ -1,4 +1,4 @@
-"""The HTTP server: persistent connections, one thread each, and every answer in one packet."""
+"""The HTTP server: persistent connections with one thread each, and every answer in one packet."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ class Answer:
 
 
 class ThreadedServer(socketserver.ThreadingTCPServer):
-    """Serve each connection in its own thread. `hang_up` closes all connections, also the idle ones."""
+    """Serve each connection in its own thread. `hang_up` closes all connections, including idle ones."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -108,7 +108,7 @@ class BackgroundServer:
 class HTTPHandler(BaseHTTPRequestHandler):
     """HTTP/1.1 with persistent connections.
 
-    The write buffer puts head and body into one packet; without Nagle's algorithm it is sent immediately.
+    The write buffer puts headers and body into one packet. Nagle's algorithm is off, so the packet is sent immediately.
     """
 
     protocol_version = "HTTP/1.1"

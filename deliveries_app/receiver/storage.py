@@ -27,8 +27,8 @@ class Copy:
     """One repository's files in `directory`, updated by notifications. Thread-safe.
 
     Files are written to `incoming`, checked, and then moved into place, so an incomplete file is never visible.
-    `incoming` is on the same file system but outside `directory`, so that no path can collide with it. A new Copy takes
-    over the files on disk. Sequences and incomplete uploads are lost at a restart; a client with a database stores the
+    `incoming` is on the same file system but outside `directory`, so that no path can collide with it. A new Copy adopts
+    the files on disk. Sequences and incomplete uploads are lost at a restart; a client with a database stores the
     sequence next to the file. Nothing is flushed to disk before the answer; a copy that must survive a power failure
     needs `os.fsync`.
     """
@@ -70,7 +70,7 @@ class Copy:
         return "stale"
 
     def remove(self, notification: Notification) -> Outcome:
-        """Delete the file and the directories this leaves empty. A missing file is not an error."""
+        """Delete the file and the directories that become empty. A missing file is not an error."""
         path = safe_path(notification.path)
         with self._lock:
             if self._is_stale(notification):
@@ -130,7 +130,7 @@ class Copy:
             temporary.replace(target)
 
     def _make_room(self, path: str) -> None:
-        """Create the parent directories. Files in place of directories are removed, and the other way round."""
+        """Create the parent directories. Remove files that are in place of directories, and vice versa."""
         target = self.directory / path
         for parent in itertools.accumulate(path.split("/")[:-1], "{}/{}".format):
             if parent in self._shas:

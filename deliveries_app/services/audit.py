@@ -1,4 +1,4 @@
-"""Write Django's admin log for actions of users. Runs and operations record apps and commands by name."""
+"""Write Django's admin log for actions of users. Actions of apps and commands are recorded in runs and operations."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,10 @@ from deliveries_app.actors import Actor
 
 
 def record(actor: Actor, objects: Sequence[Model], message: str, flag: int = CHANGE) -> None:
-    """Write one log entry for each object. `message` must not contain secrets: everyone who can view an object reads it.
+    """Write one log entry for each object.
 
-    For the same reason the entry leaves out `actor.address`.
+    Everyone who can view an object can read its entries. So `message` must not contain secrets, and the entry leaves out
+    `actor.address`.
     """
     if actor.user is None:
         return

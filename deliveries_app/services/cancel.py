@@ -17,7 +17,7 @@ from docora.redis import queues
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
-    """Cancel the operation's open runs. Return how many repositories that affects: 0 if it had already ended."""
+    """Cancel the operation's open runs. Return their number: 0 if the operation had already ended."""
     actor.require(PERMISSIONS[OperationKind(operation.kind)])
     actor.require_app(operation.app)
     with transaction.atomic():
@@ -33,7 +33,7 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
 
 
 def cancel_request(actor: Actor, watch: AppRepository) -> int:
-    """Cancel the newest open re-sync or retry of one watch. Return how many runs were cancelled: 1, or 0 if none."""
+    """Cancel the newest open re-sync or retry of one watch. Return the number of cancelled runs: 1, or 0 if there was none."""
     actor.require_watch(watch)
     requested = SyncRun.objects.filter(watch=watch, outcome="", reason__in=[Reason.RESYNC, Reason.RETRY])
     with transaction.atomic():
@@ -72,10 +72,10 @@ def cancel_sync(actor: Actor, watch: AppRepository) -> bool:
 
 
 def _is_active() -> Q:
-    """Match watches that are syncing, due, waiting for a slot or the next attempt, or that have an open run.
+    """Match watches that are syncing, due, waiting for a slot or for the next attempt, or that have an open run.
 
-    A cancelled watch matches none of these. Its worker may still wait for requests in flight, but it is fenced, and the
-    status is no longer `scanning`.
+    A cancelled watch matches none of these. Its worker may still be waiting for requests in flight, but it is fenced, and
+    the status is no longer `scanning`.
     """
     return (
         Q(status=Status.SCANNING)
@@ -92,7 +92,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
     The generation always increases, so that a worker of the cancelled request cannot record anything for the next one.
     After a cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, and the watch is due now for
     an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless it has another
-    open run. Watches are locked before runs, as everywhere.
+    open run. Watches are locked before runs, as everywhere else.
     """
     pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None})
     watches = AppRepository.objects.filter(pk__in=pks)
@@ -122,7 +122,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
 
 
 def _idle_fields() -> dict[str, object]:
-    """Return the fields that leave a watch idle until the next rescan, with the status that its rows allow."""
+    """Return the fields that leave a watch idle until the next rescan, with the status that follows from its other fields."""
     out_of_date = Q(base_commit="") | Q(files_failing__gt=0)  # something was announced, refused, or never sent
     return {
         "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),

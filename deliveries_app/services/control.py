@@ -11,7 +11,7 @@ from repositories_app.models import Repository
 
 
 def reset_circuit(actor: Actor, repository: Repository) -> int:
-    """Close the circuit and make all of the repository's watches due now. Return how many watches that is.
+    """Close the circuit and make all of the repository's watches due now. Return their number.
 
     The failure count starts over, so only a new series of failures opens the circuit again.
     """

@@ -1,6 +1,6 @@
-"""Recognise imported tokens, which are stored as bcrypt hashes, and replace each hash by a SHA-256 digest at first use.
+"""Recognise imported tokens, which are stored as bcrypt hashes, and replace each hash with a SHA-256 digest on first use.
 
-bcrypt is slow by design, and a hash does not show which app it belongs to, so a token has to be checked against one hash
+bcrypt is slow by design, and a token does not show which app it belongs to, so it has to be checked against one hash
 after another, about 0.25 s each. These limits bound the total cost:
 
 - Only strings that look like a token are checked, and only while bcrypt hashes remain.
@@ -15,9 +15,6 @@ import logging
 import re
 import threading
 from collections.abc import Iterator
-
-from django.db.models import Q
-from django.db.models.functions import Now
 
 from deliveries_app.models import App, AppToken
 from deliveries_app.services import tokens
@@ -95,7 +92,7 @@ def recognise(token: str, address: str = "") -> App | None:
 
 def _hashes() -> dict[int, str]:
     """Return primary key → bcrypt hash of every token that is accepted now, in primary key order."""
-    live = AppToken.objects.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), app__ended_at=None)
+    live = AppToken.objects.filter(tokens.not_expired(), app__ended_at=None)
     return dict(live.filter(digest__startswith="$").order_by("pk").values_list("pk", "digest"))
 
 

@@ -14,7 +14,7 @@ from docora.security.crypto import new_webhook_key
 
 
 class KeyRotationError(ValueError):
-    """The rotation is in a state that does not allow this step. The message says what to do."""
+    """The state of the rotation does not allow this step. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def validate_key(key: str) -> str:
 def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
     """Start signing notifications with both keys. The new key is generated unless `key` is given.
 
-    Like the two steps that end a rotation, raises `KeyRotationError` if the rotation is in the wrong state, and `NotFound`
-    if the app is being removed.
+    Raises `KeyRotationError` if a rotation is already running, and `NotFound` if the app is being removed. The two
+    functions that end a rotation raise the same errors.
     """
     new_key = validate_key(key) if key else new_webhook_key()
     with transaction.atomic():

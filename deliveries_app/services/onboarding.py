@@ -51,8 +51,8 @@ def validate_base_url(url: str) -> str:
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValidationError("The base URL must not contain credentials, a query or a fragment.", code="base_url")
-    if (refusal := url_blocked_reason(url, settings.ALLOW_HTTP)) is not None:  # such a URL would fail at every call
-        raise ValidationError(refusal, code="base_url")
+    if (reason := url_blocked_reason(url, settings.ALLOW_HTTP)) is not None:  # every call to such a URL would fail
+        raise ValidationError(reason, code="base_url")
     return url
 
 
@@ -148,8 +148,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     app.save(update_fields={*fields, "updated_at"})
 
 
-def reachability(base_url: str) -> str:
-    """Return why notifications cannot reach this URL now, as one sentence; empty if anything answers.
+def unreachable_reason(base_url: str) -> str:
+    """Return one sentence that says why notifications cannot reach this URL now, or an empty string if anything answers.
 
     Sends one `HEAD` through the outbound client. Any response counts, because an endpoint need not support `HEAD`.
     """

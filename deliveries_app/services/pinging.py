@@ -1,4 +1,4 @@
-"""Send a test ping: does the app's endpoint answer, and does it accept the signature?"""
+"""Send a test ping, which checks that the app's endpoint answers and accepts the signature."""
 
 from dataclasses import dataclass
 
@@ -35,13 +35,13 @@ _HINTS: dict[Cause | int, str] = {
     429: "The app limits its request rate. Lower its number of notifications in flight.",
 }
 _REDIRECT = "The app redirects, and Docora does not follow redirects. Enter the redirect's target as the base URL."
-_BROKEN = "The app failed while handling the ping. Its log has the cause."
+_SERVER_ERROR = "The app failed while handling the ping. Its log has the cause."
 _OTHER = "The app answered, but not with a 2xx status. Check its log or documentation."
 
 
 @dataclass(frozen=True)
 class Ping:
-    """The result of a ping. `body` is the beginning of the response, `seconds` the time that it took."""
+    """The result of a ping. `body` is the start of the response, `seconds` how long the response took."""
 
     delivered: bool
     message: str
@@ -55,7 +55,7 @@ class Ping:
 def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     """Send a signed ping and wait for the response. A 410 response pauses the app.
 
-    With `new_key`, only the new key of a rotation signs the ping; once the app accepts that, the old key can be retired.
+    With `new_key`, only the new key of a rotation signs the ping. Once the app has accepted it, the old key can be retired.
     Raises `NotFound` if the app is being removed.
     """
     actor.require(PERMISSION)
@@ -84,7 +84,7 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
 
 
 def post_ping(client: HttpClient, app: App, ring: Keyring) -> Outcome:
-    """Build, sign and send the request in the same way as every notification."""
+    """Build, sign and send the ping like any other notification."""
     envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)
     sequence = int(timezone.now().timestamp() * 1_000_000)
     url = endpoint(app.base_url, "ping")
@@ -103,4 +103,4 @@ def _hint(outcome: Outcome) -> str:
     status = outcome.status or 0
     if 300 <= status < 400:
         return _REDIRECT
-    return _HINTS.get(status) or (_BROKEN if status >= 500 else _OTHER)
+    return _HINTS.get(status) or (_SERVER_ERROR if status >= 500 else _OTHER)

@@ -1,4 +1,7 @@
-"""Handle push hooks: signed requests of a git host that say a repository may have changed. They only trigger a sync."""
+"""Handle push hooks: signed requests from a git host which say that a repository may have changed.
+
+They only trigger a sync. Nothing else is taken from their bodies.
+"""
 
 import hashlib
 import hmac

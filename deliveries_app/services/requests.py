@@ -1,4 +1,4 @@
-"""What re-syncs and retries share: request one watch, or several as one bulk operation."""
+"""Shared by re-syncs and retries: request a sync of one watch, or of several as one bulk operation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Requested:
 
 
 type Request = Callable[[Actor, Sequence[int], BulkOperation | None], list[SyncRun]]
-"""Locks those of the watches that it applies to, updates them, and returns one open run for each."""
+"""Lock and update the watches that the request applies to, and return one open run for each."""
 
 
 def start_single(
@@ -46,12 +46,12 @@ def start_single(
     watch: AppRepository,
     request: Request,
     *,
-    refusal: Exception,
+    error: Exception,
     skip_permission_check: bool = False,
 ) -> Requested:
-    """Request a sync of one watch and enqueue it ahead of bulk work. Raises `refusal` if the request does not apply.
+    """Request a sync of one watch and enqueue it ahead of bulk work. Raises `error` if the request does not apply.
 
-    With `skip_permission_check`, the caller has checked a permission of its own.
+    Pass `skip_permission_check` if the caller has checked another permission.
     """
     if not skip_permission_check:
         actor.require(PERMISSIONS[kind])
@@ -59,7 +59,7 @@ def start_single(
     with transaction.atomic():
         opened = request(actor, [watch.pk], None)
         if not opened:
-            raise refusal
+            raise error
         watch.refresh_from_db()
         audit.record(actor, [watch], f"{_LABELS[kind]} of {watch}")
         scheduling.enqueue(watch, "high")
@@ -74,11 +74,11 @@ def start_bulk(
     *,
     title: str,
     app: App | None,
-    nothing: str,
+    empty_message: str,
 ) -> BulkOperation:
-    """Request all of these watches as one operation, which has a progress bar and can be cancelled.
+    """Request a sync of all these watches as one operation, which has a progress bar and can be cancelled.
 
-    Raises `NotFound` with the message `nothing` if the request applies to none of them.
+    Raises `NotFound` with `empty_message` if the request applies to none of them.
     """
     actor.require(PERMISSIONS[kind])
     actor.require_watches(watches)
@@ -88,7 +88,7 @@ def start_bulk(
         operation.save()
         opened = request(actor, pks, operation) if pks else []
         if not opened:
-            raise NotFound(nothing)
+            raise NotFound(empty_message)
         count = counted(len(opened), "repository", "repositories")
         operation.title, operation.total = (title or f"{kind.label.capitalize()} · {count}")[:200], len(opened)
         operation.save(update_fields=["title", "total"])
@@ -102,10 +102,10 @@ def start_bulk(
 
 
 def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet) -> list[int]:
-    """Lock those of the watches that are in `among`, end their apps' cooldowns, and return their primary keys.
+    """Lock the given watches that are also in `among`, end their apps' cooldowns, and return the watches' primary keys.
 
     A user's request suggests that an endpoint may be back up, so one watch probes it now instead of after the backoff.
-    Apps are locked before watches, in the same order as in the claim.
+    Lock apps before watches, as the claim does.
     """
     down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
     locked_apps = App.objects.filter(pk__in=list(down)).select_for_update().order_by("pk")
@@ -121,7 +121,7 @@ def open_runs(
     operation: BulkOperation | None,
     left: Mapping[int, runs.Left] | None = None,
 ) -> list[SyncRun]:
-    """Open one run for each watch at its current generation. `left` maps watches to what they still have to send."""
+    """Open one run for each watch at its current generation. `left` maps a watch to what it still has to send."""
     left = left or {}
     watches = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
     opened = SyncRun.objects.bulk_create(

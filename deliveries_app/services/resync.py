@@ -1,7 +1,7 @@
 """Force a re-sync: clear the delivery records and send every file again (`engine.md` §3).
 
-Clearing is one number: the floor, a generation below which no row counts as delivered. The old rows remain, because they
-show which files the app may hold, so that those deleted upstream are deleted there too.
+Clearing changes one number: the floor, the generation below which no row counts as delivered. The old rows remain because
+they show which files the app may hold, so that files deleted upstream are deleted there too.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ from deliveries_app.services.requests import NotFound, Requested
 def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
     """Send every file of one watch again, whatever its state. Raises `NotFound` if it is being removed.
 
-    With `skip_permission_check`, the caller has checked a permission of its own.
+    Pass `skip_permission_check` if the caller has checked another permission.
     """
     return requests.start_single(
         actor,
         OperationKind.RESYNC,
         watch,
         _request,
-        refusal=NotFound("App-repository link not found"),
+        error=NotFound("App-repository link not found"),
         skip_permission_check=skip_permission_check,
     )
 
@@ -44,7 +44,9 @@ def resync_by_app(actor: Actor, app: App) -> BulkOperation:
     """Send every file of every repository of one app again."""
     actor.require_app(app)
     watches = AppRepository.objects.filter(app=app)
-    return resync_many(actor, watches, f"Re-sync all · {app.name}", app=app, nothing="No repositories for this app")
+    return resync_many(
+        actor, watches, f"Re-sync all · {app.name}", app=app, empty_message="No repositories for this app"
+    )
 
 
 def resync_many(
@@ -53,11 +55,13 @@ def resync_many(
     title: str = "",
     *,
     app: App | None = None,
-    nothing: str = "No watched repositories are selected",
+    empty_message: str = "No watched repositories are selected",
 ) -> BulkOperation:
-    """Send every file of these watches again, as one operation. Raises `NotFound` with `nothing` if there are none."""
+    """Send every file of these watches again, as one operation. Raises `NotFound` with `empty_message` if there are
+    none.
+    """
     return requests.start_bulk(
-        actor, OperationKind.RESYNC, watches.alive(), _request, title=title, app=app, nothing=nothing
+        actor, OperationKind.RESYNC, watches.alive(), _request, title=title, app=app, empty_message=empty_message
     )
 
 

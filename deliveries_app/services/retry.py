@@ -1,6 +1,6 @@
-"""Retry: send what is not acknowledged now, with all attempts available again.
+"""Retry: send unacknowledged files now, with all attempts available again.
 
-Delivery records stay as they are; a re-sync is the way to send everything again.
+Delivery records stay as they are. To send everything again, use a re-sync.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ class NotFailed(ValueError):
 
 def retry_single(actor: Actor, watch: AppRepository) -> Requested:
     """Retry one failing watch now. Raises `NotFailed` if it is not failing or not watched."""
-    refusal = NotFailed("Only failed entries can be retried")
-    return requests.start_single(actor, OperationKind.RETRY, watch, _request, refusal=refusal)
+    error = NotFailed("Only failed entries can be retried")
+    return requests.start_single(actor, OperationKind.RETRY, watch, _request, error=error)
 
 
 def retry_by_app(actor: Actor, app: App) -> BulkOperation:
     """Retry every failing watch of one app now."""
     actor.require_app(app)
     watches = AppRepository.objects.filter(app=app)
-    nothing = "No failed notifications for this app"
-    return retry_many(actor, watches, f"Retry all failed · {app.name}", app=app, nothing=nothing)
+    empty_message = "No failed notifications for this app"
+    return retry_many(actor, watches, f"Retry all failed · {app.name}", app=app, empty_message=empty_message)
 
 
 def retry_all(actor: Actor) -> BulkOperation:
@@ -53,19 +53,19 @@ def retry_many(
     title: str = "",
     *,
     app: App | None = None,
-    nothing: str = "No failed notifications found",
+    empty_message: str = "No failed notifications found",
 ) -> BulkOperation:
-    """Retry those of these watches that are failing, as one operation. Raises `NotFound` with `nothing` if none are."""
+    """Retry the failing ones of these watches as one operation. Raises `NotFound` with `empty_message` if none are."""
     return requests.start_bulk(
-        actor, OperationKind.RETRY, watches.failing(), _request, title=title, app=app, nothing=nothing
+        actor, OperationKind.RETRY, watches.failing(), _request, title=title, app=app, empty_message=empty_message
     )
 
 
 def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
     """Retry these watches and return one open run for each, which replaces the watch's open runs.
 
-    The generation stays the same: acknowledged files stay acknowledged, and a worker that is syncing continues. The new
-    run's progress counts what is sent from now on.
+    The generation stays the same: acknowledged files stay acknowledged, and a worker that is syncing continues. The
+    progress of the new run counts what is sent from now on.
     """
     locked = requests.lock_watches(pks, AppRepository.objects.failing())
     left = runs.supersede(locked)

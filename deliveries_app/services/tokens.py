@@ -1,4 +1,4 @@
-"""Bearer tokens of apps: authenticate by digest, rotate with an overlap in which both tokens are accepted."""
+"""Bearer tokens of apps: authenticate by digest, and rotate with an overlap during which both tokens are accepted."""
 
 import hmac
 from dataclasses import dataclass, field
@@ -32,19 +32,24 @@ class NewToken:
     old_accepted_until: datetime | None
 
 
+def not_expired() -> Q:
+    """Match the tokens that are accepted now."""
+    return Q(expires_at=None) | Q(expires_at__gt=Now())
+
+
 def live_tokens(app: App) -> QuerySet[AppToken]:
-    """Return the tokens that are accepted now, newest first."""
-    return app.tokens.filter(Q(expires_at=None) | Q(expires_at__gt=Now()))
+    """Return the app's tokens that are accepted now, newest first."""
+    return app.tokens.filter(not_expired())
 
 
 def authenticate(token: str) -> App | None:
     """Return the app that this token belongs to, or None if the token is unknown or expired or the app has ended.
 
-    The lookup uses the digest in a unique index. Its timing reveals digests at most, and no attacker can choose a
-    digest's prefix. The full comparison still takes constant time.
+    The lookup finds the digest in a unique index. Its timing could only reveal parts of digests, and no attacker can
+    choose the prefix of a digest. The final comparison takes constant time anyway.
     """
     digest = hash_token(token)
-    live = AppToken.objects.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), app__ended_at=None)
+    live = AppToken.objects.filter(not_expired(), app__ended_at=None)
     found = live.filter(digest=digest).select_related("app").first()
     if found is None or not hmac.compare_digest(found.digest, digest):
         return None
@@ -55,9 +60,9 @@ def authenticate(token: str) -> App | None:
 
 
 def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) -> NewToken:
-    """Make a new token. Older tokens stay valid for `overlap`, but never longer than they already were.
+    """Make a new token. Older tokens stay valid for `overlap`, but never longer than before.
 
-    An overlap of zero revokes them now, as after a leak. Raises `ValidationError` for more than 30 days, and `NotFound`
+    An overlap of zero revokes them now. Use it after a leak. Raises `ValidationError` for more than 30 days, and `NotFound`
     if the app is being removed.
     """
     actor.require(PERMISSION)
@@ -91,10 +96,10 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
 
 
 def lock_app(app: App) -> App:
-    """Return the app's current row, locked so that its secrets change one at a time.
+    """Lock the app's row, so that its secrets change one at a time, and return it.
 
-    Two concurrent rotations would otherwise leave two tokens without an expiry. The lock is FOR NO KEY UPDATE, for the
-    reason given in `sync.lease`. Raises `NotFound` if the app is being removed.
+    Two concurrent rotations would otherwise leave two tokens without an expiry. `sync.lease` explains why the lock is
+    FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
     """
     row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
     if row is None:

@@ -51,7 +51,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
 
 
 def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
-    """Make a new push hook secret, which the git host signs with. It cannot be shown again, and it replaces the old one.
+    """Replace the push hook secret, which the git host signs with, and return the new one. It cannot be shown again.
 
     Raises `NotFound` if the repository is no longer watched.
     """
@@ -65,7 +65,7 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
 
 
 def _update(watch: AppRepository, **changes: object) -> None:
-    """Update only these fields, in one UPDATE, so that a worker's concurrent writes survive."""
+    """Update only these fields, with one UPDATE, so that a worker's concurrent writes survive."""
     if not AppRepository.objects.alive().filter(pk=watch.pk).update(**changes):
         raise NotFound("Repository not found")
     watch.refresh_from_db()

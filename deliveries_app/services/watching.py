@@ -65,9 +65,9 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
     is_private = check_readable(parsed.spelled, token)
     with transaction.atomic():  # lock the app before its watch, as the claim does
         if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
-            raise InvalidUrl("The app is being removed.")  # checked after git, which may have taken seconds
+            raise InvalidUrl("The app is being removed.")  # check this after git, which may have taken seconds
         repository = _find_or_create(app, parsed, is_private=is_private)
-        # Lock the watch, so that one that has ended cannot be removed just after it is revived.
+        # Lock the watch. Otherwise one that has ended could be removed just after it is revived.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
         watch, created = watches.get_or_create(
             app=app,
@@ -81,7 +81,7 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
             runs.log_requested([run])
             scheduling.enqueue(watch, "high")
             return Watched(watch, True)
-        # Watching again revives a watch that is being removed, and always re-syncs the same row.
+        # Watching again re-syncs the existing row, and revives it if it is being removed.
         watch.github_url, watch.github_token, watch.ended_at = parsed.spelled, token, None
         watch.save(update_fields=["github_url", "github_token", "ended_at"])
         resync_single(actor, watch, skip_permission_check=True)
@@ -89,13 +89,13 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
 
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Repository:
-    """Return the repository for this URL. If the app already watches it, keep the row whose id the app knows."""
+    """Return the repository for this URL. If the app already watches it, return the row whose id the app knows."""
     watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
     as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
     watch = watched.select_related("repository").order_by(as_spelled, "repository__twin").first()
     if watch is None:
         return repositories.find_or_create(url, is_private=is_private)
-    repositories.note_privacy(watch.repository, is_private=is_private)
+    repositories.record_privacy(watch.repository, is_private=is_private)
     return watch.repository
 
 
@@ -106,18 +106,18 @@ def check_readable(url: str, token: str) -> bool:
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
-    def give_up() -> None:
+    def check_deadline() -> None:
         if time.monotonic() > deadline:
             raise GitError(
                 Cause.TIMEOUT, f"The host did not answer within {GIT_CHECK_SECONDS:.0f} seconds. Try again later."
             )
 
     with remote.new_client(max_connections=1) as client:
-        remote.ls_head(client, url, token, give_up)
+        remote.ls_head(client, url, token, check_deadline)
         if not token:
             return False
         try:
-            remote.ls_head(client, url, "", give_up)
+            remote.ls_head(client, url, "", check_deadline)
         except GitError:
             return True
     return False

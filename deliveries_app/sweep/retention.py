@@ -49,7 +49,7 @@ class Pruned:
 
 def enqueue_prune() -> None:
     """Enqueue a prune job, at most once an hour across all processes."""
-    if queues.first_in("prune", _EVERY_SECONDS):
+    if queues.first_within("prune", _EVERY_SECONDS):
         queues.enqueue("low", PRUNE_JOB, "old", "prune", owned=False)
 
 

@@ -85,7 +85,7 @@ def remember(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
     key = _PREFIX + app.app_id
     try:
         with connection().pipeline(transaction=True) as pipeline:
-            counters.queue(pipeline, counts)
+            counters.add_to_pipeline(pipeline, counts)
             if values:
                 pipeline.rpush(key, *values)
                 pipeline.ltrim(key, -KEPT, -1)

@@ -1,4 +1,4 @@
-"""Docora's own commands, described for the handbook from what each command says about itself."""
+"""Describe Docora's own commands for the handbook, from each command's help."""
 
 from argparse import Action, ArgumentParser
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from django.core.management.base import BaseCommand
 
 _PACKAGES = {"docora", "repositories_app", "deliveries_app"}
 EXTENDED = {"migrate", "rqworker"}
-"""Commands of Django and django-rq that Docora only extends. The handbook describes them in its own text."""
+"""Commands of Django and django-rq that Docora only extends. The handbook describes them in its text."""
 
 
 @dataclass(frozen=True)
 class CommandReference:
-    """One command: `synopsis` is its name with its arguments, `options` holds pairs of option and explanation."""
+    """One command. `synopsis` is its name with its arguments; `options` lists (option, help)."""
 
     synopsis: str
     description: str

@@ -1,6 +1,6 @@
 """The `docora` command line: apply options that are settings, then run Django's commands.
 
-`up`, `web` and `demo` take options that stand for settings (`--data`, `--host`, `--port`, `--demo`). They go into the environment
+Some options of `up`, `web` and `demo` stand for settings (`--data`, `--host`, `--port`, `--demo`). They are put into the environment
 before the settings are read, so that this process and its children share one configuration.
 """
 
@@ -50,7 +50,7 @@ def apply_instance_options(arguments: Sequence[str]) -> None:
 
 
 def error_message(error: Exception) -> str:
-    """Return the message to print instead of a traceback; empty for an unexpected error."""
+    """Return the message to print instead of a traceback, or an empty string for an unexpected error."""
     from django.core.exceptions import ImproperlyConfigured
     from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -74,7 +74,7 @@ def error_message(error: Exception) -> str:
 
 
 class CommandLine(ManagementUtility):
-    """Django's, except that an unknown command ends with the exit code for wrong usage."""
+    """Django's command line, except that an unknown command exits with the code for wrong usage."""
 
     def fetch_command(self, subcommand: str) -> BaseCommand:
         try:
@@ -88,7 +88,7 @@ def main() -> None:
         sys.stdout.write(f"{__version__}\n")  # Django would print its own version
         return
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "docora.settings")
-    sys.path.append(str(Path.cwd()))  # FILE_TRANSFORMS may be there; children of `up` look there as well
+    sys.path.append(str(Path.cwd()))  # where FILE_TRANSFORMS may be; children of `up` look there too
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("DJANGO_COLORS", "nocolor")
     apply_instance_options(sys.argv[1:])

@@ -1,8 +1,8 @@
 """Output shared by all commands: JSON, tables, questions and progress.
 
-Only the result goes to stdout: with `--json` one object, or one object per line for lists. Errors, questions and progress go to
-stderr. A command that fails prints one sentence and exits with status 1. It also exits with 1 if something that it ran or checked
-failed, and with 2 after wrong usage.
+Only the result goes to stdout: with `--json` one object, or for lists one object per line. Errors, questions and progress go to
+stderr. A command that fails prints one sentence and exits with status 1, as does one that ran or checked something which failed.
+Wrong usage exits with 2.
 """
 
 import json
@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
-"""Exit codes. The last two are those of a shell after SIGINT and SIGPIPE."""
+"""Exit codes. The last two are what a shell reports after SIGINT and SIGPIPE."""
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 10.0
@@ -56,7 +56,7 @@ def wrong_usage(message: str) -> CommandError:
 
 
 def secret_from_stdin(what: str) -> str:
-    """Return the first line of stdin. An empty one is an error: the program that should have written it probably failed."""
+    """Return the first line of stdin. An empty line is an error: the program that should write it has probably failed."""
     secret = sys.stdin.readline().strip()
     if not secret:
         raise wrong_usage(f"There is no {what} on stdin.")
@@ -64,7 +64,7 @@ def secret_from_stdin(what: str) -> str:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Return if `yes` is set or the person at the terminal agrees; otherwise raise `CommandError`."""
+    """Return if `yes` is set or the user at the terminal agrees. Otherwise raise `CommandError`."""
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():
@@ -75,12 +75,12 @@ def confirm(question: str, *, yes: bool) -> None:
         raise CommandError("Nothing was done.")
 
 
-def moment(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     """Format a time as the admin does."""
     return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S %Z}"
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """Replace characters that could control a terminal or start a new line."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
@@ -89,13 +89,13 @@ def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequ
     """Write columns on a terminal. Elsewhere write tab-separated lines without headings, for `cut` and `awk`."""
     if not out.isatty():
         for row in rows:
-            out.write("\t".join(map(plain, row)))
+            out.write("\t".join(map(printable, row)))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console(file=cast(IO[str], out)).print(table)
 
 

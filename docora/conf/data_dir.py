@@ -18,7 +18,7 @@ class Keys:
     """The keys of a data directory (`keys.json`, mode 0600), generated on first use.
 
     Several processes may start in an empty directory at once, so the file is written to a temporary name and then
-    linked: the first process wins and all read the same keys. No file is created if the environment sets both keys.
+    linked: the first process wins, and all of them read its keys. No file is created if the environment sets both keys.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -59,7 +59,7 @@ class Keys:
 
 
 def make_private(directory: Path) -> None:
-    """Create a folder with mode 0700, because it holds sessions or private repositories. Do not change existing ones."""
+    """Create a folder with mode 0700, because it will hold sessions or private repositories. Do not change existing ones."""
     for folder in (*reversed(directory.parents), directory):  # with `parents=True`, parents would not get this mode
         folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -18,8 +18,8 @@ INSTALLED = (_PACKAGE / "templates").is_dir()
 FILES = _PACKAGE if INSTALLED else _PACKAGE.parent
 """The folder that contains `templates`, `static` and `.env.example`."""
 
-given: dict[str, str] = {}
-"""The environment before `.env` was added, for child processes that read `.env` themselves."""
+original_environment: dict[str, str] = {}
+"""The environment without the settings in `.env`, for child processes that read `.env` themselves."""
 
 
 def env_file() -> Path:
@@ -29,23 +29,23 @@ def env_file() -> Path:
 
 def read_env_file() -> None:
     """Add the settings in `.env` to the environment, without replacing variables that are set."""
-    given.update(os.environ)
+    original_environment.update(os.environ)
     file = env_file()
     try:
         with file.open() as lines:
             Env.read_env(lines)
     except OSError as error:
         # An existing or explicitly named file must not be skipped: Docora would start as an empty instance without it.
-        if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in given:
+        if not isinstance(error, FileNotFoundError) or "DOCORA_ENV_FILE" in original_environment:
             raise ImproperlyConfigured(
                 f"The settings in {file} cannot be read: {error.strerror}. Run commands as Docora's user."
             ) from None
 
 
 def program(*, in_full: bool = False) -> str:
-    """Return the name of the command for messages, or with `in_full` what to type in a checkout's folder.
+    """Return the name of the command for messages, or with `in_full` what to type in the folder of a checkout.
 
-    `DOCORA_PROGRAM` overrides it where a wrapper script is used, as with the systemd units.
+    A wrapper script, such as the one for the systemd units, sets `DOCORA_PROGRAM` to its own name.
     """
     if name := os.environ.get("DOCORA_PROGRAM"):
         return name

@@ -44,7 +44,7 @@ def _cut(value: object, limit: int) -> object:
     if isinstance(value, dict | list | tuple | set | frozenset):
         if len(repr(value)) <= limit:
             return value
-        return f"[{len(value):,} items, too long to log]"  # text could no longer be masked by the names of its items
+        return f"[{len(value):,} items, too long to log]"  # a cut text would lose the item names that masking needs
     text = value if isinstance(value, str) else str(value)
     if len(text) <= limit:
         return text
@@ -62,7 +62,7 @@ def configure(config: dict[str, Any]) -> None:
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         # Convert tracebacks to plain text: the renderers' own tracebacks print local variables, which hold tokens.
         structlog.processors.format_exc_info,
-        bounded(10 * MAX_FIELD),  # masking is slow; half a secret at this cut is removed by the next cut
+        bounded(10 * MAX_FIELD),  # masking is slow; the second cut removes any half of a secret that this one leaves
         mask_secrets,
         bounded(MAX_FIELD),
         renderer,

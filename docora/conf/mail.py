@@ -7,7 +7,7 @@ from environ import Env
 
 
 def mail_options(email_url: str) -> dict[str, Any]:
-    """Return Django's options for a mail server such as smtp+tls://user:password@mail.example:587.
+    """Return Django's options for a mail server URL such as smtp+tls://user:password@mail.example:587.
 
     Raises ImproperlyConfigured if the URL is invalid. The message does not repeat it, because it holds a password.
     """

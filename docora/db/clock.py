@@ -1,4 +1,4 @@
-"""Two clocks: the database's, shared by all workers, and the boot-time clock, which no one can set."""
+"""Two clocks: the database's, which all workers share, and the boot-time clock, which cannot be set."""
 
 import time
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 
 
 def boot_seconds() -> float:
-    """Return seconds since boot, including suspended time: when a laptop wakes up, its leases must have expired."""
+    """Return the seconds since boot, including suspended time: when a laptop wakes up, its leases must have expired."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -20,7 +20,7 @@ def from_now(seconds: float) -> Combinable:
 
 
 class DatabaseClock:
-    """The database's time without further queries: read once, then advanced by the boot-time clock."""
+    """The database's time, read once and then advanced by the boot-time clock without further queries."""
 
     def __init__(self, now: datetime) -> None:
         self._database_time, self._read_at = now, boot_seconds()

@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, InternalError, OperationalError
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
-"""Raised by any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
+"""Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
 
 
 def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:

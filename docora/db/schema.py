@@ -1,6 +1,6 @@
 """Check that the database schema fits this version of the code, and wait until it does.
 
-A newer schema is accepted: each migration keeps the previous version working, so old processes can run while it runs.
+A newer schema is accepted: each migration keeps the previous version of the code working, so old processes can still run.
 """
 
 import time
@@ -20,7 +20,7 @@ _POLL_SECONDS = 1.0
 
 @cache
 def _latest() -> set[tuple[str, str]]:
-    """Return the last migration of every app in this version of the code."""
+    """Return each app's last migration in this version of the code."""
     return set(MigrationLoader(None).graph.leaf_nodes())
 
 
@@ -53,7 +53,7 @@ def upgrade_problem(database: BaseDatabaseWrapper) -> str:
 
 
 def wait_until_migrated(report: Callable[[str], object], *, wait_for_database: bool = True) -> None:
-    """Wait until the database is migrated, and report what is being waited for.
+    """Wait until the database is migrated. Call `report` with what is being waited for.
 
     With `wait_for_database=False`, return if the database is down. Leaves no connection open, so the process may fork.
     """

@@ -104,7 +104,7 @@ class Outcome:
 
     status: int | None
     cause: Cause | None
-    message: str  # one sentence; it holds no header, and of the URL only the host
+    message: str  # one sentence, without headers and without any part of the URL but its host
     headers: Mapping[str, str]  # of the response, by lower-case name, bounded
     body: bytes  # the first `max_body` bytes of the response body
     truncated: bool  # the response body was longer

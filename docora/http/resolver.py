@@ -1,8 +1,8 @@
 """Resolve a host name and check that Docora may connect to every address it has.
 
-If any address is blocked, the whole name is blocked: otherwise which address is dialled would be chance, and a name
-with both a public and a private address is a way around the check. `docora.http.transfer` checks the dialled address
-again when it opens the socket, so a name that resolves differently a moment later gains nothing.
+If any address is blocked, the whole name is blocked. Otherwise chance would decide which address is dialled, and a name
+with both a public and a private address could bypass the check. `docora.http.transfer` checks the dialled address again
+when it opens the socket, so a name that resolves differently a moment later gains nothing.
 """
 
 import socket
@@ -22,7 +22,7 @@ _CACHE_SIZE: Final = 256  # names
 
 
 class ResolvedHost(NamedTuple):
-    """Either all addresses of a host (numeric, in resolver order), or why none of them may be dialled."""
+    """Either all addresses of a host (numeric, in resolver order), or the reason why none may be dialled."""
 
     addresses: tuple[str, ...]
     cause: Cause | None
@@ -51,7 +51,7 @@ def resolve(host: str, allowed_networks: Sequence[Network], seconds: float = LOO
 
 
 def is_loopback_name(host: str) -> bool:
-    """Return whether the host is `localhost`, which stands for both loopback addresses: one allowed one is enough."""
+    """Return whether the host is `localhost`. It stands for two loopback addresses, and it is enough if one is allowed."""
     return host.lower() == "localhost"
 
 

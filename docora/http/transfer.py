@@ -133,9 +133,9 @@ class Transfer:
         return outcome
 
     def _open_socket(self, _purpose: int, address: Any) -> int:
-        """Return a socket for one candidate address, or SOCKET_BAD, after which libcurl tries the next one.
+        """Return a socket for one candidate address, or SOCKET_BAD, which makes libcurl try the next one.
 
-        Once an address is blocked, the whole request is, even if libcurl is already connecting to another candidate.
+        One blocked address blocks the whole request, even if libcurl is already connecting to another candidate.
         """
         try:
             self._blocked = self._blocked or self._blocked_reason(address.addr[0])
@@ -159,7 +159,7 @@ class Transfer:
         return None if resolved.cause is None else (resolved.cause, resolved.message)
 
     def _is_skipped(self, address: str) -> bool:
-        """Return whether this is the loopback address of `localhost` that is not allowed while the other one is."""
+        """Return whether to skip this address: a loopback address of `localhost` that is not allowed, unlike the other one."""
         return blocked_reason(address, self._resolver.allowed_networks) is not None
 
     def _before_send(self, *_connection: object) -> int:

@@ -1,4 +1,4 @@
-"""The connection to Redis, with short timeouts: Redis only wakes workers and counts, so nothing waits long for it."""
+"""The connection to Redis. Timeouts are short: Redis only wakes workers and counts, so nothing should wait for it."""
 
 from functools import lru_cache
 

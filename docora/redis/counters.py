@@ -1,8 +1,8 @@
-"""Totals of all processes in one Redis hash, exported by `deliveries_app.monitoring.metrics`.
+"""Totals over all processes in one Redis hash, exported by `deliveries_app.monitoring.metrics`.
 
-Each job runs in its own process and several web processes answer scrapes, so the totals cannot live in a process.
-Callers count in memory and add their counts here from time to time. If Redis is down or flushed, counts are lost but no
-work is: functions here never raise, and Prometheus treats a lower total as a counter reset.
+Each job runs in its own process and several web processes answer scrapes, so no process can hold the totals. Callers count
+in memory and add their counts here from time to time. If Redis is down or flushed, counts are lost but work is not:
+functions here never raise, and Prometheus treats a lower total as a counter reset.
 """
 
 import logging
@@ -29,24 +29,24 @@ REQUEST_MICROSECONDS = "request_microseconds"
 
 
 def field(name: str, label: object) -> str:
-    """Return the hash field of counter `name` for one label value. Use few label values."""
+    """Return the hash field of the counter `name` for one label value. Use only a few label values."""
     return f"{name}:{label}"
 
 
-def queue(pipeline: Pipeline, counts: Mapping[str, int]) -> None:
-    """Add to counters within a caller's pipeline, without a round trip of their own."""
+def add_to_pipeline(pipeline: Pipeline, counts: Mapping[str, int]) -> None:
+    """Add to counters in the caller's pipeline, without another round trip."""
     for name, count in counts.items():
         if count:
             pipeline.hincrby(_KEY, name, count)
 
 
 def add(counts: Mapping[str, int]) -> None:
-    """Add to counters, in one round trip."""
+    """Add to counters in one round trip."""
     if not any(counts.values()):
         return
     try:
         with connection().pipeline(transaction=False) as pipeline:
-            queue(pipeline, counts)
+            add_to_pipeline(pipeline, counts)
             pipeline.execute()
     except (RedisError, OSError) as error:
         logger.warning("counters_not_updated", extra={"cause": str(error)})

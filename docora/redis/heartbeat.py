@@ -33,7 +33,7 @@ def beat(name: str) -> None:
 
 
 def last(name: str) -> datetime | None:
-    """Return the last heartbeat of `name`, None if it is more than a day old. Raises `RedisError`."""
+    """Return the last heartbeat of `name`, or None if it is more than a day old. Raises `RedisError`."""
     found = connection().get(_PREFIX + name)
     return datetime.fromtimestamp(float(found), UTC) if found else None
 
@@ -49,12 +49,12 @@ class Signs:
 
     @property
     def workers_since(self) -> datetime | None:
-        """When the youngest worker started: since then the number of workers has not grown."""
+        """When the newest worker started. The number of workers has not grown since then."""
         return max(self.workers, default=None)
 
     @property
     def sweep_age(self) -> float | None:
-        """Seconds since the last round of the sweep; None if it is more than a day ago."""
+        """Seconds since the last round of the sweep, or None if it was more than a day ago."""
         return max(0.0, (timezone.now() - self.sweep).total_seconds()) if self.sweep else None
 
     @property

@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Worker:
-    """A registered worker and its current job. The leases that it holds have its name as `lease_owner`."""
+    """A registered worker and its current job. Its leases have its name as `lease_owner`."""
 
     name: str
     host: str

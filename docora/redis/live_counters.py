@@ -1,8 +1,8 @@
 """Live counters in Redis hashes, polled by the progress bars.
 
-The counters are a cache of database rows. Only the writers of the rows set them (`start`, `seed`), advance them and,
-after the end is committed, remove them. Missing counters read as None, and the reader then counts the rows. No function
-here raises when Redis is down.
+The counters are a cache of database rows. Only code that writes the rows sets counters (`start`, `seed`), advances them and,
+once the end is committed, removes them. Missing counters are read as None, and the reader then counts the rows. No
+function here raises when Redis is down.
 """
 
 import json
@@ -79,7 +79,7 @@ def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, i
 
 
 def advance(key: str, **deltas: int) -> bool:
-    """Add to existing counters. Return False if they are missing or Redis is down: then set them from the rows."""
+    """Add to existing counters. If they are missing or Redis is down, return False: then `start` them from the rows."""
     arguments = [part for name, delta in deltas.items() if delta for part in (name, delta)]
     if not arguments:
         return True

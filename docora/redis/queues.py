@@ -40,10 +40,11 @@ def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id:
 
 
 def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owned: bool = True) -> bool:
-    """Add a job to a queue unless it already waits there. A job that waits in a lower queue is moved up.
+    """Add a job to a queue unless it is already there. A job in a lower queue is moved up.
 
     `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
-    left behind by a dead worker is replaced. Return True if the job now waits, False if it is running or Redis is down.
+    left behind by a dead worker is replaced. Return True if the job is now waiting, False if it is running or Redis is
+    down.
     """
     try:
         target = _queue(queue)
@@ -60,13 +61,13 @@ def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owne
             )
             return True
         except DuplicateJobError:
-            return _revive(target, function, argument, job_id, owned=owned)
+            return _requeue(target, function, argument, job_id, owned=owned)
     except (RedisError, OSError) as error:
         logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
         return False
 
 
-def _revive(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool) -> bool:
+def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool) -> bool:
     for name in QUEUES:
         queue = _queue(name)
         if queue.get_job_position(job_id) is None:
@@ -102,8 +103,11 @@ def _discard_unreadable(queue: Queue, job_id: str) -> None:
         queue.connection.delete(key)
 
 
-def first_in(name: str, seconds: int) -> bool:
-    """Return True once per `seconds` for each name, over all processes. False when Redis is down."""
+def first_within(name: str, seconds: int) -> bool:
+    """Return True for the first caller within `seconds`, over all processes, and False for the others.
+
+    Each `name` is counted separately. Return False when Redis is down.
+    """
     try:
         return bool(connection().set(f"docora:first:{name}", "1", nx=True, ex=seconds))
     except (RedisError, OSError) as error:

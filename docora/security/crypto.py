@@ -4,8 +4,8 @@
 put a new key in front and run `rotate_encryption_keys`. A key may be any string of at least 16 characters; the Fernet
 key is derived from it, so operators can use secrets that their platform generates.
 
-A column that no key decrypts does not fail the query that reads it: one lost key would otherwise break whole lists,
-sweeps and pages. It is read as `Undecryptable`, which raises `DecryptionError` when it is used as a secret.
+A column that no key decrypts does not make the query fail: otherwise one lost key would break whole lists, sweeps and
+pages. It is read as `Undecryptable`, which raises `DecryptionError` when it is used as a secret.
 """
 
 import base64
@@ -49,7 +49,7 @@ def _fernet(keys: tuple[str, ...]) -> MultiFernet:
 
 
 def derive_keys() -> None:
-    """Derive and cache the keys, the slow part of a process's first `encrypt` or `decrypt`, before it forks."""
+    """Derive and cache the keys before the process forks. This is the slow part of the first `encrypt` or `decrypt`."""
     _fernet(tuple(settings.ENCRYPTION_KEYS))
 
 
@@ -59,7 +59,7 @@ def encrypt(plain: str) -> str:
 
 
 def decrypt(token: str) -> str:
-    """Return the plain text. Raises `DecryptionError` if no key fits."""
+    """Return the plain text. Raises `DecryptionError` if no key decrypts the token."""
     try:
         return _fernet(tuple(settings.ENCRYPTION_KEYS)).decrypt(token.encode("ascii")).decode()
     except (InvalidToken, UnicodeError):
@@ -76,7 +76,7 @@ def is_current(token: str) -> bool:
 
 
 def reencrypt(token: str) -> str:
-    """Return `token` encrypted with the newest key, unchanged if it already is. Raises `DecryptionError`."""
+    """Return the secret encrypted with the newest key, or `token` itself if it already is. Raises `DecryptionError`."""
     return token if is_current(token) else encrypt(decrypt(token))
 
 
@@ -98,8 +98,8 @@ def new_webhook_key() -> str:
 class Undecryptable(str):
     """The ciphertext of an encrypted column that none of the keys decrypts.
 
-    It is truthy and can be compared, passed on and saved: the ciphertext is written back unchanged, and can be read
-    again once the key is back. It cannot be turned into bytes or text, so it is never sent or used for signing.
+    It is truthy and can be compared, passed on and saved: the ciphertext is written back unchanged and can be decrypted
+    once the key is back. It cannot be converted to bytes or text, so it is never sent or used for signing.
     """
 
     __slots__ = ()

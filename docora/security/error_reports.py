@@ -1,7 +1,7 @@
 """Keep secrets out of Django's error pages and reports, even with DEBUG on.
 
-A client app's key can be any text, so no pattern finds it, and it is in the local variables of every frame between
-database and socket. Reports therefore show no local variables, only the traceback with its source code.
+A client app's key can be any text, so no pattern matches it, and it is in the local variables of every frame between
+database and socket. So reports show the traceback with its source code, but no local variables.
 """
 
 from collections.abc import ItemsView
@@ -17,13 +17,13 @@ from docora.security.redaction import redact
 
 class ReporterFilter(SafeExceptionReporterFilter):
     def is_active(self, request: HttpRequest | None) -> bool:
-        """Filter with DEBUG too: the visitor who causes an error may not see the secrets in it."""
+        """Filter even with DEBUG: visitors who cause an error must not see the secrets in it."""
         return True
 
     def cleanse_setting(self, key: str | int, value: Any) -> Any:
-        """Mask a setting, header or cookie: by its name, and any password in a URL.
+        """Mask a setting, header or cookie if its name suggests a secret. Also mask passwords in URLs.
 
-        ALERT_WEBHOOK_URL is a secret as a whole, because knowing it is enough to post to it.
+        ALERT_WEBHOOK_URL is masked as a whole: anyone who knows it can post to it.
         """
         if key == "ALERT_WEBHOOK_URL" and value:
             return self.cleansed_substitute
@@ -43,7 +43,7 @@ class ReporterFilter(SafeExceptionReporterFilter):
 
 
 class Reporter(ExceptionReporter):
-    """Redact the report as well: an exception's message may repeat a remote server's response."""
+    """Redact the whole report too: an exception's message may repeat a remote server's response."""
 
     def get_traceback_html(self) -> SafeString:
         return SafeString(redact(super().get_traceback_html()))

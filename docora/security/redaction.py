@@ -1,7 +1,7 @@
 """The last line of defence: mask whatever looks like a secret in text that is about to be logged or shown.
 
-Nothing relies on it: code that handles a secret keeps it out of messages itself. This is for libraries, hosts and
-exceptions that repeat a secret anyway. It recognises secrets only by their pattern or name.
+Nothing relies on it: code that handles a secret keeps it out of messages. This catches libraries, hosts and exceptions
+that repeat a secret anyway. It recognises a secret only by its pattern or name.
 """
 
 import base64

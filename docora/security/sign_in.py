@@ -5,8 +5,8 @@ name from one address, and `ADDRESS_FACTOR` times as many from one address under
 share an office's address. A successful sign-in clears the failures of that name from that address only; otherwise an
 attacker with an account could clear the failures of other names.
 
-Attempts are kept for 30 days, one row with a counter per name, address and browser. Only the name is kept of the posted
-form: axes itself would append every form to the row, without a limit.
+Attempts are kept for 30 days, in one row with a counter for each name, address and browser. Of the posted form, only the
+name is stored. axes would append every form to the row, without a limit.
 """
 
 import logging
@@ -28,7 +28,7 @@ from docora.security.throttle import source_of
 logger = logging.getLogger(__name__)
 
 ADDRESS_FACTOR = 10
-KEPT = timedelta(days=30)
+RETENTION = timedelta(days=30)
 
 
 def client_address(request: HttpRequest) -> str | None:
@@ -47,14 +47,14 @@ def locked_out(request: HttpRequest, response: HttpResponse | None, credentials:
 
 
 class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no types
-    """Counts failures in the database by the rules above."""
+    """Count failures in the database by the rules above."""
 
     def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
         """Return the number of failures to compare with `AXES_FAILURE_LIMIT`."""
         since = request.axes_attempt_time - settings.AXES_COOLOFF_TIME  # type: ignore[attr-defined]
         recent = AccessAttempt.objects.filter(ip_address=_address(request), attempt_time__gte=since)
-        by_name = _count(recent.filter(username=get_client_username(request, credentials)))
-        return max(by_name, _count(recent) // ADDRESS_FACTOR)
+        by_name = _total_failures(recent.filter(username=get_client_username(request, credentials)))
+        return max(by_name, _total_failures(recent) // ADDRESS_FACTOR)
 
     def user_login_failed(
         self, sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **kwargs: Any
@@ -96,7 +96,7 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
 
 def old_attempts(now: datetime) -> QuerySet[Any]:
     """Return the attempts that are due for deletion."""
-    old: QuerySet[Any] = AccessAttempt.objects.filter(attempt_time__lt=now - KEPT)
+    old: QuerySet[Any] = AccessAttempt.objects.filter(attempt_time__lt=now - RETENTION)
     return old
 
 
@@ -105,5 +105,5 @@ def _address(request: HttpRequest) -> str | None:
     return address
 
 
-def _count(attempts: QuerySet[Any]) -> int:
+def _total_failures(attempts: QuerySet[Any]) -> int:
     return attempts.aggregate(failures=Sum("failures_since_start"))["failures"] or 0

@@ -1,9 +1,9 @@
-"""Slow down guessing: count failures per client address in Redis. Without Redis, nothing is throttled.
+"""Slow down guessing: count failures per client address in Redis. Fails open without Redis.
 
 Only failures are counted, and only failures are rejected: a valid secret is accepted however many wrong ones came from
 the same address. Clients may share an address (a proxy, a cluster behind NAT) and could otherwise lock each other out.
-That is safe because secrets have 256 random bits; the limit only saves work and log lines. Where checking a secret is
-expensive itself, callers count the check and delay the next one (`seconds_to_wait`).
+That is safe because secrets have 256 random bits; the limit only saves work and log lines. If the check itself is
+expensive, callers count it and delay the next one (`seconds_to_wait`).
 """
 
 import ipaddress
@@ -36,7 +36,7 @@ def count_failure(kind: str, address: str) -> int | None:
 
 
 def seconds_to_wait(kind: str, address: str) -> int | None:
-    """Return the seconds to wait after `FAILURES` failures of `kind` from `address`, None to try at once."""
+    """Return the seconds to wait after `FAILURES` failures of `kind` from `address`, or None if there is no need to wait."""
     key = _key(kind, address)
     try:
         with connection().pipeline(transaction=True) as pipeline:
@@ -53,9 +53,9 @@ def _key(kind: str, address: str) -> str:
 
 
 def source_of(address: str) -> str | None:
-    """Return the address that failures count for, None for a Unix socket.
+    """Return the address that failures are counted under, or None for a Unix socket.
 
-    An IPv6 address counts for its whole /64 network, because one machine usually controls all of it.
+    For IPv6 this is the /64 network, because one machine usually controls all of it.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -1,3 +1,1 @@
-"""The processes that `manage.py up` runs: web server, workers, the embedded Valkey, and the supervisor that starts
-and stops them.
-"""
+"""The processes that `manage.py up` runs: the web server, workers and embedded Valkey, and their supervisor."""

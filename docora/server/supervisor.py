@@ -1,8 +1,8 @@
-"""`up`: Valkey, web, workers and sweep as children of one process.
+"""Run Valkey, web, workers and sweep as children of one process, for `up`.
 
 Each child runs in its own session, so that Ctrl-C in the terminal reaches only this process, which then stops the children in
-order. A child that exits is restarted, with a longer pause each time. If this process is killed with -9, the kernel signals every
-child (`docora.process`).
+order. A child that exits is restarted, after a longer delay each time. If this process is killed with -9, the kernel signals
+every child (`docora.process`).
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from django.core.management.base import CommandError
 
 from docora.process import die_with_parent
 
-STOP_SECONDS = 12.0  # a worker hands over within 8
-_LONGEST_PAUSE = 15.0
+STOP_SECONDS = 12.0  # a worker stops within 8
+_MAX_RESTART_DELAY = 15.0
 _STABLE_SECONDS = 30.0
-_GIVEN_SOCKET = 3  # the first descriptor after stdin, stdout and stderr, by sd_listen_fds(3)
+_SYSTEMD_SOCKET = 3  # the first descriptor after stdin, stdout and stderr, by sd_listen_fds(3)
 _BACKLOG = 1024  # connections that wait to be accepted
 
 
@@ -34,7 +34,7 @@ _BACKLOG = 1024  # connections that wait to be accepted
 class Child:
     """One process to keep running.
 
-    `death_signal` is what it gets when the supervisor is killed. It inherits `listener`, which stays open while it restarts.
+    It receives `death_signal` if the supervisor is killed. It inherits `listener`, which stays open while it restarts.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restart_at: float = 0.0
-    pause: float = 0.5
+    restart_delay: float = 0.5
 
     def start(self) -> None:
         self.started = time.monotonic()
@@ -67,8 +67,8 @@ class Child:
 class Supervisor:
     """Start children, restart them, and stop them in reverse order."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._children: list[Child] = []
         self._stopping = False
 
@@ -84,25 +84,27 @@ class Supervisor:
             while not self._stopping:
                 for child in self._children:
                     if not child.running:
-                        self._revive(child)
+                        self._restart(child)
                 time.sleep(0.2)
         finally:
             self.stop()
 
     def stop(self) -> None:
-        """Ask each child to end, and kill those that do not. The first child, Valkey, ends last, because workers use it to hand
-        over."""
+        """Ask each child to end, and kill those that do not.
+
+        The first child, Valkey, ends last, because workers still use it while they stop.
+        """
         self._stopping = True
         first, others = self._children[:1], list(reversed(self._children[1:]))
         self._end(others)
         self._end(first)
         self._children = []
 
-    def _end(self, ours: Sequence[Child]) -> None:
-        for child in ours:
+    def _end(self, children: Sequence[Child]) -> None:
+        for child in children:
             self._signal(child, child.stop_signal)
         deadline = time.monotonic() + STOP_SECONDS
-        for child in ours:
+        for child in children:
             if child.process is None:
                 continue
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,14 +112,14 @@ class Supervisor:
             if child.running:
                 self._kill(child)
 
-    def _revive(self, child: Child) -> None:
+    def _restart(self, child: Child) -> None:
         now = time.monotonic()
         if child.restart_at <= child.started:
             code = child.process.returncode if child.process else None
-            self._say(f"{child.name} ended with {code}; starting it again in {child.pause:.0f} s")
-            child.restart_at = now + child.pause
+            self._report(f"{child.name} ended with {code}; starting it again in {child.restart_delay:.0f} s")
+            child.restart_at = now + child.restart_delay
             stable = now - child.started > _STABLE_SECONDS
-            child.pause = 0.5 if stable else min(_LONGEST_PAUSE, child.pause * 2)
+            child.restart_delay = 0.5 if stable else min(_MAX_RESTART_DELAY, child.restart_delay * 2)
         elif now >= child.restart_at:
             child.start()
 
@@ -138,7 +140,7 @@ class Supervisor:
 
 
 def python_path() -> str:
-    """Return the PYTHONPATH with which children import `docora` from any folder."""
+    """Return a PYTHONPATH with which children can import `docora` from any folder."""
     return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
 
 
@@ -153,18 +155,18 @@ def web_command(listener: socket.socket, application: str = "docora.wsgi:applica
     return [*manager, str(listener.fileno()), str(settings.WEB_THREADS), application]
 
 
-def socket_is_given() -> bool:
+def systemd_passed_socket() -> bool:
     """Return whether systemd has passed a listening socket to this process."""
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 def listening_socket() -> socket.socket:
-    """Return the socket that systemd has passed, whatever its address, or a new one at HOST and PORT.
+    """Return the socket that systemd has passed, whatever its address, or a new one on HOST and PORT.
 
     Raises CommandError if this process cannot listen there.
     """
-    if socket_is_given():
-        return socket.socket(fileno=_GIVEN_SOCKET)
+    if systemd_passed_socket():
+        return socket.socket(fileno=_SYSTEMD_SOCKET)
     family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
     try:
         return socket.create_server((settings.HOST, settings.PORT), family=family, backlog=_BACKLOG)
@@ -183,6 +185,6 @@ def port_is_taken(host: str, port: int) -> bool:
     return False
 
 
-def taken_port() -> str:
-    """Return the message for a port that is taken."""
+def port_taken_message() -> str:
+    """Return the error message for a port that is taken."""
     return f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."

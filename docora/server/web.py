@@ -1,12 +1,12 @@
 """The web process: waitress on an inherited listening socket, with time limits and a shutdown that waitress does not have.
 
-waitress reads a whole request before a thread gets it, and buffers the answer in memory or in a temporary file, so a slow
-client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, and finishes
-what is under way before the process ends. The main thread owns all connections and checks the limits.
+waitress reads a whole request before it gives it to a thread, and buffers the response in memory or in a temporary file, so
+a slow client occupies no thread. This module adds a deadline for a whole request, closes clients that stop reading, and
+finishes requests under way before the process ends. The main thread owns all connections and checks the limits.
 
     python -m docora.server.web LISTENER READY THREADS APPLICATION
 
-LISTENER is the descriptor of the socket. One byte is written to the descriptor READY when the application is loaded.
+LISTENER is the descriptor of the socket. When the application is loaded, one byte is written to the descriptor READY.
 """
 
 import contextlib
@@ -28,23 +28,25 @@ from waitress.task import ErrorTask, WSGITask
 
 _BACKLOG = 1024  # connections that wait to be accepted
 _CONNECTIONS = 1000  # open at once
-_OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its answer
-_MAX_BODY = 26 * 1024 * 1024  # bytes; more than a push hook accepts, so that its view can answer what is slightly above
-_HIGH_WATERMARK = 256 * 1024 * 1024  # buffered bytes of an answer from which its thread waits for the client
-_SEND_BUFFER = 256 * 1024  # bytes of an answer in the kernel, so that slow reading shows: by default up to 4 MB
-_IDLE_SECONDS = 150  # between two requests; proxies keep connections for up to 120 and should be first to close them
+_OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its response
+_MAX_BODY = (
+    26 * 1024 * 1024
+)  # bytes; more than a push hook accepts, so that its view can reject bodies slightly above its own limit
+_HIGH_WATERMARK = 256 * 1024 * 1024  # bytes of a response; a thread that has buffered more waits for the client
+_SEND_BUFFER = 256 * 1024  # bytes of a response in the kernel; the default, up to 4 MB, would hide slow readers
+_IDLE_SECONDS = 150  # between two requests; longer than the 120 of some proxies, which should close first
 _CHECK_SECONDS = 0.5  # between two checks of the limits
 
 
 class Task(WSGITask):  # type: ignore[misc]
-    """One request. HEAD gets no body, and during a shutdown the client is asked to close its connection."""
+    """One request. A response to HEAD has no body, and during a shutdown every response closes its connection."""
 
     def build_response_header(self) -> Any:
         if not self.channel.server.accepting:
             self.set_close_on_finish()
         header = super().build_response_header()
         if self.request.command == "HEAD":
-            self.chunked_response = False  # or a last chunk would follow
+            self.chunked_response = False  # otherwise a final chunk would follow
         return header
 
     def write(self, data: bytes) -> None:
@@ -52,7 +54,7 @@ class Task(WSGITask):  # type: ignore[misc]
 
 
 class JsonErrorTask(ErrorTask):  # type: ignore[misc]
-    """The answer to a request that is malformed or too large, in the shape of the API's errors."""
+    """The response to a request that is malformed or too large, in the shape of the API's errors."""
 
     def execute(self) -> None:
         error = self.request.error
@@ -70,22 +72,25 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     task_class = Task
     error_task_class = JsonErrorTask
     request_seconds = 30.0
-    """For a whole request, from its first byte. For the first request of a connection, from when it was accepted."""
+    """Limit for a whole request, from its first byte or, for the first request, from when the connection was accepted."""
     unread_seconds = 60.0
-    """For a client that reads nothing of its answer, or that keeps a thread waiting."""
+    """Limit for a client that does not read its response, or that keeps a thread waiting."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._asking_since: float | None = time.monotonic()
-        self._unread: tuple[float, float] = (-1.0, 0.0)  # when bytes were last sent, and when this was first seen
+        self._request_began: float | None = time.monotonic()
+        self._unread: tuple[float, float] = (
+            -1.0,
+            0.0,
+        )  # last time that bytes were sent, and when we first saw this value
         super().__init__(*args, **kwargs)
 
     def received(self, data: bytes) -> Any:
-        if self._asking_since is None:
-            self._asking_since = time.monotonic()
+        if self._request_began is None:
+            self._request_began = time.monotonic()
         return super().received(data)
 
     def service(self) -> None:
-        self._asking_since = None  # not in `received`, because empty lines are no request
+        self._request_began = None  # not in `received`, because empty lines are not a request
         super().service()
 
     def is_idle(self) -> bool:
@@ -93,21 +98,23 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def is_overdue(self, now: float) -> bool:
         if self.total_outbufs_len:
-            a_thread_waits = self.requests and self.total_outbufs_len > self.adj.outbuf_high_watermark / 2
-            sent = 0.0 if a_thread_waits else self.last_activity
+            thread_is_waiting = self.requests and self.total_outbufs_len > self.adj.outbuf_high_watermark / 2
+            sent = 0.0 if thread_is_waiting else self.last_activity
             if self._unread[0] != sent:
                 self._unread = (sent, now)
             return now - self._unread[1] > self.unread_seconds
-        return not self.requests and self._asking_since is not None and now - self._asking_since > self.request_seconds
+        return (
+            not self.requests and self._request_began is not None and now - self._request_began > self.request_seconds
+        )
 
 
 class WebServer:
-    """A server that runs until `stop` is called, by a signal handler or another thread, and then drains."""
+    """A server that runs until a signal handler or another thread calls `stop`, and then drains."""
 
     settle_seconds = 1.0
-    """After `stop`, for connections without a request."""
+    """How long after `stop` idle connections stay open."""
     drain_seconds = 10.0
-    """After `stop`, for requests and answers that are under way."""
+    """How long after `stop` requests and responses under way may take."""
 
     def __init__(self, application: Callable[..., Any], listener: socket.socket, threads: int) -> None:
         self._stopping = False
@@ -132,22 +139,22 @@ class WebServer:
 
     def run(self) -> None:
         while not self._stopping:
-            self._turn()
-        for _ in range(_BACKLOG):  # if no other process has the socket, closing it resets connections in its queue
+            self._step()
+        # Accept queued connections: if no other process has the socket, closing it would reset them.
+        for _ in range(_BACKLOG):
             self._server.handle_accept()
-        wasyncore.dispatcher.close(
-            self._server
-        )  # closes the listener. server.close() would break pull_trigger() for threads
+        # Close only the listener. `server.close()` would break `pull_trigger()` for threads.
+        wasyncore.dispatcher.close(self._server)
         began = time.monotonic()
         while self._server.active_channels and (now := time.monotonic()) < began + self.drain_seconds:
-            self._turn(close_idle=now > began + self.settle_seconds)
+            self._step(close_idle=now > began + self.settle_seconds)
 
     def stop(self) -> None:
         self._stopping = True
         self._server.pull_trigger()
 
-    def _turn(self, *, close_idle: bool = False) -> None:
-        """Wait for events, handle them, and close connections that are past a limit."""
+    def _step(self, *, close_idle: bool = False) -> None:
+        """Wait for events, handle them, and close connections that have exceeded a limit."""
         wasyncore.loop(_CHECK_SECONDS, use_poll=True, map=self._map, count=1)
         now = time.monotonic()
         for channel in list(self._server.active_channels.values()):

@@ -1,8 +1,8 @@
-"""Runs one web process on a listening socket, and replaces it on SIGHUP.
+"""Run one web process on a listening socket, and replace it on SIGHUP.
 
-The socket outlives the web process, so clients that connect during a replacement wait in its queue. SIGHUP starts a new
-process, which reads the current code and `.env`, and stops the old one when the new one has loaded the application. If it
-fails to load, nothing is replaced. SIGINT and SIGTERM stop everything. If the web process dies, this one exits too, and the
+The socket outlives the web process, so clients that connect during a replacement wait in its queue. On SIGHUP, start a new
+process, which reads the current code and `.env`, and stop the old one once the new one has loaded the application. If
+loading fails, keep the old one. SIGINT and SIGTERM stop everything. If the web process dies, this one exits too, and the
 supervisor restarts both.
 
     python -m docora.server.web_manager LISTENER THREADS APPLICATION
@@ -25,28 +25,31 @@ _STOP_SECONDS = 11.0  # a web process drains for 10
 
 
 def main(listener: str, threads: str, application: str) -> int:
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler it may be discarded, and sigwait would miss it
+    signal.signal(
+        signal.SIGCHLD, lambda *_: None
+    )  # without a handler the signal may be discarded, and sigwait misses it
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     current = _start(listener, threads, application)
     draining: list[subprocess.Popen[bytes]] = []
     while current:
         match signal.sigwait(_SIGNALS):
             case signal.SIGHUP:
-                problem = _why_it_cannot_start()
+                problem = _startup_problem()
                 new = None if problem else _start(listener, threads, application)
                 if new:
                     current.terminate()
                     draining.append(current)
                     current = new
                 else:
-                    text = f"Nothing is replaced: the web process stays as it is. {problem}"
+                    text = f"Nothing is replaced: the old web process keeps running. {problem}"
                     print(text.strip(), file=sys.stderr, flush=True)  # noqa: T201
             case signal.SIGCHLD:
                 draining = [process for process in draining if process.poll() is None]
                 if current.poll() is not None:
                     break
             case _:
-                os.close(int(listener))  # if no other process has it, new clients are refused instead of reset later
+                # If no other process has the socket, new clients are now refused instead of reset later.
+                os.close(int(listener))
                 _end([*draining, current])
                 return 0
     return 1
@@ -54,13 +57,13 @@ def main(listener: str, threads: str, application: str) -> int:
 
 def _start(listener: str, *arguments: str) -> subprocess.Popen[bytes] | None:
     """Return a web process that has loaded its application, or None if it failed or took too long."""
-    ready, theirs = os.pipe()
+    ready, write_end = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "docora.server.web", listener, str(theirs), *arguments],
-        pass_fds=[int(listener), theirs],
-        preexec_fn=_prepare,
+        [sys.executable, "-m", "docora.server.web", listener, str(write_end), *arguments],
+        pass_fds=[int(listener), write_end],
+        preexec_fn=_prepare_child,
     )
-    os.close(theirs)
+    os.close(write_end)
     with open(ready, "rb", buffering=0) as pipe:  # noqa: PTH123  a descriptor
         if select.select([pipe], [], [], _START_SECONDS)[0] and pipe.read(1):
             return process
@@ -69,13 +72,13 @@ def _start(listener: str, *arguments: str) -> subprocess.Popen[bytes] | None:
     return None
 
 
-def _prepare() -> None:
+def _prepare_child() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     die_with_parent(signal.SIGTERM)
 
 
-def _why_it_cannot_start() -> str:
-    """Return what is wrong with the current code and settings, as a sentence; empty if nothing is."""
+def _startup_problem() -> str:
+    """Return what is wrong with the current code and settings, or an empty string if nothing is."""
     try:
         check = subprocess.run([sys.executable, "-m", "docora", "check"], stderr=subprocess.PIPE, text=True, timeout=60)
     except subprocess.TimeoutExpired:

@@ -1,5 +1,5 @@
-"""Docora's RQ worker: it detects dead workers within seconds, dies with its parent, hands over on SIGTERM, and survives
-Redis outages."""
+"""Docora's RQ worker: other workers notice within seconds if it dies, it ends with its parent, hands over on SIGTERM, and
+survives Redis outages."""
 
 import contextlib
 import logging
@@ -32,17 +32,17 @@ _worker_name = ""
 HAND_OVER_SECONDS = 8.0
 
 maintenance_callbacks: list[Callable[[], None]] = []
-"""Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between two jobs. They must be
-quick and use only Redis."""
+"""Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs. They must be quick
+and use only Redis."""
 
 
 def stopping() -> bool:
-    """Return whether this process was asked to stop. A job then sends nothing new and ends within seconds."""
+    """Return whether this process was asked to stop. If so, a job must send nothing new and end within seconds."""
     return _stopping.is_set()
 
 
 def request_stop(signum: int = 0, frame: FrameType | None = None) -> None:
-    """Handle SIGTERM in a work-horse: set a flag, without cancelling requests in flight."""
+    """Handle SIGTERM in a work-horse: only set a flag, so that requests in flight can finish."""
     _stopping.set()
 
 
@@ -52,12 +52,12 @@ def identity() -> str:
 
 
 def warm_up() -> None:
-    """Do work once that every forked work-horse would otherwise repeat."""
+    """Do the work that every forked work-horse would otherwise repeat."""
     crypto.derive_keys()
 
 
 class DocoraWorker(Worker):
-    """A worker with short heartbeats. With rq's defaults, the job of a killed worker is found after 811 s."""
+    """A worker with short heartbeats. With RQ's defaults, it takes 811 s to find the job of a killed worker."""
 
     max_connection_wait_time = 2.0  # seconds between attempts to reach Redis
 
@@ -68,8 +68,10 @@ class DocoraWorker(Worker):
         super().__init__(queues, name, **kwargs)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Survive a Redis outage, where rq would end the worker and its job. The job needs only the database: wait for the
-        job to end, then for Redis."""
+        """Survive a Redis outage, in which RQ would end the worker and its job.
+
+        The job needs only the database. Wait for the job to end, then for Redis.
+        """
         try:
             super().execute_job(job, queue)
         except RedisError as error:
@@ -81,10 +83,10 @@ class DocoraWorker(Worker):
                 time.sleep(0.5)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Register at every heartbeat. rq registers once, so a Redis that lost its data would not know its workers again."""
+        """Register at every heartbeat. RQ registers only once, so a Redis that lost its data would never list the worker."""
         super().heartbeat(timeout, pipeline)
         worker_registration.register(self, pipeline)
-        if pipeline is None and not self.connection.hexists(self.key, "birth"):  # during a job, rq checks this itself
+        if pipeline is None and not self.connection.hexists(self.key, "birth"):  # during a job, RQ checks this itself
             self.connection.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
 
     def run_maintenance_tasks(self) -> None:
@@ -97,8 +99,11 @@ class DocoraWorker(Worker):
             super().maintain_heartbeats(job, execution)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Ignore errors of a job that Redis no longer knows: Redis was emptied, or another worker took over while this process
-        was frozen. Either way the work is done or is being done elsewhere."""
+        """Ignore errors of a job that Redis no longer knows.
+
+        Redis was emptied, or another worker took over while this process was frozen. Either way, the work is done or is
+        being done elsewhere.
+        """
         if isinstance(exc_info[1], InvalidJobOperation | NoSuchJobError):
             logger.warning("job_forgotten", extra={"job_id": job.id, "cause": str(exc_info[1])})
         else:
@@ -117,8 +122,11 @@ class DocoraWorker(Worker):
         signal.signal(signal.SIGTERM, request_stop)
 
     def handle_warm_shutdown_request(self) -> None:
-        """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease; rq would wait for the
-        whole job. Kill it if it takes too long. Its requests in flight are then in doubt, not lost."""
+        """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease.
+
+        RQ would wait for the whole job. If the work-horse takes too long, kill it. Its requests in flight are then in
+        doubt, not lost.
+        """
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
         if self.horse_pid:
             self.kill_horse(signal.SIGTERM)

@@ -54,19 +54,19 @@ def badge(status: str, label: str) -> SafeString:
 
 @register.simple_tag
 def status_badge(watch: Any) -> SafeString:
-    """The badge of a watch's status."""
+    """Render the status of a watch as a badge."""
     return badge(watch.status, watch.get_status_display())
 
 
 @register.simple_tag
 def outcome_badge(run: Any) -> SafeString:
-    """The badge of a run's outcome; a run without one is open."""
+    """Render the outcome of a run as a badge. A run without an outcome is open."""
     return badge(run.outcome, run.get_outcome_display()) if run.outcome else badge("scanning", "open")
 
 
 @register.simple_tag
 def program(*, in_full: bool = False) -> str:
-    """Return the name of the command for running text, or with `in_full` what to type, for a block to copy."""
+    """Return the name of the command for use in a sentence, or with `in_full` what to type, for a block to copy."""
     return installation.program(in_full=in_full)
 
 
@@ -96,7 +96,7 @@ def _rounded(seconds: float) -> str:
 
 @register.filter
 def exact(moment: datetime | None) -> str:
-    """Format a time as detail pages show it."""
+    """Format a time exactly, for detail pages."""
     return date_format(timezone.localtime(moment), "Y-m-d H:i:s T") if moment else "—"
 
 

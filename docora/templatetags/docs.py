@@ -13,9 +13,9 @@ register = template.Library()
 
 @register.simple_block_tag
 def code(content: SafeString, id: str, what: str, kind: str = "") -> SafeString:
-    """Render a code block with a copy button, which a script shows where copying works. `what` describes the code.
+    """Render a code block with a copy button, which a script makes visible. `what` describes the code.
 
-    With `kind="source"` lines do not wrap: the block scrolls and can take the keyboard focus.
+    With `kind="source"`, lines do not wrap: the block scrolls and can take the keyboard focus.
     """
     focusable = format_html(' tabindex="0" role="group" aria-label="{}"', what[:1].upper() + what[1:])
     return format_html(

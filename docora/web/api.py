@@ -25,10 +25,10 @@ class Error(Schema):
     error: str = Field(description="One sentence that says what to do.", examples=["The field github_url is required"])
 
 
-def answers(
+def documented_responses(
     status: int, model: Any, description: str, errors: Mapping[int, str] | None = None, *, media_type: str = ""
 ) -> dict[str, Any]:
-    """Return the arguments for an operation's decorator that document its successful response and its errors.
+    """Return arguments for the decorator of an operation, which document its successful response and its errors.
 
     If the body is not JSON, pass its `media_type`, and the schema of one line as `model`.
     """
@@ -61,7 +61,7 @@ class BodyTooLarge(ValueError):
 def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
     """Yield the body in chunks, using constant memory.
 
-    Raises `BodyTooLarge` for more than `limit` bytes, before the first chunk if Content-Length already says so.
+    Raises `BodyTooLarge` above `limit` bytes, before the first chunk if Content-Length already exceeds it.
     """
     content_length = request.META.get("CONTENT_LENGTH") or ""
     if content_length.isdecimal():
@@ -81,7 +81,7 @@ def body_chunks(request: HttpRequest, limit: int) -> Iterator[bytes]:
 
 
 def read_body(request: HttpRequest, limit: int) -> None:
-    """Read the whole body, with chunked encoding too, into `request.body`. Raises `ApiError` above `limit` bytes."""
+    """Read the whole body, chunked or not, into `request.body`. Raises `ApiError` above `limit` bytes."""
     try:
         request._body = b"".join(body_chunks(request, limit))
     except BodyTooLarge as error:
@@ -140,5 +140,4 @@ def authentication_error(request: HttpRequest, kind: str, message: str) -> ApiEr
 
 
 SHELL = "x-docora-shell"
-"""OpenAPI extension for a header that is computed from the body: a shell expression for its value, with the body in
-`$BODY`."""
+"""OpenAPI extension of a header that is computed from the body: a shell expression for its value, given the body in `$BODY`."""

@@ -1,4 +1,4 @@
-"""Errors of the API, the probes and `/admin/api/` are always JSON, `{"error": "…"}`, never a page or a redirect."""
+"""Error responses. The API, the probes and `/admin/api/` always answer JSON, `{"error": "…"}`, never a page or a redirect."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -50,8 +50,8 @@ PERMISSIONS_POLICY = ", ".join(
 class ProbesMiddleware:
     """Skip the host check for probes, which use arbitrary Host headers. Their responses never include the host.
 
-    The same holds for /metrics with a METRICS_TOKEN. Without one, /metrics answers only this machine and the host is
-    checked: otherwise a web page in a local browser could read it through DNS rebinding.
+    /metrics is treated the same way if there is a METRICS_TOKEN. Without one, it answers only this machine and the host is
+    checked. Otherwise, a web page in a local browser could read it through DNS rebinding.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -67,8 +67,8 @@ class ProbesMiddleware:
 class TrustedProxyMiddleware:
     """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
 
-    The client is the last listed address that is not a trusted proxy: the client itself can send anything before it. A
-    port after the address, which some proxies add, is ignored.
+    The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
+    A port after the address, which some proxies add, is ignored.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -98,7 +98,7 @@ class TrustedProxyMiddleware:
 
 
 class RejectInvalidQueryMiddleware:
-    """Below `/admin/`, answer 400 to queries that would make the database raise an error.
+    """Below `/admin/`, reject queries that would make the database raise an error.
 
     These are NUL characters (PostgreSQL), numbers of more than 64 bits and hundreds of search words (SQLite), and
     regular expressions: an invalid one is an error, and a valid one can keep the database busy for ever.
@@ -150,7 +150,7 @@ class PageHeadersMiddleware:
 
 
 class DecryptionErrorMiddleware:
-    """Answer a request that needs an undecryptable secret with the error's message, which says what to do."""
+    """Answer requests that need an undecryptable secret with the error's message, which says what to do."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

@@ -1,32 +1,32 @@
-// Buttons that copy the text of another element, for the admin and the documentation: [data-copy] names it by its id.
+// Copy buttons of the admin and the documentation. The attribute [data-copy] is the id of the element whose text is copied.
 "use strict";
 
 (() => {
-  // A live region announces what is put into it after the page has loaded.
-  const said = document.createElement("p");
-  said.className = "visually-hidden";
-  said.setAttribute("role", "status");
-  document.body.append(said);
+  // Screen readers announce text that is put into this live region.
+  const announcer = document.createElement("p");
+  announcer.className = "visually-hidden";
+  announcer.setAttribute("role", "status");
+  document.body.append(announcer);
 
-  // Without this script, or where a browser lets nobody copy, they would do nothing: they are shown from here.
+  // The buttons do nothing without this script, so the page hides them until it runs.
   for (const button of document.querySelectorAll("[data-copy][hidden]")) button.hidden = false;
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
     if (!button) return;
     const source = document.getElementById(button.dataset.copy);
-    let words = "Copied";
+    let message = "Copied";
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
       getSelection().selectAllChildren(source);
-      words = "Selected: copy it now";
+      message = "Selected: copy it now";
     }
-    const before = (button.dataset.words ??= button.textContent);
-    button.textContent = said.textContent = words;
+    const label = (button.dataset.label ??= button.textContent);
+    button.textContent = announcer.textContent = message;
     setTimeout(() => {
-      button.textContent = before;
-      said.textContent = "";
+      button.textContent = label;
+      announcer.textContent = "";
     }, 4000);
   });
 })();

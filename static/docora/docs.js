@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  // The list of contents is in the way where it does not lie beside the text.
+  // Fold the table of contents where there is no room for it beside the text.
   const contents = document.querySelector(".contents details");
   const wide = matchMedia("(min-width: 50.01rem)");
   const arrange = () => { contents.open = wide.matches; };
@@ -12,7 +12,7 @@
     if (!wide.matches && event.target.closest("a")) contents.open = false;
   });
 
-  // Paper shows what is folded.
+  // Unfold everything for printing.
   const folded = document.querySelectorAll("main details:not([open])");
   let printed = [];
   addEventListener("beforeprint", () => {

@@ -117,7 +117,7 @@ def _operations(stage: Stage) -> list[str]:
         run = operation.runs.select_related("operation").get()
         runs.set_totals(run, files=1_000_000, size=10**9, left_out={}, commit="d" * 40)
         runs.seed(run)
-    return [f"/admin/progress/{operation.operation_id}/?said=0" for operation in made]
+    return [f"/admin/progress/{operation.operation_id}/?announced=0" for operation in made]
 
 
 def _poll(url: str, paths: list[str], cookies: str, rounds: int) -> None:

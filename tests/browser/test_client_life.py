@@ -85,7 +85,7 @@ def watch_repository(page: Page, url: str) -> None:
     page.get_by_label("URL:").fill(url)
     page.get_by_role("button", name="Watch", exact=True).click()
     expect(page.get_by_role("heading", name="acme/docs → Newsletter")).to_be_visible()
-    expect(page.locator(".progress-words .badge").first).to_have_text("synced", timeout=30_000)
+    expect(page.locator(".progress-text .badge").first).to_have_text("synced", timeout=30_000)
 
 
 def ignore_drafts(page: Page) -> None:

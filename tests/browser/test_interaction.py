@@ -291,7 +291,7 @@ def test_progress_is_announced_and_user_preferences_are_respected(
         page.goto(f"{site.url}{LIST}{watched.pk}/change/")
         page.locator(".progress-box").get_by_role("link", name="Re-sync").click()
         page.get_by_role("button", name="Yes, re-sync 1").click()
-        expect(page.locator(".progress-words .badge").first).to_have_text("syncing")
+        expect(page.locator(".progress-text .badge").first).to_have_text("syncing")
         gate.set()
         expect(page.locator("#spoken")).to_have_text("acme/docs: synced.", timeout=60_000)
 

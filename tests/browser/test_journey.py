@@ -73,7 +73,7 @@ def test_resync_of_two_rows_until_the_bar_is_full(
     def watch(page: Page) -> list[int]:
         seen: list[int] = []
         reloaded = False
-        summary = page.locator(".progress-box .progress-words")
+        summary = page.locator(".progress-box .progress-text")
         while True:
             shown = percent(page)  # read before the text, which may change in between, but only towards the end
             if re.search(r"2 repositories: 2 synced · 300 files", summary.inner_text()):
@@ -116,7 +116,7 @@ def test_cancel_stops_the_operation_and_shows_what_was_sent(
         while percent(page) <= 10:
             page.wait_for_timeout(100)
         page.get_by_role("button", name="Cancel").click()
-        summary = page.locator(".progress-box .progress-words")
+        summary = page.locator(".progress-box .progress-text")
         expect(summary).to_contain_text("Stopped by anna.")
         return summary.inner_text()
 

@@ -114,8 +114,8 @@ def test_screen_reader_text_changes_every_ten_percent(admin: Client, operation: 
     begin(first, 90)  # 30 percent of the operation
     spoken = f'id="spoken-{operation.operation_id}"'
     assert spoken in fragment(admin, operation)
-    assert spoken not in fragment(admin, operation, said="30")
-    assert spoken in fragment(admin, operation, said="20")
+    assert spoken not in fragment(admin, operation, announced="30")
+    assert spoken in fragment(admin, operation, announced="20")
 
 
 def test_list_polls_only_active_rows(admin: Client, db) -> None:

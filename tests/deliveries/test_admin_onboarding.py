@@ -5,7 +5,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App
-from deliveries_app.services.onboarding import reachability
+from deliveries_app.services.onboarding import unreachable_reason
 from tests.deliveries.test_admin_apps import settings_of
 from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
@@ -42,7 +42,7 @@ def test_any_response_counts_as_reachable(world: World, operator: Client) -> Non
     [(NOBODY, "Connection refused"), ("https://10.1.2.3/", "10.1.2.3"), ("https://name.invalid/", "name.invalid")],
 )
 def test_unreachable_reasons(url: str, expected: str) -> None:
-    assert expected in reachability(url)
+    assert expected in unreachable_reason(url)
 
 
 def test_secrets_page_shows_next_steps_without_repeating_the_token(operator: Client, settings) -> None:

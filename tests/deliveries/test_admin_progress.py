@@ -63,10 +63,10 @@ def test_poll_takes_at_most_six_statements(
     pks = ",".join(map(str, AppRepository.objects.values_list("pk", flat=True)))
     run_pks = ",".join(map(str, operation.runs.values_list("pk", flat=True)))
     for path in (
-        f"/admin/progress/{operation.operation_id}/?said=0",
+        f"/admin/progress/{operation.operation_id}/?announced=0",
         f"/admin/progress/{operation.operation_id}/rows/?ids={run_pks}",
         f"/admin/live/?ids={pks}&files=1",
-        f"/admin/live/{watch.pk}/?said=0",
+        f"/admin/live/{watch.pk}/?announced=0",
     ):
         with django_assert_max_num_queries(statements):
             assert operator.get(path).status_code == 200, path
@@ -251,13 +251,14 @@ def test_screen_reader_text_changes_every_tenth_and_at_the_end(operator: Client,
     SyncRun.objects.filter(pk=run.pk).update(started_at=timezone.now(), files_done=42)
     spoken = '<span id="spoken" hx-swap-oob="innerHTML">'
     assert (
-        f"{spoken}acme/docs: more than 40 percent sent.</span>" in operator.get(f"/admin/live/{watch.pk}/?said=30").text
+        f"{spoken}acme/docs: more than 40 percent sent.</span>"
+        in operator.get(f"/admin/live/{watch.pk}/?announced=30").text
     )
-    quiet = operator.get(f"/admin/live/{watch.pk}/?said=40").text
+    quiet = operator.get(f"/admin/live/{watch.pk}/?announced=40").text
     assert spoken not in quiet
-    assert "?said=40" in quiet
+    assert "?announced=40" in quiet
     AppRepository.objects.filter(pk=watch.pk).update(status="synced")
-    assert f"{spoken}acme/docs: synced.</span>" in operator.get(f"/admin/live/{watch.pk}/?said=40").text
+    assert f"{spoken}acme/docs: synced.</span>" in operator.get(f"/admin/live/{watch.pk}/?announced=40").text
 
 
 def test_list_announces_settled_rows(operator: Client, operation: BulkOperation) -> None:

@@ -13,7 +13,7 @@ from django.core.management import CommandError
 from django.core.management.base import OutputWrapper
 
 from docora.cli import output
-from docora.cli.output import Bar, confirm, plain, write_table
+from docora.cli.output import Bar, confirm, printable, write_table
 from tests.support.commands import PROJECT
 
 QUESTION = "from docora.cli.output import confirm; confirm('All of it goes.', yes=False); print('done')"
@@ -109,7 +109,7 @@ def test_a_table_has_headings_on_a_terminal_and_tabs_elsewhere() -> None:
     out = io.StringIO()
     write_table(OutputWrapper(out), ["Id", "Name"], [["app_1", "a\tb\n"], ["app_2", "é"]])
     assert out.getvalue() == "app_1\ta\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}\napp_2\té\n"
-    assert plain("a\x1b[2J\x9b") == "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
+    assert printable("a\x1b[2J\x9b") == "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
 
 
 def test_whoever_has_read_enough_of_the_answer_may_close_the_pipe() -> None:

@@ -211,7 +211,7 @@ def test_it_runs_from_an_empty_folder_with_nothing_set_and_its_pages_are_whole(i
     assert json.loads(installed.get("/version"))["version"] == __version__
     login = installed.get("/admin/login/").decode()
     assert "<code>docora createsuperuser</code>" in login
-    assert "Make an administrator: docora createsuperuser" in installed.log.read_text()
+    assert "There is no administrator yet. Create one: docora createsuperuser" in installed.log.read_text()
 
     handbook = installed.get("/docs/operations/").decode()
     assert "was not deployed" not in handbook

@@ -100,7 +100,7 @@ def test_a_second_one_on_the_same_data_directory_is_refused(instance: Instance) 
     instance.start("--workers", "1")
     result = instance.run("up", "--port", str(free_port()))
     assert result.returncode == 1
-    assert "Docora runs already with the data directory" in result.stderr
+    assert "Docora is already running with the data directory" in result.stderr
 
 
 def test_with_nobody_who_can_sign_in_it_says_which_command_makes_an_administrator(instance: Instance) -> None:

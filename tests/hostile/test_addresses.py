@@ -10,7 +10,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.services import watch_repository
-from deliveries_app.services.onboarding import reachability
+from deliveries_app.services.onboarding import unreachable_reason
 from deliveries_app.services.pinging import send_ping
 from docora.http.client import Cause, HttpClient
 from repositories_app.git import process as git
@@ -103,7 +103,7 @@ def test_private_address_is_blocked_in_every_notation(
     assert (outcome.cause, outcome.reached) == (Cause.REFUSED_ADDRESS, False)
     assert message in outcome.message
 
-    assert message in reachability(url)
+    assert message in unreachable_reason(url)
     App.objects.filter(pk=app.pk).update(base_url=url)
     ping = send_ping(Actor.command(), app)
     assert (ping.delivered, ping.status) == (False, None)

@@ -11,7 +11,7 @@ from docora.conf.installation import program
 
 
 class Command(BaseCommand):
-    help = "Adds demo git repositories, a demo client app and demo users to this instance, and serves the repositories and the app."
+    help = "Adds demo repositories, client apps and users to this instance, and serves the repositories and the apps."
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)

@@ -12,16 +12,18 @@ from docora.text import counted
 
 class Command(BaseCommand):
     help = "Checks for production problems and explains each; exit 1 if there is one. Warnings do not count."
-    requires_system_checks = []  # they are among the results
+    requires_system_checks = []  # the results include them
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="for scripts: a list of {check, level, words, advice}")
-        parser.add_argument("--offline", action="store_true", help="without what leaves this machine: the git host")
+        parser.add_argument(
+            "--offline", action="store_true", help="skip the check that leaves this machine: the git host"
+        )
         parser.add_argument("--app", metavar="APP_ID", default="", help="also send the test ping to this app")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["offline"] and options["app"]:
-            raise wrong_usage("A ping of an app leaves the machine: --app and --offline exclude each other.")
+            raise wrong_usage("A ping of an app leaves this machine, so --app and --offline exclude each other.")
         results = run_checks(all_checks(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
             self.stdout.write(json.dumps([_as_json(result) for result in results]))
@@ -31,7 +33,7 @@ class Command(BaseCommand):
             raise SystemExit(FAILED)
 
     def _print(self, results: list[Result]) -> None:
-        """Print one line for each result, problems last, where a terminal shows them."""
+        """Print one line for each result. Problems come last, so that they stay visible on a terminal."""
         style: dict[str, Callable[[str], str]] = {FINE: str, WARNING: self.style.WARNING, PROBLEM: self.style.ERROR}
         for result in sorted(results, key=lambda result: LEVELS.index(result.level)):
             mark = FINE if result.level == FINE else result.level.upper()

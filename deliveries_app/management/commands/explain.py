@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import watch_of
 from deliveries_app.reports.file_explanation import explain
-from docora.cli.output import add_json, moment, plain, write_json
+from docora.cli.output import add_json, format_time, printable, write_json
 
 
 class Command(BaseCommand):
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         if options["json"]:
             write_json(self.stdout, fields)
             return
-        self.stdout.write(plain(explanation.verdict.message))
+        self.stdout.write(printable(explanation.verdict.message))
         if next_try:
-            at = f" at {moment(next_try.at)}" if next_try.at else ""
+            at = f" at {format_time(next_try.at)}" if next_try.at else ""
             self.stdout.write(f"{next_try.message.capitalize()}{at}.")

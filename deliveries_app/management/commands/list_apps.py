@@ -8,7 +8,7 @@ from django.db.models import Count, Q
 from deliveries_app.models import App
 from docora.cli.output import add_json, write_json, write_table
 
-_SLICE = 500
+_CHUNK_SIZE = 500
 
 
 class Command(BaseCommand):
@@ -38,5 +38,5 @@ def _apps() -> Generator[dict[str, Any]]:
         watched=Count("watches", alive), failing=Count("watches", alive & Q(watches__failing_since__isnull=False))
     )
     names = ("app_id", "name", "base_url", "email", "paused", "watched", "failing", "created_at")
-    for row in apps.values(*names).iterator(chunk_size=_SLICE):
+    for row in apps.values(*names).iterator(chunk_size=_CHUNK_SIZE):
         yield {"watches" if name == "watched" else name: row[name] for name in names}

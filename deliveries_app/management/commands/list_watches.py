@@ -7,9 +7,9 @@ from django.core.management.base import BaseCommand, CommandParser
 from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from deliveries_app.reports.status import watch_fields
-from docora.cli.output import add_json, moment, write_json, write_table
+from docora.cli.output import add_json, format_time, write_json, write_table
 
-_SLICE = 500
+_CHUNK_SIZE = 500
 
 
 class Command(BaseCommand):
@@ -17,7 +17,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="only this app")
-        parser.add_argument("--failing", action="store_true", help="only failing ones")
+        parser.add_argument("--failing", action="store_true", help="only failing repositories")
         add_json(parser, "one line per watch, with the keys of the admin JSON's list")
         parser.epilog = "For scripts, id and URL: list_watches APP_ID | cut -f2,3"
 
@@ -25,7 +25,7 @@ class Command(BaseCommand):
         watches = watches_of(app_of(options["app_id"]) if options["app_id"] else None)
         if options["failing"]:
             watches = watches.failing()
-        with closing(_each(watches)) as found:
+        with closing(_iterate(watches)) as found:
             if options["json"]:
                 for watch in found:
                     write_json(self.stdout, watch_fields(watch))
@@ -33,10 +33,10 @@ class Command(BaseCommand):
                 write_table(self.stdout, ["App", "Id", "URL", "Status", "Files", "Last sync"], map(_row, found))
 
 
-def _each(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
-    yield from watches.iterator(chunk_size=_SLICE)
+def _iterate(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
+    yield from watches.iterator(chunk_size=_CHUNK_SIZE)
 
 
 def _row(watch: AppRepository) -> list[str]:
     ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, watch.get_status_display()]
-    return [*ids, f"{watch.tree_files:,}", moment(watch.last_synced_at) if watch.last_synced_at else "never"]
+    return [*ids, f"{watch.tree_files:,}", format_time(watch.last_synced_at) if watch.last_synced_at else "never"]

@@ -4,7 +4,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import refusal
+from deliveries_app.management.lookup import command_error
 from deliveries_app.services import onboard_app
 from deliveries_app.webhooks.payloads import timestamp
 from docora.cli.output import add_json, secret_from_stdin, write_json
@@ -40,7 +40,7 @@ class Command(BaseCommand):
                 client_auth_key=key,
             )
         except ValidationError as error:
-            raise refusal(error) from None
+            raise command_error(error) from None
         fields = {
             "app_id": onboarded.app.app_id,
             "token": onboarded.token,

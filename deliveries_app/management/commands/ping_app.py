@@ -4,7 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, refusal
+from deliveries_app.management.lookup import app_of, command_error
 from deliveries_app.services import NotFound
 from deliveries_app.services.pinging import send_ping
 from docora.cli.output import add_json, write_json, wrong_usage
@@ -25,7 +25,7 @@ class Command(BaseCommand):
         try:
             ping = send_ping(Actor.command(), app, new_key=options["new_key"])
         except NotFound as error:
-            raise refusal(error) from None
+            raise command_error(error) from None
         if options["json"]:
             fields = asdict(ping)
             write_json(self.stdout, {"app_id": app.app_id, "words": fields.pop("message"), **fields})

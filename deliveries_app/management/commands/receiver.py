@@ -1,7 +1,5 @@
 """`manage.py receiver`: run the reference client in a terminal, to see what an app receives."""
 
-import base64
-import secrets
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +9,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
-from docora.cli.output import add_json, plain, write_json
+from docora.cli.output import add_json, printable, write_json
 from docora.conf.installation import program
+from docora.security.crypto import new_webhook_key
 
 
 class Command(BaseCommand):
@@ -31,7 +30,7 @@ class Command(BaseCommand):
     @override
     def handle(self, *args: Any, **options: Any) -> None:
         directory: Path = options["dir"] or Path(settings.DATA_DIR) / "receiver"
-        key: str = options["key"] or _new_key()
+        key: str = options["key"] or new_webhook_key()
         self.quiet: bool = options["quiet"]
         self.as_json: bool = options["json"]
         self.output_closed = threading.Event()
@@ -78,10 +77,10 @@ class Command(BaseCommand):
 def describe(record: Record) -> str:
     """Return one line that says what was received and how it was handled."""
     if not record.verified:
-        return f"{plain(record.kind):<14} refused ({record.status}): {record.outcome}"
+        return f"{printable(record.kind):<14} refused ({record.status}): {record.outcome}"
     parts = [f"{record.kind:<14}", record.repository]
     if record.path:
-        parts.append(plain(record.path))
+        parts.append(printable(record.path))
     if record.kind in ("create", "update"):
         parts.append(f"{record.size:,} bytes")
     if record.chunk:
@@ -90,10 +89,6 @@ def describe(record: Record) -> str:
         parts.append(record.sha[:8])
     parts.append("verified" if record.status < 400 else f"verified, refused ({record.status})")
     return "  ".join([*filter(None, parts), record.outcome])
-
-
-def _new_key() -> str:
-    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 def _onboard_command(url: str, key: str) -> str:

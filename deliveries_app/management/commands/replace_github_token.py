@@ -5,7 +5,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import refusal, watch_of
+from deliveries_app.management.lookup import command_error, watch_of
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.watch_settings import replace_github_token
 from docora.cli.output import add_json, write_json
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         try:
             replace_github_token(Actor.command(), watch, sys.stdin.readline().strip())
         except (ValidationError, GitError, NotFound) as error:
-            raise refusal(error) from None
+            raise command_error(error) from None
         if options["json"]:
             write_json(self.stdout, {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id})
         else:

@@ -11,7 +11,9 @@ from docora.cli.output import write_json, wrong_usage
 
 
 class Command(BaseCommand):
-    help = "Retries failing repositories now instead of at their next attempt: one, all of an app, or all of all apps."
+    help = (
+        "Retries failing repositories now instead of at their next attempt: one, all of one app, or all of every app."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_id", nargs="?", help="see list_apps")

@@ -4,7 +4,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, refusal
+from deliveries_app.management.lookup import app_of, command_error
 from deliveries_app.models import App
 from deliveries_app.services import NotFound
 from deliveries_app.services.keys import KeyRotationError, cancel_key_rotation, retire_old_key, start_key_rotation
@@ -30,7 +30,7 @@ class Command(BaseCommand):
         try:
             fields, message = _take_step(app, options)
         except (ValidationError, KeyRotationError, NotFound) as error:
-            raise refusal(error) from None
+            raise command_error(error) from None
         if options["json"]:
             write_json(self.stdout, {"app_id": app.app_id, **fields})
         else:

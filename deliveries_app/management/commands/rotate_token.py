@@ -5,10 +5,10 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, refusal
+from deliveries_app.management.lookup import app_of, command_error
 from deliveries_app.services import NotFound
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
-from docora.cli.output import add_json, add_yes, confirm, moment, write_json, wrong_usage
+from docora.cli.output import add_json, add_yes, confirm, format_time, write_json, wrong_usage
 
 _HOUR = timedelta(hours=1)
 
@@ -38,11 +38,13 @@ class Command(BaseCommand):
         try:
             new = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
         except (ValidationError, NotFound) as error:
-            raise refusal(error) from None
+            raise command_error(error) from None
         fields = {"app_id": app.app_id, "token": new.token, "old_accepted_until": new.old_accepted_until}
         if options["json"]:
             write_json(self.stdout, fields)
             return
         self.stdout.write(f"The new token of {app}. Save it; it is not shown again:\n  {new.token}")
         until = new.old_accepted_until
-        self.stdout.write(f"The old token is valid until {moment(until)}." if until else "No other token is valid.")
+        self.stdout.write(
+            f"The old token is valid until {format_time(until)}." if until else "No other token is valid."
+        )

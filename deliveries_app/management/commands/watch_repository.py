@@ -4,7 +4,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, refusal
+from deliveries_app.management.lookup import app_of, command_error
 from deliveries_app.services import watch_repository
 from docora.cli.output import add_json, secret_from_stdin, write_json
 from repositories_app.git.exceptions import GitError, InvalidUrl
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         try:
             watched = watch_repository(Actor.command(), app, options["url"], token)
         except (ValidationError, InvalidUrl, GitError) as error:
-            raise refusal(error) from None
+            raise command_error(error) from None
         if options["json"]:
             write_json(self.stdout, watched.as_dict())
             return

@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.2
 
 
 class Command(migrate.Command):
-    """Django's command with a lock: replicas that start together all migrate, and the later ones have nothing to do."""
+    """Django's command with a lock. If replicas start together, the first one migrates and the others wait for it."""
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)

@@ -16,7 +16,7 @@ _MAX_LISTED = 100  # unreadable rows of a column that are printed
 
 @dataclass
 class Result:
-    """What happened to the secrets of one column. `unreadable` holds the primary keys of the rows."""
+    """What happened to the secrets of one column. `unreadable` holds the primary keys of rows that cannot be decrypted."""
 
     renewed: int = 0
     current: int = 0
@@ -25,9 +25,9 @@ class Result:
 
 class Command(BaseCommand):
     help = (
-        "Re-encrypts every stored secret with the first of ENCRYPTION_KEYS. Before: put the new key in front of the old"
-        " one and restart every process. After: remove the old key and restart again. Can be interrupted and repeated"
-        " at any time."
+        "Re-encrypts every stored secret with the first of ENCRYPTION_KEYS. Before you run it, put the new key in front of"
+        " the old one and restart every process. Afterwards, remove the old key and restart again. You can interrupt and"
+        " repeat it at any time."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -90,7 +90,7 @@ def _stored(column: EncryptedTextField) -> Iterator[tuple[Any, str]]:
 
 
 def _replace(column: EncryptedTextField, pk: Any, stored: str | None, renewed: str) -> None:
-    """Replace a ciphertext, starting over from the new one if the secret is changed at the same time."""
+    """Replace a ciphertext. If the secret is changed at the same time, start over with the new ciphertext."""
     row = stored_values(column).filter(pk=pk)
     while not row.filter(stored=stored).update(**{column.name: Value(renewed, output_field=TextField())}):
         stored = row.values_list("stored", flat=True).first()

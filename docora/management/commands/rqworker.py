@@ -6,7 +6,7 @@ from docora.db import schema
 
 
 class Command(rqworker.Command):  # type: ignore[misc]  # it has no types
-    """django-rq's own, once the database is migrated: a job that finds no tables would only fail."""
+    """Run django-rq's worker once the database is migrated. Before that, every job would fail."""
 
     def handle(self, *args: Any, **options: Any) -> None:
         schema.wait_until_migrated(self.stderr.write)

@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import ipaddress
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from docora.server.supervisor import (
     listening_socket,
     manage,
     port_is_taken,
-    taken_port,
+    port_taken_message,
     web_command,
 )
 from docora.server.valkey import UnsafeSocketDirectory, valkey_command
@@ -41,17 +42,19 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)
         parser.add_argument("--workers", type=int, default=2, metavar="N", help="sync workers (2)")
-        parser.add_argument("--no-migrate", action="store_true", help="the database is migrated by somebody else")
+        parser.add_argument(
+            "--no-migrate", action="store_true", help="do not migrate; wait until the database is migrated"
+        )
         parser.add_argument("--demo", action="store_true", help="with demo repositories, a demo client and demo users")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["workers"] < 1:
             raise CommandError("--workers must be at least 1.")
         if port_is_taken(settings.HOST, settings.PORT):
-            raise CommandError(taken_port())
-        self._own_data_directory()
+            raise CommandError(port_taken_message())
+        self._lock_data_directory()
         supervisor = Supervisor(lambda line: self.stderr.write(line))
-        # A SIGTERM while things start must not leave the first ones behind.
+        # A SIGTERM during the start must also stop the children that already run.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
             self._start(supervisor, options)
@@ -64,7 +67,7 @@ class Command(BaseCommand):
     def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             try:
-                # SIGTERM lets it write its file. It also ends when this process is killed.
+                # On SIGTERM it saves its data. It also ends when this process is killed.
                 supervisor.add(Child("valkey", valkey_command(settings.DATA_DIR)))
             except UnsafeSocketDirectory as error:
                 raise CommandError(str(error)) from None
@@ -73,7 +76,7 @@ class Command(BaseCommand):
         listener = listening_socket()
         supervisor.add(Child("web", web_command(listener), {"DOCORA_PROCESS": "web"}, listener=listener))
         for number in range(options["workers"]):
-            # Every second worker prefers maintenance to bulk work, so that neither waits for the other for ever.
+            # Every second worker prefers maintenance to bulk work, so that neither can starve the other.
             queues = ("high", "default", "low") if number % 2 == 0 else ("high", "low", "default")
             supervisor.add(Child(f"worker {number + 1}", manage("rqworker", *queues, "--verbosity", "0")))
         supervisor.add(Child("sweep", manage("sweep")))
@@ -82,19 +85,19 @@ class Command(BaseCommand):
         if options["demo"]:
             supervisor.add(Child("demo", manage("demo", "--port", str(settings.PORT))))
         elif not User.objects.filter(is_staff=True).exists():
-            self.stdout.write(f"Nobody can sign in yet. Make an administrator: {program()} createsuperuser")
+            self.stdout.write(f"There is no administrator yet. Create one: {program()} createsuperuser")
         connections.close_all()
         self.stdout.write("Ctrl-C stops it.")
         self.stdout.flush()
 
-    def _own_data_directory(self) -> None:
-        """One `up` for one data directory: two Valkeys on one socket would steal it from each other."""
+    def _lock_data_directory(self) -> None:
+        """Allow only one `up` per data directory: two Valkeys would steal the socket from each other."""
         make_private(settings.DATA_DIR)
         self._lock = os.open(Path(settings.DATA_DIR) / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(f"Docora runs already with the data directory {settings.DATA_DIR}.") from None
+            raise CommandError(f"Docora is already running with the data directory {settings.DATA_DIR}.") from None
 
     def _prepare_database(self, *, migrate: bool) -> None:
         try:
@@ -103,7 +106,7 @@ class Command(BaseCommand):
             else:
                 schema.wait_until_migrated(self.stderr.write)
             if settings.ADMIN_USERNAME and settings.ADMIN_PASSWORD and not _superuser_exists():
-                with contextlib.suppress(IntegrityError):  # another `up` that started with this one was quicker
+                with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
                     User.objects.create_superuser(settings.ADMIN_USERNAME, password=settings.ADMIN_PASSWORD)
                     self.stdout.write(f"The administrator {settings.ADMIN_USERNAME} was created.")
         except OperationalError as error:
@@ -127,15 +130,13 @@ def _wait_for_redis() -> None:
 
 
 def _wait_for_web() -> None:
-    """Until `/health` answers: then Docora is ready."""
-    import ipaddress
-
+    """Wait until `/health` answers, which means that Docora is ready."""
     host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  listening everywhere is asked here
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  compared, not listened on
     everywhere = [ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")]
     deadline = time.monotonic() + READY_SECONDS
     with HttpClient(everywhere, allow_http=True) as client:
         while not client.request(Request("GET", f"http://{host}:{settings.PORT}/health", timeout=2.0)).ok:
             if time.monotonic() > deadline:
-                raise CommandError("The web process does not answer; its messages above say why.")
+                raise CommandError("The web process does not answer. Its messages above say why.")
             time.sleep(0.1)

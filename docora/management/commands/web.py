@@ -10,9 +10,9 @@ from docora.db import schema
 from docora.server.supervisor import (
     listening_socket,
     port_is_taken,
+    port_taken_message,
     python_path,
-    socket_is_given,
-    taken_port,
+    systemd_passed_socket,
     web_command,
 )
 
@@ -25,14 +25,14 @@ class Command(BaseCommand):
         add_instance_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not socket_is_given() and port_is_taken(settings.HOST, settings.PORT):
-            raise CommandError(taken_port())
-        # Without its database it is worth something: the documentation, and probes that say what is wrong.
+        if not systemd_passed_socket() and port_is_taken(settings.HOST, settings.PORT):
+            raise CommandError(port_taken_message())
+        # Start even if the database is down: the documentation and the probes, which say what is wrong, do not need it.
         schema.wait_until_migrated(self.stderr.write, wait_for_database=False)
         listener = listening_socket()
         listener.set_inheritable(True)
         command = web_command(listener)
-        # Replace this process, so that signals reach the manager, which needs no Django. Each web process that it starts
-        # reads `.env` anew.
-        environment = installation.given | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()}
+        # Replace this process with the manager, which needs no Django, so that signals reach it. Each web process that it
+        # starts reads `.env` again.
+        environment = installation.original_environment | {"DOCORA_PROCESS": "web", "PYTHONPATH": python_path()}
         os.execve(command[0], command, environment)  # noqa: S606
