@@ -6,6 +6,7 @@ migrated database. The process that hands out the tests starts no server.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: children would ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "browser: drives a real Chromium; `make test` runs these on PostgreSQL only")
     config.pluginmanager.register(TimeLimit(config))
     if shared := getattr(config, "workerinput", {}).get("shared"):
