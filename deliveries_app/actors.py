@@ -36,7 +36,7 @@ class Actor:
 
     @classmethod
     def of_user(cls, user: User | AnonymousUser | AbstractBaseUser, *, address: str = "") -> "Actor":
-        """Raises `PermissionDenied` unless the user is active staff."""
+        """Return the user as an actor. Raises `PermissionDenied` unless the user is active staff."""
         if not isinstance(user, User) or not (user.is_active and user.is_staff):
             raise PermissionDenied
         return cls(user.get_username(), user=user, address=address)

@@ -10,4 +10,4 @@ class DeliveriesConfig(AppConfig):
         from deliveries_app.planning import transforms  # noqa: F401  registers its system check
         from docora.server import worker
 
-        worker.maintenance_callbacks.append(alerts.look_after_sweep)
+        worker.maintenance_callbacks.append(alerts.enqueue_if_sweep_is_late)

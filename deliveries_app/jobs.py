@@ -1,6 +1,6 @@
 """RQ entry points. Each takes one string or primary key and calls one function.
 
-A job that loses its database connection logs a warning and ends. All work is recorded in rows, so the sweep finds it
+A job that loses its database connection logs a warning and ends. All work is recorded in rows, so the sweep enqueues it
 again.
 """
 
@@ -18,7 +18,7 @@ from repositories_app.mirror import cache
 
 logger = logging.getLogger(__name__)
 
-_MAX_ATTEMPTS = 20
+_MAX_SYNCS = 20
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def sync_watch(watch_pk: int) -> None:
     That happens when a re-sync supersedes this job or a push arrives during it; waiting for the next sweep would delay
     both. Afterwards, fill the queue and trim the mirror cache, which the fetch may have grown past its limit.
     """
-    for _ in range(_MAX_ATTEMPTS):
+    for _ in range(_MAX_SYNCS):
         if stopping() or not sync(watch_pk):
             break
     scheduling.enqueue_due()
@@ -44,18 +44,18 @@ def sync_watch(watch_pk: int) -> None:
 
 
 @_log_lost_database()
-def clean_up(what: str) -> None:
-    """Remove ended watches and apps."""
+def clean_up(_argument: str) -> None:
+    """Remove ended watches, deleted apps, and repositories that no app watches."""
     cleanup.remove_ended()
 
 
 @_log_lost_database()
-def go_round(what: str) -> None:
+def send_alerts(_argument: str) -> None:
     """Detect and send alerts when the sweep, which normally does this, is late."""
-    alerts.go_round()
+    alerts.run_round()
 
 
 @_log_lost_database()
-def prune(what: str) -> None:
+def prune(_argument: str) -> None:
     """Remove history past its retention. If the worker has to stop, the next hourly run continues."""
     retention.prune(stop=stopping)

@@ -12,9 +12,9 @@ from django.db.models.functions import Coalesce, Greatest, Least, Now, Random
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from docora.redis import queues
 
-_JITTER = 0.1  # of the interval between checks, in both directions
+_JITTER = 0.1  # share of the interval between checks, in either direction
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
-ENQUEUE_AHEAD = 50  # jobs waiting in the default queue at most; more would only fill Redis
+ENQUEUE_AHEAD = 50  # at most this many jobs wait in the default queue; more would only fill Redis
 
 
 def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
@@ -36,7 +36,7 @@ def enqueue(watch: AppRepository, queue: str) -> None:
 def enqueue_due() -> int:
     """Fill the default queue with watches that are due and free, longest waiting first. Return how many were added.
 
-    Does nothing while the queue is at least half full. A watch that is already queued is refused by its job id.
+    Does nothing while the queue is at least half full. The job id keeps a watch from being enqueued twice.
     """
     waiting = queues.waiting("default")
     if waiting is None or waiting > ENQUEUE_AHEAD // 2:

@@ -135,14 +135,14 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
         now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
         live = app_detail.live(request.user, app, request.GET)
         operations = live["operations_shown"]
-        more = app_detail.more(app) if live["can_view"] else {}
+        more = app_detail.unpolled_context(app) if live["can_view"] else {}
         return {
             "title": app.name,
             "subtitle": None,
             **live,
             **more,
             "operations": [progress_context.of_operation(operation) for operation in operations],
-            "recent": app_detail.recent(request.user, app, operations),
+            "recent": app_detail.recent_operations(request.user, app, operations),
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),

@@ -178,7 +178,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         here = request.get_full_path()
-        operations = progress_context.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
+        operations = progress_context.operation_contexts(request, BulkOperation.objects.filter(ended_at=None))
         context = {"operations": operations, "here": here, **panel_context(request, here), **(extra_context or {})}
         return super().changelist_view(request, context)
 

@@ -45,7 +45,7 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
             "watch": watch,
             "path": path,
             "explanation": explanation,
-            "badge": _BADGES[explanation.verdict.state] if explanation else None,
+            "badge": _BADGES[explanation.decision.state] if explanation else None,
         }
         return TemplateResponse(request, "admin/deliveries_app/apprepository/why.html", context)
 

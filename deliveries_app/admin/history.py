@@ -42,7 +42,7 @@ class HistoryList(ChangeList):
         return rows
 
     def in_window(self, rows: QuerySet[Any], until: datetime | None) -> QuerySet[Any]:
-        self.window_from, self.window_until = history.edge(self.model._default_manager.all(), until), until
+        self.window_from, self.window_until = history.window_start(self.model._default_manager.all(), until), until
         return rows.filter(created_at__gte=self.window_from) if self.window_from else rows
 
     @property

@@ -232,7 +232,7 @@ class OperationAppFilter(AppFilter):
         return False
 
     def condition(self) -> Q:
-        return history.concerning(self.apps)
+        return history.operations_for(self.apps)
 
 
 class PeriodFilter(HistoryFilter):

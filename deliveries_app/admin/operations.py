@@ -123,7 +123,8 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
             "part": part if part in history.PARTS else "",
             "page": page,
             "rows": [
-                {"run": run, "progress": progress_of[run.pk], "sent": history.sent(run)} for run in page.object_list
+                {"run": run, "progress": progress_of[run.pk], "sent": history.describe_sent(run)}
+                for run in page.object_list
             ],
             "open_ids": progress_context.joined(run.pk for run in page.object_list if not run.outcome),
             "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),

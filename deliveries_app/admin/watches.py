@@ -144,7 +144,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
         return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        operations = progress_context.shown_operations(request, BulkOperation.objects.filter(ended_at=None))
+        operations = progress_context.operation_contexts(request, BulkOperation.objects.filter(ended_at=None))
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
 

@@ -1,10 +1,9 @@
-"""Import from the existing Node service: its database rows become Docora's, so that no client has to change anything
-and no file is sent again.
+"""Import the rows of the existing Node service, so that no client has to change anything and no file is sent again.
 
 `run` drives the import, `source` reads the other database and decrypts its secrets, `validate` decides what Docora can
 import, `write` stores it, and `report` collects the results.
 
-An import skips what is already here, so an interrupted one can simply be started again. What was imported once and has
+An import skips what is already here, so an interrupted one can be started again. What was imported before and has
 been removed since stays removed. A watch is created before its delivery records and is `arriving` until the last record
 is stored; until then it is neither checked nor synced.
 """

@@ -1,4 +1,4 @@
-"""Collect what an import took, what was already here, and what it left out, with reasons."""
+"""Collect what an import took over, what was already here, and what it left out and why."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ LOSSY = (
 
 
 class Item(NamedTuple):
-    """`what` is the kind of object, such as `app`; `name` identifies it."""
+    """An entry of the report. `what` is the kind of object, such as `app`; `name` identifies it."""
 
     what: str
     name: str
@@ -33,7 +33,7 @@ class Counts:
 
 @dataclass
 class Report:
-    """`problems` were not imported, or only in part. `remarks` need no action."""
+    """The result of an import. `problems` were not imported, or only in part; `remarks` need no action."""
 
     dry_run: bool = False
     apps: Counts = field(default_factory=Counts)

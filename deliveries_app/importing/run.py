@@ -32,7 +32,8 @@ Advance = Callable[[int], None]
 def run_import(
     actor: Actor, source: Source, key: SourceKey, *, dry_run: bool = False, advance: Advance = lambda _: None
 ) -> Report:
-    """Import everything that is not here and was never imported. A dry run reads, decrypts and validates, but writes nothing.
+    """Import everything that is not here and was never imported before. A dry run reads, decrypts and validates, but writes
+    nothing.
 
     `advance` is called with the number of delivery records processed since its last call. Raises `WrongKey` before
     writing anything.
@@ -52,7 +53,7 @@ def run_import(
 
 
 def _check_key(source: Source, key: SourceKey) -> None:
-    """Raise `WrongKey` if the key decrypts none of the secrets. Otherwise damaged secrets are reported with their row."""
+    """Raise `WrongKey` if the key decrypts none of the secrets. Single damaged secrets are reported with their rows."""
     stored = source.secrets()
     first = next(stored, None)
     if first is None or key.decrypt(first) is not None or any(key.decrypt(other) is not None for other in stored):
@@ -87,7 +88,7 @@ class _Import:
         self._names: dict[str, str] = {}  # of all apps and repositories of the source
         self._token_hashes: set[str] = set()
         self._repositories: dict[str, _Repository] = {}
-        self._spellings: set[str] = set()  # canonical URLs imported so far
+        self._canonical_urls: set[str] = set()  # canonical URLs imported so far
         self._files_seen = 0
 
     def import_apps(self) -> None:
@@ -127,7 +128,7 @@ class _Import:
     def _is_known(self, token_hash: str) -> bool:
         """Return whether another app has this token.
 
-        First use here replaces a hash by a digest, so the hashes of the source are compared as well as those here.
+        The first use of a token here replaces its hash by a digest, so compare with the source's hashes as well.
         """
         return token_hash in self._token_hashes or AppToken.objects.filter(digest=token_hash).exists()
 
@@ -149,12 +150,12 @@ class _Import:
     def _import_repository(self, repository: _Repository) -> Repository:
         self.report.repositories.taken += 1
         source, url = repository.source, repository.url
-        if url.canonical in self._spellings or write.next_twin(url):
+        if url.canonical in self._canonical_urls or write.next_twin(url):
             reason = (
                 f"Another spelling of a repository that already has a different id. {source.repository_id} is kept."
             )
             self.report.remark("repository", _spelled(source), reason)
-        self._spellings.add(url.canonical)
+        self._canonical_urls.add(url.canonical)
         repository.row = Repository() if self._dry else write.write_repository(source, url)
         return repository.row
 
@@ -236,10 +237,10 @@ class _Import:
         counts.left += 1
         self.report.problem(what, name, str(reason))
 
-    def _leave_removed(self, counts: Counts, what: str, name: str, since: str) -> None:
+    def _leave_removed(self, counts: Counts, what: str, name: str, removal: str) -> None:
         """Count a row as left out because it was removed here on purpose: a remark, not a problem."""
         counts.left += 1
-        self.report.remark(what, name, f"It was imported before and has been {since}")
+        self.report.remark(what, name, f"It was imported before and has been {removal}")
 
 
 def _was_removed(row: App | AppRepository | None, app_id: str, repository_id: str = "") -> bool:

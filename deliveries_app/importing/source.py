@@ -56,8 +56,11 @@ class SourceRepository(NamedTuple):
 
 
 class SourceWatch(NamedTuple):
-    """`app` and `repository` are the `id` of the referenced rows, None if there is no such row. `raw_app` and
-    `raw_repository` are the columns' values."""
+    """A repository watched by an app.
+
+    `app` and `repository` are the `id` of the referenced rows, or None if there is no such row. `raw_app` and
+    `raw_repository` are the values of the columns.
+    """
 
     app: str | None
     repository: str | None
@@ -137,12 +140,12 @@ def _require_tables(connection: psycopg.Connection[Any]) -> None:
             "tables are in a schema other than public, add ?options=-csearch_path%3DSCHEMA to the URL."
         )
     for name, columns in _COLUMNS.items():
-        there = {
+        existing = {
             column.name for column in connection.execute(_query("SELECT * FROM {} LIMIT 0", name)).description or ()
         }
-        lacking = [column for column in columns.split() if column not in there]
-        if lacking:
-            raise SourceError(f"The table {name} has no column {' and no column '.join(lacking)}.")
+        missing_columns = [column for column in columns.split() if column not in existing]
+        if missing_columns:
+            raise SourceError(f"The table {name} has no column {' and no column '.join(missing_columns)}.")
 
 
 def _query(text: str, *names: str) -> sql.Composed:
@@ -150,13 +153,15 @@ def _query(text: str, *names: str) -> sql.Composed:
 
 
 class Source:
-    """The rows of the existing service. Apps, repositories and watches number thousands at most and are read at once;
-    delivered files are read in pages."""
+    """The rows of the existing service.
+
+    Apps, repositories and watches number a few thousand at most and are read at once. Delivered files are read in pages.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
         self._keys = {
-            (table, column): self._key_behind(table, column, other)
+            (table, column): self._referenced_column(table, column, other)
             for table in ("app_repositories", "app_delivered_files")
             for column, other in (("app_id", "apps"), ("repository_id", "repositories"))
         }
@@ -221,8 +226,8 @@ class Source:
         with self._connection.cursor(row_factory=class_row(kind)) as cursor:
             return cursor.execute(_query(text, *names)).fetchall()
 
-    def _key_behind(self, table: str, column: str, other: str) -> str:
-        """Return which column of the other table is referenced: `id`, or the public id, which has the same name in both."""
+    def _referenced_column(self, table: str, column: str, other: str) -> str:
+        """Return the column of the other table that `column` references: `id`, or the public id, which has the same name."""
         matches = "SELECT EXISTS (SELECT FROM {} t JOIN {} o ON o.{}::text = t.{}::text)"
         for key in ("id", column):
             found = self._connection.execute(_query(matches, table, other, key, column)).fetchone()

@@ -52,7 +52,10 @@ class State:
 
 
 def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) -> AppFields:
-    """Raises `Refused` for an invalid id or an unreadable signing key. Everything else can be corrected after the import."""
+    """Return the fields of the app to create.
+
+    Raises `Refused` for an invalid id or an unreadable signing key. Everything else can be corrected after the import.
+    """
     _require_public_id(app.app_id)
     signing_key = key.decrypt(app.key or "")
     if not signing_key:
@@ -86,7 +89,10 @@ def validate_app(app: SourceApp, key: SourceKey, problem: Note, remark: Note) ->
 
 
 def validate_repository(repository: SourceRepository) -> RepositoryUrl:
-    """Raises `Refused` for a URL that the settings do not allow. Another import takes it once they do."""
+    """Return the repository's parsed URL.
+
+    Raises `Refused` for a URL that the settings do not allow. A later import includes it once they do.
+    """
     _require_public_id(repository.repository_id)
     try:
         return parse_url(repository.github_url)

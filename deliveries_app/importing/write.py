@@ -40,7 +40,7 @@ def write_app(actor: Actor, source: SourceApp, fields: AppFields) -> App:
         Imported.objects.create(app_id=app.app_id)
         if fields.token_hash:
             AppToken.objects.create(app=app, digest=fields.token_hash, ending="")
-        _keep_creation(App, app.pk, source.created_at)
+        _restore_created_at(App, app.pk, source.created_at)
         audit.record(actor, [app], "Imported", ADDITION)
     return app
 
@@ -56,18 +56,18 @@ def write_repository(source: SourceRepository, url: RepositoryUrl) -> Repository
             name=url.name,
             is_private=bool(source.is_private),
         )
-        _keep_creation(Repository, repository.pk, source.created_at)
+        _restore_created_at(Repository, repository.pk, source.created_at)
     return repository
 
 
 def next_twin(url: RepositoryUrl) -> int:
-    """Return the twin number for the next row of a repository: 0 for the first."""
+    """Return the `twin` number for the next row with this URL: 0 for the first."""
     last = Repository.objects.filter(canonical_url=url.canonical).aggregate(last=Max("twin"))["last"]
     return 0 if last is None else last + 1
 
 
 def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRepository:
-    """Create the watch without its records. It is `arriving`, so nothing happens to it yet."""
+    """Create the watch without its records. It is `arriving`, so it is neither checked nor synced yet."""
     with transaction.atomic():
         Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
         return AppRepository.objects.create(
@@ -91,7 +91,7 @@ def complete_watch(actor: Actor, watch: AppRepository, source: SourceWatch, stat
         if row.next_sync_at is None:
             fields |= _state_fields(state)
         rows.update(**fields)
-        _keep_creation(AppRepository, row.pk, source.created_at)
+        _restore_created_at(AppRepository, row.pk, source.created_at)
         if state.status == Status.PENDING and not has_records and row.next_sync_at is None:
             run = runs.open_run(row, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
             run.save()
@@ -109,7 +109,7 @@ def _state_fields(state: State) -> dict[str, Any]:
     return due
 
 
-def _keep_creation(model: type[App | Repository | AppRepository], pk: int, moment: datetime | None) -> None:
+def _restore_created_at(model: type[App | Repository | AppRepository], pk: int, moment: datetime | None) -> None:
     """Restore the creation time, which `auto_now_add` has set to the time of the import."""
     if moment is not None:
         model._default_manager.filter(pk=pk).update(created_at=moment)
@@ -117,7 +117,7 @@ def _keep_creation(model: type[App | Repository | AppRepository], pk: int, momen
 
 _BATCH = 2000  # rows in one transaction
 
-# Size and mode are unknown; the first sync fills them in when it adopts the row (`engine.md` §2).
+# Size and mode are unknown. The first sync sets them when it adopts the row (`engine.md` §2).
 _INSERT = (
     "INSERT INTO deliveries_app_delivery (watch_id, path, sha, acknowledged_sha, updated_at, source_path, mode, kind, size, sequence,"
     " generation, acknowledged, remark, attempts) {rows} ON CONFLICT (watch_id, path) DO NOTHING"

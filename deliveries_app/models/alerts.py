@@ -1,4 +1,4 @@
-"""Alerts, and how much of them each channel has sent (`deliveries_app.monitoring.alerts`)."""
+"""Alerts, and which of them each channel has sent (`deliveries_app.monitoring.alerts`)."""
 
 from django.db import models
 from django.db.models import Q
@@ -18,9 +18,9 @@ class AlertKind(models.TextChoices):
 
 
 class Alert(models.Model):
-    """Something that is wrong, or was until `ended_at`.
+    """A problem that exists, or existed until `ended_at`.
 
-    `subject` is the primary key of the watch, app or repository, or 0 for Docora itself. It is no foreign key: the end is
+    `subject` is the primary key of the watch, app or repository, or 0 for Docora itself. It is not a foreign key: the end is
     reported even if the subject has been deleted, using the `name` and `cause` kept here. `opened` and `closed` are the
     numbers of the rounds that found the beginning and the end. While `opened` is null, the problem is not confirmed yet.
     """
@@ -79,7 +79,7 @@ class ChannelName(models.TextChoices):
 
 
 class AlertChannel(models.Model):
-    """How much a channel has sent: the last rounds whose beginnings and ends it reported.
+    """What a channel has sent: the last rounds whose beginnings (`told_begun`) and ends (`told_ended`) it reported.
 
     Nothing is sent before `due_at`, which is set while a process is sending, after a failure, and to collect further alerts.
     """

@@ -140,32 +140,32 @@ class SyncPause(models.Model):
 
 
 def is_leased() -> Q:
-    """A worker owns the watch now. A lease far in the future was written by a wrong clock and does not count."""
+    """Match watches that a worker owns now. A lease far in the future was written by a wrong clock and does not count."""
     limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
     return Q(lease_until__gt=Now(), lease_until__lte=Now() + limit)
 
 
 def is_free() -> Q:
-    """A worker may claim the watch: the opposite of `is_leased`."""
+    """Match watches that a worker can claim: the opposite of `is_leased`."""
     limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
     return Q(lease_until=None) | Q(lease_until__lte=Now()) | Q(lease_until__gt=Now() + limit)
 
 
 def is_unpaused() -> Q:
-    """Neither the app nor all syncing is paused, and the import of the watch is complete."""
+    """Match watches whose app is not paused and whose import is complete, while syncing as a whole is not paused."""
     return Q(~Exists(SyncPause.objects.all()), app__paused=False, arriving=False)
 
 
 def can_sync() -> Q:
-    """Nothing holds a sync back: no pause, no incomplete import, no cooldown of the endpoint."""
+    """Match watches whose sync nothing holds back: no pause, no incomplete import, no cooldown of the endpoint."""
     return is_unpaused() & (Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()))
 
 
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
-    """Queries that decide about a lease use the database's time, because workers' clocks may differ."""
+    """Queries about leases and due times use the database's clock, because workers' clocks may differ."""
 
     def alive(self) -> Self:
-        """Watches that are not being removed, of apps that are not being removed."""
+        """Return watches that are not being removed, of apps that are not being removed."""
         return self.filter(ended_at=None, app__ended_at=None)
 
     def leased(self) -> Self:
@@ -178,15 +178,15 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.filter(is_unpaused())
 
     def due(self) -> Self:
-        """Watches that are due now and that nothing holds back."""
+        """Return watches that are due now and that nothing holds back."""
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
     def scheduled(self) -> Self:
-        """Watches that are due later and that no worker owns."""
+        """Return watches that are due later and that no worker owns."""
         return self.alive().free().filter(next_sync_at__gt=Now())
 
     def failing(self) -> Self:
-        """Watches whose last attempt failed: being retried, or waiting for the next check."""
+        """Return watches whose last attempt failed: being retried, or waiting for the next check."""
         return self.alive().filter(failing_since__isnull=False)
 
 
@@ -302,7 +302,7 @@ class AppRepository(models.Model):
 
     @property
     def job_id(self) -> str:
-        """The id of the watch's RQ job. It only avoids duplicate jobs; the lease decides who syncs."""
+        """The id of the watch's RQ job. It only avoids duplicate jobs; the lease decides which worker syncs."""
         return f"{self.app.app_id}-{self.repository.repository_id}"
 
     @property

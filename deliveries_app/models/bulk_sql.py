@@ -1,4 +1,4 @@
-"""Hand-written SQL for every batch of files. The ORM takes several times as long (`make bench`).
+"""Hand-written SQL for batches of files. The ORM takes several times as long (`make bench`).
 
 Call these functions inside the batch's transaction. PostgreSQL takes a batch in one statement, with each column as an
 array; COPY into a temporary table pays off only for batches much larger than `RECORD_BATCH`. SQLite runs in this process
@@ -24,21 +24,23 @@ _FROM_NOW = {
     "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s || ' seconds')",
 }
 _TABLE = "deliveries_app_delivery"
-_ONCE = {"watch_id": "bigint", "generation": "bigint", "acknowledged": "boolean", "updated_at": "timestamptz"}
-_EACH = {
+_BATCH_COLUMNS = {"watch_id": "bigint", "generation": "bigint", "acknowledged": "boolean", "updated_at": "timestamptz"}
+_ROW_COLUMNS = {
     "path": "text", "mode": "text", "kind": "text", "source_key": "text", "sha": "text", "size": "bigint",
     "sequence": "bigint", "attempts": "integer", "source_path": "text", "remark": "text",
 }  # fmt: skip
-_KEPT = {"watch_id", "path"}  # the key
-_COLUMNS = ", ".join([*_ONCE, *_EACH])
+_KEY_COLUMNS = {"watch_id", "path"}
+_COLUMNS = ", ".join([*_BATCH_COLUMNS, *_ROW_COLUMNS])
 _UPSERT = "ON CONFLICT (watch_id, path) DO UPDATE SET hold_until = NULL, " + ", ".join(
-    f"{name} = excluded.{name}" for name in [*_ONCE, *_EACH] if name not in _KEPT
+    f"{name} = excluded.{name}" for name in [*_BATCH_COLUMNS, *_ROW_COLUMNS] if name not in _KEY_COLUMNS
 )
 _ANNOUNCE_ARRAYS = (
-    f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT {', '.join(f'%s::{kind}' for kind in _ONCE.values())}, new.*"  # noqa: S608
-    f" FROM unnest({', '.join(f'%s::{kind}[]' for kind in _EACH.values())}) AS new {_UPSERT}"
+    f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT {', '.join(f'%s::{kind}' for kind in _BATCH_COLUMNS.values())}, new.*"  # noqa: S608
+    f" FROM unnest({', '.join(f'%s::{kind}[]' for kind in _ROW_COLUMNS.values())}) AS new {_UPSERT}"
 )
-_ANNOUNCE_ROW = f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_ONCE, *_EACH]))}) {_UPSERT}"  # noqa: S608
+_ANNOUNCE_ROW = (
+    f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_BATCH_COLUMNS, *_ROW_COLUMNS]))}) {_UPSERT}"  # noqa: S608
+)
 _ACKNOWLEDGE = (
     f"UPDATE {_TABLE} SET acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s"  # noqa: S608
     " WHERE watch_id = %s AND path = "
@@ -46,7 +48,7 @@ _ACKNOWLEDGE = (
 
 
 class Announced(NamedTuple):
-    """One notification, in the column order of `_EACH`. `size` is in bytes."""
+    """One notification, in the column order of `_ROW_COLUMNS`. `size` is in bytes."""
 
     path: str
     mode: str
@@ -78,24 +80,24 @@ def announce(
     watch_pk: int, generation: int, rows: Sequence[Announced], now: datetime, *, acknowledged: bool = False
 ) -> None:
     """Insert or replace the rows, which must be sorted by path. Pass `acknowledged` if nothing has to be sent."""
-    once = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
+    batch_values = (watch_pk, generation, acknowledged, connection.ops.adapt_datetimefield_value(now))
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            columns = zip(_EACH.values(), zip(*rows, strict=True), strict=True)
+            columns = zip(_ROW_COLUMNS.values(), zip(*rows, strict=True), strict=True)
             arrays = (_texts(values) if kind == "text" else _numbers(values) for kind, values in columns)
-            cursor.execute(_ANNOUNCE_ARRAYS, [*once, *arrays])
+            cursor.execute(_ANNOUNCE_ARRAYS, [*batch_values, *arrays])
         else:
-            cursor.executemany(_ANNOUNCE_ROW, [(*once, *row) for row in rows])
+            cursor.executemany(_ANNOUNCE_ROW, [(*batch_values, *row) for row in rows])
 
 
 def acknowledge(watch_pk: int, paths: Sequence[str], now: datetime) -> None:
     """Record that the app holds what was announced for these paths."""
-    once = (True, connection.ops.adapt_datetimefield_value(now), watch_pk)
+    batch_values = (True, connection.ops.adapt_datetimefield_value(now), watch_pk)
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(_ACKNOWLEDGE + "ANY(%s::text[])", [*once, _texts(paths)])
+            cursor.execute(_ACKNOWLEDGE + "ANY(%s::text[])", [*batch_values, _texts(paths)])
         else:
-            cursor.executemany(_ACKNOWLEDGE + "%s", [(*once, path) for path in paths])
+            cursor.executemany(_ACKNOWLEDGE + "%s", [(*batch_values, path) for path in paths])
 
 
 def _numbers(values: Iterable[int]) -> str:

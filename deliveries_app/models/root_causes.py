@@ -1,7 +1,7 @@
 """Root causes of failed syncs. Pages group failures by them and say what to do (`reports/help_texts.py`).
 
 They are finer than the reasons on the wire, which do not cover the app's own endpoint, and coarser than messages: two
-repositories have the same root cause when the same fix repairs both.
+failures have the same root cause if the same action fixes both.
 """
 
 import errno
@@ -68,7 +68,10 @@ def of_delivery(cause: str, status: int | None) -> RootCause:
 
 @dataclass(frozen=True)
 class SyncFailure:
-    """Why an attempt failed. `cause` is the reason on the wire or from the HTTP client, `response` the start of the app's response."""
+    """Why an attempt failed.
+
+    `cause` is the reason on the wire or from the HTTP client, `response` the beginning of the app's response.
+    """
 
     message: str
     cause: str
@@ -93,13 +96,16 @@ def internal(message: str) -> SyncFailure:
     return SyncFailure(message, "internal", RootCause.INTERNAL)
 
 
-def of_machine(error: OSError) -> SyncFailure:
-    """Return the failure for a file that could not be created, read or written. The message does not name the file: clients may see it."""
+def of_os_error(error: OSError) -> SyncFailure:
+    """Return the failure for a file that could not be created, read or written.
+
+    The message does not name the file, because clients may see it.
+    """
     reason = error.strerror or type(error).__name__
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    what = "Free space in" if full else "Check permissions and disks of"
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    action = "Free space in" if is_full else "Check permissions and disks of"
     places = "REPOS_DIR and the folder for temporary files (TMPDIR)"
-    return internal(f"This machine cannot use its files: {reason}. {what} {places}. Docora retries automatically.")
+    return internal(f"This machine cannot use its files: {reason}. {action} {places}. Docora retries automatically.")
 
 
 CLEARED_FAILURE: dict[str, Any] = {
@@ -110,4 +116,4 @@ CLEARED_FAILURE: dict[str, Any] = {
     "last_response": "",
     "failing_since": None,
 }
-"""The same columns after a success, or when a person starts over."""
+"""The same columns after a success, a re-sync request or a new token."""

@@ -1,4 +1,4 @@
-"""Sync runs, bulk operations and notices. A `SyncRun` is one request or one change; a `BulkOperation` requests several."""
+"""Sync runs, bulk operations and notices."""
 
 from django.conf import settings
 from django.db import models
@@ -23,7 +23,7 @@ class OperationKind(models.TextChoices):
 
 
 class BulkOperation(models.Model):
-    """A request for several repositories at once. It is kept when its app or user is deleted."""
+    """A request to sync several watches at once, each with its own run. It is kept when its app or user is deleted."""
 
     operation_id = models.CharField(max_length=50, unique=True, default=new_operation_id, editable=False)
     kind = models.CharField(max_length=6, choices=OperationKind, default=OperationKind.RESYNC)
@@ -145,10 +145,10 @@ class NoticeKind(models.TextChoices):
 
 
 class Notice(models.Model):
-    """A notification that is not about one file and still has to be sent. Its row is deleted once it is acknowledged or given up.
+    """A pending notification that is not about one file. Its row is deleted once it is acknowledged or given up.
 
-    `fields` holds the fields of its body, without the timestamp, as JSON text: clients verify bytes, and a JSON column would
-    lose the order. `sequence` is drawn before the first attempt and kept for every retry.
+    `fields` holds the fields of its body, without the timestamp, as JSON text, because clients verify bytes and a JSON column
+    would lose the order. `sequence` is assigned before the first attempt and kept for every retry.
     """
 
     watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="notices")

@@ -26,13 +26,13 @@ class WatchCounts:
     `by_status`: `Status` value → watches, 0 included.
     `failing`: the last attempt failed. `given_up` of these wait for the next rescan.
     `leased`: a worker owns them now.
-    `due`: free, their time to sync has come, and they wait for nothing but a worker.
-    `held`: like due, but held back by a pause, an incomplete import or a cooldown of the endpoint.
+    `due`: free, due now, and waiting only for a worker.
+    `held`: due as well, but held back by a pause, an incomplete import or a cooldown of the endpoint.
     `waiting`: due or held, except those that wait for their import.
     `overdue`: due for more than `OVERDUE_SECONDS`.
-    `scheduled`: free, and to be synced at a later time.
+    `scheduled`: free, and due later.
     `importing`: not completely imported yet.
-    `due_since`: since when the watch that is due longest has been due.
+    `due_since`: when the watch that has been due longest became due.
     """
 
     watches: int
@@ -54,7 +54,7 @@ class WatchCounts:
 
 
 class _Group(NamedTuple):
-    """Watches that agree in everything that matters here. A condition on an empty column is None."""
+    """Watches for which all these conditions are the same. A condition on an empty column is None."""
 
     status: str
     importing: bool
@@ -107,5 +107,5 @@ def count_watches(app: App | None = None) -> WatchCounts:
 
 
 def count_open_circuits() -> int:
-    """Count the repositories that are left alone after failures."""
+    """Count the repositories whose circuit is open."""
     return Repository.objects.filter(circuit_open_until__gt=Now()).count()

@@ -1,6 +1,6 @@
-"""The checks of `manage.py doctor`: Django's system checks, and what only a look at the running instance can tell.
+"""The checks of `manage.py doctor`: Django's system checks, and checks of the running instance.
 
-Each check returns Django's `CheckMessage`s: an error is a problem, a warning is one, and info says what is fine.
+Each check returns Django's `CheckMessage`s. An error is shown as a problem, and an info message says what is fine.
 """
 
 import threading
@@ -22,7 +22,7 @@ from repositories_app.checks import check_git_fixes, check_git_host_answers, che
 FINE, WARNING, PROBLEM = LEVELS = ("fine", "warning", "problem")
 
 _COVERED = {"docora.E001", "docora.E002", "security.W009", "security.W018"}
-"""System checks that another message covers: of git's version, and Django's of SECRET_KEY and DEBUG, which are warnings."""
+"""System checks that repeat another message: those of git's version, and Django's warnings about SECRET_KEY and DEBUG."""
 _CAUSED_BY_HTTP = {"security.W004", "security.W008", "security.W012", "security.W016"}
 """System checks that only repeat that PUBLIC_URL is http."""
 _PING_SECONDS = 70.0  # two attempts, each as long as the client allows
@@ -30,7 +30,7 @@ _PING_SECONDS = 70.0  # two attempts, each as long as the client allows
 
 @dataclass(frozen=True)
 class Check:
-    """`needs` names the checks without which this one makes no sense; `seconds` is how long it may take."""
+    """A check. `needs` names the checks that must pass first, and `seconds` is the time limit."""
 
     name: str
     run: Callable[[], Sequence[CheckMessage]]
@@ -47,9 +47,11 @@ class Result:
 
 
 def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
-    """Return the checks in the order in which they run. `offline` leaves out those that leave the machine; `app_id` adds a
-    test ping to that app."""
-    found = [
+    """Return the checks in the order in which they run.
+
+    `offline` omits those that need the internet. `app_id` adds a test ping to that app.
+    """
+    selected = [
         Check("git", check_git_fixes),
         Check("database", server_checks.check_database, seconds=15.0),  # longer than its connect_timeout
         Check("clock", server_checks.check_clock, needs=("database",)),
@@ -70,11 +72,11 @@ def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
         Check("delivery", instance_checks.check_delivery),
     ]
     if not offline:
-        found.append(Check("git-host", check_git_host_answers, seconds=25.0))
+        selected.append(Check("git-host", check_git_host_answers, seconds=25.0))
     if app_id:
         ping = partial(instance_checks.check_app, app_id)
-        found.append(Check("app", ping, needs=("database",), seconds=_PING_SECONDS))
-    return found
+        selected.append(Check("app", ping, needs=("database",), seconds=_PING_SECONDS))
+    return selected
 
 
 def check_settings() -> list[CheckMessage]:
@@ -88,12 +90,11 @@ def check_settings() -> list[CheckMessage]:
     return found or [Info("Django's system checks (check --deploy) find no problem.")]
 
 
-def run_checks(found: Sequence[Check]) -> list[Result]:
-    """Run the checks one after the other. A check whose `needs` have a problem is skipped: it would only wait again for
-    what does not answer."""
+def run_checks(selected: Sequence[Check]) -> list[Result]:
+    """Run the checks one after the other. Skip a check if one that it needs has a problem: it would only time out too."""
     results: list[Result] = []
     failed: set[str] = set()
-    for check in found:
+    for check in selected:
         missing = next((name for name in check.needs if name in failed), "")
         messages = [Warning(f"Not checked, because {missing} has a problem.")] if missing else _run(check)
         if any(message.level >= checks.ERROR for message in messages):
@@ -103,8 +104,10 @@ def run_checks(found: Sequence[Check]) -> list[Result]:
 
 
 def _run(check: Check) -> Sequence[CheckMessage]:
-    """Run the check in a thread, because neither a driver that waits for a silent host nor a hanging disk respects our time
-    limit. A thread that exceeds it is abandoned and ends with the process."""
+    """Run the check in a thread, because a driver that waits for a silent host, or a hanging disk, ignores our time limit.
+
+    A thread that exceeds the limit is abandoned and ends with the process.
+    """
     found: list[CheckMessage] = []
 
     def run() -> None:
@@ -120,12 +123,12 @@ def _run(check: Check) -> Sequence[CheckMessage]:
     thread.join(check.seconds)
     if not thread.is_alive():
         return found
-    hint = "A server or a disk that it uses hangs."
+    hint = "A server or disk that it uses does not respond."
     return [Error(f"The check did not end within {check.seconds:g} s.", hint=hint)]
 
 
 def _failure(error: Exception) -> CheckMessage:
-    """The text of the exception comes from a library, so it may contain a secret."""
+    """Return the error for a check that raised. The exception's text comes from a library, so it may contain a secret."""
     reason = clean_text(redact(str(error)).partition("\n")[0], 300).rstrip(".")
     text = f"The check failed with {type(error).__name__}{f': {reason}' if reason else ''}."
     return Error(text, hint="If no other problem explains it, report this bug.")
@@ -138,5 +141,5 @@ def _result(check: Check, message: CheckMessage) -> Result:
 
 
 def _one_line(text: str) -> str:
-    """Names, paths and answers of servers must not start a line of their own or control the terminal."""
+    """Return the text on one line, so that names, paths and responses in it cannot add lines or control the terminal."""
     return clean_text(" ".join(text.split()), 2000)

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, and which version is it? All public; the first and the last answer without a database."""
+"""Public endpoints: liveness, readiness and version. Only readiness uses the database."""
 
 import os
 import shutil
@@ -27,36 +27,37 @@ router = Router(tags=["Health"])
 _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database does not answer: check DATABASE_URL and the database server"
-_UNKNOWN = "not known without Redis"
-LEAST_FREE_BYTES, LEAST_FREE_SHARE = 2**30, 0.1
-"""Of the disk with the mirrors. The smaller of the two counts: 1 GiB is much on a small disk, a tenth on a large one."""
+_UNKNOWN = "unknown without Redis"
+MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
+"""Free space that the disk with the mirrors must have. The smaller of the two counts, so that a small disk can use most of
+its space and a large one need not keep a tenth free."""
 
 
 class Health(Schema):
-    """The web process answers."""
+    """The web process is alive."""
 
     timestamp: str = Field(examples=["2026-11-24T12:00:00.000Z"], json_schema_extra={"format": "date-time"})
     uptime: float = Field(description="Seconds since this web process was started.", ge=0, examples=[3600.25])
 
 
 class Readiness(Schema):
-    """Whether everything is there that syncing needs."""
+    """Whether everything that syncing needs is available."""
 
     ready: bool
     checks: dict[str, str] = Field(
-        description="`ok`, or what is wrong in words, for `database`, `redis`, `git`, `disk` (also when little of it is "
-        "free), `workers` and `sweep`.",
+        description="`ok` or a description of the problem, for `database`, `redis`, `git`, `disk` (also if it is almost "
+        "full), `workers` and `sweep`.",
         examples=[dict.fromkeys(("database", "redis", "git", "disk", "workers", "sweep"), OK)],
     )
     sweep_age: float | None = Field(
-        description="Seconds since the sweep last looked for what is due; null if it has not for a day, or without Redis.",
+        description="Seconds since the sweep last ran. Null if it has not run for a day, or if Redis is down.",
         ge=0,
         examples=[2.5],
     )
 
 
 class Version(Schema):
-    """What is running. A build sets all but the first through `DOCORA_BUILD_NUMBER`, `…_SHA` and `…_DATE`."""
+    """The running version. The build sets all fields but the first through `DOCORA_BUILD_NUMBER`, `…_SHA` and `…_DATE`."""
 
     version: str = Field(examples=[__version__])
     buildNumber: str = Field(examples=["1024"])
@@ -68,22 +69,26 @@ PROBES = ["GET", "HEAD"]
 
 
 @router.api_operation(
-    PROBES, "/health", operation_id="health", summary="Is it alive?", **documented_responses(200, Health, "It is.")
+    PROBES,
+    "/health",
+    operation_id="health",
+    summary="Liveness",
+    **documented_responses(200, Health, "Docora is alive."),
 )
 def health(request: HttpRequest) -> dict[str, object]:
-    """Cheap enough to be asked every second; it does not ask the database."""
+    """Cheap enough to poll every second. It does not use the database."""
     stamp = timezone.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {"timestamp": stamp, "uptime": round(time.monotonic() - _started, 3)}
 
 
-_readiness = documented_responses(200, Readiness, "It is.")
+_readiness = documented_responses(200, Readiness, "Docora is ready.")
 _readiness["response"][503] = Readiness
-_readiness["openapi_extra"]["responses"][503] = {"description": "Something is missing; `checks` says what."}
+_readiness["openapi_extra"]["responses"][503] = {"description": "Docora is not ready. `checks` says why."}
 
 
-@router.api_operation(PROBES, "/health/ready", operation_id="ready", summary="Is it ready to sync?", **_readiness)
+@router.api_operation(PROBES, "/health/ready", operation_id="ready", summary="Readiness to sync", **_readiness)
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
-    """Looks at everything that syncing needs."""
+    """Checks everything that syncing needs."""
     signs = heartbeat.read()
     found = read_checks(signs)
     is_ready = all(message == OK for message in found.values())
@@ -98,11 +103,11 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
     PROBES,
     "/version",
     operation_id="version",
-    summary="What is running?",
-    **documented_responses(200, Version, "The build."),
+    summary="Version",
+    **documented_responses(200, Version, "The running version."),
 )
 def version(request: HttpRequest) -> dict[str, str]:
-    """Which version of Docora answers, and of which build."""
+    """The version and build that responds to this request."""
     return {
         "version": __version__,
         "buildNumber": os.environ.get("DOCORA_BUILD_NUMBER", ""),
@@ -112,7 +117,7 @@ def version(request: HttpRequest) -> dict[str, str]:
 
 
 def read_checks(signs: Signs | None) -> dict[str, str]:
-    """`OK`, or what is wrong in words, of everything that syncing needs; `signs` as `heartbeat.read` has them."""
+    """Check everything that syncing needs. Each value is `OK` or describes the problem. Pass the result of `heartbeat.read`."""
     return {
         "database": check_database(),
         "redis": check_redis(signs),
@@ -135,18 +140,18 @@ def check_git() -> str:
 
 
 def check_disk() -> str:
-    if not can_be_written(Path(settings.REPOS_DIR)):
-        return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk not full"
+    if not is_writable(Path(settings.REPOS_DIR)):
+        return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk is not full"
     disk = shutil.disk_usage(settings.REPOS_DIR)
-    if disk.free < min(LEAST_FREE_BYTES, LEAST_FREE_SHARE * disk.total):
+    if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):
         return (
             f"only {format_bytes(disk.free)} are free for mirrors of repositories: make room on the disk of REPOS_DIR"
         )
     return OK
 
 
-def can_be_written(directory: Path) -> bool:
-    """By writing: a full disk and a read-only one look fine from afar."""
+def is_writable(directory: Path) -> bool:
+    """Return whether a file can be written, by writing one: permissions do not show that a disk is full or read-only."""
     try:
         make_private(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
@@ -178,4 +183,4 @@ def check_sweep(signs: Signs | None) -> str:
     if signs.sweep_age is None:
         return f"the sweep has not run for a day: start {program()} up, or {program()} sweep"
     ago = format_seconds(signs.sweep_age)
-    return f"the sweep last looked {ago} ago: see whether {program()} up, or {program()} sweep, still runs"
+    return f"the sweep last ran {ago} ago: check whether {program()} up, or {program()} sweep, is still running"

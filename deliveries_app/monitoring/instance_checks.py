@@ -1,5 +1,7 @@
-"""Checks of what this instance stores and does: secrets, accounts, files, disk, workers, and a delivery to itself. Only
-`manage.py doctor` runs them."""
+"""Checks of this instance: secrets, accounts, files, disk, workers, and a delivery to itself.
+
+Only `manage.py doctor` runs them.
+"""
 
 import shutil
 import stat
@@ -35,18 +37,18 @@ from repositories_app.mirror import cache
 
 _SECRETS_READ = 5000  # per column; decrypting them takes about a second
 _FULL_BYTES = 1_000_000_000  # logs, the database or one repository fill this quickly
-_IDLE_SECONDS = 1.0  # between two looks at the workers: each is idle for a moment between two jobs
+_IDLE_SECONDS = 1.0  # between two readings: every worker is idle for a moment between jobs
 _LISTED = 5
 
 
 def _some(names: Iterable[object]) -> str:
-    """Return the first names as one text, which says whether there are more."""
+    """Return the first names as one text. Say so if there are more."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:_LISTED]) + (" and more" if len(texts) > _LISTED else "")
 
 
 def check_secrets() -> list[CheckMessage]:
-    """Decrypt what is stored: the first `_SECRETS_READ` values of each column."""
+    """Check that stored secrets can be decrypted: the first `_SECRETS_READ` values of each column."""
     current, older = 0, 0
     is_partial = False
     unreadable: dict[str, list[object]] = {}
@@ -68,7 +70,7 @@ def check_secrets() -> list[CheckMessage]:
         hint = "Add the key that encrypted them to the end of the list, or replace those secrets."
         messages.append(Error(text, hint=hint))
     if older:
-        text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older one of ENCRYPTION_KEYS."
+        text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older key of ENCRYPTION_KEYS."
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
     secrets = f"{'the first' if is_partial else 'all'} {counted(current, 'stored secret', 'stored secrets')}"
@@ -81,12 +83,12 @@ def check_accounts() -> list[CheckMessage]:
         return [Info("An administrator can sign in.")]
     hint = f"Create a superuser: {program()} createsuperuser"
     if staff.exists():
-        return [Warning("No superuser: users cannot be managed, apps not deleted, sign-ins not unlocked.", hint=hint)]
+        return [Warning("There is no superuser to manage users, delete apps and unlock sign-ins.", hint=hint)]
     return [Warning("No account can sign in.", hint=hint)]
 
 
 def check_files() -> list[CheckMessage]:
-    """Check that other users cannot read keys or enter the folders. Access for the group can be intended."""
+    """Check that other users cannot read keys or enter the folders. Group access may be intended."""
     data, repos = Path(settings.DATA_DIR), Path(settings.REPOS_DIR)
     messages: list[CheckMessage] = []
     for path in (data / "keys.json", env_file()):
@@ -105,21 +107,21 @@ def check_files() -> list[CheckMessage]:
 
 
 def check_disk() -> list[CheckMessage]:
-    """Check the room for the next fetch, which writes at most `MAX_FETCH_BYTES` into `REPOS_DIR`."""
+    """Check the free space for the next fetch, which writes at most `MAX_FETCH_BYTES` into `REPOS_DIR`."""
     wanted = {"DATA_DIR": _FULL_BYTES, "REPOS_DIR": max(_FULL_BYTES, settings.MAX_FETCH_BYTES)}
     return [_check_folder(name, Path(getattr(settings, name)), size) for name, size in wanted.items()]
 
 
 def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
-    if not health.can_be_written(folder):
+    if not health.is_writable(folder):
         hint = "Make Docora's user its owner, and make room if its disk is full."
         return Error(f"{name} ({folder}) is not writable.", hint=hint)
     free = shutil.disk_usage(folder).free
     text = f"{name} ({folder}) is writable; {format_bytes(free)} are free."
     if free < _FULL_BYTES:
-        return Error(text, hint="Make room, or move it to a disk of its own. Without room nothing is fetched.")
+        return Error(text, hint="Make room, or move it to its own disk. Without free space nothing is fetched.")
     if free < wanted:
-        hint = f"One fetch may write {format_bytes(wanted)} (MAX_FETCH_BYTES): make room, or lower it."
+        hint = f"One fetch may write {format_bytes(wanted)} (MAX_FETCH_BYTES): make room, or lower this limit."
         return Warning(text, hint=hint)
     return Info(text)
 
@@ -154,7 +156,7 @@ def check_sweep() -> list[CheckMessage]:
 
 
 def check_backlog() -> list[CheckMessage]:
-    """Find repositories that have been due for long: either no worker takes them, or there is too much to do."""
+    """Check for repositories that have been due for too long: no worker takes them, or the workers do not keep up."""
     counts = count_watches()
     if not counts.overdue or counts.due_since is None:
         return [Info(f"No repository has been due for more than {format_seconds(OVERDUE_SECONDS)}.")]
@@ -172,7 +174,7 @@ def check_backlog() -> list[CheckMessage]:
 
 
 def _workers_stay_idle() -> bool:
-    """Return whether, at two looks, idle workers leave jobs alone or have no jobs."""
+    """Return whether, in two readings, workers are idle although jobs wait or repositories are due without a job."""
     if not _has_idle_workers():
         return False
     time.sleep(_IDLE_SECONDS)
@@ -205,7 +207,8 @@ def check_pauses() -> list[CheckMessage]:
 def check_delivery() -> list[CheckMessage]:
     """Send a signed ping to the reference client on this machine, and one signed with a wrong key.
 
-    This covers encryption, signing, JSON and the HTTP client of every notification. No stored app is used."""
+    This covers the encryption, signing, JSON and HTTP client of every notification. No stored app is used.
+    """
     key = crypto.decrypt(crypto.encrypt(crypto.new_webhook_key()))
     with tempfile.TemporaryDirectory() as directory, Receiver(Path(directory), key) as receiver:
         accepted = _ping(receiver.url, key)
@@ -217,7 +220,7 @@ def check_delivery() -> list[CheckMessage]:
         return [Error(f"A signed ping failed to reach a receiver on this machine. {reason}", hint=hint)]
     if refused.status != 401:
         text = f"A receiver on this machine accepted a ping signed with a wrong key. {refused.message}"
-        return [Error(text, hint="Signatures prove nothing then. Report this bug.")]
+        return [Error(text, hint="Signatures are not verified. Report this bug.")]
     milliseconds = f"{accepted.elapsed * 1000:.0f} ms"
     text = (
         f"A receiver on this machine verified a signed ping in {milliseconds}, and refused one signed with a wrong key."
@@ -226,7 +229,7 @@ def check_delivery() -> list[CheckMessage]:
 
 
 def _ping(url: str, key: str) -> Outcome:
-    """Ping with this key. Only this client may call loopback addresses; the app is never saved."""
+    """Ping with this key. Only this client can call loopback addresses, and the app is never saved."""
     app = App(name="doctor", base_url=url, new_auth_key=key)
     loopback = [ip_network("127.0.0.0/8")]
     with HttpClient(loopback, allow_http=True, user_agent=http.user_agent(), max_connections=1) as client:
@@ -234,7 +237,7 @@ def _ping(url: str, key: str) -> Outcome:
 
 
 def check_app(app_id: str) -> list[CheckMessage]:
-    """Send the test ping of the app's page."""
+    """Send the same test ping as the app's page."""
     app = App.objects.filter(app_id=app_id).first()
     try:
         if app is None:

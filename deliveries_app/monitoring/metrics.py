@@ -2,7 +2,7 @@
 
 Counters are kept in Redis (`docora.redis.counters`), because processes come and go. Gauges are read from Redis and the database
 at each scrape, in a constant number of queries. If one of the two is down, the metrics of the other are still returned. No label
-names an app, a repository or a path. The disk metrics are those of the machine that answers.
+names an app, a repository or a path. The disk metrics are those of the machine that responds.
 """
 
 import ipaddress
@@ -33,11 +33,11 @@ from docora.web.api import authentication_error
 from docora.web.errors import json_error
 from repositories_app.mirror import cache
 
-_REDIS_UP = "1 if Redis answers. Without it, what it counts and knows is left out."
-_DATABASE_UP = "1 if the database answers. Without it, what it knows is left out."
+_REDIS_UP = "1 if Redis responds. Otherwise the metrics that it stores are omitted."
+_DATABASE_UP = "1 if the database responds. Otherwise the metrics that it stores are omitted."
 
 
-@csrf_exempt  # another method is a 405
+@csrf_exempt  # other methods get a 405
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """Return the metrics to clients with `METRICS_TOKEN`, or, if none is set, to this machine."""
@@ -46,7 +46,9 @@ def metrics(request: HttpRequest) -> HttpResponse:
         if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
             return authentication_error(request, "metrics", "Send METRICS_TOKEN: Authorization: Bearer …").response()
     elif not _is_loopback(request.META.get("REMOTE_ADDR", "")):
-        return json_error("Metrics are told to this machine only: set METRICS_TOKEN to ask from another one", 403)
+        return json_error(
+            "Metrics are only served to this machine: set METRICS_TOKEN to read them from another one", 403
+        )
     return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
@@ -61,18 +63,18 @@ def _is_loopback(address: str) -> bool:
 
 class _Docora(Collector):
     def collect(self) -> Iterator[Metric]:
-        yield from _of_redis()
-        yield from _of_database()
-        yield from _of_this_machine()
+        yield from _redis_metrics()
+        yield from _database_metrics()
+        yield from _machine_metrics()
 
 
 _registry = CollectorRegistry()
 _registry.register(_Docora())
 
 
-def _of_redis() -> Iterator[Metric]:
+def _redis_metrics() -> Iterator[Metric]:
     counts = counters.read()
-    signs = heartbeat.read() if counts is not None else None  # one that hangs is waited for once
+    signs = heartbeat.read() if counts is not None else None  # wait only once for a Redis that hangs
     queues = inspect.read() if signs else None
     if counts is None or signs is None or queues is None:
         yield _gauge("redis_up", _REDIS_UP, 0)
@@ -90,52 +92,52 @@ def _counted(counts: Mapping[str, int]) -> Iterator[Metric]:
     )
     yield _counters(
         counts, counters.SYNC_FAILURES, "sync_failures",
-        "Attempts to sync that did not end well, by root cause. Most are tried again.", "cause", causes,
+        "Failed attempts to sync, by root cause. Most are retried.", "cause", causes,
     )  # fmt: skip
     yield _counters(
         counts, counters.DELIVERY_FAILURES, "delivery_failures",
-        "Files that were not accepted, each time they were tried, by root cause; blocked ones wait for another path.",
+        "Failed attempts to deliver a file, by root cause. Blocked files wait for another path.",
         "cause", [*causes, BLOCKED],
     )  # fmt: skip
     for name, key, text in (
         ("delivered_files", counters.FILES, "Creates, updates and deletes that clients have acknowledged."),
         ("delivered_bytes", counters.BYTES, "Bytes of the files that clients have acknowledged."),
-        ("checks", counters.CHECKS, "Questions to git hosts whether a watched repository has moved."),
+        ("checks", counters.CHECKS, "Checks at git hosts whether a watched repository has changed."),
     ):
         yield CounterMetricFamily(f"docora_{name}", text, counts[key])
     yield _latency(counts)
 
 
 def _latency(counts: Mapping[str, int]) -> Metric:
-    each = [counts[counters.field(counters.REQUESTS, number)] for number in range(len(BOUNDS) + 1)]
+    buckets = [counts[counters.field(counters.REQUESTS, number)] for number in range(len(BOUNDS) + 1)]
     bounds = [*map(str, BOUNDS), "+Inf"]
     return HistogramMetricFamily(
         "docora_request_seconds",
-        "How long clients took to answer the requests that carry files, or until these were given up.",
-        list(zip(bounds, accumulate(each), strict=True)),
+        "Time until clients responded to requests that carry files, or until the request failed.",
+        list(zip(bounds, accumulate(buckets), strict=True)),
         counts[counters.REQUEST_MICROSECONDS] / 1_000_000,
     )
 
 
 def _queues(state: QueueState) -> Iterator[Metric]:
-    """Of the jobs that are first in line; in a queue that is longer than these, an older one may stand behind them."""
+    """Yield the metrics of the queues. In a long queue, the age covers only the jobs at its front."""
     now = timezone.now()
     ages: dict[str, float] = dict.fromkeys(QUEUES, 0.0)
     for job in state.jobs:
         if job.since:
             ages[job.queue] = max(ages[job.queue], (now - job.since).total_seconds())
-    yield _gauges("queue_jobs", "Jobs that wait in a queue.", "queue", state.lengths)
-    yield _gauges("queue_oldest_job_seconds", "For how long the oldest of them has waited.", "queue", ages)
+    yield _gauges("queue_jobs", "Jobs waiting in a queue.", "queue", state.lengths)
+    yield _gauges("queue_oldest_job_seconds", "Seconds for which the oldest job of a queue has waited.", "queue", ages)
 
 
 def _signs(signs: Signs) -> Iterator[Metric]:
-    yield _gauge("workers", "Workers that live.", len(signs.workers))
+    yield _gauge("workers", "Workers that are alive.", len(signs.workers))
     if signs.sweep_age is not None:
-        text = "Seconds since the sweep last looked for what is due; left out if it has not for a day."
+        text = "Seconds since the sweep last ran; omitted if it has not run for a day."
         yield _gauge("sweep_age_seconds", text, signs.sweep_age)
 
 
-def _of_database() -> Iterator[Metric]:
+def _database_metrics() -> Iterator[Metric]:
     try:
         counts, circuits = count_watches(), count_open_circuits()
     except (DatabaseError, InterfaceError):
@@ -144,19 +146,27 @@ def _of_database() -> Iterator[Metric]:
     overdue = max(0.0, (timezone.now() - counts.due_since).total_seconds()) if counts.due_since else 0.0
     yield _gauge("database_up", _DATABASE_UP, 1)
     yield _gauges("watches", "Watched repositories, by status.", "status", counts.by_status)
-    yield _gauge("watches_due", "Watched repositories that could be synced now and wait for a worker.", counts.due)
-    yield _gauge("watches_overdue_seconds", "For how long the one that has waited longest could be synced.", overdue)
-    yield _gauge("leases", "Watched repositories that a worker holds.", counts.leased)
-    yield _gauge("circuits_open", "Git repositories that are left alone after failures.", circuits)
+    yield _gauge("watches_due", "Watched repositories that are due and wait for a worker.", counts.due)
+    yield _gauge(
+        "watches_overdue_seconds",
+        "Seconds for which the watched repository that has waited longest has been due.",
+        overdue,
+    )
+    yield _gauge("leases", "Watched repositories that a worker is syncing.", counts.leased)
+    yield _gauge("circuits_open", "Git repositories whose circuit is open.", circuits)
 
 
-def _of_this_machine() -> Iterator[Metric]:
+def _machine_metrics() -> Iterator[Metric]:
     size = cache.last_measured()
     if size is not None:
-        text = "Bytes of the mirrors of repositories on this machine, as its workers last measured them."
+        text = "Bytes that mirrors use on this machine, as last measured by its workers."
         yield _gauge("mirrors_bytes", text, size.bytes)
-        yield _gauge("mirrors", "How many mirrors that are.", size.mirrors)
-        yield _gauge("mirrors_max_bytes", "What bounds them, REPOS_MAX_BYTES; 0 for nothing.", settings.REPOS_MAX_BYTES)
+        yield _gauge("mirrors", "Mirrors on this machine.", size.mirrors)
+        yield _gauge(
+            "mirrors_max_bytes",
+            "Limit of docora_mirrors_bytes (REPOS_MAX_BYTES); 0 without a limit.",
+            settings.REPOS_MAX_BYTES,
+        )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -165,14 +175,14 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"docora_{name}", text, labels=[label])
-    for each, value in values.items():
-        family.add_metric([each], value)
+    for label_value, value in values.items():
+        family.add_metric([label_value], value)
     return family
 
 
 def _counters(counts: Mapping[str, int], key: str, name: str, text: str, label: str, labels: list[str]) -> Metric:
-    """With a zero for what has not happened yet: a rate needs a value to begin with."""
+    """Return a counter for each label, 0 if nothing was counted yet: a rate needs a value to start from."""
     family = CounterMetricFamily(f"docora_{name}", text, labels=[label])
-    for each in labels:
-        family.add_metric([each], counts[counters.field(key, each)])
+    for label_value in labels:
+        family.add_metric([label_value], counts[counters.field(key, label_value)])
     return family

@@ -25,7 +25,7 @@ _MEMORY_WARNING, _MEMORY_ERROR = 0.8, 0.95  # shares of maxmemory
 
 
 def from_health(text: str) -> CheckMessage:
-    """Return the error that a function of `health` describes as "what is wrong: what to do"."""
+    """Turn a message of `health`, "problem: what to do", into an error with a hint."""
     problem, _, hint = text.partition(": ")
     return Error(_sentence(problem), hint=_sentence(hint))
 
@@ -49,7 +49,9 @@ def check_database() -> list[CheckMessage]:
     version = ".".join(map(str, connection.get_database_version()))
     text = f"{connection.display_name} {version} answers in {seconds * 1000:.0f} ms and is migrated."
     if seconds > _SLOW_SECONDS:
-        return [Warning(text, hint="Every batch of files waits for it: check its load and the network to it.")]
+        return [
+            Warning(text, hint="Every batch of files waits for the database: check its load and the network to it.")
+        ]
     return [Info(text)]
 
 
@@ -78,7 +80,10 @@ def check_clock() -> list[CheckMessage]:
 
 
 def _skew_seconds() -> float:
-    """Return database minus machine, from the quickest of three queries: the error is at most half of its duration."""
+    """Return the database's time minus the machine's.
+
+    Uses the quickest of three queries. The error is at most half of its duration.
+    """
     measured = []
     with connection.cursor() as cursor:
         for _ in range(3):
@@ -101,11 +106,11 @@ def check_sqlite() -> list[CheckMessage]:
     if mode == "wal":
         messages.append(Info("SQLite keeps a write-ahead log, so readers and writers do not block each other."))
     else:
-        text = f"SQLite's journal mode is {mode}, not wal: each writer locks out everyone else."
+        text = f"SQLite's journal mode is {mode}, not wal: each writer locks out all others."
         hint = "Put the database on a local disk: network file systems do not support a write-ahead log."
         messages.append(Error(text, hint=hint))
     workers = []
-    with suppress(RedisError, OSError):  # the check of Redis reports it
+    with suppress(RedisError, OSError):  # `check_redis` reports it
         workers = [worker for worker in inspect.read_workers() if not worker.is_gone]
     others = sorted({worker.host for worker in workers} - {socket.gethostname()})
     if others:
@@ -119,7 +124,7 @@ def check_sqlite() -> list[CheckMessage]:
 
 
 def check_redis() -> list[CheckMessage]:
-    """Write to Redis: a replica, a Redis without memory and one with a full disk all answer a ping."""
+    """Check by writing: a replica, a Redis without memory and one with a full disk all answer a ping."""
     problem = health.check_redis(heartbeat.read())
     if problem != health.OK:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
@@ -169,5 +174,5 @@ def _check_memory(info: dict[str, object]) -> CheckMessage:
     if used < _MEMORY_WARNING * maximum:
         return Info(text)
     message = Error if used >= _MEMORY_ERROR * maximum else Warning
-    hint = "A full Redis refuses writes, and no worker is woken: raise maxmemory, or find out who else fills it."
+    hint = "A full Redis refuses writes, and no worker is woken: raise maxmemory, or find out what else fills it."
     return message(text, hint=hint)

@@ -23,7 +23,7 @@ _HOLD_UNTIL = _COLUMNS.index("hold_until")
 
 
 class SourceRow(NamedTuple):
-    """The columns that link a row to the repository file it was transformed from, in query order."""
+    """The columns that link a row to the source file it was transformed from, in query order."""
 
     source_path: str
     path: str
@@ -71,7 +71,7 @@ def rows_by_source(watch_pk: int) -> Iterator[SourceRow]:
 
 
 def count_remarks(watch_pk: int) -> dict[str, int]:
-    """Return remark → number of announced files that have it."""
+    """Return remark → number of files with it."""
     remarked = Delivery.objects.filter(watch_id=watch_pk).exclude(remark="").order_by()
     return dict(remarked.values_list("remark").annotate(Count("pk")))
 

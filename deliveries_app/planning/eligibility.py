@@ -22,7 +22,7 @@ from repositories_app.mirror.mirror import Entry
 
 REGULAR = {"100644", "100755", "100664"}
 UNLISTED = {"ignored", "transform"}
-"""Causes that are only counted: an owner or administrator may leave out most of a tree on purpose."""
+"""Causes that are only counted, not listed by path: they may leave out most of a tree on purpose."""
 REMARKS = {"lfs_pointer"}
 """Counted alongside the causes, although these files are sent."""
 

@@ -28,8 +28,8 @@ MAX_FILE_PATTERNS = 1000
 _LISTED = b"/" + FILE_NAME.encode()
 """Invalid lines are listed under this path. No file can have it, so it never conflicts with the file's own entry."""
 
-_ALLOWED_SECONDS = 10.0  # of matching in total, plus …
-_ALLOWED_SECONDS_PER_PATH = 0.0005  # … this much per path: 100 times what fifty ordinary patterns take
+_ALLOWED_SECONDS = 10.0  # for matching a whole tree, plus a share for each path
+_ALLOWED_SECONDS_PER_PATH = 0.0005  # 100 times what fifty ordinary patterns take
 _CACHED_DIRECTORIES = 10_000
 _OPTIONS = re2.Options()
 _OPTIONS.encoding = re2.Options.Encoding.LATIN1  # one byte is one character, as in git
@@ -51,7 +51,7 @@ class _AnyPattern:
 
 
 class _LastMatch:
-    """The verdict of the last matching pattern in a list. Adjacent patterns with the same verdict are combined."""
+    """Apply the last matching pattern of a list. Adjacent patterns of the same kind are combined."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self._all = _AnyPattern(patterns)
@@ -68,7 +68,7 @@ class _LastMatch:
 
 @dataclass
 class IgnoreRules:
-    """Match the paths of a tree one by one. Memory is bounded. Matching that takes far too long raises `PlanRefused`.
+    """Match the paths of a tree one by one, in bounded memory. Raises `PlanRefused` if matching takes far too long.
 
     `problems` are the invalid lines of the file, to be listed.
     """
@@ -137,7 +137,7 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
 def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRules:
     """Return the ignore rules of a commit and a watch.
 
-    Raises `PlanRefused` if the file is not text or too large: without it, we would send what its owner wants hidden.
+    Raises `PlanRefused` if the file is not text or too large: without it, Docora would send what its owner excluded.
     """
     entry = mirror.entry(commit, FILE_NAME.encode())
     if entry is None or entry.mode == DIRECTORY:
@@ -176,7 +176,7 @@ def _read_content(entry: Entry, mirror: Mirror, timeout: float = LOCAL_TIMEOUT) 
     if entry.size > MAX_FILE_BYTES:
         raise _refused(f"has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter")
     content = mirror.content(entry.blob, timeout=timeout)
-    if b"\0" in content:  # probably UTF-16, where each line would be cut after its first letter
+    if b"\0" in content:  # probably UTF-16: git ends each line at its first NUL byte
         raise _refused("is not UTF-8 text: it contains NUL bytes. Save it as UTF-8")
     return content
 

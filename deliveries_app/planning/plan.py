@@ -47,10 +47,10 @@ class Change(NamedTuple):
     - `blob` is the blob of the source file, `size` the size of what is sent.
     - `sha` is what the app has: set for deletes, and with `compare`.
     - `sequence` is the row's number if this repeats the same notification, else None.
-    - `lenient`: a delete that the client may answer with 404 or 410.
+    - `lenient`: a delete for which 404 and 410 count as success.
     - `compare`: if the content matches the row's `sha`, adopt the row instead of sending (after an import, or if
       transforms are or were active).
-    - `source_path` is set while transforms are active. `failure` says that they failed, so nothing can be sent.
+    - `source_path` is set while transforms are active. `failure` says why they failed; then nothing is sent.
     """
 
     kind: str
@@ -85,7 +85,7 @@ class RetainedEntry(Entry):
 
 @dataclass(frozen=True)
 class DeliveryRules:
-    """What decides whether a row counts: the run's generation, the watch's floor, and all rules outside the tree.
+    """What decides, besides the tree, what is sent: the run's generation, the watch's floor, and the rules for files.
 
     These rules are the size limit, the watch's ignore `patterns` and the `transforms`.
     """
@@ -139,7 +139,7 @@ class Plan:
     """The changes of each phase, new ones first, and the totals of the resulting tree.
 
     - `left_out`: cause → number of files in the tree that are not sent.
-    - `skipped`: the ones to list, at most `MAX_SKIPPED_LISTED`, and remarks.
+    - `skipped`: those to list by path, at most `MAX_SKIPPED_LISTED`, and remarks on ignore patterns.
     - `retained`: paths that the app keeps while their transforms fail.
     """
 
@@ -285,7 +285,7 @@ def _delete(row: Row, delivery_rules: DeliveryRules) -> Change:
 
 
 class PlanRefused(Exception):
-    """The plan cannot be made until someone changes something. The message says what; `cause` is a keyword."""
+    """No plan can be made until a user fixes something. The message says what; `cause` is a short code."""
 
     def __init__(self, message: str, cause: str) -> None:
         super().__init__(message)

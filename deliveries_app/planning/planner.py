@@ -1,4 +1,4 @@
-"""Plan the way to a commit: a fast plan from what changed, or a full plan from the whole tree.
+"""Plan what to send for a commit: a fast plan from what changed, or a full plan from the whole tree.
 
 The fast plan requires that only the tree has changed since the base: the fingerprint of the `DeliveryRules` is the
 same, `.docoraignore` is not among the changed paths, and no transforms are active (a file they drop has no row).
@@ -20,7 +20,7 @@ from repositories_app.git.exceptions import GitError
 from repositories_app.git.remote import Head
 from repositories_app.mirror.mirror import MAX_DIFF_PATHS, Entry, Mirror
 
-_TICK_EVERY = 200  # tree entries, or rows
+_TICK_EVERY = 200  # tree entries or rows
 
 
 @dataclass
@@ -55,7 +55,7 @@ def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mir
 def full_plan(
     head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick
 ) -> Planned:
-    """Join the whole tree with every row."""
+    """Return a plan from the whole tree and every row."""
     rules = read_rules(mirror, head.commit, delivery_rules.patterns)
     plan = Plan()
     tree = _ticking(mirror.tree(head.commit), tick)
@@ -71,7 +71,7 @@ def full_plan(
 
 
 def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror) -> Planned | None:
-    """Plan only what differs from the base commit, is in doubt or failed. Return None if that is not known."""
+    """Plan only the paths that differ from the base commit, are in doubt or failed. Return None if a full plan is needed."""
     base = watch.base_commit
     if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
         return None

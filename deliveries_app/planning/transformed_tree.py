@@ -1,4 +1,4 @@
-"""Turn a tree into its transformed tree: sources in byte order in, files to send in byte order of *their* paths out.
+"""Transform a tree: take source files in byte order, and yield the files to send in byte order of their own paths.
 
 If a row was made from the same blob by the same transforms, its path and size are reused. Otherwise the content is read
 and transformed. A temporary SQLite database on disk sorts the results, so memory use stays constant. Its primary key
@@ -59,9 +59,9 @@ class TransformedTree:
 
     def _transform(self, block: Iterable[tuple[Entry, list[SourceRow]]]) -> None:
         """Transform in the order of the sources: if several get the same path, the first one keeps it."""
-        known = [(entry, rows, self._known(entry, rows)) for entry, rows in block]
-        contents = self._reader.read([entry.blob for entry, _, row in known if row is None])
-        for entry, rows, row in known:
+        sources = [(entry, rows, self._reusable_row(entry, rows)) for entry, rows in block]
+        contents = self._reader.read([entry.blob for entry, _, row in sources if row is None])
+        for entry, rows, row in sources:
             if row is not None:
                 self._put(entry, row.path, row.size)
                 continue
@@ -76,8 +76,8 @@ class TransformedTree:
             else:
                 self._accept(entry, result)
 
-    def _known(self, entry: Entry, rows: list[SourceRow]) -> SourceRow | None:
-        """Return the row that already has the result for this entry."""
+    def _reusable_row(self, entry: Entry, rows: list[SourceRow]) -> SourceRow | None:
+        """Return the row that was already made from this entry by the same transforms."""
         if not rows:
             return None
         key = self._rules.source_key(entry.blob, entry.path.decode())
@@ -105,7 +105,7 @@ class TransformedTree:
         self._plan.skip(Skipped(source.encode(), "collision", message))
 
     def _fail(self, entry: Entry, rows: list[SourceRow], message: str) -> None:
-        """Count the file as tried and failed. The app keeps its copy until the transform works."""
+        """Add the file as a failed change. The app keeps its copy until the transform works."""
         source = entry.path.decode()
         self._plan.tree_files += 1
         self._plan.tree_bytes += entry.size
@@ -121,7 +121,7 @@ class TransformedTree:
             )
 
     def _sorted(self) -> Iterator[TransformedEntry | RetainedEntry]:
-        """Yield the files by path, without those that would be inside a directory that is a file itself."""
+        """Yield the files by path, without those whose path would be below another file."""
         prefixes: list[tuple[str, str]] = []  # (path, source) of earlier files whose path the current path starts with
         for path, source, mode, blob, size, retained in self._table.execute("SELECT * FROM file ORDER BY path"):
             if retained:

@@ -9,8 +9,8 @@ order, and the result of the last one is sent.
 
         def __call__(self, file: SourceFile) -> SourceFile | None: ...
 
-A transform must be deterministic and fast: it runs when a sync is planned and again when the file is sent, and the
-worker holds the repository meanwhile. Raise its version whenever its result may differ for the same file. Every file
+A transform must be deterministic and fast: it runs when a sync is planned and again when the file is sent, while the
+worker holds the watch's lease. Raise its version whenever its result may differ for the same file. Every file
 is then transformed again, and the files that changed are sent.
 """
 

@@ -13,12 +13,12 @@ from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from docora.text import counted, format_bytes, format_seconds
 
-SHOWN_OPERATIONS = 5
+MAX_OPERATIONS = 5
 _NAMED = 3
 
 
 def of_operation(operation: BulkOperation) -> dict[str, Any]:
-    """For `docora/progress.html#bulk_progress`."""
+    """Return the context for `docora/progress.html#bulk_progress`."""
     progress = live.of_operation(operation)
     return {
         "operation": operation,
@@ -28,25 +28,27 @@ def of_operation(operation: BulkOperation) -> dict[str, Any]:
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:
-    """For `docora/progress.html#watch_progress`: the watch's newest run, open or not."""
+    """Return the context for `docora/progress.html#watch_progress`: the watch's newest run, open or ended."""
     run = watch.runs.order_by("-generation", "-pk").first()
     return {"watch": watch, "run": run, "progress": live.of_runs([run])[run.pk] if run else None}
 
 
-def shown_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
-    """Return the contexts of the operations from `shown`."""
-    return [of_operation(operation) for operation in shown(request.user, queryset)]
+def operation_contexts(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
+    """Return a context for each of the `visible_operations`."""
+    return [of_operation(operation) for operation in visible_operations(request.user, queryset)]
 
 
-def shown(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
-    """Return running operations and finished ones not yet dismissed, newest first, if the user can view operations."""
+def visible_operations(
+    user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]
+) -> list[BulkOperation]:
+    """Return open operations and ended ones that were not dismissed, newest first, if the user can view operations."""
     if not can_view_operations(user):
         return []
     newest = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).order_by("-created_at", "-pk")
-    return list(newest[:SHOWN_OPERATIONS])
+    return list(newest[:MAX_OPERATIONS])
 
 
-def touching(app: App) -> QuerySet[BulkOperation]:
+def involving(app: App) -> QuerySet[BulkOperation]:
     """Return operations requested for this app, or for several apps including it."""
     its_runs = SyncRun.objects.filter(operation=OuterRef("pk"), watch__app=app)
     return BulkOperation.objects.filter(Q(app=app) | Q(app=None) & Exists(its_runs))
@@ -56,8 +58,8 @@ def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
     """Return the progress of each watch's newest open run, by watch primary key."""
     runs = SyncRun.objects.filter(watch__in=list(watches), outcome="").order_by("generation", "pk")
     newest = {run.watch_id: run for run in runs if run.watch_id is not None}
-    found = live.of_runs(newest.values())
-    return {watch_pk: found[run.pk] for watch_pk, run in newest.items()}
+    progress = live.of_runs(newest.values())
+    return {watch_pk: progress[run.pk] for watch_pk, run in newest.items()}
 
 
 def live_ids(watches: Iterable[AppRepository]) -> str:
@@ -82,29 +84,31 @@ def summary(operation: BulkOperation, progress: Progress) -> str:
 
 
 def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
+    """Summarize a cancelled operation. After a cancelled re-sync, started repositories continue with an ordinary sync."""
     cancelled = operation.runs.filter(outcome=Outcome.CANCELLED)
-    begun = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
+    started = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
     untouched = cancelled.filter(started_at=None).count()
     is_retry = operation.kind == OperationKind.RETRY
     were = "was" if progress.succeeded == 1 else "were"
     parts = [f"{_repositories(progress.succeeded)} {were} {'synced' if is_retry else 'sent again in full'}"]
     parts += [
-        f"{_of_run(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent"
-        f"{'' if is_retry else ' and goes on'}"
-        for run in begun[:_NAMED]
+        f"{_name_of(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent"
+        f"{'' if is_retry else ' and continues syncing'}"
+        for run in started[:_NAMED]
     ]
-    if len(begun) > _NAMED:
-        parts.append("others were begun too" if is_retry else "so do others")
+    if len(started) > _NAMED:
+        parts.append("others had started too" if is_retry else "others continue too")
     if untouched:
         parts.append(f"{untouched:,} {'was' if untouched == 1 else 'were'} not touched")
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
-    said = f"Stopped by {operation.cancelled_by}. {'; '.join(parts)}."
-    stopped = is_retry and (begun or untouched)
-    return f"{said} What was stopped goes on failing until the next rescan." if stopped else said
+    text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."
+    if is_retry and (started or untouched):
+        text += " Repositories whose retry was cancelled keep failing until the next rescan."
+    return text
 
 
-def _of_run(operation: BulkOperation, run: SyncRun) -> str:
+def _name_of(operation: BulkOperation, run: SyncRun) -> str:
     """Name the repository, with its app if the operation spans several."""
     return run.repository_name if operation.app_id else f"{run.repository_name} → {run.app_name}"
 

@@ -1,4 +1,4 @@
-"""The numbers behind progress bars: live from Redis counters, or from the rows if Redis lost them."""
+"""The numbers behind progress bars: live counters in Redis, or the rows if Redis lost the counters."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since sending could start."""
+        """Seconds since the first attempt started, until now or the end."""
         return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0
 
     @property
@@ -67,12 +67,12 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """None while there is nothing to estimate from."""
+        """The estimated seconds until the end; None while nothing was sent."""
         rate = self.files_per_second
         return (self.files_total - self.files_done) / rate if rate > 0 and not self.finished else None
 
     def as_dict(self) -> dict[str, int]:
-        """For scripts: the admin JSON and the commands."""
+        """Return the numbers for scripts: the admin JSON and the commands."""
         names = ("total", *_ENDINGS, *_COUNTS, "percent", "finished")
         return {name: getattr(self, name) for name in names}
 
@@ -110,19 +110,19 @@ def of_operation(operation: BulkOperation) -> Progress:
     """Return the progress of a bulk operation: from its counters while it is open, else from the rows.
 
     This never sets the counters. The operation may have ended since the caller read its row, and counters that are
-    set after the end stay behind.
+    set after the end would never be removed.
     """
     counts = _live_counts(operation)
     if counts is None:
-        # The counters may have been set while the rows were counted, from rows that were a little older. The next poll
-        # shows these, so this one does too: a bar does not go back.
+        # The counters may have been set meanwhile, from slightly older rows. The next poll shows the counters. If this
+        # poll showed the rows, the bar would move back.
         rows = _counted(operation)
         counts = _live_counts(operation) or rows
-    began = counts.get("started", 0)
+    started = counts.get("started", 0)
     return Progress(
         **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
         **{name: min(counts.get(name, 0), operation.total) for name in _ENDINGS},
-        started_at=datetime.fromtimestamp(began / 1000, tz=timezone.get_current_timezone()) if began else None,
+        started_at=datetime.fromtimestamp(started / 1000, tz=timezone.get_current_timezone()) if started else None,
         ended_at=operation.ended_at,
         total=operation.total,
     )
@@ -146,10 +146,10 @@ def show_in_operation(run: SyncRun, operation: BulkOperation) -> None:
 
 def _part(run: SyncRun) -> dict[str, int]:
     """Return a run's share of its operation's numbers."""
-    ending = next((name for name, outcomes in _COUNTED_AS.items() if run.outcome in outcomes), None)
+    ended_as = next((name for name, outcomes in _COUNTED_AS.items() if run.outcome in outcomes), None)
     return {
         **run_counts(run),
-        **{name: int(name == ending or (name == "completed" and ending is not None)) for name in _ENDINGS},
+        **{name: int(name == ended_as or (name == "completed" and ended_as is not None)) for name in _ENDINGS},
         "started": int(run.started_at.timestamp() * 1000) if run.started_at else 0,
     }
 
@@ -183,7 +183,7 @@ def _counted(operation: BulkOperation) -> dict[str, int]:
 
 
 def _clamped(counts: dict[str, int]) -> dict[str, int]:
-    """Clamp counts to their totals: a counter flushed mid-run may be wrong."""
+    """Clamp counts to their totals: counters that Redis lost during the run may be wrong."""
     total_files, total_bytes = max(0, counts["files_total"]), max(0, counts["bytes_total"])
     return {
         "files_total": total_files,

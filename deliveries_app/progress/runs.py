@@ -1,4 +1,4 @@
-"""The life of a `SyncRun`: opened by a request or a change, counted while files go out, ended with an outcome.
+"""Open sync runs, count what they send, and end them with an outcome.
 
 A finish at generation G ends every open run of the watch up to G; a run replaced by a later re-sync
 is marked superseded (`engine.md` §10).
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 LOGGED_ONE_BY_ONE = 100
 
 
-class Left(NamedTuple):
+class Remaining(NamedTuple):
     """What a run still has to send."""
 
     files: int
@@ -38,14 +38,15 @@ def open_run(
     requested_by: str,
     user_pk: int | None = None,
     operation: BulkOperation | None = None,
-    left: Left | None = None,
+    remaining: Remaining | None = None,
 ) -> SyncRun:
     """Return a new unsaved run at the watch's generation, which the caller has just read or raised.
 
-    Totals start as estimates: `left` if given, otherwise the files that failed last, or the whole tree.
+    Totals start as estimates: `remaining` if given, otherwise the files that failed last, or the whole tree.
     """
-    if left is None:
-        left = Left(watch.files_failing, 0) if reason == Reason.RETRY else Left(watch.tree_files, watch.tree_bytes)
+    if remaining is None:
+        is_retry = reason == Reason.RETRY
+        remaining = Remaining(watch.files_failing, 0) if is_retry else Remaining(watch.tree_files, watch.tree_bytes)
     return SyncRun(
         watch=watch,
         app_name=watch.app.name,
@@ -55,8 +56,8 @@ def open_run(
         requested_by=requested_by,
         user_id=user_pk,
         generation=watch.generation,
-        files_total=left.files,
-        bytes_total=left.size,
+        files_total=remaining.files,
+        bytes_total=remaining.size,
     )
 
 
@@ -66,13 +67,13 @@ def log_fields(run: SyncRun) -> dict[str, str]:
 
 
 def log_requested(runs: Sequence[SyncRun]) -> None:
-    """Log on commit who requested these runs: one run by its id, several by their operation's id.
+    """Log on commit who requested these runs: one run by its own id, several once by their operation's id.
 
     Each run logs the operation's id again when it starts.
     """
     first = runs[0]
-    which = {"runs": len(runs)} if first.operation else {"run_id": first.run_id, "watch": first.watch_id}
-    fields = {**log_fields(first), "requested_by": first.requested_by, **which}
+    subject = {"runs": len(runs)} if first.operation else {"run_id": first.run_id, "watch": first.watch_id}
+    fields = {**log_fields(first), "requested_by": first.requested_by, **subject}
     transaction.on_commit(lambda: logger.info("sync_requested", extra=fields), robust=True)
 
 
@@ -83,7 +84,7 @@ def open_runs(watch_pk: int, generation: int) -> list[SyncRun]:
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:
-    """Set the totals at each plan: already recorded plus now planned. Call inside the plan's transaction."""
+    """Set the totals after planning: what is recorded plus what is planned now. Call inside the plan's transaction."""
     run.files_total, run.bytes_total = run.files_done + files, run.bytes_done + size
     run.files_failed, run.files_skipped, run.commit_sha = 0, sum(left_out.values()), commit
     run.left_out = dict(left_out)
@@ -130,14 +131,14 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
     """End every open run of the watch up to `generation`, and the operations without open runs left."""
     runs = open_runs(watch_pk, generation)
-    takeover = (
+    newest_resync = (
         SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC)
         .exclude(outcome=Outcome.CANCELLED)
         .order_by("-generation", "-pk")
         .first()
     )
     for index, run in enumerate(runs):
-        superseded = index > 0 and takeover is not None and takeover.generation > run.generation
+        superseded = index > 0 and newest_resync is not None and newest_resync.generation > run.generation
         _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
     close_operations({run.operation_id for run in runs if run.operation_id})
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
@@ -150,30 +151,30 @@ def cancel_runs(runs: Sequence[SyncRun], error: str = "") -> None:
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
-def supersede(watch_pks: Sequence[int]) -> dict[int, Left]:
+def supersede(watch_pks: Sequence[int]) -> dict[int, Remaining]:
     """Supersede the open runs of these watches. Return what the newest still had to send, by watch.
 
     Call inside the new request's transaction, before it opens its own runs.
     """
-    taken = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
-    for run in taken:
+    open_now = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
+    for run in open_now:
         _end(run, Outcome.SUPERSEDED, "")
-    close_operations({run.operation_id for run in taken if run.operation_id})
-    transaction.on_commit(partial(_log_and_show_ended, taken), robust=True)
-    return {run.watch_id: _left_of(run) for run in taken if run.watch_id}
+    close_operations({run.operation_id for run in open_now if run.operation_id})
+    transaction.on_commit(partial(_log_and_show_ended, open_now), robust=True)
+    return {run.watch_id: _remaining_of(run) for run in open_now if run.watch_id}
 
 
-def _left_of(run: SyncRun) -> Left:
-    return Left(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
+def _remaining_of(run: SyncRun) -> Remaining:
+    return Remaining(max(0, run.files_total - run.files_done), max(0, run.bytes_total - run.bytes_done))
 
 
 def _end(run: SyncRun, outcome: Outcome, error: str) -> None:
     run.outcome, run.ended_at, run.error = outcome, timezone.now(), error
-    ending = {"outcome": outcome, "ended_at": run.ended_at, "error": error}
-    if outcome == Outcome.SUCCEEDED and run.started_at is None:  # another run sent the estimated files
+    fields = {"outcome": outcome, "ended_at": run.ended_at, "error": error}
+    if outcome == Outcome.SUCCEEDED and run.started_at is None:  # another run has sent the files of the estimate
         run.files_total, run.bytes_total = run.files_done, run.bytes_done
-        ending |= {"files_total": F("files_done"), "bytes_total": F("bytes_done")}
-    SyncRun.objects.filter(pk=run.pk, outcome="").update(**ending)
+        fields |= {"files_total": F("files_done"), "bytes_total": F("bytes_done")}
+    SyncRun.objects.filter(pk=run.pk, outcome="").update(**fields)
 
 
 def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
@@ -194,8 +195,8 @@ def _log_and_show_ended(runs: Sequence[SyncRun]) -> None:
 def close_operations(operation_pks: Iterable[int]) -> None:
     """Close the operations whose runs have all ended.
 
-    Lock the operation's row first: two workers ending its last two runs at once cannot see each other's uncommitted
-    end, and both would leave it open. Remove the counters only after the commit: until then, readers without them would
+    Lock the operation's row first: two workers that end its last two runs at once do not see each other's uncommitted
+    row, and both would leave it open. Remove the counters only after the commit: until then, readers without them would
     count outdated rows.
     """
     with transaction.atomic():

@@ -33,13 +33,13 @@ from docora.templatetags.docora import counted, milliseconds
 PER_PAGE = 50
 LISTED_FILES = 50
 SORTED_FILES = 2000
-"""Find the newest failing files among at most this many: an app that rejects everything may have millions."""
+"""Sort at most this many failing files to find the newest: an app that rejects everything may have millions."""
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
 OFFERED_NAMES = 200
 STATUSES = [
     ("", "any status"),
-    ("failing", "failing: failed, or being tried again"),
+    ("failing", "failing: failed or being retried"),
     (Status.FAILED, "failed"),
     (Status.PENDING, "pending"),
     (Status.SCANNING, "syncing"),
@@ -67,7 +67,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TableQuery:
     """Filter and order from the query string, reduced to values the table supports."""
 
     search: str = ""
@@ -76,7 +76,7 @@ class Asked:
     descending: bool = False
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> "Asked":
+    def parse(cls, query: Mapping[str, str]) -> "TableQuery":
         status, order = query.get("status", ""), query.get("o", "")
         sort = order.removeprefix("-")
         known = sort in _SORTS
@@ -88,7 +88,7 @@ class Asked:
         )
 
     @property
-    def narrows(self) -> bool:
+    def is_filtered(self) -> bool:
         return bool(self.search or self.status)
 
     @property
@@ -106,10 +106,10 @@ class Asked:
             name, label, name if self.descending else f"-{name}", "descending" if self.descending else "ascending"
         )
 
-    def among(self, watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+    def apply(self, watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
         if self.search:
-            places = ("repository__owner", "repository__name", "repository__canonical_url", "github_url")
-            watches = watches.filter(Q(*((f"{place}__icontains", self.search) for place in places), _connector=Q.OR))
+            columns = ("repository__owner", "repository__name", "repository__canonical_url", "github_url")
+            watches = watches.filter(Q(*((f"{column}__icontains", self.search) for column in columns), _connector=Q.OR))
         if self.status == "failing":
             watches = watches.failing()
         elif self.status:
@@ -126,7 +126,7 @@ class Row:
     watch: AppRepository
     progress: Progress | None
     failure: str
-    tried_next: NextTry | None
+    next_attempt: NextTry | None
 
 
 @dataclass(frozen=True)
@@ -144,26 +144,26 @@ def watches_of(app: App) -> AppRepositoryQuerySet:
 
 def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     """Return one page of the watched repositories matching the query."""
-    asked = Asked.of(query)
-    watches = asked.among(watches_of(app).select_related("app", "repository"))
+    table_query = TableQuery.parse(query)
+    watches = table_query.apply(watches_of(app).select_related("app", "repository"))
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
-    found, pause = progress_context.open_progress(rows), current_pause()
+    progress, pause = progress_context.open_progress(rows), current_pause()
     counts = count_watches(app)
     return {
         "watched": counts.watches,
         "failing": counts.failing,
-        "asked": asked,
+        "table_query": table_query,
         "statuses": STATUSES,
         "page": page,
-        "rows": [row_of(watch, found.get(watch.pk), pause) for watch in rows],
+        "rows": [row_of(watch, progress.get(watch.pk), pause) for watch in rows],
         "live_ids": progress_context.live_ids(rows),
     }
 
 
 def row_of(watch: AppRepository, progress: Progress | None, pause: SyncPause | None) -> Row:
-    waits = watch.is_failing or watch.is_active
-    return Row(watch, progress, failure(watch), next_try(watch, pause) if waits else None)
+    has_next_attempt = watch.is_failing or watch.is_active
+    return Row(watch, progress, failure(watch), next_try(watch, pause) if has_next_attempt else None)
 
 
 def failure(watch: AppRepository) -> str:
@@ -188,39 +188,44 @@ def failing_files(app: App) -> FailingFiles:
     return FailingFiles(list(rows), min(len(some), SORTED_FILES), len(some) > SORTED_FILES)
 
 
-def more(app: App) -> dict[str, Any]:
-    """Return the part below the table that is not refreshed: failing files, and repository names to choose from."""
+def unpolled_context(app: App) -> dict[str, Any]:
+    """Return the context of what is not refreshed, below the table: failing files, and repository names to choose from."""
     names = watches_of(app).order_by(*_BY_NAME).values_list("repository__owner", "repository__name")
     return {"files": failing_files(app), "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]]}
 
 
-def recent(user: AbstractBaseUser | AnonymousUser, app: App, beside: Sequence[BulkOperation]) -> list[dict[str, Any]]:
-    """Return the app's most recently ended operations, except those whose progress is shown."""
+def recent_operations(
+    user: AbstractBaseUser | AnonymousUser, app: App, shown: Sequence[BulkOperation]
+) -> list[dict[str, Any]]:
+    """Return the app's most recently ended operations, except those already `shown`."""
     if not actors.can_view_operations(user):
         return []
-    ended = BulkOperation.objects.filter(app=app, ended_at__isnull=False).exclude(pk__in=[one.pk for one in beside])
-    return [progress_context.of_operation(one) for one in ended.order_by("-created_at", "-pk")[:RECENT_OPERATIONS]]
+    ended = BulkOperation.objects.filter(app=app, ended_at__isnull=False).exclude(
+        pk__in=[operation.pk for operation in shown]
+    )
+    newest = ended.order_by("-created_at", "-pk")[:RECENT_OPERATIONS]
+    return [progress_context.of_operation(operation) for operation in newest]
 
 
 def health(app: App) -> str:
-    """`99.2 % ok · median 38 ms · p95 210 ms (last 100)`, or a message without recent requests."""
-    known = endpoint_stats.of_app(app)
-    if known is None:
-        return "No notification was sent lately."
-    share = f"{100 * known.accepted:.1f}".removesuffix(".0")
-    times = f"median {milliseconds(known.median)} · p95 {milliseconds(known.p95)}"
-    return f"{share} % ok · {times} (last {known.requests})"
+    """Return `99.2 % ok · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
+    stats = endpoint_stats.of_app(app)
+    if stats is None:
+        return "No notifications were sent recently."
+    share = f"{100 * stats.accepted:.1f}".removesuffix(".0")
+    times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"
+    return f"{share} % ok · {times} (last {stats.requests})"
 
 
 def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
     """Return the refreshed part of the page, except operation progress."""
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
-    boxes = progress_context.shown(user, progress_context.touching(app))
+    operations = progress_context.visible_operations(user, progress_context.involving(app))
     context = {
         "app": app,
         "health": health(app),
-        "operations_shown": boxes,
-        "operation_ids": progress_context.joined(box.pk for box in boxes),
+        "operations_shown": operations,
+        "operation_ids": progress_context.joined(operation.pk for operation in operations),
         "here": f"{page}?{query.urlencode()}" if query else page,
         **rights(user),
     }

@@ -16,7 +16,7 @@ class State(TextChoices):
     FAILED = "failed", "failed"
     RETRYING = "retrying", "retrying"
     SYNCING = "syncing", "syncing"
-    RESTS = "rests", "endpoint rests"
+    COOLDOWN = "cooldown", "endpoint cooling down"
     PAUSED = "paused", "app paused"
     CIRCUIT = "circuit", "circuit open"
 
@@ -26,7 +26,7 @@ _STATES = [
     (Q(app__paused=True), State.PAUSED),
     # A requested sync is the circuit's probe; all others wait for it.
     (Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0), State.CIRCUIT),
-    (Q(app__cooldown_until__gt=Now()), State.RESTS),
+    (Q(app__cooldown_until__gt=Now()), State.COOLDOWN),
     (Q(status=Status.FAILED), State.FAILED),
 ]
 
@@ -47,14 +47,14 @@ def next_attempt(watch: AppRepository) -> datetime | None:
     """Return when Docora retries automatically; None while syncing or while the app is paused."""
     if watch.status == Status.SCANNING or watch.app.paused or watch.next_sync_at is None:
         return None
-    asked = watch.retry_count == 0
-    waits = [watch.next_sync_at, watch.app.cooldown_until, None if asked else watch.repository.circuit_open_until]
-    return max(moment for moment in waits if moment is not None)
+    circuit_open_until = watch.repository.circuit_open_until if watch.retry_count else None
+    held_until = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until]
+    return max(moment for moment in held_until if moment is not None)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Failing watches of `apps` apps with one root cause; `since` is when the oldest started failing."""
+    """`count` failing watches of `apps` apps with one root cause. `since` is when the first of them started failing."""
 
     cause: RootCause
     count: int
@@ -72,5 +72,5 @@ def groups(app_pk: int | None = None) -> list[Group]:
         .values_list("root_cause")
         .annotate(count=Count("pk"), apps=Count("app", distinct=True), since=Min("failing_since"))
     )
-    made = [Group(RootCause(cause), count, apps, since) for cause, count, apps, since in found]
-    return sorted(made, key=lambda group: _CAUSES.index(group.cause))
+    result = [Group(RootCause(cause), count, apps, since) for cause, count, apps, since in found]
+    return sorted(result, key=lambda group: _CAUSES.index(group.cause))

@@ -16,7 +16,7 @@ from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services.control import current_pause
 
 PERMISSION = "deliveries_app.view_apprepository"
-_ROWS = 10  # several files may have been made of one
+_ROWS = 10  # transforms may have made several files from one
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
@@ -30,18 +30,18 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The repository entry `found`, the delivery `row`, and the listed `failure`, with the resulting `verdict`.
+    """What was found in the repository, the delivery `row` and the listed `failure`, with the resulting `decision`.
 
-    `tried_next` is None if nothing is to be sent. `made_from` is the source file if transforms produce this path.
+    `next_attempt` is None if nothing has to be sent. `made_from` is the source file if transforms create this path.
     """
 
     watch: AppRepository
     path: str
-    verdict: Decision
+    decision: Decision
     found: FileLookup
     row: Delivery | None
     failure: DeliveryFailure | None
-    tried_next: NextTry | None
+    next_attempt: NextTry | None
     made_from: str = ""
 
     @property
@@ -54,44 +54,44 @@ class Explanation:
 
 
 def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
-    """Explain one path. Reads this machine's mirror at the commit being synced or synced last; fetches nothing.
+    """Explain one path. Read this machine's mirror at the commit that is being synced or was synced last; fetch nothing.
 
-    Write non-UTF-8 bytes as the pages show them: `caf\\xe9`.
+    Bytes that are not UTF-8 are written as the pages show them: `caf\\xe9`.
     """
     actor.require(PERMISSION)
     actor.require_watch(watch)
-    paths = _readings(path)
+    paths = _possible_paths(path)
     delivery_rules = delivery_rules_of(watch)
     found = look_up(watch, delivery_rules, _commit(watch), paths)
     row = _row(watch, found, paths)
     failure = _failure(watch, found, row, paths)
     made_from = row.source_path if row and found.entry is None and row.source_path not in {"", row.path} else ""
-    verdict = _made_from(made_from) if made_from else judge(found, row, failure, delivery_rules)
-    tried_next = None
-    if verdict.state in {"waiting", "in doubt", "cleared", "failed"}:
-        tried_next = next_try(watch, current_pause(), hold_until=row.hold_until if row else None)
-    return Explanation(watch, path, verdict, found, row, failure, tried_next, made_from)
+    decision = _made_from(made_from) if made_from else decide(found, row, failure, delivery_rules)
+    next_attempt = None
+    if decision.state in {"waiting", "in doubt", "cleared", "failed"}:
+        next_attempt = next_try(watch, current_pause(), hold_until=row.hold_until if row else None)
+    return Explanation(watch, path, decision, found, row, failure, next_attempt, made_from)
 
 
-def _readings(path: str) -> list[bytes]:
-    """Return possible byte paths, literal first."""
+def _possible_paths(path: str) -> list[bytes]:
+    """Return the byte paths that the text may stand for: first the literal one, then with escapes decoded."""
     literal = path.encode("utf-8", "surrogatepass")
     unescaped = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), literal)
     return [literal] if unescaped == literal else [literal, unescaped]
 
 
 def _commit(watch: AppRepository) -> str:
-    """Return the commit of the open run, else the last synced one, else the newest attempted."""
-    begun = watch.runs.exclude(commit_sha="").order_by("-generation", "-pk").values_list("commit_sha", flat=True)
-    return begun.filter(outcome="").first() or watch.last_commit or begun.first() or ""
+    """Return the commit of the open run, else the last synced commit, else the last one attempted."""
+    started = watch.runs.exclude(commit_sha="").order_by("-generation", "-pk").values_list("commit_sha", flat=True)
+    return started.filter(outcome="").first() or watch.last_commit or started.first() or ""
 
 
 def _row(watch: AppRepository, found: FileLookup, paths: Sequence[bytes]) -> Delivery | None:
-    """Return the delivery row for the current or former path; without a repository entry, also a transform's output."""
+    """Return the file's delivery row, or that of a transform's output at this path if the repository has no such file."""
     texts = [text for path in paths if (text := path.decode("utf-8", "replace").replace("\0", "")).encode() == path]
-    made_of_it = Delivery.objects.filter(watch=watch, source_path__in=texts)
-    at_it = Delivery.objects.filter(watch=watch, path__in=[*texts, found.sent_as])
-    rows = sorted([*made_of_it[:_ROWS], *at_it[:_ROWS]], key=lambda row: row.path != found.sent_as)
+    made_from_it = Delivery.objects.filter(watch=watch, source_path__in=texts)
+    at_path = Delivery.objects.filter(watch=watch, path__in=[*texts, found.sent_as])
+    rows = sorted([*made_from_it[:_ROWS], *at_path[:_ROWS]], key=lambda row: row.path != found.sent_as)
     own = (row for row in rows if row.source_path in {"", *texts})
     return next(own, rows[0] if rows and found.entry is None else None)
 
@@ -99,102 +99,106 @@ def _row(watch: AppRepository, found: FileLookup, paths: Sequence[bytes]) -> Del
 def _failure(
     watch: AppRepository, found: FileLookup, row: Delivery | None, paths: Sequence[bytes]
 ) -> DeliveryFailure | None:
-    named = {*paths, *(text.encode() for text in (found.sent_as, row.path if row else "") if text)}
-    listed = DeliveryFailure.objects.filter(watch=watch, path_digest__in=[path_digest(path) for path in named])
+    possible = {*paths, *(text.encode() for text in (found.sent_as, row.path if row else "") if text)}
+    listed = DeliveryFailure.objects.filter(watch=watch, path_digest__in=[path_digest(path) for path in possible])
     return listed.order_by("kind").first()  # failed before skipped
 
 
-def judge(
+def decide(
     found: FileLookup, row: Delivery | None, failure: DeliveryFailure | None, delivery_rules: DeliveryRules
 ) -> Decision:
-    """Combine the lookup, row and failure into a decision."""
+    """Decide from the lookup, the row and the failure what happened to the file."""
     failed = failure if failure and failure.kind == FailureKind.FAILED else None
     if found.is_directory:
-        return Decision("absent", "This is a directory. Ask for one of the files in it.")
+        return Decision("absent", "This is a directory. Enter the path of a file in it.")
     if found.left_out:
         return _left_out(found.left_out, row, failed)
     if found.entry is None and not found.unknown:
-        return _gone(row, failed)
+        return _absent(row, failed)
     if row is None:
-        return _never_told(found, failure)
+        return _never_sent(found, failure)
     if not row.acknowledged:
         return _in_doubt(found, row, failed)
     if failed:
         return _not_delivered(failed)
     if row.generation < delivery_rules.floor:
-        return Decision("cleared", "A re-sync has cleared its record: the client had it, and gets it again.")
-    return _held(found, row, delivery_rules)
+        return Decision("cleared", "A re-sync cleared its record. The client had acknowledged it and gets it again.")
+    return _acknowledged(found, row, delivery_rules)
 
 
 def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
-    message = f"Not sent: {_tail(why.message)}"
+    message = f"Not sent: {_lower_first(why.message)}"
     if why.cause == TRANSFORM_FAILED:
         return Decision("failed", message)
     if row is None or why.cause == "rules":  # rules that cannot be applied block all sends and deletes
         return Decision("left out", message)
     if failed:
         return Decision(
-            "failed", f"{message} The client still has it, and has not accepted its deletion: {_tail(failed.message)}"
+            "failed",
+            f"{message} The client still has it and has not accepted its deletion: {_lower_first(failed.message)}",
         )
-    return Decision("waiting", f"{message} The client still has it from before, until it is told of the deletion.")
+    return Decision("waiting", f"{message} The client still has an earlier copy. The next sync deletes it.")
 
 
-def _gone(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
-    """The file is not in the repository."""
+def _absent(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
+    """Explain a file that is not in the repository."""
     if row is None:
-        message = "There is no such file: it never was there, or the client has accepted its deletion."
+        message = "There is no such file. Either it never existed, or the client has acknowledged its deletion."
         return Decision("absent", message)
     if failed:
-        message = f"Deleted in the repository, and the client has not accepted that: {_tail(failed.message)}"
+        message = (
+            f"Deleted in the repository, but the client has not accepted the deletion: {_lower_first(failed.message)}"
+        )
         return Decision("failed", message)
     if row.kind == Kind.DELETE:
-        return Decision("in doubt", "Deleted in the repository; the client was told and has not acknowledged it.")
-    return Decision("waiting", "Deleted in the repository; the client still has it, until it is told of the deletion.")
+        return Decision("in doubt", "Deleted in the repository. The client has not acknowledged the deletion yet.")
+    return Decision("waiting", "Deleted in the repository. The client still has it until the next sync deletes it.")
 
 
-def _never_told(found: FileLookup, failure: DeliveryFailure | None) -> Decision:
+def _never_sent(found: FileLookup, failure: DeliveryFailure | None) -> Decision:
     if failure and failure.kind == FailureKind.SKIPPED:
-        return Decision("left out", f"Not sent: {_tail(failure.message)}")
+        return Decision("left out", f"Not sent: {_lower_first(failure.message)}")
     if failure:
         return _not_delivered(failure)
     if found.unknown:
         return Decision(
             "unknown",
-            f"The client was told of no such file. What the repository has is not known here: {_tail(found.unknown)}",
+            f"The client was never sent this file. Whether the repository has it is unknown: {_lower_first(found.unknown)}",
         )
-    return Decision("waiting", "Not sent yet: the repository has it, and the next sync sends it.")
+    return Decision("waiting", "Not sent yet. The repository has it, and the next sync sends it.")
 
 
 def _in_doubt(found: FileLookup, row: Delivery, failed: DeliveryFailure | None) -> Decision:
     if failed:
         return _not_delivered(failed)
     if row.kind == Kind.DELETE:
-        again = "; the file is there again, and is sent" if found.entry else ""
-        message = f"The client was told that it is deleted, and has not acknowledged that{again}."
-        return Decision("in doubt", message)
-    return Decision("in doubt", "The client was told of it and has not acknowledged it: it is told again.")
+        again = " The repository has the file again, and the next sync sends it." if found.entry else ""
+        return Decision("in doubt", f"The client has not acknowledged its deletion.{again}")
+    return Decision("in doubt", "Sent, but not acknowledged by the client. The next sync sends it again.")
 
 
-def _held(found: FileLookup, row: Delivery, delivery_rules: DeliveryRules) -> Decision:
-    """The client's acknowledgement is current."""
+def _acknowledged(found: FileLookup, row: Delivery, delivery_rules: DeliveryRules) -> Decision:
+    """Explain a file that the client has acknowledged."""
     if found.entry is None:
-        message = f"Delivered: the client acknowledged what it was told last. What the repository has is not known here: {_tail(found.unknown)}"
-        return Decision("delivered", message)
+        message = (
+            "Delivered: the client acknowledged the last notification. Whether the repository has changed is unknown"
+        )
+        return Decision("delivered", f"{message}: {_lower_first(found.unknown)}")
     if row.source_key == delivery_rules.source_key(found.entry.blob, found.path.decode()):
         return Decision("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
     if row.source_key is None:
-        return Decision("waiting", "The client had it before Docora kept records; the next sync compares the contents.")
-    return Decision("waiting", "The client has an older content; the next sync sends what the repository has.")
+        return Decision("waiting", "The client got it from the earlier service. The next sync compares the contents.")
+    return Decision("waiting", "The client has an older version. The next sync sends the current one.")
 
 
 def _not_delivered(failure: DeliveryFailure) -> Decision:
-    return Decision("failed", f"Not delivered: {_tail(failure.message)}")
+    return Decision("failed", f"Not delivered: {_lower_first(failure.message)}")
 
 
 def _made_from(source: str) -> Decision:
-    return Decision("absent", f"The repository has no such file: transforms make it of {source}. Ask about that one.")
+    return Decision("absent", f"The repository has no such file. Transforms create it from {source}.")
 
 
-def _tail(message: str) -> str:
+def _lower_first(message: str) -> str:
     """Lowercase a sentence so that it can follow a colon."""
     return message[:1].lower() + message[1:] if message[1:2].islower() or message.startswith("A ") else message

@@ -5,68 +5,74 @@ from dataclasses import dataclass
 
 from deliveries_app.models.root_causes import RootCause
 
-AS_IT_IS_NOT = {"lfs_pointer", "ignore_pattern"}
-"""Causes that are reported although the file is sent."""
+SENT_ANYWAY = {"lfs_pointer", "ignore_pattern"}
+"""Causes that are listed although the file is sent."""
 
 LEFT_OUT: dict[str, tuple[str, str]] = {
-    "symlink": ("Symbolic links", "A link is not sent; the file that it points to is, if it lies in the repository."),
-    "submodule": ("Submodules", "Another repository at this place. Let the app watch that one, if it wants its files."),
-    "too_large": ("Too large", "Larger than MAX_FILE_BYTES. An administrator can raise it."),
-    "path_too_long": ("Path too long", "Longer than 1,024 bytes. A shorter path is sent."),
-    "not_utf8": ("Path is not UTF-8", "JSON cannot carry it. Rename the file in the repository."),
-    "unsafe_path": ("Unsafe path", "It leads out of the client's folder, or into its .git. Rename the file."),
+    "symlink": ("Symbolic links", "Links are not sent. The file a link points to is sent if it is in the repository."),
+    "submodule": ("Submodules", "A submodule is another repository. Let the app watch that one if it needs the files."),
+    "too_large": ("Too large", "Larger than MAX_FILE_BYTES. An administrator can raise this limit."),
+    "path_too_long": ("Path too long", "Longer than 1,024 bytes. Use a shorter path."),
+    "not_utf8": ("Path is not UTF-8", "JSON cannot carry the path. Rename the file in the repository."),
+    "unsafe_path": (
+        "Unsafe path",
+        "The path leads outside the client's folder or into its .git directory. Rename the file.",
+    ),
     "ignored": (
         "Ignored",
-        "Matched by .docoraignore or by the patterns below, and deleted at the client if it was sent.",
+        "Matched by .docoraignore or by the patterns below. Files sent earlier are deleted at the client.",
     ),
-    "transform": ("Dropped by a transform", "One of FILE_TRANSFORMS leaves it out."),
-    "collision": ("Same path", "A transform gave it the path of another file; only one of them is sent."),
-    "ignore_pattern": ("Patterns without meaning", "Lines of .docoraignore that cannot be read; the others hold."),
-    "lfs_pointer": ("Git LFS pointers", "Sent as they stand in git: the small pointer, not the large file behind it."),
-    "other": ("Other", "The list below says why."),
+    "transform": ("Dropped by a transform", "One of FILE_TRANSFORMS drops the file."),
+    "collision": ("Same path", "A transform gave it the path of another file. Only one of them is sent."),
+    "ignore_pattern": (
+        "Invalid patterns",
+        "Lines of .docoraignore that are not valid patterns. All other lines apply.",
+    ),
+    "lfs_pointer": ("Git LFS pointers", "Sent as committed: the small pointer, not the large file it stands for."),
+    "other": ("Other", "See the list below."),
 }
 """Cause → label and explanation."""
 
 GIT_HINTS = {
-    "auth": "Replace the token on the page of the watched repository: the sync then begins at once.",
-    "not_found": "If it was moved or renamed, let the app watch the new address; if it is gone for good, unwatch it.",
-    "timeout": "Once the git host is well again, resetting the circuit tries it at once.",
-    "network": "Once the git host can be reached again, resetting the circuit tries it at once.",
-    "too_large": "When it is smaller, or the limit is higher, resetting the circuit tries it at once.",
-    "corrupt": "Nothing is to be done, unless it happens again and again: then look at the disk of REPOS_DIR.",
-    "other": "Docora's log has more. Resetting the circuit tries it at once.",
+    "auth": "Replace the token on the watched repository's page. The sync then starts at once.",
+    "not_found": "If it was moved or renamed, let the app watch the new URL. If it was deleted, unwatch it.",
+    "timeout": "Once the git host has recovered, reset the circuit to retry at once.",
+    "network": "Once the git host is reachable again, reset the circuit to retry at once.",
+    "too_large": "Shrink the repository or raise the limit, then reset the circuit to retry at once.",
+    "corrupt": "No action is needed unless this keeps happening. Then check the disk of REPOS_DIR.",
+    "other": "See Docora's log for details. Reset the circuit to retry at once.",
 }
-"""Git failure cause → suggested action; the failure's message explains the cause."""
+"""Git failure cause → suggested action. The failure's message explains the cause."""
 
 
 ROOT_HINTS: dict[RootCause, str] = {
     RootCause.DNS: "The host name in the app's base URL cannot be resolved. Correct it on the app's page or fix DNS; "
     "then retry.",
-    RootCause.TLS: "The endpoint's certificate has expired, is for another name, or lacks its chain. The app's operators "
-    "renew it; then retry.",
-    RootCause.CONNECTION: "The connection is refused or breaks. Check that the app is running and that Docora can "
+    RootCause.TLS: "The endpoint's certificate has expired, is for another name, or is sent without its chain. Ask the "
+    "app's operators to fix it, then retry.",
+    RootCause.CONNECTION: "The connection is refused or lost. Check that the app is running and that Docora can "
     "reach it. Docora retries automatically.",
-    RootCause.TIMEOUT: "The app takes longer than 30 seconds. It should keep what it gets and answer at once; fewer "
-    "notifications at a time, on the app's page, help a slow one.",
-    RootCause.REFUSED: "The app does not accept the signature, or something before it asks for a sign-in. Send a test "
-    "ping from the app's page, and rotate the signing key if the app has lost it.",
-    RootCause.CLIENT_ERROR: "The app calls the request wrong. 404 is often a wrong base URL, 413 a limit on size, 429 too "
-    "many requests; 410 pauses the app. Check the response, fix the app, then retry.",
-    RootCause.SERVER_ERROR: "The app fails, or what stands before it does not reach it (502 to 504). Its log says why. "
+    RootCause.TIMEOUT: "The app takes longer than 30 seconds to respond. It should store what it receives and respond at "
+    "once. If it is slow, allow it fewer concurrent notifications on its page.",
+    RootCause.REFUSED: "The app rejects the signature, or a proxy in front of it requires authentication. Send a test ping "
+    "from the app's page, and rotate the signing key if the app has lost it.",
+    RootCause.CLIENT_ERROR: "The app rejects the request. 404 often means a wrong base URL, 413 a size limit, 429 too many "
+    "requests. 410 pauses the app. Check the response, fix the app, then retry.",
+    RootCause.SERVER_ERROR: "The app fails, or a proxy in front of it cannot reach it (502 to 504). Check the app's log. "
     "Docora retries automatically. Once it's fixed, retry now.",
-    RootCause.UNEXPECTED: "Only 2xx counts as accepted, and redirects are not followed. Set the base URL to where the "
-    "redirect leads, then retry.",
-    RootCause.ADDRESS: "Docora does not call private addresses. Use a public base URL, or let an administrator add the "
-    "network to ALLOWED_PRIVATE_NETWORKS; then retry.",
-    RootCause.GIT_AUTH: "The git host refuses the token: it has expired, was revoked, or may not read this repository. "
-    "Replace it on the page of the watched repository: the sync then begins at once.",
-    RootCause.GIT_NOT_FOUND: "If it was moved or renamed, let the app watch the new address; if it is private, give a "
-    "token; if it is gone for good, unwatch it.",
-    RootCause.GIT_HOST: "The git host does not respond, or too slowly. Docora retries automatically. Once it has "
+    RootCause.UNEXPECTED: "Only 2xx counts as accepted, and redirects are not followed. Set the base URL to the target "
+    "of the redirect, then retry.",
+    RootCause.ADDRESS: "Docora does not call private addresses. Use a public base URL, or ask an administrator to add "
+    "the network to ALLOWED_PRIVATE_NETWORKS; then retry.",
+    RootCause.GIT_AUTH: "The git host rejects the token: it has expired, was revoked, or cannot read this repository. "
+    "Replace it on the watched repository's page. The sync then starts at once.",
+    RootCause.GIT_NOT_FOUND: "If it was moved or renamed, let the app watch the new URL. If it is private, add a token. "
+    "If it was deleted, unwatch it.",
+    RootCause.GIT_HOST: "The git host does not respond or is too slow. Docora retries automatically. Once it has "
     "recovered, retry now.",
-    RootCause.GIT_CONTENT: "It is too large, or what was fetched is damaged. The message says which: raise the limit or "
-    "make it smaller, then retry; what is damaged is fetched anew.",
-    RootCause.RULES: "Nothing is sent while .docoraignore, the patterns or a transform cannot be applied. Change what the "
+    RootCause.GIT_CONTENT: "The repository is too large, or the fetched data is damaged; the message says which. Raise "
+    "the limit or shrink the repository, then retry. Docora fetches damaged data again.",
+    RootCause.RULES: "Nothing is sent while .docoraignore, the patterns or a transform cannot be applied. Fix what the "
     "message names, then retry.",
     RootCause.INTERNAL: "An internal error, a lost encryption key, or a killed worker. Check the worker's log "
     "and memory, then retry.",
@@ -95,4 +101,4 @@ def left_out(counts: Mapping[str, int]) -> list[LeftOut]:
 
 def number_left_out(counts: Mapping[str, int]) -> int:
     """Return the number of files that are not sent."""
-    return sum(count for cause, count in counts.items() if cause not in AS_IT_IS_NOT)
+    return sum(count for cause, count in counts.items() if cause not in SENT_ANYWAY)

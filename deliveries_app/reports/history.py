@@ -16,8 +16,8 @@ from django.utils import timezone
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
 
 WINDOW = 20_000
-MAX_WATCHES = 500  # above this, search the newest rows instead of the index
-_MAX_FORGOTTEN = 500
+MAX_WATCHES = 500  # above this, search the newest rows instead of using the index
+_MAX_UNLINKED = 500
 _PAGE = 1000
 
 
@@ -29,8 +29,8 @@ class Search:
     in_window: bool = False
 
 
-def edge[M: Model](rows: QuerySet[M], until: datetime | None) -> datetime | None:
-    """Return the start of the window ending at `until` (None: now); None if the window holds every row."""
+def window_start[M: Model](rows: QuerySet[M], until: datetime | None) -> datetime | None:
+    """Return when the window that ends at `until` (None: now) begins. Return None if the window holds every row."""
     before = rows.filter(created_at__lt=until) if until else rows
     first = before.order_by("-created_at", "-pk").values_list("created_at", flat=True)[WINDOW - 1 : WINDOW]
     return next(iter(first), None)
@@ -51,10 +51,10 @@ def search_runs(term: str) -> Search:
         return Search(named, in_window=True)
     # Runs of removed watches keep only the names. Pass primary keys instead of the condition: the database combines
     # two indexes for an OR only if both sides are known to be small.
-    forgotten = SyncRun.objects.filter(named, watch=None)
-    if since := edge(SyncRun.objects.all(), None):
-        forgotten = forgotten.filter(created_at__gte=since)
-    found = list(forgotten.order_by("-created_at", "-pk").values_list("pk", flat=True)[:_MAX_FORGOTTEN])
+    unlinked = SyncRun.objects.filter(named, watch=None)
+    if since := window_start(SyncRun.objects.all(), None):
+        unlinked = unlinked.filter(created_at__gte=since)
+    found = list(unlinked.order_by("-created_at", "-pk").values_list("pk", flat=True)[:_MAX_UNLINKED])
     return Search(Q(watch__in=watches) | Q(pk__in=found))
 
 
@@ -76,8 +76,11 @@ def search_operations(term: str) -> Search:
     return Search(Q(title__icontains=term) | Q(requested_by__icontains=term), in_window=True)
 
 
-def concerning(apps: Sequence[int]) -> Q:
-    """Match operations for these apps, or for several including them. Evaluated once, since lists use it twice."""
+def operations_for(apps: Sequence[int]) -> Q:
+    """Match operations for these apps, or for several apps including them.
+
+    The inner query runs here, once, because lists use the condition twice.
+    """
     runs = SyncRun.objects.filter(watch__app__in=apps, operation__isnull=False)
     return Q(app__in=apps) | Q(pk__in=list(runs.order_by().values_list("operation", flat=True).distinct()))
 
@@ -86,47 +89,48 @@ def pages[M: Model](rows: QuerySet[M]) -> Iterator[list[M]]:
     """Yield all rows in pages, newest first, by keyset pagination."""
     rows, after = rows.order_by("-created_at", "-pk"), None
     while True:
-        rest: Any = rows
+        remaining: Any = rows
         if after is not None:
-            rest = rows.filter(created_at__lte=after.created_at).exclude(created_at=after.created_at, pk__gte=after.pk)
-        page: list[Any] = list(rest[:_PAGE])
+            remaining = rows.filter(created_at__lte=after.created_at).exclude(
+                created_at=after.created_at, pk__gte=after.pk
+            )
+        page: list[Any] = list(remaining[:_PAGE])
         if not page:
             return
         yield page
         after = page[-1]
 
 
-def seconds(of: SyncRun | BulkOperation) -> float | None:
-    """Return the duration so far: a run from its first attempt, an operation from its request."""
-    begun = of.started_at if isinstance(of, SyncRun) else of.created_at
-    return ((of.ended_at or timezone.now()) - begun).total_seconds() if begun else None
+def seconds(row: SyncRun | BulkOperation) -> float | None:
+    """Return the duration so far: of a run since its first attempt, of an operation since its request."""
+    started_at = row.started_at if isinstance(row, SyncRun) else row.created_at
+    return ((row.ended_at or timezone.now()) - started_at).total_seconds() if started_at else None
 
 
-_TAKEN_BACK = Q(outcome__in=[Outcome.CANCELLED, Outcome.ENDED])
+_CANCELLED = Q(outcome__in=[Outcome.CANCELLED, Outcome.ENDED])
 PARTS: dict[str, tuple[str, Q]] = {
     "full": ("sent in full", Q(outcome=Outcome.SUCCEEDED)),
     "failed": ("failed", Q(outcome__in=[Outcome.FAILED, Outcome.PAUSED])),
-    "part": ("sent in part", _TAKEN_BACK & Q(started_at__isnull=False)),
-    "untouched": ("not touched", _TAKEN_BACK & Q(started_at=None)),
+    "part": ("sent in part", _CANCELLED & Q(started_at__isnull=False)),
+    "untouched": ("not touched", _CANCELLED & Q(started_at=None)),
     "superseded": ("taken over by a later request", Q(outcome=Outcome.SUPERSEDED)),
     "open": ("open", Q(outcome="")),
 }
 """Outcomes of an operation's runs: name in URLs → label and condition. They are disjoint."""
 
 
-def sent(run: SyncRun) -> str:
+def describe_sent(run: SyncRun) -> str:
     """Describe how much of a repository an operation sent."""
-    part = f"{run.files_done:,} of {run.files_total:,} files"
     if run.outcome == Outcome.SUCCEEDED:
         return "sent in full"
     if run.outcome and run.started_at is None:
         return "not touched"
-    return part
+    return f"{run.files_done:,} of {run.files_total:,} files"
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Counts of an operation's runs by `PARTS`, and the totals sent."""
+    """Counts of an operation's runs by `PARTS`, and how much was sent in total."""
 
     counts: Mapping[str, int]
     files_done: int = 0
@@ -151,16 +155,16 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
         .annotate(
             **{name: Count("pk", filter=part) for name, (_, part) in PARTS.items()},
             **{f"sum_{name}": Sum(name) for name in sums},
-            begun=Min("started_at"),
+            first_start=Min("started_at"),
         )
     )
-    made = {
+    result = {
         row["operation"]: Outcomes(
             {name: row[name] for name in PARTS},
             **{name: row[f"sum_{name}"] for name in sums},
-            started_at=row["begun"],
+            started_at=row["first_start"],
         )
         for row in found
     }
     nothing = Outcomes(dict.fromkeys(PARTS, 0))
-    return {operation.pk: made.get(operation.pk, nothing) for operation in operations}
+    return {operation.pk: result.get(operation.pk, nothing) for operation in operations}

@@ -15,14 +15,17 @@ from repositories_app.models import Repository, Snapshot
 SAMPLE = 10
 COUNTED_RECORDS = 10_000
 _RECENT_RUNS = 50
-_APPS_APART = 100
-_NAMED_ONE_BY_ONE = 1000  # repositories; above this, count all: a query naming thousands is slower
+_MAX_APPS_NAMED = 100
+_MAX_REPOSITORIES_NAMED = 1000  # above this, count all watches: a query that names thousands is slower
 
 
 @dataclass(frozen=True)
 class Impact:
-    """`watches` watched repositories of `apps` apps, with their files; `seconds` at the apps' recent pace, if there is
-    one. `sample` holds the first rows, each with `files` and `size`."""
+    """What a re-sync sends: all `files` of `watches` watched repositories of `apps` apps.
+
+    `seconds` is estimated from the apps' recent pace, or None without one. `sample` holds the first watches, each with
+    `files` and `size`.
+    """
 
     watches: int
     apps: int
@@ -40,8 +43,10 @@ class Impact:
 
 @dataclass(frozen=True)
 class RetryImpact:
-    """`watches` failing repositories of `apps` apps, and the `files` that were not accepted. Of `unknown` of them it is
-    not known how much is left: their last attempt ended before it had tried everything."""
+    """What a retry sends: the `files` that were not accepted, of `watches` failing watches of `apps` apps.
+
+    For `unknown` of the watches the number is not known, because their last attempt ended before it had tried every file.
+    """
 
     watches: int
     apps: int
@@ -58,9 +63,12 @@ class RetryImpact:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is removed with watches: their delivery `records` (exact up to `COUNTED_RECORDS`, otherwise estimated from their
-    trees), and `orphans`, the repositories that no other app watches, with their mirrors. A worker is syncing `syncing` of
-    the watches now."""
+    """What is removed together with watches.
+
+    - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
+    - `orphans`: repositories that no other app watches. Their mirrors are removed too.
+    - `syncing`: how many of the watches a worker is syncing now.
+    """
 
     watches: int
     syncing: int
@@ -83,7 +91,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     """Estimate a removal in a constant number of queries, with a bounded count of records."""
     watches = watches.alive()
     rows = list(watches.order_by().values_list("repository_id", "tree_files"))
-    orphans = _watched_by_these_alone(Counter(repository for repository, _ in rows))
+    orphans = _orphans(Counter(repository for repository, _ in rows))
     ids = watches.order_by().values("pk")
     records = Delivery.objects.filter(watch__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
     exact = records <= COUNTED_RECORDS
@@ -98,10 +106,10 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     )
 
 
-def _watched_by_these_alone(counted: Counter[int]) -> list[int]:
-    """Return the repositories that only these watches use."""
+def _orphans(counted: Counter[int]) -> list[int]:
+    """Return the repositories that have no other watches than those `counted`."""
     watches = AppRepository.objects.alive().order_by()
-    if len(counted) <= _NAMED_ONE_BY_ONE:
+    if len(counted) <= _MAX_REPOSITORIES_NAMED:
         watches = watches.filter(repository__in=counted)
     watched = dict(watches.values_list("repository").annotate(Count("pk")))
     return sorted(repository for repository, count in counted.items() if watched.get(repository) == count)
@@ -113,16 +121,16 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
     found = counted.aggregate(
         watches=Count("pk"),
         apps=Count("app", distinct=True),
-        files_in_all=Coalesce(Sum("files"), 0),
-        size_in_all=Coalesce(Sum("size"), 0),
+        total_files=Coalesce(Sum("files"), 0),
+        total_size=Coalesce(Sum("size"), 0),
         syncing=Count("pk", filter=Q(status=Status.SCANNING)),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
     sample = list(counted.select_related("app", "repository")[:SAMPLE])
-    files = found.pop("files_in_all")
+    files = found.pop("total_files")
     pace = _recent_pace(watches, found["apps"])
     return Impact(
-        files=files, size=found.pop("size_in_all"), seconds=files / pace if pace else None, sample=sample, **found
+        files=files, size=found.pop("total_size"), seconds=files / pace if pace else None, sample=sample, **found
     )
 
 
@@ -140,7 +148,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
 
 
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """Annotate the watch's sizes, or the newest snapshot's before its first sync."""
+    """Annotate `files` and `size`: the watch's own, or those of the newest snapshot before its first sync."""
     newest = Snapshot.objects.filter(repository=OuterRef("repository")).order_by("-created_at", "-pk")
     return watches.annotate(
         files=Case(
@@ -156,13 +164,13 @@ def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
 
 def _recent_pace(watches: AppRepositoryQuerySet, apps: int) -> float | None:
     """Return files per second over the apps' latest runs; for many apps, over all latest runs."""
-    ended = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
-    recent = ended.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
-    if apps <= _APPS_APART:  # literal keys give a good query plan even before ANALYZE
+    sending = SyncRun.objects.filter(files_done__gt=0, started_at__isnull=False, ended_at__isnull=False)
+    recent = sending.filter(created_at__gt=timezone.now() - timedelta(days=7)).order_by("-created_at")
+    if apps <= _MAX_APPS_NAMED:  # literal keys give a good query plan even before ANALYZE
         recent = recent.filter(watch__app__in=list(watches.order_by().values_list("app", flat=True).distinct()))
     files, seconds = 0, 0.0
-    for done, started, over in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:
-        if started and over:
+    for done, started, ended in recent.values_list("files_done", "started_at", "ended_at")[:_RECENT_RUNS]:
+        if started and ended:
             files += done
-            seconds += (over - started).total_seconds()
+            seconds += (ended - started).total_seconds()
     return files / seconds if seconds > 0 else None

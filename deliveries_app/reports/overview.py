@@ -17,10 +17,10 @@ from deliveries_app.reports.traffic import Day
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
 
-OPERATIONS_SHOWN, PAIRS_SHOWN = 4, 6
+OPERATIONS_SHOWN, WATCHES_SHOWN = 4, 6
 
 VIEW_APPS = "deliveries_app.view_app"
-VIEW_PAIRS = "deliveries_app.view_apprepository"
+VIEW_WATCHES = "deliveries_app.view_apprepository"
 VIEW_DELIVERIES = "deliveries_app.view_delivery"
 VIEW_QUEUE = "deliveries_app.view_queue"
 VIEW_REPOSITORIES = "repositories_app.view_repository"
@@ -34,7 +34,7 @@ class Apps:
 
 @dataclass(frozen=True)
 class Watches:
-    """Watched repositories. `oldest_due` is the one that has been due longest."""
+    """Counts of watches. `oldest_due` is the watch that has been due longest."""
 
     counts: WatchCounts
     oldest_due: AppRepository | None
@@ -42,7 +42,7 @@ class Watches:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Jobs in Redis, None if it is down, and `scheduled` watched repositories, which are synced later."""
+    """Jobs in Redis (None if it is down), and the number of watches `scheduled` for later."""
 
     waiting: int | None
     active: int | None
@@ -51,7 +51,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Running:
-    """What is going on. No more than a few of each are shown; `more_operations` says that there are others."""
+    """The first few open operations and running syncs, and whether there are more."""
 
     operations: tuple[tuple[BulkOperation, Progress], ...]
     more_operations: bool
@@ -61,7 +61,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Failing:
-    """So many watched repositories fail for the same reason; `newest` is the one that began last."""
+    """`count` watches that fail with the same root cause. `newest` is the one that started failing last."""
 
     cause: RootCause
     count: int
@@ -70,8 +70,10 @@ class Failing:
 
 @dataclass(frozen=True)
 class Overview:
-    """`signs` is None when Redis is down, everything else but `undelivered`, the channels by which no alert arrives, when
-    the user may not see it."""
+    """The parts of the page. `signs` is None if Redis is down; any other part is None if the user cannot view it.
+
+    `undelivered` lists the channels that fail to send alerts, for every user.
+    """
 
     signs: Signs | None
     apps: Apps | None
@@ -85,7 +87,7 @@ class Overview:
 
     @property
     def is_fresh(self) -> bool:
-        """There is nothing to sync yet."""
+        """Whether there is nothing to sync yet: no app, or no watched repository."""
         return (self.apps is not None and not self.apps.total) or (
             self.watches is not None and not self.watches.counts.watches
         )
@@ -93,23 +95,23 @@ class Overview:
 
 def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Return whether the user can view any part."""
-    parts = (VIEW_APPS, VIEW_PAIRS, VIEW_DELIVERIES, VIEW_QUEUE, VIEW_REPOSITORIES)
+    parts = (VIEW_APPS, VIEW_WATCHES, VIEW_DELIVERIES, VIEW_QUEUE, VIEW_REPOSITORIES)
     return can_view_operations(user) or any(user.has_perm(part) for part in parts)  # type: ignore[union-attr]
 
 
 def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
     """Build the overview in a constant number of queries."""
     signs = heartbeat.read()
-    may = user.has_perm  # type: ignore[union-attr]
-    counts = count_watches() if may(VIEW_PAIRS) or may(VIEW_QUEUE) else None
-    watches = Watches(counts, _oldest_due()) if counts and may(VIEW_PAIRS) else None
+    can = user.has_perm  # type: ignore[union-attr]
+    counts = count_watches() if can(VIEW_WATCHES) or can(VIEW_QUEUE) else None
+    watches = Watches(counts, _oldest_due()) if counts and can(VIEW_WATCHES) else None
     return Overview(
         signs=signs,
-        apps=_apps() if may(VIEW_APPS) else None,
+        apps=_apps() if can(VIEW_APPS) else None,
         watches=watches,
-        circuits=count_open_circuits() if may(VIEW_REPOSITORIES) else None,
-        jobs=_jobs(signs, counts) if counts and may(VIEW_QUEUE) else None,
-        day=traffic.of_last_day() if may(VIEW_DELIVERIES) else None,
+        circuits=count_open_circuits() if can(VIEW_REPOSITORIES) else None,
+        jobs=_jobs(signs, counts) if counts and can(VIEW_QUEUE) else None,
+        day=traffic.of_last_day() if can(VIEW_DELIVERIES) else None,
         running=_running(watches, operations=can_view_operations(user))
         if watches or can_view_operations(user)
         else None,
@@ -133,27 +135,27 @@ def _jobs(signs: Signs | None, counts: WatchCounts) -> Jobs:
 
 
 def _running(watches: Watches | None, *, operations: bool) -> Running:
-    found = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
+    open_operations = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
     syncing = _syncing() if watches and watches.counts.syncing else []
     newest = {
         run.watch_id: run for run in SyncRun.objects.filter(watch__in=syncing, outcome="").order_by("generation", "pk")
     }
-    bars = live.of_runs(newest.values())
+    progress = live.of_runs(newest.values())
     return Running(
-        operations=tuple((operation, live.of_operation(operation)) for operation in found[:OPERATIONS_SHOWN]),
-        more_operations=len(found) > OPERATIONS_SHOWN,
-        watches=tuple((watch, bars[newest[watch.pk].pk] if watch.pk in newest else None) for watch in syncing),
+        operations=tuple((operation, live.of_operation(operation)) for operation in open_operations[:OPERATIONS_SHOWN]),
+        more_operations=len(open_operations) > OPERATIONS_SHOWN,
+        watches=tuple((watch, progress[newest[watch.pk].pk] if watch.pk in newest else None) for watch in syncing),
         more_watches=max(0, watches.counts.syncing - len(syncing)) if watches else 0,
     )
 
 
 def _syncing() -> list[AppRepository]:
     rows = AppRepository.objects.alive().filter(status=Status.SCANNING).select_related("app", "repository")
-    return list(rows.order_by("app__name", "repository__owner", "repository__name", "pk")[:PAIRS_SHOWN])
+    return list(rows.order_by("app__name", "repository__owner", "repository__name", "pk")[:WATCHES_SHOWN])
 
 
 def _failing() -> tuple[Failing, ...]:
-    """The most frequent cause first."""
+    """Return the failures by root cause, most frequent first."""
     newest = AppRepository.objects.failing().annotate(
         place=Window(RowNumber(), partition_by="root_cause", order_by=["-failing_since", "-pk"]),
         cause_count=Window(Count("pk"), partition_by="root_cause"),

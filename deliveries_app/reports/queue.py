@@ -31,8 +31,7 @@ SHOWN, SCHEDULED_SHOWN = 100, 50
 
 @dataclass(frozen=True)
 class Line:
-    """A watched repository that runs or waits, with the request that it does. `message`: what holds it back, or what became
-    of its worker."""
+    """A running or waiting watch, with its open run. `message` says what holds it back, or what happened to its worker."""
 
     watch: AppRepository
     run: SyncRun | None
@@ -42,18 +41,18 @@ class Line:
 
     @property
     def since(self) -> datetime | None:
-        """Since when it is sent, or has been asked for."""
+        """When its run started or was requested; without a run, when it became due."""
         return (self.run.started_at or self.run.created_at) if self.run else self.watch.next_sync_at
 
     @property
-    def is_leaving(self) -> bool:
-        """Stopped, or overtaken by a re-sync: its worker only lets settle what is under way."""
+    def is_stopping(self) -> bool:
+        """Whether the sync was cancelled or superseded, so that its worker only waits for the requests in flight."""
         return self.watch.status != Status.SCANNING
 
 
 @dataclass(frozen=True)
 class WorkerLine:
-    """A worker, the watched repository that it is at, and what happens next if it is gone."""
+    """A worker and the watch it is syncing. If the worker is gone, `message` says what happens next."""
 
     worker: Worker
     watch: AppRepository | None
@@ -62,8 +61,10 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The queue page. `queue` is None while Redis is down. `unqueued` counts due watches without a job, `idle_jobs` jobs
-    without a due watch."""
+    """The queue page. `queue` is None while Redis is down.
+
+    `unqueued` is the number of due watches without a job, `idle_jobs` that of jobs without a due watch.
+    """
 
     pause: SyncPause | None
     queue: QueueState | None
@@ -103,19 +104,19 @@ def read_queue() -> QueueView:
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
-    leased = list(_watches().leased().annotate(left=_left()).order_by("next_sync_at", "pk")[:SHOWN])
+    leased = list(_watches().leased().annotate(lease_left=_lease_left()).order_by("next_sync_at", "pk")[:SHOWN])
     overdue = _watches().free().filter(next_sync_at__lte=Now())
-    place = {pk: number for number, pk in enumerate(queued)}
-    with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: place[watch.pk])
-    without = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
+    position = {pk: number for number, pk in enumerate(queued)}
+    with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
+    without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
     ready = sum(not _held_back(watch, pause) for watch in with_job)
-    running, waiting = leased, [*with_job[:SHOWN], *without]
+    running, waiting = leased, [*with_job[:SHOWN], *without_job]
     newest = _open_runs([*running, *waiting])
-    found = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
+    progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
 
     def line(watch: AppRepository, **more: Any) -> Line:
         run = newest.get(watch.pk)
-        return Line(watch, run, found.get(run.pk) if run else None, **more)
+        return Line(watch, run, progress.get(run.pk) if run else None, **more)
 
     workers = _workers(queue.workers if queue else [], running)
     alive = {worker.worker.name for worker in workers if not worker.worker.is_gone}
@@ -137,8 +138,8 @@ def _watches() -> Any:
     return AppRepository.objects.alive().select_related("app", "repository")
 
 
-def _left() -> "ExpressionWrapper[Any]":
-    """The remaining lease time by the database clock."""
+def _lease_left() -> "ExpressionWrapper[Any]":
+    """Return the expression for the remaining time of a lease, by the database's clock."""
     return ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())
 
 
@@ -161,9 +162,9 @@ def _held_back(watch: AppRepository, pause: SyncPause | None) -> str:
         return "The app is paused."
     if watch.arriving:
         return "Its records are being imported."
-    rest = watch.app.cooldown_until - timezone.now() if watch.app.cooldown_until else None
-    if rest and rest.total_seconds() > 0:
-        return f"The app's endpoint rests for {format_seconds(rest.total_seconds())} more."
+    cooldown = watch.app.cooldown_until - timezone.now() if watch.app.cooldown_until else None
+    if cooldown and cooldown.total_seconds() > 0:
+        return f"The endpoint's cooldown ends in {format_seconds(cooldown.total_seconds())}."
     return ""
 
 
@@ -172,30 +173,32 @@ def _why_waiting(watch: AppRepository, pause: SyncPause | None) -> str:
 
 
 def _lease_message(watch: Any, alive: set[str]) -> str:
-    """Describe what happens if the worker has not extended its lease. A worker that extends it is alive."""
-    left = watch.left.total_seconds()
+    """Describe what happens if the worker has not extended its lease. Say nothing while the worker extends it."""
+    left = watch.lease_left.total_seconds()
     silent = settings.LEASE_SECONDS - left
-    if silent <= settings.LEASE_SECONDS / 4:  # it is extended after a sixth
+    if silent <= settings.LEASE_SECONDS / 4:  # workers extend it every sixth of its time
         return ""
-    free = f"the repository is free again in {format_seconds(left)}, and another worker goes on."
+    free = f"the repository is free again in {format_seconds(left)}, and another worker continues."
     if watch.lease_owner not in alive:
         return f"This worker is gone: {free}"
     return f"Not heard from for {format_seconds(silent)}. If it is gone, {free}"
 
 
 def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
-    at_work = {worker.name: _watch_of(worker.job) for worker in workers}
-    watches = AppRepository.objects.select_related("app", "repository").in_bulk([pk for pk in at_work.values() if pk])
+    watch_pks = {worker.name: _watch_of(worker.job) for worker in workers}
+    watches = AppRepository.objects.select_related("app", "repository").in_bulk([pk for pk in watch_pks.values() if pk])
     lines = []
     for worker in workers:
         held = [watch for watch in running if watch.lease_owner == worker.name]
         message = ""
         if worker.is_gone:
-            message = "Killed, or cut off from Redis. " + (
-                " ".join(f"{watch} is free again in {format_seconds(watch.left.total_seconds())}." for watch in held)
-                or "It holds no repository any more."
+            message = "Killed or cut off from Redis. " + (
+                " ".join(
+                    f"{watch} is free again in {format_seconds(watch.lease_left.total_seconds())}." for watch in held
+                )
+                or "It no longer holds a repository."
             )
-        lines.append(WorkerLine(worker, watches.get(at_work[worker.name] or 0), message))
+        lines.append(WorkerLine(worker, watches.get(watch_pks[worker.name] or 0), message))
     return lines
 
 
@@ -207,9 +210,9 @@ def _scheduled() -> list[tuple[AppRepository, str]]:
 
 def _scheduled_message(watch: AppRepository) -> str:
     if watch.status == Status.FAILED:
-        return "Given up until the rescan."
+        return "Given up until the next rescan."
     if watch.is_failing:
         return f"Attempt {watch.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}."
     if watch.repository.circuit_is_open:
         return "The repository's circuit is open."
-    return "All slots of the app are taken." if watch.slots_requested_at else "Rests until the rescan."
+    return "All slots of the app are taken." if watch.slots_requested_at else "Waiting for the next rescan."

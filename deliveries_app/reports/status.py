@@ -15,14 +15,17 @@ from deliveries_app.services import current_pause
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
 
-_SYNCS = Q(status=Status.SCANNING)
-_IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _SYNCS
+_IS_SYNCING = Q(status=Status.SCANNING)
+_IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _IS_SYNCING
 
 
 @dataclass(frozen=True)
 class Line:
-    """A watch that fails, is synced or waits. `state`: one of `failing.State`, `syncing`, `waiting`, or `arriving` where it
-    waits for the rest of its import; `percent` is of what is synced now."""
+    """A watch that is failing, syncing or waiting.
+
+    `state` is a label of `failures.State`, `syncing`, `waiting`, or `arriving` while its import is incomplete. `percent`
+    is the progress of a running sync, otherwise None.
+    """
 
     watch: AppRepository
     state: str
@@ -43,8 +46,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Situation:
-    """`signs` is None when Redis does not answer. `lines` are the first watches that fail, run or wait, in this order."""
+class StatusReport:
+    """`signs` is None if Redis does not respond. `lines` are the first watches that fail, sync or wait, in this order."""
 
     pause: SyncPause | None
     signs: Signs | None
@@ -66,19 +69,19 @@ class Situation:
         }
 
 
-def read_status(app: App | None, at_most: int) -> Situation:
+def read_status(app: App | None, at_most: int) -> StatusReport:
     """Read the status in a constant number of queries."""
     counts, pause = count_watches(app), current_pause()
     watches = AppRepository.objects.alive().filter(_IS_LISTED)
     if app:
         watches = watches.filter(app=app)
-    told = failures.with_state(watches).select_related("app", "repository")
-    first = F("failing_since").asc(nulls_last=True)
-    then = Case(When(_SYNCS, then=0), default=1)
-    rows: list[Any] = list(told.order_by(first, then, "next_sync_at", "pk")[:at_most])
+    listed = failures.with_state(watches).select_related("app", "repository")
+    failing_first = F("failing_since").asc(nulls_last=True)
+    then_syncing = Case(When(_IS_SYNCING, then=0), default=1)
+    rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
     percents = _percents(rows)
     lines = [Line(watch, _state(watch), percents.get(watch.pk), next_try(watch, pause)) for watch in rows]
-    return Situation(pause, heartbeat.read(), counts, lines)
+    return StatusReport(pause, heartbeat.read(), counts, lines)
 
 
 def _state(watch: Any) -> str:
@@ -95,8 +98,8 @@ def _percents(watches: list[AppRepository]) -> dict[int, int]:
     newest = {
         run.watch_id: run for run in SyncRun.objects.filter(watch__in=syncing, outcome="").order_by("generation", "pk")
     }
-    found = live.of_runs(newest.values())
-    return {pk: found[run.pk].percent for pk, run in newest.items() if pk}
+    progress = live.of_runs(newest.values())
+    return {pk: progress[run.pk].percent for pk, run in newest.items() if pk}
 
 
 def watch_fields(watch: AppRepository) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Hour:
     bytes: int = 0
 
     @property
-    def tried(self) -> int:
+    def attempts(self) -> int:
         return self.files + self.failed
 
     @property
@@ -67,7 +67,7 @@ class Day:
     @property
     def peak(self) -> Hour:
         """The busiest hour."""
-        return max(self.hours, key=lambda hour: hour.tried)
+        return max(self.hours, key=lambda hour: hour.attempts)
 
     @property
     def bars(self) -> list[tuple[Hour, Bar]]:
@@ -79,17 +79,17 @@ class Day:
 
 
 def of_last_day() -> Day:
-    """Read the day in three queries. Group by key: grouping by name would sort text."""
+    """Read the day in three queries. Group by the app's key, because grouping by name would sort text."""
     this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     begins = [this_hour - timedelta(hours=back) for back in reversed(range(HOURS))]
     rows = HourlyTraffic.objects.filter(hour__gte=begins[0], hour__lte=this_hour).order_by()
     sums = rows.values_list("hour").annotate(Sum("files"), Sum("failed"), Sum("bytes"))
     sent = {begin: Hour(begin, files, failed, size) for begin, files, failed, size in sums}
-    busiest, slowest = _apps(rows)
+    busiest, slowest = _busiest_and_slowest(rows)
     return Day(tuple(sent.get(begin, Hour(begin)) for begin in begins), busiest, slowest)
 
 
-def _apps(rows: QuerySet[HourlyTraffic]) -> tuple[tuple[AppDay, ...], tuple[AppDay, ...]]:
+def _busiest_and_slowest(rows: QuerySet[HourlyTraffic]) -> tuple[tuple[AppDay, ...], tuple[AppDay, ...]]:
     """Return the busiest and the slowest apps."""
     alive = rows.exclude(app__in=App.objects.filter(ended_at__isnull=False))
     sums = alive.values_list("app").annotate(Sum("files"), Sum("bytes"), Sum("requests"), Sum("milliseconds"))

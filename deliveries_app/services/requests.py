@@ -119,10 +119,10 @@ def open_runs(
     pks: Sequence[int],
     reason: Reason,
     operation: BulkOperation | None,
-    left: Mapping[int, runs.Left] | None = None,
+    remaining: Mapping[int, runs.Remaining] | None = None,
 ) -> list[SyncRun]:
-    """Open one run for each watch at its current generation. `left` maps a watch to what it still has to send."""
-    left = left or {}
+    """Open one run for each watch at its current generation. `remaining` maps watches to what they still have to send."""
+    remaining = remaining or {}
     watches = AppRepository.objects.filter(pk__in=pks).select_related("app", "repository").order_by("pk")
     opened = SyncRun.objects.bulk_create(
         [
@@ -132,7 +132,7 @@ def open_runs(
                 requested_by=actor.name,
                 user_pk=actor.user_pk,
                 operation=operation,
-                left=left.get(watch.pk),
+                remaining=remaining.get(watch.pk),
             )
             for watch in watches
         ]

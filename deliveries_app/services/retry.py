@@ -68,8 +68,8 @@ def _request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) 
     progress of the new run counts what is sent from now on.
     """
     locked = requests.lock_watches(pks, AppRepository.objects.failing())
-    left = runs.supersede(locked)
+    remaining = runs.supersede(locked)
     rows = AppRepository.objects.filter(pk__in=locked)
     rows.update(retry_count=0, request_count=F("request_count") + 1, next_sync_at=Now())
     rows.filter(status=Status.FAILED).update(status=Status.PENDING)
-    return requests.open_runs(actor, locked, Reason.RETRY, operation, left)
+    return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)

@@ -25,7 +25,10 @@ def enqueue_clean_up() -> None:
 
 
 def remove_ended() -> int:
-    """Remove ended watches that no worker owns, then their unwatched repositories and deleted apps. Return the number of watches."""
+    """Remove ended watches that no worker owns, repositories left without a watch, and deleted apps.
+
+    Return the number of removed watches.
+    """
     removed = 0
     for watch in (
         AppRepository.objects.filter(ended_at__isnull=False).free().select_related("repository")[:_WATCHES_AT_ONCE]
@@ -51,7 +54,10 @@ def _remove_slices(watch_pk: int) -> None:
 
 
 def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
-    """Remove one slice of rows. The lock on the watch keeps it from being revived in between. Return False when none is left."""
+    """Remove one slice of rows. Return False if there was none left.
+
+    The lock on the watch keeps it from being revived meanwhile.
+    """
     with transaction.atomic():
         AppRepository.objects.select_for_update().filter(pk=watch_pk).first()
         pks = list(rows.values_list("pk", flat=True)[:_SLICE])

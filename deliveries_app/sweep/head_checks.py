@@ -1,7 +1,7 @@
 """Check whether HEAD has moved: one small request per watch, hundreds at a time.
 
 This runs in the sweep process, never in the queue. Each check uses the watch's own token and compares with the watch's own
-base, so that one app's access never answers for another. Watches that are due anyway are not checked.
+base, so one app never profits from another app's access. Watches that are due anyway are not checked.
 """
 
 import logging
@@ -31,13 +31,13 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 
     Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of checked watches.
     """
-    asked = 0
+    checked = 0
     while watches := _take_slice():
-        asked += len(watches)
-        lost = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
-        wanting = list(lost)
-        questions = ((watch, watch.github_url, watch.github_token) for watch in watches if watch.pk not in lost)
-        for watch, answer in ls_heads(client, questions, meanwhile):
+        checked += len(watches)
+        undecryptable = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
+        to_sync = list(undecryptable)
+        requests = ((watch, watch.github_url, watch.github_token) for watch in watches if watch.pk not in undecryptable)
+        for watch, answer in ls_heads(client, requests, meanwhile):
             if isinstance(answer, GitError):
                 logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
             elif (answer.commit, answer.branch, delivery_rules_of(watch).fingerprint) == (
@@ -46,14 +46,14 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
                 watch.base_rules,
             ):
                 continue
-            wanting.append(watch.pk)  # the sync itself reports, counts and retries an error
+            to_sync.append(watch.pk)  # the sync itself reports, counts and retries an error
         AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]).update(last_scanned_at=Now())
-        counters.add({counters.CHECKS: len(watches) - len(lost)})
-        if wanting:
-            scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=wanting))
+        counters.add({counters.CHECKS: len(watches) - len(undecryptable)})
+        if to_sync:
+            scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
         if len(watches) < SLICE:
             break
-    return asked
+    return checked
 
 
 def _take_slice() -> list[AppRepository]:

@@ -1,4 +1,4 @@
-"""The sweep: every few seconds, read from the database what is due. Nothing depends on what Redis remembers."""
+"""The sweep: every few seconds, read from the database what is due. Nothing depends on data in Redis."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 
 
-class _Wakes:
+class _EnqueueDue:
     """Enqueue what is due, at most once every `_WAKE_SECONDS`."""
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class _Wakes:
     def __call__(self) -> None:
         if time.monotonic() >= self._next:
             scheduling.enqueue_due()
-            heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is alive
+            heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is still alive
             self._next = time.monotonic() + _WAKE_SECONDS
 
 
 def sweep_once(client: HttpClient) -> int:
     """Check repositories, enqueue what is due, close finished operations and clean up. Return the number of enqueued jobs."""
-    head_checks.check_due(client, _Wakes())  # due syncs do not wait for slow git hosts
+    head_checks.check_due(client, _EnqueueDue())  # due syncs do not wait for slow git hosts
     runs.close_abandoned_operations()
     cleanup.enqueue_clean_up()
     retention.enqueue_prune()
@@ -45,9 +45,9 @@ def sweep_once(client: HttpClient) -> int:
 
 
 def sweep_forever() -> None:
-    """Sweep until the process is asked to stop. Keeps trying while the database is away, and sends alerts in a thread."""
+    """Sweep until the process is asked to stop. Keep trying while the database is down, and send alerts in a thread."""
     next_sweep = 0.0
-    with remote.new_client() as client, alerts.going_round():
+    with remote.new_client() as client, alerts.run_in_background():
         while not stopping():
             close_old_connections()
             try:

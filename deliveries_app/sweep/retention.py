@@ -1,12 +1,12 @@
-"""Delete old history: runs, bulk operations, traffic, and alerts, sessions and sign-in attempts that are over.
+"""Delete old history: runs, bulk operations, traffic, ended alerts, and old sessions and sign-in attempts.
 
-It may run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
+It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept, however old they are:
 
 - open runs, and the newest run of each watch, which shows its current state;
 - the newest re-sync of each watch that has ended and was not cancelled: if a later re-sync is cancelled, the floor goes back to
   it (`engine.md` §3). An open re-sync does not count, because it may be the one that is cancelled;
-- runs of a bulk operation that is kept: its final tally is counted from them.
+- runs of a bulk operation that is kept: its final numbers are counted from them.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ from docora.security import sign_in
 PRUNE_JOB = "deliveries_app.jobs.prune"
 _EVERY_SECONDS = 3600
 _SLICE = 2000
-_LONGEST_DAYS = 36500  # a larger number would reach before the first date
+_LONGEST_DAYS = 36500  # a larger number would exceed the range of dates
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def prune(
     }
     if dry_run:
         return Pruned(runs.count(), **{name: rows.count() for name, (rows, _) in others.items()})
-    gone = Counter[str]()
+    removed = Counter[str]()
     for name, (rows, field) in {"runs": (runs, "created_at"), **others}.items():
         if name == "operations":
             _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)
         for count in _remove(rows, field, stop):
-            gone[name] += count
-            on_progress(gone.total())
-    return Pruned(**gone)
+            removed[name] += count
+            on_progress(removed.total())
+    return Pruned(**removed)
 
 
 def _older(rows: QuerySet[Any], field: str, days: int, now: datetime) -> QuerySet[Any]:
@@ -99,7 +99,7 @@ def _old_operations(now: datetime) -> QuerySet[BulkOperation]:
 
 
 def _old_runs(now: datetime, operations: QuerySet[BulkOperation]) -> QuerySet[SyncRun]:
-    """Return the runs that may go by the rules above. Runs of a deleted watch may always go."""
+    """Return the runs that may be removed by the rules above. Runs of a deleted watch may always be removed."""
     days = settings.SYNC_RUN_RETENTION_DAYS
     old: QuerySet[SyncRun] = _older(_older(SyncRun.objects.all(), "ended_at", days, now), "created_at", days, now)
     later = SyncRun.objects.filter(
@@ -136,12 +136,12 @@ def _by_slices(
 
     Each slice continues after the previous one, so rows that stay are read once. Rows locked by others are skipped.
     """
-    rest = rows
+    remaining = rows
     while not stop():
         with transaction.atomic():
-            part = list(rest.select_for_update(skip_locked=True).values_list("pk", field)[:_SLICE])
+            part = list(remaining.select_for_update(skip_locked=True).values_list("pk", field)[:_SLICE])
             if not part:
                 break
             done = act(rows.model._default_manager.filter(pk__in=[pk for pk, _ in part]))
         yield done
-        rest = rows.filter(**{f"{field}__gte": part[-1][1]})
+        remaining = rows.filter(**{f"{field}__gte": part[-1][1]})

@@ -113,7 +113,7 @@ class Attempt:
         except OSError as error:  # a full disk, most of all
             logger.warning("machine_failed", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
-            outcomes.failed(self.lease, root_causes.of_machine(error))
+            outcomes.failed(self.lease, root_causes.of_os_error(error))
         except (Superseded, DatabaseError, InterfaceError):
             raise
         except Exception:

@@ -166,13 +166,13 @@ class Recorder:
     def _count_traffic(self, now: datetime) -> None:
         app, told = self._lease.watch.app, self._untold
         failed = told["files_failed"]
-        endpoint_stats.record(app, self._latest, now, files=told["files"], size=self._untold_bytes, failed=failed)
+        endpoint_stats.record_hour(app, self._latest, now, files=told["files"], size=self._untold_bytes, failed=failed)
 
     def _tell(self) -> None:
         """What the bars, the app's page and the metrics show, once it is committed."""
         failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._untold_causes.items()}
         counts = {counters.FILES: self._untold["files"], counters.BYTES: self._untold_bytes, **failures}
-        endpoint_stats.remember(self._lease.watch.app, self._latest, counts)
+        endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)
         names = ("files_done", "bytes_done", "files_failed")
         runs.show(self._run, **{name: self._untold[name] for name in names})
         self._latest, self._untold, self._untold_causes = endpoint_stats.Latest(), Counter(), Counter()

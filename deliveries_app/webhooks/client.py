@@ -14,7 +14,7 @@ from repositories_app.git.url import owner_and_name
 
 
 def info_of(watch: AppRepository) -> RepositoryInfo:
-    """The `repository` object of the watch's notifications."""
+    """Return the `repository` object for the watch's notifications."""
     return RepositoryInfo(watch.repository.repository_id, watch.github_url, *owner_and_name(watch.github_url))
 
 
@@ -51,7 +51,7 @@ def describe_outcome(outcome: Outcome) -> str:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the notifications of one run go, and what they say about it."""
+    """Where the notifications of one run go, and what they have in common."""
 
     base_url: str
     repository: RepositoryInfo

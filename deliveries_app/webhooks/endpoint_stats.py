@@ -1,7 +1,7 @@
 """Statistics about an app's endpoint: hourly traffic in the database, the latest requests in Redis.
 
 The hourly rows are written in the transaction of each recorded batch. The list in Redis caches the last `KEPT`
-requests and refills after Redis loses it. No function here raises when Redis is down. The same pipeline updates the
+requests and fills again after Redis loses it. No function here raises if Redis is down. The same pipeline updates the
 counters across all apps (`docora.redis.counters`).
 """
 
@@ -59,24 +59,24 @@ class EndpointStats:
     p95: float
 
 
-def record(app: App, latest: Latest, now: datetime, *, files: int, size: int, failed: int) -> None:
-    """Add a batch to the app's hourly row. Call last inside the batch's transaction."""
+def record_hour(app: App, latest: Latest, now: datetime, *, files: int, size: int, failed: int) -> None:
+    """Add a batch to the app's hourly row. Call this last in the batch's transaction."""
     if not (latest.requests or files or failed):
         return
     hour = now.replace(minute=0, second=0, microsecond=0)
-    added = {"files": files, "bytes": size, "failed": failed}
-    added |= {"requests": latest.requests, "milliseconds": round(latest.seconds * 1000)}
+    amounts = {"files": files, "bytes": size, "failed": failed}
+    amounts |= {"requests": latest.requests, "milliseconds": round(latest.seconds * 1000)}
     row = HourlyTraffic.objects.filter(app_id=app.pk, hour=hour)
-    more = {name: F(name) + value for name, value in added.items()}
-    if not row.update(**more):
+    increments = {name: F(name) + value for name, value in amounts.items()}
+    if not row.update(**increments):
         HourlyTraffic.objects.bulk_create([HourlyTraffic(app_id=app.pk, hour=hour)], ignore_conflicts=True)
-        row.update(**more)
+        row.update(**increments)
 
 
-def remember(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
-    """Add the requests to the app's latest ones, and them and `counts` to the counters across all apps.
+def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
+    """Add the requests to the app's latest requests, and both them and `counts` to the counters across all apps.
 
-    Call after the batch's commit.
+    Call this after the batch's commit.
     """
     counts = {**counts, **latest.counts()}
     if not any(counts.values()):
@@ -101,14 +101,14 @@ def of_app(app: App) -> EndpointStats | None:
         found: list[Any] = connection().lrange(_PREFIX + app.app_id, 0, -1)
     except RedisError:
         return None
-    pairs = [value.decode().split(":") for value in found]
-    if not pairs:
+    requests = [value.decode().split(":") for value in found]
+    if not requests:
         return None
-    times = sorted(int(milliseconds) / 1000 for _, milliseconds in pairs)
-    accepted = sum(ok == "1" for ok, _ in pairs) / len(pairs)
-    return EndpointStats(len(pairs), accepted, _at(times, 0.5), _at(times, 0.95))
+    times = sorted(int(milliseconds) / 1000 for _, milliseconds in requests)
+    accepted = sum(ok == "1" for ok, _ in requests) / len(requests)
+    return EndpointStats(len(requests), accepted, _quantile(times, 0.5), _quantile(times, 0.95))
 
 
-def _at(times: list[float], share: float) -> float:
-    """The nearest-rank quantile of sorted values."""
+def _quantile(times: list[float], share: float) -> float:
+    """Return the nearest-rank quantile of sorted values."""
     return times[max(0, -(-int(share * 100) * len(times) // 100) - 1)]

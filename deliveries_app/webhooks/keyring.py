@@ -31,24 +31,24 @@ def keys_of(app: App) -> Keys:
 def response_texts(app: App, bodies: Iterable[bytes]) -> list[str]:
     """Return the first characters of each response body as text, with the app's keys redacted.
 
-    Also reads the row: a key may have been added since `app` was loaded.
+    Redact the keys of the current row too: a key may have been added since `app` was loaded.
     """
     keys = {key for row in (app, *App.objects.filter(pk=app.pk)) for key in (row.client_auth_key, row.new_auth_key)}
     return [clean_text(remove_secrets(body.decode("utf-8", "replace"), *keys), _SHOWN) for body in bodies]
 
 
 class Keyring:
-    """The keys during one run. A rotation may begin or end during a long run."""
+    """The live keys during one run. A rotation may begin or end during a long run."""
 
     def __init__(self, app: App) -> None:
-        self._alone = False
+        self._only_new_key = False
         self._read(app)
 
     @classmethod
     def of_new_key(cls, app: App) -> "Keyring":
         """Use only the new key, to test whether the app accepts it."""
         ring = cls(app)
-        ring.keys, ring._alone = (app.new_auth_key,), True
+        ring.keys, ring._only_new_key = (app.new_auth_key,), True
         return ring
 
     def _read(self, app: App) -> None:
@@ -58,27 +58,27 @@ class Keyring:
     def other(self, refused: Keys) -> Keys | None:
         """Return the keys to retry with after a 401 or 403, or None without another key.
 
-        Reads the row: the refused key may have been retired since the run began.
+        Read the row: the refused key may have been retired since the run began.
         """
-        app = None if self._alone else App.objects.filter(pk=self._app.pk).first()
+        app = None if self._only_new_key else App.objects.filter(pk=self._app.pk).first()
         if app is None:
             return None
         self._read(app)
         return next((keys for keys in (self.keys, self.keys[::-1]) if keys[0] != refused[0]), None)
 
     def accepted(self, keys: Keys) -> None:
-        """Record that the app accepted a request signed with `keys`. Writes only when this is new information."""
+        """Record that the app accepted a request signed with `keys`. Write only if this is new."""
         app = self._app
         by_new_key = app.is_rotating_key and keys[0] == app.new_auth_key
-        known = by_new_key == app.new_key_signs and (not by_new_key or app.new_key_accepted_at)
-        if not app.is_rotating_key or known:
+        is_known = by_new_key == app.new_key_signs and (not by_new_key or app.new_key_accepted_at)
+        if not app.is_rotating_key or is_known:
             return
-        remember(app, by_new_key=by_new_key)
+        record_accepted_key(app, by_new_key=by_new_key)
         self._read(app)
 
 
-def remember(app: App, *, by_new_key: bool) -> None:
-    """Record which key the app accepted last. Does nothing if that rotation has ended."""
+def record_accepted_key(app: App, *, by_new_key: bool) -> None:
+    """Record which key the app accepted last. Do nothing if that rotation has ended."""
     app.new_key_signs = by_new_key
     if by_new_key and app.new_key_accepted_at is None:
         app.new_key_accepted_at = timezone.now()

@@ -1,7 +1,7 @@
 """Build webhook bodies and headers. Pure functions; their format is fixed by the wire contract.
 
 Bodies equal `JSON.stringify(JSON.parse(body))`, because existing clients verify signatures that way:
-compact, non-ASCII raw, keys in this order, no floats, no integer-like keys.
+compact, non-ASCII characters unescaped, keys in this order, no floats, no integer-like keys.
 """
 
 import base64
@@ -44,7 +44,7 @@ class Chunk:
 
 
 def timestamp(moment: datetime) -> str:
-    """ISO 8601 UTC with milliseconds and `Z`."""
+    """Return ISO 8601 in UTC with milliseconds and `Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

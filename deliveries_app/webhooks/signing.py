@@ -17,7 +17,7 @@ def _standard_key(key: str) -> bytes:
         try:
             return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
         except ValueError:  # not base64
-            pass  # a client that chose such a key by chance verifies with its bytes
+            pass  # a client that happens to have chosen such a key verifies with its bytes
     return key.encode()
 
 

@@ -82,7 +82,7 @@ def test_not_ready_with_an_old_sweep(client: Client, worker) -> None:
     worker.connection.set("docora:heartbeat:sweep", (now() - timedelta(minutes=10)).timestamp())
     found = checks_of(client)
     assert list(found) == ["sweep"]
-    assert found["sweep"].startswith("the sweep last looked 10 min")
+    assert found["sweep"].startswith("the sweep last ran 10 min")
     assert 600 <= client.get("/health/ready").json()["sweep_age"] < 660
 
 
@@ -125,10 +125,10 @@ def test_not_ready_with_a_read_only_disk(client: Client, worker, settings, tmp_p
 @pytest.mark.django_db
 def test_not_ready_with_a_full_disk(client: Client, worker, settings, tmp_path, monkeypatch) -> None:
     settings.REPOS_DIR = tmp_path
-    monkeypatch.setattr(health, "LEAST_FREE_BYTES", 2**62)
-    monkeypatch.setattr(health, "LEAST_FREE_SHARE", 0.0)
+    monkeypatch.setattr(health, "MIN_FREE_BYTES", 2**62)
+    monkeypatch.setattr(health, "MIN_FREE_SHARE", 0.0)
     assert client.get("/health/ready").status_code == 200  # the limit is lower on a small disk
-    monkeypatch.setattr(health, "LEAST_FREE_SHARE", 1.0)
+    monkeypatch.setattr(health, "MIN_FREE_SHARE", 1.0)
     found = checks_of(client)
     assert list(found) == ["disk"]
     assert "are free for mirrors" in found["disk"]

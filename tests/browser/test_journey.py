@@ -117,11 +117,11 @@ def test_cancel_stops_the_operation_and_shows_what_was_sent(
             page.wait_for_timeout(100)
         page.get_by_role("button", name="Cancel").click()
         summary = page.locator(".progress-box .progress-text")
-        expect(summary).to_contain_text("Stopped by anna.")
+        expect(summary).to_contain_text("Cancelled by anna.")
         return summary.inner_text()
 
     summary = browser.drive(start_and_cancel)
-    assert "of 150 files sent and goes on" in summary
+    assert "of 150 files sent and continues syncing" in summary
     wait_for(lambda: AppRepository.objects.filter(status="synced", next_sync_at=None).count() == 3, timeout=40)
     assert len([record for record in world.receiver.log if record.reason == "resync"]) < 450
     for watch in watched:
@@ -165,7 +165,7 @@ def test_app_page_resyncs_all_and_enter_only_saves(
         expect(page.locator(".progress-box progress").first).to_be_visible()
         expect(button).to_be_hidden()  # replaced by the running bar
         page.get_by_role("button", name="Cancel").click()
-        expect(page.locator(".progress-box")).to_contain_text("Stopped by anna.")
+        expect(page.locator(".progress-box")).to_contain_text("Cancelled by anna.")
         expect(button).to_be_visible()
         page.get_by_label("Name:").press("Enter")
         expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()

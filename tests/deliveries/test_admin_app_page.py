@@ -83,11 +83,11 @@ def text_of(text: str, watch: AppRepository) -> str:
 
 
 def test_health_shows_recent_notifications_or_their_absence(admin: Client, app: App) -> None:
-    assert "No notification was sent lately." in page(admin, app).text
+    assert "No notifications were sent recently." in page(admin, app).text
     latest = endpoint_stats.Latest()
     for number in range(100):
         latest.add(number != 0, 0.038 if number < 90 else 0.21)
-    endpoint_stats.remember(app, latest, {})
+    endpoint_stats.record_latest(app, latest, {})
     for shown in (page(admin, app), live(admin, app)):
         assert "99 % ok · median 38 ms · p95 210 ms (last 100)" in shown.text
 

@@ -72,14 +72,14 @@ def test_rows_link_to_the_watch(viewer: Client, failing) -> None:
     assert (answer.status_code, answer.url) == (302, f"/admin/deliveries_app/apprepository/{failing[0].pk}/change/")
 
 
-@pytest.mark.parametrize("state", ["syncing", "paused", "circuit", "rests", "failed", "retrying"])
+@pytest.mark.parametrize("state", ["syncing", "paused", "circuit", "cooldown", "failed", "retrying"])
 def test_state_badge_and_filter(viewer: Client, failing, state: str) -> None:
     watch, later = failing[2], timezone.now() + timedelta(minutes=20)
-    labels = {"rests": "endpoint rests", "paused": "app paused", "circuit": "circuit open"}
+    labels = {"cooldown": "endpoint cooling down", "paused": "app paused", "circuit": "circuit open"}
     if state == "circuit":
         watch = failing[1]
         Repository.objects.filter(pk=watch.repository_id).update(circuit_open_until=later)
-    elif state in {"paused", "rests"}:
+    elif state in {"paused", "cooldown"}:
         App.objects.filter(pk=watch.app_id).update(
             **({"paused": True} if state == "paused" else {"cooldown_until": later})
         )
@@ -151,7 +151,7 @@ def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
     counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
     assert counts == [("http_5xx", 2, 2), ("git_auth", 1, 1)]
     assert "3 repositories are failing" in page.text
-    assert "The git host refuses the token" in page.text
+    assert "The git host rejects the token" in page.text
     assert 'href="?cause=http_5xx"' in page.text
     assert f"{LIST}retry-failed/?all=1&amp;next=" in page.text
     assert "cause=git_auth" in page.text

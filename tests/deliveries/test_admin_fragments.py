@@ -92,8 +92,8 @@ def test_cancelled_operation_shows_what_was_sent(admin: Client, user: User, oper
     begin(half, 44)
     cancel_operation(Actor.of_user(user), operation)
     expected = (
-        "Stopped by anna. 1 repository was sent again in full; "
-        "acme/site had 44 of 100 files sent and goes on; 1 was not touched."
+        "Cancelled by anna. 1 repository was sent again in full; "
+        "acme/site had 44 of 100 files sent and continues syncing; 1 was not touched."
     )
     assert expected in fragment(admin, operation)
 

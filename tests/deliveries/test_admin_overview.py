@@ -175,10 +175,10 @@ def test_running_syncs_have_bars(viewer: Client) -> None:
 
 def test_overflow_is_a_link(viewer: Client) -> None:
     app = make_app("Portal")
-    for number in range(overview.PAIRS_SHOWN + 2):
+    for number in range(overview.WATCHES_SHOWN + 2):
         make_watch(app, f"r{number}", status=Status.SCANNING)
     page = viewer.get(PAGE).text
-    assert page.count("looking what has changed") == overview.PAIRS_SHOWN
+    assert page.count("looking what has changed") == overview.WATCHES_SHOWN
     assert shown(page, "more-watches") == "2 more syncing now"
 
 

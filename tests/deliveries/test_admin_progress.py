@@ -122,7 +122,7 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
     answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
     assert "Cancelled: 2 had not finished." in answer.text
     assert (
-        "Stopped by anna. 1 repository was sent again in full; acme/site → Portal had 44 of 100 files sent and goes on; "
+        "Cancelled by anna. 1 repository was sent again in full; acme/site → Portal had 44 of 100 files sent and continues syncing; "
         "1 was not touched."
     ) in answer.text
     operation.refresh_from_db()

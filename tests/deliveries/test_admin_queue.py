@@ -152,7 +152,7 @@ def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     App.objects.filter(pk=watches[2].app_id).update(cooldown_until=timezone.now() + timedelta(seconds=90))
     shown = section(operator, "waiting")
     assert "The app is paused." in shown
-    assert "The app&#x27;s endpoint rests for 1 min" in shown
+    assert "The endpoint&#x27;s cooldown ends in 1 min" in shown
     view = queue_report.read_queue()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)
@@ -177,7 +177,13 @@ def test_scheduled_syncs_show_time_and_cause_soonest_first(operator: Client, wat
     rows(pk=watches[1].pk).update(status="pending_snapshot", retry_count=2, next_sync_at=from_now(40), **failing)
     rows(pk=watches[2].pk).update(next_sync_at=from_now(3000))
     shown = section(operator, "scheduled")
-    order = ["acme/site", "Attempt 3 of 5.", "Given up until the rescan.", "Search", "Rests until the rescan."]
+    order = [
+        "acme/site",
+        "Attempt 3 of 5.",
+        "Given up until the next rescan.",
+        "Search",
+        "Waiting for the next rescan.",
+    ]
     assert sorted(order, key=shown.index) == order
     assert shown.count("Endpoint: 5xx") == 2
     assert f'/admin/deliveries_app/apprepository/{watches[1].pk}/change/"' in shown
@@ -220,10 +226,10 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     settings.LEASE_SECONDS = 3600.0
     register(redis_client, WORKER, seconds_ago=70, state="busy")
     register(redis_client, "box:7:another", pid=7)  # in another container with the same host name
-    assert "It holds no repository any more." in section(operator, "workers")
+    assert "It no longer holds a repository." in section(operator, "workers")
     lease(watches[0], settings, left=640)
     shown = section(operator, "workers")
-    assert "Killed, or cut off from Redis. acme/docs → Portal is free again in 10 min" in shown
+    assert "Killed or cut off from Redis. acme/docs → Portal is free again in 10 min" in shown
     assert shown.count("gone") == 1
     assert queue_report.read_queue().workers_alive == 1
     assert "No worker is at work" not in operator.get(PAGE).text
@@ -258,7 +264,7 @@ def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None
     run.refresh_from_db()
     assert (run.outcome, run.error) == (Outcome.CANCELLED, "Cancelled by olga.")
     assert queues.waiting("high") == 0
-    assert "Rests until the rescan." in section(operator, "scheduled")
+    assert "Waiting for the next rescan." in section(operator, "scheduled")
 
 
 def test_stop_of_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:

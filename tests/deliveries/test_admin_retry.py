@@ -280,8 +280,8 @@ def test_cancelled_retry_shows_what_still_fails(operator: Client, failing) -> No
     SyncRun.objects.filter(pk=second.pk).update(started_at=now, files_done=4, files_total=9)
     answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
     assert (
-        "Stopped by olga. 1 repository was synced; acme/site → Portal had 4 of 9 files sent; 1 was not touched. "
-        "What was stopped goes on failing until the next rescan."
+        "Cancelled by olga. 1 repository was synced; acme/site → Portal had 4 of 9 files sent; 1 was not touched. "
+        "Repositories whose retry was cancelled keep failing until the next rescan."
     ) in answer.text
     assert "sent again in full" not in answer.text
 

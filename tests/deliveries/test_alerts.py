@@ -58,8 +58,8 @@ def succeed(watch: AppRepository) -> None:
 def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, watch, django_assert_num_queries) -> None:
     fail_since(watch, 60)
     with django_assert_num_queries(0):
-        alerts.go_round()
-        alerts.look_after_sweep()
+        alerts.run_round()
+        alerts.enqueue_if_sweep_is_late()
         assert alerts.undelivered() == []
     assert not Alert.objects.exists()
 
@@ -152,7 +152,7 @@ def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: O
         time_passes()
         show_signs_of_life()  # on a slow machine they are late otherwise, and each is one alert more
         with CaptureQueriesContext(connection) as asked:
-            alerts.go_round()
+            alerts.run_round()
         return len(asked)
 
     queries()  # makes the rows of round and channels
@@ -183,7 +183,7 @@ def test_what_follows_a_message_within_minutes_gathers_for_the_next(out: Outside
     for name in ("site", "blog"):
         fail_since(make_watch(watch.app, name), 16)
         time_passes(seconds=30)
-        alerts.go_round()
+        alerts.run_round()
     assert len(out.events) == 1
     next_round()
     assert out.events[1:] == [("alert", "failing", 2)]
@@ -235,9 +235,9 @@ def test_workers_that_are_missing_for_a_minute_are_told_and_not_those_that_start
 ) -> None:
     redis_client.flushall()
     heartbeat.beat(heartbeat.SWEEP)
-    alerts.go_round()
+    alerts.run_round()
     time_passes(seconds=30)
-    alerts.go_round()
+    alerts.run_round()
     assert Alert.objects.get().kind == AlertKind.NO_WORKER
     Worker(["high"], name="late", connection=redis_client).register_birth()
     next_round()
@@ -259,15 +259,15 @@ def test_a_redis_that_is_away_is_told_and_says_nothing_of_workers(out: Outside, 
 
 def test_a_late_sweep_is_noticed_by_a_worker_and_over_when_it_looks_again(out: Outside) -> None:
     redis().set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
-    alerts.look_after_sweep()
-    alerts.look_after_sweep()
+    alerts.enqueue_if_sweep_is_late()
+    alerts.enqueue_if_sweep_is_late()
     assert redis().lrange("rq:queue:high", 0, -1) == [b"alerts"]
     for _ in range(2):
         time_passes()
-        jobs.go_round("late")
+        jobs.send_alerts("late")
     assert out.events == [("alert", "sweep_late", 1)]
     heartbeat.beat(heartbeat.SWEEP)
-    alerts.look_after_sweep()
+    alerts.enqueue_if_sweep_is_late()
     assert redis().llen("rq:queue:high") == 1
     next_round()
     assert out.events[1:] == [("resolved", "sweep_late", 1)]

@@ -95,8 +95,8 @@ def test_it_is_tried_again_after_pauses_that_double_up_to_an_hour(out: Outside, 
     waits = []
     for _ in range(9):
         AlertChannel.objects.update(due_at=F("created_at"))
-        alerts.go_round()
-        alerts.go_round()  # not before its time
+        alerts.run_round()
+        alerts.run_round()  # not before its time
         waits.append(round((channel("webhook").due_at - timezone.now()).total_seconds(), -1))
     assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
     assert len(out.events) == 9
@@ -121,7 +121,7 @@ def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outsi
 
 def test_concurrent_sweeps_send_one_alert(transactional_db, out: Outside, watch) -> None:
     fail_since(watch, 16)
-    in_threads(*[alerts.go_round] * 4)
+    in_threads(*[alerts.run_round] * 4)
     assert out.events == [("alert", "failing", 1)]
     assert len(out.mails) == 1
 
@@ -229,7 +229,8 @@ def test_a_test_says_who_took_it(out: Outside) -> None:
 def test_a_test_that_does_not_arrive_says_why(out: Outside) -> None:
     out.smtp.stop()
     with pytest.raises(
-        CommandError, match=r"could not be delivered\. The mail server 127.0.0.1 did not take it: Connection refused"
+        CommandError,
+        match=r"could not be delivered\. The mail server 127.0.0.1 did not accept the message: Connection refused",
     ):
         try_it()
     out.smtp.start()

@@ -211,14 +211,14 @@ def test_secrets_that_use_an_older_key_are_counted(db, settings) -> None:
     make_watch(make_app("Portal"), "docs")
     settings.ENCRYPTION_KEYS = ["a-newer-key-in-front", *settings.ENCRYPTION_KEYS]
     text = warnings(instance_checks.check_secrets())
-    assert "2 stored secrets use an older one of ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
+    assert "2 stored secrets use an older key of ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
 
 
 def test_an_instance_without_an_administrator_is_a_warning(db) -> None:
     text = warnings(instance_checks.check_accounts())
     assert "No account can sign in. Create a superuser: manage.py createsuperuser" in text
     User.objects.create_user("anna", password="x", is_staff=True)
-    assert "No superuser" in warnings(instance_checks.check_accounts())
+    assert "There is no superuser" in warnings(instance_checks.check_accounts())
     User.objects.create_superuser("root", password="x")
     assert "An administrator can sign in." in fines(instance_checks.check_accounts())
 
@@ -247,7 +247,7 @@ def test_a_folder_that_is_not_writable_and_a_small_disk_are_named(tmp_path: Path
     settings.MAX_FETCH_BYTES = 10**18
     assert "One fetch may write" in warnings(instance_checks.check_disk())
     monkeypatch.setattr(instance_checks, "_FULL_BYTES", 10**18)
-    assert problems(instance_checks.check_disk()).count("Make room, or move it to a disk of its own.") == 2
+    assert problems(instance_checks.check_disk()).count("Make room, or move it to its own disk.") == 2
     (tmp_path / "file").write_text("")
     settings.REPOS_DIR = tmp_path / "file"
     assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())

@@ -184,7 +184,7 @@ def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
 
 def test_a_late_sweep_is_a_problem(redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", time.time() - 7200)
-    assert "The sweep last looked 2 h ago. See whether manage.py up, or manage.py sweep, still runs." in problems(
+    assert "The sweep last ran 2 h ago. Check whether manage.py up, or manage.py sweep, is still running." in problems(
         instance_checks.check_sweep()
     )
 

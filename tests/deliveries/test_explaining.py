@@ -30,13 +30,13 @@ def test_delivered_file(world: World) -> None:
     repo, watch = world.watch({"docs/a.md": b"hello"})
     world.settle()
     why = explain_path(watch, "docs/a.md")
-    assert why.verdict == ("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
+    assert why.decision == ("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
     assert why.found.commit == repo.head
     assert why.found.entry
     assert (why.found.entry.mode, why.found.entry.size) == ("100644", 5)
     assert why.row
     assert (why.row.sha, why.row.acknowledged_sha, why.row_state) == (sha(b"hello"), sha(b"hello"), "delivered")
-    assert (why.failure, why.tried_next) == (None, None)
+    assert (why.failure, why.next_attempt) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_ignored_file(world: World, path: str, line: int, text: str) -> None:
     _, watch = world.watch({".docoraignore": IGNORE, "debug.log": b"1", "build/x/keep.log": b"2", "keep.log": b"3"})
     world.settle()
     why = explain_path(watch, path)
-    assert why.verdict == ("left out", text)
+    assert why.decision == ("left out", text)
     assert why.found.ignored_by
     assert (why.found.ignored_by.in_file, why.found.ignored_by.number) == (True, line)
-    assert explain_path(watch, "keep.log").verdict.state == "delivered"
+    assert explain_path(watch, "keep.log").decision.state == "delivered"
 
 
 def test_ignored_file_that_the_client_still_has(world: World) -> None:
@@ -61,18 +61,18 @@ def test_ignored_file_that_the_client_still_has(world: World) -> None:
     world.settle()
     set_ignore_patterns(Actor.command(), watch, "# not for them\nb.*")
     why = explain_path(watch, "b.md")
-    assert why.verdict.state == "waiting"
-    assert why.verdict.message.startswith(
+    assert why.decision.state == "waiting"
+    assert why.decision.message.startswith(
         'Not sent: line 2 of the watch\'s patterns ("b.*") ignores it. The client still'
     )
     world.answer(refusing("b.md"))
     world.sync(watch)
     why = explain_path(watch, "b.md")
-    assert why.verdict.state == "failed"
-    assert "has not accepted its deletion: the app answered 500." in why.verdict.message
+    assert why.decision.state == "failed"
+    assert "has not accepted its deletion: the app answered 500." in why.decision.message
     world.answer(None)
     world.sync(watch)
-    assert explain_path(watch, "b.md").verdict.state == "left out"
+    assert explain_path(watch, "b.md").decision.state == "left out"
 
 
 def test_ineligible_entries_and_a_directory(world: World, settings) -> None:
@@ -96,15 +96,15 @@ def test_ineligible_entries_and_a_directory(world: World, settings) -> None:
         "docs/.GIT/config": "Not sent: the path leads outside the client's folder or into its .git directory.",
         r"caf\xe9.md": "Not sent: the path is not valid UTF-8, so JSON cannot carry it.",
     }.items():
-        assert explain_path(watch, path).verdict == ("left out", text)
-    assert explain_path(watch, "docs").verdict == ("absent", "This is a directory. Ask for one of the files in it.")
+        assert explain_path(watch, path).decision == ("left out", text)
+    assert explain_path(watch, "docs").decision == ("absent", "This is a directory. Enter the path of a file in it.")
 
 
 def test_lfs_pointer(world: World) -> None:
     _, watch = world.watch({"film.mp4": POINTER % 1})
     world.settle()
     why = explain_path(watch, "film.mp4")
-    assert (why.verdict.state, why.found.remark) == ("delivered", "lfs_pointer")
+    assert (why.decision.state, why.found.remark) == ("delivered", "lfs_pointer")
 
 
 def test_refused_file(world: World) -> None:
@@ -113,30 +113,30 @@ def test_refused_file(world: World) -> None:
     world.sync(watch)
     world.sync(watch)
     why = explain_path(watch, "b.md")
-    assert why.verdict == ("failed", "Not delivered: the app answered 500.")
+    assert why.decision == ("failed", "Not delivered: the app answered 500.")
     assert why.failure
     assert (why.failure.status_code, why.failure.attempts) == (500, 2)
     assert why.row_state == "in doubt"
-    assert why.tried_next
-    assert why.tried_next.message.startswith("next try")
-    assert explain_path(watch, "a.md").verdict.state == "delivered"
+    assert why.next_attempt
+    assert why.next_attempt.message.startswith("next try")
+    assert explain_path(watch, "a.md").decision.state == "delivered"
 
 
 def test_file_deleted_upstream(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1", "b.md": b"2"})
     world.settle()
     repo.commit({"b.md": None})
-    assert explain_path(watch, "b.md").verdict.state == "delivered"  # in the last synced commit
+    assert explain_path(watch, "b.md").decision.state == "delivered"  # in the last synced commit
     world.answer(refusing("b.md"))
     world.check()
     world.sync(watch)
-    text = "Deleted in the repository, and the client has not accepted that: the app answered 500."
-    assert explain_path(watch, "b.md").verdict == ("failed", text)
+    text = "Deleted in the repository, but the client has not accepted the deletion: the app answered 500."
+    assert explain_path(watch, "b.md").decision == ("failed", text)
     world.answer(None)
     world.settle()
     world.sync(watch)
     why = explain_path(watch, "b.md")
-    assert why.verdict.state == "absent"
+    assert why.decision.state == "absent"
     assert (why.found.entry, why.row, why.failure) == (None, None, None)
 
 
@@ -146,14 +146,14 @@ def test_file_deleted_upstream(world: World) -> None:
 def test_unknown_path(world: World, path: str) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    assert explain_path(watch, path).verdict.state == "absent"
+    assert explain_path(watch, path).decision.state == "absent"
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 100_000, "a/" * 3000, "\n", " "])
 def test_malformed_path_is_absent(world: World, path: str) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
-    assert explain_path(watch, path).verdict.state == "absent"
+    assert explain_path(watch, path).decision.state == "absent"
 
 
 def test_unusual_names(world: World) -> None:
@@ -171,7 +171,7 @@ def test_unusual_names(world: World) -> None:
     ]
     _, watch = world.watch({name: name.encode() for name in odd})
     world.settle()
-    assert {name: explain_path(watch, name).verdict.state for name in odd} == dict.fromkeys(odd, "delivered")
+    assert {name: explain_path(watch, name).decision.state for name in odd} == dict.fromkeys(odd, "delivered")
 
 
 def test_cleared_record(world: World) -> None:
@@ -179,21 +179,21 @@ def test_cleared_record(world: World) -> None:
     world.settle()
     resync_single(Actor.command(), watch)
     why = explain_path(watch, "a.md")
-    assert why.verdict.state == "cleared"
+    assert why.decision.state == "cleared"
     assert why.row
     assert (why.row_state, why.row.acknowledged_sha) == ("cleared", sha(b"1"))
     assert why.row.generation < watch.resend_floor
-    assert why.tried_next
-    assert why.tried_next.message == "next sync as soon as a worker is free"
+    assert why.next_attempt
+    assert why.next_attempt.message == "next sync as soon as a worker is free"
     world.sync(watch)
-    assert explain_path(watch, "a.md").verdict.state == "delivered"
+    assert explain_path(watch, "a.md").decision.state == "delivered"
 
 
 def test_file_announced_before_a_worker_died_is_in_doubt(world: World) -> None:
     repo, watch = world.watch({"a.md": b"1"})
     kill_worker(world, watch, lambda note: note.path == "a.md")
     why = explain_path(watch, "a.md")
-    assert why.verdict.state == "in doubt"
+    assert why.decision.state == "in doubt"
     assert why.found.commit == repo.head  # the commit of the unfinished run
 
 
@@ -206,14 +206,14 @@ def test_commit_being_synced_is_used(world: World) -> None:
     Delivery.objects.filter(watch=watch, path="b.md").update(acknowledged=True, source_key="of the first commit")
     why = explain_path(watch, "b.md")
     assert why.found.commit == repo.head
-    assert why.verdict == ("waiting", "The client has an older content; the next sync sends what the repository has.")
+    assert why.decision == ("waiting", "The client has an older version. The next sync sends the current one.")
 
 
 def test_watch_that_has_never_synced(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     why = explain_path(watch, "a.md")
-    assert why.verdict.state == "unknown"
-    assert "not been synced yet" in why.verdict.message
+    assert why.decision.state == "unknown"
+    assert "not been synced yet" in why.decision.message
 
 
 def test_missing_mirror(world: World) -> None:
@@ -222,9 +222,9 @@ def test_missing_mirror(world: World) -> None:
     directory = repositories.mirror_of(watch.repository).directory
     shutil.rmtree(directory)
     why = explain_path(watch, "a.md")
-    assert why.verdict.state == "delivered"
-    assert "this machine has no mirror" in why.verdict.message
-    assert explain_path(watch, "b.md").verdict.state == "unknown"
+    assert why.decision.state == "delivered"
+    assert "this machine has no mirror" in why.decision.message
+    assert explain_path(watch, "b.md").decision.state == "unknown"
     assert not directory.exists()
 
 
@@ -243,7 +243,7 @@ def test_unusable_ignore_file(world: World) -> None:
     world.sync(watch)
     watch.refresh_from_db()
     AppRepository.objects.update(last_commit=repo.head)
-    assert "more than 1,000" in explain_path(watch, "b.md").verdict.message
+    assert "more than 1,000" in explain_path(watch, "b.md").decision.message
 
 
 def test_dropping_and_failing_transforms_are_named(world: World, settings) -> None:
@@ -251,19 +251,19 @@ def test_dropping_and_failing_transforms_are_named(world: World, settings) -> No
     files = {"drafts/a.md": b"1", "docs/b.md": b"b", "docs/c.md": b"poison", "z/b.md": b"2"}
     _, watch = world.watch(files)
     world.sync(watch)
-    assert explain_path(watch, "drafts/a.md").verdict == ("left out", "Not sent: the transform drop-drafts drops it.")
+    assert explain_path(watch, "drafts/a.md").decision == ("left out", "Not sent: the transform drop-drafts drops it.")
     why = explain_path(watch, "docs/b.md")
-    assert (why.verdict.state, why.found.sent_as) == ("delivered", "flat/b.md")
+    assert (why.decision.state, why.found.sent_as) == ("delivered", "flat/b.md")
     assert why.row
     assert (why.row.path, why.row.sha) == ("flat/b.md", sha(b"B"))
     assert explain_path(watch, "flat/b.md").made_from == "docs/b.md"
-    assert "which docs/b.md already has" in explain_path(watch, "z/b.md").verdict.message
+    assert "which docs/b.md already has" in explain_path(watch, "z/b.md").decision.message
     use_transforms(settings, "Picky")
     _, other = world.watch({"c.md": b"poison"}, name="acme/other")
     world.sync(other)
     why = explain_path(other, "c.md")
-    assert why.verdict.state == "failed"
-    assert "transform picky failed: ValueError" in why.verdict.message
+    assert why.decision.state == "failed"
+    assert "transform picky failed: ValueError" in why.decision.message
     assert why.failure
 
 
@@ -275,12 +275,12 @@ def test_file_waiting_for_a_pause(world: World) -> None:
     world.app.save()
     watch = AppRepository.objects.select_related("app", "repository").get(pk=watch.pk)
     why = explain(Actor.command(), watch, "a.md")
-    assert why.tried_next
-    assert why.tried_next.message == "waits until the app is resumed"
+    assert why.next_attempt
+    assert why.next_attempt.message == "waits until the app is resumed"
     SyncPause.objects.create(paused_by="anna")
     why = explain(Actor.command(), watch, "a.md")
-    assert why.tried_next
-    assert why.tried_next.message == "waits until syncing is resumed"
+    assert why.next_attempt
+    assert why.next_attempt.message == "waits until syncing is resumed"
 
 
 def test_explaining_needs_permission(world: World, django_user_model) -> None:
@@ -302,6 +302,6 @@ def test_explaining_is_read_only(world: World) -> None:
         len(world.requests()),
         AppRepository.objects.values().get(),
     )
-    assert explain_path(watch, "a.md").verdict.state == "delivered"
+    assert explain_path(watch, "a.md").decision.state == "delivered"
     assert (len(world.git.server.requests), len(world.requests())) == (fetches, requests)
     assert AppRepository.objects.values().get() == before

@@ -33,7 +33,7 @@ def test_without_a_token_other_clients_are_denied(address: str) -> None:
     answer = ask(address, token=TOKEN)
     assert answer.status_code == 403
     assert answer.json() == {
-        "error": "Metrics are told to this machine only: set METRICS_TOKEN to ask from another one"
+        "error": "Metrics are only served to this machine: set METRICS_TOKEN to read them from another one"
     }
 
 

@@ -72,7 +72,7 @@ def time_passes(**delta: float) -> None:
 
 def next_round() -> None:
     time_passes()
-    alerts.go_round()
+    alerts.run_round()
 
 
 def fail_since(watch: AppRepository, minutes: float, root: RootCause = RootCause.TIMEOUT) -> None:

@@ -20,18 +20,18 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         watch = watch_of(options["app_id"], options["repository_id"])
         explanation = explain(Actor.command(), watch, options["path"])
-        next_try = explanation.tried_next
+        next_try = explanation.next_attempt
         fields = {
             "path": options["path"],
-            "state": explanation.verdict.state,
-            "words": explanation.verdict.message,
+            "state": explanation.decision.state,
+            "words": explanation.decision.message,
             "next": next_try.message if next_try else None,
             "next_at": next_try.at if next_try else None,
         }
         if options["json"]:
             write_json(self.stdout, fields)
             return
-        self.stdout.write(printable(explanation.verdict.message))
+        self.stdout.write(printable(explanation.decision.message))
         if next_try:
             at = f" at {format_time(next_try.at)}" if next_try.at else ""
             self.stdout.write(f"{next_try.message.capitalize()}{at}.")

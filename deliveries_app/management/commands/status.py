@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.management.lookup import app_of
 from deliveries_app.reports import status
-from deliveries_app.reports.status import Line, Situation
+from deliveries_app.reports.status import Line, StatusReport
 from docora.cli.output import FAILED, add_json, format_time, write_json, write_table
 from docora.conf.installation import program
 from docora.text import counted
@@ -25,13 +25,13 @@ class Command(BaseCommand):
         parser.epilog = "For scripts: status --json. To check Docora itself: doctor"
 
     def handle(self, *args: Any, **options: Any) -> None:
-        situation = status.read_status(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
+        report = status.read_status(app_of(options["app_id"]) if options["app_id"] else None, options["limit"])
         if options["json"]:
-            write_json(self.stdout, situation.as_dict())
+            write_json(self.stdout, report.as_dict())
         else:
-            self.stdout.write(_summary(situation))
-            write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, situation.lines))
-        if situation.counts.failing:
+            self.stdout.write(_summary(report))
+            write_table(self.stdout, ["App", "Repository", "Ids", "State", "What"], map(_row, report.lines))
+        if report.counts.failing:
             raise SystemExit(FAILED)
 
 
@@ -42,22 +42,22 @@ def _number(text: str) -> int:
     return number
 
 
-def _summary(situation: Situation) -> str:
-    counts = situation.counts
+def _summary(report: StatusReport) -> str:
+    counts = report.counts
     lines = [
         f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}, of which {counts.given_up:,} are given up until "
         f"the next rescan; syncing: {counts.syncing:,}; waiting: {counts.waiting:,}."
     ]
-    if situation.pause:
+    if report.pause:
         lines.append(
-            f"All syncing has been paused by {situation.pause.paused_by} since {format_time(situation.pause.since)}."
+            f"All syncing has been paused by {report.pause.paused_by} since {format_time(report.pause.since)}."
         )
     if counts.importing:
         number = counted(counts.importing, "of them waits", "of them wait")
         lines.append(f"{number} for the rest of the import: run {program()} import_docora again.")
-    if situation.signs is None:
+    if report.signs is None:
         lines.append("Redis does not answer, so no new sync starts.")
-    elif not situation.signs.workers or situation.signs.sweep_is_late:
+    elif not report.signs.workers or report.signs.sweep_is_late:
         lines.append(f"A part of Docora is not running. To find out which, run {program()} doctor.")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ class Command(BaseCommand):
         if options["once"]:
             with remote.new_client() as client:
                 enqueued = sweep_once(client)
-            alerts.go_round()
+            alerts.run_round()
             if options["json"]:
                 write_json(self.stdout, {"enqueued": enqueued})
             else:

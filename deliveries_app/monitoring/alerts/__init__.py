@@ -1,16 +1,16 @@
-"""Alerts outside the admin, by e-mail or webhook: when a problem begins and when it is over.
+"""Send alerts by e-mail or webhook when a problem begins and when it ends.
 
 Alerts are off, and nothing here queries the database, unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set.
 
-- `detect` finds what is wrong and stores it in rows, at most once every half minute across all processes. Whatever begins or
-  ends in one round carries the round's number.
+- `detect` finds problems and stores them in rows, at most once every half minute across all processes. Each beginning and
+  each end is stored with the number of the round that found it.
 - `notify` sends each channel what began and ended since the last round it reported. A channel that was down gets everything in
-  one message when it is back, and nothing has to be queued.
+  one message when it recovers, and nothing has to be queued.
 - `messages` writes the text, and `channels` sends it.
 
 The sweep's process runs this in its own thread, so that a slow mail server does not delay the sweep, and a hanging sweep does
-not delay alerts. If the sweep has stopped, a worker takes over (`look_after_sweep`), once one is free. If everything has
-stopped, or the database is away, nothing here notices; poll `/health/ready` from another machine for that.
+not delay alerts. If the sweep has stopped, the next free worker takes over (`enqueue_if_sweep_is_late`). If everything has
+stopped or the database is down, no alert is sent; poll `/health/ready` from another machine to notice that.
 """
 
 import logging
@@ -27,16 +27,16 @@ from deliveries_app.monitoring.alerts.detect import EVERY_SECONDS, detect
 from deliveries_app.monitoring.alerts.notify import notify, undelivered
 from docora.redis import heartbeat, queues
 
-__all__ = ["go_round", "going_round", "look_after_sweep", "send_test", "undelivered"]
+__all__ = ["enqueue_if_sweep_is_late", "run_in_background", "run_round", "send_test", "undelivered"]
 
 logger = logging.getLogger(__name__)
 
-JOB = "deliveries_app.jobs.go_round"
-_LEAVE_SECONDS = 5.0  # time to record what was just sent
+JOB = "deliveries_app.jobs.send_alerts"
+_STOP_SECONDS = 5.0  # enough to record what was just sent
 
 
-def go_round() -> None:
-    """Detect and notify, unless another process does. Raises `DatabaseError`."""
+def run_round() -> None:
+    """Detect problems and notify the channels. Skip what another process is doing. Raises `DatabaseError`."""
     channels = configured()
     if channels:
         detect()
@@ -44,10 +44,10 @@ def go_round() -> None:
             notify(channel)
 
 
-def look_after_sweep() -> None:
-    """Called by workers: if the sweep is late, enqueue a job that does its round of alerts.
+def enqueue_if_sweep_is_late() -> None:
+    """If the sweep is late, enqueue a job that runs a round of alerts in its place. Workers call this.
 
-    This reads only Redis, because work-horses would inherit a worker's database connection.
+    It reads only Redis, because work-horses would inherit a worker's database connection.
     """
     if configured():
         signs = heartbeat.read()
@@ -69,30 +69,30 @@ def send_test() -> list[Tested]:
 
 
 @contextmanager
-def going_round() -> Iterator[None]:
-    """Run the rounds of alerts in a thread, if alerts are on."""
-    left = threading.Event()
-    thread = threading.Thread(target=_go_round_until, args=(left,), name="alerts", daemon=True)
+def run_in_background() -> Iterator[None]:
+    """Run rounds of alerts in a thread, if alerts are on."""
+    stopped = threading.Event()
+    thread = threading.Thread(target=_run_until, args=(stopped,), name="alerts", daemon=True)
     if configured():
         thread.start()
     try:
         yield
     finally:
-        left.set()
+        stopped.set()
         if thread.is_alive():
-            thread.join(_LEAVE_SECONDS)
+            thread.join(_STOP_SECONDS)
 
 
-def _go_round_until(left: threading.Event) -> None:
+def _run_until(stopped: threading.Event) -> None:
     try:
-        while not left.is_set():
+        while not stopped.is_set():
             close_old_connections()
             try:
-                go_round()
+                run_round()
             except DatabaseError as error:
                 logger.warning("alerts_without_database", extra={"cause": str(error)})
             except Exception:
                 logger.exception("alerts_failed_unexpectedly")
-            left.wait(EVERY_SECONDS)
+            stopped.wait(EVERY_SECONDS)
     finally:
         connections.close_all()

@@ -1,8 +1,8 @@
 """The alert channels: a webhook and e-mail.
 
 The webhook is called by the same HTTP client as everything else: checked addresses, https, no redirects. It is not signed.
-Chat servers and pagers verify no signature; they recognise the sender by the secret in the URL. So neither the URL nor the mail
-server's password appears in a log.
+Chat servers and pagers do not verify signatures; they recognise the sender by the secret in the URL. So neither the URL nor
+the mail server's password appears in a log.
 """
 
 import smtplib
@@ -30,7 +30,7 @@ class Channel(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> str:
-        """Send the message. Return an empty string, or one sentence without secrets that says why it failed."""
+        """Send the message. Return an empty string, or if that fails one sentence without secrets that says why."""
 
 
 class Webhook(Channel):
@@ -64,8 +64,8 @@ class Email(Channel):
         except (OSError, ValueError) as error:  # smtplib errors are OSErrors
             options = settings.MAILERS["default"]["OPTIONS"]
             password = options["password"] or ""
-            words = f"The mail server {options['host']} did not take it: {_why(error)}."
-            return remove_secrets(words, password, f"\0{options['username']}\0{password}" if password else "")
+            text = f"The mail server {options['host']} did not accept the message: {_reason(error)}."
+            return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
         return ""
 
 
@@ -79,7 +79,7 @@ def configured() -> list[Channel]:
     return channels
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         return "it refused every address of ALERT_EMAILS"
     if isinstance(error, smtplib.SMTPResponseException):

@@ -1,8 +1,8 @@
-"""Find what is wrong and since when, with a constant number of statements.
+"""Find problems and when they began, with a constant number of statements.
 
-Each kind has one open row per subject that is wrong. One INSERT … SELECT adds the missing rows, and one UPDATE closes the rows
-of subjects that have recovered. A round locks the row of `AlertRound`, so rounds run one after another and their numbers become
-visible in order.
+Each kind of alert has one open row per subject with the problem. One INSERT … SELECT adds the missing rows, and one UPDATE
+closes the rows of subjects that have recovered. A round locks the row of `AlertRound`, so rounds run one after another and their
+numbers become visible in order.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,21 @@ from docora.redis.heartbeat import Signs
 from repositories_app.models import Repository
 
 EVERY_SECONDS = 30.0
-_BETWEEN_SECONDS = 20.0  # two processes at the same moment run one round
+_MIN_INTERVAL_SECONDS = 20.0  # two processes at the same moment run only one round
 PATIENCE_SECONDS = 60.0
-"""How long a heartbeat must be missing before it counts: after a start, all are missing for a while."""
+"""How long a problem of Docora itself must last before it is reported: after a start, all heartbeats are missing."""
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """The rows that are `wrong` in one way, those that are not well again yet (`unwell`), and the name that alerts use.
+    """The subjects of one kind of alert, and the expressions for the columns of their rows.
 
-    A deleted subject counts as well.
+    `wrong` are the rows that have the problem now, `not_recovered` those whose open alert stays open. A deleted row is in
+    neither, so its alert ends.
     """
 
     wrong: QuerySet[Any]
-    unwell: QuerySet[Any]
+    not_recovered: QuerySet[Any]
     name: Any
     cause: Any = None
     since: Any = None
@@ -55,16 +56,18 @@ def detect() -> None:
         for kind, subjects in _subjects(now).items():
             if kind in open_kinds:
                 # Not NOT EXISTS: with stale statistics, PostgreSQL would scan all rows for each row.
-                well = Alert.objects.filter(kind=kind).exclude(subject__in=subjects.unwell.order_by().values("pk"))
-                changed += _close(well, number, now)
+                recovered = Alert.objects.filter(kind=kind).exclude(
+                    subject__in=subjects.not_recovered.order_by().values("pk")
+                )
+                changed += _close(recovered, number, now)
             changed += _open(kind, subjects, number, now)
-        for kind, is_wrong in _of_docora(signs).items():
+        for kind, is_wrong in _docora_problems(signs).items():
             if is_wrong and kind not in open_kinds:
                 Alert.objects.create(kind=kind, since=now)
             elif is_wrong is False and kind in open_kinds:
                 changed += _close(Alert.objects.filter(kind=kind), number, now)
-        certain = Alert.objects.filter(opened=None, since__lte=now - timedelta(seconds=PATIENCE_SECONDS))
-        changed += certain.update(opened=number)
+        confirmed = Alert.objects.filter(opened=None, since__lte=now - timedelta(seconds=PATIENCE_SECONDS))
+        changed += confirmed.update(opened=number)
         if changed:
             AlertRound.objects.update(number=number)
 
@@ -73,7 +76,7 @@ def _begin_round() -> int | None:
     """Return this round's number and lock its row until the transaction ends. Return None if it is too early for a round."""
     AlertRound.objects.get_or_create(defaults={"looked_at": timezone.now() - timedelta(days=1)})
     # A time in the future was written by a wrong clock.
-    early = Q(looked_at__gt=from_now(-_BETWEEN_SECONDS), looked_at__lte=Now())
+    early = Q(looked_at__gt=from_now(-_MIN_INTERVAL_SECONDS), looked_at__lte=Now())
     if not AlertRound.objects.exclude(early).update(looked_at=Now()):
         return None
     return AlertRound.objects.get().number + 1
@@ -89,8 +92,8 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     return {
         AlertKind.FAILING: Subjects(
             wrong=long_failing,
-            # A re-sync clears the failure. It is over when the re-sync has succeeded.
-            unwell=watches.filter(Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED)),
+            # A re-sync clears the failure at once, but the alert ends only when the re-sync has succeeded.
+            not_recovered=watches.filter(Q(failing_since__isnull=False) | ~Q(status=Status.SYNCED)),
             name=Concat("repository__owner", Value("/"), "repository__name", Value(" → "), "app__name"),
             cause=F("root_cause"),
             since=F("failing_since"),
@@ -103,8 +106,8 @@ def _subjects(now: datetime) -> Mapping[AlertKind, Subjects]:
     }
 
 
-def _of_docora(signs: Signs | None) -> dict[AlertKind, bool | None]:
-    """Return what is wrong with Docora itself; None means unknown."""
+def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
+    """Return which problems Docora itself has; None means unknown."""
     return {
         AlertKind.REDIS_DOWN: signs is None,
         AlertKind.NO_WORKER: not signs.workers if signs else None,
@@ -115,8 +118,8 @@ def _of_docora(signs: Signs | None) -> dict[AlertKind, bool | None]:
 def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:
     """Add a row for each wrong subject that has none. Return the number of new rows.
 
-    The unique index decides which have one. A condition in the SELECT would be planned for the few existing rows and then scan,
-    again and again, the many rows that this statement adds.
+    The unique index skips the others. A condition in the SELECT would be planned for the few existing rows, and then scan the
+    many rows that this statement adds again and again.
     """
     values = {
         "kind": Value(kind.value, CharField()),
@@ -135,7 +138,7 @@ def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> in
 
 
 def _close(alerts: QuerySet[Alert], number: int, now: datetime) -> int:
-    """Close the open alerts among these. Delete those that were never confirmed. Return how many have to be reported."""
+    """Close the open alerts among these, and delete those that were never confirmed. Return how many were closed."""
     still_open = alerts.filter(ended_at=None)
     still_open.filter(opened=None).delete()
     return still_open.update(closed=number, ended_at=now)

@@ -1,7 +1,7 @@
 """The text of alerts: one message for everything that began, and one for everything that ended.
 
 A message holds names, root causes and links, but nothing that an app or git host returned. Strangers choose the names, so they
-are put on one line and made inert: no header, mention or link can be built from them.
+are put on one line and escaped: they cannot form a header, a mention or a link.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from docora.text import clean_text
 SHOWN = 10  # items listed by name
 SEVERAL, TEST = "several", "test"
 
-# Texts for one and for several, at the beginning and at the end, in the order in which messages list them.
+# Texts for the beginning (one, several) and for the end (one, several). Messages list the kinds in this order.
 _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.REDIS_DOWN: ("Redis does not respond, so no worker is woken",) * 2 + ("Redis responds again",) * 2,
     AlertKind.NO_WORKER: ("no sync worker is running, so due syncs wait",) * 2

@@ -1,9 +1,9 @@
-"""Send each channel what it has not reported yet, and retry later if that fails.
+"""Send each channel the alerts that it has not reported yet, and retry later if that fails.
 
-A process claims a channel by a conditional UPDATE, so that two processes never send the same. Progress is stored after each
-message that was accepted; a process killed in between sends that message again. After a failure the channel waits, twice as long
-each time and at most an hour. It never gives up, because only the difference has to be kept. After a message, alerts are collected
-for a while, so that a spreading outage takes a few messages instead of one per round.
+A process claims a channel by a conditional UPDATE, so two processes never send the same message. Progress is stored after each
+accepted message; if a process is killed in between, the message is sent again. After a failure the channel waits, twice as long
+each time and at most an hour. It never gives up: nothing is queued, because the rows show what was not reported yet. After a
+message, alerts are collected for a while, so a spreading outage takes a few messages instead of one per round.
 """
 
 import logging
@@ -30,16 +30,16 @@ _BASE_DELAY_SECONDS = 30.0
 
 
 def notify(channel: Channel) -> None:
-    """Send what the channel has not reported yet, if there is anything and the channel is due."""
+    """Send the alerts that the channel has not reported yet, if there are any and the channel is due."""
     row, _ = AlertChannel.objects.get_or_create(name=channel.name)
     if min(row.told_begun, row.told_ended) >= _last_round() and not _lasting(row).exists():
         return
-    mine = AlertChannel.objects.filter(pk=row.pk)
-    if not mine.filter(Q(due_at=None) | Q(due_at__lte=Now())).update(due_at=from_now(_CLAIM_SECONDS)):
+    this_row = AlertChannel.objects.filter(pk=row.pk)
+    if not this_row.filter(Q(due_at=None) | Q(due_at__lte=Now())).update(due_at=from_now(_CLAIM_SECONDS)):
         return
     row.refresh_from_db()  # the previous owner may have sent something since
     last = _last_round()
-    # Each message, with the columns to set once it was accepted.
+    # Each message, with the columns to set once it is accepted.
     steps: list[tuple[Message | None, dict[str, Any]]] = [
         (messages.of("resolved", _ended(row, last)), {"told_ended": last}),
         (messages.of("alert", _begun(row, last)), {"told_begun": last}),
@@ -50,17 +50,17 @@ def notify(channel: Channel) -> None:
         problem = channel.send(message)
         if problem:
             wait = backoff(row.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0)
-            mine.update(attempts=F("attempts") + 1, last_error=problem[:500], due_at=from_now(wait))
+            this_row.update(attempts=F("attempts") + 1, last_error=problem[:500], due_at=from_now(wait))
             logger.warning("alert_not_sent", extra={"channel": channel.name, "cause": problem, "again_in": wait})
             return
-        mine.update(**fields)
+        this_row.update(**fields)
         logger.info("alert_sent", extra={"channel": channel.name, "alert": message.event, "count": message.total})
     pause = from_now(GATHER_SECONDS) if due else None
-    mine.update(told_begun=last, told_ended=last, attempts=0, last_error="", due_at=pause)
+    this_row.update(told_begun=last, told_ended=last, attempts=0, last_error="", due_at=pause)
 
 
 def undelivered() -> list[AlertChannel]:
-    """Return the channels that fail. Runs no query unless alerts are on."""
+    """Return the channels whose last attempt failed. Run no query unless alerts are on."""
     names = [channel.name for channel in configured()]
     return list(AlertChannel.objects.filter(name__in=names, attempts__gt=0).order_by("name")) if names else []
 
@@ -70,17 +70,17 @@ def _last_round() -> int:
 
 
 def _begun(row: AlertChannel, last: int) -> QuerySet[Alert]:
-    """Alerts that began and are still open. One that ended meanwhile is only reported as resolved."""
+    """Return alerts that began and are still open. One that has ended since is only reported as resolved."""
     return Alert.objects.filter(opened__gt=row.told_begun, opened__lte=last, ended_at=None)
 
 
 def _ended(row: AlertChannel, last: int) -> QuerySet[Alert]:
-    """Alerts that ended. A new channel does not report what ended before it existed."""
+    """Return alerts that ended. A new channel does not report those that ended before it existed."""
     return Alert.objects.filter(closed__gt=row.told_ended, closed__lte=last, ended_at__gt=row.created_at)
 
 
 def _lasting(row: AlertChannel) -> QuerySet[Alert]:
-    """Reported alerts that have lasted `ALERT_REPEAT_SECONDS`, if the last reminder is that long ago."""
+    """Return reported alerts that have lasted `ALERT_REPEAT_SECONDS`, if the last reminder is that long ago."""
     long_ago = timezone.now() - timedelta(seconds=settings.ALERT_REPEAT_SECONDS)
     if not settings.ALERT_REPEAT_SECONDS or row.reminded_at > long_ago:
         return Alert.objects.none()
