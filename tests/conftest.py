@@ -1,8 +1,8 @@
 """The servers that the whole suite runs on, and the fixtures that hand them out.
 
-Settings are read when Django is set up, so the environment is made while this file is imported, before any test module
-and any other conftest. Under pytest-xdist every worker does this for itself; of the others it takes nothing but a copy of the
-migrated database. The process that hands out the tests starts no server.
+Django reads its settings when it is set up, so the environment is created while this file is imported, before any test
+module and any other conftest. Under pytest-xdist every worker does this for itself; the workers share only the migrated
+database, of which each uses a copy. The process that distributes the tests starts no server.
 """
 
 import os
@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 from redis import Redis
 
-from tests.support import emptying
+from tests.support import fast_flush
 from tests.support.environment import TestEnvironment
 from tests.support.nursery import nursery
 from tests.support.postgres import PostgresServer
@@ -26,7 +26,7 @@ from tests.support.valkey import ValkeyServer
 
 environment = TestEnvironment()
 environment.install()
-emptying.install()
+fast_flush.install()
 settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real one takes a quarter of a second
 
 
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_configure_node(node: Any) -> None:
-    """Hand every worker the folder that they share; it is in the scratch folder of the process that starts them."""
+    """Give every worker the path of the shared folder, which lies in the scratch folder of the process that starts them."""
     if environment.shared is None:
         environment.shared = SharedFolder(environment.scratch.make("shared"))
     node.workerinput["shared"] = str(environment.shared.path)
@@ -60,26 +60,26 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def _reset_servers() -> Iterator[None]:
-    """Each test finds an empty Valkey and running servers, whatever the one before did to them."""
+    """After each test, empty Valkey and restart servers that the test stopped."""
     yield
     environment.reset()
 
 
 @pytest.fixture(scope="session")
 def django_db_keepdb() -> bool:
-    """A test database that came as a copy is used as it is; it ends with its server."""
+    """Use the copied test database as it is, and leave it to its server's end."""
     return True
 
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> None:
-    """pytest-django asks for this before it creates the test database: the moment to start its server."""
+    """Start the database server. pytest-django requests this fixture before it creates the test database."""
     environment.use_test_database(settings.DATABASES["default"])
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> PostgresServer:
-    """The running PostgreSQL of this process, for a test that stops it, or wants a database beside the test database."""
+    """The PostgreSQL of this process, for tests that stop it or need another database."""
     if environment.postgres is None:
         pytest.skip("needs PostgreSQL; this run is on SQLite")
     environment.postgres.start()
@@ -88,7 +88,7 @@ def postgres_server() -> PostgresServer:
 
 @pytest.fixture(scope="session")
 def source_server() -> Iterator[PostgresServer]:
-    """A running PostgreSQL for the database of another service, also where Docora's own is on SQLite."""
+    """A PostgreSQL for the database of another service, even if Docora itself runs on SQLite."""
     if environment.postgres is not None:
         environment.postgres.start()
         yield environment.postgres
@@ -99,7 +99,7 @@ def source_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def valkey_server() -> ValkeyServer:
-    """The running Valkey of this process; a test may stop it, and it is up again for the next one."""
+    """The Valkey of this process. A test may stop it; it is restarted before the next one."""
     return environment.valkey
 
 
@@ -111,14 +111,11 @@ def redis_client(valkey_server: ValkeyServer) -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def committed_environment(django_db_setup: None) -> dict[str, str]:
-    """The environment for a process that works on the test database and the Valkey of this process."""
+    """Environment variables for a process that uses the test database and the Valkey of this process."""
     return os.environ | {"DATABASE_URL": environment.database_url(str(connection.settings_dict["NAME"]))}
 
 
 @pytest.fixture
 def instance_environment(transactional_db: None, committed_environment: dict[str, str]) -> dict[str, str]:
-    """The same for a `manage.py` process of one test.
-
-    Rows must be committed to be seen by it, hence the transactional database.
-    """
+    """The same for the `manage.py` processes of one test, which only see committed rows: hence `transactional_db`."""
     return os.environ | {"DATABASE_URL": committed_environment["DATABASE_URL"]}

@@ -1,7 +1,7 @@
-"""`.ci/bootstrap.sh` on machines that lack something, with a PATH that holds only what the machine has.
+"""`.ci/bootstrap.sh` on machines that lack something, with a PATH of only what the machine has.
 
-Nothing is fetched: a script replaces uv, records how it was called and creates a real environment. Every fresh machine
-that runs `make test` shows that the real uv and pip install the real packages.
+Nothing is downloaded: a script replaces uv, records its calls and creates a real environment. Every fresh machine that
+runs `make test` tests the real uv and pip.
 """
 
 import os
@@ -68,7 +68,7 @@ class Machine:
         return path
 
     def python(self, name: str, version: str, can_make_environments: bool = True) -> Path:
-        """Add an interpreter that answers the script's question as this version would, and does nothing else."""
+        """Add an interpreter that only answers the script's version query."""
         return self.program(name, f"echo {version} {'yes' if can_make_environments else 'no'} {self.bin / name}")
 
     def remove(self, *names: str) -> None:
@@ -123,7 +123,7 @@ def test_old_python_is_refused_with_its_version(machine: Machine) -> None:
     assert not (machine.checkout / ".venv").exists()
 
 
-def test_missing_python_is_refused_with_the_package_to_install(machine: Machine) -> None:
+def test_missing_python_names_the_package(machine: Machine) -> None:
     machine.remove("python3")
     assert "needs Python 3.12 or newer, but found none. Install one" in machine.refusal()
 
@@ -151,7 +151,7 @@ def test_named_interpreter_that_does_not_run_is_refused(machine: Machine) -> Non
     )
 
 
-def test_missing_git_is_refused_with_the_package_to_install(machine: Machine) -> None:
+def test_missing_git_names_the_package(machine: Machine) -> None:
     machine.remove("git")
     assert machine.refusal() == (
         "Docora needs git 2.38 or newer, but there is none on PATH. Install it (Debian: apt-get install git)."
@@ -165,7 +165,7 @@ def test_old_git_is_refused_with_its_version(machine: Machine) -> None:
     )
 
 
-def test_missing_uv_and_venv_are_refused_with_the_package_to_install(machine: Machine) -> None:
+def test_missing_uv_and_venv_name_the_package(machine: Machine) -> None:
     machine.remove("uv", "python3")
     python = machine.python("python3", "3.13.5", can_make_environments=False)
     assert machine.refusal() == (

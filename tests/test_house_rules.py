@@ -50,7 +50,7 @@ def where(path: Path, line: int) -> str:
 
 @cache
 def imports_of(path: Path) -> list[tuple[str, int]]:
-    """Everything a module imports, wherever in it, as absolute dotted names with their lines.
+    """Return all imports of a module, at any level, as absolute dotted names with their lines.
 
     `from a import b` counts as `a` and as `a.b`, since b may be a module.
     """
@@ -73,7 +73,7 @@ def is_within(name: str, *packages: str) -> bool:
 
 
 def imports_into(files: list[Path], *forbidden: str) -> list[str]:
-    """The imports of `forbidden` packages in these files, in words."""
+    """Describe the imports of `forbidden` packages in these files."""
     return sorted(
         {
             f"{where(path, line)} imports {name}"
@@ -88,13 +88,13 @@ def imports_into(files: list[Path], *forbidden: str) -> list[str]:
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the three packages by its dotted name; migrations are history and stand outside."""
+    """Return dotted name → path of every module of the three packages, except migrations."""
     return {module_name(path): path for path in python_files(*PACKAGES) if "migrations" not in path.parts}
 
 
 @cache
 def import_graph() -> dict[str, dict[str, int]]:
-    """Module → the project's modules that it imports → the line. Importing a name counts as importing its module."""
+    """Return module → imported module of the project → line. Importing a name counts as importing its module."""
     known = modules()
     graph: dict[str, dict[str, int]] = {}
     for module, path in known.items():
@@ -108,7 +108,7 @@ def import_graph() -> dict[str, dict[str, int]]:
 
 
 def _imports_names(path: Path, package: str) -> bool:
-    """Whether the module imports names that `package/__init__.py` itself defines, not only its submodules."""
+    """Return whether the module imports names that `package/__init__.py` itself defines, not only submodules."""
     known = modules()
     return any(
         isinstance(node, ast.ImportFrom)
@@ -149,12 +149,12 @@ def test_no_module_imports_itself_through_others() -> None:
     sorter.prepare()  # raises CycleError, which names the modules
 
 
-def test_the_settings_are_only_reached_through_django() -> None:
+def test_settings_are_reached_through_django_only() -> None:
     assert imports_into(python_files(*PACKAGES), "docora.settings") == []
 
 
 @pytest.mark.parametrize("name", ["deliveries_app.webhooks.payloads", "deliveries_app.webhooks.signing"])
-def test_the_wire_contract_knows_no_django_not_even_through_others(name: str) -> None:
+def test_wire_contract_does_not_import_django(name: str) -> None:
     modules = {module_name(path): path for path in python_files(*PACKAGES)}
     reached: set[str] = set()
     queue = [module for module in modules if is_within(module, name)]
@@ -167,22 +167,22 @@ def test_the_wire_contract_knows_no_django_not_even_through_others(name: str) ->
     assert imports_into([modules[module] for module in sorted(reached)], "django") == []
 
 
-# --- Dangerous things happen in one place -------------------------------------------------------------------------------
+# --- Network and git are each used in one place -------------------------------------------------------------------------
 
 
-def test_curl_is_used_in_the_http_room_only() -> None:
+def test_curl_is_used_by_docora_http_only() -> None:
     others = [path for path in python_files(*PACKAGES) if not path.is_relative_to(PROJECT / "docora" / "http")]
     assert imports_into(others, "pycurl") == []
 
 
-def test_no_second_http_client_has_crept_in() -> None:
+def test_no_second_http_client() -> None:
     clients = ("requests", "httpx", "aiohttp", "urllib3", "urllib.request", "http.client")
     outside = [path for path in python_files(*PACKAGES) if not path.is_relative_to(PROJECT / "deliveries_app" / "demo")]
     assert imports_into(outside, *clients) == []
 
 
 def git_commands(path: Path) -> Iterator[int]:
-    """The lines on which an argument list that begins with `git` is written."""
+    """Yield the lines of argument lists that begin with `git`."""
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.List | ast.Tuple) and node.elts:
             first = node.elts[0]
@@ -226,7 +226,7 @@ class InlineCode(HTMLParser):
 
 
 def inline_code(template: str) -> list[tuple[int, str]]:
-    """The inline code of a template, with its lines; Django's own tags are blanked out first, line breaks kept."""
+    """Return the inline code of a template with its lines. Django's tags are blanked out first, keeping line breaks."""
     html = re.sub(
         r"{%\s*comment\b.*?{%\s*endcomment\s*%}|{%.*?%}|{{.*?}}|{#.*?#}",
         lambda match: " " + "\n" * match[0].count("\n"),
@@ -244,7 +244,7 @@ def test_no_template_holds_inline_scripts_or_styles() -> None:
     assert [f"{where(path, line)}: {what}" for path in templates for line, what in inline_code(path.read_text())] == []
 
 
-def test_the_search_for_inline_code_finds_every_kind() -> None:
+def test_inline_code_search_finds_every_kind() -> None:
     template = """{% if a > b %}
         <p {% if c %}style="color: red"{% endif %} onclick='x()'>
         <script>1</script><script src="{% static 'a.js' %}"></script>
@@ -265,7 +265,7 @@ _READERS = {"number", "count", "flag", "names", "networks", "text", "db_url"}
 
 
 def settings_read() -> dict[str, str | None]:
-    """Every variable that settings.py reads, with its default as it would stand in .env; None if it is computed."""
+    """Return every variable that settings.py reads with its default as written in .env, or None if it is computed."""
     read: dict[str, str | None] = {}
     for node in ast.walk(tree_of(PROJECT / "docora" / "settings.py")):
         if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
@@ -289,12 +289,12 @@ def settings_documented() -> dict[str, str]:
     return dict(re.findall(r"(?m)^# ([A-Z_]+)=(.*)$", (PROJECT / ".env.example").read_text()))
 
 
-def test_the_example_lists_exactly_the_settings_there_are() -> None:
+def test_env_example_lists_every_setting() -> None:
     documented, read = set(settings_documented()), set(settings_read())
     assert (read - documented, documented - read) == (set(), set()), "(not in .env.example, not in settings.py)"
 
 
-def test_the_example_states_the_defaults_that_hold() -> None:
+def test_env_example_states_the_real_defaults() -> None:
     documented = settings_documented()
     stated = {name: documented.get(name) for name, default in settings_read().items() if default is not None}
     assert stated == {name: default for name, default in settings_read().items() if default is not None}
@@ -303,8 +303,8 @@ def test_the_example_states_the_defaults_that_hold() -> None:
 # --- The folder ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_top_of_the_tree_is_exactly_what_it_should_be() -> None:
-    local = {"var", "staticfiles", "dist", "__pycache__"}  # made by running it; ignored by git
+def test_top_level_files() -> None:
+    local = {"var", "staticfiles", "dist", "__pycache__"}  # created at run time; ignored by git
     names = {path.name for path in PROJECT.iterdir() if not path.name.startswith(".")} - local
     assert names == {
         *PACKAGES,
@@ -328,7 +328,7 @@ LOCKS = [PROJECT / "requirements.txt", PROJECT / "requirements-dev.txt", PROJECT
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
-def test_a_lock_file_names_no_host_to_fetch_from(lock: Path) -> None:
+def test_lock_files_name_no_host(lock: Path) -> None:
     text = lock.read_text()
     assert re.findall(r"\S*://\S*", text) == []
     assert re.findall(r"(?m)^\s*--(?!hash=)\S*", text) == []
@@ -342,7 +342,7 @@ def test_every_locked_package_has_a_version_and_a_hash(lock: Path) -> None:
     assert [line for line, following in packages if "==" not in line or "--hash=sha256:" not in following] == []
 
 
-def test_what_the_project_depends_on_is_locked() -> None:
+def test_every_dependency_is_locked() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     shipped = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["import"]]
     for lock, wanted in (

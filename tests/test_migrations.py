@@ -28,7 +28,7 @@ def test_added_columns_have_a_database_default_or_are_nullable() -> None:
     assert [column for migration in ours for column in required_columns(migration)] == []
 
 
-def test_the_rule_recognizes_required_columns() -> None:
+def test_rule_recognises_required_columns() -> None:
     columns = {
         "plain": models.BooleanField(default=False),
         "nullable": models.BooleanField(null=True),
@@ -44,7 +44,7 @@ def test_the_rule_recognizes_required_columns() -> None:
 
 
 def test_database_has_every_default_that_models_declare(db) -> None:
-    """Django applies a plain `default` in Python only; a `db_default` must be in the schema."""
+    """Django applies a plain `default` only in Python; a `db_default` must be in the schema."""
     declared = {
         (model._meta.db_table, field.column)
         for label in OURS

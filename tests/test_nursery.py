@@ -1,4 +1,4 @@
-"""A command that the nursery starts does what the same command does that a shell starts."""
+"""Commands behave the same under the nursery and under a shell."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ COMMANDS = {
     "an answer": (["help", "--all"], {}),
     "a refusal": (["resynch"], {}),
     "a traceback": (["list_apps", "--traceback"], {"DATABASE_URL": "sqlite:////nowhere/at/all"}),
-    "settings that are wrong": (["check"], {"LEASE_SECONDS": "soon"}),
+    "invalid settings": (["check"], {"LEASE_SECONDS": "soon"}),
     "other settings": (["shell", "--no-imports", "-c", "from django.conf import settings; print(settings.LEASE_SECONDS)"],
                        {"LEASE_SECONDS": "17"}),
     "its own process": (["shell", "--no-imports", "-c", "import os, sys; print(os.getcwd(), sys.path[0], sys.stdin.read(),"
@@ -44,15 +44,13 @@ def nursery() -> Iterator[Nursery]:
 
 
 def without_frames(said: str) -> str:
-    """A traceback begins with the frames of whatever started the command."""
+    """Drop the frames of a traceback, since the first ones depend on what started the command."""
     before, traceback, after = said.partition("Traceback (most recent call last):\n")
     return before + traceback + "".join(after.splitlines(keepends=True)[-1:])
 
 
 @pytest.mark.parametrize(("arguments", "settings"), COMMANDS.values(), ids=COMMANDS)
-def test_output_and_status_are_those_of_a_process_that_a_shell_starts(
-    arguments: list[str], settings: dict[str, str]
-) -> None:
+def test_output_and_status_equal_those_under_a_shell(arguments: list[str], settings: dict[str, str]) -> None:
     environment = os.environ | settings
     other = subprocess.run(
         [sys.executable, str(PROJECT / "manage.py"), *arguments],
@@ -79,20 +77,18 @@ def start_sleep(nursery: Nursery) -> Child:
     return child
 
 
-def test_a_child_can_be_waited_for_and_ended(nursery: Nursery) -> None:
+def test_child_can_be_waited_for_and_ended(nursery: Nursery) -> None:
     child = start_sleep(nursery)
     assert child.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.05)
     child.send_signal(signal.SIGTERM)
     assert child.wait(20) == child.returncode == -signal.SIGTERM
-    child.kill()  # nothing: its number may be another's by now
+    child.kill()  # sends nothing, because the pid may belong to another process by now
     assert child.poll() == -signal.SIGTERM
 
 
-def test_children_end_with_the_nursery_and_the_nursery_with_whoever_started_it(
-    nursery: Nursery, tmp_path: Path
-) -> None:
+def test_nursery_and_children_end_with_the_parent(nursery: Nursery, tmp_path: Path) -> None:
     child = start_sleep(nursery)
     nursery.close()
     assert child.wait(20) == -signal.SIGKILL

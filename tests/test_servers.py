@@ -1,4 +1,4 @@
-"""The tests' own servers: that they keep their address, and that nothing of them is ever left behind."""
+"""The tests' own servers keep their address over restarts and leave nothing behind."""
 
 import os
 import signal
@@ -22,14 +22,14 @@ import signal, time
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ScratchFolder
 from tests.support.valkey import ValkeyServer
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
 scratch = ScratchFolder()
 postgres, valkey = PostgresServer(scratch), ValkeyServer(scratch)
 postgres.start()
 valkey.start()
 print(scratch.path, postgres.pid, valkey.pid, flush=True)
 while True:
-    time.sleep(0.1)  # signal.pause() would miss a signal that comes just before it
+    time.sleep(0.1)  # signal.pause() would miss a signal that arrives just before it
 """
 
 
@@ -42,7 +42,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
     return True
 
 
-def test_postgres_keeps_its_address_and_its_rows_over_a_restart() -> None:
+def test_postgres_restart_keeps_address_and_rows() -> None:
     with PostgresServer() as server:
         with psycopg.connect(server.create_database("other, one")) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
@@ -55,7 +55,7 @@ def test_postgres_keeps_its_address_and_its_rows_over_a_restart() -> None:
     assert not folder.exists()
 
 
-def test_valkey_keeps_its_address_and_forgets_everything_over_a_restart() -> None:
+def test_valkey_restart_keeps_the_address_only() -> None:
     with ValkeyServer() as server:
         client: Redis = server.client()
         client.set("name", "value")
@@ -66,9 +66,9 @@ def test_valkey_keeps_its_address_and_forgets_everything_over_a_restart() -> Non
     assert not folder.exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent ends")
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_test_process_that_is_killed_leaves_no_server_and_no_file_behind(sig: signal.Signals) -> None:
+def test_killed_test_process_leaves_nothing_behind(sig: signal.Signals) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER],
         cwd=PROJECT,

@@ -1,6 +1,6 @@
-"""`.ci/system-packages.sh` on machines that lack something, with a PATH that holds only what the machine has.
+"""`.ci/system-packages.sh` on machines that lack something, with a PATH of only what the machine has.
 
-A script replaces apt-get: it records how it was called and creates the programs of the packages it is asked for.
+A script replaces apt-get: it records its calls and creates the programs of the requested packages.
 """
 
 import os
@@ -58,7 +58,7 @@ class Machine:
 
     @property
     def asked(self) -> list[str]:
-        """The last argument of each call of apt-get."""
+        """Return the last argument of each call of apt-get."""
         log = self.folder / "apt.log"
         return [line.rpartition(" ")[2] for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -68,14 +68,14 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_a_machine_that_has_everything_is_left_alone(machine: Machine) -> None:
+def test_complete_machine_is_left_alone(machine: Machine) -> None:
     for program in PROGRAMS:
         machine.program(program)
     done = machine.run()
     assert (done.returncode, done.stdout, done.stderr, machine.asked) == (0, "", "", [])
 
 
-def test_what_is_missing_is_installed_and_the_package_lists_are_asked_for_once(machine: Machine) -> None:
+def test_package_lists_are_updated_once(machine: Machine) -> None:
     done = machine.run()
     assert (done.returncode, done.stderr) == (0, "")
     assert machine.asked == ["update", *PACKAGES]
@@ -96,14 +96,14 @@ def test_full_chromium_serves_as_well(machine: Machine, browser: str) -> None:
     assert machine.asked == ["update", *PACKAGES[1:]]
 
 
-def test_a_package_that_cannot_be_installed_is_no_error_and_stops_no_other(machine: Machine) -> None:
+def test_package_that_cannot_be_installed_is_skipped(machine: Machine) -> None:
     done = machine.run(UNKNOWN="curl")
     assert done.returncode == 0
     assert f"curl could not be installed (E: Unable to locate package curl), so {CURL_FAILS}.\n" in done.stderr
     assert machine.has("openssl")
 
 
-def test_an_ordinary_user_is_shown_the_command_to_run(machine: Machine) -> None:
+def test_ordinary_user_sees_the_command_to_run(machine: Machine) -> None:
     machine.program("id", "#!/bin/sh\necho 1000\n")
     done = machine.run()
     assert (done.returncode, machine.asked) == (0, [])

@@ -1,4 +1,4 @@
-"""A test that hangs is ended, whatever it waits for and whatever it catches."""
+"""A hanging test is ended, whatever it waits for or catches."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def pipe():
     reader, writer = os.pipe()
     yield writer
     os.close(writer)
-    assert os.read(reader, 1) == b""  # once no process has the other end
+    assert os.read(reader, 1) == b""  # returns once no process holds the other end
 
 def test_it(pipe):
     child = forked(lambda: time.sleep(600))
@@ -87,27 +87,27 @@ def run(folder: Path, test: str, *options: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_one_that_catches_the_alarm_ends_with_its_process(tmp_path: Path) -> None:
+def test_test_that_catches_the_alarm_is_killed(tmp_path: Path) -> None:
     status, said = run(tmp_path, CATCHES_THE_ALARM, "-p", "no:django")
     assert status == 1
     assert "Timeout (0:00:02)!" in said
     assert "in test_it" in said
 
 
-def test_one_that_hangs_in_its_teardown_after_the_alarm_ends_with_its_process(tmp_path: Path) -> None:
+def test_test_that_hangs_in_its_teardown_is_killed(tmp_path: Path) -> None:
     status, said = run(tmp_path, HANGS_IN_TEARDOWN, "-p", "no:django")
     assert status == 1
     assert "Timeout (0:00:01)!" in said
     assert "in slow" in said
 
 
-def test_the_other_tests_of_a_worker_that_was_ended_still_run(tmp_path: Path) -> None:
+def test_other_tests_of_a_killed_worker_still_run(tmp_path: Path) -> None:
     _, said = run(tmp_path, CATCHES_THE_ALARM + "\ndef test_the_next_one():\n    pass\n", "-p", "no:django", "-n", "1")
     assert "worker 'gw0' crashed while running 'test_it.py::test_it'" in said
     assert "1 failed, 1 passed" in said
 
 
-def test_a_child_that_was_forked_ends_before_the_teardown_that_waits_for_it(tmp_path: Path) -> None:
+def test_forked_child_ends_before_the_teardown(tmp_path: Path) -> None:
     status, said = run(tmp_path, WAITS_FOR_A_CHILD)
     assert status == 1
     assert "Failed: Timeout (>1.0s)" in said

@@ -141,7 +141,7 @@ def test_nothing_is_checked_without_imported_hashes(db, checked: list[bytes]) ->
 
 
 @pytest.mark.parametrize("wrong", [new_token(), "no-such-shape"], ids=["one unknown token", "no such shape"])
-def test_other_failures_do_not_block_a_valid_token_at_the_same_address(db, wrong: str) -> None:
+def test_valid_token_beside_failures_at_its_address(db, wrong: str) -> None:
     app, token = imported("Portal")
     for _ in range(FAILURES + 5):
         Caller(app, wrong).get()

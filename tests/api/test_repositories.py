@@ -46,7 +46,7 @@ def test_each_app_sees_its_own_spelling_of_the_url(world: World, caller: Caller,
     assert {record.repository for record in world.requests("create")} == set(callers)
 
 
-def test_registering_again_replaces_the_token_and_resends_everything(world: World, caller: Caller) -> None:
+def test_registering_again_replaces_the_token(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/private", {"a": b"1"}, token="first")
     first = caller.post("", {"github_url": repo.url, "github_token": "first"}).json()
     assert first["is_private"] is True

@@ -1,7 +1,7 @@
-"""`make bench`: everything that Docora promises about speed and memory, measured on this machine, beside the wire's ceiling.
+"""`make bench`: measure speed and memory on this machine, and compare them with Docora's goals and with bare libcurl.
 
-`BENCH_ARGS="--only check,resync"` takes the measurements of these names only, `--most 100000` ends the repositories
-there. Only a whole run writes `RESULTS.md` and its charts.
+`BENCH_ARGS="--only check,resync"` runs only these measurements. `--most 100000` limits the size of the repositories. Only
+a complete run writes `RESULTS.md` and its charts.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tests.bench.stage import PROJECT, Stage, open_stage
 
 
 def recording(stage: Stage) -> Iterator[Row]:
-    """In processes of their own: one knows a single database only."""
+    """Run each database in its own process, since a process can only use one."""
     for database, limit in (("postgres", 20), ("sqlite", 50)):
         command = [sys.executable, "-m", "tests.bench.recording", database]
         done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True)
@@ -31,9 +31,9 @@ def recording(stage: Stage) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", metavar="NAMES", help="with commas between")
+    parser.add_argument("--only", metavar="NAMES", help="separated by commas")
     parser.add_argument(
-        "--most", metavar="N", type=int, default=memory.SIZES[-1], help="files of the largest repository"
+        "--most", metavar="N", type=int, default=memory.SIZES[-1], help="files in the largest repository"
     )
     options = parser.parse_args()
     jobs: dict[int, Mapping[str, float]] = {}

@@ -1,7 +1,7 @@
-"""The wire's ceiling: a bare libcurl multi loop that posts one prepared body again and again, as fast as it can.
+"""The ceiling: a bare libcurl multi loop that posts the same body as fast as it can.
 
-`python ceiling.py URL COUNT IN_FLIGHT BYTES` prints posts per second. No signatures, no reading, no recording: what a
-sender in Python could reach if everything but the sending were free.
+`python ceiling.py URL COUNT IN_FLIGHT BYTES` prints posts per second. It signs, reads and records nothing, so this is what
+a sender in Python could reach if everything but sending were free.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What a small change costs in a small and in a large repository, and a check that finds none."""
+"""Measure a small change in a small and in a large repository, and checks that find no change."""
 
 import statistics
 import sys
@@ -20,7 +20,7 @@ WATCHES = 10_000
 
 
 def twenty_files(stage: Stage) -> Iterator[Row]:
-    """20 changed files of 10,000, and of 200,000."""
+    """Change 20 files in repositories of 10,000 and of 200,000."""
     medians, fetches = [], []
     for count in (10_000, 200_000):
         repo = make_large(stage.git, f"acme/changes-{count}", count, 400)
@@ -45,13 +45,13 @@ def twenty_files(stage: Stage) -> Iterator[Row]:
         f"{small * 1000:.0f} ms and {large * 1000:.0f} ms",
         "≤ 200 ms, and within 1.5 × of each other",
         max(medians) <= 0.2 and max(medians) <= 1.5 * min(medians),
-        f"ls-refs, fetch, plan, send, record. A bare `git fetch --depth=1` of such a change alone takes {fetch[0]} and "
-        f"{fetch[1]} ms",
+        "includes ls-refs, fetch, plan, send and record. "
+        f"A bare `git fetch --depth=1` of such a change takes {fetch[0]} and {fetch[1]} ms",
     )
 
 
 def _fetch_seconds(stage: Stage, repo: "Repo") -> float:
-    """A bare `git fetch --depth=1` of such a change."""
+    """Return the time of a bare `git fetch --depth=1` of such a change."""
     clone = stage.directory / f"{repo.path.stem}-clone.git"
     stage.git.run("clone", "--quiet", "--bare", "--depth=1", repo.url, str(clone))
     times = []
@@ -64,7 +64,7 @@ def _fetch_seconds(stage: Stage, repo: "Repo") -> float:
 
 
 def checks(stage: Stage) -> Iterator[Row]:
-    """10,000 watched repositories of which none has moved, checked by one process."""
+    """Check 10,000 unchanged repositories in one process."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
     from django.utils import timezone
@@ -76,7 +76,7 @@ def checks(stage: Stage) -> Iterator[Row]:
     host = stage.receiver()
     app = stage.app(host)
     stage.many_watches(app, host.url, WATCHES, COMMIT)
-    # Those of the rows before are not due: for them, the git server would start its processes in this one.
+    # Earlier watches must not be due: for them, the git server would start its processes in this process.
     AppRepository.objects.exclude(app=app).update(next_check_at=timezone.now() + timedelta(days=1))
     started = []
     sys.addaudithook(lambda event, _: started.append(event) if event in {"subprocess.Popen", "os.fork"} else None)
@@ -88,9 +88,9 @@ def checks(stage: Stage) -> Iterator[Row]:
     assert asked >= WATCHES
     assert not app.watches.filter(next_sync_at__isnull=False).exists()
     yield Row(
-        f"Check of {WATCHES:,} watched repositories, nothing has changed",
+        f"Check of {WATCHES:,} unchanged repositories",
         f"{seconds:.1f} s; {cpu / WATCHES * 1000:.2f} ms of CPU for each, {len(started)} processes started",
         "≤ 15 s on one core, ≤ 3 ms of CPU for each, none",
         seconds <= 15 and cpu / WATCHES <= 0.003 and not started,
-        f"{len(queries)} statements in all, {len(written)} of them write, each for up to 500 rows",
+        f"{len(queries)} statements, {len(written)} of them updates of up to 500 rows each",
     )

@@ -1,7 +1,7 @@
-"""One job of a worker, in a process of its own, measured: `python -m tests.bench.job sync_watch 7`.
+"""Run one worker job in this process and measure it: `python -m tests.bench.job sync_watch 7`.
 
-Prints one line of JSON: seconds, the processor's seconds of this process and of its children (git), and the megabytes of
-memory that the job took above what the process held before it.
+Prints a line of JSON with the seconds it took, the CPU seconds of this process and of its children (git), and the memory
+in MB that the job took above what the process used before. PROFILE=FILE writes a profile.
 """
 
 import json
@@ -32,7 +32,7 @@ def main() -> None:
         profile = cProfile.Profile()
         profile.enable()
     idle = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     cpu, began = time.process_time(), time.perf_counter()
     getattr(jobs, sys.argv[1])(int(sys.argv[2]))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _memory(name: str) -> float:
-    """Megabytes, as the kernel counts them for this process."""
+    """Return this value of the process's memory in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6

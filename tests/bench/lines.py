@@ -1,4 +1,4 @@
-"""A line chart as SVG, on logarithmic scales, readable on light and dark ground."""
+"""Draw a line chart with logarithmic scales as SVG, readable on a light and on a dark background."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def svg(title: str, across: str, up: str, lines: Sequence[Line]) -> str:
-    """The chart; both axes are logarithmic, with a tick at each power of ten (across: at each point)."""
+def svg(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
+    """Return the chart. The vertical axis has a tick at each power of ten, the horizontal one at each point."""
     xs = sorted({x for line in lines for x, _ in line.points})
     ys = [y for line in lines for _, y in line.points]
     low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
@@ -35,8 +35,8 @@ def svg(title: str, across: str, up: str, lines: Sequence[Line]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="12" fill="#6b7280" role="img" aria-label="{escape(title)}">',
         f'<text x="{_LEFT}" y="20" font-size="14" font-weight="bold">{escape(title)}</text>',
-        f'<text x="{_LEFT}" y="{HEIGHT - 10}">{escape(across)}</text>',
-        f'<text x="{_LEFT}" y="{_TOP - 6}">{escape(up)}</text>',
+        f'<text x="{_LEFT}" y="{HEIGHT - 10}">{escape(x_label)}</text>',
+        f'<text x="{_LEFT}" y="{_TOP - 6}">{escape(y_label)}</text>',
     ]
     for power in range(low, high + 1):
         y = place_y(10.0**power)

@@ -1,4 +1,4 @@
-"""How large a worker grows: with repositories of 1,000 to 1,000,000 files, and with one file of a gigabyte."""
+"""Measure the memory of a worker with repositories of 1,000 to 1,000,000 files and with one file of a gigabyte."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ FILE_BYTES = 400
 
 
 def by_size(stage: Stage, jobs: dict[int, Mapping[str, float]], most: int) -> Iterator[Row]:
-    """A first sync of each size up to `most` files; what each job took is left in `jobs`."""
+    """Run a first sync of each size up to `most` files, and store what each job took in `jobs`."""
     receiver = stage.receiver()
     for count in (size for size in SIZES if size <= most):
         repo = make_large(stage.git, f"acme/memory-{count}", count, FILE_BYTES)
@@ -30,7 +30,7 @@ def by_size(stage: Stage, jobs: dict[int, Mapping[str, float]], most: int) -> It
 
 
 def one_large_file(stage: Stage) -> Iterator[Row]:
-    """One that may always be sent, and one that is sent in some 2,700 chunks."""
+    """Sync a file below the default size limit and one of 1 GiB, which takes some 2,700 chunks."""
     yield _one_file(stage, 100_000_000, "one file of 100 MB")
     yield _one_file(stage, 1 << 30, "one file of 1 GiB, MAX_FILE_BYTES raised")
 

@@ -1,8 +1,8 @@
-"""How long the pages of the admin take at full size: `make bench-pages`.
+"""Measure the admin pages of a large installation: `make bench-pages`.
 
-Starts a PostgreSQL and a Valkey of its own, fills them with `tests.bench.crowd`, and asks for every page, fragment
-and list variant of `tests.support.admin_pages`: server time without a network, the median of seven, and the queries. Where
-the machine has other work too, `cpu` is what to compare: the processor's time, of Python and of the database.
+Starts its own PostgreSQL and Valkey, fills them with `tests.bench.crowd`, and requests every page, fragment and list
+variant of `tests.support.admin_pages`. Measures the server time without a network (the median of seven requests), the CPU
+time of Python and the database, and the queries. On a busy machine, compare the CPU time.
 """
 
 import argparse
@@ -39,14 +39,14 @@ class Measured(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("apps", "repositories", "deliveries", "runs"):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help="as in tests/bench/crowd/layout.py if not given")
-    parser.add_argument("--here", action="store_true", help="measure the DATABASE_URL there is; adds a user to it")
-    parser.add_argument("--only", default="", metavar="TEXT", help="pages with this in their address")
+        parser.add_argument(f"--{name}", type=int, metavar="N", help="default: see tests/bench/crowd/layout.py")
+    parser.add_argument("--here", action="store_true", help="measure the current DATABASE_URL (adds a user to it)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="pages whose URL contains this")
     options = vars(parser.parse_args())
     here, only = options.pop("here"), options.pop("only")
     with ExitStack() as stack:
         os.environ["DJANGO_SETTINGS_MODULE"] = "docora.settings"
-        logging.disable(logging.ERROR)  # pages that are not there
+        logging.disable(logging.ERROR)  # requests for missing pages are logged
         if not here:
             os.environ |= {
                 "DATABASE_URL": stack.enter_context(PostgresServer()).url,
@@ -63,11 +63,17 @@ def main() -> None:
 
             call_command("migrate", verbosity=0)
             fill(Amounts(**{name: count for name, count in options.items() if count is not None}))
-        show([measured for page, get in asked() if only in page and (measured := measure(page, get)) is not None])
+        show(
+            [
+                measured
+                for page, get in requests_of_pages()
+                if only in page and (measured := measure(page, get)) is not None
+            ]
+        )
 
 
-def asked() -> list[tuple[str, Callable[[], object]]]:
-    """Every page with what asks for it."""
+def requests_of_pages() -> list[tuple[str, Callable[[], object]]]:
+    """Return every page with a function that requests it."""
     from deliveries_app.api.repositories import _manifest
     from deliveries_app.models import AppRepository
     from tests.support.admin_pages import example, pages, superuser, variants
@@ -91,13 +97,13 @@ def asked() -> list[tuple[str, Callable[[], object]]]:
 
 
 def measure(page: str, get: Callable[[], object]) -> Measured | None:
-    """None for what is no page: it leads elsewhere, is not there, or is a download as long as the table."""
+    """Measure one page. Return None for redirects, missing pages and downloads of a whole table."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(connection) as queries:
         answer = get()
-    asked = len(queries)  # forgotten at the next request
+    query_count = len(queries)  # the next request resets it
     if getattr(answer, "status_code", 200) != 200 or getattr(answer, "streaming", False):
         return None
     times, cpu = [], _cpu_seconds(connection)
@@ -107,11 +113,11 @@ def measure(page: str, get: Callable[[], object]) -> Measured | None:
         times.append((time.perf_counter() - began) * 1000)
     cpu = (_cpu_seconds(connection) - cpu) / TIMES * 1000
     size = len(getattr(answer, "content", answer)) / 1000  # type: ignore[arg-type]
-    return Measured(page, statistics.median(times), min(times), cpu, asked, size)
+    return Measured(page, statistics.median(times), min(times), cpu, query_count, size)
 
 
 def _cpu_seconds(connection: Any) -> float:
-    """Used by this process and by the one that serves its connection (not by those that help it)."""
+    """Return the CPU seconds of this process and of its database backend, without parallel workers."""
     stat = Path(f"/proc/{connection.connection.info.backend_pid}/stat").read_text().rpartition(")")[2].split()
     return time.process_time() + sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK")
 

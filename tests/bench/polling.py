@@ -1,4 +1,4 @@
-"""What open progress bars cost: 100 browsers with a bar each, and a list that shows 100 of them, polled as pages do."""
+"""Measure open progress bars, polled as pages do: 100 browsers with a bar each, and a list that shows 100 of them."""
 
 import os
 import socket
@@ -14,48 +14,48 @@ from tests.bench.report import Row
 from tests.bench.stage import PROJECT, Stage, cpu_of, descendants
 
 BARS = 100
-INTERVAL_SECONDS = 2  # between two polls of a page, as its `hx-trigger` has it
+INTERVAL_SECONDS = 2  # between two polls of a page, as in its `hx-trigger`
 ROUNDS = 8
 
 
 def open_bars(stage: Stage) -> Iterator[Row]:
     from django.db import connection
 
-    cookies = _signed_in()
-    connection.cursor().execute("VACUUM")  # what the rows before have left to do is no bar's cost
-    bars = _operations(stage)
-    with _web("tests.bench.polling:nothing") as (url, pid):
-        floor = _share(url, pid, bars, cookies)
+    cookies = _sign_in()
+    connection.cursor().execute("VACUUM")  # so that autovacuum after earlier measurements does not disturb this one
+    bars = _start_operations(stage)
+    with _web("tests.bench.polling:constant") as (url, pid):
+        floor = _cpu_share(url, pid, bars, cookies)
     with _web() as (url, pid):
         for where, paths, limit, remark in (
-            ("in one list", [_list_of()], 0.1, "the web process"),
+            ("in one list", [_list_path()], 0.1, "the web process"),
             (
                 "in as many browsers",
                 bars,
                 0.25,
-                f"the server alone, when it answers with a constant, takes {floor:.1%}",
+                f"the server alone, answering with a constant, takes {floor:.1%}",
             ),
         ):
-            share = _share(url, pid, paths, cookies)
+            share = _cpu_share(url, pid, paths, cookies)
             each = share * INTERVAL_SECONDS / len(paths) * 1000
             yield Row(
                 f"{BARS} open progress bars {where}, polled every {INTERVAL_SECONDS} s",
-                f"{share:.1%} of a core, {each:.2f} ms of CPU for each poll",
+                f"{share:.1%} of a core, {each:.2f} ms of CPU per poll",
                 f"≤ {limit:.0%} of a core",
                 share <= limit,
-                f"{remark}; the counters move between two polls",
+                f"{remark}; a counter changes before each poll",
             )
 
 
-def nothing(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
-    """The least that an answer costs."""
+def constant(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
+    """Answer with a constant, to measure the server alone."""
     start_response("200 OK", [("Content-Type", "text/html")])
     return [b"progress"]
 
 
 @contextmanager
 def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, int]]:
-    """A web process as `up` starts it: its address and its pid."""
+    """Start a web process as `up` does. Yield its URL and its pid."""
     from docora.server.supervisor import web_command
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -75,7 +75,7 @@ def _web(application: str = "docora.wsgi:application") -> Iterator[tuple[str, in
         web.wait()
 
 
-def _share(url: str, pid: int, paths: list[str], cookies: str) -> float:
+def _cpu_share(url: str, pid: int, paths: list[str], cookies: str) -> float:
     """Return the share of a core that the web process takes while each path is polled."""
     _poll(url, paths, cookies, 1)
     cpu = _cpu(pid)
@@ -83,8 +83,8 @@ def _share(url: str, pid: int, paths: list[str], cookies: str) -> float:
     return (_cpu(pid) - cpu) / (ROUNDS * INTERVAL_SECONDS)
 
 
-def _signed_in() -> str:
-    """Return the cookies of an operator: permissions that come from a group take the most statements."""
+def _sign_in() -> str:
+    """Sign in an operator and return the cookies. Permissions from a group take the most statements."""
     from django.contrib.auth.models import Group, User
     from django.test import Client
 
@@ -95,15 +95,15 @@ def _signed_in() -> str:
     return "; ".join(f"{name}={morsel.value}" for name, morsel in client.cookies.items())
 
 
-def _list_of() -> str:
-    """What the list of watches asks for all its rows that are under way."""
+def _list_path() -> str:
+    """Return the path that the list of watches polls if all its rows are syncing."""
     from deliveries_app.models import AppRepository
 
     return f"/admin/live/?ids={','.join(map(str, AppRepository.objects.values_list('pk', flat=True)))}"
 
 
-def _operations(stage: Stage) -> list[str]:
-    """Start an operation for each of `BARS` repositories, and return what their bars poll."""
+def _start_operations(stage: Stage) -> list[str]:
+    """Start an operation for each of `BARS` repositories, and return the paths that their bars poll."""
     from deliveries_app.actors import Actor
     from deliveries_app.models import AppRepository
     from deliveries_app.progress import runs
@@ -121,7 +121,7 @@ def _operations(stage: Stage) -> list[str]:
 
 
 def _poll(url: str, paths: list[str], cookies: str, rounds: int) -> None:
-    """Poll each path once a round, evenly spread over the interval. A counter moves before each poll."""
+    """Poll each path once a round, evenly spread over the interval. Increment a counter before each poll."""
     from docora.redis.connection import connection
 
     began = time.perf_counter()

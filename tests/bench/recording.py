@@ -1,4 +1,4 @@
-"""What announcing and recording cost this side of the database: `python -m tests.bench.recording [sqlite]`."""
+"""Measure announcing and recording, without the database's own work: `python -m tests.bench.recording [sqlite]`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ FILES = 20_000
 
 
 def microseconds() -> float:
-    """CPU of this process per file that is announced and then recorded as acknowledged, in batches as a sync makes them."""
+    """Return this process's CPU time per file announced and recorded as acknowledged, in batches as in a sync."""
     from django.conf import settings
 
     from deliveries_app.models import AppRepository, Reason
@@ -26,10 +26,10 @@ def microseconds() -> float:
     run = runs.open_run(lease.watch, Reason.CHANGE, requested_by="bench")
     run.save()
     recorder = Recorder(lease, run, had_failures=False, on_first={})
-    facts: Any = ("100644", "b" * 40, 4096, "", None, None, False, False, 0, None)
+    fields: Any = ("100644", "b" * 40, 4096, "", None, None, False, False, 0, None)
     batches = [
         [
-            Notification(Change(Kind.CREATE, f"folder/file-{n:06}.txt", *facts), "b" * 40, f"{n:064x}", 4096, b"")
+            Notification(Change(Kind.CREATE, f"folder/file-{n:06}.txt", *fields), "b" * 40, f"{n:064x}", 4096, b"")
             for n in range(start, start + settings.RECORD_BATCH)
         ]
         for start in range(0, FILES, settings.RECORD_BATCH)

@@ -1,4 +1,4 @@
-"""Large repositories, streamed into git: a million files never stand in memory here."""
+"""Create large repositories by streaming into git, so that a million files take no memory here."""
 
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _BLOCK = _LINE * 25_000
 
 
 def make_large(fixture: GitFixture, name: str, count: int, size: int) -> Repo:
-    """`count` different text files of `size` bytes, a hundred to a folder."""
+    """Create a repository of `count` different text files of `size` bytes, a hundred to a folder."""
     text = _LINE * (size // len(_LINE) + 1)
     files = ((b"folder-%04d/file-%06d.txt" % (n // 100, n), (b"%d\n%b" % (n, text))[:size]) for n in range(count))
     changes = (b'M 100644 inline "%b"\ndata %d\n%b\n' % (path, len(content), content) for path, content in files)
@@ -19,7 +19,7 @@ def make_large(fixture: GitFixture, name: str, count: int, size: int) -> Repo:
 
 
 def make_huge(fixture: GitFixture, name: str, size: int) -> Repo:
-    """One text file of `size` bytes."""
+    """Create a repository with one text file of `size` bytes."""
 
     def changes() -> Iterator[bytes]:
         yield b'M 100644 inline "huge.txt"\ndata %d\n' % size

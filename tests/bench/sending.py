@@ -1,4 +1,4 @@
-"""How fast files go out: beside the wire's ceiling, at a slow client, with more in flight, by several workers."""
+"""Measure how fast files are sent: compared with the ceiling, to a slow client, with more in flight, by several workers."""
 
 import shutil
 import statistics
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from deliveries_app.models import AppRepository
 
 FILE_BYTES = 4096
-BODY_BYTES = 4800  # of such a file's notification
+BODY_BYTES = 4800  # of the notification of such a file
 SLOW_MS = 20
 
 
 def ceiling(receiver: Receiver, in_flight: int, count: int = 20_000) -> float:
-    """Posts per second of a bare loop."""
+    """Return the posts per second of a bare libcurl loop."""
     numbers = [str(number) for number in (count, in_flight, BODY_BYTES)]
     command = [sys.executable, "-I", str(HERE / "ceiling.py"), f"{receiver.url}/create", *numbers]
     measured = float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
@@ -31,7 +31,7 @@ def ceiling(receiver: Receiver, in_flight: int, count: int = 20_000) -> float:
 
 
 def first_sync(stage: Stage) -> Iterator[Row]:
-    """10,000 files to a receiver that answers at once, and 2,000 to one that takes 20 ms."""
+    """Send 10,000 files to a receiver that answers at once, and 2,000 to one that takes 20 ms."""
     make_large(stage.git, "acme/ten-thousand", 10_000, FILE_BYTES)
     make_large(stage.git, "acme/two-thousand", 2_000, FILE_BYTES)
     quick = stage.receiver()
@@ -50,8 +50,8 @@ def first_sync(stage: Stage) -> Iterator[Row]:
         f"{rate:,.0f} files/s, {rate / top:.0%} of the ceiling; the whole job {seconds:.2f} s",
         f"≥ 8,000 files/s or ≥ 45 % of the ceiling ({top:,.0f} posts/s)",
         rate >= min(8000, 0.45 * top),
-        f"the worker's own CPU: {statistics.median(cpu) / 10_000 * 1e6:.0f} µs per file, git's reading apart: libcurl and "
-        "the kernel a third, two signatures a tenth, and all of it waits while PostgreSQL takes a batch",
+        f"the worker's CPU without git: {statistics.median(cpu) / 10_000 * 1e6:.0f} µs per file, a third of it libcurl and "
+        "the kernel, a tenth the two signatures; sending pauses while PostgreSQL stores a batch",
     )
     slow = stage.receiver(SLOW_MS)
     bare = ceiling(slow, 8, 2_000)
@@ -63,12 +63,12 @@ def first_sync(stage: Stage) -> Iterator[Row]:
         f"{rate:,.0f} files/s, {rate / top:.0%}; the whole job {job['seconds']:.2f} s",
         f"≥ 95 % of max_in_flight / {SLOW_MS} ms ({top:,.0f}/s)",
         rate >= 0.95 * top,
-        f"{rate / bare:.0%} of the bare loop, which gets to {bare:,.0f}/s",
+        f"{rate / bare:.0%} of the bare loop, which reaches {bare:,.0f}/s",
     )
 
 
 def in_flight(stage: Stage) -> Chart:
-    """Files per second with 1 to 32 in flight."""
+    """Measure files per second with 1 to 32 requests in flight."""
     make_large(stage.git, "acme/in-flight", 2_000, FILE_BYTES)
     lines = []
     for delay in (0, SLOW_MS):
@@ -84,7 +84,7 @@ def in_flight(stage: Stage) -> Chart:
 
 
 def several_workers(stage: Stage) -> Iterator[Row]:
-    """Two workers for two apps at a slow receiver; four workers for one app."""
+    """Run two workers for two apps with a slow receiver, and four workers for one app."""
     from deliveries_app.models import App
 
     slow = stage.receiver(SLOW_MS)
@@ -102,20 +102,20 @@ def several_workers(stage: Stage) -> Iterator[Row]:
         f"{gain:.2f} × one worker",
         "≥ 1.7 ×",
         gain >= 1.7,
-        f"1,200 files each: {alone:.2f} s alone, {both:.2f} s both at once",
+        f"1,200 files each: {alone:.2f} s alone, {both:.2f} s together",
     )
     app = stage.app(slow)
     App.objects.filter(pk=app.pk).update(max_in_flight=8)
     watches = [stage.watch(app, name) for name in names]
     slow.counts()
     with ThreadPoolExecutor() as pool:
-        list(pool.map(stage.job_when_there_is_room, watches))
+        list(pool.map(stage.job_with_a_slot, watches))
     most = slow.counts()["most"]
     yield Row("Four workers on four repositories of one app", f"{most} in flight at most", "≤ 8", 0 < most <= 8)
 
 
 def _fresh(stage: Stage, receiver: Receiver, name: str, slots: int = 8) -> "AppRepository":
-    """The repository watched by a new app, and nothing of it on this machine."""
+    """Watch the repository with a new app, and remove all mirrors."""
     watch = stage.watch(stage.app(receiver, max_in_flight=slots), name)
     shutil.rmtree(stage.directory / "data" / "repos", ignore_errors=True)
     return watch

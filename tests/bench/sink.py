@@ -1,9 +1,8 @@
-"""A client app that costs next to nothing: it counts what it is sent and answers 200 to everything.
+"""A client app that uses almost no CPU: it counts what it receives and answers 200 to everything.
 
-Run by itself (`python sink.py [DELAY_MS]`), so that it takes a process of its own; it prints its port. One thread, one
-epoll, no copy that can be spared: on the machine that is measured, every microsecond here is one that Docora lacks.
-`GET /counts` tells, and forgets, what came in, and how many seconds lay between the first post and the last; the answer
-to `ls-refs` is HEAD at the commit that `COMMIT` names.
+`python sink.py [DELAY_MS]` prints its port. It has one thread, one epoll and as few copies as possible, since every
+microsecond it uses is missing to Docora on the measured machine. `GET /counts` returns and resets what was received and
+the seconds from the first post to the last. The response to `ls-refs` says that HEAD is at `COMMIT`.
 """
 
 import heapq
@@ -41,21 +40,21 @@ class Sink:
         self._epoll.register(self._listener, select.EPOLLIN)
         self._open: dict[int, socket.socket] = {}
         self._parts: dict[int, bytearray] = {}
-        self._late: list[tuple[float, int]] = []  # answers that are due at a time to come, by descriptor
+        self._late: list[tuple[float, int]] = []  # when each delayed answer is due, and its descriptor
         self.posts = self.bytes = self.most = 0
         self.first = self.last = 0.0
 
     def serve(self) -> None:
         while True:
             wait = max(0.0, self._late[0][0] - time.monotonic()) if self._late else None
-            select.select([self._epoll], [], [], wait)  # epoll's own time-out comes in whole milliseconds
+            select.select([self._epoll], [], [], wait)  # epoll's own timeout has a resolution of 1 ms
             for fd, _ in self._epoll.poll(0):
                 if fd == self._listener.fileno():
                     self._accept()
                 else:
                     self._read(fd)
             while self._late and self._late[0][0] <= time.monotonic():
-                self._say(heapq.heappop(self._late)[1], _OK)
+                self._send(heapq.heappop(self._late)[1], _OK)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -79,16 +78,16 @@ class Sink:
             self._parts.setdefault(fd, bytearray(data))
             return
         self._parts.pop(fd, None)
-        self._take(fd, data, whole)
+        self._handle(fd, data, whole)
 
-    def _take(self, fd: int, request: bytes | bytearray, size: int) -> None:
+    def _handle(self, fd: int, request: bytes | bytearray, size: int) -> None:
         if request.startswith(b"GET /counts"):
             seconds = self.last - self.first
             counts = {"posts": self.posts, "bytes": self.bytes, "most": self.most, "seconds": seconds}
             self.posts = self.bytes = self.most = 0
-            self._say(fd, _answer(json.dumps(counts).encode(), "application/json"))
+            self._send(fd, _answer(json.dumps(counts).encode(), "application/json"))
         elif b"/git-upload-pack " in request[:200]:
-            self._say(fd, _REFS)
+            self._send(fd, _REFS)
         else:
             self.last = time.monotonic()
             self.first = self.last if not self.posts else self.first
@@ -98,13 +97,13 @@ class Sink:
                 heapq.heappush(self._late, (time.monotonic() + self._delay, fd))
                 self.most = max(self.most, len(self._late))
             else:
-                self._say(fd, _OK)
+                self._send(fd, _OK)
 
-    def _say(self, fd: int, answer: bytes) -> None:
+    def _send(self, fd: int, answer: bytes) -> None:
         try:
             self._open[fd].send(answer)
         except (KeyError, OSError):
-            return  # whoever asked has gone
+            return  # the client has gone
 
 
 if __name__ == "__main__":

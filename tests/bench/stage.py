@@ -1,7 +1,7 @@
-"""What the measurements run on: a PostgreSQL (or SQLite), a Valkey, a git server and receivers, all on this machine.
+"""The environment of the measurements: a PostgreSQL (or SQLite), a Valkey, a git server and receivers on this machine.
 
-Settings are those of a fresh installation, but for addresses on loopback. PostgreSQL does not wait for the disk, as in
-the tests: it is Docora that is measured.
+Except for loopback addresses, the settings are those of a fresh installation. As in the tests, PostgreSQL does not wait for
+the disk, since only Docora is measured.
 """
 
 import json
@@ -30,7 +30,7 @@ KEY = "a-key-that-only-benchmarks-use"
 
 
 class Receiver:
-    """A `sink` in a process of its own."""
+    """A `sink` in its own process."""
 
     def __init__(self, delay_ms: float = 0) -> None:
         command = [sys.executable, "-I", str(HERE / "sink.py"), str(delay_ms)]
@@ -39,15 +39,17 @@ class Receiver:
         self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
 
     def counts(self) -> dict[str, float]:
-        """Posts, their bytes, the seconds from the first to the last, and how many were under way at once, since the last
-        question."""
+        """Return what has arrived since the last call.
+
+        Posts, their bytes, the seconds from the first to the last, and the most in flight at once.
+        """
         with urllib.request.urlopen(f"{self.url}/counts") as answer:
             found: dict[str, float] = json.load(answer)
         return found
 
     @property
     def cpu(self) -> float:
-        """Processor seconds so far."""
+        """CPU seconds used so far."""
         return cpu_of(self.process.pid)
 
     def close(self) -> None:
@@ -56,13 +58,13 @@ class Receiver:
 
 
 def cpu_of(pid: int) -> float:
-    """Processor seconds that a process has used so far."""
+    """Return the CPU seconds that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that these have."""
+    """Return the children of a process, their children and so on."""
     from tests.support.processes import children
 
     found = []
@@ -72,7 +74,7 @@ def descendants(pid: int) -> list[int]:
 
 
 class Stage:
-    """Use `open_stage`; Django is set up then."""
+    """The running environment. Create it with `open_stage`, which also sets up Django."""
 
     def __init__(self, stack: ExitStack, directory: Path) -> None:
         from tests.support.git import GitFixture
@@ -109,14 +111,14 @@ class Stage:
         return watch_repository(Actor.command(), app, f"{self.git.url}/{name}").watch
 
     def request_sync(self, watch: "AppRepository") -> None:
-        """As a push hook does it."""
+        """Request a sync, as a push hook does."""
         from deliveries_app import scheduling
         from deliveries_app.models import AppRepository
 
         scheduling.request_sync(AppRepository.objects.filter(pk=watch.pk))
 
     def many_watches(self, app: "App", host: str, count: int, commit: str, **columns: Any) -> None:
-        """Repositories on `host` that the app watches and that are synced to `commit`."""
+        """Create repositories on `host` that the app watches and that are synced to `commit`."""
         from deliveries_app.models import AppRepository, Status
         from deliveries_app.planning.delivery_rows import delivery_rules_of
         from repositories_app.models import Repository
@@ -137,14 +139,14 @@ class Stage:
         AppRepository.objects.bulk_create(watches, batch_size=1000)
 
     def job(self, watch: "AppRepository", **settings: str) -> dict[str, float]:
-        """Sync the watch in a process of its own, with these settings; what that took."""
+        """Sync the watch in a new process with these settings, and return what that took."""
         measured = self._attempt(watch, settings)
         if watch.status != "synced":
             raise RuntimeError(f"{watch} is {watch.status}: {watch.last_error}")
         return measured
 
-    def job_when_there_is_room(self, watch: "AppRepository") -> None:
-        """The same beside others of the same app: one that finds all slots taken is tried again in a second."""
+    def job_with_a_slot(self, watch: "AppRepository") -> None:
+        """Sync the watch beside others of its app. Try again while they use all slots."""
         while watch.status != "synced":
             self._attempt(watch, {})
             time.sleep(0.5)
@@ -159,7 +161,7 @@ class Stage:
 
 @contextmanager
 def open_stage(database: str = "postgres") -> Iterator[Stage]:
-    """Start the servers, migrate, and hand out the stage; everything is gone afterwards."""
+    """Start the servers, migrate, and yield the stage. Remove everything afterwards."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="docora-bench-")))
         url = stack.enter_context(PostgresServer()).url if database == "postgres" else f"sqlite:///{directory}/db"

@@ -1,4 +1,4 @@
-"""The crowd: exactly as many rows as asked for, and nothing in it that could not be real."""
+"""The generated database has exactly the requested number of rows, and its rows are consistent."""
 
 from collections import Counter
 
@@ -108,4 +108,4 @@ def test_nothing_is_due(crowd: None) -> None:
         assert check_due(client) == 0
     hosts = {url.split("/")[2] for url in AppRepository.objects.values_list("github_url", flat=True)}
     hosts |= {url.split("/")[2] for url in App.objects.values_list("base_url", flat=True)}
-    assert all(host.endswith(".example") for host in hosts)  # nobody can own these names
+    assert all(host.endswith(".example") for host in hosts)  # reserved names

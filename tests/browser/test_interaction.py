@@ -179,9 +179,7 @@ def hold(route: Route, held: list[Route]) -> None:
     held.append(route) if route.request.method == "POST" else route.continue_()
 
 
-def test_ended_session_shows_a_notice_and_login_returns_to_the_page(
-    site: Site, browser: Browser, watched: AppRepository, gate: Event
-) -> None:
+def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: AppRepository, gate: Event) -> None:
     gate.clear()
 
     def begin(page: Page) -> None:
@@ -263,7 +261,7 @@ def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> N
     assert browser.complaints == []
 
 
-def test_progress_is_announced_and_user_preferences_are_respected(
+def test_progress_announcements_and_user_preferences(
     site: Site, browser: Browser, watched: AppRepository, gate: Event
 ) -> None:
     gate.clear()

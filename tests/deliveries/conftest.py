@@ -21,7 +21,7 @@ def world(transactional_db: None, tmp_path: Path, settings) -> Iterator[World]:
 
 @pytest.fixture
 def existing(source_server: PostgresServer) -> Iterator[ExistingService]:
-    """The database of the existing service, empty."""
+    """An empty database of the existing service."""
     existing = ExistingService(source_server)
     yield existing
     existing.drop()
@@ -29,7 +29,7 @@ def existing(source_server: PostgresServer) -> Iterator[ExistingService]:
 
 @pytest.fixture
 def operator(db) -> Client:
-    """Sees everything and may re-sync; may change nothing."""
+    """A staff user who can view everything and re-sync, but change nothing."""
     return staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
 
 

@@ -1,4 +1,4 @@
-"""The other end of the wire: what Docora would send, signed here by the words of the contract alone."""
+"""Send notifications as Docora does, signed by a separate implementation of the contract."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ REPOSITORY = {
 
 
 def signed(body: bytes, key=KEY, *, app=APP, sequence=1, at=None, webhook_id="w_1") -> dict[str, str]:
-    """Headers as Docora sends them."""
+    """Return the headers that Docora would send."""
     timestamp = str(int(time.time()) if at is None else at)
     standard_key = base64.b64decode(key[6:]) if key.startswith("whsec_") else key.encode()
     standard = hmac.digest(standard_key, f"{webhook_id}.{timestamp}.".encode() + body, "sha256")
@@ -88,6 +88,6 @@ def about(file: dict, kind="create") -> dict:
 
 
 def held(receiver: Receiver, app=APP) -> dict[str, bytes]:
-    """Path → content of what is really on disk."""
+    """Return path → content of the copy on disk."""
     root = receiver.directory / app / "acme" / "widgets"
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -96,7 +96,7 @@ def test_no_reset_button_without_failures(mender: Client, watches) -> None:
     assert mender.post(f"{LIST}999999/reset-circuit/").status_code == 302
 
 
-def test_no_reset_button_without_permission_to_view_repositories(broken) -> None:
+def test_reset_button_needs_the_view_permission(broken) -> None:
     client = staff("olga", "view_apprepository", "retry_apprepository")
     page = client.get(f"{WATCHES}{broken[0].pk}/change/").text
     assert LIST not in page

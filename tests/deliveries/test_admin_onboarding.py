@@ -45,7 +45,7 @@ def test_unreachable_reasons(url: str, expected: str) -> None:
     assert expected in unreachable_reason(url)
 
 
-def test_secrets_page_shows_next_steps_without_repeating_the_token(operator: Client, settings) -> None:
+def test_secrets_page_shows_next_steps(operator: Client, settings) -> None:
     settings.PUBLIC_URL = "https://docora.example"
     page = register(operator).text
     assert "curl -X POST https://docora.example/api/repositories" in page

@@ -10,23 +10,23 @@ from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from tests.support.admin_pages import NOT_THERE, pages, superuser, variants
+from tests.support.admin_pages import NO_PAGE, pages, superuser, variants
 from tests.support.rows import add_rows
 
 FEW, MANY = 24, 60
-"""A page shows up to five operations that run and five that ended, each with a question of its own; 24 rows fill that."""
+"""A page shows up to five running and five ended operations, each with its own query. 24 rows are enough for that."""
 
 _LARGE = re.compile(r'"deliveries_app_(delivery|syncrun)"')
 _BOUND = re.compile(r'LIMIT \d+|"deliveries_app_syncrun"\."operation_id" (?:= |IN \()')
-"""A page's worth, or the runs of the operations of a page, each no more than there are watches."""
+"""A limit, or the runs of the operations on a page, of which each has no more runs than there are watches."""
 
 
 def queries(client: Client, url: str) -> list[str] | None:
     """Return the queries of a GET, None if there is no page; later rows may add one."""
     with CaptureQueriesContext(connection) as asked:
         answer = client.get(url)
-    assert answer.status_code in {200, 302, *NOT_THERE}, url
-    return None if answer.status_code in NOT_THERE else [query["sql"] for query in asked]
+    assert answer.status_code in {200, 302, *NO_PAGE}, url
+    return None if answer.status_code in NO_PAGE else [query["sql"] for query in asked]
 
 
 def addresses(client: Client) -> dict[str, str]:

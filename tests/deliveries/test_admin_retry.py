@@ -252,7 +252,7 @@ def test_query_count_is_constant(operator: Client, failing, django_assert_max_nu
 # --- Its progress, its end and its cancel --------------------------------------------------------------------------------
 
 
-def test_retry_permission_allows_following_cancelling_and_dismissing(failing) -> None:
+def test_retry_permission_covers_the_operation(failing) -> None:
     client = staff("rita", "view_apprepository", "retry_apprepository")
     operation = retry_all(Actor.system())
     base = f"/admin/progress/{operation.operation_id}/"

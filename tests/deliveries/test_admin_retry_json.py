@@ -51,9 +51,7 @@ def test_retry_returns_the_job_id(operator: Client, failing) -> None:
 
 
 @pytest.mark.parametrize(("path", "total"), [("retry/app/{app}", 1), ("retry/all", 2)])
-def test_app_and_global_retries_are_started_polled_and_cancelled(
-    operator: Client, failing, path: str, total: int
-) -> None:
+def test_app_and_global_retries(operator: Client, failing, path: str, total: int) -> None:
     answer = post(operator, path.format(app=failing[0].app.app_id))
     operation = BulkOperation.objects.get()
     assert answered(answer) == (

@@ -107,7 +107,7 @@ def test_given_key_is_validated(keeper: Client, app: App) -> None:
     assert shown(keeper.get(keeper.post(url, {"client_auth_key": "x" * 16}).url), "signing-key") == "x" * 16
 
 
-def test_old_key_is_retired_only_after_the_new_one_was_accepted(keeper: Client, app: App) -> None:
+def test_old_key_is_retired_after_acceptance_of_the_new(keeper: Client, app: App) -> None:
     new = rotating(app)
     url = f"{APPS}{app.pk}/retire-key/"
     assert "has not accepted a new one yet" in keeper.get(url, follow=True).text

@@ -1,4 +1,4 @@
-"""Alerts: what is wrong is told once when it begins and once when it is over, in one message however much it is."""
+"""Alerts: each problem is reported once when it begins and once when it is over, many problems in one message."""
 
 import json
 from collections.abc import Iterator
@@ -22,22 +22,22 @@ from deliveries_app.sync.lease import claim
 from docora.redis import heartbeat
 from docora.redis.connection import connection as redis
 from repositories_app.models import Repository
-from tests.support.alerts import Outside, fail_since, next_round, outside, time_passes
+from tests.support.alerts import AlertReceivers, alert_receivers, fail_since, next_round, time_passes
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
 
 
 @pytest.fixture
-def out(db, settings, redis_client) -> Iterator[Outside]:
-    """Alerts are on; a worker and the sweep are at work."""
+def out(db, settings, redis_client) -> Iterator[AlertReceivers]:
+    """Alerts are on, and a worker and the sweep are alive."""
     Worker(["high"], name="first", connection=redis_client).register_birth()
-    show_signs_of_life()
+    beat()
     settings.PUBLIC_URL = "https://docora.example"
-    with outside(settings) as found:
+    with alert_receivers(settings) as found:
         yield found
 
 
-def show_signs_of_life() -> None:
+def beat() -> None:
     heartbeat.beat(heartbeat.SWEEP)
     for worker in Worker.all(connection=redis()):
         worker.heartbeat()
@@ -52,10 +52,10 @@ def succeed(watch: AppRepository) -> None:
     AppRepository.objects.filter(pk=watch.pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
 
 
-# --- Begins, once, is over ---------------------------------------------------------------------------------------------
+# --- Failing watches ---------------------------------------------------------------------------------------------------
 
 
-def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, watch, django_assert_num_queries) -> None:
+def test_alerts_without_channels_cost_nothing(db, watch, django_assert_num_queries) -> None:
     fail_since(watch, 60)
     with django_assert_num_queries(0):
         alerts.run_round()
@@ -64,23 +64,23 @@ def test_without_settings_nothing_is_asked_and_nothing_is_kept(db, watch, django
     assert not Alert.objects.exists()
 
 
-def test_alert_when_failing_and_when_recovered(out: Outside, watch) -> None:
+def test_alert_when_failing_and_when_recovered(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     for _ in range(3):
         next_round()
     assert out.events == [("alert", "failing", 1)]
-    assert out.mails == ["[Docora] alert: acme/docs → Portal is failing (Endpoint: timeout)."]
+    assert out.subjects == ["[Docora] alert: acme/docs → Portal is failing (Endpoint: timeout)."]
     succeed(watch)
     for _ in range(3):
         next_round()
     assert out.events[1:] == [("resolved", "failing", 1)]
-    assert out.mails[1:] == ["[Docora] resolved: acme/docs → Portal is no longer failing."]
+    assert out.subjects[1:] == ["[Docora] resolved: acme/docs → Portal is no longer failing."]
 
 
-def test_the_webhook_gets_a_small_json_object_with_a_sentence(out: Outside, watch) -> None:
+def test_webhook_payload(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     next_round()
-    body = out.hooked[0]
+    body = out.posted[0]
     page = f"https://docora.example/admin/deliveries_app/apprepository/{watch.pk}/change/"
     assert body["text"] == f"Docora, alert: acme/docs → Portal is failing (Endpoint: timeout). {page}"
     assert (body["instance"], body["reminder"], body["total"]) == ("https://docora.example", False, 1)
@@ -92,7 +92,7 @@ def test_the_webhook_gets_a_small_json_object_with_a_sentence(out: Outside, watc
     assert item["since"] < body["at"]
 
 
-def test_a_mail_names_what_fails_and_links_to_it(out: Outside, watch) -> None:
+def test_email_lists_failing_repositories_with_links(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     AppRepository.objects.update(last_error="what the app said", last_response="what the app said")
     next_round()
@@ -102,10 +102,10 @@ def test_a_mail_names_what_fails_and_links_to_it(out: Outside, watch) -> None:
     assert mail.message["Auto-Submitted"] == "auto-generated"
     assert "- acme/docs → Portal, Endpoint: timeout, since 20" in mail.text
     assert f"https://docora.example/admin/deliveries_app/apprepository/{watch.pk}/change/" in mail.text
-    assert "what the app said" not in mail.text + json.dumps(out.hooked)
+    assert "what the app said" not in mail.text + json.dumps(out.posted)
 
 
-def test_recent_failure_sends_no_alert(out: Outside, watch, settings) -> None:
+def test_recent_failure_sends_no_alert(out: AlertReceivers, watch, settings) -> None:
     fail_since(watch, 14)
     next_round()
     assert out.events == []
@@ -114,7 +114,7 @@ def test_recent_failure_sends_no_alert(out: Outside, watch, settings) -> None:
     assert len(out.events) == 1
 
 
-def test_a_resync_of_what_fails_does_not_pass_for_success(out: Outside, watch) -> None:
+def test_resync_of_a_failing_watch_is_no_recovery(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     next_round()
     resync_single(Actor.command(), watch)
@@ -128,15 +128,15 @@ def test_a_resync_of_what_fails_does_not_pass_for_success(out: Outside, watch) -
     assert out.events[1:] == [("resolved", "failing", 1)]
 
 
-def test_what_is_removed_while_it_fails_is_over(out: Outside, watch) -> None:
+def test_alert_ends_when_the_failing_watch_is_removed(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     next_round()
     watch.delete()
     next_round()
-    assert out.hooked[1]["items"][0]["name"] == "acme/docs → Portal"
+    assert out.posted[1]["items"][0]["name"] == "acme/docs → Portal"
 
 
-def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: Outside, watch) -> None:
+def test_five_thousand_failures_are_one_message(out: AlertReceivers, watch) -> None:
     def fail_more(first: int, last: int) -> None:
         since = timezone.now() - timedelta(hours=1)
         named = [Repository(canonical_url=f"https://x/{n}", owner="o", name=f"r{n:05}") for n in range(first, last)]
@@ -150,12 +150,12 @@ def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: O
 
     def queries() -> int:
         time_passes()
-        show_signs_of_life()  # on a slow machine they are late otherwise, and each is one alert more
+        beat()  # on a slow machine, late heartbeats would be further alerts
         with CaptureQueriesContext(connection) as asked:
             alerts.run_round()
         return len(asked)
 
-    queries()  # makes the rows of round and channels
+    queries()  # creates the rows of the round and the channels
     assert queries() <= 15  # every half minute
     fail_more(0, 1)
     queries()
@@ -165,7 +165,7 @@ def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: O
     assert queries() == few
     assert few <= 36
     assert out.events == [("alert", "failing", count) for count in (1, 5, 5000)]
-    body = out.hooked[2]
+    body = out.posted[2]
     assert {count["cause"]: count["count"] for count in body["counts"]} == {"timeout": 4000, "dns": 1000}
     assert len(body["items"]) == 10
     assert len(json.dumps(body)) < 5000
@@ -177,7 +177,7 @@ def test_five_thousand_are_one_message_and_take_no_more_queries_than_five(out: O
     assert out.events[3:] == [("resolved", "failing", 5006)]
 
 
-def test_what_follows_a_message_within_minutes_gathers_for_the_next(out: Outside, watch) -> None:
+def test_new_failures_are_grouped_into_the_next_message(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     next_round()
     for name in ("site", "blog"):
@@ -192,7 +192,7 @@ def test_what_follows_a_message_within_minutes_gathers_for_the_next(out: Outside
 # --- The other kinds ---------------------------------------------------------------------------------------------------
 
 
-def test_an_app_that_was_paused_by_its_410_is_told_and_one_that_a_person_paused_is_not(out: Outside, watch) -> None:
+def test_alert_for_an_app_paused_by_410_only(out: AlertReceivers, watch) -> None:
     App.objects.filter(pk=make_app("By hand").pk).update(paused=True)
     AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=timezone.now() - timedelta(seconds=1))
     lease = claim(watch.pk)
@@ -200,13 +200,13 @@ def test_an_app_that_was_paused_by_its_410_is_told_and_one_that_a_person_paused_
     outcomes.endpoint_gone(lease)
     next_round()
     assert out.events == [("alert", "app_paused", 1)]
-    assert "alert: Portal returned HTTP 410 and was paused." in out.hooked[0]["text"]
+    assert "alert: Portal returned HTTP 410 and was paused." in out.posted[0]["text"]
     App.objects.update(paused=False, paused_reason="")
     next_round()
     assert out.events[1:] == [("resolved", "app_paused", 1)]
 
 
-def test_an_endpoint_that_has_been_down_for_a_time_is_told_with_what_fails_by_it(out: Outside, watch) -> None:
+def test_alert_for_an_endpoint_that_is_down(out: AlertReceivers, watch) -> None:
     App.objects.filter(pk=watch.app_id).update(down_count=3)
     fail_since(watch, 5)
     next_round()
@@ -214,11 +214,11 @@ def test_an_endpoint_that_has_been_down_for_a_time_is_told_with_what_fails_by_it
     fail_since(watch, 16)
     next_round()
     assert out.events == [("alert", "several", 2)]
-    assert "the endpoint of Portal is down; acme/docs → Portal is failing" in out.hooked[0]["text"]
-    assert [item["kind"] for item in out.hooked[0]["items"]] == ["endpoint_down", "failing"]
+    assert "the endpoint of Portal is down; acme/docs → Portal is failing" in out.posted[0]["text"]
+    assert [item["kind"] for item in out.posted[0]["items"]] == ["endpoint_down", "failing"]
 
 
-def test_a_circuit_is_told_until_it_is_closed_and_not_at_the_end_of_each_cool_down(out: Outside, watch) -> None:
+def test_open_circuit_is_one_alert_until_it_closes(out: AlertReceivers, watch) -> None:
     rows = Repository.objects.filter(pk=watch.repository_id)
     rows.update(circuit_open_until=timezone.now() + timedelta(minutes=30))
     next_round()
@@ -230,9 +230,7 @@ def test_a_circuit_is_told_until_it_is_closed_and_not_at_the_end_of_each_cool_do
     assert out.events[1:] == [("resolved", "circuit_open", 1)]
 
 
-def test_workers_that_are_missing_for_a_minute_are_told_and_not_those_that_start_a_little_later(
-    out: Outside, redis_client
-) -> None:
+def test_alert_after_a_minute_without_workers(out: AlertReceivers, redis_client) -> None:
     redis_client.flushall()
     heartbeat.beat(heartbeat.SWEEP)
     alerts.run_round()
@@ -250,14 +248,14 @@ def test_workers_that_are_missing_for_a_minute_are_told_and_not_those_that_start
     assert out.events == [("alert", "no_worker", 1)]
 
 
-def test_a_redis_that_is_away_is_told_and_says_nothing_of_workers(out: Outside, valkey_server: ValkeyServer) -> None:
+def test_unreachable_redis_is_one_alert_and_no_worker_alert(out: AlertReceivers, valkey_server: ValkeyServer) -> None:
     valkey_server.stop()
     for _ in range(3):
         next_round()
     assert out.events == [("alert", "redis_down", 1)]
 
 
-def test_a_late_sweep_is_noticed_by_a_worker_and_over_when_it_looks_again(out: Outside) -> None:
+def test_worker_alerts_about_a_late_sweep(out: AlertReceivers) -> None:
     redis().set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
     alerts.enqueue_if_sweep_is_late()
     alerts.enqueue_if_sweep_is_late()
@@ -273,22 +271,24 @@ def test_a_late_sweep_is_noticed_by_a_worker_and_over_when_it_looks_again(out: O
     assert out.events[1:] == [("resolved", "sweep_late", 1)]
 
 
-# --- While it goes on, and afterwards ----------------------------------------------------------------------------------
+# --- Reminders, pruning and new channels -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("every", "reminders"), [(86400, 1), (0, 0)])
-def test_ongoing_alert_is_repeated_once_after_a_day(out: Outside, watch, settings, every: int, reminders: int) -> None:
+def test_ongoing_alert_is_repeated_once_after_a_day(
+    out: AlertReceivers, watch, settings, every: int, reminders: int
+) -> None:
     settings.ALERT_REPEAT_SECONDS = every
     fail_since(watch, 16)
     next_round()
     time_passes(hours=25)
     for _ in range(3):
         next_round()
-    assert [body["reminder"] for body in out.hooked] == [False] + [True] * reminders
-    assert all("still: acme/docs → Portal" in body["text"] for body in out.hooked[1:])
+    assert [body["reminder"] for body in out.posted] == [False] + [True] * reminders
+    assert all("still: acme/docs → Portal" in body["text"] for body in out.posted[1:])
 
 
-def test_what_is_over_is_pruned_with_the_runs(out: Outside, watch) -> None:
+def test_ended_alerts_are_pruned_with_the_runs(out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     next_round()
     succeed(watch)
@@ -298,7 +298,7 @@ def test_what_is_over_is_pruned_with_the_runs(out: Outside, watch) -> None:
     assert retention.prune(dry_run=True).alerts == retention.prune().alerts == 1
 
 
-def test_a_channel_that_is_added_later_is_told_what_goes_on_and_not_what_was(out: Outside, watch, settings) -> None:
+def test_new_channel_gets_ongoing_alerts_only(out: AlertReceivers, watch, settings) -> None:
     settings.ALERT_EMAILS, emails = [], settings.ALERT_EMAILS
     site = make_watch(watch.app, "site")
     for one in (watch, site):
@@ -308,5 +308,5 @@ def test_a_channel_that_is_added_later_is_told_what_goes_on_and_not_what_was(out
     next_round()
     settings.ALERT_EMAILS = emails
     next_round()
-    assert out.mails == ["[Docora] alert: acme/docs → Portal is failing (Endpoint: timeout)."]
+    assert out.subjects == ["[Docora] alert: acme/docs → Portal is failing (Endpoint: timeout)."]
     assert AlertChannel.objects.count() == 2

@@ -1,5 +1,4 @@
-"""Alerts arrive: once, whoever sends them at the same time, and later where nobody takes them now; nobody waits for it,
-and nothing of it shows a secret."""
+"""Sending alerts: each arrives once, or later if a channel is down. Sending delays nothing else and shows no secrets."""
 
 import base64
 import json
@@ -21,18 +20,26 @@ from deliveries_app.models import Alert, AlertChannel, AlertKind, AppRepository,
 from deliveries_app.monitoring import alerts
 from docora.redis import heartbeat
 from tests.docora.http_server import saying
-from tests.support.alerts import HOOK_SECRET, PASSWORD, Outside, fail_since, next_round, outside, time_passes
+from tests.support.alerts import (
+    HOOK_SECRET,
+    PASSWORD,
+    AlertReceivers,
+    alert_receivers,
+    fail_since,
+    next_round,
+    time_passes,
+)
 from tests.support.processes import Daemons, in_threads
 from tests.support.receiver import wait_for
 from tests.support.staff import VIEWS, make_app, make_watch, staff
 
 
 @pytest.fixture
-def out(db, settings, redis_client: Redis) -> Iterator[Outside]:
-    """Alerts are on; a worker and the sweep are at work."""
+def out(db, settings, redis_client: Redis) -> Iterator[AlertReceivers]:
+    """Alerts are on, and a worker and the sweep are alive."""
     Worker(["high"], name="first", connection=redis_client).register_birth()
     heartbeat.beat(heartbeat.SWEEP)
-    with outside(settings) as found:
+    with alert_receivers(settings) as found:
         yield found
 
 
@@ -42,8 +49,8 @@ def watch(db) -> AppRepository:
 
 
 @pytest.fixture
-def daemons(tmp_path: Path, instance_environment: dict[str, str], out: Outside) -> Iterator[Daemons]:
-    """Processes that send to the webhook and the mail server of this test."""
+def daemons(tmp_path: Path, instance_environment: dict[str, str], out: AlertReceivers) -> Iterator[Daemons]:
+    """Processes that send to this test's webhook and mail server."""
     url = f"smtp://docora:{PASSWORD.replace('$', '%24')}@127.0.0.1:{out.smtp.port}"
     more = {
         "ALERT_WEBHOOK_URL": out.hook_url, "EMAIL_URL": url, "ALERT_EMAILS": "ops@docora.example",
@@ -58,51 +65,51 @@ def channel(name: str) -> AlertChannel:
     return AlertChannel.objects.get(name=name)
 
 
-# --- Down, and up again ------------------------------------------------------------------------------------------------
+# --- Channels that are down --------------------------------------------------------------------------------------------
 
 
-def test_a_mail_server_that_is_down_gets_everything_in_one_message_once_it_is_up(out: Outside, watch) -> None:
+def test_alerts_during_a_mail_outage_arrive_in_one_message(out: AlertReceivers, watch) -> None:
     out.smtp.stop()
     fail_since(watch, 16)
     next_round()
-    assert (out.events, out.mails) == ([("alert", "failing", 1)], [])
+    assert (out.events, out.subjects) == ([("alert", "failing", 1)], [])
     site = make_watch(watch.app, "site")
     fail_since(site, 16)
     next_round()
     out.smtp.start()
     next_round()
     assert out.events == [("alert", "failing", 1)] * 2
-    assert out.mails == ["[Docora] alert: 2 watched repositories are failing (2 × Endpoint: timeout)."]
+    assert out.subjects == ["[Docora] alert: 2 watched repositories are failing (2 × Endpoint: timeout)."]
     assert channel("email").attempts == 0
 
 
-def test_what_began_and_ended_while_nobody_took_it_is_told_as_over(out: Outside, watch) -> None:
-    out.hook_says = saying("503 Service Unavailable")
+def test_alert_that_ended_before_it_was_sent(out: AlertReceivers, watch) -> None:
+    out.webhook_answer = saying("503 Service Unavailable")
     fail_since(watch, 16)
     next_round()
     AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)
     next_round()
-    out.hook_says = saying()
+    out.webhook_answer = saying()
     next_round()
     assert out.events == [("alert", "failing", 1), ("resolved", "failing", 1), ("resolved", "failing", 1)]
     next_round()
     assert len(out.events) == 3
 
 
-def test_it_is_tried_again_after_pauses_that_double_up_to_an_hour(out: Outside, watch) -> None:
-    out.hook_says = saying("302 Found", b"", "Location: /elsewhere")
+def test_failed_channel_backs_off_up_to_an_hour(out: AlertReceivers, watch) -> None:
+    out.webhook_answer = saying("302 Found", b"", "Location: /elsewhere")
     fail_since(watch, 16)
     waits = []
     for _ in range(9):
         AlertChannel.objects.update(due_at=F("created_at"))
         alerts.run_round()
-        alerts.run_round()  # not before its time
+        alerts.run_round()  # too early for another attempt
         waits.append(round((channel("webhook").due_at - timezone.now()).total_seconds(), -1))
     assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
     assert len(out.events) == 9
 
 
-def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outside, watch) -> None:
+def test_overview_names_a_failing_channel_until_it_works(out: AlertReceivers, watch) -> None:
     viewer = staff("vera", *(f"view_{model}" for model in VIEWS))
     out.smtp.answers["RCPT"] = "550 no such <b>mailbox</b>"
     fail_since(watch, 16)
@@ -119,11 +126,11 @@ def test_the_overview_says_by_which_way_nothing_arrives_until_it_does(out: Outsi
 # --- Who sends ---------------------------------------------------------------------------------------------------------
 
 
-def test_concurrent_sweeps_send_one_alert(transactional_db, out: Outside, watch) -> None:
+def test_concurrent_sweeps_send_one_alert(transactional_db, out: AlertReceivers, watch) -> None:
     fail_since(watch, 16)
     in_threads(*[alerts.run_round] * 4)
     assert out.events == [("alert", "failing", 1)]
-    assert len(out.mails) == 1
+    assert len(out.subjects) == 1
 
 
 def test_restart_does_not_repeat_alerts(transactional_db, out, watch, daemons) -> None:
@@ -132,11 +139,11 @@ def test_restart_does_not_repeat_alerts(transactional_db, out, watch, daemons) -
         assert daemons.start("sweep", "--once").process.wait(60) == 0, daemons.logs()
         time_passes()
     assert out.events == [("alert", "failing", 1)]
-    assert len(out.mails) == 1
+    assert len(out.subjects) == 1
 
 
-def test_a_mail_server_that_says_nothing_holds_neither_the_sweep_nor_its_end_up(
-    transactional_db, out: Outside, watch, daemons, redis_client: Redis
+def test_hanging_mail_server_does_not_delay_the_sweep(
+    transactional_db, out: AlertReceivers, watch, daemons, redis_client: Redis
 ) -> None:
     out.smtp.silent.set()
     fail_since(watch, 16)
@@ -152,7 +159,7 @@ def test_a_mail_server_that_says_nothing_holds_neither_the_sweep_nor_its_end_up(
     assert time.monotonic() - begun < 10
 
 
-def test_a_worker_goes_round_for_a_sweep_that_has_ended(transactional_db, out, daemons, redis_client: Redis) -> None:
+def test_worker_sends_alerts_when_the_sweep_is_gone(transactional_db, out, daemons, redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", timezone.now().timestamp() - 600)
     daemons.worker()
     wait_for(lambda: Alert.objects.filter(kind=AlertKind.SWEEP_LATE).exists(), timeout=30)
@@ -160,15 +167,15 @@ def test_a_worker_goes_round_for_a_sweep_that_has_ended(transactional_db, out, d
     wait_for(lambda: out.events == [("alert", "sweep_late", 1)], timeout=30)
 
 
-# --- Nothing that does not belong there --------------------------------------------------------------------------------
+# --- Contents ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_stands_in_logs_rows_pages_or_messages(
-    transactional_db, out: Outside, watch, daemons, settings
+def test_secrets_are_in_no_log_row_page_or_message(
+    transactional_db, out: AlertReceivers, watch, daemons, settings
 ) -> None:
     repeated = base64.b64encode(f"\0docora\0{PASSWORD}".encode()).decode()
     out.smtp.answers["AUTH"] = f"535 not {PASSWORD}, not {repeated}"
-    out.hook_says = saying("404 Not Found", out.hook_url.encode())
+    out.webhook_answer = saying("404 Not Found", out.hook_url.encode())
     fail_since(watch, 16)
     assert daemons.start("sweep", "--once").process.wait(60) == 0
     assert daemons.start("send_test_alert").process.wait(60) == 1
@@ -178,7 +185,7 @@ def test_no_secret_stands_in_logs_rows_pages_or_messages(
     )
     admin = staff("vera", *(f"view_{model}" for model in VIEWS))
     rows = " ".join(AlertChannel.objects.values_list("last_error", flat=True))
-    places = [daemons.logs(), rows, admin.get("/admin/").text, reporter.get_traceback_html(), json.dumps(out.hooked)]
+    places = [daemons.logs(), rows, admin.get("/admin/").text, reporter.get_traceback_html(), json.dumps(out.posted)]
     assert "it answered 535" in rows
     assert "alert_not_sent" in places[0]
     for place in places:
@@ -186,7 +193,7 @@ def test_no_secret_stands_in_logs_rows_pages_or_messages(
             assert secret not in place
 
 
-def test_a_name_makes_no_header_no_mention_and_no_line_of_its_own(out: Outside) -> None:
+def test_names_cannot_inject_headers_mentions_or_lines(out: AlertReceivers) -> None:
     app = make_app("x\r\nBcc: all@world.example\u2028<!channel> @here <https://evil.example|click>")
     fail_since(make_watch(app, "docs"), 16)
     next_round()
@@ -195,11 +202,11 @@ def test_a_name_makes_no_header_no_mention_and_no_line_of_its_own(out: Outside) 
     assert mail.recipients == ["ops@docora.example", "night@docora.example"]
     assert len(mail.message["Subject"]) <= 150
     assert not [line for line in mail.text.splitlines() if line.startswith(("Bcc", "<"))]
-    assert not set("<>@\r\n\u2028") & set(out.hooked[0]["text"])
+    assert not set("<>@\r\n\u2028") & set(out.posted[0]["text"])
     assert b"\nBcc" not in out.heads[0]
 
 
-def test_the_webhook_is_called_by_the_rules_of_every_outbound_call(out: Outside, watch, settings) -> None:
+def test_webhook_follows_the_outbound_http_rules(out: AlertReceivers, watch, settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
     fail_since(watch, 16)
     next_round()
@@ -207,38 +214,38 @@ def test_the_webhook_is_called_by_the_rules_of_every_outbound_call(out: Outside,
     assert "127.0.0.1 is" in channel("webhook").last_error
 
 
-# --- Trying it ---------------------------------------------------------------------------------------------------------
+# --- Test alerts -------------------------------------------------------------------------------------------------------
 
 
-def try_it() -> str:
+def send_test_alert() -> str:
     said = StringIO()
     call_command("send_test_alert", stdout=said)
     return said.getvalue()
 
 
-def test_a_test_says_who_took_it(out: Outside) -> None:
-    assert try_it() == (
+def test_test_alert_names_the_channels_that_accepted_it(out: AlertReceivers) -> None:
+    assert send_test_alert() == (
         "Delivered the test alert to the webhook.\n"
         "Delivered the test alert to the mail server, for ops@docora.example, night@docora.example.\n"
     )
     assert out.events == [("alert", "test", 0)]
-    assert "This is a test alert" in out.hooked[0]["text"]
-    assert len(out.mails) == 1
+    assert "This is a test alert" in out.posted[0]["text"]
+    assert len(out.subjects) == 1
 
 
-def test_a_test_that_does_not_arrive_says_why(out: Outside) -> None:
+def test_failed_test_alert_says_why(out: AlertReceivers) -> None:
     out.smtp.stop()
     with pytest.raises(
         CommandError,
         match=r"could not be delivered\. The mail server 127.0.0.1 did not accept the message: Connection refused",
     ):
-        try_it()
+        send_test_alert()
     out.smtp.start()
-    out.hook_says = saying("500 Oops")
+    out.webhook_answer = saying("500 Oops")
     with pytest.raises(CommandError, match="The webhook of ALERT_WEBHOOK_URL answered 500"):
-        try_it()
+        send_test_alert()
 
 
-def test_a_test_while_alerts_are_off_says_what_to_set(db) -> None:
+def test_test_alert_without_channels_names_the_settings(db) -> None:
     with pytest.raises(CommandError, match=r"Alerts are off\. Set ALERT_WEBHOOK_URL"):
-        try_it()
+        send_test_alert()

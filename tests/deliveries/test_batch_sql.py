@@ -1,4 +1,4 @@
-"""The statements written by hand take whatever a path or a name may be."""
+"""The hand-written statements accept any path."""
 
 import pytest
 from django.utils import timezone
@@ -45,7 +45,7 @@ def rows_of(watch: AppRepository) -> dict[str, Delivery]:
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one batch", "each alone"])
-def test_every_path_is_written_and_acknowledged_as_it_is(watch: AppRepository, together: bool) -> None:
+def test_any_path_is_written_and_acknowledged(watch: AppRepository, together: bool) -> None:
     batches = [sorted(STRANGE)] if together else [[path] for path in STRANGE]
     for paths in batches:
         bulk_sql.announce(watch.pk, 1, [row(path, source_path=path, remark=path[:20]) for path in paths], NOW)
@@ -59,14 +59,14 @@ def test_every_path_is_written_and_acknowledged_as_it_is(watch: AppRepository, t
     assert sum(delivery.acknowledged for delivery in rows_of(watch).values()) == len(STRANGE)
 
 
-def test_nothing_known_and_nothing_at_all_are_told_apart(watch: AppRepository) -> None:
+def test_null_differs_from_empty(watch: AppRepository) -> None:
     bulk_sql.announce(
         watch.pk, 1, [row("a", source_key=None), row("b", source_key=""), row("c", source_key="NULL")], NOW
     )
     assert {path: delivery.source_key for path, delivery in rows_of(watch).items()} == {"a": None, "b": "", "c": "NULL"}
 
 
-def test_what_is_announced_again_replaces_what_was_said_and_keeps_what_the_app_holds(watch: AppRepository) -> None:
+def test_new_announcement_keeps_the_acknowledged_state(watch: AppRepository) -> None:
     bulk_sql.announce(watch.pk, 1, [row("a")], NOW)
     bulk_sql.acknowledge(watch.pk, ["a"], NOW)
     bulk_sql.announce(watch.pk, 2, [row("a", sha="b" * 64, size=1 << 40, sequence=(1 << 53) - 1, attempts=3)], NOW)
@@ -85,7 +85,7 @@ def test_rows_of_another_watch_are_left_alone(watch: AppRepository) -> None:
     assert [rows_of(each)["a"].acknowledged for each in (watch, other)] == [True, False]
 
 
-def test_a_lease_is_extended_for_its_own_claim_only(watch: AppRepository) -> None:
+def test_lease_is_extended_for_its_own_claim_only(watch: AppRepository) -> None:
     AppRepository.objects.update(fencing_token=7, generation=3)
     assert not bulk_sql.extend_lease(watch.pk, 6, 3, seconds=60, sequence_high=9)
     assert not bulk_sql.extend_lease(watch.pk, 7, 2, seconds=60, sequence_high=9)

@@ -1,4 +1,4 @@
-"""Has HEAD moved? One small request per watch in the sweep; and the circuit breaker (`engine.md` §6 and §10)."""
+"""Checks for a new HEAD, one small request per watch in the sweep, and the circuit breaker (`engine.md` §6 and §10)."""
 
 import time
 from collections.abc import Callable
@@ -24,14 +24,14 @@ from tests.support.world import World
 
 
 def settled(world: World, count: int) -> list[AppRepository]:
-    """Watches that are synced, each of a repository of its own; their first requests are forgotten."""
+    """Return synced watches of different repositories, with an empty request log."""
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(count)]
     world.settle()
     world.git.server._log.clear()
     return watches
 
 
-def time_has_come() -> None:
+def make_checks_due() -> None:
     AppRepository.objects.update(next_check_at=Now() - timedelta(seconds=1))
 
 
@@ -43,9 +43,7 @@ def no_git(*_: object, **__: object) -> None:
     raise AssertionError("a git process was started")
 
 
-def test_an_unchanged_repository_costs_one_request_no_process_and_no_row_but_the_time_of_the_check(
-    world: World, monkeypatch
-) -> None:
+def test_unchanged_repository_costs_one_request(world: World, monkeypatch) -> None:
     watches = settled(world, 3)
     before = {row["id"]: row for row in AppRepository.objects.values()}
     runs = SyncRun.objects.count()
@@ -61,9 +59,9 @@ def test_an_unchanged_repository_costs_one_request_no_process_and_no_row_but_the
     assert due() == set()
 
 
-def test_checks_are_written_in_bulk_however_many_there_are(world: World) -> None:
+def test_checks_are_written_in_bulk(world: World) -> None:
     def queries(count: int) -> int:
-        time_has_come()
+        make_checks_due()
         with CaptureQueriesContext(connection) as captured, remote.new_client() as client:
             assert check_due(client) == count
         return len(captured)
@@ -101,7 +99,7 @@ def test_ten_watches_are_asked_at_the_same_time(world: World) -> None:
 
 def test_two_sweeps_at_once_take_each_watch_once(world: World) -> None:
     settled(world, 6)
-    time_has_come()
+    make_checks_due()
     world.git.server.on_request = lambda method, target: time.sleep(0.1)
 
     def sweep() -> int:
@@ -112,10 +110,10 @@ def test_two_sweeps_at_once_take_each_watch_once(world: World) -> None:
     assert len(world.git.server.requests) == 6
 
 
-def test_what_is_due_does_not_wait_for_a_git_host_that_is_slow(world: World) -> None:
+def test_slow_git_host_does_not_delay_due_watches(world: World) -> None:
     settled(world, 1)
     world.git.server.on_request = lambda method, target: time.sleep(2.5)
-    time_has_come()
+    make_checks_due()
     calls: list[float] = []
     with remote.new_client() as client:
         check_due(client, lambda: calls.append(time.monotonic()))
@@ -134,7 +132,7 @@ def _repo(world: World) -> Repo:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_head_makes_the_watch_due(world: World, change: str) -> None:
+def test_changed_head_makes_the_watch_due(world: World, change: str) -> None:
     (watch,) = settled(world, 1)
     CHANGES[change](world, watch)
     world.check()
@@ -146,7 +144,7 @@ def test_a_change_of_head_makes_the_watch_due(world: World, change: str) -> None
     assert due() == set()
 
 
-def test_other_rules_make_the_watch_due_although_head_has_not_moved(world: World, settings) -> None:
+def test_changed_rules_make_an_unchanged_watch_due(world: World, settings) -> None:
     _, watch = world.watch({"small.txt": b"1", "large.txt": b"x" * 200})
     settings.MAX_FILE_BYTES = 100
     world.settle()
@@ -165,14 +163,14 @@ def test_each_watch_is_compared_with_its_own_base(world: World) -> None:
     assert due() == {early.pk}
 
 
-def test_a_watch_in_doubt_is_due_by_its_own_time_and_is_not_asked_for(world: World) -> None:
+def test_watch_in_doubt_is_not_checked(world: World) -> None:
     (_watch,) = settled(world, 1)
     AppRepository.objects.update(next_sync_at=Now() + timedelta(seconds=50))
     assert world.check() == 0
     assert world.git.server.requests == []
 
 
-def test_each_watch_is_asked_for_with_its_own_token_and_one_s_right_never_answers_for_another(world: World) -> None:
+def test_each_watch_is_checked_with_its_own_token(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
     mine = world.watch_url(repo, token="good")
     theirs = world.watch_url(repo, app=world.add_app("Other"), token="good")
@@ -193,10 +191,10 @@ def test_each_watch_is_asked_for_with_its_own_token_and_one_s_right_never_answer
     assert mine.repository.consecutive_failures == 0
 
 
-def test_a_server_that_does_not_speak_protocol_v2_is_asked_by_git_itself(world: World) -> None:
+def test_server_without_protocol_v2_is_checked_by_git(world: World) -> None:
     def old(method: str, target: str) -> None:
         request: Request = world.git.server.requests[-1]
-        request.git_protocol = ""  # what git http-backend makes of it is protocol v0
+        request.git_protocol = ""  # then git http-backend speaks protocol v0
 
     world.git.server.on_request = old
     repo, watch = world.watch({"a.txt": b"1"})
@@ -212,7 +210,7 @@ def test_a_server_that_does_not_speak_protocol_v2_is_asked_by_git_itself(world: 
 
 
 def a_round_later() -> None:
-    """As if the rescan interval had passed since the last failure."""
+    """Pass the rescan interval since the last failure."""
     Repository.objects.update(last_failure_at=Now() - timedelta(seconds=1000))
 
 
@@ -263,7 +261,7 @@ def test_successful_probe_closes_the_circuit(world: World) -> None:
     assert circuit(watch) == (0, False)
 
 
-def test_a_failed_probe_opens_the_circuit_for_another_cool_down(world: World) -> None:
+def test_failed_probe_reopens_the_circuit(world: World) -> None:
     (watch,) = settled(world, 1)
     open_circuit(watch, -1)
     world.git.server.on_request = lambda method, target: 503
@@ -271,7 +269,7 @@ def test_a_failed_probe_opens_the_circuit_for_another_cool_down(world: World) ->
     assert circuit(watch)[1]
 
 
-def test_with_the_circuit_open_a_person_s_resync_goes_out_at_once_as_the_probe(world: World) -> None:
+def test_manual_resync_probes_an_open_circuit(world: World) -> None:
     (watch,) = settled(world, 1)
     open_circuit(watch, 1000)
     resync_single(Actor.command(), watch)
@@ -281,7 +279,7 @@ def test_with_the_circuit_open_a_person_s_resync_goes_out_at_once_as_the_probe(w
     assert len([record for record in world.requests() if record.reason == "resync"]) == 1
 
 
-def test_with_the_circuit_open_a_new_watch_is_synced_at_once_because_its_repository_was_just_read(
+def test_new_watch_syncs_despite_an_open_circuit(
     world: World,
 ) -> None:
     (watch,) = settled(world, 1)
@@ -292,7 +290,7 @@ def test_with_the_circuit_open_a_new_watch_is_synced_at_once_because_its_reposit
     assert circuit(watch) == (0, False)
 
 
-def test_a_cancelled_probe_is_an_ordinary_check_again_and_waits_for_the_cool_down(world: World) -> None:
+def test_cancelled_probe_waits_for_the_circuit(world: World) -> None:
     (watch,) = settled(world, 1)
     open_circuit(watch, 1000)
     resync_single(Actor.command(), watch)

@@ -1,4 +1,4 @@
-"""Large files in chunks (engine.md §7, the wire contract §1), told to a client that counts the chunks of each id."""
+"""Large files in chunks (engine.md §7, the wire contract §1), sent to a client that counts the chunks of each id."""
 
 import base64
 import itertools
@@ -25,8 +25,10 @@ def _small_chunks(settings) -> None:
 
 
 class CountingClient:
-    """Written by the existing documentation: a file is complete when as many chunks of an id came as there are, in
-    whatever order, and however often each of them. `answer` may say (note → counted?, answer)."""
+    """A client as in the existing documentation: a file is complete when as many chunks of an id have arrived as it has.
+
+    Order and repetitions do not matter to it. `answer` may decide whether a chunk is counted, and what is answered.
+    """
 
     def __init__(self) -> None:
         self.pieces: dict[str, list[tuple[int, str]]] = {}
@@ -82,9 +84,7 @@ def once(index: int, counted: bool, answer: Answer) -> Callable[[Notification], 
     return lambda note: (counted, left.pop()) if left and note.chunk and note.chunk.index == index else (True, None)
 
 
-def test_text_and_binary_go_in_order_one_chunk_after_the_other_under_one_id_and_one_sequence(
-    world: World, client: CountingClient
-) -> None:
+def test_chunks_are_sent_in_order_under_one_id(world: World, client: CountingClient) -> None:
     repo, watch = world.watch({"large": LARGE, "text": TEXT, "small": b"small"})
     world.settle()
     for path in ("large", "text"):
@@ -99,9 +99,7 @@ def test_text_and_binary_go_in_order_one_chunk_after_the_other_under_one_id_and_
 
 
 @pytest.mark.parametrize(("status", "index"), [(429, 0), (503, 3), (429, 6)])
-def test_a_chunk_that_was_certainly_not_processed_is_sent_again_as_it_is(
-    world: World, client: CountingClient, status: int, index: int
-) -> None:
+def test_unprocessed_chunk_is_resent_unchanged(world: World, client: CountingClient, status: int, index: int) -> None:
     repo, watch = world.watch({"large": LARGE})
     client.answer = once(index, False, Answer(status, headers={"Retry-After": "0"}))
     watch = world.sync(watch)
@@ -114,9 +112,7 @@ def test_a_chunk_that_was_certainly_not_processed_is_sent_again_as_it_is(
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_chunk_that_found_no_connection_is_sent_again_as_it_is(
-    world: World, client: CountingClient, monkeypatch
-) -> None:
+def test_chunk_is_resent_after_a_refused_connection(world: World, client: CountingClient, monkeypatch) -> None:
     monkeypatch.setattr(responses, "RETRY_UNREACHED", 0.1)
     repo, watch = world.watch({"large": LARGE})
     world.receiver.stop()
@@ -133,17 +129,17 @@ def test_a_chunk_that_found_no_connection_is_sent_again_as_it_is(
 DOUBTFUL = {
     "an error": (3, Answer(500)),
     "an error of a proxy": (5, Answer(502)),
-    "busy without saying until when": (1, Answer(503)),
+    "busy without Retry-After": (1, Answer(503)),
     "no answer": (3, Answer(close=True)),
     "no answer to the first": (0, Answer(close=True)),
 }
 
 
 @pytest.mark.parametrize(("index", "answer"), DOUBTFUL.values(), ids=DOUBTFUL)
-def test_after_a_chunk_that_may_have_been_counted_the_file_starts_over_under_a_new_id(
+def test_chunk_in_doubt_restarts_the_file_under_a_new_id(
     world: World, client: CountingClient, index: int, answer: Answer
 ) -> None:
-    """Retried under the old id it would complete the file too early, or never."""
+    """A retry under the old id would complete the file too early, or never."""
     repo, watch = world.watch({"large": LARGE, "other": b"small"})
     client.answer = once(index, True, answer)
     watch = world.sync(watch)
@@ -159,9 +155,7 @@ def test_after_a_chunk_that_may_have_been_counted_the_file_starts_over_under_a_n
     assert_promise_kept(world, repo, watch)
 
 
-def test_when_only_the_answer_to_the_last_chunk_is_lost_the_client_gets_the_file_twice_and_never_a_wrong_one(
-    world: World, client: CountingClient
-) -> None:
+def test_lost_response_to_the_last_chunk(world: World, client: CountingClient) -> None:
     repo, watch = world.watch({"large": LARGE})
     client.answer = once(6, True, Answer(close=True, process=True))
     world.sync(watch)
@@ -172,9 +166,7 @@ def test_when_only_the_answer_to_the_last_chunk_is_lost_the_client_gets_the_file
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_worker_that_is_killed_amid_the_chunks_leaves_the_file_in_doubt_and_it_starts_over(
-    world: World, client: CountingClient
-) -> None:
+def test_worker_killed_between_chunks(world: World, client: CountingClient) -> None:
     repo, watch = world.watch({"large": LARGE})
     kill_worker(world, watch, lambda note: bool(note.chunk and note.chunk.index == 4))
     world.answer(client)
@@ -187,9 +179,7 @@ def test_a_worker_that_is_killed_amid_the_chunks_leaves_the_file_in_doubt_and_it
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_chunk_that_stays_busy_is_given_up_for_this_run_and_does_not_hold_back_other_files(
-    world: World, client: CountingClient, monkeypatch
-) -> None:
+def test_busy_chunk_does_not_block_other_files(world: World, client: CountingClient, monkeypatch) -> None:
     monkeypatch.setattr("deliveries_app.sync.sender.MAX_WAITS", 2)
     repo, watch = world.watch({"large": LARGE, "other": b"small"})
     client.answer = lambda note: (False, BUSY) if note.chunk and note.chunk.index == 2 else (True, None)
@@ -203,9 +193,7 @@ def test_a_chunk_that_stays_busy_is_given_up_for_this_run_and_does_not_hold_back
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_counting_client_never_completes_early_whatever_becomes_of_its_answers(
-    world: World, client: CountingClient, settings
-) -> None:
+def test_client_that_counts_chunks_never_completes_early(world: World, client: CountingClient, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 1000
     chance = random.Random(20260104)
     files = {f"{n}": chance.randbytes(chance.randrange(101, 500)) for n in range(5)}

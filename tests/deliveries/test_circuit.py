@@ -1,4 +1,4 @@
-"""What counts for a repository's circuit though its host answers, and who is let through once it closes."""
+"""What counts for a repository's circuit although its host answers, and which watches are released when it closes."""
 
 from datetime import timedelta
 
@@ -38,8 +38,8 @@ def due() -> set[int]:
     return set(AppRepository.objects.due().values_list("pk", flat=True))
 
 
-def opened_at_once(world: World, settings) -> tuple[Repo, AppRepository, AppRepository]:
-    """Two watchers of a repository whose circuit has just opened; both were told and wait for the cool-down."""
+def two_watches_behind_an_open_circuit(world: World, settings) -> tuple[Repo, AppRepository, AppRepository]:
+    """Return a repository whose circuit has just opened, with two watches that got a notice and wait for the cooldown."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 1
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
@@ -53,16 +53,14 @@ def opened_at_once(world: World, settings) -> tuple[Repo, AppRepository, AppRepo
 
 
 @pytest.mark.parametrize(
-    ("serve", "reason", "words"),
+    ("serve", "reason", "text"),
     [
         (serve_unsorted_tree, "other", "its tree is malformed"),
         (serve_folder_as_file, "corrupt", "although its mirror was made anew: object"),
     ],
     ids=["tree", "content"],
 )
-def test_a_repository_that_is_broken_itself_opens_its_circuit_although_it_can_be_fetched(
-    world: World, settings, serve, reason: str, words: str
-) -> None:
+def test_broken_repository_opens_its_circuit(world: World, settings, serve, reason: str, text: str) -> None:
     settings.CIRCUIT_BREAKER_THRESHOLD = 3
     repo, watch = world.watch()
     world.settle()
@@ -72,7 +70,7 @@ def test_a_repository_that_is_broken_itself_opens_its_circuit_although_it_can_be
         world.sync(watch)
         repository = Repository.objects.get()
         assert (repository.consecutive_failures, repository.circuit_is_open) == (count, count == 3)
-        assert (repository.last_error_cause, words in repository.last_error) == (reason, True), repository.last_error
+        assert (repository.last_error_cause, text in repository.last_error) == (reason, True), repository.last_error
     said: list[dict[str, dict[str, str]]] = []
     world.answer(lambda note: said.append(note.payload) if note.kind == "sync_failed" else None)  # type: ignore[func-returns-value]
     world.sync(watch)
@@ -86,8 +84,8 @@ def test_a_repository_that_is_broken_itself_opens_its_circuit_although_it_can_be
     assert (repository.consecutive_failures, repository.circuit_open_until, repository.last_error) == (0, None, "")
 
 
-def test_rules_that_cannot_be_used_are_no_failure_of_the_repository(world: World, settings) -> None:
-    repo, watch, _ = opened_at_once(world, settings)
+def test_invalid_rules_do_not_count_for_the_circuit(world: World, settings) -> None:
+    repo, watch, _ = two_watches_behind_an_open_circuit(world, settings)
     world.git.server.on_request = None
     repo.commit({".docoraignore": b"x" * 70_000})
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
@@ -98,7 +96,7 @@ def test_rules_that_cannot_be_used_are_no_failure_of_the_repository(world: World
 
 
 def test_one_watch_probes_after_the_circuit_cooldown(world: World, settings) -> None:
-    _, watch, other = opened_at_once(world, settings)
+    _, watch, other = two_watches_behind_an_open_circuit(world, settings)
     Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
     world.git.server._log.clear()
     for each in (watch, other):
@@ -108,8 +106,8 @@ def test_one_watch_probes_after_the_circuit_cooldown(world: World, settings) -> 
     assert not Notice.objects.exists(), "it is the same opening"
 
 
-def test_a_probe_that_succeeds_lets_the_others_through_at_once(world: World, settings) -> None:
-    repo, watch, other = opened_at_once(world, settings)
+def test_successful_probe_releases_the_other_watches(world: World, settings) -> None:
+    repo, watch, other = two_watches_behind_an_open_circuit(world, settings)
     world.git.server.on_request = None
     resync_single(Actor.command(), watch)
     world.sync(watch)
@@ -120,8 +118,8 @@ def test_a_probe_that_succeeds_lets_the_others_through_at_once(world: World, set
     assert due() == set()
 
 
-def test_a_token_that_reads_the_repository_lets_the_others_through_too(world: World, settings) -> None:
-    _, watch, other = opened_at_once(world, settings)
+def test_new_token_that_works_closes_the_circuit(world: World, settings) -> None:
+    _, watch, other = two_watches_behind_an_open_circuit(world, settings)
     world.git.server.on_request = None
     replace_github_token(Actor.command(), watch, "")
     assert due() == {watch.pk, other.pk}

@@ -32,7 +32,7 @@ def ids_of(watch: AppRepository) -> list[str]:
     return [watch.app.app_id, watch.repository.repository_id]
 
 
-def test_cancel_an_operation_or_the_newest_request_of_a_repository(watches) -> None:
+def test_cancel_an_operation_or_a_request(watches) -> None:
     operation = resync_by_app(Actor.command(), watches[0].app)
     assert run_json("cancel", operation.operation_id) == {"cancelled": 2}
     assert run("cancel", operation.operation_id) == "There was nothing to cancel.\n"
@@ -92,7 +92,7 @@ def test_rotate_token_keeps_the_old_token_valid(watches) -> None:
     assert live_tokens(app).count() == 2
 
 
-def test_rotate_token_without_overlap_revokes_the_old_token_after_confirmation(watches) -> None:
+def test_rotate_token_without_overlap(watches) -> None:
     app = watches[0].app
     with pytest.raises(CommandError, match=r"will be revoked now.*Add --yes"):
         run("rotate_token", app.app_id, "--overlap-hours", "0")

@@ -1,6 +1,6 @@
-"""What a sync costs grows with the change and not with the repository: statements, processes, requests and rows, counted.
+"""The cost of a sync grows with the change, not with the repository: statements, processes, requests and rows.
 
-How long it takes is for `make bench` to say.
+`make bench` measures the time.
 """
 
 import re
@@ -35,7 +35,7 @@ def batches_of_ten(settings, monkeypatch) -> None:
 
 @dataclass
 class Spent:
-    """`statements` by their first two words and by what they are about, `processes` of git by their verb."""
+    """Counts statements by verb and table, and git processes by subcommand."""
 
     statements: Counter[str] = field(default_factory=Counter)
     processes: Counter[str] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class Spent:
 @contextmanager
 def spending(world: World, spent: Spent) -> Iterator[None]:
     def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen" and threading.get_ident() in listening:  # the git server starts some, too
+        if event == "subprocess.Popen" and threading.get_ident() in listening:  # the git server starts processes too
             words = [str(word) for word in arguments[1]]
             start = words.index("git") + 1
             verb = start + 2 if words[start] == "--git-dir" else start
@@ -54,7 +54,7 @@ def spending(world: World, spent: Spent) -> Iterator[None]:
 
     sent, asked = len(world.requests()), len(world.git.server.requests)
     listening = [threading.get_ident()]
-    sys.addaudithook(note)  # for good: it listens only as long as there is something in the list
+    sys.addaudithook(note)  # cannot be removed; does nothing once the list is empty
     try:
         with CaptureQueriesContext(connection) as queries:
             yield
@@ -84,7 +84,7 @@ def small_change(world: World, repo: Repo, watch: AppRepository) -> Spent:
     return spent
 
 
-def test_a_batch_of_a_first_sync_takes_a_handful_of_statements_and_no_process(world: World) -> None:
+def test_statements_for_each_batch_of_a_first_sync(world: World) -> None:
     few, many = first_sync(world, 100)[2], first_sync(world, 300)[2]
     assert (few.notifications, many.notifications) == (100, 300)
     assert many.processes == few.processes
@@ -95,21 +95,21 @@ def test_a_batch_of_a_first_sync_takes_a_handful_of_statements_and_no_process(wo
 
 
 def test_redis_updates_of_batches_are_combined(world: World, redis_client: Redis) -> None:
-    told = []
+    transactions = []
     for files in (100, 300):
         redis_client.config_resetstat()
         first_sync(world, files)
-        told.append(redis_client.info("commandstats")["cmdstat_exec"]["calls"])
-    assert told[0] == told[1]
+        transactions.append(redis_client.info("commandstats")["cmdstat_exec"]["calls"])
+    assert transactions[0] == transactions[1]
 
 
-def test_a_first_sync_asks_git_for_the_tree_once_and_for_all_contents_together(world: World) -> None:
+def test_git_processes_of_a_first_sync(world: World) -> None:
     spent = first_sync(world, 30)[2]
-    reads = {"ls-tree": 2, "cat-file": 2}  # also: where .docoraignore is, and whether the commit is here
+    reads = {"ls-tree": 2, "cat-file": 2}  # also for .docoraignore and the commit itself
     assert spent.processes == {"init": 1, "fetch": 1, "update-ref": 1} | reads
 
 
-def test_twenty_changed_files_cost_the_same_in_a_small_and_in_a_large_repository(world: World) -> None:
+def test_cost_of_a_change_is_independent_of_repository_size(world: World) -> None:
     small = small_change(world, *first_sync(world, 40)[:2])
     large = small_change(world, *first_sync(world, 1500)[:2])
     assert small.notifications == large.notifications == 20
@@ -121,7 +121,7 @@ def test_twenty_changed_files_cost_the_same_in_a_small_and_in_a_large_repository
     )  # which a slow moment may make out of another
 
 
-def test_a_small_change_writes_the_rows_of_its_files_and_no_other(world: World) -> None:
+def test_small_change_writes_only_its_own_rows(world: World) -> None:
     repo, watch, _ = first_sync(world, 60)
     before = world.rows(watch)
     small_change(world, repo, watch)
@@ -129,18 +129,18 @@ def test_a_small_change_writes_the_rows_of_its_files_and_no_other(world: World) 
     assert touched == set(CHANGED)
 
 
-def test_a_sync_that_finds_nothing_new_reads_no_tree_and_writes_no_delivery(world: World) -> None:
+def test_sync_without_changes_reads_no_tree(world: World) -> None:
     _, watch, _ = first_sync(world, 30)
     spent = Spent()
     with spending(world, spent):
         world.sync(watch)
     assert spent.notifications == 0
     assert "fetch" not in spent.processes
-    assert spent.processes["ls-tree"] == 1  # where .docoraignore is
+    assert spent.processes["ls-tree"] == 1  # for .docoraignore
     assert not [words for words in spent.statements if words.endswith("deliveries_app_delivery")], spent.statements
 
 
-def test_checks_take_the_same_statements_for_a_few_and_for_many(world: World) -> None:
+def test_statements_of_checks_are_independent_of_their_number(world: World) -> None:
     counts = []
     for known in (2, 20):
         for number in range(AppRepository.objects.count(), known):

@@ -31,7 +31,7 @@ def failing(**fields: object) -> dict[str, object]:
 
 @pytest.fixture
 def portal(db) -> App:
-    """An app with a watch in each state, beside a paused app, one in a cooldown, and one that is being removed."""
+    """An app with a watch in each state, and three other apps: paused, in a cooldown, being removed."""
     portal, paused, cooling, gone = (make_app(name) for name in ("Portal", "Paused", "Cooling", "Gone"))
     App.objects.filter(pk=paused.pk).update(paused=True)
     App.objects.filter(pk=cooling.pk).update(cooldown_until=timezone.now() + timedelta(minutes=5))
@@ -82,7 +82,7 @@ def test_one_app_is_counted_alone(portal: App) -> None:
     assert (counts.watches, counts.due, counts.held, counts.due_since) == (1, 0, 1, None)
 
 
-def test_while_all_syncing_is_paused_nothing_is_due(portal: App) -> None:
+def test_nothing_is_due_while_syncing_is_paused(portal: App) -> None:
     before = count_watches()
     SyncPause.objects.create(paused_by="anna")
     counts = count_watches()
@@ -90,8 +90,8 @@ def test_while_all_syncing_is_paused_nothing_is_due(portal: App) -> None:
     assert (counts.held, counts.waiting) == (before.due + before.held, before.waiting)
 
 
-def test_the_counts_agree_with_the_rows(portal: App) -> None:
-    """The querysets that the sweep and the workers use are made of the same conditions."""
+def test_counts_agree_with_the_rows(portal: App) -> None:
+    """The sweep and the workers use querysets with the same conditions."""
     counts, rows = count_watches(), AppRepository.objects
     assert counts.due == rows.due().free().count()
     assert counts.due_since == rows.due().free().earliest("next_sync_at").next_sync_at
@@ -100,7 +100,7 @@ def test_the_counts_agree_with_the_rows(portal: App) -> None:
     assert counts.failing == rows.failing().count()
 
 
-def test_it_takes_one_statement(portal: App) -> None:
+def test_counting_takes_one_statement(portal: App) -> None:
     with CaptureQueriesContext(connection) as queries:
         count_watches()
     assert len(queries) == 1
@@ -117,13 +117,13 @@ def admin(db) -> Client:
 
 
 def number(page: str, before: str) -> int:
-    """The first number after a piece of the page."""
+    """Return the first number after this text in the page."""
     found = re.search(re.escape(before) + r"[^>]*>(?:<[^>]*>)*(\d+)", page)
     assert found, before
     return int(found[1])
 
 
-def of_overview(admin: Client) -> dict[str, int]:
+def counts_on_overview(admin: Client) -> dict[str, int]:
     page = admin.get("/admin/").text
     cards = {
         "watches": "watched",
@@ -136,21 +136,21 @@ def of_overview(admin: Client) -> dict[str, int]:
     return {name: number(page, f'id="card-{card}"') for name, card in cards.items()}
 
 
-def of_queue_page(admin: Client) -> dict[str, int]:
+def counts_on_queue_page(admin: Client) -> dict[str, int]:
     page = admin.get(reverse("admin:deliveries_app_queue_changelist")).text
     titles = {"leased": "Running", "due": "Not queued yet", "held": "Held back", "scheduled": "Scheduled"}
     return {name: number(page, f">{title}</a></dt><dd") for name, title in titles.items()}
 
 
-def of_app_page(admin: Client, app: App) -> dict[str, int]:
+def counts_on_app_page(admin: Client, app: App) -> dict[str, int]:
     page = admin.get(reverse("admin:deliveries_app_app_change", args=[app.pk])).text
     failed = re.search(r"Retry all failed \((\d+)\)", page)
     assert failed
     return {"watches": number(page, 'id="app-watched"'), "failing": int(failed[1])}
 
 
-def of_status(*app_id: str) -> dict[str, int]:
-    """`status` ends with 1, because something fails."""
+def counts_in_status(*app_id: str) -> dict[str, int]:
+    """Return the counts that `status` prints. It exits with 1, because something is failing."""
     out = io.StringIO()
     with pytest.raises(SystemExit):
         call_command("status", *app_id, "--json", stdout=out)
@@ -160,7 +160,7 @@ def of_status(*app_id: str) -> dict[str, int]:
     }
 
 
-def of_metrics() -> dict[str, int]:
+def counts_in_metrics() -> dict[str, int]:
     text = Client().get("/metrics").text
     found = {name: int(float(value)) for name, value in re.findall(r"(?m)^docora_(\S+) ([\d.e+]+)$", text)}
     return {
@@ -181,10 +181,10 @@ def test_pages_commands_and_metrics_show_the_same_numbers(portal: App, admin: Cl
         return {name: count_open_circuits() if name == "circuits" else getattr(counts, name) for name in names}
 
     counts = count_watches()
-    for shown in (of_overview(admin), of_queue_page(admin), of_status(), of_metrics()):
+    for shown in (counts_on_overview(admin), counts_on_queue_page(admin), counts_in_status(), counts_in_metrics()):
         assert shown == expected(counts, *shown)
     counts = count_watches(portal)
-    for shown in (of_app_page(admin, portal), of_status(portal.app_id)):
+    for shown in (counts_on_app_page(admin, portal), counts_in_status(portal.app_id)):
         assert shown == expected(counts, *shown)
     overdue = "2 repositories have been due for more than 1 min, the longest for 10 min" in warnings(check_backlog())
     assert overdue is not paused

@@ -1,4 +1,4 @@
-"""`manage.py doctor`: a healthy instance passes, each problem has its remedy, and the command always ends."""
+"""`manage.py doctor`: a healthy instance passes, each problem has a hint, and the command always ends."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from deliveries_app.monitoring.doctor import FINE, PROBLEM, WARNING, Check, Resu
 from deliveries_app.receiver import Answer
 from docora.redis import heartbeat
 from docora.security import crypto
-from tests.support.doctor import doctor, fines, problems, silent_host, start_worker, warnings
+from tests.support.doctor import doctor, infos, problems, silent_host, start_worker, warnings
 from tests.support.git import GitFixture
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
@@ -42,7 +42,7 @@ def git_server(tmp_path: Path, settings) -> Iterator[GitFixture]:
 def healthy(
     transactional_db, redis_client: Redis, git_server: GitFixture, tmp_path: Path, settings, monkeypatch
 ) -> None:
-    """Everything that a syncing instance has; a busy machine is not its problem."""
+    """A complete instance. A busy machine is not reported."""
     monkeypatch.setattr(server_checks, "_SLOW_SECONDS", 60.0)
     settings.REPOS_DIR = tmp_path / "repos"
     User.objects.create_superuser("root", password="x")
@@ -53,7 +53,7 @@ def healthy(
 # --- The command --------------------------------------------------------------------------------------------------------
 
 
-def test_a_healthy_instance_has_no_problem(healthy) -> None:
+def test_healthy_instance(healthy) -> None:
     code, output = doctor()
     assert "PROBLEM" not in output
     assert code == 0
@@ -70,7 +70,7 @@ def test_a_healthy_instance_has_no_problem(healthy) -> None:
     assert re.fullmatch(r"\d+ fine, \d+ warnings, 0 problems\.", output.splitlines()[-1])
 
 
-def test_a_problem_is_last_with_its_remedy_and_exits_with_1(healthy, redis_client: Redis) -> None:
+def test_problem_exits_with_1_and_shows_a_hint(healthy, redis_client: Redis) -> None:
     redis_client.delete("docora:heartbeat:sweep")
     code, output = doctor()
     assert code == 1
@@ -103,7 +103,7 @@ def test_offline_does_not_call_the_git_host(healthy, git_server: GitFixture) -> 
     assert "cannot be reached" in output
 
 
-def test_it_ends_although_every_server_hangs(tmp_path: Path) -> None:
+def test_doctor_ends_when_every_server_hangs(tmp_path: Path) -> None:
     with silent_host() as silent:
         environment = {
             "PATH": "/usr/bin:/bin",
@@ -130,7 +130,7 @@ def test_it_ends_although_every_server_hangs(tmp_path: Path) -> None:
 # --- Running checks -----------------------------------------------------------------------------------------------------
 
 
-def test_a_check_that_raises_is_a_problem_without_secrets_and_the_next_one_runs() -> None:
+def test_check_that_raises_is_a_problem() -> None:
     def fails() -> list[CheckMessage]:
         raise ValueError("cannot use redis://:s3cret@host/0\nsecond line")
 
@@ -145,7 +145,7 @@ def test_a_check_that_raises_is_a_problem_without_secrets_and_the_next_one_runs(
     ]
 
 
-def test_a_check_that_hangs_is_a_problem_and_what_needs_it_is_skipped() -> None:
+def test_check_that_hangs_is_a_problem() -> None:
     def hangs() -> list[CheckMessage]:
         time.sleep(2)
         return [Info("Too late.")]
@@ -158,7 +158,7 @@ def test_a_check_that_hangs_is_a_problem_and_what_needs_it_is_skipped() -> None:
     ]
 
 
-def test_a_result_is_one_line() -> None:
+def test_result_is_one_line() -> None:
     (result,) = run_checks([Check("one", lambda: [Info("Nothing is sent to A\n  fine\x1b[2J.")])])
     assert result.message == "Nothing is sent to A fine\ufffd[2J."
 
@@ -178,52 +178,52 @@ def test_system_checks_are_results(db, settings) -> None:
     assert "SESSION_COOKIE_SECURE" in warnings(monitoring.check_settings())
 
 
-def test_what_another_message_covers_is_left_out(db, settings) -> None:
+def test_covered_messages_are_left_out(db, settings) -> None:
     settings.DEBUG, settings.SECRET_KEY = True, "short"
     found = {message.id for message in monitoring.check_settings()}
     assert found >= {"docora.E003", "docora.E007", "docora.W001"}
     assert not [name for name in found if name.startswith("security.")]
 
 
-def test_a_silenced_check_is_left_out(db, settings) -> None:
+def test_silenced_check_is_left_out(db, settings) -> None:
     settings.HTTPS, settings.PUBLIC_URL, settings.ALLOW_HTTP = True, "https://docora.example", False
     settings.ALLOWED_PRIVATE_NETWORKS = []
     settings.SILENCED_SYSTEM_CHECKS = ["mail.W001", *(f"security.W0{number:02}" for number in range(1, 30))]
     found = monitoring.check_settings()
     assert [message.id for message in found] == ["docora.E004"]
     settings.SILENCED_SYSTEM_CHECKS += ["docora.E004"]
-    assert "Django's system checks (check --deploy) find no problem." in fines(monitoring.check_settings())
+    assert "Django's system checks (check --deploy) find no problem." in infos(monitoring.check_settings())
 
 
 # --- Secrets, accounts, files and disk ----------------------------------------------------------------------------------
 
 
-def test_a_stored_secret_that_no_key_decrypts_is_named(db, settings) -> None:
+def test_secret_that_no_key_decrypts(db, settings) -> None:
     app = make_app("Portal")
-    assert "The newest of ENCRYPTION_KEYS decrypts all 1 stored secret." in fines(instance_checks.check_secrets())
+    assert "The newest of ENCRYPTION_KEYS decrypts all 1 stored secret." in infos(instance_checks.check_secrets())
     settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
     text = problems(instance_checks.check_secrets())
     assert f"1 stored secret cannot be decrypted with any of ENCRYPTION_KEYS: {app._meta.label}" in text
     assert f"client_auth_key, pk {app.pk}." in text
 
 
-def test_secrets_that_use_an_older_key_are_counted(db, settings) -> None:
+def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
     make_watch(make_app("Portal"), "docs")
     settings.ENCRYPTION_KEYS = ["a-newer-key-in-front", *settings.ENCRYPTION_KEYS]
     text = warnings(instance_checks.check_secrets())
     assert "2 stored secrets use an older key of ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
 
 
-def test_an_instance_without_an_administrator_is_a_warning(db) -> None:
+def test_no_administrator_is_a_warning(db) -> None:
     text = warnings(instance_checks.check_accounts())
     assert "No account can sign in. Create a superuser: manage.py createsuperuser" in text
     User.objects.create_user("anna", password="x", is_staff=True)
     assert "There is no superuser" in warnings(instance_checks.check_accounts())
     User.objects.create_superuser("root", password="x")
-    assert "An administrator can sign in." in fines(instance_checks.check_accounts())
+    assert "An administrator can sign in." in infos(instance_checks.check_accounts())
 
 
-def test_keys_and_folders_that_others_can_read_are_named(tmp_path: Path, settings, monkeypatch) -> None:
+def test_keys_and_folders_readable_by_others(tmp_path: Path, settings, monkeypatch) -> None:
     settings.DATA_DIR, settings.REPOS_DIR = tmp_path / "data", tmp_path / "repos"
     for folder in (settings.DATA_DIR, settings.REPOS_DIR):
         folder.mkdir(mode=0o700)
@@ -231,7 +231,7 @@ def test_keys_and_folders_that_others_can_read_are_named(tmp_path: Path, setting
     key_file.write_text("{}")
     key_file.chmod(0o600)
     monkeypatch.setenv("DOCORA_ENV_FILE", str(env_file))
-    assert "Only the owner can access keys" in fines(instance_checks.check_files())
+    assert "Only the owner can access keys" in infos(instance_checks.check_files())
     env_file.write_text("SECRET_KEY=x")
     env_file.chmod(0o640)
     key_file.chmod(0o604)
@@ -243,7 +243,7 @@ def test_keys_and_folders_that_others_can_read_are_named(tmp_path: Path, setting
     assert f"Every user of this machine can enter {settings.REPOS_DIR}" in text
 
 
-def test_a_folder_that_is_not_writable_and_a_small_disk_are_named(tmp_path: Path, settings, monkeypatch) -> None:
+def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) -> None:
     settings.MAX_FETCH_BYTES = 10**18
     assert "One fetch may write" in warnings(instance_checks.check_disk())
     monkeypatch.setattr(instance_checks, "_FULL_BYTES", 10**18)
@@ -256,8 +256,8 @@ def test_a_folder_that_is_not_writable_and_a_small_disk_are_named(tmp_path: Path
 # --- Deliveries ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_delivery_to_itself_fails_with_a_wrong_signature(monkeypatch) -> None:
-    assert "refused one signed with a wrong key" in fines(instance_checks.check_delivery())
+def test_self_test_detects_a_wrong_signature(monkeypatch) -> None:
+    assert "refused one signed with a wrong key" in infos(instance_checks.check_delivery())
     monkeypatch.setattr("deliveries_app.webhooks.signing.docora_signature", lambda *_: "sha256=0")
     text = problems(instance_checks.check_delivery())
     assert "A signed ping failed to reach a receiver on this machine. The server answered 401." in text
@@ -271,7 +271,7 @@ def world(transactional_db, tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
-def test_an_app_is_pinged_on_request(world: World) -> None:
+def test_app_is_pinged_on_request(world: World) -> None:
     code, output = doctor("--app", world.app.app_id)
     assert "fine     app: Portal: The app accepted the ping: it answered 200." in output
     assert [record.kind for record in world.requests()] == ["ping"]
@@ -281,7 +281,7 @@ def test_an_app_is_pinged_on_request(world: World) -> None:
     assert "PROBLEM  app: Portal: The app answered 401. The app rejected the signature" in output
 
 
-def test_an_unknown_app_and_one_whose_key_is_lost_are_problems(world: World, settings) -> None:
+def test_unknown_app_and_lost_key_are_problems(world: World, settings) -> None:
     assert "There is no app app_x." in problems(instance_checks.check_app("app_x"))
     settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
     assert str(crypto.DecryptionError()) in problems(instance_checks.check_app(world.app.app_id))

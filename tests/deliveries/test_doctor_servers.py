@@ -1,4 +1,4 @@
-"""`manage.py doctor`: the database, Redis, and who works."""
+"""`manage.py doctor`: the database, Redis, workers and the sweep."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from redis import Redis
 
 from deliveries_app.models import App, AppRepository, SyncPause
 from deliveries_app.monitoring import instance_checks, server_checks
-from tests.support.doctor import doctor, fines, problems, start_worker, warnings
+from tests.support.doctor import doctor, infos, problems, start_worker, warnings
 from tests.support.postgres import PostgresServer
 from tests.support.staff import make_app, make_watch
 from tests.support.valkey import ValkeyServer
@@ -24,7 +24,7 @@ from tests.support.valkey import ValkeyServer
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_database_that_is_down_is_a_problem_and_checks_that_need_it_are_skipped(
+def test_unreachable_database(
     postgres_server: PostgresServer,
 ) -> None:
     connection.close()
@@ -41,14 +41,14 @@ def test_a_database_that_is_down_is_a_problem_and_checks_that_need_it_are_skippe
     assert "Traceback" not in said
 
 
-def test_a_database_that_is_not_migrated_is_a_problem(db) -> None:
+def test_unmigrated_database_is_a_problem(db) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
     assert "The database is not migrated. Run manage.py migrate." in problems(server_checks.check_database())
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_database_server_that_is_too_old_is_a_problem(postgres_server: PostgresServer, monkeypatch) -> None:
+def test_old_database_server_is_a_problem(postgres_server: PostgresServer, monkeypatch) -> None:
     monkeypatch.setattr(connection.features, "minimum_database_version", (99,))
     monkeypatch.setattr(base, "RAN_DB_VERSION_CHECK", set())
     connection.close()
@@ -61,7 +61,7 @@ def test_a_database_server_that_is_too_old_is_a_problem(postgres_server: Postgre
 
 
 def test_synchronous_clocks_are_fine(db, postgres_server) -> None:
-    assert "0.0" in fines(server_checks.check_clock())
+    assert "0.0" in infos(server_checks.check_clock())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_synchronous_clocks_are_fine(db, postgres_server) -> None:
         (6, problems, "The machine's is ahead. Run NTP"),  # more than LEASE_SECONDS / 6
     ],
 )
-def test_a_skewed_clock_is_found(db, postgres_server, monkeypatch, seconds: float, of_level, text: str) -> None:
+def test_skewed_clock_is_found(db, postgres_server, monkeypatch, seconds: float, of_level, text: str) -> None:
     monkeypatch.setattr(server_checks, "time", SimpleNamespace(time=lambda: time.time() + seconds))
     assert text in of_level(server_checks.check_clock())
 
@@ -88,11 +88,11 @@ def sqlite(db, tmp_path: Path, monkeypatch) -> Iterator[None]:
     handler["default"].close()
 
 
-def test_sqlite_without_a_write_ahead_log_is_a_problem(sqlite) -> None:
+def test_sqlite_without_wal_is_a_problem(sqlite) -> None:
     assert "SQLite's journal mode is delete, not wal" in problems(server_checks.check_sqlite())
     with server_checks.connection.cursor() as cursor:
         cursor.execute("PRAGMA journal_mode=WAL")
-    assert "SQLite keeps a write-ahead log" in fines(server_checks.check_sqlite())
+    assert "SQLite keeps a write-ahead log" in infos(server_checks.check_sqlite())
 
 
 def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) -> None:
@@ -123,7 +123,7 @@ def configured(redis_client: Redis) -> Iterator[Redis]:
         redis_client.config_set(name, before[name])
 
 
-def test_a_redis_that_is_down_is_a_problem(valkey_server: ValkeyServer, settings) -> None:
+def test_unreachable_redis_is_a_problem(valkey_server: ValkeyServer, settings) -> None:
     valkey_server.stop()
     assert "Redis does not answer. Check REDIS_URL and the Redis server." in problems(server_checks.check_redis())
     settings.DATA_DIR = valkey_server.folder
@@ -131,7 +131,7 @@ def test_a_redis_that_is_down_is_a_problem(valkey_server: ValkeyServer, settings
     assert "The embedded Valkey does not answer. Start manage.py up" in problems(server_checks.check_redis())
 
 
-def test_a_redis_that_evicts_is_a_problem(configured: Redis) -> None:
+def test_redis_that_evicts_is_a_problem(configured: Redis) -> None:
     configured.config_set("maxmemory-policy", "allkeys-lru")
     said = warnings(server_checks.check_redis_server())
     assert (
@@ -144,7 +144,7 @@ def test_a_redis_that_evicts_is_a_problem(configured: Redis) -> None:
     assert problems(server_checks.check_redis_server()) == ""
 
 
-def test_a_redis_that_is_full_is_a_problem_and_one_that_fills_up_a_warning(configured: Redis) -> None:
+def test_full_and_nearly_full_redis(configured: Redis) -> None:
     used = configured.info("memory")["used_memory"]
     configured.config_set("maxmemory", int(used / 0.88))
     assert "A full Redis refuses writes" in warnings(server_checks.check_redis_server())
@@ -155,21 +155,21 @@ def test_a_redis_that_is_full_is_a_problem_and_one_that_fills_up_a_warning(confi
     )
 
 
-def test_a_redis_in_order_is_fine(redis_client: Redis) -> None:
+def test_healthy_redis(redis_client: Redis) -> None:
     messages = server_checks.check_redis_server()
-    assert "Valkey 9." in fines(messages)
-    assert "Redis evicts nothing" in fines(messages)
-    assert "no maxmemory is set" in fines(messages)
+    assert "Valkey 9." in infos(messages)
+    assert "Redis evicts nothing" in infos(messages)
+    assert "no maxmemory is set" in infos(messages)
     assert warnings(messages) == problems(messages) == ""
 
 
-def test_a_redis_that_is_too_old_is_a_problem() -> None:
+def test_old_redis_is_a_problem() -> None:
     said = server_checks._check_version({"redis_version": "6.2.14"})
     assert said.msg == "Redis 6.2.14 is too old: Docora needs Redis 7.0 or newer, or Valkey."
     assert server_checks._check_version({"redis_version": "7.0.0"}).msg == "Redis 7.0.0 is new enough."
 
 
-# --- Workers, sweep, what waits -----------------------------------------------------------------------------------------
+# --- Workers, sweep and backlog -----------------------------------------------------------------------------------------
 
 
 def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
@@ -179,21 +179,19 @@ def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
     )
     start_worker(redis_client, host="a.example")
     start_worker(redis_client, host="b.example")
-    assert "2 workers are alive, on a.example, b.example." in fines(instance_checks.check_workers())
+    assert "2 workers are alive, on a.example, b.example." in infos(instance_checks.check_workers())
 
 
-def test_a_late_sweep_is_a_problem(redis_client: Redis) -> None:
+def test_late_sweep_is_a_problem(redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", time.time() - 7200)
     assert "The sweep last ran 2 h ago. Check whether manage.py up, or manage.py sweep, is still running." in problems(
         instance_checks.check_sweep()
     )
 
 
-def test_due_repositories_are_a_problem_beside_idle_workers_and_a_warning_beside_busy_ones(
-    db, redis_client: Redis
-) -> None:
+def test_overdue_repositories_with_idle_or_busy_workers(db, redis_client: Redis) -> None:
     make_watch(make_app("Portal"), "docs", next_sync_at=timezone.now() - timedelta(seconds=1))
-    assert "No repository has been due for more than 1 min." in fines(instance_checks.check_backlog())
+    assert "No repository has been due for more than 1 min." in infos(instance_checks.check_backlog())
     make_watch(App.objects.get(), "site", next_sync_at=timezone.now() - timedelta(hours=2))
     start_worker(redis_client)
     said = problems(instance_checks.check_backlog())
@@ -213,14 +211,14 @@ def test_incomplete_imports_are_a_warning(db) -> None:
         said = warnings(instance_checks.check_pauses())
         assert f"{number} not completely imported: nothing is checked or sent before that." in said
         assert "run manage.py import_docora again." in said
-        assert fines(instance_checks.check_pauses()) == ""
+        assert infos(instance_checks.check_pauses()) == ""
     AppRepository.objects.update(ended_at=timezone.now())
-    assert "Nothing is paused." in fines(instance_checks.check_pauses())
+    assert "Nothing is paused." in infos(instance_checks.check_pauses())
 
 
 def test_pauses_are_warnings(db) -> None:
     app = make_app("Portal")
-    assert "Nothing is paused." in fines(instance_checks.check_pauses())
+    assert "Nothing is paused." in infos(instance_checks.check_pauses())
     App.objects.filter(pk=app.pk).update(paused=True)
     SyncPause.objects.create(paused_by="anna", since=timezone.now() - timedelta(hours=2))
     said = warnings(instance_checks.check_pauses())

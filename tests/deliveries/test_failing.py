@@ -1,4 +1,4 @@
-"""Since when a watched repository has been failing, why, and what the app answered: over its whole history."""
+"""A failing watch: since when, its root cause and the app's response, over its whole history."""
 
 from datetime import timedelta
 
@@ -23,7 +23,7 @@ NOTHING = (None, "", None, "", "", "")
 
 
 def failure(watch: AppRepository) -> tuple[object, ...]:
-    """Every column that tells of a failure."""
+    """Return every column about a failure."""
     watch.refresh_from_db()
     return (
         watch.failing_since,
@@ -37,7 +37,7 @@ def failure(watch: AppRepository) -> tuple[object, ...]:
 
 @pytest.fixture
 def failing(world: World) -> AppRepository:
-    """Its first attempt found a client that answers 500, an hour ago."""
+    """A watch whose first attempt failed an hour ago, because the client answered 500."""
     _, watch = world.watch({"bad.txt": b"1", "good.txt": b"2"})
     world.answer(lambda note: Answer(500, {"error": "out of disk"}) if note.path == "bad.txt" else None)
     world.sync(watch)
@@ -49,7 +49,7 @@ def failing(world: World) -> AppRepository:
 # --- Since when ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_failure_sets_it_with_the_cause_and_the_answer(world: World, failing: AppRepository) -> None:
+def test_first_failure_sets_failing_since_and_cause(world: World, failing: AppRepository) -> None:
     assert failing.is_failing
     assert (failing.root_cause, failing.last_status_code) == ("http_5xx", 500)
     assert "out of disk" in failing.last_response
@@ -57,7 +57,7 @@ def test_the_first_failure_sets_it_with_the_cause_and_the_answer(world: World, f
     assert list(AppRepository.objects.failing()) == [failing]
 
 
-def test_further_failures_keep_it_and_the_latest_cause_counts(world: World, failing: AppRepository) -> None:
+def test_later_failures_keep_failing_since(world: World, failing: AppRepository) -> None:
     since = failing.failing_since
     world.answer(refusing("bad.txt", status=403))
     assert failure(world.sync(failing))[:3] == (since, "refused", 403)
@@ -66,21 +66,21 @@ def test_further_failures_keep_it_and_the_latest_cause_counts(world: World, fail
     world.receiver.start()
 
 
-def test_it_is_kept_through_the_last_attempt_and_the_rescans_after_it(world: World, settings, failing) -> None:
+def test_failing_since_survives_giving_up_and_rescans(world: World, settings, failing) -> None:
     settings.MAX_RETRY_ATTEMPTS = 2
     since = failing.failing_since
     assert world.sync(failing).status == Status.FAILED
     assert world.sync(failing).failing_since == since
 
 
-def test_a_success_clears_it(world: World, failing: AppRepository) -> None:
+def test_success_clears_failing_since(world: World, failing: AppRepository) -> None:
     world.answer(None)
     world.sync(failing)
     assert failure(failing) == NOTHING
     assert not AppRepository.objects.failing().exists()
 
 
-def test_a_resync_clears_it_and_the_next_failure_begins_anew(world: World, failing: AppRepository) -> None:
+def test_resync_clears_failing_since(world: World, failing: AppRepository) -> None:
     before = failing.failing_since
     resync_single(COMMAND, failing)
     assert failure(failing) == NOTHING
@@ -90,7 +90,7 @@ def test_a_resync_clears_it_and_the_next_failure_begins_anew(world: World, faili
     assert watch.failing_since > before
 
 
-def test_a_new_token_for_the_repository_clears_it(world: World, failing: AppRepository) -> None:
+def test_new_repository_token_clears_failing_since(world: World, failing: AppRepository) -> None:
     replace_github_token(COMMAND, failing, "ghp_other")
     assert failure(failing) == NOTHING
 
@@ -107,14 +107,14 @@ def test_manual_retry_keeps_failing_since(world: World, failing, verb: str) -> N
     assert failure(failing) == before
 
 
-def test_what_is_no_longer_watched_is_not_failing_and_watching_it_again_clears_it(world: World, failing) -> None:
+def test_unwatched_repository_is_not_failing(world: World, failing) -> None:
     unwatch_repository(COMMAND, failing)
     assert not AppRepository.objects.failing().exists()
     watch_repository(COMMAND, world.app, failing.github_url)
     assert failure(failing) == NOTHING
 
 
-def test_a_removed_app_has_nothing_failing(world: World, failing: AppRepository) -> None:
+def test_removed_app_has_nothing_failing(world: World, failing: AppRepository) -> None:
     App.objects.update(ended_at=timezone.now())
     assert not AppRepository.objects.failing().exists()
 
@@ -142,7 +142,7 @@ def test_root_cause_of_a_cooldown_or_a_down_endpoint(world: World) -> None:
 # --- The answer ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_is_bounded_and_holds_no_key(world: World) -> None:
+def test_stored_response_is_bounded_and_holds_no_key(world: World) -> None:
     _, watch = world.watch()
     world.answer(lambda note: Answer(401, {"expected": KEY, "nul": "\0", "more": "x" * 2000}))
     watch = world.sync(watch)
@@ -151,7 +151,7 @@ def test_the_answer_is_bounded_and_holds_no_key(world: World) -> None:
     assert KEY not in watch.last_response
 
 
-def test_a_failure_of_git_leaves_no_answer_of_the_app_behind(world: World, failing: AppRepository) -> None:
+def test_git_failure_clears_the_app_response(world: World, failing: AppRepository) -> None:
     AppRepository.objects.filter(pk=failing.pk).update(github_url=f"{world.git.server.url}/acme/gone")
     assert failure(world.sync(failing))[1:4] == ("git_not_found", None, "")
 
@@ -163,13 +163,13 @@ def broken(*_: object) -> None:
     raise ZeroDivisionError
 
 
-def test_an_error_of_ours_is_docora_s_own(world: World, monkeypatch) -> None:
+def test_internal_error_is_docoras_own_root_cause(world: World, monkeypatch) -> None:
     _, watch = world.watch()
     monkeypatch.setattr("deliveries_app.planning.planner.fill", broken)
     assert world.sync(watch).root_cause == RootCause.INTERNAL
 
 
-def test_rules_that_cannot_be_applied_are_a_cause_of_their_own(world: World) -> None:
+def test_invalid_rules_have_their_own_root_cause(world: World) -> None:
     _, watch = world.watch({".docoraignore": b"\n".join(b"%d" % number for number in range(20_000))})
     assert world.sync(watch).root_cause == RootCause.RULES
 
@@ -198,5 +198,5 @@ def test_each_way_to_fail_has_one_root_cause(cause: str, status: int | None, roo
 
 
 @pytest.mark.parametrize("cause", list(GitCause))
-def test_every_failure_of_git_has_a_root_cause_of_git(cause: GitCause) -> None:
+def test_every_git_failure_has_a_git_root_cause(cause: GitCause) -> None:
     assert root_causes.of_git(cause).label.startswith("Git: ")

@@ -1,4 +1,4 @@
-"""The first sync of a repository: everything arrives, and Docora says so."""
+"""The first sync of a repository: everything arrives, and the records show it."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ def shas(files: dict[str, bytes]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("branch", ["main", "master", "trunk"])
-def test_every_file_of_whichever_branch_is_head_arrives_with_its_hash(world: World, branch: str) -> None:
+def test_every_file_of_the_head_branch_arrives(world: World, branch: str) -> None:
     files = {
         "readme.md": b"# Hello\n",
         "src/deep/module.py": b"print('hi')\n",
@@ -36,7 +36,7 @@ def test_every_file_of_whichever_branch_is_head_arrives_with_its_hash(world: Wor
     assert {record.reason for record in world.receiver.log} == {"initial"}
 
 
-def test_large_files_arrive_in_chunks_whether_text_or_binary(world: World, settings) -> None:
+def test_large_files_arrive_in_chunks(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 10_000, 4_000
     files = {"big.txt": b"some text\n" * 3_000, "big.bin": bytes(range(256)) * 100, "small.txt": b"x"}
     _, watch = world.watch(files)
@@ -48,7 +48,7 @@ def test_large_files_arrive_in_chunks_whether_text_or_binary(world: World, setti
     assert len({record.webhook_id for record in world.requests("create") if record.path == "big.txt"}) == 10
 
 
-def test_what_cannot_be_sent_is_listed_with_the_reason_and_nothing_else_is_held_up(world: World, settings) -> None:
+def test_files_that_cannot_be_sent_are_listed_with_reasons(world: World, settings) -> None:
     settings.MAX_FILE_BYTES = 100
     _, watch = world.watch(
         {

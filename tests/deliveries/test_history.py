@@ -60,7 +60,7 @@ def test_runs_are_listed_with_trigger_and_outcome(viewer: Client, watches) -> No
     }  # fmt: skip
 
 
-def test_runs_are_filtered_by_watch_app_repository_and_operation(viewer: Client, watches) -> None:
+def test_filters_of_runs(viewer: Client, watches) -> None:
     operation = BulkOperation.objects.create(title="Re-sync all", total=1, requested_by="anna")
     portal_docs, portal_site, search_docs = [run_of(watch).pk for watch in watches]
     SyncRun.objects.filter(pk=portal_site).update(operation=operation)
@@ -308,7 +308,7 @@ def cancelled_half_way() -> BulkOperation:
     return operation
 
 
-def test_cancelled_operation_page_shows_unsent_files_per_repository(viewer: Client) -> None:
+def test_cancelled_operation_shows_unsent_files(viewer: Client) -> None:
     operation = cancelled_half_way()
     url = f"{OPERATIONS}{operation.pk}/change/"
     page = viewer.get(url).text

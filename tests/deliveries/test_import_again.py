@@ -91,9 +91,7 @@ def test_removed_repository_returns_under_its_id_for_a_new_watch(
     assert (watch.app.name, watch.repository.repository_id) == ("Search", repository.repository_id)
 
 
-def test_watch_that_was_unwatched_and_watched_again_stays_unchanged(
-    world: World, existing: ExistingService, monkeypatch, imported
-) -> None:
+def test_rewatched_repository_stays_unchanged(world: World, existing: ExistingService, monkeypatch, imported) -> None:
     repo, app, repository = imported
     unwatch_as_client(app, repository)
     remove_ended()

@@ -12,7 +12,7 @@ from tests.deliveries.test_import import BASE, FILES, GIT
 from tests.docora.test_command_errors import outcomes
 from tests.docora.test_docs import read
 from tests.docora.test_up import free_port
-from tests.support.deployment import GIVEN, compose
+from tests.support.deployment import ENV_FILE, compose
 from tests.support.existing import ExistingService
 
 SECRET = "s3cret"
@@ -104,7 +104,7 @@ def test_handbook_command_for_containers() -> None:
     words = shlex.split(line)
     assert words[:4] == ["docker", "compose", "run", "--rm"]
     assert [words[at + 1] for at, word in enumerate(words) if word == "-e"] == [URL_VARIABLE, KEY_VARIABLE]
-    service = compose(GIVEN)["services"][words[8]]
+    service = compose(ENV_FILE)["services"][words[8]]
     assert words[9:] == [*service["command"][:2], "import_docora", "--dry-run"]
 
 

@@ -69,7 +69,7 @@ def test_only_differences_are_sent(world: World, existing: ExistingService, monk
     assert_promise_kept(world, repo, watch)
 
 
-def test_files_that_docora_does_not_send_are_deleted_at_the_client(
+def test_files_that_docora_never_sends_are_deleted(
     world: World, existing: ExistingService, monkeypatch, settings
 ) -> None:
     """The existing service had delivered them. The handbook says so."""
@@ -81,9 +81,7 @@ def test_files_that_docora_does_not_send_are_deleted_at_the_client(
     assert sent(world) == [("create", ".docoraignore"), *(("delete", path) for path in sorted(held))]
 
 
-def test_adopted_records_get_size_and_mode_and_allow_a_fast_plan(
-    world: World, existing: ExistingService, monkeypatch
-) -> None:
+def test_adopted_records_allow_a_fast_plan(world: World, existing: ExistingService, monkeypatch) -> None:
     repo, watch = imported(world, existing, monkeypatch, FILES)
     caller = Caller(watch.app)
     manifest = f"/{watch.repository.repository_id}/manifest"
@@ -206,7 +204,7 @@ def daemons(world: World, instance_environment, tmp_path: Path, settings):
 
 
 @pytest.mark.timeout(300)
-def test_three_apps_with_fifty_repositories_and_thousands_of_files(
+def test_three_apps_with_fifty_repositories(
     world: World, existing: ExistingService, monkeypatch, daemons: Daemons
 ) -> None:
     """With a sweep and two workers, each in its own process."""

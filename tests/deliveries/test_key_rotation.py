@@ -73,7 +73,7 @@ def test_client_that_switches_back_to_the_old_key(world: World) -> None:
     assert fresh(world.app).new_key_accepted_at is not None
 
 
-def test_chunk_that_is_refused_is_resent_with_the_same_chunk_id(world: World, settings) -> None:
+def test_refused_chunk_keeps_its_chunk_id(world: World, settings) -> None:
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 60
     repo, watch = world.watch({"large": b"y" * 400})
     start_key_rotation(ME, world.app, NEW)
@@ -140,7 +140,7 @@ def test_client_that_knows_neither_key(world: World) -> None:
     assert "answered 401" in watch.last_error
 
 
-def test_old_key_can_be_retired_only_after_the_new_one_was_accepted(world: World) -> None:
+def test_old_key_is_retired_after_acceptance_of_the_new(world: World) -> None:
     with pytest.raises(KeyRotationError, match="No key is being replaced"):
         retire_old_key(ME, world.app)
     start_key_rotation(ME, world.app, NEW)

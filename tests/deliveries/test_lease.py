@@ -1,4 +1,4 @@
-"""Owning a watch: claimed once, extended while at work, fenced when it was lost (`engine.md` §4)."""
+"""Leases: claimed by one worker, extended while it works, fenced once it is lost (`engine.md` §4)."""
 
 import os
 import signal
@@ -32,19 +32,19 @@ def files(count: int) -> dict[str, bytes]:
 
 
 def lease_for(watch: AppRepository, seconds: float) -> None:
-    """As if somebody owned the watch for so many more seconds, by the database's clock."""
+    """Give the watch a lease for so many seconds, by the database's clock."""
     AppRepository.objects.filter(pk=watch.pk).update(lease_until=Now() + timedelta(seconds=seconds), lease_slots=1)
 
 
 def steal(watch: AppRepository) -> Lease:
-    """What happens when the lease of a frozen worker runs out: another one claims."""
+    """Claim the watch as another worker does when the lease of a frozen worker has expired."""
     AppRepository.objects.filter(pk=watch.pk).update(lease_until=Now() - timedelta(seconds=1))
     taken = claim(watch.pk)
     assert taken is not None
     return taken
 
 
-def test_of_workers_that_claim_at_the_same_moment_one_gets_the_watch(world: World) -> None:
+def test_concurrent_claims_of_threads(world: World) -> None:
     _, watch = world.watch()
     for _ in range(3):
         claims = in_threads(*[lambda: claim(watch.pk)] * 4)
@@ -53,13 +53,13 @@ def test_of_workers_that_claim_at_the_same_moment_one_gets_the_watch(world: Worl
     assert watch.fencing_token == 3
 
 
-def test_of_processes_that_claim_at_the_same_moment_one_gets_the_watch(world: World) -> None:
+def test_concurrent_claims_of_processes(world: World) -> None:
     _, watch = world.watch()
     children = [forked(lambda: os._exit(7 if claim(watch.pk) else 0)) for _ in range(4)]
     assert sorted(os.waitstatus_to_exitcode(reap(child)) for child in children) == [0, 0, 0, 7]
 
 
-def test_a_lease_that_lives_keeps_others_away_until_it_has_run_out_by_the_database_clock(world: World) -> None:
+def test_lease_expires_by_the_database_clock(world: World) -> None:
     _, watch = world.watch()
     lease_for(watch, 20)
     assert claim(watch.pk) is None
@@ -67,7 +67,7 @@ def test_a_lease_that_lives_keeps_others_away_until_it_has_run_out_by_the_databa
     assert claim(watch.pk) is not None
 
 
-def test_a_lease_far_in_the_future_was_written_by_a_wrong_clock_and_counts_as_free(world: World, settings) -> None:
+def test_lease_far_in_the_future_counts_as_free(world: World, settings) -> None:
     _, watch = world.watch()
     lease_for(watch, 2 * settings.LEASE_SECONDS - 1)
     assert claim(watch.pk) is None
@@ -75,7 +75,7 @@ def test_a_lease_far_in_the_future_was_written_by_a_wrong_clock_and_counts_as_fr
     assert claim(watch.pk) is not None
 
 
-def test_a_watch_that_is_not_due_or_ended_or_of_a_paused_app_is_not_claimed(world: World) -> None:
+def test_watches_that_cannot_be_claimed(world: World) -> None:
     _, watch = world.watch()
     AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=None)
     assert claim(watch.pk) is None
@@ -89,7 +89,7 @@ def test_a_watch_that_is_not_due_or_ended_or_of_a_paused_app_is_not_claimed(worl
     assert claim(watch.pk) is None
 
 
-def test_after_another_claim_a_worker_records_nothing_more_and_leaves_the_lease_alone(world: World, settings) -> None:
+def test_worker_records_nothing_after_another_claim(world: World, settings) -> None:
     settings.RECORD_BATCH = 5
     world.app.max_in_flight = 1
     world.app.save()
@@ -111,7 +111,7 @@ def test_after_another_claim_a_worker_records_nothing_more_and_leaves_the_lease_
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed"])
-def test_a_worker_that_lost_the_watch_just_before_its_end_writes_no_end(world: World, monkeypatch, ending: str) -> None:
+def test_worker_that_lost_its_lease_records_no_outcome(world: World, monkeypatch, ending: str) -> None:
     _, watch = world.watch(files(3))
     DeliveryFailure.objects.create(
         watch=watch, path_digest="0" * 64, path="other", cause="http", message="…", first_at=Now(), last_at=Now()
@@ -132,7 +132,7 @@ def test_a_worker_that_lost_the_watch_just_before_its_end_writes_no_end(world: W
     assert DeliveryFailure.objects.filter(watch=watch, path="other").exists()
 
 
-def test_a_claim_adds_an_attempt_success_resets_it_and_a_hand_over_gives_it_back(world: World, monkeypatch) -> None:
+def test_attempt_count_of_claim_success_and_handover(world: World, monkeypatch) -> None:
     _, watch = world.watch(files(6))
     taken = claim(watch.pk)
     assert taken is not None
@@ -169,7 +169,7 @@ def test_stopping_worker_records_acknowledged_files(world: World, monkeypatch) -
     monkeypatch.setattr(engine, "stopping", lambda: asked >= 4)
     world.sync(watch)
     done = Delivery.objects.filter(watch=watch, acknowledged=True).count()
-    assert done == len(world.requests())  # nothing that was under way is lost
+    assert done == len(world.requests())  # no request in flight is lost
     assert 4 <= done <= 6
     assert len(in_doubt(watch)) == 12 - done
     assert AppRepository.objects.due().free().filter(pk=watch.pk).exists()
@@ -195,8 +195,8 @@ def test_watch_that_kills_every_worker_fails(world: World, settings) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_batch_of_100_at_a_slow_client_does_not_outlast_the_lease(world: World, settings) -> None:
-    """Two workers would take turns for ever."""
+def test_slow_batch_does_not_outlast_the_lease(world: World, settings) -> None:
+    """Otherwise two workers would take turns forever."""
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 100
     world.app.max_in_flight = 1
     world.app.save()
@@ -229,7 +229,7 @@ def test_a_batch_of_100_at_a_slow_client_does_not_outlast_the_lease(world: World
     assert_promise_kept(world, repo, watch)
 
 
-def test_no_request_starts_when_less_than_5_seconds_of_the_lease_are_left(world: World, settings, monkeypatch) -> None:
+def test_no_request_starts_in_the_last_5_seconds(world: World, settings, monkeypatch) -> None:
     settings.LEASE_SECONDS = 30
     _, watch = world.watch()
     taken = claim(watch.pk)
@@ -239,7 +239,7 @@ def test_no_request_starts_when_less_than_5_seconds_of_the_lease_are_left(world:
         assert taken.may_send is may
 
 
-def test_a_worker_frozen_past_its_lease_sends_and_records_nothing_when_it_wakes_up(world: World, settings) -> None:
+def test_worker_frozen_past_its_lease(world: World, settings) -> None:
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 3
     world.app.max_in_flight = 1
     world.app.save()

@@ -1,4 +1,4 @@
-"""What an endpoint that is slow, busy, down or gone means for the run and for its app (`engine.md` §7)."""
+"""What a slow, busy, down or gone endpoint means for the run and the app (`engine.md` §7)."""
 
 import time
 from datetime import timedelta
@@ -22,8 +22,8 @@ def one_by_one(world: World) -> None:
     world.app.refresh_from_db()
 
 
-def impatient(monkeypatch, seconds: float = 0.4) -> None:
-    """Requests that time out sooner than the contract's 30 s."""
+def use_short_timeout(monkeypatch, seconds: float = 0.4) -> None:
+    """Let requests time out sooner than after the contract's 30 s."""
     monkeypatch.setattr(sender, "Request", partial(Request, timeout=seconds))
 
 
@@ -31,14 +31,14 @@ def names(count: int) -> dict[str, bytes]:
     return {f"file-{number:02}.txt": b"%d" % number for number in range(count)}
 
 
-def rest_of(app: App) -> float:
-    """Seconds for which nothing is sent to the app."""
+def cooldown_left(app: App) -> float:
+    """Return the seconds for which nothing is sent to the app."""
     app.refresh_from_db()
     return (app.cooldown_until - timezone.now()).total_seconds() if app.cooldown_until else 0.0
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_wait_of_up_to_5_seconds_happens_in_the_run(world: World, status: int) -> None:
+def test_wait_of_up_to_5_seconds_happens_in_the_run(world: World, status: int) -> None:
     one_by_one(world)
     repo, watch = world.watch(names(4))
     world.answer(at_notification(2, lambda: None, then=Answer(status, headers={"Retry-After": "1"})))
@@ -48,10 +48,10 @@ def test_a_wait_of_up_to_5_seconds_happens_in_the_run(world: World, status: int)
     assert next_one.received_at - refused.answered_at >= 0.99
     assert next_one.webhook_id == refused.webhook_id
     assert [run.attempts for run in world.runs(watch)] == [1]
-    assert rest_of(world.app) == 0
+    assert cooldown_left(world.app) == 0
 
 
-def test_a_client_that_always_asks_for_a_short_wait_does_not_hold_the_worker_for_ever(world: World) -> None:
+def test_repeated_short_waits_end_the_run(world: World) -> None:
     _, watch = world.watch({"busy.txt": b"1", "fine.txt": b"2"})
     world.answer(refusing("busy.txt", status=429, headers={"Retry-After": "0"}))
     world.sync(watch)
@@ -61,7 +61,7 @@ def test_a_client_that_always_asks_for_a_short_wait_does_not_hold_the_worker_for
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [("90", 80, 90), ("999999", 3590, 3600)])
-def test_a_longer_retry_after_ends_the_run_for_all_watches_without_using_up_an_attempt(
+def test_long_retry_after_pauses_the_app_without_an_attempt(
     world: World, asked: str, least: float, most: float
 ) -> None:
     one_by_one(world)
@@ -71,7 +71,7 @@ def test_a_longer_retry_after_ends_the_run_for_all_watches_without_using_up_an_a
     world.sync(watch)
     assert len(world.requests()) == 3
     assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
-    assert least < rest_of(world.app) <= most
+    assert least < cooldown_left(world.app) <= most
     assert not AppRepository.objects.due().exists()
     assert claim(other.pk) is None
     assert world.runs(watch)[0].outcome == ""
@@ -81,7 +81,7 @@ def test_a_longer_retry_after_ends_the_run_for_all_watches_without_using_up_an_a
     assert len(world.requests()) == 3 + 4
 
 
-def test_an_endpoint_that_is_down_after_10_different_paths_stops_the_run_and_rests(world: World) -> None:
+def test_endpoint_is_down_after_10_paths(world: World) -> None:
     repo, watch = world.watch(names(60))
     _, other = world.watch(name="acme/gadgets")
     world.receiver.stop()
@@ -90,10 +90,10 @@ def test_an_endpoint_that_is_down_after_10_different_paths_stops_the_run_and_res
     assert 10 <= tried <= 10 + world.app.max_in_flight
     assert (watch.status, watch.retry_count, watch.last_error_cause) == (Status.PENDING, 0, "connect")
     assert "endpoint is down" in watch.last_error
-    assert 0 < rest_of(world.app) <= 7.5
+    assert 0 < cooldown_left(world.app) <= 7.5
     assert not AppRepository.objects.due().exists()
     world.sync(watch)
-    assert 7.5 < rest_of(world.app) <= 15  # twice as long
+    assert 7.5 < cooldown_left(world.app) <= 15  # twice as long
     assert App.objects.get().down_count == 2
     world.receiver.start()
     world.sync(watch)
@@ -125,7 +125,7 @@ def test_gateway_errors_count_as_endpoint_down(world: World, status: int) -> Non
     assert App.objects.get().down_count == 1
 
 
-def test_errors_of_the_files_themselves_do_not_stop_the_run_however_many(world: World) -> None:
+def test_errors_of_single_files_do_not_stop_the_run(world: World) -> None:
     _, watch = world.watch(names(30))
     poison = [f"file-{number:02}.txt" for number in range(15)]
     world.answer(refusing(*poison, status=500))
@@ -136,7 +136,7 @@ def test_errors_of_the_files_themselves_do_not_stop_the_run_however_many(world: 
     assert App.objects.get().cooldown_until is None
 
 
-def test_an_answer_in_between_shows_that_the_endpoint_is_not_down(world: World) -> None:
+def test_response_in_between_shows_the_endpoint_is_up(world: World) -> None:
     one_by_one(world)
     _, watch = world.watch(names(25))
     world.answer(lambda note: Answer(502) if note.path != "file-08.txt" and note.path < "file-16.txt" else None)
@@ -145,7 +145,7 @@ def test_an_answer_in_between_shows_that_the_endpoint_is_not_down(world: World) 
     assert App.objects.get().down_count == 0
 
 
-def test_ten_poison_files_sorted_first_do_not_stop_every_run_at_the_same_place(world: World) -> None:
+def test_ten_poison_files_do_not_stop_every_run(world: World) -> None:
     one_by_one(world)
     poison = {f"a-{number}": b"poison" for number in range(10)}
     _, watch = world.watch(poison | {f"b-{number}": b"fine" for number in range(5)})
@@ -185,8 +185,8 @@ def test_two_410_responses_fail_only_those_files(world: World) -> None:
     assert len(world.copy(watch)) == 7
 
 
-def test_a_path_whose_request_timed_out_is_not_sent_again_before_it_has_rested(world: World, monkeypatch) -> None:
-    impatient(monkeypatch)
+def test_timed_out_path_is_held_before_the_next_request(world: World, monkeypatch) -> None:
+    use_short_timeout(monkeypatch)
     repo, watch = world.watch({"hangs.txt": b"1", "fine.txt": b"2"})
     world.answer(lambda note: time.sleep(1) if note.path == "hangs.txt" else None)
     world.sync(watch)
@@ -197,7 +197,7 @@ def test_a_path_whose_request_timed_out_is_not_sent_again_before_it_has_rested(w
     assert watch.next_sync_at >= row.hold_until - timedelta(seconds=1)
     world.answer(None)
     sent = len(world.requests())
-    world.sync(watch)  # somebody wants it earlier
+    world.sync(watch)  # before its time
     assert [record.path for record in world.requests()[sent:]] in ([], ["hangs.txt"])  # the late answer of the first
     assert in_doubt(watch) == {"hangs.txt"}
     assert "rests" in watch.failures.get(path="hangs.txt").message
@@ -209,8 +209,8 @@ def test_a_path_whose_request_timed_out_is_not_sent_again_before_it_has_rested(w
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_short_rest_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
-    impatient(monkeypatch)
+def test_short_hold_is_waited_for_in_the_run(world: World, monkeypatch) -> None:
+    use_short_timeout(monkeypatch)
     for module in (sender, responses):
         monkeypatch.setattr(module, "REST_AFTER_TIMEOUT", 2.0)
     repo, watch = world.watch({"hangs.txt": b"1"})
@@ -223,8 +223,8 @@ def test_a_short_rest_is_waited_for_in_the_run(world: World, monkeypatch) -> Non
     assert second.received_at - first.received_at >= 0.4 + 1.9
 
 
-def test_an_endpoint_that_hangs_is_down_after_10_timeouts_and_takes_bounded_time(world: World, monkeypatch) -> None:
-    impatient(monkeypatch)
+def test_hanging_endpoint_is_down_after_10_timeouts(world: World, monkeypatch) -> None:
+    use_short_timeout(monkeypatch)
     _, watch = world.watch(names(40))
     world.answer(lambda note: time.sleep(2))
     started = time.monotonic()
@@ -236,7 +236,7 @@ def test_an_endpoint_that_hangs_is_down_after_10_timeouts_and_takes_bounded_time
     assert 10 <= resting <= 10 + world.app.max_in_flight
 
 
-def test_an_answer_of_a_gigabyte_is_cut_off_and_counts_by_its_status(world: World) -> None:
+def test_gigabyte_response_is_cut_off(world: World) -> None:
     def flood(connection, head: bytes, body: bytes) -> bool:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
         for _ in range(1000):
@@ -254,9 +254,9 @@ def test_an_answer_of_a_gigabyte_is_cut_off_and_counts_by_its_status(world: Worl
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_not_here_in_answer_to_a_delete_in_doubt_is_as_good_as_done(world: World, status: int) -> None:
+def test_404_to_a_delete_in_doubt_counts_as_done(world: World, status: int) -> None:
     repo, watch = world.watch({"keep.txt": b"1", "gone.txt": b"2"})
-    world.answer(refusing("gone.txt"))  # perhaps it was kept all the same
+    world.answer(refusing("gone.txt"))  # the client may have processed it
     world.sync(watch)
     repo.commit({"gone.txt": None})
 

@@ -1,4 +1,4 @@
-"""One sync can be followed in the log by its run id, from the button to its end, whoever worked on it."""
+"""The run id of a sync appears in the log from the request to the end, across all workers."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def batches_of_ten(settings) -> None:
 
 @pytest.fixture
 def log() -> Iterator[Lines]:
-    """`log(run_id="…")`: the lines that the whole process has written with these fields, in their order."""
+    """`log(run_id="…")` returns the lines of this process with these fields, in order."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure({"format": "json", "level": "DEBUG"})
@@ -53,7 +53,7 @@ def log() -> Iterator[Lines]:
 
 @pytest.fixture
 def watched(world: World) -> tuple[Repo, AppRepository]:
-    """Thirty files, one at a time, and synced."""
+    """A synced watch with thirty files, for an app that takes one request at a time."""
     world.app.max_in_flight = 1
     world.app.save()
     repo, watch = world.watch(FILES)
@@ -62,7 +62,7 @@ def watched(world: World) -> tuple[Repo, AppRepository]:
 
 
 def events(lines: list[dict[str, Any]]) -> list[str]:
-    """What the lines say, in their order, several batches as one."""
+    """Return the events of the lines in order, with consecutive batches as one."""
     said = [line["event"] for line in lines]
     return [event for event, before in zip(said, ["", *said], strict=False) if event != before]
 
@@ -70,9 +70,7 @@ def events(lines: list[dict[str, Any]]) -> list[str]:
 START = ["claimed", "fetched", "planned", "sending", "batch_recorded"]
 
 
-def test_a_resync_is_told_from_the_button_to_its_last_acknowledgement(
-    world: World, watched: tuple[Repo, AppRepository], log: Lines
-) -> None:
+def test_log_of_a_resync(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     repo, watch = watched
     run = resync_single(ME, watch).run
     world.sync(watch)
@@ -86,13 +84,13 @@ def test_a_resync_is_told_from_the_button_to_its_last_acknowledgement(
     batches = [line for line in lines if line["event"] == "batch_recorded"]
     assert {line["level"] for line in batches} == {"debug"}
     assert sum(line["files_done"] for line in batches) == 30
-    assert len(batches) <= 30 / 10 + 2, "never a line for each file"
+    assert len(batches) <= 30 / 10 + 2, "there is a line for each file"
     assert lines[-2]["acknowledged"] == 30
     assert lines[-1]["outcome"] == "succeeded"
     assert {line["claim"] for line in lines[1:]} == {claimed["claim"]}
 
 
-def test_a_failure_is_told_with_its_cause_and_the_retry_under_its_own_id(
+def test_log_of_a_failure_and_its_retry(
     world: World, watched: tuple[Repo, AppRepository], log: Lines, settings
 ) -> None:
     settings.MAX_RETRY_ATTEMPTS = 2
@@ -124,9 +122,7 @@ def test_detected_change_logs_one_run_id(world: World, watched: tuple[Repo, AppR
     assert events(log(run_id=run.run_id)) == [*START, "sent", "run_ended"]
 
 
-def test_a_run_that_is_taken_over_says_so_and_so_does_the_one_that_does_it(
-    world: World, watched: tuple[Repo, AppRepository], log: Lines
-) -> None:
+def test_log_of_a_superseded_run(world: World, watched: tuple[Repo, AppRepository], log: Lines) -> None:
     _, watch = watched
     first = resync_single(ME, watch).run
     world.answer(at_notification(15, lambda: resync_single(ME, watch)))
@@ -139,20 +135,18 @@ def test_a_run_that_is_taken_over_says_so_and_so_does_the_one_that_does_it(
     assert log(run_id=first.run_id)[-1]["outcome"] == "superseded"
 
 
-def test_a_retry_that_takes_a_run_over_while_git_is_read_is_the_one_that_sends(
-    world: World, monkeypatch: pytest.MonkeyPatch, log: Lines
-) -> None:
+def test_log_of_a_retry_during_the_git_fetch(world: World, monkeypatch: pytest.MonkeyPatch, log: Lines) -> None:
     _, watch = world.watch(FILES)
     world.answer(refusing("3.txt"))
     world.sync(watch)
     world.answer(None)
     fetch = Mirror.fetch
 
-    def and_press(mirror, *arguments, **named):
+    def fetch_and_retry(mirror, *arguments, **named):
         retry_single(ME, watch)
         return fetch(mirror, *arguments, **named)
 
-    monkeypatch.setattr(Mirror, "fetch", and_press)
+    monkeypatch.setattr(Mirror, "fetch", fetch_and_retry)
     world.sync(watch)
     first, retry = SyncRun.objects.filter(watch=watch).order_by("pk")
     assert events(log(run_id=first.run_id))[-4:] == ["claimed", "run_ended", "fetched", "planned"]
@@ -174,9 +168,7 @@ def test_stopping_worker_hands_over(world: World, watched: tuple[Repo, AppReposi
     assert len({line["claim"] for line in lines if line["event"] == "claimed"}) == 2
 
 
-def test_a_bulk_operation_is_one_line_and_each_of_its_runs_names_it(
-    world: World, monkeypatch: pytest.MonkeyPatch, log: Lines
-) -> None:
+def test_log_of_a_bulk_operation(world: World, monkeypatch: pytest.MonkeyPatch, log: Lines) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
     operation = resync_many(ME, AppRepository.objects.all())

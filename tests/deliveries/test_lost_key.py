@@ -1,4 +1,4 @@
-"""One secret that no key opens: whatever needs it says so in a sentence, and everything else goes on."""
+"""A secret that no key decrypts: whatever needs it reports it, and everything else works."""
 
 import pytest
 from django.db import connection
@@ -15,7 +15,7 @@ SENTENCE = "A stored secret cannot be decrypted with any of the ENCRYPTION_KEYS.
 
 
 def lose_the_key_of(row: App | AppRepository, column: str, settings) -> str:
-    """As if this one value had been stored under a key that is gone. Returns its ciphertext."""
+    """Encrypt this value with a key that is then lost, and return the ciphertext."""
     keys, settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS, ["a-key-that-nobody-has"]
     ciphertext = encrypt("whatever it was")
     settings.ENCRYPTION_KEYS = keys
@@ -31,7 +31,7 @@ def admin(db, admin_user) -> Client:
     return client
 
 
-def test_it_cannot_become_bytes_or_text(settings) -> None:
+def test_undecryptable_value_cannot_become_bytes_or_text(settings) -> None:
     secret = Undecryptable(encrypt("ghp_token"))
     for use in (
         lambda: secret.encode(),
@@ -47,7 +47,7 @@ def test_it_cannot_become_bytes_or_text(settings) -> None:
     assert "gAAAA" not in repr(secret)
 
 
-def test_saving_its_row_gives_the_ciphertext_back_unchanged(db, settings) -> None:
+def test_saving_the_row_keeps_the_ciphertext(db, settings) -> None:
     app = make_app("Portal")
     ciphertext = lose_the_key_of(app, "client_auth_key", settings)
     app = App.objects.get(pk=app.pk)
@@ -59,7 +59,7 @@ def test_saving_its_row_gives_the_ciphertext_back_unchanged(db, settings) -> Non
         assert cursor.fetchone() == ("Gate", ciphertext)
 
 
-def test_every_list_and_page_of_the_admin_shows_the_row(admin, watches, settings) -> None:
+def test_admin_pages_show_the_row(admin, watches, settings) -> None:
     watch = watches[0]
     lose_the_key_of(watch, "github_token", settings)
     lose_the_key_of(watch.app, "client_auth_key", settings)
@@ -76,7 +76,7 @@ def test_every_list_and_page_of_the_admin_shows_the_row(admin, watches, settings
 
 
 @pytest.mark.parametrize("column", ["github_token", "client_auth_key"])
-def test_the_sync_that_needs_it_fails_with_the_sentence_and_the_others_go_on(world: World, settings, column) -> None:
+def test_sync_that_needs_the_secret_fails_alone(world: World, settings, column) -> None:
     _, watch = world.watch(name="acme/broken")
     other_app = world.add_app("Search") if column == "client_auth_key" else world.app
     _, other = world.watch(name="acme/fine", app=other_app)
@@ -87,10 +87,10 @@ def test_the_sync_that_needs_it_fails_with_the_sentence_and_the_others_go_on(wor
     assert (watch.status, other.status) == ("failed", "synced")
     assert watch.last_error.startswith(SENTENCE)
     assert world.copy(watch) == {}
-    assert world.rows(watch) == {}, "nothing was announced that could not be sent"
+    assert world.rows(watch) == {}, "something was announced that cannot be sent"
 
 
-def test_a_view_that_needs_it_answers_with_the_sentence(settings, rf) -> None:
+def test_view_that_needs_the_secret_explains(settings, rf) -> None:
     middleware = DecryptionErrorMiddleware(lambda request: HttpResponse())
     page = middleware.process_exception(rf.get("/admin/x"), DecryptionError())
     assert page.status_code == 500

@@ -1,4 +1,4 @@
-"""What `/metrics` tells is what was done and how things are."""
+"""The metrics count what was done and show the current state."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ ME = Actor.command()
 
 
 def scrape() -> dict[str, float]:
-    """`name{label="value"}` → value, as Prometheus reads it."""
+    """Return `name{label="value"}` → value, as Prometheus parses the page."""
     answer = Client().get("/metrics")
     assert answer.status_code == 200
     found = {}
@@ -44,13 +44,13 @@ def scrape() -> dict[str, float]:
 
 
 def more(before: dict[str, float]) -> dict[str, float]:
-    """What has grown since, of what is only counted."""
+    """Return the counters that have grown since, and by how much."""
     now = scrape()
     counted = [name for name in now if re.search(r"_total|_bucket|_count|_sum", name)]
     return {name: now[name] - before[name] for name in counted if now[name] != before[name]}
 
 
-def test_every_label_has_all_its_values_before_anything_has_happened(db) -> None:
+def test_every_label_value_is_present_from_the_start(db) -> None:
     found = scrape()
     for outcome in Outcome:
         assert found[f'docora_syncs_total{{outcome="{outcome.value}"}}'] == 0
@@ -63,7 +63,7 @@ def test_every_label_has_all_its_values_before_anything_has_happened(db) -> None
         assert found[f'docora_queue_jobs{{queue="{queue}"}}'] == 0
 
 
-def test_a_sync_is_counted_with_its_files_bytes_and_requests(world: World) -> None:
+def test_sync_is_counted_with_files_bytes_and_requests(world: World) -> None:
     before = scrape()
     _, watch = world.watch({"a.txt": b"12345", "b.txt": b"678"})
     world.sync(watch)
@@ -77,8 +77,8 @@ def test_a_sync_is_counted_with_its_files_bytes_and_requests(world: World) -> No
     assert not [name for name in grown if "failures" in name]
 
 
-def test_the_buckets_of_the_latency_are_cumulative(world: World) -> None:
-    _, watch = world.watch({f"{number}.txt": b"x" for number in range(150)})  # more than are kept one by one
+def test_latency_buckets_are_cumulative(world: World) -> None:
+    _, watch = world.watch({f"{number}.txt": b"x" for number in range(150)})  # more than are kept individually
     world.sync(watch)
     found = scrape()
     buckets = [value for name, value in found.items() if name.startswith("docora_request_seconds_bucket")]
@@ -95,10 +95,12 @@ def test_failures_are_counted_by_cause(world: World) -> None:
     assert grown['docora_delivery_failures_total{cause="http_5xx"}'] == 1
     assert grown['docora_sync_failures_total{cause="http_5xx"}'] == 1
     assert grown["docora_delivered_files_total"] == 1
-    assert not [name for name in grown if name.startswith("docora_syncs_total")], "it is tried again"
+    assert not [name for name in grown if name.startswith("docora_syncs_total")], (
+        "a run that will be retried was counted"
+    )
 
 
-def test_what_only_waits_for_another_path_has_a_cause_of_its_own(world: World) -> None:
+def test_blocked_files_have_their_own_cause(world: World) -> None:
     repo, watch = world.watch({"a": b"1"})
     world.settle()
     repo.commit({"a": None, "a/b": b"2"})
@@ -110,7 +112,7 @@ def test_what_only_waits_for_another_path_has_a_cause_of_its_own(world: World) -
     assert grown['docora_delivery_failures_total{cause="http_5xx"}'] == 1
 
 
-def test_a_repository_that_cannot_be_read_is_a_failure_of_its_sync(world: World) -> None:
+def test_unreadable_repository_is_a_failed_sync(world: World) -> None:
     repo, watch = world.watch()
     AppRepository.objects.filter(pk=watch.pk).update(github_url=repo.url + "-gone")
     before = scrape()
@@ -121,7 +123,7 @@ def test_a_repository_that_cannot_be_read_is_a_failure_of_its_sync(world: World)
     }
 
 
-def test_what_ends_otherwise_is_counted_too(world: World) -> None:
+def test_other_outcomes_are_counted(world: World) -> None:
     _, watch = world.watch()
     world.settle()
     before = scrape()
@@ -184,7 +186,7 @@ def test_queue_worker_and_sweep_gauges(db, redis_client: Redis) -> None:
     assert 0 <= found["docora_sweep_age_seconds"] < 60
 
 
-def test_a_scrape_asks_the_database_the_same_few_questions_of_few_and_of_many_rows(db) -> None:
+def test_query_count_of_a_scrape_is_constant(db) -> None:
     asked, samples = [], []
     for first, last in ((0, 2), (2, 25)):
         add_rows(first, last)
@@ -192,12 +194,10 @@ def test_a_scrape_asks_the_database_the_same_few_questions_of_few_and_of_many_ro
             samples.append(set(scrape()))
         asked.append(len(queries))
     assert asked == [2, 2]
-    assert samples[0] == samples[1], "no label grows with the rows"
+    assert samples[0] == samples[1], "the number of samples grows with the rows"
 
 
-def test_without_redis_work_goes_on_and_the_scrape_tells_what_the_database_knows(
-    world: World, valkey_server: ValkeyServer
-) -> None:
+def test_scrape_without_redis(world: World, valkey_server: ValkeyServer) -> None:
     _, watch = world.watch()
     valkey_server.stop()
     assert world.sync(watch).status == Status.SYNCED
@@ -209,7 +209,7 @@ def test_without_redis_work_goes_on_and_the_scrape_tells_what_the_database_knows
 
 
 @pytest.mark.django_db(transaction=True)
-def test_without_a_database_the_scrape_tells_what_redis_knows(postgres_server) -> None:
+def test_scrape_without_the_database(postgres_server) -> None:
     connection.close()
     postgres_server.stop()
     try:

@@ -1,4 +1,4 @@
-"""Order within a run (engine.md §7): deletes, creates, updates; what blocks what; and that no file holds back others."""
+"""The order within a run (engine.md §7): deletes, creates, updates. No failing file blocks unrelated files."""
 
 from collections import Counter
 from datetime import timedelta
@@ -14,13 +14,11 @@ from tests.support.world import World
 A, B = b"content A", b"content B"
 
 
-def of_last_run(world: World, before: int) -> list[Record]:
+def requests_since(world: World, before: int) -> list[Record]:
     return world.requests()[before:]
 
 
-def test_every_delete_is_settled_before_the_first_create_and_every_create_before_the_first_update(
-    world: World, settings
-) -> None:
+def test_deletes_then_creates_then_updates(world: World, settings) -> None:
     settings.RECORD_BATCH = 4
     repo, watch = world.watch({f"{kind}-{n}": A for kind in ("gone", "old") for n in range(10)})
     world.sync(watch)
@@ -28,14 +26,14 @@ def test_every_delete_is_settled_before_the_first_create_and_every_create_before
     repo.commit({f"gone-{n}": None for n in range(10)})
     repo.commit({f"new-{n}": A for n in range(10)} | {f"old-{n}": B for n in range(10)})
     busy = [Answer(429, headers={"Retry-After": "0"})]
-    world.answer(lambda note: busy.pop() if busy and note.path == "gone-9" else None)  # a delete that takes its time
+    world.answer(lambda note: busy.pop() if busy and note.path == "gone-9" else None)  # one slow delete
     world.sync(watch)
-    told = of_last_run(world, before)
-    assert Counter(record.kind for record in told) == {"delete": 11, "create": 10, "update": 10}
+    records = requests_since(world, before)
+    assert Counter(record.kind for record in records) == {"delete": 11, "create": 10, "update": 10}
     spans = {
         kind: (
-            min(record.received_at for record in told if record.kind == kind),
-            max(record.answered_at for record in told if record.kind == kind),
+            min(record.received_at for record in records if record.kind == kind),
+            max(record.answered_at for record in records if record.kind == kind),
         )
         for kind in ("delete", "create", "update")
     }
@@ -44,7 +42,7 @@ def test_every_delete_is_settled_before_the_first_create_and_every_create_before
     assert_promise_kept(world, repo, watch)
 
 
-TURNS = {
+REPLACEMENTS = {
     "a file becomes a directory": ({"a": A}, {"a/b": A}),
     "a directory becomes a file": ({"a/b": A}, {"a": A}),
     "a deep directory becomes a file": ({"a/b/c/d": A, "a/b/e": A}, {"a": B}),
@@ -52,8 +50,10 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize(("old", "new"), TURNS.values(), ids=TURNS)
-def test_what_stands_in_the_way_is_deleted_first(world: World, old: dict[str, bytes], new: dict[str, bytes]) -> None:
+@pytest.mark.parametrize(("old", "new"), REPLACEMENTS.values(), ids=REPLACEMENTS)
+def test_file_and_directory_that_swap_are_deleted_first(
+    world: World, old: dict[str, bytes], new: dict[str, bytes]
+) -> None:
     repo, watch = world.watch(old | {"z": A})
     world.sync(watch)
     repo.commit(dict.fromkeys(old) | new)
@@ -61,10 +61,8 @@ def test_what_stands_in_the_way_is_deleted_first(world: World, old: dict[str, by
     assert_promise_kept(world, repo, watch)
 
 
-@pytest.mark.parametrize(("old", "new"), TURNS.values(), ids=TURNS)
-def test_a_path_whose_way_is_blocked_by_an_unsettled_delete_waits_and_all_others_do_not(
-    world: World, old: dict[str, bytes], new: dict[str, bytes]
-) -> None:
+@pytest.mark.parametrize(("old", "new"), REPLACEMENTS.values(), ids=REPLACEMENTS)
+def test_only_paths_behind_an_unsettled_delete_wait(world: World, old: dict[str, bytes], new: dict[str, bytes]) -> None:
     repo, watch = world.watch(old | {"z": A})
     world.sync(watch)
     before = len(world.requests())
@@ -72,8 +70,8 @@ def test_a_path_whose_way_is_blocked_by_an_unsettled_delete_waits_and_all_others
     repo.commit(new | {"a-": A, "ab": A, "b/a": A, "z": B})
     world.answer(lambda note: Answer(500) if note.kind == "delete" else None)
     watch = world.sync(watch)
-    told = {record.path for record in of_last_run(world, before) if record.kind != "delete"}
-    assert told == {"a-", "ab", "b/a", "z"}
+    paths = {record.path for record in requests_since(world, before) if record.kind != "delete"}
+    assert paths == {"a-", "ab", "b/a", "z"}
     assert watch.status == Status.PENDING
     assert watch.files_failing == len(old) + len(new)
     listed = dict(watch.failures.values_list("path", "cause"))
@@ -83,7 +81,7 @@ def test_a_path_whose_way_is_blocked_by_an_unsettled_delete_waits_and_all_others
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_delete_that_rests_after_a_timeout_blocks_its_way_without_being_sent(world: World) -> None:
+def test_delete_held_after_a_timeout_blocks_its_path(world: World) -> None:
     repo, watch = world.watch({"a": A, "z": A})
     world.sync(watch)
     repo.commit({"a": None})
@@ -94,9 +92,9 @@ def test_a_delete_that_rests_after_a_timeout_blocks_its_way_without_being_sent(w
     world.answer(None)
     before = len(world.requests())
     watch = world.sync(watch)
-    assert of_last_run(world, before) == []
+    assert requests_since(world, before) == []
     assert watch.next_sync_at
-    assert watch.next_sync_at > timezone.now() + timedelta(seconds=15)  # it is due when the rest is over
+    assert watch.next_sync_at > timezone.now() + timedelta(seconds=15)  # due when the hold is over
     assert set(watch.failures.values_list("path", flat=True)) == {"a", "a/b"}
     Delivery.objects.filter(watch=watch, path="a").update(hold_until=timezone.now() + timedelta(seconds=0.2))
     world.settle()
@@ -104,8 +102,8 @@ def test_a_delete_that_rests_after_a_timeout_blocks_its_way_without_being_sent(w
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_not_here_is_no_answer_to_the_first_delete_but_it_is_to_a_delete_in_doubt(world: World, status: int) -> None:
-    """An app that certainly had the file has lost something; one that may have deleted it already is right."""
+def test_404_to_a_delete_counts_only_in_doubt(world: World, status: int) -> None:
+    """An app that certainly had the file has lost it. An app that may have deleted it already is right."""
     repo, watch = world.watch({"a": A, "b": A})
     world.sync(watch)
     repo.commit({"a": None})
@@ -119,7 +117,7 @@ def test_not_here_is_no_answer_to_the_first_delete_but_it_is_to_a_delete_in_doub
     assert set(world.rows(watch)) == {"b"}
 
 
-def test_one_file_that_is_answered_500_does_not_hold_back_the_files_behind_it(world: World, settings) -> None:
+def test_file_answered_500_does_not_block_later_files(world: World, settings) -> None:
     settings.RECORD_BATCH = 10
     repo, watch = world.watch({f"{n:02}": A for n in range(40)})
     world.answer(refusing("00"))
@@ -131,15 +129,15 @@ def test_one_file_that_is_answered_500_does_not_hold_back_the_files_behind_it(wo
     assert (failure.path, failure.status_code, failure.attempts) == ("00", 500, 1)
     before = len(world.requests())
     watch = world.sync(watch)
-    assert [record.path for record in of_last_run(world, before)] == ["00"]  # the rest is acknowledged
+    assert [record.path for record in requests_since(world, before)] == ["00"]  # all others are acknowledged
     assert watch.failures.get().attempts == 2
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
 
 
-def test_ten_poison_files_sorted_first_do_not_stop_every_run_at_the_same_place(world: World) -> None:
-    """Each looks as if the endpoint were down. What has not been tried yet goes first in the next run."""
+def test_untried_files_go_before_ten_poison_files(world: World) -> None:
+    """They make the endpoint look down. The next run starts with files that were not tried yet."""
     poison = [f"{n:02}" for n in range(12)]
     fine = [f"fine-{n}" for n in range(6)]
     repo, watch = world.watch(dict.fromkeys([*poison, *fine], A))
@@ -157,7 +155,7 @@ def test_ten_poison_files_sorted_first_do_not_stop_every_run_at_the_same_place(w
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_run_that_tried_everything_names_every_file_that_failed_and_none_that_is_settled(world: World) -> None:
+def test_complete_run_lists_exactly_the_failed_files(world: World) -> None:
     repo, watch = world.watch({"a": A, "b": A, "c": A, "gone": A})
     world.answer(refusing("a", "b", "gone"))
     watch = world.sync(watch)
@@ -169,7 +167,7 @@ def test_a_run_that_tried_everything_names_every_file_that_failed_and_none_that_
     assert watch.files_failing == 1
 
 
-def test_a_blocked_path_that_vanished_is_no_longer_named_though_others_still_fail(world: World) -> None:
+def test_vanished_blocked_path_is_no_longer_listed(world: World) -> None:
     repo, watch = world.watch({"a": A, "z": A})
     world.sync(watch)
     repo.commit({"a": None})

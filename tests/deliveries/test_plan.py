@@ -135,7 +135,7 @@ def test_imported_row_is_compared_by_content() -> None:
     assert (cleared.kind, cleared.compare) == ("create", False)
 
 
-def test_transformed_file_with_another_source_is_compared_by_content() -> None:
+def test_transformed_file_with_another_source() -> None:
     """The source key includes the source path. If the content turns out equal, the row is adopted."""
     delivery_rules = replace(DELIVERY_RULES, transforms=Transforms((Shout(),)))
     transformed = TransformedEntry(b"p", "100644", "A", 1, "source")

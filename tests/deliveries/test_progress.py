@@ -1,4 +1,4 @@
-"""The bar tells the truth: live, after a flush, and at its end (`engine.md` §10)."""
+"""The progress bar is right: live, after a flush, and at the end (`engine.md` §10)."""
 
 import threading
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from tests.support.world import World
 
 
 @pytest.fixture(autouse=True)
-def _every_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As at a client that takes longer for a batch than Redis waits for news of it."""
+def _report_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send every batch to Redis at once, as with a client so slow that updates are not combined."""
     monkeypatch.setattr(recorder, "TELL_SECONDS", 0.0)
 
 
@@ -33,7 +33,7 @@ def files(count: int) -> dict[str, bytes]:
 
 
 def watched(world: World, *counts: int) -> list[AppRepository]:
-    """Synced watches with so many files each."""
+    """Return synced watches with so many files each."""
     watches = [world.watch(files(count), name=f"acme/widgets-{number}")[1] for number, count in enumerate(counts)]
     world.settle()
     return watches
@@ -48,8 +48,8 @@ def progress_of(watch: AppRepository) -> Progress:
     return live.of_runs([run])[run.pk]
 
 
-def watching(progress: Callable[[], Progress], seen: list[Progress]) -> Callable[[Notification], Answer | None]:
-    """Looks at the bar whenever the client is told something; one look after the other."""
+def recording(progress: Callable[[], Progress], seen: list[Progress]) -> Callable[[Notification], Answer | None]:
+    """Return a hook that records the bar at each notification."""
     lock = threading.Lock()
 
     def hook(note: Notification) -> None:
@@ -70,11 +70,11 @@ def assert_truthful(seen: list[Progress]) -> None:
     assert all(progress.bytes_done <= progress.bytes_total for progress in seen)
 
 
-def test_the_total_is_set_at_the_plan_and_the_bar_grows_with_each_recorded_batch(world: World, settings) -> None:
+def test_bar_grows_with_each_recorded_batch(world: World, settings) -> None:
     settings.RECORD_BATCH = 10
     _, watch = world.watch(files(60))
     seen: list[Progress] = []
-    world.answer(watching(lambda: progress_of(watch), seen))
+    world.answer(recording(lambda: progress_of(watch), seen))
     world.sync(watch)
     assert_truthful(seen)
     assert {progress.files_total for progress in seen} == {60}
@@ -86,14 +86,12 @@ def test_the_total_is_set_at_the_plan_and_the_bar_grows_with_each_recorded_batch
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_the_bar_is_live_from_redis_and_from_the_rows_when_redis_lost_it(
-    world: World, settings, redis_client: Redis, flushed: bool
-) -> None:
+def test_bar_is_read_from_the_rows_after_a_flush(world: World, settings, redis_client: Redis, flushed: bool) -> None:
     settings.RECORD_BATCH = 5
     watches = watched(world, 30)
     operation = everything()
     seen: list[Progress] = []
-    look = watching(lambda: live.of_operation(operation), seen)
+    look = recording(lambda: live.of_operation(operation), seen)
     moments = [10, 20] if flushed else []
 
     def hook(note: Notification) -> None:
@@ -116,7 +114,7 @@ def test_progress_without_redis_is_read_from_the_rows(world: World, settings, va
     (watch,) = watched(world, 30)
     operation = everything()
     seen: list[Progress] = []
-    look = watching(lambda: live.of_operation(operation), seen)
+    look = recording(lambda: live.of_operation(operation), seen)
 
     def hook(note: Notification) -> None:
         if len(seen) >= 8:
@@ -131,14 +129,12 @@ def test_progress_without_redis_is_read_from_the_rows(world: World, settings, va
     assert progress_of(watch).percent == 100
 
 
-def test_a_bar_does_not_go_back_when_an_attempt_fails_and_is_full_only_with_the_last_file(
-    world: World, settings
-) -> None:
+def test_bar_does_not_go_back_after_a_failed_attempt(world: World, settings) -> None:
     settings.RECORD_BATCH = 5
     watches = watched(world, 20, 10)
     operation = everything()
     seen: list[Progress] = []
-    look = watching(lambda: live.of_operation(operation), seen)
+    look = recording(lambda: live.of_operation(operation), seen)
     poison = refusing("003.txt", "007.txt")
 
     def hook(note: Notification) -> Answer | None:
@@ -158,21 +154,21 @@ def test_a_bar_does_not_go_back_when_an_attempt_fails_and_is_full_only_with_the_
     assert (end.files_done, end.files_total, end.percent, end.succeeded) == (30, 30, 100, 2)
 
 
-def test_a_bar_does_not_go_back_when_a_worker_is_killed_and_counts_no_file_twice(world: World, settings) -> None:
+def test_bar_does_not_go_back_after_a_kill(world: World, settings) -> None:
     settings.RECORD_BATCH = 5
     _, watch = world.watch(files(40))
     kill_worker(world, watch, lambda note: note.path >= "020.txt")
     before = progress_of(watch)
     assert 10 <= before.files_done <= 25
     seen: list[Progress] = [before]
-    world.answer(watching(lambda: progress_of(watch), seen))
+    world.answer(recording(lambda: progress_of(watch), seen))
     world.sync(watch)
     assert_truthful(seen)
     end = progress_of(watch)
     assert (end.files_done, end.files_total, end.percent) == (40, 40, 100)
 
 
-def test_several_workers_on_one_operation_lose_no_file_and_show_none_twice(world: World, settings) -> None:
+def test_several_workers_count_every_file_once(world: World, settings) -> None:
     settings.RECORD_BATCH = 3
     watches = []
     for number in range(3):
@@ -181,7 +177,7 @@ def test_several_workers_on_one_operation_lose_no_file_and_show_none_twice(world
     world.settle()
     operation = everything()
     seen: list[Progress] = []
-    world.answer(watching(lambda: live.of_operation(operation), seen))
+    world.answer(recording(lambda: live.of_operation(operation), seen))
     in_threads(*[lambda watch=watch: world.sync(watch) for watch in watches])
     assert_truthful(seen)
     operation.refresh_from_db()
@@ -189,7 +185,7 @@ def test_several_workers_on_one_operation_lose_no_file_and_show_none_twice(world
     assert (end.files_done, end.files_total, end.succeeded, end.percent) == (120, 120, 3, 100)
 
 
-def test_a_repository_that_needs_nothing_is_full_at_once(world: World) -> None:
+def test_bar_without_files_is_full_at_once(world: World) -> None:
     (watch,) = watched(world, 2)
     operation = everything()
     world.sync(watch)
@@ -200,7 +196,7 @@ def test_a_repository_that_needs_nothing_is_full_at_once(world: World) -> None:
     assert progress_of(empty).percent == 100
 
 
-def test_counters_that_were_lost_are_not_counted_on_from_nothing(redis_client: Redis) -> None:
+def test_lost_counters_do_not_restart_at_zero(redis_client: Redis) -> None:
     live_counters.start("run_1", {"files_total": 10, "files_done": 4})
     assert live_counters.advance("run_1", files_done=2)
     assert live_counters.read(["run_1", "run_2"]) == [{"files_total": 10, "files_done": 6}, None]
@@ -221,7 +217,7 @@ def test_lost_counters_are_logged_once_a_minute(
     assert [record.message for record in caplog.records] == ["progress_not_updated"]
 
 
-def test_an_operation_waiting_for_its_first_file_shows_nothing_done_and_no_time_left(world: World) -> None:
+def test_operation_before_its_first_file(world: World) -> None:
     watched(world, 3)
     progress = live.of_operation(everything())
     assert (progress.percent, progress.files_done, progress.files_total) == (0, 0, 3)

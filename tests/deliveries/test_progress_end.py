@@ -1,4 +1,4 @@
-"""When an operation ends, its bar shows the end, whoever polls, seeds or rolls back meanwhile (`engine.md` §10)."""
+"""The bar of an ended operation shows its end, despite concurrent polls, seeding and rollbacks (`engine.md` §10)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -189,9 +189,7 @@ def test_seeding_from_older_rows_loses_no_batch(
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_batch_of_a_run_that_was_taken_over_counts_no_more(
-    operation: BulkOperation, redis_client: Redis, lost: bool
-) -> None:
+def test_batch_of_a_superseded_run_is_not_counted(operation: BulkOperation, redis_client: Redis, lost: bool) -> None:
     """Its worker may still send files. What the run adds to its operation is final."""
     run = start_run(last_run(operation))
     record(run, 40)

@@ -1,4 +1,4 @@
-"""What is old enough goes, in slices; what a cancel, a page or a tally still needs stays."""
+"""Pruning removes old rows in slices, and keeps what a cancel, a page or a progress bar still needs."""
 
 from datetime import datetime, timedelta
 from io import StringIO
@@ -36,20 +36,20 @@ def days_ago(days: float) -> datetime:
     return timezone.now() - timedelta(days=days)
 
 
-def run_of(watch: AppRepository | None, *, days: float = OLD, generation: int = 1, **facts) -> SyncRun:
-    """A run that was asked for and ended so many days ago."""
+def run_of(watch: AppRepository | None, *, days: float = OLD, generation: int = 1, **fields) -> SyncRun:
+    """Create a run that was requested and ended so many days ago."""
     moment = days_ago(days)
-    facts = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED} | facts
-    ended = moment if facts["outcome"] else None
+    fields = {"reason": Reason.CHANGE, "outcome": Outcome.SUCCEEDED} | fields
+    ended = moment if fields["outcome"] else None
     return SyncRun.objects.create(
         watch=watch, requested_by="Docora", generation=generation, created_at=moment, started_at=moment, ended_at=ended,
-        **facts,
+        **fields,
     )  # fmt: skip
 
 
-def operation_of(days: float, **facts) -> BulkOperation:
-    facts = {"title": "Re-sync all", "total": 2, "requested_by": "anna", "ended_at": days_ago(days)} | facts
-    return BulkOperation.objects.create(created_at=days_ago(days), **facts)
+def operation_of(days: float, **fields) -> BulkOperation:
+    fields = {"title": "Re-sync all", "total": 2, "requested_by": "anna", "ended_at": days_ago(days)} | fields
+    return BulkOperation.objects.create(created_at=days_ago(days), **fields)
 
 
 def left() -> set[int]:
@@ -68,17 +68,17 @@ def numbers(watch: AppRepository) -> tuple[int, int]:
 # --- Runs --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_ended_before_the_retention_goes_and_what_ended_since_stays(watch: AppRepository) -> None:
+def test_runs_older_than_the_retention_are_removed(watch: AppRepository) -> None:
     run_of(watch)
-    run_of(None)  # of a watch that is gone
-    long = run_of(watch, outcome="")  # asked for long ago, and under way until yesterday
+    run_of(None)  # of a removed watch
+    long = run_of(watch, outcome="")  # requested long ago, ended yesterday
     SyncRun.objects.filter(pk=long.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(1))
     recent = [run_of(watch, days=RECENT), run_of(None, days=RECENT)]
     assert prune().runs == 2
     assert left() == {long.pk, *(run.pk for run in recent)}
 
 
-def test_the_newest_run_of_each_watch_stays_however_old_it_is(watch: AppRepository) -> None:
+def test_newest_run_of_each_watch_is_kept(watch: AppRepository) -> None:
     other = make_watch(watch.app, "site")
     for which in (watch, other):
         for days in (300, 200, 100):
@@ -88,7 +88,7 @@ def test_the_newest_run_of_each_watch_stays_however_old_it_is(watch: AppReposito
     assert watch.runs.count() == other.runs.count() == 1
 
 
-def test_open_runs_stay_however_old_they_are(watch: AppRepository) -> None:
+def test_open_runs_are_kept(watch: AppRepository) -> None:
     waiting = [run_of(watch, days=400, outcome="", generation=generation) for generation in (1, 2)]
     newest = run_of(watch, days=1, generation=3)
     assert prune().total == 0
@@ -96,9 +96,7 @@ def test_open_runs_stay_however_old_they_are(watch: AppRepository) -> None:
 
 
 @pytest.mark.parametrize("later", ["", Outcome.CANCELLED])
-def test_the_newest_resync_that_was_not_cancelled_stays_and_one_that_may_be_cancelled_does_not_stand_in_for_it(
-    watch: AppRepository, later: str
-) -> None:
+def test_newest_uncancelled_resync_is_kept(watch: AppRepository, later: str) -> None:
     run_of(watch, days=400, generation=2, reason=Reason.RESYNC)
     floor = run_of(watch, days=300, generation=4, reason=Reason.RESYNC)
     run_of(watch, days=250, generation=5, reason=Reason.RESYNC, outcome=Outcome.CANCELLED)
@@ -109,7 +107,7 @@ def test_the_newest_resync_that_was_not_cancelled_stays_and_one_that_may_be_canc
     assert left() == expected
 
 
-def test_a_resync_goes_once_a_later_one_has_ended(watch: AppRepository) -> None:
+def test_resync_is_removed_once_a_later_one_has_ended(watch: AppRepository) -> None:
     run_of(watch, days=300, generation=2, reason=Reason.RESYNC)
     run_of(watch, days=200, generation=3, reason=Reason.RESYNC, outcome=Outcome.FAILED)
     run_of(watch, days=100, generation=4)
@@ -118,7 +116,7 @@ def test_a_resync_goes_once_a_later_one_has_ended(watch: AppRepository) -> None:
     assert {run.generation for run in SyncRun.objects.all()} == kept == {3, 4}
 
 
-def test_a_cancel_after_pruning_restores_the_same_floor(world: World) -> None:
+def test_cancel_after_pruning_restores_the_same_floor(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.settle()
     resync(watch)
@@ -130,20 +128,20 @@ def test_a_cancel_after_pruning_restores_the_same_floor(world: World) -> None:
     SyncRun.objects.update(created_at=days_ago(OLD), started_at=days_ago(OLD), ended_at=days_ago(OLD))
     resync(watch)
     assert numbers(watch) == (3, 3)
-    assert prune().runs == 3  # the first sync, and both changes: the newest run is the re-sync that is open
+    assert prune().runs == 3  # the first sync and both changes; the newest run is the open re-sync
     assert cancel_request(Actor.command(), watch) == 1
     assert numbers(watch) == (4, 2)
     before = len(world.requests())
     world.settle()
-    assert len(world.requests()) == before  # all that the app holds still counts
+    assert len(world.requests()) == before  # everything the app holds still counts
     assert_promise_kept(world, repo, watch)
 
 
-def test_without_that_resync_the_floor_would_fall_below_what_was_cleared(world: World) -> None:
-    """The history that the rule is for: a re-sync that stopped half-way, and a later one that is cancelled."""
+def test_kept_resync_protects_the_floor(world: World) -> None:
+    """A re-sync is superseded halfway, and the later one is cancelled. The floor must stay at the first."""
     repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
-    first = resync(watch)  # nothing of it is sent; a newer one takes it over
+    first = resync(watch)  # sends nothing, because a newer one supersedes it
     resync(watch)
     SyncRun.objects.filter(pk=first.pk).update(outcome=Outcome.FAILED, ended_at=days_ago(OLD), created_at=days_ago(OLD))
     prune()
@@ -155,7 +153,7 @@ def test_without_that_resync_the_floor_would_fall_below_what_was_cleared(world: 
 
 
 @pytest.mark.parametrize("days", [0, 10**9])
-def test_runs_are_kept_for_ever_where_nothing_says_how_long(watch: AppRepository, settings, days: int) -> None:
+def test_runs_are_kept_forever_without_a_retention(watch: AppRepository, settings, days: int) -> None:
     settings.SYNC_RUN_RETENTION_DAYS = settings.BULK_OPERATION_RETENTION_DAYS = settings.TRAFFIC_RETENTION_DAYS = days
     run_of(watch, days=5000)
     run_of(watch, days=4000)
@@ -168,7 +166,7 @@ def test_runs_are_kept_for_ever_where_nothing_says_how_long(watch: AppRepository
 # --- Bulk operations ---------------------------------------------------------------------------------------------------
 
 
-def test_an_operation_keeps_its_runs_as_long_as_it_is_kept(watch: AppRepository) -> None:
+def test_operation_keeps_its_runs(watch: AppRepository) -> None:
     kept, gone = operation_of(300), operation_of(400)
     tallied = run_of(watch, days=300, operation=kept)
     run_of(watch, days=400, operation=gone)
@@ -178,7 +176,7 @@ def test_an_operation_keeps_its_runs_as_long_as_it_is_kept(watch: AppRepository)
     assert list(BulkOperation.objects.all()) == [kept]
 
 
-def test_a_run_that_outlives_its_operation_forgets_it(watch: AppRepository, settings) -> None:
+def test_run_that_outlives_its_operation(watch: AppRepository, settings) -> None:
     settings.BULK_OPERATION_RETENTION_DAYS = 30
     recent = run_of(watch, days=40, operation=operation_of(40))
     last_of_another = run_of(make_watch(watch.app, "site"), days=400, operation=operation_of(400))
@@ -189,7 +187,7 @@ def test_a_run_that_outlives_its_operation_forgets_it(watch: AppRepository, sett
         assert run.operation is None
 
 
-def test_an_operation_that_is_open_or_ended_lately_stays_however_long_ago_it_was_asked_for(
+def test_open_and_recently_ended_operations_are_kept(
     watch: AppRepository,
 ) -> None:
     running, slow = operation_of(400, ended_at=None), operation_of(400, ended_at=days_ago(10))
@@ -197,7 +195,7 @@ def test_an_operation_that_is_open_or_ended_lately_stays_however_long_ago_it_was
     assert set(BulkOperation.objects.all()) == {running, slow}
 
 
-def test_an_operation_can_be_cancelled_after_pruning_and_every_floor_is_restored(world: World) -> None:
+def test_cancel_an_operation_after_pruning(world: World) -> None:
     watches = [world.watch({"a.txt": b"1"}, name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
     resync_many(Actor.command(), AppRepository.objects.all())
@@ -213,7 +211,7 @@ def test_an_operation_can_be_cancelled_after_pruning_and_every_floor_is_restored
 # --- Traffic, sessions, sign-in attempts -------------------------------------------------------------------------------
 
 
-def test_hours_sessions_and_attempts_go_by_their_own_rules(watch: AppRepository) -> None:
+def test_traffic_sessions_and_attempts_have_their_own_rules(watch: AppRepository) -> None:
     for days in (OLD, RECENT):
         HourlyTraffic.objects.create(app=watch.app, hour=days_ago(days))
     for key, days in (("old", 1), ("new", -1)):
@@ -227,12 +225,10 @@ def test_hours_sessions_and_attempts_go_by_their_own_rules(watch: AppRepository)
     assert AccessAttempt.objects.get().username == "new"
 
 
-# --- How it is done ----------------------------------------------------------------------------------------------------
+# --- Slices, command and job -------------------------------------------------------------------------------------------
 
 
-def test_it_goes_in_slices_and_one_that_is_stopped_or_killed_half_way_goes_on_next_time(
-    watch: AppRepository, monkeypatch
-) -> None:
+def test_interrupted_pruning_continues_next_time(watch: AppRepository, monkeypatch) -> None:
     monkeypatch.setattr(retention, "_SLICE", 3)
     for _ in range(4):
         run_of(watch, operation=operation_of(400))
@@ -259,7 +255,7 @@ def test_it_goes_in_slices_and_one_that_is_stopped_or_killed_half_way_goes_on_ne
     assert SyncRun.objects.get().operation is None
 
 
-def test_a_dry_run_says_what_would_go_and_removes_nothing(watch: AppRepository) -> None:
+def test_dry_run_reports_and_removes_nothing(watch: AppRepository) -> None:
     for days in (400, 300, 1):
         run_of(watch, days=days, operation=operation_of(days))
     HourlyTraffic.objects.create(app=watch.app, hour=days_ago(OLD))
@@ -275,7 +271,7 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(watch: AppRepository) 
     assert said() == "Removed: nothing."
 
 
-def test_the_number_of_queries_grows_with_slices_and_not_with_rows(watch: AppRepository) -> None:
+def test_queries_grow_with_slices_not_rows(watch: AppRepository) -> None:
     def queries_for(rows: int) -> int:
         for _ in range(rows):
             run_of(watch)
@@ -287,7 +283,7 @@ def test_the_number_of_queries_grows_with_slices_and_not_with_rows(watch: AppRep
     assert queries_for(30) == queries_for(3)
 
 
-def test_the_sweep_wakes_the_low_queue_for_it_once_an_hour(db, redis_client, valkey_server: ValkeyServer) -> None:
+def test_sweep_queues_pruning_once_an_hour(db, redis_client, valkey_server: ValkeyServer) -> None:
     def waiting() -> list[str]:
         return django_rq.get_queue("low").get_job_ids()
 
@@ -304,7 +300,7 @@ def test_the_sweep_wakes_the_low_queue_for_it_once_an_hour(db, redis_client, val
         loop.sweep_once(client)
 
 
-def test_the_job_does_what_the_command_does(watch: AppRepository) -> None:
+def test_job_prunes_like_the_command(watch: AppRepository) -> None:
     run_of(watch)
     kept = run_of(watch, days=1)
     jobs.prune("old")

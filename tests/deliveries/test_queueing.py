@@ -35,7 +35,7 @@ def put(queue: str = "default", job_id: str = "job-1", *, owned: bool = False) -
 
 
 def strand(job_id: str = "job-1", *, seconds_ago: float) -> None:
-    """A job whose worker took it so many seconds ago and then died."""
+    """Add a job that a worker took so many seconds ago before it died."""
     queue = django_rq.get_queue("default")
     put(job_id=job_id)
     queue.connection.lrem(queue.key, 0, job_id)

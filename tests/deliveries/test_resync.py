@@ -100,7 +100,7 @@ def test_resync_during_a_run_supersedes_the_worker(world: World, number: int) ->
     assert outcomes(world, watch) == [("initial", "superseded"), ("resync", "succeeded")]
 
 
-def test_resync_after_the_last_file_but_before_the_end_of_a_run(world: World, monkeypatch) -> None:
+def test_resync_just_before_the_end_of_a_run(world: World, monkeypatch) -> None:
     repo, watch = world.watch(FILES)
     runs: list[SyncRun] = []
     keep_base = Mirror.keep_base
@@ -322,7 +322,7 @@ def test_cancel_both_leaves_nothing_to_send(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_worker_of_a_cancelled_resync_records_nothing_for_the_next(world: World) -> None:
+def test_cancelled_resync_records_nothing_for_the_next(world: World) -> None:
     """Reusing the generation would make the two requests look the same to the worker."""
     repo, watch = world.watch(FILES)
     world.sync(watch)

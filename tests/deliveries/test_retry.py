@@ -15,7 +15,7 @@ def due_in(watch: AppRepository) -> float:
     return (watch.next_sync_at - timezone.now()).total_seconds()
 
 
-def test_backoff_doubles_up_to_an_hour_and_jitter_only_lengthens_it() -> None:
+def test_backoff_doubles_up_to_an_hour() -> None:
     assert [backoff(attempt, base=1, jitter=0) for attempt in (1, 2, 3, 4, 5)] == [1, 2, 4, 8, 16]
     assert backoff(3, base=1, jitter=1) == 6
     assert backoff(60, base=1, jitter=0) == 3600
@@ -81,7 +81,7 @@ def test_reverted_change_clears_its_failure(world: World) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_internal_error_counts_as_an_attempt_and_only_the_log_has_details(world: World, monkeypatch, caplog) -> None:
+def test_internal_error_counts_as_an_attempt(world: World, monkeypatch, caplog) -> None:
     _, watch = world.watch()
 
     def broken(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""One run per request, and what it comes to (`engine.md` §10)."""
+"""One run per request, and its outcome (`engine.md` §10)."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ COMMAND = Actor.command()
 
 
 def outcomes(world: World, watch: AppRepository) -> list[tuple[str, str]]:
-    """(reason, outcome) of the watch's runs, the oldest first."""
+    """Return reason and outcome of the watch's runs, oldest first."""
     return [(run.reason, run.outcome) for run in reversed(world.runs(watch))]
 
 
@@ -33,7 +33,7 @@ def closed(operation: BulkOperation) -> BulkOperation:
     return operation
 
 
-def test_one_request_is_one_run_however_many_attempts_it_takes(world: World) -> None:
+def test_several_attempts_are_one_run(world: World) -> None:
     _repo, watch = world.watch({"bad.txt": b"1", "good.txt": b"2"})
     world.answer(refusing("bad.txt"))
     world.sync(watch)
@@ -46,7 +46,7 @@ def test_one_request_is_one_run_however_many_attempts_it_takes(world: World) -> 
     assert {record.run_id for record in world.requests()} == {run.run_id}
 
 
-def test_each_change_that_is_found_is_a_run_and_a_check_that_finds_nothing_is_none(world: World) -> None:
+def test_only_checks_that_find_a_change_make_a_run(world: World) -> None:
     repo, watch = world.watch()
     world.settle()
     world.settle()
@@ -67,7 +67,7 @@ def test_later_resync_supersedes_an_earlier_one(world: World) -> None:
     assert live.of_operation(closed(second)).succeeded == 1
 
 
-def test_a_resync_in_the_middle_of_a_run_takes_it_over(world: World) -> None:
+def test_resync_supersedes_the_run_in_progress(world: World) -> None:
     repo, watch = world.watch({f"{number:02}.txt": b"x" for number in range(20)})
     world.answer(at_notification(3, lambda: resync_single(COMMAND, watch)))
     world.sync(watch)
@@ -91,7 +91,7 @@ def test_cancelled_resync_does_not_supersede_an_earlier_one(world: World) -> Non
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed", "cancelled", "ended", "paused"])
-def test_every_ending_ends_the_run_and_closes_its_operation(world: World, settings, ending: str) -> None:
+def test_every_outcome_ends_the_run_and_its_operation(world: World, settings, ending: str) -> None:
     settings.MAX_RETRY_ATTEMPTS = 1
     _, watch = world.watch({f"{number}.txt": b"x" for number in range(4)})
     world.settle()
@@ -115,7 +115,7 @@ def test_every_ending_ends_the_run_and_closes_its_operation(world: World, settin
     assert (progress.percent == 100) is (ending == "succeeded")
 
 
-def test_an_operation_ends_with_its_last_run_and_not_before(world: World) -> None:
+def test_operation_ends_with_its_last_run(world: World) -> None:
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(3)]
     world.settle()
     operation = everything()
@@ -128,7 +128,7 @@ def test_an_operation_ends_with_its_last_run_and_not_before(world: World) -> Non
     assert (progress.succeeded, progress.files_done, progress.files_total, progress.percent) == (3, 3, 3, 100)
 
 
-def test_an_operation_whose_worker_died_between_the_run_and_it_is_closed_by_the_sweep(world: World) -> None:
+def test_sweep_closes_an_operation_after_a_crash(world: World) -> None:
     _, _watch = world.watch()
     operation = everything()
     SyncRun.objects.filter(operation=operation).update(outcome=Outcome.SUCCEEDED, ended_at=operation.created_at)
@@ -139,7 +139,7 @@ def test_an_operation_whose_worker_died_between_the_run_and_it_is_closed_by_the_
     assert still_open.ended_at is None
 
 
-def test_cancelling_what_has_ended_is_no_error_and_changes_nothing(world: World) -> None:
+def test_cancelling_an_ended_operation_changes_nothing(world: World) -> None:
     _, watch = world.watch()
     operation = everything()
     world.sync(watch)
@@ -148,7 +148,7 @@ def test_cancelling_what_has_ended_is_no_error_and_changes_nothing(world: World)
     assert cancel_request(COMMAND, watch) == 0
 
 
-def test_on_a_paused_app_a_resync_is_recorded_and_runs_on_resume(world: World) -> None:
+def test_resync_of_a_paused_app_runs_on_resume(world: World) -> None:
     repo, watch = world.watch()
     world.settle()
     App.objects.update(paused=True)
@@ -166,8 +166,8 @@ def test_on_a_paused_app_a_resync_is_recorded_and_runs_on_resume(world: World) -
     assert live.of_operation(closed(operation)).succeeded == 1
 
 
-def test_two_workers_that_end_the_last_two_runs_at_the_same_moment_close_the_operation(world: World) -> None:
-    """Neither sees the other's run ended before it is committed; both left the operation open, its bar at 99 %."""
+def test_last_two_runs_ending_together_close_the_operation(world: World) -> None:
+    """Neither sees the other's uncommitted end, so both once left the operation open, with its bar at 99 %."""
     watches = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(2)]
     world.settle()
     operation = everything()
@@ -178,7 +178,7 @@ def test_two_workers_that_end_the_last_two_runs_at_the_same_moment_close_the_ope
         with transaction.atomic():
             runs.end_runs(watch.pk, watch.generation, Outcome.SUCCEEDED)
             with contextlib.suppress(threading.BrokenBarrierError):
-                ended.wait(0.5)  # where the second waits for the first one's commit, it never comes here in time
+                ended.wait(0.5)  # times out if the second waits for the first one's commit
 
     in_threads(*[functools.partial(end, watch) for watch in watches])
     closed(operation)

@@ -1,4 +1,4 @@
-"""`max_in_flight` is the app's, over all its repositories and all workers (`engine.md` §7)."""
+"""`max_in_flight` limits an app over all its repositories and all workers (`engine.md` §7)."""
 
 import time
 from itertools import pairwise
@@ -16,7 +16,7 @@ from tests.support.world import World
 
 
 def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[AppRepository]:
-    """Watches of one app with so many slots."""
+    """Return watches of one app with so many slots."""
     App.objects.filter(pk=world.app.pk).update(max_in_flight=slots)
     world.app.refresh_from_db()
     content = {f"{number:02}.txt": b"%d" % number for number in range(files)}
@@ -24,7 +24,7 @@ def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[A
 
 
 def work_until_synced(watch: AppRepository) -> None:
-    """A worker that is woken for this watch whenever it is due, as the sweep does it."""
+    """Sync the watch whenever it is due, as a worker woken by the sweep does."""
 
     def synced() -> bool:
         AppRepository.objects.filter(pk=watch.pk, lease_until=None).update(next_sync_at=F("created_at"))
@@ -34,26 +34,26 @@ def work_until_synced(watch: AppRepository) -> None:
     wait_for(synced, 40, 0.05)
 
 
-def owned(watch: AppRepository) -> Lease:
+def claimed(watch: AppRepository) -> Lease:
     lease = claim(watch.pk)
     assert lease is not None
     return lease
 
 
 def rebalance(lease: Lease, in_flight: int) -> int:
-    """The slots that the holder has then, whatever the time since it last looked."""
+    """Rebalance the lease at once and return its slots."""
     lease.rebalanced_at = 0.0
     lease.rebalance(in_flight)
     return lease.slots
 
 
-def written(watch: AppRepository) -> int:
+def slots_of(watch: AppRepository) -> int:
     watch.refresh_from_db()
     return watch.lease_slots
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_three_workers_on_three_repositories_never_exceed_the_app_s_limit_together(world: World, slots: int) -> None:
+def test_three_workers_share_the_limit_of_an_app(world: World, slots: int) -> None:
     watches = several(world, 3, files=12, slots=slots)
     world.answer(lambda note: time.sleep(0.02))
     in_threads(*[lambda watch=watch: work_until_synced(watch) for watch in watches])
@@ -73,7 +73,7 @@ def test_one_repository_alone_uses_all_slots(world: World) -> None:
 
 def test_watch_without_a_slot_is_due_again_in_a_second(world: World) -> None:
     first, second = several(world, 2)
-    owned(first)
+    claimed(first)
     assert claim(second.pk) is None
     second.refresh_from_db()
     assert (second.retry_count, second.lease_until, second.status) == (0, None, Status.PENDING)
@@ -82,58 +82,58 @@ def test_watch_without_a_slot_is_due_again_in_a_second(world: World) -> None:
     wait_for(lambda: AppRepository.objects.due().filter(pk=second.pk).exists(), 2)
 
 
-def test_a_holder_gives_slots_back_before_anyone_takes_them_and_gets_them_again_later(world: World) -> None:
+def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
     first, second = several(world, 2, slots=8)
-    holder = owned(first)
+    holder = claimed(first)
     assert holder.slots == 8
-    assert claim(second.pk) is None  # it waits now
+    assert claim(second.pk) is None  # so it waits
     assert rebalance(holder, in_flight=8) == 4
-    assert written(first) == 8  # still under way
+    assert slots_of(first) == 8  # still in use
     world.make_due(second)
     assert claim(second.pk) is None
     assert rebalance(holder, in_flight=4) == 4
-    assert written(first) == 4
+    assert slots_of(first) == 4
     world.make_due(second)
-    newcomer = owned(second)
+    newcomer = claimed(second)
     assert newcomer.slots == 4
     newcomer.finish(next_sync_in=None)
     assert rebalance(holder, in_flight=4) == 8
-    assert written(first) == 8
+    assert slots_of(first) == 8
 
 
-def test_an_app_with_more_repositories_than_slots_gives_each_holder_at_least_one(world: World) -> None:
+def test_every_holder_has_at_least_one_slot(world: World) -> None:
     watches = several(world, 3, slots=2)
-    holder = owned(watches[0])
+    holder = claimed(watches[0])
     assert claim(watches[1].pk) is None
     assert claim(watches[2].pk) is None
     assert rebalance(holder, in_flight=0) == 1
     world.make_due(watches[1])
     world.make_due(watches[2])
-    assert owned(watches[1]).slots == 1
+    assert claimed(watches[1]).slots == 1
     assert claim(watches[2].pk) is None
 
 
-def test_the_slots_of_a_dead_worker_are_free_once_its_lease_has_run_out(world: World) -> None:
+def test_slots_of_a_dead_worker_expire_with_its_lease(world: World) -> None:
     first, second = several(world, 2)
-    owned(first)
+    claimed(first)
     AppRepository.objects.filter(pk=first.pk).update(lease_until=F("created_at"))
-    assert owned(second).slots == 8
+    assert claimed(second).slots == 8
 
 
-def test_another_app_s_slots_are_its_own(world: World) -> None:
+def test_apps_do_not_share_slots(world: World) -> None:
     (watch,) = several(world, 1)
-    owned(watch)
+    claimed(watch)
     _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
-    assert owned(other).slots == 8
+    assert claimed(other).slots == 8
 
 
-def test_a_repository_that_is_fetched_for_long_shares_its_slots_meanwhile(world: World) -> None:
-    """It would hold them all, with nothing under way, and the app's other repositories would wait for its git host."""
+def test_slots_are_shared_during_a_long_fetch(world: World) -> None:
+    """Otherwise the app's other repositories would wait for this repository's git host."""
     slow, quick = several(world, 2)
     fetching, go_on = [], []
 
     def hook(method: str, target: str) -> None:
-        if "widgets-0/info/refs" in target:  # where git itself begins
+        if "widgets-0/info/refs" in target:  # git's own first request
             fetching.append(target)
             wait_for(lambda: go_on, 20)
 
@@ -152,7 +152,7 @@ def test_a_repository_that_is_fetched_for_long_shares_its_slots_meanwhile(world:
     assert slow.status == Status.SYNCED
 
 
-def test_while_files_go_out_a_newcomer_gets_its_share_and_afterwards_the_holder_grows_back(world: World) -> None:
+def test_newcomer_gets_a_share_while_files_are_sent(world: World) -> None:
     (short,) = several(world, 1, files=10, slots=4)
     repo = world.git.repo("acme/long", {f"{number:03}.txt": b"%d" % number for number in range(260)})
     long = world.watch_url(repo)
@@ -169,7 +169,7 @@ def test_while_files_go_out_a_newcomer_gets_its_share_and_afterwards_the_holder_
     work_until_synced(short)
     worker.join(30)
     mine = [index for index, (name, _) in enumerate(under_way) if name == "acme/widgets-0"]
-    assert mine, "the newcomer was served while the holder was at work"
+    assert mine, "the newcomer was not served while the holder was working"
     assert mine[-1] < len(under_way) - 20
     assert world.receiver.max_in_flight(world.app.app_id) == 4
     assert max(count for _, count in under_way[mine[-1] + 40 :]) == 4

@@ -105,7 +105,7 @@ def test_cancel_during_a_resync_keeps_what_was_sent(world: World, settings) -> N
     assert_promise_kept(world, repo, watch)
 
 
-def test_cancel_before_a_resync_sent_anything_leaves_the_watch_synced(world: World, settings) -> None:
+def test_cancel_before_a_resync_sent_anything(world: World, settings) -> None:
     repo, watch = world.watch(FILES)
     world.sync(watch)
     before = len(world.requests())

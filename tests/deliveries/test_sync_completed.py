@@ -1,4 +1,4 @@
-"""`sync_completed`: one hash that proves that the app holds exactly the repository."""
+"""`sync_completed`: a hash that shows whether the app holds exactly the repository."""
 
 import hashlib
 
@@ -18,7 +18,7 @@ FILES = {path: content for path, content in FILES.items() if content is not None
 
 @pytest.fixture
 def notices(world: World) -> list[Notification]:
-    """Every notice that came, with the app that wants them."""
+    """The notices received by an app that has turned them on."""
     world.app.send_sync_completed = True
     world.app.save()
     found: list[Notification] = []
@@ -30,20 +30,18 @@ def refusing_notices(world: World) -> None:
     world.answer(lambda note: Answer(503) if note.kind == "sync_completed" else None)
 
 
-def test_it_is_off_unless_the_app_asks_for_it(world: World) -> None:
+def test_sync_completed_is_off_by_default(world: World) -> None:
     repo, watch = world.watch(FILES)
     world.settle()
     assert_promise_kept(world, repo, watch)
     assert {record.kind for record in world.requests()} == {"create"}
 
 
-def test_it_comes_last_and_its_hash_is_over_the_lines_of_every_file_in_byte_order(
-    world: World, notices: list[Notification]
-) -> None:
+def test_sync_completed_comes_last_with_the_manifest_hash(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     world.settle()
     assert [record.kind for record in world.requests()] == ["create"] * len(FILES) + ["sync_completed"]
-    assert world.requests()[-1].outcome == "matches"  # the client's own computation over its files
+    assert world.requests()[-1].outcome == "matches"  # computed by the client over its own files
     said = notices[0].payload
     lines = "".join(f"{sha(FILES[path])}  {path}\n" for path in sorted(FILES, key=str.encode))
     assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == tree_sha256(watch.pk)
@@ -51,9 +49,7 @@ def test_it_comes_last_and_its_hash_is_over_the_lines_of_every_file_in_byte_orde
     assert_promise_kept(world, repo, watch)
 
 
-def test_it_speaks_of_the_whole_tree_after_a_change_too_and_is_not_sent_when_nothing_was_to_do(
-    world: World, notices: list[Notification]
-) -> None:
+def test_sync_completed_covers_the_whole_tree_after_a_change(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     world.settle()
     repo.commit({"b": None, "a/c": b"changed", "new": b"new"})
@@ -65,7 +61,7 @@ def test_it_speaks_of_the_whole_tree_after_a_change_too_and_is_not_sent_when_not
     assert_promise_kept(world, repo, watch)
 
 
-def test_an_empty_tree_has_the_hash_of_nothing(world: World, notices: list[Notification]) -> None:
+def test_empty_tree_has_the_hash_of_nothing(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch({"only": b"x"})
     world.settle()
     repo.commit({"only": None})
@@ -75,7 +71,7 @@ def test_an_empty_tree_has_the_hash_of_nothing(world: World, notices: list[Notif
     assert_promise_kept(world, repo, watch)
 
 
-def test_it_is_not_sent_while_a_file_is_missing(world: World, notices: list[Notification]) -> None:
+def test_sync_completed_waits_for_missing_files(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     hook = world.receiver.on_request
     world.answer(refusing("b"))
@@ -87,18 +83,18 @@ def test_it_is_not_sent_while_a_file_is_missing(world: World, notices: list[Noti
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_resync_that_comes_in_the_middle_gets_its_own(world: World, notices: list[Notification]) -> None:
+def test_resync_during_a_run_gets_its_own_sync_completed(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     world.answer(
         at_notification(len(FILES) + 1, lambda: resync_single(Actor.command(), watch))
-    )  # amid the notice itself
+    )  # during the notice itself
     world.settle()
     assert len(world.requests("create")) == 2 * len(FILES)
     assert [record.outcome for record in world.requests("sync_completed")] == ["matches", "matches"]
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_notice_that_is_refused_is_retried_without_any_file(world: World, notices: list[Notification]) -> None:
+def test_refused_sync_completed_is_retried_without_files(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     refusing_notices(world)
     watch = world.sync(watch)
@@ -110,14 +106,12 @@ def test_a_notice_that_is_refused_is_retried_without_any_file(world: World, noti
     assert len(world.requests("create")) == len(FILES)
     sent = world.requests("sync_completed")
     assert [record.status for record in sent] == [503, 503, 200]
-    assert len({(record.webhook_id, record.sequence) for record in sent}) == 1  # the same statement, tried again
+    assert len({(record.webhook_id, record.sequence) for record in sent}) == 1  # the same notice, retried
     assert not watch.notices.exists()
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_refused_notice_about_a_tree_that_has_changed_since_is_another_one(
-    world: World, notices: list[Notification]
-) -> None:
+def test_changed_tree_replaces_a_refused_sync_completed(world: World, notices: list[Notification]) -> None:
     repo, watch = world.watch(FILES)
     refusing_notices(world)
     world.sync(watch)
@@ -132,10 +126,8 @@ def test_a_refused_notice_about_a_tree_that_has_changed_since_is_another_one(
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_notice_that_was_refused_until_the_watch_failed_is_sent_at_the_rescan(
-    world: World, notices: list[Notification], settings
-) -> None:
-    """Nothing is left to send then, but the app was never told that it is complete."""
+def test_refused_sync_completed_is_sent_at_the_rescan(world: World, notices: list[Notification], settings) -> None:
+    """By then there are no files to send, but the app has not received the notice yet."""
     settings.MAX_RETRY_ATTEMPTS = 2
     repo, watch = world.watch(FILES)
     refusing_notices(world)

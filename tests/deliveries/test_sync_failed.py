@@ -1,4 +1,4 @@
-"""`sync_failed`: every watcher is told once when a repository's circuit opens, and may hear it late, but not never."""
+"""`sync_failed`: every watching app gets one notice when a repository's circuit opens, if necessary later."""
 
 from datetime import timedelta
 
@@ -22,13 +22,13 @@ from tests.support.world import World
 
 
 @pytest.fixture
-def quick(settings) -> None:
+def open_at_second_failure(settings) -> None:
     """The second failure opens the circuit."""
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
 
 
 def fail_once(world: World, watch: AppRepository) -> None:
-    """One attempt that finds the host failing, in a check round of its own."""
+    """Run one attempt while the host fails, in its own check round."""
     Repository.objects.filter(pk=watch.repository_id).update(last_failure_at=Now() - timedelta(hours=1))
     world.git.server.on_request = lambda method, target: 503
     world.sync(watch)
@@ -41,7 +41,7 @@ def open_the_circuit(world: World, watch: AppRepository) -> None:
     assert Repository.objects.get(pk=watch.repository_id).circuit_is_open
 
 
-def told(world: World) -> list[str]:
+def apps_notified(world: World) -> list[str]:
     return [record.app_id for record in world.requests("sync_failed") if record.status == 200]
 
 
@@ -52,7 +52,7 @@ def recover(world: World, repo: Repo, watch: AppRepository) -> None:
     assert_promise_kept(world, repo, watch)
 
 
-def test_every_watcher_gets_one_sync_failed(world: World, quick: None) -> None:
+def test_every_watcher_gets_one_sync_failed(world: World, open_at_second_failure: None) -> None:
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
@@ -63,7 +63,7 @@ def test_every_watcher_gets_one_sync_failed(world: World, quick: None) -> None:
     for each in (watch, other):
         assert each.pk in AppRepository.objects.due().values_list("pk", flat=True)
         world.sync(each)
-    assert sorted(told(world)) == sorted([watch.app.app_id, other.app.app_id])
+    assert sorted(apps_notified(world)) == sorted([watch.app.app_id, other.app.app_id])
     assert not Notice.objects.exists()
     body = said[0]
     assert body["error"]["type"] == "git_failure"
@@ -71,26 +71,24 @@ def test_every_watcher_gets_one_sync_failed(world: World, quick: None) -> None:
     breaker = body["circuit_breaker"]
     assert (breaker["status"], breaker["consecutive_failures"], breaker["threshold"]) == ("open", 2, 2)
     assert breaker["cooldown_until"].endswith("Z")
-    for _ in range(3):  # the cool-down passes, the probe fails: it is the same opening
+    for _ in range(3):  # the cooldown passes and the probe fails: still the same opening
         Repository.objects.update(circuit_open_until=timezone.now() - timedelta(seconds=1))
         fail_once(world, watch)
-    assert len(told(world)) == 2
+    assert len(apps_notified(world)) == 2
     recover(world, repo, watch)
 
 
-def test_reopened_circuit_sends_sync_failed_again(world: World, quick: None) -> None:
+def test_reopened_circuit_sends_sync_failed_again(world: World, open_at_second_failure: None) -> None:
     repo, watch = world.watch()
     world.settle()
     for count in (1, 2):
         open_the_circuit(world, watch)
         world.sync(watch)
-        assert len(told(world)) == count
+        assert len(apps_notified(world)) == count
         recover(world, repo, watch)
 
 
-def test_a_notice_that_is_refused_is_tried_again_under_its_number_and_holds_no_file_back(
-    world: World, quick: None
-) -> None:
+def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_second_failure: None) -> None:
     repo, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -100,7 +98,7 @@ def test_a_notice_that_is_refused_is_tried_again_under_its_number_and_holds_no_f
     assert (notice.attempts, notice.last_error) == (1, "it answered 500")
     watch.refresh_from_db()
     assert watch.next_sync_at is not None
-    assert watch.next_sync_at <= notice.due_at  # long before the cool-down ends
+    assert watch.next_sync_at <= notice.due_at  # long before the cooldown ends
     world.git.server.on_request = None
     reset_circuit(Actor.command(), watch.repository)
     repo.commit({"new": b"new"})
@@ -115,20 +113,20 @@ def test_a_notice_that_is_refused_is_tried_again_under_its_number_and_holds_no_f
     assert len({(record.webhook_id, record.sequence) for record in attempts}) == 1
 
 
-def test_paused_app_gets_sync_failed_on_resume(world: World, quick: None) -> None:
+def test_paused_app_gets_sync_failed_on_resume(world: World, open_at_second_failure: None) -> None:
     repo, watch = world.watch()
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
     App.objects.filter(pk=other.app_id).update(paused=True)
     open_the_circuit(world, watch)
     world.sync(other)
-    assert told(world) == []
+    assert apps_notified(world) == []
     App.objects.filter(pk=other.app_id).update(paused=False)
     world.sync(other)
-    assert told(world) == [other.app.app_id]
+    assert apps_notified(world) == [other.app.app_id]
 
 
-def test_a_notice_is_given_up_after_a_day_and_at_once_when_it_is_not_wanted(world: World, quick: None) -> None:
+def test_notice_is_dropped_after_a_day_or_a_404(world: World, open_at_second_failure: None) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -138,7 +136,7 @@ def test_a_notice_is_given_up_after_a_day_and_at_once_when_it_is_not_wanted(worl
     assert not Notice.objects.exists()
 
 
-def test_removed_watch_gets_no_sync_failed(world: World, quick: None) -> None:
+def test_removed_watch_gets_no_sync_failed(world: World, open_at_second_failure: None) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -146,18 +144,18 @@ def test_removed_watch_gets_no_sync_failed(world: World, quick: None) -> None:
     assert not Notice.objects.exists()
 
 
-def test_with_the_circuit_open_the_notice_goes_out_and_git_is_left_alone(world: World, quick: None) -> None:
+def test_notice_is_sent_while_the_circuit_is_open(world: World, open_at_second_failure: None) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
     asked = len(world.git.server.requests)
     world.sync(watch)
-    assert told(world) == [watch.app.app_id]
+    assert apps_notified(world) == [watch.app.app_id]
     assert len(world.git.server.requests) == asked
     assert watch.status in {Status.PENDING, Status.FAILED}
 
 
-def test_a_notice_that_is_tried_again_does_not_use_up_the_attempts_of_a_resync(world: World, quick: None) -> None:
+def test_notice_retries_use_no_attempt_of_a_resync(world: World, open_at_second_failure: None) -> None:
     repo, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -169,14 +167,14 @@ def test_a_notice_that_is_tried_again_does_not_use_up_the_attempts_of_a_resync(w
         before = len(world.git.server.requests)
         world.sync(watch)
         asked.append(len(world.git.server.requests) - before)
-    assert asked == [1, 0, 0, 0, 0], "one probe, then git is left alone until the cool-down has passed"
+    assert asked == [1, 0, 0, 0, 0], "git was called again before the end of the cooldown"
     assert (watch.status, watch.retry_count, world.runs(watch)[0].outcome) == (Status.PENDING, 1, "")
     world.answer(None)
     Notice.objects.update(due_at=Now())
     recover(world, repo, watch)
 
 
-def test_a_notice_that_cannot_be_signed_does_not_keep_the_watch_awake(world: World, quick: None, settings) -> None:
+def test_notice_that_cannot_be_signed_is_not_retried(world: World, open_at_second_failure: None, settings) -> None:
     _, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -187,7 +185,7 @@ def test_a_notice_that_cannot_be_signed_does_not_keep_the_watch_awake(world: Wor
     assert watch.next_sync_at > timezone.now() + timedelta(seconds=30)
 
 
-def test_a_reset_closes_the_circuit_and_wakes_every_watch(world: World, quick: None) -> None:
+def test_reset_closes_the_circuit_and_schedules_every_watch(world: World, open_at_second_failure: None) -> None:
     repo, watch = world.watch()
     world.settle()
     open_the_circuit(world, watch)
@@ -199,7 +197,7 @@ def test_a_reset_closes_the_circuit_and_wakes_every_watch(world: World, quick: N
     recover(world, repo, watch)
 
 
-def test_a_reset_takes_the_permission_to_retry(world: World) -> None:
+def test_reset_needs_the_retry_permission(world: World) -> None:
     _, watch = world.watch()
     staff("rita", "view_repository", "resync_apprepository")
     with pytest.raises(PermissionDenied):

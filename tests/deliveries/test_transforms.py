@@ -165,7 +165,7 @@ def test_client_keeps_a_file_while_its_transform_fails(world: World, use) -> Non
     assert_in_sync(world, repo, watch)
 
 
-def test_client_keeps_an_untransformed_file_when_a_new_transform_fails(world: World, use) -> None:
+def test_new_transform_that_fails_keeps_the_old_file(world: World, use) -> None:
     repo, watch = world.watch({"a": b"poison", "b": b"b"})
     world.settle()
     use("Picky")

@@ -82,7 +82,7 @@ def test_rows_are_removed_after_the_lease_and_history_stays(world: World, settin
     assert App.objects.filter(pk=world.app.pk).exists()
 
 
-def test_removal_in_slices_keeps_a_repository_that_another_app_watches(world: World, monkeypatch) -> None:
+def test_removal_keeps_a_shared_repository(world: World, monkeypatch) -> None:
     monkeypatch.setattr(cleanup, "_SLICE", 3)
     repo, watch = world.watch({f"{number}.txt": b"x" for number in range(10)})
     other = world.watch_url(repo, app=world.add_app("Other"))

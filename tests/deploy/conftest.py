@@ -15,13 +15,13 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def fresh_database(postgres_server: PostgresServer) -> str:
-    """The address of a database that nobody has migrated."""
+    """The URL of a new database without tables."""
     return postgres_server.create_database(f"deploy_{os.getpid()}_{next(_numbers)}")
 
 
 @pytest.fixture
 def addresses(fresh_database: str, valkey_server: ValkeyServer, tmp_path: Path) -> dict[str, str]:
-    """What stands in the place of a deployment's own hosts, port and volume."""
+    """Environment variables that replace a deployment's own hosts, port and volume."""
     return {
         "DATABASE_URL": fresh_database,
         "REDIS_URL": valkey_server.url,
@@ -34,7 +34,7 @@ def addresses(fresh_database: str, valkey_server: ValkeyServer, tmp_path: Path) 
 
 @pytest.fixture
 def image(tmp_path: Path, addresses: dict[str, str]) -> Iterator[Daemons]:
-    """Starts processes from what the image holds, with the environment that the image sets."""
+    """Starts processes with the image's files and environment variables."""
     folder = tmp_path / "app"
     folder.mkdir()
     base = {"PATH": os.environ["PATH"]} | {name: value for name, value in image_variables().items() if name != "PATH"}

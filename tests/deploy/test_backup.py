@@ -1,4 +1,4 @@
-"""Backup and restore by the very commands of the handbook."""
+"""Backup and restore with the commands in the handbook."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from django.db import connections
 
 from tests.deliveries.conftest import world
 from tests.docora.test_docs import read, text_of
-from tests.support.deployment import GIVEN, UNITS, compose, unit
+from tests.support.deployment import ENV_FILE, UNITS, compose, unit
 from tests.support.histories import shas
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
@@ -30,13 +30,13 @@ TOKEN = "a-token-of-a-private-repository"
 
 
 def run(block: str, folder: Path, **environment: str) -> None:
-    """Run what the handbook shows, in this folder, which also stands for /var/lib/docora."""
+    """Run a code block of the handbook in this folder, which also replaces /var/lib/docora."""
     script = read("/docs/operations/").code[block].replace("/var/lib/docora", str(folder / "data"))
     script = script.replace("python3 ", f"{sys.executable} ")
     subprocess.run(["sh", "-ec", script], cwd=folder, env={"PATH": os.environ["PATH"]} | environment, check=True)
 
 
-def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_nobody_can_know(
+def test_every_app_holds_head_after_restoring_an_old_backup(
     world: World,
     postgres_server: PostgresServer,
     valkey_server: ValkeyServer,
@@ -57,7 +57,9 @@ def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_n
 
     repo.commit({"changed": b"2", "new": b"new", "removed": None, "ghost": b"ghost", "there-and-back": b"B"})
     world.settle()
-    repo.commit({"changed": b"3", "newer": b"newer", "ghost": None, "there-and-back": b"A"})  # and then it was all lost
+    repo.commit(
+        {"changed": b"3", "newer": b"newer", "ghost": None, "there-and-back": b"A"}
+    )  # then the database is lost
     head = shas(repo.files())
     left_over = {path: sha for path, sha in world.copy(watch).items() if path == "ghost"}
     assert left_over
@@ -102,23 +104,23 @@ def test_an_old_backup_is_restored_and_every_app_holds_head_again_but_for_what_n
         daemons.close()
 
 
-def test_sqlite_is_backed_up_whole_while_somebody_writes_and_restored_in_the_place_of_what_was_there(
+def test_sqlite_backup_during_writes_and_restore(
     tmp_path: Path,
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    owner = 54321 if os.geteuid() == 0 else os.geteuid()  # root restores for the user of the processes
+    owner = 54321 if os.geteuid() == 0 else os.geteuid()  # root restores the file for the user of the processes
     os.chown(data, owner, -1)
     (data / "keys.json").write_text("{}")
     file = data / "docora.sqlite3"
-    enough = threading.Event()
+    stop_writing = threading.Event()
 
     def write() -> None:
-        """Two rows a transaction: a copy that is not of one moment has an odd number, or none at all."""
+        """Write two rows per transaction, so that an inconsistent copy has an odd number of rows, or none."""
         database = sqlite3.connect(file, isolation_level=None)
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("CREATE TABLE rows (number INTEGER)")
-        while not enough.is_set():
+        while not stop_writing.is_set():
             database.execute("BEGIN IMMEDIATE")
             database.execute("INSERT INTO rows VALUES (1)")
             database.execute("INSERT INTO rows VALUES (2)")
@@ -139,7 +141,7 @@ def test_sqlite_is_backed_up_whole_while_somebody_writes_and_restored_in_the_pla
         backed_up = rows(tmp_path / "docora-backup.sqlite3")
         wait_for(lambda: rows(file) > backed_up, 10)
     finally:
-        enough.set()
+        stop_writing.set()
         writer.join(20)
     assert backed_up > 0
     assert backed_up % 2 == 0
@@ -150,7 +152,7 @@ def test_sqlite_is_backed_up_whole_while_somebody_writes_and_restored_in_the_pla
     assert rows(file) == backed_up
 
 
-def test_before_a_restore_everything_is_stopped_that_works_on_the_database_or_starts_what_does() -> None:
+def test_restore_stops_every_process_that_uses_the_database() -> None:
     shown = read("/docs/operations/").code
     stopped = set(shlex.split(shown["stop-units"])[2:])
     assert stopped == {"docora-web.socket", "docora.target", "docora-worker@*"}
@@ -158,13 +160,13 @@ def test_before_a_restore_everything_is_stopped_that_works_on_the_database_or_st
         assert unit(path.name)["PartOf"] == ["docora.target"], path.name  # stopped with it
     for path in UNITS.glob("docora*.socket"):
         assert path.name in stopped
-    services = compose(GIVEN)["services"]
+    services = compose(ENV_FILE)["services"]
     working = {name for name, service in services.items() if service["image"] == "docora"}
     assert set(shlex.split(shown["stop-containers"])[3:]) == working - {"migrate"}  # it has ended before they began
 
 
 @pytest.mark.parametrize("tool", ["pg_dump", "pg_restore"])
-def test_the_tools_are_called_in_containers_as_they_are_elsewhere(tool: str) -> None:
+def test_backup_commands_are_the_same_in_containers(tool: str) -> None:
     code = "\n".join(read("/docs/operations/").code.values())
     [plain] = re.findall(rf"(?m)^{tool} (.*)", code)
     [inside] = re.findall(rf"docker compose exec -T db {tool} (.*?) [<>] docora.dump", text_of("/docs/operations/"))
@@ -173,10 +175,10 @@ def test_the_tools_are_called_in_containers_as_they_are_elsewhere(tool: str) -> 
     def options(command: str) -> set[str]:
         return {word for word in command.split() if word.startswith("--")} - {"--username=docora"}
 
-    def where(option: str) -> bool:
+    def is_place(option: str) -> bool:
         return option.startswith(("--dbname", "--file"))
 
-    assert {one for one in options(plain) if not where(one)} == {one for one in options(inside) if not where(one)}
+    assert {one for one in options(plain) if not is_place(one)} == {one for one in options(inside) if not is_place(one)}
 
 
 def _has_rows(file: Path) -> bool:

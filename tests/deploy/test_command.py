@@ -1,4 +1,4 @@
-"""`docora/deploy/docora`: on a machine with the units, every command has their user, their settings and their data."""
+"""`docora/deploy/docora` runs every command with the user, settings and data of the systemd units."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ exec "$@"
 
 
 class Machine:
-    """What the handbook's machine has, below a folder; `user` is who types."""
+    """A machine set up as in the handbook, below a folder. `user` types the commands."""
 
     def __init__(self, folder: Path, user: str) -> None:
         self.data, self.home, self.bin = folder / "data", folder / "home", folder / "bin"
@@ -58,7 +58,7 @@ class Machine:
 
 
 @pytest.mark.parametrize(("user", "became"), [("root", "-u docora --\n"), ("docora", "")])
-def test_a_command_is_docora_s_own_whoever_of_the_two_types_it(user: str, became: str, tmp_path: Path) -> None:
+def test_root_and_docora_run_the_command_as_docora(user: str, became: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path, user)
     done = machine.run("shell", "--verbosity", "0", "-c", SETTINGS)
     assert (done.stdout, done.stderr) == (f"{machine.data} git.docora.example\n", "")
@@ -68,14 +68,14 @@ def test_a_command_is_docora_s_own_whoever_of_the_two_types_it(user: str, became
     assert list(machine.home.iterdir()) == []  # no second Docora
 
 
-def test_it_ends_as_the_command_does_and_is_called_by_its_own_name(tmp_path: Path) -> None:
+def test_exit_status_and_name_of_the_command(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "docora")
     done = machine.run("status")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("Migrate it: docora migrate\n")
 
 
-def test_anybody_else_is_told_who_may(tmp_path: Path) -> None:
+def test_other_users_are_refused(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "anna")
     done = machine.run("status")
     assert (done.returncode, done.stdout) == (1, "")
@@ -83,18 +83,18 @@ def test_anybody_else_is_told_who_may(tmp_path: Path) -> None:
     assert list(machine.data.iterdir()) == []
 
 
-def test_it_says_what_the_units_say() -> None:
+def test_command_uses_the_settings_of_the_units() -> None:
     text = (UNITS / "docora").read_text()
     for name in SERVICES:
-        told = unit(name)
-        assert all(f"    {variable} \\\n" in text for variable in told["Environment"])
-        assert f"DOCORA_ENV_FILE={told['EnvironmentFile'][0]} " in text
-        assert told["ExecStart"][0].startswith("/opt/docora/.venv/bin/python ")
-        assert told["WorkingDirectory"] == ["/opt/docora"]
-        assert told["User"] == ["docora"]
+        settings = unit(name)
+        assert all(f"    {variable} \\\n" in text for variable in settings["Environment"])
+        assert f"DOCORA_ENV_FILE={settings['EnvironmentFile'][0]} " in text
+        assert settings["ExecStart"][0].startswith("/opt/docora/.venv/bin/python ")
+        assert settings["WorkingDirectory"] == ["/opt/docora"]
+        assert settings["User"] == ["docora"]
 
 
-def test_the_handbook_installs_it_and_copies_nothing_but_units_to_the_units() -> None:
+def test_handbook_installs_the_command_and_the_units() -> None:
     lines = read("/docs/operations/").code["systemd-units"]
     assert "\nln -s /opt/docora/docora/deploy/docora /usr/local/bin/docora\n" in lines
     assert os.access(UNITS / "docora", os.X_OK)

@@ -1,4 +1,4 @@
-"""compose.yaml: its rules, and each of its commands at work with the environment that Compose would give it."""
+"""compose.yaml: its rules, and each of its commands run with the environment that Compose would set."""
 
 import json
 import urllib.error
@@ -8,43 +8,43 @@ import pytest
 from redis import Redis
 
 from docora.server.valkey import bundled_server
-from tests.support.deployment import GIVEN, Missing, compose
+from tests.support.deployment import ENV_FILE, MissingVariable, compose
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 from tests.support.servers import ScratchFolder
 from tests.support.valkey import ValkeyServer
 
-SERVICES = compose(GIVEN)["services"]
-OURS = {"web", "worker", "upkeep", "sweep", "migrate"}
-RUNNING = sorted(OURS - {"migrate"})
+SERVICES = compose(ENV_FILE)["services"]
+DOCORA_SERVICES = {"web", "worker", "upkeep", "sweep", "migrate"}
+RUNNING = sorted(DOCORA_SERVICES - {"migrate"})
 
 
 @pytest.mark.parametrize("name", ["PUBLIC_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "POSTGRES_PASSWORD"])
-def test_a_setting_that_is_missing_is_an_error_in_words(name: str) -> None:
-    with pytest.raises(Missing, match=rf"{name} is missing in \.env, "):
-        compose({key: value for key, value in GIVEN.items() if key != name})
+def test_missing_setting_is_a_clear_error(name: str) -> None:
+    with pytest.raises(MissingVariable, match=rf"{name} is missing in \.env, "):
+        compose({key: value for key, value in ENV_FILE.items() if key != name})
 
 
-def test_the_services_are_these() -> None:
-    assert set(SERVICES) == OURS | {"db", "valkey", "proxy"}
+def test_services() -> None:
+    assert set(SERVICES) == DOCORA_SERVICES | {"db", "valkey", "proxy"}
     assert SERVICES["proxy"]["profiles"] == ["tls"]
     assert [name for name in SERVICES if "profiles" in SERVICES[name]] == ["proxy"]
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_a_service_may_write_to_its_volumes_only_and_gain_no_rights(name: str) -> None:
+def test_services_write_to_their_volumes_only(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == ("on-failure" if name == "migrate" else "unless-stopped")
     named = {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")}
-    assert named <= set(compose(GIVEN)["volumes"])
+    assert named <= set(compose(ENV_FILE)["volumes"])
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_a_process_waits_for_the_migrations_the_database_and_the_queue(name: str) -> None:
-    assert {service: request_sync["condition"] for service, request_sync in SERVICES[name]["depends_on"].items()} == {
+def test_processes_wait_for_migrations_database_and_queue(name: str) -> None:
+    assert {service: dependency["condition"] for service, dependency in SERVICES[name]["depends_on"].items()} == {
         "migrate": "service_completed_successfully",
         "db": "service_healthy",
         "valkey": "service_healthy",
@@ -52,21 +52,23 @@ def test_a_process_waits_for_the_migrations_the_database_and_the_queue(name: str
     assert all(SERVICES[service]["healthcheck"]["test"] for service in ("db", "valkey"))
 
 
-def test_only_the_web_process_is_asked_whether_it_is_healthy() -> None:
-    assert [name for name in sorted(OURS) if SERVICES[name].get("healthcheck") != {"disable": True}] == ["web"]
+def test_only_the_web_process_has_a_health_check() -> None:
+    assert [name for name in sorted(DOCORA_SERVICES) if SERVICES[name].get("healthcheck") != {"disable": True}] == [
+        "web"
+    ]
 
 
-def test_nothing_but_the_proxy_can_be_reached_from_other_machines() -> None:
+def test_only_the_proxy_is_published() -> None:
     ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert ports.pop("proxy") == ["80:80", "443:443", "443:443/udp"]
     assert ports == {"web": ["127.0.0.1:8000:8000"]}
 
 
 def environment_of(name: str, addresses: dict[str, str]) -> dict[str, str]:
-    """`.env`, then what compose.yaml sets; the hosts of its network have other addresses here."""
+    """Return the environment of a service: `.env`, compose.yaml, and the addresses of the test's servers."""
     service = SERVICES[name]
     assert service["env_file"] == ".env"
-    return GIVEN | service["environment"] | addresses
+    return ENV_FILE | service["environment"] | addresses
 
 
 def readiness(address: str) -> dict[str, object]:
@@ -79,7 +81,7 @@ def readiness(address: str) -> dict[str, object]:
         return {}
 
 
-def test_every_command_does_its_work_until_it_is_stopped(image: Daemons, addresses: dict[str, str]) -> None:
+def test_every_command_runs_until_it_is_stopped(image: Daemons, addresses: dict[str, str]) -> None:
     base = image.environment
     started = {}
     for name in ["migrate", *RUNNING]:
@@ -90,7 +92,7 @@ def test_every_command_does_its_work_until_it_is_stopped(image: Daemons, address
         if name == "migrate":
             assert started.pop(name).process.wait(60) == 0, image.logs()
     address = f"http://127.0.0.1:{addresses['PORT']}/health/ready"
-    found = wait_for(lambda: (told := readiness(address)).get("ready") and told, 60, 0.3)
+    found = wait_for(lambda: (answer := readiness(address)).get("ready") and answer, 60, 0.3)
     assert set(found["checks"].values()) == {"ok"}
     for daemon in started.values():
         assert daemon.running, image.logs()
@@ -99,7 +101,7 @@ def test_every_command_does_its_work_until_it_is_stopped(image: Daemons, address
     assert "Traceback" not in image.logs()
 
 
-def test_the_queue_evicts_nothing_and_is_kept_over_a_restart() -> None:
+def test_queue_evicts_nothing_and_survives_a_restart() -> None:
     class Queue(ValkeyServer):
         def command(self) -> list[str]:
             server, *options = SERVICES["valkey"]["command"]

@@ -1,4 +1,4 @@
-"""The image: what the Dockerfile copies is there and enough, nothing else gets in, and nobody in it is root."""
+"""The image: it contains exactly what Docora needs and does not run as root."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ def values(stage, name: str) -> list[str]:
     return [instruction.value for instruction in stage if instruction.name == name]
 
 
-def allowed() -> set[str]:
-    """What .dockerignore lets into the build: it begins with `*`, so only what it names."""
+def allowed_sources() -> set[str]:
+    """Return the paths that .dockerignore allows. It begins with `*`, so only the `!` lines count."""
     lines = (PROJECT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -27,15 +27,15 @@ def tracked() -> set[str]:
     return set(names.splitlines())
 
 
-def test_everything_that_is_copied_exists_and_gets_into_the_build_and_nothing_else_does() -> None:
+def test_build_context_is_exactly_what_is_copied() -> None:
     sources = {source.rstrip("/") for stage in (BUILD, FINAL) for source, _ in copied(stage)}
-    assert sources == allowed()
+    assert sources == allowed_sources()
     for source in sources:
         assert any(name == source or name.startswith(f"{source}/") for name in tracked()), source
 
 
-def test_what_holds_secrets_or_data_is_not_let_in() -> None:
-    assert allowed().isdisjoint({".env", "var", ".git", "tests", "node_modules", ".venv"})
+def test_secrets_and_data_stay_out_of_the_build() -> None:
+    assert allowed_sources().isdisjoint({".env", "var", ".git", "tests", "node_modules", ".venv"})
 
 
 def test_packages_are_installed_with_their_hashes() -> None:
@@ -45,7 +45,7 @@ def test_packages_are_installed_with_their_hashes() -> None:
     assert any(value.startswith("--from=packages /opt/venv") for value in values(FINAL, "COPY"))
 
 
-def test_it_runs_as_somebody_without_rights_who_owns_the_volume() -> None:
+def test_image_runs_as_an_unprivileged_user() -> None:
     [user] = values(FINAL, "USER")
     uid = user.split(":")[0]
     assert int(uid) > 0
@@ -65,7 +65,7 @@ def test_images_have_official_names_and_versions() -> None:
     ]
 
 
-def test_the_build_is_told_by_version_and_changes_no_layer_before_it() -> None:
+def test_version_is_set_in_the_last_layers() -> None:
     names = [value.split("=")[0] for value in values(FINAL, "ARG")]
     assert names == ["DOCORA_BUILD_NUMBER", "DOCORA_BUILD_SHA", "DOCORA_BUILD_DATE"]
     [variables] = values(FINAL, "ENV")
@@ -75,7 +75,7 @@ def test_the_build_is_told_by_version_and_changes_no_layer_before_it() -> None:
 
 
 def healthy(environment: dict[str, str]) -> bool:
-    """What Docker finds out by the image's HEALTHCHECK."""
+    """Return whether the image's HEALTHCHECK succeeds."""
     [check] = [instruction for instruction in FINAL if instruction.name == "HEALTHCHECK"]
     options, _, command = check.value.partition("CMD ")
     assert "--interval=" in options
@@ -86,7 +86,7 @@ def healthy(environment: dict[str, str]) -> bool:
     )
 
 
-def test_everything_in_one_container_is_healthy_once_it_answers(image: Daemons) -> None:
+def test_health_check_of_a_single_container(image: Daemons) -> None:
     [command] = [instruction.words for instruction in FINAL if instruction.name == "CMD"]
     assert command == ["python", "manage.py", "up"]
     assert not healthy(image.environment)

@@ -1,4 +1,4 @@
-"""Restarts of the web process that no request notices: each asks over a connection of its own, and none is asked twice."""
+"""Restarts of the web process lose no request. Each request uses its own connection and is sent once."""
 
 import json
 import os
@@ -26,11 +26,11 @@ os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
-CADDY = Path(sys.executable).with_name("caddy")  # a package brings it: Debian's is older than the one in compose.yaml
+CADDY = Path(sys.executable).with_name("caddy")  # from PyPI: Debian's is older than the one in compose.yaml
 
 
-class Site:
-    """The web process on a socket that its service manager holds, as systemd passes it."""
+class WebService:
+    """The web process on a socket that this process holds and passes to it, as systemd does."""
 
     def __init__(self, directory: Path) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -69,8 +69,8 @@ class Site:
 
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with a database that is ready."""
-    directory = tmp_path_factory.mktemp("site")
+    """A data directory with a migrated database."""
+    directory = tmp_path_factory.mktemp("service")
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull}
     migrate = [sys.executable, str(PROJECT / "manage.py"), "migrate", "--verbosity", "0"]
     subprocess.run(migrate, env=environment, check=True)
@@ -78,16 +78,16 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def site(migrated: Path) -> Iterator[Site]:
-    site = Site(migrated)
-    assert ask(site.address) == 200
-    yield site
-    site.end()
-    site.listener.close()
+def service(migrated: Path) -> Iterator[WebService]:
+    service = WebService(migrated)
+    assert ask(service.address) == 200
+    yield service
+    service.end()
+    service.listener.close()
 
 
 def answer(address: tuple[str, int], path: str = "/health") -> bytes:
-    """All of it; empty if there is none."""
+    """Send a request and return the whole response, or nothing if there is none."""
     question = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     with socket.create_connection(address, timeout=60) as connection:
         try:
@@ -98,95 +98,95 @@ def answer(address: tuple[str, int], path: str = "/health") -> bytes:
 
 
 def ask(address: tuple[str, int]) -> int:
-    """The status of the answer; 0 if there is none."""
+    """Send a request and return the status of the response, or 0 if there is none."""
     return int((answer(address) or b"HTTP/1.1 0").split()[1])
 
 
-def build(site: Site) -> tuple[str, str, str]:
-    """Number, commit and date, as `/version` tells them from the settings of the process that answers."""
-    told = json.loads(answer(site.address, "/version").partition(b"\r\n\r\n")[2])
-    return told["buildNumber"], told["gitSha"], told["buildDate"]
+def build(service: WebService) -> tuple[str, str, str]:
+    """Return build number, commit and date from `/version`, which reads the settings of the process that answers."""
+    version = json.loads(answer(service.address, "/version").partition(b"\r\n\r\n")[2])
+    return version["buildNumber"], version["gitSha"], version["buildDate"]
 
 
-class Visitors:
-    """Several at once, one question after the other, until it is enough."""
+class Clients:
+    """Four clients that send one request after the other until the end of the `with` block."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.statuses: list[int] = []
-        self._enough = threading.Event()
-        self._threads = [threading.Thread(target=self._visit, args=(address,)) for _ in range(4)]
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._request, args=(address,)) for _ in range(4)]
 
-    def _visit(self, address: tuple[str, int]) -> None:
-        while not self._enough.is_set():
+    def _request(self, address: tuple[str, int]) -> None:
+        while not self._stop.is_set():
             try:
                 self.statuses.append(ask(address))
             except OSError:
                 self.statuses.append(0)
 
-    def __enter__(self) -> "Visitors":
+    def __enter__(self) -> "Clients":
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._enough.set()
+        self._stop.set()
         for thread in self._threads:
             thread.join(60)
 
-    def more(self, count: int = 100) -> bool:
+    def wait_for_more(self, count: int = 100) -> bool:
         wanted = len(self.statuses) + count
         return wait_for(lambda: len(self.statuses) >= wanted, 40)
 
 
-def test_a_restart_on_a_socket_that_systemd_holds_loses_no_request(site: Site) -> None:
-    with Visitors(site.address) as visitors:
+def test_restart_by_socket_activation_loses_no_request(service: WebService) -> None:
+    with Clients(service.address) as clients:
         for _ in range(2):
-            visitors.more()
-            assert site.end() == 0
-            site.start()
-        visitors.more()
-    assert set(visitors.statuses) == {200}
-    assert "Traceback" not in site.log.read_text()
+            clients.wait_for_more()
+            assert service.end() == 0
+            service.start()
+        clients.wait_for_more()
+    assert set(clients.statuses) == {200}
+    assert "Traceback" not in service.log.read_text()
 
 
-def test_sighup_replaces_the_process_that_answers_and_loses_no_request(site: Site) -> None:
-    before = site.workers()
-    with Visitors(site.address) as visitors:
-        visitors.more()
-        site.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: site.workers() and not site.workers() & before, 30)
-        visitors.more()
-    assert set(visitors.statuses) == {200}
+def test_sighup_loses_no_request(service: WebService) -> None:
+    before = service.workers()
+    with Clients(service.address) as clients:
+        clients.wait_for_more()
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: service.workers() and not service.workers() & before, 30)
+        clients.wait_for_more()
+    assert set(clients.statuses) == {200}
 
 
-def test_sighup_takes_the_file_of_settings_as_it_is_now_and_leaves_what_the_environment_says(site: Site) -> None:
-    assert site.end() == 0
-    site.environment["DOCORA_BUILD_SHA"] = "given"
-    site.settings.write_text("DOCORA_BUILD_NUMBER=one\nDOCORA_BUILD_DATE=day\nDOCORA_BUILD_SHA=ignored\n")
-    site.start()
-    assert build(site) == ("one", "given", "day")
-    site.settings.write_text("DOCORA_BUILD_NUMBER=two\nDOCORA_BUILD_SHA=ignored\n")
-    assert build(site) == ("one", "given", "day")
-    before = site.workers()
-    site.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: site.workers() and not site.workers() & before, 30)
-    assert build(site) == ("two", "given", "")
+def test_sighup_reads_the_env_file_again(service: WebService) -> None:
+    assert service.end() == 0
+    service.environment["DOCORA_BUILD_SHA"] = "given"
+    service.settings.write_text("DOCORA_BUILD_NUMBER=one\nDOCORA_BUILD_DATE=day\nDOCORA_BUILD_SHA=ignored\n")
+    service.start()
+    assert build(service) == ("one", "given", "day")
+    service.settings.write_text("DOCORA_BUILD_NUMBER=two\nDOCORA_BUILD_SHA=ignored\n")
+    assert build(service) == ("one", "given", "day")
+    before = service.workers()
+    service.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: service.workers() and not service.workers() & before, 30)
+    assert build(service) == ("two", "given", "")
 
 
-def test_sighup_replaces_nothing_by_what_cannot_start_and_says_why(site: Site) -> None:
-    before = site.workers()
-    site.settings.write_text("METRICS_TOKEN=short\n")
-    site.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "Nothing is replaced" in site.log.read_text(), 60)
-    assert "Docora cannot start: METRICS_TOKEN must be at least 16" in site.log.read_text()
-    assert (site.workers(), ask(site.address)) == (before, 200)
-    site.settings.write_text("DOCORA_BUILD_NUMBER=mended\n")
-    site.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: site.workers() and not site.workers() & before, 30)
-    assert build(site)[0] == "mended"
+def test_sighup_with_invalid_settings_keeps_the_process(service: WebService) -> None:
+    before = service.workers()
+    service.settings.write_text("METRICS_TOKEN=short\n")
+    service.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "Nothing is replaced" in service.log.read_text(), 60)
+    assert "Docora cannot start: METRICS_TOKEN must be at least 16" in service.log.read_text()
+    assert (service.workers(), ask(service.address)) == (before, 200)
+    service.settings.write_text("DOCORA_BUILD_NUMBER=fixed\n")
+    service.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: service.workers() and not service.workers() & before, 30)
+    assert build(service)[0] == "fixed"
 
 
-def test_sighup_replaces_nothing_by_an_application_that_does_not_load(migrated: Path, tmp_path: Path) -> None:
+def test_sighup_with_a_broken_application_keeps_the_process(migrated: Path, tmp_path: Path) -> None:
     """Even if `check` finds no problem."""
     module, log = tmp_path / "other_site.py", tmp_path / "web.log"
     module.write_text("from tests.support.web import application")
@@ -217,42 +217,40 @@ def test_sighup_replaces_nothing_by_an_application_that_does_not_load(migrated: 
             assert manager.wait(20) == 0
 
 
-def test_a_request_that_is_under_way_is_answered_before_the_process_ends(site: Site) -> None:
+def test_request_in_progress_is_answered_before_shutdown(service: WebService) -> None:
     body = b"{}"
     head = f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-    with socket.create_connection(site.address, timeout=30) as connection:
+    with socket.create_connection(service.address, timeout=30) as connection:
         connection.sendall(f"{head}X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n".encode())
         time.sleep(1)  # a thread of the server waits for the body
-        site.process.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGTERM)
         time.sleep(1)
-        assert site.process.poll() is None
+        assert service.process.poll() is None
         connection.sendall(body)
         assert connection.makefile("rb").readline().split()[1] in {b"401", b"403", b"404"}
-    assert site.process.wait(15) == 0
+    assert service.process.wait(15) == 0
 
 
-def test_whoever_has_connected_and_asks_only_now_is_answered_before_the_process_ends(site: Site) -> None:
-    with socket.create_connection(site.address, timeout=30) as connection:
+def test_open_connection_is_answered_before_shutdown(service: WebService) -> None:
+    with socket.create_connection(service.address, timeout=30) as connection:
         time.sleep(0.5)  # it is accepted
-        site.process.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         assert connection.makefile("rb").readline().split()[1] == b"200"
-    assert site.process.wait(15) == 0
+    assert service.process.wait(15) == 0
 
 
-def test_a_kill_9_leaves_no_process_behind(site: Site) -> None:
-    left = site.workers()
+def test_kill_9_leaves_no_process_behind(service: WebService) -> None:
+    left = service.workers()
     assert left
-    site.process.kill()
-    site.process.wait()
+    service.process.kill()
+    service.process.wait()
     wait_for(lambda: not any(is_alive(pid) for pid in left), 10)
-    site.start()
+    service.start()
 
 
-def test_the_proxy_of_the_containers_holds_requests_back_while_the_web_process_is_replaced(
-    migrated: Path, tmp_path: Path
-) -> None:
+def test_container_proxy_holds_requests_during_a_restart(migrated: Path, tmp_path: Path) -> None:
     here, behind = ("127.0.0.1", free_port()), free_port()
     settings = (UNITS / "Caddyfile").read_text().replace("web:8000", f"127.0.0.1:{behind}")
     (tmp_path / "Caddyfile").write_text(settings)
@@ -267,14 +265,14 @@ def test_the_proxy_of_the_containers_holds_requests_back_while_the_web_process_i
     try:
         first = web.start("web")
         wait_for(lambda: port_is_taken(*here), 20)
-        with Visitors(here) as visitors:
-            visitors.more()
+        with Clients(here) as clients:
+            clients.wait_for_more()
             first.terminate()
             assert first.process.wait(20) == 0
             time.sleep(1)  # nobody listens behind the proxy
             web.start("web")
-            visitors.more()
-        assert set(visitors.statuses) == {200}
+            clients.wait_for_more()
+        assert set(clients.statuses) == {200}
     finally:
         web.close()
         proxy.terminate()

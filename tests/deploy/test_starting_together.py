@@ -1,4 +1,4 @@
-"""Replicas that start at once, before, while and after the database is migrated."""
+"""Replicas that start together before, during and after the migration of the database."""
 
 import sqlite3
 import threading
@@ -24,21 +24,21 @@ ADMINISTRATOR = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "a-password-of-the-
 
 @pytest.fixture
 def replicas(tmp_path: Path, addresses: dict[str, str], instance_environment: dict[str, str]) -> Iterator[Daemons]:
-    """On one database that nobody has migrated."""
+    """Replicas on one database without tables."""
     daemons = Daemons(tmp_path, instance_environment | addresses | ADMINISTRATOR)
     yield daemons
     daemons.close()
 
 
 def start_elsewhere(replicas: Daemons, directory: Path, *options: str) -> tuple[Daemon, str]:
-    """An `up` of another machine: a data directory and a port of its own. Also where it says whether it is ready."""
+    """Start `up` as on another machine, with its own data directory and port. Return it and its readiness URL."""
     port = free_port()
     replicas.environment |= {"SECRET_KEY": "x" * 50, "ENCRYPTION_KEYS": "y" * 32}
     daemon = replicas.start("up", "--workers", "1", "--data", str(directory), "--port", str(port), *options)
     return daemon, f"http://127.0.0.1:{port}/health/ready"
 
 
-def test_two_up_and_a_migrate_on_a_fresh_database_all_succeed(replicas: Daemons, tmp_path: Path) -> None:
+def test_two_up_and_a_migrate_on_a_fresh_database(replicas: Daemons, tmp_path: Path) -> None:
     ups = [start_elsewhere(replicas, tmp_path / name) for name in ("one", "two")]
     migrate = replicas.start("migrate", "--no-input")
     assert migrate.process.wait(90) == 0, replicas.logs()
@@ -50,7 +50,7 @@ def test_two_up_and_a_migrate_on_a_fresh_database_all_succeed(replicas: Daemons,
     assert "Traceback" not in replicas.logs()
 
 
-def test_three_migrate_at_once_on_sqlite_all_succeed(tmp_path: Path, instance_environment: dict[str, str]) -> None:
+def test_three_concurrent_migrate_on_sqlite(tmp_path: Path, instance_environment: dict[str, str]) -> None:
     file = tmp_path / "docora.sqlite3"
     daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": f"sqlite:///{file}"})
     try:
@@ -66,7 +66,7 @@ def test_three_migrate_at_once_on_sqlite_all_succeed(tmp_path: Path, instance_en
     assert applied == different > 20
 
 
-def test_a_migrate_waits_for_the_one_at_work_and_says_so(replicas: Daemons) -> None:
+def test_migrate_waits_for_another_migrate(replicas: Daemons) -> None:
     with psycopg.connect(replicas.environment["DATABASE_URL"], autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         waiting = replicas.start("migrate", "--no-input")
@@ -75,7 +75,7 @@ def test_a_migrate_waits_for_the_one_at_work_and_says_so(replicas: Daemons) -> N
     assert waiting.process.wait(60) == 0
 
 
-def test_processes_that_come_before_the_migrations_wait_for_them_and_say_so(replicas: Daemons, tmp_path: Path) -> None:
+def test_processes_wait_for_the_migrations(replicas: Daemons, tmp_path: Path) -> None:
     up, address = start_elsewhere(replicas, tmp_path / "one", "--no-migrate")
     early = [up, replicas.start("web"), replicas.worker(), replicas.sweep()]
     for daemon in early:
@@ -88,9 +88,7 @@ def test_processes_that_come_before_the_migrations_wait_for_them_and_say_so(repl
     assert "Traceback" not in replicas.logs()
 
 
-def test_a_migrate_waits_as_long_as_it_is_told_for_a_database_that_starts_later(
-    tmp_path: Path, instance_environment: dict[str, str]
-) -> None:
+def test_migrate_waits_for_the_database(tmp_path: Path, instance_environment: dict[str, str]) -> None:
     late = PostgresServer()
     daemons = Daemons(tmp_path, instance_environment | {"DATABASE_URL": late.url})
     try:
@@ -107,20 +105,18 @@ def test_a_migrate_waits_as_long_as_it_is_told_for_a_database_that_starts_later(
         late.close()
 
 
-def test_worker_and_sweep_wait_for_a_database_that_is_away_and_the_web_process_does_not(
-    replicas: Daemons, tmp_path: Path
-) -> None:
+def test_only_worker_and_sweep_wait_for_the_database(replicas: Daemons, tmp_path: Path) -> None:
     replicas.environment["DATABASE_URL"] = f"postgresql:///docora?host={tmp_path}"
     waiting, web = [replicas.worker(), replicas.sweep()], replicas.start("web")
     for daemon in waiting:
         wait_for(lambda daemon=daemon: "Waiting for the database: " in daemon.log.read_text(), 40)
-    told = wait_for(lambda: readiness(f"http://127.0.0.1:{replicas.environment['PORT']}/health/ready"), 40, 0.3)
-    assert told["checks"]["database"].startswith("the database does not answer")
+    answer = wait_for(lambda: readiness(f"http://127.0.0.1:{replicas.environment['PORT']}/health/ready"), 40, 0.3)
+    assert answer["checks"]["database"].startswith("the database does not answer")
     assert web.running
     assert all(daemon.running and "Traceback" not in daemon.log.read_text() for daemon in waiting)
 
 
-def test_a_newer_database_is_as_good_and_an_older_one_is_not(db) -> None:
+def test_newer_schema_is_accepted_and_an_older_one_is_not(db) -> None:
     recorder = MigrationRecorder(connection)
     recorder.record_applied("deliveries_app", "9999_of_a_later_version")
     assert (schema.is_migrated(), health.check_database()) == (True, health.OK)

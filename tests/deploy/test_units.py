@@ -1,4 +1,4 @@
-"""The systemd units: systemd understands them, they start what exists, and what they start works."""
+"""The systemd units: systemd accepts them, and the commands that they start work."""
 
 import configparser
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.test_compose import readiness
-from tests.support.deployment import GIVEN, UNITS, start_command, unit
+from tests.support.deployment import ENV_FILE, UNITS, start_command, unit
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 
@@ -33,9 +33,9 @@ def test_systemd_understands_every_unit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_nobody_special_and_may_touch_its_state_only(name: str) -> None:
-    told = unit(name)
-    assert told["User"] == ["docora"]
+def test_services_are_unprivileged_and_sandboxed(name: str) -> None:
+    settings = unit(name)
+    assert settings["User"] == ["docora"]
     for key, value in {
         "NoNewPrivileges": "yes",
         "ProtectSystem": "strict",
@@ -43,35 +43,34 @@ def test_a_service_is_nobody_special_and_may_touch_its_state_only(name: str) -> 
         "StateDirectory": "docora",
         "CapabilityBoundingSet": "",
     }.items():
-        assert told[key] == [value], key
-    assert "DATA_DIR=/var/lib/docora" in told["Environment"]
-    assert "DOCORA_PROGRAM=docora" in told["Environment"]  # what messages tell to run
-    assert told["EnvironmentFile"] == ["/etc/docora/docora.env"]
+        assert settings[key] == [value], key
+    assert "DATA_DIR=/var/lib/docora" in settings["Environment"]
+    assert "DOCORA_PROGRAM=docora" in settings["Environment"]  # the program that messages name
+    assert settings["EnvironmentFile"] == ["/etc/docora/docora.env"]
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_process_starts_after_the_migrations_and_stops_with_the_rest(name: str) -> None:
-    told = unit(name)
-    assert "docora-migrate.service" in told["Wants"][0].split()
-    assert (
-        "docora-migrate.service" not in told.get("Requires", [""])[0].split()
-    )  # it would be given up with the first try
-    assert "docora-migrate.service" in told["After"][0].split()
-    assert told["PartOf"] == ["docora.target"]
-    assert told["Restart"] == ["always"]
+def test_services_start_after_the_migrations(name: str) -> None:
+    settings = unit(name)
+    assert "docora-migrate.service" in settings["Wants"][0].split()
+    # With Requires=, a failed first migration would stop the service.
+    assert "docora-migrate.service" not in settings.get("Requires", [""])[0].split()
+    assert "docora-migrate.service" in settings["After"][0].split()
+    assert settings["PartOf"] == ["docora.target"]
+    assert settings["Restart"] == ["always"]
 
 
-def test_the_target_wants_every_part() -> None:
+def test_target_wants_every_service() -> None:
     assert {name.replace("@", "@1") for name in PARTS} == set(unit("docora.target")["Wants"][0].split())
     assert "docora-web.socket" in unit("docora-web.service")["Requires"][0]
     assert "PartOf" not in unit("docora-web.socket")  # it stays while the rest restarts
 
 
-def test_the_migrations_are_tried_again_until_the_database_is_there_or_everything_is_stopped() -> None:
-    told = unit("docora-migrate.service")
-    assert told["Type"] == ["oneshot"]
-    assert told["Restart"] == ["on-failure"]
-    assert told["PartOf"] == ["docora.target"]
+def test_migrations_are_retried_until_the_database_is_up() -> None:
+    settings = unit("docora-migrate.service")
+    assert settings["Type"] == ["oneshot"]
+    assert settings["Restart"] == ["on-failure"]
+    assert settings["PartOf"] == ["docora.target"]
 
 
 def test_every_file_is_in_sections_that_systemd_knows() -> None:
@@ -81,8 +80,8 @@ def test_every_file_is_in_sections_that_systemd_knows() -> None:
         assert set(parser.sections()) <= {"Unit", "Service", "Socket", "Install"}, path.name
 
 
-def test_every_command_does_its_work(image: Daemons, addresses: dict[str, str]) -> None:
-    image.environment |= GIVEN | addresses
+def test_every_command_runs(image: Daemons, addresses: dict[str, str]) -> None:
+    image.environment |= ENV_FILE | addresses
     migrate = image.start(*start_command("docora-migrate.service"))
     assert migrate.process.wait(60) == 0, image.logs()
     for name in PARTS:
@@ -92,8 +91,8 @@ def test_every_command_does_its_work(image: Daemons, addresses: dict[str, str]) 
     assert "Traceback" not in image.logs()
 
 
-def test_the_unit_for_everything_starts_everything(image: Daemons, addresses: dict[str, str]) -> None:
-    image.environment |= GIVEN | addresses
+def test_single_unit_starts_everything(image: Daemons, addresses: dict[str, str]) -> None:
+    image.environment |= ENV_FILE | addresses
     up = image.start(*start_command("docora.service"))
     address = f"http://127.0.0.1:{addresses['PORT']}/health/ready"
     assert wait_for(lambda: readiness(address).get("ready"), 60, 0.3)

@@ -66,14 +66,14 @@ def test_each_dangerous_setting_has_a_message(production, changes, check, found:
         ("fd12:3456:789a::/48", []),
     ],
 )
-def test_a_private_network_is_judged_by_what_it_contains(production, network: str, found: list[str]) -> None:
+def test_allowed_networks_are_checked_by_their_contents(production, network: str, found: list[str]) -> None:
     production.ALLOWED_PRIVATE_NETWORKS = [ip_network(network)]
     messages = check_private_networks()
     assert ids(messages) == found
     assert all(network in message.msg for message in messages)
 
 
-def test_they_run_with_check_deploy_only(production) -> None:
+def test_deployment_checks_run_with_deploy_only(production) -> None:
     production.DEBUG = True
     assert "docora.E003" in ids(run_checks(include_deployment_checks=True))
     assert "docora.E003" not in ids(run_checks())

@@ -1,4 +1,4 @@
-"""Whatever is wrong, a person at the command line is told it in a sentence: no traceback, no secret, nothing on stdout."""
+"""Commands report errors in one sentence on stderr, without a traceback or a secret and with nothing on stdout."""
 
 import json
 import os
@@ -38,10 +38,9 @@ COMMANDS = {
     "sweep": ["--once"],
     "send_test_alert": [],
 }
-"""What asks the database, with arguments that name nothing. `receiver` needs nothing; `up`, `demo`, `doctor`,
-the workers and `import_docora` (`deliveries/test_import_command.py`) have tests of their own."""
+"""Every command that uses the database, with arguments that name nothing."""
 
-APART = {"up", "web", "demo", "receiver", "doctor", "import_docora"}
+HAVE_OWN_TESTS = {"up", "web", "demo", "receiver", "doctor", "import_docora"}
 NEED_NO_DATABASE = {"send_test_alert"}
 
 
@@ -56,13 +55,13 @@ def outcomes(lines: list[list[str]], **environment: str) -> list[tuple[int, str,
     return [tuple(outcome) for outcome in json.loads(done.stdout)]
 
 
-def test_every_command_of_an_operator_is_tried() -> None:
-    assert set(commands.own_commands()) - APART <= set(COMMANDS)
+def test_examples_cover_every_operator_command() -> None:
+    assert set(commands.own_commands()) - HAVE_OWN_TESTS <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("database", ["postgres://docora:hunter2@127.0.0.1:{port}/docora", "sqlite:////nowhere/at/all"])
 @pytest.mark.parametrize("option", [[], ["--json"]])
-def test_without_a_database_every_command_says_so(database: str, option: list[str]) -> None:
+def test_commands_without_a_database_say_so(database: str, option: list[str]) -> None:
     lines = [[name, *arguments, *option] for name, arguments in COMMANDS.items() if name not in NEED_NO_DATABASE]
     for line, (code, out, err) in zip(
         lines, outcomes(lines, DATABASE_URL=database.format(port=free_port())), strict=True
@@ -74,7 +73,7 @@ def test_without_a_database_every_command_says_so(database: str, option: list[st
         assert "hunter2" not in err
 
 
-def test_without_tables_every_command_says_how_to_make_them(postgres_server: PostgresServer, tmp_path: Path) -> None:
+def test_commands_without_tables_name_migrate(postgres_server: PostgresServer, tmp_path: Path) -> None:
     lines = [[name, *arguments] for name, arguments in COMMANDS.items() if name not in NEED_NO_DATABASE]
     empty = [f"sqlite:///{tmp_path / 'empty.sqlite3'}", postgres_server.url]
     for database in empty:
@@ -84,7 +83,7 @@ def test_without_tables_every_command_says_how_to_make_them(postgres_server: Pos
             assert err.endswith("Migrate it: manage.py migrate"), line
 
 
-def test_an_id_that_names_nothing_is_a_sentence_that_says_where_to_look(instance_environment: dict[str, str]) -> None:
+def test_unknown_id_says_where_to_find_ids(instance_environment: dict[str, str]) -> None:
     named = {name: arguments for name, arguments in COMMANDS.items() if any("none" in word for word in arguments)}
     lines = [[name, *(word.replace("none", other) for word in arguments)] for name, arguments in named.items()
              for other in ("none", "\udcff", "x" * 5000)]  # fmt: skip
@@ -94,7 +93,7 @@ def test_an_id_that_names_nothing_is_a_sentence_that_says_where_to_look(instance
         assert "Traceback" not in err, line
 
 
-def test_without_redis_a_command_does_what_it_can_and_never_fails_with_a_traceback(
+def test_commands_without_redis_print_no_traceback(
     instance_environment: dict[str, str],
 ) -> None:
     lines = [[name, *arguments, "--json"] for name, arguments in COMMANDS.items()]
@@ -117,7 +116,7 @@ def test_without_redis_a_command_does_what_it_can_and_never_fails_with_a_traceba
         ("REDIS_URL", "redis://:hunter2@127.0.0.1:port/0"),
     ],
 )
-def test_a_setting_that_cannot_be_read_stops_every_command_with_its_name(name: str, value: str) -> None:
+def test_invalid_setting_is_named_by_every_command(name: str, value: str) -> None:
     lines = [[command, *arguments] for command, arguments in COMMANDS.items()]
     lines += [["up"], ["rqworker", "high"], ["doctor"], ["migrate"]]
     for line, (code, out, err) in zip(lines, outcomes(lines, **{name: value}), strict=True):
@@ -127,20 +126,20 @@ def test_a_setting_that_cannot_be_read_stops_every_command_with_its_name(name: s
         assert "hunter2" not in err
 
 
-def test_help_names_a_setting_that_cannot_be_read() -> None:
+def test_help_names_an_invalid_setting() -> None:
     done = manage("help", environment=os.environ | {"DATABASE_URL": "hunter2"})
     assert done.returncode == 0
     assert "error: DATABASE_URL must " in done.stdout
     assert "hunter2" not in done.stdout
 
 
-def test_a_command_that_does_not_exist_is_wrong_usage() -> None:
+def test_unknown_command_is_a_usage_error() -> None:
     done = manage("resynch")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Did you mean resync?" in done.stderr
 
 
-def test_what_nobody_has_foreseen_stays_a_traceback_and_so_does_what_somebody_asks_for() -> None:
+def test_traceback_for_unexpected_errors_and_on_request() -> None:
     assert error_message(RuntimeError("odd")) == ""
     assert error_message(DatabaseError("syntax error")) == ""
     assert error_message(ImproperlyConfigured("X must be y.")) == "Docora cannot start: X must be y."

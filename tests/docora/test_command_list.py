@@ -11,7 +11,7 @@ STREAM_NOTHING = {"up", "web", "demo"}
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_command_explains_itself_and_its_options(name: str) -> None:
+def test_every_command_and_option_has_a_help_text(name: str) -> None:
     command = commands.load(name)
     assert command.help.endswith(".")
     parser = command.create_parser("manage.py", name)
@@ -20,7 +20,7 @@ def test_a_command_explains_itself_and_its_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(OURS) - STREAM_NOTHING))
-def test_a_command_has_json_output(name: str) -> None:
+def test_commands_with_json_output(name: str) -> None:
     parser = commands.load(name).create_parser("manage.py", name)
     option = parser._option_string_actions["--json"]
     assert isinstance(option, argparse._StoreTrueAction)

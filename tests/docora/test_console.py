@@ -1,4 +1,4 @@
-"""How commands answer and ask: what goes to stdout, what a terminal shows, and when they stop."""
+"""Output and questions of commands: on stdout, in a terminal, in a pipe."""
 
 import io
 import os
@@ -26,7 +26,7 @@ TABLE = (
 
 
 def at_a_terminal(code: str, typed: str = "", environment: Mapping[str, str] = os.environ) -> tuple[int, str]:
-    """What a terminal shows while Python runs this, and how it ended."""
+    """Run this code in a terminal. Return the exit status and what the terminal shows."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, env={**environment, "TERM": "xterm"},
@@ -50,23 +50,23 @@ def at_a_terminal(code: str, typed: str = "", environment: Mapping[str, str] = o
         os.close(ours)
 
 
-def test_at_a_terminal_a_question_waits_for_yes() -> None:
+def test_question_on_a_terminal_waits_for_yes() -> None:
     assert at_a_terminal(QUESTION, "y\n") == (0, "y\r\nAll of it goes. Continue? [y/N] done\r\n")
     for answer in ("n\n", "\n", "\x04"):
         code, shown = at_a_terminal(QUESTION, answer)
         assert (code, "Nothing was done." in shown, "done\r\n" in shown.replace("was done", "")) == (1, True, False)
 
 
-def test_without_a_terminal_the_question_is_a_sentence_and_wrong_usage(monkeypatch) -> None:
-    for nobody in (io.StringIO("y\n"), None):  # cron has no stdin at all
-        monkeypatch.setattr("sys.stdin", nobody)
+def test_question_without_a_terminal_is_a_usage_error(monkeypatch) -> None:
+    for stdin in (io.StringIO("y\n"), None):  # cron has no stdin at all
+        monkeypatch.setattr("sys.stdin", stdin)
         with pytest.raises(CommandError, match=r"All of it goes\. There is no terminal .* --yes") as refused:
             confirm("All of it goes.", yes=False)
         assert refused.value.returncode == output.USAGE
     confirm("All of it goes.", yes=True)
 
 
-def test_elsewhere_than_at_a_terminal_a_bar_is_a_line_now_and_then_on_stderr(capsys, monkeypatch) -> None:
+def test_bar_without_a_terminal_prints_lines_to_stderr(capsys, monkeypatch) -> None:
     monkeypatch.setattr(output, "_LINE_SECONDS", 0.0)
     with Bar() as bar:
         for number in (1, 2, 3):
@@ -78,20 +78,20 @@ def test_elsewhere_than_at_a_terminal_a_bar_is_a_line_now_and_then_on_stderr(cap
     assert shown.err == "Letters: 1 of 3\nLetters: 2 of 3\nLetters: 3 of 3\nRemoved: 1,000\n"
 
 
-def test_the_lines_are_seldom_and_the_last_one_is_always_there(capsys) -> None:
+def test_lines_are_rare_and_the_last_one_is_printed(capsys) -> None:
     with Bar() as bar:
         for number in range(1, 1001):
             bar.show("Rows", number, 1000)
     assert capsys.readouterr().err == "Rows: 1 of 1,000\nRows: 1,000 of 1,000\n"
 
 
-def test_a_quiet_bar_says_nothing_where_there_is_no_terminal(capsys) -> None:
+def test_quiet_bar_without_a_terminal_prints_nothing(capsys) -> None:
     with Bar(quiet=True) as bar:
         bar.show("Files", 1, 2)
     assert capsys.readouterr() == ("", "")
 
 
-def test_at_a_terminal_the_bar_has_colours_unless_nobody_wants_them() -> None:
+def test_bar_on_a_terminal_respects_no_color() -> None:
     colourful = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     _, shown = at_a_terminal(BAR, environment=colourful)
     assert "Letters" in shown
@@ -102,17 +102,17 @@ def test_at_a_terminal_the_bar_has_colours_unless_nobody_wants_them() -> None:
     assert "\x1b[3" not in shown.replace("\x1b[?", "")
 
 
-def test_a_table_has_headings_on_a_terminal_and_tabs_elsewhere() -> None:
+def test_table_on_a_terminal_and_in_a_pipe() -> None:
     _, shown = at_a_terminal(TABLE)
     assert "Name" in shown
-    assert "[bold]x\N{REPLACEMENT CHARACTER}[2J" in shown, "foreign text neither steers the terminal nor is markup"
+    assert "[bold]x\N{REPLACEMENT CHARACTER}[2J" in shown, "foreign text controls the terminal or is read as markup"
     out = io.StringIO()
     write_table(OutputWrapper(out), ["Id", "Name"], [["app_1", "a\tb\n"], ["app_2", "é"]])
     assert out.getvalue() == "app_1\ta\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}\napp_2\té\n"
     assert printable("a\x1b[2J\x9b") == "a\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
 
 
-def test_whoever_has_read_enough_of_the_answer_may_close_the_pipe() -> None:
+def test_reader_may_close_the_pipe_early() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as gone:

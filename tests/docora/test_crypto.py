@@ -32,7 +32,7 @@ def test_removed_key_raises_decryption_error(settings) -> None:
         decrypt(token)
 
 
-def test_secret_is_plain_on_the_instance_and_encrypted_in_the_database(db) -> None:
+def test_secret_is_encrypted_in_the_database_only(db) -> None:
     app = make_app()
     assert App.objects.get(pk=app.pk).client_auth_key == "s3cret-" * 3
     from django.db import connection

@@ -1,4 +1,4 @@
-"""The wheel: it holds all of Docora and nothing else, and runs from an empty folder, on packages of its own."""
+"""The wheel: it contains exactly Docora, and runs from an empty folder in its own environment."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
 
 
 def build(source: Path, target: Path) -> Path:
-    """What `make dist` makes of `source`, in `target`; returns the wheel."""
+    """Build `source` in `target` as `make dist` does, and return the wheel."""
     epoch = subprocess.run(
         ["git", "log", "-1", "--format=%ct"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
@@ -63,7 +63,7 @@ def build(source: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `make dist` fills, as it stands in the Makefile."""
+    """The folder that `make dist` fills."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run(["make", "--old-file=setup", "dist", f"DIST={folder}"], cwd=PROJECT, check=True)
     return folder
@@ -79,7 +79,7 @@ def source(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Environment:
-    """A new virtual environment with what requirements.txt locks, and with a wheel once one is installed."""
+    """A new virtual environment with the packages of requirements.txt, in which wheels can be installed."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = folder / "bin"
@@ -89,7 +89,7 @@ class Environment:
         self._pip("--require-hashes", "-r", str(PROJECT / "requirements.txt"))
 
     def install(self, wheel: Path) -> None:
-        """Offline: whatever it needs must be there already."""
+        """Install the wheel offline, so that all its requirements must be installed already."""
         self._pip("--offline", str(wheel))
 
     def _pip(self, *arguments: str) -> None:
@@ -107,7 +107,7 @@ def environment(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environ
 
 
 class Installed(Instance):
-    """What an environment has, run from an empty folder with nothing set; its processes are known by their HOME."""
+    """An installed Docora, run from an empty folder without settings. Its processes are known by their HOME."""
 
     def __init__(self, directory: Path, environment: Environment) -> None:
         super().__init__(directory)
@@ -124,14 +124,14 @@ class Installed(Instance):
         return [str(self.bin / "docora"), *arguments]
 
     def done(self, *arguments: str) -> str:
-        """What a command printed that did what it was asked for."""
+        """Run a command that must succeed, and return its output."""
         result = self.run(*arguments)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     @contextlib.contextmanager
     def receiver(self, *options: str) -> Iterator[str]:
-        """`docora receiver` in the background; gives its address."""
+        """Run `docora receiver` in the background and yield its URL."""
         port = free_port()
         command = self.command("receiver", "--port", str(port), "--quiet", *options)
         with subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL) as process:
@@ -145,13 +145,13 @@ class Installed(Instance):
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
 
     def get(self, path: str, form: dict[str, str] | None = None) -> bytes:
-        """A body; raises HTTPError for any other status than 200. Cookies are kept."""
+        """Return the body of a response, keeping cookies. Raise HTTPError for any status but 200."""
         data = urllib.parse.urlencode(form).encode() if form else None
         with self._opener.open(f"http://127.0.0.1:{self.port}{path}", data, timeout=20) as answer:
             return answer.read()
 
     def sign_in(self, name: str, password: str) -> str:
-        """The first page of the admin."""
+        """Sign in and return the first page of the admin."""
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get("/admin/login/").decode())
         assert token
         form = {"csrfmiddlewaretoken": token[1], "username": name, "password": password, "next": "/admin/"}
@@ -160,7 +160,7 @@ class Installed(Instance):
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="docora-") as name:  # a short one: a socket lies in it
+    with tempfile.TemporaryDirectory(prefix="docora-") as name:  # short, because it contains a socket
         yield Path(name)
 
 
@@ -171,10 +171,10 @@ def installed(environment: Environment, directory: Path) -> Iterator[Installed]:
     installed.end()
 
 
-# --- What is in it ------------------------------------------------------------------------------------------------------
+# --- Contents -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_wheel_holds_what_git_has_of_the_packages_templates_and_static_files_and_nothing_else(dist: Path) -> None:
+def test_wheel_contains_exactly_the_tracked_files(dist: Path) -> None:
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
     shipped = {name for name in names if name.startswith(("docora/", "repositories_app/", "deliveries_app/"))}
@@ -187,25 +187,25 @@ def test_the_wheel_holds_what_git_has_of_the_packages_templates_and_static_files
     assert {"docora/templates/docs/page.html", "docora/static/docs/samples/verify.py", "docora/.env.example"} <= inside
 
 
-def test_the_same_commit_gives_the_same_bytes_from_the_sdist_as_well(dist: Path, source: Path, tmp_path: Path) -> None:
+def test_wheel_from_the_sdist_has_the_same_bytes(dist: Path, source: Path, tmp_path: Path) -> None:
     assert build(source, tmp_path).read_bytes() == (dist / WHEEL).read_bytes()
 
 
-# --- What it does -------------------------------------------------------------------------------------------------------
+# --- Running it ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_is_called_docora_however_it_is_started(installed: Installed) -> None:
+def test_usage_always_names_docora(installed: Installed) -> None:
     module = [str(installed.bin / "python"), "-m", "docora", "help", "up"]
-    told = subprocess.run(
+    usage = subprocess.run(
         module, cwd=installed.folder, env=installed.environment, capture_output=True, text=True, check=True
     ).stdout
-    assert told.startswith("usage: docora up ")
-    assert installed.done("help", "up") == told
+    assert usage.startswith("usage: docora up ")
+    assert installed.done("help", "up") == usage
     assert installed.done("--version") == installed.done("version") == f"{__version__}\n"
     assert "Type 'docora help <subcommand>'" in installed.done("help")
 
 
-def test_it_runs_from_an_empty_folder_with_nothing_set_and_its_pages_are_whole(installed: Installed) -> None:
+def test_wheel_runs_from_an_empty_folder_without_settings(installed: Installed) -> None:
     installed.start()
     assert json.loads(installed.get("/health"))["uptime"] > 0
     assert json.loads(installed.get("/version"))["version"] == __version__
@@ -233,7 +233,7 @@ def test_it_runs_from_an_empty_folder_with_nothing_set_and_its_pages_are_whole(i
     assert made & {"valkey", "valkey-server", "redis-server"}
 
 
-def test_a_client_gets_its_copy_by_the_settings_and_transforms_of_the_current_folder(installed: Installed) -> None:
+def test_settings_and_transforms_of_the_current_folder_apply(installed: Installed) -> None:
     make_demo_repositories(installed.directory / "git")
     (installed.folder / "portal_files.py").write_text(TRANSFORMS)
     installed.settings(
@@ -263,11 +263,11 @@ def test_a_client_gets_its_copy_by_the_settings_and_transforms_of_the_current_fo
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Path → content of every file below it."""
+    """Return path → content of every file below the folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_demo_is_in_it(installed: Installed) -> None:
+def test_wheel_contains_the_demo(installed: Installed) -> None:
     installed.start("--demo")
     installed.wait_until(lambda: "Sign in" in installed.log.read_text(), 30)
     password = re.search(r"Sign in admin / (\S+)", installed.log.read_text())
@@ -279,9 +279,7 @@ def test_the_demo_is_in_it(installed: Installed) -> None:
     assert installed.family() == {}
 
 
-def test_a_newer_wheel_over_an_older_one_brings_the_folder_up_to_date(
-    dist: Path, source: Path, directory: Path
-) -> None:
+def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, directory: Path) -> None:
     newer = shutil.copytree(source, directory / "newer")
     (newer / "docora" / "__init__.py").write_text('__version__ = "99.0.0"\n')
     migrations = newer / "deliveries_app" / "migrations"

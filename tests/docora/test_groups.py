@@ -123,9 +123,7 @@ def test_members_see_all_lists_except_accounts(database: sqlite3.Connection, db,
 
 
 @pytest.mark.parametrize(("group", "status"), [("Viewers", 403), ("Operators", 302)])
-def test_only_operators_resync_and_register_and_neither_deletes_apps(
-    database: sqlite3.Connection, db, group: str, status: int
-) -> None:
+def test_what_viewers_and_operators_may_do(database: sqlite3.Connection, db, group: str, status: int) -> None:
     client = member(database, group)
     watch = make_watch(make_app("Portal"), "docs")
     fields = {"name": "Search", "base_url": "https://search.example", "email": "a@b.example"}

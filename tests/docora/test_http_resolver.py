@@ -151,7 +151,7 @@ def libcurl_finds(monkeypatch):
     return finding
 
 
-def test_name_with_an_additional_private_address_is_not_dialled(dns, libcurl_finds, serve):
+def test_name_with_a_private_address_is_not_dialled(dns, libcurl_finds, serve):
     server = serve()
     dns(["127.0.0.1", "10.0.0.5"])
     with HttpClient(LOOPBACK, allow_http=True) as client:
@@ -169,7 +169,7 @@ def test_name_that_becomes_private_when_dialled_is_blocked(dns, libcurl_finds, s
     assert outcome.message.startswith("127.0.0.1 is a loopback address")
 
 
-def test_name_that_fails_to_resolve_the_second_time_is_a_dns_failure(dns, libcurl_finds, serve):
+def test_second_lookup_that_fails_is_a_dns_failure(dns, libcurl_finds, serve):
     server = serve()
     dns(socket.gaierror(-2, "Name or service not known"))
     with HttpClient(LOOPBACK, allow_http=True) as client:
@@ -186,7 +186,7 @@ def test_no_other_candidate_is_dialled_after_a_blocked_one(dns, libcurl_finds, s
     assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
 
 
-def test_nothing_is_sent_if_a_candidate_is_blocked_while_another_connects(serve, monkeypatch):
+def test_candidate_blocked_during_another_connect(serve, monkeypatch):
     server = serve()
     with HttpClient(LOOPBACK, allow_http=True) as client:
         before_send = transfer.Transfer._before_send

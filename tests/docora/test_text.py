@@ -43,5 +43,5 @@ def test_primary_keys_are_parsed_up_to_18_digits() -> None:
     assert parse_pks("3,x,,4") == [3, 4]
 
 
-def test_ids_with_control_characters_or_surrogates_are_not_looked_up() -> None:
+def test_invalid_ids_are_not_looked_up() -> None:
     assert [can_be_id(text) for text in ("app_1", "a\0", "\ud800")] == [True, False, False]

@@ -1,4 +1,4 @@
-"""`manage.py up`: everything starts, everything ends, and bad input gets a sentence."""
+"""`manage.py up`: everything starts, everything ends, and errors are clear."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
     instance.end()
 
 
-def test_it_is_ready_when_health_answers_and_ctrl_c_leaves_no_process_behind(instance: Instance) -> None:
+def test_ready_once_healthy_and_ctrl_c_ends_everything(instance: Instance) -> None:
     instance.start("--workers", "1")
     with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=5) as answer:
         assert answer.status == 200
@@ -32,7 +32,7 @@ def test_it_is_ready_when_health_answers_and_ctrl_c_leaves_no_process_behind(ins
     assert "Traceback" not in instance.log.read_text()
 
 
-def test_bodies_that_never_end_do_not_hold_up_others(instance: Instance) -> None:
+def test_endless_request_bodies_do_not_block_others(instance: Instance) -> None:
     instance.start("--workers", "1")
     head = (
         f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1:{instance.port}\r\nContent-Length: 9\r\n"
@@ -67,7 +67,7 @@ def test_doctor_finds_no_problem(instance: Instance) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:
+def test_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:
     instance.start("--demo")
     instance.wait_until(lambda: b"Sign in" in instance.log.read_bytes(), 30)
     assert instance.process
@@ -76,16 +76,16 @@ def test_a_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> 
     instance.wait_until(lambda: not instance.family(), 20)
 
 
-def test_a_child_that_dies_is_started_again(instance: Instance) -> None:
+def test_dead_child_is_restarted(instance: Instance) -> None:
     instance.start("--workers", "1")
-    # A work-horse looks the same, and may be doing the first jobs.
+    # A work-horse looks the same and may be running the first jobs.
     instance.wait_until(lambda: len(instance.pids("rqworker")) == 1, 10)
     os.kill(instance.pids("rqworker")[0], signal.SIGKILL)
     instance.wait_until(lambda: "worker 1 ended with -9" in instance.log.read_text(), 10)
     instance.wait_until(lambda: len(instance.pids("rqworker")) == 1, 10)
 
 
-def test_a_taken_port_is_one_clear_sentence(instance: Instance) -> None:
+def test_port_in_use_is_a_clear_error(instance: Instance) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", instance.port))
         squatter.listen()
@@ -96,13 +96,13 @@ def test_a_taken_port_is_one_clear_sentence(instance: Instance) -> None:
     )
 
 
-def test_a_second_one_on_the_same_data_directory_is_refused(instance: Instance) -> None:
+def test_second_instance_on_a_data_directory_is_refused(instance: Instance) -> None:
     instance.start("--workers", "1")
     result = instance.run("up", "--port", str(free_port()))
     assert result.returncode == 1
     assert "Docora is already running with the data directory" in result.stderr
 
 
-def test_with_nobody_who_can_sign_in_it_says_which_command_makes_an_administrator(instance: Instance) -> None:
+def test_output_names_the_command_for_a_first_administrator(instance: Instance) -> None:
     instance.start("--workers", "1")
     assert "manage.py createsuperuser" in instance.log.read_text()

@@ -59,7 +59,7 @@ def read_answer(connection: socket.socket) -> tuple[http.client.HTTPResponse, by
 
 
 def test_300_connections_that_send_a_byte_a_minute(start: Start) -> None:
-    """They use no thread, and are closed at the deadline of a request, however many bytes they have sent."""
+    """They use no thread and are closed at the deadline of a request, however many bytes they have sent."""
     web = start(request_seconds=4.0)
     starts = [b"", b"G", b"\r\n", request("/health")[:-2], request("/health", "POST", b"{}")[:-1]]
     with contextlib.ExitStack() as stack:
@@ -82,7 +82,7 @@ def test_bytes_do_not_extend_the_deadline(start: Start) -> None:
         assert time.monotonic() < began + 20
 
 
-def test_the_deadline_starts_anew_with_each_request(start: Start) -> None:
+def test_deadline_restarts_with_each_request(start: Start) -> None:
     web = start(request_seconds=2.0)
     with web.connect() as connection:
         for _ in range(4):
@@ -93,7 +93,7 @@ def test_the_deadline_starts_anew_with_each_request(start: Start) -> None:
             assert (answer.status, json.loads(body)["length"]) == (200, 2)
 
 
-def test_a_slow_view_has_no_deadline(start: Start) -> None:
+def test_slow_view_has_no_deadline(start: Start) -> None:
     web = start(request_seconds=1.0, unread_seconds=1.0)
     with web.connect(request("/sleep?n=3")) as connection:
         assert read_answer(connection)[0].status == 200
@@ -118,7 +118,7 @@ def test_20_clients_that_do_not_read_their_answer(start: Start, size: int, patie
 
 
 def test_threads_that_wait_for_clients_are_released(start: Start) -> None:
-    """A thread waits if more than the high watermark is buffered: neither for a client that reads nothing, nor for a slow one."""
+    """A thread waits if more than the high watermark is buffered, but not forever for a client that reads slowly or not at all."""
     web = start(_HIGH_WATERMARK=MB, unread_seconds=2.0)
     enough = threading.Event()
 
@@ -140,7 +140,7 @@ def test_threads_that_wait_for_clients_are_released(start: Start) -> None:
             reader.join()
 
 
-def test_a_client_that_reads_slowly_gets_everything(start: Start) -> None:
+def test_slow_reader_gets_everything(start: Start) -> None:
     web = start(unread_seconds=1.0)
     size = 5 * MB
     with web.connect(request(f"/bytes?n={size}", close=True), window=65536) as connection:
@@ -151,7 +151,7 @@ def test_a_client_that_reads_slowly_gets_everything(start: Start) -> None:
     assert received > size
 
 
-def test_a_client_that_disconnects_leaves_nothing_behind(start: Start) -> None:
+def test_disconnected_client_leaves_nothing_behind(start: Start) -> None:
     web = start()
     for sent in (request("/bytes?n=60000000"), request("/health", "POST", b"x" * MB)[: MB // 2]):
         web.connect(sent).close()
@@ -213,7 +213,7 @@ def test_shutdown_is_bounded(start: Start) -> None:
         assert web.process.wait(20) == 0
 
 
-def test_shutdown_answers_connections_that_were_not_accepted_yet(start: Start) -> None:
+def test_shutdown_answers_waiting_connections(start: Start) -> None:
     """If no other process has the socket, closing it would reset them."""
     web = start()
     web.process.send_signal(signal.SIGSTOP)
@@ -258,7 +258,7 @@ def test_head_has_no_body(web: WebProcess, path: str, answers: int) -> None:
     assert all((b"\r\nContent-Length: " in part) == (path == "/health") for part in parts)
 
 
-def test_a_chunked_body_arrives_whole(web: WebProcess) -> None:
+def test_chunked_body_arrives_whole(web: WebProcess) -> None:
     body = b"4\r\nwait\r\n3\r\nres\r\n0\r\n\r\n"
     sent = request("/", "POST", close=True, headers="Transfer-Encoding: chunked\r\n") + body
     with web.connect(sent) as connection:
@@ -292,7 +292,7 @@ def test_errors_are_json(web: WebProcess, sent: bytes, status: int) -> None:
     assert set(json.loads(body)) == {"error"}
 
 
-def test_the_server_does_not_name_itself(web: WebProcess) -> None:
+def test_server_does_not_name_itself(web: WebProcess) -> None:
     with web.connect(request("/health")) as connection:
         assert read_answer(connection)[0].getheader("Server") is None
 
@@ -307,7 +307,7 @@ def test_forwarded_headers_reach_the_application(web: WebProcess) -> None:
 
 @pytest.mark.parametrize(("trusted", "status"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 301)])
 def test_x_forwarded_proto_counts_from_trusted_proxies_only(settings: Any, trusted: str, status: int) -> None:
-    """If it did not count, https would be redirected to https for ever."""
+    """Otherwise https would be redirected to https forever."""
     settings.SECURE_SSL_REDIRECT = True
     settings.TRUSTED_PROXIES = [ipaddress.ip_network(trusted)]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -15,7 +15,7 @@ RECORD_BATCH, MAX_IN_FLIGHT = 20, 4
 
 @pytest.fixture
 def daemons(world: World, instance_environment: dict[str, str], tmp_path: Path, settings) -> Iterator[Daemons]:
-    """Real processes with a short lease and small batches; stopped at the end whatever happened."""
+    """Real processes with a short lease and small batches, stopped after the test."""
     App.objects.update(max_in_flight=MAX_IN_FLIGHT)
     world.app.refresh_from_db()
     changed = {

@@ -1,6 +1,6 @@
-"""Random histories as a hypothesis state machine: any rule may follow any other, and after each quiet the promise holds.
+"""Random histories as a Hypothesis state machine. Any rule may follow any other, and after each `quiet` every copy is HEAD.
 
-`make soak` runs it for as long as asked, `make test` a fixed number of histories.
+`make test` runs a fixed number of histories, `make soak` as many as requested.
 """
 
 import random
@@ -29,7 +29,7 @@ seeds = st.integers(0, 2**32)
 
 @dataclass
 class Summary:
-    """Of all histories that ran in this process. `duplicates`: of each kill, files that came once more."""
+    """Counts over all histories of this process. `duplicates` has the files sent twice for each kill."""
 
     histories: int = 0
     notifications: int = 0
@@ -38,12 +38,12 @@ class Summary:
 
 
 def entry(repo: int, word: bytes, kind: int) -> bytes | Entry:
-    """Contents differ between the repositories, so that none can pass for another's."""
+    """Return a tree entry. Its content names the repository, so that contents cannot be confused."""
     content = b"%d: %b" % (repo, word)
     return [content, content, content, Entry.executable(content), Entry.symlink("b")][kind]
 
 
-PEOPLE = [
+USER_ACTIONS = [
     *(f"{verb} {watch}" for verb in ("resync", "retry", "cancel", "unwatch_and_watch", "remove_and_watch") for watch in range(3)),
     *(f"{verb} {app}" for verb in ("resync_all", "retry_all", "cancel_all", "rotate_key", "rotate_token") for app in range(2)),
 ]  # fmt: skip
@@ -57,25 +57,25 @@ words, kinds = st.sampled_from(WORDS), st.integers(0, 4)
 
 
 def random_tree(seed: int) -> dict[str, tuple[bytes, int]]:
-    chance = random.Random(seed)
-    size = chance.choice([0, 1, *range(4, len(NAMES) + 1)])
-    return {name: (chance.choice(WORDS), chance.randrange(5)) for name in chance.sample(NAMES, size)}
+    rng = random.Random(seed)
+    size = rng.choice([0, 1, *range(4, len(NAMES) + 1)])
+    return {name: (rng.choice(WORDS), rng.randrange(5)) for name in rng.sample(NAMES, size)}
 
 
 def random_fate(seed: int) -> Fate | None:
-    chance = random.Random(seed)
-    [kind] = chance.choices(["kill", "term", "freeze", "interference", None], weights=[60, 10, 5, 15, 10])
+    rng = random.Random(seed)
+    [kind] = rng.choices(["kill", "term", "freeze", "interference", None], weights=[60, 10, 5, 15, 10])
     if kind == "interference":
-        kind = chance.choice(INTERFERENCES)
-    return Fate(kind, at=chance.randrange(1, 7), kept=chance.random() < 0.5) if kind else None
+        kind = rng.choice(INTERFERENCES)
+    return Fate(kind, at=rng.randrange(1, 7), kept=rng.random() < 0.5) if kind else None
 
 
-# Drawn through seeds: what hypothesis draws by itself is small and simple most of the time.
+# Drawn through seeds, because Hypothesis itself draws mostly small and simple values.
 trees, fates = seeds.map(random_tree), seeds.map(random_fate)
 
 
 class Convergence(RuleBasedStateMachine):
-    """`make` makes the universe of each history, in the folder that it is given."""
+    """`make` creates the universe of a history in the given folder. `clean` removes its rows."""
 
     make: ClassVar[Callable[[Path], Universe]]
     clean: ClassVar[Callable[[], None]]
@@ -100,16 +100,16 @@ class Convergence(RuleBasedStateMachine):
 
     @rule(repo=repos, path=names, word=words, kind=kinds)
     def write(self, repo: int, path: str, word: bytes, kind: int) -> None:
-        """A file is added or changed, or takes the place of a directory or of the file that its directory was."""
-        there = self.universe.paths(repo)
-        in_the_way = {other: None for other in there if other.startswith(f"{path}/") or path.startswith(f"{other}/")}
+        """Add or change a file. It may replace a directory, or its directory may replace a file."""
+        existing = self.universe.paths(repo)
+        in_the_way = {other: None for other in existing if other.startswith(f"{path}/") or path.startswith(f"{other}/")}
         self.universe.push(repo, {**in_the_way, path: entry(repo, word, kind)})
 
     @rule(repo=repos, number=st.integers(0, 20))
     def remove(self, repo: int, number: int) -> None:
-        there = self.universe.paths(repo)
-        if there:
-            self.universe.push(repo, {there[number % len(there)]: None})
+        existing = self.universe.paths(repo)
+        if existing:
+            self.universe.push(repo, {existing[number % len(existing)]: None})
 
     @rule(repo=repos, number=st.integers(0, 20), name=names)
     def rename(self, repo: int, number: int, name: str) -> None:
@@ -122,14 +122,14 @@ class Convergence(RuleBasedStateMachine):
 
     @rule(repo=repos, rules=st.sampled_from(IGNORED), branch=st.sampled_from([None, "main", "trunk", "release/1"]))
     def rearrange(self, repo: int, rules: str, branch: str | None) -> None:
-        """Another branch is HEAD, or other files are ignored."""
+        """Rename the default branch or change `.docoraignore`."""
         if branch:
             self.universe.rename_branch(repo, branch)
         else:
             self.universe.push(repo, {".docoraignore": rules.encode() or None})
 
-    @rule(what=st.sampled_from(PEOPLE))
-    def somebody(self, what: str) -> None:
+    @rule(what=st.sampled_from(USER_ACTIONS))
+    def user_action(self, what: str) -> None:
         self.universe.happen(what)
 
     @rule(watch=watches, rules=st.sampled_from(IGNORED))
@@ -154,7 +154,7 @@ class Convergence(RuleBasedStateMachine):
 
     @rule(numbers=st.lists(watches, min_size=1, max_size=2), fates=st.lists(fates, min_size=2, max_size=2), tree=trees)
     def work_at_much(self, numbers: list[int], fates: list[Fate | None], tree: dict[str, tuple[bytes, int]]) -> None:
-        """There is surely something to send when it befalls them."""
+        """Work with files to send, so that the fates take effect."""
         self.rewrite(self.universe.repo_of(numbers[0]), tree)
         self.universe.resync(numbers[0])
         self.work(numbers, fates)
@@ -179,7 +179,7 @@ class Convergence(RuleBasedStateMachine):
 
 
 def _possible(tree: dict[str, tuple[bytes, int]]) -> list[str]:
-    """No path is a file and a directory at once."""
+    """Return names of which none is a directory of another."""
     kept: list[str] = []
     for name in tree:
         if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in kept):

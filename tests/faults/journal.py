@@ -1,4 +1,4 @@
-"""What a client was told, looked at as a whole: order, identity and contents of the notifications."""
+"""Check order, ids and contents of all notifications that a client received."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,40 +13,43 @@ FILES = {kind.value for kind in Kind}
 
 
 class Journal:
-    """Looks at each record once. `zombies`: watches at which a frozen worker woke up, whose last word may come late;
-    `rotating`: apps whose signing key was being replaced, so that one signature may be refused."""
+    """Checks the receiver's log.
+
+    `zombies` are watches whose frozen worker woke up, so that late notifications are allowed. `rotating` are apps whose
+    signing key was being replaced, so that refused signatures are allowed.
+    """
 
     def __init__(self) -> None:
         self.zombies: set[Watch] = set()
         self._crashes: list[tuple[Watch, int]] = []
         self.rotating: set[str] = set()
         self._attempts: list[int] = []
-        self._told: dict[str, tuple[object, ...]] = {}
+        self._sent: dict[str, tuple[object, ...]] = {}
         self._contents: dict[str, set[str]] = defaultdict(set)
 
     def begin(self, log: Sequence[Record]) -> None:
-        """An attempt starts here."""
+        """Note that an attempt starts here."""
         self._attempts.append(len(log))
 
     def crashed(self, watch: Watch, log: Sequence[Record]) -> None:
-        """The watch's worker was killed, and the client is quiet."""
+        """Note that the watch's worker was killed and the client has handled its last requests."""
         self._crashes.append((watch, len(log)))
 
     def duplicates(self, log: Sequence[Record]) -> list[int]:
-        """For each crash: how many notifications came once more though they had been acknowledged before it."""
+        """Return for each crash how many acknowledged notifications were sent again after it."""
         return [self._again(watch, log[:end], log[end:]) for watch, end in self._crashes]
 
     def _again(self, watch: Watch, before: Sequence[Record], after: Sequence[Record]) -> int:
-        known = {record.webhook_id for record in before if _is_of(record, watch) and record.status == 200}
-        return len(known & {record.webhook_id for record in after if _is_of(record, watch)})
+        known = {record.webhook_id for record in before if _belongs_to(record, watch) and record.status == 200}
+        return len(known & {record.webhook_id for record in after if _belongs_to(record, watch)})
 
     def learn(self, repository: str, shas: Iterable[str]) -> None:
-        """What the repository holds now."""
+        """Note the current contents of the repository."""
         self._contents[repository].update(shas)
 
     def check(self, log: Sequence[Record]) -> None:
         for record in log:
-            assert record.verified or record.app_id in self.rotating, f"a signature was wrong: {record}"
+            assert record.verified or record.app_id in self.rotating, f"wrong signature: {record}"
         files = [record for record in log if record.verified and record.kind in FILES]
         self._check_ids(files)
         for record in _by(files, lambda record: (record.app_id, record.repository, record.path)).values():
@@ -54,38 +57,38 @@ class Journal:
         self._check_phases(log)
         for record in files:
             if record.kind != Kind.DELETE:
-                assert record.sha in self._contents[record.repository], f"a content from elsewhere: {record}"
+                assert record.sha in self._contents[record.repository], f"content of another repository: {record}"
 
     def _check_ids(self, files: Sequence[Record]) -> None:
         for record in files:
-            says = (record.kind, record.repository, record.path, record.sha, record.sequence, record.chunk)
-            assert self._told.setdefault(record.webhook_id, says) == says, f"an id was used again: {record}"
+            identity = (record.kind, record.repository, record.path, record.sha, record.sequence, record.chunk)
+            assert self._sent.setdefault(record.webhook_id, identity) == identity, f"an id was reused: {record}"
 
     def _check_path(self, records: Sequence[Record]) -> None:
-        """One at a time, and its numbers never fall."""
+        """Check that the path's notifications never overlap and that their sequences never fall."""
         watch = (records[0].app_id, records[0].repository)
         if watch in self.zombies:
             return
-        came = sorted(records, key=lambda record: record.received_at)
-        for earlier, later in pairwise(came):
-            assert later.received_at >= earlier.answered_at, f"two at once: {earlier} and {later}"
-            assert later.sequence >= earlier.sequence, f"a number fell: {earlier} and {later}"
+        ordered = sorted(records, key=lambda record: record.received_at)
+        for earlier, later in pairwise(ordered):
+            assert later.received_at >= earlier.answered_at, f"overlapping requests: {earlier} and {later}"
+            assert later.sequence >= earlier.sequence, f"a sequence fell: {earlier} and {later}"
 
     def _check_phases(self, log: Sequence[Record]) -> None:
-        """Within one attempt every delete comes before the first create, and every create before the first update."""
+        """Check that within each attempt deletes come before creates, and creates before updates."""
         for start, end in pairwise([*self._attempts, len(log)]):
             attempt = [record for record in log[start:end] if record.verified and record.kind in FILES]
             for watch, records in _by(attempt, lambda record: (record.app_id, record.repository)).items():
                 if watch not in self.zombies:
-                    order = [PHASES.index(Kind(record.kind)) for record in _as_they_came(records)]
+                    order = [PHASES.index(Kind(record.kind)) for record in _by_arrival(records)]
                     assert order == sorted(order), f"out of order: {[(r.kind, r.path) for r in records]}"
 
 
-def _is_of(record: Record, watch: Watch) -> bool:
+def _belongs_to(record: Record, watch: Watch) -> bool:
     return (record.app_id, record.repository) == watch
 
 
-def _as_they_came(records: Sequence[Record]) -> list[Record]:
+def _by_arrival(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda record: record.received_at)
 
 

@@ -1,9 +1,9 @@
-"""`make soak`: random histories for as long as asked, each process with a seed, a database and a Redis of its own.
+"""`make soak`: run many random histories. Each process has its own seed, database and Redis.
 
     make soak SOAK_ARGS="--histories 1000"
     make soak SOAK_ARGS="--minutes 60 --first-seed 7000"
 
-Prints what happened in them, and writes it to `tests/faults/RESULTS.md`. A seed that found a divergence can be had again:
+Prints the results and writes them to `tests/faults/RESULTS.md`. To repeat a seed that found a divergence:
 `HISTORIES=25 make test PYTEST_ARGS="tests/faults/test_convergence.py --hypothesis-seed=7012"`.
 """
 
@@ -29,7 +29,7 @@ PER_SEED = 25
 
 @dataclass
 class Soak:
-    """All seeds so far; `diverged` maps a seed to what pytest says of it."""
+    """The results of all seeds so far. `diverged` maps a seed to the errors that pytest printed."""
 
     seeds: list[int] = field(default_factory=list)
     histories: int = 0
@@ -70,17 +70,17 @@ def report(soak: Soak, seconds: float) -> str:
             "divergences",
             f"{len(soak.diverged)}" + (f": seeds {', '.join(map(str, soak.diverged))}" if soak.diverged else ""),
         ),
-        ("notifications that clients got", f"{soak.notifications:,}"),
-        ("workers killed (-9) while they sent", f"{kills:,}"),
-        ("files that came once more after a kill, median and maximum", again),
-        ("took", f"{seconds / 60:.0f} minutes on {machine()}"),
+        ("notifications received", f"{soak.notifications:,}"),
+        ("workers killed (-9) while sending", f"{kills:,}"),
+        ("files sent twice per kill, median and maximum", again),
+        ("duration", f"{seconds / 60:.0f} minutes on {machine()}"),
     ]
     events = [(name, f"{count:,}") for name, count in soak.events.most_common()]
     return (
         "# Random histories\n\n"
-        f"Written by `make soak` on {datetime.now(UTC):%Y-%m-%d}. What a history is made of stands in `convergence.py`, what must\n"
-        "hold at any time in `journal.py`, and what once things are quiet in `universe.py`.\n\n"
-        f"{_table('', 'result', rows)}\n## What happened in them\n\n{_table('event', 'times', events)}"
+        f"Written by `make soak` on {datetime.now(UTC):%Y-%m-%d}. `convergence.py` generates the histories. `journal.py` checks what\n"
+        "must hold at any time, and `universe.py` what must hold once nothing is due.\n\n"
+        f"{_table('', 'result', rows)}\n## Events\n\n{_table('event', 'count', events)}"
     )
 
 
@@ -92,10 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="make soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--histories", type=int, default=1000, help="how many, unless the time is up before")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so many")
+    parser.add_argument("--histories", type=int, default=1000, help="number of histories")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no new seed after this time")
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel processes")
     options = parser.parse_args()
     seeds = range(options.first_seed, options.first_seed + -(-options.histories // PER_SEED))
     began = time.monotonic()
@@ -105,7 +105,7 @@ def main() -> None:
         def one(seed: int) -> None:
             if time.monotonic() - began < options.minutes * 60:
                 soak.add(seed, *run_seed(seed, Path(folder)))
-                state = "DIVERGED" if seed in soak.diverged else "well"
+                state = "DIVERGED" if seed in soak.diverged else "ok"
                 print(f"seed {seed}: {state}; {soak.histories:,} histories, {len(soak.duplicates):,} kills", flush=True)
 
         list(pool.map(one, seeds))

@@ -1,4 +1,4 @@
-"""Wall clocks that are wrong or are set: leases go by the database's clock and the one that counts since boot."""
+"""Wrong wall clocks, and clocks that are set during a run. Leases use the database's clock and the monotonic clock."""
 
 import time
 from collections.abc import Mapping
@@ -23,25 +23,25 @@ from tests.support.world import World
 
 HOUR = 3600.0
 FILES = {f"{number:02}.txt": b"content %d" % number for number in range(24)}
-STEPPED = dict.fromkeys(range(6, 10), HOUR) | dict.fromkeys(range(12, 16), -HOUR)  # by the number of the request
-NEAR = 60.0
+CLOCK_OFFSETS = dict.fromkeys(range(6, 10), HOUR) | dict.fromkeys(range(12, 16), -HOUR)  # by number of the request
+TOLERANCE = 60.0
 
 
-def with_steps(watch: AppRepository) -> None:
-    """An attempt during which the clock is set an hour forward, right again, an hour back, and right again."""
+def sync_with_clock_changes(watch: AppRepository) -> None:
+    """Run an attempt during which the clock is set an hour ahead, back, an hour behind, and back."""
     submit = Sender._submit
     sent = iter(range(1000))
 
-    def submit_and_look_at_the_clock(sender: Sender, transfer: object) -> None:
-        set_clock(STEPPED.get(next(sent), 0.0))
+    def set_clock_and_submit(sender: Sender, transfer: object) -> None:
+        set_clock(CLOCK_OFFSETS.get(next(sent), 0.0))
         submit(sender, transfer)  # type: ignore[arg-type]
 
-    Sender._submit = submit_and_look_at_the_clock  # type: ignore[assignment]
+    Sender._submit = set_clock_and_submit  # type: ignore[assignment]
     sync(watch.pk)
 
 
-def rivals_while(child: int, watch: AppRepository) -> int:
-    """How often somebody else could claim the watch while the child lived."""
+def claims_during(child: int, watch: AppRepository) -> int:
+    """Try to claim the watch while the child is running. Return how often that succeeded."""
     taken = 0
     while is_alive(child):
         taken += claim(watch.pk) is not None
@@ -50,53 +50,46 @@ def rivals_while(child: int, watch: AppRepository) -> int:
     return taken
 
 
-def test_a_clock_that_is_set_during_a_run_costs_no_lease_and_shows_in_signatures_alone(
-    world: World, settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clock_change_during_a_run(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 5
     world.app.max_in_flight = 1
     world.app.save()
     repo, watch = world.watch(FILES)
-    told: list[Mapping[str, str]] = []
+    received: list[Mapping[str, str]] = []
 
     def verify_slowly(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
-        told.append(headers)
+        received.append(headers)
         time.sleep(0.26)
         verify(headers, body, key, now)
 
     monkeypatch.setattr(endpoint, "verify", verify_slowly)
     started = time.monotonic()
-    child = forked(lambda: with_steps(watch))
-    wait_for(lambda: told)
-    assert rivals_while(child, watch) == 0
-    assert time.monotonic() - started > settings.LEASE_SECONDS  # it was extended, with the wrong time too
+    child = forked(lambda: sync_with_clock_changes(watch))
+    wait_for(lambda: received)
+    assert claims_during(child, watch) == 0
+    assert time.monotonic() - started > settings.LEASE_SECONDS  # so the lease was extended, despite the wrong clock
     for name in ("x-docora-timestamp", "webhook-timestamp"):
-        for index, headers in enumerate(told):
-            assert abs(int(headers[name]) - time.time() - STEPPED.get(index, 0.0)) < NEAR
-    numbers = [int(headers["x-docora-sequence"]) for headers in told]
+        for index, headers in enumerate(received):
+            assert abs(int(headers[name]) - time.time() - CLOCK_OFFSETS.get(index, 0.0)) < TOLERANCE
+    numbers = [int(headers["x-docora-sequence"]) for headers in received]
     assert numbers == sorted(set(numbers))
-    assert all(abs(number / 1_000_000 - time.time()) < NEAR for number in numbers)
+    assert all(abs(number / 1_000_000 - time.time()) < TOLERANCE for number in numbers)
     watch.refresh_from_db()
-    assert (watch.status, watch.retry_count, watch.files_failing) == (
-        Status.PENDING,
-        1,
-        len(STEPPED),
-    )  # refused, as it must
+    # The client refuses wrong timestamps.
+    assert (watch.status, watch.retry_count, watch.files_failing) == (Status.PENDING, 1, len(CLOCK_OFFSETS))
     assert watch.next_sync_at is not None
-    assert abs((watch.next_sync_at - timezone.now()).total_seconds()) < NEAR
+    assert abs((watch.next_sync_at - timezone.now()).total_seconds()) < TOLERANCE
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
-    assert len(told) == len(FILES) + len(STEPPED)
+    assert len(received) == len(FILES) + len(CLOCK_OFFSETS)
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
-def test_a_worker_whose_clock_is_an_hour_off_the_database_s_keeps_its_lease_and_the_promise(
-    world: World, settings, monkeypatch: pytest.MonkeyPatch, ahead: float
-) -> None:
-    def verify_by_the_worker_s_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
+def test_worker_clock_an_hour_off(world: World, settings, monkeypatch: pytest.MonkeyPatch, ahead: float) -> None:
+    def verify_with_worker_clock(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
         verify(headers, body, key, now + ahead)
 
-    monkeypatch.setattr(endpoint, "verify", verify_by_the_worker_s_clock)
+    monkeypatch.setattr(endpoint, "verify", verify_with_worker_clock)
     settings.LEASE_SECONDS, settings.RECORD_BATCH = 6, 5
     repo, watch = world.watch(FILES)
     world.app.max_in_flight = 2
@@ -109,15 +102,17 @@ def test_a_worker_whose_clock_is_an_hour_off_the_database_s_keeps_its_lease_and_
 
     child = forked(work)
     wait_for(world.requests)
-    assert rivals_while(child, watch) == 0
+    assert claims_during(child, watch) == 0
     assert_promise_kept(world, repo, watch)
-    assert [abs(record.sequence / 1_000_000 - time.time()) < NEAR for record in world.requests()] == [True] * len(FILES)
+    assert [abs(record.sequence / 1_000_000 - time.time()) < TOLERANCE for record in world.requests()] == [True] * len(
+        FILES
+    )
     assert watch.last_synced_at is not None
-    assert abs((watch.last_synced_at - timezone.now()).total_seconds()) < NEAR
+    assert abs((watch.last_synced_at - timezone.now()).total_seconds()) < TOLERANCE
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["ahead of", "behind"])
-def test_an_open_circuit_holds_back_by_the_database_s_clock(world: World, ahead: float) -> None:
+def test_open_circuit_uses_the_database_clock(world: World, ahead: float) -> None:
     repo, watch = world.watch()
     world.settle()
     repo.commit({"new.txt": b"new"})
@@ -134,4 +129,4 @@ def test_an_open_circuit_holds_back_by_the_database_s_clock(world: World, ahead:
     watch.refresh_from_db()
     assert len(world.git.server.requests) == asked
     assert watch.next_sync_at is not None
-    assert abs((watch.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < NEAR
+    assert abs((watch.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < TOLERANCE

@@ -1,4 +1,4 @@
-"""Pause, resume and stop with real workers: they notice within seconds, and what was acknowledged is not sent again."""
+"""Pause, resume and cancel with real workers. They react within seconds and resend nothing that was acknowledged."""
 
 import os
 import socket
@@ -13,43 +13,41 @@ from deliveries_app.reports import queue as queue_report
 from deliveries_app.services import cancel_sync, pause_syncing, request_sync, resume_syncing
 from docora.redis import inspect, queues
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
-from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
+from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watch_slow_client
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
-ME = Actor.command()
-FILES_OF_ANOTHER = {f"{number}.txt": b"%d" % number for number in range(FILES)}
+ACTOR = Actor.command()
+OTHER_FILES = {f"{number}.txt": b"%d" % number for number in range(FILES)}
 
 
-def wait_until_left(watch: AppRepository) -> None:
-    """Until no worker holds it."""
+def wait_until_released(watch: AppRepository) -> None:
+    """Wait until no worker holds the watch."""
     wait_for(lambda: not AppRepository.objects.filter(pk=watch.pk).leased().exists(), 20, 0.05)
     watch.refresh_from_db()
 
 
-def told_about(world: World, watch: AppRepository) -> int:
+def requests_about(world: World, watch: AppRepository) -> int:
     return len([record for record in world.requests() if record.repository == str(watch.repository)])
 
 
-def test_workers_hand_over_when_syncing_is_paused_and_send_only_the_rest_after_the_resume(
-    world: World, daemons: Daemons
-) -> None:
-    repo, watch = watched(world)
+def test_pause_and_resume_with_workers(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world)
     daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     wait_for(lambda: len(world.requests()) > 100, 30)
-    pause_syncing(ME)
-    wait_until_left(watch)
-    told = len(world.requests())
-    assert told < FILES
+    pause_syncing(ACTOR)
+    wait_until_released(watch)
+    sent = len(world.requests())
+    assert sent < FILES
     assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
-    assert watch.deliveries.filter(acknowledged=True).count() == told
+    assert watch.deliveries.filter(acknowledged=True).count() == sent
     _other_repo, other = world.watch(name="acme/other")
-    wait_for(lambda: queues.waiting("high") == 0, 20, 0.05)  # a worker has taken its job, and found nothing to do
-    resume_syncing(ME)
+    wait_for(lambda: queues.waiting("high") == 0, 20, 0.05)  # a worker has taken its job and done nothing
+    resume_syncing(ACTOR)
     wait_until_synced(watch)
     wait_until_synced(other)
     assert_promise_kept(world, repo, watch)
@@ -59,19 +57,19 @@ def test_workers_hand_over_when_syncing_is_paused_and_send_only_the_rest_after_t
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: World, daemons: Daemons) -> None:
-    repo, watch = watched(world)
+def test_worker_takes_the_next_job_after_a_cancel(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world)
     daemons.sweep()
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 100, 30)
     _other_repo, other = world.watch(name="acme/other")
-    assert cancel_sync(ME, watch)
-    wait_until_left(watch)
-    told = told_about(world, watch)
-    assert told < FILES
+    assert cancel_sync(ACTOR, watch)
+    wait_until_released(watch)
+    sent = requests_about(world, watch)
+    assert sent < FILES
     wait_until_synced(other)
     assert (watch.status, watch.retry_count, world.runs(watch)[0].outcome) == (Status.PENDING, 0, Outcome.CANCELLED)
-    assert told_about(world, watch) == told
+    assert requests_about(world, watch) == sent
     request_sync(AppRepository.objects.filter(pk=watch.pk))  # as its rescan does
     wait_until_synced(watch)
     assert_promise_kept(world, repo, watch)
@@ -80,9 +78,7 @@ def test_a_worker_leaves_a_sync_that_is_stopped_and_takes_the_next_job(world: Wo
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-def test_a_redis_that_lost_everything_knows_its_workers_again(
-    world: World, daemons: Daemons, valkey_server: ValkeyServer
-) -> None:
+def test_workers_register_again_after_a_flush(world: World, daemons: Daemons, valkey_server: ValkeyServer) -> None:
     worker = daemons.worker()
     wait_for(lambda: [known.pid for known in inspect.read_workers()] == [worker.pid], 30, 0.1)
     with valkey_server.client() as client:
@@ -92,8 +88,8 @@ def test_a_redis_that_lost_everything_knows_its_workers_again(
     assert (known.state, known.is_gone, known.queues) == ("idle", False, "high, default, low")
 
 
-def test_a_lease_names_the_worker_and_not_the_process_that_it_forked(world: World, daemons: Daemons) -> None:
-    _repo, watch = watched(world)
+def test_lease_names_the_worker_not_its_child(world: World, daemons: Daemons) -> None:
+    _repo, watch = watch_slow_client(world)
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 20, 30)
     watch.refresh_from_db()
@@ -103,24 +99,22 @@ def test_a_lease_names_the_worker_and_not_the_process_that_it_forked(world: Worl
     assert (known.state, known.job.argument) == ("busy", str(watch.pk))
 
 
-def test_two_containers_with_the_same_host_name_and_the_same_pid_are_told_apart(
-    world: World, daemons: Daemons, tmp_path: Path
-) -> None:
-    def rename() -> None:
+def test_containers_with_equal_host_name_and_pid(world: World, daemons: Daemons, tmp_path: Path) -> None:
+    def set_host_name() -> None:
         os.unshare(os.CLONE_NEWUTS)
         socket.sethostname("docora")
 
     (tmp_path / "containers").mkdir()
-    containers = Daemons(tmp_path / "containers", daemons.environment, enter=rename)
+    containers = Daemons(tmp_path / "containers", daemons.environment, enter=set_host_name)
     app = world.add_app("Search")
-    watches = [watched(world)[1], world.watch(FILES_OF_ANOTHER, name="acme/other", app=app)[1]]
+    watches = [watch_slow_client(world)[1], world.watch(OTHER_FILES, name="acme/other", app=app)[1]]
     try:
         for _ in watches:
             containers.start(
                 "rqworker", "high", "default", "low", through=["unshare", "--pid", "--fork", "--kill-child"]
             )
     except subprocess.SubprocessError as error:
-        pytest.skip(f"this process may not make containers: {error}")
+        pytest.skip(f"this process may not create containers: {error}")
     try:
         wait_for(lambda: AppRepository.objects.leased().count() == 2, 30)
         owners = set(AppRepository.objects.leased().values_list("lease_owner", flat=True))

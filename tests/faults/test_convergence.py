@@ -1,4 +1,4 @@
-"""Whatever happened: once things are quiet, each client's copy is its repository's HEAD (`convergence.py`)."""
+"""After any history (`convergence.py`), once nothing is due, each client's copy equals its repository's HEAD."""
 
 import functools
 import json
@@ -11,15 +11,15 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.faults.convergence import Convergence, Summary
 from tests.faults.universe import Universe
-from tests.faults.workers import hurry
-from tests.support import emptying
+from tests.faults.workers import use_short_timeouts
+from tests.support import fast_flush
 
-FIXED = 25  # with the same random numbers each time
-_wanted = os.environ.get("HISTORIES")  # of `make soak`, which names a seed, too
+DEFAULT_HISTORIES = 25  # the same ones each time
+_requested = os.environ.get("HISTORIES")  # set by `make soak`, which also sets the seed
 HISTORIES = settings(
-    max_examples=int(_wanted or FIXED),
+    max_examples=int(_requested or DEFAULT_HISTORIES),
     stateful_step_count=16,
-    derandomize=_wanted is None,
+    derandomize=_requested is None,
     database=None,
     deadline=None,
     phases=[Phase.generate],
@@ -27,17 +27,17 @@ HISTORIES = settings(
 )
 
 
-def test_random_histories_end_with_the_copy_that_head_is(
+def test_random_histories_converge_to_head(
     transactional_db: None, postgres_server, valkey_server, settings, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     settings.REPOS_DIR = tmp_path / "repos"
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS, settings.RETRY_BASE_DELAY_SECONDS = 3, 3, 0
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
-    hurry(monkeypatch)
+    use_short_timeouts(monkeypatch)
 
     class Histories(Convergence):
         make = functools.partial(Universe, database=postgres_server, redis=valkey_server)
-        clean = emptying.empty
+        clean = fast_flush.empty
         summary = Summary()
 
     try:
@@ -46,5 +46,5 @@ def test_random_histories_end_with_the_copy_that_head_is(
         if "SUMMARY" in os.environ:
             Path(os.environ["SUMMARY"]).write_text(json.dumps(vars(Histories.summary)))
     assert Histories.summary.histories >= HISTORIES.max_examples
-    if _wanted is None:  # with other random numbers anything may be missing
+    if _requested is None:  # other histories may lack any event
         assert {"worker: kill", "re-sync", "force-push", "database restarted"} <= Histories.summary.events.keys()

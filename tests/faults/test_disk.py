@@ -1,5 +1,5 @@
-"""The disk of the mirrors, or that of the temporary files, is full: it is told in words, nothing half is left lying about,
-and the sync succeeds once there is room."""
+"""A full disk for mirrors or temporary files: the sync fails with a clear message, leaves no partial files, and succeeds
+once there is room."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from tests.support.processes import forked, reap
 from tests.support.small_disk import mount_small_disk, resize
 from tests.support.world import World
 
-MAY_NOT = 77
+NOT_PERMITTED = 77
 FILES = {"large.bin": os.urandom(3_000_000), "small.txt": b"small"}
 
 
 @dataclass
-class Ended:
-    """How an attempt ended, and what the mirror's folder held then."""
+class Result:
+    """How an attempt ended, and the files in the mirror's folder."""
 
     status: str
     error: str
@@ -34,42 +34,40 @@ class Ended:
 
 def attempts_on_a_small_disk(
     world: World, watch: AppRepository, folder: Path, options: str, report: Path, between: Callable[[], None]
-) -> tuple[Ended, Ended]:
-    """Two attempts in a process that sees a small disk there: one on it, one when `between` has made room."""
+) -> tuple[Result, Result]:
+    """Run two attempts in a process with a small disk at `folder`: one on the full disk, one after `between` made room."""
 
-    def attempt() -> Ended:
+    def attempt() -> Result:
         world.make_due(watch)
         sync(watch.pk)
         watch.refresh_from_db()
         mirror = repositories.mirror_of(watch.repository).directory
         left = [str(path.relative_to(mirror)) for path in mirror.rglob("*") if path.is_file()]
-        return Ended(watch.status, watch.last_error, watch.last_error_cause, left)
+        return Result(watch.status, watch.last_error, watch.last_error_cause, left)
 
     def work() -> None:
         try:
             mount_small_disk(folder, options)
         except OSError:
-            os._exit(MAY_NOT)
+            os._exit(NOT_PERMITTED)
         first = attempt()
         between()
         report.write_text(json.dumps([asdict(first), asdict(attempt())]))
 
     ended = os.waitstatus_to_exitcode(reap(forked(work), 60))
-    if ended == MAY_NOT:
-        pytest.skip("this process may not mount a small disk, neither as root nor among users of its own")
+    if ended == NOT_PERMITTED:
+        pytest.skip("this process may not mount a small disk, as root or in a user namespace")
     assert ended == 0
     first, second = json.loads(report.read_text())
-    return Ended(**first), Ended(**second)
+    return Result(**first), Result(**second)
 
 
 @pytest.mark.parametrize(
     "options",
     ["size=1m", "size=100m,nr_inodes=4", "size=100m,nr_inodes=1"],
-    ids=["no room for the pack", "none for a repository", "none for a lock"],
+    ids=["no room for the pack", "no room for a repository", "no room for a lock"],
 )
-def test_full_mirror_disk_fails_with_a_message_and_no_partial_pack(
-    world: World, tmp_path: Path, settings, options: str
-) -> None:
+def test_full_mirror_disk_leaves_no_partial_pack(world: World, tmp_path: Path, settings, options: str) -> None:
     repo, watch = world.watch(FILES)
     disk = Path(settings.REPOS_DIR)
     full, roomy = attempts_on_a_small_disk(

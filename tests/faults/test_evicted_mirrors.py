@@ -1,4 +1,4 @@
-"""A machine with room for few mirrors syncs all the same, and sends nothing twice for it."""
+"""A machine with room for few mirrors still syncs everything, and sends nothing twice."""
 
 import os
 import re
@@ -16,16 +16,16 @@ from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 from tests.support.world import World
 
-BOUND = 1_000_000
+LIMIT = 1_000_000
 
 
 def large(size: int = 600_000) -> dict[str, bytes]:
-    """A file that cannot be compressed, and two small ones."""
+    """Return a file that cannot be compressed and two small ones."""
     return {"large.bin": os.urandom(size), "a.txt": b"a", "b.txt": b"b"}
 
 
-def make_it_time(repos: Path) -> None:
-    """For a look at the mirrors after the next job; the last one is over."""
+def make_eviction_due(repos: Path) -> None:
+    """Wait for the end of the current job, and make an eviction due after the next one."""
     wait_for(lambda: [worker.state for worker in inspect.read_workers()] == ["idle"], 20, 0.05)
     os.utime(repos / "mirrors.json", (0, 0))
 
@@ -36,23 +36,21 @@ def push(repo: Repo, watch: AppRepository, changes: dict[str, bytes | None]) -> 
     wait_for(AppRepository.objects.filter(pk=watch.pk, last_commit=repo.head).exists, 30, 0.05)
 
 
-def test_a_mirror_that_had_to_go_is_made_anew_at_the_next_push_and_only_what_changed_is_sent(
-    world: World, daemons: Daemons, settings
-) -> None:
-    daemons.environment["REPOS_MAX_BYTES"] = str(BOUND)
+def test_evicted_mirror_is_fetched_again_and_only_changes_sent(world: World, daemons: Daemons, settings) -> None:
+    daemons.environment["REPOS_MAX_BYTES"] = str(LIMIT)
     daemons.sweep()
     daemons.worker()
     repo, watch = world.watch(large(), name="acme/first")
     wait_until_synced(watch)
     mirror, repos = mirror_of(watch.repository).directory, Path(settings.REPOS_DIR)
-    make_it_time(repos)
+    make_eviction_due(repos)
     other_repo, other = world.watch(large(), name="acme/second")
     wait_until_synced(other)
     wait_for(lambda: not mirror.exists(), 20, 0.05)
     assert mirror_of(other.repository).directory.exists()
     assert len(world.requests()) == 6
 
-    make_it_time(repos)
+    make_eviction_due(repos)
     push(repo, watch, {"a.txt": b"changed", "b.txt": None})
     wait_for(lambda: not mirror_of(other.repository).directory.exists(), 20, 0.05)
     assert mirror.exists()
@@ -65,23 +63,21 @@ def test_a_mirror_that_had_to_go_is_made_anew_at_the_next_push_and_only_what_cha
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-def test_a_repository_that_is_larger_than_all_mirrors_may_be_is_synced_like_any_other(
-    world: World, daemons: Daemons, settings
-) -> None:
-    daemons.environment["REPOS_MAX_BYTES"] = str(BOUND)
+def test_repository_larger_than_the_mirror_limit(world: World, daemons: Daemons, settings) -> None:
+    daemons.environment["REPOS_MAX_BYTES"] = str(LIMIT)
     daemons.sweep()
     daemons.worker()
     small_repo, small = world.watch(large(1000), name="acme/small")
     wait_until_synced(small)
     repos = Path(settings.REPOS_DIR)
-    make_it_time(repos)
-    repo, watch = world.watch(large(BOUND + 1), name="acme/large")
+    make_eviction_due(repos)
+    repo, watch = world.watch(large(LIMIT + 1), name="acme/large")
     wait_until_synced(watch)
     for number in range(3):
         wait_for(lambda: not mirror_of(watch.repository).directory.exists(), 20, 0.05)
         assert_promise_kept(world, repo, watch)
         assert len(world.requests()) == 6 + number
-        make_it_time(repos)
+        make_eviction_due(repos)
         push(repo, watch, {"a.txt": b"%d" % number})
     assert mirror_of(small.repository).directory.exists()
     assert_promise_kept(world, small_repo, small)

@@ -1,4 +1,4 @@
-"""Workers that are frozen (a laptop that sleeps, a machine that is moved, a debugger) and wake up when it is too late."""
+"""Workers that are frozen (a sleeping laptop, a migrated machine, a debugger) and wake up after their lease has expired."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Delivery
 from deliveries_app.services import resync_single
-from tests.faults.test_kill import FILES, wait_until_synced, watched
+from tests.faults.test_kill import FILES, wait_until_synced, watch_slow_client
 from tests.support.histories import assert_promise_kept
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons, is_alive
@@ -19,7 +19,7 @@ from tests.support.world import World
 
 LEASE_SECONDS = 6  # of the daemons
 
-# What a work-horse does with its job, frozen where it has just written a batch and not yet committed it.
+# A work-horse that freezes when it has written a batch but not committed it.
 FREEZES_IN_A_TRANSACTION = """
 import os, signal
 from deliveries_app import jobs
@@ -37,7 +37,7 @@ Recorder._write_acknowledged = write_and_freeze
 jobs.sync_watch({watch})
 """
 
-# Frozen where requests are with the client and not yet on the wire.
+# A work-horse that freezes when the HTTP client has requests that are not yet sent.
 FREEZES_BEFORE_THE_WIRE = """
 import os, signal
 from deliveries_app import jobs
@@ -60,10 +60,8 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_ends(
-    world: World, daemons: Daemons
-) -> None:
-    repo, watch = watched(world)
+def test_worker_frozen_past_its_lease_records_nothing(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world)
     daemons.sweep()
     frozen = daemons.worker()
     wait_for(lambda: len(world.requests()) > 0.3 * FILES, 30)
@@ -72,7 +70,7 @@ def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_end
     daemons.worker()
     wait_until_synced(watch)
     assert_promise_kept(world, repo, watch)
-    told = len(world.requests())
+    sent = len(world.requests())
     rows = list(Delivery.objects.filter(watch=watch).order_by("path").values())
     runs = [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(watch)]
     os.kill(horse, signal.SIGCONT)
@@ -80,26 +78,24 @@ def test_a_worker_frozen_past_its_lease_records_nothing_when_it_wakes_up_and_end
     watch.refresh_from_db()
     assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
     assert [(run.outcome, run.files_done, run.files_total, run.attempts) for run in world.runs(watch)] == runs
-    assert len(world.requests()) == told  # not even what it had ready
+    assert len(world.requests()) == sent  # not even the prepared requests
     assert_promise_kept(world, repo, watch)
     assert frozen.running
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-@pytest.mark.parametrize("at", [pytest.param(1, id="no connection yet"), pytest.param(50, id="a connection is kept")])
-def test_what_a_frozen_worker_had_not_sent_yet_is_not_sent_when_it_wakes_up(
-    at: int, world: World, daemons: Daemons
-) -> None:
-    repo, watch = watched(world, 100, pause=0)
+@pytest.mark.parametrize("at", [pytest.param(1, id="no connection yet"), pytest.param(50, id="kept connection")])
+def test_worker_frozen_past_its_lease_sends_nothing(at: int, world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world, 100, pause=0)
     frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_BEFORE_THE_WIRE.format(at=at, watch=watch.pk))
     wait_for(lambda: is_stopped(frozen.pid), 30)
     daemons.sweep()
     daemons.worker()
     wait_until_synced(watch)
-    told = len(world.requests())
+    sent = len(world.requests())
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
-    assert len(world.requests()) == told
+    assert len(world.requests()) == sent
     assert_promise_kept(world, repo, watch)
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
@@ -107,23 +103,21 @@ def test_what_a_frozen_worker_had_not_sent_yet_is_not_sent_when_it_wakes_up(
 def test_frozen_transaction_blocks_no_longer_than_a_lease(
     world: World, daemons: Daemons, postgres_server: PostgresServer
 ) -> None:
-    repo, watch = watched(world, 100)
+    repo, watch = watch_slow_client(world, 100)
     frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_IN_A_TRANSACTION.format(watch=watch.pk))
     wait_for(lambda: is_stopped(frozen.pid), 30)
     started = time.monotonic()
-    resync_single(
-        Actor.command(), watch
-    )  # what the admin's button does: it needs the row that the frozen one has locked
+    resync_single(Actor.command(), watch)  # needs the row that the frozen worker has locked
     assert time.monotonic() - started < LEASE_SECONDS + 5
     daemons.sweep()
     daemons.worker()
     wait_until_synced(watch)
     assert_promise_kept(world, repo, watch)
-    told, state = len(world.requests()), AppRepository.objects.filter(pk=watch.pk).values().get()
+    sent, state = len(world.requests()), AppRepository.objects.filter(pk=watch.pk).values().get()
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
     assert "job_without_database" in frozen.log.read_text()
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
-    assert len(world.requests()) == told
+    assert len(world.requests()) == sent
     assert AppRepository.objects.filter(pk=watch.pk).values().get() == state
     assert_promise_kept(world, repo, watch)

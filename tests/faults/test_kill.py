@@ -1,4 +1,4 @@
-"""Workers that are killed, told to stop, or lose Redis: the promise holds all the same. Real processes, real signals."""
+"""Workers that are killed, stopped, or lose Redis. Every client still gets HEAD. Real processes, real signals."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ FILES = 400
 KILLS = 2
 
 
-def watched(world: World, count: int = FILES, pause: float = 0.01) -> tuple[Repo, AppRepository]:
-    """A repository whose delivery takes a while."""
+def watch_slow_client(world: World, count: int = FILES, pause: float = 0.01) -> tuple[Repo, AppRepository]:
+    """Watch a repository of `count` files for a client that takes `pause` seconds per request."""
     world.answer(lambda note: time.sleep(pause))
     return world.watch({f"folder-{n % 7}/file-{n:05}.txt": b"content %d\n" % n for n in range(count)})
 
@@ -39,10 +39,8 @@ def duplicates(world: World) -> int:
     return sum(count - 1 for count in counts.values())
 
 
-def test_kill_9_of_the_worker_as_often_as_it_comes_is_finished_with_nothing_missing_and_few_duplicates(
-    world: World, daemons: Daemons
-) -> None:
-    repo, watch = watched(world)
+def test_repeated_kill_9_of_the_worker(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world)
     sweep = daemons.sweep()
     killed = 0
     for share in (0.3, 0.6):
@@ -51,7 +49,7 @@ def test_kill_9_of_the_worker_as_often_as_it_comes_is_finished_with_nothing_miss
         horse = worker.horse()
         worker.kill()
         killed += 1
-        wait_for(lambda horse=horse: not is_alive(horse), 2)  # an orphan must not go on beside its successor
+        wait_for(lambda horse=horse: not is_alive(horse), 2)  # an orphan must not run beside its successor
     started = time.monotonic()
     daemons.worker()
     wait_until_synced(watch)
@@ -63,8 +61,8 @@ def test_kill_9_of_the_worker_as_often_as_it_comes_is_finished_with_nothing_miss
     assert (run.outcome, run.files_done, run.files_total, run.attempts) == ("succeeded", FILES, FILES, killed + 1)
 
 
-def test_kill_9_of_the_horse_alone_is_resumed_by_the_same_worker(world: World, daemons: Daemons) -> None:
-    repo, watch = watched(world, 200)
+def test_kill_9_of_the_work_horse(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world, 200)
     daemons.sweep()
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 60, 30)
@@ -76,16 +74,12 @@ def test_kill_9_of_the_horse_alone_is_resumed_by_the_same_worker(world: World, d
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(
-    os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes a minute; PostgreSQL's run is enough"
-)
-def test_with_default_settings_a_dead_worker_s_watch_is_synced_again_within_45_seconds_as_often_as_it_is_killed(
-    world: World, daemons: Daemons
-) -> None:
+@pytest.mark.skipif(os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes a minute; PostgreSQL is enough")
+def test_watch_of_a_dead_worker_resumes_within_45_seconds(world: World, daemons: Daemons) -> None:
     for name in ("LEASE_SECONDS", "RECORD_BATCH", "SWEEP_INTERVAL_SECONDS"):
         del daemons.environment[name]
     App.objects.update(max_in_flight=8)
-    repo, watch = watched(world, 700, pause=0.02)
+    repo, watch = watch_slow_client(world, 700, pause=0.02)
     daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     waits = []
@@ -107,10 +101,8 @@ def test_with_default_settings_a_dead_worker_s_watch_is_synced_again_within_45_s
     assert (run.outcome, run.attempts) == ("succeeded", KILLS + 1)
 
 
-def test_sigterm_ends_a_worker_within_10_seconds_and_another_one_resumes_at_once_with_the_rest(
-    world: World, daemons: Daemons
-) -> None:
-    repo, watch = watched(world, 300, pause=0.02)
+def test_sigterm_hands_over_to_another_worker(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world, 300, pause=0.02)
     world.answer(lambda note: time.sleep(1.5 if note.path.endswith("60.txt") else 0.01))  # some are slow
     first = daemons.worker()
     wait_for(lambda: len(world.requests()) > 60, 30)
@@ -134,7 +126,7 @@ def test_sigterm_ends_a_worker_within_10_seconds_and_another_one_resumes_at_once
 
 def test_sigterm_ends_an_idle_worker_and_the_sweep(world: World, daemons: Daemons) -> None:
     worker, sweep = daemons.worker(), daemons.sweep()
-    _repo, watch = watched(world, 3)
+    _repo, watch = watch_slow_client(world, 3)
     wait_until_synced(watch, 30)
     for daemon in (worker, sweep):
         daemon.terminate()
@@ -143,10 +135,8 @@ def test_sigterm_ends_an_idle_worker_and_the_sweep(world: World, daemons: Daemon
     assert "Traceback" not in daemons.logs()
 
 
-def test_a_run_goes_on_while_redis_is_away_and_the_worker_takes_jobs_again_when_it_is_back(
-    world: World, daemons: Daemons, valkey_server: ValkeyServer
-) -> None:
-    repo, watch = watched(world)
+def test_run_continues_while_redis_is_down(world: World, daemons: Daemons, valkey_server: ValkeyServer) -> None:
+    repo, watch = watch_slow_client(world)
     daemons.sweep()
     worker = daemons.worker()
     wait_for(lambda: len(world.requests()) > 50, 30)
@@ -154,7 +144,7 @@ def test_a_run_goes_on_while_redis_is_away_and_the_worker_takes_jobs_again_when_
     wait_until_synced(watch, 30)
     assert_promise_kept(world, repo, watch)
     assert duplicates(world) == 0
-    resync_single(Actor.command(), watch)  # asked for while Redis is away
+    resync_single(Actor.command(), watch)  # requested while Redis is down
     valkey_server.start()
     wait_until_synced(watch, 30)
     assert_promise_kept(world, repo, watch)
@@ -162,10 +152,8 @@ def test_a_run_goes_on_while_redis_is_away_and_the_worker_takes_jobs_again_when_
     assert len(world.requests()) == 2 * FILES
 
 
-def test_everything_due_is_found_again_after_a_flush_with_workers_at_work(
-    world: World, daemons: Daemons, valkey_server: ValkeyServer
-) -> None:
-    repo, watch = watched(world, 100)
+def test_due_watches_are_found_after_a_flush(world: World, daemons: Daemons, valkey_server: ValkeyServer) -> None:
+    repo, watch = watch_slow_client(world, 100)
     others = [world.watch(name=f"acme/gadgets-{number}") for number in range(4)]
     daemons.sweep()
     daemons.worker()
@@ -178,8 +166,8 @@ def test_everything_due_is_found_again_after_a_flush_with_workers_at_work(
     assert duplicates(world) == 3  # readme.md of four repositories
 
 
-def test_a_push_a_retry_and_a_resync_find_their_way_through_the_real_queue(world: World, daemons: Daemons) -> None:
-    repo, watch = watched(world, 5)
+def test_push_retry_and_resync_through_the_real_queue(world: World, daemons: Daemons) -> None:
+    repo, watch = watch_slow_client(world, 5)
     daemons.sweep()
     daemons.worker()
     wait_until_synced(watch, 30)

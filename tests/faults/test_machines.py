@@ -1,8 +1,8 @@
-"""Several machines at one PostgreSQL and one Redis, each with mirrors of its own: whichever takes a job does it, and one
-that dies or is cut off is made up for by the others.
+"""Several machines with one PostgreSQL and one Redis, each with its own mirrors. Any machine can take any job, and others
+take over when one dies or is cut off.
 
-They are namespaces of this machine's network, with cables that can be pulled; where there can be none, two places that
-share its network, and what needs the cables is skipped.
+The machines are network namespaces with cables that can be pulled. Where namespaces are not allowed, they share this
+machine's network, and tests that need the cables are skipped.
 """
 
 import os
@@ -21,7 +21,7 @@ from deliveries_app.models import App, AppRepository, Delivery, Status
 from docora.redis import inspect
 from repositories_app.mirror.mirror import Mirror
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
-from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watched
+from tests.faults.test_kill import FILES, duplicates, wait_until_synced, watch_slow_client
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
 from tests.support.network import Machine, Network
@@ -36,7 +36,7 @@ LEASE_SECONDS = 6
 
 @dataclass
 class Place:
-    """A machine, the processes on it, and the folder of its mirrors."""
+    """A machine with its processes and the folder of its mirrors."""
 
     machine: Machine
     daemons: Daemons
@@ -59,14 +59,14 @@ def network(postgres_server: PostgresServer) -> Iterator[Network]:
 
 @pytest.fixture
 def cables(network: Network) -> None:
-    """Asked for by what pulls them."""
-    if network.without_cables:
-        pytest.skip(network.without_cables)
+    """Requested by tests that pull a cable."""
+    if network.why_no_cables:
+        pytest.skip(network.why_no_cables)
 
 
 @pytest.fixture
 def world(network: Network, transactional_db: None, tmp_path: Path, settings) -> Iterator[World]:
-    """Its git server and its receiver are on the network, and nowhere else."""
+    """A world whose git server and receiver are only reachable over the network."""
     settings.ALLOWED_GIT_HOSTS, settings.ALLOWED_PRIVATE_NETWORKS = [network.address], [ip_network(network.range)]
     world = World(tmp_path, network.address)
     App.objects.update(max_in_flight=MAX_IN_FLIGHT)
@@ -113,7 +113,7 @@ def places(
 
 
 def host_of(watch: AppRepository) -> str:
-    """The machine that holds or held the repository's lease last."""
+    """Return the machine that holds the watch's lease, or held it last."""
     return AppRepository.objects.get(pk=watch.pk).lease_owner.partition(":")[0]
 
 
@@ -128,7 +128,7 @@ def no_traceback(places: tuple[Place, ...]) -> None:
     assert "Traceback" not in logs, logs.partition("Traceback")[2][:3000]
 
 
-def test_pushes_are_synced_by_whichever_machine_takes_the_job(world: World, places: tuple[Place, Place]) -> None:
+def test_any_machine_syncs_a_push(world: World, places: tuple[Place, Place]) -> None:
     world.answer(lambda note: time.sleep(0.02))
     files = {f"{number}.txt": b"%d" % number for number in range(60)}
     apps = [world.app, *(world.add_app(f"App {number}", max_in_flight=2) for number in range(5))]
@@ -144,19 +144,17 @@ def test_pushes_are_synced_by_whichever_machine_takes_the_job(world: World, plac
         wait_until_at_head(repo, watch)
         assert_promise_kept(world, repo, watch)
         assert any(place.mirror_of(watch).has(repo.head) for place in places)
-    told = Counter((record.app_id, record.kind, record.path) for record in world.requests())
-    assert max(told.values()) == 1
-    assert len(told) == len(watches) * (60 + 2)
+    sent = Counter((record.app_id, record.kind, record.path) for record in world.requests())
+    assert max(sent.values()) == 1
+    assert len(sent) == len(watches) * (60 + 2)
     assert not AppRepository.objects.leased().exists()
     no_traceback(places)
 
 
-def test_a_repository_moves_to_a_machine_without_a_mirror_and_back_to_one_that_is_behind(
-    world: World, places: tuple[Place, Place]
-) -> None:
+def test_repository_moves_between_machines(world: World, places: tuple[Place, Place]) -> None:
     repo, watch = world.watch({f"{number}.txt": b"%d" % number for number in range(30)})
     here, there = places
-    told = 0
+    sent = 0
     for number, (place, has_mirror, changes) in enumerate([(here, False, 30), (there, False, 3), (here, True, 3)]):
         assert place.mirror_of(watch).directory.exists() == has_mirror
         if number:
@@ -166,32 +164,32 @@ def test_a_repository_moves_to_a_machine_without_a_mirror_and_back_to_one_that_i
         wait_until_at_head(repo, watch)
         assert_promise_kept(world, repo, watch)
         assert host_of(watch) == place.machine.name
-        assert not base or not place.mirror_of(watch).has(base)  # the difference could not be asked of git
-        told += changes
-        assert len(world.requests()) == told
+        assert not base or not place.mirror_of(watch).has(base)  # so git could not compute the difference
+        sent += changes
+        assert len(world.requests()) == sent
         place.daemons.close()
     no_traceback(places)
 
 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
-def test_what_a_machine_that_fell_was_at_is_finished_by_another_one_once_its_lease_is_over(
+def test_another_machine_finishes_after_a_crash(
     world: World, places: tuple[Place, Place], how: str, request: pytest.FixtureRequest
 ) -> None:
     if how == "cut off":
         request.getfixturevalue("cables")
-    repo, watch = watched(world)
+    repo, watch = watch_slow_client(world)
     for place in places:
         place.start()
     wait_for(lambda: len(world.requests()) > 0.3 * FILES, 30)
-    fallen, other = sorted(places, key=lambda place: place.machine.name != host_of(watch))
-    assert fallen.machine.name == host_of(watch)
-    fell_at = time.monotonic()
+    failed, other = sorted(places, key=lambda place: place.machine.name != host_of(watch))
+    assert failed.machine.name == host_of(watch)
+    failed_at = time.monotonic()
     if how == "killed":
-        fallen.daemons.close()
+        failed.daemons.close()
     else:
-        fallen.machine.cut_off()
+        failed.machine.cut_off()
     wait_for(lambda: host_of(watch) == other.machine.name, 30, 0.05)
-    assert time.monotonic() - fell_at < LEASE_SECONDS + 5
+    assert time.monotonic() - failed_at < LEASE_SECONDS + 5
     wait_until_synced(watch)
     assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
@@ -202,12 +200,10 @@ def test_what_a_machine_that_fell_was_at_is_finished_by_another_one_once_its_lea
 
 
 @pytest.mark.usefixtures("cables")
-def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_again(
-    world: World, places: tuple[Place, Place]
-) -> None:
-    repo, watch = watched(world)
+def test_machine_rejoins_after_a_network_cut(world: World, places: tuple[Place, Place]) -> None:
+    repo, watch = watch_slow_client(world)
     lost, other = places
-    supervisor = lost.daemons.start("up", "--no-migrate", "--workers", "1")  # it starts again what gives up
+    supervisor = lost.daemons.start("up", "--no-migrate", "--workers", "1")  # it restarts what exits
     wait_for(lambda: len(world.requests()) > 0.3 * FILES, 60)
     lost.machine.cut_off()
     other.start()
@@ -215,7 +211,7 @@ def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_
     assert host_of(watch) == other.machine.name
     rows = list(Delivery.objects.filter(watch=watch).order_by("path").values())
     state = AppRepository.objects.filter(pk=watch.pk).values().get()
-    told = len(world.requests())
+    sent = len(world.requests())
     other.daemons.close()
     lost.machine.connect()
 
@@ -223,8 +219,8 @@ def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_
     wait_until_synced(later)
     assert host_of(later) == lost.machine.name
     assert_promise_kept(world, gadgets, later)
-    # What its kernel still held for the client may come now; the client does not take what is older than what it has.
-    late = [record for record in world.requests()[told:] if record.repository == str(watch.repository)]
+    # Requests still buffered by its kernel may arrive now. The client ignores notifications older than what it has.
+    late = [record for record in world.requests()[sent:] if record.repository == str(watch.repository)]
     assert len(late) <= MAX_IN_FLIGHT
     assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
     checks = {"next_check_at", "last_scanned_at"}
@@ -235,14 +231,12 @@ def test_a_machine_that_was_cut_off_adds_nothing_when_it_is_back_and_takes_jobs_
     assert supervisor.process.wait(30) == 0
 
 
-def test_the_requests_that_an_app_gets_at_once_are_counted_over_all_machines(
-    world: World, places: tuple[Place, Place]
-) -> None:
+def test_slots_are_shared_between_machines(world: World, places: tuple[Place, Place]) -> None:
     world.answer(lambda note: time.sleep(0.02))
     files = {f"{number}.txt": b"%d" % number for number in range(300)}
     for place in places:
         place.start(workers=2)
-    wait_for(lambda: len(inspect.read_workers()) == 4, 60, 0.1)  # or the first to be there does it all
+    wait_for(lambda: len(inspect.read_workers()) == 4, 60, 0.1)  # otherwise the first worker would do everything
     watches = [world.watch(files, name=f"acme/widgets-{number}") for number in range(6)]
     at_once: set[frozenset[str]] = set()
 

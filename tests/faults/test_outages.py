@@ -1,4 +1,4 @@
-"""Redis or PostgreSQL is gone for a while, with real workers at work: nobody sees an error page, and nothing is lost."""
+"""Redis or PostgreSQL is down for a while during syncs: pages still work, and nothing is lost."""
 
 import time
 
@@ -7,7 +7,7 @@ from django.test import Client
 
 from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from tests.faults.conftest import MAX_IN_FLIGHT, RECORD_BATCH
-from tests.faults.test_kill import duplicates, wait_until_synced, watched
+from tests.faults.test_kill import duplicates, wait_until_synced, watch_slow_client
 from tests.support.histories import assert_promise_kept
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
@@ -17,7 +17,7 @@ from tests.support.valkey import ValkeyServer
 from tests.support.world import World
 
 LIST = "/admin/deliveries_app/apprepository/"
-PATIENCE = 8  # seconds that a person may wait for a page while Redis is gone
+MAX_WAIT = 8  # seconds that a person may wait for a page while Redis is gone
 
 
 def numbered(count: int) -> dict[str, bytes]:
@@ -25,7 +25,7 @@ def numbered(count: int) -> dict[str, bytes]:
 
 
 def press_resync(client: Client, watches: list[AppRepository]) -> BulkOperation:
-    """Choose these in the list, confirm, and look at the page that it leads to."""
+    """Select these watches in the list, confirm, and open the page that follows."""
     chosen = {"action": "force_resync", "_selected_action": [watch.pk for watch in watches], "index": "0"}
     confirmation = client.post(LIST, chosen)
     assert confirmation.status_code == 302
@@ -42,11 +42,9 @@ def progress_of(client: Client, operation: BulkOperation) -> dict[str, int]:
     return found
 
 
-def test_redis_gone_for_15_seconds_while_everything_is_sent_again_and_a_person_presses_the_button(
-    world: World, daemons: Daemons, valkey_server: ValkeyServer
-) -> None:
+def test_redis_outage_during_a_resync(world: World, daemons: Daemons, valkey_server: ValkeyServer) -> None:
     admin = staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
-    repositories = [watched(world, 60, pause=0.02)]
+    repositories = [watch_slow_client(world, 60, pause=0.02)]
     repositories += [world.watch(numbered(60), name=f"acme/gadgets-{number}") for number in range(3)]
     watches = [watch for _, watch in repositories]
     daemons.sweep()
@@ -57,14 +55,14 @@ def test_redis_gone_for_15_seconds_while_everything_is_sent_again_and_a_person_p
     wait_for(lambda: len(world.requests()) > 240 + 30, 30)
     valkey_server.stop()
     gone_at = time.monotonic()
-    told = len(world.requests())
+    sent = len(world.requests())
     second = press_resync(admin, watches[1:])
-    assert time.monotonic() - gone_at < PATIENCE, "the button waits for Redis"
-    page_of_it = f"/admin/deliveries_app/bulkoperation/{second.pk}/change/"
-    for page in (LIST, page_of_it, f"/admin/progress/{second.operation_id}/"):
+    assert time.monotonic() - gone_at < MAX_WAIT, "the button waits for Redis"
+    operation_page = f"/admin/deliveries_app/bulkoperation/{second.pk}/change/"
+    for page in (LIST, operation_page, f"/admin/progress/{second.operation_id}/"):
         assert admin.get(page).status_code == 200, page
     assert progress_of(admin, second)["total"] == 3
-    wait_for(lambda: len(world.requests()) > told, 15)  # what a worker was at goes on
+    wait_for(lambda: len(world.requests()) > sent, 15)  # a running sync continues
     time.sleep(max(0.0, 15 - (time.monotonic() - gone_at)))  # the outage itself
     assert "Redis does not answer" in admin.get("/admin/").text
     valkey_server.start()
@@ -76,26 +74,24 @@ def test_redis_gone_for_15_seconds_while_everything_is_sent_again_and_a_person_p
     done = progress_of(admin, second)
     assert (done["completed"], done["succeeded"], done["files_done"], done["files_total"]) == (3, 3, 180, 180)
     done = progress_of(admin, first)
-    assert done["completed"] == done["total"] == 4  # of some of them the second press has taken over what was left
+    assert done["completed"] == done["total"] == 4  # the second operation has superseded some runs
     assert done["files_done"] <= done["files_total"] == 240
     assert all(worker.running for worker in workers)
 
 
-def test_postgresql_gone_for_seconds_while_workers_send_and_the_sweep_looks(
-    world: World, daemons: Daemons, postgres_server: PostgresServer
-) -> None:
-    # So many that neither worker is done before the other has well begun, however slow the machine.
-    watches = [watched(world, 600, pause=0.03), world.watch(numbered(600), name="acme/gadgets")]
+def test_postgresql_outage_during_a_sync(world: World, daemons: Daemons, postgres_server: PostgresServer) -> None:
+    # Enough files that both workers are busy at the same time, even on a slow machine.
+    watches = [watch_slow_client(world, 600, pause=0.03), world.watch(numbered(600), name="acme/gadgets")]
     sweep = daemons.sweep()
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
-    wait_for(lambda: all(told_about(world, watch) > 20 for _, watch in watches), 30)
+    wait_for(lambda: all(requests_about(world, watch) > 20 for _, watch in watches), 30)
     connections.close_all()
     postgres_server.stop()
     try:
-        wait_for(lambda: daemons.logs().count("job_without_database") >= 2, 40)  # both ended what they were at
+        wait_for(lambda: daemons.logs().count("job_without_database") >= 2, 40)  # both attempts ended
         wait_for(lambda: "sweep_without_database" in daemons.logs(), 20)
     finally:
-        postgres_server.start()  # other tests need it, whatever came of this one
+        postgres_server.start()  # other tests need it
     for repo, watch in watches:
         wait_until_synced(watch)
         assert_promise_kept(world, repo, watch)
@@ -105,5 +101,5 @@ def test_postgresql_gone_for_seconds_while_workers_send_and_the_sweep_looks(
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
 
-def told_about(world: World, watch: AppRepository) -> int:
+def requests_about(world: World, watch: AppRepository) -> int:
     return len([record for record in world.requests() if record.repository == str(watch.repository)])

@@ -1,4 +1,4 @@
-"""A worker that is killed (-9) at any of the six steps of a run: claim, mirror, plan, announce and send, record, finish."""
+"""Kill (-9) a worker at each of the six steps of a run: claim, mirror, plan, announce and send, record, finish."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def offspring(pid: int) -> list[int]:
 
 
 class Victim:
-    """An attempt in a process of its own. Whoever kills it says first which processes it has started."""
+    """An attempt in its own process. `kill` first writes down which processes it has started."""
 
     def __init__(self, folder: Path) -> None:
         self.pid = 0
@@ -54,7 +54,7 @@ class Victim:
         self.pid = forked(work)
 
     def kill(self) -> None:
-        """From outside, or by itself."""
+        """Kill the attempt, from this process or from the attempt itself."""
         pid = wait_for(lambda: self.pid) if os.getpid() == self._parent else os.getpid()
         self._family.write_text(" ".join(map(str, offspring(pid))))
         os.kill(pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ class Victim:
 
 
 def dies_before(place: object, name: str) -> Callable[[World, Victim], Callable[[], None]]:
-    """In the victim only, when it is about to call this function."""
+    """Die when the victim calls this function."""
 
     def arrange(world: World, victim: Victim) -> Callable[[], None]:
         return lambda: setattr(place, name, lambda *_, **__: victim.kill())
@@ -90,7 +90,7 @@ def dies_after(place: object, name: str) -> Callable[[World, Victim], Callable[[
     return arrange
 
 
-def dies_while_it_lists_the_tree(world: World, victim: Victim) -> Callable[[], None]:
+def dies_while_listing_the_tree(world: World, victim: Victim) -> Callable[[], None]:
     original = Mirror._records
 
     def halfway(mirror: Mirror, *arguments: object) -> Iterator[Entry]:
@@ -102,7 +102,7 @@ def dies_while_it_lists_the_tree(world: World, victim: Victim) -> Callable[[], N
 
 
 def dies_at_git_request(part: str) -> Callable[[World, Victim], Callable[[], None]]:
-    """While the git host works on the first request for such an address."""
+    """Die while the git host handles the first request whose path contains `part`."""
 
     def arrange(world: World, victim: Victim) -> Callable[[], None]:
         requests = iter(range(1000))
@@ -118,7 +118,7 @@ def dies_at_git_request(part: str) -> Callable[[World, Victim], Callable[[], Non
 
 
 def dies_in_the_middle_of_the_pack(world: World, victim: Victim) -> Callable[[], None]:
-    """When git has written the first half of it."""
+    """Die when git has written the first half of the pack."""
     answer = pack_sent(Repo("acme/widgets", world.git.directory / "acme/widgets.git", world.git.server))
     send_half = trickling(answer, at_once=len(answer) // 2, until=threading.Event())
 
@@ -151,28 +151,28 @@ def dies_at_notification(number: int, then: Answer | None) -> Callable[[World, V
 
 STEPS = {
     "right after the claim": dies_after(engine, "claim"),
-    "while HEAD is asked for": dies_at_git_request("git-upload-pack"),
-    "while git asks what there is": dies_at_git_request("info/refs"),
+    "while HEAD is requested": dies_at_git_request("git-upload-pack"),
+    "while git requests the refs": dies_at_git_request("info/refs"),
     "in the middle of the pack": dies_in_the_middle_of_the_pack,
-    "when the commit is there": dies_after(Mirror, "fetch"),
-    "while it plans": dies_while_it_lists_the_tree,
-    "when it has planned": dies_after(engine.runs, "set_totals"),
+    "after the fetch": dies_after(Mirror, "fetch"),
+    "during planning": dies_while_listing_the_tree,
+    "after planning": dies_after(engine.runs, "set_totals"),
     "in the transaction that announces": dies_after(Recorder, "_write_announced"),
     "before the first byte": dies_before(Sender, "_submit"),
-    "while the client takes a delete": dies_at_notification(1, None),
+    "while the client handles a delete": dies_at_notification(1, None),
     "while the client loses a delete": dies_at_notification(1, Answer(close=True)),
-    "while the client takes a create": dies_at_notification(3, None),
+    "while the client handles a create": dies_at_notification(3, None),
     "while the client loses an update": dies_at_notification(6, Answer(close=True)),
-    "after an acknowledgement that is not recorded": dies_before(Recorder, "acknowledge"),
+    "before an acknowledgement is recorded": dies_before(Recorder, "acknowledge"),
     "in the transaction that records": dies_after(Recorder, "_write_acknowledged"),
-    "right before the end is recorded": dies_before(outcomes, "succeeded"),
-    "in the transaction that records the end": dies_after(outcomes, "succeeded"),
-    "right after the end is recorded": dies_before(Mirror, "repack_if_many"),
+    "right before the outcome is recorded": dies_before(outcomes, "succeeded"),
+    "in the transaction that records the outcome": dies_after(outcomes, "succeeded"),
+    "right after the outcome is recorded": dies_before(Mirror, "repack_if_many"),
 }
 
 
-def a_change_to_send(world: World) -> tuple[Repo, AppRepository]:
-    """The client holds what was there before; files are deleted, changed and new since."""
+def watch_with_changes(world: World) -> tuple[Repo, AppRepository]:
+    """Return a synced watch whose repository then got deleted, changed and new files."""
     world.app.max_in_flight = MAX_IN_FLIGHT
     world.app.save()
     repo, watch = world.watch(BEFORE)
@@ -183,20 +183,18 @@ def a_change_to_send(world: World) -> tuple[Repo, AppRepository]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_worker_killed_at_any_step_leaves_nothing_behind_and_another_one_finishes(
-    world: World, tmp_path: Path, settings, step: str
-) -> None:
+def test_worker_killed_at_any_step(world: World, tmp_path: Path, settings, step: str) -> None:
     settings.RECORD_BATCH = RECORD_BATCH
-    repo, watch = a_change_to_send(world)
-    told = len(world.requests())
+    repo, watch = watch_with_changes(world)
+    sent = len(world.requests())
     victim = Victim(tmp_path)
     victim.start(watch, STEPS[step](world, victim))
     victim.wait()
     world.answer(None)
     world.git.server.on_request = None
     wait_for(lambda: not any(map(is_alive, victim.family)))
-    wait_for(lambda: nobody_holds(repositories.mirror_of(watch.repository)))
-    ended = step == "right after the end is recorded"
+    wait_for(lambda: is_unlocked(repositories.mirror_of(watch.repository)))
+    ended = step == "right after the outcome is recorded"
     watch.refresh_from_db()
     assert (watch.status, watch.retry_count) == ((Status.SYNCED, 0) if ended else (Status.SCANNING, 1))
     let_lease_run_out(watch)
@@ -209,16 +207,16 @@ def test_a_worker_killed_at_any_step_leaves_nothing_behind_and_another_one_finis
     assert all(run.files_done == run.files_total for run in runs)
     assert not SyncRun.objects.filter(ended_at=None).exists()
     changed = len(CHANGES) + len(LARGE)
-    names = {record.path for record in world.requests()[told:]}
+    names = {record.path for record in world.requests()[sent:]}
     assert len(names) == changed
-    whole = [record for record in world.requests()[told:] if record.chunk is None]
+    whole = [record for record in world.requests()[sent:] if record.chunk is None]
     assert len(whole) - (changed - len(LARGE)) <= RECORD_BATCH + MAX_IN_FLIGHT
     left = [path.name for path in repositories.mirror_of(watch.repository).directory.rglob("*") if is_left_over(path)]
     assert left == []
 
 
-def nobody_holds(mirror: Mirror) -> bool:
-    """The last threads of a git that was killed hold its files a moment longer than its process seems to live."""
+def is_unlocked(mirror: Mirror) -> bool:
+    """Return whether the mirror is unlocked. The threads of a killed git hold its files a moment longer than it lives."""
     for name in ("fetch", "use"):
         try:
             with file_locks.hold(Path(f"{mirror.directory}.{name}.lock"), shared=False, wait=False):

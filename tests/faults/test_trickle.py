@@ -1,4 +1,4 @@
-"""Hosts that answer a few bytes a second, or not at all: every wait has an end, in words, and leaves no process behind."""
+"""Hosts that answer a few bytes a second, or not at all: every wait has an end, in text, and leaves no process behind."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ from tests.support.trickle import head_answered, pack_sent, refs_advertised, tri
 from tests.support.world import World
 
 FILES = {"large.bin": os.urandom(300_000), "small.txt": b"small"}
-LONG = 30.0  # seconds; no wait of these tests may come near it
+MAX_SECONDS = 30.0  # seconds; no wait of these tests may come near it
 PLACES: dict[str, tuple[str, int, Callable[[Repo], bytes]]] = {
     "HEAD": ("POST", 0, head_answered),
     "the refs": ("GET", 0, refs_advertised),
@@ -35,18 +35,18 @@ PLACES: dict[str, tuple[str, int, Callable[[Repo], bytes]]] = {
 
 
 @pytest.fixture
-def over() -> Iterator[threading.Event]:
-    """Ends what still trickles."""
+def done() -> Iterator[threading.Event]:
+    """An event that ends the trickling servers after the test."""
     event = threading.Event()
     yield event
     event.set()
 
 
-def trickle(repo: Repo, place: str, over: threading.Event) -> None:
-    """Half of that answer comes at once, and then a few bytes a second."""
+def trickle(repo: Repo, place: str, done: threading.Event) -> None:
+    """Let the server send half of this answer at once, and then a few bytes a second."""
     method, number, answer_of = PLACES[place]
     answer = answer_of(repo)
-    send = trickling(answer, at_once=len(answer) // 2, until=over)
+    send = trickling(answer, at_once=len(answer) // 2, until=done)
     seen = iter(range(1000))
     repo.server.on_request = lambda asked, _: send if asked == method and next(seen) == number else None
 
@@ -55,60 +55,54 @@ def git_processes() -> list[int]:
     return [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def assert_ended_in_words(world: World, watch: AppRepository, words: str) -> None:
+def assert_times_out(world: World, watch: AppRepository, text: str) -> None:
     started = time.monotonic()
     world.sync(watch)
-    assert time.monotonic() - started < LONG
+    assert time.monotonic() - started < MAX_SECONDS
     assert watch.last_error_cause == "timeout"
     assert watch.last_error.startswith("The git host did not answer in time: ")
-    assert words in watch.last_error
+    assert text in watch.last_error
     wait_for(lambda: git_processes() == [])
     mirror = repositories.mirror_of(watch.repository).directory
     assert [path for path in mirror.rglob("*") if path.name.startswith("tmp_")] == []
 
 
-def assert_synced_once_it_answers(world: World, repo: Repo, watch: AppRepository) -> None:
+def assert_syncs_once_it_answers(world: World, repo: Repo, watch: AppRepository) -> None:
     repo.server.on_request = None
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_host_that_trickles_its_answer_for_head_is_left_after_the_time_of_a_request(
-    world: World, monkeypatch: pytest.MonkeyPatch, over: threading.Event
-) -> None:
+def test_trickled_head_request_times_out(world: World, monkeypatch: pytest.MonkeyPatch, done: threading.Event) -> None:
     monkeypatch.setattr(remote, "Request", partial(Request, timeout=1.5))
     repo, watch = world.watch(FILES)
-    trickle(repo, "HEAD", over)
-    assert_ended_in_words(world, watch, "did not answer within 1.5 s")
-    assert_synced_once_it_answers(world, repo, watch)
+    trickle(repo, "HEAD", done)
+    assert_times_out(world, watch, "did not answer within 1.5 s")
+    assert_syncs_once_it_answers(world, repo, watch)
 
 
 @pytest.mark.parametrize("place", ["the refs", "the pack"])
-def test_a_host_that_trickles_to_git_is_left_after_the_time_of_a_fetch(
-    world: World, settings, over: threading.Event, place: str
-) -> None:
+def test_trickled_fetch_times_out(world: World, settings, done: threading.Event, place: str) -> None:
     settings.FETCH_TIMEOUT_SECONDS = 2
     repo, watch = world.watch(FILES)
-    trickle(repo, place, over)
-    assert_ended_in_words(world, watch, "git was not ready after 2 seconds")
-    assert_synced_once_it_answers(world, repo, watch)
+    trickle(repo, place, done)
+    assert_times_out(world, watch, "git was not ready after 2 seconds")
+    assert_syncs_once_it_answers(world, repo, watch)
 
 
 @pytest.mark.parametrize("place", ["the refs", "the pack"])
-def test_a_host_below_git_s_lowest_speed_is_left_long_before_that(
-    world: World, monkeypatch: pytest.MonkeyPatch, over: threading.Event, place: str
+def test_fetch_below_the_minimum_speed_ends_early(
+    world: World, monkeypatch: pytest.MonkeyPatch, done: threading.Event, place: str
 ) -> None:
     plain = git.environment
     monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_HTTP_LOW_SPEED_TIME": "2"})
     repo, watch = world.watch(FILES)
-    trickle(repo, place, over)
-    assert_ended_in_words(world, watch, "Operation too slow. Less than 1000 bytes/sec transferred the last 2 seconds")
-    assert_synced_once_it_answers(world, repo, watch)
+    trickle(repo, place, done)
+    assert_times_out(world, watch, "Operation too slow. Less than 1000 bytes/sec transferred the last 2 seconds")
+    assert_syncs_once_it_answers(world, repo, watch)
 
 
-def test_a_client_that_accepts_and_never_answers_costs_a_worker_bounded_time_and_no_lease(
-    world: World, settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_that_never_answers(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.LEASE_SECONDS = 6
     seconds = 7.5  # longer than the lease
     monkeypatch.setattr(sender, "Request", partial(Request, timeout=seconds))
@@ -122,11 +116,11 @@ def test_a_client_that_accepts_and_never_answers_costs_a_worker_bounded_time_and
             assert claim(watch.pk) is None
             time.sleep(0.1)
         assert reap(child) == 0
-    assert seconds < time.monotonic() - started < LONG
+    assert seconds < time.monotonic() - started < MAX_SECONDS
     watch.refresh_from_db()
     assert (watch.status, watch.lease_until, watch.last_error_cause) == (Status.PENDING, None, "timeout")
     assert "endpoint is down" in watch.last_error
     App.objects.update(base_url=world.receiver.url, cooldown_until=None)
-    Delivery.objects.update(hold_until=None)  # the 30 s that a path rests are over
+    Delivery.objects.update(hold_until=None)  # the hold of 30 s is over
     world.sync(watch)
     assert_promise_kept(world, repo, watch)

@@ -1,8 +1,8 @@
-"""Everything that can happen to Docora, one method each, and the promise that must hold once things are quiet.
+"""Everything that can happen to Docora, one method each, and the promise that must hold once nothing is due.
 
-Two apps at one client server, two repositories, three watches: acme/one for both apps, acme/two for the first. The
-components are real: git and its server, the database, Redis, sockets, and workers as processes that are really killed.
-What is short here are the times that one would wait for: timeouts of requests, rests after them, back-offs.
+Two apps on one client server, two repositories, three watches: acme/one for both apps, acme/two for the first. The
+components are real: git and its server, the database, Redis, sockets, and worker processes that are really killed. Only
+the waiting times are short: request timeouts, holds and backoffs.
 """
 
 import os
@@ -49,12 +49,12 @@ from tests.support.receiver import Answer, Notification
 from tests.support.valkey import ValkeyServer
 from tests.support.world import KEY, World
 
-SLOW = (0.05, 0.5)  # seconds, of which the latter is too long
+SLOW = (0.05, 0.5)  # seconds; the second exceeds the timeout
 ACTOR = Actor.command()
 
 
 class Universe:
-    """`close` it at the end. `events` counts what happened."""
+    """The apps, repositories and watches of a history. `events` counts what happened. Call `close` at the end."""
 
     def __init__(self, directory: Path, database: PostgresServer | None, redis: ValkeyServer) -> None:
         self._database, self._redis = database, redis
@@ -85,15 +85,15 @@ class Universe:
 
     @property
     def busy(self) -> bool:
-        """Whether workers were at work since it was last quiet."""
+        """Whether workers have run since it last settled."""
         return self.events["work"] > self._quiet_at
 
     def repo_of(self, number: int) -> int:
-        """Which repository this watch is about."""
+        """Return the number of the watch's repository."""
         return self._repo_of[self.watches[number].pk]
 
     def happen(self, what: str) -> None:
-        """A method of this class by its name, with a number behind it where it needs one."""
+        """Call a method of this class: its name, followed by a number if it takes one."""
         name, _, argument = what.partition(" ")
         getattr(self, name)(*([int(argument)] if argument else []))
 
@@ -115,7 +115,7 @@ class Universe:
             self.repos[repo].rename_branch(name)
 
     def paths(self, repo: int) -> list[str]:
-        """All that HEAD holds, links too, in order."""
+        """Return all paths of HEAD in order, including symbolic links."""
         listed = git(self.repos[repo].path, "ls-tree", "-r", "-z", "--name-only", "HEAD")
         return [os.fsdecode(path) for path in listed.split(b"\0") if path]
 
@@ -156,7 +156,7 @@ class Universe:
         rotate_app_token(ACTOR, self.apps[app])
 
     def rotate_key(self, app: int) -> None:
-        """Begin, or end if the client has taken the new key; the client changes over at once or later."""
+        """Take the next step of a key rotation: start it, let the client change its key, or retire the old key."""
         row = App.objects.get(pk=self.apps[app].pk)
         try:
             if not row.is_rotating_key:
@@ -170,13 +170,13 @@ class Universe:
                 retire_old_key(ACTOR, row)
                 self._note("key rotation ended")
         except KeyRotationError:
-            pass  # the client has not taken anything with the new key yet
+            pass  # the client has not accepted the new key yet
 
     def unwatch_and_watch(self, number: int) -> None:
         self._watch_again(number, removed=False)
 
     def remove_and_watch(self, number: int) -> None:
-        """The rows are gone before it is watched again, and the client has thrown its copy away."""
+        """Watch it again after its rows were removed and the client has deleted its copy."""
         self._watch_again(number, removed=True)
 
     def _watch_again(self, number: int, *, removed: bool) -> None:
@@ -206,7 +206,7 @@ class Universe:
         if self._database is not None:
             self._note("database restarted")
             connections.close_all()
-            self._workers.excused = True  # a worker that loses its database ends, and its job is found again
+            self._workers.may_fail = True  # a worker that loses its database exits, and its job is found again
             self._database.restart()
 
     def lose_mirror(self, repo: int) -> None:
@@ -214,29 +214,29 @@ class Universe:
         shutil.rmtree(self._mirror(repo), ignore_errors=True)
 
     def damage_mirror(self, repo: int, seed: int) -> None:
-        """Cut some of its files short, as a power cut does."""
+        """Truncate some of its files, as a power cut does."""
         self._note("mirror truncated")
-        chance = random.Random(seed)
+        rng = random.Random(seed)
         for path in sorted(self._mirror(repo).rglob("*")):
-            if path.is_file() and chance.random() < 0.3:
+            if path.is_file() and rng.random() < 0.3:
                 path.chmod(0o600)
                 os.truncate(path, path.stat().st_size // 2)
 
     def mood(self, seed: int, share: float) -> None:
-        """What the client does with a share of its notifications from now on; 0: as a good client does."""
+        """Let the client misbehave for this share of its notifications from now on. 0 makes it a good client."""
         self._note("mood" if share else "good client")
-        chance = random.Random(seed)
+        rng = random.Random(seed)
         fates: list[Answer | float] = [
             Answer(500), Answer(500, process=True), Answer(400), Answer(404), Answer(410), Answer(503),
             Answer(429, headers={"Retry-After": "0"}), Answer(429, headers={"Retry-After": "1"}),
             Answer(close=True), Answer(close=True, process=True), *SLOW,
         ]  # fmt: skip
-        self._mood = lambda: chance.choice(fates) if chance.random() < share else None
+        self._mood = lambda: rng.choice(fates) if rng.random() < share else None
 
     # --- Workers -----------------------------------------------------------------------------------------------------
 
     def work(self, numbers: Iterable[int], fates: Sequence[Fate | None]) -> None:
-        """Workers at these watches at once, each with its fate, until none of them is left."""
+        """Run workers for these watches at the same time, each with its fate, and wait for their end."""
         self._note("work")
         self.find()
         connections.close_all()
@@ -245,14 +245,14 @@ class Universe:
         )
 
     def find(self) -> None:
-        """What the sweep does in a round."""
+        """Do what the sweep does in a round."""
         self.world.check()
         remove_ended()
         enqueue_due()
 
     def _answer(self, note: Notification) -> Answer | None:
         """Runs in the client's threads."""
-        answer = self._workers.befall(note)
+        answer = self._workers.apply_fate(note)
         if answer is not None:
             return answer
         with self._lock:
@@ -261,13 +261,13 @@ class Universe:
             time.sleep(mood)
             return None
         if mood and note.kind == "delete" and mood.status in {404, 410}:
-            return Answer(500)  # the others mean that it does not hold the file, and it does not lie
+            return Answer(500)  # 404 and 410 would claim that it does not have the file
         return mood
 
     # --- The promise -------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Until nothing is due any more, with everything well; then the promise must hold."""
+        """Sync without faults until nothing is due. Then the promise must hold."""
         self._note("quiet")
         self._quiet_at = self.events["work"]
         self.mood(0, 0.0)
@@ -287,10 +287,10 @@ class Universe:
                 self.journal.begin(self.world.receiver.log)
                 sync(watch.pk)
         else:
-            raise AssertionError(f"it does not come to rest: {[(watch.status, watch.last_error) for watch in due]}")
-        self.check_at_rest()
+            raise AssertionError(f"something is still due: {[(watch.status, watch.last_error) for watch in due]}")
+        self.check_settled()
 
-    def check_at_rest(self) -> None:
+    def check_settled(self) -> None:
         for watch in self._alive():
             self._check_watch(watch, self.repos[self._repo_of[watch.pk]])
         assert not SyncRun.objects.filter(outcome="").exists()
@@ -300,7 +300,7 @@ class Universe:
         self.check_in_flight()
 
     def check_in_flight(self) -> None:
-        """What holds at any time, for all that the client was told so far."""
+        """Check what must hold at any time for everything the client has received."""
         log = self.world.receiver.log
         self.journal.check(log)
         for run in SyncRun.objects.filter(outcome=""):

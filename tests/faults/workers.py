@@ -1,4 +1,4 @@
-"""Workers as processes of their own, and what befalls them while the client works on one of their notifications."""
+"""Run workers as processes, and kill, stop or freeze them while the client handles one of their notifications."""
 
 import os
 import queue
@@ -23,23 +23,23 @@ from tests.support.processes import forked
 from tests.support.receiver import Answer, Notification, wait_for
 from tests.support.world import World
 
-TIMEOUT = 0.4  # seconds that the app has for an answer
-REST = 0.6  # seconds that a path rests after that, longer than the client ever thinks
+TIMEOUT = 0.4  # seconds that the app has to answer
+HOLD = 0.6  # seconds that a path is held after a timeout, longer than the client ever takes
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "freeze": signal.SIGSTOP}
 
 
-def hurry(patch: pytest.MonkeyPatch) -> None:
-    """Short time-outs and rests, in this process and in those that it forks."""
-    patch.setattr(sender, "Request", _quick)
-    patch.setattr(sender, "REST_AFTER_TIMEOUT", REST)
-    patch.setattr(responses, "REST_AFTER_TIMEOUT", REST)
+def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
+    """Use short timeouts and holds in this process and in those that it forks."""
+    patch.setattr(sender, "Request", _short_request)
+    patch.setattr(sender, "REST_AFTER_TIMEOUT", HOLD)
+    patch.setattr(responses, "REST_AFTER_TIMEOUT", HOLD)
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What befalls a worker at the client's notification `at`; `kept`: the client keeps that one all the same.
+    """What happens to a worker at the client's notification number `at`. With `kept`, the client stores that one.
 
-    `kind`: "kill", "term", "freeze", or what else happens meanwhile, by the name of a method of the universe.
+    `kind` is "kill", "term", "freeze" or the name of a `Universe` method to run.
     """
 
     kind: str
@@ -49,28 +49,28 @@ class Fate:
 
 @dataclass
 class _Work:
-    """One attempt in a process of its own."""
+    """One attempt in its own process."""
 
     watch: AppRepository
     fate: Fate | None
     pid: int = 0
     seen: int = 0
-    befallen: bool = False
+    applied: bool = False
 
 
 class Workers:
-    """`meanwhile` does what a fate names that is no signal; `excused`: a worker may end with an error, for a reason."""
+    """Runs workers. `meanwhile` runs a fate that is not a signal. With `may_fail`, a worker may exit with an error."""
 
     def __init__(self, world: World, journal: Journal, events: Counter[str], meanwhile: Callable[[str], None]) -> None:
         self._world, self._journal, self._events, self._meanwhile = world, journal, events, meanwhile
         self._lock = threading.Lock()
         self._at_work: list[_Work] = []
-        # For the thread that waits for the workers: a server that another one starts would end with that thread.
-        self._errands: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
-        self.excused = False
+        # Run by the thread that waits for the workers: a server ends with the thread that started it.
+        self._actions: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
+        self.may_fail = False
 
     def work(self, fates: Sequence[tuple[AppRepository, Fate | None]]) -> None:
-        """At these watches at once, each with its fate, until none of them is left."""
+        """Run workers for these watches at the same time, each with its fate, and wait for their end."""
         for watch, _ in fates:
             self._world.make_due(watch)
         self._at_work = [_Work(watch, fate) for watch, fate in fates]
@@ -82,20 +82,20 @@ class Workers:
         at_work, self._at_work = self._at_work, []
         self._let_the_client_finish()
         for one in at_work:
-            if one.befallen and one.fate and one.fate.kind == "kill":
+            if one.applied and one.fate and one.fate.kind == "kill":
                 self._journal.crashed((one.watch.app.app_id, str(one.watch.repository)), self._world.receiver.log)
         AppRepository.objects.filter(lease_until__isnull=False).update(lease_until=None)
 
-    def befall(self, note: Notification) -> Answer | None:
-        """In a thread of the client that works on the notification: what is answered if that was the moment."""
+    def apply_fate(self, note: Notification) -> Answer | None:
+        """Apply a fate if this is its notification, and return the client's answer. Runs in a thread of the client."""
         with self._lock:
             one = next((one for one in self._at_work if _is_about(note, one.watch)), None)
-            if one is None or one.fate is None or one.befallen:
+            if one is None or one.fate is None or one.applied:
                 return None
             one.seen += 1
             if one.seen < one.fate.at:
                 return None
-            one.befallen = True
+            one.applied = True
             fate = one.fate
         if fate.kind in _SIGNALS:
             self._events[f"worker: {fate.kind}"] += 1
@@ -103,8 +103,8 @@ class Workers:
         else:
             self._events["interference"] += 1
             done = threading.Event()
-            self._errands.put((fate.kind, done))
-            assert done.wait(60), f"nobody saw to {fate.kind}"
+            self._actions.put((fate.kind, done))
+            assert done.wait(60), f"{fate.kind} did not run"
         return None if fate.kept else Answer(close=True)
 
     def _wait_for(self, one: _Work) -> None:
@@ -112,24 +112,24 @@ class Workers:
         while True:
             pid, status = os.waitpid(one.pid, os.WNOHANG | os.WUNTRACED)
             if pid and os.WIFSTOPPED(status):
-                self._overtake(one)
+                self._sync_elsewhere(one)
             elif pid:
                 break
-            self._run_errands()
+            self._run_actions()
             assert time.monotonic() < until, f"a worker did not end: {one}"
             time.sleep(0.005)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        assert killed or status == 0 or self.excused, f"a worker ended with {status}: {one}"
+        assert killed or status == 0 or self.may_fail, f"a worker ended with {status}: {one}"
 
-    def _run_errands(self) -> bool:
-        """False, so that one may go on waiting."""
-        while not self._errands.empty():
-            what, done = self._errands.get()
+    def _run_actions(self) -> bool:
+        """Run pending actions. Return False, so that it can be part of a wait condition."""
+        while not self._actions.empty():
+            what, done = self._actions.get()
             self._meanwhile(what)
             done.set()
         return False
 
-    def _overtake(self, one: _Work) -> None:
+    def _sync_elsewhere(self, one: _Work) -> None:
         """The worker is frozen beyond its lease, another one does the work, and then it wakes up."""
         self._journal.zombies.add((one.watch.app.app_id, str(one.watch.repository)))
         let_lease_run_out(one.watch)
@@ -139,18 +139,18 @@ class Workers:
         os.kill(one.pid, signal.SIGCONT)
 
     def _let_the_client_finish(self) -> None:
-        """A dead worker's last requests may still be worked on."""
+        """Wait until the client has handled a dead worker's last requests."""
         receiver = self._world.receiver
-        wait_for(lambda: self._run_errands() or sum(receiver._in_flight.values()) == 0, timeout=20)
+        wait_for(lambda: self._run_actions() or sum(receiver._in_flight.values()) == 0, timeout=20)
         time.sleep(0.02)
 
 
-def _quick(*args: object, **kwargs: object) -> Request:
+def _short_request(*args: object, **kwargs: object) -> Request:
     return Request(*args, timeout=TIMEOUT, **kwargs)  # type: ignore[arg-type]
 
 
 def _attempt(watch_pk: int) -> None:
-    """What a work-horse does with its job."""
+    """Run a sync as a work-horse does."""
     worker._stopping.clear()
     signal.signal(signal.SIGTERM, worker.request_stop)
     sync(watch_pk)

@@ -37,7 +37,7 @@ ROUTES = sorted({route for route in routes(get_resolver()) if route.startswith("
 
 
 def address(route: str, watch: AppRepository, operation: BulkOperation) -> str:
-    """The route with the ids of things that there are."""
+    """Return the route with the ids of existing rows."""
     model = route.split("/")[3] if route.count("/") > 3 else ""
     ids = {
         "app": watch.app_id,
@@ -193,7 +193,7 @@ QUERIES = ["ids=x", "ids=%00", "ids=" + "9" * 30, "ids=" + ",".join("1" * 5000),
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda name: name[:40])
-def test_invalid_query_is_never_a_server_error_or_open_redirect(
+def test_invalid_query_is_no_server_error_or_redirect(
     root: Client, watches, operation: BulkOperation, query: str
 ) -> None:
     before = state()

@@ -22,7 +22,7 @@ def mirror(tmp_path: Path) -> Mirror:
 
 @pytest.fixture
 def fetched(mirror: Mirror) -> Callable[..., str]:
-    """Fetch what HEAD of a repository is, as a sync does; the commit that is in the mirror now."""
+    """Return a function that fetches a repository's HEAD into the mirror, as a sync does, and returns the commit."""
 
     def fetch(repo: Repo, token: str = "", commit: str | None = None, timeout: float = 60.0) -> str:
         with mirror.in_use(lambda: None):

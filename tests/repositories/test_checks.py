@@ -8,7 +8,7 @@ from django.core.checks.registry import registry
 from docora.http.client import HttpClient
 from repositories_app import checks
 from repositories_app.checks import check_git, check_git_fixes, check_git_host_answers, check_git_hosts
-from tests.support.doctor import fines, problems, warnings
+from tests.support.doctor import infos, problems, warnings
 
 
 def fake_git(tmp_path, monkeypatch, version: str) -> None:
@@ -37,12 +37,12 @@ def fake_git(tmp_path, monkeypatch, version: str) -> None:
         ("3.0.0", ""),
     ],
 )
-def test_a_git_without_security_fixes_is_a_warning(tmp_path, monkeypatch, version: str, fixed: str) -> None:
+def test_git_without_security_fixes_is_a_warning(tmp_path, monkeypatch, version: str, fixed: str) -> None:
     fake_git(tmp_path, monkeypatch, version)
     messages = check_git_fixes()
     assert check_git() == []
     if not fixed:
-        assert "has the security fixes of July 2025" in fines(messages)
+        assert "has the security fixes of July 2025" in infos(messages)
     else:
         assert "lacks the security fixes of July 2025 (CVE-2025-48384, CVE-2025-48385)" in warnings(messages)
         assert f"{fixed} has them." in warnings(messages)
@@ -50,7 +50,7 @@ def test_a_git_without_security_fixes_is_a_warning(tmp_path, monkeypatch, versio
     assert len(messages) == 1
 
 
-def test_an_old_or_missing_git_is_an_error(tmp_path, monkeypatch) -> None:
+def test_old_or_missing_git_is_an_error(tmp_path, monkeypatch) -> None:
     assert check_git in registry.registered_checks
     fake_git(tmp_path, monkeypatch, "2.30.2")
     assert "git is 2.30.2, but Docora needs 2.38 or newer. Upgrade git." in problems(check_git())
@@ -62,21 +62,21 @@ def test_an_old_or_missing_git_is_an_error(tmp_path, monkeypatch) -> None:
 
 def test_every_spelling_of_a_private_address_is_tried(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
-    text = fines(checks.check_outbound_client())
+    text = infos(checks.check_outbound_client())
     assert "refuses 127.0.0.1, 2130706433, localhost, [::1], [::ffff:127.0.0.1], 10.0.0.1, 169.254.1.1" in text
 
 
-def test_an_allowed_network_is_not_tried(settings) -> None:
+def test_allowed_networks_are_not_tried(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("10.0.0.0/8")]
-    assert "10.0.0.1" not in fines(checks.check_outbound_client())
+    assert "10.0.0.1" not in infos(checks.check_outbound_client())
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("0.0.0.0/0"), ip_network("::/0")]
     assert "lets the outbound client call every private address. Make it narrower." in warnings(
         checks.check_outbound_client()
     )
 
 
-def test_a_client_that_dials_forbidden_addresses_is_an_error(settings, monkeypatch) -> None:
-    """As if the rules were lost between the settings and the client."""
+def test_client_that_dials_blocked_addresses_is_an_error(settings, monkeypatch) -> None:
+    """The check would notice if the client lost the rules in the settings."""
     settings.ALLOWED_PRIVATE_NETWORKS = []
     lenient = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(checks, "new_client", lambda max_connections: HttpClient(lenient))
@@ -93,13 +93,13 @@ def test_a_client_that_dials_forbidden_addresses_is_an_error(settings, monkeypat
         ("::1", "The git host [::1] cannot be reached. ::1 is a loopback address"),
     ],
 )
-def test_an_unreachable_git_host_is_an_error(settings, host: str, text: str) -> None:
+def test_unreachable_git_host_is_an_error(settings, host: str, text: str) -> None:
     settings.ALLOWED_GIT_HOSTS = [host, "github.com"]
     assert text in problems(check_git_host_answers())
     assert check_git_hosts() == []
 
 
-def test_an_installation_without_git_hosts_is_an_error(settings) -> None:
+def test_no_allowed_git_hosts_is_an_error(settings) -> None:
     settings.ALLOWED_GIT_HOSTS = []
     assert "ALLOWED_GIT_HOSTS is empty: no repository can be watched." in problems(check_git_hosts())
     assert check_git_hosts in registry.deployment_checks

@@ -1,4 +1,4 @@
-"""A damaged mirror is told from every other failure, so that it is made anew and not reported for ever."""
+"""A damaged mirror is recognised, so that it is rebuilt instead of failing forever."""
 
 import shutil
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def pack(mirror: Mirror, suffix: str) -> Path:
 
 
 def loose(mirror: Mirror) -> None:
-    """The same objects without a pack, each in a file of its own."""
+    """Unpack all objects into files of their own."""
     content = pack(mirror, "pack").read_bytes()
     shutil.rmtree(mirror.directory / "objects/pack")
     git(mirror.directory, "unpack-objects", "-q", stdin=[content])
@@ -175,7 +175,7 @@ DAMAGE = [
 
 
 def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
-    """What a sync reads: the whole tree, the difference to the base, every content; then it keeps the base."""
+    """Read what a sync reads: the whole tree, the diff to the base and every blob. Then keep the base."""
     entries = list(mirror.tree(commit))
     mirror.changed_paths(base, commit)
     with mirror.blobs() as reader:
@@ -187,7 +187,7 @@ def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
 
 @pytest.mark.parametrize("moved", [False, True], ids=["same commit", "new commit"])
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_every_damage_is_called_one_or_does_not_matter(
+def test_every_damage_is_detected_or_harmless(
     mirror: Mirror, repo: Repo, fetched: Callable[..., str], commit: str, damage, moved: bool
 ) -> None:
     damage(mirror, commit)

@@ -1,4 +1,4 @@
-"""What went wrong, told by its cause, in words, with what to do, and without the token."""
+"""Git errors: each gets the right cause and a clear message with a remedy, and none contains the token."""
 
 import base64
 import time
@@ -23,7 +23,7 @@ def http(status: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("stderr", "cause", "everybody", "permanent", "words"),
+    ("stderr", "cause", "for_every_watcher", "permanent", "text"),
     [
         (f"fatal: Authentication failed for '{URL}'", Cause.AUTH, False, True, "The token was refused: it is wrong"),
         ("fatal: could not read Username for 'https://x': terminal prompts disabled", Cause.AUTH, False, True, "refused"),
@@ -53,14 +53,14 @@ def http(status: int) -> str:
         ("", Cause.OTHER, True, False, "git gave no reason"),
     ],
 )  # fmt: skip
-def test_git_s_words_are_told_apart(stderr, cause, everybody, permanent, words) -> None:
+def test_git_messages_map_to_causes(stderr, cause, for_every_watcher, permanent, text) -> None:
     error = classify(stderr.encode(), token=TOKEN)
-    assert (error.cause, error.for_every_watcher, error.permanent) == (cause, everybody, permanent), str(error)
-    assert words in str(error)
+    assert (error.cause, error.for_every_watcher, error.permanent) == (cause, for_every_watcher, permanent), str(error)
+    assert text in str(error)
     assert str(error).endswith(".")
 
 
-def test_git_that_was_killed_says_by_which_signal() -> None:
+def test_killed_git_names_the_signal() -> None:
     assert "ended by signal 9" in str(classify(b"", ended=-9))
     assert "ended by signal 9" in str(classify(b"", ended=137))
 
@@ -76,11 +76,11 @@ def test_git_that_was_killed_says_by_which_signal() -> None:
         ("remote: error: 429\n" + http(404), Cause.NOT_FOUND),
     ],
 )  # fmt: skip
-def test_neither_the_host_s_words_nor_a_repository_s_name_decide_the_cause(stderr: str, cause: Cause) -> None:
+def test_text_from_the_host_does_not_decide_the_cause(stderr: str, cause: Cause) -> None:
     assert classify(stderr.encode()).cause is cause
 
 
-def test_what_the_host_says_is_shown_clean_and_short() -> None:
+def test_host_message_is_cleaned_and_shortened() -> None:
     said = b"remote: \x1b[31mClosed for\x00 repairs " + b"x" * 5000 + b"\n" + http(503).encode()
     message = str(classify(said))
     assert "(the host says: \ufffd[31mClosed for\ufffd repairs" in message
@@ -97,7 +97,7 @@ SECRETS = [TOKEN, BASIC, quote(TOKEN, safe=""), TOKEN.upper(), "NeverSeen", BASI
 
 
 @pytest.mark.parametrize("echo", ECHOES, ids=range(len(ECHOES)))
-def test_a_token_that_the_host_repeats_stands_in_no_message(echo: str) -> None:
+def test_token_repeated_by_the_host_is_removed(echo: str) -> None:
     long = "x" * 285  # so that the message is cut in the middle of the token
     errors = [
         classify(f"{prefix}{padding}{echo} end\n{rest}".encode(), token=TOKEN)
@@ -111,38 +111,38 @@ def test_a_token_that_the_host_repeats_stands_in_no_message(echo: str) -> None:
         assert not [secret for secret in SECRETS if secret in str(error)]
 
 
-def test_scrubbing_leaves_the_rest_as_it_is() -> None:
+def test_scrubbing_changes_nothing_else() -> None:
     assert scrub(f"a {TOKEN} b https://u:p@h/x?y@z", TOKEN) == "a … b https://h/x?y@z"
     assert scrub("https://h/a@b user@example.org", "") == "https://h/a@b user@example.org"
 
 
 @pytest.mark.parametrize("text", ["n" * 100_000, "n" * 100_000 + "://h/", "https://" + "n" * 100_000, "://" * 30_000])
-def test_a_text_of_any_length_is_read_once(text: str) -> None:
-    started = time.process_time()  # a worker that is busy for half a minute has lost its lease
+def test_long_text_is_read_once(text: str) -> None:
+    started = time.process_time()  # a worker that is busy for half a minute would lose its lease
     assert TOKEN not in git_errors.quoted(f"{text}{TOKEN}", TOKEN)
     assert redact(text) == text
     assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(("asked", "cooldown"), [(None, 60.0), (0.0, 1.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)])
-def test_a_host_that_limits_is_left_alone_for_as_long_as_it_asks_within_reason(asked, cooldown) -> None:
+def test_rate_limit_wait_is_bounded(asked, cooldown) -> None:
     assert rate_limited(asked, token=TOKEN).cooldown == cooldown
 
 
-def test_a_limit_without_a_token_is_everybody_s_and_one_with_a_token_is_the_token_s() -> None:
+def test_rate_limit_applies_to_the_host_or_the_token() -> None:
     assert rate_limited(None, token="").for_every_watcher
     assert "A token usually raises the limit." in str(rate_limited(None, token=""))
     assert not rate_limited(None, token=TOKEN).for_every_watcher
 
 
-def test_a_refused_address_says_where_it_can_be_allowed() -> None:
+def test_blocked_address_names_the_setting() -> None:
     error = unreachable(HttpCause.REFUSED_ADDRESS, "git.example leads to 10.0.0.1, a private address.")
     assert isinstance(error, GitError)
     assert error.cause is Cause.NETWORK
     assert str(error).endswith("An administrator can add its network to ALLOWED_PRIVATE_NETWORKS.")
 
 
-def test_every_cause_has_words_of_its_own() -> None:
+def test_every_cause_has_its_own_message() -> None:
     said = {cause: str(explain(cause, "detail", token=token)) for cause in Cause for token in ("", "t")}
     assert len(set(said.values())) == len(Cause)
     assert git_errors.moved("").for_every_watcher

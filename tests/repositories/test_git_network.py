@@ -1,4 +1,4 @@
-"""git's own network commands: they dial what was vetted and nothing else, within bounds of time, size and memory."""
+"""git's network commands connect only to checked addresses, with limits on time, size and memory."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ def repo(server: GitFixture) -> Repo:
 
 @pytest.fixture
 def dns(monkeypatch):
-    """What a name leads to, for us; git's own resolver knows none of these names."""
+    """Set what names resolve to for Docora. git's own resolver knows none of them."""
 
     def answering(*addresses: str) -> list[bytes]:
         asked: list[bytes] = []
@@ -50,7 +50,7 @@ def fetch(mirror: Mirror, url: str, commit: str, token: str = "") -> str:
 
 
 # --- Addresses --------------------------------------------------------------------------------------------------------
-def test_git_dials_the_vetted_address_and_asks_no_resolver(mirror: Mirror, repo: Repo, dns) -> None:
+def test_git_connects_to_the_pinned_address(mirror: Mirror, repo: Repo, dns) -> None:
     asked = dns("127.0.0.1")
     url = repo.url.replace("127.0.0.1", "git.example")
     assert fetch(mirror, url, repo.head) == repo.head
@@ -69,23 +69,21 @@ def test_git_dials_the_vetted_address_and_asks_no_resolver(mirror: Mirror, repo:
         ("https://[2606:4700::1]/a/b", [], None),
     ],
 )
-def test_the_pin_names_every_vetted_address(dns, url: str, addresses: list[str], pin: str | None) -> None:
+def test_pin_contains_every_checked_address(dns, url: str, addresses: list[str], pin: str | None) -> None:
     dns(*addresses)
     assert config(git.environment(git.Remote(url))).get("http.curloptResolve") == pin
 
 
-def test_ipv6_addresses_are_pinned_in_the_form_that_git_understands(mirror: Mirror, repo: Repo, dns, settings) -> None:
+def test_ipv6_addresses_are_pinned_in_brackets(mirror: Mirror, repo: Repo, dns, settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("127.0.0.0/8"), ip_network("fd00::/8")]
-    dns("fd12::1", "127.0.0.1")  # nobody is at the first one
+    dns("fd12::1", "127.0.0.1")  # the first one does not answer
     assert fetch(mirror, repo.url.replace("127.0.0.1", "git.example"), repo.head) == repo.head
 
 
 @pytest.mark.parametrize(
     "addresses", [["10.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["127.0.0.1", "169.254.169.254"], ["::ffff:10.0.0.1"], ["::1"]]
 )
-def test_a_refused_name_is_told_in_words_and_nothing_is_dialled(
-    mirror: Mirror, repo: Repo, dns, addresses: list[str]
-) -> None:
+def test_blocked_name_is_not_dialled(mirror: Mirror, repo: Repo, dns, addresses: list[str]) -> None:
     dns(*addresses)
     with pytest.raises(GitError, match="ALLOWED_PRIVATE_NETWORKS") as caught:
         fetch(mirror, repo.url.replace("127.0.0.1", "git.example"), repo.head)
@@ -93,20 +91,20 @@ def test_a_refused_name_is_told_in_words_and_nothing_is_dialled(
     assert repo.server.requests == []
 
 
-def test_an_address_in_the_url_is_vetted_as_well(mirror: Mirror, repo: Repo, settings) -> None:
+def test_address_in_the_url_is_checked(mirror: Mirror, repo: Repo, settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
     with pytest.raises(GitError, match="loopback address"):
         fetch(mirror, repo.url, repo.head)
     assert repo.server.requests == []
 
 
-def test_a_name_that_is_unknown_is_told_in_words(mirror: Mirror, repo: Repo) -> None:
+def test_unknown_name_has_a_clear_message(mirror: Mirror, repo: Repo) -> None:
     with pytest.raises(GitError, match=r"The name no-such-host\.invalid could not be resolved"):
         fetch(mirror, "http://no-such-host.invalid/acme/widgets", repo.head)
 
 
-# --- What a hostile host or machine could make git do -------------------------------------------------------------------
-def test_no_proxy_stands_between(mirror: Mirror, repo: Repo, monkeypatch) -> None:
+# --- Hostile hosts and environments -------------------------------------------------------------------------------------
+def test_proxy_settings_are_ignored(mirror: Mirror, repo: Repo, monkeypatch) -> None:
     with servers() as start:
         proxy = start()
         for name in ("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY", "GIT_PROXY_COMMAND"):
@@ -115,7 +113,7 @@ def test_no_proxy_stands_between(mirror: Mirror, repo: Repo, monkeypatch) -> Non
         assert proxy.connections == 0
 
 
-def test_nothing_of_the_machine_s_environment_or_configuration_reaches_git(monkeypatch, tmp_path) -> None:
+def test_git_ignores_environment_and_configuration(monkeypatch, tmp_path) -> None:
     (tmp_path / ".gitconfig").write_text('[url "http://evil.example/"]\n\tinsteadOf = https://\n')
     for name in ("GIT_SSH_COMMAND", "GIT_EXEC_PATH", "GIT_DIR", "GIT_TRACE", "LD_PRELOAD", "GIT_CONFIG_PARAMETERS"):
         monkeypatch.setenv(name, "evil")
@@ -128,7 +126,7 @@ def test_nothing_of_the_machine_s_environment_or_configuration_reaches_git(monke
 
 
 @pytest.mark.parametrize(("allow_http", "protocols"), [(False, "https"), (True, "https:http")])
-def test_only_https_and_http_where_it_is_allowed_are_spoken(settings, allow_http: bool, protocols: str) -> None:
+def test_only_https_and_allowed_http(settings, allow_http: bool, protocols: str) -> None:
     settings.ALLOW_HTTP = allow_http
     environment = git.environment()
     assert environment["GIT_ALLOW_PROTOCOL"] == protocols
@@ -140,7 +138,7 @@ def test_only_https_and_http_where_it_is_allowed_are_spoken(settings, allow_http
 @pytest.mark.parametrize(
     "url", ["ext::touch {}", "file://{}", "fd::7", "ssh://127.0.0.1/{}", "git://127.0.0.1/{}", "{}"]
 )
-def test_git_itself_refuses_every_other_transport(server: GitFixture, tmp_path, url: str) -> None:
+def test_git_refuses_every_other_transport(server: GitFixture, tmp_path, url: str) -> None:
     repo = server.repo("acme/local", {"a": b"1"})
     trace = tmp_path / "trace"
     place = url.format(trace if "touch" in url else repo.path)
@@ -149,7 +147,7 @@ def test_git_itself_refuses_every_other_transport(server: GitFixture, tmp_path, 
     assert not trace.exists()
 
 
-def test_the_token_goes_to_its_own_host_only(dns) -> None:
+def test_token_goes_to_its_own_host_only(dns) -> None:
     dns("8.8.8.8")
     found = config(git.environment(git.Remote("https://git.example:8443/a/b", "ghp_secret")))
     [key] = [key for key in found if key.lower().endswith("extraheader")]
@@ -157,7 +155,7 @@ def test_the_token_goes_to_its_own_host_only(dns) -> None:
     assert "ghp_secret" not in repr(git.Remote("https://git.example/a/b", "ghp_secret"))
 
 
-def test_a_host_without_smart_http_cannot_send_git_elsewhere(mirror: Mirror, repo: Repo) -> None:
+def test_dumb_http_host_cannot_redirect_git(mirror: Mirror, repo: Repo) -> None:
     with servers() as start:
         inner = start()
         pages = {
@@ -175,14 +173,14 @@ def test_a_host_without_smart_http_cannot_send_git_elsewhere(mirror: Mirror, rep
         with pytest.raises(GitError) as caught:
             fetch(mirror, url, "1" * 40)
         assert str(caught.value).endswith(".")
-        fetch(mirror, repo.url, repo.head)  # the mirror is none the worse
-        with pytest.raises(GitError):  # without the depth git would walk the objects itself
+        fetch(mirror, repo.url, repo.head)  # the mirror still works
+        with pytest.raises(GitError):  # without --depth git would fetch the objects itself
             git.run(["fetch", "--", url, "+HEAD:refs/x"], directory=mirror.directory, remote=git.Remote(url))
         assert inner.connections == 0
 
 
-# --- Bounds -----------------------------------------------------------------------------------------------------------
-def test_a_repository_beyond_the_size_limit_is_refused_and_leaves_nothing_behind(
+# --- Limits -----------------------------------------------------------------------------------------------------------
+def test_repository_beyond_the_size_limit_is_refused(
     server: GitFixture, mirror: Mirror, fetched: Callable[..., str], settings
 ) -> None:
     repo = server.repo("acme/big", {"big.bin": os.urandom(3_000_000)})
@@ -198,7 +196,7 @@ def test_a_repository_beyond_the_size_limit_is_refused_and_leaves_nothing_behind
     assert fetched(repo) == repo.head
 
 
-def test_an_object_that_unfolds_beyond_all_bounds_is_refused(server: GitFixture, fetched, monkeypatch) -> None:
+def test_decompression_bomb_in_an_object_is_refused(server: GitFixture, fetched, monkeypatch) -> None:
     repo = server.repo("acme/bomb", {"zeros": bytes(20_000_000)})
     plain = git.environment
     monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_ALLOC_LIMIT": "10m"})
@@ -207,7 +205,7 @@ def test_an_object_that_unfolds_beyond_all_bounds_is_refused(server: GitFixture,
     assert caught.value.cause is Cause.TOO_LARGE
 
 
-def test_an_answer_that_unfolds_beyond_all_bounds_is_refused(monkeypatch) -> None:
+def test_decompression_bomb_in_a_response_is_refused(monkeypatch) -> None:
     plain = git.environment
     monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_ALLOC_LIMIT": "10m"})
     refs = b"001e# service=git-upload-pack\n0000" + b"003d%b refs/heads/main\n" % (b"1" * 40) * 1_000_000
@@ -219,7 +217,7 @@ def test_an_answer_that_unfolds_beyond_all_bounds_is_refused(monkeypatch) -> Non
     assert caught.value.cause is Cause.TOO_LARGE
 
 
-def test_a_host_that_talks_without_end_is_left(server: GitFixture, fetched: Callable[..., str], monkeypatch) -> None:
+def test_endless_response_is_cut_off(server: GitFixture, fetched: Callable[..., str], monkeypatch) -> None:
     monkeypatch.setattr(git, "_MAX_STDERR", 100_000)
     repo = server.repo("acme/chatty", {"a": b"1"})
 
@@ -247,7 +245,7 @@ def test_a_host_that_talks_without_end_is_left(server: GitFixture, fetched: Call
     assert len(str(caught.value)) < 700
 
 
-def test_a_list_of_refs_without_end_is_not_held_in_memory(server: GitFixture, monkeypatch) -> None:
+def test_endless_ref_list_is_not_held_in_memory(server: GitFixture, monkeypatch) -> None:
     monkeypatch.setattr(git, "MAX_OUTPUT", 60_000)
     repo = server.repo("acme/refs", {"a": b"1"})
     commands = "".join(f"create refs/heads/{n:04}/HEAD {repo.head}\n" for n in range(1500))

@@ -1,5 +1,8 @@
-"""A network command of git's is several processes, and they end together: git starts a helper that speaks HTTP, and does
-not take it along when it is killed. Left alone it would listen to a host that never ends, holding the mirror's lock."""
+"""All processes of a git network command end together.
+
+git starts a helper for HTTP and does not end it when git itself is killed. The helper could listen to an endless response
+forever and hold the mirror's lock.
+"""
 
 import os
 import signal
@@ -20,7 +23,7 @@ from tests.support.receiver import wait_for
 
 
 def dripping(connection: socket.socket, _head: bytes, _body: bytes) -> bool:
-    """An answer without end, fast enough for git never to lose patience."""
+    """Send an endless response, fast enough for git's minimum speed."""
     connection.sendall(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\r\n"
         b"001e# service=git-upload-pack\n0000"
@@ -32,13 +35,13 @@ def dripping(connection: socket.socket, _head: bytes, _body: bytes) -> bool:
 
 @pytest.fixture
 def endless() -> Iterator[str]:
-    """The address of a repository whose list of refs never ends."""
+    """The URL of a repository whose list of refs never ends."""
     with servers() as start:
         yield f"http://127.0.0.1:{start(dripping).port}/acme/endless"
 
 
 def processes(url: str) -> dict[int, bytes]:
-    """pid → command line of everything that was started for this URL."""
+    """Return pid → command line of every process started for this URL."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -51,7 +54,7 @@ def processes(url: str) -> dict[int, bytes]:
 
 
 def helper_of(url: str) -> int:
-    """The process that talks to the host, once it is there."""
+    """Wait for the process that talks to the host, and return its pid."""
     return wait_for(lambda: next((pid for pid, line in processes(url).items() if b"git-remote-http" in line), 0))
 
 
@@ -59,7 +62,7 @@ def ask(url: str, timeout: float = 60, tick: Callable[[], None] | None = None) -
     return git.run(["ls-remote", "--", url, "HEAD"], remote=git.Remote(url), timeout=timeout, tick=tick)
 
 
-def test_they_end_with_the_worker_that_is_killed_and_the_lock_is_free(endless: str, mirror: Mirror) -> None:
+def test_killed_worker_takes_git_with_it_and_frees_the_lock(endless: str, mirror: Mirror) -> None:
     def fetch() -> None:
         with mirror.in_use(lambda: None):
             mirror.fetch(endless, "", "1" * 40, "watch", timeout=60, tick=lambda: None)
@@ -69,10 +72,10 @@ def test_they_end_with_the_worker_that_is_killed_and_the_lock_is_free(endless: s
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
     wait_for(lambda: not processes(endless))
-    mirror.remove(lambda: pytest.fail("somebody still holds a lock of the mirror"))
+    mirror.remove(lambda: pytest.fail("a lock of the mirror is still held"))
 
 
-def test_they_end_with_git_when_it_is_killed_alone(endless: str) -> None:
+def test_children_end_when_git_is_killed(endless: str) -> None:
     def kill_git() -> None:
         helper_of(endless)
         for pid, line in processes(endless).items():
@@ -88,14 +91,14 @@ def test_they_end_with_git_when_it_is_killed_alone(endless: str) -> None:
     wait_for(lambda: not processes(endless))
 
 
-def test_they_end_when_their_time_is_up(endless: str) -> None:
+def test_git_ends_at_its_time_limit(endless: str) -> None:
     with pytest.raises(GitError, match="not ready after 2 seconds") as caught:
         ask(endless, timeout=2)
     assert caught.value.cause is Cause.TIMEOUT
     wait_for(lambda: not processes(endless))
 
 
-def test_they_end_when_the_work_is_stopped(endless: str) -> None:
+def test_git_ends_when_the_sync_is_cancelled(endless: str) -> None:
     def stop() -> None:
         helper_of(endless)
         raise InterruptedError

@@ -1,4 +1,4 @@
-"""Trees that no git would make, but that a server can serve: read as they are, or refused in words."""
+"""Trees that git would never create but a server can serve: they are read as they are, or refused with a clear message."""
 
 import re
 import time
@@ -23,7 +23,7 @@ def blob(repo: Repo, content: bytes = b"x") -> bytes:
 
 
 def tree(repo: Repo, *entries: tuple[bytes, bytes, bytes]) -> bytes:
-    """A tree object exactly of these (mode, name, object id), in this order, whatever git thinks of it."""
+    """Write a tree of exactly these (mode, name, object id) in this order, even if git would refuse it."""
     raw = b"".join(b"%b %b\0%b" % (mode, name, bytes.fromhex(oid.decode())) for mode, name, oid in entries)
     return git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip()
 
@@ -48,7 +48,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("name", STRANGE, ids=lambda name: repr(name[:12]))
 @pytest.mark.parametrize("deep", [False, True], ids=["at the top", "in a folder"])
-def test_a_strange_name_is_listed_found_and_compared(
+def test_unusual_names_are_listed_found_and_compared(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], name: bytes, deep: bool
 ) -> None:
     base = fetched(repo)
@@ -75,7 +75,7 @@ def test_a_strange_name_is_listed_found_and_compared(
     ],
     ids=lambda path: repr(path[:14]),
 )  # fmt: skip
-def test_asking_for_a_path_that_no_tree_has_finds_nothing_and_never_fails(
+def test_looking_up_an_impossible_path_finds_nothing(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], path: bytes
 ) -> None:
     commit = fetched(repo)
@@ -88,9 +88,7 @@ def test_asking_for_a_path_that_no_tree_has_finds_nothing_and_never_fails(
     [[b"b", b"a"], [b"a", b"a"], [b"a", b"a.b", b"a"], [b"a/b", b"a"], [b"\xff", b"a"]],
     ids=lambda names: repr(names),
 )
-def test_a_tree_that_is_not_sorted_is_refused_in_words(
-    repo: Repo, mirror: Mirror, fetched: Callable[..., str], names: list[bytes]
-) -> None:
+def test_unsorted_tree_is_refused(repo: Repo, mirror: Mirror, fetched: Callable[..., str], names: list[bytes]) -> None:
     serve(repo, tree(repo, *((b"100644", name, blob(repo)) for name in names)))
     with pytest.raises(GitError, match="malformed") as caught:
         paths(mirror, fetched(repo))
@@ -110,7 +108,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
-def test_a_host_that_has_a_broken_tree_is_told_from_a_broken_mirror(
+def test_broken_tree_on_the_host_differs_from_a_broken_mirror(
     repo: Repo, fetched: Callable[..., str], raw: bytes
 ) -> None:
     serve(repo, git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip())
@@ -120,7 +118,7 @@ def test_a_host_that_has_a_broken_tree_is_told_from_a_broken_mirror(
 
 
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
-def test_a_broken_tree_that_a_host_has_slipped_in_is_an_error_in_words(
+def test_broken_tree_from_the_host_is_a_clear_error(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], raw: bytes
 ) -> None:
     base = fetched(repo)
@@ -135,15 +133,13 @@ def test_a_broken_tree_that_a_host_has_slipped_in_is_an_error_in_words(
             mirror.changed_paths(base, commit)
 
 
-def test_an_entry_of_a_kind_that_it_is_not_is_never_taken_for_a_file(
-    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
-) -> None:
+def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     serve(repo, tree(repo, (b"100644", b"file", tree(repo, (b"100644", b"a", blob(repo))))))
     with pytest.raises(GitError), mirror.blobs() as reader:
         list(reader.read([entry.blob for entry in mirror.tree(fetched(repo))]))
 
 
-def test_two_thousand_levels_are_read_and_more_are_refused_in_words(
+def test_trees_deeper_than_two_thousand_levels_are_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
     lines = [b"commit refs/heads/main\ncommitter a <a@b> 1 +0000\ndata 1\nx\n"]
@@ -161,9 +157,7 @@ def test_two_thousand_levels_are_read_and_more_are_refused_in_words(
     assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
 
 
-def test_a_name_of_ten_megabytes_costs_no_more_than_reading_it(
-    repo: Repo, mirror: Mirror, fetched: Callable[..., str]
-) -> None:
+def test_name_of_ten_megabytes(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     base = fetched(repo)
     name = b"n" * 10_000_000
     serve(repo, tree(repo, (b"100644", name, blob(repo))))
@@ -171,7 +165,7 @@ def test_a_name_of_ten_megabytes_costs_no_more_than_reading_it(
     started = time.process_time()
     assert paths(mirror, commit) == [name]
     assert paths(mirror, commit, [name]) == [name]
-    assert mirror.changed_paths(base, commit) is None  # a full plan streams, a list would not
+    assert mirror.changed_paths(base, commit) is None  # a full plan streams, a list of paths would not
     assert time.process_time() - started < 2
 
 
@@ -184,24 +178,24 @@ def test_fifty_thousand_entries_in_one_folder_are_streamed(
     commit = fetched(repo)
     assert paths(mirror, commit) == names
     assert paths(mirror, commit, [names[7], names[40_000]]) == [names[7], names[40_000]]
-    assert next(mirror.tree(commit)).path == names[0]  # and given up in the middle
+    assert next(mirror.tree(commit)).path == names[0]  # reading may stop in the middle
 
 
-def test_a_tree_that_unfolds_without_end_is_refused_in_words(
+def test_tree_that_expands_exponentially_is_refused(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch
 ) -> None:
     monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
     root = tree(repo, *((b"100644", b"%d" % number, blob(repo)) for number in range(10)))
     for _ in range(9):
         root = tree(repo, *((b"40000", b"%d" % number, root) for number in range(10)))
-    serve(repo, root)  # ten trees, ten thousand million files
+    serve(repo, root)  # ten trees, ten billion files
     with pytest.raises(GitError, match="list of files exceeds 20 MB") as caught:
         for _ in mirror.tree(fetched(repo)):
             pass
     assert caught.value.cause is Cause.TOO_LARGE
 
 
-def test_a_file_that_unfolds_to_gigabytes_is_not_held_in_memory(
+def test_file_that_expands_to_gigabytes_is_not_held_in_memory(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
     size = 256_000_000
@@ -219,7 +213,7 @@ def test_a_file_that_unfolds_to_gigabytes_is_not_held_in_memory(
 
 
 @pytest.mark.parametrize("target", ["tag", "tree", "blob"])
-def test_a_head_that_names_no_commit_is_an_error_in_words(
+def test_head_that_is_not_a_commit_is_a_clear_error(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], target: str
 ) -> None:
     oid = {"tree": git(repo.path, "rev-parse", "HEAD^{tree}").decode().strip(), "blob": blob(repo).decode()}.get(target)

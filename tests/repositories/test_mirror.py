@@ -55,7 +55,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def test_it_is_bare_and_shallow_and_one_per_repository_whichever_apps_watch_it(world: World, settings) -> None:
+def test_mirror_is_bare_shallow_and_shared_by_apps(world: World, settings) -> None:
     repo, watch = world.watch({"a.txt": b"1"})
     for number in range(4):
         repo.commit({"a.txt": b"%d" % number})
@@ -70,24 +70,24 @@ def test_it_is_bare_and_shallow_and_one_per_repository_whichever_apps_watch_it(w
         assert_promise_kept(world, repo, each)
 
 
-def test_what_private_repositories_hold_is_for_their_owner_alone(world: World, settings, tmp_path: Path) -> None:
+def test_mirrors_are_readable_by_their_owner_only(world: World, settings, tmp_path: Path) -> None:
     settings.REPOS_DIR = tmp_path / "made" / "repos"
     _, watch = world.watch()
     world.sync(watch)
     assert settings.REPOS_DIR.stat().st_mode & 0o077 == 0
 
 
-def test_the_commits_that_rows_equal_are_kept_by_refs_and_survive_a_repack(world: World, monkeypatch) -> None:
+def test_base_commits_survive_a_repack(world: World, monkeypatch) -> None:
     repo, watch = world.watch({"a.txt": b"1", "b.txt": b"1"})
     world.settle()
     for number in range(4):
         repo.commit({"a.txt": b"change %d" % number})
         world.settle()
-    assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 5  # nothing piles up loose
+    assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 5  # no loose objects accumulate
     monkeypatch.setattr(mirrors, "MAX_PACKS", 2)
     mirror = repositories.mirror_of(watch.repository)
     with mirror.in_use(lambda: None):
-        assert not repositories.mirror_of(watch.repository).repack_if_many(lambda: None)  # somebody reads it
+        assert not repositories.mirror_of(watch.repository).repack_if_many(lambda: None)  # it is being read
     assert mirror.repack_if_many(lambda: None)
     assert len(list((directory_of(watch) / "objects" / "pack").glob("*.pack"))) == 1
     assert commits(watch) == 1
@@ -99,7 +99,7 @@ def test_the_commits_that_rows_equal_are_kept_by_refs_and_survive_a_repack(world
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_mirror_that_cannot_be_repacked_is_made_anew_and_no_run_is_to_blame(world: World, monkeypatch) -> None:
+def test_mirror_that_cannot_be_repacked_is_rebuilt(world: World, monkeypatch) -> None:
     repo, watch = world.watch({"keep": b"k", "old": b"only the other watch still has it"})
     other = world.watch_url(repo, app=world.add_app("Other"))
     world.settle()
@@ -119,12 +119,12 @@ def test_a_mirror_that_cannot_be_repacked_is_made_anew_and_no_run_is_to_blame(wo
         world.sync(watch)
         assert_promise_kept(world, repo, watch)
         assert (watch.last_error, watch.repository.consecutive_failures) == ("", 0)
-        assert here.exists() == (number > 0), "removed, and made anew by the next run"
+        assert here.exists() == (number > 0), "not removed, or not rebuilt by the next run"
     world.sync(other)
     assert_promise_kept(world, repo, other)
 
 
-def test_stale_locks_of_a_writer_that_was_killed_are_removed(world: World) -> None:
+def test_stale_locks_of_a_killed_writer_are_removed(world: World) -> None:
     repo, watch = world.watch()
     world.settle()
     here = directory_of(watch)
@@ -164,7 +164,7 @@ def remove_objects(watch: AppRepository) -> None:
 
 
 def lose_a_blob(watch: AppRepository) -> None:
-    """The commit and its tree are there, the content of one file is not."""
+    """Remove the content of one file. The commit and its tree stay."""
     here = directory_of(watch)
     blob = git(here, "rev-parse", f"{watch.base_commit}:readme.md").decode().strip()
     for pack in list((here / "objects/pack").glob("*.pack")):
@@ -176,7 +176,7 @@ def lose_a_blob(watch: AppRepository) -> None:
 
 
 def empty_files(watch: AppRepository) -> None:
-    """After a power cut: names without content."""
+    """Empty all files, as after a power cut."""
     for path in [*objects(watch), directory_of(watch) / "HEAD", directory_of(watch) / "config"]:
         path.chmod(0o600)
         os.truncate(path, 0)
@@ -184,7 +184,7 @@ def empty_files(watch: AppRepository) -> None:
 
 @pytest.mark.parametrize("damage", [remove_everything, truncate_objects, remove_objects, lose_a_blob, empty_files])
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_damaged_mirror_is_made_anew_within_the_same_attempt(world: World, damage, moved: bool) -> None:
+def test_damaged_mirror_is_rebuilt_within_the_attempt(world: World, damage, moved: bool) -> None:
     repo, watch = world.watch({"readme.md": b"# Hello\n", "b.txt": b"2"})
     world.settle()
     watch.refresh_from_db()
@@ -197,9 +197,7 @@ def test_a_damaged_mirror_is_made_anew_within_the_same_attempt(world: World, dam
 
 
 @pytest.mark.parametrize("filters", ["true", "false"])
-def test_later_fetches_leave_a_mirror_like_any_other_whether_the_host_filters_or_not(
-    world: World, filters: str
-) -> None:
+def test_later_fetches_with_and_without_filter_support(world: World, filters: str) -> None:
     repo, watch = world.watch({"readme.md": b"# Hello\n", "folder/b.txt": b"2"})
     git(repo.path, "config", "uploadpack.allowFilter", filters)
     for number in range(3):
@@ -213,8 +211,8 @@ def test_later_fetches_leave_a_mirror_like_any_other_whether_the_host_filters_or
     assert git(here, "rev-list", "--objects", "--missing=print", watch.base_commit).count(b"?") == 0
 
 
-def test_a_later_fetch_to_which_a_host_sends_half_is_noticed_and_made_anew(world: World) -> None:
-    """git is told not to walk the whole tree after a later fetch: what lacks shows when it is read."""
+def test_incomplete_later_fetch_is_noticed(world: World) -> None:
+    """git does not check the whole tree after a later fetch. Missing objects show when they are read."""
     repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
     world.settle()
     repo.commit({"a.txt": b"11"})
@@ -232,7 +230,7 @@ def test_a_later_fetch_to_which_a_host_sends_half_is_noticed_and_made_anew(world
     assert_promise_kept(world, repo, watch)
 
 
-def test_the_mirror_serves_nobody_on_another_app_s_right(world: World) -> None:
+def test_mirror_is_not_served_without_own_access(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="good")
     mine = world.sync(world.watch_url(repo, token="good"))
     theirs = world.watch_url(repo, app=world.add_app("Other"), token="good")
@@ -245,7 +243,7 @@ def test_the_mirror_serves_nobody_on_another_app_s_right(world: World) -> None:
     assert_promise_kept(world, repo, mine)
 
 
-def test_every_run_a_resync_and_a_retry_too_begins_with_ls_refs_by_the_watch_s_own_token(world: World) -> None:
+def test_every_run_begins_with_ls_refs_and_its_own_token(world: World) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="one")
     world.git.tokens["acme/private"] = {"one", "two"}
     first = world.sync(world.watch_url(repo, token="one"))
@@ -259,7 +257,7 @@ def test_every_run_a_resync_and_a_retry_too_begins_with_ls_refs_by_the_watch_s_o
         assert_promise_kept(world, repo, watch)
 
 
-def test_a_commit_that_came_after_the_answer_waits_for_the_next_run_or_is_named_by_the_fetch(world: World) -> None:
+def test_commit_pushed_during_a_run(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
     repo.commit({"a.txt": b"2"})
@@ -280,8 +278,8 @@ def test_a_commit_that_came_after_the_answer_waits_for_the_next_run_or_is_named_
 
 @pytest.fixture
 def hanging(world: World) -> Iterator[tuple[Mirror, int, list[str], threading.Event]]:
-    """A fetch by a child process that hangs in the middle of its work: the mirror, the child, what git asked for, and
-    the event that lets the server go on."""
+    """A fetch in a child process that hangs halfway: the mirror, the child, git's requests, and the event that releases
+    the server."""
     repo, watch = world.watch(name="acme/hangs")
     AppRepository.objects.filter(pk=watch.pk).update(github_token="ghp_neverseen")
     mirror = repositories.mirror_of(watch.repository)
@@ -311,7 +309,7 @@ def offspring(pid: int) -> list[int]:
     return [*found, *(deeper for each in found for deeper in offspring(each))]
 
 
-def test_git_dies_with_its_parent_and_the_locks_are_held_until_nobody_works(hanging) -> None:
+def test_git_dies_with_its_parent(hanging) -> None:
     mirror, child, _, go_on = hanging
     locks = [Path(f"{mirror.directory}.{name}.lock") for name in ("fetch", "use")]
     family = offspring(child)
@@ -320,14 +318,14 @@ def test_git_dies_with_its_parent_and_the_locks_are_held_until_nobody_works(hang
     os.kill(child, signal.SIGKILL)
     reap(child)
     wait_for(lambda: not is_alive(family[0]), 2)
-    if any(map(is_alive, family)):  # git's own helper, which sees that it is alone once the server answers
+    if any(map(is_alive, family)):  # git's helper, which ends once the server answers
         assert all(map(is_locked, locks))
         go_on.set()
     wait_for(lambda: not any(map(is_alive, family)))
     assert not any(map(is_locked, locks))
 
 
-def test_a_token_stands_in_no_argument_and_in_no_file(hanging) -> None:
+def test_token_is_in_no_argument_and_no_file(hanging) -> None:
     mirror, child, asked, go_on = hanging
     secrets = [b"ghp_neverseen", base64.b64encode(b"x-access-token:ghp_neverseen")]
     lines = b"\n".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in offspring(child))
@@ -341,7 +339,7 @@ def test_a_token_stands_in_no_argument_and_in_no_file(hanging) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 302])
-def test_a_token_stands_in_no_error_and_in_no_log(world: World, caplog, capfd, status: int) -> None:
+def test_token_is_in_no_error_and_no_log(world: World, caplog, capfd, status: int) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="ghp_neverseen")
     watch = world.watch_url(repo, token="ghp_neverseen")
     for refuses in ("info/refs", "git-upload-pack"):
@@ -354,7 +352,7 @@ def test_a_token_stands_in_no_error_and_in_no_log(world: World, caplog, capfd, s
         assert secret not in said
 
 
-def test_a_fetch_that_outlasts_its_time_limit_ends_with_its_processes(world: World, settings) -> None:
+def test_fetch_beyond_its_time_limit_ends_every_process(world: World, settings) -> None:
     settings.FETCH_TIMEOUT_SECONDS = 1
     repo, watch = world.watch()
     go_on = threading.Event()
@@ -373,7 +371,7 @@ def test_a_fetch_that_outlasts_its_time_limit_ends_with_its_processes(world: Wor
     assert_promise_kept(world, repo, watch)
 
 
-def test_a_repository_without_commits_is_an_error_in_words_and_deletes_nothing_at_the_client(world: World) -> None:
+def test_empty_repository_deletes_nothing_at_the_client(world: World) -> None:
     repo, watch = world.watch({"a.txt": b"1"})
     world.settle()
     git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
@@ -383,7 +381,7 @@ def test_a_repository_without_commits_is_an_error_in_words_and_deletes_nothing_a
     assert set(world.copy(watch)) == {"a.txt"}
 
 
-def test_reading_what_is_not_there_is_an_error_of_the_mirror(world: World) -> None:
+def test_missing_object_is_a_mirror_error(world: World) -> None:
     _, watch = world.watch()
     world.settle()
     mirror = repositories.mirror_of(watch.repository)

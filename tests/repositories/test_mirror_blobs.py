@@ -1,4 +1,4 @@
-"""Contents through one `git cat-file --batch`, asked for ahead: whatever is wanted then comes, whole and in order."""
+"""Reading blobs through one `git cat-file --batch` with prefetching: each is complete and the right one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +34,12 @@ def reader(mirror: Mirror) -> Iterator[BlobReader]:
         yield reader
 
 
-def test_they_come_in_the_order_that_was_asked_for(reader: BlobReader, blobs: list[str]) -> None:
+def test_blobs_arrive_in_the_requested_order(reader: BlobReader, blobs: list[str]) -> None:
     assert list(reader.read(blobs)) == CONTENTS
     assert list(reader.read([blobs[7], blobs[3], blobs[7]])) == [CONTENTS[7], CONTENTS[3], CONTENTS[7]]
 
 
-def test_what_was_asked_ahead_comes_once(reader: BlobReader, blobs: list[str]) -> None:
+def test_prefetched_blob_is_returned_once(reader: BlobReader, blobs: list[str]) -> None:
     reader.ask_ahead(blobs[:50])
     assert list(reader.read(blobs[:50])) == CONTENTS[:50]
     assert list(reader.read(blobs[50:60])) == CONTENTS[50:60]
@@ -50,34 +50,30 @@ def test_what_was_asked_ahead_comes_once(reader: BlobReader, blobs: list[str]) -
     [[0, 2, 4], [4], [0, 1, 60, 61], [60, 61], [3, 1], [2, 2, 3], [0, 1, 2, 3, 4, 5, 6]],
     ids=lambda numbers: ",".join(map(str, numbers)),
 )
-def test_whatever_is_wanted_of_what_was_asked_ahead_nothing_is_taken_for_another(
-    reader: BlobReader, blobs: list[str], wanted: list[int]
-) -> None:
+def test_any_order_returns_the_right_prefetched_blob(reader: BlobReader, blobs: list[str], wanted: list[int]) -> None:
     reader.ask_ahead(blobs[:6])
     assert list(reader.read([blobs[number] for number in wanted])) == [CONTENTS[number] for number in wanted]
     assert list(reader.read(blobs[5:9])) == CONTENTS[5:9]
 
 
-def test_the_same_content_may_be_asked_ahead_twice(reader: BlobReader, blobs: list[str]) -> None:
+def test_same_blob_may_be_prefetched_twice(reader: BlobReader, blobs: list[str]) -> None:
     reader.ask_ahead([blobs[1], blobs[1], blobs[2]])
     reader.ask_ahead([blobs[2], blobs[1]])
     assert list(reader.read([blobs[1], blobs[2], blobs[1]])) == [CONTENTS[1], CONTENTS[2], CONTENTS[1]]
 
 
-def test_more_than_git_takes_at_once_may_be_asked_ahead(reader: BlobReader, blobs: list[str]) -> None:
+def test_prefetch_beyond_the_pipe_buffer(reader: BlobReader, blobs: list[str]) -> None:
     reader.ask_ahead(blobs)
     assert list(reader.read(blobs)) == CONTENTS
 
 
-def test_a_large_content_is_streamed_past_what_was_asked_ahead(reader: BlobReader, blobs: list[str]) -> None:
+def test_large_blob_is_streamed_past_the_prefetched_ones(reader: BlobReader, blobs: list[str]) -> None:
     reader.ask_ahead(blobs[:6])
     assert b"".join(reader.stream(blobs[999])) == CONTENTS[999]
     assert list(reader.read(blobs[:6])) == CONTENTS[:6]
 
 
-def test_a_content_that_is_not_there_is_an_error_also_when_it_was_asked_ahead(
-    reader: BlobReader, blobs: list[str]
-) -> None:
+def test_missing_blob_is_an_error(reader: BlobReader, blobs: list[str]) -> None:
     reader.ask_ahead([blobs[0], "f" * 40])
     read = reader.read([blobs[0], "f" * 40])
     assert next(read) == CONTENTS[0]

@@ -1,5 +1,5 @@
-"""The mirrors of one machine stay within their bound: what was used least lately goes, nobody is waited for, and what is
-needed again is made anew."""
+"""The mirrors of a machine stay within their limit. The least recently used ones are evicted without waiting, and rebuilt
+when they are needed again."""
 
 import fcntl
 import json
@@ -20,11 +20,11 @@ from repositories_app.mirror import cache
 from repositories_app.mirror.mirror import Mirror
 from repositories_app.models import Repository
 from repositories_app.services import mirror_of
-from tests.support.doctor import fines, warnings
+from tests.support.doctor import infos, warnings
 from tests.support.git import GitFixture, Repo
 
 LARGE = 1_000_000
-ROOM = LARGE + cache.EMPTY_BYTES + 10_000  # of a mirror with a file of that size, which cannot be compressed
+ROOM = LARGE + cache.EMPTY_BYTES + 10_000  # size of a mirror with one incompressible file of that size
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def folder(transactional_db, tmp_path: Path, settings) -> Path:
 
 @pytest.fixture
 def mirrors(server: GitFixture, fetched: Callable[..., str]) -> Callable[..., list[Mirror]]:
-    """Mirrors of so many repositories, each with a file of such a size, used in their order a minute apart."""
+    """Return a function that makes mirrors with a file of this size. They were used in this order, a minute apart."""
 
     def make(count: int, size: int = LARGE) -> list[Mirror]:
         made = []
@@ -61,50 +61,48 @@ def used(mirror: Mirror, *, minutes_ago: float) -> None:
     os.utime(f"{mirror.directory}.use.lock", (moment, moment))
 
 
-def there(mirrors: list[Mirror]) -> list[bool]:
+def exist(mirrors: list[Mirror]) -> list[bool]:
     return [mirror.directory.exists() for mirror in mirrors]
 
 
 def look_after(folder: Path) -> None:
-    """As if it were time for it."""
+    """Run the eviction as if it were due."""
     (folder / "mirrors.json").unlink(missing_ok=True)
     cache.look_after()
 
 
-# --- What goes -----------------------------------------------------------------------------------------------------------
+# --- What is evicted -----------------------------------------------------------------------------------------------------
 
 
-def test_the_mirrors_that_were_used_least_lately_go_until_the_rest_is_within_the_bound(
-    mirrors, folder: Path, settings
-) -> None:
+def test_least_recently_used_mirrors_are_evicted(mirrors, folder: Path, settings) -> None:
     made = mirrors(4)
     with made[0].in_use(lambda: None):
-        pass  # the first one to be fetched is the last one that was used
+        pass  # the first one fetched is now the last one used
     settings.REPOS_MAX_BYTES = 2 * ROOM
     look_after(folder)
-    assert there(made) == [True, False, False, True]
-    assert not list(folder.glob(f"{made[1].directory.name}*")), "its locks have gone with it"
+    assert exist(made) == [True, False, False, True]
+    assert not list(folder.glob(f"{made[1].directory.name}*")), "its locks were left behind"
     assert cache.measure().bytes <= settings.REPOS_MAX_BYTES
 
 
-def test_without_a_bound_all_of_them_stay(mirrors, folder: Path) -> None:
+def test_nothing_is_evicted_without_a_limit(mirrors, folder: Path) -> None:
     made = mirrors(3)
     look_after(folder)
-    assert there(made) == [True, True, True]
+    assert exist(made) == [True, True, True]
 
 
-def test_one_that_is_in_use_stays_and_nobody_is_waited_for(mirrors, folder: Path, settings) -> None:
+def test_mirror_in_use_is_kept_without_waiting(mirrors, folder: Path, settings) -> None:
     made = mirrors(3)
     settings.REPOS_MAX_BYTES = 1
     with Mirror(made[0].directory).in_use(lambda: None):
         used(made[0], minutes_ago=90)
         look_after(folder)
-        assert there(made) == [True, False, False]
+        assert exist(made) == [True, False, False]
     look_after(folder)
-    assert there(made) == [False, False, False]
+    assert exist(made) == [False, False, False]
 
 
-def test_one_that_git_still_works_in_stays_when_its_worker_was_killed(mirrors, folder: Path, settings) -> None:
+def test_mirror_that_git_still_uses_is_kept(mirrors, folder: Path, settings) -> None:
     [made] = mirrors(1)
     settings.REPOS_MAX_BYTES = 1
     with made.in_use(lambda: None):
@@ -116,7 +114,7 @@ def test_one_that_git_still_works_in_stays_when_its_worker_was_killed(mirrors, f
     assert not made.directory.exists()
 
 
-def test_one_that_is_larger_than_the_bound_goes_before_all_others_and_the_log_says_so(
+def test_mirror_larger_than_the_limit_is_evicted_first(
     mirrors, folder: Path, settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     small, [large] = mirrors(2, 1000), mirrors(1)
@@ -124,15 +122,13 @@ def test_one_that_is_larger_than_the_bound_goes_before_all_others_and_the_log_sa
     settings.REPOS_MAX_BYTES = LARGE
     with caplog.at_level(logging.INFO, "repositories_app.mirror.cache"):
         look_after(folder)
-    assert there([*small, large]) == [True, True, False]
+    assert exist([*small, large]) == [True, True, False]
     [said] = caplog.records
     assert (said.message, said.levelname, said.bound) == ("mirror_larger_than_bound", "WARNING", LARGE)  # type: ignore[attr-defined]
     assert f"{said.repository}.git" == large.directory.name  # type: ignore[attr-defined]
 
 
-def test_what_belongs_to_no_repository_goes_without_a_bound_too_and_nothing_else_is_touched(
-    mirrors, folder: Path
-) -> None:
+def test_orphaned_mirrors_are_removed_without_a_limit(mirrors, folder: Path) -> None:
     kept, gone = mirrors(2, 10)
     Repository.objects.filter(repository_id=gone.directory.stem).delete()
     (folder / "repo_without_mirror.git.use.lock").touch()
@@ -148,7 +144,7 @@ def test_what_belongs_to_no_repository_goes_without_a_bound_too_and_nothing_else
 
 
 @pytest.mark.parametrize("public_id", ["Portal-docs", "-", "42", "repo_5f2b-1", "x" * 50])
-def test_mirrors_of_ids_that_an_import_brought_stay_within_the_bound_too(
+def test_mirrors_with_imported_ids_are_evicted_too(
     mirrors, server: GitFixture, folder: Path, settings, public_id: str
 ) -> None:
     made = mirrors(2)
@@ -162,42 +158,42 @@ def test_mirrors_of_ids_that_an_import_brought_stay_within_the_bound_too(
     settings.REPOS_MAX_BYTES = 2 * ROOM
     used(made[0], minutes_ago=10)
     look_after(folder)
-    assert there(made) == [True, False, True]
+    assert exist(made) == [True, False, True]
     Repository.objects.filter(repository_id=public_id).delete()
     look_after(folder)
-    assert there(made) == [True, False, False]
-    assert not list(folder.glob(f"{public_id}.git*")), "its locks have gone with it"
+    assert exist(made) == [True, False, False]
+    assert not list(folder.glob(f"{public_id}.git*")), "its locks were left behind"
 
 
-# --- When it is done -----------------------------------------------------------------------------------------------------
+# --- When evictions run --------------------------------------------------------------------------------------------------
 
 
-def test_it_is_done_once_a_minute_at_most_and_by_one_process_at_a_time(mirrors, folder: Path, settings) -> None:
+def test_eviction_runs_once_a_minute_in_one_process(mirrors, folder: Path, settings) -> None:
     made = mirrors(2)
     cache.look_after()
     settings.REPOS_MAX_BYTES = 1
     cache.look_after()
-    assert there(made) == [True, True], "it was done a moment ago"
+    assert exist(made) == [True, True], "evicted although the last eviction was a moment ago"
     moment = time.time() - cache.EVERY_SECONDS - 1
     os.utime(folder / "mirrors.json", (moment, moment))
     with (folder / "mirrors.lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         cache.look_after()
-    assert there(made) == [True, True], "somebody else was at it"
+    assert exist(made) == [True, True], "evicted although another process was evicting"
     cache.look_after()
-    assert there(made) == [False, False]
+    assert exist(made) == [False, False]
 
 
-def test_a_worker_that_is_told_to_stop_removes_no_more(mirrors, folder: Path, settings, monkeypatch) -> None:
+def test_stopping_worker_evicts_nothing_more(mirrors, folder: Path, settings, monkeypatch) -> None:
     made = mirrors(2)
     settings.REPOS_MAX_BYTES = 1
     monkeypatch.setattr(worker, "_stopping", threading.Event())
     worker.request_stop()
     look_after(folder)
-    assert there(made) == [True, True]
+    assert exist(made) == [True, True]
 
 
-def test_a_disk_without_room_for_it_is_no_failure_of_the_job(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_eviction_on_a_full_disk_does_not_fail_the_job(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache.look_after()  # nothing was ever fetched
     folder.mkdir()
     (folder / "mirrors.lock").mkdir()
@@ -205,10 +201,10 @@ def test_a_disk_without_room_for_it_is_no_failure_of_the_job(folder: Path, caplo
     assert [record.message for record in caplog.records] == ["mirrors_not_looked_after"]
 
 
-# --- What becomes of one that went ---------------------------------------------------------------------------------------
+# --- Evicted mirrors -----------------------------------------------------------------------------------------------------
 
 
-def test_one_that_went_is_made_anew_at_the_next_fetch(
+def test_evicted_mirror_is_rebuilt_at_the_next_fetch(
     server: GitFixture, mirrors, folder: Path, settings, tmp_path: Path
 ) -> None:
     [made] = mirrors(1, 1000)
@@ -220,9 +216,7 @@ def test_one_that_went_is_made_anew_at_the_next_fetch(
     assert made.has(repo.head)
 
 
-def test_one_whose_removal_was_cut_short_is_no_mirror_and_is_made_anew(
-    server: GitFixture, mirrors, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partly_removed_mirror_is_rebuilt(server: GitFixture, mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
     [made] = mirrors(1, 1000)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", lambda *_, **__: None)  # killed here
@@ -233,7 +227,7 @@ def test_one_whose_removal_was_cut_short_is_no_mirror_and_is_made_anew(
     assert fetch(made, repo) == repo.head
 
 
-def test_who_waits_for_a_lock_whose_file_is_removed_gets_the_one_that_others_see(tmp_path: Path) -> None:
+def test_waiter_gets_the_new_lock_file_after_an_eviction(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     waits, holds, done = threading.Event(), threading.Event(), threading.Event()
 
@@ -256,11 +250,11 @@ def test_who_waits_for_a_lock_whose_file_is_removed_gets_the_one_that_others_see
         thread.join(10)
 
 
-# --- What is told of it --------------------------------------------------------------------------------------------------
+# --- Metrics and doctor --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_what_is_measured_is_near_what_the_disk_gives(mirrors, folder: Path, size: int) -> None:
+def test_measured_size_is_close_to_disk_usage(mirrors, folder: Path, size: int) -> None:
     mirrors(5, size)
     taken = sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
     measured = cache.measure()
@@ -273,10 +267,10 @@ def metrics() -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def test_the_metrics_tell_what_was_last_measured_on_this_machine(mirrors, folder: Path, settings) -> None:
+def test_metrics_show_the_last_measured_size(mirrors, folder: Path, settings) -> None:
     settings.REPOS_MAX_BYTES = 5 * ROOM
     mirrors(2)
-    assert metrics() == {}, "no worker has looked yet"
+    assert metrics() == {}, "measured before any worker ran"
     look_after(folder)
     size = cache.measure()
     assert size.bytes > 2 * LARGE
@@ -291,12 +285,12 @@ def test_the_metrics_tell_what_was_last_measured_on_this_machine(mirrors, folder
 
 
 def test_doctor_reports_the_size_and_the_limit_of_the_mirrors(mirrors, folder: Path, settings) -> None:
-    assert "0 mirrors in" in fines(check_mirrors())
+    assert "0 mirrors in" in infos(check_mirrors())
     mirrors(1)
-    assert "holds 1 mirror in 1.1 MB; they have no limit (REPOS_MAX_BYTES)." in fines(check_mirrors())
+    assert "holds 1 mirror in 1.1 MB; they have no limit (REPOS_MAX_BYTES)." in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 2_000_000
-    assert "their limit is 2.0 MB (REPOS_MAX_BYTES)." in fines(check_mirrors())
+    assert "their limit is 2.0 MB (REPOS_MAX_BYTES)." in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 1000
-    assert "removes the excess after its next sync" in fines(check_mirrors())
+    assert "removes the excess after its next sync" in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 10**18
     assert "The disk fills up before that" in warnings(check_mirrors())

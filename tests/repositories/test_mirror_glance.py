@@ -1,4 +1,4 @@
-"""One look at a mirror, for a page: any path is found or not, nothing is fetched, waited for or made."""
+"""Looking up one path in a mirror for a page, without fetching, waiting or creating anything."""
 
 import fcntl
 import subprocess
@@ -21,7 +21,7 @@ NOWHERE = [
 
 @pytest.mark.parametrize("name", STRANGE, ids=lambda name: repr(name[:12]))
 @pytest.mark.parametrize("deep", [False, True], ids=["at the top", "in a folder"])
-def test_a_path_with_a_strange_name_is_found(
+def test_path_with_an_unusual_name_is_found(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], name: bytes, deep: bool
 ) -> None:
     content = blob(repo, b"strange")
@@ -37,13 +37,11 @@ def test_a_path_with_a_strange_name_is_found(
 
 
 @pytest.mark.parametrize("path", NOWHERE, ids=lambda path: repr(path[:14]))
-def test_a_path_that_is_not_there_is_nothing_and_no_error(
-    repo: Repo, mirror: Mirror, fetched: Callable[..., str], path: bytes
-) -> None:
+def test_missing_path_is_none(repo: Repo, mirror: Mirror, fetched: Callable[..., str], path: bytes) -> None:
     assert mirror.entry(fetched(repo), path) is None
 
 
-def test_links_submodules_and_directories_are_told_by_their_mode(
+def test_links_submodules_and_directories_have_their_mode(
     server: GitFixture, mirror: Mirror, fetched: Callable[..., str]
 ) -> None:
     files = {"docs/a.md": b"a", "link": Entry.symlink("docs/a.md"), "lib": Entry.submodule("1" * 40)}
@@ -57,10 +55,10 @@ def test_links_submodules_and_directories_are_told_by_their_mode(
     }
 
 
-def test_a_process_with_threads_may_look(
+def test_lookup_from_a_process_with_threads(
     repo: Repo, mirror: Mirror, fetched: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python code in a child between fork and exec may wait for ever for a lock that another thread had."""
+    """Python code in a child between fork and exec may wait forever for a lock that another thread held."""
     commit = fetched(repo)
     started: list[object] = []
 
@@ -79,13 +77,13 @@ def test_a_process_with_threads_may_look(
     assert not any(started)
 
 
-def test_a_mirror_that_is_not_there_is_told_and_not_made(mirror: Mirror) -> None:
+def test_missing_mirror_is_reported_and_not_created(mirror: Mirror) -> None:
     with pytest.raises(GitError, match="no mirror"), mirror.glance():
         pass
     assert not mirror.directory.parent.exists()
 
 
-def test_a_mirror_that_is_made_anew_is_not_waited_for(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+def test_lookup_does_not_wait_for_a_rebuild(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     commit = fetched(repo)
     with open(f"{mirror.directory}.use.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -95,7 +93,7 @@ def test_a_mirror_that_is_made_anew_is_not_waited_for(repo: Repo, mirror: Mirror
         assert mirror.entry(commit, b"readme.md")
 
 
-def test_a_question_that_takes_too_long_is_given_up(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
+def test_slow_lookup_times_out(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
     commit = fetched(repo)
     for path in (b"readme.md", b"./readme.md"):
         with pytest.raises(GitError) as raised:

@@ -1,4 +1,4 @@
-"""What git prints between NULs: whole, bounded, and never waited for without end."""
+"""Reading git's NUL-separated output: complete records, bounded in size and time."""
 
 import subprocess
 import tempfile
@@ -10,19 +10,19 @@ from repositories_app.mirror.tree import records
 
 
 def process(script: str) -> subprocess.Popen[bytes]:
-    """A program in git's place, which can be made to hang."""
+    """Start a program in git's place that can hang."""
     started = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
     started.errors = tempfile.TemporaryFile()  # type: ignore[attr-defined]  # noqa: SIM115
     return started
 
 
-def test_records_come_whole_however_they_are_cut_on_their_way() -> None:
+def test_records_split_across_reads_are_joined() -> None:
     program = process(r"printf 'one\0tw'; sleep 0.2; printf 'o\0\0three\0'")
     assert list(records(program, 1000)) == [b"one", b"two", b"", b"three"]
     assert program.returncode == 0
 
 
-def test_a_program_that_falls_silent_is_left_and_ended() -> None:
+def test_silent_program_is_killed() -> None:
     program = process(r"printf 'one\0'; sleep 60")
     read = records(program, 1000, patience=0.5)
     assert next(read) == b"one"
@@ -32,14 +32,14 @@ def test_a_program_that_falls_silent_is_left_and_ended() -> None:
     assert program.returncode is not None
 
 
-def test_a_list_that_does_not_end_is_left_and_its_program_ended() -> None:
+def test_program_with_endless_output_is_killed() -> None:
     program = process("yes")
     with pytest.raises(GitError, match="list of files exceeds"):
         list(records(program, 1_000_000))
     assert program.returncode is not None
 
 
-def test_whoever_has_seen_enough_ends_the_program() -> None:
+def test_early_reader_ends_the_program() -> None:
     program = process(r"printf 'one\0'; sleep 60")
     read = records(program, 1000)
     assert next(read) == b"one"

@@ -1,4 +1,4 @@
-"""What a git host's answers mean, over `ls-refs` and over git's own fetch: real servers, real git."""
+"""How a git host's responses are interpreted, for `ls-refs` and for git's own fetch. Real servers, real git."""
 
 import base64
 import socket
@@ -50,12 +50,12 @@ def ask(repo: Repo, token: str = "") -> GitError:
         ("503 Busy", ["Retry-After: 8"], b"", ("network", True, "answers 503"), ("network", True, "answers 503")),
     ],
 )  # fmt: skip
-def test_an_answer_is_told_by_its_cause(repo: Repo, status, headers, body, with_token, without) -> None:
+def test_responses_map_to_causes(repo: Repo, status, headers, body, with_token, without) -> None:
     repo.server.on_request = lambda *_: answer(status, *headers, body=body)
-    for token, (cause, everybody, words) in ((TOKEN, with_token), ("", without)):
+    for token, (cause, for_every_watcher, text) in ((TOKEN, with_token), ("", without)):
         error = ask(repo, token)
-        assert (error.cause, error.for_every_watcher) == (cause, everybody), str(error)
-        assert words in str(error)
+        assert (error.cause, error.for_every_watcher) == (cause, for_every_watcher), str(error)
+        assert text in str(error)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_an_answer_is_told_by_its_cause(repo: Repo, status, headers, body, with_
         ("404 No", "Retry-After: 8", 0.0),
     ],
 )
-def test_a_host_that_asks_for_a_rest_gets_it(repo: Repo, status: str, header: str, cooldown: float) -> None:
+def test_retry_after_of_the_host_is_respected(repo: Repo, status: str, header: str, cooldown: float) -> None:
     repo.server.on_request = lambda *_: answer(status, header)
     assert ask(repo).cooldown == cooldown
 
 
-def test_a_limited_host_is_asked_once_and_git_is_not_sent_after(repo: Repo) -> None:
+def test_rate_limited_host_is_not_asked_by_git_too(repo: Repo) -> None:
     repo.server.on_request = lambda *_: answer("429 Too Many Requests")
     ask(repo, TOKEN)
     assert len(repo.server.requests) == 1
@@ -93,7 +93,7 @@ MOVED = [
     ("https://elsewhere.example/acme/gadgets", None),
     ("http://169.254.169.254/latest/meta-data", None),
     ("{url}/users/sign_in/now", None),
-    ("{url}/acme/widgets/git-upload-pack", None),  # to where it was
+    ("{url}/acme/widgets/git-upload-pack", None),  # the same address
     ("{url}/acme/" + TOKEN, None),
     ("file:///etc/passwd", None),
     ("ext::sh -c id", None),
@@ -104,16 +104,16 @@ MOVED = [
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
-@pytest.mark.parametrize(("location", "told"), MOVED, ids=lambda value: repr(value)[:40])
-def test_a_renamed_repository_names_its_new_address_and_is_not_followed(
-    repo: Repo, status: str, location: str, told: str | None
+@pytest.mark.parametrize(("location", "address"), MOVED, ids=lambda value: repr(value)[:40])
+def test_redirect_of_a_renamed_repository_is_not_followed(
+    repo: Repo, status: str, location: str, address: str | None
 ) -> None:
     url = repo.server.url
     repo.server.on_request = lambda *_: answer(status, "Location: " + location.replace("{url}", url))
     error = ask(repo, TOKEN)
     assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
-    if told:
-        assert f"redirects to {told.replace('{url}', url)}. Watch that address instead." in str(error)
+    if address:
+        assert f"redirects to {address.replace('{url}', url)}. Watch that address instead." in str(error)
     else:
         assert "The host redirects to another address, which Docora does not follow" in str(error)
     assert "secret" not in str(error)
@@ -122,7 +122,7 @@ def test_a_renamed_repository_names_its_new_address_and_is_not_followed(
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
-def test_a_redirect_that_git_meets_is_told_the_same_way(repo: Repo, fetched: Callable[..., str], status: str) -> None:
+def test_redirect_met_by_git_has_the_same_message(repo: Repo, fetched: Callable[..., str], status: str) -> None:
     def redirect(method: str, target: str) -> Takeover | None:
         new = target.replace("widgets", "gadgets")
         return answer(status, f"Location: {new}") if "widgets/info/refs" in target else None
@@ -135,14 +135,12 @@ def test_a_redirect_that_git_meets_is_told_the_same_way(repo: Repo, fetched: Cal
     repo.server.on_request = lambda method, target: (
         redirect(method, target) or (None if method == "GET" else answer("400 Bad Request"))
     )
-    assert str(ask(repo)) == str(caught.value)  # a host without protocol v2, which git itself is sent to ask
+    assert str(ask(repo)) == str(caught.value)  # a host without protocol v2 is checked by git
     assert not any("gadgets" in request.target for request in repo.server.requests)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
-def test_a_token_is_in_no_message_even_if_the_host_repeats_it(
-    repo: Repo, fetched: Callable[..., str], status: int
-) -> None:
+def test_token_is_in_no_message(repo: Repo, fetched: Callable[..., str], status: int) -> None:
     basic = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
     echo = f"{TOKEN} {basic} https://x:{TOKEN}@h/"
     said = answer(f"{status} {echo}", f"X-Echo: {echo}", "Content-Type: text/plain", body=echo.encode())
@@ -162,12 +160,12 @@ def test_a_token_is_in_no_message_even_if_the_host_repeats_it(
     ],
     ids=range(13),
 )  # fmt: skip
-def test_an_answer_that_makes_no_sense_is_an_error_in_words(repo: Repo, body: bytes) -> None:
+def test_malformed_response_is_a_clear_error(repo: Repo, body: bytes) -> None:
     repo.server.on_request = lambda *_: answer("200 OK", body=body)
     assert str(ask(repo)).endswith((".", "push."))
 
 
-def test_a_branch_name_from_the_host_is_made_safe_to_store(repo: Repo) -> None:
+def test_branch_name_is_made_safe_to_store(repo: Repo) -> None:
     line = b"1" * 40 + b" HEAD symref-target:refs/heads/a\0b\xff" + b"c" * 500 + b"\n"
     repo.server.on_request = lambda *_: answer("200 OK", body=b"%04x%b0000" % (len(line) + 4, line))
     with new_client(max_connections=1) as client:
@@ -176,7 +174,7 @@ def test_a_branch_name_from_the_host_is_made_safe_to_store(repo: Repo) -> None:
     assert len(head.branch) == 255
 
 
-def test_the_caller_is_kept_alive_while_git_asks_a_host_without_protocol_v2(repo: Repo) -> None:
+def test_lease_is_kept_alive_during_git_ls_remote(repo: Repo) -> None:
     ticks: list[float] = []
     git_came: list[float] = []
 
@@ -195,7 +193,7 @@ def test_the_caller_is_kept_alive_while_git_asks_a_host_without_protocol_v2(repo
     assert len([moment for moment in ticks if moment > git_came[0]]) >= 2
 
 
-def test_a_host_that_cannot_be_reached_concerns_everybody(repo: Repo) -> None:
+def test_unreachable_host_affects_every_watch(repo: Repo) -> None:
     repo.server.stop()
     error = ask(repo, TOKEN)
     assert (error.cause, error.for_every_watcher, error.permanent) == (Cause.NETWORK, True, False)

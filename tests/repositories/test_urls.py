@@ -39,9 +39,7 @@ def test_every_spelling_is_one_repository(url: str) -> None:
         ("https://git.example:8443/a/b_c-d", "https://git.example:8443/a/b_c-d", "a", "b_c-d"),
     ],
 )
-def test_names_are_kept_and_case_is_folded_only_where_the_host_ignores_it(
-    url: str, canonical: str, owner: str, name: str
-) -> None:
+def test_case_is_folded_for_case_insensitive_hosts_only(url: str, canonical: str, owner: str, name: str) -> None:
     parsed = parse_url(url)
     assert (parsed.canonical, parsed.owner, parsed.name) == (canonical, owner, name)
     assert parsed.spelled == url
@@ -194,12 +192,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("url", "words"), REFUSED, ids=lambda value: repr(value[:40]))
-def test_anything_else_is_refused_in_words(url: str, words: str) -> None:
+@pytest.mark.parametrize(("url", "text"), REFUSED, ids=lambda value: repr(value[:40]))
+def test_other_urls_are_refused_with_a_message(url: str, text: str) -> None:
     with pytest.raises(InvalidUrl) as refusal:
         parse_url(url)
     sentence = str(refusal.value)
-    assert words in sentence, sentence
+    assert text in sentence, sentence
     assert sentence.endswith(".")
     assert len(sentence) < 400
     assert sentence.isprintable()
@@ -228,7 +226,7 @@ def test_ten_megabytes_cost_nothing(text: str) -> None:
         ("https://only.example/a/b", "https://only.example/a/b"),
     ],
 )
-def test_what_an_administrator_allows_is_accepted(settings, url: str, canonical: str) -> None:
+def test_allowed_hosts_are_accepted(settings, url: str, canonical: str) -> None:
     settings.ALLOW_HTTP = True
     settings.ALLOWED_GIT_HOSTS = ["2001:db8::1", "127.0.0.1", "GHE.example", "only.example:443"]
     parsed = parse_url(url)

@@ -23,16 +23,16 @@ from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, S
 ROOT = "/admin/"
 SELECTED = 60
 CHOICES = 8
-NOT_THERE = {403, 404, 405}
-"""Runs cannot be added by hand; a fragment of another model; a button that accepts POST only."""
+NO_PAGE = {403, 404, 405}
+"""Adding runs by hand, a fragment of another model, a button that accepts POST only."""
 
-_NOT_OURS = {"login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n", "view_on_site"}
-_SEARCHED = {AppRepository: "repository-0000", Delivery: "src/"}  # search terms that match some rows only
+_SKIPPED = {"login", "logout", "password_change", "password_change_done", "autocomplete", "jsi18n", "view_on_site"}
+_SEARCH_TERMS = {AppRepository: "repository-0000", Delivery: "src/"}  # they match some rows only
 
 
 def pages() -> list[str]:
     """Return the pages of the site and of its models, and everything in `deliveries_app.urls`."""
-    return [*_of_site(), *(url for model in admin.site._registry for url in _of_model(model)), *_of_fragments()]
+    return [*_site_pages(), *(url for model in admin.site._registry for url in _model_pages(model)), *_fragments()]
 
 
 def variants(client: Client) -> Iterator[str]:
@@ -50,16 +50,18 @@ def variants(client: Client) -> Iterator[str]:
                 yield from (f"{url}?{ORDER_VAR}={sign}{number}" for sign in ("", "-"))
         yield f"{url}?p=2"
         if model_admin.search_fields:
-            yield f"{url}?{urlencode({SEARCH_VAR: _SEARCHED.get(model, 'acme')})}"
+            yield f"{url}?{urlencode({SEARCH_VAR: _SEARCH_TERMS.get(model, 'acme')})}"
         if change_list.result_count <= change_list.list_max_show_all:
             yield f"{url}?{ALL_VAR}="
 
 
 def example(model: type[Model]) -> Any:
+    """Return the oldest row."""
     return model._default_manager.order_by("pk").first() if model._meta.managed else None
 
 
 def ids(model: type[Model]) -> str:
+    """Return the primary keys of the oldest rows, separated by commas."""
     if not model._meta.managed:  # the queue has no table
         return ""
     pks = model._default_manager.order_by("pk").values_list("pk", flat=True)[:SELECTED]
@@ -70,22 +72,22 @@ def _list(model: type[Model]) -> str:
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
 
 
-def _of_site() -> Iterator[str]:
+def _site_pages() -> Iterator[str]:
     yield ROOT
     for pattern in admin.site.get_urls():
-        if isinstance(pattern, URLPattern) and pattern.name not in _NOT_OURS and not _is_expression(pattern):
-            yield from _filled(ROOT, pattern, {})
+        if isinstance(pattern, URLPattern) and pattern.name not in _SKIPPED and not _is_regular_expression(pattern):
+            yield from _filled_in(ROOT, pattern, {})
     for label in {model._meta.app_label for model in admin.site._registry}:
         yield reverse("admin:app_list", args=[label])
 
 
-def _of_model(model: type[Model]) -> Iterator[str]:
+def _model_pages(model: type[Model]) -> Iterator[str]:
     row = example(model)
     known = dict.fromkeys(("object_id", "id"), [] if row is None else [row.pk])
     known["watch_pk"] = [example(AppRepository).pk]
     for pattern in admin.site._registry[model].get_urls():
         if isinstance(pattern, URLPattern) and str(pattern.pattern) != "<path:object_id>/":  # only redirects
-            for url in _filled(_list(model), pattern, known):
+            for url in _filled_in(_list(model), pattern, known):
                 yield url
                 takes_selection = str(pattern.pattern) not in {"", "add/", "export/"}
                 if not pattern.pattern.converters and takes_selection:
@@ -93,7 +95,7 @@ def _of_model(model: type[Model]) -> Iterator[str]:
                     yield f"{url}?all=1"
 
 
-def _of_fragments() -> Iterator[str]:
+def _fragments() -> Iterator[str]:
     """The URL does not say which model `pk` belongs to, so yield one per model. Callers skip those that are a 404."""
     rows: dict[type[Model], Any] = {model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun)}
     known = {
@@ -103,15 +105,15 @@ def _of_fragments() -> Iterator[str]:
         "run_id": [rows[SyncRun].run_id],
     }
     for pattern in urls.urlpatterns:
-        for url in _filled(ROOT, pattern, known):
+        for url in _filled_in(ROOT, pattern, known):
             yield f"{url}?{urlencode({'ids': ids(SyncRun if 'rows' in url else AppRepository)})}"
 
 
-def _is_expression(pattern: URLPattern) -> bool:
+def _is_regular_expression(pattern: URLPattern) -> bool:
     return not hasattr(pattern.pattern, "_route")
 
 
-def _filled(base: str, pattern: URLPattern, known: dict[str, list[Any]]) -> Iterator[str]:
+def _filled_in(base: str, pattern: URLPattern, known: dict[str, list[Any]]) -> Iterator[str]:
     names = list(pattern.pattern.converters)
     if unknown := [name for name in names if name not in known]:
         raise LookupError(f"{base}{pattern.pattern}: give an example of {unknown} in {__name__}.")
@@ -121,7 +123,7 @@ def _filled(base: str, pattern: URLPattern, known: dict[str, list[Any]]) -> Iter
 
 
 def superuser(name: str = "root") -> Client:
-    """Return the client of a superuser."""
+    """Return a client signed in as a superuser."""
     user, _ = User.objects.get_or_create(username=name, defaults={"is_staff": True, "is_superuser": True})
     client = Client(SERVER_NAME="127.0.0.1")
     client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")

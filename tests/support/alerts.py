@@ -1,4 +1,4 @@
-"""Alerts under test: a webhook and a mail server that are really called, and time that has passed."""
+"""Receive alerts with a real webhook and a real mail server, and let time pass."""
 
 import json
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from tests.support.staff import fail
 HOOK_SECRET, PASSWORD = "B0secretpath", "pa$$word-of-mail"
 
 
-class Outside:
-    """Where alerts go. `hook_says` is the webhook's answer."""
+class AlertReceivers:
+    """A webhook and a mail server, entered in the settings. `webhook_answer` makes the webhook's answer."""
 
     def __init__(self, hook: ScriptedServer, smtp: SmtpServer, settings: Any) -> None:
-        self._hook, self.smtp, self.hook_says = hook, smtp, saying()
-        hook._answer = lambda *request: self.hook_says(*request)
+        self._hook, self.smtp, self.webhook_answer = hook, smtp, saying()
+        hook._answer = lambda *request: self.webhook_answer(*request)
         self.hook_url = hook.url.replace("/hook", f"/services/{HOOK_SECRET}")
         settings.ALERT_WEBHOOK_URL = self.hook_url
         settings.ALERT_EMAILS = ["ops@docora.example", "night@docora.example"]
@@ -33,8 +33,8 @@ class Outside:
         settings.MAILERS = {"default": {"OPTIONS": options}}
 
     @property
-    def hooked(self) -> list[dict[str, Any]]:
-        """What was posted to the webhook, whatever it answered."""
+    def posted(self) -> list[dict[str, Any]]:
+        """The bodies that were posted to the webhook, whatever it answered."""
         return [json.loads(body) for _, body in self._hook.requests]
 
     @property
@@ -43,24 +43,24 @@ class Outside:
 
     @property
     def events(self) -> list[tuple[str, str, int]]:
-        return [(body["event"], body["kind"], body["total"]) for body in self.hooked]
+        return [(body["event"], body["kind"], body["total"]) for body in self.posted]
 
     @property
-    def mails(self) -> list[str]:
-        """The subjects."""
+    def subjects(self) -> list[str]:
+        """The subjects of the mails received."""
         return [mail.message["Subject"] for mail in self.smtp.mails]
 
 
 @contextmanager
-def outside(settings: Any) -> Iterator[Outside]:
+def alert_receivers(settings: Any) -> Iterator[AlertReceivers]:
     smtp = SmtpServer()
     with servers() as start:
-        yield Outside(start(), smtp, settings)
+        yield AlertReceivers(start(), smtp, settings)
     smtp.stop()
 
 
 def time_passes(**delta: float) -> None:
-    """As if what the rows say had been so long ago; without a length, until the next round."""
+    """Move the alert rows into the past by this time delta; by default, until the next round is due."""
     by = timedelta(**(delta or {"minutes": 10}))
     for model, *names in (
         (AlertRound, "looked_at"),

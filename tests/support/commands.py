@@ -49,7 +49,7 @@ def run_script(
         given.seek(0)
         files = {"stdin": given, "stdout": out, "stderr": err}
         process: subprocess.Popen[bytes] | Child
-        if nursery.can_give(environment):
+        if nursery.can_start(environment):
             process = nursery.start(arguments, environment, script=script, **files)
         else:
             variables = {**environment, "PYTHONPATH": str(PROJECT)}

@@ -1,4 +1,4 @@
-"""What a deployment is described by, read as its tools read it: Dockerfile, compose.yaml and systemd units."""
+"""Read the Dockerfile, compose.yaml and the systemd units as their tools do."""
 
 import json
 import re
@@ -15,13 +15,13 @@ import yaml
 PROJECT = Path(__file__).resolve().parents[2]
 UNITS = PROJECT / "docora" / "deploy"
 
-GIVEN = {
+ENV_FILE = {
     "PUBLIC_URL": "https://docora.example",
     "SECRET_KEY": "a-secret-key-that-only-the-tests-of-a-deployment-use",
     "ENCRYPTION_KEYS": "an-encryption-key-that-only-tests-use",
     "POSTGRES_PASSWORD": "a-password-that-only-tests-use",
 }
-"""The `.env` of an installation: what has to be set, and nothing else."""
+"""The `.env` of an installation with only the required settings."""
 
 
 # --- Dockerfile ---------------------------------------------------------------------------------------------------------
@@ -36,18 +36,18 @@ class Instruction:
 
     @property
     def words(self) -> list[str]:
-        """Of the JSON form, or of the plain one."""
+        """Return the arguments, written as JSON or separated by blanks."""
         return json.loads(self.value) if self.value.startswith("[") else self.value.split()
 
 
 def dockerfile() -> list[list[Instruction]]:
-    """The stages, each from its FROM on."""
+    """Return the instructions of each stage, starting with its FROM."""
     stages: list[list[Instruction]] = []
     lines = [line for line in (PROJECT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     for statement in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
         if statement.strip():
             name, _, value = statement.partition(" ")
-            assert name.isupper(), f"no instruction: {statement}"
+            assert name.isupper(), f"not an instruction: {statement}"
             if name == "FROM":
                 stages.append([])
             stages[-1].append(Instruction(name, value.strip()))
@@ -55,7 +55,7 @@ def dockerfile() -> list[list[Instruction]]:
 
 
 def copied(stage: list[Instruction]) -> Iterator[tuple[str, str]]:
-    """(source, target) of all that a stage copies out of the checkout."""
+    """Yield source and target of everything that a stage copies from the checkout."""
     for instruction in stage:
         if instruction.name == "COPY" and not instruction.value.startswith("--from="):
             *sources, target = instruction.words
@@ -63,7 +63,7 @@ def copied(stage: list[Instruction]) -> Iterator[tuple[str, str]]:
 
 
 def unpack_image(folder: Path) -> Path:
-    """What the image has in its working directory, and nothing else of the checkout."""
+    """Copy into `folder` what the image has in its working directory."""
     for source, target in copied(dockerfile()[-1]):
         path = PROJECT / source
         if path.is_dir():
@@ -74,10 +74,10 @@ def unpack_image(folder: Path) -> Path:
 
 
 def image_variables() -> dict[str, str]:
-    """The environment that the image sets; build arguments are empty."""
+    """Return the environment that the image sets, with empty build arguments."""
     [value] = [instruction.value for instruction in dockerfile()[-1] if instruction.name == "ENV"]
-    watches = dict(word.split("=", 1) for word in shlex.split(value))
-    return {name: "" if value.startswith("$") else value for name, value in watches.items()}
+    variables = dict(word.split("=", 1) for word in shlex.split(value))
+    return {name: "" if value.startswith("$") else value for name, value in variables.items()}
 
 
 # --- compose.yaml -------------------------------------------------------------------------------------------------------
@@ -86,26 +86,26 @@ def image_variables() -> dict[str, str]:
 _VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 
 
-class Missing(Exception):
-    """A variable that must be set is not; the words are those that Compose would say."""
+class MissingVariable(Exception):
+    """A required variable is not set. The message is the one that Compose prints."""
 
 
-def compose(given: Mapping[str, str]) -> dict[str, Any]:
-    """The file as Compose has it after anchors, merges and variables."""
-    return _interpolated(yaml.safe_load((PROJECT / "compose.yaml").read_text()), given)
+def compose(variables: Mapping[str, str]) -> dict[str, Any]:
+    """Return compose.yaml with anchors, merges and variables resolved."""
+    return _interpolated(yaml.safe_load((PROJECT / "compose.yaml").read_text()), variables)
 
 
-def _interpolated(value: Any, given: Mapping[str, str]) -> Any:
+def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
     def fill(match: re.Match[str]) -> str:
         name, how, rest = match.groups()
-        if not given.get(name) and how == ":?":
-            raise Missing(f"{name} {rest}")
-        return given.get(name) or (rest if how == ":-" else "")
+        if not variables.get(name) and how == ":?":
+            raise MissingVariable(f"{name} {rest}")
+        return variables.get(name) or (rest if how == ":-" else "")
 
     if isinstance(value, dict):
-        return {key: _interpolated(inner, given) for key, inner in value.items()}
+        return {key: _interpolated(inner, variables) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_interpolated(inner, given) for inner in value]
+        return [_interpolated(inner, variables) for inner in value]
     return _VARIABLE.sub(fill, value) if isinstance(value, str) else value
 
 
@@ -113,7 +113,7 @@ def _interpolated(value: Any, given: Mapping[str, str]) -> Any:
 
 
 def unit(name: str) -> dict[str, list[str]]:
-    """Key → values of a unit, of all its sections."""
+    """Return the values of each key of a unit, over all sections."""
     found: dict[str, list[str]] = {}
     for line in (UNITS / name).read_text().splitlines():
         if line and line[0] not in "#[":
@@ -123,14 +123,14 @@ def unit(name: str) -> dict[str, list[str]]:
 
 
 def start_command(name: str) -> list[str]:
-    """The arguments of `manage.py` in a unit's ExecStart."""
+    """Return the arguments of `manage.py` in a unit's ExecStart."""
     [line] = unit(name)["ExecStart"]
     python, manage, *arguments = line.split()
     assert (python, manage) == ("/opt/docora/.venv/bin/python", "manage.py")
     return arguments
 
 
-# --- Both ---------------------------------------------------------------------------------------------------------------
+# --- Ports --------------------------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ from rq import Worker
 
 
 def doctor(*options: str) -> tuple[int, str]:
-    """The exit code and the output."""
+    """Run it and return the exit code and the output."""
     out = io.StringIO()
     try:
         call_command("doctor", *options, stdout=out)
@@ -23,11 +23,11 @@ def doctor(*options: str) -> tuple[int, str]:
 
 
 def of_level(messages: Iterable[CheckMessage], level: int) -> str:
-    """The messages of that level, with their hints."""
+    """Return the messages of this level, with their hints."""
     return "\n".join(f"{message.msg} {message.hint or ''}" for message in messages if message.level == level)
 
 
-def fines(messages: Iterable[CheckMessage]) -> str:
+def infos(messages: Iterable[CheckMessage]) -> str:
     return of_level(messages, checks.INFO)
 
 
@@ -40,7 +40,7 @@ def problems(messages: Iterable[CheckMessage]) -> str:
 
 
 def start_worker(redis: Redis, name: str = "", *, host: str = "") -> None:
-    """As a worker that has just started leaves it in Redis."""
+    """Register a worker in Redis, as one that has just started does."""
     worker = Worker(["high"], name=name or None, connection=redis)
     worker.register_birth()
     if host:
@@ -49,6 +49,6 @@ def start_worker(redis: Redis, name: str = "", *, host: str = "") -> None:
 
 @contextlib.contextmanager
 def silent_host() -> Iterator[str]:
-    """host:port of a server that accepts connections and never answers."""
+    """Yield `host:port` of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"

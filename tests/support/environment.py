@@ -1,7 +1,7 @@
-"""What one test process runs on: a PostgreSQL (or SQLite), a Valkey and a data directory, all its own.
+"""The environment of one test process: its own PostgreSQL (or SQLite), Valkey and data directory.
 
-The addresses are known before anything is started. So Django can read its settings at once, Valkey starts with the
-session and PostgreSQL with the first test that needs it: a test of pure code waits for neither.
+The addresses are known before any server starts, so Django can read its settings at once. Valkey starts with the session,
+PostgreSQL with the first test that uses the database.
 """
 
 import os
@@ -24,9 +24,9 @@ TEST_DATABASE = "test_docora"
 
 
 class TestEnvironment:
-    """The servers of this process. `DOCORA_TEST_DATABASE=sqlite` puts a SQLite file in PostgreSQL's place."""
+    """The servers of this process. `DOCORA_TEST_DATABASE=sqlite` replaces PostgreSQL by a SQLite file."""
 
-    __test__ = False  # its name looks like a class of tests
+    __test__ = False  # pytest would take a class named Test… for tests
 
     def __init__(self) -> None:
         choice = os.environ.get("DOCORA_TEST_DATABASE") or "postgres"
@@ -36,10 +36,10 @@ class TestEnvironment:
         self.data_dir = self.scratch.make("data")
         self.valkey = ValkeyServer(self.scratch)
         self.postgres = PostgresServer(self.scratch) if choice == "postgres" else None
-        self.shared: SharedFolder | None = None  # with the other processes of this run
+        self.shared: SharedFolder | None = None  # set if this run has several processes
 
     def variables(self) -> dict[str, str]:
-        """The settings of Docora that differ from their defaults under test, as environment variables."""
+        """Return the settings that differ from their defaults, as environment variables."""
         return {
             "DATA_DIR": str(self.data_dir),
             "DATABASE_URL": self.postgres.url if self.postgres else self.sqlite_url(self.data_dir / "docora.sqlite3"),
@@ -51,13 +51,13 @@ class TestEnvironment:
         }
 
     def install(self) -> None:
-        """Make these the settings of this process and of those it starts, and set Django up with them.
+        """Use these settings in this process and in those it starts, and set up Django.
 
-        None of the developer's own settings come through. `DJANGO_SETTINGS_MODULE` does not stay in the environment:
-        an xdist worker would inherit it, and pytest-django would read the settings before that worker has its own.
+        The developer's own settings are removed. `DJANGO_SETTINGS_MODULE` does not stay in the environment: an xdist
+        worker would inherit it, and pytest-django would read the settings before that worker has its own.
         """
         if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
-            raise RuntimeError("Unset DJANGO_SETTINGS_MODULE: the tests set it, once they have servers of their own.")
+            raise RuntimeError("Unset DJANGO_SETTINGS_MODULE: the tests set it themselves.")
         for name in setting_names():
             os.environ.pop(name, None)
         os.environ.update(self.variables())
@@ -67,10 +67,11 @@ class TestEnvironment:
         del os.environ["DJANGO_SETTINGS_MODULE"]
 
     def use_test_database(self, database: dict[str, Any]) -> None:
-        """Start the server of Django's `database` settings; the test database on SQLite becomes a file.
+        """Point Django's `database` settings at the test database, and start its server.
 
-        A file, because in-memory databases that threads share lock whole tables and know no write-ahead log. Among
-        several processes the first migrates a database, and each has a copy; a process that is alone leaves it to Django.
+        SQLite uses a file, because in-memory databases that threads share lock whole tables and have no write-ahead log.
+        If the run has several processes, the first one migrates a database and each uses a copy of it. A single process
+        lets Django create the test database.
         """
         if self.postgres:
             database.setdefault("TEST", {})["NAME"] = TEST_DATABASE
@@ -84,7 +85,7 @@ class TestEnvironment:
                 copy(self.shared.once("sqlite", _migrate_sqlite), file)
 
     def database_url(self, name: str) -> str:
-        """The address of the database that Django knows as `name` (on SQLite: its file)."""
+        """Return the URL of the database that Django calls `name` (on SQLite: its file)."""
         return self.postgres.url_of(name) if self.postgres else self.sqlite_url(Path(name))
 
     @staticmethod
@@ -92,7 +93,7 @@ class TestEnvironment:
         return f"sqlite:///{path}"
 
     def reset(self) -> None:
-        """Between two tests: an empty Valkey, and every server up again that a test has left stopped."""
+        """Empty Valkey and restart servers that a test has stopped."""
         if self.postgres and self.postgres.started:
             self.postgres.start()
         if self.valkey.started:
@@ -108,12 +109,12 @@ class TestEnvironment:
 
 
 def setting_names() -> list[str]:
-    """The names of all settings, as `.env.example` lists them."""
+    """Return the names of all settings, as `.env.example` lists them."""
     return re.findall(r"(?m)^# ([A-Z_]+)=", (PROJECT / ".env.example").read_text())
 
 
 def _migrate_postgres(data: Path) -> None:
-    """Put there the data directory of a PostgreSQL that has a migrated test database."""
+    """Fill `data` with the data directory of a PostgreSQL that has a migrated test database."""
     with PostgresServer() as server:
         _migrate(server.create_database(TEST_DATABASE))
         server.stop()
@@ -125,7 +126,7 @@ def _migrate_sqlite(file: Path) -> None:
 
 
 def _migrate(url: str) -> None:
-    """Bring an empty database up to date."""
+    """Migrate an empty database."""
     subprocess.run(
         [sys.executable, str(PROJECT / "manage.py"), "migrate", "--verbosity", "0"],
         env=os.environ | {"DATABASE_URL": url},

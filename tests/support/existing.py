@@ -1,4 +1,4 @@
-"""A database of the existing service with the schema of deployed instances, for tests to fill."""
+"""A database of the existing service, with the schema of deployed instances. Tests fill it."""
 
 import secrets
 import uuid

@@ -1,4 +1,4 @@
-"""Real git repositories behind a real git server, made and changed in one line each."""
+"""Real git repositories on a real git server. One line creates or changes a repository."""
 
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Ta
 
 @cache
 def _new_repository() -> dict[Path, bytes | None]:
-    """What `git init` makes, which takes longer than to write it again: path → content, None for a folder."""
+    """Return path → content of what `git init` creates, None for a folder. Writing it again is faster than `git init`."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "new.git")
         init(path, "BRANCH")
@@ -87,9 +87,9 @@ class Repo:
 
 
 class GitFixture(AbstractContextManager):
-    """A git server on a free port, and the repositories that a test asks for.
+    """A git server on a free port, with the repositories that a test creates.
 
-    `server.on_request` may be set at any time, `server.requests` tells what was asked for.
+    `server.on_request` may be set at any time. `server.requests` lists what was requested.
     """
 
     def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
@@ -112,7 +112,7 @@ class GitFixture(AbstractContextManager):
         branch: str = "main",
         token: str | None = None,
     ) -> Repo:
-        """Make a repository; with `files` None it stays without a commit, with `token` it is private."""
+        """Create a repository. With `files` None it has no commit; with a `token` it is private."""
         repo = Repo(name, self.directory / f"{name}.git", self.server)
         _init(repo.path, branch)
         if files is not None:
@@ -122,7 +122,7 @@ class GitFixture(AbstractContextManager):
         return repo
 
     def make_large(self, name: str = "acme/big", *, count: int = 10_000, size: int = 4096) -> Repo:
-        """Make a repository of `count` different text files of `size` bytes each, a hundred to a folder."""
+        """Create a repository of `count` different text files of `size` bytes each, a hundred to a folder."""
         line = b"All work and no play makes a dull file.\n" * (size // 40 + 1)
         return self.repo(
             name,
@@ -130,7 +130,7 @@ class GitFixture(AbstractContextManager):
         )
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        """Run a git client, such as `run("clone", repo.url, "there")`, as somebody else would."""
+        """Run a git client, for example `run("clone", repo.url, "there")`."""
         return subprocess.run(
             ["git", *arguments], cwd=self.directory, env=git_environment(), capture_output=True, check=check, timeout=60
         )

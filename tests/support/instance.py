@@ -1,4 +1,4 @@
-"""A whole Docora, started by `up`, with a folder and a data directory of its own: SQLite and the embedded Valkey."""
+"""A complete Docora started by `up`, with its own data directory, SQLite and the embedded Valkey."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 class Instance:
-    """Everything of it lies below `directory`; commands are run in `folder`, which is the same unless it is set."""
+    """All its files are below `directory`. Commands run in `folder`, which is `directory` unless a test changes it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = self.folder = directory
@@ -64,7 +64,7 @@ class Instance:
             time.sleep(0.1)
 
     def family(self) -> dict[int, str]:
-        """Return pid and command line of each living process of this instance: those with its directory in the environment."""
+        """Return pid → command line of the instance's living processes, which have its directory in their environment."""
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -84,7 +84,7 @@ class Instance:
         return sorted(pid for pid, line in self.family().items() if command in line)
 
     def end(self) -> int | None:
-        """Its exit status, once everything has ended; None if it was never started."""
+        """Stop it and return its exit status, or None if it was never started."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(30)

@@ -1,4 +1,4 @@
-"""What measurements were taken on."""
+"""Describe the machine that measurements were taken on."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """`2 cores (Intel …), 8 GB, Linux 6.1, Python 3.13.5, git 2.47.3`."""
+    """Return for example `2 cores (Intel …), 8 GB, Linux 6.1, Python 3.13.5, git 2.47.3`."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?"
     )

@@ -1,9 +1,9 @@
-"""Several machines inside this one: network namespaces with host names of their own, each on a cable of its own.
+"""Simulate several machines with network namespaces, each with its own host name and its own cable.
 
-What this process listens on at `Network.address` they reach over their cables, and nothing else. A machine lasts as long
-as a process in it: nothing of it is left when the tests have ended, however they did.
+Over its cable a machine reaches what this process listens on at `Network.address`, and nothing else. The kernel removes a
+namespace with its last process, so nothing is left behind, however the tests end.
 
-Where no namespaces can be made, machines have names of their own and nothing between them that could be cut.
+If namespaces cannot be created here, the machines only have different names, and there is no cable to cut.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from docora.process import die_with_parent
 
 
 class NoNamespaces(Exception):
-    """This process may not make networks of its own; says in a sentence why."""
+    """This process may not create networks. The message says why."""
 
 
 class Machine:
-    """One that is called `name`. A process is on it that has these `variables` and is in these `namespaces`."""
+    """A machine called `name`. Processes with these `variables` and in these `namespaces` run on it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.namespaces: list[int] = []
-        self.variables = {"PYTHONPATH": str(Path(__file__).parent / "renamed"), "NAME_OF_THE_MACHINE": name}
+        self.variables = {"PYTHONPATH": str(Path(__file__).parent / "fake_host_name"), "FAKE_HOST_NAME": name}
 
     def cut_off(self) -> None:
         raise NoNamespaces(f"There is no cable to {self.name}.")
@@ -36,20 +36,20 @@ class Machine:
     connect = cut_off
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
 
 class Namespace(Machine):
-    """One at `address`. The cable is between it and the network's own."""
+    """A machine in its own network namespace at `address`. A cable connects it to the address `to`."""
 
     def __init__(self, name: str, address: str, to: str, cable: str) -> None:
         super().__init__(name)
-        self.variables = {}  # the kernel tells its name
+        self.variables = {}  # the kernel knows its name
         self.address, self._to, self._cable = address, to, cable
         try:
             self._keeper = subprocess.Popen(["sleep", "infinity"], preexec_fn=functools.partial(_become, name))
         except (OSError, subprocess.SubprocessError) as error:
-            raise NoNamespaces(f"A network namespace cannot be made here: {error}") from None
+            raise NoNamespaces(f"A network namespace cannot be created here: {error}") from None
         try:
             for kind in ("net", "uts"):
                 self.namespaces.append(os.open(f"/proc/{self._keeper.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
@@ -59,11 +59,11 @@ class Namespace(Machine):
             raise
 
     def cut_off(self) -> None:
-        """Pull the cable: neither side is told of it."""
+        """Pull the cable. Neither side notices."""
         _ip("link", "set", self._cable, "down")
 
     def connect(self) -> None:
-        """Plug it in, again."""
+        """Plug the cable in, for the first time or again."""
         _ip("link", "set", self._cable, "up")
 
     def close(self) -> None:
@@ -71,11 +71,11 @@ class Namespace(Machine):
             os.close(namespace)
         self._keeper.kill()
         self._keeper.wait(10)
-        with contextlib.suppress(NoNamespaces):  # the kernel would do it too, a moment later
+        with contextlib.suppress(NoNamespaces):  # the kernel may have removed it already
             _ip("link", "delete", self._cable)
 
     def _lay_cable(self) -> None:
-        """The same address stands at our end of every cable, so that all machines know one server by one address."""
+        """Use the same address at our end of every cable, so that all machines reach a server at the same address."""
         there = str(self._keeper.pid)
         _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", there)
         _ip("address", "add", self._to, "peer", self.address, "dev", self._cable)
@@ -86,10 +86,10 @@ class Namespace(Machine):
 
 
 class Network:
-    """Machines with these names; `close` ends them. `without_cables` says why they are in no namespaces, if they are not."""
+    """Machines with these names. `close` ends them. If they have no namespaces, `why_no_cables` says why."""
 
     def __init__(self, *names: str) -> None:
-        self.without_cables = ""
+        self.why_no_cables = ""
         self.machines: list[Machine] = []
         try:
             self._use("10")
@@ -99,11 +99,11 @@ class Network:
         except NoNamespaces as error:
             self.close()
             self._use("127")
-            self.without_cables, self.machines = str(error), [Machine(name) for name in names]
+            self.why_no_cables, self.machines = str(error), [Machine(name) for name in names]
 
     def _use(self, network: str) -> None:
         number = os.getpid()
-        self._prefix = f"{network}.{64 + number // 250 % 64}.{number % 250}"  # other test processes have others
+        self._prefix = f"{network}.{64 + number // 250 % 64}.{number % 250}"  # unique to this test process
         self.address, self.range = f"{self._prefix}.1", f"{self._prefix}.0/24"
 
     def close(self) -> None:
@@ -124,9 +124,9 @@ def _become(name: str) -> None:
 
 
 def _ip(*arguments: str, inside: str = "") -> None:
-    """One command of iproute2, here or in the network of that process."""
+    """Run an iproute2 command here, or in the network of the process `inside`."""
     there = ["nsenter", "--target", inside, "--net"] if inside else []
     try:
         subprocess.run([*there, "ip", *arguments], check=True, capture_output=True, text=True, timeout=10)
     except subprocess.CalledProcessError as error:
-        raise NoNamespaces(f"A network cannot be made here: {error.stderr.strip()}") from None
+        raise NoNamespaces(f"A network cannot be created here: {error.stderr.strip()}") from None

@@ -1,8 +1,8 @@
-"""`manage.py` processes that start in a fifth of the time: forked from one that has imported the libraries.
+"""Start `manage.py` processes five times as fast, by forking them from a process that has imported the libraries.
 
-What depends on the environment, Docora and its settings above all, each of them imports itself. It has arguments, an
-environment, a working directory and standard streams of its own, as if a shell had started it. Only `/proc` can tell the
-difference: it shows the command line of the nursery.
+Each child imports what depends on the environment, such as Docora and its settings. It has its own arguments,
+environment, working directory and standard streams, as if a shell had started it. The one difference is in `/proc`, which
+shows the command line of the nursery.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ LIBRARIES = (
     "django.template.defaulttags", "django.template.loader_tags", "django.utils.log", "django.views.generic",
     "django_htmx.middleware", "django_stubs_ext", "whitenoise.middleware",
 )  # fmt: skip
-"""What most of the time of a start goes to, and needs no settings to be imported."""
+"""Modules that take most of the start-up time and need no settings to be imported."""
 
 
 class Child:
-    """A process out of the nursery, used as `subprocess.Popen` is."""
+    """A process forked by the nursery. Use it like `subprocess.Popen`."""
 
     def __init__(self, arguments: Sequence[str], reply: socket.socket) -> None:
         self.args = list(arguments)
@@ -68,21 +68,21 @@ class Child:
             if self.returncode is None:
                 self._reply.settimeout(timeout)
                 with contextlib.suppress(TimeoutError, BlockingIOError):
-                    self.returncode = int(self._reply.recv(32) or -signal.SIGKILL)  # nothing: the nursery is dead
+                    self.returncode = int(self._reply.recv(32) or -signal.SIGKILL)  # empty: the nursery is dead
                     self._reply.close()
             return self.returncode
 
 
 class Nursery:
-    """Starts children; the process behind it starts with the first one."""
+    """Starts children. Its own process starts with the first of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def can_give(self, environment: Mapping[str, str]) -> bool:
-        """Whether a child can have this environment. Its Python has started already, with the variables of this process."""
+    def can_start(self, environment: Mapping[str, str]) -> bool:
+        """Return whether a child can have this environment. Its Python has already started with the current variables."""
         return all(
             environment.get(name) == os.environ.get(name)
             for name in {*environment, *os.environ}
@@ -100,11 +100,9 @@ class Nursery:
         script: Path = PROJECT / "manage.py",
         namespaces: Sequence[int] = (),
     ) -> Child:
-        """Start the script with these arguments, in a session of its own and in these Linux namespaces.
-
-        It ends with this process."""
-        assert self.can_give(environment), "Python itself reads some of these variables: start it with subprocess."
-        order = {
+        """Start the script in its own session and in these Linux namespaces. It ends with this process."""
+        assert self.can_start(environment), "Python itself reads some of these variables: start it with subprocess."
+        request = {
             "arguments": [str(script), *arguments],
             "environment": dict(environment),
             "folder": str(Path.cwd()),
@@ -112,8 +110,8 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             files = [stdin.fileno(), stdout.fileno(), stderr.fileno(), theirs.fileno(), *namespaces]
-            socket.send_fds(self._open(), [json.dumps(order).encode()], files)
-        return Child(order["arguments"], ours)
+            socket.send_fds(self._open(), [json.dumps(request).encode()], files)
+        return Child(request["arguments"], ours)
 
     def close(self) -> None:
         if self._process is not None and self._control is not None:
@@ -137,13 +135,14 @@ class Nursery:
 
 
 nursery = Nursery()
-"""That of this process."""
+"""The nursery of this process."""
 
 
 def _serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork a child for each order. Returns in the child, with its order; in the nursery, with None when all is over.
+    """Fork a child for each request. Return the request in the child, and None in the nursery at the end.
 
-    What is open here as a Python object closes on return; the child closes the bare descriptors `inherited`."""
+    Sockets and selectors close on return. The child must close the bare descriptors listed in `inherited`.
+    """
     replies: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
@@ -169,24 +168,24 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
                 selector.register(os.pidfd_open(child), selectors.EVENT_READ, child)
 
 
-def _become(order: dict[str, Any], nursery_pid: int) -> None:
-    """Everything that a new process has from whoever starts it."""
+def _become(request: dict[str, Any], nursery_pid: int) -> None:
+    """Turn this fork into the requested process: streams, namespaces, environment, folder and arguments."""
     from docora.process import die_with
 
     os.setsid()
     die_with(nursery_pid, signal.SIGKILL)
-    stdin, stdout, stderr, _, *namespaces = order["files"]
+    stdin, stdout, stderr, _, *namespaces = request["files"]
     for number, file in enumerate((stdin, stdout, stderr)):
         os.dup2(file, number)
     for namespace in namespaces:
         os.setns(namespace)
-    for file in order["files"] + order["inherited"]:
+    for file in request["files"] + request["inherited"]:
         os.close(file)
     os.environ.clear()
-    os.environ.update(order["environment"])
+    os.environ.update(request["environment"])
     time.tzset()
-    os.chdir(order["folder"])
-    sys.argv = order["arguments"]
+    os.chdir(request["folder"])
+    sys.argv = request["arguments"]
     sys.path[0] = str(PROJECT)
 
 
@@ -202,8 +201,8 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # children then copy less of what they share
     pid = os.getpid()
-    if order := _serve(socket.socket(fileno=int(sys.argv[1]))):
-        _become(order, pid)
+    if request := _serve(socket.socket(fileno=int(sys.argv[1]))):
+        _become(request, pid)
         import runpy
 
         runpy.run_path(sys.argv[0], run_name="__main__")

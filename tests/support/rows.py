@@ -1,4 +1,4 @@
-"""Create any number of rows of every model, most of them related to the oldest row of each, without a sync."""
+"""Create any number of rows of every model without a sync. Most of them refer to the oldest row of each model."""
 
 from datetime import timedelta
 

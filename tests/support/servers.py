@@ -1,9 +1,8 @@
-"""Real servers for the tests, and the promise that nothing of them is left behind, however the tests end.
+"""Real servers for the tests, which leave no process and no file behind, however the tests end.
 
-Two things may be left: processes and files. A server gets a signal from the kernel when its parent ends
-(`die_with_parent`), which no way of dying can prevent. A folder is removed by its keeper, a small process that waits for
-a lock: this process and every server share that lock's descriptor, so the kernel releases it exactly when the last of
-them is gone, be it after a clean stop, Ctrl-C or `kill -9`.
+The kernel signals a server when its parent ends in any way (`die_with_parent`). A folder is removed by its keeper, a small
+process that waits for a lock. This process and every server share the descriptor of that lock, so the kernel releases it
+when the last of them is gone: after a clean stop, Ctrl-C or `kill -9`.
 """
 
 import fcntl
@@ -28,11 +27,11 @@ import fcntl, os, shutil, sys
 fcntl.flock(os.open(os.path.join(sys.argv[1], "lock"), os.O_RDONLY), fcntl.LOCK_EX)
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
-_MAX_BASE_PATH = 50  # bytes; with what is added below it, a socket's path stays under 100 (the kernel's limit is 108)
+_MAX_BASE_PATH = 50  # bytes; a socket's path below it stays under 100 (the kernel's limit is 108)
 
 
 def _temporary_base() -> Path:
-    """The system's folder for temporary files, unless its path is too long for sockets or closed to other users."""
+    """Return the system's temporary folder, or /tmp if that path is too long for sockets or closed to other users."""
     base = Path(tempfile.gettempdir()).resolve()
     if len(os.fsencode(base)) > _MAX_BASE_PATH:
         return Path("/tmp")
@@ -40,24 +39,24 @@ def _temporary_base() -> Path:
 
 
 class ScratchFolder:
-    """A temporary folder with a short path, which is gone once this process and all servers in it have ended."""
+    """A temporary folder with a short path. It is removed once this process and all servers in it have ended."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="docora-test-", dir=_temporary_base()))
-        self.path.chmod(0o711)  # a server that runs as another user passes through to its own folder
+        self.path.chmod(0o711)  # a server that runs as another user must reach its own folder
         self.lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _KEEPER, str(self.path)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # a pipe that it held open would keep `make test | tee` waiting
+            stdout=subprocess.DEVNULL,  # holding a pipe open would keep `make test | tee` waiting
             stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,  # Ctrl-C is for the tests; the keeper still has work to do then
         )
 
     def make(self, name: str, owner: pwd.struct_passwd | None = None) -> Path:
-        """A new private folder in this one, of `owner` (default: the user who runs this)."""
+        """Create a private subfolder that belongs to `owner` (default: the current user)."""
         folder = self.path / name
         folder.mkdir(mode=0o700)
         if owner is not None:
@@ -65,18 +64,18 @@ class ScratchFolder:
         return folder
 
     def close(self) -> None:
-        """Give the lock back and wait until the folder is removed. Servers in it must have been stopped before."""
+        """Release the lock and wait until the folder is removed. Stop the servers in it first."""
         if self._keeper.returncode is not None:
             return
         os.close(self.lock)
         try:
             self._keeper.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"A process that the tests started still runs and holds {self.path}.") from None
+            raise RuntimeError(f"A process that the tests started is still running in {self.path}.") from None
 
 
 class Identity(TypedDict):
-    """The arguments of `Popen` that say as whom a program runs; all None: as the user who runs this."""
+    """The arguments of `Popen` for the user that a program runs as. All None means the current user."""
 
     user: int | None
     group: int | None
@@ -84,19 +83,18 @@ class Identity(TypedDict):
 
 
 class Server(ABC):
-    """A server process in a folder of its own. Its address holds over every stop and start.
+    """A server process in its own folder. Its address stays the same over every restart.
 
-    Start it in a thread that lives as long as the server should: the kernel takes the end of that thread for the end
-    of the parent.
+    Start it in a thread that lives as long as the server: to the kernel, the end of that thread is the end of the parent.
     """
 
     name: ClassVar[str]
-    refuses_root: ClassVar[bool] = False  # it then runs as `nobody`
-    stop_signal: ClassVar[signal.Signals]  # ends it in order within a second or so, whoever is connected
-    death_signal: ClassVar[signal.Signals]  # ends it for certain when its parent has died; its data are lost anyway
+    refuses_root: ClassVar[bool] = False  # if so, root runs it as `nobody`
+    stop_signal: ClassVar[signal.Signals]  # a clean stop within a second or so, even with clients connected
+    death_signal: ClassVar[signal.Signals]  # a certain end when the parent has died; the data may be lost
 
     def __init__(self, scratch: ScratchFolder | None = None) -> None:
-        """Without a `scratch` of the caller's the server makes one, and `close()` removes it."""
+        """Without a `scratch` folder the server creates one, and `close()` removes it."""
         self._own_scratch = scratch is None
         self.scratch = scratch or ScratchFolder()
         self.user = pwd.getpwnam("nobody") if self.refuses_root and os.geteuid() == 0 else None
@@ -107,18 +105,18 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients find it; valid before it was ever started."""
+        """The address for clients, valid even before the first start."""
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The command line of a server that stays in the foreground."""
+        """Return the command line that runs the server in the foreground."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether a client is served."""
+        """Return whether the server answers a client."""
 
     def prepare(self) -> None:  # noqa: B027 - most servers need nothing
-        """Make what must be there before the first start."""
+        """Prepare the first start."""
 
     @property
     def running(self) -> bool:
@@ -126,7 +124,7 @@ class Server(ABC):
 
     @property
     def pid(self) -> int | None:
-        """The server's process, None while it is stopped."""
+        """The pid of the server, or None while it is stopped."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
@@ -135,7 +133,7 @@ class Server(ABC):
         return self._process is not None
 
     def start(self, timeout: float = 30) -> None:
-        """Start it and wait, at most `timeout` seconds, until it answers. Does nothing if it runs already."""
+        """Start it and wait at most `timeout` seconds until it answers. Do nothing if it is running."""
         if self.running:
             return
         if not self.started:
@@ -148,7 +146,7 @@ class Server(ABC):
                 stderr=log,
                 cwd=self.folder,
                 env=self.environment(),
-                start_new_session=True,  # Ctrl-C is for the tests, which stop their servers in order
+                start_new_session=True,  # Ctrl-C is for the tests, which then stop their servers
                 pass_fds=[self.scratch.lock],
                 preexec_fn=functools.partial(die_with_parent, self.death_signal),
                 **self.identity(),
@@ -161,7 +159,7 @@ class Server(ABC):
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop it and keep its data for the next start. Does nothing if it is not running."""
+        """Stop it and keep its data for the next start. Do nothing if it is not running."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(self.stop_signal)
@@ -172,7 +170,7 @@ class Server(ABC):
             self._process.wait(timeout=10)
 
     def restart(self) -> None:
-        """What clients see when the machine they talk to is restarted: connections break, the address stays."""
+        """Restart it: connections break, the address stays."""
         self.stop()
         self.start()
 
@@ -196,13 +194,13 @@ class Server(ABC):
         self.close()
 
     def identity(self) -> Identity:
-        """As whom it runs. `Popen` changes the user before `preexec_fn`; a change after it would clear the signal."""
+        """Return the user it runs as. `Popen` changes the user before `preexec_fn`; doing so later would clear the signal."""
         if self.user is None:
             return {"user": None, "group": None, "extra_groups": None}
         return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
 
     def environment(self) -> dict[str, str]:
-        """A fixed environment: nothing of the developer's (PGDATA, LANG, …) reaches the server."""
+        """Return a fixed environment, without the developer's own variables (PGDATA, LANG, …)."""
         return {"PATH": os.defpath, "HOME": str(self.folder), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
     def log_tail(self, lines: int = 20) -> str:

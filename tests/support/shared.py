@@ -1,4 +1,4 @@
-"""What several test processes of one run need and only the first of them makes."""
+"""Files that several test processes of one run need and the first of them creates."""
 
 import fcntl
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class SharedFolder:
-    """A folder that all processes of a run know. A name in it stands for one thing, which is made once."""
+    """A folder shared by all processes of a run. Each name in it is created once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""A disk that is soon full: a small tmpfs that only one forked process sees, and that goes when it ends."""
+"""A small disk: a tmpfs that only one forked process sees and that disappears with it."""
 
 import ctypes
 import os
@@ -10,14 +10,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount_small_disk(folder: Path, options: str) -> None:
-    """Put a tmpfs with such options (`size=1m`) over the folder, for this process alone, which has one thread.
+    """Mount a tmpfs with these options (`size=1m`) over the folder, for this process only. It must have one thread.
 
-    Raises OSError where a process may not do so."""
+    Raise OSError if the process may not mount.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     user, group = os.geteuid(), os.getegid()
     if user == 0:
         _call("unshare", _CLONE_NEWNS)
-    else:  # its own users, too, among whom it may mount
+    else:  # in its own user namespace it may mount
         _call("unshare", _CLONE_NEWNS | _CLONE_NEWUSER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
@@ -27,7 +28,7 @@ def mount_small_disk(folder: Path, options: str) -> None:
 
 
 def resize(folder: Path, options: str) -> None:
-    """Make room, or take it away."""
+    """Make the disk larger or smaller."""
     _call("mount", b"none", os.fsencode(folder), b"tmpfs", _MS_REMOUNT, options.encode())
 
 

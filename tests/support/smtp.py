@@ -1,4 +1,4 @@
-"""A mail server that takes messages over a real socket and keeps them."""
+"""A mail server that accepts messages over a real socket and keeps them."""
 
 import email
 import email.policy
@@ -10,7 +10,7 @@ from email.message import EmailMessage
 
 @dataclass
 class Mail:
-    """One message as it came: the envelope, and what was between DATA and the dot."""
+    """One received message: its envelope and its raw content."""
 
     sender: str
     recipients: list[str] = field(default_factory=list)
@@ -28,8 +28,11 @@ class Mail:
 
 
 class SmtpServer:
-    """Listens on 127.0.0.1, on the same port each time that it is started. `answers` replaces the reply to a command
-    (`AUTH`, `RCPT`, …); `silent` accepts connections and says nothing."""
+    """Listens on 127.0.0.1, on the same port after each start.
+
+    `answers` replaces the reply to a command (`AUTH`, `RCPT`, …). With `silent` set, the server accepts connections and
+    never replies.
+    """
 
     def __init__(self) -> None:
         self.mails: list[Mail] = []
@@ -53,7 +56,7 @@ class SmtpServer:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Nobody listens any more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -66,35 +69,35 @@ class _Conversation(socketserver.StreamRequestHandler):
         if smtp.silent.is_set():
             self.rfile.read(1)  # until the client gives up
             return
-        self._say("220 mail.example ready")
+        self._reply("220 mail.example ready")
         mail = Mail("")
         while line := self.rfile.readline().decode().strip():
             smtp.commands.append(line)
             verb, _, rest = line.partition(" ")
             if answer := smtp.answers.get(verb.upper()):
-                self._say(answer)
+                self._reply(answer)
                 continue
             match verb.upper():
                 case "EHLO":
-                    self._say("250-mail.example\r\n250 AUTH PLAIN")
+                    self._reply("250-mail.example\r\n250 AUTH PLAIN")
                 case "AUTH":
-                    self._say("235 welcome")
+                    self._reply("235 welcome")
                 case "MAIL":
                     mail = Mail(_address(rest))
-                    self._say("250 ok")
+                    self._reply("250 ok")
                 case "RCPT":
                     mail.recipients.append(_address(rest))
-                    self._say("250 ok")
+                    self._reply("250 ok")
                 case "DATA":
-                    self._say("354 go on")
+                    self._reply("354 go on")
                     mail.raw = self._until_dot()
                     smtp.mails.append(mail)
-                    self._say("250 taken")
+                    self._reply("250 taken")
                 case "QUIT":
-                    self._say("221 bye")
+                    self._reply("221 bye")
                     return
                 case _:
-                    self._say("250 ok")
+                    self._reply("250 ok")
 
     def _until_dot(self) -> bytes:
         lines = []
@@ -102,10 +105,10 @@ class _Conversation(socketserver.StreamRequestHandler):
             lines.append(line.removeprefix(b"."))
         return b"".join(lines)
 
-    def _say(self, line: str) -> None:
+    def _reply(self, line: str) -> None:
         self.wfile.write(line.encode() + b"\r\n")
 
 
 def _address(path: str) -> str:
-    """Of `FROM:<a@b> SIZE=1`."""
+    """Return the address in `FROM:<a@b> SIZE=1`."""
     return path.partition("<")[2].partition(">")[0]

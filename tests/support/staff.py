@@ -1,4 +1,4 @@
-"""Rows and staff users for tests of the admin that need no sync."""
+"""Create rows and staff users for admin tests that need no sync."""
 
 from django.contrib.auth.models import Permission, User
 from django.test import Client
@@ -38,7 +38,7 @@ def staff(name: str, *codenames: str) -> Client:
 
 
 def fail(watch: AppRepository, root: RootCause, *, status: int | None = None, answer: str = "", **fields) -> None:
-    """Put the watch into the state after a failed attempt."""
+    """Put the watch in the state after a failed attempt."""
     state = fields.pop("state", Status.PENDING)
     AppRepository.objects.filter(pk=watch.pk).update(
         root_cause=root, last_status_code=status, last_response=answer, failing_since=timezone.now(), status=state,

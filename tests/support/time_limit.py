@@ -1,9 +1,9 @@
-"""The time limit of a test that nothing in the test can escape.
+"""A time limit that no test can escape.
 
-pytest-timeout sends one alarm, which raises an exception in the main thread. A test may catch it, and what runs after it
-has no limit: the teardown of a test that failed could wait forever, for example for the row locks of a child that the
+pytest-timeout sends one alarm, which raises an exception in the main thread. A test may catch it, and whatever runs
+afterwards has no limit: the teardown of a failed test could wait forever, for example for row locks of a child that the
 test forked. So each phase of a test also has a limit that ends the process. Under pytest-xdist the test then fails, and
-another worker takes the rest.
+another worker runs the remaining tests.
 """
 
 import faulthandler
@@ -16,8 +16,8 @@ import pytest
 _forked: list[int] = []
 
 
-def ends_with_its_test(child: int) -> None:
-    """Kill this child process, which the test has forked, if it still runs when the test is over."""
+def kill_after_test(child: int) -> None:
+    """Kill this forked child process if it is still running when the test is over."""
     _forked.append(child)
 
 

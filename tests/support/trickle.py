@@ -1,4 +1,4 @@
-"""Answers of a git host that come a few bytes at a time, or stop in the middle."""
+"""Responses of a git host that arrive a few bytes at a time, or stop in the middle."""
 
 import contextlib
 import socket
@@ -11,27 +11,27 @@ _BAND = 60_000  # bytes of a pack in one packet
 
 
 def refs_advertised(repo: Repo) -> bytes:
-    """The answer to `info/refs`."""
+    """Return the response to `info/refs`."""
     return (
         _OK % b"advertisement" + _packet(b"# service=git-upload-pack\n") + b"0000" + _packet(b"version 2\n") + b"0000"
     )
 
 
 def head_answered(repo: Repo) -> bytes:
-    """The answer to `ls-refs`."""
+    """Return the response to `ls-refs`."""
     ref = f"{repo.head} HEAD symref-target:refs/heads/{repo.branch}\n"
     return _OK % b"result" + _packet(ref.encode()) + b"0000"
 
 
 def pack_sent(repo: Repo) -> bytes:
-    """The answer to `fetch`: a pack with all that HEAD holds."""
+    """Return the response to `fetch`: a pack with all objects of HEAD."""
     pack = git(repo.path, "pack-objects", "--revs", "--stdout", "-q", stdin=[b"HEAD\n"])
     packets = [_packet(b"\1" + pack[start : start + _BAND]) for start in range(0, len(pack), _BAND)]
     return _OK % b"result" + _packet(b"packfile\n") + b"".join(packets) + b"0000"
 
 
 def trickling(answer: bytes, *, at_once: int, until: threading.Event) -> Takeover:
-    """So many bytes of the answer at once, then five a second until the event."""
+    """Send `at_once` bytes of the answer immediately, then five bytes a second until the event is set."""
 
     def send(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from docora.server.valkey import bundled_server, server_on_path
 from tests.support.servers import ScratchFolder, Server
 
-_PORT = 6379  # of an address that nobody else has
+_PORT = 6379  # free, because no other process uses the address
 
 
 class ValkeyServer(Server):
@@ -29,12 +29,12 @@ class ValkeyServer(Server):
         return f"unix://{self.socket}?db=0"
 
     def client(self) -> "Redis":
-        """A new client that answers in bytes; close it, or let it go with the test."""
+        """Return a new client that returns bytes. Closing it is optional."""
         return Redis.from_url(self.url)
 
     @contextlib.contextmanager
     def listening_at(self, address: str) -> Iterator[str]:
-        """Its URL for other machines: it listens there too meanwhile, and trusts whoever asks."""
+        """Listen at this address too, without authentication. Yield the URL for other machines."""
         with self.client() as client:
             client.config_set("protected-mode", "no")
             client.config_set("bind", address)

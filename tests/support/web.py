@@ -1,4 +1,4 @@
-"""A web process with an application that answers in every size, and with limits that tests can shorten."""
+"""A web process with limits that tests can shorten, and an application with slow responses and responses of any size."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ THREADS = 16
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Serve /bytes?n=N (N bytes in pieces), /sleep?n=N (an answer after N seconds), and elsewhere the request's environment."""
+    """Serve /bytes?n=N (N bytes in pieces), /sleep?n=N (answer after N seconds). Other paths return the request's environ."""
     number = float(parse_qs(environ["QUERY_STRING"]).get("n", ["0"])[0])
     if environ["PATH_INFO"] == "/bytes":
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
@@ -41,7 +41,7 @@ def _pieces(size: int) -> Iterator[bytes]:
 
 
 class WebProcess:
-    """`docora.server.web` on a socket that outlives it. `limits` are attributes of `Channel`, `WebServer` or the module."""
+    """`docora.server.web` on a socket that outlives it. `limits` set attributes of `Channel`, `WebServer` or the module."""
 
     def __init__(self, **limits: float) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -59,7 +59,7 @@ class WebProcess:
             assert pipe.read(1)
 
     def connect(self, sent: bytes = b"", *, window: int = 0) -> socket.socket:
-        """Open a connection and send this. With a small `window` it soon accepts no more data unless it is read."""
+        """Open a connection and send this. With a small `window` it soon accepts no more data until it is read."""
         connection = socket.socket()
         if window:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
@@ -69,7 +69,7 @@ class WebProcess:
         return connection
 
     def seconds_of_health(self) -> float:
-        """Return how long one request took, over its own connection."""
+        """Return how long one request took, on a new connection."""
         began = time.monotonic()
         with self.connect(request("/health", close=True)) as connection:
             assert everything(connection).startswith(b"HTTP/1.1 200 OK")
@@ -79,7 +79,7 @@ class WebProcess:
         self.process.send_signal(signal.SIGTERM)
 
     def peak_memory(self) -> int:
-        """Return bytes."""
+        """Return the peak memory in bytes."""
         with open(f"/proc/{self.process.pid}/status") as status:
             [line] = [line for line in status if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024

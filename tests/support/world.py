@@ -1,6 +1,6 @@
-"""A small world for the engine: git repositories, a client app with a real receiver, and a worker in this process.
+"""Everything the sync engine needs: git repositories, a client app with a real receiver, and a worker in this process.
 
-`world.settle()` does what workers and the sweep would do until nothing is due, without waiting for back-offs.
+`world.settle()` does what workers and the sweep would do until nothing is due, without waiting for backoffs.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ KEY = "a-key-that-only-tests-use"
 
 
 class World:
-    """One app (`app`), its receiver, and repositories as the test makes them."""
+    """One app (`app`), its receiver, and the repositories that the test creates."""
 
     def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         self.git = GitFixture(directory / "git", host)
@@ -37,7 +37,7 @@ class World:
         self.git.server.stop()
 
     def add_app(self, name: str, **changes: Any) -> App:
-        """Another app at the same receiver."""
+        """Add another app with the same receiver."""
         made = onboard_app(
             Actor.command(), name=name, base_url=self.receiver.url, email="ops@portal.example", client_auth_key=KEY
         )
@@ -49,7 +49,7 @@ class World:
     def watch(
         self, files: Mapping[str, bytes | Entry] | None = None, *, name: str = "acme/widgets", app: App | None = None
     ) -> tuple[Repo, AppRepository]:
-        """A new repository with these files, watched by the app and not yet synced."""
+        """Create a repository with these files and watch it, without a sync."""
         repo = self.git.repo(name, {"readme.md": b"# Hello\n"} if files is None else files)
         return repo, self.watch_url(repo, app=app)
 
@@ -57,29 +57,29 @@ class World:
         return watch_repository(Actor.command(), app or self.app, repo.url, token).watch
 
     def answer(self, hook: Callable[[Notification], Answer | None] | None) -> None:
-        """What the receiver answers from now on; None: as a good client does."""
+        """Set what the receiver answers from now on. None restores the normal responses."""
         self.receiver.on_request = hook
 
     def make_due(self, watch: AppRepository) -> None:
-        """As if the watch's back-off had passed."""
+        """Make the watch due, as if its backoff and the app's cooldown were over."""
         AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=Now())
         App.objects.filter(pk=watch.app_id).update(cooldown_until=None)
 
     def sync(self, watch: AppRepository) -> AppRepository:
-        """One attempt, now. Returns the watch as the database has it afterwards."""
+        """Run one attempt now and return the refreshed watch."""
         self.make_due(watch)
         sync(watch.pk)
         watch.refresh_from_db()
         return watch
 
     def check(self) -> int:
-        """One round of checks, as if every watch's time had come."""
+        """Run one round of checks, as if every watch were due for one. Return the number of checks."""
         AppRepository.objects.update(next_check_at=timezone.now() - timedelta(seconds=1))
         with remote.new_client() as client:
             return check_due(client)
 
     def settle(self, *, rounds: int = 30) -> None:
-        """Check and sync until nothing is due any more."""
+        """Check and sync until nothing is due."""
         for _ in range(rounds):
             self.check()
             due = list(
@@ -91,10 +91,10 @@ class World:
                 return
             for watch in due:
                 self.sync(watch)
-        raise AssertionError("The world does not come to rest.")
+        raise AssertionError(f"something is still due after {rounds} rounds")
 
     def copy(self, watch: AppRepository) -> dict[str, str]:
-        """path → sha of what the client holds."""
+        """Return path → SHA-256 of what the client holds."""
         return self.receiver.copy(watch.app.app_id, str(watch.repository))
 
     def requests(self, kind: str | None = None) -> list[Record]:
@@ -104,5 +104,5 @@ class World:
         return {row.path: row for row in Delivery.objects.filter(watch=watch)}
 
     def runs(self, watch: AppRepository) -> list[SyncRun]:
-        """The watch's runs, the newest first."""
+        """Return the watch's runs, newest first."""
         return list(SyncRun.objects.filter(watch=watch))

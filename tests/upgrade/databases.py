@@ -137,14 +137,14 @@ class Postgresql(Database):
 
 
 def _plain_lists(definition: str) -> str:
-    """PostgreSQL writes the casts in `column IN ('a', 'b')` differently once the expression was dumped and loaded."""
+    """Normalise casts. PostgreSQL prints those in `column IN ('a', 'b')` differently after a dump and load."""
     definition = re.sub(r"\('([^']*)'::character varying\)::text", r"'\1'", definition)
     definition = re.sub(r"'([^']*)'::character varying", r"'\1'", definition)
     return re.sub(r"\(\(ARRAY\[([^]]*)\]\)::text\[\]\)", r"(ARRAY[\1])", definition)
 
 
 def _parts(definition: str) -> Iterator[str]:
-    """The columns and constraints of a CREATE TABLE statement: the text between its outermost commas."""
+    """Yield the columns and constraints of a CREATE TABLE statement: the text between its outermost commas."""
     body = definition[definition.index("(") + 1 : definition.rindex(")")]
     depth, part = 0, ""
     for token in re.findall(r"'[^']*'|\"[^\"]*\"|.", body, re.DOTALL):

@@ -1,8 +1,8 @@
 """Write `sqlite.sql` and `postgresql.sql`: the schema of a checkout, with rows in every table.
 
 `python -m tests.upgrade.make_dumps CHECKOUT` needs a checkout whose migrations end at `deliveries_app.0012_imported`. It
-uses nothing of Docora but `manage.py migrate`, so it still describes that schema when models and modules have changed.
-The same checkout gives the same bytes.
+uses only `manage.py migrate` of Docora, so it keeps working when models and modules change. The same checkout gives the
+same bytes.
 """
 
 import base64
@@ -41,11 +41,11 @@ WIDGETS = {
     "src/na\u00efve \u2713.py": b"naive = True\n",
     "src/removed.py": b"gone = 1\n",
 }
-"""What the app Portal acknowledged of acme/widgets."""
+"""The files of acme/widgets that the app Portal has acknowledged."""
 IN_DOUBT, IN_DOUBT_CONTENT, IN_DOUBT_SEQUENCE = "docs/doubt.md", b"In doubt.\n", 1_767_600_000_000_004
-"""Announced to Portal and never answered."""
+"""A file announced to Portal that was never answered."""
 PRIVATE = {"README.md": b"# Private\n"}
-"""What an import took over as acknowledged by Portal of acme/private."""
+"""The files of acme/private that an import recorded as acknowledged by Portal."""
 
 _NOW = datetime.datetime(2026, 1, 5, 8, 0, tzinfo=datetime.UTC)
 _EARLIER = _NOW - datetime.timedelta(hours=1)
@@ -55,7 +55,7 @@ Row = dict[str, Any]
 
 
 def encrypted(plain: str) -> str:
-    """A Fernet token as Docora stores it, with a fixed time and initialization vector."""
+    """Return a Fernet token as Docora stores it, with a fixed time and initialization vector."""
     key = hashlib.scrypt(ENCRYPTION_KEY.encode(), salt=b"docora.encryption", n=2**12, r=8, p=1, dklen=32)
     fernet = Fernet(base64.urlsafe_b64encode(key))
     vector = hashlib.sha256(plain.encode()).digest()[:16]
@@ -71,7 +71,7 @@ def blob_id(content: bytes) -> str:
 
 
 def rows(key_of: Callable[..., int]) -> Iterator[tuple[str, Row]]:
-    """(table, row), parents first; `key_of(table, **values)` is the key of a row that the migrations made."""
+    """Yield (table, row), parents first. `key_of(table, **values)` returns the key of a row that migrations made."""
     yield from accounts(key_of)
     yield from apps()
     yield from repositories()
@@ -113,7 +113,7 @@ def accounts(key_of: Callable[..., int]) -> Iterator[tuple[str, Row]]:
 
 
 def apps() -> Iterator[tuple[str, Row]]:
-    """Portal is active; Search is paused while its key is being replaced."""
+    """Yield Portal, which is active, and Search, which is paused during a key rotation."""
     common = {
         "website": "https://docora.example", "description": "An app.", "client_auth_key": encrypted(SIGNING_KEY),
         "not_before": None, "down_count": 0, "max_in_flight": 8, "send_sync_completed": False, "ended_at": None,
@@ -150,7 +150,7 @@ def apps() -> Iterator[tuple[str, Row]]:
 
 
 def repositories() -> Iterator[tuple[str, Row]]:
-    """The third is the twin of the first, as an import makes it; the circuit of the second was open."""
+    """Yield three repositories. The circuit of the second is open. The third is the first one's twin, as after an import."""
     common = {
         "twin": 0, "owner": "acme", "is_private": False, "consecutive_failures": 0, "last_failure_at": None,
         "circuit_open_until": None, "last_error": "", "last_error_cause": "", "created_at": _LONG_AGO, "updated_at": _NOW,
@@ -173,8 +173,8 @@ def repositories() -> Iterator[tuple[str, Row]]:
 
 
 def watches() -> Iterator[tuple[str, Row]]:
-    """Of Portal: a synced one, a failed one, and one that is being imported. Of Search, which is paused: one whose worker
-    died, and one that was ended."""
+    """Yield the watches. Portal has a synced one, a failed one and one that is being imported. Search, which is paused,
+    has one whose worker died and one that has ended."""
     common = {
         "github_token": "", "push_secret": "", "ignore_patterns": "", "status": "pending_snapshot", "generation": 1,
         "resend_floor": 1, "wanted": 1, "next_sync_at": _NOW, "next_check_at": _NOW, "retry_count": 0, "last_error": "",
@@ -216,7 +216,7 @@ def watches() -> Iterator[tuple[str, Row]]:
 
 
 def records() -> Iterator[tuple[str, Row]]:
-    """What Portal acknowledged, one notification in doubt, and what could not be sent."""
+    """Yield the files that Portal acknowledged, one in doubt, and those that could not be sent."""
     common = {
         "pair_id": 1, "source_path": "", "mode": "100644", "generation": 2, "remark": "", "hold_until": None,
         "attempts": 0, "updated_at": _EARLIER,
@@ -254,7 +254,7 @@ def records() -> Iterator[tuple[str, Row]]:
 
 
 def history() -> Iterator[tuple[str, Row]]:
-    """An operation that is open, one that was cancelled, and their runs; a notice that is due."""
+    """Yield an open and a cancelled operation with their runs, and a due notice."""
     operation = {
         "app_id": 1,
         "requested_by": "anna",
@@ -311,7 +311,7 @@ def history() -> Iterator[tuple[str, Row]]:
 
 
 def alerts() -> Iterator[tuple[str, Row]]:
-    """One alert that is open and one that is over."""
+    """Yield an open alert and one that is over."""
     yield "deliveries_app_alert", {
         "id": 1, "kind": "failing", "subject": 2, "name": "acme/private \u2192 Portal", "cause": "git_host",
         "since": _EARLIER, "opened": 1, "closed": None, "ended_at": None,
@@ -383,7 +383,7 @@ def dump_postgresql(checkout: Path) -> str:
                 database.execute(f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), {highest})")
         command = [str(server._binary("pg_dump")), "--no-owner", "--no-privileges", "--rows-per-insert=1000"]
         dump = subprocess.run([*command, f"--dbname={server.url}"], capture_output=True, text=True, check=True).stdout
-    # What remains is plain SQL that any connection takes. psql's own commands and the settings of a session are left out.
+    # Keep plain SQL for any connection. Drop psql's own commands and the session settings.
     noise = ("--", "\\", "SET ", "SELECT pg_catalog.set_config(")
     return "".join(f"{line}\n" for line in dump.splitlines() if line and not line.startswith(noise))
 

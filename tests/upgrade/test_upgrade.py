@@ -1,4 +1,4 @@
-"""`migrate` brings a database of an earlier version to the schema of this one, and Docora goes on with its rows."""
+"""`migrate` upgrades a database of an earlier version, and Docora continues with its rows."""
 
 import json
 import os
@@ -109,8 +109,8 @@ def test_schema_equals_that_of_a_fresh_database(upgraded: Database, fresh: Datab
     assert len(fresh.schema()) > 300
 
 
-def test_same_migrations_are_recorded_as_in_a_fresh_database(upgraded: Database, fresh: Database) -> None:
-    """Fresh databases record the replaced migrations too: processes of the version before look for theirs."""
+def test_migrations_recorded_as_in_a_fresh_database(upgraded: Database, fresh: Database) -> None:
+    """Fresh databases record the replaced migrations too, because processes of the previous version look for them."""
     recorded = "SELECT app, name FROM django_migrations ORDER BY app, name"
     assert upgraded.execute(recorded) == fresh.execute(recorded)
     assert ("deliveries_app", "0012_imported") in fresh.execute(recorded)
@@ -156,8 +156,8 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
 def test_syncs_continue_from_the_old_rows(
     upgraded: Database, receiver: Receiver, valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
-    """Files that the app acknowledged are not sent again, also those of an import. A notification in doubt is repeated
-    under its number."""
+    """Acknowledged files are not sent again, not even imported ones. A notification in doubt is repeated with its
+    sequence."""
     database = upgraded.copy()
     widgets = make_dumps.WIDGETS | {make_dumps.IN_DOUBT: make_dumps.IN_DOUBT_CONTENT, "src/changed.py": b"after = 2\n"}
     del widgets["src/removed.py"]
@@ -180,7 +180,7 @@ def test_syncs_continue_from_the_old_rows(
                 60,
                 0.1,
             )
-            # The last watch had been ended: it is removed.
+            # The last watch had ended, so it is removed.
             wait_for(lambda: statuses(database) == ["synced", "synced", "pending_snapshot", "scanning"], 60, 0.1)
         finally:
             logs = daemons.logs()
@@ -204,7 +204,7 @@ def statuses(database: Database) -> list[str]:
 
 
 def test_database_that_lacks_a_squashed_migration_is_refused(empty: Database, directory: Path) -> None:
-    """Django would pass over the squashed migration and report success."""
+    """Django would skip the squashed migration and report success."""
     older = empty.new()
     older.load()
     older.execute("DELETE FROM django_migrations WHERE name = '0012_imported'")

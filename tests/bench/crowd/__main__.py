@@ -1,4 +1,4 @@
-"""Fill the database that the settings name with made-up rows. It must hold no apps."""
+"""Fill the database in the settings with generated rows. It must contain no apps."""
 
 import argparse
 import os
@@ -15,11 +15,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m tests.bench.crowd", description=__doc__)
     for name, default in vars(Amounts()).items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{default:,} if not given")
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default: {default:,}")
     amounts = Amounts(**vars(parser.parse_args()))
     if App.objects.exists():
-        # Made-up rows cannot be told from real ones afterwards.
-        raise SystemExit("This database holds apps already. Name another one with DATABASE_URL or DATA_DIR.")
+        # Afterwards, generated rows could not be told from real ones.
+        raise SystemExit("This database already contains apps. Choose another one with DATABASE_URL or DATA_DIR.")
     fill(amounts)
 
 

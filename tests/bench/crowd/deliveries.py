@@ -1,4 +1,4 @@
-"""What each app was told about each file: the millions of rows."""
+"""The delivery records: millions of rows, one for each file and app."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ _RECORDED_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """A drawn with its row."""
+class WatchRow:
+    """A drawn watch with its row."""
 
     drawn: DrawnWatch
     watch: AppRepository
@@ -28,22 +28,25 @@ class Watched:
         return self.drawn.role
 
 
-def deliveries(amounts: Amounts, watched: list[Watched], now: datetime) -> Iterator[tuple[Any, ...]]:
+def deliveries(amounts: Amounts, watched: list[WatchRow], now: datetime) -> Iterator[tuple[Any, ...]]:
     for one in watched:
-        yield from _of_one(amounts, one, now)
+        yield from _of_watch(amounts, one, now)
 
 
-def _of_one(amounts: Amounts, watched: Watched, now: datetime) -> Iterator[tuple[Any, ...]]:
-    """In doubt is what fails, and what a re-sync is sending; what it has not come to yet is below the floor."""
+def _of_watch(amounts: Amounts, watched: WatchRow, now: datetime) -> Iterator[tuple[Any, ...]]:
+    """Yield one row per file. Failing files and those that a re-sync is sending are in doubt.
+
+    Files that a re-sync has not reached are below the floor.
+    """
     watch, tree = watched.watch, watched.drawn.tree
     content = amounts.dice("content", tree.number)
-    sent = {Role.ASKED: 0, Role.SENDING: tree.files // 2}.get(watched.role, tree.files)
+    sent = {Role.REQUESTED: 0, Role.SENDING: tree.files // 2}.get(watched.role, tree.files)
     doubtful = range(sent, sent + IN_FLIGHT) if watched.role == Role.SENDING else range(watch.files_failing)
     first = watch.sequence_high - tree.files
-    told = now
+    sent_at = now
     for number in range(tree.files):
         if number % _RECORDED_AT_ONCE == 0:
-            told = now - timedelta(minutes=content.randrange(60 * 24 * 30))
+            sent_at = now - timedelta(minutes=content.randrange(60 * 24 * 30))
         in_doubt, update = number in doubtful, number % 5 == 0
         sha = f"{content.getrandbits(256):064x}"
         counts = number < sent or in_doubt
@@ -63,5 +66,5 @@ def _of_one(amounts: Amounts, watched: Watched, now: datetime) -> Iterator[tuple
             "",
             max(1, watch.retry_count) if in_doubt and watch.is_failing else 0,
             None,
-            told,
+            sent_at,
         )

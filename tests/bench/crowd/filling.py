@@ -1,4 +1,4 @@
-"""Fill a database with a crowd."""
+"""Fill a database with generated rows."""
 
 from django.db import connection, transaction
 from django.utils import timezone

@@ -1,4 +1,7 @@
-"""Who drawings what, and how that stands: a few repositories are large, most are small, and most are well."""
+"""Draw which app watches which repository, and in which state.
+
+A few repositories are large and most are small. Most watches are synced.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ _SIZES_SUMMED = [0, *accumulate(_SIZES)]
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much there is to be of everything; `repositories` are watched ones, of which several may share one."""
+    """How many rows to generate. `repositories` counts watches, several of which may share a repository."""
 
     apps: int = 2_000
     repositories: int = 10_000
@@ -41,7 +44,7 @@ class Amounts:
     seed: int = 1
 
     def dice(self, *purpose: object) -> Random:
-        """A source of its own for each purpose, so that none depends on how often another one was asked."""
+        """Return a separate random source for each purpose, so that no purpose affects the numbers of another."""
         return Random(f"{self.seed} {purpose}")
 
 
@@ -49,18 +52,18 @@ class Role(Enum):
     SYNCED = auto()
     FAILED = auto()  # given up until the next rescan
     RETRYING = auto()  # failing, with attempts left
-    ASKED = auto()  # a re-sync is requested: everything is cleared
+    REQUESTED = auto()  # a re-sync is requested: everything is cleared
     SENDING = auto()  # in the middle of a re-sync
-    NEW = auto()  # watched, and not yet looked at
+    NEW = auto()  # watched, but not yet fetched
 
 
-SHARES = {Role.FAILED: 0.04, Role.RETRYING: 0.01, Role.ASKED: 0.01, Role.SENDING: 0.005}
+SHARES = {Role.FAILED: 0.04, Role.RETRYING: 0.01, Role.REQUESTED: 0.01, Role.SENDING: 0.005}
 FAILING = {Role.FAILED, Role.RETRYING}
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What one git repository holds: `files` with paths in byte order, for each of its watchers the same."""
+    """The content of one git repository: so many `files`, with paths in byte order."""
 
     number: int
     files: int
@@ -68,7 +71,7 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """The bytes of all files."""
+        """The size of all files in bytes."""
         rounds, rest = divmod(self.files, len(_SIZES))
         return rounds * _SIZES_SUMMED[-1] + _SIZES_SUMMED[rest]
 
@@ -83,7 +86,7 @@ class Tree:
 
 @dataclass(slots=True)
 class DrawnWatch:
-    """One app's drawn of one tree; `cause` where it is failing."""
+    """An app's watch of one tree, with its root cause if it is failing."""
 
     tree: Tree
     app: int
@@ -92,31 +95,31 @@ class DrawnWatch:
 
 
 def draw(amounts: Amounts) -> list[DrawnWatch]:
-    """Every drawn. The first has a tenth of all files; app 0 has a tenth of all drawings, and a few apps have none."""
+    """Draw all watches. The first has a tenth of all files, app 0 a tenth of all watches, and a few apps have none."""
     dice = amounts.dice("drawings")
     busy = max(1, amounts.apps * 49 // 50)
-    drawings = []
+    drawn_watches = []
     for tree in _trees(amounts):
         first = 0 if tree.number % 8 == 0 or busy == 1 else dice.randrange(1, busy)
-        drawings += [DrawnWatch(tree, (first + number) % amounts.apps) for number in range(tree.watchers)]
-    _give_roles(drawings, dice)
-    return drawings
+        drawn_watches += [DrawnWatch(tree, (first + number) % amounts.apps) for number in range(tree.watchers)]
+    _give_roles(drawn_watches, dice)
+    return drawn_watches
 
 
 def _trees(amounts: Amounts) -> Iterator[Tree]:
-    """Their files, over all watchers, are exactly as many as there are to be deliveries."""
+    """Yield the trees. Counted once for each watcher, their files are exactly the requested deliveries."""
     watchers = _watchers(amounts)
     new = len(watchers) // 100 or int(len(watchers) > 4)
     weights = [0.0, *(1 / rank for rank in range(1, len(watchers) - new)), *([0.0] * new)][: len(watchers)]
-    in_all = sum(weight * count for weight, count in zip(weights, watchers, strict=True)) or 1.0
+    total_weight = sum(weight * count for weight, count in zip(weights, watchers, strict=True)) or 1.0
     shared = amounts.deliveries - amounts.deliveries // 10
-    files = [int(shared * weight / in_all) for weight in weights]
+    files = [int(shared * weight / total_weight) for weight in weights]
     files[0] = amounts.deliveries - sum(number * count for number, count in zip(files, watchers, strict=True))
-    return (Tree(number, *facts) for number, facts in enumerate(zip(files, watchers, strict=True)))
+    return (Tree(number, *numbers) for number, numbers in enumerate(zip(files, watchers, strict=True)))
 
 
 def _watchers(amounts: Amounts) -> list[int]:
-    """How many apps drawn each repository: one for most, two for every fifth or so, and for a few a hundred."""
+    """Return the number of apps that watch each repository: usually one, for about a fifth two, for a few a hundred."""
     more = amounts.repositories // 5 if amounts.apps > 1 else 0
     watchers = [1] * (amounts.repositories - more)
     popular = 1 + len(watchers) // 160
@@ -127,16 +130,16 @@ def _watchers(amounts: Amounts) -> list[int]:
     return watchers
 
 
-def _give_roles(drawings: list[DrawnWatch], dice: Random) -> None:
-    """Failing ones of every root cause, as far as there are drawings enough; the largest one is well."""
-    for drawn in drawings:
+def _give_roles(drawn_watches: list[DrawnWatch], dice: Random) -> None:
+    """Give some watches other roles, with every root cause if there are enough watches. The largest one stays synced."""
+    for drawn in drawn_watches:
         if drawn.tree.number and not drawn.tree.files:
             drawn.role = Role.NEW
-    rest = [drawn for drawn in drawings if drawn.tree.number and drawn.tree.files]
+    rest = [drawn for drawn in drawn_watches if drawn.tree.number and drawn.tree.files]
     dice.shuffle(rest)
     at_least = {Role.FAILED: len(RootCause)}
     for role, share in SHARES.items():
-        wanted = max(at_least.get(role, 1), round(share * len(drawings)))
+        wanted = max(at_least.get(role, 1), round(share * len(drawn_watches)))
         for number in range(min(wanted, len(rest) // 2)):
             drawn = rest.pop()
             drawn.role = role

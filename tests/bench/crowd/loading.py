@@ -1,4 +1,4 @@
-"""Many rows into one table: by COPY on PostgreSQL, in batches elsewhere. Memory does not grow with their number."""
+"""Load many rows into one table in constant memory: with COPY on PostgreSQL, otherwise in batches."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ _BATCH = 2000
 
 
 def load(model: type[models.Model], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows of plain values for these columns; what a model's `save` would add is not added."""
+    """Load rows of plain values for these columns. A model's `save` is not called."""
     if connection.vendor == "postgresql":
         _copy(model, columns, rows)
         return

@@ -1,4 +1,4 @@
-"""The rows of a few thousand: apps, repositories, drawings, and what of them fails."""
+"""The rows of the smaller tables: apps, repositories, watches and their failures."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,59 +15,63 @@ from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from docora.security.crypto import hash_token
 from repositories_app.models import Repository, Snapshot
-from tests.bench.crowd.deliveries import Watched
+from tests.bench.crowd.deliveries import WatchRow
 from tests.bench.crowd.layout import FAILING, Amounts, DrawnWatch, Role, Tree
 
-RESTS = timedelta(days=365)
-"""So long nothing is due: an instance that runs on this database looks at nothing and sends nothing by itself."""
+FAR_AHEAD = timedelta(days=365)
+"""When the next checks and attempts are due. Until then, an instance on this database fetches and sends nothing."""
 
 _AGE = timedelta(days=400)
 _BATCH = 500
 _MOST_FAILING_FILES = 40
 _KINDS = ("Portal", "Search", "Wiki", "Archive", "Mirror", "Reader", "Index", "Monitor")
 _OWNERS = ("acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka")
-_OF_EVERY_WATCHER = {RootCause.GIT_HOST, RootCause.GIT_NOT_FOUND, RootCause.GIT_CONTENT}
+_REPOSITORY_CAUSES = {RootCause.GIT_HOST, RootCause.GIT_NOT_FOUND, RootCause.GIT_CONTENT}
 
 
 @dataclass(frozen=True)
-class SyncFailure:
-    """How a root cause shows: the short cause, the sentence, and the app's answer. `of_files`: it lists files."""
+class ExampleFailure:
+    """An example of a root cause: short cause, message and the app's response. `lists_files` if it names failing files."""
 
     cause: str
     message: str
     status: int | None = None
     answer: str = ""
-    of_files: bool = True
+    lists_files: bool = True
 
 
-TROUBLES = {
-    RootCause.DNS: SyncFailure("dns", "The name of the endpoint cannot be resolved."),
-    RootCause.TLS: SyncFailure("tls", "The endpoint's certificate has expired."),
-    RootCause.CONNECTION: SyncFailure("connect", "No connection to the endpoint: connection refused."),
-    RootCause.TIMEOUT: SyncFailure("timeout", "The app did not answer within 30 s."),
-    RootCause.REFUSED: SyncFailure("http", "The app answered 401.", 401, '{"error": "bad signature"}'),
-    RootCause.CLIENT_ERROR: SyncFailure("http", "The app answered 422.", 422, '{"error": "path is too long"}'),
-    RootCause.SERVER_ERROR: SyncFailure("http", "The app answered 502.", 502, "<html><h1>502 Bad Gateway</h1></html>"),
-    RootCause.UNEXPECTED: SyncFailure("http", "The app answered 302.", 302),
-    RootCause.ADDRESS: SyncFailure("refused_address", "The endpoint's address may not be called."),
-    RootCause.GIT_AUTH: SyncFailure("auth", "The token was refused by the git host.", of_files=False),
-    RootCause.GIT_NOT_FOUND: SyncFailure("not_found", "The repository does not exist any more.", of_files=False),
-    RootCause.GIT_HOST: SyncFailure("timeout", "The git host did not answer in time.", of_files=False),
-    RootCause.GIT_CONTENT: SyncFailure("corrupt", "A tree of the repository cannot be read.", of_files=False),
-    RootCause.RULES: SyncFailure("transform", "The transform `minify` failed: unexpected end of input."),
-    RootCause.INTERNAL: SyncFailure("internal", "Something went wrong in Docora; its log has more.", of_files=False),
+FAILURES = {
+    RootCause.DNS: ExampleFailure("dns", "The name of the endpoint cannot be resolved."),
+    RootCause.TLS: ExampleFailure("tls", "The endpoint's certificate has expired."),
+    RootCause.CONNECTION: ExampleFailure("connect", "No connection to the endpoint: connection refused."),
+    RootCause.TIMEOUT: ExampleFailure("timeout", "The app did not answer within 30 s."),
+    RootCause.REFUSED: ExampleFailure("http", "The app answered 401.", 401, '{"error": "bad signature"}'),
+    RootCause.CLIENT_ERROR: ExampleFailure("http", "The app answered 422.", 422, '{"error": "path is too long"}'),
+    RootCause.SERVER_ERROR: ExampleFailure(
+        "http", "The app answered 502.", 502, "<html><h1>502 Bad Gateway</h1></html>"
+    ),
+    RootCause.UNEXPECTED: ExampleFailure("http", "The app answered 302.", 302),
+    RootCause.ADDRESS: ExampleFailure("refused_address", "The endpoint's address may not be called."),
+    RootCause.GIT_AUTH: ExampleFailure("auth", "The token was refused by the git host.", lists_files=False),
+    RootCause.GIT_NOT_FOUND: ExampleFailure("not_found", "The repository does not exist any more.", lists_files=False),
+    RootCause.GIT_HOST: ExampleFailure("timeout", "The git host did not answer in time.", lists_files=False),
+    RootCause.GIT_CONTENT: ExampleFailure("corrupt", "A tree of the repository cannot be read.", lists_files=False),
+    RootCause.RULES: ExampleFailure("transform", "The transform `minify` failed: unexpected end of input."),
+    RootCause.INTERNAL: ExampleFailure(
+        "internal", "Something went wrong in Docora; its log has more.", lists_files=False
+    ),
 }
 
 
-def make(amounts: Amounts, drawings: Sequence[DrawnWatch], now: datetime) -> list[Watched]:
-    """Write them all; the drawings come back with their rows."""
+def make(amounts: Amounts, drawn_watches: Sequence[DrawnWatch], now: datetime) -> list[WatchRow]:
+    """Create all rows. Return each drawn watch with its row."""
     apps = _make_apps(amounts, now)
-    repositories = _make_repositories(amounts, drawings, now)
+    repositories = _make_repositories(amounts, drawn_watches, now)
     dice = amounts.dice("rows of drawings")
-    watches = [_watch(dice, drawn, apps[drawn.app], repositories[drawn.tree.number], now) for drawn in drawings]
-    watched = [Watched(drawn, watch) for drawn, watch in zip(drawings, _create(watches), strict=True)]
+    watches = [_watch(dice, drawn, apps[drawn.app], repositories[drawn.tree.number], now) for drawn in drawn_watches]
+    watched = [WatchRow(drawn, watch) for drawn, watch in zip(drawn_watches, _create(watches), strict=True)]
     _create(failure for one in watched for failure in _failures(one, now))
-    for rows in (apps, list(repositories.values()), watches):  # their first moment is set when they are saved
+    for rows in (apps, list(repositories.values()), watches):  # saving them set `created_at` to now
         pks = [row.pk for row in rows]
         for start in range(0, len(pks), _BATCH):
             manager = type(rows[0])._default_manager
@@ -110,11 +114,11 @@ def _make_apps(amounts: Amounts, now: datetime) -> list[App]:
     return apps
 
 
-def _make_repositories(amounts: Amounts, drawings: Sequence[DrawnWatch], now: datetime) -> dict[int, Repository]:
-    """By the number of their trees, each with its latest snapshots."""
+def _make_repositories(amounts: Amounts, drawn_watches: Sequence[DrawnWatch], now: datetime) -> dict[int, Repository]:
+    """Create the repositories with their latest snapshots, and return them by the number of their trees."""
     dice = amounts.dice("repositories")
     first: dict[int, DrawnWatch] = {}
-    for drawn in drawings:
+    for drawn in drawn_watches:
         first.setdefault(drawn.tree.number, drawn)
     rows = {number: _repository(dice, amounts.seed, drawn, now) for number, drawn in first.items()}
     _create(rows.values())
@@ -134,7 +138,7 @@ def _make_repositories(amounts: Amounts, drawings: Sequence[DrawnWatch], now: da
 
 
 def _repository(dice: Random, seed: int, drawn: DrawnWatch, now: datetime) -> Repository:
-    """Its circuit is open where its only drawn found it unreadable."""
+    """Make a repository. Its circuit is open if its only watch cannot read it."""
     owner, name = f"{dice.choice(_OWNERS)}-{seed}", f"repository-{drawn.tree.number:05d}"
     row = Repository(
         repository_id=f"repo_{_hex(dice, 24)}",
@@ -143,11 +147,11 @@ def _repository(dice: Random, seed: int, drawn: DrawnWatch, now: datetime) -> Re
         name=name,
         is_private=dice.random() < 0.3,
     )
-    if drawn.cause in _OF_EVERY_WATCHER and drawn.tree.watchers == 1:
-        failure = TROUBLES[drawn.cause]
+    if drawn.cause in _REPOSITORY_CAUSES and drawn.tree.watchers == 1:
+        failure = FAILURES[drawn.cause]
         row.last_error, row.last_error_cause, row.last_failure_at = failure.message, failure.cause, now
         row.consecutive_failures = settings.CIRCUIT_BREAKER_THRESHOLD
-        row.circuit_open_until = now + RESTS
+        row.circuit_open_until = now + FAR_AHEAD
     return row
 
 
@@ -158,8 +162,8 @@ def _watch(dice: Random, drawn: DrawnWatch, app: App, repository: Repository, no
         watch_id=_hex(dice, 16),
         github_url=repository.canonical_url,
         github_token=f"ghp_{_hex(dice, 36)}" if repository.is_private else "",
-        next_check_at=now + RESTS,
-        next_sync_at=None if drawn.role == Role.SYNCED else now + RESTS,
+        next_check_at=now + FAR_AHEAD,
+        next_sync_at=None if drawn.role == Role.SYNCED else now + FAR_AHEAD,
     )
     if drawn.role == Role.NEW:
         return watch
@@ -180,24 +184,24 @@ def _watch(dice: Random, drawn: DrawnWatch, app: App, repository: Repository, no
     watch.status = Status.SYNCED
     if drawn.role in FAILING:
         _fail(dice, drawn, watch, now)
-    elif drawn.role in {Role.ASKED, Role.SENDING}:
+    elif drawn.role in {Role.REQUESTED, Role.SENDING}:
         watch.generation += 1
         watch.resend_floor = watch.generation
-        watch.status = Status.PENDING if drawn.role == Role.ASKED else Status.SCANNING
-        if drawn.role == Role.SENDING:  # the first announcement takes the base away
+        watch.status = Status.PENDING if drawn.role == Role.REQUESTED else Status.SCANNING
+        if drawn.role == Role.SENDING:  # the first announcement clears the base
             watch.base_commit = watch.base_rules = ""
     return watch
 
 
 def _fail(dice: Random, drawn: DrawnWatch, watch: AppRepository, now: datetime) -> None:
     assert drawn.cause is not None
-    failure = TROUBLES[drawn.cause]
-    if failure.of_files:
+    failure = FAILURES[drawn.cause]
+    if failure.lists_files:
         watch.files_failing = min(drawn.tree.files, dice.randrange(1, _MOST_FAILING_FILES))
     given_up = drawn.role == Role.FAILED
     watch.status = Status.FAILED if given_up else Status.PENDING
     watch.retry_count = settings.MAX_RETRY_ATTEMPTS - 1 if given_up else 1
-    facts: dict[str, Any] = CLEARED_FAILURE | {
+    columns: dict[str, Any] = CLEARED_FAILURE | {
         "last_error": failure.message,
         "last_error_cause": failure.cause,
         "root_cause": drawn.cause,
@@ -205,24 +209,24 @@ def _fail(dice: Random, drawn: DrawnWatch, watch: AppRepository, now: datetime) 
         "last_response": failure.answer,
         "failing_since": now - timedelta(minutes=dice.randrange(1, 60 * 24 * 5)),
     }
-    for name, value in facts.items():
+    for name, value in columns.items():
         setattr(watch, name, value)
 
 
-def _failures(watched: Watched, now: datetime) -> Iterable[DeliveryFailure]:
-    """The files that fail, which are the first ones of the tree, and the links that are left out."""
+def _failures(watched: WatchRow, now: datetime) -> Iterable[DeliveryFailure]:
+    """Yield the failing files, which are the first ones of the tree, and the symbolic links left out."""
     watch, tree = watched.watch, watched.drawn.tree
     if watched.drawn.cause is not None:
-        failure = TROUBLES[watched.drawn.cause]
+        failure = FAILURES[watched.drawn.cause]
         for number in range(watch.files_failing):
             yield _failure(watch, tree, tree.path(number), FailureKind.FAILED, failure, now)
-    link = SyncFailure("symlink", "A symbolic link is not sent.")
+    link = ExampleFailure("symlink", "A symbolic link is not sent.")
     for number in range(watch.left_out.get("symlink", 0)):
         yield _failure(watch, tree, f"latest-{number}", FailureKind.SKIPPED, link, now)
 
 
 def _failure(
-    watch: AppRepository, tree: Tree, path: str, kind: FailureKind, failure: SyncFailure, now: datetime
+    watch: AppRepository, tree: Tree, path: str, kind: FailureKind, failure: ExampleFailure, now: datetime
 ) -> DeliveryFailure:
     return DeliveryFailure(
         watch=watch,

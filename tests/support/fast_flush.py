@@ -1,7 +1,7 @@
-"""What a test with committed rows leaves behind is deleted, in place of Django's `flush`.
+"""Delete the rows that a transactional test has committed, much faster than Django's `flush`.
 
-`flush` truncates every table, which makes a file for each of them and each of their indexes anew, and then brings back
-what migrations made: permissions, one query each. Together that takes longer than most tests.
+`flush` truncates every table, which rewrites the files of every table and index, and then recreates the permissions that
+migrations made, with one query each. Together that takes longer than most tests.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ _MADE_BY_MIGRATIONS = {
 
 
 def install() -> None:
-    """For every test of this process."""
+    """Replace `flush` for every test of this process."""
     TransactionTestCase._fixture_teardown = empty  # type: ignore[method-assign, assignment]
 
 
@@ -29,9 +29,9 @@ def empty(_case: object = None) -> None:
     statements = [
         f"DELETE FROM {connection.ops.quote_name(table)}" for table in _tables() if table not in _MADE_BY_MIGRATIONS
     ]
-    # In one transaction: foreign keys are looked at when it ends, so that the order does not matter.
+    # Foreign keys are checked at the end of the transaction, so the order does not matter.
     with transaction.atomic(), connection.cursor() as cursor:
-        if connection.vendor == "postgresql":  # takes them all at once
+        if connection.vendor == "postgresql":  # accepts several statements at once
             statements = ["; ".join(statements)]
         for statement in statements:
             cursor.execute(statement)
