@@ -7,8 +7,10 @@ the parent's thread ends. This works on Linux only. Elsewhere these functions do
 
 import ctypes
 import os
+import resource
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -25,3 +27,29 @@ def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
     die_with_parent(sig)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), sig)
+
+
+def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
+    """Return the command line of a program that gets the signal `sig` when the thread that started it ends.
+
+    Unlike `die_with_parent` this runs no Python in the child: a process with threads may use it, and Python need not
+    copy the whole process to start the program.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return ["setpriv", "--pdeathsig", signal.Signals(sig).name.removeprefix("SIG"), "--", *command]
+
+
+def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
+    """Return the command line of a program that limits itself and its children.
+
+    `limits` maps `data` (memory) and `fsize` (size of a written file) to bytes; a lower limit of this process remains.
+    """
+    if not limits or sys.platform != "linux":
+        return list(command)
+    options = []
+    for name, limit in limits.items():
+        hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
+        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        options.append(f"--{name}={allowed}:{allowed}")
+    return ["prlimit", *options, "--", *command]

@@ -5,7 +5,9 @@
 """
 
 import re
+import shutil
 import subprocess
+import sys
 from typing import Any
 
 from django.conf import settings
@@ -71,6 +73,16 @@ def check_git(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+@register
+def check_git_confinement(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Check that git can be limited and ended with its worker. Every system based on Debian or Red Hat has the programs."""
+    missing = [name for name in ("setpriv", "prlimit") if sys.platform == "linux" and not shutil.which(name)]
+    if not missing:
+        return []
+    text = f"{' and '.join(missing)} not found. Docora starts git with them."
+    return [Error(text, hint="Install util-linux, on the PATH of the workers and the sweep.", id="docora.E011")]
 
 
 @register(deploy=True)

@@ -6,15 +6,13 @@ that uses the network says so with a `Remote`: its host is resolved first, and g
 """
 
 import contextlib
-import functools
 import os
-import resource
 import selectors
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,7 +22,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 from docora.http.resolver import resolve
-from docora.process import die_with_parent
+from docora.process import dying_with_parent, limited
 from repositories_app.git import errors as git_errors
 from repositories_app.git.exceptions import Cause, GitError
 
@@ -44,7 +42,7 @@ _TRUSTED = "host"
 # what the kernel then sends it), and what is left of it when git ends.
 _LEADER = (
     "sh", "-c",
-    'trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
+    'trap "" XFSZ; trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
 )  # fmt: skip
 _ALWAYS = {
     "core.bigFileThreshold": "32m",  # larger contents are streamed and not held in memory
@@ -165,18 +163,19 @@ def start(
 
     stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it. `max_memory` (bytes)
     is for a local command that keeps in memory what a stranger's tree unfolds to. `short`: a local command that soon ends
-    by itself, also without us, because it has little to do or because nobody reads what it prints. No Python runs in the
-    child then: a process with threads may start it, and it starts ten times as fast.
+    without this process too, because it has little to do or because its output has no reader then.
     """
     env = environment(remote)
-    limits = {resource.RLIMIT_FSIZE: settings.MAX_FETCH_BYTES, resource.RLIMIT_DATA: _MAX_MEMORY} if remote else {}
+    limits = {"fsize": settings.MAX_FETCH_BYTES, "data": _MAX_MEMORY} if remote else {}
     if max_memory is not None:
-        limits[resource.RLIMIT_DATA] = max_memory
+        limits["data"] = max_memory
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, see `stderr_of`
     where = ["--git-dir", str(directory)] if directory else []
-    leader, death = (_LEADER, signal.SIGTERM) if remote else ((), signal.SIGKILL)
+    command = [*(_LEADER if remote else ()), "git", *where, *args]
+    if not short:
+        command = dying_with_parent(command, signal.SIGTERM if remote else signal.SIGKILL)
     process = subprocess.Popen(
-        [*leader, "git", *where, *args],
+        limited(command, limits),
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -184,27 +183,9 @@ def start(
         cwd="/",
         pass_fds=tuple(fds),
         start_new_session=True,
-        # Otherwise only workers start it, and they have one thread.
-        preexec_fn=None if short else functools.partial(_confine, limits, death),
     )
     process.errors = errors  # type: ignore[attr-defined]
-    if short:
-        for kind, limit in limits.items():
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                resource.prlimit(process.pid, kind, (limit, limit))
     return process
-
-
-def _confine(limits: Mapping[int, int], death: int) -> None:
-    """In the child, for all processes of the command: they die with us, and neither a file that they write nor their
-    memory grows beyond its limit. A write beyond it fails with EFBIG, as the signal is ignored."""
-    die_with_parent(death)
-    if limits:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for kind, limit in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, limit))
 
 
 def stderr_of(process: subprocess.Popen[bytes]) -> bytes:

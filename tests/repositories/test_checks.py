@@ -7,7 +7,13 @@ from django.core.checks.registry import registry
 
 from docora.http.client import HttpClient
 from repositories_app import checks
-from repositories_app.checks import check_git, check_git_fixes, check_git_host_answers, check_git_hosts
+from repositories_app.checks import (
+    check_git,
+    check_git_confinement,
+    check_git_fixes,
+    check_git_host_answers,
+    check_git_hosts,
+)
 from tests.support.doctor import infos, problems, warnings
 
 
@@ -58,6 +64,15 @@ def test_old_or_missing_git_is_an_error(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert "git was not found" in problems(check_git())
     assert check_git_fixes() == check_git()
+
+
+def test_missing_util_linux_is_an_error(tmp_path, monkeypatch) -> None:
+    assert check_git_confinement in registry.registered_checks
+    assert check_git_confinement() == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "setpriv and prlimit not found. Docora starts git with them. Install util-linux" in problems(
+        check_git_confinement()
+    )
 
 
 def test_every_spelling_of_a_private_address_is_tried(settings) -> None:
