@@ -5,6 +5,7 @@ module and any other conftest. Under pytest-xdist every worker does this for its
 database, of which each uses a copy. The process that distributes the tests starts no server.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -51,6 +52,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     hands_out_tests = session.config.getoption("dist", "no") != "no" and not hasattr(session.config, "workerinput")
     if not hands_out_tests and not session.config.getoption("collectonly"):
         environment.valkey.start()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # no collection looks at the thousands of tests again, in this process or in one that it forks
 
 
 def pytest_unconfigure() -> None:
