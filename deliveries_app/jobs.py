@@ -5,7 +5,9 @@ again.
 """
 
 import contextlib
+import functools
 import logging
+import os
 from collections.abc import Iterator
 
 from deliveries_app import scheduling
@@ -13,7 +15,9 @@ from deliveries_app.monitoring import alerts
 from deliveries_app.sweep import cleanup, retention
 from deliveries_app.sync.attempt import sync
 from docora.db.connection import CONNECTION_ERRORS
+from docora.http.client import HttpClient
 from docora.server.worker import stopping
+from repositories_app.git import remote
 from repositories_app.mirror import cache
 
 logger = logging.getLogger(__name__)
@@ -37,10 +41,16 @@ def sync_watch(watch_pk: int) -> None:
     both. Afterwards, fill the queue and trim the mirror cache, which the fetch may have grown past its limit.
     """
     for _ in range(_MAX_SYNCS):
-        if stopping() or not sync(watch_pk):
+        if stopping() or not sync(watch_pk, _client(os.getpid())):
             break
     scheduling.enqueue_due()
     cache.look_after()
+
+
+@functools.cache
+def _client(pid: int) -> HttpClient:
+    """Return the client of this process. The watches that it syncs one after the other share its open connections."""
+    return remote.new_client()
 
 
 @_log_lost_database()

@@ -5,16 +5,16 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Func, Value
+from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Func, Value, Window
 from django.db.models.expressions import Combinable
-from django.db.models.functions import Coalesce, Greatest, Least, Now, Random
+from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from docora.redis import queues
 
 _JITTER = 0.1  # share of the interval between checks, in either direction
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
-ENQUEUE_AHEAD = 50  # at most this many jobs wait in the default queue; more would only fill Redis
+ENQUEUE_AHEAD = 20  # jobs waiting in the default queue at most; a change of another app waits behind them
 
 
 def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
@@ -34,16 +34,20 @@ def enqueue(watch: AppRepository, queue: str) -> None:
 
 
 def enqueue_due() -> int:
-    """Fill the default queue with watches that are due and free, longest waiting first. Return how many were added.
+    """Fill the default queue with watches that can start now. Return how many were added.
 
-    Does nothing while the queue is at least half full. The job id keeps a watch from being enqueued twice.
+    The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Does
+    nothing while the queue is at least half full.
     """
-    waiting = queues.waiting("default")
-    if waiting is None or waiting > ENQUEUE_AHEAD // 2:
+    waiting = queues.job_ids("default")
+    if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
         return 0
-    watches = AppRepository.objects.due().free().select_related("app", "repository").order_by("next_sync_at", "pk")
+    turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
+    due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
     return sum(
-        queues.enqueue("default", SYNC_JOB, watch.pk, watch.job_id, owned=False) for watch in watches[:ENQUEUE_AHEAD]
+        queues.enqueue("default", SYNC_JOB, watch.pk, watch.job_id, owned=False)
+        for watch in due.order_by("turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
+        if watch.job_id not in waiting
     )
 
 

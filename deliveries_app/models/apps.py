@@ -6,14 +6,17 @@ from typing import Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Exists, Q
+from django.db.models import Exists, F, Q, Sum
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from deliveries_app.models.root_causes import RootCause
+from docora.db.clock import from_now
 from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
+
+SLOT_REQUEST_SECONDS = 1.0  # a watch that found no slot free asks again after this time
 
 
 def new_app_id() -> str:
@@ -180,6 +183,16 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
     def due(self) -> Self:
         """Return watches that are due now and that nothing holds back."""
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
+
+    def startable(self) -> Self:
+        """Leave out watches of an app whose slots are all taken and which another watch has just asked for one.
+
+        Asking makes the holders share their slots, so one watch of a busy app has to ask about every second.
+        """
+        holders = AppRepository.objects.leased().values("app_id").annotate(taken=Sum("lease_slots"))
+        full = holders.filter(Q(taken__gte=F("app__max_in_flight")) | Q(app__down_count__gt=0))
+        asked = AppRepository.objects.filter(slots_requested_at__gt=from_now(-SLOT_REQUEST_SECONDS))
+        return self.exclude(app_id__in=full.filter(app_id__in=asked.values("app_id")).values("app_id"))
 
     def scheduled(self) -> Self:
         """Return watches that are due later and that no worker owns."""

@@ -4,7 +4,9 @@ The rules are in `engine.md`; what each module does of them: `lease` owns the wa
 at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writes, `endings` says what comes next.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
@@ -27,6 +29,7 @@ from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.client import Destination, info_of
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import Envelope
+from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
 from repositories_app import services as repositories
@@ -38,16 +41,21 @@ from repositories_app.mirror.mirror import Mirror
 
 logger = logging.getLogger(__name__)
 
+MANY_FILES = 100
+"""A run with more files takes its share of the app's slots before it sends; a smaller one ends before that pays off."""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
 
-def sync(watch_pk: int) -> bool:
-    """Sync the watch if it is due and free. True when there was something to claim."""
+def sync(watch_pk: int, client: HttpClient | None = None) -> bool:
+    """Sync the watch if it is due and free. True when there was something to claim.
+
+    `client` may have open connections, and gets back without requests; without one, the attempt has its own.
+    """
     lease = claim(watch_pk)
     if lease is None:
         return False
-    attempt = Attempt(lease)
+    attempt = Attempt(lease, client)
     with structlog.contextvars.bound_contextvars(watch=watch_pk, claim=lease.fencing_token, run_id=attempt.run_id):
         try:
             attempt.run()
@@ -59,8 +67,9 @@ def sync(watch_pk: int) -> bool:
 class Attempt:
     """One claim on one watch, from its first request to its last record."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, client: HttpClient | None) -> None:
         self.lease = lease
+        self._shared_client = client
         self.watch: AppRepository = lease.watch
         self.delivery_rules = delivery_rows.delivery_rules_of(self.watch)
         self.mirror: Mirror = repositories.mirror_of(self.watch.repository)
@@ -71,12 +80,23 @@ class Attempt:
 
     def run(self) -> None:
         """Do it, and end it one way or another; only `Superseded` and lost databases come out."""
-        with remote.new_client(max_connections=self.watch.app.max_in_flight) as self.client:
+        with self._open_client() as self.client:
             try:
                 self._run_and_end()
             except Superseded:
                 self._leave_to_the_new_claim()
                 raise
+
+    @contextlib.contextmanager
+    def _open_client(self) -> Iterator[HttpClient]:
+        if self._shared_client is None:
+            with remote.new_client(max_connections=self.watch.app.max_in_flight) as client:
+                yield client
+            return
+        try:
+            yield self._shared_client
+        finally:
+            self._shared_client.reset()
 
     def _run_and_end(self) -> None:
         try:
@@ -210,6 +230,8 @@ class Attempt:
                 self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive
             )
             logger.info("sending", extra=runs.log_fields(run))
+            if plan.files > MANY_FILES:
+                self.lease.rebalance(0, at_once=True)
             self.sender.send(plan)
             logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
             if self.watch.app.send_sync_completed and not recorder.failed_count:

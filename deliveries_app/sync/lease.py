@@ -16,6 +16,7 @@ from django.db.models import Case, DateTimeField, F, Min, QuerySet, Sum, Value, 
 from django.db.models.functions import Least, Now
 
 from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause, bulk_sql
+from deliveries_app.models.apps import SLOT_REQUEST_SECONDS
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
 from docora.server.worker import identity
@@ -38,7 +39,7 @@ class Lease:
     clock: DatabaseClock
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the watch's status before the claim was "failed"
-    rebalanced_at: float  # boot-time clock; a claim takes all slots that are free
+    rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
 
     @property
     def may_send(self) -> bool:
@@ -128,11 +129,11 @@ class Lease:
             App.objects.filter(pk=self.watch.app_id).update(down_count=0, cooldown_until=None)
             self.watch.app.down_count = 0
 
-    def rebalance(self, in_flight: int) -> None:
-        """Take the fair share of the app's slots, once a second. Slots are given back before anyone takes them: a
+    def rebalance(self, in_flight: int, *, at_once: bool = False) -> None:
+        """Take the fair share of the app's slots, once a second or `at_once`. Slots are given back before anyone takes them: a
         smaller share is written only once no more than that is in flight; until then just nothing new is started.
         Raises `Paused` when the app, or all syncing, was paused meanwhile."""
-        if boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
+        if not at_once and boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
         with transaction.atomic():
             app = App.objects.select_for_update(no_key=True).get(pk=self.watch.app_id)
@@ -159,19 +160,24 @@ def claim(watch_pk: int) -> Lease | None:
     """Take the watch if it is due and free; None when it is not, or when the app has no slot left (then it is due
     again in a second, and the holders learn that somebody waits)."""
     started = boot_seconds()
+    due = AppRepository.objects.filter(pk=watch_pk).due().free()
+    app_pk = due.values_list("app_id", flat=True).first()
+    if app_pk is None:
+        return None
     with transaction.atomic():
-        app_pk = AppRepository.objects.filter(pk=watch_pk).values_list("app_id", flat=True).first()
-        app = App.objects.select_for_update(no_key=True).filter(pk=app_pk).first() if app_pk else None
-        status = AppRepository.objects.filter(pk=watch_pk).due().free().values_list("status", flat=True).first()
+        app = App.objects.select_for_update(no_key=True).filter(pk=app_pk).first()
+        status = due.values_list("status", flat=True).first()  # again: it may have changed before the lock
         if app is None or status is None:
             return None
         taken = _other_leases(app.pk, watch_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
         # An endpoint that was down is asked by one watch with one request before all the others come.
-        slots = app.max_in_flight - taken if not app.down_count else (1 if not taken else 0)
-        if slots < 1:
-            AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=from_now(1))
+        free = app.max_in_flight - taken if not app.down_count else (1 if not taken else 0)
+        if free < 1:
+            asks_again = from_now(SLOT_REQUEST_SECONDS)
+            AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=asks_again)
             return None
-        return _take(watch_pk, slots, started, had_failed=status == Status.FAILED)
+        # Half of them: the next watch finds slots too, and a small repository has ended before slots are shared again.
+        return _take(watch_pk, max(1, free // 2), started, had_failed=status == Status.FAILED)
 
 
 def _take(watch_pk: int, slots: int, started: float, *, had_failed: bool) -> Lease | None:
@@ -189,11 +195,9 @@ def _take(watch_pk: int, slots: int, started: float, *, had_failed: bool) -> Lea
     )
     if updated != 1:
         return None
-    rows = AppRepository.objects.filter(pk=watch_pk)
-    watch = rows.select_related("app", "repository").get()
-    clock = DatabaseClock(rows.values_list(Now(), flat=True).get())
-    high = max(watch.sequence_high + 1, _microseconds(clock))
-    AppRepository.objects.filter(pk=watch_pk, fencing_token=watch.fencing_token).update(sequence_high=high)
+    watch = AppRepository.objects.select_related("app", "repository").annotate(database_now=Now()).get(pk=watch_pk)
+    clock = DatabaseClock(watch.database_now)  # type: ignore[attr-defined]  # the annotation
+    high = max(watch.sequence_high + 1, _microseconds(clock))  # written by `extend`, before anything is sent
     return Lease(watch, watch.fencing_token, watch.generation, slots, high, clock, started, had_failed, started)
 
 

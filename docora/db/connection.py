@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, InternalError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError, connections
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 """Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
@@ -54,6 +54,16 @@ def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str
         **given,
         "options": f"{session} {given.get('options', '')}".strip(),  # the last value of a repeated parameter counts
     }
+
+
+def close_broken_connections() -> None:
+    """Close the connections on which an error occurred, and keep those that work.
+
+    Django's `close_old_connections` also closes working ones, unless `CONN_MAX_AGE` says otherwise.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.errors_occurred:
+            connection.close()
 
 
 def first_line(error: Exception) -> str:

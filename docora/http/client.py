@@ -117,8 +117,7 @@ class HttpClient:
             while not (finished := self.poll(1.0)):
                 pass
         finally:  # after an exception, drop the request
-            self.abort()
-            self._finished.clear()
+            self.reset()
         return finished[0][1]
 
     def withdraw(self) -> list[Request]:
@@ -141,12 +140,16 @@ class HttpClient:
         self._waiting.clear()
         return aborted
 
+    def reset(self) -> None:
+        """Cancel all requests and forget their outcomes. Idle connections stay open."""
+        self.abort()
+        self._finished.clear()
+
     def close(self) -> None:
         """Cancel all requests and close all connections. May block until a running DNS lookup ends."""
         if self._closed or self._pid != os.getpid():
             return
-        self.abort()
-        self._finished.clear()
+        self.reset()
         self._closed = True
         self._multi.close()
         for transfers in self._idle.values():

@@ -126,9 +126,9 @@ def drop(job_ids: Iterable[str]) -> None:
         logger.warning("jobs_not_removed", extra={"cause": str(error)})
 
 
-def waiting(queue: str) -> int | None:
-    """Return how many jobs wait in a queue, or None when Redis is down."""
+def job_ids(queue: str) -> list[str] | None:
+    """Return the ids of the jobs that wait in a queue, next one first, or None when Redis is down."""
     try:
-        return int(_queue(queue).count)
+        return list(_queue(queue).job_ids)
     except (RedisError, OSError):
         return None

@@ -16,11 +16,13 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
+from rq.utils import as_text
 
+from docora.db.connection import close_broken_connections
 from docora.process import die_with
 from docora.redis.queues import WORKER_TTL_SECONDS
 from docora.security import crypto
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 _stopping = threading.Event()
 _worker_name = ""
 HAND_OVER_SECONDS = 8.0
+JOBS_PER_HORSE = 200
+HORSE_SECONDS = 60.0
+"""A work-horse takes no further job after this many jobs or seconds, so that what a job leaks stays bounded."""
 
 maintenance_callbacks: list[Callable[[], None]] = []
 """Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs. They must be quick
@@ -94,9 +99,56 @@ class DocoraWorker(Worker):
         for callback in maintenance_callbacks:
             callback()
 
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """In the work-horse: perform the job, then those that wait behind it and call the same function.
+
+        Forking costs more than a short job. Each job starts and ends for RQ as if it had a work-horse of its own.
+        """
+        ends_at = time.monotonic() + HORSE_SECONDS
+        succeeded = super().perform_job(job, queue, execution)
+        for _ in range(JOBS_PER_HORSE - 1):
+            if stopping() or time.monotonic() > ends_at:
+                break
+            close_broken_connections()
+            following = self._take_job_of(job.func_name)
+            if following is None:
+                break
+            super().perform_job(*following, self.prepare_execution(following[0]))
+        return succeeded
+
+    def _take_job_of(self, function: str | None) -> tuple[Job, Queue] | None:
+        """Take the next job from the queues, or leave it there and return None if it calls another function."""
+        for queue in self.queues:
+            while first := self.connection.lindex(queue.key, 0):
+                job_id = as_text(first)
+                try:
+                    job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+                    if job.func_name != function:
+                        return None
+                except NoSuchJobError:
+                    self.connection.lrem(queue.key, 1, job_id)
+                except DeserializationError:
+                    return None  # the worker reports it
+                else:
+                    if self.connection.lrem(queue.key, 1, job_id):  # otherwise another worker has taken it
+                        return job, queue
+        return None
+
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """Keep the job alive that the work-horse is performing now, which need not be the one that it began with."""
         with contextlib.suppress(RedisError):
-            super().maintain_heartbeats(job, execution)
+            self.heartbeat(WORKER_TTL_SECONDS)
+            for current in self.get_current_executions(refresh=True):
+                with contextlib.suppress(NoSuchJobError):
+                    super().maintain_heartbeats(current.job, current)
+
+    def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
+        """Wait for the work-horse to end. rq then looks after the job that it began with; a later one fails here, too."""
+        super().monitor_work_horse(job, queue, execution)
+        for left in self.get_current_executions(refresh=True):
+            with contextlib.suppress(NoSuchJobError):
+                reason = "The work-horse ended unexpectedly."
+                self.handle_job_failure(left.job, queue, exc_string=reason, execution=left)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Ignore errors of a job that Redis no longer knows.

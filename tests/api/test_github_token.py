@@ -52,7 +52,7 @@ def test_new_token_clears_errors_and_circuit_and_syncs(world: World, caller: Cal
     assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
     assert watch.request_count > requests_before
     assert watch.next_sync_at <= timezone.now()
-    assert queues.waiting("high") == 1
+    assert len(queues.job_ids("high")) == 1
     world.settle()
     watch.refresh_from_db()
     assert watch.status == Status.SYNCED

@@ -129,7 +129,7 @@ def test_services_work_without_redis(world: World, valkey_server: ValkeyServer) 
     assert SyncRun.objects.filter(pk=requested.run.pk, outcome="").exists()
     assert AppRepository.objects.due().filter(pk=watch.pk).exists()
     assert not put()
-    assert queues.waiting("default") is None
+    assert queues.job_ids("default") is None
     assert enqueue_due() == 0
     queues.drop(["job-1"])
     assert cancel_request(Actor.command(), watch) == 1
@@ -180,6 +180,16 @@ def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, re
     assert ids("default") == [watch.job_id for watch in reversed(watches)][:4]
     assert enqueue_due() == 0  # still half full
     assert len(ids("default")) == 4
+
+
+def test_apps_take_turns(world: World, redis_client: Redis, monkeypatch) -> None:
+    """A bulk of one app stands in front of nobody else's change."""
+    monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
+    bulk = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
+    _, change = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    redis_client.flushall()
+    enqueue_due()
+    assert ids("default") == [watch.job_id for watch in (bulk[0], change, bulk[1], bulk[2])]
 
 
 def test_leased_cooling_down_and_paused_watches_are_not_enqueued(world: World, redis_client: Redis) -> None:

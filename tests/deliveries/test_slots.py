@@ -8,8 +8,9 @@ from django.db.models import F
 
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Notification
-from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.attempt import MANY_FILES, sync
 from deliveries_app.sync.lease import Lease, claim
+from docora.db.clock import from_now
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -19,7 +20,7 @@ def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[A
     """Return watches of one app with so many slots."""
     App.objects.filter(pk=world.app.pk).update(max_in_flight=slots)
     world.app.refresh_from_db()
-    content = {f"{number:02}.txt": b"%d" % number for number in range(files)}
+    content = {f"{number:03}.txt": b"%d" % number for number in range(files)}
     return [world.watch(content, name=f"acme/widgets-{number}")[1] for number in range(count)]
 
 
@@ -64,15 +65,22 @@ def test_three_workers_share_the_limit_of_an_app(world: World, slots: int) -> No
         assert all(before.answered_at <= after.received_at for before, after in pairwise(log))
 
 
-def test_one_repository_alone_uses_all_slots(world: World) -> None:
-    (watch,) = several(world, 1, files=30, slots=6)
-    world.answer(lambda note: time.sleep(0.02))
+@pytest.mark.parametrize(("files", "used"), [(MANY_FILES, 3), (MANY_FILES + 1, 6)])
+def test_only_a_run_with_many_files_takes_more_than_half(world: World, files: int, used: int) -> None:
+    (watch,) = several(world, 1, files=files, slots=6)
+    world.answer(lambda note: time.sleep(0.005))  # it ends before slots are shared again
     world.sync(watch)
-    assert world.receiver.max_in_flight(world.app.app_id) == 6
+    assert world.receiver.max_in_flight(world.app.app_id) == used
+
+
+def test_each_claim_takes_half_of_the_free_slots(world: World) -> None:
+    watches = several(world, 5)
+    assert [claimed(watch).slots for watch in watches[:4]] == [4, 2, 1, 1]
+    assert claim(watches[4].pk) is None
 
 
 def test_watch_without_a_slot_is_due_again_in_a_second(world: World) -> None:
-    first, second = several(world, 2)
+    first, second = several(world, 2, slots=1)
     claimed(first)
     assert claim(second.pk) is None
     second.refresh_from_db()
@@ -85,7 +93,7 @@ def test_watch_without_a_slot_is_due_again_in_a_second(world: World) -> None:
 def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
     first, second = several(world, 2, slots=8)
     holder = claimed(first)
-    assert holder.slots == 8
+    assert rebalance(holder, in_flight=0) == 8
     assert claim(second.pk) is None  # so it waits
     assert rebalance(holder, in_flight=8) == 4
     assert slots_of(first) == 8  # still in use
@@ -95,7 +103,8 @@ def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
     assert slots_of(first) == 4
     world.make_due(second)
     newcomer = claimed(second)
-    assert newcomer.slots == 4
+    assert newcomer.slots == 2
+    assert rebalance(newcomer, in_flight=0) == 4
     newcomer.finish(next_sync_in=None)
     assert rebalance(holder, in_flight=4) == 8
     assert slots_of(first) == 8
@@ -104,6 +113,7 @@ def test_holder_returns_slots_and_gets_them_back(world: World) -> None:
 def test_every_holder_has_at_least_one_slot(world: World) -> None:
     watches = several(world, 3, slots=2)
     holder = claimed(watches[0])
+    assert rebalance(holder, in_flight=0) == 2
     assert claim(watches[1].pk) is None
     assert claim(watches[2].pk) is None
     assert rebalance(holder, in_flight=0) == 1
@@ -117,14 +127,14 @@ def test_slots_of_a_dead_worker_expire_with_its_lease(world: World) -> None:
     first, second = several(world, 2)
     claimed(first)
     AppRepository.objects.filter(pk=first.pk).update(lease_until=F("created_at"))
-    assert claimed(second).slots == 8
+    assert claimed(second).slots == 4
 
 
 def test_apps_do_not_share_slots(world: World) -> None:
     (watch,) = several(world, 1)
     claimed(watch)
     _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
-    assert claimed(other).slots == 8
+    assert claimed(other).slots == 4
 
 
 def test_slots_are_shared_during_a_long_fetch(world: World) -> None:
@@ -173,3 +183,24 @@ def test_newcomer_gets_a_share_while_files_are_sent(world: World) -> None:
     assert mine[-1] < len(under_way) - 20
     assert world.receiver.max_in_flight(world.app.app_id) == 4
     assert max(count for _, count in under_way[mine[-1] + 40 :]) == 4
+
+
+def test_full_app_is_not_woken_for_every_waiting_watch(world: World) -> None:
+    """One watch asks for a slot each second; the jobs of the others would find none."""
+    holding, *waiting = several(world, 4, slots=1)
+    _, other = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    claimed(holding)
+    due = AppRepository.objects.due().free().startable()
+    assert set(due.all()) == {*waiting, other}
+    assert claim(waiting[0].pk) is None  # it asks
+    assert set(due.all()) == {other}
+    AppRepository.objects.filter(pk=waiting[0].pk).update(slots_requested_at=from_now(-2))
+    assert set(due.all()) == {*waiting[1:], other}
+
+
+def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World) -> None:
+    probe, asking, waiting = several(world, 3)
+    App.objects.filter(pk=world.app.pk).update(down_count=1)
+    claimed(probe)
+    assert claim(asking.pk) is None
+    assert waiting not in AppRepository.objects.due().free().startable()

@@ -46,7 +46,7 @@ def test_pause_and_resume_with_workers(world: World, daemons: Daemons) -> None:
     assert (watch.status, watch.retry_count) == (Status.PENDING, 0)
     assert watch.deliveries.filter(acknowledged=True).count() == sent
     _other_repo, other = world.watch(name="acme/other")
-    wait_for(lambda: queues.waiting("high") == 0, 20, 0.05)  # a worker has taken its job and done nothing
+    wait_for(lambda: queues.job_ids("high") == [], 20, 0.05)  # a worker has taken its job and done nothing
     resume_syncing(ACTOR)
     wait_until_synced(watch)
     wait_until_synced(other)

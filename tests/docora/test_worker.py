@@ -1,0 +1,138 @@
+"""What Docora's RQ worker does beyond rq's: a work-horse performs the jobs that wait behind its first one."""
+
+import os
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+
+import django_rq
+import pytest
+from redis import Redis
+from rq.registry import StartedJobRegistry
+
+from docora.redis import queues
+from docora.redis.connection import connection
+from docora.server import worker
+from docora.server.worker import DocoraWorker
+from tests.support.processes import forked
+from tests.support.receiver import wait_for
+
+HERE = f"{__name__}."
+
+
+def note(path: str) -> None:
+    """The job: append the work-horse's pid to the file. What else it does depends on the file's name."""
+    file = Path(path)
+    with file.open("a") as lines:
+        lines.write(f"{os.getpid()}\n")
+    if file.name == "fails":
+        raise ValueError("a job that fails")
+    if file.name == "is_killed" and len(pids(file)) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if file.name == "takes_long":
+        time.sleep(7)
+
+
+def note_another(path: str) -> None:
+    note(path)
+
+
+def pids(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def put(file: Path, queue: str = "default", function: str = "note") -> None:
+    assert queues.enqueue(queue, HERE + function, str(file), file.name)
+
+
+def work(*names: str) -> int:
+    """Start a worker on these queues in a process of its own. It ends once they are empty. Return its pid."""
+
+    def run() -> None:
+        redis = connection()
+        DocoraWorker([django_rq.get_queue(name, connection=redis) for name in names], connection=redis).work(burst=True)
+
+    return forked(run)
+
+
+def work_until_empty(*names: str) -> None:
+    os.waitpid(work(*names), 0)
+
+
+def test_work_horse_performs_the_jobs_behind_its_first(tmp_path: Path) -> None:
+    files = [tmp_path / f"job-{number}" for number in range(5)]
+    for file in files[:4]:
+        put(file)
+    put(files[4], "high")
+    work_until_empty("high", "default")
+    assert len({pid for file in files for pid in pids(file)}) == 1
+    assert all(len(pids(file)) == 1 for file in files)
+    assert not connection().keys("rq:job:*")
+
+
+def test_another_function_gets_another_work_horse(tmp_path: Path) -> None:
+    first, other, last = (tmp_path / name for name in ("first", "other", "last"))
+    put(first)
+    put(other, function="note_another")
+    put(last)
+    work_until_empty("default")
+    assert len({*pids(first), *pids(other), *pids(last)}) == 3
+
+
+def test_queues_keep_their_order(tmp_path: Path) -> None:
+    """A work-horse of the low queue does not go on past a job that waits in the high one."""
+    low, lower, high = (tmp_path / name for name in ("low", "lower", "high"))
+    put(low, "low")
+    put(lower, "low")
+    put(high, "high", function="note_another")
+    work_until_empty("high", "low")
+    assert pids(high) != pids(low) == pids(lower)
+
+
+def test_failed_job_ends_only_itself(tmp_path: Path) -> None:
+    first, failing, last = (tmp_path / name for name in ("first", "fails", "last"))
+    for file in (first, failing, last):
+        put(file)
+    work_until_empty("default")
+    assert pids(first) == pids(failing) == pids(last)
+
+
+@pytest.mark.parametrize("limit", ["jobs", "seconds"])
+def test_work_horse_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(worker, *{"jobs": ("JOBS_PER_HORSE", 2), "seconds": ("HORSE_SECONDS", 0.0)}[limit])
+    files = [tmp_path / f"job-{number}" for number in range(4)]
+    for file in files:
+        put(file)
+    work_until_empty("default")
+    assert len({pid for file in files for pid in pids(file)}) == {"jobs": 2, "seconds": 4}[limit]
+
+
+def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, redis_client: Redis) -> None:
+    first, killed, last = (tmp_path / name for name in ("first", "is_killed", "last"))
+    for file in (first, killed, last):
+        put(file)
+    work_until_empty("default")
+    assert pids(first) == pids(killed) != pids(last)
+    assert StartedJobRegistry("default", connection=redis_client).get_job_ids() == []
+    wait_for(lambda: not redis_client.exists("rq:job:is_killed"), 8)
+    put(killed)
+    work_until_empty("default")
+    assert len(pids(killed)) == 2
+
+
+def test_long_later_job_stays_alive(tmp_path: Path, redis_client: Redis) -> None:
+    first, long = (tmp_path / name for name in ("first", "takes_long"))
+    put(first)
+    put(long)
+    pid = work("default")
+    wait_for(lambda: pids(long), 20)
+    (key,) = redis_client.keys("rq:execution:takes_long:*")
+
+    def heartbeat() -> datetime:
+        return datetime.fromtimestamp(float(redis_client.hget(key, "last_heartbeat")))
+
+    began = heartbeat()
+    wait_for(lambda: heartbeat() > began, 7)
+    os.waitpid(pid, 0)
+    assert not redis_client.keys("rq:execution:*")
