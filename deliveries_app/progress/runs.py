@@ -98,6 +98,11 @@ def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, in
     )  # fmt: skip
 
 
+def give_attempt_back(run: SyncRun) -> None:
+    """Do not count the attempt that ends now: the run has only made way for others."""
+    SyncRun.objects.filter(pk=run.pk).update(attempts=F("attempts") - 1)
+
+
 def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
     """Set the final left-out counts. Call inside the transaction that ends the run."""
     run.left_out = dict(left_out)

@@ -6,6 +6,7 @@ at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writ
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +23,14 @@ from deliveries_app.planning.planner import Planned, plan_to
 from deliveries_app.progress import runs
 from deliveries_app.sync import circuit, outcomes
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
-from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, Superseded
+from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
 from deliveries_app.sync.lease import Lease, claim
 from deliveries_app.sync.recorder import Recorder, settle_lists
 from deliveries_app.sync.sender import Sender
 from deliveries_app.webhooks.client import Destination, info_of
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import Envelope
+from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
@@ -43,12 +45,17 @@ logger = logging.getLogger(__name__)
 
 MANY_FILES = 100
 """A run with more files takes its share of the app's slots before it sends; a smaller one ends before that pays off."""
+SLICE_SECONDS = 4.0
+SLICE_FACTOR = 10
+"""A run makes way for a watch of another app after sending for this long, or `SLICE_FACTOR` times as long as it took to
+prepare: preparing again must not cost much beside the sending."""
+_WAITING_SECONDS = 1.0  # a watch that is due for this long waits for a worker
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
 
 def sync(watch_pk: int, client: HttpClient | None = None) -> bool:
-    """Sync the watch if it is due and free. True when there was something to claim.
+    """Sync the watch if it is due and free. True when it may be due again at once: call it again.
 
     `client` may have open connections, and gets back without requests; without one, the attempt has its own.
     """
@@ -61,7 +68,7 @@ def sync(watch_pk: int, client: HttpClient | None = None) -> bool:
             attempt.run()
         except Superseded:
             logger.info("superseded")
-    return True
+    return not attempt.made_way
 
 
 class Attempt:
@@ -77,6 +84,9 @@ class Attempt:
         self.sync_run: SyncRun | None = None
         self.run_id = new_run_id()  # until there is a request that it is for, and of the run that it opens otherwise
         self.sender: Sender | None = None
+        self.made_way = False
+        self._began_at = time.monotonic()
+        self._slice_ends_at = 0.0
 
     def run(self) -> None:
         """Do it, and end it one way or another; only `Superseded` and lost databases come out."""
@@ -105,6 +115,13 @@ class Attempt:
             self._drain(HAND_OVER_SECONDS)
             outcomes.postponed(self.lease, 0.0)
             logger.info("handed_over")
+        except SliceOver:
+            self._drain(DRAIN_SECONDS)
+            if self.sync_run:
+                runs.give_attempt_back(self.sync_run)
+            outcomes.postponed(self.lease, 0.0)
+            self.made_way = True
+            logger.info("made_way")
         except Paused:  # the run stays open, and goes on when what was paused is resumed
             self._drain(DRAIN_SECONDS)
             outcomes.postponed(self.lease, 0.0)
@@ -227,8 +244,11 @@ class Attempt:
         destination = self._destination(planned.head, run)
         with self.mirror.blobs() as reader:
             self.sender = Sender(
-                self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive
-            )
+                self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive,
+                self._slice_is_over,
+            )  # fmt: skip
+            prepared_in = time.monotonic() - self._began_at
+            self._slice_ends_at = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
             logger.info("sending", extra=runs.log_fields(run))
             if plan.files > MANY_FILES:
                 self.lease.rebalance(0, at_once=True)
@@ -312,6 +332,15 @@ class Attempt:
 
     def _close_circuit(self) -> None:
         circuit.close_circuit(self.watch.repository, but=self.watch)
+
+    def _slice_is_over(self) -> bool:
+        """Whether this attempt has had its time and a watch of another app waits for a worker. Asks once a second."""
+        now = time.monotonic()
+        if now < self._slice_ends_at:
+            return False
+        self._slice_ends_at = now + _WAITING_SECONDS
+        due = AppRepository.objects.due().free().startable().exclude(app=self.watch.app)
+        return due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
 
     def _alive(self) -> None:
         if stopping():

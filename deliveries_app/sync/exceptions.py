@@ -9,6 +9,10 @@ class Paused(Exception):
     """An administrator paused the app, or all syncing, while it was being sent to."""
 
 
+class SliceOver(Exception):
+    """Another app waits for a worker, and this attempt has had its share of the time. The run continues later."""
+
+
 class EndpointDown(Exception):
     """The app's endpoint does not answer at all; every repository of the app has to wait."""
 

@@ -40,6 +40,8 @@ class ResponsePolicy:
 
     _down: int = 0
     _gone: int = 0
+    endpoint_works: bool = False
+    """Whether the last outcome was an answer of the app itself."""
 
     def of(self, change: Change, outcome: Outcome, *, chunked: bool) -> Decision:
         """`chunked`: the request was one chunk of a file. One that surely was not processed may be sent again as it is;
@@ -70,6 +72,7 @@ class ResponsePolicy:
         """Count a settled notification; raises what ends the run."""
         if verdict.rest is not None:
             raise RateLimited(verdict.rest)
+        self.endpoint_works = not verdict.endpoint_failed
         self._down = self._down + 1 if verdict.endpoint_failed else 0
         if self._down >= DOWN_AFTER:
             raise EndpointDown

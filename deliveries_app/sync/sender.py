@@ -15,6 +15,7 @@ from deliveries_app.planning.paths import PathSet
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
+from deliveries_app.sync.exceptions import SliceOver
 from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.sync.responses import LONGEST_WAIT, REST_AFTER_TIMEOUT, Decision, ResponsePolicy
@@ -40,7 +41,12 @@ class _Transfer:
 
 
 class Sender:
-    """`alive` is called between requests and raises when the run has to stop."""
+    """Sends a plan. `alive` is called between requests and raises when the run has to stop.
+
+    `slice_is_over` says whether the run should make way for other apps. Then no further file is started, large files are
+    sent to their end, since a part of one counts for nothing, and `SliceOver` is raised. A run whose endpoint does not
+    answer goes on until that is known to be down: as slices, it would hold a worker up for ever.
+    """
 
     def __init__(
         self,
@@ -52,10 +58,13 @@ class Sender:
         destination: Destination,
         delivery_rules: DeliveryRules,
         alive: Callable[[], None],
+        slice_is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client, self._mirror, self._reader = client, mirror, reader
         self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules
-        self._alive = alive
+        self._alive, self._slice_is_over = alive, slice_is_over
+        self._is_ending = False  # the slice is over
+        self._large_files = 0  # under way
         self._ready: deque[_Transfer] = deque()
         self._bytes_in_flight = 0
         self._unsettled = PathSet()
@@ -80,7 +89,7 @@ class Sender:
         clean = True
         self._take_back()
         for transfer in self._ready:
-            _close(transfer)
+            self._close(transfer)
         self._ready.clear()
         while self._client.in_flight and time.monotonic() < deadline:
             for request, outcome in self._client.poll(0.2):
@@ -89,7 +98,7 @@ class Sender:
                 clean = clean and not verdict.may_be_under_way
                 if record:
                     self._settle_last(transfer, verdict)
-                _close(transfer)
+                self._close(transfer)
             on_wait()
         for request in self._client.abort():
             transfer = self._landed(request)
@@ -97,7 +106,7 @@ class Sender:
             if record:
                 failure = Failure("timeout", "The run stopped before the app answered.", rest=REST_AFTER_TIMEOUT)
                 self._recorder.fail(transfer.notification, failure)
-            _close(transfer)
+            self._close(transfer)
         return clean
 
     def _settle_last(self, transfer: _Transfer, verdict: Decision) -> None:
@@ -112,7 +121,7 @@ class Sender:
         block = next(waiting, None)
         while block or self._ready or self._client.in_flight:
             self._start()
-            if block and not self._ready:
+            if block and not self._ready and not self._is_ending:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
@@ -162,6 +171,8 @@ class Sender:
 
     def _start(self) -> None:
         """Start what may be under way now: a free slot, room for its bytes, no pause, and a lease that lasts."""
+        if self._is_ending:
+            self._ready = deque(transfer for transfer in self._ready if transfer.file)
         while self._ready and self._client.in_flight < self._lease.slots and time.monotonic() >= self._pause_until:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
                 return
@@ -179,6 +190,7 @@ class Sender:
             except TransformFailed as error:
                 self._recorder.fail(item, Failure("transform", str(error)))
                 return
+            self._large_files += 1
         now = datetime.now(UTC)
         if change.kind == Kind.DELETE:
             body = delete_body(self._to.repository, change.path, item.sha, self._to.commit, now)
@@ -241,7 +253,7 @@ class Sender:
             self._recorder.fail(item, verdict.failure)
             if item.change.kind == Kind.DELETE:
                 self._unsettled.add(item.change.path)
-        _close(transfer)
+        self._close(transfer)
         self._judge.stop_if_hopeless(verdict)
 
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
@@ -262,8 +274,12 @@ class Sender:
         self._alive()
         if self._recorder.due:
             self._recorder.commit()
+        if not self._is_ending:
+            self._is_ending = self._judge.endpoint_works and self._slice_is_over()
+        if self._is_ending and not self._large_files:
+            raise SliceOver
 
-
-def _close(transfer: _Transfer) -> None:
-    if transfer.file:
-        transfer.file.close()
+    def _close(self, transfer: _Transfer) -> None:
+        if transfer.file:
+            transfer.file.close()
+            self._large_files -= 1

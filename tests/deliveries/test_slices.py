@@ -1,0 +1,110 @@
+"""A long run makes way for other apps, in slices, and nothing is lost or sent twice (`engine.md` §6)."""
+
+import time
+from collections import Counter
+
+import pytest
+
+from deliveries_app.models import AppRepository, Status
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.sync import attempt
+from deliveries_app.sync.attempt import sync
+from docora.db.clock import from_now
+from tests.support.world import World
+
+FILES = {f"{number:03}.txt": b"%d" % number for number in range(40)}
+
+
+@pytest.fixture(autouse=True)
+def _short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "SLICE_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "SLICE_FACTOR", 0)
+
+
+@pytest.fixture
+def slow(world: World) -> AppRepository:
+    """A watch of an app that takes 50 ms for each file, one at a time."""
+    world.app.max_in_flight = 1
+    world.app.save()
+    world.answer(lambda note: time.sleep(0.03) if note.app_id == world.app.app_id else None)
+    return world.watch(FILES)[1]
+
+
+def another_app_waits(world: World) -> AppRepository:
+    _, watch = world.watch(name="acme/gadgets", app=world.add_app("Other"))
+    AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(-5))
+    return watch
+
+
+def slices_until_synced(world: World, watch: AppRepository) -> int:
+    for number in range(1, 100):
+        world.make_due(watch)
+        if sync(watch.pk):
+            return number
+    raise AssertionError("not synced after 100 slices")
+
+
+def test_run_continues_where_it_made_way(world: World, slow: AppRepository) -> None:
+    other = another_app_waits(world)
+    assert slices_until_synced(world, slow) > 1
+    slow.refresh_from_db()
+    assert (slow.status, slow.retry_count) == (Status.SYNCED, 0)
+    assert world.copy(slow).keys() == FILES.keys()
+    sent = Counter(record.path for record in world.requests("create") if record.app_id == world.app.app_id)
+    assert sent == Counter(FILES.keys())
+    (run,) = world.runs(slow)
+    assert (run.outcome, run.attempts, run.files_done, run.files_total) == ("succeeded", 1, 40, 40)
+    assert world.copy(other) == {}  # this test syncs nothing else
+
+
+def test_watch_that_made_way_is_due_again(world: World, slow: AppRepository) -> None:
+    another_app_waits(world)
+    assert not sync(slow.pk)
+    slow.refresh_from_db()
+    assert (slow.status, slow.retry_count, slow.lease_until) == (Status.PENDING, 0, None)
+    assert slow in AppRepository.objects.due().free()
+    assert 0 < len(world.copy(slow)) < len(FILES)
+
+
+@pytest.mark.parametrize("waiting", ["nothing", "a watch of the same app", "a watch that has just become due"])
+def test_run_makes_way_only_for_another_app_that_waits(world: World, slow: AppRepository, waiting: str) -> None:
+    if waiting == "a watch of the same app":
+        _, watch = world.watch(name="acme/gadgets")
+        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(-5))
+    if waiting == "a watch that has just become due":
+        watch = another_app_waits(world)
+        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(0))
+        attempt_ends = time.monotonic() + attempt._WAITING_SECONDS
+        world.answer(lambda note: time.sleep(0.03) if time.monotonic() < attempt_ends - 0.5 else None)
+    assert sync(slow.pk)
+    assert world.copy(slow).keys() == FILES.keys()
+
+
+def test_large_file_is_sent_to_its_end(world: World, settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100, 100
+    world.answer(lambda note: time.sleep(0.03))
+    large = {f"large-{number}.bin": bytes(range(256)) * 4 for number in range(4)}  # 14 chunks each
+    world.app.max_in_flight = 2
+    world.app.save()
+    _, watch = world.watch(large)
+    another_app_waits(world)
+    assert slices_until_synced(world, watch) > 1
+    chunks = Counter((record.path, record.chunk.id) for record in world.requests("create") if record.chunk)
+    assert set(chunks.values()) == {14}
+    assert len(chunks) == len(large)  # each under one id
+
+
+def test_endpoint_that_does_not_answer_is_found_to_be_down(world: World) -> None:
+    """As slices, its run would hold a worker up for ever: none of them would have seen enough failures."""
+    _, watch = world.watch(FILES)
+    another_app_waits(world)
+
+    def unavailable(note: Notification) -> Answer:
+        time.sleep(0.03)
+        return Answer(502)
+
+    world.answer(unavailable)
+    assert sync(watch.pk)
+    world.app.refresh_from_db()
+    assert world.app.down_count == 1
+    assert world.app.cooldown_until is not None
