@@ -49,7 +49,7 @@ def sync_watch(watch_pk: int) -> None:
 
 @functools.cache
 def _client(pid: int) -> HttpClient:
-    """Return the client of this process. The watches that it syncs one after the other share its open connections."""
+    """Return the client of this process, whose watches use its connections one after the other. A fork needs its own."""
     return remote.new_client()
 
 
