@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from django import conf
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from redis import Redis
 from rq import Worker
 
 from deliveries_app import jobs
@@ -38,9 +40,12 @@ def out(db, settings, redis_client) -> Iterator[AlertReceivers]:
 
 
 def beat() -> None:
+    """Record heartbeats of the sweep and the workers, on a separate connection because RQ changes the timeouts of the
+    connection that it is given."""
     heartbeat.beat(heartbeat.SWEEP)
-    for worker in Worker.all(connection=redis()):
-        worker.heartbeat()
+    with Redis.from_url(conf.settings.REDIS_URL) as client:
+        for worker in Worker.all(connection=client):
+            worker.heartbeat()
 
 
 @pytest.fixture
