@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ _TIMEOUT = 600.0
 
 def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> Iterator[Row]:
     """Sync many small repositories of one app."""
+    from django.utils import timezone
+
     from deliveries_app import scheduling
     from deliveries_app.actors import Actor
     from deliveries_app.models import AppRepository
@@ -35,6 +38,8 @@ def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> It
 
     repos = [make_large(stage.git, f"many/of-{number}", FILES, SIZE) for number in range(count)]
     floor = count / _bare_fetches(stage, repos)
+    tomorrow = timezone.now() + timedelta(days=1)  # earlier watches are not synced beside these
+    AppRepository.objects.update(next_sync_at=None, next_check_at=tomorrow)
     receiver = stage.receiver()
     app = stage.app(receiver)
 
