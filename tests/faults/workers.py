@@ -1,5 +1,6 @@
 """Run workers as processes, and kill, stop or freeze them while the client handles one of their notifications."""
 
+import contextlib
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ from django.db import connections
 from deliveries_app.models import AppRepository
 from deliveries_app.sync import responses, sender
 from deliveries_app.sync.attempt import sync
+from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import Request
 from docora.server import worker
 from tests.faults.journal import Journal
@@ -150,10 +152,14 @@ def _short_request(*args: object, **kwargs: object) -> Request:
 
 
 def _attempt(watch_pk: int) -> None:
-    """Run a sync as a work-horse does."""
+    """Run a sync as a work-horse does: it ends without an error if its database connection is lost.
+
+    PostgreSQL ends the session of a worker that was frozen inside a transaction.
+    """
     worker._stopping.clear()
     signal.signal(signal.SIGTERM, worker.request_stop)
-    sync(watch_pk)
+    with contextlib.suppress(*CONNECTION_ERRORS):
+        sync(watch_pk)
 
 
 def _is_about(note: Notification, watch: AppRepository) -> bool:
