@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
+from deliveries_app.services.onboarding import MAX_IN_FLIGHT_LIMIT
 from deliveries_app.sweep import cleanup, retention
 from deliveries_app.sync.attempt import sync
 from docora.db.connection import CONNECTION_ERRORS
@@ -50,7 +51,7 @@ def sync_watch(watch_pk: int) -> None:
 @functools.cache
 def _client(pid: int) -> HttpClient:
     """Return the client of this process, whose watches use its connections one after the other. A fork needs its own."""
-    return remote.new_client()
+    return remote.new_client(max_connections=MAX_IN_FLIGHT_LIMIT)
 
 
 @_log_lost_database()

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from django.db.models import F
 
+from deliveries_app import jobs
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Notification
 from deliveries_app.sync.attempt import MANY_FILES, sync
@@ -14,6 +15,8 @@ from docora.db.clock import from_now
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
+
+MANY_SLOTS = 230  # more than the checks of git hosts have under way
 
 
 def several(world: World, count: int, files: int = 20, slots: int = 8) -> list[AppRepository]:
@@ -71,6 +74,14 @@ def test_only_a_run_with_many_files_takes_more_than_half(world: World, files: in
     world.answer(lambda note: time.sleep(0.005))  # it ends before slots are shared again
     world.sync(watch)
     assert world.receiver.max_in_flight(world.app.app_id) == used
+
+
+def test_app_with_very_many_slots_uses_them_all_in_a_job(world: World) -> None:
+    (watch,) = several(world, 1, files=2 * MANY_SLOTS, slots=MANY_SLOTS)
+    world.answer(lambda note: time.sleep(1))
+    world.make_due(watch)
+    jobs.sync_watch(watch.pk)
+    assert world.receiver.max_in_flight(world.app.app_id) == MANY_SLOTS
 
 
 def test_each_claim_takes_half_of_the_free_slots(world: World) -> None:
