@@ -86,7 +86,7 @@ class Attempt:
         self.sender: Sender | None = None
         self.made_way = False
         self._began_at = time.monotonic()
-        self._slice_ends_at = 0.0
+        self._next_slice_check = 0.0
 
     def run(self) -> None:
         """Do it, and end it one way or another; only `Superseded` and lost databases come out."""
@@ -248,7 +248,7 @@ class Attempt:
                 self._slice_is_over,
             )  # fmt: skip
             prepared_in = time.monotonic() - self._began_at
-            self._slice_ends_at = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
+            self._next_slice_check = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
             logger.info("sending", extra=runs.log_fields(run))
             if plan.files > MANY_FILES:
                 self.lease.rebalance(0, at_once=True)
@@ -336,9 +336,9 @@ class Attempt:
     def _slice_is_over(self) -> bool:
         """Whether this attempt has had its time and a watch of another app waits for a worker. Asks once a second."""
         now = time.monotonic()
-        if now < self._slice_ends_at:
+        if now < self._next_slice_check:
             return False
-        self._slice_ends_at = now + _WAITING_SECONDS
+        self._next_slice_check = now + _WAITING_SECONDS
         due = AppRepository.objects.due().free().startable().exclude(app=self.watch.app)
         return due.filter(next_sync_at__lt=from_now(-_WAITING_SECONDS)).exists()
 

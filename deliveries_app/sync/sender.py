@@ -44,8 +44,8 @@ class Sender:
     """Sends a plan. `alive` is called between requests and raises when the run has to stop.
 
     `slice_is_over` says whether the run should make way for other apps. Then no further file is started, large files are
-    sent to their end, since a part of one counts for nothing, and `SliceOver` is raised. A run whose endpoint does not
-    answer goes on until that is known to be down: as slices, it would hold a worker up for ever.
+    sent to their end, since a part of one counts for nothing, and `SliceOver` is raised. If the endpoint does not answer,
+    the run continues until the endpoint counts as down. In slices it would never see enough failures.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Sender:
         destination: Destination,
         delivery_rules: DeliveryRules,
         alive: Callable[[], None],
-        slice_is_over: Callable[[], bool] = lambda: False,
+        slice_is_over: Callable[[], bool],
     ) -> None:
         self._client, self._mirror, self._reader = client, mirror, reader
         self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules

@@ -29,9 +29,8 @@ from waitress.task import ErrorTask, WSGITask
 _BACKLOG = 1024  # connections that wait to be accepted
 _CONNECTIONS = 1000  # open at once
 _OPEN_FILES = 4 * _CONNECTIONS  # each may have a temporary file for its request and one for its response
-_MAX_BODY = (
-    26 * 1024 * 1024
-)  # bytes; more than a push hook accepts, so that its view can reject bodies slightly above its own limit
+# Bytes. More than a push hook accepts, so that its view can reject bodies slightly above its own limit.
+_MAX_BODY = 26 * 1024 * 1024
 _HIGH_WATERMARK = 256 * 1024 * 1024  # bytes of a response; a thread that has buffered more waits for the client
 _SEND_BUFFER = 256 * 1024  # bytes of a response in the kernel; the default, up to 4 MB, would hide slow readers
 _IDLE_SECONDS = 150  # between two requests; longer than the 120 of some proxies, which should close first
@@ -78,10 +77,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._request_began: float | None = time.monotonic()
-        self._unread: tuple[float, float] = (
-            -1.0,
-            0.0,
-        )  # last time that bytes were sent, and when we first saw this value
+        self._unread = (-1.0, 0.0)  # when bytes were last sent, and when we first saw this value
         super().__init__(*args, **kwargs)
 
     def received(self, data: bytes) -> Any:

@@ -25,9 +25,8 @@ _STOP_SECONDS = 11.0  # a web process drains for 10
 
 
 def main(listener: str, threads: str, application: str) -> int:
-    signal.signal(
-        signal.SIGCHLD, lambda *_: None
-    )  # without a handler the signal may be discarded, and sigwait misses it
+    # Without a handler the signal may be discarded, and sigwait misses it.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     current = _start(listener, threads, application)
     draining: list[subprocess.Popen[bytes]] = []

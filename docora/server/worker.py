@@ -135,15 +135,17 @@ class DocoraWorker(Worker):
         return None
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        """Keep the job alive that the work-horse is performing now, which need not be the one that it began with."""
+        """Send heartbeats for the job that the work-horse is performing now. RQ would send them for its first one."""
         with contextlib.suppress(RedisError):
-            self.heartbeat(WORKER_TTL_SECONDS)
+            self.heartbeat(
+                WORKER_TTL_SECONDS
+            )  # a Redis that lost its data knows no execution, but must know the worker
             for current in self.get_current_executions(refresh=True):
                 with contextlib.suppress(NoSuchJobError):
                     super().maintain_heartbeats(current.job, current)
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
-        """Wait for the work-horse to end. rq then looks after the job that it began with; a later one fails here, too."""
+        """Wait for the work-horse to end. RQ only cleans up after its first job, so also clean up after a later one."""
         super().monitor_work_horse(job, queue, execution)
         for left in self.get_current_executions(refresh=True):
             with contextlib.suppress(NoSuchJobError):

@@ -265,7 +265,7 @@ class Mirror:
         return git.run(args, directory=self.directory, fds=self._fds, timeout=timeout, short=True, stdin=stdin)
 
     def _write_ref(self, name: str, commit: str) -> None:
-        """Write the file of a ref as git does, without starting a process. Nobody else writes the refs of a watch."""
+        """Write the file of a ref as git does, without starting a process. Only the lease holder writes a watch's refs."""
         file = self.directory / name
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -183,7 +183,7 @@ def test_queue_is_filled_in_small_batches_longest_waiting_first(world: World, re
 
 
 def test_apps_take_turns(world: World, redis_client: Redis, monkeypatch) -> None:
-    """A bulk of one app stands in front of nobody else's change."""
+    """A bulk operation of one app does not delay another app's change."""
     monkeypatch.setattr(scheduling, "ENQUEUE_AHEAD", 4)
     bulk = [world.watch(name=f"acme/widgets-{number}")[1] for number in range(5)]
     _, change = world.watch(name="acme/gadgets", app=world.add_app("Other"))

@@ -53,7 +53,7 @@ FAILURES = {
     RootCause.UNEXPECTED: ExampleFailure("http", "The app answered 302.", 302),
     RootCause.ADDRESS: ExampleFailure("refused_address", "The endpoint's address may not be called."),
     RootCause.GIT_AUTH: ExampleFailure("auth", "The token was refused by the git host.", lists_files=False),
-    RootCause.GIT_NOT_FOUND: ExampleFailure("not_found", "The repository does not exist any more.", lists_files=False),
+    RootCause.GIT_NOT_FOUND: ExampleFailure("not_found", "The repository no longer exists.", lists_files=False),
     RootCause.GIT_HOST: ExampleFailure("timeout", "The git host did not answer in time.", lists_files=False),
     RootCause.GIT_CONTENT: ExampleFailure("corrupt", "A tree of the repository cannot be read.", lists_files=False),
     RootCause.RULES: ExampleFailure("transform", "The transform `minify` failed: unexpected end of input."),
