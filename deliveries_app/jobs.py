@@ -5,9 +5,9 @@ again.
 """
 
 import contextlib
-import functools
 import logging
 import os
+import threading
 from collections.abc import Iterator
 
 from deliveries_app import scheduling
@@ -24,6 +24,7 @@ from repositories_app.mirror import cache
 logger = logging.getLogger(__name__)
 
 _MAX_SYNCS = 20
+_local = threading.local()
 
 
 @contextlib.contextmanager
@@ -35,23 +36,29 @@ def _log_lost_database() -> Iterator[None]:
 
 
 @_log_lost_database()
-def sync_watch(watch_pk: int) -> None:
+def sync_watch(watch_pk: int, *, alone: bool = False) -> None:
     """Sync the watch, and repeat while it is due again immediately.
 
     That happens when a re-sync supersedes this job or a push arrives during it; waiting for the next sweep would delay
     both. Afterwards, fill the queue and trim the mirror cache, which the fetch may have grown past its limit.
     """
     for _ in range(_MAX_SYNCS):
-        if stopping() or not sync(watch_pk, _client(os.getpid())):
+        if stopping() or not sync(watch_pk, _client(), alone=alone):
             break
     scheduling.enqueue_due()
     cache.look_after()
 
 
-@functools.cache
-def _client(pid: int) -> HttpClient:
-    """Return the client of this process, whose watches use its connections one after the other. A fork needs its own."""
-    return remote.new_client(max_connections=MAX_IN_FLIGHT_LIMIT)
+def sync_watch_alone(watch_pk: int) -> None:
+    """Do the same in a process of its own, for a watch that may have killed the processes it shared with others."""
+    sync_watch(watch_pk, alone=True)
+
+
+def _client() -> HttpClient:
+    """Return the client of this thread, whose watches use its connections one after the other. A fork needs its own."""
+    if getattr(_local, "pid", None) != os.getpid():
+        _local.pid, _local.client = os.getpid(), remote.new_client(max_connections=MAX_IN_FLIGHT_LIMIT)
+    return _local.client  # type: ignore[no-any-return]
 
 
 @_log_lost_database()

@@ -14,6 +14,7 @@ from docora.redis import queues
 
 _JITTER = 0.1  # share of the interval between checks, in either direction
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
+SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
 ENQUEUE_AHEAD = 20  # jobs waiting in the default queue at most; a change of another app waits behind them
 
 
@@ -30,7 +31,11 @@ def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
 
 def enqueue(watch: AppRepository, queue: str) -> None:
     """Enqueue a job for a watch that is already marked as due. The job is sent after the current transaction commits."""
-    queues.enqueue_after_commit(queue, SYNC_JOB, watch.pk, watch.job_id)
+    queues.enqueue_after_commit(queue, _function(watch), watch.pk, watch.job_id, alone=watch.needs_own_process)
+
+
+def _function(watch: AppRepository) -> str:
+    return SYNC_ALONE_JOB if watch.needs_own_process else SYNC_JOB
 
 
 def enqueue_due() -> int:
@@ -45,7 +50,7 @@ def enqueue_due() -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
     return sum(
-        queues.enqueue("default", SYNC_JOB, watch.pk, watch.job_id, owned=False)
+        queues.enqueue("default", _function(watch), watch.pk, watch.job_id, owned=False, alone=watch.needs_own_process)
         for watch in due.order_by("turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
         if watch.job_id not in waiting
     )

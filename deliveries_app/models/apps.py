@@ -16,6 +16,7 @@ from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
 
+MAX_SHARED_CRASHES = 2  # processes that may die while they sync a watch beside others, before it gets one of its own
 SLOT_REQUEST_SECONDS = 1.0  # a watch that found no slot free asks again after this time
 
 
@@ -269,6 +270,12 @@ class AppRepository(models.Model):
     lease_owner = models.CharField(max_length=100, blank=True, default="", editable=False)
     slots_requested_at = models.DateTimeField(null=True, blank=True, editable=False)
     sequence_high = models.BigIntegerField(default=0, editable=False)
+    crash_count = models.PositiveSmallIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="Processes that died while they synced this watch beside others, since its last attempt that ended.",
+    )
 
     arriving = models.BooleanField(
         default=False,
@@ -317,6 +324,11 @@ class AppRepository(models.Model):
     def job_id(self) -> str:
         """The id of the watch's RQ job. It only avoids duplicate jobs; the lease decides which worker syncs."""
         return f"{self.app.app_id}-{self.repository.repository_id}"
+
+    @property
+    def needs_own_process(self) -> bool:
+        """Whether the next attempt must be the only one of its process, because two such processes have died."""
+        return self.crash_count + (self.lease_until is not None) >= MAX_SHARED_CRASHES
 
     @property
     def files_delivered(self) -> int:

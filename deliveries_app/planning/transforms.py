@@ -10,12 +10,14 @@ order, and the result of the last one is sent.
         def __call__(self, file: SourceFile) -> SourceFile | None: ...
 
 A transform must be deterministic and fast: it runs when a sync is planned and again when the file is sent, while the
-worker holds the watch's lease. Raise its version whenever its result may differ for the same file. Every file
-is then transformed again, and the files that changed are sent.
+worker holds the watch's lease. A process runs one transform at a time, so it need not be thread-safe. Raise its version
+whenever its result may differ for the same file. Every file is then transformed again, and the files that changed are
+sent.
 """
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +28,7 @@ from django.core.checks import CheckMessage, Error, register
 from django.utils.module_loading import import_string
 
 logger = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class Transforms:
         source = file.path
         for step in self.steps:
             try:
-                result = step(file)
+                with _one_at_a_time:
+                    result = step(file)
             except (Exception, SystemExit) as error:  # a library that calls sys.exit() must not end the sync
                 logger.exception("transform_failed", extra={"transform": name_of(step), "path": source})
                 raise TransformFailed(f"Transform {name_of(step)} failed: {type(error).__name__}") from error

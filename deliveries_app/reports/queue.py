@@ -52,11 +52,15 @@ class Line:
 
 @dataclass(frozen=True)
 class WorkerLine:
-    """A worker and the watch it is syncing. If the worker is gone, `message` says what happens next."""
+    """A worker and the watches it is syncing. If the worker is gone, `message` says what happens next."""
 
     worker: Worker
-    watch: AppRepository | None
+    watches: list[AppRepository]
     message: str = ""
+
+    @property
+    def is_cleaning_up(self) -> bool:
+        return self.worker.job is not None and _watch_of(self.worker.job) is None
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def _lease_left() -> "ExpressionWrapper[Any]":
 
 def _watch_of(job: Job | None) -> int | None:
     """Return the watch a job is for; None for a clean-up."""
-    return parse_pk(job.argument) if job and job.function == "sync_watch" else None
+    return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
 def _open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
@@ -185,8 +189,6 @@ def _lease_message(watch: Any, alive: set[str]) -> str:
 
 
 def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
-    watch_pks = {worker.name: _watch_of(worker.job) for worker in workers}
-    watches = AppRepository.objects.select_related("app", "repository").in_bulk([pk for pk in watch_pks.values() if pk])
     lines = []
     for worker in workers:
         held = [watch for watch in running if watch.lease_owner == worker.name]
@@ -198,7 +200,7 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
                 )
                 or "It no longer holds a repository."
             )
-        lines.append(WorkerLine(worker, watches.get(watch_pks[worker.name] or 0), message))
+        lines.append(WorkerLine(worker, [] if worker.is_gone else held, message))
     return lines
 
 

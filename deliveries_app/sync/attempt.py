@@ -54,12 +54,13 @@ DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
 
-def sync(watch_pk: int, client: HttpClient | None = None) -> bool:
-    """Sync the watch if it is due and free. True when it may be due again at once: call it again.
+def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True) -> bool:
+    """Sync the watch if it is due and free. Return True if it may be due again at once: call it again.
 
-    `client` may have open connections, and gets back without requests; without one, the attempt has its own.
+    `client` may have open connections and is returned without requests; without one, the attempt has its own. `alone`:
+    this process syncs no other watch meanwhile.
     """
-    lease = claim(watch_pk)
+    lease = claim(watch_pk, alone=alone)
     if lease is None:
         return False
     attempt = Attempt(lease, client)

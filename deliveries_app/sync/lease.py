@@ -16,7 +16,7 @@ from django.db.models import Case, DateTimeField, F, Min, QuerySet, Sum, Value, 
 from django.db.models.functions import Least, Now
 
 from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause, bulk_sql
-from deliveries_app.models.apps import SLOT_REQUEST_SECONDS
+from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
 from docora.server.worker import identity
@@ -105,6 +105,7 @@ class Lease:
         updated = owned.update(
             lease_until=None,
             lease_slots=0,
+            crash_count=0,
             sequence_high=self.sequence_high,
             next_sync_at=Case(
                 When(request_count=F("claimed_request_count"), then=planned),
@@ -156,9 +157,10 @@ class Lease:
             AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(lease_slots=written)
 
 
-def claim(watch_pk: int) -> Lease | None:
-    """Take the watch if it is due and free; None when it is not, or when the app has no slot left (then it is due
-    again in a second, and the holders learn that somebody waits)."""
+def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
+    """Take the watch if it is due and free. Return None if it is not, or if the app has no slot left (then it is due
+    again in a second, and the holders learn that somebody waits). `alone`: this process syncs no other watch meanwhile;
+    a watch that needs that is not claimed without."""
     started = boot_seconds()
     due = AppRepository.objects.filter(pk=watch_pk).due().free()
     app_pk = due.values_list("app_id", flat=True).first()
@@ -166,8 +168,8 @@ def claim(watch_pk: int) -> Lease | None:
         return None
     with transaction.atomic():
         app = App.objects.select_for_update(no_key=True).filter(pk=app_pk).first()
-        status = due.values_list("status", flat=True).first()  # again: it may have changed before the lock
-        if app is None or status is None:
+        watch = due.only("status", "lease_until", "crash_count").first()  # after the lock: it may have changed
+        if app is None or watch is None or (watch.needs_own_process and not alone):
             return None
         taken = _other_leases(app.pk, watch_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
         # An endpoint that was down is asked by one watch with one request before all the others come.
@@ -177,16 +179,21 @@ def claim(watch_pk: int) -> Lease | None:
             AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=asks_again)
             return None
         # Half of them: the next watch finds slots too, and a small repository has ended before slots are shared again.
-        return _take(watch_pk, max(1, free // 2), started, had_failed=status == Status.FAILED)
+        return _take(watch, max(1, free // 2), started)
 
 
-def _take(watch_pk: int, slots: int, started: float, *, had_failed: bool) -> Lease | None:
-    """The conditional UPDATE itself, and the numbers that it drew."""
-    free = AppRepository.objects.filter(pk=watch_pk, ended_at=None, next_sync_at__lte=Now()).free()
+def _take(found: AppRepository, slots: int, started: float) -> Lease | None:
+    """The conditional UPDATE itself, and the numbers that it drew.
+
+    An attempt whose process died counts only if it was alone in it. Beside others, any of them may be what killed it.
+    """
+    died_beside_others = found.lease_until is not None and found.crash_count < MAX_SHARED_CRASHES
+    free = AppRepository.objects.filter(pk=found.pk, ended_at=None, next_sync_at__lte=Now()).free()
     updated = free.update(
         fencing_token=F("fencing_token") + 1,
         claimed_request_count=F("request_count"),
-        retry_count=F("retry_count") + 1,
+        retry_count=F("retry_count") + (0 if died_beside_others else 1),
+        crash_count=F("crash_count") + (1 if died_beside_others else 0),
         status=Status.SCANNING,
         lease_until=from_now(settings.LEASE_SECONDS),
         lease_slots=slots,
@@ -195,9 +202,10 @@ def _take(watch_pk: int, slots: int, started: float, *, had_failed: bool) -> Lea
     )
     if updated != 1:
         return None
-    watch = AppRepository.objects.select_related("app", "repository").annotate(database_now=Now()).get(pk=watch_pk)
+    watch = AppRepository.objects.select_related("app", "repository").annotate(database_now=Now()).get(pk=found.pk)
     clock = DatabaseClock(watch.database_now)  # type: ignore[attr-defined]  # the annotation
     high = max(watch.sequence_high + 1, _microseconds(clock))  # written by `extend`, before anything is sent
+    had_failed = found.status == Status.FAILED
     return Lease(watch, watch.fencing_token, watch.generation, slots, high, clock, started, had_failed, started)
 
 

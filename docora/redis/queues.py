@@ -34,17 +34,19 @@ def _queue(name: str) -> Queue:
     return queue
 
 
-def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id: str) -> None:
+def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id: str, *, alone: bool = False) -> None:
     """Call `enqueue` after the current transaction commits, or at once outside a transaction."""
-    transaction.on_commit(partial(enqueue, queue, function, argument, job_id), robust=True)
+    transaction.on_commit(partial(enqueue, queue, function, argument, job_id, alone=alone), robust=True)
 
 
-def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owned: bool = True) -> bool:
+def enqueue(
+    queue: str, function: str, argument: int | str, job_id: str, *, owned: bool = True, alone: bool = False
+) -> bool:
     """Add a job to a queue unless it is already there. A job in a lower queue is moved up.
 
     `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
-    left behind by a dead worker is replaced. Return True if the job is now waiting, False if it is running or Redis is
-    down.
+    left behind by a dead worker is replaced. With `alone`, its process performs no other job meanwhile. Return True if
+    the job is now waiting, False if it is running or Redis is down.
     """
     try:
         target = _queue(queue)
@@ -57,17 +59,18 @@ def enqueue(queue: str, function: str, argument: int | str, job_id: str, *, owne
                 job_timeout=-1,
                 result_ttl=0,
                 failure_ttl=5,
+                meta={"alone": True} if alone else None,
                 description=f"{function.rsplit('.', 1)[-1]}({argument})",
             )
             return True
         except DuplicateJobError:
-            return _requeue(target, function, argument, job_id, owned=owned)
+            return _requeue(target, function, argument, job_id, owned=owned, alone=alone)
     except (RedisError, OSError) as error:
         logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
         return False
 
 
-def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool) -> bool:
+def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool, alone: bool) -> bool:
     for name in QUEUES:
         queue = _queue(name)
         if queue.get_job_position(job_id) is None:
@@ -88,7 +91,12 @@ def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, 
         if not _is_left_over(found):
             return False
         found.delete()
-    return enqueue(target.name, function, argument, job_id, owned=True)
+    return enqueue(target.name, function, argument, job_id, owned=True, alone=alone)
+
+
+def runs_alone(job: Job) -> bool:
+    """Return whether the job was enqueued with `alone`."""
+    return bool(job.meta.get("alone"))
 
 
 def _is_left_over(job: Job) -> bool:

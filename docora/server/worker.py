@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from django.conf import settings
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Worker, worker_registration
@@ -20,21 +21,21 @@ from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobEr
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
+from rq.timeouts import TimerDeathPenalty
 from rq.utils import as_text
 
-from docora.db.connection import close_broken_connections
 from docora.process import die_with
+from docora.redis import queues
 from docora.redis.queues import WORKER_TTL_SECONDS
 from docora.security import crypto
+from docora.server.work_horse import Assignment, WorkHorse
 
 logger = logging.getLogger(__name__)
 
 _stopping = threading.Event()
 _worker_name = ""
 HAND_OVER_SECONDS = 8.0
-JOBS_PER_HORSE = 200
-HORSE_SECONDS = 60.0
-"""A work-horse takes no further job after this many jobs or seconds, so that what a job leaks stays bounded."""
+_JOBS_LOOKED_AT = 20
 
 maintenance_callbacks: list[Callable[[], None]] = []
 """Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs. They must be quick
@@ -100,38 +101,29 @@ class DocoraWorker(Worker):
             callback()
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """In the work-horse: perform the job, then those that wait behind it and call the same function.
+        """In the work-horse: perform the job, and unless it runs alone, also those that wait behind it.
 
-        Forking costs more than a short job. Each job starts and ends for RQ as if it had a work-horse of its own.
+        Each job starts and ends for RQ as if it had a work-horse of its own.
         """
-        ends_at = time.monotonic() + HORSE_SECONDS
-        succeeded = super().perform_job(job, queue, execution)
-        for _ in range(JOBS_PER_HORSE - 1):
-            if stopping() or time.monotonic() > ends_at:
-                break
-            close_broken_connections()
-            following = self._take_job_of(job.func_name)
-            if following is None:
-                break
-            super().perform_job(*following, self.prepare_execution(following[0]))
-        return succeeded
+        if queues.runs_alone(job):
+            return super().perform_job(job, queue, execution)
+        horse = WorkHorse(settings.SYNCS_PER_WORKER, super().perform_job, self._take_job, stopping)
+        horse.run((job, queue, execution))
+        return True
 
-    def _take_job_of(self, function: str | None) -> tuple[Job, Queue] | None:
-        """Take the next job from the queues, or leave it there and return None if it calls another function."""
+    def _take_job(self) -> Assignment | None:
+        """Take the next job from the queues. Those that run alone stay there for a work-horse of their own."""
         for queue in self.queues:
-            while first := self.connection.lindex(queue.key, 0):
-                job_id = as_text(first)
+            for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_LOOKED_AT - 1)):
                 try:
                     job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
-                    if job.func_name != function:
-                        return None
                 except NoSuchJobError:
                     self.connection.lrem(queue.key, 1, job_id)
+                    continue
                 except DeserializationError:
-                    return None  # the worker reports it
-                else:
-                    if self.connection.lrem(queue.key, 1, job_id):  # otherwise another worker has taken it
-                        return job, queue
+                    continue  # the worker reports it
+                if not queues.runs_alone(job) and self.connection.lrem(queue.key, 1, job_id):  # else another took it
+                    return job, queue, self.prepare_execution(job)
         return None
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
@@ -174,6 +166,7 @@ class DocoraWorker(Worker):
         die_with(self._parent_pid, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)
+        self.death_penalty_class = TimerDeathPenalty  # jobs run in threads, which get no signals
 
     def handle_warm_shutdown_request(self) -> None:
         """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease.

@@ -1,4 +1,4 @@
-"""What Docora's RQ worker does beyond rq's: a work-horse performs the jobs that wait behind its first one."""
+"""What Docora's RQ worker does beyond rq's: a work-horse performs the jobs that wait behind its first one, several at once."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from rq.registry import StartedJobRegistry
 
 from docora.redis import queues
 from docora.redis.connection import connection
-from docora.server import worker
+from docora.server import work_horse
 from docora.server.worker import DocoraWorker
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
@@ -30,8 +30,16 @@ def note(path: str) -> None:
         raise ValueError("a job that fails")
     if file.name == "is_killed" and len(pids(file)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if file.name.startswith("waits"):
+        wait_for(file.with_suffix(".go_on").exists, 20)
     if file.name == "takes_long":
         time.sleep(7)
+    if file.name == "computes":
+        ends_at = time.process_time() + 1.5
+        while time.process_time() < ends_at:
+            pass
+    with file.open("a") as lines:
+        lines.write("ended\n")
 
 
 def note_another(path: str) -> None:
@@ -39,11 +47,15 @@ def note_another(path: str) -> None:
 
 
 def pids(file: Path) -> list[int]:
-    return [int(line) for line in file.read_text().split()] if file.exists() else []
+    return [int(line) for line in file.read_text().split() if line.isdecimal()] if file.exists() else []
 
 
-def put(file: Path, queue: str = "default", function: str = "note") -> None:
-    assert queues.enqueue(queue, HERE + function, str(file), file.name)
+def has_ended(file: Path) -> bool:
+    return file.exists() and "ended" in file.read_text()
+
+
+def put(file: Path, queue: str = "default", function: str = "note", **options: bool) -> None:
+    assert queues.enqueue(queue, HERE + function, str(file), file.name, **options)
 
 
 def work(*names: str) -> int:
@@ -71,23 +83,69 @@ def test_work_horse_performs_the_jobs_behind_its_first(tmp_path: Path) -> None:
     assert not connection().keys("rq:job:*")
 
 
-def test_another_function_gets_another_work_horse(tmp_path: Path) -> None:
-    first, other, last = (tmp_path / name for name in ("first", "other", "last"))
-    put(first)
-    put(other, function="note_another")
-    put(last)
-    work_until_empty("default")
-    assert len({*pids(first), *pids(other), *pids(last)}) == 3
-
-
 def test_queues_keep_their_order(tmp_path: Path) -> None:
-    """A work-horse of the low queue does not go on past a job that waits in the high one."""
     low, lower, high = (tmp_path / name for name in ("low", "lower", "high"))
     put(low, "low")
     put(lower, "low")
     put(high, "high", function="note_another")
     work_until_empty("high", "low")
-    assert pids(high) != pids(low) == pids(lower)
+    assert high.stat().st_mtime_ns < low.stat().st_mtime_ns < lower.stat().st_mtime_ns
+
+
+def test_job_that_waits_does_not_keep_others_from_the_worker(tmp_path: Path) -> None:
+    waiting, other, last = (tmp_path / name for name in ("waits", "other", "last"))
+    put(waiting)
+    worker = work("default")
+    wait_for(lambda: pids(waiting), 20)
+    put(other, function="note_another")
+    put(last)
+    wait_for(lambda: has_ended(other) and has_ended(last), 5)
+    assert pids(waiting) == pids(other) == pids(last)
+    assert not has_ended(waiting)
+    waiting.with_suffix(".go_on").touch()
+    os.waitpid(worker, 0)
+    assert has_ended(waiting)
+
+
+def test_work_horse_performs_so_many_jobs_at_once(tmp_path: Path, settings) -> None:
+    settings.SYNCS_PER_WORKER = 3
+    files = [tmp_path / f"waits-{number}" for number in range(5)]
+    for file in files:
+        put(file)
+    worker = work("default")
+    wait_for(lambda: sum(bool(pids(file)) for file in files) == 3, 20)
+    time.sleep(0.5)
+    assert sum(bool(pids(file)) for file in files) == 3
+    for file in files:
+        file.with_suffix(".go_on").touch()
+    os.waitpid(worker, 0)
+    assert len({pid for file in files for pid in pids(file)}) == 1
+    assert all(map(has_ended, files))
+
+
+def test_busy_work_horse_performs_one_job_after_another(tmp_path: Path) -> None:
+    busy, other = tmp_path / "computes", tmp_path / "other"
+    put(busy)
+    put(other)
+    worker = work("default")
+    wait_for(lambda: pids(other), 20)
+    assert has_ended(busy)
+    os.waitpid(worker, 0)
+
+
+def test_job_that_runs_alone_has_a_work_horse_of_its_own(tmp_path: Path) -> None:
+    first, alone, last = (tmp_path / name for name in ("waits", "alone", "last"))
+    put(first)
+    worker = work("default")
+    wait_for(lambda: pids(first), 20)
+    put(alone, alone=True)
+    put(last)
+    wait_for(lambda: has_ended(last), 5)
+    assert not pids(alone)
+    first.with_suffix(".go_on").touch()
+    os.waitpid(worker, 0)
+    assert pids(first) == pids(last) != pids(alone)
+    assert has_ended(alone)
 
 
 def test_failed_job_ends_only_itself(tmp_path: Path) -> None:
@@ -100,7 +158,7 @@ def test_failed_job_ends_only_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", ["jobs", "seconds"])
 def test_work_horse_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(worker, *{"jobs": ("JOBS_PER_HORSE", 2), "seconds": ("HORSE_SECONDS", 0.0)}[limit])
+    monkeypatch.setattr(work_horse, *{"jobs": ("JOBS", 2), "seconds": ("SECONDS", 0.0)}[limit])
     files = [tmp_path / f"job-{number}" for number in range(4)]
     for file in files:
         put(file)

@@ -1,11 +1,86 @@
-"""Apps share the workers: one with a slow endpoint does not hold up the others."""
+"""Apps share the workers: one with a slow endpoint or git host does not hold up the others, nor does one that kills them."""
 
+import threading
 import time
+from collections.abc import Callable
 
 from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.receiver import Notification
+from tests.faults.conftest import MAX_IN_FLIGHT
 from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 from tests.support.world import World
+
+
+def seconds_until(condition: Callable[[], object], limit: float) -> float:
+    began = time.monotonic()
+    wait_for(condition, limit)
+    return time.monotonic() - began
+
+
+def test_hanging_endpoint_does_not_keep_the_worker_from_others(world: World, daemons: Daemons) -> None:
+    """One worker, and six repositories of an app that does not answer for half a minute each."""
+    hanging, quick = world.app, world.add_app("Quick")
+    over = threading.Event()
+
+    def hang(note: Notification) -> None:
+        if note.app_id == hanging.app_id:
+            over.wait(25)
+
+    world.answer(hang)
+    for number in range(6):
+        world.watch(name=f"acme/hanging-{number}")
+    daemons.sweep()
+    daemons.worker()
+    held = AppRepository.objects.filter(app=hanging).leased()
+    wait_for(lambda: held.count() == MAX_IN_FLIGHT, 20)
+    changes = [world.watch(name=f"acme/change-{number}", app=quick)[1] for number in range(3)]
+    assert seconds_until(lambda: all(world.copy(change) for change in changes), 20) < 10
+    assert held.count() == MAX_IN_FLIGHT
+    over.set()
+
+
+def test_thinking_git_host_does_not_keep_the_worker_from_others(world: World, daemons: Daemons) -> None:
+    over = threading.Event()
+
+    def think(method: str, target: str) -> None:
+        if "slow" in target:
+            over.wait(20)
+
+    slow = [world.watch(name=f"acme/slow-{number}")[1] for number in range(3)]
+    world.git.server.on_request = think
+    daemons.sweep()
+    daemons.worker()
+    held = AppRepository.objects.filter(pk__in=[watch.pk for watch in slow]).leased()
+    wait_for(lambda: held.count() == 3, 20)
+    _, change = world.watch(name="acme/change", app=world.add_app("Quick"))
+    assert seconds_until(lambda: world.copy(change), 20) < 10
+    assert held.count() == 3
+    over.set()
+
+
+def test_watch_that_kills_its_worker_is_found_and_the_others_go_on(world: World, daemons: Daemons, settings) -> None:
+    daemons.environment |= {
+        "FILE_TRANSFORMS": "tests.support.transforms.Kills",
+        "MAX_RETRY_ATTEMPTS": "2",
+        "RETRY_BASE_DELAY_SECONDS": "0.1",
+    }
+    _, poisoned = world.watch({"file": b"poison"}, name="acme/poisoned")
+    others = [world.watch(name=f"acme/other-{number}")[1] for number in range(6)]
+    world.answer(lambda note: time.sleep(0.2))
+    daemons.sweep()
+    daemons.worker()
+
+    def ended() -> bool:
+        poisoned.refresh_from_db()
+        return poisoned.status == Status.FAILED
+
+    wait_for(ended, 90)
+    assert poisoned.last_error.startswith("The worker died during every attempt.")
+    for watch in others:
+        watch.refresh_from_db()
+        assert (watch.status, watch.crash_count) == (Status.SYNCED, 0)
+        assert world.copy(watch)
 
 
 def test_slow_app_makes_way_for_another(world: World, daemons: Daemons) -> None:

@@ -1,5 +1,7 @@
 """Sample transforms, named by dotted path in `FILE_TRANSFORMS`."""
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -86,6 +88,18 @@ class Quits:
     def __call__(self, file: SourceFile) -> SourceFile:
         if b"poison" in file.content:
             raise SystemExit(3)
+        return file
+
+
+class Kills:
+    """Kill the process for content that contains `poison`, as a bug in a C library does."""
+
+    name = "kills"
+    version = 1
+
+    def __call__(self, file: SourceFile) -> SourceFile:
+        if b"poison" in file.content:
+            os.kill(os.getpid(), signal.SIGKILL)
         return file
 
 

@@ -1,0 +1,91 @@
+"""A work-horse: the child process in which a worker performs jobs, many after one another and several at a time."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from django.db import connections
+from redis.exceptions import RedisError
+from rq.executions import Execution
+from rq.job import Job
+from rq.queue import Queue
+
+from docora.db.connection import close_broken_connections
+
+logger = logging.getLogger(__name__)
+
+JOBS = 1000
+SECONDS = 120.0
+"""A work-horse takes no further job after about this many jobs or seconds, so that what a job leaks stays bounded."""
+_LOOK_SECONDS = 0.1
+_BUSY = 0.5  # of a core
+
+type Assignment = tuple[Job, Queue, Execution]
+
+
+class WorkHorse:
+    """Performs a job, then those that wait behind it.
+
+    Each place is a thread that performs one job after another. There is one place at first. Another one is opened for a
+    job that waits while no job ends and this process hardly uses the CPU: its jobs then wait for servers, and must not
+    keep others from the worker. With a busy CPU, a further place would gain nothing.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        perform: Callable[[Job, Queue, Execution], bool],
+        take: Callable[[], Assignment | None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._places, self._perform, self._take, self._stopping = places, perform, take, stopping
+        self._changed = threading.Condition()
+        self._open = 0
+        self._taken = 1
+        self._ended = 0
+        # Not the same for every worker, or all of them would wait for their last jobs at the same time.
+        self._ends_at = time.monotonic() + SECONDS * random.uniform(0.75, 1.25)  # noqa: S311  no secret
+
+    def run(self, first: Assignment) -> None:
+        """Return when no job waits, or no further one may be taken, and those taken have ended."""
+        self._open_place(first)
+        looked_at, used, ended = time.monotonic(), time.process_time(), 0
+        while not self._is_done():
+            now, cpu = time.monotonic(), time.process_time()
+            is_waiting = self._ended == ended and cpu - used < _BUSY * (now - looked_at)
+            looked_at, used, ended = now, cpu, self._ended
+            if is_waiting and self._open < self._places and (following := self._next()):
+                self._open_place(following)
+
+    def _is_done(self) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._open == 0, _LOOK_SECONDS)
+
+    def _open_place(self, first: Assignment) -> None:
+        with self._changed:
+            self._open += 1
+        threading.Thread(target=self._work, args=(first,), daemon=True).start()
+
+    def _work(self, assignment: Assignment | None) -> None:
+        try:
+            while assignment:
+                self._perform(*assignment)
+                self._ended += 1
+                close_broken_connections()
+                assignment = self._next()
+        except RedisError as error:  # the worker waits for it
+            logger.warning("work_horse_without_redis", extra={"cause": str(error)})
+        finally:
+            connections.close_all()
+            with self._changed:
+                self._open -= 1
+                self._changed.notify()
+
+    def _next(self) -> Assignment | None:
+        if self._stopping() or self._taken >= JOBS or time.monotonic() > self._ends_at:
+            return None
+        following = self._take()
+        self._taken += following is not None
+        return following
