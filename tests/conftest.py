@@ -28,6 +28,7 @@ from tests.support.valkey import ValkeyServer
 environment = TestEnvironment()
 environment.install()
 fast_flush.install()
+settings.WHITENOISE_AUTOREFRESH = True  # otherwise each test client looks for all static files first
 settings.PASSWORD_HASHERS = ["tests.support.passwords.QuickHasher"]  # the real one takes a quarter of a second
 
 
