@@ -108,8 +108,18 @@ if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
 
 # --- Jobs --------------------------------------------------------------------------------------------------------------
-RQ_QUEUES = {name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1} for name in ("high", "default", "low")}
-RQ = {"COMMIT_MODE": "auto", "WORKER_CLASS": "docora.server.worker.DocoraWorker"}
+RQ_QUEUES = {
+    name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": -1, "SERIALIZER": "json"} for name in ("high", "default", "low")
+}
+RQ = {
+    "COMMIT_MODE": "auto",
+    "WORKER_CLASS": "docora.server.worker.DocoraWorker",
+    "JOB_CLASS": "docora.redis.jobs.DocoraJob",
+}
+JOBS = [
+    f"deliveries_app.jobs.{function}"
+    for function in ("clean_up", "prune", "send_alerts", "sync_watch", "sync_watch_alone")
+]
 RQ_SHOW_ADMIN_LINK = False
 
 # --- Sync engine -------------------------------------------------------------------------------------------------------

@@ -62,18 +62,26 @@ class Lease:
         Raises `Superseded` when it is not. First statement of every transaction that records something.
         """
         started = boot_seconds()
-        owned = bulk_sql.extend_lease(
-            self.watch.pk,
-            self.fencing_token,
-            self.generation,
-            seconds=settings.LEASE_SECONDS,
-            sequence_high=self.sequence_high,
-        )
+        if changes:
+            extended = {"lease_until": from_now(settings.LEASE_SECONDS), "sequence_high": self.sequence_high}
+            owned = self._rows().update(**extended, **changes) == 1
+        else:
+            owned = bulk_sql.extend_lease(
+                self.watch.pk,
+                self.fencing_token,
+                self.generation,
+                seconds=settings.LEASE_SECONDS,
+                sequence_high=self.sequence_high,
+            )
         if not owned:
             raise Superseded
-        if changes:
-            AppRepository.objects.filter(pk=self.watch.pk).update(**changes)
         self.extended_at = started
+
+    def _rows(self) -> QuerySet[AppRepository]:
+        """The watch, if it is still ours."""
+        return AppRepository.objects.filter(
+            pk=self.watch.pk, fencing_token=self.fencing_token, generation=self.generation
+        )
 
     def keep_alive(self) -> None:
         """Keep others away while requests of a superseded claim are settling; records nothing."""
@@ -99,10 +107,7 @@ class Lease:
             # One that is overdue could not even be tried, where a key is lost, say: the watch would be claimed for ever.
             wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
             planned = wake if next_sync_in is None else Least(planned, wake)
-        owned = AppRepository.objects.filter(
-            pk=self.watch.pk, fencing_token=self.fencing_token, generation=self.generation
-        )
-        updated = owned.update(
+        updated = self._rows().update(
             lease_until=None,
             lease_slots=0,
             crash_count=0,

@@ -137,6 +137,9 @@ class Recorder:
         self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
         self._untold_causes.update(failure.counted_as for _, failure in self._failed)
         changes = self._on_first if announce else {}
+        if done and self._lease.watch.crash_count:  # an attempt that gets on does not count, even if its process dies
+            changes = changes | {"crash_count": 0}
+            self._lease.watch.crash_count = 0
         now = self._lease.clock.now()
         tell = not announce or time.monotonic() - self._told_at >= TELL_SECONDS
         with transaction.atomic():

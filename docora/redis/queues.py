@@ -84,7 +84,7 @@ def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, 
     if owned:
         return False
     try:
-        found = Job.fetch(job_id, connection=target.connection)
+        found = Job.fetch(job_id, connection=target.connection, serializer=target.serializer)
     except NoSuchJobError:
         _discard_unreadable(target, job_id)
     else:

@@ -26,6 +26,7 @@ from rq.utils import as_text
 
 from docora.process import die_with
 from docora.redis import queues
+from docora.redis.jobs import DocoraJob
 from docora.redis.queues import WORKER_TTL_SECONDS
 from docora.security import crypto
 from docora.server.work_horse import Assignment, WorkHorse
@@ -70,6 +71,7 @@ class DocoraWorker(Worker):
     def __init__(self, queues: Any, name: str | None = None, **kwargs: Any) -> None:
         """Add a random part to the name, because two containers may have the same pid and host name."""
         name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        kwargs |= {"job_class": DocoraJob, "serializer": "json"}
         kwargs |= {"worker_ttl": WORKER_TTL_SECONDS, "maintenance_interval": 10, "job_monitoring_interval": 3}
         super().__init__(queues, name, **kwargs)
 
@@ -120,8 +122,6 @@ class DocoraWorker(Worker):
                 except NoSuchJobError:
                     self.connection.lrem(queue.key, 1, job_id)
                     continue
-                except DeserializationError:
-                    continue  # the worker reports it
                 if not queues.runs_alone(job) and self.connection.lrem(queue.key, 1, job_id):  # else another took it
                     return job, queue, self.prepare_execution(job)
         return None
@@ -145,13 +145,15 @@ class DocoraWorker(Worker):
                 self.handle_job_failure(left.job, queue, exc_string=reason, execution=left)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Ignore errors of a job that Redis no longer knows.
+        """Ignore errors of a job that Redis no longer knows, and refuse what is not one of Docora's jobs.
 
         Redis was emptied, or another worker took over while this process was frozen. Either way, the work is done or is
-        being done elsewhere.
+        being done elsewhere. A job of an earlier version is refused too, and the sweep enqueues its watch again.
         """
         if isinstance(exc_info[1], InvalidJobOperation | NoSuchJobError):
             logger.warning("job_forgotten", extra={"job_id": job.id, "cause": str(exc_info[1])})
+        elif isinstance(exc_info[1], DeserializationError):
+            logger.warning("job_refused", extra={"job_id": job.id, "cause": str(exc_info[1])})
         else:
             super().handle_exception(job, *exc_info)
 

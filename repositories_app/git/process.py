@@ -104,8 +104,6 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
         "GIT_ALLOW_PROTOCOL": ":".join(protocols),
         "GIT_NO_LAZY_FETCH": "1",
         "GIT_ALLOC_LIMIT": "1g",  # for one object: a small delta can unfold to anything
-        "GIT_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second …
-        "GIT_HTTP_LOW_SPEED_TIME": "30",  # … for so many seconds end a transfer
         "GIT_LITERAL_PATHSPECS": "1",
         "GIT_CONFIG_COUNT": str(len(config)),
     }

@@ -10,6 +10,7 @@ from django.db import connections
 from django.db.models.functions import Now
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, Outcome, Status
+from deliveries_app.models.apps import MAX_SHARED_CRASHES
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.sync import attempt as engine
 from deliveries_app.sync import lease as leases
@@ -21,6 +22,7 @@ from tests.support.histories import (
     in_doubt,
     kill_worker_before_first_byte,
     let_lease_run_out,
+    maybe_kill_worker,
 )
 from tests.support.processes import forked, in_threads, reap
 from tests.support.receiver import wait_for
@@ -147,7 +149,8 @@ def test_attempt_count_of_claim_success_and_handover(world: World, monkeypatch) 
 
     world.answer(at_notification(2, stop))
     world.sync(watch)
-    assert (watch.retry_count, watch.status, watch.lease_until) == (1, Status.PENDING, None)
+    # The process of the first attempt died beside others, so that attempt does not count.
+    assert (watch.retry_count, watch.status, watch.lease_until) == (0, Status.PENDING, None)
     assert watch.next_sync_at is not None
     told_to_stop = False
     world.sync(watch)
@@ -183,7 +186,7 @@ def test_stopping_worker_records_acknowledged_files(world: World, monkeypatch) -
 def test_watch_that_kills_every_worker_fails(world: World, settings) -> None:
     settings.MAX_RETRY_ATTEMPTS = 3
     repo, watch = world.watch()
-    for _ in range(3):
+    for _ in range(MAX_SHARED_CRASHES + 3):
         kill_worker_before_first_byte(world, watch)
     world.sync(watch)
     assert (watch.status, watch.last_error_cause) == (Status.FAILED, "worker")
@@ -270,4 +273,31 @@ def test_worker_frozen_past_its_lease(world: World, settings) -> None:
     assert len(world.requests()) == sent
     assert list(Delivery.objects.filter(watch=watch).order_by("path").values()) == rows
     assert [(run.outcome, run.files_done, run.files_total) for run in world.runs(watch)] == runs
+    assert_promise_kept(world, repo, watch)
+
+
+def test_attempt_counts_only_if_its_process_died_for_this_watch_alone(world: World) -> None:
+    _, watch = world.watch()
+    counted = []
+    for _ in range(4):
+        kill_worker_before_first_byte(world, watch)
+        watch.refresh_from_db()
+        counted.append((watch.retry_count, watch.crash_count, watch.needs_own_process))
+    assert counted == [(1, 0, False), (1, 1, True), (1, 2, True), (2, 2, True)]
+    world.make_due(watch)
+    assert claim(watch.pk, alone=False) is None
+    world.sync(watch)
+    assert (watch.status, watch.retry_count, watch.crash_count) == (Status.SYNCED, 0, 0)
+
+
+def test_attempt_that_had_files_acknowledged_does_not_count(world: World, settings) -> None:
+    settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS = 2, 1
+    world.app.max_in_flight = 1
+    world.app.save()
+    repo, watch = world.watch(files(30))
+    for _ in range(MAX_SHARED_CRASHES + 5):
+        maybe_kill_worker(world, watch, 4, processed=True)
+        watch.refresh_from_db()
+        assert (watch.retry_count, watch.status) == (1, Status.SCANNING)
+    world.sync(watch)
     assert_promise_kept(world, repo, watch)

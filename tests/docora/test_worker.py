@@ -1,6 +1,9 @@
 """What Docora's RQ worker does beyond rq's: a work-horse performs the jobs that wait behind its first one, several at once."""
 
+import json
+import logging
 import os
+import pickle
 import signal
 import time
 from datetime import datetime
@@ -8,17 +11,29 @@ from pathlib import Path
 
 import django_rq
 import pytest
+from django.utils.module_loading import import_string
 from redis import Redis
+from rq.job import Job
 from rq.registry import StartedJobRegistry
 
+from deliveries_app import scheduling
+from deliveries_app.monitoring import alerts
+from deliveries_app.sweep.cleanup import CLEAN_UP_JOB
+from deliveries_app.sweep.retention import PRUNE_JOB
 from docora.redis import queues
 from docora.redis.connection import connection
 from docora.server import work_horse
 from docora.server.worker import DocoraWorker
+from docora.settings import JOBS
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
 
 HERE = f"{__name__}."
+
+
+@pytest.fixture(autouse=True)
+def _allow_these_jobs(settings) -> None:
+    settings.JOBS = [HERE + "note", HERE + "note_another"]
 
 
 def note(path: str) -> None:
@@ -58,10 +73,12 @@ def put(file: Path, queue: str = "default", function: str = "note", **options: b
     assert queues.enqueue(queue, HERE + function, str(file), file.name, **options)
 
 
-def work(*names: str) -> int:
+def work(*names: str, log: Path | None = None) -> int:
     """Start a worker on these queues in a process of its own. It ends once they are empty. Return its pid."""
 
     def run() -> None:
+        if log:
+            logging.getLogger().addHandler(logging.FileHandler(log))
         redis = connection()
         DocoraWorker([django_rq.get_queue(name, connection=redis) for name in names], connection=redis).work(burst=True)
 
@@ -194,3 +211,51 @@ def test_long_later_job_stays_alive(tmp_path: Path, redis_client: Redis) -> None
     wait_for(lambda: heartbeat() > began, 7)
     os.waitpid(pid, 0)
     assert not redis_client.keys("rq:execution:*")
+
+
+def malicious(redis: Redis, kind: str, file: Path) -> None:
+    """Put a job into the queue as somebody does who can write to Redis. It creates the file."""
+    touch = [HERE + "note", None, [str(file)], {}]
+    data = {
+        "pickle": pickle.dumps(("os.system", None, (f"touch {file}",), {})),
+        "another function": json.dumps(["os.system", None, [f"touch {file}"], {}]).encode(),
+        "a method": json.dumps([HERE + "note.__call__", None, [str(file)], {}]).encode(),
+        "keyword arguments": json.dumps([*touch[:3], {"path": str(file)}]).encode(),
+        "no JSON": b"\x80",
+        "a callback": json.dumps([HERE + "note", None, [str(file.with_name("harmless"))], {}]).encode(),
+    }[kind]
+    fields = {"data": data, "origin": "default", "status": "queued", "created_at": "2026-01-01T00:00:00.000000Z"}
+    if kind == "a callback":
+        fields |= {f"{name}_callback_name": f"{HERE}callback" for name in ("success", "failure", "stopped")}
+    redis.hset("rq:job:malicious", mapping=fields)
+    redis.rpush("rq:queue:default", "malicious")
+
+
+def callback(job: Job, *_: object) -> None:
+    job_file = Path(job.args[0])
+    job_file.with_name("malicious").touch()
+
+
+@pytest.mark.parametrize(
+    "kind", ["pickle", "another function", "a method", "keyword arguments", "no JSON", "a callback"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_worker_calls_only_docoras_own_jobs(tmp_path: Path, redis_client: Redis, kind: str, first: bool) -> None:
+    before, after, file = (tmp_path / name for name in ("before", "after", "malicious"))
+    if not first:
+        put(before)
+    malicious(redis_client, kind, file)
+    put(after)
+    os.waitpid(work("default", log=tmp_path / "log"), 0)
+    assert has_ended(after)
+    assert not file.exists()
+    output = (tmp_path / "log").read_text()
+    assert "Traceback" not in output
+    assert ("job_refused" in output) == (kind != "a callback")
+
+
+def test_every_job_that_is_enqueued_is_allowed() -> None:
+    jobs = {scheduling.SYNC_JOB, scheduling.SYNC_ALONE_JOB, alerts.JOB, CLEAN_UP_JOB, PRUNE_JOB}
+    assert jobs == set(JOBS)
+    for name in jobs:
+        assert callable(import_string(name))

@@ -16,7 +16,6 @@ from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
 from docora.http.client import Request
 from repositories_app import services as repositories
-from repositories_app.git import process as git
 from repositories_app.git import remote
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
@@ -90,16 +89,18 @@ def test_trickled_fetch_times_out(world: World, settings, done: threading.Event,
     assert_syncs_once_it_answers(world, repo, watch)
 
 
-@pytest.mark.parametrize("place", ["the refs", "the pack"])
-def test_fetch_below_the_minimum_speed_ends_early(
-    world: World, monkeypatch: pytest.MonkeyPatch, done: threading.Event, place: str
-) -> None:
-    plain = git.environment
-    monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_HTTP_LOW_SPEED_TIME": "2"})
+def test_host_that_thinks_before_it_sends_the_pack(world: World) -> None:
+    """As for a large repository on a slow server, of which nothing arrives for more than half a minute."""
     repo, watch = world.watch(FILES)
-    trickle(repo, place, done)
-    assert_times_out(world, watch, "Operation too slow. Less than 1000 bytes/sec transferred the last 2 seconds")
-    assert_syncs_once_it_answers(world, repo, watch)
+    posts = iter(range(1000))
+
+    def think(method: str, target: str) -> None:
+        if method == "POST" and next(posts) == 1:
+            time.sleep(32)
+
+    repo.server.on_request = think
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
 
 
 def test_client_that_never_answers(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:

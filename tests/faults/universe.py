@@ -283,7 +283,7 @@ class Universe:
                 break
             for watch in due:
                 self.world.make_due(watch)
-                AppRepository.objects.filter(pk=watch.pk).update(lease_until=None)
+                AppRepository.objects.filter(pk=watch.pk).update(lease_until=F("created_at"))
                 self.journal.begin(self.world.receiver.log)
                 sync(watch.pk)
         else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 from django.db import connections
+from django.db.models import F
 
 from deliveries_app.models import AppRepository
 from deliveries_app.sync import responses, sender
@@ -86,7 +87,7 @@ class Workers:
         for one in at_work:
             if one.applied and one.fate and one.fate.kind == "kill":
                 self._journal.crashed((one.watch.app.app_id, str(one.watch.repository)), self._world.receiver.log)
-        AppRepository.objects.filter(lease_until__isnull=False).update(lease_until=None)
+        AppRepository.objects.filter(lease_until__isnull=False).update(lease_until=F("created_at"))
 
     def apply_fate(self, note: Notification) -> Answer | None:
         """Apply a fate if this is its notification, and return the client's answer. Runs in a thread of the client."""
