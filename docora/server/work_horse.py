@@ -1,6 +1,7 @@
 """A work-horse: the child process in which a worker performs jobs, many after one another and several at a time."""
 
 import logging
+import os
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 JOBS = 1000
 SECONDS = 120.0
 """A work-horse takes no further job after about this many jobs or seconds, so that what a job leaks stays bounded."""
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
 _BUSY = 0.5  # of a core
 
 type Assignment = tuple[Job, Queue, Execution]
@@ -28,9 +29,9 @@ type Assignment = tuple[Job, Queue, Execution]
 class WorkHorse:
     """Performs a job, then those that wait behind it.
 
-    Each place is a thread that performs one job after another. There is one place at first. Another one is opened for a
-    job that waits while no job ends and this process hardly uses the CPU: its jobs then wait for servers, and must not
-    keep others from the worker. With a busy CPU, a further place would gain nothing.
+    Each place is a thread that performs one job after another. There is one place at first. Others are opened for jobs
+    that wait while no job ends and this process hardly uses the CPU: its jobs then wait for servers, and must not keep
+    others from the worker. With a busy CPU, further places would gain nothing.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class WorkHorse:
     def run(self, first: Assignment) -> None:
         """Return when no job waits, or no further one may be taken, and those taken have ended."""
         self._open_place(first)
-        looked_at, used, ended = time.monotonic(), time.process_time(), 0
+        looked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
         while not self._is_done():
-            now, cpu = time.monotonic(), time.process_time()
+            now, cpu = time.monotonic(), _cpu_seconds()
             is_waiting = self._ended == ended and cpu - used < _BUSY * (now - looked_at)
             looked_at, used, ended = now, cpu, self._ended
-            if is_waiting and self._open < self._places and (following := self._next()):
-                self._open_place(following)
+            for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # twice as many
+                if following := self._next():
+                    self._open_place(following)
 
     def _is_done(self) -> bool:
         with self._changed:
@@ -75,7 +77,7 @@ class WorkHorse:
                 self._ended += 1
                 close_broken_connections()
                 assignment = self._next()
-        except RedisError as error:  # the worker waits for it
+        except RedisError as error:  # while RQ recorded the job's start or end; the worker waits for Redis
             logger.warning("work_horse_without_redis", extra={"cause": str(error)})
         finally:
             connections.close_all()
@@ -86,6 +88,14 @@ class WorkHorse:
     def _next(self) -> Assignment | None:
         if self._stopping() or self._taken >= JOBS or time.monotonic() > self._ends_at:
             return None
-        following = self._take()
+        try:
+            following = self._take()
+        except RedisError:  # the jobs that run need only the database
+            return None
         self._taken += following is not None
         return following
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of the children that have ended, git most of all."""
+    return sum(os.times()[:4])

@@ -220,8 +220,8 @@ def test_pause_just_after_the_claim(world: World, monkeypatch) -> None:
     repo, watch = world.watch(FILES)
     original = engine.claim
 
-    def claim_late(pk: int) -> leases.Lease | None:
-        taken = original(pk)
+    def claim_late(pk: int, *, alone: bool) -> leases.Lease | None:
+        taken = original(pk, alone=alone)
         pause()
         return taken
 
