@@ -124,6 +124,7 @@ class HourlyTraffic(models.Model):
     failed = models.PositiveBigIntegerField(default=0)
     requests = models.PositiveBigIntegerField(default=0)
     milliseconds = models.PositiveBigIntegerField(default=0)
+    acknowledged_at = models.DateTimeField(null=True, help_text="The last acknowledgement of this hour.")
 
     class Meta:
         default_permissions = ()

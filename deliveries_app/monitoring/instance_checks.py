@@ -23,8 +23,9 @@ from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health
 from deliveries_app.receiver import Receiver
 from deliveries_app.services import current_pause
-from deliveries_app.services.pinging import post_ping, send_ping
+from deliveries_app.services.pinging import send_ping
 from deliveries_app.services.requests import NotFound
+from deliveries_app.webhooks.client import post_ping
 from deliveries_app.webhooks.keyring import Keyring
 from docora import http
 from docora.conf.installation import env_file, program

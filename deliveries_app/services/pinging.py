@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 
-from django.utils import timezone
-
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, Reason, new_run_id
+from deliveries_app.models import App
 from deliveries_app.services import audit
 from deliveries_app.services.requests import NotFound
-from deliveries_app.webhooks.client import post_signed
+from deliveries_app.webhooks.client import post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
-from deliveries_app.webhooks.payloads import PING, Envelope, endpoint
-from docora.http.client import Cause, HttpClient, Outcome
-from docora.text import new_id
+from docora.http.client import Cause, Outcome
 from repositories_app.git.remote import new_client
 
 PERMISSION = "deliveries_app.change_app"
@@ -81,14 +77,6 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
         body=response_texts(app, [outcome.body])[0],
         new_key=new_key,
     )
-
-
-def post_ping(client: HttpClient, app: App, ring: Keyring) -> Outcome:
-    """Build, sign and send the ping like any other notification."""
-    envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)
-    sequence = int(timezone.now().timestamp() * 1_000_000)
-    url = endpoint(app.base_url, "ping")
-    return post_signed(client, url, PING, f"msg_{new_id('ping')}", sequence, envelope, ring)
 
 
 def _message(outcome: Outcome) -> str:

@@ -22,12 +22,13 @@ from deliveries_app.planning.plan import PlanRefused
 from deliveries_app.planning.planner import Planned, plan_to
 from deliveries_app.progress import runs
 from deliveries_app.sync import circuit, outcomes
+from deliveries_app.sync.endpoint_health import EndpointHealth
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
 from deliveries_app.sync.lease import Lease, claim
 from deliveries_app.sync.recorder import Recorder, settle_lists
 from deliveries_app.sync.sender import Sender
-from deliveries_app.webhooks.client import Destination, info_of
+from deliveries_app.webhooks.client import Destination, describe_outcome, info_of
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from deliveries_app.webhooks.payloads import Envelope
 from docora.db.clock import from_now
@@ -137,11 +138,10 @@ class Attempt:
             outcomes.failed(self.lease, error.failure)
         except RateLimited as error:
             self._drain(DRAIN_SECONDS)
-            outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)), down=False)
-        except EndpointDown:
+            outcomes.start_cooldown(self.lease, error.seconds, self._failure(str(error)))
+        except EndpointDown as error:
             self._drain(DRAIN_SECONDS)
-            failure = self._failure(f"The app's endpoint is down: {self.recorder.last_message}")
-            outcomes.start_cooldown(self.lease, 0.0, failure, down=True)
+            outcomes.endpoint_down(self.lease, self._endpoint_failure(error), counts=not error.is_certain)
         except EndpointGone:
             self._drain(DRAIN_SECONDS)
             outcomes.endpoint_gone(self.lease)
@@ -246,7 +246,7 @@ class Attempt:
         with self.mirror.blobs() as reader:
             self.sender = Sender(
                 self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive,
-                self._slice_is_over,
+                self._slice_is_over, EndpointHealth(self.client, self.watch.app, self.keyring, self._alive),
             )  # fmt: skip
             prepared_in = time.monotonic() - self._began_at
             self._next_slice_check = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
@@ -297,6 +297,14 @@ class Attempt:
         assert last is not None
         root = root_causes.of_delivery(last.cause, last.status)
         return SyncFailure(message, last.cause, root, last.status, response_texts(self.watch.app, [last.body])[0])
+
+    def _endpoint_failure(self, error: EndpointDown) -> SyncFailure:
+        if self.recorder.last_failure:
+            return self._failure(f"The app's endpoint is down: {self.recorder.last_message}")
+        assert error.answer is not None  # of the ping that asked whether it works again
+        cause, status = error.answer.cause or "http", error.answer.status
+        message = f"The app's endpoint is down: {describe_outcome(error.answer)}"
+        return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
         """A run that nobody asked for: a change was found, or what failed earlier is tried again."""

@@ -1,5 +1,7 @@
 """Why a run stops before its plan is done."""
 
+from docora.http.client import Outcome
+
 
 class Superseded(Exception):
     """The watch belongs to another claim or generation now: whatever this worker still records would be wrong."""
@@ -14,7 +16,15 @@ class SliceOver(Exception):
 
 
 class EndpointDown(Exception):
-    """The app's endpoint does not answer at all; every repository of the app has to wait."""
+    """The app's endpoint does not work, so every repository of the app has to wait.
+
+    `is_certain` unless all that is known is that it accepts none of this watch's files: then the attempt counts. `answer`
+    is the ping's, if nothing else was sent.
+    """
+
+    def __init__(self, *, is_certain: bool, answer: Outcome | None) -> None:
+        super().__init__()
+        self.is_certain, self.answer = is_certain, answer
 
 
 class RateLimited(Exception):

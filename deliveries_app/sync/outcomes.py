@@ -28,6 +28,7 @@ from repositories_app.git.exceptions import GitError
 logger = logging.getLogger(__name__)
 
 ENDPOINT_BASE_DELAY_SECONDS = 5.0
+_OTHERS_FIRST_SECONDS = 5.0
 
 
 def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
@@ -99,19 +100,35 @@ def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) 
             transaction.on_commit(partial(_tell_failed, failure, lease.watch.retry_count, seconds), robust=True)
 
 
-def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure, *, down: bool) -> None:
-    """The app asked for a rest or is down: none of its watches is sent to earlier, so that no worker sits and waits."""
-    if down:
-        seconds = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
+def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure) -> None:
+    """The app asked for a rest: none of its watches is sent to earlier, so that no worker sits and waits."""
     seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
-        App.objects.filter(pk=lease.watch.app_id).update(
-            cooldown_until=Greatest(from_now(seconds), F("cooldown_until"))
-            if lease.watch.app.cooldown_until
-            else from_now(seconds),
-            down_count=F("down_count") + (1 if down else 0),
-        )
+        _hold(lease, seconds)
         postponed(lease, seconds, failure)
+
+
+def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
+    """The endpoint does not work: none of the app's watches is sent to for a while that doubles.
+
+    With `counts`, the attempt counts, because this watch's own files may be what fails. Another watch is then the first
+    to try again.
+    """
+    delay = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
+    seconds = min(delay, MAX_WAIT_SECONDS)
+    with transaction.atomic():
+        _hold(lease, seconds, down_count=F("down_count") + 1)
+        if counts:
+            failed(lease, failure, rest=seconds + _OTHERS_FIRST_SECONDS)
+        else:
+            postponed(lease, seconds, failure)
+
+
+def _hold(lease: Lease, seconds: float, **changes: Any) -> None:
+    until = from_now(seconds)
+    if lease.watch.app.cooldown_until:
+        until = Greatest(until, F("cooldown_until"))
+    App.objects.filter(pk=lease.watch.app_id).update(cooldown_until=until, **changes)
 
 
 def endpoint_gone(lease: Lease) -> None:

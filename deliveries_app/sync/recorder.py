@@ -82,6 +82,7 @@ class Recorder:
         self._had_failures = had_failures
         self._on_first = dict(on_first)
         self._acknowledged: list[Notification] = []
+        self._acknowledged_at: datetime | None = None
         self._failed: list[tuple[Notification | Change, Failure]] = []
         self.failed_count = 0
         self._latest = endpoint_stats.Latest()
@@ -110,6 +111,7 @@ class Recorder:
 
     def acknowledge(self, notification: Notification) -> None:
         self._acknowledged.append(notification)
+        self._acknowledged_at = self._lease.clock.now()
 
     def fail(self, what: Notification | Change, failure: Failure) -> None:
         """A notification that failed, or a change that could not even be announced in this run."""
@@ -169,7 +171,15 @@ class Recorder:
     def _count_traffic(self, now: datetime) -> None:
         app, told = self._lease.watch.app, self._untold
         failed = told["files_failed"]
-        endpoint_stats.record_hour(app, self._latest, now, files=told["files"], size=self._untold_bytes, failed=failed)
+        endpoint_stats.record_hour(
+            app,
+            self._latest,
+            now,
+            files=told["files"],
+            size=self._untold_bytes,
+            failed=failed,
+            acknowledged_at=self._acknowledged_at,
+        )
 
     def _tell(self) -> None:
         """What the bars, the app's page and the metrics show, once it is committed."""

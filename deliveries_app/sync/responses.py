@@ -2,15 +2,18 @@
 
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
-from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, RateLimited
+from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
+from deliveries_app.sync.exceptions import EndpointGone, RateLimited
 from deliveries_app.sync.recorder import Failure
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause, Outcome
 
-DOWN_AFTER = 10  # consecutive failures of the endpoint itself, on different paths
+DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint did not work
+CONTROL_PATHS = 3  # paths that are tried one by one if nothing else proves that the endpoint works
 GONE_AFTER = 3  # files answered with 410
 REST_AFTER_TIMEOUT = 30.0  # seconds before a path is sent again whose request may still be processed
 RETRY_UNREACHED = 1.0  # seconds
@@ -36,12 +39,31 @@ class Decision:
 
 @dataclass
 class ResponsePolicy:
-    """Judges the outcomes of one run, and knows when it is hopeless to go on."""
+    """Judges the outcomes of one run, and knows when to doubt that the endpoint works."""
 
-    _down: int = 0
+    _failed_in_a_row: int = 0
     _gone: int = 0
+    _limit: int = DOUBT_AFTER
+    failing_since: datetime | None = None
+    """When the first of the consecutive failures was settled, by the database's clock."""
     endpoint_works: bool = False
-    """Whether the last outcome was an answer of the app itself."""
+    """Whether the last outcome was an answer of the app itself, or the endpoint has proved to work since."""
+
+    @property
+    def is_in_doubt(self) -> bool:
+        return self._failed_in_a_row >= self._limit
+
+    @property
+    def is_trying_one_by_one(self) -> bool:
+        return self._limit == CONTROL_PATHS
+
+    def trust(self) -> None:
+        """The endpoint works: what failed is the files' own failure."""
+        self._failed_in_a_row, self._limit, self.failing_since, self.endpoint_works = 0, DOUBT_AFTER, None, True
+
+    def try_one_by_one(self) -> None:
+        """Nothing proves that the endpoint works, or that it does not: the next paths decide."""
+        self._failed_in_a_row, self._limit = 0, CONTROL_PATHS
 
     def of(self, change: Change, outcome: Outcome, *, chunked: bool) -> Decision:
         """`chunked`: the request was one chunk of a file. One that surely was not processed may be sent again as it is;
@@ -64,18 +86,20 @@ class ResponsePolicy:
             return Decision(wait=pause, failure=failure, rest=pause if pause > LONGEST_WAIT else None)
         return Decision(
             failure=failure,
-            endpoint_failed=status in {502, 503, 504},
+            endpoint_failed=status in GATEWAY_ERRORS,
             gone=status == 410 and change.kind != Kind.DELETE,
         )
 
-    def stop_if_hopeless(self, verdict: Decision) -> None:
-        """Count a settled notification; raises what ends the run."""
+    def settle(self, verdict: Decision, now: datetime) -> None:
+        """Count a settled notification. Raises what ends the run."""
         if verdict.rest is not None:
             raise RateLimited(verdict.rest)
-        self.endpoint_works = not verdict.endpoint_failed
-        self._down = self._down + 1 if verdict.endpoint_failed else 0
-        if self._down >= DOWN_AFTER:
-            raise EndpointDown
+        if verdict.endpoint_failed:
+            self._failed_in_a_row += 1
+            self.failing_since = self.failing_since or now
+            self.endpoint_works = False
+        else:
+            self.trust()
         self._gone += verdict.gone
         if self._gone >= GONE_AFTER:
             raise EndpointGone

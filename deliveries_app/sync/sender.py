@@ -15,10 +15,11 @@ from deliveries_app.planning.paths import PathSet
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
-from deliveries_app.sync.exceptions import SliceOver
+from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
+from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.lease import Lease
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
-from deliveries_app.sync.responses import LONGEST_WAIT, REST_AFTER_TIMEOUT, Decision, ResponsePolicy
+from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, REST_AFTER_TIMEOUT, Decision, ResponsePolicy
 from deliveries_app.webhooks.client import Destination
 from deliveries_app.webhooks.keyring import REFUSALS, Keys
 from deliveries_app.webhooks.payloads import delete_body, endpoint, file_body, webhook_id
@@ -45,7 +46,7 @@ class Sender:
 
     `slice_is_over` says whether the run should make way for other apps. Then no further file is started, large files are
     sent to their end, since a part of one counts for nothing, and `SliceOver` is raised. If the endpoint does not answer,
-    the run continues until the endpoint counts as down. In slices it would never see enough failures.
+    the run continues until it is known whether the endpoint works. In slices it would never see enough failures.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class Sender:
         delivery_rules: DeliveryRules,
         alive: Callable[[], None],
         slice_is_over: Callable[[], bool],
+        health: EndpointHealth,
     ) -> None:
         self._client, self._mirror, self._reader = client, mirror, reader
         self._lease, self._recorder, self._to, self._delivery_rules = lease, recorder, destination, delivery_rules
-        self._alive, self._slice_is_over = alive, slice_is_over
+        self._alive, self._slice_is_over, self._health = alive, slice_is_over, health
         self._is_ending = False  # the slice is over
         self._large_files = 0  # under way
         self._ready: deque[_Transfer] = deque()
@@ -76,9 +78,15 @@ class Sender:
         """Send the whole plan. Returns when every file was tried; raises what ends the run before that."""
         for path in plan.retained:
             self._kept.add(path)
+        if plan.files and self._lease.watch.app.down_count:
+            self._act_on(self._health.ping())
         for kind in PHASES:
             self._send_phase(plan.phase(kind))
         self._recorder.commit()
+        if self._failed_like_others():
+            self._question_endpoint()
+            if self._judge.is_trying_one_by_one:  # no path is left to try
+                raise self._down(is_certain=False)
 
     def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
         """Start nothing new and let what is under way settle; what is not settled then is dropped and has to rest.
@@ -120,8 +128,10 @@ class Sender:
         waiting = blocks(changes)
         block = next(waiting, None)
         while block or self._ready or self._client.in_flight:
+            if self._judge.is_in_doubt and not self._client.in_flight:
+                self._question_endpoint()
             self._start()
-            if block and not self._ready and not self._is_ending:
+            if block and not self._ready and not self._is_ending and not self._judge.is_in_doubt:
                 self._announce(block)
                 block = next(waiting, None)
                 if block:
@@ -173,7 +183,10 @@ class Sender:
         """Start what may be under way now: a free slot, room for its bytes, no pause, and a lease that lasts."""
         if self._is_ending:
             self._ready = deque(transfer for transfer in self._ready if transfer.file)
-        while self._ready and self._client.in_flight < self._lease.slots and time.monotonic() >= self._pause_until:
+        if self._judge.is_in_doubt:
+            return  # what is in flight settles first
+        slots = 1 if self._judge.is_trying_one_by_one else self._lease.slots
+        while self._ready and self._client.in_flight < slots and time.monotonic() >= self._pause_until:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
                 return
             if not self._lease.may_send:
@@ -254,7 +267,34 @@ class Sender:
             if item.change.kind == Kind.DELETE:
                 self._unsettled.add(item.change.path)
         self._close(transfer)
-        self._judge.stop_if_hopeless(verdict)
+        self._judge.settle(verdict, self._lease.clock.now())
+
+    def _failed_like_others(self) -> bool:
+        """Whether this run ends without an answer of the app, and so did others: each may have too few paths to tell."""
+        if self._judge.failing_since is None:
+            return False
+        app = self._lease.watch.app
+        return self._judge.is_in_doubt or failing_watches(app, except_pk=self._lease.watch.pk) + 1 >= DOUBT_AFTER
+
+    def _question_endpoint(self) -> None:
+        """Find out whether the endpoint works. Raises `EndpointDown` if it does not."""
+        if self._judge.is_trying_one_by_one:
+            raise self._down(is_certain=False)
+        assert self._judge.failing_since is not None
+        self._recorder.commit()
+        self._act_on(self._health.ask(self._judge.failing_since))
+
+    def _act_on(self, health: Health) -> None:
+        if health is Health.UP:
+            self._judge.trust()
+            self._lease.endpoint_answers()
+        elif health is Health.DOWN:
+            raise self._down(is_certain=True)
+        else:
+            self._judge.try_one_by_one()
+
+    def _down(self, *, is_certain: bool) -> EndpointDown:
+        return EndpointDown(is_certain=is_certain, answer=self._health.answer)
 
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
         """Whether the same request goes out once more, signed with the other key; remembers the key that was accepted."""

@@ -59,7 +59,9 @@ class EndpointStats:
     p95: float
 
 
-def record_hour(app: App, latest: Latest, now: datetime, *, files: int, size: int, failed: int) -> None:
+def record_hour(
+    app: App, latest: Latest, now: datetime, *, files: int, size: int, failed: int, acknowledged_at: datetime | None
+) -> None:
     """Add a batch to the app's hourly row. Call this last in the batch's transaction."""
     if not (latest.requests or files or failed):
         return
@@ -67,10 +69,18 @@ def record_hour(app: App, latest: Latest, now: datetime, *, files: int, size: in
     amounts = {"files": files, "bytes": size, "failed": failed}
     amounts |= {"requests": latest.requests, "milliseconds": round(latest.seconds * 1000)}
     row = HourlyTraffic.objects.filter(app_id=app.pk, hour=hour)
-    increments = {name: F(name) + value for name, value in amounts.items()}
-    if not row.update(**increments):
+    changes: dict[str, Any] = {name: F(name) + value for name, value in amounts.items()}
+    if acknowledged_at:
+        changes["acknowledged_at"] = acknowledged_at
+    if not row.update(**changes):
         HourlyTraffic.objects.bulk_create([HourlyTraffic(app_id=app.pk, hour=hour)], ignore_conflicts=True)
-        row.update(**increments)
+        row.update(**changes)
+
+
+def last_acknowledged(app: App) -> datetime | None:
+    """Return when the app last acknowledged a file, of any of its watches, to a second or so."""
+    found = HourlyTraffic.objects.filter(app_id=app.pk, acknowledged_at__isnull=False).order_by("-hour")
+    return found.values_list("acknowledged_at", flat=True).first()
 
 
 def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:

@@ -136,25 +136,6 @@ def test_file_answered_500_does_not_block_later_files(world: World, settings) ->
     assert_promise_kept(world, repo, watch)
 
 
-def test_untried_files_go_before_ten_poison_files(world: World) -> None:
-    """They make the endpoint look down. The next run starts with files that were not tried yet."""
-    poison = [f"{n:02}" for n in range(12)]
-    fine = [f"fine-{n}" for n in range(6)]
-    repo, watch = world.watch(dict.fromkeys([*poison, *fine], A))
-    world.app.max_in_flight = 1
-    world.app.save()
-    world.answer(refusing(*poison, status=502))
-    watch = world.sync(watch)
-    assert world.copy(watch) == {}
-    assert len(world.requests()) == 10
-    world.sync(watch)
-    assert set(world.copy(watch)) == set(fine)
-    assert [record.path for record in world.requests()[10:18]] == [*poison[10:], *fine]
-    world.answer(None)
-    world.settle()
-    assert_promise_kept(world, repo, watch)
-
-
 def test_complete_run_lists_exactly_the_failed_files(world: World) -> None:
     repo, watch = world.watch({"a": A, "b": A, "c": A, "gone": A})
     world.answer(refusing("a", "b", "gone"))

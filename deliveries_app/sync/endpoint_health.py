@@ -1,0 +1,108 @@
+"""Whether an app's endpoint works, asked when notifications fail as they do if it does not (`engine.md` §7).
+
+Failing paths prove nothing: a proxy may answer 502 for some files only, and a client may hang on one. So the app is asked
+something else before all its repositories have to wait.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.db.models import Q
+
+from deliveries_app.models import App, AppRepository
+from deliveries_app.models.root_causes import RootCause
+from deliveries_app.webhooks import endpoint_stats
+from deliveries_app.webhooks.client import describe_outcome, post_ping
+from deliveries_app.webhooks.keyring import Keyring
+from docora.http.client import HttpClient, Outcome
+from docora.redis.connection import RedisError, connection
+
+logger = logging.getLogger(__name__)
+
+GATEWAY_ERRORS = {502, 503, 504}
+"""A proxy answers these if the app behind it does not."""
+PING_SECONDS = 60
+"""At most one ping a minute to an app. Its answer holds as long for every run."""
+_PREFIX = "docora:endpoint:"
+_ENDPOINT_CAUSES = (RootCause.DNS, RootCause.TLS, RootCause.CONNECTION, RootCause.TIMEOUT, RootCause.ADDRESS)
+_POLL_SECONDS = 0.2
+_LONGEST_PING = 40  # seconds
+
+
+class Health(StrEnum):
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class EndpointHealth:
+    """Asks about one app's endpoint. `alive` is called while it waits. No request may be in flight on `client`."""
+
+    def __init__(self, client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None]) -> None:
+        self._client, self._app, self._keyring, self._alive = client, app, keyring, alive
+        self._key = _PREFIX + app.app_id
+        self.answer: Outcome | None = None
+        """Of the last ping that was sent here."""
+
+    def ask(self, failing_since: datetime) -> Health:
+        """Answer from what the app has acknowledged since then, from any watch, or else from a ping."""
+        acknowledged_at = endpoint_stats.last_acknowledged(self._app)
+        if acknowledged_at is not None and acknowledged_at >= failing_since:
+            return Health.UP
+        known = self._known()
+        return self.ping() if known is None else known
+
+    def ping(self) -> Health:
+        """Send a ping now. 2xx proves that the endpoint works; no response or a gateway error that it does not.
+
+        Any other response proves nothing, because existing clients have no `/ping`. 410 does not pause the app here.
+        """
+        outcome = post_ping(self._client, self._app, self._keyring, self._alive)
+        health, self.answer = _health_of(outcome), outcome
+        fields = {"app": self._app.app_id, "health": health.value, "answer": describe_outcome(outcome)}
+        logger.info("endpoint_pinged", extra=fields)
+        try:
+            connection().set(self._key, health.value, ex=PING_SECONDS)
+        except RedisError:
+            logger.debug("endpoint_health_not_shared")
+        return health
+
+    def _known(self) -> Health | None:
+        """Return what a ping of the last minute has shown, or None if this run is to send one.
+
+        If another run is just sending one, wait for its answer.
+        """
+        ends_at = time.monotonic() + _LONGEST_PING
+        try:
+            while not connection().set(self._key, "", nx=True, ex=_LONGEST_PING):
+                known: Any = connection().get(self._key)
+                if known:
+                    return Health(known.decode())
+                if time.monotonic() > ends_at:
+                    return Health.UNKNOWN
+                self._alive()
+                time.sleep(_POLL_SECONDS)
+        except RedisError:
+            logger.debug("endpoint_health_not_shared")
+        return None
+
+
+def failing_watches(app: App, *, except_pk: int) -> int:
+    """Return how many other watches of the app ended their last attempt as if the endpoint did not work, since it last
+    acknowledged a file."""
+    gateway = Q(root_cause=RootCause.SERVER_ERROR, last_status_code__in=GATEWAY_ERRORS)
+    watches = AppRepository.objects.failing().filter(Q(root_cause__in=_ENDPOINT_CAUSES) | gateway, app=app)
+    acknowledged_at = endpoint_stats.last_acknowledged(app)
+    if acknowledged_at is not None:
+        watches = watches.filter(last_scanned_at__gt=acknowledged_at)
+    return watches.exclude(pk=except_pk).count()
+
+
+def _health_of(outcome: Outcome) -> Health:
+    if outcome.ok:
+        return Health.UP
+    return Health.DOWN if outcome.cause or outcome.status in GATEWAY_ERRORS else Health.UNKNOWN

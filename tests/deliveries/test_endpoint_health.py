@@ -1,0 +1,245 @@
+"""Before all repositories of an app have to wait, it is asked whether its endpoint works (`engine.md` §7)."""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from django.db.models.functions import Now
+
+from deliveries_app.models import App, HourlyTraffic, Status
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.sync import sender
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.endpoint_health import PING_SECONDS
+from deliveries_app.webhooks import client as webhooks
+from docora.db.clock import from_now
+from docora.http.client import Request
+from docora.redis.connection import connection
+from tests.support.histories import assert_promise_kept
+from tests.support.processes import in_threads
+from tests.support.world import World
+
+Hook = Callable[[Notification], Answer | None]
+
+
+@pytest.fixture(autouse=True)
+def _one_by_one(world: World, settings) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 2
+    App.objects.update(max_in_flight=1)
+    world.app.refresh_from_db()
+
+
+def files(count: int, name: str = "file") -> dict[str, bytes]:
+    return {f"{name}-{number:02}": b"%d" % number for number in range(count)}
+
+
+def failing(*prefixes: str, status: int = 502, ping: int | None = None) -> Hook:
+    """Answer `status` to files whose path begins like this, and `ping` to pings."""
+
+    def hook(note: Notification) -> Answer | None:
+        if note.kind == "ping":
+            return Answer(ping) if ping else None
+        return Answer(status) if note.path.startswith(prefixes) else None
+
+    return hook
+
+
+def kinds(world: World) -> str:
+    return "".join(record.kind[0] for record in world.requests())
+
+
+def state(world: World) -> tuple[int, bool]:
+    app = App.objects.get(pk=world.app.pk)
+    return app.down_count, app.cooldown_until is not None
+
+
+def test_poisoned_repository_fails_while_the_others_go_on(world: World) -> None:
+    _, poisoned = world.watch(files(12, "poison"), name="acme/poisoned")
+    healthy_repo, healthy = world.watch(name="acme/healthy")
+    world.answer(failing("poison"))
+    world.sync(poisoned)
+    assert kinds(world) == "c" * 10 + "p" + "c" * 2
+    assert (poisoned.retry_count, poisoned.files_failing, state(world)) == (1, 12, (0, False))
+    world.sync(healthy)
+    assert_promise_kept(world, healthy_repo, healthy)
+    assert world.sync(poisoned).status == Status.FAILED
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_endpoint_that_answers_no_ping_either_is_down(world: World, status: int) -> None:
+    repo, watch = world.watch(files(12))
+    world.answer(failing("file", status=status, ping=status))
+    world.sync(watch)
+    assert kinds(world) == "c" * 10 + "p"
+    assert (watch.retry_count, watch.status, state(world)) == (0, Status.PENDING, (1, True))
+    assert "endpoint is down" in watch.last_error
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_acknowledgement_of_another_watch_proves_that_the_endpoint_works(world: World) -> None:
+    _, poisoned = world.watch(files(12), name="acme/poisoned")
+
+    def hook(note: Notification) -> Answer:
+        HourlyTraffic.objects.update_or_create(
+            app=world.app, hour="2026-01-01 00:00Z", defaults={"acknowledged_at": Now()}
+        )
+        return Answer(502)
+
+    world.answer(hook)
+    world.sync(poisoned)
+    assert kinds(world) == "c" * 12
+    assert (poisoned.retry_count, state(world)) == (1, (0, False))
+
+
+def test_acknowledgement_before_the_first_failure_proves_nothing(world: World) -> None:
+    world.sync(world.watch(name="acme/before")[1])
+    assert HourlyTraffic.objects.get().acknowledged_at is not None
+    _, watch = world.watch(files(12), name="acme/down")
+    world.answer(failing("file", ping=502))
+    world.sync(watch)
+    assert state(world) == (1, True)
+
+
+@pytest.mark.parametrize("answer", [404, 405, 500, 410])
+@pytest.mark.parametrize("works", [True, False])
+def test_ping_that_proves_nothing_is_followed_by_three_paths(world: World, answer: int, works: bool) -> None:
+    """A client without `/ping`, or a proxy that answers 404 for it while the app behind is down."""
+    repo, watch = world.watch({**files(10), **files(10, "other")})
+    world.answer(failing("file", *([] if works else ["other"]), ping=answer))
+    world.sync(watch)
+    assert not App.objects.get().paused
+    if works:
+        assert (kinds(world), state(world)) == ("c" * 10 + "p" + "c" * 10, (0, False))
+        assert watch.files_failing == 10
+    else:
+        assert (kinds(world), state(world)) == ("c" * 10 + "p" + "c" * 3, (1, True))
+    assert watch.retry_count == 1  # either way, since its own files may be the reason
+    world.answer(None)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_control_paths_are_sent_one_by_one(world: World) -> None:
+    App.objects.update(max_in_flight=8)
+    world.app.refresh_from_db()
+    _, watch = world.watch({**files(10), **files(10, "other")})
+    at_once: list[int] = []
+
+    def hook(note: Notification) -> Answer | None:
+        if note.kind == "ping":
+            return Answer(404)
+        if note.path.startswith("other"):
+            at_once.append(world.receiver._in_flight[note.app_id])
+            time.sleep(0.05)
+        return Answer(502)
+
+    world.answer(hook)
+    world.sync(watch)
+    assert state(world) == (1, True)
+    assert at_once[-3:] == [1, 1, 1]
+
+
+def test_watch_without_another_path_holds_the_app_and_counts(world: World) -> None:
+    _, watch = world.watch(files(10))
+    _, other = world.watch(name="acme/other")
+    world.answer(failing("file", ping=404))
+    world.sync(watch)
+    assert (watch.retry_count, state(world)) == (1, (1, True))
+    app = App.objects.get()
+    assert app.cooldown_until is not None
+    assert watch.next_sync_at is not None
+    assert watch.next_sync_at > app.cooldown_until  # another watch goes first
+    world.sync(other)
+    assert (other.status, state(world)) == (Status.SYNCED, (0, False))
+    assert world.sync(watch).status == Status.FAILED
+
+
+@pytest.mark.parametrize("health", ["up", "down"])
+def test_app_is_pinged_once_a_minute(world: World, health: str) -> None:
+    watches = [world.watch(files(10), name=f"acme/{number}")[1] for number in range(3)]
+    world.answer(failing("file", ping=None if health == "up" else 502))
+    for watch in watches:
+        App.objects.update(down_count=0, cooldown_until=None)
+        world.sync(watch)
+        assert state(world) == ((0, False) if health == "up" else (1, True))
+    assert kinds(world).count("p") == 1
+    assert 0 < connection().ttl(f"docora:endpoint:{world.app.app_id}") <= PING_SECONDS
+
+
+def test_runs_at_the_same_time_share_one_ping(world: World) -> None:
+    App.objects.update(max_in_flight=8)
+    watches = [world.watch(files(10), name=f"acme/{number}")[1] for number in range(3)]
+
+    def hook(note: Notification) -> Answer | None:
+        if note.kind == "ping":
+            time.sleep(0.5)
+        return Answer(502)
+
+    world.answer(hook)
+    for watch in watches:
+        world.make_due(watch)
+    in_threads(*[partial(sync, watch.pk) for watch in watches])
+    assert kinds(world).count("p") == 1
+    assert state(world)[1]
+
+
+def test_one_ping_asks_whether_an_endpoint_works_again(world: World) -> None:
+    _, watch = world.watch(files(20))
+    App.objects.update(down_count=3, cooldown_until=from_now(-1))
+    world.answer(failing("file", ping=502))
+    world.sync(watch)
+    assert kinds(world) == "p"
+    assert (watch.retry_count, watch.root_cause, watch.last_status_code) == (0, "http_5xx", 502)
+    assert watch.last_error == "The app's endpoint is down: it answered 502"
+    assert state(world) == (4, True)
+
+
+def test_probe_of_a_client_without_ping_sends_three_files(world: World) -> None:
+    _, watch = world.watch(files(20))
+    App.objects.update(down_count=3, cooldown_until=from_now(-1))
+    world.answer(failing("file", ping=404))
+    world.sync(watch)
+    assert kinds(world) == "pccc"
+    assert state(world) == (4, True)
+
+
+def test_many_watches_with_one_failing_file_each_are_recognised(world: World, monkeypatch) -> None:
+    for module in (sender, webhooks):
+        monkeypatch.setattr(module, "Request", partial(Request, timeout=0.2))
+    watches = [world.watch(files(1), name=f"acme/{number:02}")[1] for number in range(14)]
+    over = threading.Event()
+
+    def hang(note: Notification) -> None:
+        over.wait(20)
+
+    world.answer(hang)
+    synced = 0
+    for watch in watches:
+        if state(world)[0]:
+            break
+        world.sync(watch)
+        synced += 1
+    over.set()
+    assert (synced, state(world)) == (10, (1, True))
+
+
+def test_single_threaded_receiver_is_asked_after_what_is_in_flight(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(sender, "Request", partial(Request, timeout=0.5))
+    App.objects.update(max_in_flight=8)
+    world.app.refresh_from_db()
+    _, watch = world.watch({**files(20, "slow"), "z": b"fine"})
+    one_at_a_time = threading.Lock()
+
+    def hook(note: Notification) -> None:
+        with one_at_a_time:
+            if note.path.startswith("slow"):
+                time.sleep(0.2)
+
+    world.answer(hook)
+    world.sync(watch)
+    assert "p" in kinds(world)
+    assert state(world) == (0, False)
