@@ -6,8 +6,8 @@ from typing import Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Exists, F, Q, Sum
-from django.db.models.functions import Now
+from django.db.models import Exists, Q, Sum
+from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from deliveries_app.models.root_causes import RootCause
@@ -69,6 +69,15 @@ class App(models.Model):
         default=default_max_in_flight,
         help_text="Concurrent notifications, across all its repositories. 1 sends strictly one at a time.",
     )
+    pace_slots = models.PositiveSmallIntegerField(
+        null=True,
+        editable=False,
+        help_text="Concurrent notifications that the app accepts, while that is fewer than `max_in_flight`.",
+    )
+    pace_gap = models.FloatField(
+        default=0.0, db_default=0.0, editable=False, help_text="Seconds between the starts of two notifications."
+    )
+    paced_at = models.DateTimeField(null=True, editable=False, help_text="When the pace was last changed.")
     send_sync_completed = models.BooleanField(
         "send sync completed", default=False, help_text="Also send /sync_completed after every complete sync."
     )
@@ -90,6 +99,15 @@ class App(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def slots_allowed(self) -> int:
+        """How many notifications may be in flight now."""
+        return min(self.pace_slots or self.max_in_flight, self.max_in_flight)
+
+    @property
+    def is_slowed_down(self) -> bool:
+        return self.slots_allowed < self.max_in_flight or self.pace_gap > 0
 
     @property
     def is_rotating_key(self) -> bool:
@@ -191,7 +209,8 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         Asking makes the holders share their slots, so one watch of a busy app has to ask about every second.
         """
         holders = AppRepository.objects.leased().values("app_id").annotate(taken=Sum("lease_slots"))
-        full = holders.filter(Q(taken__gte=F("app__max_in_flight")) | Q(app__down_count__gt=0))
+        allowed = Coalesce("app__pace_slots", "app__max_in_flight")
+        full = holders.filter(Q(taken__gte=allowed) | Q(app__down_count__gt=0))
         asked = AppRepository.objects.filter(slots_requested_at__gt=from_now(-SLOT_REQUEST_SECONDS))
         return self.exclude(app_id__in=full.filter(app_id__in=asked.values("app_id")).values("app_id"))
 

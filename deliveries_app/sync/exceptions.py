@@ -8,7 +8,7 @@ class Superseded(Exception):
 
 
 class Paused(Exception):
-    """An administrator paused the app, or all syncing, while it was being sent to."""
+    """An administrator paused the app, or all syncing, while it was being sent to, or another run has put it on hold."""
 
 
 class SliceOver(Exception):

@@ -17,6 +17,7 @@ from django.db.models.functions import Least, Now
 
 from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause, bulk_sql
 from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS
+from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
 from docora.server.worker import identity
@@ -40,6 +41,23 @@ class Lease:
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the watch's status before the claim was "failed"
     rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
+
+    @property
+    def gap(self) -> float:
+        """Seconds between the starts of two notifications."""
+        return self.watch.app.pace_gap
+
+    def slow_down(self) -> None:
+        self._adopt(pace.slow_down(self.watch.app_id))
+
+    def speed_up(self) -> None:
+        if self.watch.app.is_slowed_down:
+            self._adopt(pace.speed_up(self.watch.app_id))
+
+    def _adopt(self, app: App) -> None:
+        """Follow the app's pace. A higher share of the slots is taken by the next `rebalance`."""
+        self.watch.app.pace_slots, self.watch.app.pace_gap = app.pace_slots, app.pace_gap
+        self.slots = min(self.slots, app.slots_allowed)
 
     @property
     def may_send(self) -> bool:
@@ -132,18 +150,20 @@ class Lease:
     def endpoint_answers(self) -> None:
         """The app took something: it is not down any more, all its repositories may go on."""
         if self.watch.app.down_count:
-            App.objects.filter(pk=self.watch.app_id).update(down_count=0, cooldown_until=None)
+            App.objects.filter(pk=self.watch.app_id, down_count__gt=0).update(down_count=0, cooldown_until=None)
             self.watch.app.down_count = 0
 
     def rebalance(self, in_flight: int, *, at_once: bool = False) -> None:
         """Take the fair share of the app's slots, once a second or `at_once`. Slots are given back before anyone takes them: a
         smaller share is written only once no more than that is in flight; until then just nothing new is started.
-        Raises `Paused` when the app, or all syncing, was paused meanwhile."""
+        Raises `Paused` when the app, or all syncing, was paused meanwhile, or another run was asked for a rest."""
         if not at_once and boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
         with transaction.atomic():
-            app = App.objects.select_for_update(no_key=True).get(pk=self.watch.app_id)
-            if app.paused or SyncPause.objects.exists():
+            apps = App.objects.select_for_update(no_key=True).annotate(database_now=Now())
+            app = apps.get(pk=self.watch.app_id)
+            is_held = app.cooldown_until is not None and app.cooldown_until > app.database_now
+            if app.paused or is_held or SyncPause.objects.exists():
                 raise Paused  # and again at the next call, whoever passed it over
             self.rebalanced_at = boot_seconds()
             others = _other_leases(app.pk, self.watch.pk)
@@ -155,9 +175,10 @@ class Lease:
                 .count()
             )
             taken = others.aggregate(slots=Sum("lease_slots"))["slots"] or 0
-            share = max(1, app.max_in_flight // (others.count() + 1 + waiting))
+            self._adopt(app)
+            share = max(1, app.slots_allowed // (others.count() + 1 + waiting))
             # No more than at the claim: so many connections the run's client has.
-            self.slots = max(1, min(share, app.max_in_flight - taken, self.watch.app.max_in_flight))
+            self.slots = max(1, min(share, app.slots_allowed - taken, self.watch.app.max_in_flight))
             written = max(self.slots, in_flight)
             AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(lease_slots=written)
 
@@ -178,7 +199,7 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
             return None
         taken = _other_leases(app.pk, watch_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
         # An endpoint that was down is asked by one watch with one request before all the others come.
-        free = app.max_in_flight - taken if not app.down_count else (1 if not taken else 0)
+        free = app.slots_allowed - taken if not app.down_count else (1 if not taken else 0)
         if free < 1:
             asks_again = from_now(SLOT_REQUEST_SECONDS)
             AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=asks_again)

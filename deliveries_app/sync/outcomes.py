@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Coalesce, Greatest, Now
 
 from deliveries_app.models import App, Outcome, Status, root_causes
 from deliveries_app.models.root_causes import CLEARED_FAILURE, RootCause, SyncFailure
@@ -125,10 +125,10 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
 
 
 def _hold(lease: Lease, seconds: float, **changes: Any) -> None:
+    """Set the app's cooldown, which other runs may have set meanwhile: it never becomes shorter."""
     until = from_now(seconds)
-    if lease.watch.app.cooldown_until:
-        until = Greatest(until, F("cooldown_until"))
-    App.objects.filter(pk=lease.watch.app_id).update(cooldown_until=until, **changes)
+    latest = Greatest(until, Coalesce(F("cooldown_until"), until))
+    App.objects.filter(pk=lease.watch.app_id).update(cooldown_until=latest, **changes)
 
 
 def endpoint_gone(lease: Lease) -> None:

@@ -30,6 +30,10 @@ class Decision:
     endpoint_failed: bool = False
     gone: bool = False
     rest: float | None = None
+    refused: bool = False
+    """The app takes no more for now: 429 or 503."""
+    restart: bool = False
+    """The refused chunk may have been counted, so its file starts over."""
 
     @property
     def may_be_under_way(self) -> bool:
@@ -44,6 +48,7 @@ class ResponsePolicy:
     _failed_in_a_row: int = 0
     _gone: int = 0
     _limit: int = DOUBT_AFTER
+    _refusals: int = 0  # in a row; several at once count as one
     failing_since: datetime | None = None
     """When the first of the consecutive failures was settled, by the database's clock."""
     endpoint_works: bool = False
@@ -61,13 +66,20 @@ class ResponsePolicy:
         """The endpoint works: what failed is the files' own failure."""
         self._failed_in_a_row, self._limit, self.failing_since, self.endpoint_works = 0, DOUBT_AFTER, None, True
 
+    def refused(self) -> None:
+        """The app has refused a request, for the first time since its last answer or since the last pause."""
+        self._refusals += 1
+
     def try_one_by_one(self) -> None:
         """Nothing proves that the endpoint works, or that it does not: the next paths decide."""
         self._failed_in_a_row, self._limit = 0, CONTROL_PATHS
 
-    def of(self, change: Change, outcome: Outcome, *, chunked: bool) -> Decision:
-        """`chunked`: the request was one chunk of a file. One that surely was not processed may be sent again as it is;
-        any other must not be repeated under its id, the app would count it twice."""
+    def of(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:
+        """Decide what the outcome of one request means.
+
+        `chunked`: it was one chunk of a file. One that surely was not processed may be sent again as it is; any other must
+        not be repeated under its id, the app would count it twice. `pausing`: the app has refused others just now.
+        """
         status = outcome.status
         if outcome.cause is not None:
             rest = REST_AFTER_TIMEOUT if outcome.cause is Cause.TIMEOUT else 0.0
@@ -80,10 +92,14 @@ class ResponsePolicy:
         if change.kind == Kind.DELETE and change.lenient and status in {404, 410}:
             return Decision(delivered=True)  # it may never have had the file
         failure = Failure("http", f"The app answered {status}.", status, outcome.body)
-        pause = outcome.retry_after(time.time()) if status in {429, 503} else None
-        if pause is not None:
-            pause = max(0.1, min(pause, MAX_WAIT_SECONDS))
-            return Decision(wait=pause, failure=failure, rest=pause if pause > LONGEST_WAIT else None)
+        asked = outcome.retry_after(time.time()) if status in {429, 503} else None
+        # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
+        is_busy = status == 429 or (status == 503 and (self.endpoint_works or pausing or not self._refusals))
+        if asked is not None or is_busy:
+            pause = max(0.1, min(asked if asked is not None else 2.0**self._refusals, MAX_WAIT_SECONDS))
+            too_long = pause if pause > LONGEST_WAIT else None
+            restart = chunked and status == 503 and asked is None
+            return Decision(wait=pause, failure=failure, rest=too_long, refused=True, restart=restart)
         return Decision(
             failure=failure,
             endpoint_failed=status in GATEWAY_ERRORS,
@@ -100,6 +116,8 @@ class ResponsePolicy:
             self.endpoint_works = False
         else:
             self.trust()
+        if verdict.delivered:
+            self._refusals = 0
         self._gone += verdict.gone
         if self._gone >= GONE_AFTER:
             raise EndpointGone

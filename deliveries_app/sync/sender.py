@@ -18,6 +18,7 @@ from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_blo
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
 from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.pace import SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
 from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, REST_AFTER_TIMEOUT, Decision, ResponsePolicy
 from deliveries_app.webhooks.client import Destination
@@ -72,6 +73,8 @@ class Sender:
         self._unsettled = PathSet()
         self._kept = PathSet()
         self._pause_until = 0.0
+        self._next_start = 0.0
+        self._accepted = 0  # since the pace last changed
         self._judge = ResponsePolicy()
 
     def send(self, plan: Plan) -> None:
@@ -186,12 +189,19 @@ class Sender:
         if self._judge.is_in_doubt:
             return  # what is in flight settles first
         slots = 1 if self._judge.is_trying_one_by_one else self._lease.slots
-        while self._ready and self._client.in_flight < slots and time.monotonic() >= self._pause_until:
+        while self._ready and self._client.in_flight < slots and time.monotonic() >= self._not_before:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
                 return
             if not self._lease.may_send:
                 self._recorder.commit()
             self._submit(self._ready.popleft())
+            if self._lease.gap:
+                self._next_start = time.monotonic() + self._lease.gap
+
+    @property
+    def _not_before(self) -> float:
+        """When the next request may start, by the monotonic clock."""
+        return max(self._pause_until, self._next_start)
 
     def _submit(self, transfer: _Transfer) -> None:
         """Send a file, or the current chunk of a large one."""
@@ -238,7 +248,7 @@ class Sender:
     def _collect(self) -> None:
         if not self._lease.may_send:  # any more: this process was frozen since it submitted the last ones
             self._take_back()
-        pause = self._pause_until - time.monotonic()
+        pause = self._not_before - time.monotonic() if self._ready else 0.0
         for request, outcome in self._client.poll(min(0.5, pause) if pause > 0 else 0.5):
             self._settle(self._landed(request), outcome)
         if pause > 0 and not self._client.in_flight:
@@ -249,9 +259,13 @@ class Sender:
         self._recorder.timed(outcome.ok, outcome.elapsed)
         if self._tries_other_key(transfer, outcome):
             return
-        verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None)
+        pausing = time.monotonic() < self._pause_until
+        verdict = self._judge.of(item.change, outcome, chunked=transfer.file is not None, pausing=pausing)
+        if verdict.delivered:
+            self._speed_up()
         if verdict.delivered and transfer.file and not transfer.file.is_last:
             transfer.file.advance()
+            item.waits = 0  # each wait slows the app's pace down, so the file gets on
             self._ready.appendleft(transfer)
             return
         if verdict.delivered:
@@ -259,7 +273,14 @@ class Sender:
             self._lease.endpoint_answers()
         elif verdict.wait is not None and item.waits < MAX_WAITS and verdict.wait <= LONGEST_WAIT:
             item.waits += 1
+            if verdict.refused and not pausing:
+                self._judge.refused()
+                self._lease.slow_down()
+                self._accepted = 0
             self._wait(verdict.wait)
+            if verdict.restart:
+                self._close(transfer)
+                transfer.file = None
             self._ready.appendleft(transfer)
             return
         elif verdict.failure:
@@ -295,6 +316,13 @@ class Sender:
 
     def _down(self, *, is_certain: bool) -> EndpointDown:
         return EndpointDown(is_certain=is_certain, answer=self._health.answer)
+
+    def _speed_up(self) -> None:
+        """Raise the pace after a series of successes. Not during a large file: a 503 makes it start over."""
+        self._accepted += 1
+        if self._accepted >= SUCCESSES_TO_SPEED_UP and not self._large_files:
+            self._accepted = 0
+            self._lease.speed_up()
 
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
         """Whether the same request goes out once more, signed with the other key; remembers the key that was accepted."""

@@ -143,7 +143,8 @@ def test_chunk_in_doubt_restarts_the_file_under_a_new_id(
     repo, watch = world.watch({"large": LARGE, "other": b"small"})
     client.answer = once(index, True, answer)
     watch = world.sync(watch)
-    assert (watch.status, set(world.copy(watch))) == (Status.PENDING, {"other"})
+    if answer.status != 503:  # that is only a pause, in the same run
+        assert (watch.status, set(world.copy(watch))) == (Status.PENDING, {"other"})
     world.settle()
     records = chunks(world)
     assert indexes(records) == [*range(index + 1), *range(7)]

@@ -122,7 +122,8 @@ def test_gateway_errors_count_as_endpoint_down(world: World, status: int) -> Non
     _, watch = world.watch(names(20))
     world.answer(lambda note: Answer(status))
     world.sync(watch)
-    assert [record.kind for record in world.requests()] == ["create"] * 10 + ["ping"]
+    refused = 1 if status == 503 else 0  # it may be a client that is too busy, and gets a pause first
+    assert [record.kind for record in world.requests()] == ["create"] * (10 + refused) + ["ping"]
     assert App.objects.get().down_count == 1
 
 

@@ -46,7 +46,7 @@ def assert_idle(watch: AppRepository, status: Status, settings) -> None:
     """The watch has no worker and no open request, and nothing happens before the rescan."""
     watch.refresh_from_db()
     assert watch.status == status
-    assert watch.lease_until is None
+    assert not AppRepository.objects.leased().filter(pk=watch.pk).exists()
     assert watch.next_sync_at is not None
     wait = (watch.next_sync_at - timezone.now()).total_seconds()
     assert 0.9 * settings.RESCAN_INTERVAL_SECONDS < wait <= settings.RESCAN_INTERVAL_SECONDS

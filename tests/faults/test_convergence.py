@@ -14,7 +14,7 @@ from tests.faults.universe import Universe
 from tests.faults.workers import use_short_timeouts
 from tests.support import fast_flush
 
-DEFAULT_HISTORIES = 25  # the same ones each time
+DEFAULT_HISTORIES = 32  # the same ones each time
 _requested = os.environ.get("HISTORIES")  # set by `make soak`, which also sets the seed
 HISTORIES = settings(
     max_examples=int(_requested or DEFAULT_HISTORIES),

@@ -14,6 +14,7 @@ from deliveries_app.models import App, AppRepository, Delivery, Status
 from deliveries_app.sync import sender
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import claim
+from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
 from repositories_app import services as repositories
 from repositories_app.git import remote
@@ -106,7 +107,8 @@ def test_host_that_thinks_before_it_sends_the_pack(world: World) -> None:
 def test_client_that_never_answers(world: World, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.LEASE_SECONDS = 6
     seconds = 7.5  # longer than the lease
-    monkeypatch.setattr(sender, "Request", partial(Request, timeout=seconds))
+    for module in (sender, webhooks):  # of files, and of the ping that follows
+        monkeypatch.setattr(module, "Request", partial(Request, timeout=seconds))
     repo, watch = world.watch({f"{number:02}.txt": b"%d" % number for number in range(14)})
     with socket.create_server(("127.0.0.1", 0)) as mute:
         App.objects.update(max_in_flight=10, base_url=f"http://127.0.0.1:{mute.getsockname()[1]}")

@@ -161,7 +161,7 @@ def given_up(world: World, watch: AppRepository) -> AppRepository:
 
 
 def let_lease_run_out(watch: AppRepository) -> None:
-    AppRepository.objects.filter(pk=watch.pk).update(lease_until=F("created_at"))
+    AppRepository.objects.filter(pk=watch.pk, lease_until__isnull=False).update(lease_until=F("created_at"))
     watch.refresh_from_db()
 
 

@@ -1,0 +1,53 @@
+"""How fast an app is sent to: slowed down when it answers 429 or 503, and raised again while it accepts (`engine.md` §7).
+
+The pace is the app's, over all its watches and workers: how many notifications may be in flight, and once that is one,
+how long to wait between the starts of two.
+"""
+
+from collections.abc import Callable
+
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from deliveries_app.models import App
+from docora.db.clock import from_now
+
+SUCCESSES_TO_SPEED_UP = 50
+_SHORTEST_GAP, _LONGEST_GAP = 0.02, 10.0  # seconds
+_SLOWER_AFTER = 1.0  # seconds: refusals of one moment have one reason
+_FASTER_AFTER = 10.0  # seconds: each time that is too fast costs a pause of a second or more
+
+
+def slow_down(app_pk: int) -> App:
+    """Halve what may be in flight, or double the gap. At most once a second, whoever asks. Return the app."""
+    return _change(app_pk, _slower, _SLOWER_AFTER)
+
+
+def speed_up(app_pk: int) -> App:
+    """Shorten the gap, or allow one more in flight. At most once in ten seconds, whoever asks. Return the app."""
+    return _change(app_pk, _faster, _FASTER_AFTER)
+
+
+def _change(app_pk: int, change: Callable[[App], tuple[int | None, float]], after: float) -> App:
+    """Change the pace unless it has changed within the last `after` seconds."""
+    with transaction.atomic():
+        recently = Q(paced_at__gt=from_now(-after))
+        app = App.objects.select_for_update(no_key=True).get(pk=app_pk)
+        if not App.objects.filter(recently, pk=app_pk).exists():
+            app.pace_slots, app.pace_gap = change(app)
+            App.objects.filter(pk=app_pk).update(pace_slots=app.pace_slots, pace_gap=app.pace_gap, paced_at=Now())
+    return app
+
+
+def _slower(app: App) -> tuple[int | None, float]:
+    if app.slots_allowed > 1:
+        return app.slots_allowed // 2, 0.0
+    return 1, min(max(2 * app.pace_gap, _SHORTEST_GAP), _LONGEST_GAP)
+
+
+def _faster(app: App) -> tuple[int | None, float]:
+    if app.pace_gap > _SHORTEST_GAP:
+        return 1, app.pace_gap * 0.75
+    slots = app.slots_allowed if app.pace_gap else app.slots_allowed + 1
+    return (slots, 0.0) if slots < app.max_in_flight else (None, 0.0)

@@ -1,0 +1,185 @@
+"""A client behind a rate limit gets everything, at a pace that it accepts (`engine.md` §7)."""
+
+import os
+import threading
+import time
+from collections import defaultdict
+from itertools import pairwise
+
+import pytest
+from django.db.models.functions import Now
+
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.receiver import Answer, Notification
+from deliveries_app.sync import outcomes, pace
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import claim
+from docora.db.clock import from_now
+from tests.support.histories import assert_promise_kept, at_notification
+from tests.support.processes import syncing
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+SMALL = {f"file-{number:04}.txt": b"%d" % number for number in range(200)}
+
+
+class RateLimit:
+    """Accepts `rate` requests per second, as nginx's `limit_req` does without a burst, and refuses the others."""
+
+    def __init__(self, rate: float, status: int, headers: dict[str, str] | None = None) -> None:
+        self.rate, self.status, self.headers = rate, status, headers or {}
+        self.accepted = self.refused = 0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, note: Notification) -> Answer | None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next:
+                self.refused += 1
+                return Answer(self.status, headers=self.headers)
+            self._next = now + 1 / self.rate
+            self.accepted += 1
+            return None
+
+
+def app_of(world: World) -> App:
+    return App.objects.get(pk=world.app.pk)
+
+
+def sync_until_done(world: World, watch: AppRepository, attempts: int) -> None:
+    for _ in range(attempts):
+        world.sync(watch)
+        if watch.status == Status.SYNCED:
+            return
+        assert watch.retry_count == 0, watch.last_error  # a limit is no failure
+    raise AssertionError(f"not synced after {attempts} attempts")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_many_small_files_pass_a_rate_limit(world: World, status: int) -> None:
+    limit = RateLimit(100, status)
+    repo, watch = world.watch(SMALL)
+    world.answer(limit)
+    sync_until_done(world, watch, 2)
+    world.answer(None)
+    assert_promise_kept(world, repo, watch)
+    assert limit.accepted == len(SMALL)
+    assert limit.refused < len(SMALL) / 10
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_large_file_passes_a_rate_limit(world: World, settings, status: int) -> None:
+    limit = RateLimit(20, status)
+    repo, watch = world.watch({"large.bin": os.urandom(8 << 20), **dict(list(SMALL.items())[:20])})
+    world.answer(limit)
+    sync_until_done(world, watch, 4)
+    world.answer(None)
+    assert_promise_kept(world, repo, watch)
+    chunks = defaultdict(list)
+    for record in world.requests("create"):
+        if record.chunk and record.status == 200:
+            chunks[record.chunk.id].append(record.chunk.index)
+    *broken_off, complete = sorted(chunks.values(), key=len)
+    assert complete == list(range(len(complete)))
+    assert all(indexes == list(range(len(indexes))) for indexes in broken_off)
+    if status == 429:  # nothing was processed, so no chunk is counted twice and the file need not start over
+        assert not broken_off
+
+
+def test_refused_request_is_repeated_as_it_was(world: World) -> None:
+    App.objects.update(max_in_flight=1)
+    repo, watch = world.watch({"a": b"1", "b": b"2"})
+    world.answer(at_notification(2, lambda: None, then=Answer(429)))
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    first, refused, again = world.requests()
+    assert refused.webhook_id == again.webhook_id != first.webhook_id
+    assert again.received_at - refused.answered_at >= 0.99
+
+
+def test_lasting_refusals_hold_the_app_without_an_attempt(world: World) -> None:
+    App.objects.update(max_in_flight=1)
+    _, watch = world.watch({"a": b"1"})
+    world.answer(lambda note: Answer(429))
+    began = time.monotonic()
+    world.sync(watch)
+    assert 7 <= time.monotonic() - began < 12  # 1, 2 and 4 seconds
+    assert len(world.requests()) == 4
+    assert (watch.retry_count, watch.status) == (0, Status.PENDING)
+    cooldown = app_of(world).cooldown_until
+    assert cooldown is not None
+    assert watch.next_sync_at is not None
+
+
+def test_pace_is_halved_once_a_second_and_raised_by_successes(world: World) -> None:
+    def now_allowed() -> tuple[int, float]:
+        app = app_of(world)
+        return app.slots_allowed, app.pace_gap
+
+    def next_moment() -> None:
+        App.objects.update(paced_at=from_now(-20))
+
+    pk = world.app.pk
+    seen = []
+    for _ in range(5):
+        pace.slow_down(pk)
+        pace.slow_down(pk)
+        seen.append(now_allowed())
+        next_moment()
+    assert seen == [(4, 0.0), (2, 0.0), (1, 0.0), (1, 0.02), (1, 0.04)]
+    for _ in range(20):
+        pace.speed_up(pk)
+        next_moment()
+    assert now_allowed() == (8, 0.0)
+    assert app_of(world).pace_slots is None
+
+
+def test_slots_are_shared_out_of_the_pace(world: World) -> None:
+    watches = [world.watch(name=f"acme/{number}")[1] for number in range(3)]
+    App.objects.update(pace_slots=2)
+
+    def slots(watch: AppRepository) -> int:
+        taken = claim(watch.pk)
+        return taken.slots if taken else 0
+
+    assert [slots(watch) for watch in watches] == [1, 1, 0]
+    assert watches[2] not in AppRepository.objects.due().free().startable()
+
+
+def test_gap_is_kept_between_two_starts(world: World) -> None:
+    App.objects.update(pace_slots=1, pace_gap=0.2, paced_at=Now())
+    _, watch = world.watch({"a": b"1", "b": b"2", "c": b"3"})
+    world.sync(watch)
+    times = [record.received_at for record in world.requests()]
+    assert all(later - earlier >= 0.19 for earlier, later in pairwise(times))
+
+
+def test_cooldown_is_never_shortened(world: World) -> None:
+    first, second = (world.watch(name=f"acme/{number}")[1] for number in range(2))
+    older, newer = claim(first.pk), claim(second.pk)
+    assert older is not None
+    assert newer is not None
+    outcomes._hold(newer, 3600)
+    until = app_of(world).cooldown_until
+    outcomes._hold(older, 10)  # its app was read before
+    assert app_of(world).cooldown_until == until
+
+
+def test_running_attempt_stops_within_a_second_of_a_cooldown(world: World) -> None:
+    repo, watch = world.watch(SMALL)
+    world.answer(lambda note: time.sleep(0.05))
+    world.make_due(watch)
+    worker = syncing(watch.pk)
+    wait_for(lambda: len(world.requests()) > 5)
+    App.objects.update(cooldown_until=from_now(3600))
+    worker.join(10)
+    sent = len(world.requests())
+    assert sent < len(SMALL)
+    watch.refresh_from_db()
+    assert (watch.retry_count, watch.status, watch.lease_until) == (0, Status.PENDING, None)
+    assert not sync(watch.pk)
+    assert len(world.requests()) == sent
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
