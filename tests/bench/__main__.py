@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import changes, many, memory, polling, report, resyncs, sending
+from tests.bench import changes, many, memory, polling, report, resyncs, sending, tenants
 from tests.bench.report import Chart, Row
 from tests.bench.stage import PROJECT, Stage, open_stage
 
@@ -46,6 +46,7 @@ def main() -> None:
         "resync": resyncs.all_of_an_app,
         "small-repositories": resyncs.twenty_small,
         "many-repositories": many.small_repositories,
+        "tenants": tenants.push_beside_others,
         "polls": polling.open_bars,
         "recording": recording,
         "large-file": memory.one_large_file,

@@ -55,7 +55,7 @@ def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> It
         scheduling.request_sync(AppRepository.objects.filter(app=app))
         scheduling.enqueue_due()
 
-    with _running(stage, workers):
+    with running(stage, workers):
         for name, prepare, begin, posts in (
             ("first sync", lambda: None, start_first, count * FILES),
             ("one file changed in each", push, announce, count),
@@ -95,7 +95,7 @@ def _bare_fetches(stage: Stage, repos: "list[Repo]") -> float:
 
 
 @contextmanager
-def _running(stage: Stage, workers: int) -> Iterator[None]:
+def running(stage: Stage, workers: int) -> Iterator[None]:
     """Run workers and the sweep as `up` does."""
     commands = [["sweep"]]
     for number in range(workers):
