@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
 from repositories_app.git.exceptions import GitError
@@ -43,9 +43,12 @@ def record_snapshot(
     Pass `for_all=False` if a watch's own rules have changed the numbers. They are better than none, but do not replace
     existing ones.
     """
-    fields = {"branch": branch, "file_count": files, "total_bytes": size}
-    record = Snapshot.objects.update_or_create if for_all else Snapshot.objects.get_or_create
-    record(repository=repository, commit_sha=commit, defaults=fields)
+    snapshot = Snapshot(repository=repository, commit_sha=commit, branch=branch, file_count=files, total_bytes=size)
+    key, numbers = ["repository", "commit_sha"], ["branch", "file_count", "total_bytes"]
+    if for_all:
+        Snapshot.objects.bulk_create([snapshot], update_conflicts=True, unique_fields=key, update_fields=numbers)
+    else:
+        Snapshot.objects.bulk_create([snapshot], ignore_conflicts=True)
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,21 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
     return Circuit(opened, cooldown if repository.circuit_is_open else 0.0)
 
 
+def has_failures(repository: Repository) -> bool:
+    """Return whether the repository's row counts failures or has an open circuit."""
+    return _failing(repository).exists()
+
+
 def close_circuit(repository: Repository) -> bool:
     """Close the circuit and reset its failure count: the repository can be read again, or a user has reset the circuit.
 
     Return whether this ended a cooldown that was still running.
     """
-    rows = Repository.objects.filter(pk=repository.pk)
-    closed = rows.exclude(consecutive_failures=0, circuit_open_until=None).update(
+    closed = _failing(repository).update(
         consecutive_failures=0, circuit_open_until=None, last_failure_at=None, last_error="", last_error_cause=""
     )
     return closed == 1 and repository.circuit_is_open
+
+
+def _failing(repository: Repository) -> QuerySet[Repository]:
+    return Repository.objects.filter(pk=repository.pk).exclude(consecutive_failures=0, circuit_open_until=None)

@@ -105,6 +105,8 @@ def give_attempt_back(run: SyncRun) -> None:
 
 def set_left_out(run: SyncRun, left_out: Mapping[str, int]) -> None:
     """Set the final left-out counts. Call inside the transaction that ends the run."""
+    if run.left_out == left_out:
+        return
     run.left_out = dict(left_out)
     SyncRun.objects.filter(pk=run.pk).update(left_out=run.left_out)
 
@@ -136,12 +138,8 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
 def end_runs(watch_pk: int, generation: int, outcome: Outcome, error: str = "") -> None:
     """End every open run of the watch up to `generation`, and the operations without open runs left."""
     runs = open_runs(watch_pk, generation)
-    newest_resync = (
-        SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC)
-        .exclude(outcome=Outcome.CANCELLED)
-        .order_by("-generation", "-pk")
-        .first()
-    )
+    resyncs = SyncRun.objects.filter(watch_id=watch_pk, reason=Reason.RESYNC).exclude(outcome=Outcome.CANCELLED)
+    newest_resync = resyncs.order_by("-generation", "-pk").first() if len(runs) > 1 else None
     for index, run in enumerate(runs):
         superseded = index > 0 and newest_resync is not None and newest_resync.generation > run.generation
         _end(run, Outcome.SUPERSEDED if superseded else outcome, error)
@@ -204,8 +202,11 @@ def close_operations(operation_pks: Iterable[int]) -> None:
     row, and both would leave it open. Remove the counters only after the commit: until then, readers without them would
     count outdated rows.
     """
-    with transaction.atomic():
-        rows = BulkOperation.objects.filter(pk__in=list(operation_pks), ended_at=None)
+    operation_pks = list(operation_pks)
+    if not operation_pks:
+        return
+    with transaction.atomic(savepoint=False):
+        rows = BulkOperation.objects.filter(pk__in=operation_pks, ended_at=None)
         for operation in rows.select_for_update().order_by("pk"):
             if operation.runs.filter(outcome="").exists():
                 continue

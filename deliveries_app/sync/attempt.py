@@ -218,7 +218,8 @@ class Attempt:
             try:
                 # Not before the plan: a tree that cannot be read is the repository's failure as well. A damage may lie in
                 # a content, too: then the end closes it.
-                if self.watch.repository.last_error_cause != Cause.CORRUPT:
+                repository = self.watch.repository
+                if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.watch.app.send_sync_completed and not self.watch.base_commit

@@ -54,6 +54,8 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
 def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
     """The repository can be read: its circuit closes, and the watches that it held back need not wait for the end of the
     cool-down; `but` the one that has just read it."""
+    if not repositories.has_failures(repository):
+        return
     with transaction.atomic():
         if repositories.close_circuit(repository):
             watches = AppRepository.objects.alive().filter(repository=repository)

@@ -33,7 +33,7 @@ _OTHERS_FIRST_SECONDS = 5.0
 
 def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
     """Everything planned is acknowledged (or nothing was to do). `fields`: commit, base and tree columns."""
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         lease.finish(
             next_sync_in=None,
             status=Status.SYNCED,

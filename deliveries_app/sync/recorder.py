@@ -14,7 +14,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun, bulk_sql, root_causes
 from deliveries_app.models.bulk_sql import Announced
@@ -261,12 +261,11 @@ def settle_lists(
     Call it in the transaction that sets the base. Until then the listing of an earlier failure may be the only trace of a
     path, and a worker that was killed would have taken it away.
     """
-    listed = DeliveryFailure.objects.filter(watch=watch)
-    listed.filter(kind=FailureKind.FAILED, last_at__lt=started).delete()
-    known = listed.filter(kind=FailureKind.SKIPPED)
+    known = Q(kind=FailureKind.SKIPPED)
     if among is not None:
-        known = known.filter(path_digest__in=[path_digest(path) for path in among])
-    known.delete()
+        known &= Q(path_digest__in=[path_digest(path) for path in among])
+    failed_before = Q(kind=FailureKind.FAILED, last_at__lt=started)
+    DeliveryFailure.objects.filter(known | failed_before, watch=watch).delete()
     rows = [
         _failure_row(watch, item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
         for item in skipped

@@ -74,7 +74,7 @@ class Mirror:
         with self._lock("fetch", tick):
             self._prepare()
             ref = f"refs/docora/{watch}/run"
-            if self.has(commit):
+            if self._read_ref(f"refs/docora/{watch}/base") == commit or self.has(commit):
                 self._write_ref(ref, commit)
                 return commit
             # The first fetch is looked at as a whole; what a later one brings is small beside what is here.
@@ -263,6 +263,13 @@ class Mirror:
         """For what is answered at once, also in a process with threads."""
         timeout = max(0.0, timeout)
         return git.run(args, directory=self.directory, fds=self._fds, timeout=timeout, short=True, stdin=stdin)
+
+    def _read_ref(self, name: str) -> str:
+        """Return the commit in the file of a ref; empty if there is none."""
+        try:
+            return (self.directory / name).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
 
     def _write_ref(self, name: str, commit: str) -> None:
         """Write the file of a ref as git does, without starting a process. Only the lease holder writes a watch's refs."""

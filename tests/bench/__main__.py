@@ -46,6 +46,7 @@ def main() -> None:
         "resync": resyncs.all_of_an_app,
         "small-repositories": resyncs.twenty_small,
         "many-repositories": many.small_repositories,
+        "idle": many.idle_instance,
         "tenants": tenants.push_beside_others,
         "polls": polling.open_bars,
         "recording": recording,

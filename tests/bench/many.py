@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.report import Row
 from tests.bench.repositories import make_large
+from tests.bench.sink import COMMIT
 from tests.bench.stage import PROJECT, Stage
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.git import Repo
 
 COUNT, FILES, SIZE = 200, 30, 2048
+IDLE = 500
 GOALS = {"first sync": 1.5, "one file changed in each": 2.0, "re-sync of all": 2.5}  # times the floor
 _TIMEOUT = 600.0
 
@@ -78,6 +80,34 @@ def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> It
                 f"({host / count * 1000:.0f} ms) and the receiver ({client / count * 1000:.0f} ms)",
             )
     receiver.close()
+
+
+def idle_instance(stage: Stage) -> Iterator[Row]:
+    """Leave two workers and the sweep alone with 500 synced watches, which are checked as usual."""
+    from django.utils import timezone
+
+    from deliveries_app.models import AppRepository
+
+    AppRepository.objects.update(next_sync_at=None, next_check_at=timezone.now() + timedelta(days=1))
+    host = stage.receiver()  # answers that HEAD has not moved
+    now = timezone.now()
+    stage.many_watches(stage.app(host), host.url, IDLE, COMMIT, moved_at=now - timedelta(hours=2))
+    for number, pk in enumerate(AppRepository.objects.filter(next_check_at__lt=now).values_list("pk", flat=True)):
+        at = now + timedelta(seconds=300 * number / IDLE)
+        AppRepository.objects.filter(pk=pk).update(next_check_at=at)
+    with running(stage, workers=2):
+        time.sleep(10)
+        machine, own, client = _machine_cpu(), _own_cpu(), host.cpu
+        time.sleep(30)
+        used = _machine_cpu() - machine - (_own_cpu() - own) - (host.cpu - client)
+    host.close()
+    yield Row(
+        f"an idle instance with {IDLE} watches, two workers and the sweep",
+        f"{used / 30 * 100:.1f} % of a core",
+        "≤ 2 % of a core",
+        used / 30 <= 0.02,
+        "CPU of everything on the machine for 30 s, the git host and this process apart; no web process",
+    )
 
 
 def _bare_fetches(stage: Stage, repos: "list[Repo]") -> float:

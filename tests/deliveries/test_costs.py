@@ -17,8 +17,11 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from redis import Redis
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository
+from deliveries_app.services import resync_single
 from deliveries_app.sync import recorder
+from deliveries_app.sync.attempt import sync
 from tests.support.git import Repo
 from tests.support.world import World
 
@@ -153,3 +156,16 @@ def test_statements_of_checks_are_independent_of_their_number(world: World) -> N
         assert spent.requests_to_host == known
         counts.append(spent.statements)
     assert counts[0] == counts[1]
+
+
+def test_cost_of_a_small_resync(world: World) -> None:
+    _, watch, _ = first_sync(world, 8)
+    resync_single(Actor.command(), watch)
+    spent = Spent()
+    with spending(world, spent):
+        sync(watch.pk)
+    assert spent.notifications == 8
+    assert spent.requests_to_host == 1
+    assert spent.processes == {"ls-tree": 2, "cat-file": 1}  # .docoraignore, the tree, the contents
+    assert spent.statements["BEGIN"] == 5
+    assert spent.statements.total() <= 29 + 2 * 5, spent.statements
