@@ -142,5 +142,6 @@ def operations(request: HttpRequest) -> HttpResponse:
         "chunk": settings.CHUNK_SIZE_BYTES,
         "in_doubt": settings.RECORD_BATCH + settings.MAX_IN_FLIGHT,
         "web_threads": settings.WEB_THREADS,
+        "syncs_per_worker": settings.SYNCS_PER_WORKER,
     }
     return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)

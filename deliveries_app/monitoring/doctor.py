@@ -55,6 +55,7 @@ def all_checks(*, offline: bool = False, app_id: str = "") -> list[Check]:
         Check("git", check_git_fixes),
         Check("database", server_checks.check_database, seconds=15.0),  # longer than its connect_timeout
         Check("clock", server_checks.check_clock, needs=("database",)),
+        Check("connections", server_checks.check_connections, needs=("database",)),
         Check("sqlite", server_checks.check_sqlite, needs=("database",)),
         Check("redis", server_checks.check_redis),
         Check("redis-server", server_checks.check_redis_server, needs=("redis",)),

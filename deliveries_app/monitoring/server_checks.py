@@ -19,6 +19,7 @@ from docora.text import clean_text, format_bytes
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which counts failures
 _SLOW_SECONDS = 1.0
 _SKEW_SECONDS = 1.0
+_SWEEP_CONNECTIONS = 2
 _SQLITE_WORKERS = 4  # more of them wait for each other: SQLite has one writer at a time
 _WRITE_KEY = "docora:doctor"
 _MEMORY_WARNING, _MEMORY_ERROR = 0.8, 0.95  # shares of maxmemory
@@ -93,6 +94,27 @@ def _skew_seconds() -> float:
             after = time.time()
             measured.append((after - before, database - (before + after) / 2))
     return min(measured)[1]
+
+
+def check_connections() -> list[CheckMessage]:
+    """Check that PostgreSQL has enough connections for this web process, all registered workers at their busiest, and the
+    sweep. SQLite has no limit."""
+    if connection.vendor == "sqlite":
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        )
+        available = cursor.fetchone()[0]
+    workers = 0
+    with suppress(RedisError, OSError):  # `check_redis` reports it
+        workers = sum(not worker.is_gone for worker in inspect.read_workers())
+    needed = settings.WEB_THREADS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
+    text = f"PostgreSQL has {available} connections, and Docora needs {needed} at most"
+    text += f": {settings.WEB_THREADS} for the web process, {settings.SYNCS_PER_WORKER} for each of {workers} workers."
+    if needed <= available:
+        return [Info(text)]
+    return [Warning(text, hint="Raise max_connections of PostgreSQL, or lower SYNCS_PER_WORKER.")]
 
 
 def check_sqlite() -> list[CheckMessage]:

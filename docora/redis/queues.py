@@ -5,6 +5,7 @@ sweep enqueues due work once Redis is back. RQ's `unique` only prevents duplicat
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -99,9 +100,14 @@ def runs_alone(job: Job) -> bool:
     return bool(job.meta.get("alone"))
 
 
+def waiting_seconds(job: Job) -> float:
+    """Return how long ago the job was enqueued; infinity if RQ does not know."""
+    return (datetime.now(UTC) - job.enqueued_at).total_seconds() if job.enqueued_at else math.inf
+
+
 def _is_left_over(job: Job) -> bool:
     """Return whether a job that is in no queue is too old to be between two queues right now."""
-    return job.enqueued_at is None or (datetime.now(UTC) - job.enqueued_at).total_seconds() > _STALE_SECONDS
+    return waiting_seconds(job) > _STALE_SECONDS
 
 
 def _discard_unreadable(queue: Queue, job_id: str) -> None:

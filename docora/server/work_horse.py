@@ -17,9 +17,12 @@ from docora.db.connection import close_broken_connections
 
 logger = logging.getLogger(__name__)
 
-JOBS = 1000
-SECONDS = 120.0
+JOBS = 5000
+SECONDS = 600.0
 """A work-horse takes no further job after about this many jobs or seconds, so that what a job leaks stays bounded."""
+HAND_OVER_AFTER = 5.0
+"""Seconds that its last jobs then have to end by themselves before they are asked to, as on SIGTERM: one that waits for a
+hanging server would keep the worker from all others for minutes."""
 _LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
 _BUSY = 0.5  # of a core
 
@@ -40,8 +43,9 @@ class WorkHorse:
         perform: Callable[[Job, Queue, Execution], bool],
         take: Callable[[], Assignment | None],
         stopping: Callable[[], bool],
+        stop: Callable[[], None],
     ) -> None:
-        self._places, self._perform, self._take, self._stopping = places, perform, take, stopping
+        self._places, self._perform, self._take, self._stopping, self._stop = places, perform, take, stopping, stop
         self._changed = threading.Condition()
         self._open = 0
         self._taken = 1
@@ -53,13 +57,21 @@ class WorkHorse:
         """Return when no job waits, or no further one may be taken, and those taken have ended."""
         self._open_place(first)
         looked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
+        over_at = 0.0
         while not self._is_done():
             now, cpu = time.monotonic(), _cpu_seconds()
+            over_at = over_at or (now if self._is_over else 0.0)
+            if over_at and now - over_at > HAND_OVER_AFTER:
+                self._stop()
             is_waiting = self._ended == ended and cpu - used < _BUSY * (now - looked_at)
             looked_at, used, ended = now, cpu, self._ended
             for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # twice as many
                 if following := self._next():
                     self._open_place(following)
+
+    def end_soon(self) -> None:
+        """Take no further job."""
+        self._ends_at = 0.0
 
     def _is_done(self) -> bool:
         with self._changed:
@@ -85,8 +97,12 @@ class WorkHorse:
                 self._open -= 1
                 self._changed.notify()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._taken >= JOBS or time.monotonic() > self._ends_at
+
     def _next(self) -> Assignment | None:
-        if self._stopping() or self._taken >= JOBS or time.monotonic() > self._ends_at:
+        if self._stopping() or self._is_over:
             return None
         try:
             following = self._take()

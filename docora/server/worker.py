@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _stopping = threading.Event()
 _worker_name = ""
 HAND_OVER_SECONDS = 8.0
+ALONE_PATIENCE_SECONDS = 30.0
 _JOBS_LOOKED_AT = 20
 
 maintenance_callbacks: list[Callable[[], None]] = []
@@ -109,12 +110,15 @@ class DocoraWorker(Worker):
         """
         if queues.runs_alone(job):
             return super().perform_job(job, queue, execution)
-        horse = WorkHorse(settings.SYNCS_PER_WORKER, super().perform_job, self._take_job, stopping)
+        horse = WorkHorse(
+            settings.SYNCS_PER_WORKER, super().perform_job, lambda: self._take_job(horse), stopping, request_stop
+        )
         horse.run((job, queue, execution))
         return True
 
-    def _take_job(self) -> Assignment | None:
-        """Take the next job from the queues. Those that run alone stay there for a work-horse of their own."""
+    def _take_job(self, horse: WorkHorse) -> Assignment | None:
+        """Take the next job from the queues. Those that run alone stay there for a work-horse of their own, for which this
+        one ends if they have waited for long."""
         for queue in self.queues:
             for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_LOOKED_AT - 1)):
                 try:
@@ -122,7 +126,11 @@ class DocoraWorker(Worker):
                 except NoSuchJobError:
                     self.connection.lrem(queue.key, 1, job_id)
                     continue
-                if not queues.runs_alone(job) and self.connection.lrem(queue.key, 1, job_id):  # else another took it
+                if queues.runs_alone(job):
+                    if queues.waiting_seconds(job) > ALONE_PATIENCE_SECONDS:
+                        horse.end_soon()
+                        return None
+                elif self.connection.lrem(queue.key, 1, job_id):  # otherwise another worker has taken it
                     return job, queue, self.prepare_execution(job)
         return None
 

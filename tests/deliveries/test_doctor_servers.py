@@ -106,6 +106,21 @@ def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) 
     assert "Move to PostgreSQL (DATABASE_URL)." in said
 
 
+def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: Redis, settings) -> None:
+    settings.WEB_THREADS, settings.SYNCS_PER_WORKER = 16, 16
+    for number in range(2):
+        start_worker(redis_client, f"worker-{number}")
+    assert "PostgreSQL has 97 connections, and Docora needs 50 at most" in infos(server_checks.check_connections())
+    settings.SYNCS_PER_WORKER = 60
+    said = warnings(server_checks.check_connections())
+    assert "Docora needs 138 at most: 16 for the web process, 60 for each of 2 workers." in said
+    assert "Raise max_connections of PostgreSQL, or lower SYNCS_PER_WORKER." in said
+
+
+def test_sqlite_has_no_limit_of_connections(sqlite) -> None:
+    assert list(server_checks.check_connections()) == []
+
+
 def test_postgresql_has_no_messages_about_sqlite(db, postgres_server) -> None:
     assert list(server_checks.check_sqlite()) == []
 

@@ -23,7 +23,8 @@ from deliveries_app.sweep.retention import PRUNE_JOB
 from docora.redis import queues
 from docora.redis.connection import connection
 from docora.server import work_horse
-from docora.server.worker import DocoraWorker
+from docora.server import worker as worker_module
+from docora.server.worker import DocoraWorker, stopping
 from docora.settings import JOBS
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
@@ -47,6 +48,8 @@ def note(path: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if file.name.startswith("waits"):
         wait_for(file.with_suffix(".go_on").exists, 20)
+    if file.name == "lasts":
+        wait_for(stopping, 20)
     if file.name == "takes_long":
         time.sleep(7)
     if file.name == "computes":
@@ -165,6 +168,19 @@ def test_job_that_runs_alone_has_a_work_horse_of_its_own(tmp_path: Path) -> None
     assert has_ended(alone)
 
 
+def test_job_that_runs_alone_does_not_wait_for_a_busy_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "ALONE_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(work_horse, "HAND_OVER_AFTER", 0.5)
+    lasting, alone = tmp_path / "lasts", tmp_path / "alone"
+    put(lasting)
+    worker = work("default")
+    wait_for(lambda: pids(lasting), 20)
+    put(alone, alone=True)
+    wait_for(lambda: has_ended(alone), 8)
+    assert has_ended(lasting)
+    os.waitpid(worker, 0)
+
+
 def test_failed_job_ends_only_itself(tmp_path: Path) -> None:
     first, failing, last = (tmp_path / name for name in ("first", "fails", "last"))
     for file in (first, failing, last):
@@ -181,6 +197,22 @@ def test_work_horse_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.Monke
         put(file)
     work_until_empty("default")
     assert len({pid for file in files for pid in pids(file)}) == {"jobs": 2, "seconds": 4}[limit]
+
+
+def test_last_jobs_of_a_work_horse_are_asked_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the worker would take nothing as long as one of them waits."""
+    monkeypatch.setattr(work_horse, "SECONDS", 0.5)
+    monkeypatch.setattr(work_horse, "HAND_OVER_AFTER", 0.5)
+    lasting, last = tmp_path / "lasts", tmp_path / "last"
+    put(lasting)
+    worker = work("default")
+    wait_for(lambda: pids(lasting), 20)
+    time.sleep(0.8)
+    put(last)
+    wait_for(lambda: has_ended(last), 5)
+    assert has_ended(lasting)
+    assert pids(lasting) != pids(last)
+    os.waitpid(worker, 0)
 
 
 def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, redis_client: Redis) -> None:
