@@ -53,6 +53,9 @@ def push_beside_others(stage: Stage) -> Iterator[Row]:
                 resync_by_app(Actor.command(), bulk)
             busy.append(_seconds_of_push(quick, repo, pushed, PUSHES + number))
             time.sleep(0.5)
+    AppRepository.objects.update(
+        next_sync_at=None, lease_until=None, lease_slots=0
+    )  # later rows are measured without them
     busy.sort()
     p95 = busy[int(0.95 * PUSHES) - 1]
     yield Row(
