@@ -30,8 +30,9 @@ run: setup
 # Tests that depend on the database: lease, clock, hand-written SQL, scheduling, planner, fields, migrations, history, and
 # whole journeys. `make test` runs them on SQLite too.
 DATABASE_TESTS := tests/docora/test_crypto.py tests/docora/test_groups.py tests/faults/test_clocks.py \
-	$(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv fast_plan \
-	first_sync history import lease meanwhile plan progress_end pruning queueing random_histories requests rescans runs slices slots)
+	tests/faults/test_tenants.py $(patsubst %,tests/deliveries/test_%.py, alerts batch_sql checks circuit csv \
+	endpoint_health fast_plan first_sync history import lease meanwhile pace plan progress_end pruning queueing \
+	random_histories requests rescans runs slices slots)
 
 # Run the whole suite on PostgreSQL, then a part of it on SQLite. pytest's summary is the last line.
 test: test-environment
