@@ -59,6 +59,7 @@ def main() -> None:
     with open_stage() as stage:
         for name in wanted:
             print(f"{name} …", file=sys.stderr, flush=True)
+            stage.clear()
             if name == "in-flight":
                 charts.append(sending.in_flight(stage))
             else:

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,15 @@ class Stage:
         self.git = GitFixture(directory / "git")
         stack.callback(self.git.server.stop)
         self._apps = 0
+
+    def clear(self) -> None:
+        """Leave no watch of an earlier measurement due: it would have a worker, or a run would make way for it."""
+        from django.utils import timezone
+
+        from deliveries_app.models import AppRepository
+
+        tomorrow = timezone.now() + timedelta(days=1)
+        AppRepository.objects.update(next_sync_at=None, next_check_at=tomorrow, lease_until=None, lease_slots=0)
 
     def receiver(self, delay_ms: float = 0) -> Receiver:
         made = Receiver(delay_ms)
