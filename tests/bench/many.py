@@ -31,8 +31,6 @@ _TIMEOUT = 600.0
 
 def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> Iterator[Row]:
     """Sync many small repositories of one app."""
-    from django.utils import timezone
-
     from deliveries_app import scheduling
     from deliveries_app.actors import Actor
     from deliveries_app.models import AppRepository
@@ -40,8 +38,6 @@ def small_repositories(stage: Stage, count: int = COUNT, workers: int = 2) -> It
 
     repos = [make_large(stage.git, f"many/of-{number}", FILES, SIZE) for number in range(count)]
     floor = count / _bare_fetches(stage, repos)
-    tomorrow = timezone.now() + timedelta(days=1)  # earlier watches are not synced beside these
-    AppRepository.objects.update(next_sync_at=None, next_check_at=tomorrow)
     receiver = stage.receiver()
     app = stage.app(receiver)
 
@@ -88,7 +84,6 @@ def idle_instance(stage: Stage) -> Iterator[Row]:
 
     from deliveries_app.models import AppRepository
 
-    AppRepository.objects.update(next_sync_at=None, next_check_at=timezone.now() + timedelta(days=1))
     host = stage.receiver()  # answers that HEAD has not moved
     now = timezone.now()
     stage.many_watches(stage.app(host), host.url, IDLE, COMMIT, moved_at=now - timedelta(hours=2))

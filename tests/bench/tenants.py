@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tests.bench.many import running
@@ -22,14 +21,9 @@ _TIMEOUT = 120.0
 
 def push_beside_others(stage: Stage) -> Iterator[Row]:
     """Push one file at a time, beside 50 apps that take a second for each file, 10 that hang, and a bulk re-sync."""
-    from django.utils import timezone
-
     from deliveries_app.actors import Actor
-    from deliveries_app.models import AppRepository
     from deliveries_app.services import resync_by_app
 
-    tomorrow = timezone.now() + timedelta(days=1)  # earlier watches are not synced beside these
-    AppRepository.objects.update(next_sync_at=None, next_check_at=tomorrow)
     quick, slow, hanging = stage.receiver(), stage.receiver(delay_ms=1000), stage.receiver(delay_ms=60_000)
     repo = make_large(stage.git, "tenants/pushed", 10, 2048)
     healthy = stage.app(quick)
@@ -53,9 +47,6 @@ def push_beside_others(stage: Stage) -> Iterator[Row]:
                 resync_by_app(Actor.command(), bulk)
             busy.append(_seconds_of_push(quick, repo, pushed, PUSHES + number))
             time.sleep(0.5)
-    AppRepository.objects.update(
-        next_sync_at=None, lease_until=None, lease_slots=0
-    )  # later rows are measured without them
     busy.sort()
     p95 = busy[int(0.95 * PUSHES) - 1]
     yield Row(
