@@ -189,7 +189,7 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "admin:login"
-AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "docora.security.permissions.OneQueryBackend"]
 AXES_HANDLER = "docora.security.sign_in.SignInHandler"  # documents what is counted and stored
 AXES_CLIENT_IP_CALLABLE = "docora.security.sign_in.client_address"
 AXES_LOCKOUT_CALLABLE = "docora.security.sign_in.locked_out"

@@ -23,7 +23,7 @@ def visitor(name: str, *codenames: str, superuser: bool = False, checks_csrf: bo
     user.save()
     user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
     client = Client(raise_request_exception=False, enforce_csrf_checks=checks_csrf)
-    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    client.force_login(user, backend="docora.security.permissions.OneQueryBackend")
     return client
 
 

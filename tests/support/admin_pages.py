@@ -126,5 +126,5 @@ def superuser(name: str = "root") -> Client:
     """Return a client signed in as a superuser."""
     user, _ = User.objects.get_or_create(username=name, defaults={"is_staff": True, "is_superuser": True})
     client = Client(SERVER_NAME="127.0.0.1")
-    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    client.force_login(user, backend="docora.security.permissions.OneQueryBackend")
     return client

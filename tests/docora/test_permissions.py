@@ -1,0 +1,47 @@
+"""A user's permissions are Django's, in one query."""
+
+import pytest
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import AnonymousUser, Group, Permission, User
+
+from docora.security.permissions import OneQueryBackend
+
+OWN, OF_GROUP, OTHER = "view_app", "resync_apprepository", "delete_app"
+
+
+@pytest.fixture
+def user(db) -> User:
+    user = User.objects.create_user("ana", is_staff=True)
+    group = Group.objects.create(name="Team")
+    user.groups.add(group)
+    user.user_permissions.add(Permission.objects.get(codename=OWN))
+    group.permissions.add(*Permission.objects.filter(codename__in=[OWN, OF_GROUP]))
+    return user
+
+
+def fresh(user: User) -> User:
+    """Return the user without cached permissions."""
+    return User.objects.get(pk=user.pk)
+
+
+def test_own_permissions_and_those_of_groups_in_one_query(user: User, django_assert_num_queries) -> None:
+    found = fresh(user)
+    with django_assert_num_queries(1):
+        permissions = OneQueryBackend().get_all_permissions(found)
+        assert found.has_perm(f"deliveries_app.{OF_GROUP}")
+        assert not found.has_perm(f"deliveries_app.{OTHER}")
+    assert permissions == {f"deliveries_app.{OWN}", f"deliveries_app.{OF_GROUP}"}
+    assert permissions == ModelBackend().get_all_permissions(fresh(user))
+
+
+@pytest.mark.parametrize("change", [{"is_active": False}, {"is_superuser": True}])
+def test_inactive_users_and_superusers_are_djangos_business(user: User, change: dict[str, bool]) -> None:
+    User.objects.filter(pk=user.pk).update(**change)
+    found = OneQueryBackend().get_all_permissions(fresh(user))
+    assert found == ModelBackend().get_all_permissions(fresh(user))
+    assert bool(found) == ("is_superuser" in change)
+
+
+def test_no_permissions_for_an_object_or_an_anonymous_user(user: User) -> None:
+    assert OneQueryBackend().get_all_permissions(fresh(user), obj=user) == set()
+    assert OneQueryBackend().get_all_permissions(AnonymousUser()) == set()
