@@ -148,18 +148,18 @@ class ChunkedFile:
         self._notification = notification
         self._reader = mirror.blobs()
         self._spool = tempfile.TemporaryFile() if delivery_rules.transforms else None  # noqa: SIM115  closed by `close`
+        self._id = str(uuid.uuid4())  # a new one whenever the file starts over
+        self.total = chunk_count(notification.size, settings.CHUNK_SIZE_BYTES)
+        self.index = -1
         try:
             content = (
                 self._transformed(delivery_rules) if self._spool else self._reader.stream(notification.change.blob)
             )
-        except BaseException:
+            self._pieces = cut_base64(content, settings.CHUNK_SIZE_BYTES)
+            self.chunk = self.advance()
+        except BaseException:  # git that is left running would keep the mirror in use
             self.close()
             raise
-        self._pieces = cut_base64(content, settings.CHUNK_SIZE_BYTES)
-        self._id = str(uuid.uuid4())  # a new one whenever the file starts over
-        self.total = chunk_count(notification.size, settings.CHUNK_SIZE_BYTES)
-        self.index = -1
-        self.chunk = self.advance()
 
     def _transformed(self, delivery_rules: DeliveryRules) -> Iterator[bytes]:
         assert self._spool

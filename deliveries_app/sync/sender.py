@@ -249,8 +249,14 @@ class Sender:
         if not self._lease.may_send:  # any more: this process was frozen since it submitted the last ones
             self._take_back()
         pause = self._not_before - time.monotonic() if self._ready else 0.0
-        for request, outcome in self._client.poll(min(0.5, pause) if pause > 0 else 0.5):
-            self._settle(self._landed(request), outcome)
+        landed = deque(self._client.poll(min(0.5, pause) if pause > 0 else 0.5))
+        try:
+            while landed:
+                request, outcome = landed.popleft()
+                self._settle(self._landed(request), outcome)
+        finally:
+            for request, _ in landed:  # after an exception; an open file would keep the mirror in use
+                self._close(self._landed(request))
         if pause > 0 and not self._client.in_flight:
             time.sleep(min(0.5, pause))
 
@@ -264,7 +270,11 @@ class Sender:
         if verdict.delivered:
             self._speed_up()
         if verdict.delivered and transfer.file and not transfer.file.is_last:
-            transfer.file.advance()
+            try:
+                transfer.file.advance()
+            except BaseException:
+                self._close(transfer)
+                raise
             item.waits = 0  # each wait slows the app's pace down, so the file gets on
             self._ready.appendleft(transfer)
             return

@@ -2,16 +2,19 @@
 
 import base64
 import itertools
+import os
 import random
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from deliveries_app.models import Status
+from deliveries_app.models import App, Status
 from deliveries_app.receiver import Answer, Notification, Record
 from deliveries_app.sync import responses
+from repositories_app import services as repositories
 from tests.support.histories import assert_promise_kept, kill_worker, sha
+from tests.support.processes import syncing
 from tests.support.world import World
 
 LARGE = bytes(range(256)) * 2  # 684 characters of base64: 7 chunks
@@ -207,4 +210,31 @@ def test_client_that_counts_chunks_never_completes_early(world: World, client: C
         watch.refresh_from_db()
     assert client.early == []
     assert client.files == {path: sha(content) for path, content in files.items()}
+    assert_promise_kept(world, repo, watch)
+
+
+@pytest.mark.parametrize("damage", ["lost", "truncated"])
+def test_mirror_damaged_while_large_files_are_sent_is_made_anew(world: World, settings, damage: str) -> None:
+    """No git process that reads them may be left: the mirror would stay in use, and the run would wait for itself."""
+    settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 100_000, 100_000
+    repo, watch = world.watch({"a": b"small", **{f"large-{number}": os.urandom(3 << 20) for number in range(4)}})
+    App.objects.update(max_in_flight=2)
+    damaged = []
+
+    def hook(note: Notification) -> None:
+        if not damaged:
+            damaged.append(note)
+            for pack in repositories.mirror_of(watch.repository).directory.glob("objects/pack/*.pack"):
+                pack.chmod(0o600)
+                pack.unlink() if damage == "lost" else os.truncate(pack, 1000)
+
+    world.answer(hook)
+    world.make_due(watch)
+    worker = syncing(watch.pk)
+    worker.join(15)
+    hangs = worker.is_alive()
+    if hangs:
+        world.git.server.stop()
+    assert not hangs
+    world.settle()
     assert_promise_kept(world, repo, watch)
