@@ -1,7 +1,7 @@
 """Syncing one watch, in six steps: claim, mirror, plan, announce and send, record, finish.
 
 The rules are in `engine.md`; what each module does of them: `lease` owns the watch, `repositories_app.mirror.mirror` reads git
-at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writes, `endings` says what comes next.
+at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writes, `outcomes` says what comes next.
 """
 
 import contextlib

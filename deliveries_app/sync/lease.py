@@ -148,7 +148,7 @@ class Lease:
         return attempts is not None and attempts < self.watch.retry_count
 
     def endpoint_answers(self) -> None:
-        """The app took something: it is not down any more, all its repositories may go on."""
+        """The endpoint works: the app is not down any more, and all its repositories may continue."""
         if self.watch.app.down_count:
             App.objects.filter(pk=self.watch.app_id, down_count__gt=0).update(down_count=0, cooldown_until=None)
             self.watch.app.down_count = 0
@@ -184,9 +184,11 @@ class Lease:
 
 
 def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
-    """Take the watch if it is due and free. Return None if it is not, or if the app has no slot left (then it is due
-    again in a second, and the holders learn that somebody waits). `alone`: this process syncs no other watch meanwhile;
-    a watch that needs that is not claimed without."""
+    """Take the watch if it is due and free. Return None if it is not, or if the app has no slot left: then the watch is
+    due again in a second, and the other watches of the app share their slots with it.
+
+    `alone`: this process syncs no other watch meanwhile. Without it, a watch that needs its own process is not claimed.
+    """
     started = boot_seconds()
     due = AppRepository.objects.filter(pk=watch_pk).due().free()
     app_pk = due.values_list("app_id", flat=True).first()

@@ -20,12 +20,12 @@ _FASTER_AFTER = 10.0  # seconds: each time that is too fast costs a pause of a s
 
 
 def slow_down(app_pk: int) -> App:
-    """Halve what may be in flight, or double the gap. At most once a second, whoever asks. Return the app."""
+    """Halve what may be in flight, or double the gap. At most once a second over all runs. Return the app."""
     return _change(app_pk, _slower, _SLOWER_AFTER)
 
 
 def speed_up(app_pk: int) -> App:
-    """Shorten the gap, or allow one more in flight. At most once in ten seconds, whoever asks. Return the app."""
+    """Shorten the gap, or allow one more in flight. At most once in ten seconds over all runs. Return the app."""
     return _change(app_pk, _faster, _FASTER_AFTER)
 
 

@@ -10,6 +10,7 @@ from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
 from deliveries_app.sync.recorder import Failure
 from docora.backoff import MAX_WAIT_SECONDS
+from docora.db.clock import DatabaseClock
 from docora.http.client import Cause, Outcome
 
 DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint did not work
@@ -31,7 +32,7 @@ class Decision:
     gone: bool = False
     rest: float | None = None
     refused: bool = False
-    """The app takes no more for now: 429 or 503."""
+    """The app is too busy: 429 or 503."""
     restart: bool = False
     """The refused chunk may have been counted, so its file starts over."""
 
@@ -106,13 +107,13 @@ class ResponsePolicy:
             gone=status == 410 and change.kind != Kind.DELETE,
         )
 
-    def settle(self, verdict: Decision, now: datetime) -> None:
+    def settle(self, verdict: Decision, clock: DatabaseClock) -> None:
         """Count a settled notification. Raises what ends the run."""
         if verdict.rest is not None:
             raise RateLimited(verdict.rest)
         if verdict.endpoint_failed:
             self._failed_in_a_row += 1
-            self.failing_since = self.failing_since or now
+            self.failing_since = self.failing_since or clock.now()
             self.endpoint_works = False
         else:
             self.trust()

@@ -298,7 +298,7 @@ class Sender:
             if item.change.kind == Kind.DELETE:
                 self._unsettled.add(item.change.path)
         self._close(transfer)
-        self._judge.settle(verdict, self._lease.clock.now())
+        self._judge.settle(verdict, self._lease.clock)
 
     def _failed_like_others(self) -> bool:
         """Whether this run ends without an answer of the app, and so did others: each may have too few paths to tell."""

@@ -1,7 +1,7 @@
 """The only kind of job that Docora's workers perform.
 
-RQ imports and calls whatever function the job in Redis names, and by default unpickles its arguments. Whoever can write
-to Redis could run code in the workers. Docora's jobs are JSON, and only functions of `settings.JOBS` are called.
+RQ imports and calls the function that a job in Redis names, and by default unpickles its arguments: anyone who can write to
+Redis could run code in the workers. Docora's jobs are JSON, and only functions of `settings.JOBS` are called.
 """
 
 from django.conf import settings

@@ -21,8 +21,8 @@ JOBS = 5000
 SECONDS = 600.0
 """A work-horse takes no further job after about this many jobs or seconds, so that what a job leaks stays bounded."""
 HAND_OVER_AFTER = 5.0
-"""Seconds that its last jobs then have to end by themselves before they are asked to, as on SIGTERM: one that waits for a
-hanging server would keep the worker from all others for minutes."""
+"""After so many more seconds, the jobs that still run are asked to stop, as on SIGTERM. Otherwise one that waits for a
+hanging server would block the worker for minutes."""
 _LOOK_SECONDS = 0.25  # longer than a job takes that does not wait
 _BUSY = 0.5  # of a core
 
@@ -65,7 +65,7 @@ class WorkHorse:
                 self._stop()
             is_waiting = self._ended == ended and cpu - used < _BUSY * (now - looked_at)
             looked_at, used, ended = now, cpu, self._ended
-            for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # twice as many
+            for _ in range(min(self._open, self._places - self._open) if is_waiting else 0):  # at most double them
                 if following := self._next():
                     self._open_place(following)
 
