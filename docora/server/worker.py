@@ -38,6 +38,7 @@ _worker_name = ""
 HAND_OVER_SECONDS = 8.0
 ALONE_PATIENCE_SECONDS = 30.0
 _JOBS_LOOKED_AT = 20
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 maintenance_callbacks: list[Callable[[], None]] = []
 """Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs. They must be quick
@@ -68,6 +69,7 @@ class DocoraWorker(Worker):
     """A worker with short heartbeats. With RQ's defaults, it takes 811 s to find the job of a killed worker."""
 
     max_connection_wait_time = 2.0  # seconds between attempts to reach Redis
+    _stopping_pid = 0  # the work-horse that was asked to stop
 
     def __init__(self, queues: Any, name: str | None = None, **kwargs: Any) -> None:
         """Add a random part to the name, because two containers may have the same pid and host name."""
@@ -136,6 +138,8 @@ class DocoraWorker(Worker):
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Send heartbeats for the job that the work-horse is performing now. RQ would send them for its first one."""
+        if self._stop_requested:  # an alarm may have interrupted `request_stop`
+            self._stop_horse()
         with contextlib.suppress(RedisError):
             self.heartbeat(
                 WORKER_TTL_SECONDS
@@ -166,9 +170,16 @@ class DocoraWorker(Worker):
             super().handle_exception(job, *exc_info)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        """Fork. A SIGTERM meanwhile waits until both processes can handle it; otherwise neither of them would."""
         warm_up()
         self._parent_pid = os.getpid()
-        super().fork_work_horse(job, queue)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            super().fork_work_horse(job, queue)
+            with contextlib.suppress(OSError):  # the work-horse has done it, or has ended
+                os.setpgid(self.horse_pid, self.horse_pid)  # before that, `kill_horse` would kill this worker
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
     def setup_work_horse_signals(self) -> None:
         global _worker_name
@@ -176,18 +187,28 @@ class DocoraWorker(Worker):
         die_with(self._parent_pid, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, request_stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         self.death_penalty_class = TimerDeathPenalty  # jobs run in threads, which get no signals
 
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        """Handle SIGTERM. First of all note it: an alarm of `monitor_work_horse` may interrupt this."""
+        self._stop_requested = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
     def handle_warm_shutdown_request(self) -> None:
+        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
+        self._stop_horse()
+
+    def _stop_horse(self) -> None:
         """Pass SIGTERM on to the work-horse, which records what was acknowledged and frees its lease.
 
         RQ would wait for the whole job. If the work-horse takes too long, kill it. Its requests in flight are then in
         doubt, not lost.
         """
-        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
-        if self.horse_pid:
+        if self.horse_pid and self.horse_pid != self._stopping_pid:
             self.kill_horse(signal.SIGTERM)
             threading.Thread(target=self._kill_late_horse, args=(self.horse_pid,), daemon=True).start()
+            self._stopping_pid = self.horse_pid
 
     def _kill_late_horse(self, pid: int) -> None:
         time.sleep(HAND_OVER_SECONDS)

@@ -74,11 +74,14 @@ class Site:
         self._running = [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()]
 
     def stop(self) -> None:
+        """Stop it as a service manager does, and in any case: a worker that is left would change the next test's rows."""
         for daemon in self._running:
             daemon.terminate()
-        for daemon in self._running:
-            daemon.process.wait(15)
-        self._daemons.close()
+        try:
+            for daemon in self._running:
+                daemon.process.wait(15)
+        finally:
+            self._daemons.close()
 
 
 class Chromium:

@@ -14,6 +14,7 @@ import pytest
 from django.utils.module_loading import import_string
 from redis import Redis
 from rq.job import Job
+from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
 from deliveries_app import scheduling
@@ -26,7 +27,7 @@ from docora.server import work_horse
 from docora.server import worker as worker_module
 from docora.server.worker import DocoraWorker, stopping
 from docora.settings import JOBS
-from tests.support.processes import forked
+from tests.support.processes import forked, reap
 from tests.support.receiver import wait_for
 
 HERE = f"{__name__}."
@@ -76,14 +77,14 @@ def put(file: Path, queue: str = "default", function: str = "note", **options: b
     assert queues.enqueue(queue, HERE + function, str(file), file.name, **options)
 
 
-def work(*names: str, log: Path | None = None) -> int:
+def work(*names: str, log: Path | None = None, kind: type[DocoraWorker] = DocoraWorker) -> int:
     """Start a worker on these queues in a process of its own. It ends once they are empty. Return its pid."""
 
     def run() -> None:
         if log:
             logging.getLogger().addHandler(logging.FileHandler(log))
         redis = connection()
-        DocoraWorker([django_rq.get_queue(name, connection=redis) for name in names], connection=redis).work(burst=True)
+        kind([django_rq.get_queue(name, connection=redis) for name in names], connection=redis).work(burst=True)
 
     return forked(run)
 
@@ -214,6 +215,42 @@ def test_last_jobs_of_a_work_horse_are_asked_to_end(tmp_path: Path, monkeypatch:
     assert has_ended(lasting)
     assert pids(lasting) != pids(last)
     os.waitpid(worker, 0)
+
+
+class InterruptedWorker(DocoraWorker):
+    """The alarm by which RQ looks after a work-horse rings just when the worker hands on SIGTERM."""
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        if signal.getsignal(signal.SIGALRM) != signal.SIG_DFL:
+            signal.raise_signal(signal.SIGALRM)
+        super().kill_horse(sig)
+
+
+class SlowlyForkingWorker(DocoraWorker):
+    """Both sides of the fork take their time. `forks` exists meanwhile."""
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        Path(job.args[0]).with_name("forks").touch()
+        fork = os.fork
+
+        def fork_slowly() -> int:
+            pid = fork()
+            time.sleep(0.7)
+            return pid
+
+        os.fork = fork_slowly
+        super().fork_work_horse(job, queue)
+
+
+@pytest.mark.parametrize(("kind", "signal_when"), [(InterruptedWorker, "lasts"), (SlowlyForkingWorker, "forks")])
+def test_sigterm_always_ends_the_worker(tmp_path: Path, kind: type[DocoraWorker], signal_when: str) -> None:
+    job = tmp_path / "lasts"
+    put(job)
+    worker = work("default", kind=kind)
+    wait_for((tmp_path / signal_when).exists)
+    os.kill(worker, signal.SIGTERM)
+    assert reap(worker, 10) == 0
+    assert has_ended(job)
 
 
 def test_later_job_of_a_killed_work_horse_leaves_nothing_behind(tmp_path: Path, redis_client: Redis) -> None:
