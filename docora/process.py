@@ -1,4 +1,4 @@
-"""Child processes that must not outlive their parent.
+"""Child processes that must not outlive their parent, and names of processes that tell whether one still runs.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. This works on Linux only. Elsewhere these functions do nothing, and fencing in the database
@@ -9,8 +9,10 @@ import ctypes
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -53,3 +55,48 @@ def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
         allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         options.append(f"--{name}={allowed}:{allowed}")
     return ["prlimit", *options, "--", *command]
+
+
+def process_name(pid: int = 0) -> str:
+    """Return a name for the process with this PID, or for this one, that no other process has or will have.
+
+    It is made of the host, the boot, the PID namespace, the PID and the start time. It is empty if the kernel does not
+    tell these, and if there is no such process.
+    """
+    pid = pid or os.getpid()
+    try:
+        return f"{_place()} {pid} {_state_and_start(pid)[1]}"
+    except OSError:
+        return ""
+
+
+def has_ended(name: str) -> bool:
+    """Return whether the process that `process_name` named has certainly ended.
+
+    Return False if it ran on another machine or in another PID namespace, such as another container, because nobody here
+    can tell.
+    """
+    place, *process = name.rsplit(" ", 2)
+    try:
+        if not process or place != _place():
+            return False
+        pid, start = process
+        os.kill(int(pid), 0)
+        state, started = _state_and_start(int(pid))
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's, or hidden
+        return False
+    return started != start or state in "ZX"
+
+
+def _place() -> str:
+    """Return where a PID means one process: the host, its boot and the PID namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _state_and_start(pid: int) -> tuple[str, str]:
+    """Return the state, such as `S` or `Z`, and the start time in clock ticks since boot (`man proc_pid_stat`)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], fields[19]

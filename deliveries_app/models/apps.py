@@ -287,6 +287,21 @@ class AppRepository(models.Model):
     lease_until = models.DateTimeField(null=True, blank=True, editable=False)
     lease_slots = models.PositiveSmallIntegerField(default=0, editable=False)
     lease_owner = models.CharField(max_length=100, blank=True, default="", editable=False)
+    lease_process = models.CharField(
+        max_length=200, default="", db_default="", editable=False, help_text="The process that holds the lease."
+    )
+    target = models.CharField(
+        max_length=64,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="A hash of what the last attempt sent: the commit, the generation and the rules.",
+    )
+    doubt_until = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="Until then, the app may still be processing requests of a process that died. Only the same target is sent.",
+    )
     slots_requested_at = models.DateTimeField(null=True, blank=True, editable=False)
     sequence_high = models.BigIntegerField(default=0, editable=False)
     crash_count = models.PositiveSmallIntegerField(

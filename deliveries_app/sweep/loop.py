@@ -10,6 +10,7 @@ from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.progress import runs
 from deliveries_app.sweep import cleanup, head_checks, retention
+from deliveries_app.sync import lease
 from docora.http.client import HttpClient
 from docora.redis import heartbeat
 from docora.server.worker import stopping
@@ -20,15 +21,21 @@ logger = logging.getLogger(__name__)
 _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 
 
+def _enqueue_due() -> int:
+    """Enqueue what is due, with the watches of processes that died. Return the number of enqueued jobs."""
+    lease.end_dead_leases()
+    return scheduling.enqueue_due()
+
+
 class _EnqueueDue:
-    """Enqueue what is due, at most once every `_WAKE_SECONDS`."""
+    """Do so at most once every `_WAKE_SECONDS`."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def __call__(self) -> None:
         if time.monotonic() >= self._next:
-            scheduling.enqueue_due()
+            _enqueue_due()
             heartbeat.beat(heartbeat.SWEEP)  # a sweep that waits for slow git hosts is still alive
             self._next = time.monotonic() + _WAKE_SECONDS
 
@@ -39,7 +46,7 @@ def sweep_once(client: HttpClient) -> int:
     runs.close_abandoned_operations()
     cleanup.enqueue_clean_up()
     retention.enqueue_prune()
-    enqueued = scheduling.enqueue_due()
+    enqueued = _enqueue_due()
     heartbeat.beat(heartbeat.SWEEP)
     return enqueued
 
@@ -55,7 +62,7 @@ def sweep_forever() -> None:
                     next_sweep = time.monotonic() + settings.SWEEP_INTERVAL_SECONDS
                     sweep_once(client)
                 else:
-                    scheduling.enqueue_due()
+                    _enqueue_due()
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("sweep_without_database", extra={"cause": str(error)})
             time.sleep(max(0.05, min(_WAKE_SECONDS, next_sweep - time.monotonic())))

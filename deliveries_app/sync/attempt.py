@@ -5,6 +5,7 @@ at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writ
 """
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -212,6 +213,11 @@ class Attempt:
                 tick=self._alive,
             )
             logger.info("fetched", extra={"commit": commit})
+            target = self._target(commit)
+            if self.watch.target != target and (wait := self.lease.doubt_seconds):
+                outcomes.postponed(self.lease, wait)
+                logger.info("waits_for_requests_of_a_dead_process", extra={"next_try_in": round(wait, 1)})
+                return
             planned = plan_to(Head(commit, head.branch), self.watch, self.delivery_rules, self.mirror, self._alive)
             plan = planned.plan
             logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
@@ -224,16 +230,21 @@ class Attempt:
                 # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
                 owes_notice = self.watch.app.send_sync_completed and not self.watch.base_commit
                 if plan.files or self.sync_run or owes_notice:
-                    self._deliver(planned)
+                    self._deliver(planned, target)
                 else:
                     self._finish(planned, None)
             finally:
                 plan.close()
 
-    def _deliver(self, planned: Planned) -> None:
+    def _target(self, commit: str) -> str:
+        """Return a hash of everything that decides what is sent. With the same one, each path gets the same notification."""
+        text = f"{commit}|{self.lease.generation}|{self.delivery_rules.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _deliver(self, planned: Planned, target: str) -> None:
         plan = planned.plan
         with transaction.atomic():
-            self.lease.extend()
+            self.lease.extend(target=target)
             # Asked again: a retry may have taken the run over while git was read, and then this attempt is for it.
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()

@@ -7,22 +7,41 @@ The lease is a column with the database's time, taken and kept by conditional UP
 worker that is frozen or cut off cannot record anything after another one has claimed.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, DateTimeField, F, Min, QuerySet, Sum, Value, When
+from django.db.models import (
+    BooleanField,
+    Case,
+    DateTimeField,
+    ExpressionWrapper,
+    F,
+    Min,
+    Q,
+    QuerySet,
+    Sum,
+    Value,
+    When,
+)
 from django.db.models.functions import Least, Now
 
 from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause, bulk_sql
-from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS
+from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS, is_free
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
 from docora.db.clock import DatabaseClock, boot_seconds, from_now
+from docora.process import has_ended, process_name
+from docora.redis import queues
 from docora.server.worker import identity
 
+logger = logging.getLogger(__name__)
+
 SEND_MARGIN_SECONDS = 5.0
+REST_AFTER_TIMEOUT = 30.0
+"""For so many seconds a request that got no answer may still be processed."""
 _WAITING_SECONDS = 5.0
 _REBALANCE_SECONDS = 1.0
 _OVERDUE_SECONDS = 60.0
@@ -41,6 +60,12 @@ class Lease:
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the watch's status before the claim was "failed"
     rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
+
+    @property
+    def doubt_seconds(self) -> float:
+        """For how many seconds the app may still be processing requests of a process that died."""
+        until = self.watch.doubt_until
+        return max(0.0, (until - self.clock.now()).total_seconds()) if until else 0.0
 
     @property
     def gap(self) -> float:
@@ -128,7 +153,6 @@ class Lease:
         updated = self._rows().update(
             lease_until=None,
             lease_slots=0,
-            crash_count=0,
             sequence_high=self.sequence_high,
             next_sync_at=Case(
                 When(request_count=F("claimed_request_count"), then=planned),
@@ -226,6 +250,7 @@ def _take(found: AppRepository, slots: int, started: float) -> Lease | None:
         lease_until=from_now(settings.LEASE_SECONDS),
         lease_slots=slots,
         lease_owner=identity()[:100],
+        lease_process=process_name(),
         slots_requested_at=None,
     )
     if updated != 1:
@@ -235,6 +260,27 @@ def _take(found: AppRepository, slots: int, started: float) -> Lease | None:
     high = max(watch.sequence_high + 1, _microseconds(clock))  # written by `extend`, before anything is sent
     had_failed = found.status == Status.FAILED
     return Lease(watch, watch.fencing_token, watch.generation, slots, high, clock, started, had_failed, started)
+
+
+def end_dead_leases() -> int:
+    """End the leases of processes that have died on this machine. Otherwise nobody could claim their watches until then.
+
+    A watch whose lease has ended is shown as pending, not as syncing. Return how many leases were ended.
+    """
+    is_over = ExpressionWrapper(is_free(), output_field=BooleanField())
+    held = AppRepository.objects.filter(Q(status=Status.SCANNING) | Q(lease_until__isnull=False))
+    ended = 0
+    for watch in held.select_related("app", "repository").annotate(is_over=is_over):
+        rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
+        if watch.is_over:  # type: ignore[attr-defined]  # the annotation
+            rows.free().filter(status=Status.SCANNING).update(status=Status.PENDING)
+        elif has_ended(watch.lease_process):
+            until = {"lease_until": Now(), "doubt_until": from_now(REST_AFTER_TIMEOUT)}
+            ended += rows.leased().update(**until)
+            rows.filter(status=Status.SCANNING).update(status=Status.PENDING)
+            queues.forget(watch.job_id, watch.lease_owner)
+            logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})
+    return ended
 
 
 def _other_leases(app_pk: int, watch_pk: int) -> QuerySet[AppRepository]:

@@ -38,6 +38,7 @@ def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
             next_sync_in=None,
             status=Status.SYNCED,
             retry_count=0,
+            crash_count=0,
             last_synced_at=Now(),
             last_scanned_at=Now(),
             next_check_at=next_check(fields.get("moved_at")),
@@ -69,6 +70,7 @@ def failed(
         lease.finish(
             next_sync_in=wait,
             status=Status.FAILED if exhausted else Status.PENDING,
+            crash_count=0,
             retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
             last_scanned_at=Now(),
             next_check_at=next_check((fields or {}).get("moved_at")),

@@ -8,6 +8,7 @@ from deliveries_app.models.deliveries import Kind
 from deliveries_app.planning.plan import Change
 from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
+from deliveries_app.sync.lease import REST_AFTER_TIMEOUT
 from deliveries_app.sync.recorder import Failure
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock
@@ -16,7 +17,6 @@ from docora.http.client import Cause, Outcome
 DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint did not work
 CONTROL_PATHS = 3  # paths that are tried one by one if nothing else proves that the endpoint works
 GONE_AFTER = 3  # files answered with 410
-REST_AFTER_TIMEOUT = 30.0  # seconds before a path is sent again whose request may still be processed
 RETRY_UNREACHED = 1.0  # seconds
 LONGEST_WAIT = 5.0  # seconds that a run waits for by itself
 

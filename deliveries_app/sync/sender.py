@@ -17,10 +17,10 @@ from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
-from deliveries_app.sync.lease import Lease
+from deliveries_app.sync.lease import REST_AFTER_TIMEOUT, Lease
 from deliveries_app.sync.pace import SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
-from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, REST_AFTER_TIMEOUT, Decision, ResponsePolicy
+from deliveries_app.sync.responses import DOUBT_AFTER, LONGEST_WAIT, Decision, ResponsePolicy
 from deliveries_app.webhooks.client import Destination
 from deliveries_app.webhooks.keyring import REFUSALS, Keys
 from deliveries_app.webhooks.payloads import delete_body, endpoint, file_body, webhook_id

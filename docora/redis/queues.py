@@ -14,7 +14,7 @@ import django_rq
 from django.db import transaction
 from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.queue import Queue
 
 from docora.redis.connection import connection
@@ -106,8 +106,9 @@ def waiting_seconds(job: Job) -> float:
 
 
 def _is_left_over(job: Job) -> bool:
-    """Return whether a job that is in no queue is too old to be between two queues right now."""
-    return waiting_seconds(job) > _STALE_SECONDS
+    """Return whether a job that is in no queue has ended, or is too old to be between two queues right now."""
+    is_unfinished = job.get_status(refresh=False) in {JobStatus.QUEUED, JobStatus.STARTED, None}
+    return not is_unfinished or waiting_seconds(job) > _STALE_SECONDS
 
 
 def _discard_unreadable(queue: Queue, job_id: str) -> None:
@@ -115,6 +116,18 @@ def _discard_unreadable(queue: Queue, job_id: str) -> None:
     key = Job.key_for(job_id)
     if not queue.connection.hexists(key, "enqueued_at"):
         queue.connection.delete(key)
+
+
+def forget(job_id: str, worker_name: str) -> None:
+    """Delete the job that this worker was performing when it died. It can then be enqueued again at once."""
+    try:
+        job = Job.fetch(job_id, connection=connection(), serializer=_queue("default").serializer)
+        if job.worker_name == worker_name and job.get_status(refresh=False) != JobStatus.QUEUED:
+            job.delete()
+    except NoSuchJobError:
+        pass
+    except (RedisError, OSError) as error:
+        logger.warning("job_not_forgotten", extra={"job_id": job_id, "cause": str(error)})
 
 
 def first_within(name: str, seconds: int) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import changes, many, memory, polling, report, resyncs, sending, tenants
+from tests.bench import changes, kills, many, memory, polling, report, resyncs, sending, tenants
 from tests.bench.report import Chart, Row
 from tests.bench.stage import PROJECT, Stage, open_stage
 
@@ -47,6 +47,7 @@ def main() -> None:
         "small-repositories": resyncs.twenty_small,
         "many-repositories": many.small_repositories,
         "idle": many.idle_instance,
+        "kills": kills.worker_killed,
         "tenants": tenants.push_beside_others,
         "polls": polling.open_bars,
         "recording": recording,

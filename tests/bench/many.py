@@ -120,20 +120,25 @@ def _bare_fetches(stage: Stage, repos: "list[Repo]") -> float:
 
 
 @contextmanager
-def running(stage: Stage, workers: int) -> Iterator[None]:
-    """Run workers and the sweep as `up` does."""
-    commands = [["sweep"]]
-    for number in range(workers):
-        queues = ("high", "low", "default") if number % 2 else ("high", "default", "low")
-        commands.append(["rqworker", *queues, "--verbosity", "0"])
+def running(stage: Stage, workers: int) -> Iterator[Callable[[], None]]:
+    """Run workers and the sweep as `up` does. Yield a function that starts one more worker."""
+    processes: list[subprocess.Popen[bytes]] = []
     with (stage.directory / "many.log").open("ab") as log:
-        processes = [
-            subprocess.Popen([sys.executable, "manage.py", *command], cwd=PROJECT, stdout=log, stderr=log)
-            for command in commands
-        ]
+
+        def start(*command: str) -> None:
+            command = (sys.executable, "manage.py", *command)
+            processes.append(subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log))
+
+        def start_worker() -> None:
+            queues = ("high", "default", "low") if len(processes) % 2 else ("high", "low", "default")
+            start("rqworker", *queues, "--verbosity", "0")
+
         try:
+            start("sweep")
+            for _ in range(workers):
+                start_worker()
             time.sleep(5)  # until they have started
-            yield
+            yield start_worker
         finally:
             for process in processes:
                 process.terminate()

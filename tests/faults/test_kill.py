@@ -73,9 +73,9 @@ def test_kill_9_of_the_work_horse(world: World, daemons: Daemons) -> None:
     assert duplicates(world) <= RECORD_BATCH + MAX_IN_FLIGHT
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(os.environ["DATABASE_URL"].startswith("sqlite"), reason="takes a minute; PostgreSQL is enough")
-def test_watch_of_a_dead_worker_resumes_within_45_seconds(world: World, daemons: Daemons) -> None:
+@pytest.mark.parametrize("victim", ["worker", "work-horse"])
+def test_watch_of_a_dead_process_resumes_within_5_seconds(world: World, daemons: Daemons, victim: str) -> None:
+    """The lease would last a minute, but this machine knows that its process is gone."""
     for name in ("LEASE_SECONDS", "RECORD_BATCH", "SWEEP_INTERVAL_SECONDS"):
         del daemons.environment[name]
     App.objects.update(max_in_flight=8)
@@ -87,14 +87,18 @@ def test_watch_of_a_dead_worker_resumes_within_45_seconds(world: World, daemons:
         wait_for(lambda kill=kill: len(world.requests()) > kill * 120, 30)
         busy = next(worker for worker in workers if worker.running and list(children(worker.pid)))
         horse = busy.horse()
-        busy.kill()
+        if victim == "worker":
+            busy.kill()
+            workers.append(daemons.worker())
+        else:
+            os.kill(horse, signal.SIGKILL)
         killed_at = time.monotonic()
         wait_for(lambda horse=horse: not is_alive(horse), 5)
-        workers.append(daemons.worker())
-        wait_for(lambda kill=kill: AppRepository.objects.get(pk=watch.pk).fencing_token > kill, 60, 0.05)
+        sent = len(world.requests())
+        wait_for(lambda sent=sent: len(world.requests()) > sent, 60, 0.05)
         waits.append(time.monotonic() - killed_at)
     wait_until_synced(watch)
-    assert max(waits) < 45, waits
+    assert max(waits) < 5, waits
     assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= KILLS * (100 + 8)
     (run,) = world.runs(watch)

@@ -1,0 +1,122 @@
+"""The lease of a process that died on this machine ends at once; what it was sending may still arrive (`engine.md` §4)."""
+
+import os
+import signal
+from datetime import timedelta
+
+import pytest
+from django.db.models import F
+from django.db.models.functions import Now
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository
+from deliveries_app.services import resync_single
+from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import claim, end_dead_leases
+from tests.support.histories import assert_promise_kept, refusing
+from tests.support.processes import forked, reap
+from tests.support.receiver import wait_for
+from tests.support.world import World
+
+FILES = {f"{number}.txt": b"content %d" % number for number in range(5)}
+
+
+def claimed_by_the_dead(watch: AppRepository) -> AppRepository:
+    """Claim the watch in a process that is then killed."""
+    child = forked(lambda: claim(watch.pk) and os.kill(os.getpid(), signal.SIGKILL))
+    assert os.WTERMSIG(reap(child)) == signal.SIGKILL
+    watch.refresh_from_db()
+    return watch
+
+
+def killed_while_sending(world: World, watch: AppRepository) -> AppRepository:
+    """Kill a process at its first notification, which the client has then stored, and end its lease."""
+    child = 0
+    world.answer(lambda note: os.kill(child, signal.SIGKILL))
+    world.make_due(watch)
+    child = forked(lambda: sync(watch.pk))
+    assert os.WTERMSIG(reap(child)) == signal.SIGKILL
+    wait_for(lambda: sum(world.receiver._in_flight.values()) == 0)
+    world.answer(None)
+    assert end_dead_leases() == 1
+    watch.refresh_from_db()
+    return watch
+
+
+def test_watch_of_a_dead_process_is_free_and_pending(world: World) -> None:
+    _, watch = world.watch()
+    assert claimed_by_the_dead(watch).status == "scanning"
+    assert claim(watch.pk) is None
+    assert end_dead_leases() == 1
+    watch.refresh_from_db()
+    assert (watch.status, AppRepository.objects.due().free().filter(pk=watch.pk).exists()) == ("pending_snapshot", True)
+    assert end_dead_leases() == 0
+    assert claim(watch.pk) is not None
+
+
+def test_living_and_unknown_processes_keep_their_leases(world: World) -> None:
+    _, watch = world.watch()
+    claimed_by_the_dead(watch)
+    elsewhere = watch.lease_process.replace(" ", "-elsewhere ", 1)
+    for process in ("", elsewhere):
+        AppRepository.objects.filter(pk=watch.pk).update(lease_process=process)
+        assert end_dead_leases() == 0
+    _, held = world.watch(name="acme/held")
+    assert claim(held.pk) is not None
+    assert end_dead_leases() == 0
+    assert AppRepository.objects.leased().count() == 2
+
+
+def test_watch_whose_lease_expired_is_not_shown_as_syncing(world: World) -> None:
+    _, watch = world.watch()
+    claimed_by_the_dead(watch)
+    AppRepository.objects.filter(pk=watch.pk).update(lease_until=Now() - timedelta(seconds=1), lease_process="")
+    assert end_dead_leases() == 0
+    watch.refresh_from_db()
+    assert (watch.status, watch.doubt_until) == ("pending_snapshot", None)
+
+
+def test_same_files_are_sent_again_at_once(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    killed_while_sending(world, watch)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    sequences = {record.path: record.sequence for record in world.requests()}
+    assert all(record.sequence == sequences[record.path] for record in world.requests())
+
+
+@pytest.mark.parametrize("what", ["commit", "resync", "patterns"])
+def test_anything_else_waits_until_old_requests_are_certainly_processed(world: World, what: str) -> None:
+    """A slow client could store the dead worker's content after the new one."""
+    repo, watch = world.watch(FILES)
+    killed_while_sending(world, watch)
+    sent = len(world.requests())
+    if what == "commit":
+        repo.commit({"0.txt": b"changed", "1.txt": None})
+    elif what == "resync":
+        resync_single(Actor.command(), watch)
+    else:
+        AppRepository.objects.filter(pk=watch.pk).update(ignore_patterns="0.txt")
+    world.sync(watch)
+    assert (len(world.requests()), watch.status) == (sent, "pending_snapshot")
+    wait = AppRepository.objects.annotate(wait=F("next_sync_at") - Now()).get(pk=watch.pk).wait
+    assert 20 < wait.total_seconds() <= 30
+    AppRepository.objects.filter(pk=watch.pk).update(doubt_until=Now())
+    world.sync(watch)
+    assert watch.status == "synced"
+    if what != "patterns":
+        assert_promise_kept(world, repo, watch)
+    else:
+        assert set(world.copy(watch)) == {*FILES} - {"0.txt"}
+
+
+def test_run_that_waits_keeps_its_failures_and_attempts(world: World, settings) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 2
+    repo, watch = world.watch(FILES)
+    world.answer(refusing("3.txt"))
+    watch = world.sync(watch)
+    killed_while_sending(world, watch)
+    repo.commit({"0.txt": b"changed"})
+    for _ in range(3):
+        watch = world.sync(watch)
+    assert (watch.status, watch.retry_count, watch.files_failing) == ("pending_snapshot", 1, 1)

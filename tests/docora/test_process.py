@@ -1,0 +1,48 @@
+"""Names of processes: whether the process that had a name has certainly ended."""
+
+import os
+import signal
+from pathlib import Path
+
+from docora.process import has_ended, process_name
+from tests.support.processes import forked
+from tests.support.receiver import wait_for
+
+
+def test_process_that_runs_has_not_ended() -> None:
+    child = forked(signal.pause)
+    assert not has_ended(process_name())
+    assert not has_ended(process_name(child))
+    os.kill(child, signal.SIGSTOP)
+    assert not has_ended(process_name(child))
+
+
+def test_process_that_was_killed_has_ended() -> None:
+    child = forked(signal.pause)
+    name = process_name(child)
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: has_ended(name))  # a zombie until its parent asks for it
+    assert Path(f"/proc/{child}").exists()
+    os.waitpid(child, 0)
+    assert has_ended(name)
+
+
+def test_pid_that_another_process_got_is_not_the_same_process() -> None:
+    place, pid, start = process_name().rsplit(" ", 2)
+    assert has_ended(f"{place} {pid} {int(start) - 1}")
+
+
+def test_nobody_can_tell_elsewhere() -> None:
+    """On another machine, after another boot, or in another PID namespace."""
+    parts = process_name().split(" ")
+    gone = [*parts[:-1], "1"]
+    assert has_ended(" ".join(gone))
+    for number in range(3):
+        assert not has_ended(" ".join([*gone[:number], "other", *gone[number + 1 :]]))
+    assert not has_ended("")
+    assert not has_ended("worker-1")
+    assert not has_ended("two words")
+
+
+def test_process_without_a_name() -> None:
+    assert process_name(2**22 + 1) == ""
