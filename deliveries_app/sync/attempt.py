@@ -179,7 +179,7 @@ class Attempt:
             return
         head = remote.ls_head(self.client, self.watch.github_url, self.watch.github_token, self._alive)
         try:
-            self._sync_to(head)
+            self._sync_to(head, self.client)
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
@@ -191,7 +191,7 @@ class Attempt:
 
     def _sync_with_new_mirror(self, head: Head) -> None:
         try:
-            self._sync_to(head)
+            self._sync_to(head, None)  # git looks at all that it gets
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
@@ -202,7 +202,7 @@ class Attempt:
         envelope = Envelope(self.watch.app.app_id, self.run_id, reason)
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
-    def _sync_to(self, head: Head) -> None:
+    def _sync_to(self, head: Head, client: HttpClient | None) -> None:
         with self.mirror.in_use(self._alive):
             commit = self.mirror.fetch(
                 self.watch.github_url,
@@ -211,6 +211,7 @@ class Attempt:
                 self.watch.watch_id,
                 timeout=settings.FETCH_TIMEOUT_SECONDS,
                 tick=self._alive,
+                client=client,
             )
             logger.info("fetched", extra={"commit": commit})
             target = self._target(commit)

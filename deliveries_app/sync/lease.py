@@ -28,7 +28,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Least, Now
 
-from deliveries_app.models import App, AppRepository, Notice, NoticeKind, Status, SyncPause, bulk_sql
+from deliveries_app.models import App, AppRepository, Delivery, Notice, NoticeKind, Status, SyncPause, bulk_sql
 from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS, is_free
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
@@ -275,8 +275,9 @@ def end_dead_leases() -> int:
         if watch.is_over:  # type: ignore[attr-defined]  # the annotation
             rows.free().filter(status=Status.SCANNING).update(status=Status.PENDING)
         elif has_ended(watch.lease_process):
-            until = {"lease_until": Now(), "doubt_until": from_now(REST_AFTER_TIMEOUT)}
-            ended += rows.leased().update(**until)
+            was_sending = Delivery.objects.filter(watch=watch, acknowledged=False).exists()
+            doubt = {"doubt_until": from_now(REST_AFTER_TIMEOUT)} if was_sending else {}
+            ended += rows.leased().update(lease_until=Now(), **doubt)
             rows.filter(status=Status.SCANNING).update(status=Status.PENDING)
             queues.forget(watch.job_id, watch.lease_owner)
             logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})

@@ -45,7 +45,7 @@ class Transfer:
     request: Request
     raised: BaseException | None
     _header_lines: list[bytes]
-    _body: bytes  # the part of the response body that is kept
+    _body: bytes | bytearray  # the part of the response body that is kept
     _received: int  # bytes of response body received
     _cut: bool  # the response body exceeded CUT_AFTER
     _sends: int  # number of times libcurl was about to send the request
@@ -122,14 +122,14 @@ class Transfer:
             cause=cause,
             message=message,
             headers=ResponseHeaders(self._header_lines),
-            body=self._body,
+            body=bytes(self._body),
             truncated=self._received > len(self._body),
             elapsed=self.curl.getinfo(pycurl.TOTAL_TIME),
             reached=self._sends > 0,
         )
         if len(self.request.body) > _BIG_BODY:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
-        self.request = _NO_REQUEST
+        self.request, self._body = _NO_REQUEST, b""
         return outcome
 
     def _open_socket(self, _purpose: int, address: Any) -> int:
@@ -179,6 +179,8 @@ class Transfer:
             limit = self.request.max_body
             room = limit - len(self._body)
             if room > 0:
+                if self._body and isinstance(self._body, bytes):
+                    self._body = bytearray(self._body)  # a large body comes in hundreds of parts
                 self._body += data[:room]
             self._received += len(data)
             self._cut = self._received > max(limit, CUT_AFTER)

@@ -31,7 +31,7 @@ Tick = Callable[[], None]
 
 LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
 MAX_OUTPUT = 16 << 20  # bytes that `run` takes; what may be longer is streamed
-_MAX_MEMORY = 4 << 30  # bytes for each process of a network command
+MAX_MEMORY = 4 << 30  # bytes for each process of a network command
 _MAX_STDERR = 4 << 20  # bytes; a host can have git print whatever it likes
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
@@ -164,7 +164,7 @@ def start(
     without this process too, because it has little to do or because its output has no reader then.
     """
     env = environment(remote)
-    limits = {"fsize": settings.MAX_FETCH_BYTES, "data": _MAX_MEMORY} if remote else {}
+    limits = {"fsize": settings.MAX_FETCH_BYTES, "data": MAX_MEMORY} if remote else {}
     if max_memory is not None:
         limits["data"] = max_memory
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, see `stderr_of`
@@ -221,14 +221,18 @@ def run(
     timeout: float = LOCAL_TIMEOUT,
     tick: Tick | None = None,
     short: bool = False,
-    stdin: bytes = b"",
+    stdin: bytes | int = b"",
+    max_memory: int | None = None,
 ) -> bytes:
-    """stdout of a git command that says little; `GitError` when it fails or outlasts `timeout` seconds. `stdin` is short,
-    too, and fits into a pipe."""
-    pipe = subprocess.PIPE if stdin else None
-    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=pipe)
+    """Return the stdout of a git command that prints little.
+
+    `stdin` is a descriptor, or bytes that fit into a pipe. Raises `GitError` if the command fails or takes more than
+    `timeout` seconds.
+    """
+    pipe = stdin if isinstance(stdin, int) else subprocess.PIPE if stdin else None
+    process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=pipe, max_memory=max_memory)
     try:
-        if process.stdin:
+        if process.stdin and isinstance(stdin, bytes):
             with contextlib.suppress(BrokenPipeError):  # it has ended, and its words say why
                 process.stdin.write(stdin)
                 process.stdin.close()

@@ -6,7 +6,7 @@ way together on pooled connections. A server that does not speak v2 is asked by 
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
@@ -51,19 +51,23 @@ def _packet(line: str) -> bytes:
     return b"%04x%s" % (len(data) + 4, data)
 
 
-_LS_REFS = (
-    b"".join(map(_packet, ["command=ls-refs\n", "agent=docora\n", "object-format=sha1"]))
-    + b"0001"
-    + b"".join(map(_packet, ["symrefs\n", "ref-prefix HEAD\n"]))
-    + b"0000"
-)
+def command(name: str, arguments: Sequence[str]) -> bytes:
+    """Return the body of a request of protocol v2."""
+    head = b"".join(map(_packet, [f"command={name}\n", "agent=docora\n", "object-format=sha1"]))
+    return head + b"0001" + b"".join(_packet(f"{argument}\n") for argument in arguments) + b"0000"
+
+
+_LS_REFS = command("ls-refs", ["symrefs", "ref-prefix HEAD"])
 
 
 def _authorization(token: str) -> list[str]:
     return [git_errors.basic_authorization(token)] if token else []
 
 
-def _request(url: str, token: str, context: object) -> Request:
+def upload_pack_request(
+    url: str, token: str, body: bytes, *, max_body: int = _MAX_ANSWER, timeout: float = 30.0, context: object = None
+) -> Request:
+    """Return a request of protocol v2. It changes nothing at the host, so it may be repeated."""
     headers = (
         "Content-Type: application/x-git-upload-pack-request",
         "Accept: application/x-git-upload-pack-result",
@@ -71,7 +75,14 @@ def _request(url: str, token: str, context: object) -> Request:
         *_authorization(token),
     )
     return Request(
-        "POST", f"{url}/git-upload-pack", headers, _LS_REFS, max_body=_MAX_ANSWER, repeatable=True, context=context
+        "POST",
+        f"{url}/git-upload-pack",
+        headers,
+        body,
+        timeout=timeout,
+        max_body=max_body,
+        repeatable=True,
+        context=context,
     )
 
 
@@ -88,7 +99,7 @@ def ls_heads[Key](
             if question is None:
                 exhausted = True
             else:
-                client.submit(_request(question[1], question[2], question))
+                client.submit(upload_pack_request(question[1], question[2], _LS_REFS, context=question))
         if exhausted and client.in_flight == 0:
             return
         tick()
@@ -99,7 +110,7 @@ def ls_heads[Key](
 
 def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None) -> Head:
     """HEAD of one repository; raises the `GitError`."""
-    return _head(url, token, wait_for(client, _request(url, token, None), tick), tick)
+    return _head(url, token, wait_for(client, upload_pack_request(url, token, _LS_REFS), tick), tick)
 
 
 def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
@@ -125,15 +136,15 @@ def _head_or_error(url: str, token: str, outcome: Outcome, tick: git.Tick) -> He
 def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head:
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
-    error = _refusal(url, token, outcome)
+    error = refusal(url, token, outcome)
     if error is not None:
         raise error
     head = parse_ls_refs(outcome.body) if outcome.ok else None
     return head or _ls_remote(url, token, tick)
 
 
-def _refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
-    """What an answer other than 2xx means; None for one that only says that the host does not speak protocol v2."""
+def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
+    """Return what an answer other than 2xx means; None if it only means that the host does not speak protocol v2."""
     status = outcome.status or 0
     if status == 429 or (status == 403 and _is_rate_limit(outcome)):
         return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)

@@ -11,8 +11,10 @@ that a watch's rows equal.
 import contextlib
 import logging
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -20,9 +22,11 @@ from pathlib import Path
 
 from docora import file_locks
 from docora.conf.data_dir import make_private
+from docora.http.client import HttpClient
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.packs import fetch_pack
 from repositories_app.git.remote import where_to
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import DIRECTORY, Entry, disorder, entry_of, is_strange, records, slices
@@ -31,6 +35,8 @@ __all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "M
 
 logger = logging.getLogger(__name__)
 
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
 MAX_PACKS = 50
 MAX_DIFF_PATHS = 2000
 MAX_DIFF_BYTES = 1 << 20  # of those paths together
@@ -68,13 +74,30 @@ class Mirror:
                 raise GitError(Cause.OTHER, f"This machine's mirror cannot be used: {error.strerror}.") from error
             yield
 
-    def fetch(self, url: str, token: str, commit: str, watch: str, *, timeout: float, tick: git.Tick) -> str:
-        """Have `commit`, or what HEAD is meanwhile where the host does not serve a commit by name; the commit that is
-        there now, kept by the watch's `run` ref. Call it inside `in_use`."""
+    def fetch(
+        self,
+        url: str,
+        token: str,
+        commit: str,
+        watch: str,
+        *,
+        timeout: float,
+        tick: git.Tick,
+        client: HttpClient | None = None,
+    ) -> str:
+        """Fetch `commit` unless it is here, and return it. Keep it by the watch's `run` ref. Call it inside `in_use`.
+
+        Where the host does not serve a commit by name, fetch what HEAD is now, and return that. With an idle `client`,
+        what is small takes one request and one process.
+        """
         with self._lock("fetch", tick):
             self._prepare()
             ref = f"refs/docora/{watch}/run"
-            if self._read_ref(f"refs/docora/{watch}/base") == commit or self.has(commit):
+            kept = self._kept() if self._packs() else []
+            if commit in kept:
+                self._write_ref(ref, commit)
+                return commit
+            if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
                 return commit
             # The first fetch is looked at as a whole; what a later one brings is small beside what is here.
@@ -93,6 +116,58 @@ class Mirror:
             if by_name:
                 return commit
             return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
+
+    def _kept(self) -> list[str]:
+        """Return the commits that the refs of all watches keep: each is here with its tree."""
+        files = (self.directory / "refs" / "docora").glob("*/*")
+        commits = {self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files}
+        return sorted(commit for commit in commits if _COMMIT.fullmatch(commit))
+
+    def _fetch_pack(
+        self,
+        client: HttpClient,
+        url: str,
+        token: str,
+        commit: str,
+        kept: Sequence[str],
+        timeout: float,
+        tick: git.Tick,
+    ) -> bool:
+        """Fetch with one request. Return False if git should fetch instead."""
+        shallow = self._read_shallow()
+        pack = fetch_pack(client, url, token, commit, haves=kept, shallow=shallow, timeout=timeout, tick=tick)
+        if pack is None:
+            return False
+        self._write_file("shallow", "".join(f"{name}\n" for name in sorted({*shallow, *pack.shallow})))
+        # The first one must hold all that its commit consists of. What a later one brings is small beside what is here.
+        command = ["index-pack", "--stdin", "--fix-thin", *([] if kept else ["--check-self-contained-and-connected"])]
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(pack.content)
+                file.seek(0)
+                git.run(
+                    command,
+                    directory=self.directory,
+                    fds=self._fds,
+                    stdin=file.fileno(),
+                    max_memory=git.MAX_MEMORY,
+                    timeout=timeout,
+                    tick=tick,
+                )
+        except BaseException as error:
+            self._clear()
+            if isinstance(error, GitError):
+                logger.info("pack_not_taken", extra={"cause": str(error)})
+                return False
+            raise
+        return True
+
+    def _read_shallow(self) -> list[str]:
+        """Return the commits whose parents are not here."""
+        try:
+            return (self.directory / "shallow").read_text(encoding="ascii").split()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
 
     def _fetch(self, remote: git.Remote, ref: str, commit: str, timeout: float, tick: git.Tick) -> bool:
         """Whether the host serves a commit by name; it was asked for what HEAD is meanwhile otherwise."""
@@ -244,7 +319,10 @@ class Mirror:
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
             make_private(self.directory.parent)
-            git.run(["init", "--quiet", "--bare", "--template=", "--", str(self.directory)], fds=self._fds)
+            for folder in ("objects/pack", "refs/heads"):
+                (self.directory / folder).mkdir(parents=True)
+            self._write_file("config", _CONFIG)
+            self._write_file("HEAD", "ref: refs/heads/main\n")  # last: from here on it is a repository
         self._clear()
 
     def _clear(self) -> None:
@@ -273,14 +351,18 @@ class Mirror:
 
     def _write_ref(self, name: str, commit: str) -> None:
         """Write the file of a ref as git does, without starting a process. Only the lease holder writes a watch's refs."""
-        file = self.directory / name
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            new = file.with_name(f"{file.name}.lock")
-            new.write_text(f"{commit}\n", encoding="ascii")
-            new.replace(file)
+            self._write_file(name, f"{commit}\n")
         except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
             raise git_errors.explain(Cause.CORRUPT, f"the ref {name} cannot be written") from error
+
+    def _write_file(self, name: str, text: str) -> None:
+        """Write a small file as git does. A reader sees the old text or the new one."""
+        file = self.directory / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.lock")
+        new.write_text(text, encoding="ascii")
+        new.replace(file)
 
     def _git(
         self,

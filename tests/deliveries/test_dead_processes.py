@@ -76,6 +76,14 @@ def test_watch_whose_lease_expired_is_not_shown_as_syncing(world: World) -> None
     assert (watch.status, watch.doubt_until) == ("pending_snapshot", None)
 
 
+def test_process_that_sent_nothing_leaves_no_doubt(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    claimed_by_the_dead(watch)
+    assert end_dead_leases() == 1
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
 def test_same_files_are_sent_again_at_once(world: World) -> None:
     repo, watch = world.watch(FILES)
     killed_while_sending(world, watch)
