@@ -1,0 +1,116 @@
+"""Fetch one commit with a single request of protocol v2, for what is small: git itself would start four processes.
+
+`man gitprotocol-v2` describes the request and the sections of the answer. What this module does not take, such as a large
+pack or a host that does not speak the protocol, is left to git, which also says what is wrong.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from docora.http.client import HttpClient, Outcome
+from repositories_app.git import errors as git_errors
+from repositories_app.git import process as git
+from repositories_app.git import remote
+
+MAX_PACK = 8 << 20
+"""Bytes of an answer, which is held in memory."""
+MAX_HAVES = 64
+_MAX_SHALLOW = 1000
+_SHA1_DIGITS = 40
+_DATA, _ERROR = 1, 3  # bands: 2 is for progress
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What a host sent: the bytes of a pack, and the commits whose parents it left out."""
+
+    content: bytearray
+    shallow: list[str]
+
+
+def fetch_pack(
+    client: HttpClient,
+    url: str,
+    token: str,
+    commit: str,
+    *,
+    haves: Sequence[str],
+    shallow: Sequence[str],
+    timeout: float,
+    tick: git.Tick,
+) -> Pack | None:
+    """Return a pack with `commit`, without its history and without what is reachable from the `haves`.
+
+    Return None if git should fetch instead. `shallow` lists the commits of the mirror whose parents are not there.
+    `client` is idle. Raises `GitError` if the host cannot be reached or refuses.
+    """
+    if len(commit) != _SHA1_DIGITS or len(shallow) > _MAX_SHALLOW:
+        return None
+    body = _request(commit, haves[:MAX_HAVES], shallow)
+    request = remote.upload_pack_request(url, token, body, max_body=MAX_PACK, timeout=timeout)
+    outcome = remote.wait_for(client, request, tick)
+    if outcome.cause is not None:
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
+    if refusal := remote.refusal(url, token, outcome):
+        raise refusal
+    return parse_answer(outcome) if outcome.ok and not outcome.truncated else None
+
+
+def _request(commit: str, haves: Sequence[str], shallow: Sequence[str]) -> bytes:
+    arguments = ["no-progress", "ofs-delta", *(["thin-pack"] if haves else []), "deepen 1", f"want {commit}"]
+    arguments += [f"shallow {name}" for name in shallow] + [f"have {name}" for name in haves] + ["done"]
+    return remote.command("fetch", arguments)
+
+
+def parse_answer(outcome: Outcome) -> Pack | None:
+    """Return the pack of an answer to `fetch`, or None if it is not one: then git asks again, and says what is wrong."""
+    shallow: list[str] = []
+    content = bytearray()
+    section = b""
+    try:
+        for packet in _packets(memoryview(outcome.body)):
+            if packet is None:
+                section = b""
+            elif not section:
+                section = bytes(packet).rstrip(b"\n")
+            elif section == b"shallow-info":
+                kind, _, name = bytes(packet).rstrip(b"\n").partition(b" ")
+                if kind != b"shallow":  # a commit got its parents
+                    return None
+                shallow.append(_checked(name))
+            elif section == b"packfile":
+                if packet[0] == _ERROR:
+                    return None
+                if packet[0] == _DATA:
+                    content += packet[1:]
+            else:
+                return None
+    except ValueError:
+        return None
+    return Pack(content, shallow) if content.startswith(b"PACK") else None
+
+
+def _packets(answer: memoryview) -> Iterator[memoryview | None]:
+    """Yield the packets up to the flush packet, and None for a delimiter. Raise ValueError if the answer is malformed."""
+    position = 0
+    while True:
+        length = int(bytes(answer[position : position + 4]), 16)
+        if length == 0:
+            return
+        if length == 1:
+            yield None
+            position += 4
+            continue
+        packet = answer[position + 4 : position + length]
+        if not 4 < length == len(packet) + 4:
+            raise ValueError("a packet is cut off")
+        yield packet
+        position += length
+
+
+def _checked(name: bytes) -> str:
+    """Return an object's name, which is written into a file of the mirror. Raise ValueError if it is not one."""
+    if len(name) != _SHA1_DIGITS:
+        raise ValueError("not the name of an object")
+    int(name, 16)
+    return name.decode("ascii")

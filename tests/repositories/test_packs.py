@@ -1,0 +1,282 @@
+"""Fetching with one request: a small pack over the HTTP client into `git index-pack`, and git itself for the rest."""
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from docora.http.client import HttpClient
+from repositories_app.git import packs, remote
+from repositories_app.git import process as git
+from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.packs import Pack, fetch_pack
+from repositories_app.mirror import mirror as mirrors
+from repositories_app.mirror.mirror import Mirror
+from tests.docora.http_server import ScriptedServer, saying, servers
+from tests.support.git import GitFixture, Repo
+from tests.support.git import git as run_git
+
+NAME = "1" * 40
+AUTHOR = ("-c", "user.name=Anna", "-c", "user.email=anna@docora.example")
+FILES = {f"folder/{number}.txt": b"content %d\n" % number * 20 for number in range(30)}
+
+
+@pytest.fixture
+def client() -> Iterator[HttpClient]:
+    with remote.new_client() as client:
+        yield client
+
+
+@pytest.fixture
+def repo(server: GitFixture) -> Repo:
+    repo = server.repo("acme/widgets", FILES)
+    repo.commit({"folder/0.txt": b"changed"})  # so that the commit has a parent
+    return repo
+
+
+@pytest.fixture
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The git commands that write into the mirror, in order."""
+    commands: list[str] = []
+    run = git.run
+
+    def noted(args, **options):
+        if args[0] in {"fetch", "index-pack"}:
+            commands.append(args[0])
+        return run(args, **options)
+
+    monkeypatch.setattr(git, "run", noted)
+    return commands
+
+
+@pytest.fixture
+def fetch(mirror: Mirror, client: HttpClient) -> Callable[..., str]:
+    def fetch(repo: Repo, url: str = "", commit: str = "", watch: str = "watch", token: str = "") -> str:
+        with mirror.in_use(lambda: None):
+            return mirror.fetch(
+                url or repo.url, token, commit or repo.head, watch, timeout=20, tick=lambda: None, client=client
+            )
+
+    return fetch
+
+
+def contents(mirror: Mirror, commit: str) -> dict[str, bytes]:
+    return {entry.path.decode(): mirror.content(entry.blob) for entry in mirror.tree(commit)}
+
+
+def name_of(repo: Repo, revision: str) -> str:
+    return run_git(repo.path, "rev-parse", revision).decode().strip()
+
+
+def pack_of(client: HttpClient, repo: Repo, *haves: str) -> Pack:
+    pack = fetch_pack(client, repo.url, "", repo.head, haves=haves, shallow=haves, timeout=20, tick=lambda: None)
+    assert pack is not None
+    return pack
+
+
+# --- With a host that speaks protocol v2 ------------------------------------------------------------------------------
+def test_first_fetch_is_one_request_and_one_process(
+    server: GitFixture, repo: Repo, mirror: Mirror, fetch, fetches: list[str]
+) -> None:
+    assert fetch(repo) == repo.head
+    assert contents(mirror, repo.head) == repo.files()
+    assert (len(server.server.requests), fetches) == (1, ["index-pack"])
+    assert (mirror.directory / "shallow").read_text() == f"{repo.head}\n"
+    assert git.run(["fsck", "--strict"], directory=mirror.directory) == b""
+
+
+def test_change_brings_only_what_is_new(repo: Repo, mirror: Mirror, fetch, client: HttpClient) -> None:
+    fetch(repo)
+    before = repo.head
+    mirror.keep_base("watch", before)
+    repo.commit({"folder/1.txt": b"content 1\n" * 20 + b"and more", "new.txt": b"new", "folder/2.txt": None})
+    assert len(pack_of(client, repo, before).content) < len(pack_of(client, repo).content) / 2
+    assert fetch(repo) == repo.head
+    assert contents(mirror, repo.head) == repo.files()
+    assert mirror.changed_paths(before, repo.head) == [b"folder/1.txt", b"folder/2.txt", b"new.txt"]
+    assert git.run(["fsck", "--strict"], directory=mirror.directory) == b""
+
+
+@pytest.mark.parametrize("how", ["force push", "back to the parent", "merge", "root commit"])
+def test_any_next_head_is_fetched(repo: Repo, mirror: Mirror, fetch, how: str) -> None:
+    fetch(repo)
+    mirror.keep_base("watch", repo.head)
+    before = repo.head
+    if how == "back to the parent":
+        run_git(repo.path, "update-ref", f"refs/heads/{repo.branch}", f"{before}^")
+    elif how == "merge":
+        repo.commit({"side.txt": b"side"}, branch="side")
+        tree = name_of(repo, f"{before}^{{tree}}")
+        merge = (
+            run_git(repo.path, *AUTHOR, "commit-tree", tree, "-p", before, "-p", "side", "-m", "Merge").decode().strip()
+        )
+        run_git(repo.path, "update-ref", f"refs/heads/{repo.branch}", merge)
+    elif how == "root commit":
+        tree = name_of(repo, f"{before}^{{tree}}")
+        root = run_git(repo.path, *AUTHOR, "commit-tree", tree, "-m", "Root").decode().strip()
+        run_git(repo.path, "update-ref", f"refs/heads/{repo.branch}", root)
+    else:
+        repo.force_push({"other.txt": b"other"})
+    assert fetch(repo) == repo.head != before
+    assert contents(mirror, repo.head) == repo.files()
+    assert git.run(["fsck", "--strict"], directory=mirror.directory) == b""
+
+
+def test_commit_that_another_watch_keeps_is_not_fetched_again(
+    server: GitFixture, repo: Repo, fetch, fetches: list[str]
+) -> None:
+    fetch(repo, watch="one")
+    fetch(repo, watch="other")
+    assert (len(server.server.requests), fetches) == (1, ["index-pack"])
+
+
+def test_hundreds_of_changes_are_repacked(repo: Repo, mirror: Mirror, fetch, monkeypatch) -> None:
+    monkeypatch.setattr(mirrors, "MAX_PACKS", 5)
+    for number in range(20):
+        repo.commit({"folder/0.txt": b"%d" % number})
+        fetch(repo)
+        mirror.keep_base("watch", repo.head)
+        mirror.repack_if_many(lambda: None)
+    assert contents(mirror, repo.head) == repo.files()
+    assert len((mirror.directory / "shallow").read_text().split()) <= 7
+
+
+def test_large_pack_is_left_to_git(repo: Repo, mirror: Mirror, fetch, fetches: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(packs, "MAX_PACK", 100_000)
+    repo.commit({"large.bin": random.Random(1).randbytes(200_000)})
+    assert fetch(repo) == repo.head
+    assert fetches == ["fetch"]
+    assert contents(mirror, repo.head) == repo.files()
+
+
+def test_mirror_that_lost_its_packs_gets_everything(repo: Repo, mirror: Mirror, fetch, fetches: list[str]) -> None:
+    fetch(repo)
+    mirror.keep_base("watch", repo.head)
+    for pack in (mirror.directory / "objects" / "pack").iterdir():
+        pack.unlink()
+    assert fetch(repo) == repo.head
+    assert fetches == ["index-pack", "index-pack"]
+    assert contents(mirror, repo.head) == repo.files()
+
+
+# --- With other hosts -------------------------------------------------------------------------------------------------
+def packet(data: bytes) -> bytes:
+    return b"%04x%s" % (len(data) + 4, data)
+
+
+def answer(*sections: bytes) -> bytes:
+    return b"0001".join(sections) + b"0000"
+
+
+def shallow_info(*lines: str) -> bytes:
+    return packet(b"shallow-info\n") + b"".join(packet(f"{line}\n".encode()) for line in lines)
+
+
+def packfile(*parts: bytes) -> bytes:
+    return packet(b"packfile\n") + b"".join(map(packet, parts))
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[..., ScriptedServer]]:
+    """Return a function that starts a host with one answer."""
+    with servers() as start:
+        yield lambda body, status="200 OK", *headers: start(saying(status, body, *headers))
+
+
+MALFORMED = {
+    "nothing": b"",
+    "no protocol": b"<html>Welcome</html>",
+    "an error": packet(b"ERR upload-pack: not our ref"),
+    "an error in the pack": answer(packfile(b"\1PACK", b"\3out of memory")),
+    "another section": answer(packet(b"acknowledgments\n") + packet(b"NAK\n"), packfile(b"\1PACK")),
+    "a commit that got its parents": answer(shallow_info(f"unshallow {NAME}"), packfile(b"\1PACK")),
+    "no object's name": answer(shallow_info("shallow ../../../../etc/passwd"), packfile(b"\1PACK")),
+    "a name with a line break": answer(shallow_info(f"shallow {NAME[:-2]}\n1"), packfile(b"\1PACK")),
+    "no pack": answer(packfile(b"\2Counting objects")),
+    "something else than a pack": answer(packfile(b"\1PUCK")),
+    "an end in the middle": answer(packfile(b"\1PACK"))[:-4],
+    "a packet that is cut off": answer(packfile(b"\1PACK"))[:-6],
+    "a length below 4": packet(b"packfile\n") + b"0002",
+    "a length of 4": packet(b"packfile\n") + b"0004" + b"0000",
+    "no length": b"zzzz",
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+def test_answer_that_is_no_pack_is_left_to_git(client: HttpClient, host, body: bytes) -> None:
+    url = host(body).url
+    assert fetch_pack(client, url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None) is None
+
+
+def test_answer_of_several_parts(client: HttpClient, host) -> None:
+    body = answer(shallow_info(f"shallow {NAME}"), packfile(b"\1PA", b"\2Counting", b"\1CK", b"\1..."))
+    pack = fetch_pack(client, host(body).url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+    assert pack == Pack(bytearray(b"PACK..."), [NAME])
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "cause"),
+    [
+        ("401 Unauthorized", [], Cause.NOT_FOUND),
+        ("404 Not Found", [], Cause.NOT_FOUND),
+        ("429 Too Many Requests", ["Retry-After: 7"], Cause.NETWORK),
+        ("503 Service Unavailable", [], Cause.NETWORK),
+    ],
+)
+def test_refusal_is_raised(client: HttpClient, host, status: str, headers: list[str], cause: Cause) -> None:
+    url = host(b"no", status, *headers).url
+    with pytest.raises(GitError) as raised:
+        fetch_pack(client, url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+    assert raised.value.cause is cause
+
+
+def test_redirect_is_not_followed(client: HttpClient, host) -> None:
+    url = host(b"", "301 Moved Permanently", "Location: http://127.0.0.1/acme/renamed/git-upload-pack").url
+    with pytest.raises(RepositoryMoved):
+        fetch_pack(client, url, "", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+
+
+def test_token_is_sent_and_never_shown(client: HttpClient, host) -> None:
+    server = host(b"no", "403 Forbidden")
+    with pytest.raises(GitError) as raised:
+        fetch_pack(client, server.url, "ghp_secret", NAME, haves=[], shallow=[], timeout=5, tick=lambda: None)
+    assert b"authorization: basic" in server.requests[0][0].lower()
+    assert "ghp_secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("what", ["incomplete", "damaged", "a bomb"])
+def test_pack_that_is_not_whole_leaves_nothing_behind(
+    repo: Repo, mirror: Mirror, client: HttpClient, host, fetches: list[str], what: str
+) -> None:
+    """git is asked next, and says what is wrong."""
+    if what == "incomplete":  # without the objects of the commit before
+        parent = name_of(repo, f"{repo.head}^")
+        content = pack_of(client, repo, parent).content
+        content[:] = git_pack(repo, [repo.head])
+    elif what == "damaged":
+        content = pack_of(client, repo).content
+        content[len(content) // 2] ^= 0xFF
+    else:
+        content = bytearray(b"PACK\0\0\0\2" + b"\xff\xff\xff\xff" + bytes(100))
+    body = answer(shallow_info(f"shallow {repo.head}"), packfile(b"\1" + content))
+    with pytest.raises(GitError), mirror.in_use(lambda: None):
+        mirror.fetch(host(body).url, "", repo.head, "watch", timeout=20, tick=lambda: None, client=client)
+    assert fetches[0] == "index-pack"
+    assert "fetch" in fetches
+    assert not list((mirror.directory / "objects").rglob("*pack*/*"))
+    assert not (mirror.directory / "refs" / "docora").exists()
+
+
+def git_pack(repo: Repo, names: list[str]) -> bytes:
+    """Return a pack with only these objects."""
+    return run_git(repo.path, "pack-objects", "--stdout", "-q", stdin=[f"{name}\n".encode() for name in names])
+
+
+def test_pack_without_the_commit_cannot_be_read(repo: Repo, mirror: Mirror, client: HttpClient, host) -> None:
+    blob = name_of(repo, f"{repo.head}:folder/1.txt")
+    body = answer(packfile(b"\1" + git_pack(repo, [blob])))
+    with mirror.in_use(lambda: None):
+        mirror.fetch(host(body).url, "", repo.head, "watch", timeout=20, tick=lambda: None, client=client)
+        with pytest.raises(GitError) as raised:
+            list(mirror.tree(repo.head))
+    assert raised.value.cause is Cause.CORRUPT
