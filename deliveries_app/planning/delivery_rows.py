@@ -3,7 +3,7 @@
 Rows are read in keyset pages, so memory use stays constant.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -76,9 +76,9 @@ def count_remarks(watch_pk: int) -> dict[str, int]:
     return dict(remarked.values_list("remark").annotate(Count("pk")))
 
 
-def tree_fields(watch_pk: int, plan: Plan) -> dict[str, Any]:
-    """Return the columns of the watch that describe the planned tree."""
-    left_out = dict(plan.left_out) | count_remarks(watch_pk)
+def tree_fields(plan: Plan, remarks: Mapping[str, int]) -> dict[str, Any]:
+    """Return the columns of the watch that describe the planned tree. `remarks`: remark → number of files with it."""
+    left_out = dict(plan.left_out) | dict(remarks)
     return {"tree_files": plan.tree_files, "tree_bytes": plan.tree_bytes, "left_out": left_out}
 
 

@@ -41,14 +41,15 @@ def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mir
         raise PlanRefused(delivery_rules.transforms.problem, "transform")
     planned = _fast_plan(head, watch, delivery_rules, mirror) or full_plan(head, watch, delivery_rules, mirror, tick)
     plan = planned.plan
-    repositories.record_snapshot(
-        watch.repository,
-        head.commit,
-        head.branch,
-        plan.tree_files,
-        plan.tree_bytes,
-        for_all=not delivery_rules.patterns,
-    )
+    if (head.commit, plan.tree_files, plan.tree_bytes) != (watch.last_commit, watch.tree_files, watch.tree_bytes):
+        repositories.record_snapshot(
+            watch.repository,
+            head.commit,
+            head.branch,
+            plan.tree_files,
+            plan.tree_bytes,
+            for_all=not delivery_rules.patterns,
+        )
     return planned
 
 

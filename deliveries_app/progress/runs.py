@@ -84,18 +84,19 @@ def open_runs(watch_pk: int, generation: int) -> list[SyncRun]:
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:
-    """Set the totals after planning: what is recorded plus what is planned now. Call inside the plan's transaction."""
+    """Set the totals after planning: what is recorded plus what is planned now. Saves the run, which may be new.
+
+    Call inside the plan's transaction.
+    """
     run.files_total, run.bytes_total = run.files_done + files, run.bytes_done + size
     run.files_failed, run.files_skipped, run.commit_sha = 0, sum(left_out.values()), commit
     run.left_out = dict(left_out)
     run.attempts += 1
     run.started_at = run.started_at or timezone.now()
-    run.save(
-        update_fields=[
-            "files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts",
-            "started_at",
-        ]
-    )  # fmt: skip
+    changed = [
+        "files_total", "bytes_total", "files_failed", "files_skipped", "left_out", "commit_sha", "attempts", "started_at",
+    ]  # fmt: skip
+    run.save(update_fields=changed if run.pk else None)
 
 
 def give_attempt_back(run: SyncRun) -> None:

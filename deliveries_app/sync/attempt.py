@@ -16,9 +16,10 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models.functions import Now
 
-from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Reason, SyncRun, new_run_id, root_causes
+from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
 from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.planning import delivery_rows
+from deliveries_app.planning.eligibility import REMARKS
 from deliveries_app.planning.plan import PlanRefused
 from deliveries_app.planning.planner import Planned, plan_to
 from deliveries_app.progress import runs
@@ -71,7 +72,8 @@ def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True)
             attempt.run()
         except Superseded:
             logger.info("superseded")
-    return not attempt.made_way
+            return True
+    return lease.was_asked and not attempt.made_way
 
 
 class Attempt:
@@ -251,9 +253,9 @@ class Attempt:
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
         runs.seed(run)
-        listed = DeliveryFailure.objects.filter(watch=self.watch, kind=FailureKind.FAILED)
-        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(self.watch.pk, plan)}
-        recorder = Recorder(self.lease, run, had_failures=listed.exists(), on_first=unequal)
+        remarks = {cause: count for cause, count in self.watch.left_out.items() if cause in REMARKS}
+        unequal = {"base_commit": "", "base_rules": "", **delivery_rows.tree_fields(plan, remarks)}
+        recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)
         with self.mirror.blobs() as reader:
@@ -279,7 +281,7 @@ class Attempt:
             "branch": planned.head.branch,
             "base_commit": commit,
             "base_rules": self.delivery_rules.fingerprint,
-            **delivery_rows.tree_fields(self.watch.pk, planned.plan),
+            **delivery_rows.tree_fields(planned.plan, delivery_rows.count_remarks(self.watch.pk)),
         }
         if self.watch.last_commit not in ("", commit):
             fields["moved_at"] = Now()
@@ -290,9 +292,11 @@ class Attempt:
             self._end(fields, recorder)
             if self.sync_run:
                 runs.set_left_out(self.sync_run, fields["left_out"])
-            settle_completed(self.watch)
-            started = recorder.started if recorder else now
-            settle_lists(self.watch, planned.plan.skipped, among=planned.paths, started=started, now=now)
+            settle_completed(self.lease)
+            skipped = planned.plan.skipped
+            if self.lease.had_listed or skipped or (recorder and recorder.failed_count):
+                started = recorder.started if recorder else now
+                settle_lists(self.watch, skipped, among=planned.paths, started=started, now=now)
 
     def _end(self, fields: dict[str, Any], recorder: Recorder | None) -> None:
         if recorder is None or not recorder.failed_count:
@@ -320,11 +324,10 @@ class Attempt:
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
-        """A run that nobody asked for: a change was found, or what failed earlier is tried again."""
+        """Return an unsaved run that nobody asked for: a change was found, or what failed earlier is tried again."""
         reason = Reason.RETRY if self.watch.retry_count > 1 else Reason.CHANGE
         run = runs.open_run(self.watch, reason, requested_by="sweep")
         run.run_id = self.run_id
-        run.save()
         return run
 
     def _work_for_newest_request(self) -> None:

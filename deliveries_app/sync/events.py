@@ -57,6 +57,8 @@ def tree_sha256(watch_pk: int) -> str:
 def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
     """Send the watch's `sync_failed` notices whose time has come. One that is refused waits, longer every time, and is
     given up after a day; a file never waits for it."""
+    if not lease.had_notices:
+        return
     due = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_FAILED, due_at__lte=lease.clock.now())
     for notice in due:
         alive()
@@ -93,6 +95,7 @@ def send_sync_completed(
         waiting.delete()
         notice = fresh
         notice.save()
+    lease.had_notices = True
     outcome = _send(client, lease, notice, to.base_url, to.envelope, to.keyring, alive)
     if not outcome.ok:
         message = f"All files were acknowledged, but /sync_completed was not: {describe_outcome(outcome)}"
@@ -103,9 +106,10 @@ def send_sync_completed(
         )
 
 
-def settle_completed(watch: AppRepository) -> None:
+def settle_completed(lease: Lease) -> None:
     """The run has ended well; call it in the transaction that says so."""
-    Notice.objects.filter(watch=watch, kind=NoticeKind.SYNC_COMPLETED).delete()
+    if lease.had_notices:
+        Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED).delete()
 
 
 def new_notice(watch: AppRepository, kind: NoticeKind, fields: Mapping[str, Any]) -> Notice:

@@ -15,20 +15,30 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import (
     BooleanField,
-    Case,
-    DateTimeField,
+    Exists,
     ExpressionWrapper,
     F,
     Min,
+    OuterRef,
     Q,
     QuerySet,
+    Subquery,
     Sum,
     Value,
-    When,
 )
-from django.db.models.functions import Least, Now
+from django.db.models.functions import Coalesce, Least, Now
 
-from deliveries_app.models import App, AppRepository, Delivery, Notice, NoticeKind, Status, SyncPause, bulk_sql
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    Delivery,
+    DeliveryFailure,
+    Notice,
+    NoticeKind,
+    Status,
+    SyncPause,
+    bulk_sql,
+)
 from deliveries_app.models.apps import MAX_SHARED_CRASHES, SLOT_REQUEST_SECONDS, is_free
 from deliveries_app.sync import pace
 from deliveries_app.sync.exceptions import Paused, Superseded
@@ -60,6 +70,10 @@ class Lease:
     extended_at: float  # boot-time clock, taken *before* the UPDATE that extended
     had_failed: bool  # the watch's status before the claim was "failed"
     rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
+    had_notices: bool
+    had_listed: bool  # files that failed or are skipped
+    was_asked: bool = False
+    """Whether a sync was requested between the claim and the end. Then the watch is due again."""
 
     @property
     def doubt_seconds(self) -> float:
@@ -141,28 +155,28 @@ class Lease:
         )
 
     def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:
-        """Record the end and let go. `next_sync_in` seconds (None: nothing to do) holds unless a notice that could not
-        be sent is due earlier, or somebody wished for a sync since the claim: then the watch stays due. Raises
-        `Superseded`."""
-        planned: Any = Value(None) if next_sync_in is None else from_now(next_sync_in)
+        """Record the end and release the watch. Raises `Superseded`.
+
+        It is due again in `next_sync_in` seconds (None: nothing to do), or earlier for a notice that could not be sent. If
+        somebody requested a sync since the claim, it stays due.
+        """
+        changes |= {"lease_until": None, "lease_slots": 0, "sequence_high": self.sequence_high}
+        unasked = self._rows().filter(request_count=F("claimed_request_count"))
+        if unasked.update(next_sync_at=self._next_sync(next_sync_in), **changes) != 1:
+            if self._rows().update(**changes) != 1:
+                raise Superseded
+            self.was_asked = True
+
+    def _next_sync(self, seconds: float | None) -> Any:
+        planned: Any = Value(None) if seconds is None else from_now(seconds)
+        if not self.had_notices:  # whoever adds one requests a sync, too
+            return planned
         waiting = Notice.objects.filter(watch=self.watch, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
-        if waiting is not None:
-            # One that is overdue could not even be tried, where a key is lost, say: the watch would be claimed for ever.
-            wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
-            planned = wake if next_sync_in is None else Least(planned, wake)
-        updated = self._rows().update(
-            lease_until=None,
-            lease_slots=0,
-            sequence_high=self.sequence_high,
-            next_sync_at=Case(
-                When(request_count=F("claimed_request_count"), then=planned),
-                default=F("next_sync_at"),
-                output_field=DateTimeField(),
-            ),
-            **changes,
-        )
-        if updated != 1:
-            raise Superseded
+        if waiting is None:
+            return planned
+        # One that is overdue could not even be tried, where a key is lost, say: the watch would be claimed for ever.
+        wake: Any = Value(waiting) if waiting > self.clock.now() else from_now(_OVERDUE_SECONDS)
+        return wake if seconds is None else Least(planned, wake)
 
     def asked_meanwhile(self) -> bool:
         """Since the claim a person asked for a retry, which gave all attempts back. Locks the watch: call it inside the
@@ -214,17 +228,19 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
     `alone`: this process syncs no other watch meanwhile. Without it, a watch that needs its own process is not claimed.
     """
     started = boot_seconds()
-    due = AppRepository.objects.filter(pk=watch_pk).due().free()
-    app_pk = due.values_list("app_id", flat=True).first()
-    if app_pk is None:
-        return None
     with transaction.atomic():
-        app = App.objects.select_for_update(no_key=True).filter(pk=app_pk).first()
-        watch = due.only("status", "lease_until", "crash_count").first()  # after the lock: it may have changed
-        if app is None or watch is None or (watch.needs_own_process and not alone):
+        apps = App.objects.select_for_update(of=("self",), no_key=True).order_by("pk")
+        app = apps.filter(watches=watch_pk).first()
+        if app is None:
             return None
-        taken = _other_leases(app.pk, watch_pk).aggregate(slots=Sum("lease_slots"))["slots"] or 0
+        # A statement of its own, so that it sees what others have committed while this one waited for the app's row.
+        due = AppRepository.objects.filter(pk=watch_pk).due().free().select_related("repository").order_by("pk")
+        watch = due.select_for_update(of=("self",)).annotate(**_seen_at_claim()).first()
+        if watch is None or (watch.needs_own_process and not alone):
+            return None
+        watch.app = app
         # An endpoint that was down is asked by one watch with one request before all the others come.
+        taken: int = watch.taken  # type: ignore[attr-defined]  # the annotation
         free = app.slots_allowed - taken if not app.down_count else (1 if not taken else 0)
         if free < 1:
             asks_again = from_now(SLOT_REQUEST_SECONDS)
@@ -234,32 +250,55 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
         return _take(watch, max(1, free // 2), started)
 
 
-def _take(found: AppRepository, slots: int, started: float) -> Lease | None:
-    """The conditional UPDATE itself, and the numbers that it drew.
+def _seen_at_claim() -> dict[str, Any]:
+    """Return the annotations that a claim reads with the watch."""
+    own = {"watch_id": OuterRef("pk")}
+    others = AppRepository.objects.filter(app_id=OuterRef("app_id")).leased().exclude(pk=OuterRef("pk"))
+    taken = others.order_by().values("app_id").annotate(taken=Sum("lease_slots")).values("taken")
+    return {
+        "database_now": Now(),
+        "taken": Coalesce(Subquery(taken), 0),
+        "had_notices": Exists(Notice.objects.filter(**own)),
+        "had_listed": Exists(DeliveryFailure.objects.filter(**own)),
+    }
+
+
+def _take(watch: Any, slots: int, started: float) -> Lease:
+    """Write the claim into the row, which is locked, and into `watch`, which has the annotations of `_seen_at_claim`.
 
     An attempt whose process died counts only if it was alone in it. Beside others, any of them may be what killed it.
     """
-    died_beside_others = found.lease_until is not None and found.crash_count < MAX_SHARED_CRASHES
-    free = AppRepository.objects.filter(pk=found.pk, ended_at=None, next_sync_at__lte=Now()).free()
-    updated = free.update(
-        fencing_token=F("fencing_token") + 1,
-        claimed_request_count=F("request_count"),
-        retry_count=F("retry_count") + (0 if died_beside_others else 1),
-        crash_count=F("crash_count") + (1 if died_beside_others else 0),
-        status=Status.SCANNING,
-        lease_until=from_now(settings.LEASE_SECONDS),
-        lease_slots=slots,
-        lease_owner=identity()[:100],
-        lease_process=process_name(),
-        slots_requested_at=None,
-    )
-    if updated != 1:
-        return None
-    watch = AppRepository.objects.select_related("app", "repository").annotate(database_now=Now()).get(pk=found.pk)
-    clock = DatabaseClock(watch.database_now)  # type: ignore[attr-defined]  # the annotation
+    died_beside_others = watch.lease_until is not None and watch.crash_count < MAX_SHARED_CRASHES
+    had_failed = watch.status == Status.FAILED
+    changes = {
+        "fencing_token": watch.fencing_token + 1,
+        "claimed_request_count": watch.request_count,
+        "retry_count": watch.retry_count + (0 if died_beside_others else 1),
+        "crash_count": watch.crash_count + (1 if died_beside_others else 0),
+        "status": Status.SCANNING,
+        "lease_slots": slots,
+        "lease_owner": identity()[:100],
+        "lease_process": process_name(),
+        "slots_requested_at": None,
+    }
+    AppRepository.objects.filter(pk=watch.pk).update(lease_until=from_now(settings.LEASE_SECONDS), **changes)
+    for name, value in changes.items():
+        setattr(watch, name, value)
+    clock = DatabaseClock(watch.database_now)
     high = max(watch.sequence_high + 1, _microseconds(clock))  # written by `extend`, before anything is sent
-    had_failed = found.status == Status.FAILED
-    return Lease(watch, watch.fencing_token, watch.generation, slots, high, clock, started, had_failed, started)
+    return Lease(
+        watch,
+        watch.fencing_token,
+        watch.generation,
+        slots,
+        high,
+        clock,
+        started,
+        had_failed,
+        started,
+        watch.had_notices,
+        watch.had_listed,
+    )
 
 
 def end_dead_leases() -> int:

@@ -108,8 +108,8 @@ def test_redis_updates_of_batches_are_combined(world: World, redis_client: Redis
 
 def test_git_processes_of_a_first_sync(world: World) -> None:
     spent = first_sync(world, 30)[2]
-    reads = {"ls-tree": 2, "cat-file": 2}  # also for .docoraignore and the commit itself
-    assert spent.processes == {"init": 1, "fetch": 1} | reads
+    assert spent.processes == {"index-pack": 1, "ls-tree": 2, "cat-file": 1}  # also for .docoraignore
+    assert spent.requests_to_host == 2
 
 
 def test_cost_of_a_change_is_independent_of_repository_size(world: World) -> None:
@@ -118,7 +118,8 @@ def test_cost_of_a_change_is_independent_of_repository_size(world: World) -> Non
     assert small.notifications == large.notifications == 20
     assert large.processes == small.processes
     assert large.requests_to_host == small.requests_to_host
-    assert large.processes.total() <= 7
+    assert large.processes == {"index-pack": 1, "diff-tree": 1, "ls-tree": 3, "cat-file": 1}
+    assert large.requests_to_host == 2
     assert (
         large.statements.total() <= small.statements.total() + ONE_BATCH
     )  # which a slow moment may make out of another
@@ -168,4 +169,4 @@ def test_cost_of_a_small_resync(world: World) -> None:
     assert spent.requests_to_host == 1
     assert spent.processes == {"ls-tree": 2, "cat-file": 1}  # .docoraignore, the tree, the contents
     assert spent.statements["BEGIN"] == 5
-    assert spent.statements.total() <= 29 + 2 * 5, spent.statements
+    assert spent.statements.total() <= 20 + 2 * 5, spent.statements

@@ -151,18 +151,19 @@ def test_apps_do_not_share_slots(world: World) -> None:
 def test_slots_are_shared_during_a_long_fetch(world: World) -> None:
     """Otherwise the app's other repositories would wait for this repository's git host."""
     slow, quick = several(world, 2)
-    fetching, go_on = [], []
+    asked, go_on = [], []
 
     def hook(method: str, target: str) -> None:
-        if "widgets-0/info/refs" in target:  # git's own first request
-            fetching.append(target)
-            wait_for(lambda: go_on, 20)
+        if "widgets-0/" in target:
+            asked.append(target)
+            if len(asked) == 2:  # for the pack, after HEAD
+                wait_for(lambda: go_on, 20)
 
     world.git.server.on_request = hook
     world.make_due(slow)
     worker = syncing(slow.pk)
     try:
-        wait_for(lambda: fetching)
+        wait_for(lambda: len(asked) == 2)
         work_until_synced(quick)
         slow.refresh_from_db()
         assert slow.status == Status.SCANNING

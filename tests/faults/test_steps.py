@@ -18,6 +18,7 @@ from deliveries_app.sync.recorder import Recorder
 from deliveries_app.sync.sender import Sender
 from docora import file_locks
 from repositories_app import services as repositories
+from repositories_app.git import packs
 from repositories_app.mirror.mirror import Entry, Mirror
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept, in_doubt, let_lease_run_out
@@ -101,18 +102,25 @@ def dies_while_listing_the_tree(world: World, victim: Victim) -> Callable[[], No
     return lambda: setattr(Mirror, "_records", halfway)
 
 
-def dies_at_git_request(part: str) -> Callable[[World, Victim], Callable[[], None]]:
-    """Die while the git host handles the first request whose path contains `part`."""
+def let_git_fetch() -> None:
+    """Leave every pack to git, as if it were large."""
+    packs.MAX_PACK = 0
+
+
+def dies_at_git_request(
+    part: str, number: int = 0, prepare: Callable[[], None] = lambda: None
+) -> Callable[[World, Victim], Callable[[], None]]:
+    """Die while the git host handles this one of the requests whose path contains `part`."""
 
     def arrange(world: World, victim: Victim) -> Callable[[], None]:
         requests = iter(range(1000))
 
         def hook(method: str, target: str) -> None:
-            if part in target and next(requests) == 0:
+            if part in target and next(requests) == number:
                 victim.kill()
 
         world.git.server.on_request = hook
-        return lambda: None
+        return prepare
 
     return arrange
 
@@ -128,9 +136,9 @@ def dies_in_the_middle_of_the_pack(world: World, victim: Victim) -> Callable[[],
         victim.kill()
 
     requests = iter(range(1000))
-    # The first one is ours, for HEAD.
-    world.git.server.on_request = lambda method, _: takeover if method == "POST" and next(requests) == 1 else None
-    return lambda: None
+    # The first one is for HEAD, the second one Docora's own for the pack.
+    world.git.server.on_request = lambda method, _: takeover if method == "POST" and next(requests) == 2 else None
+    return let_git_fetch
 
 
 def dies_at_notification(number: int, then: Answer | None) -> Callable[[World, Victim], Callable[[], None]]:
@@ -152,8 +160,11 @@ def dies_at_notification(number: int, then: Answer | None) -> Callable[[World, V
 STEPS = {
     "right after the claim": dies_after(engine, "claim"),
     "while HEAD is requested": dies_at_git_request("git-upload-pack"),
-    "while git requests the refs": dies_at_git_request("info/refs"),
-    "in the middle of the pack": dies_in_the_middle_of_the_pack,
+    "while the pack is requested": dies_at_git_request("git-upload-pack", 1),
+    "before the pack is stored": dies_before(Mirror, "_write_file"),
+    "before the pack is kept": dies_before(Mirror, "_write_ref"),
+    "while git requests the refs": dies_at_git_request("info/refs", 0, let_git_fetch),
+    "in the middle of git's pack": dies_in_the_middle_of_the_pack,
     "after the fetch": dies_after(Mirror, "fetch"),
     "during planning": dies_while_listing_the_tree,
     "after planning": dies_after(engine.runs, "set_totals"),

@@ -17,7 +17,7 @@ from deliveries_app.sync.lease import claim
 from deliveries_app.webhooks import client as webhooks
 from docora.http.client import Request
 from repositories_app import services as repositories
-from repositories_app.git import remote
+from repositories_app.git import packs, remote
 from tests.support.git import Repo
 from tests.support.histories import assert_promise_kept
 from tests.support.processes import children, forked, is_alive, reap
@@ -31,6 +31,7 @@ PLACES: dict[str, tuple[str, int, Callable[[Repo], bytes]]] = {
     "HEAD": ("POST", 0, head_answered),
     "the refs": ("GET", 0, refs_advertised),
     "the pack": ("POST", 1, pack_sent),
+    "the pack for git": ("POST", 2, pack_sent),
 }
 
 
@@ -74,19 +75,22 @@ def assert_syncs_once_it_answers(world: World, repo: Repo, watch: AppRepository)
 
 
 def test_trickled_head_request_times_out(world: World, monkeypatch: pytest.MonkeyPatch, done: threading.Event) -> None:
-    monkeypatch.setattr(remote, "Request", partial(Request, timeout=1.5))
+    monkeypatch.setattr(remote, "Request", lambda *arguments, **more: Request(*arguments, **more | {"timeout": 1.5}))
     repo, watch = world.watch(FILES)
     trickle(repo, "HEAD", done)
     assert_times_out(world, watch, "did not answer within 1.5 s")
     assert_syncs_once_it_answers(world, repo, watch)
 
 
-@pytest.mark.parametrize("place", ["the refs", "the pack"])
-def test_trickled_fetch_times_out(world: World, settings, done: threading.Event, place: str) -> None:
+@pytest.mark.parametrize("place", ["the pack", "the refs", "the pack for git"])
+def test_trickled_fetch_times_out(world: World, settings, monkeypatch, done: threading.Event, place: str) -> None:
     settings.FETCH_TIMEOUT_SECONDS = 2
+    if place != "the pack":
+        monkeypatch.setattr(packs, "MAX_PACK", 0)  # git fetches
     repo, watch = world.watch(FILES)
     trickle(repo, place, done)
-    assert_times_out(world, watch, "git was not ready after 2 seconds")
+    said = "did not answer within 2 s" if place == "the pack" else "git was not ready after 2 seconds"
+    assert_times_out(world, watch, said)
     assert_syncs_once_it_answers(world, repo, watch)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import resync_single
 from repositories_app import services as repositories
+from repositories_app.git import packs
 from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.git.packs import MAX_PACK
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.deliveries.conftest import world
@@ -263,9 +266,10 @@ def test_commit_pushed_during_a_run(world: World) -> None:
     repo.commit({"a.txt": b"2"})
     asked = repo.head
 
-    def push_late(method: str, target: str) -> None:
-        if "info/refs" in target:
-            world.git.server.on_request = None
+    numbers = count()
+
+    def push_late(*_: object) -> None:
+        if next(numbers) == 1:  # for the pack, after HEAD
             repo.commit({"a.txt": b"3"})
 
     world.git.server.on_request = push_late
@@ -339,11 +343,15 @@ def test_token_is_in_no_argument_and_no_file(hanging) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 302])
-def test_token_is_in_no_error_and_no_log(world: World, caplog, capfd, status: int) -> None:
+def test_token_is_in_no_error_and_no_log(world: World, caplog, capfd, monkeypatch, status: int) -> None:
     repo = world.git.repo("acme/private", {"secret.txt": b"1"}, token="ghp_neverseen")
     watch = world.watch_url(repo, token="ghp_neverseen")
-    for refuses in ("info/refs", "git-upload-pack"):
-        world.git.server.on_request = lambda method, target, refuses=refuses: status if refuses in target else None
+    for answered, largest in ((0, MAX_PACK), (1, MAX_PACK), (2, 0)):  # the requests for HEAD, for the pack, and by git
+        monkeypatch.setattr(packs, "MAX_PACK", largest)
+        numbers = count()
+        world.git.server.on_request = lambda *_, answered=answered, numbers=numbers: (
+            status if next(numbers) >= answered else None
+        )
         world.sync(watch)
         assert watch.last_error
         assert watch.last_error_cause in set(Cause)
@@ -352,7 +360,8 @@ def test_token_is_in_no_error_and_no_log(world: World, caplog, capfd, status: in
         assert secret not in said
 
 
-def test_fetch_beyond_its_time_limit_ends_every_process(world: World, settings) -> None:
+def test_fetch_beyond_its_time_limit_ends_every_process(world: World, settings, monkeypatch) -> None:
+    monkeypatch.setattr(packs, "MAX_PACK", 0)  # git fetches
     settings.FETCH_TIMEOUT_SECONDS = 1
     repo, watch = world.watch()
     go_on = threading.Event()

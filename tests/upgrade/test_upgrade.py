@@ -181,7 +181,9 @@ def test_syncs_continue_from_the_old_rows(
                 0.1,
             )
             # The last watch had ended, so it is removed.
-            wait_for(lambda: statuses(database) == ["synced", "synced", "pending_snapshot", "pending_snapshot"], 60, 0.1)
+            wait_for(
+                lambda: statuses(database) == ["synced", "synced", "pending_snapshot", "pending_snapshot"], 60, 0.1
+            )
         finally:
             logs = daemons.logs()
             daemons.close()
