@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -38,11 +38,15 @@ _worker_name = ""
 HAND_OVER_SECONDS = 8.0
 ALONE_PATIENCE_SECONDS = 30.0
 _JOBS_LOOKED_AT = 20
+_APART_SECONDS = 10
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 maintenance_callbacks: list[Callable[[], None]] = []
 """Called whenever a worker maintains its queues: about every ten seconds while idle, otherwise between jobs. They must be quick
 and use only Redis."""
+
+death_callbacks: list[Callable[[], object]] = []
+"""Called after a work-horse was killed, in a process of their own, because the worker itself never opens the database."""
 
 
 def stopping() -> bool:
@@ -65,11 +69,28 @@ def warm_up() -> None:
     crypto.derive_keys()
 
 
+def _run_apart(callbacks: Sequence[Callable[[], object]]) -> None:
+    """Run these functions in a child process, and wait for its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_APART_SECONDS)
+            for callback in callbacks:
+                callback()
+        except Exception as error:  # the sweep does it later
+            logger.warning("not_cleaned_up", extra={"cause": str(error).strip()})
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
 class DocoraWorker(Worker):
     """A worker with short heartbeats. With RQ's defaults, it takes 811 s to find the job of a killed worker."""
 
     max_connection_wait_time = 2.0  # seconds between attempts to reach Redis
     _stopping_pid = 0  # the work-horse that was asked to stop
+    _horse_status: int | None = None  # the wait status of the last work-horse
 
     def __init__(self, queues: Any, name: str | None = None, **kwargs: Any) -> None:
         """Add a random part to the name, because two containers may have the same pid and host name."""
@@ -148,9 +169,15 @@ class DocoraWorker(Worker):
                 with contextlib.suppress(NoSuchJobError):
                     super().maintain_heartbeats(current.job, current)
 
+    def wait_for_horse(self) -> Any:
+        pid, self._horse_status, usage = super().wait_for_horse()
+        return pid, self._horse_status, usage
+
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
         """Wait for the work-horse to end. RQ only cleans up after its first job, so also clean up after a later one."""
         super().monitor_work_horse(job, queue, execution)
+        if self._horse_status:
+            _run_apart(death_callbacks)
         for left in self.get_current_executions(refresh=True):
             with contextlib.suppress(NoSuchJobError):
                 reason = "The work-horse ended unexpectedly."

@@ -38,8 +38,7 @@ def another_app_waits(world: World) -> AppRepository:
 
 def slices_until_synced(world: World, watch: AppRepository) -> int:
     for number in range(1, 100):
-        world.make_due(watch)
-        if sync(watch.pk):
+        if world.sync(watch).status == Status.SYNCED:
             return number
     raise AssertionError("not synced after 100 slices")
 
@@ -59,7 +58,7 @@ def test_run_continues_where_it_made_way(world: World, slow: AppRepository) -> N
 
 def test_watch_that_made_way_is_due_again(world: World, slow: AppRepository) -> None:
     another_app_waits(world)
-    assert not sync(slow.pk)
+    sync(slow.pk)
     slow.refresh_from_db()
     assert (slow.status, slow.retry_count, slow.lease_until) == (Status.PENDING, 0, None)
     assert slow in AppRepository.objects.due().free()
@@ -76,7 +75,7 @@ def test_run_makes_way_only_for_another_app_that_waits(world: World, slow: AppRe
         AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=from_now(0))
         attempt_ends = time.monotonic() + attempt._WAITING_SECONDS
         world.answer(lambda note: time.sleep(0.03) if time.monotonic() < attempt_ends - 0.5 else None)
-    assert sync(slow.pk)
+    sync(slow.pk)
     assert world.copy(slow).keys() == FILES.keys()
 
 
@@ -104,7 +103,7 @@ def test_endpoint_that_does_not_answer_is_found_to_be_down(world: World) -> None
         return Answer(502)
 
     world.answer(unavailable)
-    assert sync(watch.pk)
+    sync(watch.pk)
     world.app.refresh_from_db()
     assert world.app.down_count == 1
     assert world.app.cooldown_until is not None

@@ -67,7 +67,11 @@ def random_fate(seed: int) -> Fate | None:
     [kind] = rng.choices(["kill", "term", "freeze", "interference", None], weights=[60, 10, 5, 15, 10])
     if kind == "interference":
         kind = rng.choice(INTERFERENCES)
-    return Fate(kind, at=rng.randrange(1, 7), kept=rng.random() < 0.5) if kind else None
+    if not kind:
+        return None
+    noticed = kind == "kill" and rng.random() < 0.5
+    first = rng.choice(["", "", "resync_all 0", "change 0", "change 1"]) if noticed else ""
+    return Fate(kind, at=rng.randrange(1, 7), kept=rng.random() < 0.5, noticed=noticed, first=first)
 
 
 # Drawn through seeds, because Hypothesis itself draws mostly small and simple values.
@@ -158,6 +162,11 @@ class Convergence(RuleBasedStateMachine):
         self.rewrite(self.universe.repo_of(numbers[0]), tree)
         self.universe.resync(numbers[0])
         self.work(numbers, fates)
+
+    @rule(seed=seeds, fates=st.lists(fates, min_size=2, max_size=2), tree=trees)
+    def bad_neighbour(self, seed: int, fates: list[Fate | None], tree: dict[str, tuple[bytes, int]]) -> None:
+        self.rewrite(0, tree)
+        self.universe.bad_neighbour(seed, fates)
 
     @precondition(lambda self: self.universe.busy)
     @rule()

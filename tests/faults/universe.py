@@ -53,6 +53,10 @@ SLOW = (0.05, 0.5)  # seconds; the second exceeds the timeout
 ACTOR = Actor.command()
 
 
+ATTEMPTS_OF_THE_GOOD = 8
+"""Attempts within which a well-behaved app must get everything. It may have to wait for its own earlier failures."""
+
+
 class Universe:
     """The apps, repositories and watches of a history. `events` counts what happened. Call `close` at the end."""
 
@@ -77,6 +81,7 @@ class Universe:
         self._lock = threading.Lock()
         self._workers = Workers(self.world, self.journal, self.events, self.happen)
         self._mood: Callable[[], Answer | float | None] = lambda: None
+        self._good_app = ""  # its client behaves whatever the mood
         self.world.answer(self._answer)
 
     def close(self) -> None:
@@ -108,6 +113,13 @@ class Universe:
         self._note("force-push" if tree else "empty tree")
         self.repos[repo].force_push(tree)
         self._learn(repo)
+
+    def change(self, repo: int) -> None:
+        """Change every file, and delete the first one."""
+        files = self.repos[repo].files()
+        changes: Changes = {path: content + b"+" for path, content in files.items()}
+        if files:
+            self.push(repo, changes | {min(files): None})
 
     def rename_branch(self, repo: int, name: str) -> None:
         if self.repos[repo].branch != name:
@@ -244,6 +256,25 @@ class Universe:
             [(self.watches[number], fate) for number, fate in zip(dict.fromkeys(numbers), fates, strict=False)]
         )
 
+    def bad_neighbour(self, seed: int, fates: Sequence[Fate | None]) -> None:
+        """The client of one app misbehaves, and its workers die. Meanwhile the other app must get the same repository."""
+        self._note("bad neighbour")
+        good, watch = self.apps[1], self.watches[1]
+        App.objects.filter(pk=good.pk).update(paused=False, paused_reason="", cooldown_until=None, down_count=0)
+        self._good_app = good.app_id
+        self.mood(seed, 0.5)
+        repo = self.repos[self._repo_of[watch.pk]]
+        for _ in range(ATTEMPTS_OF_THE_GOOD):
+            self.work([0, 1, 2], [fates[0], None, fates[1]])
+            watch.refresh_from_db()
+            if (watch.status, watch.last_commit) == (Status.SYNCED, repo.head):
+                break
+        else:
+            raise AssertionError(f"held up by another app: {watch.status}, {watch.last_error}")
+        assert self.world.copy(watch) == shas(without_ignored(repo.files(), watch.ignore_patterns))
+        self._good_app = ""
+        self.mood(0, 0.0)
+
     def find(self) -> None:
         """Do what the sweep does in a round."""
         self.world.check()
@@ -256,7 +287,7 @@ class Universe:
         if answer is not None:
             return answer
         with self._lock:
-            mood = self._mood()
+            mood = self._mood() if note.app_id != self._good_app else None
         if isinstance(mood, float):
             time.sleep(mood)
             return None

@@ -15,8 +15,9 @@ from django.db import connections
 from django.db.models import F
 
 from deliveries_app.models import AppRepository
-from deliveries_app.sync import responses, sender
+from deliveries_app.sync import lease, responses, sender
 from deliveries_app.sync.attempt import sync
+from deliveries_app.sync.lease import end_dead_leases
 from docora.db.connection import CONNECTION_ERRORS
 from docora.http.client import Request
 from docora.server import worker
@@ -28,6 +29,7 @@ from tests.support.world import World
 
 TIMEOUT = 0.4  # seconds that the app has to answer
 HOLD = 0.6  # seconds that a path is held after a timeout, longer than the client ever takes
+LATE = 0.25  # seconds that the client takes to handle a request whose sender was killed
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "freeze": signal.SIGSTOP}
 
 
@@ -36,18 +38,22 @@ def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sender, "Request", _short_request)
     patch.setattr(sender, "REST_AFTER_TIMEOUT", HOLD)
     patch.setattr(responses, "REST_AFTER_TIMEOUT", HOLD)
+    patch.setattr(lease, "REST_AFTER_TIMEOUT", HOLD)
 
 
 @dataclass(frozen=True)
 class Fate:
     """What happens to a worker at the client's notification number `at`. With `kept`, the client stores that one.
 
-    `kind` is "kill", "term", "freeze" or the name of a `Universe` method to run.
+    `kind` is "kill", "term", "freeze" or the name of a `Universe` method to run. After a kill that is `noticed`, another
+    worker goes on at once, while the client still handles the request. Before that, the method `first` runs, if any.
     """
 
     kind: str
     at: int = 1
     kept: bool = True
+    noticed: bool = False
+    first: str = ""
 
 
 @dataclass
@@ -85,8 +91,9 @@ class Workers:
         at_work, self._at_work = self._at_work, []
         self._let_the_client_finish()
         for one in at_work:
-            if one.applied and one.fate and one.fate.kind == "kill":
+            if one.applied and one.fate and one.fate.kind == "kill" and not one.fate.noticed:
                 self._journal.crashed((one.watch.app.app_id, str(one.watch.repository)), self._world.receiver.log)
+        end_dead_leases()
         AppRepository.objects.filter(lease_until__isnull=False).update(lease_until=F("created_at"))
 
     def apply_fate(self, note: Notification) -> Answer | None:
@@ -103,6 +110,8 @@ class Workers:
         if fate.kind in _SIGNALS:
             self._events[f"worker: {fate.kind}"] += 1
             os.kill(one.pid, _SIGNALS[fate.kind])
+            if fate.noticed:
+                time.sleep(LATE)
         else:
             self._events["interference"] += 1
             done = threading.Event()
@@ -122,7 +131,22 @@ class Workers:
             assert time.monotonic() < until, f"a worker did not end: {one}"
             time.sleep(0.005)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if killed and one.applied and one.fate and one.fate.noticed:
+            self._go_on(one, one.fate)
         assert killed or status == 0 or self.may_fail, f"a worker ended with {status}: {one}"
+
+    def _go_on(self, one: _Work, fate: Fate) -> None:
+        """Another worker of this machine notices that the process is gone, and syncs the watch at once."""
+        self._events["death noticed"] += 1
+        log = self._world.receiver.log
+        self._journal.crashed((one.watch.app.app_id, str(one.watch.repository)), log)
+        end_dead_leases()
+        if fate.first:
+            self._meanwhile(fate.first)
+        self._world.make_due(one.watch)
+        self._journal.begin(log)
+        sync(one.watch.pk)
+        connections.close_all()
 
     def _run_actions(self) -> bool:
         """Run pending actions. Return False, so that it can be part of a wait condition."""

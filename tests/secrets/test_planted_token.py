@@ -15,6 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ from django.test import Client
 from deliveries_app.models import App, AppRepository, DeliveryFailure
 from docora.conf.logs import configure
 from tests.secrets import search
+from tests.support.git import Takeover
 from tests.support.processes import Daemons
 from tests.support.receiver import Answer, Notification, wait_for
 from tests.support.world import KEY, World
@@ -147,12 +149,12 @@ class Journey:
             self.page(f"{address}, failing", self.admin.get(address))
         self.world.answer(None)
         for status in (400, 401, 403, 404, 429, 500):
-            for method in ("GET", "POST"):  # git fetch starts with a GET, the head check is a POST
-                self.repo.commit({"0.txt": f"{status} {method}".encode()})
-                self._fail_git(status, method)
+            for what in ("HEAD", "the pack", "git's request"):
+                self.repo.commit({"0.txt": f"{status} {what}".encode()})
+                self._fail_git(status, what)
                 self.world.sync(self.watch)
-                assert self.watch.last_error, (status, method)
-                self.places[f"git {method} {status}"] = self.watch.last_error.encode()
+                assert self.watch.last_error, (status, what)
+                self.places[f"{what} {status}"] = self.watch.last_error.encode()
         self.world.git.server.on_request = None
         self.world.git.tokens["acme/secret"] = {"another one"}
         self.world.sync(self.watch)
@@ -166,8 +168,16 @@ class Journey:
         self.watch.refresh_from_db()
         assert (self.watch.status, self.watch.last_error) == ("synced", "")
 
-    def _fail_git(self, status: int, method: str) -> None:
-        self.world.git.server.on_request = lambda asked, target: echo(status, GITHUB) if asked == method else None
+    def _fail_git(self, status: int, what: str) -> None:
+        """Refuse the first request, the second one, or those of git, which is asked when the answer to the second is odd."""
+        numbers = count()
+
+        def answer(method: str, _target: str) -> Takeover | int | None:
+            if what == "git's request":
+                return echo(status, GITHUB) if method == "GET" else 400 if next(numbers) == 1 else None
+            return echo(status, GITHUB) if next(numbers) >= ("HEAD", "the pack").index(what) else None
+
+        self.world.git.server.on_request = answer
 
     def _repeat_secrets(self, notification: Notification) -> Answer:
         body = {"error": f"wrong: expected {CLIENT_KEY}", "token": self.secrets["app token"], "new": NEW_KEY}
@@ -200,7 +210,15 @@ def test_no_secret_leaks_anywhere(
     assert b"rq:job" in journey.places["Redis, queued"]
 
     commands = search.Commands()
-    world.git.server.on_request = lambda method, target: time.sleep(1.5) if method == "GET" else None
+    posts = count()
+
+    def let_git_fetch(method: str, _target: str) -> int | None:
+        if method == "GET":
+            time.sleep(1.5)
+            return None
+        return 400 if next(posts) == 1 else None
+
+    world.git.server.on_request = let_git_fetch
     world.answer(lambda note: time.sleep(0.05))
     daemons.environment |= {"LOG_LEVEL": "debug", "LOG_FORMAT": "json"}
     daemons.sweep()
