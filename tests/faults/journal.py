@@ -24,11 +24,14 @@ class Journal:
         self._crashes: list[tuple[Watch, int]] = []
         self.rotating: set[str] = set()
         self._attempts: list[int] = []
+        self._beside_the_dead: set[tuple[int, Watch]] = set()
         self._sent: dict[str, tuple[object, ...]] = {}
         self._contents: dict[str, set[str]] = defaultdict(set)
 
-    def begin(self, log: Sequence[Record]) -> None:
-        """Note that an attempt starts here."""
+    def begin(self, log: Sequence[Record], beside_the_dead: Watch | None = None) -> None:
+        """Note that an attempt starts here, maybe while this watch's client still handles requests of a dead worker."""
+        if beside_the_dead:
+            self._beside_the_dead.add((len(log), beside_the_dead))
         self._attempts.append(len(log))
 
     def crashed(self, watch: Watch, log: Sequence[Record]) -> None:
@@ -84,7 +87,7 @@ class Journal:
         for start, end in pairwise([*self._attempts, len(log)]):
             attempt = [record for record in log[start:end] if record.verified and record.kind in FILES]
             for watch, records in _by(attempt, lambda record: (record.app_id, record.repository)).items():
-                if watch not in self.zombies:
+                if watch not in self.zombies and (start, watch) not in self._beside_the_dead:
                     order = [PHASES.index(Kind(record.kind)) for record in _by_arrival(records)]
                     assert order == sorted(order), f"out of order: {[(r.kind, r.path) for r in records]}"
 

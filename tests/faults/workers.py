@@ -138,13 +138,13 @@ class Workers:
     def _go_on(self, one: _Work, fate: Fate) -> None:
         """Another worker of this machine notices that the process is gone, and syncs the watch at once."""
         self._events["death noticed"] += 1
-        log = self._world.receiver.log
-        self._journal.crashed((one.watch.app.app_id, str(one.watch.repository)), log)
+        log, watch = self._world.receiver.log, (one.watch.app.app_id, str(one.watch.repository))
+        self._journal.crashed(watch, log)
         end_dead_leases()
         if fate.first:
             self._meanwhile(fate.first)
         self._world.make_due(one.watch)
-        self._journal.begin(log)
+        self._journal.begin(log, beside_the_dead=watch)
         sync(one.watch.pk)
         connections.close_all()
 
