@@ -29,6 +29,11 @@ def recording(stage: Stage) -> Iterator[Row]:
         )
 
 
+def many_on_sqlite(stage: Stage) -> Iterator[Row]:
+    done = subprocess.run([sys.executable, "-m", "tests.bench.many"], cwd=PROJECT, stdout=subprocess.PIPE, check=True)
+    yield from (Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith(b'{"work'))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--only", metavar="NAMES", help="separated by commas")
@@ -46,6 +51,9 @@ def main() -> None:
         "resync": resyncs.all_of_an_app,
         "small-repositories": resyncs.twenty_small,
         "many-repositories": many.small_repositories,
+        "many-on-sqlite": many_on_sqlite,
+        "many-workers": many.several_workers,
+        "worker-memory": many.memory_after_many,
         "idle": many.idle_instance,
         "kills": kills.worker_killed,
         "tenants": tenants.push_beside_others,

@@ -10,7 +10,7 @@ from tests.bench.report import Row
 from tests.bench.repositories import make_large
 from tests.bench.stage import Stage
 
-KILLS, FILES = 20, 8000
+KILLS, FILES = 20, 20_000
 GOAL_SECONDS = 5.0
 _TIMEOUT = 60.0
 

@@ -5,6 +5,7 @@ microsecond it uses is missing to Docora on the measured machine. `GET /counts` 
 the seconds from the first post to the last. The response to `ls-refs` says that HEAD is at `COMMIT`.
 """
 
+import contextlib
 import heapq
 import json
 import select
@@ -63,9 +64,13 @@ class Sink:
         self._epoll.register(connection, select.EPOLLIN)
 
     def _read(self, fd: int) -> None:
-        data: bytes | bytearray = self._open[fd].recv(_BLOCK)
+        data: bytes | bytearray = b""
+        with contextlib.suppress(ConnectionResetError):  # its client was killed
+            data = self._open[fd].recv(_BLOCK)
         if not data:
             self._parts.pop(fd, None)
+            self._late = [late for late in self._late if late[1] != fd]  # the next connection may get this descriptor
+            heapq.heapify(self._late)
             self._open.pop(fd).close()
             return
         if fd in self._parts:
