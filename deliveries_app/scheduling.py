@@ -31,11 +31,15 @@ def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
 
 def enqueue(watch: AppRepository, queue: str) -> None:
     """Enqueue a job for a watch that is already marked as due. The job is sent after the current transaction commits."""
-    queues.enqueue_after_commit(queue, _function(watch), watch.pk, watch.job_id, alone=watch.needs_own_process)
+    queues.enqueue_after_commit(queue, _function(watch), watch.pk, watch.job_id, **_options(watch))
 
 
 def _function(watch: AppRepository) -> str:
     return SYNC_ALONE_JOB if watch.needs_own_process else SYNC_JOB
+
+
+def _options(watch: AppRepository) -> dict[str, Any]:
+    return {"alone": watch.needs_own_process, "tenant": watch.app.app_id}
 
 
 def enqueue_due() -> int:
@@ -50,7 +54,7 @@ def enqueue_due() -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
     return sum(
-        queues.enqueue("default", _function(watch), watch.pk, watch.job_id, owned=False, alone=watch.needs_own_process)
+        queues.enqueue("default", _function(watch), watch.pk, watch.job_id, owned=False, **_options(watch))
         for watch in due.order_by("turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
         if watch.job_id not in waiting
     )

@@ -219,7 +219,7 @@ class Attempt:
             target = self._target(commit)
             if self.watch.target != target and (wait := self.lease.doubt_seconds):
                 outcomes.postponed(self.lease, wait)
-                logger.info("waits_for_requests_of_a_dead_process", extra={"next_try_in": round(wait, 1)})
+                logger.info("waits_for_dead_worker", extra={"next_try_in": round(wait, 1)})
                 return
             planned = plan_to(Head(commit, head.branch), self.watch, self.delivery_rules, self.mirror, self._alive)
             plan = planned.plan

@@ -35,19 +35,28 @@ def _queue(name: str) -> Queue:
     return queue
 
 
-def enqueue_after_commit(queue: str, function: str, argument: int | str, job_id: str, *, alone: bool = False) -> None:
+def enqueue_after_commit(
+    queue: str, function: str, argument: int | str, job_id: str, *, alone: bool = False, tenant: str = ""
+) -> None:
     """Call `enqueue` after the current transaction commits, or at once outside a transaction."""
-    transaction.on_commit(partial(enqueue, queue, function, argument, job_id, alone=alone), robust=True)
+    transaction.on_commit(partial(enqueue, queue, function, argument, job_id, alone=alone, tenant=tenant), robust=True)
 
 
 def enqueue(
-    queue: str, function: str, argument: int | str, job_id: str, *, owned: bool = True, alone: bool = False
+    queue: str,
+    function: str,
+    argument: int | str,
+    job_id: str,
+    *,
+    owned: bool = True,
+    alone: bool = False,
+    tenant: str = "",
 ) -> bool:
     """Add a job to a queue unless it is already there. A job in a lower queue is moved up.
 
     `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
-    left behind by a dead worker is replaced. With `alone`, its process performs no other job meanwhile. Return True if
-    the job is now waiting, False if it is running or Redis is down.
+    left behind by a dead worker is replaced. With `alone`, its process performs no other job meanwhile. Tenants share the
+    places of a process. Return True if the job is now waiting, False if it is running or Redis is down.
     """
     try:
         target = _queue(queue)
@@ -60,18 +69,20 @@ def enqueue(
                 job_timeout=-1,
                 result_ttl=0,
                 failure_ttl=5,
-                meta={"alone": True} if alone else None,
+                meta={"alone": alone, "tenant": tenant},
                 description=f"{function.rsplit('.', 1)[-1]}({argument})",
             )
             return True
         except DuplicateJobError:
-            return _requeue(target, function, argument, job_id, owned=owned, alone=alone)
+            return _requeue(target, function, argument, job_id, owned=owned, alone=alone, tenant=tenant)
     except (RedisError, OSError) as error:
         logger.warning("job_not_enqueued", extra={"job_id": job_id, "cause": str(error)})
         return False
 
 
-def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool, alone: bool) -> bool:
+def _requeue(
+    target: Queue, function: str, argument: int | str, job_id: str, *, owned: bool, alone: bool, tenant: str
+) -> bool:
     for name in QUEUES:
         queue = _queue(name)
         if queue.get_job_position(job_id) is None:
@@ -92,12 +103,17 @@ def _requeue(target: Queue, function: str, argument: int | str, job_id: str, *, 
         if not _is_left_over(found):
             return False
         found.delete()
-    return enqueue(target.name, function, argument, job_id, owned=True, alone=alone)
+    return enqueue(target.name, function, argument, job_id, owned=True, alone=alone, tenant=tenant)
 
 
 def runs_alone(job: Job) -> bool:
     """Return whether the job was enqueued with `alone`."""
     return bool(job.meta.get("alone"))
+
+
+def tenant_of(job: Job) -> str:
+    """Return the tenant that the job was enqueued for."""
+    return str(job.meta.get("tenant", ""))
 
 
 def waiting_seconds(job: Job) -> float:

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from django.db import connections
@@ -14,6 +15,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from docora.db.connection import close_broken_connections
+from docora.redis import queues
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class WorkHorse:
 
     Each place is a thread that performs one job after another. There is one place at first. Others are opened for jobs
     that wait while no job ends and this process hardly uses the CPU: its jobs then wait for servers, and must not keep
-    others from the worker. With a busy CPU, further places would gain nothing.
+    others from the worker. With a busy CPU, further places would gain nothing. Tenants share the places.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class WorkHorse:
     ) -> None:
         self._places, self._perform, self._take, self._stopping, self._stop = places, perform, take, stopping, stop
         self._changed = threading.Condition()
+        self._taking = threading.Lock()
+        self._held: Counter[str] = Counter()  # places by tenant
         self._open = 0
         self._taken = 1
         self._ended = 0
@@ -56,6 +60,7 @@ class WorkHorse:
     def run(self, first: Assignment) -> None:
         """Return when no job waits, or no further one may be taken, and those taken have ended."""
         self._open_place(first)
+        self._held[queues.tenant_of(first[0])] = 1
         looked_at, used, ended = time.monotonic(), _cpu_seconds(), 0
         over_at = 0.0
         while not self._is_done():
@@ -73,6 +78,16 @@ class WorkHorse:
         """Take no further job."""
         self._ends_at = 0.0
 
+    def may_take(self, job: Job) -> bool:
+        """Return whether the job's tenant may hold one more place.
+
+        While several tenants are at work here, none holds more than its share. The last place is for one that holds none.
+        """
+        with self._changed:
+            held = self._held[queues.tenant_of(job)]
+            share = max(1, self._places // max(1, len(self._held)))
+            return not held or (held < share and self._held.total() < self._places - 1)
+
     def _is_done(self) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._open == 0, _LOOK_SECONDS)
@@ -87,6 +102,8 @@ class WorkHorse:
             while assignment:
                 self._perform(*assignment)
                 self._ended += 1
+                with self._changed:
+                    self._held -= Counter([queues.tenant_of(assignment[0])])  # a tenant that holds none is left out
                 close_broken_connections()
                 assignment = self._next()
         except RedisError as error:  # while RQ recorded the job's start or end; the worker waits for Redis
@@ -104,11 +121,15 @@ class WorkHorse:
     def _next(self) -> Assignment | None:
         if self._stopping() or self._is_over:
             return None
-        try:
-            following = self._take()
-        except RedisError:  # the jobs that run need only the database
-            return None
-        self._taken += following is not None
+        with self._taking:
+            try:
+                following = self._take()
+            except RedisError:  # the jobs that run need only the database
+                return None
+            if following:
+                self._taken += 1
+                with self._changed:
+                    self._held[queues.tenant_of(following[0])] += 1
         return following
 
 

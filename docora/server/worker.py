@@ -153,7 +153,8 @@ class DocoraWorker(Worker):
                     if queues.waiting_seconds(job) > ALONE_PATIENCE_SECONDS:
                         horse.end_soon()
                         return None
-                elif self.connection.lrem(queue.key, 1, job_id):  # otherwise another worker has taken it
+                # One whose tenant holds its share stays, for another worker or until a place is free.
+                elif horse.may_take(job) and self.connection.lrem(queue.key, 1, job_id):  # 0: another worker has it
                     return job, queue, self.prepare_execution(job)
         return None
 

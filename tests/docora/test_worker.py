@@ -8,6 +8,7 @@ import signal
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import django_rq
 import pytest
@@ -73,7 +74,7 @@ def has_ended(file: Path) -> bool:
     return file.exists() and "ended" in file.read_text()
 
 
-def put(file: Path, queue: str = "default", function: str = "note", **options: bool) -> None:
+def put(file: Path, queue: str = "default", function: str = "note", **options: Any) -> None:
     assert queues.enqueue(queue, HERE + function, str(file), file.name, **options)
 
 
@@ -137,8 +138,8 @@ def test_job_that_waits_does_not_keep_others_from_the_worker(tmp_path: Path) -> 
 def test_work_horse_performs_so_many_jobs_at_once(tmp_path: Path, settings) -> None:
     settings.SYNCS_PER_WORKER = 3
     files = [tmp_path / f"waits-{number}" for number in range(5)]
-    for file in files:
-        put(file)
+    for number, file in enumerate(files):
+        put(file, tenant=str(number))
     worker = work("default")
     wait_for(lambda: sum(bool(pids(file)) for file in files) == 3, 20)
     time.sleep(0.5)
@@ -147,6 +148,31 @@ def test_work_horse_performs_so_many_jobs_at_once(tmp_path: Path, settings) -> N
         file.with_suffix(".go_on").touch()
     os.waitpid(worker, 0)
     assert len({pid for file in files for pid in pids(file)}) == 1
+    assert all(map(has_ended, files))
+
+
+def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
+    """Otherwise jobs of one that wait for its server could hold all of them."""
+    settings.SYNCS_PER_WORKER = 4
+    files = [tmp_path / f"waits-{tenant}-{number}" for number in range(6) for tenant in "ab"]
+
+    def at_work(tenant: str) -> int:
+        return sum(bool(pids(file)) and not has_ended(file) for file in files if f"-{tenant}-" in file.name)
+
+    for file in files[::2]:
+        put(file, tenant="a")
+    worker = work("default")
+    wait_for(lambda: at_work("a") == 3, 20)  # the last place is kept
+    for file in files[1::2]:
+        put(file, tenant="b")
+    wait_for(lambda: at_work("b"), 5)
+    files[0].with_suffix(".go_on").touch()
+    wait_for(lambda: has_ended(files[0]) and at_work("b") == 1 and at_work("a") == 2, 5)
+    time.sleep(0.6)
+    assert (at_work("a"), at_work("b")) == (2, 1)  # a has its share, and b the place that is kept
+    for file in files:
+        file.with_suffix(".go_on").touch()
+    os.waitpid(worker, 0)
     assert all(map(has_ended, files))
 
 
