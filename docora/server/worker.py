@@ -71,9 +71,11 @@ def warm_up() -> None:
 
 def _run_apart(callbacks: Sequence[Callable[[], object]]) -> None:
     """Run these functions in a child process, and wait for its end."""
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
+            die_with(parent)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_APART_SECONDS)
             for callback in callbacks:

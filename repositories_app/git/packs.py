@@ -4,6 +4,7 @@
 pack or a host that does not speak the protocol, is left to git, which also says what is wrong.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ MAX_PACK = 8 << 20
 """Bytes of an answer, which is held in memory."""
 MAX_HAVES = 64
 _MAX_SHALLOW = 1000
-_SHA1_DIGITS = 40
+_NAME = re.compile(rb"[0-9a-f]{40}")  # of an object
+_LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 _DATA, _ERROR = 1, 3  # bands: 2 is for progress
 
 
@@ -44,7 +46,7 @@ def fetch_pack(
     Return None if git should fetch instead. `shallow` lists the commits of the mirror whose parents are not there.
     `client` is idle. Raises `GitError` if the host cannot be reached or refuses.
     """
-    if len(commit) != _SHA1_DIGITS or len(shallow) > _MAX_SHALLOW:
+    if not _NAME.fullmatch(commit.encode()) or len(shallow) > _MAX_SHALLOW:
         return None
     body = _request(commit, haves[:MAX_HAVES], shallow)
     request = remote.upload_pack_request(url, token, body, max_body=MAX_PACK, timeout=timeout)
@@ -94,7 +96,10 @@ def _packets(answer: memoryview) -> Iterator[memoryview | None]:
     """Yield the packets up to the flush packet, and None for a delimiter. Raise ValueError if the answer is malformed."""
     position = 0
     while True:
-        length = int(bytes(answer[position : position + 4]), 16)
+        digits = bytes(answer[position : position + 4])
+        if not _LENGTH.fullmatch(digits):
+            raise ValueError("no length of a packet")
+        length = int(digits, 16)
         if length == 0:
             return
         if length == 1:
@@ -110,7 +115,6 @@ def _packets(answer: memoryview) -> Iterator[memoryview | None]:
 
 def _checked(name: bytes) -> str:
     """Return an object's name, which is written into a file of the mirror. Raise ValueError if it is not one."""
-    if len(name) != _SHA1_DIGITS:
+    if not _NAME.fullmatch(name):
         raise ValueError("not the name of an object")
-    int(name, 16)
     return name.decode("ascii")

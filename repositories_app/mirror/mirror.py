@@ -93,7 +93,7 @@ class Mirror:
         with self._lock("fetch", tick):
             self._prepare()
             ref = f"refs/docora/{watch}/run"
-            kept = self._kept() if self._packs() else []
+            kept = self._kept(watch) if self._packs() else []
             if commit in kept:
                 self._write_ref(ref, commit)
                 return commit
@@ -117,11 +117,11 @@ class Mirror:
                 return commit
             return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
 
-    def _kept(self) -> list[str]:
-        """Return the commits that the refs of all watches keep: each is here with its tree."""
-        files = (self.directory / "refs" / "docora").glob("*/*")
-        commits = {self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files}
-        return sorted(commit for commit in commits if _COMMIT.fullmatch(commit))
+    def _kept(self, watch: str) -> list[str]:
+        """Return the commits that refs keep, those of this watch first. Each is here with its tree."""
+        files = sorted((self.directory / "refs" / "docora").glob("*/*"), key=lambda file: file.parent.name != watch)
+        commits = [self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
+        return [commit for commit in dict.fromkeys(commits) if _COMMIT.fullmatch(commit)]
 
     def _fetch_pack(
         self,

@@ -130,6 +130,19 @@ def test_commit_that_another_watch_keeps_is_not_fetched_again(
     assert (len(server.server.requests), fetches) == (1, ["index-pack"])
 
 
+def test_base_of_the_watch_is_named_first(repo: Repo, mirror: Mirror, fetch, monkeypatch) -> None:
+    """Only some of the commits that are here can be named."""
+    monkeypatch.setattr(packs, "MAX_HAVES", 1)
+    for number in range(5):
+        repo.commit({"folder/0.txt": b"%d" % number})
+        fetch(repo, watch=f"watch-{number}")
+    mirror.keep_base("watch-4", repo.head)
+    for watch in range(5):
+        assert mirror._kept(f"watch-{watch}")[0] == mirror._read_ref(
+            f"refs/docora/watch-{watch}/{'base' if watch == 4 else 'run'}"
+        )
+
+
 def test_hundreds_of_changes_are_repacked(repo: Repo, mirror: Mirror, fetch, monkeypatch) -> None:
     monkeypatch.setattr(mirrors, "MAX_PACKS", 5)
     for number in range(20):
@@ -192,6 +205,8 @@ MALFORMED = {
     "a commit that got its parents": answer(shallow_info(f"unshallow {NAME}"), packfile(b"\1PACK")),
     "no object's name": answer(shallow_info("shallow ../../../../etc/passwd"), packfile(b"\1PACK")),
     "a name with a line break": answer(shallow_info(f"shallow {NAME[:-2]}\n1"), packfile(b"\1PACK")),
+    "a name after a line break": answer(shallow_info(f"shallow \n{NAME[1:]}"), packfile(b"\1PACK")),
+    "a length with a sign": packet(b"packfile\n") + b"+00a" + b"\1PACK" + b"0000",
     "no pack": answer(packfile(b"\2Counting objects")),
     "something else than a pack": answer(packfile(b"\1PUCK")),
     "an end in the middle": answer(packfile(b"\1PACK"))[:-4],
