@@ -57,7 +57,7 @@ def kill_one(rng: random.Random, workers: list[Daemon]) -> bool:
 @pytest.mark.timeout(SECONDS + CALM_SECONDS + 120)
 def test_storm(world: World, daemons: Daemons) -> None:
     rng = random.Random(SEED)
-    world.answer(lambda note: time.sleep(0.01))
+    world.answer(lambda note: time.sleep(0.03))
     files = {f"folder-{n % 7}/{n:03}.txt": b"content %d" % n for n in range(FILES)}
     apps = [world.app, world.add_app("Other")]
     watches: list[tuple[Repo, AppRepository]] = [
@@ -67,7 +67,7 @@ def test_storm(world: World, daemons: Daemons) -> None:
     workers = [daemons.worker(), daemons.worker("high", "low", "default")]
     kills, ends_at = 0, time.monotonic() + SECONDS
     while time.monotonic() < ends_at:
-        time.sleep(rng.uniform(0.1, 0.8))
+        time.sleep(rng.uniform(0.1, 0.5))
         repo, watch = rng.choice(watches)
         what = rng.random()
         if what < 0.4:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from django.db import connections, transaction
@@ -40,7 +41,7 @@ from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sync.attempt import sync
 from repositories_app.services import mirror_of
 from tests.faults.journal import Journal
-from tests.faults.workers import Fate, Workers
+from tests.faults.workers import SIGNALS, Fate, Workers
 from tests.support.git import Changes, Repo, git
 from tests.support.histories import shas, without_ignored
 from tests.support.postgres import PostgresServer
@@ -264,6 +265,7 @@ class Universe:
         self._good_app = good.app_id
         self.mood(seed, 0.5)
         repo = self.repos[self._repo_of[watch.pk]]
+        fates = [replace(fate, first="") if fate and fate.kind in SIGNALS else None for fate in fates]
         for _ in range(ATTEMPTS_OF_THE_GOOD):
             self.work([0, 1, 2], [fates[0], None, fates[1]])
             watch.refresh_from_db()

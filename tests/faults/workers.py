@@ -30,7 +30,7 @@ from tests.support.world import World
 TIMEOUT = 0.4  # seconds that the app has to answer
 HOLD = 0.6  # seconds that a path is held after a timeout, longer than the client ever takes
 LATE = 0.25  # seconds that the client takes to handle a request whose sender was killed
-_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "freeze": signal.SIGSTOP}
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "freeze": signal.SIGSTOP}
 
 
 def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
@@ -107,9 +107,9 @@ class Workers:
                 return None
             one.applied = True
             fate = one.fate
-        if fate.kind in _SIGNALS:
+        if fate.kind in SIGNALS:
             self._events[f"worker: {fate.kind}"] += 1
-            os.kill(one.pid, _SIGNALS[fate.kind])
+            os.kill(one.pid, SIGNALS[fate.kind])
             if fate.noticed:
                 time.sleep(LATE)
         else:
