@@ -47,7 +47,7 @@ test-sqlite: test-environment
 test-environment: setup
 	@.ci/system-packages.sh
 
-# Run random histories with crashes and outages, and rewrite tests/faults/RESULTS.md. SOAK_ARGS says how many or how
+# Run random histories and storms with crashes and outages, and rewrite tests/faults/RESULTS.md. SOAK_ARGS says how many or how
 # long: "--histories 200" or "--minutes 60 --first-seed 7000".
 SOAK_ARGS ?=
 

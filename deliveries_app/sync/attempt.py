@@ -40,7 +40,7 @@ from docora.server.worker import stopping
 from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, Interrupted
+from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy
 from repositories_app.git.remote import Head
 from repositories_app.mirror.mirror import Mirror
 
@@ -53,6 +53,8 @@ SLICE_FACTOR = 10
 """A run makes way for a watch of another app after sending for this long, or `SLICE_FACTOR` times as long as it took to
 prepare: preparing again must not cost much beside the sending."""
 _WAITING_SECONDS = 1.0  # a watch that is due for this long waits for a worker
+BUSY_SECONDS = 2.0
+"""A run waits for so long while another one fetches the same repository, then it gives its claim back for as long."""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
@@ -127,6 +129,9 @@ class Attempt:
             outcomes.postponed(self.lease, 0.0)
             self.made_way = True
             logger.info("made_way")
+        except MirrorBusy:  # it has not sent anything
+            outcomes.postponed(self.lease, BUSY_SECONDS)
+            logger.info("mirror_busy")
         except Paused:  # the run stays open, and goes on when what was paused is resumed
             self._drain(DRAIN_SECONDS)
             outcomes.postponed(self.lease, 0.0)
@@ -214,6 +219,7 @@ class Attempt:
                 timeout=settings.FETCH_TIMEOUT_SECONDS,
                 tick=self._alive,
                 client=client,
+                patience=BUSY_SECONDS,
             )
             logger.info("fetched", extra={"commit": commit})
             target = self._target(commit)

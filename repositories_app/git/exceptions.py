@@ -50,5 +50,9 @@ class InvalidUrl(ValueError):
     """A repository URL that cannot be watched; the message says why and what is accepted."""
 
 
+class MirrorBusy(Exception):
+    """Another process fetches into the mirror, and that takes long."""
+
+
 class Interrupted(Exception):
     """The work was told to stop in the middle: the process is shutting down or somebody else owns the work now."""

@@ -10,6 +10,7 @@ that a watch's rows equal.
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from docora.conf.data_dir import make_private
 from docora.http.client import HttpClient
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
-from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, RepositoryMoved
 from repositories_app.git.packs import fetch_pack
 from repositories_app.git.remote import where_to
 from repositories_app.mirror.blobs import BlobReader
@@ -84,13 +85,15 @@ class Mirror:
         timeout: float,
         tick: git.Tick,
         client: HttpClient | None = None,
+        patience: float = math.inf,
     ) -> str:
         """Fetch `commit` unless it is here, and return it. Keep it by the watch's `run` ref. Call it inside `in_use`.
 
         Where the host does not serve a commit by name, fetch what HEAD is now, and return that. With an idle `client`,
-        what is small takes one request and one process.
+        what is small takes one request and one process. Raises `MirrorBusy` if another process has been fetching for
+        `patience` seconds, and `GitError`.
         """
-        with self._lock("fetch", tick):
+        with self._lock("fetch", _patient(tick, patience)):
             self._prepare()
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
@@ -403,6 +406,18 @@ class Mirror:
 
     def _lock_file(self, name: str) -> Path:
         return Path(f"{self.directory}.{name}.lock")
+
+
+def _patient(tick: git.Tick, seconds: float) -> git.Tick:
+    """Return a tick that raises `MirrorBusy` once so many seconds are over."""
+    until = time.monotonic() + seconds
+
+    def patient() -> None:
+        tick()
+        if time.monotonic() > until:
+            raise MirrorBusy
+
+    return patient
 
 
 def _peeled(commit: str) -> str:

@@ -1,7 +1,8 @@
 """`max_in_flight` limits an app over all its repositories and all workers (`engine.md` §7)."""
 
+import threading
 import time
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 from django.db.models import F
@@ -9,9 +10,11 @@ from django.db.models import F
 from deliveries_app import jobs
 from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Notification
+from deliveries_app.sync import attempt
 from deliveries_app.sync.attempt import MANY_FILES, sync
 from deliveries_app.sync.lease import Lease, claim
 from docora.db.clock import from_now
+from tests.support.histories import assert_promise_kept
 from tests.support.processes import in_threads, syncing
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -216,3 +219,29 @@ def test_other_watches_of_a_down_app_are_not_woken_beside_its_probe(world: World
     claimed(probe)
     assert claim(asking.pk) is None
     assert waiting not in AppRepository.objects.due().free().startable()
+
+
+def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold a place of the worker and slots of its app."""
+    monkeypatch.setattr(attempt, "BUSY_SECONDS", 0.3)
+    repo, first = world.watch()
+    second = world.watch_url(repo, app=world.add_app("Other"))
+    numbers, go_on = count(), threading.Event()
+
+    def think(*_: object) -> None:
+        if next(numbers) == 1:  # for the first one's pack
+            go_on.wait(20)
+
+    world.git.server.on_request = think
+    world.make_due(first)
+    worker = syncing(first.pk)
+    try:
+        wait_for(lambda: len(world.git.server.requests) == 2)
+        world.sync(second)
+        assert (second.status, second.lease_until, second.retry_count) == (Status.PENDING, None, 0)
+        assert second.next_sync_at is not None
+    finally:
+        go_on.set()
+        worker.join(20)
+    world.sync(second)
+    assert_promise_kept(world, repo, second)
