@@ -2,7 +2,7 @@
 
 import threading
 import time
-from itertools import count, pairwise
+from itertools import pairwise
 
 import pytest
 from django.db.models import F
@@ -226,17 +226,18 @@ def test_run_does_not_wait_long_for_another_one_that_fetches(world: World, monke
     monkeypatch.setattr(attempt, "BUSY_SECONDS", 0.3)
     repo, first = world.watch()
     second = world.watch_url(repo, app=world.add_app("Other"))
-    numbers, go_on = count(), threading.Event()
+    asked, go_on = [], threading.Event()
 
-    def think(*_: object) -> None:
-        if next(numbers) == 1:  # for the first one's pack
+    def think(_method: str, target: str) -> None:
+        asked.append(target)
+        if len(asked) == 2:  # for the first one's pack, after HEAD
             go_on.wait(20)
 
     world.git.server.on_request = think
     world.make_due(first)
     worker = syncing(first.pk)
     try:
-        wait_for(lambda: len(world.git.server.requests) == 2)
+        wait_for(lambda: len(asked) == 2)
         world.sync(second)
         assert (second.status, second.lease_until, second.retry_count) == (Status.PENDING, None, 0)
         assert second.next_sync_at is not None
