@@ -263,7 +263,7 @@ class Universe:
         good, watch = self.apps[1], self.watches[1]
         App.objects.filter(pk=good.pk).update(paused=False, paused_reason="", cooldown_until=None, down_count=0)
         self._good_app = good.app_id
-        self.mood(seed, 0.5)
+        self.mood(seed, 0.3)
         repo = self.repos[self._repo_of[watch.pk]]
         fates = [replace(fate, first="") if fate and fate.kind in SIGNALS else None for fate in fates]
         for _ in range(ATTEMPTS_OF_THE_GOOD):

@@ -15,7 +15,7 @@ from django.db import connections
 from django.db.models import F
 
 from deliveries_app.models import AppRepository
-from deliveries_app.sync import lease, responses, sender
+from deliveries_app.sync import lease, pace, responses, sender
 from deliveries_app.sync.attempt import sync
 from deliveries_app.sync.lease import end_dead_leases
 from docora.db.connection import CONNECTION_ERRORS
@@ -39,6 +39,7 @@ def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sender, "REST_AFTER_TIMEOUT", HOLD)
     patch.setattr(responses, "REST_AFTER_TIMEOUT", HOLD)
     patch.setattr(lease, "REST_AFTER_TIMEOUT", HOLD)
+    patch.setattr(pace, "_LONGEST_GAP", 0.1)  # a client that refuses at random is slowed down to this
 
 
 @dataclass(frozen=True)
