@@ -15,6 +15,7 @@ from tests.faults.workers import use_short_timeouts
 from tests.support import fast_flush
 
 DEFAULT_HISTORIES = 32  # the same ones each time
+OUTAGES = {"Redis flushed", "Redis restarted", "database restarted", "mirror deleted", "mirror truncated"}
 _requested = os.environ.get("HISTORIES")  # set by `make soak`, which also sets the seed
 HISTORIES = settings(
     max_examples=int(_requested or DEFAULT_HISTORIES),
@@ -47,4 +48,6 @@ def test_random_histories_converge_to_head(
             Path(os.environ["SUMMARY"]).write_text(json.dumps(vars(Histories.summary)))
     assert Histories.summary.histories >= HISTORIES.max_examples
     if _requested is None:  # other histories may lack any event
-        assert {"worker: kill", "re-sync", "force-push", "database restarted"} <= Histories.summary.events.keys()
+        happened = Histories.summary.events.keys()
+        assert {"worker: kill", "re-sync", "force-push", "bad neighbour"} <= happened
+        assert happened & OUTAGES
