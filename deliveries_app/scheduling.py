@@ -31,15 +31,20 @@ def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
 
 def enqueue(watch: AppRepository, queue: str) -> None:
     """Enqueue a job for a watch that is already marked as due. The job is sent after the current transaction commits."""
-    queues.enqueue_after_commit(queue, _function(watch), watch.pk, watch.job_id, **_options(watch))
+    queues.enqueue_after_commit(queue, **_job(watch))
 
 
-def _function(watch: AppRepository) -> str:
-    return SYNC_ALONE_JOB if watch.needs_own_process else SYNC_JOB
-
-
-def _options(watch: AppRepository) -> dict[str, Any]:
-    return {"alone": watch.needs_own_process, "tenant": watch.app.app_id}
+def _job(watch: AppRepository) -> dict[str, Any]:
+    """Return the arguments that describe the watch's job to `docora.redis.queues`."""
+    alone = watch.needs_own_process
+    function = SYNC_ALONE_JOB if alone else SYNC_JOB
+    return {
+        "function": function,
+        "argument": watch.pk,
+        "job_id": watch.job_id,
+        "alone": alone,
+        "tenant": watch.app.app_id,
+    }
 
 
 def enqueue_due() -> int:
@@ -54,7 +59,7 @@ def enqueue_due() -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
     return sum(
-        queues.enqueue("default", _function(watch), watch.pk, watch.job_id, owned=False, **_options(watch))
+        queues.enqueue("default", owned=False, **_job(watch))
         for watch in due.order_by("turn", "next_sync_at", "pk")[:ENQUEUE_AHEAD]
         if watch.job_id not in waiting
     )

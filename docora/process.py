@@ -6,6 +6,7 @@ the parent's thread ends. This works on Linux only. Elsewhere these functions do
 """
 
 import ctypes
+import functools
 import os
 import resource
 import signal
@@ -73,8 +74,8 @@ def process_name(pid: int = 0) -> str:
 def has_ended(name: str) -> bool:
     """Return whether the process that `process_name` named has certainly ended.
 
-    Return False if it ran on another machine or in another PID namespace, such as another container, because nobody here
-    can tell.
+    Return False if it ran on another machine or in another PID namespace, such as another container: this process cannot
+    know.
     """
     place, *process = name.rsplit(" ", 2)
     try:
@@ -90,6 +91,7 @@ def has_ended(name: str) -> bool:
     return started != start or state in "ZX"
 
 
+@functools.cache
 def _place() -> str:
     """Return where a PID means one process: the host, its boot and the PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

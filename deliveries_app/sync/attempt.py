@@ -75,7 +75,7 @@ def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True)
         except Superseded:
             logger.info("superseded")
             return True
-    return lease.was_asked and not attempt.made_way
+    return lease.is_due_again and not attempt.made_way
 
 
 class Attempt:
@@ -330,7 +330,7 @@ class Attempt:
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
-        """Return an unsaved run that nobody asked for: a change was found, or what failed earlier is tried again."""
+        """Return an unsaved run for a change that was found, or for files that failed earlier and are retried."""
         reason = Reason.RETRY if self.watch.retry_count > 1 else Reason.CHANGE
         run = runs.open_run(self.watch, reason, requested_by="sweep")
         run.run_id = self.run_id

@@ -72,8 +72,8 @@ class Lease:
     rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
     had_notices: bool
     had_listed: bool  # files that failed or are skipped
-    was_asked: bool = False
-    """Whether a sync was requested between the claim and the end. Then the watch is due again."""
+    is_due_again: bool = False
+    """Whether a sync was requested between the claim and the end."""
 
     @property
     def doubt_seconds(self) -> float:
@@ -157,19 +157,19 @@ class Lease:
     def finish(self, *, next_sync_in: float | None, **changes: Any) -> None:
         """Record the end and release the watch. Raises `Superseded`.
 
-        It is due again in `next_sync_in` seconds (None: nothing to do), or earlier for a notice that could not be sent. If
-        somebody requested a sync since the claim, it stays due.
+        It is due again in `next_sync_in` seconds (None: nothing to do), or earlier for a notice that could not be sent. If a
+        sync was requested after the claim, it stays due.
         """
         changes |= {"lease_until": None, "lease_slots": 0, "sequence_high": self.sequence_high}
         unasked = self._rows().filter(request_count=F("claimed_request_count"))
         if unasked.update(next_sync_at=self._next_sync(next_sync_in), **changes) != 1:
             if self._rows().update(**changes) != 1:
                 raise Superseded
-            self.was_asked = True
+            self.is_due_again = True
 
     def _next_sync(self, seconds: float | None) -> Any:
         planned: Any = Value(None) if seconds is None else from_now(seconds)
-        if not self.had_notices:  # whoever adds one requests a sync, too
+        if not self.had_notices:  # a notice added after the claim also requests a sync
             return planned
         waiting = Notice.objects.filter(watch=self.watch, kind=NoticeKind.SYNC_FAILED).aggregate(at=Min("due_at"))["at"]
         if waiting is None:
@@ -253,7 +253,7 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
 def _seen_at_claim() -> dict[str, Any]:
     """Return the annotations that a claim reads with the watch."""
     own = {"watch_id": OuterRef("pk")}
-    others = AppRepository.objects.filter(app_id=OuterRef("app_id")).leased().exclude(pk=OuterRef("pk"))
+    others = _other_leases(OuterRef("app_id"), OuterRef("pk"))
     taken = others.order_by().values("app_id").annotate(taken=Sum("lease_slots")).values("taken")
     return {
         "database_now": Now(),
@@ -302,7 +302,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
 
 
 def end_dead_leases() -> int:
-    """End the leases of processes that have died on this machine. Otherwise nobody could claim their watches until then.
+    """End the leases of processes that died on this machine, so that their watches can be claimed at once.
 
     A watch whose lease has ended is shown as pending, not as syncing. Return how many leases were ended.
     """
@@ -311,19 +311,19 @@ def end_dead_leases() -> int:
     ended = 0
     for watch in held.select_related("app", "repository").annotate(is_over=is_over):
         rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
-        if watch.is_over:  # type: ignore[attr-defined]  # the annotation
-            rows.free().filter(status=Status.SCANNING).update(status=Status.PENDING)
-        elif has_ended(watch.lease_process):
+        if not watch.is_over and has_ended(watch.lease_process):  # type: ignore[attr-defined]  # the annotation
             was_sending = Delivery.objects.filter(watch=watch, acknowledged=False).exists()
             doubt = {"doubt_until": from_now(REST_AFTER_TIMEOUT)} if was_sending else {}
-            ended += rows.leased().update(lease_until=Now(), **doubt)
-            rows.filter(status=Status.SCANNING).update(status=Status.PENDING)
-            queues.forget(watch.job_id, watch.lease_owner)
-            logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})
+            if rows.leased().update(lease_until=Now(), **doubt):  # otherwise another process has just done it
+                ended += 1
+                queues.forget(watch.job_id, watch.lease_owner)
+                logger.warning("process_died", extra={"watch": watch.pk, "worker": watch.lease_owner})
+        if watch.status == Status.SCANNING:
+            rows.free().filter(status=Status.SCANNING).update(status=Status.PENDING)
     return ended
 
 
-def _other_leases(app_pk: int, watch_pk: int) -> QuerySet[AppRepository]:
+def _other_leases(app_pk: int | OuterRef, watch_pk: int | OuterRef) -> QuerySet[AppRepository]:
     return AppRepository.objects.filter(app_id=app_pk).leased().exclude(pk=watch_pk)
 
 

@@ -165,9 +165,8 @@ class DocoraWorker(Worker):
         if self._stop_requested:  # an alarm may have interrupted `request_stop`
             self._stop_horse()
         with contextlib.suppress(RedisError):
-            self.heartbeat(
-                WORKER_TTL_SECONDS
-            )  # a Redis that lost its data knows no execution, but must know the worker
+            # A Redis that lost its data knows no execution, but must know the worker.
+            self.heartbeat(WORKER_TTL_SECONDS)
             for current in self.get_current_executions(refresh=True):
                 with contextlib.suppress(NoSuchJobError):
                     super().maintain_heartbeats(current.job, current)

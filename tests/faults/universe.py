@@ -272,7 +272,7 @@ class Universe:
             if (watch.status, watch.last_commit) == (Status.SYNCED, repo.head):
                 break
         else:
-            raise AssertionError(f"held up by another app: {watch.status}, {watch.last_error}")
+            raise AssertionError(f"another app blocks this one: {watch.status}, {watch.last_error}")
         assert self.world.copy(watch) == shas(without_ignored(repo.files(), watch.ignore_patterns))
         self._good_app = ""
         self.mood(0, 0.0)

@@ -47,7 +47,7 @@ class Fate:
     """What happens to a worker at the client's notification number `at`. With `kept`, the client stores that one.
 
     `kind` is "kill", "term", "freeze" or the name of a `Universe` method to run. After a kill that is `noticed`, another
-    worker goes on at once, while the client still handles the request. Before that, the method `first` runs, if any.
+    worker continues at once, while the client still handles the request. Before that, the method `first` runs, if any.
     """
 
     kind: str
