@@ -15,13 +15,21 @@ from repositories_app.models import Repository, Snapshot
 
 
 def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
-    """Return the repository's row, whichever spelling of the URL was used. Create the row if there is none."""
-    repository, created = Repository.objects.get_or_create(
+    """Return the repository's row, whichever spelling of the URL was used. Create the row if there is none.
+
+    Call this inside a transaction: the row is locked until its end, so it cannot be removed before a watch refers to it.
+    """
+    repository, created = Repository.objects.select_for_update(no_key=True).get_or_create(
         canonical_url=url.canonical, twin=0, defaults={"owner": url.owner, "name": url.name, "is_private": is_private}
     )
     if not created:
         record_privacy(repository, is_private=is_private)
     return repository
+
+
+def lock(repository_pk: int) -> Repository | None:
+    """Return the repository's row, locked until the transaction ends, or None if it was removed meanwhile."""
+    return Repository.objects.select_for_update(no_key=True).filter(pk=repository_pk).first()
 
 
 def record_privacy(repository: Repository, *, is_private: bool) -> None:

@@ -227,7 +227,7 @@ class AppRepository(models.Model):
     """A watch: one repository watched by one app. `engine.md` explains the numbers.
 
     - `generation` fences off workers whose request was superseded.
-    - `resend_floor` is the lowest generation whose delivery records count.
+    - `resend_floor` is the lowest generation whose delivery records count. It is never below `lowest_floor`.
     - `request_count` counts requests to sync; `claimed_request_count` is its value at the last claim.
     - `fencing_token` is the number of the last claim.
     - `sequence_high` is the highest notification number reserved so far.
@@ -250,6 +250,12 @@ class AppRepository(models.Model):
 
     generation = models.BigIntegerField(default=1, editable=False)
     resend_floor = models.BigIntegerField(default=1, editable=False)
+    lowest_floor = models.BigIntegerField(
+        default=1,
+        db_default=1,
+        editable=False,
+        help_text="The generation in which the repository was watched again. The app may have dropped its copy before.",
+    )
     request_count = models.BigIntegerField(default=1, editable=False)
     next_sync_at = models.DateTimeField(null=True, blank=True, default=timezone.now, editable=False)
     next_check_at = models.DateTimeField(default=timezone.now, editable=False)

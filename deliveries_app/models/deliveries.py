@@ -96,6 +96,9 @@ class DeliveryFailure(models.Model):
     message = models.CharField(max_length=500)
     body = models.CharField(max_length=500, blank=True)
     attempts = models.PositiveIntegerField(default=1)
+    fencing_token = models.BigIntegerField(
+        default=0, db_default=0, editable=False, help_text="Number of the claim that listed it last."
+    )
     first_at = models.DateTimeField()
     last_at = models.DateTimeField()
 

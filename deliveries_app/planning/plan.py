@@ -171,6 +171,11 @@ class Plan:
     def count(self, kind: str) -> int:
         return self._spools[kind, False].count + self._spools[kind, True].count
 
+    @property
+    def has_untried(self) -> bool:
+        """Whether there are changes that have not failed before."""
+        return any(spool.count for (_, tried), spool in self._spools.items() if not tried)
+
     def close(self) -> None:
         for spool in self._spools.values():
             spool.close()

@@ -155,17 +155,26 @@ def cancel_runs(runs: Sequence[SyncRun], error: str = "") -> None:
     transaction.on_commit(partial(_log_and_show_ended, runs), robust=True)
 
 
+def end_all_runs(watch_pks: Sequence[int], outcome: Outcome) -> list[SyncRun]:
+    """End every open run of these watches, which the caller has locked, and the operations without open runs left.
+
+    Return the ended runs, oldest first.
+    """
+    open_now = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
+    for run in open_now:
+        _end(run, outcome, "")
+    close_operations({run.operation_id for run in open_now if run.operation_id})
+    transaction.on_commit(partial(_log_and_show_ended, open_now), robust=True)
+    return open_now
+
+
 def supersede(watch_pks: Sequence[int]) -> dict[int, Remaining]:
     """Supersede the open runs of these watches. Return what the newest still had to send, by watch.
 
     Call inside the new request's transaction, before it opens its own runs.
     """
-    open_now = list(SyncRun.objects.filter(watch__in=watch_pks, outcome="").order_by("generation", "pk"))
-    for run in open_now:
-        _end(run, Outcome.SUPERSEDED, "")
-    close_operations({run.operation_id for run in open_now if run.operation_id})
-    transaction.on_commit(partial(_log_and_show_ended, open_now), robust=True)
-    return {run.watch_id: _remaining_of(run) for run in open_now if run.watch_id}
+    ended = end_all_runs(watch_pks, Outcome.SUPERSEDED)
+    return {run.watch_id: _remaining_of(run) for run in ended if run.watch_id}
 
 
 def _remaining_of(run: SyncRun) -> Remaining:

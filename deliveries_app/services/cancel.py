@@ -3,7 +3,7 @@
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, OuterRef, Q, QuerySet, Subquery, Value, When
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils import timezone
 
 from deliveries_app import scheduling
@@ -90,8 +90,8 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
     """End these runs as cancelled, with this `error` text. Return how many were still open.
 
     The generation always increases, so that a worker of the cancelled request cannot record anything for the next one.
-    After a cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, and the watch is due now for
-    an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless it has another
+    After a cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, or to `lowest_floor`, and the
+    watch is due now for an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless it has another
     open run. Watches are locked before runs, as everywhere else.
     """
     pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None})
@@ -110,7 +110,7 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
     )
     watches.filter(pk__in=resynced).update(
         generation=F("generation") + 1,
-        resend_floor=Coalesce(Subquery(newest_valid_resync), Value(1)),
+        resend_floor=Greatest(Coalesce(Subquery(newest_valid_resync), Value(1)), F("lowest_floor")),
         request_count=F("request_count") + 1,
         next_sync_at=Now(),
     )
@@ -123,7 +123,8 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
 
 def _idle_fields() -> dict[str, object]:
     """Return the fields that leave a watch idle until the next rescan, with the status that follows from its other fields."""
-    out_of_date = Q(base_commit="") | Q(files_failing__gt=0)  # something was announced, refused, or never sent
+    # Not if anything was requested: HEAD may have moved, or the watch may have failed before a re-sync was requested.
+    still_synced = Q(status=Status.SYNCED, request_count=F("claimed_request_count"), files_failing=0)
     return {
         "next_sync_at": from_now(settings.RESCAN_INTERVAL_SECONDS),
         "slots_requested_at": None,
@@ -132,8 +133,8 @@ def _idle_fields() -> dict[str, object]:
         ),
         "status": Case(
             When(failing_since__isnull=False, then=Value(Status.FAILED)),
-            When(out_of_date, then=Value(Status.PENDING)),
-            default=Value(Status.SYNCED),
+            When(still_synced, then=Value(Status.SYNCED)),
+            default=Value(Status.PENDING),
         ),
     }
 

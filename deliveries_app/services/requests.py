@@ -108,7 +108,7 @@ def lock_watches(pks: Sequence[int], among: AppRepositoryQuerySet) -> list[int]:
     Lock apps before watches, as the claim does.
     """
     down = App.objects.filter(watches__in=pks, down_count__gt=0).order_by("pk").distinct().values_list("pk", flat=True)
-    locked_apps = App.objects.filter(pk__in=list(down)).select_for_update().order_by("pk")
+    locked_apps = App.objects.filter(pk__in=list(down)).select_for_update(no_key=True).order_by("pk")
     App.objects.filter(pk__in=[app.pk for app in locked_apps]).update(cooldown_until=None)
     rows = among.filter(pk__in=pks).order_by("pk")
     return list(rows.select_for_update(of=("self",)).values_list("pk", flat=True))

@@ -1,6 +1,7 @@
 """Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Outcome, Reason, Status
+from deliveries_app.models import App, AppRepository, Notice, Outcome, Reason, Status
+from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
@@ -27,7 +29,7 @@ GIT_CHECK_SECONDS = 12.0  # for all requests to the git host while a user or cli
 
 @dataclass(frozen=True)
 class Watched:
-    """The watch. `created` is False if the app was already watching the repository."""
+    """The watch. `created` is False if the app was already watching the repository; every file is then sent again."""
 
     watch: AppRepository
     created: bool
@@ -74,29 +76,57 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
             repository=repository,
             defaults={"github_url": parsed.spelled, "github_token": token, "next_check_at": Now()},
         )
-        if created:
-            watch.refresh_from_db()
-            run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
-            run.save()
-            runs.log_requested([run])
-            scheduling.enqueue(watch, "high")
-            return Watched(watch, True)
-        # Watching again re-syncs the existing row, and revives it if it is being removed.
-        watch.github_url, watch.github_token, watch.ended_at = parsed.spelled, token, None
-        watch.save(update_fields=["github_url", "github_token", "ended_at"])
-        resync_single(actor, watch, skip_permission_check=True)
-    return Watched(watch, False)
+        revived = watch.ended_at is not None
+        if not created:
+            watch.github_url, watch.github_token = parsed.spelled, token
+            watch.save(update_fields=["github_url", "github_token"])
+        if not created and not revived:
+            resync_single(actor, watch, skip_permission_check=True)
+            return Watched(watch, False)
+        if revived:
+            _revive(watch)
+        watch.refresh_from_db()
+        run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
+        run.save()
+        runs.log_requested([run])
+        scheduling.enqueue(watch, "high")
+    return Watched(watch, True)
+
+
+def _revive(watch: AppRepository) -> None:
+    """Watch again before the ended watch was removed. It starts like a new one, except for its id and its records.
+
+    The app may have dropped its copy or kept it. So no earlier record counts, whatever is cancelled later, but the records
+    stay: files that were deleted meanwhile are deleted in the copy too.
+    """
+    AppRepository.objects.filter(pk=watch.pk).update(
+        ended_at=None,
+        generation=F("generation") + 1,
+        resend_floor=F("generation") + 1,
+        lowest_floor=F("generation") + 1,
+        base_commit="",
+        base_rules="",
+        status=Status.PENDING,
+        ignore_patterns="",
+        push_secret="",
+        retry_count=0,
+        request_count=F("request_count") + 1,
+        next_sync_at=Now(),
+        next_check_at=Now(),
+        **CLEARED_FAILURE,
+    )
 
 
 def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Repository:
-    """Return the repository for this URL. If the app already watches it, return the row whose id the app knows."""
+    """Return the locked repository for this URL. If the app already watches it, return the row whose id the app knows."""
     watched = AppRepository.objects.filter(app=app, repository__canonical_url=url.canonical)
     as_spelled = Case(When(github_url=url.spelled, then=0), default=1)
-    watch = watched.select_related("repository").order_by(as_spelled, "repository__twin").first()
-    if watch is None:
+    known = watched.order_by(as_spelled, "repository__twin").values_list("repository_id", flat=True).first()
+    repository = repositories.lock(known) if known else None
+    if repository is None:
         return repositories.find_or_create(url, is_private=is_private)
-    repositories.record_privacy(watch.repository, is_private=is_private)
-    return watch.repository
+    repositories.record_privacy(repository, is_private=is_private)
+    return repository
 
 
 def check_readable(url: str, token: str) -> bool:
@@ -128,19 +158,23 @@ def unwatch_repository(actor: Actor, watch: AppRepository) -> None:
     actor.require("deliveries_app.delete_apprepository")
     actor.require_watch(watch)
     with transaction.atomic():
-        _end(watch)
+        _end([watch.pk])
 
 
-def _end(watch: AppRepository) -> None:
-    """Mark the watch as ended. The new generation fences its worker."""
-    ended = AppRepository.objects.filter(pk=watch.pk, ended_at=None).update(
-        ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING
-    )
-    if ended:
-        watch.refresh_from_db()
-        watch.notices.all().delete()
-        runs.end_runs(watch.pk, watch.generation, Outcome.ENDED)
-        transaction.on_commit(lambda: queues.drop([watch.job_id]), robust=True)
+def _end(watch_pks: Sequence[int]) -> None:
+    """Mark these watches as ended. The new generation fences their workers.
+
+    All watches are locked before any run or operation, as everywhere else: a worker that ends a run holds its watch when
+    it locks the operation.
+    """
+    watches = AppRepository.objects.filter(pk__in=watch_pks, ended_at=None)
+    locked = watches.select_for_update(of=("self",)).select_related("app", "repository").order_by("pk")
+    job_ids = {watch.pk: watch.job_id for watch in locked}
+    ended = AppRepository.objects.filter(pk__in=job_ids)
+    ended.update(ended_at=Now(), generation=F("generation") + 1, next_sync_at=None, status=Status.PENDING)
+    Notice.objects.filter(watch__in=job_ids).delete()
+    runs.end_all_runs(list(job_ids), Outcome.ENDED)
+    transaction.on_commit(lambda: queues.drop(list(job_ids.values())), robust=True)
 
 
 def delete_app(actor: Actor, app: App) -> None:
@@ -149,6 +183,4 @@ def delete_app(actor: Actor, app: App) -> None:
     actor.require_app(app)
     with transaction.atomic():  # lock the app before its watches, as the claim does
         App.objects.filter(pk=app.pk, ended_at=None).update(ended_at=Now())
-        watches = AppRepository.objects.filter(app=app, ended_at=None).order_by("pk")
-        for watch in watches.select_related("app", "repository"):
-            _end(watch)
+        _end(list(app.watches.filter(ended_at=None).values_list("pk", flat=True)))

@@ -3,9 +3,10 @@
 from typing import Any
 
 from django.db import transaction
-from django.db.models import ProtectedError, QuerySet
+from django.db.models import QuerySet
 
 from deliveries_app.models import App, AppRepository, Delivery, DeliveryFailure
+from deliveries_app.models.apps import new_watch_id
 from docora.redis import queues
 from repositories_app import services as repositories
 from repositories_app.models import Repository
@@ -56,22 +57,23 @@ def _remove_slices(watch_pk: int) -> None:
 def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
     """Remove one slice of rows. Return False if there was none left.
 
-    The lock on the watch keeps it from being revived meanwhile.
+    The lock on the watch keeps it from being revived meanwhile. If it is revived later, it has a new id: the rows no longer
+    tell everything that the app may hold, so the app has to drop its copy (`engine.md` §9).
     """
     with transaction.atomic():
         AppRepository.objects.select_for_update().filter(pk=watch_pk).first()
         pks = list(rows.values_list("pk", flat=True)[:_SLICE])
         if pks:
             rows.model._default_manager.filter(pk__in=pks)._raw_delete(using=rows.db)
+            AppRepository.objects.filter(pk=watch_pk).update(watch_id=new_watch_id())
         return bool(pks)
 
 
 def _remove_orphan(repository: Repository) -> None:
     """Remove a repository that no app watches: first its row, so that no query finds it, then its mirror."""
-    try:
-        with transaction.atomic():
-            deleted, _ = Repository.objects.filter(pk=repository.pk, watches=None).delete()
-    except ProtectedError:
-        return
-    if deleted:
-        repositories.mirror_of(repository).remove(lambda: None)
+    with transaction.atomic():
+        locked = repositories.lock(repository.pk)
+        if locked is None or locked.watches.exists():
+            return
+        locked.delete()
+    repositories.mirror_of(repository).remove(lambda: None)

@@ -14,13 +14,14 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, transaction
-from django.db.models.functions import Now
+from django.db.models import F
+from django.db.models.functions import Least, Now
 
 from deliveries_app.models import AppRepository, Reason, SyncRun, new_run_id, root_causes
 from deliveries_app.models.root_causes import RootCause, SyncFailure
 from deliveries_app.planning import delivery_rows
 from deliveries_app.planning.eligibility import REMARKS
-from deliveries_app.planning.plan import PlanRefused
+from deliveries_app.planning.plan import Plan, PlanRefused
 from deliveries_app.planning.planner import Planned, plan_to
 from deliveries_app.progress import runs
 from deliveries_app.sync import circuit, outcomes
@@ -236,8 +237,10 @@ class Attempt:
                 repository = self.watch.repository
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
-                # Without a base the last run did not come to its end: an app that wants the notice still waits for it.
-                owes_notice = self.watch.app.send_sync_completed and not self.watch.base_commit
+                # An app that wants the notice gets it for each commit, even if no file differs. Without a base the last run
+                # did not come to its end, and the app still waits for its notice.
+                is_told = self.watch.base_commit and self.watch.last_commit == commit
+                owes_notice = self.watch.app.send_sync_completed and not is_told
                 if plan.files or self.sync_run or owes_notice:
                     self._deliver(planned, target)
                 else:
@@ -253,7 +256,7 @@ class Attempt:
     def _deliver(self, planned: Planned, target: str) -> None:
         plan = planned.plan
         with transaction.atomic():
-            self.lease.extend(target=target)
+            self.lease.extend(target=target, **self._new_series(plan, target))
             # Asked again: a retry may have taken the run over while git was read, and then this attempt is for it.
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()
@@ -280,6 +283,18 @@ class Attempt:
                 send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
             self._finish(planned, recorder)
 
+    def _new_series(self, plan: Plan, target: str) -> dict[str, Any]:
+        """Return the changes of the watch that begin a new series of attempts, if this one is the first at some files.
+
+        A file that always fails would use up the attempts of those that came later.
+        """
+        if (
+            self.watch.target == target or not plan.has_untried
+        ):  # with the same target, a dead process may have been at them
+            return {}
+        self.watch.retry_count = 1
+        return {"retry_count": Least(F("retry_count"), 1)}  # a person may have set it to 0 meanwhile
+
     def _finish(self, planned: Planned, recorder: Recorder | None) -> None:
         commit = planned.head.commit
         fields: dict[str, Any] = {
@@ -293,7 +308,6 @@ class Attempt:
             fields["moved_at"] = Now()
         self.mirror.keep_base(self.watch.watch_id, commit)
         self._close_circuit()
-        now = self.lease.clock.now()
         with transaction.atomic():
             self._end(fields, recorder)
             if self.sync_run:
@@ -301,8 +315,7 @@ class Attempt:
             settle_completed(self.lease)
             skipped = planned.plan.skipped
             if self.lease.had_listed or skipped or (recorder and recorder.failed_count):
-                started = recorder.started if recorder else now
-                settle_lists(self.watch, skipped, among=planned.paths, started=started, now=now)
+                settle_lists(self.watch, skipped, among=planned.paths, now=self.lease.clock.now())
 
     def _end(self, fields: dict[str, Any], recorder: Recorder | None) -> None:
         if recorder is None or not recorder.failed_count:

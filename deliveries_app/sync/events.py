@@ -73,11 +73,13 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
         wait = max(
             backoff(notice.attempts + 1, base=_BASE_DELAY_SECONDS, jitter=0.0), min(asked or 0.0, MAX_WAIT_SECONDS)
         )
-        Notice.objects.filter(pk=notice.pk).update(
-            attempts=F("attempts") + 1,
-            due_at=lease.clock.now() + timedelta(seconds=wait),
-            last_error=describe_outcome(outcome)[:500],
-        )
+        with transaction.atomic():
+            lease.extend()
+            Notice.objects.filter(pk=notice.pk).update(
+                attempts=F("attempts") + 1,
+                due_at=lease.clock.now() + timedelta(seconds=wait),
+                last_error=describe_outcome(outcome)[:500],
+            )
 
 
 def send_sync_completed(
@@ -146,4 +148,5 @@ def _send(
         envelope,
         keyring,
         settling,
+        lambda: lease.may_send,
     )

@@ -91,7 +91,6 @@ class Recorder:
         self._told_at = time.monotonic()
         self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
         self.last_failure: Failure | None = None
-        self.started = lease.clock.now()
         self._committed_at = time.monotonic()
 
     @property
@@ -203,9 +202,9 @@ class Recorder:
             rows.filter(path__in=deleted).delete()
         if self._had_failures:
             digests = [path_digest(item.change.path.encode()) for item in self._acknowledged]
-            # Not those of this run: where transforms failed, another file may have got the path of the one that is listed.
+            # Keep those of this attempt: if transforms failed, another file may have got the path of a listed one.
             listed = DeliveryFailure.objects.filter(watch=self._lease.watch, path_digest__in=digests)
-            listed.filter(last_at__lt=self.started).delete()
+            listed.exclude(fencing_token=self._lease.fencing_token).delete()
 
     def _write_failed(self, now: datetime) -> None:
         if not self._failed:
@@ -228,7 +227,7 @@ class Recorder:
             batch_size=500,
             update_conflicts=True,
             unique_fields=["watch", "path_digest"],
-            update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "last_at"],
+            update_fields=["kind", "cause", "status_code", "message", "body", "attempts", "fencing_token", "last_at"],
         )
 
     def _write_announced(self, notifications: Sequence[Notification], now: datetime, *, acknowledged: bool) -> None:
@@ -253,18 +252,18 @@ class Recorder:
 
 
 def settle_lists(
-    watch: AppRepository, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None, started: datetime, now: datetime
+    watch: AppRepository, skipped: Sequence[Skipped], *, among: Sequence[bytes] | None, now: datetime
 ) -> None:
-    """What is listed once a run tried its whole plan: the failures since it `started`, and the paths that its tree skips
-    (all, or what it says about those `among`).
+    """Update the lists after an attempt that tried its whole plan: keep only its own failures, and the paths that its tree
+    skips. `among`: the paths that a fast plan covers (None: all paths).
 
-    Call it in the transaction that sets the base. Until then the listing of an earlier failure may be the only trace of a
-    path, and a worker that was killed would have taken it away.
+    Claims are compared, not times, because the database's clock may be set back. Call this in the transaction that sets the
+    base: until then, an earlier failure that is listed may be the only trace of a path.
     """
     known = Q(kind=FailureKind.SKIPPED)
     if among is not None:
         known &= Q(path_digest__in=[path_digest(path) for path in among])
-    failed_before = Q(kind=FailureKind.FAILED, last_at__lt=started)
+    failed_before = Q(kind=FailureKind.FAILED) & ~Q(fencing_token=watch.fencing_token)
     DeliveryFailure.objects.filter(known | failed_before, watch=watch).delete()
     rows = [
         _failure_row(watch, item.path, Failure(item.cause, item.message), FailureKind.SKIPPED, now, 1)
@@ -298,6 +297,7 @@ def _failure_row(
         message=failure.message[:500],
         body=body,
         attempts=attempts,
+        fencing_token=watch.fencing_token,
         first_at=now,
         last_at=now,
     )

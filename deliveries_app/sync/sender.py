@@ -232,8 +232,18 @@ class Sender:
         transfer.size = len(body)
         self._bytes_in_flight += transfer.size
         whole = transfer.file is None  # a chunk that was sent twice would be counted twice
+        # The app may close its connections without saying so. Only a new one surely takes a chunk.
+        fresh = not whole and change.attempts > 0
         url = endpoint(self._to.base_url, change.kind)
-        self._client.submit(Request("POST", url, headers, body, repeatable=whole, context=transfer))
+        self._client.submit(
+            Request(
+                "POST", url, headers, body, repeatable=whole, fresh=fresh, may_send=self._may_send, context=transfer
+            )
+        )
+
+    def _may_send(self) -> bool:
+        """Return whether the lease still allows a request to start. This process may have been frozen since it was submitted."""
+        return self._lease.may_send
 
     def _landed(self, request: Request) -> _Transfer:
         transfer = request.context
@@ -246,8 +256,6 @@ class Sender:
         self._ready.extendleft(self._landed(request) for request in reversed(self._client.withdraw()))
 
     def _collect(self) -> None:
-        if not self._lease.may_send:  # any more: this process was frozen since it submitted the last ones
-            self._take_back()
         pause = self._not_before - time.monotonic() if self._ready else 0.0
         landed = deque(self._client.poll(min(0.5, pause) if pause > 0 else 0.5))
         try:
@@ -262,6 +270,9 @@ class Sender:
 
     def _settle(self, transfer: _Transfer, outcome: Outcome) -> None:
         item = transfer.notification
+        if not outcome.reached and not self._lease.may_send:  # it was not sent because of that
+            self._ready.appendleft(transfer)
+            return
         self._recorder.timed(outcome.ok, outcome.elapsed)
         if self._tries_other_key(transfer, outcome):
             return

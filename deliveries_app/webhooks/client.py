@@ -30,14 +30,18 @@ def post_signed(
     envelope: Envelope,
     keyring: Keyring,
     alive: Callable[[], None] | None = None,
+    may_send: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """Post a signed body and wait. During a key rotation, retry a 401 or 403 with the other key."""
+    """Post a signed body and wait. During a key rotation, retry a 401 or 403 with the other key.
+
+    `may_send` is asked just before the first byte is sent.
+    """
 
     def post(keys: Keys) -> Outcome:
         now = datetime.now(UTC)
         body = notice_body(fields, now)
         headers = envelope.headers(body, message_id, sequence, int(now.timestamp()), keys)
-        outcome = wait_for(client, Request("POST", url, headers, body, repeatable=True), alive)
+        outcome = wait_for(client, Request("POST", url, headers, body, repeatable=True, may_send=may_send), alive)
         if outcome.ok:
             keyring.accepted(keys)
         return outcome

@@ -1,7 +1,7 @@
 """Requests and outcomes of the HTTP client as plain values, independent of libcurl."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -30,6 +30,9 @@ class Request:
     # Allow the client to send the request again if a kept-alive connection closes without a response. The server may
     # then receive it twice.
     repeatable: bool = False
+    fresh: bool = False  # use a new connection, not one that is kept alive
+    # Asked when the connection is ready, just before the first byte is sent. If it returns False, nothing is sent.
+    may_send: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
     context: object = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

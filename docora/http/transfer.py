@@ -57,6 +57,7 @@ class Transfer:
         self._header_lines = []
         self._timeouts = (0.0, 0.0)
         self._url = ""
+        self._fresh = False
         self.curl = curl = pycurl.Curl()
         for option, value in (
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
@@ -102,6 +103,9 @@ class Transfer:
         curl.setopt(pycurl.HTTPHEADER, (*request.headers, "Expect:"))
         if request.method not in ("GET", "HEAD"):
             curl.setopt(pycurl.POSTFIELDS, request.body)  # not copied: pycurl keeps a reference
+        if request.fresh != self._fresh:
+            curl.setopt(pycurl.FRESH_CONNECT, request.fresh)
+            self._fresh = request.fresh
         timeouts = (request.connect_timeout, request.timeout)
         if timeouts != self._timeouts:
             # At least 1 ms, because libcurl takes 0 as "no timeout".
@@ -166,6 +170,9 @@ class Transfer:
         """Allow the first send. libcurl asks again when it resends the request over another connection."""
         try:
             if self._blocked is not None:
+                return _ABORT
+            if self.request.may_send is not None and not self.request.may_send():
+                self._blocked = self._blocked or (Cause.CONNECT, "It was too late to send the request.")
                 return _ABORT
             self._sends += 1
             return _ABORT if self._sends > 1 and not self.request.repeatable else _PROCEED

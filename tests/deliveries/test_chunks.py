@@ -4,6 +4,7 @@ import base64
 import itertools
 import os
 import random
+import select
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import pytest
 
 from deliveries_app.models import App, Status
 from deliveries_app.receiver import Answer, Notification, Record
+from deliveries_app.receiver.server import HTTPHandler
 from deliveries_app.sync import responses
 from repositories_app import services as repositories
 from tests.support.histories import assert_promise_kept, kill_worker, sha
@@ -237,4 +239,18 @@ def test_mirror_damaged_while_large_files_are_sent_is_made_anew(world: World, se
         world.git.server.stop()
     assert not hangs
     world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_client_closes_its_connections_without_saying_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that goes out on the dead connection may have been counted. The next attempt uses new connections."""
+
+    def handle_one_request(handler: HTTPHandler) -> None:
+        handler.handle_one_request()
+        select.select([handler.connection], [], [], 5)  # closed when the next request arrives
+
+    monkeypatch.setattr(HTTPHandler, "handle", handle_one_request)
+    repo, watch = world.watch({"large.bin": LARGE})
+    assert world.sync(watch).files_failing == 1
+    world.sync(watch)
     assert_promise_kept(world, repo, watch)

@@ -109,3 +109,19 @@ def test_new_request_skips_backoff(world: World, requested: bool, monkeypatch) -
     monkeypatch.setattr(outcomes, "failed", failed_after_request)
     world.sync(watch)
     assert (due_in(watch) <= 0) is requested
+
+
+def test_file_that_always_fails_takes_no_attempts_of_later_files(world: World, settings) -> None:
+    settings.MAX_RETRY_ATTEMPTS = 2
+    repo, watch = world.watch({"poison.txt": b"1"})
+    world.answer(refusing("poison.txt"))
+    world.sync(watch)
+    assert world.sync(watch).status == Status.FAILED
+    repo.commit({"new.txt": b"2"})
+    world.answer(refusing("poison.txt", "new.txt"))
+    watch = world.sync(watch)
+    assert (watch.status, watch.retry_count) == (Status.PENDING, 1)
+    world.answer(refusing("poison.txt"))
+    assert world.sync(watch).status == Status.FAILED  # nothing is left that was not tried
+    assert set(world.copy(watch)) == {"new.txt"}
+    assert world.sync(watch).status == Status.FAILED

@@ -111,7 +111,7 @@ def test_cancel_before_a_resync_sent_anything(world: World, settings) -> None:
     before = len(world.requests())
     resync_single(ME, watch)
     assert cancel(watch)
-    assert_idle(watch, Status.SYNCED, settings)
+    assert_idle(watch, Status.PENDING, settings)
     world.sync(watch)
     assert len(world.requests()) == before
     assert_promise_kept(world, repo, watch)
@@ -224,7 +224,22 @@ def test_cancel_a_waiting_change(world: World, settings) -> None:
     watch.refresh_from_db()
     assert (watch.status, watch.runs.filter(outcome="").count()) == (Status.SYNCED, 0)
     assert cancel(watch)
-    assert_idle(watch, Status.SYNCED, settings)
+    assert_idle(watch, Status.PENDING, settings)  # HEAD has moved
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_cancel_a_resync_of_a_watch_that_git_could_not_read(world: World, settings) -> None:
+    repo, watch = world.watch(FILES)
+    world.sync(watch)
+    repo.commit({"new.txt": b"x"})
+    world.git.server.stop()
+    world.sync(watch)
+    assert watch.is_failing
+    resync_single(ME, watch)
+    assert cancel(watch)
+    assert_idle(watch, Status.PENDING, settings)
+    world.git.server.start()
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
 
@@ -343,7 +358,7 @@ def test_operation_continues_without_the_cancelled_watch(world: World, settings)
         watches[0].pk: Outcome.CANCELLED,
         watches[1].pk: Outcome.SUCCEEDED,
     }
-    assert_idle(watches[0], Status.SYNCED, settings)
+    assert_idle(watches[0], Status.PENDING, settings)
 
 
 def test_cancel_the_last_watch_closes_its_operation(world: World) -> None:

@@ -137,3 +137,15 @@ def test_refused_sync_completed_is_sent_at_the_rescan(world: World, notices: lis
     world.sync(watch)
     assert [record.status for record in world.requests("sync_completed")] == [503, 503, 200]
     assert_promise_kept(world, repo, watch)
+
+
+def test_commit_that_changes_no_file_is_reported(world: World, notices: list[Notification]) -> None:
+    repo, watch = world.watch(FILES)
+    world.settle()
+    commit = repo.commit({}, "Nothing but a message")
+    world.settle()
+    assert [notice.payload["commit_sha"] for notice in notices][-1] == commit
+    assert [record.kind for record in world.requests()].count("sync_completed") == 2
+    assert_promise_kept(world, repo, watch)
+    world.check()
+    assert len(notices) == 2

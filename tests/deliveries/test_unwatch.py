@@ -1,6 +1,8 @@
 """Unwatch a repository, watch it again, and delete an app (`engine.md` §9)."""
 
+import shutil
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +25,16 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
-from deliveries_app.services import delete_app, resync_many, unwatch_repository, watch_repository
+from deliveries_app.services import (
+    cancel_request,
+    cancel_sync,
+    delete_app,
+    resync_many,
+    resync_single,
+    unwatch_repository,
+    watch_repository,
+    watch_settings,
+)
 from deliveries_app.sweep import cleanup
 from deliveries_app.sweep.cleanup import enqueue_clean_up, remove_ended
 from deliveries_app.sync.lease import claim
@@ -102,7 +113,8 @@ def test_watching_again_before_the_removal_revives_the_watch(
     unwatch_repository(COMMAND, watch)
     repo.commit({"goes.txt": None})
     again = watch_repository(COMMAND, world.app, repo.url)
-    assert (again.created, again.watch.pk, again.watch.watch_id) == (False, watch.pk, watch.watch_id)
+    assert (again.created, again.watch.pk, again.watch.watch_id) == (True, watch.pk, watch.watch_id)
+    assert world.runs(watch)[0].reason == Reason.INITIAL
     assert remove_ended() == 0
     world.settle()
     watch.refresh_from_db()
@@ -111,6 +123,58 @@ def test_watching_again_before_the_removal_revives_the_watch(
     assert [record.kind for record in world.requests()][-2:] == ["delete", "create"]
     sequences = [record.sequence for record in world.requests()]
     assert sequences[-1] > sequences[-2] > max(sequences[:-2])
+
+
+def drop_copy(world: World, watch: AppRepository) -> None:
+    """Remove what the client holds, as it may after an unwatch."""
+    shutil.rmtree(world.receiver.directory / watch.app.app_id / str(watch.repository))
+    world.receiver._copies.clear()
+
+
+@pytest.mark.parametrize("cancel", [cancel_request, cancel_sync])
+def test_no_cancel_goes_back_behind_an_unwatch(world: World, cancel: Callable[[Actor, AppRepository], object]) -> None:
+    """The client may have dropped its copy after the unwatch, so what it acknowledged before never counts again."""
+    repo, watch = world.watch({"a.txt": b"1", "b.txt": b"2"})
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    drop_copy(world, watch)
+    watch_repository(COMMAND, world.app, repo.url)
+    assert not cancel_request(COMMAND, watch)  # watching again is not a re-sync
+    resync_single(COMMAND, watch)
+    assert cancel(COMMAND, watch)
+    watch.refresh_from_db()
+    assert watch.status == Status.PENDING
+    world.sync(watch)
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_revived_watch_has_the_settings_of_a_new_one(world: World) -> None:
+    repo, watch = world.watch({"a.txt": b"1", "b.md": b"2"})
+    watch_settings.set_ignore_patterns(COMMAND, watch, "*.md")
+    watch_settings.renew_push_secret(COMMAND, watch)
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    assert (again.ignore_patterns, again.push_secret) == ("", "")
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
+def test_watch_that_is_revived_without_all_its_records_has_a_new_id(world: World, monkeypatch) -> None:
+    """A new id tells the client to drop a copy that it kept: a file without a record could not be deleted there."""
+    monkeypatch.setattr(cleanup, "_SLICE", 2)
+    repo, watch = world.watch({f"{number}.txt": b"x" for number in range(5)})
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    cleanup._remove_slice(watch.pk, Delivery.objects.filter(watch=watch))
+    assert Delivery.objects.count() == 3
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    assert again.pk == watch.pk
+    assert again.watch_id != watch.watch_id
+    world.settle()
+    assert_promise_kept(world, repo, again)
+    assert {record.webhook_id.split("_")[1] for record in world.requests()[-5:]} == {again.watch_id}
 
 
 def test_watch_that_is_revived_during_its_removal(world: World, monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, Status
+from deliveries_app.models import AppRepository, DeliveryFailure, Status
 from deliveries_app.receiver import endpoint
 from deliveries_app.receiver.notification import verify
 from deliveries_app.sync.attempt import sync
@@ -16,7 +16,7 @@ from deliveries_app.sync.lease import claim
 from deliveries_app.sync.sender import Sender
 from repositories_app.models import Repository
 from tests.support.clocks import set_clock
-from tests.support.histories import assert_promise_kept
+from tests.support.histories import assert_promise_kept, refusing
 from tests.support.processes import forked, is_alive, reap
 from tests.support.receiver import wait_for
 from tests.support.world import World
@@ -130,3 +130,17 @@ def test_open_circuit_uses_the_database_clock(world: World, ahead: float) -> Non
     assert len(world.git.server.requests) == asked
     assert watch.next_sync_at is not None
     assert abs((watch.next_sync_at - Repository.objects.get().circuit_open_until).total_seconds()) < TOLERANCE
+
+
+def test_database_clock_is_set_back_between_two_attempts(world: World) -> None:
+    """A file that the app has accepted is not listed as failed, although it failed "later" than it was accepted."""
+    repo, watch = world.watch(FILES)
+    world.answer(refusing("03.txt", "07.txt"))
+    assert world.sync(watch).files_failing == 2
+    DeliveryFailure.objects.update(first_at=Now() + timedelta(hours=1), last_at=Now() + timedelta(hours=1))
+    world.answer(refusing("07.txt"))
+    world.sync(watch)
+    assert list(watch.failures.values_list("path", flat=True)) == ["07.txt"]
+    world.answer(None)
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)

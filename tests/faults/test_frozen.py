@@ -55,6 +55,22 @@ HttpClient.submit = submit_and_freeze
 jobs.sync_watch({watch})
 """
 
+# A work-horse that freezes after it has made sure that the watch is still its own, just before it sends its notice.
+FREEZES_BEFORE_THE_NOTICE = """
+import os, signal
+from deliveries_app import jobs
+from deliveries_app.sync import events
+
+post_signed = events.post_signed
+
+def freeze_and_post(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return post_signed(*arguments)
+
+events.post_signed = freeze_and_post
+jobs.sync_watch({watch})
+"""
+
 
 def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
@@ -96,6 +112,26 @@ def test_worker_frozen_past_its_lease_sends_nothing(at: int, world: World, daemo
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
     assert len(world.requests()) == sent
+    assert_promise_kept(world, repo, watch)
+    assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
+
+
+def test_worker_frozen_past_its_lease_sends_no_old_notice(world: World, daemons: Daemons) -> None:
+    """The app would take the old `sync_completed` for a statement about the newer commit."""
+    world.app.send_sync_completed = True
+    world.app.save()
+    repo, watch = watch_slow_client(world, 5, pause=0)
+    frozen = daemons.start("shell", "--no-imports", "-c", FREEZES_BEFORE_THE_NOTICE.format(watch=watch.pk))
+    wait_for(lambda: is_stopped(frozen.pid), 30)
+    repo.commit({"new.txt": b"new"})
+    daemons.sweep()
+    daemons.worker()
+    wait_until_synced(watch)
+    sent = [record.kind for record in world.requests()]
+    assert sent[-1] == "sync_completed"
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.process.wait(40) == 0, frozen.log.read_text()[-3000:]
+    assert [record.kind for record in world.requests()] == sent
     assert_promise_kept(world, repo, watch)
     assert "Traceback" not in daemons.logs(), daemons.logs().partition("Traceback")[2][:3000]
 
