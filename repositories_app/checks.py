@@ -19,7 +19,7 @@ from docora.http.messages import name_of
 from docora.http.resolver import resolve
 from repositories_app.git.remote import new_client
 
-MIN_GIT = (2, 38)  # has `cat-file -z` and the security fixes around `safe.directory`
+MIN_GIT = (2, 38)  # has `cat-file --batch-command` and the security fixes around `safe.directory`
 GIT_FIXES = "July 2025 (CVE-2025-48384, CVE-2025-48385)"
 GIT_FIXED = (
     (2, 43, 7), (2, 44, 4), (2, 45, 4), (2, 46, 4), (2, 47, 3), (2, 48, 2), (2, 49, 1), (2, 50, 1),

@@ -18,9 +18,7 @@ from deliveries_app.planning.eligibility import REGULAR, Skipped
 from deliveries_app.planning.gitignore import InvalidPattern, Pattern, compile_pattern, lines_of
 from deliveries_app.planning.plan import PlanRefused
 from docora.text import clean_text
-from repositories_app.git.process import LOCAL_TIMEOUT
-from repositories_app.mirror.mirror import Entry, Mirror
-from repositories_app.mirror.tree import DIRECTORY
+from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
 
 FILE_NAME = ".docoraignore"
 MAX_FILE_BYTES = 65_536
@@ -134,16 +132,17 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
     return re2.compile(b"|".join(regexes), _OPTIONS) if regexes else None
 
 
-def read_rules(mirror: Mirror, commit: str, patterns_of_watch: str) -> IgnoreRules:
+def read_rules(reader: BlobReader, commit: str, patterns_of_watch: str) -> IgnoreRules:
     """Return the ignore rules of a commit and a watch.
 
     Raises `PlanRefused` if the file is not text or too large: without it, Docora would send what its owner excluded.
     """
-    entry = mirror.entry(commit, FILE_NAME.encode())
-    if entry is None or entry.mode == DIRECTORY:
+    entry = reader.root_file(commit, FILE_NAME.encode())
+    if entry is None:
         return build_rules(b"", patterns_of_watch)
     if entry.mode in REGULAR:
-        return build_rules(_read_content(entry, mirror), patterns_of_watch)
+        _check_size(entry)
+        return build_rules(_checked(next(reader.read([entry.blob]))), patterns_of_watch)
     added, _ = compile_lines(patterns_of_watch.encode())
     return IgnoreRules(
         added, _remark(" is a link or a submodule in this commit. It is not read, so it ignores nothing.")
@@ -166,16 +165,23 @@ def _remark(message: str) -> list[Skipped]:
     return [Skipped(_LISTED, "ignore_pattern", clean_text(f"{FILE_NAME}{message}", 500))]
 
 
-def read_ignore_file(mirror: Mirror, commit: str, *, timeout: float = LOCAL_TIMEOUT) -> bytes:
+def read_ignore_file(mirror: Mirror, commit: str, *, timeout: float) -> bytes:
     """Return the content of `.docoraignore`, or nothing if it is not a regular file. Raises `PlanRefused`."""
     entry = mirror.entry(commit, FILE_NAME.encode(), timeout=timeout)
     return _read_content(entry, mirror, timeout) if entry and entry.mode in REGULAR else b""
 
 
-def _read_content(entry: Entry, mirror: Mirror, timeout: float = LOCAL_TIMEOUT) -> bytes:
+def _read_content(entry: Entry, mirror: Mirror, timeout: float) -> bytes:
+    _check_size(entry)
+    return _checked(mirror.content(entry.blob, timeout=timeout))
+
+
+def _check_size(entry: Entry) -> None:
     if entry.size > MAX_FILE_BYTES:
         raise _refused(f"has {entry.size:,} bytes, more than {MAX_FILE_BYTES:,}. Make it shorter")
-    content = mirror.content(entry.blob, timeout=timeout)
+
+
+def _checked(content: bytes) -> bytes:
     if b"\0" in content:  # probably UTF-16: git ends each line at its first NUL byte
         raise _refused("is not UTF-8 text: it contains NUL bytes. Save it as UTF-8")
     return content

@@ -5,7 +5,7 @@ same, `.docoraignore` is not among the changed paths, and no transforms are acti
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from deliveries_app.models import AppRepository
@@ -18,7 +18,8 @@ from repositories_app import services as repositories
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.remote import Head
-from repositories_app.mirror.mirror import MAX_DIFF_PATHS, Entry, Mirror
+from repositories_app.mirror.extent import check_extent
+from repositories_app.mirror.mirror import MAX_DIFF_PATHS, BlobReader, Entry, Mirror
 
 _TICK_EVERY = 200  # tree entries or rows
 
@@ -32,14 +33,22 @@ class Planned:
     paths: list[bytes] | None
 
 
-def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick) -> Planned:
+def plan_to(
+    head: Head,
+    watch: AppRepository,
+    delivery_rules: DeliveryRules,
+    mirror: Mirror,
+    reader: BlobReader,
+    tick: git.Tick,
+) -> Planned:
     """Return what to send to bring the app to `head`, and record the tree's totals as a snapshot.
 
     Raises `PlanRefused`.
     """
     if delivery_rules.transforms.problem:
         raise PlanRefused(delivery_rules.transforms.problem, "transform")
-    planned = _fast_plan(head, watch, delivery_rules, mirror) or full_plan(head, watch, delivery_rules, mirror, tick)
+    planned = _fast_plan(head, watch, delivery_rules, mirror, reader)
+    planned = planned or full_plan(head, watch, delivery_rules, mirror, reader, tick)
     plan = planned.plan
     if (head.commit, plan.tree_files, plan.tree_bytes) != (watch.last_commit, watch.tree_files, watch.tree_bytes):
         repositories.record_snapshot(
@@ -54,16 +63,22 @@ def plan_to(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mir
 
 
 def full_plan(
-    head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: git.Tick
+    head: Head,
+    watch: AppRepository,
+    delivery_rules: DeliveryRules,
+    mirror: Mirror,
+    reader: BlobReader,
+    tick: git.Tick,
 ) -> Planned:
     """Return a plan from the whole tree and every row."""
-    rules = read_rules(mirror, head.commit, delivery_rules.patterns)
+    rules = read_rules(reader, head.commit, delivery_rules.patterns)
+    check_extent(reader, head.commit, tick)
     plan = Plan()
     tree = _ticking(mirror.tree(head.commit), tick)
     rows = _ticking(delivery_rows.all_rows(watch.pk), tick)
     entries = eligible(tree, delivery_rules.max_file_bytes, rules.check, plan.skip)
     if delivery_rules.transforms:
-        with mirror.blobs() as reader, TransformedTree(plan, delivery_rules, reader, tick) as transformed:
+        with TransformedTree(plan, delivery_rules, reader, tick) as transformed:
             fill(plan, transformed.files(entries, delivery_rows.rows_by_source(watch.pk)), rows, delivery_rules)
     else:
         fill(plan, entries, rows, delivery_rules)
@@ -71,30 +86,35 @@ def full_plan(
     return Planned(plan, head, None)
 
 
-def _fast_plan(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror) -> Planned | None:
+def _fast_plan(
+    head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, reader: BlobReader
+) -> Planned | None:
     """Plan only the paths that differ from the base commit, are in doubt or failed. Return None if a full plan is needed."""
     base = watch.base_commit
     if not base or watch.base_rules != delivery_rules.fingerprint or delivery_rules.transforms:
         return None
     try:
-        changed = [] if base == head.commit else mirror.changed_paths(base, head.commit)
+        changed = {} if base == head.commit else mirror.changes(base, head.commit, reader)
     except GitError:  # the base commit is missing or incomplete; the full plan does not need it
         return None
     unsettled = delivery_rows.unsettled_paths(watch.pk, MAX_DIFF_PATHS)
     if changed is None or unsettled is None or FILE_NAME.encode() in changed:
         return None
-    rules = read_rules(mirror, head.commit, delivery_rules.patterns)
-    paths = sorted({*changed, *(path.encode() for path in unsettled)})
+    unchanged = sorted({path.encode() for path in unsettled} - changed.keys())
+    same = {entry.path: (entry, entry) for entry in (mirror.tree(head.commit, unchanged) if unchanged else ())}
+    pairs = changed | {path: same.get(path, (None, None)) for path in unchanged}
+    paths = sorted(pairs)
     names = [path.decode() for path in paths if _is_utf8(path)]
-    plan = make_plan(
-        mirror.tree(head.commit, paths), delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check
-    )
-    _complete_totals(plan, watch, mirror.tree(base, paths), delivery_rules, rules)
+    rules = read_rules(reader, head.commit, delivery_rules.patterns) if paths else IgnoreRules([])
+    after = (entry for path in paths if (entry := pairs[path][1]))
+    plan = make_plan(after, delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check)
+    before = (entry for path in paths if (entry := pairs[path][0]))
+    _complete_totals(plan, watch, before, delivery_rules, rules)
     return Planned(plan, head, paths)
 
 
 def _complete_totals(
-    plan: Plan, watch: AppRepository, before: Iterator[Entry], delivery_rules: DeliveryRules, rules: IgnoreRules
+    plan: Plan, watch: AppRepository, before: Iterable[Entry], delivery_rules: DeliveryRules, rules: IgnoreRules
 ) -> None:
     """Turn the plan's totals into those of the whole tree.
 

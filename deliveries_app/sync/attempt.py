@@ -43,7 +43,7 @@ from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy
 from repositories_app.git.remote import Head
-from repositories_app.mirror.mirror import Mirror
+from repositories_app.mirror.mirror import BlobReader, Mirror
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Attempt:
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
-        with self.mirror.in_use(self._alive):
+        with self.mirror.in_use(self._alive), self.mirror.blobs() as reader:
             commit = self.mirror.fetch(
                 self.watch.github_url,
                 self.watch.github_token,
@@ -228,7 +228,8 @@ class Attempt:
                 outcomes.postponed(self.lease, wait)
                 logger.info("waits_for_dead_worker", extra={"next_try_in": round(wait, 1)})
                 return
-            planned = plan_to(Head(commit, head.branch), self.watch, self.delivery_rules, self.mirror, self._alive)
+            head = Head(commit, head.branch)
+            planned = plan_to(head, self.watch, self.delivery_rules, self.mirror, reader, self._alive)
             plan = planned.plan
             logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
             try:
@@ -242,7 +243,7 @@ class Attempt:
                 is_told = self.watch.base_commit and self.watch.last_commit == commit
                 owes_notice = self.watch.app.send_sync_completed and not is_told
                 if plan.files or self.sync_run or owes_notice:
-                    self._deliver(planned, target)
+                    self._deliver(planned, target, reader)
                 else:
                     self._finish(planned, None)
             finally:
@@ -253,7 +254,7 @@ class Attempt:
         text = f"{commit}|{self.lease.generation}|{self.delivery_rules.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _deliver(self, planned: Planned, target: str) -> None:
+    def _deliver(self, planned: Planned, target: str, reader: BlobReader) -> None:
         plan = planned.plan
         with transaction.atomic():
             self.lease.extend(target=target, **self._new_series(plan, target))
@@ -267,21 +268,20 @@ class Attempt:
         recorder = Recorder(self.lease, run, had_failures=self.lease.had_listed, on_first=unequal)
         self.recorder = recorder
         destination = self._destination(planned.head, run)
-        with self.mirror.blobs() as reader:
-            self.sender = Sender(
-                self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive,
-                self._slice_is_over, EndpointHealth(self.client, self.watch.app, self.keyring, self._alive),
-            )  # fmt: skip
-            prepared_in = time.monotonic() - self._began_at
-            self._next_slice_check = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
-            logger.info("sending", extra=runs.log_fields(run))
-            if plan.files > MANY_FILES:
-                self.lease.rebalance(0, at_once=True)
-            self.sender.send(plan)
-            logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
-            if self.watch.app.send_sync_completed and not recorder.failed_count:
-                send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
-            self._finish(planned, recorder)
+        self.sender = Sender(
+            self.client, self.mirror, reader, self.lease, recorder, destination, self.delivery_rules, self._alive,
+            self._slice_is_over, EndpointHealth(self.client, self.watch.app, self.keyring, self._alive),
+        )  # fmt: skip
+        prepared_in = time.monotonic() - self._began_at
+        self._next_slice_check = time.monotonic() + max(SLICE_SECONDS, SLICE_FACTOR * prepared_in)
+        logger.info("sending", extra=runs.log_fields(run))
+        if plan.files > MANY_FILES:
+            self.lease.rebalance(0, at_once=True)
+        self.sender.send(plan)
+        logger.info("sent", extra={"acknowledged": run.files_done, "failed": recorder.failed_count})
+        if self.watch.app.send_sync_completed and not recorder.failed_count:
+            send_sync_completed(self.client, self.lease, destination, plan.tree_files, self._alive)
+        self._finish(planned, recorder)
 
     def _new_series(self, plan: Plan, target: str) -> dict[str, Any]:
         """Return the changes of the watch that begin a new series of attempts, if this one is the first at some files.

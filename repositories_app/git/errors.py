@@ -163,6 +163,25 @@ def _too_large(detail: str) -> str:
     return f"The repository is too large to be read: {detail}. Make it smaller, or split it."
 
 
+def too_many_files() -> GitError:
+    message = (
+        f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
+        "Split it, or ask an administrator to raise MAX_FILES."
+    )
+    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
+
+
+def too_deep(limit: int) -> GitError:
+    message = f"The repository has folders nested more than {limit:,} deep. Nest them less deeply."
+    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
+
+
+def folder_too_large(size: int) -> GitError:
+    """`size`: bytes of a folder's tree object."""
+    message = f"The repository has a folder whose list of files takes {format_bytes(size)}. Split the folder."
+    return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
+
+
 def moved(address: str) -> RepositoryMoved:
     """The host answers with a redirect; `address` is where to, if that may be watched, else empty."""
     if address:

@@ -1,20 +1,33 @@
-"""The contents of files, by blob id."""
+"""The contents and sizes of objects, by their ids."""
 
 import contextlib
 import fcntl
+import io
+import os
 import subprocess
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Buffer, Callable, Generator, Iterable, Iterator, Sequence
 
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.mirror.tree import (
+    DIRECTORY,
+    MAX_TREE_BYTES,
+    SUBMODULE,
+    Entry,
+    canonical_mode,
+    root_of,
+    stored_entries,
+    wait_for_output,
+)
 
-_BATCH_OBJECTS = 400  # object names per write to `cat-file`; twice as many, of 65 bytes each, fit into the pipe
+_BATCH_OBJECTS = 400  # object names per write to `cat-file`; twice as many, of 74 bytes each, fit into the pipe
 
 
 class BlobReader:
-    """Contents by blob id through one `git cat-file --batch`; use it as a context manager.
+    """Contents and sizes through one `git cat-file --batch-command`, which is started by the first question. Use it as a
+    context manager.
 
     git unpacks while its reader does something else, if it was asked ahead and the pipe holds what comes of it.
     """
@@ -22,14 +35,10 @@ class BlobReader:
     BLOCK = 1 << 18
     _PIPE = 1 << 20
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        assert process.stdin
-        assert process.stdout
-        with contextlib.suppress(OSError):  # a system may allow less
-            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, self._PIPE)
-        self._in = process.stdin
-        self._out = open(process.stdout.fileno(), "rb", buffering=self.BLOCK, closefd=False)  # noqa: SIM115
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self._process: subprocess.Popen[bytes] | None = None
+        self._out: io.BufferedReader  # set with the process
         self._ahead: deque[str] = deque()
 
     def __enter__(self) -> "BlobReader":
@@ -39,13 +48,17 @@ class BlobReader:
         self.close()
 
     def close(self) -> None:
-        git.stop(self._process)
-        git.stderr_of(self._process)
+        """End git. Another question starts it again."""
+        process, self._process = self._process, None
+        self._ahead.clear()
+        if process:
+            git.stop(process)
+            git.stderr_of(process)
 
     def ask_ahead(self, blobs: Sequence[str]) -> None:
         """These are wanted next, in this order, and small. What of them is not is read over then."""
         ahead = blobs[:_BATCH_OBJECTS]
-        self._ask(ahead)
+        self._ask("contents", ahead)
         self._ahead.extend(ahead)
 
     def read(self, blobs: Sequence[str]) -> Iterator[bytes]:
@@ -55,7 +68,7 @@ class BlobReader:
             asked = self._ahead
             missing = part[_in_order(part, asked) :]
             if missing:
-                self._ask(missing)
+                self._ask("contents", missing)
                 asked.extend(missing)
             for blob in part:
                 while (found := asked.popleft()) != blob:
@@ -64,42 +77,127 @@ class BlobReader:
 
     def stream(self, blob: str) -> Iterator[bytes]:
         """One content in blocks; read it to its end before the next question."""
+        self._skip_ahead()
+        self._ask("contents", [blob])
+        with self._closed_on_error():
+            left = self._size(blob)
+            while left:
+                block = self._out.read(min(self.BLOCK, left))
+                if not block:
+                    raise _unreadable(blob)
+                left -= len(block)
+                yield block
+            self._out.read(1)
+
+    def sizes(self, blobs: Sequence[str]) -> Iterator[int]:
+        """The sizes in bytes, in order, whatever these objects are. Read all of them before the next question."""
+        self._skip_ahead()
+        with self._closed_on_error():
+            for start in range(0, len(blobs), _BATCH_OBJECTS):
+                part = blobs[start : start + _BATCH_OBJECTS]
+                self._ask("info", part)
+                yield from (self._header(blob)[1] for blob in part)
+
+    def trees(self, names: Sequence[str]) -> Generator[bytes]:
+        """The contents of tree objects, in order, as git stores them. Read all of them, or close it, before the next
+        question."""
+        self._skip_ahead()
+        with self._closed_on_error():
+            for start in range(0, len(names), _BATCH_OBJECTS):
+                part = names[start : start + _BATCH_OBJECTS]
+                self._ask("contents", part)
+                for name in part:
+                    kind, size = self._header(name)
+                    if kind != b"tree":
+                        raise git_errors.explain(Cause.CORRUPT, f"object {name[:12]} is not a folder")
+                    if size > MAX_TREE_BYTES:
+                        raise git_errors.folder_too_large(size)
+                    yield self._body(name, size)
+
+    def root_file(self, commit: str, name: bytes) -> Entry | None:
+        """What is no folder and has this name in the root of the commit."""
+        [raw] = self.trees([root_of(commit)])
+        if b" %b\0" % name not in raw:
+            return None
+        for mode, found, oid in stored_entries(raw, len(commit) // 2):
+            if found == name and (canonical := canonical_mode(mode)) != DIRECTORY:
+                [size] = self.sizes([oid.hex()]) if canonical != SUBMODULE else [0]
+                return Entry(name, canonical, oid.hex(), size)
+        return None
+
+    def _skip_ahead(self) -> None:
         while self._ahead:
             self._content(self._ahead.popleft())
-        self._ask([blob])
-        left = self._size(blob)
-        while left:
-            block = self._out.read(min(self.BLOCK, left))
-            if not block:
-                raise self._damaged(blob)
-            left -= len(block)
-            yield block
-        self._out.read(1)
 
     def _content(self, blob: str) -> bytes:
-        size = self._size(blob)
+        with self._closed_on_error():
+            return self._body(blob, self._size(blob))
+
+    def _body(self, name: str, size: int) -> bytes:
         content = self._out.read(size + 1)[:-1]
         if len(content) != size:
-            raise self._damaged(blob)
+            raise _unreadable(name)
         return content
 
-    def _ask(self, blobs: Sequence[str]) -> None:
+    def _ask(self, command: str, names: Sequence[str]) -> None:
+        if not names:
+            return
+        process = self._process or self._open()
+        assert process.stdin
         try:
-            self._in.write("".join(f"{blob}\n" for blob in blobs).encode("ascii"))
-            self._in.flush()
+            process.stdin.write("".join(f"{command} {name}\n" for name in names).encode("ascii"))
+            process.stdin.flush()
         except BrokenPipeError:
-            raise self._damaged(blobs[0]) from None
+            self.close()
+            raise _unreadable(names[0]) from None
+
+    def _open(self) -> subprocess.Popen[bytes]:
+        self._process = process = self._start()
+        assert process.stdout
+        with contextlib.suppress(OSError):  # a system may allow less
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, self._PIPE)
+        self._out = io.BufferedReader(_Pipe(process.stdout.fileno()), self.BLOCK)
+        return process
 
     def _size(self, blob: str) -> int:
+        kind, size = self._header(blob)
+        if kind != b"blob":  # a tree made by hand may call anything a file
+            raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} is not the content of a file")
+        return size
+
+    def _header(self, name: str) -> tuple[bytes, int]:
+        """Read the line that an answer begins with: the object's type and its size."""
         header = self._out.readline().split()
         if len(header) != 3:
-            raise self._damaged(blob)
-        if header[1] != b"blob":  # a tree made by hand may call anything a file
-            raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} is not the content of a file")
-        return int(header[2])
+            raise _unreadable(name)
+        return header[1], int(header[2])
 
-    def _damaged(self, blob: str) -> GitError:
-        return git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read")
+    @contextlib.contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """After an error, or half of the answers, nobody knows which answer comes next: git is ended."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Pipe(io.RawIOBase):
+    """git's output, which is waited for as long as any local command may be silent."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        wait_for_output(self._fd, git.LOCAL_TIMEOUT)
+        return os.readv(self._fd, [buffer])
+
+
+def _unreadable(name: str) -> GitError:
+    return git_errors.explain(Cause.CORRUPT, f"object {name[:12]} cannot be read")
 
 
 def _in_order(wanted: Sequence[str], asked: Iterable[str]) -> int:

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import batched, pairwise
 from pathlib import Path
 
 from docora import file_locks
@@ -30,7 +31,18 @@ from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, Reposit
 from repositories_app.git.packs import fetch_pack
 from repositories_app.git.remote import where_to
 from repositories_app.mirror.blobs import BlobReader
-from repositories_app.mirror.tree import DIRECTORY, Entry, disorder, entry_of, is_strange, records, slices
+from repositories_app.mirror.tree import (
+    DIRECTORY,
+    SUBMODULE,
+    Difference,
+    Entry,
+    difference_of,
+    disorder,
+    entry_of,
+    is_strange,
+    records,
+    slices,
+)
 
 __all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "Mirror"]
 
@@ -40,6 +52,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
 MAX_PACKS = 50
 MAX_DIFF_PATHS = 2000
+MAX_DIFF_FOLDERS = 10_000
 MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
 MAX_LISTING_BYTES = 4 << 30
@@ -250,23 +263,41 @@ class Mirror:
                 raise
             raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read") from error
 
-    def changed_paths(self, base: str, commit: str) -> list[bytes] | None:
-        """The paths that differ between two commits, in byte order; None when they are more than a full plan is worth."""
-        found: set[bytes] = set()
-        size = 0
-        arguments = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", _peeled(base), _peeled(commit)]
+    def changes(self, base: str, commit: str, reader: BlobReader) -> dict[bytes, Difference] | None:
+        """Return path → what both commits have there, for the files that differ. None if a full plan is better: there are
+        too many, or a tree was made by hand and is out of order."""
+        files: list[tuple[bytes, Difference]] = []
+        folders = size = 0
+        # `-t` lists folders too: a few trees that name each other may expand to any number of empty ones.
+        arguments = [
+            "diff-tree",
+            "-r",
+            "-t",
+            "-z",
+            "--raw",
+            "--no-abbrev",
+            "--no-renames",
+            _peeled(base),
+            _peeled(commit),
+        ]
         try:
             with contextlib.closing(self._records(arguments, _MAX_DIFF_MEMORY)) as records:
-                for path in records:
-                    found.add(path)
+                for line, path in batched(records, 2):
+                    difference = difference_of(line, path)
+                    if difference == (None, None):
+                        folders += 1
+                    else:
+                        files.append((path, difference))
                     size += len(path)
-                    if len(found) > MAX_DIFF_PATHS or size > MAX_DIFF_BYTES:
+                    if len(files) > MAX_DIFF_PATHS or folders > MAX_DIFF_FOLDERS or size > MAX_DIFF_BYTES:
                         return None
         except GitError as error:
             if error.cause is Cause.TOO_LARGE:  # git's memory was used up: the list of a full plan streams
                 return None
             raise
-        return sorted(found)
+        if any(path >= following for (path, _), (following, _) in pairwise(files)):
+            return None
+        return _with_sizes(dict(files), reader)
 
     def repack_if_many(self, tick: git.Tick) -> bool:
         """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now. One that cannot be
@@ -308,10 +339,10 @@ class Mirror:
             return 0.0
 
     def blobs(self) -> "BlobReader":
+        """Return a reader of objects. Its process holds the locks that are held when it is first asked."""
+        arguments = ["cat-file", "--batch-command"]
         return BlobReader(
-            git.start(
-                ["cat-file", "--batch"], directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True
-            )
+            lambda: git.start(arguments, directory=self.directory, fds=self._fds, stdin=subprocess.PIPE, short=True)
         )
 
     def _packs(self) -> list[Path]:
@@ -418,6 +449,16 @@ def _patient(tick: git.Tick, seconds: float) -> git.Tick:
             raise MirrorBusy
 
     return patient
+
+
+def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dict[bytes, Difference]:
+    files = [entry for pair in differences.values() for entry in pair if entry and entry.mode != SUBMODULE]
+    sizes = dict(zip(files, reader.sizes([entry.blob for entry in files]), strict=True))
+
+    def with_size(entry: Entry | None) -> Entry | None:
+        return replace(entry, size=sizes[entry]) if entry in sizes else entry
+
+    return {path: (with_size(before), with_size(after)) for path, (before, after) in differences.items()}
 
 
 def _peeled(commit: str) -> str:

@@ -1,7 +1,9 @@
 """Lines of a tree as git prints them, and paths as it takes them."""
 
 import os
+import re
 import select
+import stat
 import subprocess
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,13 @@ from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError
 
-DIRECTORY = "040000"
+DIRECTORY, SYMLINK, SUBMODULE = "040000", "120000", "160000"
+_NOTHING = "000000"
+MAX_TREE_BYTES = 64 << 20
+"""How large a tree object may be that is read as a whole: a folder with more than a million files."""
 _ARGUMENT_BYTES = 100_000
+_STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
+"""An entry of a tree object by the bytes of its object id: SHA-1 or SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,10 @@ class Entry:
     size: int
 
 
+type Difference = tuple[Entry | None, Entry | None]
+"""What two commits have at one path, files only: before and after."""
+
+
 def entry_of(line: bytes) -> Entry:
     """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
     fields, path = line.split(b"\t", 1)
@@ -34,6 +45,39 @@ def entry_of(line: bytes) -> Entry:
     if size == b"BAD":
         raise git_errors.explain(Cause.CORRUPT, f"object {blob.decode('ascii')[:12]} is missing")
     return Entry(path, mode.decode("ascii"), blob.decode("ascii"), 0 if size == b"-" else int(size))
+
+
+def difference_of(line: bytes, path: bytes) -> Difference:
+    """`:<old mode> SP <new mode> SP <old object> SP <new object> SP <status>` of `git diff-tree --raw`. (None, None) for a
+    folder. The sizes are 0."""
+    old_mode, new_mode, old, new, _ = line.removeprefix(b":").split()
+    return _file(path, old_mode, old), _file(path, new_mode, new)
+
+
+def _file(path: bytes, mode: bytes, blob: bytes) -> Entry | None:
+    text = mode.decode("ascii")
+    return None if text in {_NOTHING, DIRECTORY} else Entry(path, text, blob.decode("ascii"), 0)
+
+
+def root_of(commit: str) -> str:
+    """Return git's name for the tree object of a commit. What a host calls HEAD may be anything: git refuses the rest."""
+    return f"{commit}^{{commit}}^{{tree}}"
+
+
+def stored_entries(raw: bytes, id_bytes: int) -> list[tuple[bytes, bytes, bytes]]:
+    """Return mode, name and object id of each entry of a tree object. Raises `GitError` if it is malformed."""
+    entries: list[tuple[bytes, bytes, bytes]] = _STORED[id_bytes].findall(raw)
+    if sum(len(mode) + len(name) for mode, name, _ in entries) + (2 + id_bytes) * len(entries) != len(raw):
+        raise git_errors.explain(Cause.CORRUPT, "too-short tree object, or a malformed one")
+    return entries
+
+
+def canonical_mode(mode: bytes) -> str:
+    """Return the mode of an entry of a tree object as git understands it, however it is spelled."""
+    number = int(mode, 8)
+    if stat.S_ISREG(number):
+        return "100755" if number & 0o100 else "100644"
+    return DIRECTORY if stat.S_ISDIR(number) else SYMLINK if stat.S_ISLNK(number) else SUBMODULE
 
 
 def disorder(path: bytes) -> GitError:
@@ -90,8 +134,13 @@ def records(process: subprocess.Popen[bytes], max_bytes: int, patience: float = 
 
 def _read(pipe: IO[bytes], patience: float) -> bytes:
     """The next block, empty at the end."""
+    wait_for_output(pipe.fileno(), patience)
+    return os.read(pipe.fileno(), _BLOCK)
+
+
+def wait_for_output(fd: int, patience: float) -> None:
+    """Wait until there is something to read, or the end. Raises `GitError` after `patience` seconds."""
     waiting = select.poll()
-    waiting.register(pipe, select.POLLIN)
+    waiting.register(fd, select.POLLIN)
     if not waiting.poll(patience * 1000):
         raise git_errors.explain(Cause.TIMEOUT, f"git printed nothing for {patience:.0f} seconds")
-    return os.read(pipe.fileno(), _BLOCK)

@@ -341,6 +341,8 @@ def test_lease_is_extended_while_rows_are_read(world: World, use, monkeypatch) -
     ticks: list[None] = []
     mirror = repositories.mirror_of(watch.repository)
     head = Head(repo.head, "main")
-    planned = planner.full_plan(head, watch, delivery_rows.delivery_rules_of(watch), mirror, lambda: ticks.append(None))
+    rules = delivery_rows.delivery_rules_of(watch)
+    with mirror.blobs() as reader:
+        planned = planner.full_plan(head, watch, rules, mirror, reader, lambda: ticks.append(None))
     planned.plan.close()
-    assert len(ticks) == 10
+    assert len(ticks) == 16  # six folders, five files, five rows

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import pytest
 
 from deliveries_app.models import AppRepository, Status
-from repositories_app.mirror import mirror as mirrors
 from tests.support.git import Repo, git, git_environment
 from tests.support.world import World
 
@@ -145,7 +144,7 @@ def exponential(repo: Repo) -> bytes:
 
 # "bad pack header": the host itself fails on such a tree while it answers.
 UNREADABLE: dict[str, tuple[Callable[[Repo], bytes], str]] = {
-    "an exponential tree": (exponential, "list of files exceeds 20 MB"),
+    "an exponential tree": (exponential, "more than MAX_FILES (1,000,000) files and folders"),
     "duplicate names": (lambda repo: tree(repo, file(repo), file(repo)), "malformed"),
     "names out of order": (lambda repo: tree(repo, file(repo, b"b"), file(repo, b"a")), "malformed"),
     "a name with a slash out of order": (lambda repo: tree(repo, file(repo, b"a/b"), file(repo, b"a")), "malformed"),
@@ -162,10 +161,9 @@ UNREADABLE: dict[str, tuple[Callable[[Repo], bytes], str]] = {
 
 
 def test_unreadable_tree_fails_the_sync_and_deletes_nothing(
-    world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests, monkeypatch
+    world: World, synced: tuple[Repo, AppRepository], subtests: pytest.Subtests
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the children of other tests, such as a browser
-    monkeypatch.setattr(mirrors, "MAX_LISTING_BYTES", 20_000_000)
     repo, watch = synced
     for name, (make, message) in UNREADABLE.items():
         with subtests.test(name):

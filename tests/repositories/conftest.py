@@ -29,3 +29,10 @@ def fetched(mirror: Mirror) -> Callable[..., str]:
             return mirror.fetch(repo.url, token, commit or repo.head, "watch", timeout=timeout, tick=lambda: None)
 
     return fetch
+
+
+def changed_paths(mirror: Mirror, base: str, commit: str) -> list[bytes] | None:
+    """Return the paths that differ between two commits, in order, or None if there are too many."""
+    with mirror.blobs() as reader:
+        changes = mirror.changes(base, commit, reader)
+    return None if changes is None else list(changes)

@@ -177,8 +177,8 @@ DAMAGE = [
 def read_all(mirror: Mirror, commit: str, base: str) -> list[bytes]:
     """Read what a sync reads: the whole tree, the diff to the base and every blob. Then keep the base."""
     entries = list(mirror.tree(commit))
-    mirror.changed_paths(base, commit)
     with mirror.blobs() as reader:
+        mirror.changes(base, commit, reader)
         contents = list(reader.read([entry.blob for entry in entries]))
         assert contents == [b"".join(reader.stream(entry.blob)) for entry in entries]
     mirror.keep_base("watch", commit)

@@ -10,6 +10,7 @@ import pytest
 from repositories_app.git.exceptions import Cause, GitError
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
+from tests.repositories.conftest import changed_paths
 from tests.support.git import GitFixture, Repo, git
 
 
@@ -62,7 +63,7 @@ def test_unusual_names_are_listed_found_and_compared(
     assert paths(mirror, commit) == [path]
     assert paths(mirror, commit, [path]) == [path]
     assert paths(mirror, commit, [b"readme.md", path, b"zzz"]) == [path]
-    assert mirror.changed_paths(base, commit) == sorted([path, b"readme.md"])
+    assert changed_paths(mirror, base, commit) == sorted([path, b"readme.md"])
     with mirror.blobs() as reader:
         assert list(reader.read([entry.blob for entry in mirror.tree(commit)])) == [b"strange"]
 
@@ -130,7 +131,7 @@ def test_broken_tree_from_the_host_is_a_clear_error(
     assert caught.value.cause is Cause.CORRUPT
     if b"\1" not in raw:
         with pytest.raises(GitError):
-            mirror.changed_paths(base, commit)
+            changed_paths(mirror, base, commit)
 
 
 def test_entry_with_a_wrong_type_is_not_a_file(repo: Repo, mirror: Mirror, fetched: Callable[..., str]) -> None:
@@ -165,7 +166,7 @@ def test_name_of_ten_megabytes(repo: Repo, mirror: Mirror, fetched: Callable[...
     started = time.process_time()
     assert paths(mirror, commit) == [name]
     assert paths(mirror, commit, [name]) == [name]
-    assert mirror.changed_paths(base, commit) is None  # a full plan streams, a list of paths would not
+    assert changed_paths(mirror, base, commit) is None  # a full plan streams, a list of paths would not
     assert time.process_time() - started < 2
 
 

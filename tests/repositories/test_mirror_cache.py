@@ -106,7 +106,8 @@ def test_mirror_that_git_still_uses_is_kept(mirrors, folder: Path, settings) -> 
     [made] = mirrors(1)
     settings.REPOS_MAX_BYTES = 1
     with made.in_use(lambda: None):
-        reader = made.blobs()  # its process has inherited the lock
+        reader = made.blobs()
+        reader.ask_ahead(["1" * 40])  # starts the process, which inherits the lock
     with reader:
         look_after(folder)
         assert made.directory.exists()

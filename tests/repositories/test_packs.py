@@ -13,6 +13,7 @@ from repositories_app.git.packs import Pack, fetch_pack
 from repositories_app.mirror import mirror as mirrors
 from repositories_app.mirror.mirror import Mirror
 from tests.docora.http_server import ScriptedServer, saying, servers
+from tests.repositories.conftest import changed_paths
 from tests.support.git import GitFixture, Repo
 from tests.support.git import git as run_git
 
@@ -93,7 +94,7 @@ def test_change_brings_only_what_is_new(repo: Repo, mirror: Mirror, fetch, clien
     assert len(pack_of(client, repo, before).content) < len(pack_of(client, repo).content) / 2
     assert fetch(repo) == repo.head
     assert contents(mirror, repo.head) == repo.files()
-    assert mirror.changed_paths(before, repo.head) == [b"folder/1.txt", b"folder/2.txt", b"new.txt"]
+    assert changed_paths(mirror, before, repo.head) == [b"folder/1.txt", b"folder/2.txt", b"new.txt"]
     assert git.run(["fsck", "--strict"], directory=mirror.directory) == b""
 
 

@@ -19,7 +19,7 @@ from deliveries_app.sync import attempt as sync_module
 from deliveries_app.sync.attempt import sync
 from repositories_app.git.process import Tick
 from repositories_app.git.remote import Head
-from repositories_app.mirror.mirror import Entry, Mirror
+from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
 from tests.support.git import Repo
 from tests.support.processes import forked
 from tests.support.receiver import wait_for
@@ -186,9 +186,11 @@ def compare_plans() -> Iterator[list[Planned]]:
     different: list[Planned] = []
     original = sync_module.plan_to
 
-    def spy(head: Head, watch: AppRepository, delivery_rules: DeliveryRules, mirror: Mirror, tick: Tick) -> Planned:
-        planned = original(head, watch, delivery_rules, mirror, tick)
-        full = full_plan(head, watch, delivery_rules, mirror, tick).plan
+    def spy(
+        head: Head, watch: AppRepository, rules: DeliveryRules, mirror: Mirror, reader: BlobReader, tick: Tick
+    ) -> Planned:
+        planned = original(head, watch, rules, mirror, reader, tick)
+        full = full_plan(head, watch, rules, mirror, reader, tick).plan
         if _contents(planned.plan) != _contents(full):
             different.append(planned)
         full.close()

@@ -1,0 +1,84 @@
+"""How much a commit's tree expands to, found out before it is listed.
+
+Ten tree objects that name each other ten times each are a few hundred bytes, and ten billion files in a list.
+"""
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from repositories_app.git import errors as git_errors
+from repositories_app.git.process import Tick
+from repositories_app.mirror.blobs import BlobReader
+from repositories_app.mirror.tree import DIRECTORY, canonical_mode, root_of, stored_entries
+
+MAX_DEPTH = 2000  # folders; git itself lists no more than 2,048
+_FILE_MODES = {b"100644", b"100755", b"120000", b"160000"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A tree object: how many entries it has itself, and which trees it names how often."""
+
+    entries: int
+    folders: Counter[str]
+
+
+def check_extent(reader: BlobReader, commit: str, tick: Tick) -> None:
+    """Raise `GitError` if the commit has more than `MAX_FILES` files and folders, or nests them too deep.
+
+    Reads each distinct tree object once, so the time is that of reading them, and not of what they expand to.
+    """
+    root = root_of(commit)
+    trees = _read_trees(reader, root, len(commit) // 2, tick)
+    if _expanded(trees, root) > settings.MAX_FILES:
+        raise git_errors.too_many_files()
+
+
+def _read_trees(reader: BlobReader, root: str, id_bytes: int, tick: Tick) -> dict[str, _Folder]:
+    """Return the distinct trees below `root` by name. Reads level by level, and stops when there are too many."""
+    trees: dict[str, _Folder] = {}
+    level = [root]
+    count = depth = 0
+    while level:
+        below: dict[str, None] = {}
+        with closing(reader.trees(level)) as contents:
+            for name, raw in zip(level, contents, strict=True):
+                tick()
+                trees[name] = folder = _folder(stored_entries(raw, id_bytes))
+                count += folder.entries
+                if count > settings.MAX_FILES:
+                    raise git_errors.too_many_files()
+                below.update(dict.fromkeys(folder.folders))
+        level = [name for name in below if name not in trees]
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise git_errors.too_deep(MAX_DEPTH)
+    return trees
+
+
+def _folder(entries: list[tuple[bytes, bytes, bytes]]) -> _Folder:
+    others = [(mode, oid) for mode, _, oid in entries if mode not in _FILE_MODES]
+    return _Folder(len(entries), Counter(oid.hex() for mode, oid in others if canonical_mode(mode) == DIRECTORY))
+
+
+def _expanded(trees: dict[str, _Folder], root: str) -> int:
+    """Return how many entries a recursive list of `root` has, folders included."""
+    counts: dict[str, int] = {}
+    depths: dict[str, int] = {}
+    waiting = [root]
+    while waiting:
+        name = waiting.pop()
+        folders = trees[name].folders
+        if name in counts:
+            continue
+        if unknown := [below for below in folders if below not in counts]:
+            waiting += [name, *unknown]
+            continue
+        counts[name] = trees[name].entries + sum(times * counts[below] for below, times in folders.items())
+        depths[name] = 1 + max((depths[below] for below in folders), default=0)
+        if depths[name] > MAX_DEPTH:
+            raise git_errors.too_deep(MAX_DEPTH)
+    return counts[root]
