@@ -1,7 +1,7 @@
 """Syncing one watch, in six steps: claim, mirror, plan, announce and send, record, finish.
 
-The rules are in `engine.md`; what each module does of them: `lease` owns the watch, `repositories_app.mirror.mirror` reads git
-at one pinned commit, `plan` decides, `sender` talks to the app, `recorder` writes, `outcomes` says what comes next.
+`lease` claims the watch, `repositories_app.mirror.mirror` reads git at one pinned commit, `planning` decides what to send, `sender`
+sends it, `recorder` writes the results, and `outcomes` ends the attempt. `engine.md` has the rules.
 """
 
 import contextlib
@@ -48,23 +48,23 @@ from repositories_app.mirror.mirror import BlobReader, Mirror
 logger = logging.getLogger(__name__)
 
 MANY_FILES = 100
-"""A run with more files takes its share of the app's slots before it sends; a smaller one ends before that pays off."""
+"""A run with more files takes its share of the app's slots before it sends. For a smaller one that does not pay off."""
 SLICE_SECONDS = 4.0
 SLICE_FACTOR = 10
-"""A run makes way for a watch of another app after sending for this long, or `SLICE_FACTOR` times as long as it took to
-prepare: preparing again must not cost much beside the sending."""
-_WAITING_SECONDS = 1.0  # a watch that is due for this long waits for a worker
+"""A run makes way for a watch of another app after sending for this long, or for `SLICE_FACTOR` times as long as it took to
+prepare. It has to prepare again later, so that must cost little beside the sending."""
+_WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for a worker
 BUSY_SECONDS = 2.0
-"""A run waits for so long while another one fetches the same repository, then it gives its claim back for as long."""
+"""How long a run waits while another one fetches the same repository. Then it gives its claim back and is due again after the
+same time."""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
 
 def sync(watch_pk: int, client: HttpClient | None = None, *, alone: bool = True) -> bool:
-    """Sync the watch if it is due and free. Return True if it may be due again at once: call it again.
+    """Sync the watch if it is due and free. Return True if it may be due again at once; then call this again.
 
-    `client` may have open connections and is returned without requests; without one, the attempt has its own. `alone`:
-    this process syncs no other watch meanwhile.
+    Pass a `client` to use its open connections. Pass `alone=False` if this process syncs other watches at the same time.
     """
     lease = claim(watch_pk, alone=alone)
     if lease is None:
@@ -90,14 +90,14 @@ class Attempt:
         self.mirror: Mirror = repositories.mirror_of(self.watch.repository)
         self.keyring = Keyring(self.watch.app)
         self.sync_run: SyncRun | None = None
-        self.run_id = new_run_id()  # until there is a request that it is for, and of the run that it opens otherwise
+        self.run_id = new_run_id()  # replaced by the id of the run that was requested, if there is one
         self.sender: Sender | None = None
         self.made_way = False
         self._began_at = time.monotonic()
         self._next_slice_check = 0.0
 
     def run(self) -> None:
-        """Do it, and end it one way or another; only `Superseded` and lost databases come out."""
+        """Make the attempt and record how it ended. Raises only `Superseded` and database errors."""
         with self._open_client() as self.client:
             try:
                 self._run_and_end()
@@ -130,10 +130,10 @@ class Attempt:
             outcomes.postponed(self.lease, 0.0)
             self.made_way = True
             logger.info("made_way")
-        except MirrorBusy:  # it has not sent anything
+        except MirrorBusy:  # nothing was sent
             outcomes.postponed(self.lease, BUSY_SECONDS)
             logger.info("mirror_busy")
-        except Paused:  # the run stays open, and goes on when what was paused is resumed
+        except Paused:  # the run stays open and continues after the pause
             self._drain(DRAIN_SECONDS)
             outcomes.postponed(self.lease, 0.0)
             logger.info("sync_paused")
@@ -157,7 +157,7 @@ class Attempt:
         except DecryptionError as error:
             self._drain(DRAIN_SECONDS)
             outcomes.failed(self.lease, root_causes.internal(str(error)), permanent=True)
-        except OSError as error:  # a full disk, most of all
+        except OSError as error:  # such as a full disk
             logger.warning("machine_failed", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
             outcomes.failed(self.lease, root_causes.of_os_error(error))
@@ -199,7 +199,7 @@ class Attempt:
 
     def _sync_with_new_mirror(self, head: Head) -> None:
         try:
-            self._sync_to(head, None)  # git looks at all that it gets
+            self._sync_to(head, None)  # with `git fetch`, which checks every object
         except GitError as error:
             if error.cause is not Cause.CORRUPT:
                 raise
@@ -233,8 +233,8 @@ class Attempt:
             plan = planned.plan
             logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})
             try:
-                # Not before the plan: a tree that cannot be read is the repository's failure as well. A damage may lie in
-                # a content, too: then the end closes it.
+                # Only after planning, because an unreadable tree is the repository's failure too. After damage, which may
+                # also be in a file's content, only the end of the run closes it.
                 repository = self.watch.repository
                 if repository.consecutive_failures and repository.last_error_cause != Cause.CORRUPT:
                     self._close_circuit()
@@ -250,7 +250,7 @@ class Attempt:
                 plan.close()
 
     def _target(self, commit: str) -> str:
-        """Return a hash of everything that decides what is sent. With the same one, each path gets the same notification."""
+        """Return a hash of everything that decides what is sent. The same hash means the same notification for each path."""
         text = f"{commit}|{self.lease.generation}|{self.delivery_rules.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -258,7 +258,7 @@ class Attempt:
         plan = planned.plan
         with transaction.atomic():
             self.lease.extend(target=target, **self._new_series(plan, target))
-            # Asked again: a retry may have taken the run over while git was read, and then this attempt is for it.
+            # Ask again: a retry may have replaced the run while git was read. Then this attempt is for the retry.
             self._work_for_newest_request()
             run = self.sync_run = self.sync_run or self._new_run()
             runs.set_totals(run, files=plan.files, size=plan.bytes, left_out=plan.left_out, commit=planned.head.commit)
@@ -328,7 +328,7 @@ class Attempt:
         )
 
     def _failure(self, message: str) -> SyncFailure:
-        """What the run's last failure says about why it did not end well."""
+        """Return the reason that the run's last failed file gives."""
         last = self.recorder.last_failure
         assert last is not None
         root = root_causes.of_delivery(last.cause, last.status)
@@ -337,7 +337,7 @@ class Attempt:
     def _endpoint_failure(self, error: EndpointDown) -> SyncFailure:
         if self.recorder.last_failure:
             return self._failure(f"The app's endpoint is down: {self.recorder.last_message}")
-        assert error.answer is not None  # of the ping that asked whether it works again
+        assert error.answer is not None  # nothing was sent but a ping
         cause, status = error.answer.cause or "http", error.answer.status
         message = f"The app's endpoint is down: {describe_outcome(error.answer)}"
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
@@ -350,7 +350,7 @@ class Attempt:
         return run
 
     def _work_for_newest_request(self) -> None:
-        """The run that is asked for, if any, is this attempt's from now on, and what is logged says so."""
+        """Adopt the newest requested run, if there is one, and log its id from now on."""
         open_runs = runs.open_runs(self.watch.pk, self.lease.generation)
         self.sync_run = open_runs[0] if open_runs else None
         if self.sync_run:
@@ -364,9 +364,10 @@ class Attempt:
         )
 
     def _circuit_seconds(self, run: SyncRun | None) -> float:
-        """How long the repository's open circuit holds this watch back; a person's or an app's request is the probe.
+        """Return for how many seconds the repository's open circuit holds this watch back.
 
-        Only its first attempt: notices that are refused wake the watch again and again.
+        The first attempt of a person's or an app's request is let through as a probe. Later ones are not, because refused
+        notices wake the watch again and again.
         """
         until = self.watch.repository.circuit_open_until
         asked = run is not None and run.reason != Reason.CHANGE
@@ -378,7 +379,7 @@ class Attempt:
         circuit.close_circuit(self.watch.repository, but=self.watch)
 
     def _slice_is_over(self) -> bool:
-        """Whether this attempt has had its time and a watch of another app waits for a worker. Asks once a second."""
+        """Return whether this attempt has had its time and a watch of another app waits for a worker. Asks once a second."""
         now = time.monotonic()
         if now < self._next_slice_check:
             return False
@@ -393,7 +394,7 @@ class Attempt:
         self.lease.rebalance(self.client.in_flight)
 
     def _drain(self, seconds: float) -> None:
-        """Let what is under way settle, and record it."""
+        """Wait for the requests in flight and record their results."""
         if self.sender is None:
             return
         self.sender.drain(seconds, on_wait=self._extend_if_due)
@@ -404,7 +405,7 @@ class Attempt:
             self.lease.extend()
 
     def _leave_to_the_new_claim(self) -> None:
-        """Record nothing more. The lease goes only when no request can still be processed at the client."""
+        """Record nothing more, and release the lease once the client can no longer be processing a request."""
 
         def keep_alive() -> None:
             if self.lease.extension_is_due:

@@ -14,10 +14,10 @@ from repositories_app.models import Repository
 
 
 def record_git_failure(repository: Repository, error: GitError) -> float:
-    """Count a failure that concerns every watcher. If it opens the circuit, a `sync_failed` is due to each of them.
-    Seconds until the circuit lets the next attempt through, 0 when it is closed.
+    """Count a failure that concerns all watches. If it opens the circuit, a `sync_failed` notice is due to each of them.
 
-    One transaction: a circuit that opened without its notices would stay silent for ever.
+    Return the seconds until the circuit lets the next attempt through, 0 if it is closed. This is one transaction, because a
+    circuit that opened without its notices would never send them.
     """
     with transaction.atomic():
         circuit = repositories.record_failure(repository, error)
@@ -52,8 +52,9 @@ def _announce_failure(repository: Repository, error: GitError) -> None:
 
 
 def close_circuit(repository: Repository, *, but: AppRepository | None = None) -> None:
-    """The repository can be read: its circuit closes, and the watches that it held back need not wait for the end of the
-    cool-down; `but` the one that has just read it."""
+    """Close the circuit of a repository that can be read. The watches that it held back are due now, except `but`, which has
+    just read it.
+    """
     if not repositories.has_failures(repository):
         return
     with transaction.atomic():

@@ -1,7 +1,7 @@
-"""From planned changes to notifications that can be announced: contents read and hashed, in bounded blocks.
+"""Turn planned changes into notifications: read and hash their contents, in blocks of bounded size.
 
-With transforms in use a content is transformed here for the second time, after the plan, and that of a large file once
-more when it is sent: only one at a time is held, and none of them is kept on disk longer than it takes to send it.
+If transforms are in use, each content is transformed again here, after the plan, and a large one once more when it is sent.
+Only one transformed content is in memory at a time, and one on disk is kept only while it is sent.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ BLOCK_BYTES = 8_000_000  # of small files' contents held at once
 
 
 def blocks(changes: Iterator[Change]) -> Iterator[list[Change]]:
-    """Portions of at most `RECORD_BATCH` changes and `BLOCK_BYTES` of small files."""
+    """Yield blocks of at most `RECORD_BATCH` changes and `BLOCK_BYTES` of small files."""
     block: list[Change] = []
     size = 0
     for change in changes:
@@ -39,7 +39,7 @@ def blocks(changes: Iterator[Change]) -> Iterator[list[Change]]:
 
 
 def is_large(size: int) -> bool:
-    """Sent in chunks, and read twice: once for its hash, once for sending."""
+    """Return whether a file of this size is sent in chunks. It is read twice: for its hash, and to be sent."""
     return size > settings.CHUNK_THRESHOLD_BYTES
 
 
@@ -50,7 +50,7 @@ def read_block(
     tick: Callable[[], None],
     fail: Callable[[Change, Failure], None],
 ) -> list[Notification]:
-    """One notification per change, in the same order; without those that transforms `fail`."""
+    """Return one notification for each change, in the same order. Changes whose transforms fail are passed to `fail`."""
     if delivery_rules.transforms:
         return list(_read_transformed(changes, reader, delivery_rules, tick, fail))
     contents = reader.read(_small_blobs(changes))
@@ -66,7 +66,7 @@ def read_block(
             made = _notification(change, next(contents), delivery_rules)
         notifications.append(made)
     for made in notifications:
-        if not made.sha:  # the large ones last: the pipe is free of other answers then
+        if not made.sha:  # large files come last, when the pipe holds no other answers
             made.sha, made.remark = _hash(reader, made.change, tick)
     return notifications
 
@@ -103,21 +103,21 @@ def _read_transformed(
 
 
 def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) -> bytes:
-    """What is sent under the planned path. Raises `TransformFailed`, also where it is another path now."""
+    """Return what is sent under the planned path. Raises `TransformFailed`, also if the path is another one now."""
     made = delivery_rules.transforms.apply(SourceFile(change.source_path, content))
     if made is None or made.path != change.path:
-        raise _changed_its_mind(change)
+        raise _not_deterministic(change)
     return made.content
 
 
-def _changed_its_mind(change: Change) -> TransformFailed:
+def _not_deterministic(change: Change) -> TransformFailed:
     return TransformFailed(
-        f"The transforms made something else of {change.source_path} than a moment ago. They must be deterministic."
+        f"The transforms made something different from {change.source_path} than a moment ago. They must be deterministic."
     )
 
 
 def _notification(change: Change, content: bytes, delivery_rules: DeliveryRules) -> Notification:
-    """For a content in memory, which is kept unless it is large."""
+    """Return the notification for a content in memory. It keeps the content unless that is large."""
     size = len(content)
     return Notification(
         change,
@@ -141,8 +141,10 @@ def _hash(reader: BlobReader, change: Change, tick: Callable[[], None]) -> tuple
 
 
 class ChunkedFile:
-    """The bodies of one large file, one chunk after the other, read from a pipe of its own, or from a temporary file that
-    holds what transforms made. Raises `TransformFailed`."""
+    """The chunks of one large file, read one after the other from a git process of its own.
+
+    What transforms made is read from a temporary file instead. Raises `TransformFailed`.
+    """
 
     def __init__(self, notification: Notification, mirror: Mirror, delivery_rules: DeliveryRules) -> None:
         self._notification = notification
@@ -157,7 +159,7 @@ class ChunkedFile:
             )
             self._pieces = cut_base64(content, settings.CHUNK_SIZE_BYTES)
             self.chunk = self.advance()
-        except BaseException:  # git that is left running would keep the mirror in use
+        except BaseException:  # a running git process would keep the mirror in use
             self.close()
             raise
 
@@ -166,7 +168,7 @@ class ChunkedFile:
         item = self._notification
         content = _transformed(item.change, next(self._reader.read([item.change.blob])), delivery_rules)
         if hashlib.sha256(content).hexdigest() != item.sha:
-            raise _changed_its_mind(item.change)
+            raise _not_deterministic(item.change)
         self._spool.write(content)
         self._spool.seek(0)
         return iter(lambda: self._spool.read(BlobReader.BLOCK) if self._spool else b"", b"")
@@ -176,7 +178,7 @@ class ChunkedFile:
         return self.index + 1 == self.total
 
     def advance(self) -> Chunk:
-        """Go on to the next chunk, which then is `chunk`."""
+        """Read the next chunk into `chunk`, and return it."""
         self.index += 1
         self.chunk = Chunk(self._id, self.index, self.total, next(self._pieces))
         return self.chunk

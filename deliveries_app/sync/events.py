@@ -1,7 +1,7 @@
 """Notifications that are not about one file: `sync_failed` and `sync_completed`.
 
-Each is a row from the moment it is due, sent by whoever claims the watch, under the same lease and the same slots as
-files are: so it survives crashes, is tried again, and keeps its number (`engine.md` §5 and §10).
+Each is stored as a row and sent by the worker that claims the watch, under the same lease and slots as files. So it survives
+crashes, is retried, and keeps its number (`engine.md` §5 and §10).
 """
 
 import contextlib
@@ -39,7 +39,7 @@ _BASE_DELAY_SECONDS = 2.0
 
 
 class NoticeRefused(Exception):
-    """The files arrived, but the notice about it was not accepted."""
+    """All files were acknowledged, but the `sync_completed` notice was not accepted."""
 
     def __init__(self, failure: SyncFailure) -> None:
         super().__init__(failure.message)
@@ -55,8 +55,10 @@ def tree_sha256(watch_pk: int) -> str:
 
 
 def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
-    """Send the watch's `sync_failed` notices whose time has come. One that is refused waits, longer every time, and is
-    given up after a day; a file never waits for it."""
+    """Send the watch's `sync_failed` notices that are due.
+
+    A refused notice is retried with a backoff and given up after a day. Files never wait for it.
+    """
     if not lease.had_notices:
         return
     due = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_FAILED, due_at__lte=lease.clock.now())
@@ -85,9 +87,9 @@ def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyr
 def send_sync_completed(
     client: HttpClient, lease: Lease, to: Destination, files: int, alive: Callable[[], None]
 ) -> None:
-    """Tell the app with one hash what it should hold now; `NoticeRefused` when it does not answer 2xx.
+    """Send the app one hash over everything that it should hold now. Raises `NoticeRefused` unless it answers 2xx.
 
-    The row is kept until the run has ended well (`settle_completed`): the same statement, tried again, keeps its number.
+    The row is kept until the run has succeeded (`settle_completed`), so that a retry of the same notice keeps its number.
     """
     fields = sync_completed_fields(to.repository, to.commit, files, tree_sha256(lease.watch.pk))
     fresh = new_notice(lease.watch, NoticeKind.SYNC_COMPLETED, fields)
@@ -109,7 +111,7 @@ def send_sync_completed(
 
 
 def settle_completed(lease: Lease) -> None:
-    """The run has ended well; call it in the transaction that says so."""
+    """Remove the notice of a run that has succeeded. Call this in the transaction that records the success."""
     if lease.had_notices:
         Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED).delete()
 
@@ -127,8 +129,10 @@ def _send(
     keyring: Keyring,
     alive: Callable[[], None],
 ) -> Outcome:
-    """One attempt; its number is in the database before the first byte is sent. Whoever pauses syncing meanwhile waits
-    for the answer: thrown away, it would have the same notice sent again."""
+    """Send the notice once. Its number is stored before the first byte is sent.
+
+    A pause of syncing does not interrupt it: a response that is thrown away would make the app get the same notice twice.
+    """
 
     def settling() -> None:
         with contextlib.suppress(Paused):

@@ -1,14 +1,14 @@
-"""Why a run stops before its plan is done."""
+"""Why a run stops before the end of its plan."""
 
 from docora.http.client import Outcome
 
 
 class Superseded(Exception):
-    """The watch belongs to another claim or generation now: whatever this worker still records would be wrong."""
+    """The watch belongs to another claim or generation now, so this worker must not record anything."""
 
 
 class Paused(Exception):
-    """An administrator paused the app, or all syncing, while it was being sent to, or another run has put it on hold."""
+    """An administrator paused the app or all syncing during the run, or another run has put the app on hold."""
 
 
 class SliceOver(Exception):
@@ -18,8 +18,8 @@ class SliceOver(Exception):
 class EndpointDown(Exception):
     """The app's endpoint does not work, so every repository of the app has to wait.
 
-    `is_certain` unless all that is known is that it accepts none of this watch's files: then the attempt counts. `answer`
-    is the ping's, if nothing else was sent.
+    - `is_certain`: False if we only know that it accepts none of this watch's files. Then the attempt counts.
+    - `answer`: the response to the ping, if nothing else was sent.
     """
 
     def __init__(self, *, is_certain: bool, answer: Outcome | None) -> None:
@@ -28,7 +28,7 @@ class EndpointDown(Exception):
 
 
 class RateLimited(Exception):
-    """The app asked for a rest that is too long to be waited for here."""
+    """The app asked to wait for longer than a run does."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The app asked to wait {seconds:.0f} seconds.")
@@ -36,4 +36,4 @@ class RateLimited(Exception):
 
 
 class EndpointGone(Exception):
-    """The app answered 410 often enough to be believed: it wants no more notifications."""
+    """The app answered 410 to several files: it wants no more notifications."""

@@ -77,7 +77,7 @@ class Lease:
 
     @property
     def doubt_seconds(self) -> float:
-        """For how many seconds the app may still be processing requests of a process that died."""
+        """Seconds for which the app may still be processing requests of a process that died."""
         until = self.watch.doubt_until
         return max(0.0, (until - self.clock.now()).total_seconds()) if until else 0.0
 
@@ -94,13 +94,13 @@ class Lease:
             self._adopt(pace.speed_up(self.watch.app_id))
 
     def _adopt(self, app: App) -> None:
-        """Follow the app's pace. A higher share of the slots is taken by the next `rebalance`."""
+        """Follow the app's pace. If more slots are allowed, the next `rebalance` takes its share of them."""
         self.watch.app.pace_slots, self.watch.app.pace_gap = app.pace_slots, app.pace_gap
         self.slots = min(self.slots, app.slots_allowed)
 
     @property
     def may_send(self) -> bool:
-        """Whether a request may start now: it must not outlive the lease unseen."""
+        """Whether a request may start now. It must not start when another worker may have claimed the watch."""
         return boot_seconds() <= self.extended_at + settings.LEASE_SECONDS - SEND_MARGIN_SECONDS
 
     @property
@@ -108,15 +108,15 @@ class Lease:
         return boot_seconds() >= self.extended_at + settings.LEASE_SECONDS / 6
 
     def reserve_sequences(self, count: int) -> int:
-        """The first of `count` fresh sequence numbers; written with the next `extend`."""
+        """Reserve `count` new sequence numbers and return the first. The next `extend` stores them."""
         first = max(self.sequence_high + 1, _microseconds(self.clock))
         self.sequence_high = first + count - 1
         return first
 
     def extend(self, **changes: Any) -> None:
-        """Prove that the watch is still ours and own it for `LEASE_SECONDS` more; writes `changes` with it.
+        """Check that the watch is still ours, extend the lease by `LEASE_SECONDS` and write `changes`.
 
-        Raises `Superseded` when it is not. First statement of every transaction that records something.
+        Raises `Superseded` if it is not. This is the first statement of every transaction that records something.
         """
         started = boot_seconds()
         if changes:
@@ -141,7 +141,7 @@ class Lease:
         )
 
     def keep_alive(self) -> None:
-        """Keep others away while requests of a superseded claim are settling; records nothing."""
+        """Keep the watch from being claimed while requests of a superseded claim settle. Records nothing."""
         started = boot_seconds()
         AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(
             lease_until=from_now(settings.LEASE_SECONDS)
@@ -149,7 +149,7 @@ class Lease:
         self.extended_at = started
 
     def release(self) -> None:
-        """Let go after being superseded; the new request is due at once."""
+        """Release the watch after being superseded. The new request is due at once."""
         AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(
             lease_until=None, lease_slots=0
         )
@@ -179,22 +179,27 @@ class Lease:
         return wake if seconds is None else Least(planned, wake)
 
     def asked_meanwhile(self) -> bool:
-        """Since the claim a person asked for a retry, which gave all attempts back. Locks the watch: call it inside the
-        transaction that ends the attempt."""
+        """Return whether a person has asked for a retry since the claim, which gave all attempts back.
+
+        Locks the watch. Call this inside the transaction that ends the attempt.
+        """
         row = AppRepository.objects.select_for_update().filter(pk=self.watch.pk)
         attempts = row.values_list("retry_count", flat=True).first()
         return attempts is not None and attempts < self.watch.retry_count
 
     def endpoint_answers(self) -> None:
-        """The endpoint works: the app is not down any more, and all its repositories may continue."""
+        """Record that the endpoint works, so that all repositories of an app that was down may continue."""
         if self.watch.app.down_count:
             App.objects.filter(pk=self.watch.app_id, down_count__gt=0).update(down_count=0, cooldown_until=None)
             self.watch.app.down_count = 0
 
     def rebalance(self, in_flight: int, *, at_once: bool = False) -> None:
-        """Take the fair share of the app's slots, once a second or `at_once`. Slots are given back before anyone takes them: a
-        smaller share is written only once no more than that is in flight; until then just nothing new is started.
-        Raises `Paused` when the app, or all syncing, was paused meanwhile, or another run was asked for a rest."""
+        """Take the fair share of the app's slots, once a second or `at_once`.
+
+        A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
+        Until then nothing new is started. Raises `Paused` if the app or all syncing was paused meanwhile, or if another run has
+        put the app on hold.
+        """
         if not at_once and boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
         with transaction.atomic():
@@ -202,7 +207,7 @@ class Lease:
             app = apps.get(pk=self.watch.app_id)
             is_held = app.cooldown_until is not None and app.cooldown_until > app.database_now
             if app.paused or is_held or SyncPause.objects.exists():
-                raise Paused  # and again at the next call, whoever passed it over
+                raise Paused  # again at every call, because some callers ignore it
             self.rebalanced_at = boot_seconds()
             others = _other_leases(app.pk, self.watch.pk)
             waiting = (
@@ -215,7 +220,7 @@ class Lease:
             taken = others.aggregate(slots=Sum("lease_slots"))["slots"] or 0
             self._adopt(app)
             share = max(1, app.slots_allowed // (others.count() + 1 + waiting))
-            # No more than at the claim: so many connections the run's client has.
+            # No more than at the claim, because the run's client has only so many connections.
             self.slots = max(1, min(share, app.slots_allowed - taken, self.watch.app.max_in_flight))
             written = max(self.slots, in_flight)
             AppRepository.objects.filter(pk=self.watch.pk, fencing_token=self.fencing_token).update(lease_slots=written)
@@ -239,14 +244,14 @@ def claim(watch_pk: int, *, alone: bool = True) -> Lease | None:
         if watch is None or (watch.needs_own_process and not alone):
             return None
         watch.app = app
-        # An endpoint that was down is asked by one watch with one request before all the others come.
+        # An endpoint that was down gets one request from one watch before all the others continue.
         taken: int = watch.taken  # type: ignore[attr-defined]  # the annotation
         free = app.slots_allowed - taken if not app.down_count else (1 if not taken else 0)
         if free < 1:
             asks_again = from_now(SLOT_REQUEST_SECONDS)
             AppRepository.objects.filter(pk=watch_pk).update(slots_requested_at=Now(), next_sync_at=asks_again)
             return None
-        # Half of them: the next watch finds slots too, and a small repository has ended before slots are shared again.
+        # Take half of them, so that the next watch finds slots too. A small repository ends before slots are shared again.
         return _take(watch, max(1, free // 2), started)
 
 

@@ -1,7 +1,6 @@
-"""How an attempt ends: what becomes of the watch, its runs, the repository's circuit and the app's rest.
+"""Record how an attempt ended: update the watch, its runs, the repository's circuit and the app's cooldown.
 
-Each function is one fenced transaction: it either finds the watch still ours and writes everything, or raises
-`Superseded` and writes nothing.
+Each function is one fenced transaction. If the watch belongs to another claim now, it raises `Superseded` and writes nothing.
 """
 
 import logging
@@ -32,7 +31,10 @@ _OTHERS_FIRST_SECONDS = 5.0
 
 
 def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
-    """Everything planned is acknowledged (or nothing was to do). `fields`: commit, base and tree columns."""
+    """Record that everything planned is acknowledged, or that there was nothing to do.
+
+    `fields` are the columns of the watch that describe the commit, the base and the tree.
+    """
     with transaction.atomic(savepoint=False):
         lease.finish(
             next_sync_in=None,
@@ -57,10 +59,10 @@ def failed(
     rest: float = 0.0,
     fields: dict[str, Any] | None = None,
 ) -> None:
-    """An attempt that counts: try again after a pause that doubles, or give up until the next rescan.
+    """Record a failed attempt that counts: retry after a backoff, or give up until the next rescan.
 
-    The count stays one below the limit when it gives up: each rescan is one more attempt, no longer series. It never
-    gives up on what a person asked for while it was at it: that is still to be tried.
+    After giving up, the count stays one below the limit, so each rescan is a single attempt. If a person asked for a retry
+    during the attempt, it does not give up, because that retry has not been tried yet.
     """
     attempt = lease.watch.retry_count
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
@@ -77,20 +79,20 @@ def failed(
             **failure.columns(),
             **(fields or {}),
         )
-        transaction.on_commit(partial(_tell_failed, failure, attempt, wait), robust=True)
+        transaction.on_commit(partial(_log_failed, failure, attempt, wait), robust=True)
         if exhausted:
             runs.end_runs(lease.watch.pk, lease.generation, Outcome.FAILED, failure.message)
 
 
 def git_failed(lease: Lease, error: GitError) -> None:
-    """Reading the repository failed; what concerns every watcher counts for the circuit too."""
+    """Record that git could not read the repository. A failure that concerns all watches also counts for the circuit."""
     open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
     failure = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
     failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown))
 
 
 def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) -> None:
-    """Not this watch's fault: due again in so many seconds, and the attempt is given back."""
+    """Make the watch due again in `seconds` without counting the attempt, because the watch is not to blame."""
     with transaction.atomic():
         lease.finish(
             next_sync_in=seconds,
@@ -99,11 +101,11 @@ def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) 
             **(failure.columns() if failure else {}),
         )
         if failure:
-            transaction.on_commit(partial(_tell_failed, failure, lease.watch.retry_count, seconds), robust=True)
+            transaction.on_commit(partial(_log_failed, failure, lease.watch.retry_count, seconds), robust=True)
 
 
 def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure) -> None:
-    """The app asked for a rest: none of its watches is sent to earlier, so that no worker sits and waits."""
+    """The app asked to wait: send nothing for any of its watches until then. No worker sits and waits meanwhile."""
     seconds = min(seconds, MAX_WAIT_SECONDS)
     with transaction.atomic():  # the app's row before the watch's, as the claim locks them
         _hold(lease, seconds)
@@ -111,10 +113,9 @@ def start_cooldown(lease: Lease, seconds: float, failure: SyncFailure) -> None:
 
 
 def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
-    """The endpoint does not work: none of the app's watches is sent to for a while that doubles.
+    """The endpoint does not work: send nothing for any of the app's watches until a backoff is over.
 
-    With `counts`, the attempt counts, because this watch's own files may be what fails. Another watch is then the first
-    to try again.
+    With `counts`, the attempt counts, because it may be only this watch's files that fail. Another watch then tries first.
     """
     delay = backoff(lease.watch.app.down_count + 1, base=ENDPOINT_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311
     seconds = min(delay, MAX_WAIT_SECONDS)
@@ -127,14 +128,14 @@ def endpoint_down(lease: Lease, failure: SyncFailure, *, counts: bool) -> None:
 
 
 def _hold(lease: Lease, seconds: float, **changes: Any) -> None:
-    """Set the app's cooldown, which other runs may have set meanwhile: it never becomes shorter."""
+    """Set the app's cooldown. It never becomes shorter, because other runs may have set it meanwhile."""
     until = from_now(seconds)
     latest = Greatest(until, Coalesce(F("cooldown_until"), until))
     App.objects.filter(pk=lease.watch.app_id).update(cooldown_until=latest, **changes)
 
 
 def endpoint_gone(lease: Lease) -> None:
-    """The app wants no more notifications: paused until an administrator resumes it."""
+    """The app wants no more notifications: pause it until an administrator resumes it."""
     message = "The app answered 410 Gone and was paused. Resume it once its endpoint takes notifications again."
     with transaction.atomic():
         App.objects.filter(pk=lease.watch.app_id).update(paused=True, paused_reason=message)
@@ -142,7 +143,7 @@ def endpoint_gone(lease: Lease) -> None:
         runs.end_runs(lease.watch.pk, lease.generation, Outcome.PAUSED, message)
 
 
-def _tell_failed(failure: SyncFailure, attempt: int, wait: float) -> None:
+def _log_failed(failure: SyncFailure, attempt: int, wait: float) -> None:
     fields = {"cause": failure.root.value, "error": failure.message, "attempt": attempt, "next_try_in": round(wait, 1)}
     logger.info("attempt_failed", extra=fields)
     counters.add({counters.field(counters.SYNC_FAILURES, failure.root.value): 1})

@@ -1,7 +1,7 @@
 """How fast an app is sent to: slowed down when it answers 429 or 503, and raised again while it accepts (`engine.md` §7).
 
-The pace is the app's, over all its watches and workers: how many notifications may be in flight, and once that is one,
-how long to wait between the starts of two.
+The pace belongs to the app and holds for all its watches and workers. It is the number of notifications in flight, and once
+that is one, the gap between the starts of two.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from docora.db.clock import from_now
 
 SUCCESSES_TO_SPEED_UP = 50
 _SHORTEST_GAP, _LONGEST_GAP = 0.02, 10.0  # seconds
-_SLOWER_AFTER = 1.0  # seconds: refusals of one moment have one reason
-_FASTER_AFTER = 10.0  # seconds: each time that is too fast costs a pause of a second or more
+_SLOWER_AFTER = 1.0  # seconds; refusals within a moment have the same reason
+_FASTER_AFTER = 10.0  # seconds; each attempt to go too fast costs a pause of a second or more
 
 
 def slow_down(app_pk: int) -> App:

@@ -1,7 +1,7 @@
-"""Outcomes and announcements → rows, in fenced batches (`engine.md` §1 and §4).
+"""Write outcomes and announcements to the database, in fenced batches (`engine.md` §1 and §4).
 
-One transaction proves that the watch is still ours, records what was acknowledged and what failed, and announces the
-next batch. Whatever kills the worker afterwards, the rows tell which paths are in doubt.
+One transaction checks that the watch is still ours, records what was acknowledged and what failed, and announces the next
+batch. If the worker is killed afterwards, the rows show which paths are in doubt.
 """
 
 import logging
@@ -35,9 +35,10 @@ BLOCKED = "blocked"
 
 @dataclass
 class Notification:
-    """A change with what is known once its content was read: the SHA-256 and size of what is sent, its number.
+    """A change, and what is known once its content was read: the SHA-256 and size (bytes) of what is sent, and its number.
 
-    `content` is None for deletes and for files that are too large to be kept in memory. `remark`: what is special about it.
+    `content` is None for deletes and for files that are too large to be kept in memory. `remark` says what is special about
+    the content. `waits` counts how often it was sent again in this run.
     """
 
     change: Change
@@ -52,7 +53,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a notification was not delivered in this run. `rest` seconds must pass before its path is sent again."""
+    """Why a notification was not delivered in this run. Its path must not be sent again for `rest` seconds."""
 
     cause: str
     message: str
@@ -62,19 +63,24 @@ class Failure:
 
     @property
     def counted_as(self) -> str:
-        """The root cause, except of what only waits for another path."""
+        """The root cause, or `BLOCKED` for a path that only waits for another one."""
         return BLOCKED if self.cause == BLOCKED else root_causes.of_delivery(self.cause, self.status).value
 
 
-# The rules ask for a sixth of the lease at the latest; at a slow client a bar that moves every second reads better, and
-# less is in doubt after a crash.
+# A sixth of the lease would do, but with a slow client a bar that moves every second reads better, and less is in doubt
+# after a crash.
 _SHOW_SECONDS = 1.0
-TELL_SECONDS = 0.5  # how often Redis is told, and the app's hour counted: a fast run records dozens of batches a second
+TELL_SECONDS = (
+    0.5  # between two updates of Redis and of the app's hourly row; a fast run records dozens of batches a second
+)
 
 
 class Recorder:
-    """Collects outcomes; `commit` writes them. `had_failures`: the watch has listed failures that a success clears.
-    `on_first`: columns of the watch that the first announcement changes."""
+    """Collects outcomes until `commit` writes them.
+
+    - `had_failures`: the watch has listed failures, which a success clears.
+    - `on_first`: columns of the watch that the first announcement changes.
+    """
 
     def __init__(self, lease: Lease, run: SyncRun, *, had_failures: bool, on_first: Mapping[str, Any]) -> None:
         self._lease = lease
@@ -89,7 +95,7 @@ class Recorder:
         self._untold: Counter[str] = Counter()
         self._untold_causes: Counter[str] = Counter()
         self._told_at = time.monotonic()
-        self.earliest_retry = 0.0  # seconds that a path must rest, the longest of this run
+        self.earliest_retry = 0.0  # the longest time in seconds that a path of this run has to wait
         self.last_failure: Failure | None = None
         self._committed_at = time.monotonic()
 
@@ -99,13 +105,13 @@ class Recorder:
 
     @property
     def due(self) -> bool:
-        """Long enough since the last commit. Outcomes do not pile up meanwhile: each announcement commits them."""
+        """Whether the last commit was long enough ago. Each announcement commits outcomes too."""
         since = time.monotonic() - self._committed_at
         waiting = self._acknowledged or self._failed
         return since >= settings.LEASE_SECONDS / 6 or (bool(waiting) and since >= _SHOW_SECONDS)
 
     def timed(self, ok: bool, seconds: float) -> None:
-        """One request was answered, or not, after so many seconds."""
+        """Count a request that ended after so many seconds."""
         self._latest.add(ok, seconds)
 
     def acknowledge(self, notification: Notification) -> None:
@@ -113,17 +119,17 @@ class Recorder:
         self._acknowledged_at = self._lease.clock.now()
 
     def fail(self, what: Notification | Change, failure: Failure) -> None:
-        """A notification that failed, or a change that could not even be announced in this run."""
+        """Add a notification that failed, or a change that could not be announced in this run."""
         self._failed.append((what, failure))
         self.failed_count += 1
         if failure.cause != BLOCKED or self.last_failure is None:
-            self.last_failure = failure  # what waits for another path says nothing of the cause
+            self.last_failure = failure  # a path that waits for another one says nothing about the cause
         self.earliest_retry = max(self.earliest_retry, failure.rest)
 
     def commit(self, announce: Sequence[Notification] = (), adopt: Sequence[Notification] = ()) -> None:
-        """Write everything collected and announce the next batch; raises `Superseded` and then writes nothing.
+        """Write everything collected and announce the next batch. Raises `Superseded`, and then writes nothing.
 
-        `adopt`: rows of an import whose content turned out to be what the app holds; nothing is sent for them.
+        `adopt`: notifications whose content turned out to be what the app holds already. Nothing is sent for them.
         """
         fresh = [notification for notification in [*announce, *adopt] if notification.change.sequence is None]
         first = self._lease.reserve_sequences(len(fresh)) if fresh else 0
@@ -138,7 +144,7 @@ class Recorder:
         self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
         self._untold_causes.update(failure.counted_as for _, failure in self._failed)
         changes = self._on_first if announce else {}
-        if done and self._lease.watch.crash_count:  # an attempt that gets on does not count, even if its process dies
+        if done and self._lease.watch.crash_count:  # an attempt with progress does not count, even if its process dies
             changes = changes | {"crash_count": 0}
             self._lease.watch.crash_count = 0
         now = self._lease.clock.now()
@@ -164,7 +170,7 @@ class Recorder:
 
     @property
     def _untold_bytes(self) -> int:
-        """That were sent; what was adopted is done without."""
+        """Bytes that were sent. What was adopted was not."""
         return self._untold["bytes_done"] - self._untold["adopted"]
 
     def _count_traffic(self, now: datetime) -> None:
@@ -181,7 +187,7 @@ class Recorder:
         )
 
     def _tell(self) -> None:
-        """What the bars, the app's page and the metrics show, once it is committed."""
+        """Update what progress bars, the app's page and the metrics show. Call this after the commit."""
         failures = {counters.field(counters.DELIVERY_FAILURES, why): n for why, n in self._untold_causes.items()}
         counts = {counters.FILES: self._untold["files"], counters.BYTES: self._untold_bytes, **failures}
         endpoint_stats.record_latest(self._lease.watch.app, self._latest, counts)

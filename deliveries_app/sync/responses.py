@@ -1,4 +1,4 @@
-"""What an answer of the app means for one notification, and for the run (`engine.md` §7)."""
+"""Decide what a response of the app means for the notification and for the run (`engine.md` §7)."""
 
 import time
 from dataclasses import dataclass
@@ -18,12 +18,15 @@ DOUBT_AFTER = 10  # consecutive failures, on different paths, as if the endpoint
 CONTROL_PATHS = 3  # paths that are tried one by one if nothing else proves that the endpoint works
 GONE_AFTER = 3  # files answered with 410
 RETRY_UNREACHED = 1.0  # seconds
-LONGEST_WAIT = 5.0  # seconds that a run waits for by itself
+LONGEST_WAIT = 5.0  # seconds that a run waits before it ends instead
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`delivered`, or `wait` seconds and send the same again, or a `failure` of this run (both, when waiting is over)."""
+    """Either `delivered`, or `wait` so many seconds and send the same again, or a `failure`.
+
+    With both `wait` and `failure`, the failure counts once the run may not wait any longer.
+    """
 
     delivered: bool = False
     wait: float | None = None
@@ -44,7 +47,7 @@ class Decision:
 
 @dataclass
 class ResponsePolicy:
-    """Judges the outcomes of one run, and knows when to doubt that the endpoint works."""
+    """Decides about the outcomes of one run, and notices when the endpoint may not work."""
 
     _failed_in_a_row: int = 0
     _gone: int = 0
@@ -64,7 +67,7 @@ class ResponsePolicy:
         return self._limit == CONTROL_PATHS
 
     def trust(self) -> None:
-        """The endpoint works: what failed is the files' own failure."""
+        """Record that the endpoint works: the failures were those of the files."""
         self._failed_in_a_row, self._limit, self.failing_since, self.endpoint_works = 0, DOUBT_AFTER, None, True
 
     def refused(self) -> None:
@@ -72,14 +75,14 @@ class ResponsePolicy:
         self._refusals += 1
 
     def try_one_by_one(self) -> None:
-        """Nothing proves that the endpoint works, or that it does not: the next paths decide."""
+        """It is unknown whether the endpoint works: let the next paths decide."""
         self._failed_in_a_row, self._limit = 0, CONTROL_PATHS
 
     def of(self, change: Change, outcome: Outcome, *, chunked: bool, pausing: bool = False) -> Decision:
         """Decide what the outcome of one request means.
 
-        `chunked`: it was one chunk of a file. One that surely was not processed may be sent again as it is; any other must
-        not be repeated under its id, the app would count it twice. `pausing`: the app has refused others just now.
+        `chunked`: it was one chunk of a file. A chunk that certainly was not processed may be sent again as it is. Any other
+        must not be repeated under its id, because the app would count it twice. `pausing`: the app has just refused others.
         """
         status = outcome.status
         if outcome.cause is not None:
@@ -108,7 +111,7 @@ class ResponsePolicy:
         )
 
     def settle(self, verdict: Decision, clock: DatabaseClock) -> None:
-        """Count a settled notification. Raises what ends the run."""
+        """Count a settled notification. Raises `RateLimited` or `EndpointGone` if the run has to end."""
         if verdict.rest is not None:
             raise RateLimited(verdict.rest)
         if verdict.endpoint_failed:

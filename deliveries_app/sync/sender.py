@@ -1,7 +1,7 @@
-"""Changes → acknowledged outcomes, `slots` at a time (`engine.md` §7).
+"""Send the planned changes, `slots` at a time, and pass every outcome to the recorder (`engine.md` §7).
 
-Phases in order; within one, a block of changes is announced as soon as the last one is under way, and git unpacks the
-next one meanwhile. Every outcome goes to the recorder; the exceptions that this module raises mean that the run stops here.
+The phases are sent in order. Within a phase, the next block of changes is announced as soon as the previous one is under way,
+while git unpacks the one after it. An exception from this module ends the run.
 """
 
 import time
@@ -78,7 +78,7 @@ class Sender:
         self._judge = ResponsePolicy()
 
     def send(self, plan: Plan) -> None:
-        """Send the whole plan. Returns when every file was tried; raises what ends the run before that."""
+        """Send the whole plan, and return when every file was tried. Raises an exception of `exceptions` to end the run."""
         for path in plan.retained:
             self._kept.add(path)
         if plan.files and self._lease.watch.app.down_count:
@@ -92,9 +92,9 @@ class Sender:
                 raise self._down(is_certain=False)
 
     def drain(self, seconds: float, *, record: bool = True, on_wait: Callable[[], None]) -> bool:
-        """Start nothing new and let what is under way settle; what is not settled then is dropped and has to rest.
+        """Start nothing new and wait for the requests in flight. Drop those that are not settled in time; their paths wait.
 
-        True when everything settled without a timeout, so that no path can still be processed at the client.
+        Return True if everything settled without a timeout, so that the client can no longer be processing any path.
         """
         deadline = time.monotonic() + seconds
         clean = True
@@ -121,7 +121,7 @@ class Sender:
         return clean
 
     def _settle_last(self, transfer: _Transfer, verdict: Decision) -> None:
-        """In a drain, only a whole file that was acknowledged counts; one that is halfway stays in doubt."""
+        """Record an outcome during a drain. A large file of which chunks are missing stays in doubt."""
         if verdict.failure is not None:
             self._recorder.fail(transfer.notification, verdict.failure)
         elif verdict.delivered and (transfer.file is None or transfer.file.is_last):
@@ -144,7 +144,7 @@ class Sender:
             self._keep_going()
 
     def _announce(self, block: list[Change]) -> None:
-        """Read, announce and queue a block; what may not be sent in this run is listed instead."""
+        """Read, announce and queue a block. Changes that may not be sent in this run are listed as failed."""
         sendable = [change for change in block if not self._is_blocked(change)]
         notifications = read_block(sendable, self._reader, self._delivery_rules, self._keep_going, self._recorder.fail)
         adopted = [item for item in notifications if item.change.compare and item.sha == item.change.sha]
@@ -183,11 +183,11 @@ class Sender:
         self._pause_until = max(self._pause_until, time.monotonic() + seconds)
 
     def _start(self) -> None:
-        """Start what may be under way now: a free slot, room for its bytes, no pause, and a lease that lasts."""
+        """Start requests while there are free slots, room for their bytes, no pause and a valid lease."""
         if self._is_ending:
             self._ready = deque(transfer for transfer in self._ready if transfer.file)
         if self._judge.is_in_doubt:
-            return  # what is in flight settles first
+            return  # until the requests in flight have settled
         slots = 1 if self._judge.is_trying_one_by_one else self._lease.slots
         while self._ready and self._client.in_flight < slots and time.monotonic() >= self._not_before:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
@@ -252,7 +252,7 @@ class Sender:
         return transfer
 
     def _take_back(self) -> None:
-        """What the client has not begun to send becomes what is ready again."""
+        """Take back the requests that the client has not begun to send."""
         self._ready.extendleft(self._landed(request) for request in reversed(self._client.withdraw()))
 
     def _collect(self) -> None:
@@ -312,7 +312,7 @@ class Sender:
         self._judge.settle(verdict, self._lease.clock)
 
     def _failed_like_others(self) -> bool:
-        """Whether this run ends without an answer of the app, and so did others: each may have too few paths to tell."""
+        """Return whether this run ends without an answer of the app, and so did others. Each may have too few paths to tell."""
         if self._judge.failing_since is None:
             return False
         app = self._lease.watch.app
@@ -346,7 +346,7 @@ class Sender:
             self._lease.speed_up()
 
     def _tries_other_key(self, transfer: _Transfer, outcome: Outcome) -> bool:
-        """Whether the same request goes out once more, signed with the other key; remembers the key that was accepted."""
+        """Queue the same request again with the other key if the app refused this one. Remember a key that was accepted."""
         if outcome.ok:
             self._to.keyring.accepted(transfer.signed_with)
             transfer.keys = ()  # the next chunk is signed with what was accepted
