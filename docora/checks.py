@@ -22,52 +22,34 @@ _MAKE_KEY = 'python3 -c "import secrets; print(secrets.token_urlsafe(50))"'
 def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if settings.DEBUG:
-        messages.append(
-            Error(
-                "DEBUG is on: error pages show source code and settings to everyone.",
-                hint="Remove DEBUG, then restart.",
-                id="docora.E003",
-            )
-        )
+        text = "DEBUG is on: error pages show source code and settings to everyone."
+        messages.append(Error(text, hint="Remove DEBUG, then restart.", id="docora.E003"))
     if not settings.HTTPS:
-        messages.append(
-            Warning(
-                f"PUBLIC_URL is {settings.PUBLIC_URL}, plain http: Docora serves this machine only, without Secure "
-                "cookies, the redirect to https and HSTS.",
-                hint="Set PUBLIC_URL to the https address that people and client apps use.",
-                id="docora.W001",
-            )
+        text = (
+            f"PUBLIC_URL is {settings.PUBLIC_URL}, plain http: Docora serves this machine only, without Secure cookies, the "
+            "redirect to https and HSTS."
         )
+        hint = "Set PUBLIC_URL to the https address that people and client apps use."
+        messages.append(Warning(text, hint=hint, id="docora.W001"))
     if settings.ALLOW_HTTP:
-        messages.append(
-            Warning(
-                "ALLOW_HTTP is on: files and the tokens of private repositories can travel unencrypted.",
-                hint="Remove it unless all of that traffic stays in a network that you trust.",
-                id="docora.W002",
-            )
-        )
+        text = "ALLOW_HTTP is on: files and the tokens of private repositories can travel unencrypted."
+        hint = "Remove it unless all of that traffic stays in a network that you trust."
+        messages.append(Warning(text, hint=hint, id="docora.W002"))
     return messages
 
 
 def check_proxies(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     """Check TRUSTED_PROXIES. Only `doctor` runs this: an image is checked before its proxy is known."""
     if settings.HTTPS and not settings.TRUSTED_PROXIES:
-        return [
-            Error(
-                "PUBLIC_URL is https, but TRUSTED_PROXIES is empty: Docora does not trust any proxy that says a request came "
-                "over https, so it redirects every request forever.",
-                hint="Set TRUSTED_PROXIES to the address of the reverse proxy, such as 127.0.0.1/32.",
-                id="docora.E004",
-            )
-        ]
+        text = (
+            "PUBLIC_URL is https, but TRUSTED_PROXIES is empty: Docora does not trust any proxy that says a request came "
+            "over https, so it redirects every request forever."
+        )
+        hint = "Set TRUSTED_PROXIES to the address of the reverse proxy, such as 127.0.0.1/32."
+        return [Error(text, hint=hint, id="docora.E004")]
     if any(network.prefixlen == 0 for network in settings.TRUSTED_PROXIES):
-        return [
-            Error(
-                "TRUSTED_PROXIES contains every address: a client can claim any address and is never throttled.",
-                hint="List only the reverse proxy.",
-                id="docora.E005",
-            )
-        ]
+        text = "TRUSTED_PROXIES contains every address: a client can claim any address and is never throttled."
+        return [Error(text, hint="List only the reverse proxy.", id="docora.E005")]
     return []
 
 
@@ -97,22 +79,15 @@ def _check_private_network(network: Network) -> list[CheckMessage]:
 def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if settings.SECRET_KEY.startswith("django-insecure-") or _max_entropy_bits(settings.SECRET_KEY) < _SECRET_KEY_BITS:
-        messages.append(
-            Error(
-                "SECRET_KEY is short or repetitive: sessions signed with it can be forged.",
-                hint=f"Generate one: {_MAKE_KEY}",
-                id="docora.E007",
-            )
-        )
+        text = "SECRET_KEY is short or repetitive: sessions signed with it can be forged."
+        messages.append(Error(text, hint=f"Generate one: {_MAKE_KEY}", id="docora.E007"))
     for place, key in enumerate(settings.ENCRYPTION_KEYS, 1):
         if _max_entropy_bits(key) < _ENCRYPTION_KEY_BITS:
-            messages.append(
-                Error(
-                    f"Number {place} of ENCRYPTION_KEYS is short or repetitive: anyone who has the database can guess it.",
-                    hint=f"Generate one ({_MAKE_KEY}), put it first, and run {program()} rotate_encryption_keys.",
-                    id="docora.E008",
-                )
+            text = (
+                f"Number {place} of ENCRYPTION_KEYS is short or repetitive: anyone who has the database can guess it."
             )
+            hint = f"Generate one ({_MAKE_KEY}), put it first, and run {program()} rotate_encryption_keys."
+            messages.append(Error(text, hint=hint, id="docora.E008"))
     return messages
 
 

@@ -57,27 +57,18 @@ def git_version() -> tuple[int, ...] | None:
 def check_git(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     version = git_version()
     if version is None:
-        return [
-            Error(
-                f"git was not found. Docora needs git {_dotted(MIN_GIT)} or newer.",
-                hint="Install it (apt install git), on the PATH of the workers and the sweep.",
-                id="docora.E001",
-            )
-        ]
+        text = f"git was not found. Docora needs git {_dotted(MIN_GIT)} or newer."
+        hint = "Install it (apt install git), on the PATH of the workers and the sweep."
+        return [Error(text, hint=hint, id="docora.E001")]
     if version < MIN_GIT:
-        return [
-            Error(
-                f"git is {_dotted(version)}, but Docora needs {_dotted(MIN_GIT)} or newer.",
-                hint="Upgrade git.",
-                id="docora.E002",
-            )
-        ]
+        text = f"git is {_dotted(version)}, but Docora needs {_dotted(MIN_GIT)} or newer."
+        return [Error(text, hint="Upgrade git.", id="docora.E002")]
     return []
 
 
 @register
 def check_git_confinement(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that git can be limited and ended with its worker. Every system based on Debian or Red Hat has the programs."""
+    """Check for the programs that limit git and end it with its worker. Debian and Red Hat always have them."""
     missing = [name for name in ("setpriv", "prlimit") if sys.platform == "linux" and not shutil.which(name)]
     if not missing:
         return []
@@ -104,14 +95,12 @@ def check_git_fixes() -> list[CheckMessage]:
     newer = [release for release in GIT_FIXED if release > version]
     if not newer or any(version[:2] == release[:2] for release in GIT_FIXED if release <= version):
         return [Info(f"git {_dotted(version)} is new enough and has the security fixes of {GIT_FIXES}.")]
-    return [
-        Warning(
-            f"git {_dotted(version)} lacks the security fixes of {GIT_FIXES}, and possibly earlier ones. "
-            f"{_dotted(newer[0])} has them.",
-            hint="Upgrade git, unless your distribution has backported the fixes; its changelog says so. Docora checks "
-            "nothing out and runs no hooks and no submodules, so none of these flaws is known to affect it.",
-        )
-    ]
+    text = f"git {_dotted(version)} lacks the security fixes of {GIT_FIXES}, and possibly earlier ones."
+    hint = (
+        "Upgrade git, unless your distribution has backported the fixes; its changelog says so. Docora checks nothing out "
+        "and runs no hooks and no submodules, so none of these flaws is known to affect it."
+    )
+    return [Warning(f"{text} {_dotted(newer[0])} has them.", hint=hint)]
 
 
 def _dotted(version: tuple[int, ...]) -> str:
@@ -131,13 +120,9 @@ def check_outbound_client() -> list[CheckMessage]:
         dialled = [host for host in hosts if not _is_refused(client, host)]
     if not dialled:
         return [Info(f"The outbound client refuses {', '.join(hosts)}.")]
-    return [
-        Error(
-            f"The outbound client does not refuse {', '.join(dialled)}: anyone who registers an app or a repository can "
-            "make Docora call there.",
-            hint="Stop Docora and report this bug.",
-        )
-    ]
+    risk = "anyone who registers an app or a repository can make Docora call there."
+    text = f"The outbound client does not refuse {', '.join(dialled)}: {risk}"
+    return [Error(text, hint="Stop Docora and report this bug.")]
 
 
 def _is_refused(client: HttpClient, host: str) -> bool:

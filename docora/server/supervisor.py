@@ -32,16 +32,11 @@ _BACKLOG = 1024  # connections that wait to be accepted
 
 @dataclass
 class Child:
-    """One process to keep running.
-
-    It receives `death_signal` if the supervisor is killed. It inherits `listener`, which stays open while it restarts.
-    """
+    """One process to keep running. It inherits `listener`, which stays open while it restarts."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    death_signal: int = signal.SIGTERM
-    stop_signal: int = signal.SIGTERM
     listener: socket.socket | None = None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -56,7 +51,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             pass_fds=[self.listener.fileno()] if self.listener else [],
-            preexec_fn=partial(die_with_parent, self.death_signal),
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
 
     @property
@@ -102,7 +97,8 @@ class Supervisor:
 
     def _end(self, children: Sequence[Child]) -> None:
         for child in children:
-            self._signal(child, child.stop_signal)
+            if child.process is not None and child.running:
+                child.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for child in children:
             if child.process is None:
@@ -110,7 +106,9 @@ class Supervisor:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.1, deadline - time.monotonic()))
             if child.running:
-                self._kill(child)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
+                child.process.wait()
 
     def _restart(self, child: Child) -> None:
         now = time.monotonic()
@@ -125,18 +123,6 @@ class Supervisor:
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True
-
-    @staticmethod
-    def _signal(child: Child, number: int) -> None:
-        if child.process is not None and child.running:
-            child.process.send_signal(number)
-
-    @staticmethod
-    def _kill(child: Child) -> None:
-        if child.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.wait()
 
 
 def python_path() -> str:
@@ -185,6 +171,8 @@ def port_is_taken(host: str, port: int) -> bool:
     return False
 
 
-def port_taken_message() -> str:
-    """Return the error message for a port that is taken."""
-    return f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."
+def require_free_port() -> None:
+    """Raise CommandError if another process listens on HOST and PORT."""
+    if port_is_taken(settings.HOST, settings.PORT):
+        text = f"Port {settings.PORT} on {settings.HOST} is taken. Choose another one: --port {settings.PORT + 1}."
+        raise CommandError(text)

@@ -1,10 +1,11 @@
 """Error responses. The API, the probes and `/admin/api/` always answer JSON, `{"error": "…"}`, never a page or a redirect."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
@@ -34,14 +35,10 @@ def wants_json(request: HttpRequest) -> bool:
     return request.path.startswith(_JSON_PREFIXES)
 
 
-class JsonErrorsMiddleware:
+class JsonErrorsMiddleware(MiddlewareMixin):
     """Convert error responses of Django and others, such as 405 with an empty body, to the JSON shape."""
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        response = self.get_response(request)
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         is_json = response.headers.get("Content-Type", "").startswith("application/json")
         if response.status_code < 400 or is_json or not wants_json(request):
             return response

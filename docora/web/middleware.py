@@ -3,14 +3,15 @@
 import ipaddress
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
+from django.utils.deprecation import MiddlewareMixin
 
 from docora.security.crypto import DecryptionError
 from docora.web.errors import json_error, wants_json
@@ -47,34 +48,27 @@ PERMISSIONS_POLICY = ", ".join(
 )
 
 
-class ProbesMiddleware:
+class ProbesMiddleware(MiddlewareMixin):
     """Skip the host check for probes, which use arbitrary Host headers. Their responses never include the host.
 
     /metrics is treated the same way if there is a METRICS_TOKEN. Without one, it answers only this machine and the host is
     checked. Otherwise, a web page in a local browser could read it through DNS rebinding.
     """
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
+    def process_request(self, request: HttpRequest) -> None:
         path = request.path.removeprefix("/")
         if path in settings.PROBES or (path == "metrics" and settings.METRICS_TOKEN):
             request.META["HTTP_HOST"] = urlsplit(settings.PUBLIC_URL).netloc
-        return self.get_response(request)
 
 
-class TrustedProxyMiddleware:
+class TrustedProxyMiddleware(MiddlewareMixin):
     """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
 
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
     A port after the address, which some proxies add, is ignored.
     """
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
+    def process_request(self, request: HttpRequest) -> None:
         forwarded_for = request.META.pop("HTTP_X_FORWARDED_FOR", "")
         forwarded_proto = request.META.pop("HTTP_X_FORWARDED_PROTO", "")
         if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):
@@ -86,7 +80,6 @@ class TrustedProxyMiddleware:
                     break
             if forwarded_proto.strip().lower() == "https":
                 request.META["wsgi.url_scheme"] = "https"  # a WSGIRequest's META is its environ
-        return self.get_response(request)
 
     @staticmethod
     def _is_trusted(address: str) -> bool:
@@ -97,22 +90,19 @@ class TrustedProxyMiddleware:
         return any(parsed in network for network in settings.TRUSTED_PROXIES)
 
 
-class RejectInvalidQueryMiddleware:
+class RejectInvalidQueryMiddleware(MiddlewareMixin):
     """Below `/admin/`, reject queries that would make the database raise an error.
 
     These are NUL characters (PostgreSQL), numbers of more than 64 bits and hundreds of search words (SQLite), and
     regular expressions: an invalid one is an error, and a valid one can keep the database busy for ever.
     """
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        if request.path.startswith("/admin/") and not self._is_valid(request):
-            if wants_json(request):
-                return json_error("Invalid query: correct its parameters", 400)
-            raise BadRequest("Invalid query.")
-        return self.get_response(request)
+    def process_request(self, request: HttpRequest) -> HttpResponse | None:
+        if not request.path.startswith("/admin/") or self._is_valid(request):
+            return None
+        if wants_json(request):
+            return json_error("Invalid query: correct its parameters", 400)
+        raise BadRequest("Invalid query.")
 
     @staticmethod
     def _is_valid(request: HttpRequest) -> bool:
@@ -136,27 +126,17 @@ def _is_valid_parameter(name: str, values: Iterable[str]) -> bool:
     )
 
 
-class PageHeadersMiddleware:
+class PageHeadersMiddleware(MiddlewareMixin):
     """Disable browser features on all pages, and caching unless the view sets Cache-Control."""
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        response = self.get_response(request)
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         response.headers.setdefault("Permissions-Policy", PERMISSIONS_POLICY)
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
 
-class DecryptionErrorMiddleware:
+class DecryptionErrorMiddleware(MiddlewareMixin):
     """Answer requests that need an undecryptable secret with the error's message, which says what to do."""
-
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         if not isinstance(exception, DecryptionError):

@@ -14,7 +14,6 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 
 from docora import file_locks
 from docora.db import schema
-from docora.db.connection import first_line
 
 _LOCK = int.from_bytes(b"docora")  # the key of a PostgreSQL advisory lock
 _POLL_SECONDS = 0.2
@@ -36,24 +35,23 @@ class Command(migrate.Command):
     def handle(self, *args: Any, wait: float = 0.0, **options: Any) -> None:
         connection = connections[options["database"]]
         _connect(connection, wait)
-        with _exclusive(connection, self._print_once("Waiting: another process is migrating this database.")):
+        report_once = cache(lambda: self.stderr.write("Waiting: another process is migrating this database."))
+        with _exclusive(connection, report_once):
             if problem := schema.upgrade_problem(connection):
                 raise CommandError(problem)
             super().handle(*args, **options)
 
-    def _print_once(self, message: str) -> Callable[[], None]:
-        return cache(lambda: self.stderr.write(message))
-
 
 def _connect(connection: BaseDatabaseWrapper, wait: float) -> None:
+    """Connect, and keep trying for `wait` seconds. Raises OperationalError."""
     deadline = time.monotonic() + wait
     while True:
         try:
             connection.ensure_connection()
             return
-        except OperationalError as error:
+        except OperationalError:
             if time.monotonic() >= deadline:
-                raise CommandError(f"The database cannot be used: {first_line(error)}. Check DATABASE_URL.") from None
+                raise
         time.sleep(_POLL_SECONDS)
 
 

@@ -12,13 +12,12 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import IntegrityError, OperationalError, connections
+from django.db import IntegrityError, connections
 
 from docora.cli.main import add_instance_options
 from docora.conf.data_dir import embedded_redis_url, make_private
 from docora.conf.installation import program
 from docora.db import schema
-from docora.db.connection import first_line
 from docora.http.client import HttpClient, Request
 from docora.redis.connection import RedisError, connection
 from docora.server.supervisor import (
@@ -26,8 +25,7 @@ from docora.server.supervisor import (
     Supervisor,
     listening_socket,
     manage,
-    port_is_taken,
-    port_taken_message,
+    require_free_port,
     web_command,
 )
 from docora.server.valkey import UnsafeSocketDirectory, valkey_command
@@ -50,8 +48,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["workers"] < 1:
             raise CommandError("--workers must be at least 1.")
-        if port_is_taken(settings.HOST, settings.PORT):
-            raise CommandError(port_taken_message())
+        require_free_port()
         self._lock_data_directory()
         supervisor = Supervisor(lambda line: self.stderr.write(line))
         # A SIGTERM during the start must also stop the children that already run.
@@ -100,21 +97,15 @@ class Command(BaseCommand):
             raise CommandError(f"Docora is already running with the data directory {settings.DATA_DIR}.") from None
 
     def _prepare_database(self, *, migrate: bool) -> None:
-        try:
-            if migrate:
-                call_command("migrate", verbosity=0, interactive=False)
-            else:
-                schema.wait_until_migrated(self.stderr.write)
-            if settings.ADMIN_USERNAME and settings.ADMIN_PASSWORD and not _superuser_exists():
-                with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
-                    User.objects.create_superuser(settings.ADMIN_USERNAME, password=settings.ADMIN_PASSWORD)
-                    self.stdout.write(f"The administrator {settings.ADMIN_USERNAME} was created.")
-        except OperationalError as error:
-            raise CommandError(f"The database cannot be used: {first_line(error)}. Check DATABASE_URL.") from None
-
-
-def _superuser_exists() -> bool:
-    return User.objects.filter(is_superuser=True).exists()
+        if migrate:
+            call_command("migrate", verbosity=0, interactive=False)
+        else:
+            schema.wait_until_migrated(self.stderr.write)
+        name, password = settings.ADMIN_USERNAME, settings.ADMIN_PASSWORD
+        if name and password and not User.objects.filter(is_superuser=True).exists():
+            with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
+                User.objects.create_superuser(name, password=password)
+                self.stdout.write(f"The administrator {name} was created.")
 
 
 def _wait_for_redis() -> None:
@@ -123,9 +114,9 @@ def _wait_for_redis() -> None:
         try:
             connection().ping()
             return
-        except (RedisError, OSError) as error:
+        except RedisError:
             if time.monotonic() > deadline:
-                raise CommandError(f"Redis does not answer: {error}. Check REDIS_URL.") from None
+                raise
         time.sleep(0.05)
 
 

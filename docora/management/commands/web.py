@@ -1,17 +1,15 @@
 import os
 from typing import Any
 
-from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from docora.cli.main import add_instance_options
 from docora.conf import installation
 from docora.db import schema
 from docora.server.supervisor import (
     listening_socket,
-    port_is_taken,
-    port_taken_message,
     python_path,
+    require_free_port,
     systemd_passed_socket,
     web_command,
 )
@@ -25,9 +23,9 @@ class Command(BaseCommand):
         add_instance_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not systemd_passed_socket() and port_is_taken(settings.HOST, settings.PORT):
-            raise CommandError(port_taken_message())
-        # Start even if the database is down: the documentation and the probes, which say what is wrong, do not need it.
+        if not systemd_passed_socket():
+            require_free_port()
+        # Start even if the database is down: the documentation and the probes work without it.
         schema.wait_until_migrated(self.stderr.write, wait_for_database=False)
         listener = listening_socket()
         listener.set_inheritable(True)
