@@ -1,6 +1,6 @@
 """The bulk actions "re-sync" and "retry". Each redirects to a confirmation page, which then runs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
@@ -63,6 +62,44 @@ class BulkAction:
     run_many: Callable[[Actor, AppRepositoryQuerySet, Scope], BulkOperation]
 
 
+def _resync_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
+    return resync_by_app(actor, scope.app) if scope.app else resync_many(actor, watches)
+
+
+RESYNC = BulkAction(
+    slug="force-resync",
+    permission=RESYNC_PERMISSION,
+    template="docora/confirm_resync.html",
+    title="Force re-sync",
+    empty_message="There is nothing to re-sync in this selection.",
+    queued_message="Re-sync queued",
+    progress_message="Re-syncing",
+    applicable=lambda watches: watches,
+    impact=impact_of,
+    run_single=resync_single,
+    run_many=_resync_many,
+)
+
+
+def _retry_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
+    return retry_by_app(actor, scope.app) if scope.app else retry_many(actor, watches, scope.title)
+
+
+RETRY = BulkAction(
+    slug="retry-failed",
+    permission=RETRY_PERMISSION,
+    template="docora/confirm_retry.html",
+    title="Retry",
+    empty_message="There is nothing to retry in this selection: none of it is failing.",
+    queued_message="Retry queued",
+    progress_message="Retrying",
+    applicable=lambda watches: watches.failing(),
+    impact=retry_impact_of,
+    run_single=retry_single,
+    run_many=_retry_many,
+)
+
+
 class BulkAdmin[M: Model](DocoraAdmin[M]):
     """A model admin whose rows stand for watches. `watch_field` is the field of `AppRepository` that refers to a row.
 
@@ -70,6 +107,25 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
     """
 
     watch_field: str
+    bulk_actions: Sequence[BulkAction] = (RESYNC,)
+    """The actions that have a confirmation page. Subclasses list them in `actions` too, each with its own label."""
+
+    def get_urls(self) -> list[URLPattern]:
+        return [*map(self.confirmation_url, self.bulk_actions), *super().get_urls()]
+
+    def has_resync_permission(self, request: HttpRequest) -> bool:
+        return self.can(request, RESYNC_PERMISSION)
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.can(request, RETRY_PERMISSION)
+
+    @admin.action(
+        permissions=["retry"],
+        description="Retry: sends only what is not acknowledged",
+        description_plural="Retry those that are failing: sends only what is not acknowledged",
+    )
+    def retry(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
+        return self.redirect_to_confirmation(request, RETRY)
 
     def watches_of(self, queryset: QuerySet[M]) -> AppRepositoryQuerySet:
         """Return the watches of these rows."""
@@ -105,29 +161,26 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         rows = self.selected(request)
         chosen = self.watches_of(rows).alive()
         watches = action.applicable(chosen).order_by(*_ORDER)
-        next_url = confirmation.next_url(request, reverse(f"admin:{self.url_name('changelist')}"))
+        next_url = confirmation.next_url(request, self.list_url)
         impact = action.impact(watches)
         if impact.watches == 0:
-            self.message_user(request, action.empty_message, messages.WARNING)
-            return HttpResponseRedirect(next_url)
+            return self.redirect_with_message(request, next_url, action.empty_message, messages.WARNING)
         scope = self.scope_of(request, rows) if impact.watches > 1 else Scope()
         pks = list(chosen.values_list("pk", flat=True))
         if request.method == "POST" and request.POST.get("post") == "yes":
             if confirmation.selection_changed(request, pks, impact.files):
-                self.message_user(request, confirmation.CHANGED, messages.WARNING)
-                return HttpResponseRedirect(request.get_full_path())
+                return self.redirect_with_message(
+                    request, request.get_full_path(), confirmation.CHANGED, messages.WARNING
+                )
             return self._run(request, action, watches, impact.watches, scope, next_url)
         context: dict[str, Any] = {
-            **self.admin_site.each_context(request),
-            "title": action.title,
-            "opts": self.opts,
             "impact": impact,
             "app": scope.app,
             "single": impact.sample[0] if impact.watches == 1 else None,
             "back": next_url,
             **confirmation.selection_context(pks, impact.files),
         }
-        return TemplateResponse(request, action.template, context)
+        return self.render_page(request, action.template, action.title, **context)
 
     def _run(
         self,
@@ -142,82 +195,10 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
         try:
             if count == 1:
                 action.run_single(actor, watches.select_related("app", "repository").get())
-                self.message_user(request, action.queued_message, messages.SUCCESS)
-                return HttpResponseRedirect(next_url)
+                return self.redirect_with_message(request, next_url, action.queued_message)
             operation = action.run_many(actor, watches, scope)
         except (NotFound, NotFailed) as error:
-            self.message_user(request, f"{error}.", messages.WARNING)
-            return HttpResponseRedirect(next_url)
+            return self.redirect_with_message(request, next_url, f"{error}.", messages.WARNING)
+        page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
         repositories = counted(operation.total, "repository", "repositories")
-        self.message_user(request, f"{action.progress_message} {repositories}…", messages.SUCCESS)
-        return HttpResponseRedirect(operation_page(operation))
-
-
-def operation_page(operation: BulkOperation) -> str:
-    return reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
-
-
-def _resync_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
-    return resync_by_app(actor, scope.app) if scope.app else resync_many(actor, watches)
-
-
-RESYNC = BulkAction(
-    slug="force-resync",
-    permission=RESYNC_PERMISSION,
-    template="docora/confirm_resync.html",
-    title="Force re-sync",
-    empty_message="There is nothing to re-sync in this selection.",
-    queued_message="Re-sync queued",
-    progress_message="Re-syncing",
-    applicable=lambda watches: watches,
-    impact=impact_of,
-    run_single=resync_single,
-    run_many=_resync_many,
-)
-
-
-class ResyncAdmin[M: Model](BulkAdmin[M]):
-    """A model admin with the confirmation page of a re-sync. Subclasses define the action, with its own label."""
-
-    def has_resync_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, RESYNC_PERMISSION)
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self.confirmation_url(RESYNC), *super().get_urls()]
-
-
-def _retry_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
-    return retry_by_app(actor, scope.app) if scope.app else retry_many(actor, watches, scope.title)
-
-
-RETRY = BulkAction(
-    slug="retry-failed",
-    permission=RETRY_PERMISSION,
-    template="docora/confirm_retry.html",
-    title="Retry",
-    empty_message="There is nothing to retry in this selection: none of it is failing.",
-    queued_message="Retry queued",
-    progress_message="Retrying",
-    applicable=lambda watches: watches.failing(),
-    impact=retry_impact_of,
-    run_single=retry_single,
-    run_many=_retry_many,
-)
-
-
-class RetryAdmin[M: Model](BulkAdmin[M]):
-    """A model admin with the retry action and its confirmation page."""
-
-    def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, RETRY_PERMISSION)
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self.confirmation_url(RETRY), *super().get_urls()]
-
-    @admin.action(
-        permissions=["retry"],
-        description="Retry: sends only what is not acknowledged",
-        description_plural="Retry those that are failing: sends only what is not acknowledged",
-    )
-    def retry(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        return self.redirect_to_confirmation(request, RETRY)
+        return self.redirect_with_message(request, page, f"{action.progress_message} {repositories}…")

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
@@ -148,12 +148,10 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 change.run(Actor.of_request(request), app)
             except (keys.KeyRotationError, NotFound) as error:
                 return self._warn(request, app, error)
-            self.message_user(request, change.done_message, messages.SUCCESS)
-            return HttpResponseRedirect(self.page_of(app))
+            return self.redirect_with_message(request, self.page_of(app), change.done_message)
         if change.blocked_reason and (reason := change.blocked_reason(app)):
             return self._warn(request, app, reason)
         return self.render_question(request, app, change.title, change.button, paragraphs=change.paragraphs)
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
-        self.message_user(request, str(message), messages.WARNING)
-        return HttpResponseRedirect(self.page_of(app))
+        return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
@@ -48,15 +48,8 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
         obj = self.get_object(request, object_id)
         if obj is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
-        context = {
-            **self.admin_site.each_context(request),
-            "title": str(obj),
-            "opts": self.opts,
-            "original": obj,
-            "here": request.get_full_path(),
-            **self.page_context(request, obj),
-        }
-        return TemplateResponse(request, self.page_template, context)
+        context = {"original": obj, "here": request.get_full_path(), **self.page_context(request, obj)}
+        return self.render_page(request, self.page_template, str(obj), **context)
 
     def can(self, request: HttpRequest, permission: str) -> bool:
         """Return whether the user has the permission. Acting on a row also requires permission to view it."""
@@ -82,22 +75,30 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
         """Return the URL of the row's change page."""
         return reverse(f"admin:{self.url_name('change')}", args=[obj.pk])
 
+    @property
+    def list_url(self) -> str:
+        return reverse(f"admin:{self.url_name('changelist')}")
+
+    def redirect_with_message(
+        self, request: HttpRequest, url: str, message: object, level: int = messages.SUCCESS
+    ) -> HttpResponseRedirect:
+        """Redirect to a page that shows the message."""
+        self.message_user(request, str(message), level)
+        return HttpResponseRedirect(url)
+
+    def render_page(self, request: HttpRequest, template: str, title: str, **context: Any) -> TemplateResponse:
+        """Render a template that extends `docora/page.html` or `admin/base_site.html`."""
+        frame = {**self.admin_site.each_context(request), "title": title, "opts": self.opts}
+        return TemplateResponse(request, template, frame | context)
+
     def render_question(
         self, request: HttpRequest, obj: M, title: str, button: str, template: str = "docora/question.html", **more: Any
     ) -> TemplateResponse:
         """Render a page that says what its button will do, with the fields of `form` if one is given."""
         form = more.get("form")
-        context = {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "original": obj,
-            "button": button,
-            "adminform": self.admin_form(form) if form is not None else None,
-            "back": self.page_of(obj),
-            **more,
-        }
-        return TemplateResponse(request, template, context)
+        adminform = self.admin_form(form) if form is not None else None
+        context = {"original": obj, "button": button, "adminform": adminform, "back": self.page_of(obj), **more}
+        return self.render_page(request, template, title, **context)
 
     def admin_form(self, form: Any) -> helpers.AdminForm:
         """Wrap a plain form so that the admin's templates can render it."""
@@ -105,16 +106,8 @@ class DocoraAdmin[M: Model](ModelAdmin[M]):
 
     def simple_form(self, request: HttpRequest, form: Any, title: str, button: str) -> TemplateResponse:
         """Render a page that contains only a form."""
-        context = {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "adminform": self.admin_form(form),
-            "form": form,
-            "button": button,
-            "media": self.media,
-        }
-        return TemplateResponse(request, "docora/simple_form.html", context)
+        context = {"adminform": self.admin_form(form), "form": form, "button": button, "media": self.media}
+        return self.render_page(request, "docora/simple_form.html", title, **context)
 
 
 class ReadOnlyAdmin[M: Model](DocoraAdmin[M]):

@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.actors import RETRY_PERMISSION
 from deliveries_app.admin import widgets
-from deliveries_app.admin.actions import RetryAdmin, Scope
+from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.models import App, AppRepository, BulkOperation, FailedSync, Outcome, Status, SyncRun
 from deliveries_app.models.root_causes import RootCause
@@ -29,7 +29,6 @@ from docora.templatetags.docora import ago, badge, status_badge
 from docora.text import can_be_id, parse_pk, parse_pks
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
-APPS_OFFERED = 50
 
 
 def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
@@ -51,17 +50,9 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
     }
 
 
-class FailingAppFilter(admin.SimpleListFilter):
-    title = "app"
-    parameter_name = "app"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        apps = App.objects.filter(pk__in=AppRepository.objects.failing().values("app"))
-        return [(str(pk), name) for pk, name in apps.values_list("pk", "name")[:APPS_OFFERED]]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        pk = app_pk(request)
-        return queryset if pk is None else queryset.filter(app_id=pk)
+class FailingAppFilter(widgets.AppFilter):
+    def apps(self) -> QuerySet[App]:
+        return App.objects.filter(pk__in=AppRepository.objects.failing().values("app"))
 
 
 class RootCauseFilter(admin.SimpleListFilter):
@@ -127,7 +118,7 @@ class FailedChangeList(ChangeList):
 
 
 @admin.register(FailedSync)
-class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
+class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     list_display = ("repository_name", "app_name", "state_badge", "cause", "attempts", "since")
     list_display_links = None
     list_filter = (FailingAppFilter, RootCauseFilter, StateFilter, OperationFilter)
@@ -136,6 +127,7 @@ class FailedSyncAdmin(RetryAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     actions = ("retry",)
     change_list_template = "admin/deliveries_app/failedsync/change_list.html"
     watch_field = "pk"
+    bulk_actions = (RETRY,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedSync]:
         watches: Any = FailedSync.objects.failing().select_related("app", "repository")
@@ -258,10 +250,6 @@ def _next_attempt(watch: AppRepository) -> SafeString | str:
     return "due now" if moment is not None and moment <= timezone.now() else format_html("next {}", ago(moment))
 
 
-def _since(watch: AppRepository) -> SafeString | str:
-    return ago(watch.failing_since)
-
-
 def _state(watch: AppRepository) -> SafeString:
     state = State(watch.state)  # type: ignore[attr-defined]
     return badge(_BADGES.get(state, state.value), state.label)
@@ -271,7 +259,7 @@ _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
     "state": _state,
     "cause": _cause,
     "attempts": _attempts,
-    "since": _since,
+    "since": lambda watch: ago(watch.failing_since),
 }
 
 

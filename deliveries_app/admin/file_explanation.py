@@ -5,7 +5,6 @@ from urllib.parse import urlencode
 from django.contrib import messages
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, reverse
 from django.views.decorators.http import require_GET
 
@@ -39,15 +38,15 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
         path = request.GET.get("path", "")
         explanation = explain(Actor.of_request(request), watch, path) if path else None
         context = {
-            **self.admin_site.each_context(request),
-            "title": "Why was this file (not) sent?",
-            "opts": self.opts,
+            "original": watch,
             "watch": watch,
+            "back": self.page_of(watch),
             "path": path,
             "explanation": explanation,
             "badge": _BADGES[explanation.decision.state] if explanation else None,
         }
-        return TemplateResponse(request, "admin/deliveries_app/apprepository/why.html", context)
+        template = "admin/deliveries_app/apprepository/why.html"
+        return self.render_page(request, template, "Why was this file (not) sent?", **context)
 
 
 class FindWatchAdmin(DocoraAdmin[App]):
@@ -65,8 +64,7 @@ class FindWatchAdmin(DocoraAdmin[App]):
         message = f"{app.name} watches no repository named {name!r}."
         if found:
             message = f"{app.name} watches several repositories named {name}. Enter the URL of the one you mean."
-        self.message_user(request, message, messages.WARNING)
-        return HttpResponseRedirect(self.page_of(app))
+        return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)
 
 
 def _find_watches(app: App, name: str) -> list[AppRepository]:

@@ -30,8 +30,6 @@ else:
 _WIDE = {"class": "vTextField"}
 # With "off", browsers fill in the password that they have stored for this site.
 _SECRET = {**_WIDE, "autocomplete": "new-password"}
-_KEY_HELP = "16 to 500 characters. Leave it empty to have one generated."
-_WEBSITE_HELP = "Optional. A page about the app for people to read."
 
 
 def post_data(request: HttpRequest) -> QueryDict | None:
@@ -44,6 +42,21 @@ def add_service_error(form: forms.Form, error: Exception) -> None:
     code = getattr(error, "code", None)
     field = code if code in form.fields else next(iter(form.fields))
     form.add_error(field, error if isinstance(error, ValidationError) else str(error))
+
+
+def _key_field(label: str) -> forms.CharField:
+    """Return the field for a signing key, which is never rendered with its value."""
+    secret = forms.PasswordInput(attrs=_SECRET)
+    help_text = "16 to 500 characters. Leave it empty to have one generated."
+    return forms.CharField(
+        label=label, required=False, min_length=16, max_length=500, widget=secret, help_text=help_text
+    )
+
+
+def _token_field(label: str, help_text: str) -> forms.CharField:
+    """Return the field for a repository's token, which is never rendered with its value."""
+    secret = forms.PasswordInput(attrs=_SECRET)
+    return forms.CharField(label=label, required=False, max_length=255, widget=secret, help_text=help_text)
 
 
 class LongSelect(forms.Select):
@@ -71,13 +84,7 @@ class WatchForm(forms.Form):
         max_length=2048,
         widget=forms.TextInput(attrs={"class": "vTextField", "placeholder": "https://github.com/owner/name"}),
     )
-    github_token = forms.CharField(
-        label="Token",
-        required=False,
-        max_length=255,
-        widget=forms.PasswordInput(attrs=_SECRET),
-        help_text="Only for a private repository. It is stored encrypted and never shown again.",
-    )
+    github_token = _token_field("Token", "Only for a private repository. It is stored encrypted and never shown again.")
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form."""
@@ -121,19 +128,15 @@ class OnboardForm(AppRules, forms.Form):
     )
     email = forms.EmailField(label="E-mail", max_length=255, widget=forms.EmailInput(attrs=_WIDE))
     website = forms.CharField(
-        required=False, max_length=2048, widget=forms.TextInput(attrs=_WIDE), help_text=_WEBSITE_HELP
+        required=False,
+        max_length=2048,
+        widget=forms.TextInput(attrs=_WIDE),
+        help_text="Optional. A page about the app for people to read.",
     )
     description = forms.CharField(
         required=False, max_length=500, widget=forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"})
     )
-    client_auth_key = forms.CharField(
-        label="Signing key",
-        required=False,
-        min_length=16,
-        max_length=500,
-        widget=forms.PasswordInput(attrs=_SECRET),  # never rendered with its value
-        help_text=_KEY_HELP,
-    )
+    client_auth_key = _key_field("Signing key")
 
     def clean_client_auth_key(self) -> str:
         key: str = self.cleaned_data["client_auth_key"]
@@ -195,25 +198,14 @@ class RotateTokenForm(forms.Form):
 class RotateKeyForm(forms.Form):
     """Enter the key that replaces the current one."""
 
-    client_auth_key = forms.CharField(
-        label="New signing key",
-        required=False,
-        min_length=16,
-        max_length=500,
-        widget=forms.PasswordInput(attrs=_SECRET),  # never rendered with its value
-        help_text=_KEY_HELP,
-    )
+    client_auth_key = _key_field("New signing key")
 
 
 class GithubTokenForm(forms.Form):
     """Replace the token that reads a repository."""
 
-    github_token = forms.CharField(
-        label="New token",
-        required=False,
-        max_length=255,
-        widget=forms.PasswordInput(attrs=_SECRET),
-        help_text="Leave it empty for a public repository. The stored token is then removed.",
+    github_token = _token_field(
+        "New token", "Leave it empty for a public repository. The stored token is then removed."
     )
 
 

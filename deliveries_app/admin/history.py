@@ -5,18 +5,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from django.contrib import admin
 from django.contrib.admin import ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
+from django.views.decorators.http import require_safe
 
 from deliveries_app.admin import widgets
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.history_filters import HistoryFilter, PeriodFilter
 from deliveries_app.reports import history
+from docora.templatetags.docora import ago, duration
 from docora.web.csv_export import Cell, attachment
 
 
@@ -31,8 +34,8 @@ class HistoryList(ChangeList):
     window = history.WINDOW
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
-        admin: Any = self.model_admin
-        search = admin.search(self.query)
+        model_admin: Any = self.model_admin
+        search = model_admin.search(self.query)
         rows = super().get_queryset(request, exclude_parameters).filter(search.condition)
         specs = [spec for spec in self.filter_specs if isinstance(spec, HistoryFilter)]
         is_narrow = any(spec.is_narrow for spec in specs)
@@ -106,18 +109,24 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
         return super().changelist_view(request, context)
 
     def get_urls(self) -> list[URLPattern]:
-        page = path("export/", self.admin_site.admin_view(self.export), name=self.url_name("export"))
-        return [page, *super().get_urls()]
+        view = self.admin_site.admin_view(require_safe(self.export))
+        return [path("export/", view, name=self.url_name("export")), *super().get_urls()]
+
+    @admin.display(description="requested", ordering="created_at")
+    def requested(self, row: Any) -> str:
+        return ago(row.created_at)
+
+    @admin.display(description="took")
+    def took(self, row: Any) -> str:
+        return duration(history.seconds(row))
 
     def export(self, request: HttpRequest) -> HttpResponseBase:
         """Download the filtered list as CSV, newest first."""
-        if request.method not in {"GET", "HEAD"}:
-            return HttpResponseNotAllowed(["GET", "HEAD"])
         if not self.has_view_permission(request):
             raise PermissionDenied
         try:
             rows = self.get_changelist_instance(request).queryset
         except IncorrectLookupParameters:
-            return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("changelist")}')}?{ERROR_FLAG}=1")
+            return HttpResponseRedirect(f"{self.list_url}?{ERROR_FLAG}=1")
         pages = (self.csv_rows(page) for page in history.pages(rows))
         return attachment(self.csv_name, self.csv_header, pages)

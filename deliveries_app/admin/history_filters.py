@@ -76,6 +76,12 @@ class ChoiceFilter(HistoryFilter):
     """A filter with a fixed list of choices."""
 
     options: list[tuple[str, str]]
+    indexed = ""
+    """The option that an index supports."""
+
+    @property
+    def in_window(self) -> bool:
+        return self.value not in {"", self.indexed}
 
     def condition(self) -> Q:
         return self.condition_of(self.value) if self.value in dict(self.options) else Q(pk__in=[])
@@ -93,10 +99,7 @@ class OutcomeFilter(ChoiceFilter):
     title = "outcome"
     parameters = ("outcome",)
     options = [("open", "open"), *Outcome.choices]
-
-    @property
-    def in_window(self) -> bool:
-        return self.value not in {"", "open"}  # open runs have an index
+    indexed = "open"
 
     def condition_of(self, value: str) -> Q:
         return Q(outcome="" if value == "open" else value)
@@ -107,12 +110,8 @@ class ReasonFilter(ChoiceFilter):
     parameters = ("reason",)
     options = list(Reason.choices)
 
-    @property
-    def in_window(self) -> bool:
-        return bool(self.value)
 
-
-class KindFilter(ReasonFilter):
+class KindFilter(ChoiceFilter):
     title = "kind"
     parameters = ("kind",)
     options = list(OperationKind.choices)
@@ -122,10 +121,7 @@ class StateFilter(ChoiceFilter):
     title = "state"
     parameters = ("state",)
     options = [("running", "running"), ("finished", "finished"), ("cancelled", "cancelled")]
-
-    @property
-    def in_window(self) -> bool:
-        return self.value not in {"", "running"}
+    indexed = "running"
 
     def condition_of(self, value: str) -> Q:
         if value == "running":

@@ -4,13 +4,11 @@ If they were rendered in response to the POST that created them, a refresh would
 encrypted in the session and redirects to a GET that shows them.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from django.contrib import messages
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
@@ -19,31 +17,6 @@ from deliveries_app.admin.base import DocoraAdmin
 from docora.security.crypto import decrypt, encrypt
 
 _SESSION_KEY = "docora_shown_once"
-
-
-@dataclass(frozen=True)
-class StoredSecrets:
-    """Secrets to show: the `kind` of page, the primary key of the owner, and the values by name."""
-
-    kind: str
-    pk: int
-    secrets: dict[str, str] = field(repr=False)
-
-
-def _store(request: HttpRequest, kind: str, pk: int, secrets: dict[str, str]) -> None:
-    """Store the secrets until the next `_take`. Secrets stored earlier and never shown are dropped."""
-    encrypted = {name: encrypt(value) for name, value in secrets.items()}
-    request.session[_SESSION_KEY] = {"kind": kind, "pk": pk, "secrets": encrypted}
-
-
-def _take(request: HttpRequest, kinds: tuple[str, ...]) -> StoredSecrets | None:
-    """Remove and return the stored secrets if they are of one of these kinds."""
-    stored: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
-    if stored.get("kind") not in kinds:
-        return None
-    del request.session[_SESSION_KEY]
-    secrets = {name: decrypt(value) for name, value in stored["secrets"].items()}
-    return StoredSecrets(stored["kind"], stored["pk"], secrets)
 
 
 class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
@@ -62,25 +35,27 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
         return {}
 
     def redirect_to_secrets(self, request: HttpRequest, kind: str, owner: M, **secrets: str) -> HttpResponse:
-        """Store the secrets and redirect to the page that shows them."""
-        _store(request, kind, owner.pk, secrets)
+        """Store the secrets and redirect to the page that shows them. Earlier ones that were never shown are dropped."""
+        encrypted = {name: encrypt(value) for name, value in secrets.items()}
+        request.session[_SESSION_KEY] = {"kind": kind, "pk": owner.pk, "secrets": encrypted}
         return HttpResponseRedirect(reverse(f"admin:{self.url_name('secrets')}"))
 
     def show_secrets(self, request: HttpRequest) -> HttpResponse:
         """Show the secrets that this session has just created, once."""
-        stored = _take(request, tuple(self.secrets_titles))
-        owner = self.get_object(request, str(stored.pk)) if stored else None
-        if stored is None or owner is None:
-            self.message_user(request, "Secrets are shown only once, and this one has been shown.", messages.WARNING)
-            return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
+        stored: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
+        owner = None
+        if stored.get("kind") in self.secrets_titles:
+            del request.session[_SESSION_KEY]
+            owner = self.get_object(request, str(stored["pk"]))
+        if owner is None:
+            message = "Secrets are shown only once, and this one has been shown."
+            return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
         context = {
-            **self.admin_site.each_context(request),
-            "title": self.secrets_titles[stored.kind].format(owner),
-            "opts": self.opts,
             "original": owner,
-            "kind": stored.kind,
+            "kind": stored["kind"],
             "back": self.page_of(owner),
             **self.secrets_context(request, owner),
-            **stored.secrets,
+            **{name: decrypt(value) for name, value in stored["secrets"].items()},
         }
-        return TemplateResponse(request, self.secrets_template, context)
+        title = self.secrets_titles[stored["kind"]].format(owner)
+        return self.render_page(request, self.secrets_template, title, **context)

@@ -18,7 +18,7 @@ from deliveries_app.models import BulkOperation
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.reports import history
-from docora.templatetags.docora import ago, badge, duration, icon, number, size
+from docora.templatetags.docora import badge, icon, number, size
 from docora.web.csv_export import Cell
 
 RUNS_PER_PAGE = 100
@@ -74,14 +74,6 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     def kind_badge(self, operation: BulkOperation) -> SafeString:
         label = operation.get_kind_display()
         return format_html('<span class="kind kind-{}">{}{}</span>', operation.kind, icon(operation.kind), label)
-
-    @admin.display(description="requested", ordering="created_at")
-    def requested(self, operation: BulkOperation) -> str:
-        return ago(operation.created_at)
-
-    @admin.display(description="took")
-    def took(self, operation: BulkOperation) -> str:
-        return duration(history.seconds(operation))
 
     @admin.display(description="repositories")
     def repositories(self, operation: BulkOperation) -> str:

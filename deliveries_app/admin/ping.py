@@ -1,10 +1,10 @@
 """Test pings: send one to the app's endpoint, and explain the response."""
 
+from dataclasses import asdict
 from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -32,31 +32,11 @@ class PingAdmin(DocoraAdmin[App]):
             try:
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
             except NotFound as error:
-                self.message_user(request, f"{error}: it is being removed.", messages.WARNING)
-                return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
-            request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **_fields(ping)}
+                message = f"{error}: it is being removed."
+                return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
+            request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **asdict(ping)}
             return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
         last: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Test ping",
-            "opts": self.opts,
-            "original": app,
-            "app": app,
-            "ping": last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None,
-            "back": self.page_of(app),
-        }
-        return TemplateResponse(request, "admin/deliveries_app/app/ping.html", context)
-
-
-def _fields(ping: pinging.Ping) -> dict[str, Any]:
-    """Return the fields to store in the session."""
-    return {
-        "delivered": ping.delivered,
-        "message": ping.message,
-        "hint": ping.hint,
-        "status": ping.status,
-        "seconds": ping.seconds,
-        "body": ping.body,
-        "new_key": ping.new_key,
-    }
+        shown = last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None
+        context = {"original": app, "app": app, "ping": shown, "back": self.page_of(app)}
+        return self.render_page(request, "admin/deliveries_app/app/ping.html", "Test ping", **context)

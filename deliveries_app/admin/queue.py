@@ -8,9 +8,9 @@ from typing import Any
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path
+from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
@@ -43,26 +43,17 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         pages = (
             ("", self.changelist_view, "changelist"),
             ("pause/", self.pause, "pause"),
-            ("resume/", self.resume, "resume"),
+            ("resume/", require_POST(self.resume), "resume"),
+            ("<int:watch_pk>/stop/", require_POST(self.stop), "stop"),
         )
         wrap = self.admin_site.admin_view
-        return [
-            *(path(address, wrap(view), name=self.url_name(name)) for address, view, name in pages),
-            path("<int:watch_pk>/stop/", wrap(self.stop), name=self.url_name("stop")),
-        ]
+        return [path(address, wrap(view), name=self.url_name(name)) for address, view, name in pages]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Queue",
-            "opts": self.opts,
-            "view": queue_report.read_queue(),
-            "here": request.get_full_path(),
-            **(extra_context or {}),
-        }
-        return TemplateResponse(request, "admin/deliveries_app/queue/change_list.html", context)
+        context = {"view": queue_report.read_queue(), "here": request.get_full_path(), **(extra_context or {})}
+        return self.render_page(request, "admin/deliveries_app/queue/change_list.html", "Queue", **context)
 
     def pause(self, request: HttpRequest) -> HttpResponse:
         """GET explains the effect; POST pauses."""
@@ -70,47 +61,28 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             raise PermissionDenied
         if request.method == "POST":
             pause = services.pause_syncing(Actor.of_request(request))
-            self.message_user(request, f"All syncing is paused by {pause.paused_by}.", messages.SUCCESS)
-            return HttpResponseRedirect(self._page())
+            return self.redirect_with_message(request, self.list_url, f"All syncing is paused by {pause.paused_by}.")
         running = count_watches().leased
         paragraphs = list(PAUSE_PARAGRAPHS)
         if running:
             syncs = "1 running sync stops" if running == 1 else f"{running:,} running syncs stop"
             paragraphs.insert(1, f"{syncs} within seconds: requests under way finish, and nothing new is sent.")
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Pause all syncing",
-            "opts": self.opts,
-            "paragraphs": paragraphs,
-            "button": "Yes, pause all syncing",
-            "back": self._page(),
-        }
-        return TemplateResponse(request, "admin/deliveries_app/queue/pause.html", context)
+        context = {"paragraphs": paragraphs, "button": "Yes, pause all syncing", "back": self.list_url}
+        return self.render_page(request, "docora/question.html", "Pause all syncing", **context)
 
     def resume(self, request: HttpRequest) -> HttpResponse:
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
         resumed = services.resume_syncing(Actor.of_request(request))
         message = "Syncing is resumed." if resumed else "Syncing was not paused."
-        self.message_user(request, message, messages.SUCCESS)
-        return HttpResponseRedirect(next_url(request, self._page()))
+        return self.redirect_with_message(request, next_url(request, self.list_url), message)
 
     def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
         """Stop a running or waiting sync. It needs no confirmation: a new sync can be requested at any time."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
         actor = Actor.of_request(request)
         actor.require(CONTROL_PERMISSION)
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
-        if watch is None:
-            self.message_user(request, "This repository is no longer watched.", messages.WARNING)
-        elif services.cancel_sync(actor, watch):
+        if watch is not None and services.cancel_sync(actor, watch):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
             message = f"Stopped. {watch} is synced at the next rescan, in {interval}, or earlier on request."
-            self.message_user(request, message, messages.SUCCESS)
-        else:
-            self.message_user(request, f"{watch} had nothing to stop.", messages.WARNING)
-        return HttpResponseRedirect(self._page())
-
-    def _page(self) -> str:
-        return reverse(f"admin:{self.url_name('changelist')}")
+            return self.redirect_with_message(request, self.list_url, message)
+        message = f"{watch} had nothing to stop." if watch else "This repository is no longer watched."
+        return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

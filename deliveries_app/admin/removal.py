@@ -7,12 +7,11 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation
-from deliveries_app.admin.actions import ResyncAdmin
+from deliveries_app.admin.actions import BulkAdmin
 from deliveries_app.reports.impact import SAMPLE, removal_of
 from docora.text import counted
 
@@ -27,7 +26,7 @@ class RemovalLabels:
     plural: str
 
 
-class RemovalAdmin[M: Model](ResyncAdmin[M]):
+class RemovalAdmin[M: Model](BulkAdmin[M]):
     """A model admin whose rows are removed together with their watches."""
 
     removal_labels: RemovalLabels
@@ -57,23 +56,17 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         if not self.has_delete_permission(request):
             raise PermissionDenied
         rows = confirmation.selected(self, request)
-        next_url = confirmation.next_url(request, self._list_url())
+        next_url = confirmation.next_url(request, self.list_url)
         if request.method == "POST" and request.POST.get("post") == "yes":
             return self._confirm_again(request, rows) or self._remove(request, rows, next_url)
         removal = self._removal_context(rows)
         count = removal["row_count"]
         if count == 0:
-            self.message_user(request, "There is nothing to remove in this selection.", messages.WARNING)
-            return HttpResponseRedirect(next_url)
+            message = "There is nothing to remove in this selection."
+            return self.redirect_with_message(request, next_url, message, messages.WARNING)
         labels = self.removal_labels
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": f"{labels.verb} {counted(count, labels.singular, labels.plural)}",
-            "back": next_url,
-            **removal,
-        }
-        return TemplateResponse(request, "docora/confirm_removal.html", context)
+        title = f"{labels.verb} {counted(count, labels.singular, labels.plural)}"
+        return self.render_page(request, self.delete_confirmation_template, title, back=next_url, **removal)
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -89,8 +82,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         """Redirect back to the confirmation page if the selection has changed since it was shown."""
         if not confirmation.selection_changed(request, *self._selection(rows)):
             return None
-        self.message_user(request, confirmation.CHANGED, messages.WARNING)
-        return HttpResponseRedirect(request.get_full_path())
+        return self.redirect_with_message(request, request.get_full_path(), confirmation.CHANGED, messages.WARNING)
 
     def _selection(self, rows: QuerySet[M]) -> tuple[list[int], int]:
         """Return the primary keys of the rows, the negated ones of their watches, and the number of the watches' files."""
@@ -103,6 +95,7 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
         obj = context["object"]
         context |= {
             "title": f"{self.removal_labels.verb} {obj}",
+            "original": obj,
             "back": self.page_of(obj),
             **self._removal_context(self.get_queryset(request).filter(pk=obj.pk)),
         }
@@ -137,11 +130,8 @@ class RemovalAdmin[M: Model](ResyncAdmin[M]):
 
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
         """Redirect to the list. Django does so only for users who can change rows, and always says "deleted"."""
-        self.message_user(request, f"{obj_display} is {self.removal_labels.participle}.", messages.SUCCESS)
-        return HttpResponseRedirect(self._list_url())
+        message = f"{obj_display} is {self.removal_labels.participle}."
+        return self.redirect_with_message(request, self.list_url, message)
 
     def delete_model(self, request: HttpRequest, obj: M) -> None:
         self.remove(Actor.of_request(request), obj)
-
-    def _list_url(self) -> str:
-        return reverse(f"admin:{self.url_name('changelist')}")

@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
 
 from deliveries_app.actors import RETRY_PERMISSION, Actor
 from deliveries_app.admin import widgets
-from deliveries_app.admin.actions import RESYNC, ResyncAdmin
+from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository
 from deliveries_app.progress import context as progress_context
@@ -20,7 +21,7 @@ from repositories_app.models import Repository
 
 
 @admin.register(Repository)
-class RepositoryAdmin(ResyncAdmin[Repository]):
+class RepositoryAdmin(BulkAdmin[Repository]):
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
     list_filter = ("is_private", widgets.CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
@@ -47,22 +48,18 @@ class RepositoryAdmin(ResyncAdmin[Repository]):
         for repository in selected:
             reset_circuit(actor, repository)
         circuits = f"{len(selected):,} circuits are" if len(selected) > 1 else "The circuit is"
-        self.message_user(request, f"{circuits} reset. All their watches are retried now.", messages.SUCCESS)
+        self.message_user(request, f"{circuits} reset. All their watches are retried now.")
 
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
         """Reset one circuit, from the page of the repository or of one of its watches."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
         woken = reset_circuit(Actor.of_request(request), repository)
         watches = "1 watch is" if woken == 1 else f"{woken:,} watches are"
-        self.message_user(request, f"The circuit is reset. {watches} retried now.", messages.SUCCESS)
-        return HttpResponseRedirect(next_url(request, self.page_of(repository)))
-
-    def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.can(request, RETRY_PERMISSION)
+        page = next_url(request, self.page_of(repository))
+        return self.redirect_with_message(request, page, f"The circuit is reset. {watches} retried now.")
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("reset-circuit", self.reset_one, RETRY_PERMISSION), *super().get_urls()]
+        page = self.object_page("reset-circuit", require_POST(self.reset_one), RETRY_PERMISSION)
+        return [page, *super().get_urls()]
 
     @admin.display(description="repository", ordering="owner")
     def full_name(self, repository: Repository) -> str:

@@ -16,7 +16,7 @@ from deliveries_app.admin.history import HistoryAdmin
 from deliveries_app.models import BulkOperation, FailureKind, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.reports import help_texts, history
-from docora.templatetags.docora import ago, duration, number, outcome_badge, size
+from docora.templatetags.docora import number, outcome_badge, size
 from docora.web.csv_export import Cell
 
 LISTED_FAILURES = 50
@@ -59,14 +59,6 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
     @admin.display(description="trigger")
     def trigger(self, run: SyncRun) -> str:
         return f"{run.get_reason_display()}, {run.requested_by}"
-
-    @admin.display(description="requested", ordering="created_at")
-    def requested(self, run: SyncRun) -> str:
-        return ago(run.created_at)
-
-    @admin.display(description="took")
-    def took(self, run: SyncRun) -> str:
-        return duration(history.seconds(run))
 
     @admin.display(description="outcome")
     def result(self, run: SyncRun) -> SafeString:

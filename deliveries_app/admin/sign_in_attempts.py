@@ -1,18 +1,15 @@
 """Failed sign-ins, for superusers: who is locked out, and from which address. Deleting a row lifts its lock."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from axes.models import AccessAttempt
 from django.apps import apps
 from django.conf import settings
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.utils import timezone
 
-if TYPE_CHECKING:
-    ModelAdmin = admin.ModelAdmin[Any]
-else:
-    ModelAdmin = admin.ModelAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin
 
 # The model belongs to axes. Only the labels change here, so its migrations are unaffected.
 AccessAttempt._meta.verbose_name, AccessAttempt._meta.verbose_name_plural = "sign-in attempt", "sign-in attempts"
@@ -20,22 +17,17 @@ apps.get_app_config("axes").verbose_name = "Access"
 
 
 @admin.register(AccessAttempt)
-class SignInAttemptAdmin(ModelAdmin):
+class SignInAttemptAdmin(ReadOnlyAdmin[Any]):
     list_display = ("username", "ip_address", "failures_since_start", "attempt_time", "locked", "user_agent")
     search_fields = ("username", "ip_address")
     ordering = ("-attempt_time",)
     fields = readonly_fields = (*list_display, "path_info")
-    list_per_page = 50
-    show_full_result_count = False
 
     @admin.display(boolean=True)
     def locked(self, attempt: Any) -> bool:
         """Whether this row alone causes a lock. Attempts under several names can also lock an address."""
         recent = timezone.now() - attempt.attempt_time < settings.AXES_COOLOFF_TIME
         return bool(recent and attempt.failures_since_start >= settings.AXES_FAILURE_LIMIT)
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        return super().changelist_view(request, {"title": "Sign-in attempts", **(extra_context or {})})
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)
@@ -45,9 +37,3 @@ class SignInAttemptAdmin(ModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_view_permission(request)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False

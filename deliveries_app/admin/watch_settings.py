@@ -5,8 +5,8 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import GithubTokenForm, PatternsForm, add_service_error, post_data
@@ -49,8 +49,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 return self._not_watched(request, error)
             else:
                 done = "The token is replaced" if token else "The token is removed"
-                self.message_user(request, f"{done}; a sync starts now.", messages.SUCCESS)
-                return HttpResponseRedirect(self.page_of(watch))
+                return self.redirect_with_message(request, self.page_of(watch), f"{done}; a sync starts now.")
         template = "admin/deliveries_app/apprepository/token.html"
         return self.render_question(request, watch, "Replace the token", "Check and replace", template, form=form)
 
@@ -78,14 +77,13 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 return self._not_watched(request, error)
             else:
                 message = "The patterns are saved, and a sync is queued." if patterns.changed else "Nothing changed."
-                self.message_user(request, message, messages.SUCCESS)
-                return HttpResponseRedirect(self.page_of(watch))
+                return self.redirect_with_message(request, self.page_of(watch), message)
         template = "admin/deliveries_app/apprepository/patterns.html"
         return self.render_question(request, watch, "Ignore patterns", "Save", template, form=form)
 
     def _not_watched(self, request: HttpRequest, error: NotFound) -> HttpResponse:
-        self.message_user(request, f"{error}: it is no longer watched.", messages.WARNING)
-        return HttpResponseRedirect(reverse(f"admin:{self.url_name('changelist')}"))
+        message = f"{error}: it is no longer watched."
+        return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
 
 
 def hook_url(watch: AppRepository) -> str:

@@ -6,42 +6,29 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
-from django.urls import URLPattern, reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import RETRY_PERMISSION, Actor
 from deliveries_app.admin import widgets
-from deliveries_app.admin.actions import RESYNC, RetryAdmin
+from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import help_texts
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number
-from docora.text import parse_pk
 
 LISTED_FAILURES, LISTED_RUNS = 50, 10
-
-
-class AppFilter(admin.SimpleListFilter):
-    title = "app"
-    parameter_name = "app"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(str(pk), name) for pk, name in App.objects.filter(ended_at=None).values_list("pk", "name")[:200]]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> QuerySet[AppRepository]:
-        value = self.value()
-        pk = parse_pk(value) if value else None
-        return queryset if pk is None else queryset.filter(app_id=pk)
 
 
 class CircuitFilter(widgets.CircuitFilter):
@@ -57,12 +44,12 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRepository], RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
     list_display = (
         "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
     )  # fmt: skip
     list_display_links = ("repository_name",)
-    list_filter = ("status", AppFilter, CircuitFilter)
+    list_filter = ("status", widgets.AppFilter, CircuitFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or id"
     actions = ("force_resync", "retry", "delete_selected")
@@ -70,6 +57,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     watch_field = "pk"
+    bulk_actions = (RESYNC, RETRY)
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
         watches = AppRepository.objects.alive().select_related("app", "repository")
@@ -85,20 +73,17 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
 
     def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Retry one watch at once. This needs no confirmation: a retry sends only what is not acknowledged."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
+        page = next_url(request, self.page_of(watch))
         try:
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
-            self.message_user(request, f"{watch} is no longer failing.", messages.WARNING)
-        else:
-            paused = " It starts when the app is resumed." if watch.app.paused else ""
-            message = f"Retry queued. {watch}: only what is not acknowledged is sent.{paused}"
-            self.message_user(request, message, messages.SUCCESS)
-        return HttpResponseRedirect(next_url(request, self.page_of(watch)))
+            return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
+        paused = " It starts when the app is resumed." if watch.app.paused else ""
+        message = f"Retry queued. {watch}: only what is not acknowledged is sent.{paused}"
+        return self.redirect_with_message(request, page, message)
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("retry", self.retry_one, RETRY_PERMISSION), *super().get_urls()]
+        return [self.object_page("retry", require_POST(self.retry_one), RETRY_PERMISSION), *super().get_urls()]
 
     @admin.display(description="repository", ordering="repository__name")
     def repository_name(self, watch: AppRepository) -> str:
@@ -165,10 +150,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RetryAdmin[AppRep
             watched = form.save(Actor.of_request(request))
             if watched is not None:
                 state = "is now watched" if watched.created else "was already watched. All its files are sent again"
-                self.message_user(request, f"{watched.watch} {state}.", messages.SUCCESS)
-                return HttpResponseRedirect(
-                    reverse("admin:deliveries_app_apprepository_change", args=[watched.watch.pk])
-                )
+                return self.redirect_with_message(request, self.page_of(watched.watch), f"{watched.watch} {state}.")
         return self.simple_form(request, form, "Watch a repository", "Watch")
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:

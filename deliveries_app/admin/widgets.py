@@ -13,8 +13,9 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app.models import AppRepository
+from deliveries_app.models import App, AppRepository
 from docora.templatetags.docora import ago, icon, status_badge
+from docora.text import parse_pk
 from repositories_app.models import Repository
 
 if TYPE_CHECKING:
@@ -35,6 +36,22 @@ class BoundedPaginator(AnyPaginator):
     def count(self) -> int:
         rows: Any = self.object_list
         return int(rows.order_by()[: self.PAGES * self.per_page].count())
+
+
+class AppFilter(admin.SimpleListFilter):
+    title = "app"
+    parameter_name = "app"
+
+    def apps(self) -> QuerySet[App]:
+        """Return the apps to choose from. The filter offers the first 200."""
+        return App.objects.filter(ended_at=None)
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(pk), name) for pk, name in self.apps().values_list("pk", "name")[:200]]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        pk = parse_pk(self.value() or "")
+        return queryset if pk is None else queryset.filter(app_id=pk)
 
 
 class CircuitFilter(admin.SimpleListFilter):
