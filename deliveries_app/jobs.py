@@ -50,7 +50,7 @@ def sync_watch(watch_pk: int, *, alone: bool = False) -> None:
 
 
 def sync_watch_alone(watch_pk: int) -> None:
-    """Do the same in a process of its own, for a watch that may have killed the processes it shared with others."""
+    """Sync the watch in a separate process, because it may have killed the processes that it shared with others."""
     sync_watch(watch_pk, alone=True)
 
 

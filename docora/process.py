@@ -1,4 +1,4 @@
-"""Child processes that must not outlive their parent, and names of processes that tell whether one still runs.
+"""End child processes with their parent, and name processes so that others can tell whether they still run.
 
 A supervisor killed with SIGKILL cannot clean up, but the kernel can: with `PR_SET_PDEATHSIG` it signals the child when
 the parent's thread ends. This works on Linux only. Elsewhere these functions do nothing, and fencing in the database
@@ -35,8 +35,8 @@ def die_with(parent_pid: int, sig: int = signal.SIGKILL) -> None:
 def dying_with_parent(command: Sequence[str], sig: int) -> list[str]:
     """Return the command line of a program that gets the signal `sig` when the thread that started it ends.
 
-    Unlike `die_with_parent` this runs no Python in the child: a process with threads may use it, and Python need not
-    copy the whole process to start the program.
+    Unlike `die_with_parent`, this runs no Python in the child. So it is safe in a process with threads, and Python does
+    not have to fork the whole process.
     """
     if sys.platform != "linux":
         return list(command)
@@ -61,8 +61,8 @@ def limited(command: Sequence[str], limits: Mapping[str, int]) -> list[str]:
 def process_name(pid: int = 0) -> str:
     """Return a name for the process with this PID, or for this one, that no other process has or will have.
 
-    It is made of the host, the boot, the PID namespace, the PID and the start time. It is empty if the kernel does not
-    tell these, and if there is no such process.
+    The name contains the host, the boot, the PID namespace, the PID and the start time. Return an empty string if there
+    is no such process, or if the kernel does not provide these values.
     """
     pid = pid or os.getpid()
     try:
@@ -93,7 +93,7 @@ def has_ended(name: str) -> bool:
 
 @functools.cache
 def _place() -> str:
-    """Return where a PID means one process: the host, its boot and the PID namespace."""
+    """Return the scope in which a PID is unique: the host, its boot and the PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
 

@@ -1,4 +1,4 @@
-"""Git repositories, one row each however many apps watch it, and snapshots of their trees."""
+"""Git repositories, one row each even if several apps watch it, and snapshots of their trees."""
 
 from django.db import models
 from django.utils import timezone
@@ -14,7 +14,7 @@ class Repository(models.Model):
     """A git repository, identified by its canonical URL. Its mirror is `REPOS_DIR/{repository_id}.git`.
 
     `twin` numbers the rows of one URL. It is 0 except for imported rows: the existing service treated each spelling of a
-    URL as a repository of its own, and client apps know all of these ids. New watches use the row with number 0.
+    URL as a separate repository, and client apps know all of these ids. New watches use the row with number 0.
     """
 
     repository_id = models.CharField(max_length=50, unique=True, default=new_repository_id, editable=False)

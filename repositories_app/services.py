@@ -15,7 +15,7 @@ from repositories_app.models import Repository, Snapshot
 
 
 def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
-    """Return the repository's row, whichever spelling of the URL was used. Create the row if there is none.
+    """Return the repository's row for any spelling of its URL. Create the row if there is none.
 
     Call this inside a transaction: the row is locked until its end, so it cannot be removed before a watch refers to it.
     """

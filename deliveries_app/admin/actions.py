@@ -32,7 +32,7 @@ _ORDER = ("app__name", "repository__owner", "repository__name", "pk")
 
 @dataclass(frozen=True)
 class Scope:
-    """How to title the operation: after `app` if all of its watches are selected, else `title`, else by the count."""
+    """What is selected. `app` is set if these are all of its watches. A `title` replaces the operation's default title."""
 
     app: App | None = None
     title: str = ""
@@ -101,7 +101,7 @@ RETRY = BulkAction(
 
 
 class BulkAdmin[M: Model](DocoraAdmin[M]):
-    """A model admin whose rows stand for watches. `watch_field` is the field of `AppRepository` that refers to a row.
+    """A model admin whose rows represent watches. `watch_field` is the field of `AppRepository` that refers to a row.
 
     To run an action, a user needs the view permission on the model and the action's own permission.
     """

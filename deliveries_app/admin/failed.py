@@ -25,6 +25,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
 from deliveries_app.reports.failures import State
+from deliveries_app.reports.next_attempt import due_at
 from docora.templatetags.docora import ago, badge, status_badge
 from docora.text import can_be_id, parse_pk, parse_pks
 
@@ -225,7 +226,7 @@ def _cause(watch: AppRepository) -> SafeString:
 
 
 def _response(watch: AppRepository) -> SafeString | str:
-    """Return the status code and the start of the response. A tooltip has all of the response that is stored."""
+    """Return the status code and the start of the response. A tooltip has the whole stored response."""
     if watch.last_status_code is None:
         return ""
     start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
@@ -246,7 +247,7 @@ def _next_attempt(watch: AppRepository) -> SafeString | str:
         return "being tried now"
     if watch.app.paused:
         return "when the app is resumed"
-    moment = failures.next_attempt(watch)
+    moment = due_at(watch)
     return "due now" if moment is not None and moment <= timezone.now() else format_html("next {}", ago(moment))
 
 

@@ -1,4 +1,4 @@
-"""Show new secrets exactly once, on a page of their own.
+"""Show new secrets exactly once, on a separate page.
 
 If they were rendered in response to the POST that created them, a refresh would create new ones. So the POST stores them
 encrypted in the session and redirects to a GET that shows them.

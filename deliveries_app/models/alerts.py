@@ -1,4 +1,4 @@
-"""Alerts, and which of them each channel has sent (`deliveries_app.monitoring.alerts`)."""
+"""Alerts, and what each channel has sent (`deliveries_app.monitoring.alerts`)."""
 
 from django.db import models
 from django.db.models import Q

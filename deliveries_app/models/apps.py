@@ -16,8 +16,8 @@ from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
 
-MAX_SHARED_CRASHES = 2  # processes that may die while they sync a watch beside others, before it gets one of its own
-SLOT_REQUEST_SECONDS = 1.0  # a watch that found no slot free asks again after this time
+MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
+SLOT_REQUEST_SECONDS = 1.0  # how long a watch that found no free slot waits before it asks again
 
 
 def new_app_id() -> str:
@@ -204,9 +204,9 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         return self.alive().filter(can_sync(), next_sync_at__lte=Now())
 
     def startable(self) -> Self:
-        """Leave out watches of an app whose slots are all taken and which another watch has just asked for one.
+        """Leave out an app's watches if all of its slots are taken and one of its watches has just asked for a slot.
 
-        Asking makes the holders share their slots, so one watch of a busy app has to ask about every second.
+        The holders share their slots when asked, so it is enough that one watch of a busy app asks about every second.
         """
         holders = AppRepository.objects.leased().values("app_id").annotate(taken=Sum("lease_slots"))
         allowed = Coalesce("app__pace_slots", "app__max_in_flight")
@@ -367,7 +367,7 @@ class AppRepository(models.Model):
 
     @property
     def needs_own_process(self) -> bool:
-        """Whether the next attempt must be the only one of its process, because two such processes have died."""
+        """Whether the next attempt must run in a process without others, because two shared processes have died."""
         return self.crash_count + (self.lease_until is not None) >= MAX_SHARED_CRASHES
 
     @property
@@ -403,7 +403,7 @@ class AppRepository(models.Model):
 
 
 class FailedSync(AppRepository):
-    """The failing watches, as a list of their own in the admin."""
+    """The failing watches, as a separate list in the admin."""
 
     class Meta:
         proxy = True

@@ -11,6 +11,7 @@ from deliveries_app.actors import can_view_operations
 from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
+from deliveries_app.progress.runs import newest_open_runs
 from docora.text import counted, format_bytes, format_seconds
 
 MAX_OPERATIONS = 5
@@ -56,8 +57,7 @@ def involving(app: App) -> QuerySet[BulkOperation]:
 
 def open_progress(watches: Iterable[AppRepository]) -> dict[int, Progress]:
     """Return the progress of each watch's newest open run, by watch primary key."""
-    runs = SyncRun.objects.filter(watch__in=list(watches), outcome="").order_by("generation", "pk")
-    newest = {run.watch_id: run for run in runs if run.watch_id is not None}
+    newest = newest_open_runs(watches)
     progress = live.of_runs(newest.values())
     return {watch_pk: progress[run.pk] for watch_pk, run in newest.items()}
 

@@ -1,7 +1,7 @@
 """Open sync runs, count what they send, and end them with an outcome.
 
-A finish at generation G ends every open run of the watch up to G; a run replaced by a later re-sync
-is marked superseded (`engine.md` §10).
+When a sync finishes at generation G, every open run of the watch up to G ends. A run that a later re-sync has replaced is
+marked as superseded (`engine.md` §10).
 """
 
 import logging
@@ -81,6 +81,12 @@ def open_runs(watch_pk: int, generation: int) -> list[SyncRun]:
     """Return open runs up to a generation, newest first."""
     query = SyncRun.objects.filter(watch_id=watch_pk, outcome="", generation__lte=generation)
     return list(query.select_related("operation").order_by("-generation", "-pk"))
+
+
+def newest_open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
+    """Return each watch's newest open run, by watch primary key."""
+    runs = SyncRun.objects.filter(watch__in=[watch.pk for watch in watches], outcome="").order_by("generation", "pk")
+    return {run.watch_id: run for run in runs if run.watch_id}
 
 
 def set_totals(run: SyncRun, *, files: int, size: int, left_out: Mapping[str, int], commit: str) -> None:

@@ -1,4 +1,4 @@
-"""Failing watches: group them by root cause and report what each is waiting for."""
+"""Failing watches, with the state of each, and grouped by root cause."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,15 +41,6 @@ def with_state(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
     return watches.annotate(
         state=Case(*states, default=Value(State.RETRYING)), cause_order=Case(*causes, default=Value(len(_CAUSES)))
     )
-
-
-def next_attempt(watch: AppRepository) -> datetime | None:
-    """Return when Docora retries automatically; None while syncing or while the app is paused."""
-    if watch.status == Status.SCANNING or watch.app.paused or watch.next_sync_at is None:
-        return None
-    circuit_open_until = watch.repository.circuit_open_until if watch.retry_count else None
-    held_until = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until]
-    return max(moment for moment in held_until if moment is not None)
 
 
 @dataclass(frozen=True)

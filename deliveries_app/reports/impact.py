@@ -20,20 +20,11 @@ _MAX_REPOSITORIES_NAMED = 1000  # above this, count all watches: a query that na
 
 
 @dataclass(frozen=True)
-class Impact:
-    """What a re-sync sends: all `files` of `watches` watched repositories of `apps` apps.
-
-    `seconds` is estimated from the apps' recent pace, or None without one. `sample` holds the first watches, each with
-    `files` and `size`.
-    """
+class _Affected:
+    """The number of watches, how many of them a worker is syncing now, and a `sample`: the first ones."""
 
     watches: int
-    apps: int
-    files: int
-    size: int
     syncing: int
-    paused: int
-    seconds: float | None
     sample: Sequence[AppRepository]
 
     @property
@@ -42,45 +33,44 @@ class Impact:
 
 
 @dataclass(frozen=True)
-class RetryImpact:
-    """What a retry sends: the `files` that were not accepted, of `watches` failing watches of `apps` apps.
+class Impact(_Affected):
+    """What a re-sync sends: all `files` of the watches of `apps` apps.
+
+    `seconds` is estimated from the apps' recent pace, or None without one. The watches in `sample` have `files` and `size`.
+    """
+
+    apps: int
+    files: int
+    size: int
+    paused: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class RetryImpact(_Affected):
+    """What a retry sends: the `files` that were not accepted, of the failing watches of `apps` apps.
 
     For `unknown` of the watches the number is not known, because their last attempt ended before it had tried every file.
     """
 
-    watches: int
     apps: int
     files: int
     unknown: int
-    syncing: int
     paused: int
-    sample: Sequence[AppRepository]
-
-    @property
-    def more(self) -> int:
-        return self.watches - len(self.sample)
 
 
 @dataclass(frozen=True)
-class Removal:
+class Removal(_Affected):
     """What is removed together with watches.
 
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.
-    - `syncing`: how many of the watches a worker is syncing now.
     """
 
-    watches: int
-    syncing: int
     records: int
     records_are_exact: bool
     orphans: int
     orphan_names: Sequence[str]
-    sample: Sequence[AppRepository]
-
-    @property
-    def more(self) -> int:
-        return self.watches - len(self.sample)
 
     @property
     def more_orphans(self) -> int:

@@ -18,6 +18,16 @@ class NextTry:
     at: datetime | None = None
 
 
+def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime | None:
+    """Return when a worker can claim the watch: once it is due and nothing holds it back. None if nothing is due."""
+    if watch.next_sync_at is None:
+        return None
+    # The first attempt of a request is the circuit's probe; all others wait for it.
+    circuit_open_until = watch.repository.circuit_open_until if watch.retry_count else None
+    moments = [watch.next_sync_at, watch.app.cooldown_until, circuit_open_until, hold_until]
+    return max(moment for moment in moments if moment is not None)
+
+
 def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datetime | None = None) -> NextTry:
     """Return when the watch is tried next, or its file that is held until `hold_until`.
 
@@ -31,11 +41,8 @@ def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datet
         return NextTry("waits until the app is resumed")
     if watch.arriving:
         return NextTry("waits until its records are imported")
-    if watch.next_sync_at is None:
+    at = due_at(watch, hold_until)
+    if at is None:
         return NextTry("next check", watch.next_check_at)
-    held_until = [watch.next_sync_at, watch.app.cooldown_until, hold_until]
-    if watch.retry_count:  # the first attempt of a request is the circuit's probe
-        held_until.append(watch.repository.circuit_open_until)
-    at = max(moment for moment in held_until if moment is not None)
     what = "next try" if watch.is_failing else "next sync"
     return NextTry(what, at) if at > timezone.now() + _SOON else NextTry(f"{what} as soon as a worker is free")

@@ -7,10 +7,11 @@ from django.db.models import Count, Q, Window
 from django.db.models.functions import RowNumber
 
 from deliveries_app.actors import can_view_operations
-from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, Status, SyncRun
+from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, Status
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.progress import live
+from deliveries_app.progress.context import open_progress
 from deliveries_app.progress.live import Progress
 from deliveries_app.reports import traffic
 from deliveries_app.reports.traffic import Day
@@ -137,14 +138,11 @@ def _jobs(signs: Signs | None, counts: WatchCounts) -> Jobs:
 def _running(watches: Watches | None, *, operations: bool) -> Running:
     open_operations = list(BulkOperation.objects.filter(ended_at=None)[: OPERATIONS_SHOWN + 1]) if operations else []
     syncing = _syncing() if watches and watches.counts.syncing else []
-    newest = {
-        run.watch_id: run for run in SyncRun.objects.filter(watch__in=syncing, outcome="").order_by("generation", "pk")
-    }
-    progress = live.of_runs(newest.values())
+    progress = open_progress(syncing)
     return Running(
         operations=tuple((operation, live.of_operation(operation)) for operation in open_operations[:OPERATIONS_SHOWN]),
         more_operations=len(open_operations) > OPERATIONS_SHOWN,
-        watches=tuple((watch, progress[newest[watch.pk].pk] if watch.pk in newest else None) for watch in syncing),
+        watches=tuple((watch, progress.get(watch.pk)) for watch in syncing),
         more_watches=max(0, watches.counts.syncing - len(syncing)) if watches else 0,
     )
 

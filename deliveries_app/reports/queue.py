@@ -4,7 +4,6 @@ The rows are the source of truth. A leased watch is running; a due one is waitin
 the job's queue and the workers. Without Redis the page shows the rows.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,6 +19,7 @@ from deliveries_app.models import AppRepository, Status, SyncPause, SyncRun
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
+from deliveries_app.progress.runs import newest_open_runs
 from deliveries_app.services.control import current_pause
 from docora.redis import inspect
 from docora.redis.inspect import Job, QueueState, Worker
@@ -108,14 +108,15 @@ def read_queue() -> QueueView:
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
-    leased = list(_watches().leased().annotate(lease_left=_lease_left()).order_by("next_sync_at", "pk")[:SHOWN])
+    lease_left = ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())  # by the database's clock
+    running = list(_watches().leased().annotate(lease_left=lease_left).order_by("next_sync_at", "pk")[:SHOWN])
     overdue = _watches().free().filter(next_sync_at__lte=Now())
     position = {pk: number for number, pk in enumerate(queued)}
     with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
     without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
     ready = sum(not _held_back(watch, pause) for watch in with_job)
-    running, waiting = leased, [*with_job[:SHOWN], *without_job]
-    newest = _open_runs([*running, *waiting])
+    waiting = [*with_job[:SHOWN], *without_job]
+    newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
 
     def line(watch: AppRepository, **more: Any) -> Line:
@@ -142,20 +143,9 @@ def _watches() -> Any:
     return AppRepository.objects.alive().select_related("app", "repository")
 
 
-def _lease_left() -> "ExpressionWrapper[Any]":
-    """Return the expression for the remaining time of a lease, by the database's clock."""
-    return ExpressionWrapper(F("lease_until") - Now(), output_field=DurationField())
-
-
 def _watch_of(job: Job | None) -> int | None:
     """Return the watch a job is for; None for a clean-up."""
     return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
-
-
-def _open_runs(watches: Iterable[AppRepository]) -> dict[int, SyncRun]:
-    """Return each watch's newest open run, by watch primary key."""
-    runs = SyncRun.objects.filter(watch__in=[watch.pk for watch in watches], outcome="").order_by("generation", "pk")
-    return {run.watch_id: run for run in runs if run.watch_id}
 
 
 def _held_back(watch: AppRepository, pause: SyncPause | None) -> str:

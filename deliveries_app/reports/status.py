@@ -6,9 +6,9 @@ from typing import Any
 from django.db.models import Case, F, Q, When
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, AppRepository, Status, SyncPause, SyncRun
+from deliveries_app.models import App, AppRepository, Status, SyncPause
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
-from deliveries_app.progress import live
+from deliveries_app.progress.context import open_progress
 from deliveries_app.reports import failures
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services import current_pause
@@ -79,7 +79,8 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     failing_first = F("failing_since").asc(nulls_last=True)
     then_syncing = Case(When(_IS_SYNCING, then=0), default=1)
     rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
-    percents = _percents(rows)
+    progress = open_progress(watch for watch in rows if watch.is_syncing)
+    percents = {pk: of_run.percent for pk, of_run in progress.items()}
     lines = [Line(watch, _state(watch), percents.get(watch.pk), next_try(watch, pause)) for watch in rows]
     return StatusReport(pause, heartbeat.read(), counts, lines)
 
@@ -89,17 +90,7 @@ def _state(watch: Any) -> str:
         return str(failures.State(watch.state).label)
     if watch.arriving:
         return "arriving"
-    return "syncing" if watch.status == Status.SCANNING else "waiting"
-
-
-def _percents(watches: list[AppRepository]) -> dict[int, int]:
-    """Return the progress of running syncs, by watch primary key."""
-    syncing = [watch.pk for watch in watches if watch.status == Status.SCANNING]
-    newest = {
-        run.watch_id: run for run in SyncRun.objects.filter(watch__in=syncing, outcome="").order_by("generation", "pk")
-    }
-    progress = live.of_runs(newest.values())
-    return {pk: progress[run.pk].percent for pk, run in newest.items() if pk}
+    return "syncing" if watch.is_syncing else "waiting"
 
 
 def watch_fields(watch: AppRepository) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Handle push hooks: signed requests from a git host which say that a repository may have changed.
+"""Handle push hooks: signed requests in which a git host reports that a repository may have changed.
 
-They only trigger a sync. Nothing else is taken from their bodies.
+They only trigger a sync. The rest of their content is ignored.
 """
 
 import hashlib

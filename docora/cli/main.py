@@ -1,7 +1,7 @@
 """The `docora` command line: apply options that are settings, then run Django's commands.
 
-Some options of `up`, `web` and `demo` stand for settings (`--data`, `--host`, `--port`, `--demo`). They are put into the environment
-before the settings are read, so that this process and its children share one configuration.
+`up`, `web` and `demo` have options that override settings: `--data`, `--host`, `--port` and `--demo`. They are put into the
+environment before the settings are read, so that this process and its children share one configuration.
 """
 
 import os
@@ -27,7 +27,7 @@ DEMO_SETTINGS = {
 
 
 def add_instance_options(parser: ArgumentParser) -> None:
-    """Add the options of `up`, `web` and `demo` that stand for settings."""
+    """Add the options of `up`, `web` and `demo` that override settings."""
     parser.add_argument("--host", metavar="HOST", help="listen on this address (HOST)")
     parser.add_argument("--port", metavar="N", help="listen on this port (PORT)")
     parser.add_argument("--data", metavar="DIR", help="the data directory (DATA_DIR)")

@@ -1,7 +1,7 @@
 """Live counters in Redis hashes, polled by the progress bars.
 
-The counters are a cache of database rows. Only code that writes the rows sets counters (`start`, `seed`), advances them and,
-once the end is committed, removes them. Missing counters are read as None, and the reader then counts the rows. No
+The counters are a cache of database rows. Only code that writes the rows sets counters (`start`, `seed`), advances them, and
+removes them once the end is committed. If counters are missing, `read` returns None, and the caller counts the rows. No
 function here raises when Redis is down.
 """
 
@@ -93,8 +93,8 @@ def advance(key: str, **deltas: int) -> bool:
 def put(key: str, name: str, part: Mapping[str, int]) -> bool:
     """Replace the part `name` of a sum.
 
-    Numbers are added up, except `started`, of which the sum keeps the earliest. A `completed` part is final: a later one
-    that is not completed is ignored.
+    Numbers are added up, except for `started`: the earliest one is kept. A `completed` part is final, so later parts that
+    are not completed are ignored.
 
     Return False if the counters are missing: then `seed` them from the rows and put the part again. Return True if Redis
     is down, because there is nothing to seed.

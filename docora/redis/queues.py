@@ -55,8 +55,8 @@ def enqueue(
     """Add a job to a queue unless it is already there. A job in a lower queue is moved up.
 
     `function` is a dotted path. Pass `owned=False` if no worker holds a lease on the job's subject: then a job hash
-    left behind by a dead worker is replaced. With `alone`, its process performs no other job meanwhile. Tenants share the
-    places of a process. Return True if the job is now waiting, False if it is running or Redis is down.
+    left behind by a dead worker is replaced. With `alone`, its process performs no other job at the same time. The
+    `tenant`s share the slots of a process. Return True if the job is now waiting, False if it is running or Redis is down.
     """
     try:
         target = _queue(queue)

@@ -1,4 +1,4 @@
-"""The last line of defence: mask whatever looks like a secret in text that is about to be logged or shown.
+"""The last line of defence: mask what looks like a secret before text is logged or shown.
 
 Nothing relies on it: code that handles a secret keeps it out of messages. This catches libraries, hosts and exceptions
 that repeat a secret anyway. It recognises a secret only by its pattern or name.

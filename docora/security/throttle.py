@@ -1,7 +1,7 @@
 """Slow down guessing: count failures per client address in Redis. Fails open without Redis.
 
-Only failures are counted, and only failures are rejected: a valid secret is accepted however many wrong ones came from
-the same address. Clients may share an address (a proxy, a cluster behind NAT) and could otherwise lock each other out.
+Only failures are counted, and only failures are rejected: a valid secret is always accepted, even after many wrong ones
+from the same address. Clients may share an address (a proxy, a cluster behind NAT) and could otherwise lock each other out.
 That is safe because secrets have 256 random bits; the limit only saves work and log lines. If the check itself is
 expensive, callers count it and delay the next one (`seconds_to_wait`).
 """

@@ -147,7 +147,7 @@ def systemd_passed_socket() -> bool:
 
 
 def listening_socket() -> socket.socket:
-    """Return the socket that systemd has passed, whatever its address, or a new one on HOST and PORT.
+    """Return the socket that systemd has passed, or else a new one on HOST and PORT.
 
     Raises CommandError if this process cannot listen there.
     """

@@ -1,5 +1,5 @@
-"""Docora's RQ worker: other workers notice within seconds if it dies, it ends with its parent, hands over on SIGTERM, and
-survives Redis outages."""
+"""Docora's RQ worker. It ends with its parent, hands over on SIGTERM, and survives Redis outages. If it dies, other workers
+notice within seconds."""
 
 import contextlib
 import logging
@@ -46,7 +46,7 @@ maintenance_callbacks: list[Callable[[], None]] = []
 and use only Redis."""
 
 death_callbacks: list[Callable[[], object]] = []
-"""Called after a work-horse was killed, in a process of their own, because the worker itself never opens the database."""
+"""Called in a separate process after a work-horse was killed, because the worker itself never opens the database."""
 
 
 def stopping() -> bool:
@@ -70,7 +70,7 @@ def warm_up() -> None:
 
 
 def _run_apart(callbacks: Sequence[Callable[[], object]]) -> None:
-    """Run these functions in a child process, and wait for its end."""
+    """Run these functions in a child process and wait until it ends."""
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -129,9 +129,9 @@ class DocoraWorker(Worker):
             callback()
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """In the work-horse: perform the job, and unless it runs alone, also those that wait behind it.
+        """Perform the job in the work-horse and, unless the job runs alone, also the jobs that wait behind it.
 
-        Each job starts and ends for RQ as if it had a work-horse of its own.
+        RQ sees each job start and end as if it had its own work-horse.
         """
         if queues.runs_alone(job):
             return super().perform_job(job, queue, execution)
@@ -142,8 +142,8 @@ class DocoraWorker(Worker):
         return True
 
     def _take_job(self, horse: WorkHorse) -> Assignment | None:
-        """Take the next job from the queues. Those that run alone stay there for a work-horse of their own, for which this
-        one ends if they have waited for long."""
+        """Take the next job from the queues. Leave a job that runs alone to its own work-horse. If it has waited for long,
+        end this work-horse to make room for it."""
         for queue in self.queues:
             for job_id in map(as_text, self.connection.lrange(queue.key, 0, _JOBS_LOOKED_AT - 1)):
                 try:
@@ -155,17 +155,17 @@ class DocoraWorker(Worker):
                     if queues.waiting_seconds(job) > ALONE_PATIENCE_SECONDS:
                         horse.end_soon()
                         return None
-                # One whose tenant holds its share stays, for another worker or until a place is free.
+                # If the tenant already has its share, leave the job for later or for another worker.
                 elif horse.may_take(job) and self.connection.lrem(queue.key, 1, job_id):  # 0: another worker has it
                     return job, queue, self.prepare_execution(job)
         return None
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        """Send heartbeats for the job that the work-horse is performing now. RQ would send them for its first one."""
+        """Send heartbeats for all jobs that the work-horse is performing. RQ would only send them for its first job."""
         if self._stop_requested:  # an alarm may have interrupted `request_stop`
             self._stop_horse()
         with contextlib.suppress(RedisError):
-            # A Redis that lost its data knows no execution, but must know the worker.
+            # If Redis lost its data, there are no executions, but the worker must still be registered.
             self.heartbeat(WORKER_TTL_SECONDS)
             for current in self.get_current_executions(refresh=True):
                 with contextlib.suppress(NoSuchJobError):
@@ -186,10 +186,10 @@ class DocoraWorker(Worker):
                 self.handle_job_failure(left.job, queue, exc_string=reason, execution=left)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Ignore errors of a job that Redis no longer knows, and refuse what is not one of Docora's jobs.
+        """Only log errors about jobs that Redis no longer has, and about jobs that are not Docora's.
 
-        Redis was emptied, or another worker took over while this process was frozen. Either way, the work is done or is
-        being done elsewhere. A job of an earlier version is refused too, and the sweep enqueues its watch again.
+        In the first case, Redis was emptied, or another worker took over while this process was frozen, so the work is done
+        elsewhere. In the second case, the job may be from an earlier version. The sweep then enqueues its watch again.
         """
         if isinstance(exc_info[1], InvalidJobOperation | NoSuchJobError):
             logger.warning("job_forgotten", extra={"job_id": job.id, "cause": str(exc_info[1])})
@@ -199,7 +199,7 @@ class DocoraWorker(Worker):
             super().handle_exception(job, *exc_info)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        """Fork. A SIGTERM meanwhile waits until both processes can handle it; otherwise neither of them would."""
+        """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
         warm_up()
         self._parent_pid = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
@@ -220,7 +220,7 @@ class DocoraWorker(Worker):
         self.death_penalty_class = TimerDeathPenalty  # jobs run in threads, which get no signals
 
     def request_stop(self, signum: Any, frame: Any) -> None:
-        """Handle SIGTERM. First of all note it: an alarm of `monitor_work_horse` may interrupt this."""
+        """Handle SIGTERM. Set the flag first, because an alarm of `monitor_work_horse` may interrupt this."""
         self._stop_requested = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 

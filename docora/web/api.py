@@ -140,4 +140,4 @@ def authentication_error(request: HttpRequest, kind: str, message: str) -> ApiEr
 
 
 SHELL = "x-docora-shell"
-"""OpenAPI extension of a header that is computed from the body: a shell expression for its value, given the body in `$BODY`."""
+"""OpenAPI extension for a header whose value depends on the body: a shell expression that computes it from `$BODY`."""

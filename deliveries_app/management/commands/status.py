@@ -45,8 +45,8 @@ def _number(text: str) -> int:
 def _summary(report: StatusReport) -> str:
     counts = report.counts
     lines = [
-        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,}, of which {counts.given_up:,} are given up until "
-        f"the next rescan; syncing: {counts.syncing:,}; waiting: {counts.waiting:,}."
+        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,} ({counts.given_up:,} given up until the next "
+        f"rescan); syncing: {counts.syncing:,}; waiting: {counts.waiting:,}."
     ]
     if report.pause:
         lines.append(

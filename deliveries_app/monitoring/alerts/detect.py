@@ -55,7 +55,7 @@ def detect() -> None:
         changed = 0
         for kind, subjects in _subjects(now).items():
             if kind in open_kinds:
-                # Not NOT EXISTS: with stale statistics, PostgreSQL would scan all rows for each row.
+                # With stale statistics, PostgreSQL would run a NOT EXISTS as a full scan for each row.
                 recovered = Alert.objects.filter(kind=kind).exclude(
                     subject__in=subjects.not_recovered.order_by().values("pk")
                 )
@@ -118,8 +118,8 @@ def _docora_problems(signs: Signs | None) -> dict[AlertKind, bool | None]:
 def _open(kind: AlertKind, subjects: Subjects, number: int, now: datetime) -> int:
     """Add a row for each wrong subject that has none. Return the number of new rows.
 
-    The unique index skips the others. A condition in the SELECT would be planned for the few existing rows, and then scan the
-    many rows that this statement adds again and again.
+    The unique index skips the others. A condition in the SELECT would be slow when this statement adds many rows: PostgreSQL
+    would plan it for the few rows that existed before.
     """
     values = {
         "kind": Value(kind.value, CharField()),
