@@ -36,7 +36,7 @@ REPOS_MAX_BYTES = count("REPOS_MAX_BYTES", 0, 0)
 
 # --- Secrets: from the environment, or generated once into the data directory ------------------------------------------
 _keys = data_dir.Keys(DATA_DIR)
-SECRET_KEY = text("SECRET_KEY", default="") or _keys.secret_key
+SECRET_KEY = text("SECRET_KEY") or _keys.secret_key
 ENCRYPTION_KEYS = names("ENCRYPTION_KEYS") or _keys.encryption_keys
 if any(len(key) < 16 for key in ENCRYPTION_KEYS):
     raise ImproperlyConfigured("Each of the ENCRYPTION_KEYS must have at least 16 characters.")
@@ -103,7 +103,7 @@ elif os.environ.get("DOCORA_PROCESS") == "web":
     # while the database is down. It is shorter than that of typical probes.
     _database.setdefault("CONN_HEALTH_CHECKS", True)
     _options["pool"] = {"min_size": 1, "max_size": WEB_THREADS, "timeout": 4}
-REDIS_URL = text("REDIS_URL", default="") or data_dir.embedded_redis_url(DATA_DIR)
+REDIS_URL = text("REDIS_URL") or data_dir.embedded_redis_url(DATA_DIR)
 if not data_dir.is_redis_url(REDIS_URL):  # not repeated in the message, because it may hold a password
     raise ImproperlyConfigured("REDIS_URL must look like redis://host:6379/0, rediss://… or unix:///path.")
 
@@ -155,16 +155,16 @@ ALLOWED_PRIVATE_NETWORKS = networks("ALLOWED_PRIVATE_NETWORKS")
 ALLOW_HTTP = flag("ALLOW_HTTP")
 
 # --- Metrics -----------------------------------------------------------------------------------------------------------
-METRICS_TOKEN = text("METRICS_TOKEN", default="")
+METRICS_TOKEN = text("METRICS_TOKEN")
 if METRICS_TOKEN and not re.fullmatch("[!-~]{16,}", METRICS_TOKEN):
     raise ImproperlyConfigured("METRICS_TOKEN must be at least 16 printable ASCII characters without spaces.")
 
 # --- Alerts: off until ALERT_EMAILS or ALERT_WEBHOOK_URL is set --------------------------------------------------------
 MAILERS: dict[str, Any] = {"default": {"OPTIONS": mail_options(text("EMAIL_URL"))}} if text("EMAIL_URL") else {}
 SILENCED_SYSTEM_CHECKS = ["mail.W001"]  # a mail server is optional: only alerts are mailed
-DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL", default="")
+DEFAULT_FROM_EMAIL = text("DEFAULT_FROM_EMAIL")
 ALERT_EMAILS = names("ALERT_EMAILS")
-ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL", default="")
+ALERT_WEBHOOK_URL = text("ALERT_WEBHOOK_URL")
 ALERT_AFTER_SECONDS = number("ALERT_AFTER_SECONDS", 900)
 ALERT_REPEAT_SECONDS = number("ALERT_REPEAT_SECONDS", 86400)
 for _address in ALERT_EMAILS:
@@ -178,8 +178,8 @@ if ALERT_WEBHOOK_URL and (_reason := url_blocked_reason(ALERT_WEBHOOK_URL, ALLOW
     raise ImproperlyConfigured(f"ALERT_WEBHOOK_URL cannot be called. {_reason}")
 
 # --- Administrators ----------------------------------------------------------------------------------------------------
-ADMIN_USERNAME = text("ADMIN_USERNAME", default="")
-ADMIN_PASSWORD = text("ADMIN_PASSWORD", default="")
+ADMIN_USERNAME = text("ADMIN_USERNAME")
+ADMIN_PASSWORD = text("ADMIN_PASSWORD")
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{validator}"}
     for validator in (

@@ -140,9 +140,6 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm(VIEW_PERMISSION)
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
-
     def selected(self, request: HttpRequest) -> QuerySet[Any]:
         """Include selected rows that no longer fail, so that their recovery does not require confirming again."""
         rows = super().selected(request)

@@ -67,9 +67,6 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actors.can_view_operations(request.user)
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return actors.can_view_operations(request.user)
-
     @admin.display(description="kind")
     def kind_badge(self, operation: BulkOperation) -> SafeString:
         label = operation.get_kind_display()

@@ -36,9 +36,6 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return can_view(request.user)
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return can_view(request.user)
-
     def get_urls(self) -> list[URLPattern]:
         pages = (
             ("", self.changelist_view, "changelist"),

@@ -12,6 +12,7 @@ from django.views.decorators.http import require_POST
 from deliveries_app.actors import RETRY_PERMISSION, Actor
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
+from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.models import AppRepository
 from deliveries_app.progress import context as progress_context
@@ -21,7 +22,9 @@ from repositories_app.models import Repository
 
 
 @admin.register(Repository)
-class RepositoryAdmin(BulkAdmin[Repository]):
+class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
+    """The first watch of a repository adds it, and removing the last one removes it."""
+
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
     list_filter = ("is_private", widgets.CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
@@ -72,15 +75,6 @@ class RepositoryAdmin(BulkAdmin[Repository]):
     @admin.display(description="circuit")
     def circuit(self, repository: Repository) -> SafeString | str:
         return widgets.circuit_text(repository)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False  # the first watch adds it
-
-    def has_change_permission(self, request: HttpRequest, obj: Repository | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Repository | None = None) -> bool:
-        return False  # removing the last watch removes it
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details and the watches."""

@@ -29,9 +29,6 @@ class SignInAttemptAdmin(ReadOnlyAdmin[Any]):
         recent = timezone.now() - attempt.attempt_time < settings.AXES_COOLOFF_TIME
         return bool(recent and attempt.failures_since_start >= settings.AXES_FAILURE_LIMIT)
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.has_view_permission(request)
-
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(request.user.is_active and request.user.is_superuser)
 

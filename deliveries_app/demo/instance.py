@@ -52,10 +52,6 @@ class Demo:
             directory / "received", self._keys, port=self.choices.receiver_port, on_request=_delay, log_size=0
         )
 
-    @property
-    def password(self) -> str:
-        return self.choices.password
-
     def start(self) -> None:
         """Start both servers. Raises OSError if a port from an earlier start is now taken."""
         make_demo_repositories(self._directory / "git")
@@ -89,8 +85,8 @@ class Demo:
         for name, groups in {"admin": [], "operator": ["Operators"], "viewer": ["Viewers"]}.items():
             user, _ = User.objects.get_or_create(username=name)
             user.is_staff, user.is_superuser = True, name == "admin"
-            if not user.check_password(self.password):
-                user.set_password(self.password)
+            if not user.check_password(self.choices.password):
+                user.set_password(self.choices.password)
             user.save()
             user.groups.set(Group.objects.filter(name__in=groups))
 

@@ -4,6 +4,7 @@ Each app and watch is noted in `Imported`, so that it is never imported twice.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from itertools import batched
 from typing import Any
@@ -27,19 +28,13 @@ from repositories_app.models import Repository
 
 
 def write_app(actor: Actor, source: SourceApp, fields: AppFields) -> App:
+    columns = asdict(fields)
+    token_hash = columns.pop("token_hash")
     with transaction.atomic():
-        app = App.objects.create(
-            app_id=source.app_id,
-            name=fields.name,
-            base_url=fields.base_url,
-            email=fields.email,
-            website=fields.website,
-            description=fields.description,
-            client_auth_key=fields.client_auth_key,
-        )
+        app = App.objects.create(app_id=source.app_id, **columns)
         Imported.objects.create(app_id=app.app_id)
-        if fields.token_hash:
-            AppToken.objects.create(app=app, digest=fields.token_hash, ending="")
+        if token_hash:
+            AppToken.objects.create(app=app, digest=token_hash, ending="")
         _restore_created_at(App, app.pk, source.created_at)
         audit.record(actor, [app], "Imported", ADDITION)
     return app

@@ -1,10 +1,17 @@
 """Find the rows that ids on the command line refer to, and convert errors of services to `CommandError`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 from django.db.models import Model, QuerySet
 
 from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from deliveries_app.services import NotFound
+from deliveries_app.services.keys import KeyRotationError
 from docora.text import can_be_id
+from repositories_app.git.exceptions import GitError, InvalidUrl
 from repositories_app.models import Repository
 
 
@@ -31,9 +38,13 @@ def repository_of(repository_id: str) -> Repository:
     return _get(Repository.objects.all(), {"repository_id": repository_id}, missing)
 
 
-def command_error(error: Exception) -> CommandError:
-    """Return a `CommandError` with the message of a service's error."""
-    return CommandError(" ".join(getattr(error, "messages", [str(error)])))
+@contextmanager
+def command_errors() -> Iterator[None]:
+    """Convert a service's error, whose message is for the user, to a `CommandError`."""
+    try:
+        yield
+    except (ValidationError, InvalidUrl, GitError, KeyRotationError, NotFound) as error:
+        raise CommandError(" ".join(getattr(error, "messages", [str(error)]))) from None
 
 
 def _get[M: Model](rows: QuerySet[M], ids: dict[str, str], missing: str) -> M:

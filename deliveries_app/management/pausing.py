@@ -9,7 +9,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import app_of
 from deliveries_app.models import App
 from deliveries_app.services import change_app
-from docora.cli.output import add_json, write_json
+from docora.cli.output import add_json, write_result
 
 
 class PausingCommand(BaseCommand, ABC):
@@ -29,10 +29,7 @@ class PausingCommand(BaseCommand, ABC):
             message = self.message_for(app)
         else:
             message = self.change_all()
-        if options["json"]:
-            write_json(self.stdout, {"app_id": options["app_id"], "paused": self.paused})
-        else:
-            self.stdout.write(message)
+        write_result(self, options, {"app_id": options["app_id"], "paused": self.paused}, message)
 
     @abstractmethod
     def change_all(self) -> str:

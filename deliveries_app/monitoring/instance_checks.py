@@ -20,7 +20,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.monitoring import health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
-from deliveries_app.monitoring.server_checks import from_health
+from deliveries_app.monitoring.server_checks import from_health, live_workers
 from deliveries_app.receiver import Receiver
 from deliveries_app.services import current_pause
 from deliveries_app.services.pinging import send_ping
@@ -30,7 +30,7 @@ from deliveries_app.webhooks.keyring import Keyring
 from docora import http
 from docora.conf.installation import env_file, program
 from docora.http.client import HttpClient, Outcome
-from docora.redis import heartbeat, inspect
+from docora.redis import heartbeat
 from docora.security import crypto
 from docora.security.crypto import DecryptionError, encrypted_fields, reencrypt, stored_values
 from docora.text import counted, format_bytes, format_seconds
@@ -144,7 +144,7 @@ def check_workers() -> list[CheckMessage]:
     problem = health.check_workers(heartbeat.read())
     if problem != health.OK:
         return [from_health(problem)]
-    hosts = [worker.host for worker in inspect.read_workers() if not worker.is_gone]
+    hosts = [worker.host for worker in live_workers()]
     return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} alive, on {_some(sorted(set(hosts)))}.")]
 
 

@@ -14,6 +14,7 @@ from docora.conf.installation import program
 from docora.redis import heartbeat, inspect
 from docora.redis.connection import RedisError
 from docora.redis.connection import connection as redis_connection
+from docora.redis.inspect import Worker
 from docora.text import clean_text, format_bytes
 
 MIN_REDIS = (7, 0)  # for `EXPIRE … NX`, which counts failures
@@ -106,15 +107,20 @@ def check_connections() -> list[CheckMessage]:
             "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         )
         available = cursor.fetchone()[0]
-    workers = 0
-    with suppress(RedisError, OSError):  # `check_redis` reports it
-        workers = sum(not worker.is_gone for worker in inspect.read_workers())
+    workers = len(live_workers())
     needed = settings.WEB_THREADS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
     text = f"PostgreSQL has {available} connections, and Docora needs {needed} at most"
     text += f": {settings.WEB_THREADS} for the web process, {settings.SYNCS_PER_WORKER} for each of {workers} workers."
     if needed <= available:
         return [Info(text)]
     return [Warning(text, hint="Raise max_connections of PostgreSQL, or lower SYNCS_PER_WORKER.")]
+
+
+def live_workers() -> list[Worker]:
+    """Return the workers that are alive; none while Redis is down, which `check_redis` reports."""
+    with suppress(RedisError, OSError):
+        return [worker for worker in inspect.read_workers() if not worker.is_gone]
+    return []
 
 
 def check_sqlite() -> list[CheckMessage]:
@@ -131,9 +137,7 @@ def check_sqlite() -> list[CheckMessage]:
         text = f"SQLite's journal mode is {mode}, not wal: each writer locks out all others."
         hint = "Put the database on a local disk: network file systems do not support a write-ahead log."
         messages.append(Error(text, hint=hint))
-    workers = []
-    with suppress(RedisError, OSError):  # `check_redis` reports it
-        workers = [worker for worker in inspect.read_workers() if not worker.is_gone]
+    workers = live_workers()
     others = sorted({worker.host for worker in workers} - {socket.gethostname()})
     if others:
         text = f"Workers also run on other machines ({', '.join(others[:5])}), but SQLite is a file on one machine."

@@ -9,7 +9,7 @@ from django.utils import timezone
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import audit
-from deliveries_app.services.tokens import PERMISSION, lock_app
+from deliveries_app.services.tokens import lock_app
 from docora.security.crypto import new_webhook_key
 
 
@@ -21,7 +21,6 @@ class KeyRotationError(ValueError):
 class NewKey:
     """The new signing key, which cannot be shown again."""
 
-    app: App
     key: str = field(repr=False)
 
 
@@ -40,7 +39,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
     """
     new_key = validate_key(key) if key else new_webhook_key()
     with transaction.atomic():
-        row = _locked(actor, app)
+        row = lock_app(actor, app)
         if row.is_rotating_key:
             raise KeyRotationError(
                 "The key is already being replaced: retire the old key or cancel the replacement first."
@@ -51,15 +50,13 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
         row.new_key_signs, row.new_key_accepted_at = False, None
         _save(row)
         audit.record(actor, [row], "Started to replace the signing key")
-    return NewKey(row, new_key)
+    return NewKey(new_key)
 
 
 def retire_old_key(actor: Actor, app: App) -> None:
     """End the rotation and keep the new key. The app must have accepted a notification signed with it."""
     with transaction.atomic():
-        row = _locked(actor, app)
-        if not row.is_rotating_key:
-            raise KeyRotationError("No key is being replaced.")
+        row = _lock_rotating(actor, app)
         if row.new_key_accepted_at is None:
             raise KeyRotationError(
                 "The app has not accepted the new key yet. Give it the key, then send a test ping with the new key."
@@ -72,17 +69,16 @@ def retire_old_key(actor: Actor, app: App) -> None:
 def cancel_key_rotation(actor: Actor, app: App) -> None:
     """End the rotation, keep the old key and discard the new one."""
     with transaction.atomic():
-        row = _locked(actor, app)
-        if not row.is_rotating_key:
-            raise KeyRotationError("No key is being replaced.")
+        row = _lock_rotating(actor, app)
         _end(row)
         audit.record(actor, [row], "Cancelled the replacement of the signing key")
 
 
-def _locked(actor: Actor, app: App) -> App:
-    actor.require(PERMISSION)
-    actor.require_app(app)
-    return lock_app(app)
+def _lock_rotating(actor: Actor, app: App) -> App:
+    row = lock_app(actor, app)
+    if not row.is_rotating_key:
+        raise KeyRotationError("No key is being replaced.")
+    return row
 
 
 def _end(row: App) -> None:

@@ -27,7 +27,6 @@ _LAST_USED_PRECISION = timedelta(minutes=1)
 class NewToken:
     """A new token, which cannot be shown again. `old_accepted_until` is None if no older token is still accepted."""
 
-    app: App
     token: str = field(repr=False)
     old_accepted_until: datetime | None
 
@@ -65,13 +64,11 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
     An overlap of zero revokes them now. Use it after a leak. Raises `ValidationError` for more than 30 days, and `NotFound`
     if the app is being removed.
     """
-    actor.require(PERMISSION)
-    actor.require_app(app)
     if not timedelta(0) <= overlap <= MAX_OVERLAP:
         raise ValidationError("The old token can stay valid for 0 to 30 days.", code="overlap")
     token = new_token()
     with transaction.atomic():
-        lock_app(app)
+        lock_app(actor, app)
         until = from_now(overlap.total_seconds())
         app.tokens.update(expires_at=Least(Coalesce(F("expires_at"), until), until))
         # Zero overlap deletes without comparing times: SQLite compares text, whose length differs within a millisecond.
@@ -79,15 +76,13 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
         old = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at").first()
         audit.record(actor, [app], "Replaced the token")
-    return NewToken(app, token, old.expires_at if old else None)
+    return NewToken(token, old.expires_at if old else None)
 
 
 def retire_old_tokens(actor: Actor, app: App) -> int:
     """Revoke all tokens but the newest. Return how many were still accepted."""
-    actor.require(PERMISSION)
-    actor.require_app(app)
     with transaction.atomic():
-        lock_app(app)
+        lock_app(actor, app)
         accepted = app.tokens.filter(expires_at__gt=Now()).count()
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:
@@ -95,12 +90,14 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
     return accepted
 
 
-def lock_app(app: App) -> App:
-    """Lock the app's row, so that its secrets change one at a time, and return it.
+def lock_app(actor: Actor, app: App) -> App:
+    """Check that the actor can change the app's secrets, lock its row, so that they change one at a time, and return it.
 
     Two concurrent rotations would otherwise leave two tokens without an expiry. `sync.lease` explains why the lock is
     FOR NO KEY UPDATE. Raises `NotFound` if the app is being removed.
     """
+    actor.require(PERMISSION)
+    actor.require_app(app)
     row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
     if row is None:
         raise NotFound("App not found")

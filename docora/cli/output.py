@@ -13,7 +13,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
-from django.core.management.base import CommandError, CommandParser, OutputWrapper
+from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils import timezone
 from rich.console import Console
@@ -49,6 +49,14 @@ def write_json(out: OutputWrapper, fields: Mapping[str, Any]) -> None:
     """Write one object on one line. Times are ISO 8601 in UTC with milliseconds."""
     out.write(json.dumps(fields, cls=DjangoJSONEncoder))
     out.flush()
+
+
+def write_result(command: BaseCommand, options: Mapping[str, Any], fields: Mapping[str, Any], message: str) -> None:
+    """Write the fields as one JSON object with `--json`, otherwise the message."""
+    if options["json"]:
+        write_json(command.stdout, fields)
+    else:
+        command.stdout.write(message)
 
 
 def wrong_usage(message: str) -> CommandError:

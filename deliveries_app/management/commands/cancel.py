@@ -6,7 +6,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import watch_of
 from deliveries_app.models import BulkOperation
 from deliveries_app.services import cancel_operation, cancel_request
-from docora.cli.output import add_json, write_json
+from docora.cli.output import add_json, write_result
 from docora.text import can_be_id, counted
 
 
@@ -26,12 +26,9 @@ class Command(BaseCommand):
             cancelled = cancel_request(Actor.command(), watch_of(options["id"], options["repository_id"]))
         else:
             cancelled = cancel_operation(Actor.command(), _operation(options["id"]))
-        if options["json"]:
-            write_json(self.stdout, {"cancelled": cancelled})
-        elif cancelled:
-            self.stdout.write(f"Cancelled: {counted(cancelled, 'repository', 'repositories')}.")
-        else:
-            self.stdout.write("There was nothing to cancel.")
+        repositories = counted(cancelled, "repository", "repositories")
+        message = f"Cancelled: {repositories}." if cancelled else "There was nothing to cancel."
+        write_result(self, options, {"cancelled": cancelled}, message)
 
 
 def _operation(operation_id: str) -> BulkOperation:

@@ -6,7 +6,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import app_of, watches_of
 from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import delete_app
-from docora.cli.output import add_json, add_yes, confirm, write_json
+from docora.cli.output import add_json, add_yes, confirm, write_result
 from docora.text import counted
 
 
@@ -29,7 +29,4 @@ class Command(BaseCommand):
         )
         confirm(question, yes=options["yes"])
         delete_app(Actor.command(), app)
-        if options["json"]:
-            write_json(self.stdout, {"app_id": app.app_id, "watches": removal.watches})
-        else:
-            self.stdout.write(f"Removed {app}.")
+        write_result(self, options, {"app_id": app.app_id, "watches": removal.watches}, f"Removed {app}.")

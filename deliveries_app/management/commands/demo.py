@@ -40,7 +40,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"\n  Demo: {len(APPS)} client apps watch {watches} repositories.\n"
                 f"  Open    {settings.PUBLIC_URL}/admin/\n"
-                f"  Sign in admin / {demo.password}   (also: operator, viewer)\n"
+                f"  Sign in admin / {demo.choices.password}   (also: operator, viewer)\n"
             )
             self.stdout.flush()
             stopped.wait()

@@ -1,13 +1,12 @@
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import command_error
+from deliveries_app.management.lookup import command_errors
 from deliveries_app.services import onboard_app
 from deliveries_app.webhooks.payloads import timestamp
-from docora.cli.output import add_json, secret_from_stdin, write_json
+from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
 class Command(BaseCommand):
@@ -31,25 +30,15 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         key = secret_from_stdin("key") if options["client_auth_key_stdin"] else options["client_auth_key"]
-        try:
-            onboarded = onboard_app(
-                Actor.command(),
-                name=options["name"],
-                base_url=options["base_url"],
-                email=options["email"],
-                client_auth_key=key,
-            )
-        except ValidationError as error:
-            raise command_error(error) from None
+        given = {name: options[name] for name in ("name", "base_url", "email")}
+        with command_errors():
+            onboarded = onboard_app(Actor.command(), client_auth_key=key, **given)
         fields = {
             "app_id": onboarded.app.app_id,
             "token": onboarded.token,
             "client_auth_key": onboarded.client_auth_key,
             "created_at": timestamp(onboarded.app.created_at),
         }
-        if options["json"]:
-            write_json(self.stdout, fields)
-            return
-        self.stdout.write(f"{onboarded.app.name} is registered. Save these values; they are not shown again:")
-        for name, value in fields.items():
-            self.stdout.write(f"  {name:<16} {value}")
+        lines = [f"{onboarded.app.name} is registered. Save these values; they are not shown again:"]
+        lines += [f"  {name:<16} {value}" for name, value in fields.items()]
+        write_result(self, options, fields, "\n".join(lines))

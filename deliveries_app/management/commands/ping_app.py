@@ -4,8 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_error
-from deliveries_app.services import NotFound
+from deliveries_app.management.lookup import app_of, command_errors
 from deliveries_app.services.pinging import send_ping
 from docora.cli.output import add_json, write_json, wrong_usage
 
@@ -22,10 +21,8 @@ class Command(BaseCommand):
         app = app_of(options["app_id"])
         if options["new_key"] and not app.is_rotating_key:
             raise wrong_usage(f"{app} has no new key. Use rotate_key to make one.")
-        try:
+        with command_errors():
             ping = send_ping(Actor.command(), app, new_key=options["new_key"])
-        except NotFound as error:
-            raise command_error(error) from None
         if options["json"]:
             fields = asdict(ping)
             write_json(self.stdout, {"app_id": app.app_id, "words": fields.pop("message"), **fields})

@@ -4,7 +4,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.sweep.retention import prune
-from docora.cli.output import Bar, add_json, write_json
+from docora.cli.output import Bar, add_json, write_result
+from docora.text import counted
 
 _LABELS = {
     "runs": ("sync run", "sync runs"),
@@ -26,13 +27,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         with Bar(quiet=options["json"]) as bar:
             pruned = prune(dry_run=options["dry_run"], on_progress=lambda count: bar.show("Removed", count))
-        if options["json"]:
-            write_json(self.stdout, {"dry_run": options["dry_run"], **asdict(pruned)})
-            return
-        parts = [
-            f"{count:,} {one if count == 1 else many}"
-            for name, (one, many) in _LABELS.items()
-            if (count := getattr(pruned, name))
-        ]
+        parts = [counted(count, *_LABELS[name]) for name, count in asdict(pruned).items() if count]
         verb = "Would be removed" if options["dry_run"] else "Removed"
-        self.stdout.write(f"{verb}: {', '.join(parts) or 'nothing'}.")
+        message = f"{verb}: {', '.join(parts) or 'nothing'}."
+        write_result(self, options, {"dry_run": options["dry_run"], **asdict(pruned)}, message)

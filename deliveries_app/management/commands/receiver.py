@@ -3,7 +3,7 @@
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, override
+from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -18,7 +18,6 @@ class Command(BaseCommand):
     help = "Receives notifications like a client app: verifies them, keeps a copy on disk, and prints what arrived."
     requires_system_checks = []  # a client has no access to Docora's database and Redis
 
-    @override
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--port", type=int, default=9000, help="the port to listen on (9000)")
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
@@ -27,7 +26,6 @@ class Command(BaseCommand):
         add_json(parser, "one line per notification, with the fields of the receiver's Record")
         parser.add_argument("--quiet", action="store_true", help="print only refused notifications")
 
-    @override
     def handle(self, *args: Any, **options: Any) -> None:
         directory: Path = options["dir"] or Path(settings.DATA_DIR) / "receiver"
         key: str = options["key"] or new_webhook_key()
@@ -51,9 +49,8 @@ class Command(BaseCommand):
             out = self.stderr if self.as_json else self.stdout
             out.write(f"Listening on {receiver.url}, copies in {receiver.directory}")
             if not options["key"]:
-                out.write(
-                    f"No --key was given, so one was generated. Onboard an app with it:\n  {_onboard_command(receiver.url, key)}"
-                )
+                onboard = f"{program()} onboard_app NAME {receiver.url} EMAIL --client-auth-key {key}"
+                out.write(f"No --key was given, so one was generated. Onboard an app with it:\n  {onboard}")
             try:
                 self.output_closed.wait()
             except KeyboardInterrupt:
@@ -89,7 +86,3 @@ def describe(record: Record) -> str:
         parts.append(record.sha[:8])
     parts.append("verified" if record.status < 400 else f"verified, refused ({record.status})")
     return "  ".join([*filter(None, parts), record.outcome])
-
-
-def _onboard_command(url: str, key: str) -> str:
-    return f"{program()} onboard_app NAME {url} EMAIL --client-auth-key {key}"

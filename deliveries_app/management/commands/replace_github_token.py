@@ -1,15 +1,12 @@
 import sys
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import command_error, watch_of
-from deliveries_app.services.requests import NotFound
+from deliveries_app.management.lookup import command_errors, watch_of
 from deliveries_app.services.watch_settings import replace_github_token
-from docora.cli.output import add_json, write_json
-from repositories_app.git.exceptions import GitError
+from docora.cli.output import add_json, write_result
 
 
 class Command(BaseCommand):
@@ -25,11 +22,8 @@ class Command(BaseCommand):
         watch = watch_of(options["app_id"], options["repository_id"])
         if sys.stdin.isatty():
             self.stderr.write("Type the token and press Enter:", self.style.NOTICE)
-        try:
+        with command_errors():
             replace_github_token(Actor.command(), watch, sys.stdin.readline().strip())
-        except (ValidationError, GitError, NotFound) as error:
-            raise command_error(error) from None
-        if options["json"]:
-            write_json(self.stdout, {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id})
-        else:
-            self.stdout.write(f"Replaced the token of {watch.repository} for {watch.app}. A sync is queued.")
+        ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
+        message = f"Replaced the token of {watch.repository} for {watch.app}. A sync is queued."
+        write_result(self, options, ids, message)

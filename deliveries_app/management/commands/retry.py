@@ -7,7 +7,7 @@ from deliveries_app.management import progress
 from deliveries_app.management.lookup import app_of, watch_of
 from deliveries_app.models import BulkOperation, SyncRun
 from deliveries_app.services import NotFailed, NotFound, retry_all, retry_by_app, retry_single
-from docora.cli.output import write_json, wrong_usage
+from docora.cli.output import write_result, wrong_usage
 
 
 class Command(BaseCommand):
@@ -29,10 +29,7 @@ class Command(BaseCommand):
         try:
             progress.follow(self, _request(options["app_id"], options["repository_id"]), options)
         except (NotFailed, NotFound):
-            if options["json"]:
-                write_json(self.stdout, {"kind": "retry", "total": 0})
-            else:
-                self.stdout.write("Nothing is failing.")
+            write_result(self, options, {"kind": "retry", "total": 0}, "Nothing is failing.")
 
 
 def _request(app_id: str | None, repository_id: str | None) -> SyncRun | BulkOperation:

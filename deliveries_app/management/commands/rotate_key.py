@@ -1,14 +1,12 @@
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_error
+from deliveries_app.management.lookup import app_of, command_errors
 from deliveries_app.models import App
-from deliveries_app.services import NotFound
-from deliveries_app.services.keys import KeyRotationError, cancel_key_rotation, retire_old_key, start_key_rotation
-from docora.cli.output import add_json, secret_from_stdin, write_json
+from deliveries_app.services.keys import cancel_key_rotation, retire_old_key, start_key_rotation
+from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
 class Command(BaseCommand):
@@ -27,14 +25,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
-        try:
+        with command_errors():
             fields, message = _take_step(app, options)
-        except (ValidationError, KeyRotationError, NotFound) as error:
-            raise command_error(error) from None
-        if options["json"]:
-            write_json(self.stdout, {"app_id": app.app_id, **fields})
-        else:
-            self.stdout.write(message)
+        write_result(self, options, {"app_id": app.app_id, **fields}, message)
 
 
 def _take_step(app: App, options: dict[str, Any]) -> tuple[dict[str, str], str]:

@@ -1,14 +1,12 @@
 from datetime import timedelta
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_error
-from deliveries_app.services import NotFound
+from deliveries_app.management.lookup import app_of, command_errors
 from deliveries_app.services.tokens import OVERLAP, rotate_app_token
-from docora.cli.output import add_json, add_yes, confirm, format_time, write_json, wrong_usage
+from docora.cli.output import add_json, add_yes, confirm, format_time, write_result, wrong_usage
 
 _HOUR = timedelta(hours=1)
 
@@ -35,16 +33,9 @@ class Command(BaseCommand):
             raise wrong_usage("--overlap-hours must be a number of hours.")
         if options["overlap_hours"] == 0:
             confirm(f"The current token of {app} will be revoked now.", yes=options["yes"])
-        try:
+        with command_errors():
             new = rotate_app_token(Actor.command(), app, overlap=options["overlap_hours"] * _HOUR)
-        except (ValidationError, NotFound) as error:
-            raise command_error(error) from None
-        fields = {"app_id": app.app_id, "token": new.token, "old_accepted_until": new.old_accepted_until}
-        if options["json"]:
-            write_json(self.stdout, fields)
-            return
-        self.stdout.write(f"The new token of {app}. Save it; it is not shown again:\n  {new.token}")
         until = new.old_accepted_until
-        self.stdout.write(
-            f"The old token is valid until {format_time(until)}." if until else "No other token is valid."
-        )
+        old = f"The old token is valid until {format_time(until)}." if until else "No other token is valid."
+        message = f"The new token of {app}. Save it; it is not shown again:\n  {new.token}\n{old}"
+        write_result(self, options, {"app_id": app.app_id, "token": new.token, "old_accepted_until": until}, message)

@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.monitoring import alerts
 from deliveries_app.sweep.loop import sweep_forever, sweep_once
-from docora.cli.output import add_json, write_json, wrong_usage
+from docora.cli.output import add_json, write_result, wrong_usage
 from docora.db import schema
 from docora.server.worker import request_stop
 from repositories_app.git import remote
@@ -25,10 +25,7 @@ class Command(BaseCommand):
             with remote.new_client() as client:
                 enqueued = sweep_once(client)
             alerts.run_round()
-            if options["json"]:
-                write_json(self.stdout, {"enqueued": enqueued})
-            else:
-                self.stdout.write(f"{enqueued} enqueued")
+            write_result(self, options, {"enqueued": enqueued}, f"{enqueued} enqueued")
             return
         schema.wait_until_migrated(self.stderr.write)
         signal.signal(signal.SIGTERM, request_stop)

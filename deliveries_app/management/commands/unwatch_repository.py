@@ -6,7 +6,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.management.lookup import watch_of, watches_of
 from deliveries_app.reports.impact import removal_of
 from deliveries_app.services import unwatch_repository
-from docora.cli.output import add_json, add_yes, confirm, write_json
+from docora.cli.output import add_json, add_yes, confirm, write_result
 from docora.text import counted
 
 
@@ -30,8 +30,5 @@ class Command(BaseCommand):
             yes=options["yes"],
         )
         unwatch_repository(Actor.command(), watch)
-        if options["json"]:
-            ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
-            write_json(self.stdout, ids)
-        else:
-            self.stdout.write(f"{watch.app} no longer watches {watch.repository}.")
+        ids = {"app_id": watch.app.app_id, "repository_id": watch.repository.repository_id}
+        write_result(self, options, ids, f"{watch.app} no longer watches {watch.repository}.")

@@ -1,13 +1,11 @@
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from deliveries_app.actors import Actor
-from deliveries_app.management.lookup import app_of, command_error
+from deliveries_app.management.lookup import app_of, command_errors
 from deliveries_app.services import watch_repository
-from docora.cli.output import add_json, secret_from_stdin, write_json
-from repositories_app.git.exceptions import GitError, InvalidUrl
+from docora.cli.output import add_json, secret_from_stdin, write_result
 
 
 class Command(BaseCommand):
@@ -23,15 +21,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         app = app_of(options["app_id"])
         token = secret_from_stdin("token") if options["github_token_stdin"] else ""
-        try:
+        with command_errors():
             watched = watch_repository(Actor.command(), app, options["url"], token)
-        except (ValidationError, InvalidUrl, GitError) as error:
-            raise command_error(error) from None
-        if options["json"]:
-            write_json(self.stdout, watched.as_dict())
-            return
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
+        message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
-            self.stdout.write(f"{app.name} now watches {repository}.")
-        else:
-            self.stdout.write(f"{app.name} already watched {repository}. Every file is sent again.")
+            message = f"{app.name} now watches {repository}."
+        write_result(self, options, watched.as_dict(), message)
