@@ -1,6 +1,6 @@
 """Forms that collect the input of services. The services validate it, and the forms show their errors."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -21,11 +21,6 @@ from deliveries_app.services.onboarding import (
     validate_website,
 )
 from repositories_app.git.exceptions import GitError, InvalidUrl
-
-if TYPE_CHECKING:
-    ModelForm = forms.ModelForm[App]
-else:
-    ModelForm = forms.ModelForm
 
 _WIDE = {"class": "vTextField"}
 # With "off", browsers fill in the password that they have stored for this site.
@@ -156,7 +151,7 @@ class OnboardForm(AppRules, forms.Form):
         return None
 
 
-class AppForm(AppRules, ModelForm):
+class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
     """Edit the settings of an app."""
 
     class Meta:

@@ -26,7 +26,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import help_texts
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
-from docora.templatetags.docora import ago, number
+from docora.templatetags.docora import ago, number, status_badge
 
 LISTED_FAILURES, LISTED_RUNS = 50, 10
 
@@ -95,7 +95,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
 
     @admin.display(description="status", ordering="status")
     def status_badge(self, watch: AppRepository) -> SafeString:
-        return widgets.live_status(watch)
+        """Return the cell that the list's poller replaces by id while the watch is active."""
+        return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_badge(watch))
 
     @admin.display(description="last sync", ordering="last_synced_at")
     def synced(self, watch: AppRepository) -> str:

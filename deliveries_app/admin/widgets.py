@@ -1,6 +1,6 @@
 """Parts shared by several admin pages: a paginator for large tables, a filter, and cells for a watch."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
@@ -14,20 +14,15 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.models import App, AppRepository
-from docora.templatetags.docora import ago, icon, status_badge
+from docora.templatetags.docora import ago, icon
 from docora.text import parse_pk
 from repositories_app.models import Repository
-
-if TYPE_CHECKING:
-    AnyPaginator = Paginator[Any]
-else:
-    AnyPaginator = Paginator
 
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """Heading of a column of buttons."""
 
 
-class BoundedPaginator(AnyPaginator):
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
     """A paginator for tables of millions of rows. It stops counting at page 100. Search and filters reach the rest."""
 
     PAGES = 100
@@ -66,11 +61,6 @@ class CircuitFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset
-
-
-def live_status(watch: AppRepository) -> SafeString:
-    """Return the status cell. The list's poller replaces it by id while the watch is active."""
-    return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_badge(watch))
 
 
 def resync_link(watch: AppRepository, back: str) -> SafeString:

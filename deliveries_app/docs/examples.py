@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from deliveries_app.docs.api_reference import Field
 from deliveries_app.webhooks.payloads import (
     PING,
     Chunk,
@@ -95,16 +96,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class FieldDescription:
-    """A field and its description. It is `required` if every variant has it."""
-
-    name: str
-    type: str
-    required: bool
-    description: str
-
-
-@dataclass(frozen=True)
 class Example:
     """The variants of one notification. `event` is the last part of its URL."""
 
@@ -112,12 +103,13 @@ class Example:
     variants: list[Variant]
 
     @property
-    def fields(self) -> list[FieldDescription]:
-        """The fields in the order of the bodies. Raises KeyError for a field without a description."""
+    def fields(self) -> list[Field]:
+        """The fields in the order of the bodies; those that every variant has are required. Raises KeyError for a field
+        without a description."""
         bodies = [dict(_flat(json.loads(variant.body))) for variant in self.variants]
         fullest = max(bodies, key=len)
         return [
-            FieldDescription(name, type_, all(name in body for body in bodies), DESCRIPTIONS[name])
+            Field(name, type_, all(name in body for body in bodies), DESCRIPTIONS[name])
             for name, type_ in fullest.items()
         ]
 

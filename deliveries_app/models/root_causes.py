@@ -39,7 +39,7 @@ _OF_GIT = {
     GitCause.TIMEOUT: RootCause.GIT_HOST,
     GitCause.NETWORK: RootCause.GIT_HOST,
 }
-_OF_HTTP = {
+_OF_HTTP: dict[str, RootCause] = {
     HttpCause.DNS: RootCause.DNS,
     HttpCause.TLS: RootCause.TLS,
     HttpCause.TIMEOUT: RootCause.TIMEOUT,
@@ -57,8 +57,7 @@ def of_git(cause: GitCause) -> RootCause:
 def of_delivery(cause: str, status: int | None) -> RootCause:
     """Return the root cause for an undelivered notification, from the HTTP status or, without a response, the client's cause."""
     if status is None:
-        known: dict[str, RootCause] = {str(key): value for key, value in _OF_HTTP.items()}
-        return known.get(cause, RootCause.RULES)
+        return _OF_HTTP.get(cause, RootCause.RULES)
     if status in {401, 403}:
         return RootCause.REFUSED
     if 400 <= status < 500:

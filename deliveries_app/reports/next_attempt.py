@@ -29,7 +29,7 @@ def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime
 
 
 def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datetime | None = None) -> NextTry:
-    """Return when the watch is tried next, or its file that is held until `hold_until`.
+    """Return when the watch is tried next, or one of its files that is held until `hold_until`.
 
     The watch must be loaded with its app and repository.
     """

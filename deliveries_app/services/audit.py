@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.contenttypes.models import ContentType
 from django.db.models import Model
 
 from deliveries_app.actors import Actor
@@ -15,16 +14,5 @@ def record(actor: Actor, objects: Sequence[Model], message: str, flag: int = CHA
     Everyone who can view an object can read its entries. So `message` must not contain secrets, and the entry leaves out
     `actor.address`.
     """
-    if actor.user is None:
-        return
-    LogEntry.objects.bulk_create(
-        LogEntry(
-            user_id=actor.user.pk,
-            content_type=ContentType.objects.get_for_model(item),
-            object_id=str(item.pk),
-            object_repr=str(item)[:200],
-            action_flag=flag,
-            change_message=message,
-        )
-        for item in objects
-    )
+    if actor.user is not None:
+        LogEntry.objects.log_actions(actor.user.pk, objects, flag, message)

@@ -22,13 +22,13 @@ _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 
 
 def _enqueue_due() -> int:
-    """Enqueue what is due, with the watches of processes that died. Return the number of enqueued jobs."""
+    """End the leases of dead processes, then enqueue what is due. Return the number of enqueued jobs."""
     lease.end_dead_leases()
     return scheduling.enqueue_due()
 
 
 class _EnqueueDue:
-    """Do so at most once every `_WAKE_SECONDS`."""
+    """Call `_enqueue_due` at most once every `_WAKE_SECONDS`."""
 
     def __init__(self) -> None:
         self._next = 0.0
