@@ -13,13 +13,13 @@ from django.utils.text import Truncator
 from deliveries_app import actors
 from deliveries_app.admin import history_filters as filters
 from deliveries_app.admin.history import HistoryAdmin
-from deliveries_app.models import BulkOperation, FailureKind, SyncRun
+from deliveries_app.admin.widgets import failures_context
+from deliveries_app.models import BulkOperation, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.reports import help_texts, history
 from docora.templatetags.docora import number, outcome_badge, size
 from docora.web.csv_export import Cell
 
-LISTED_FAILURES = 50
 MAX_ERROR_CHARS = 100  # in the list; the page of a run shows all
 
 
@@ -95,8 +95,6 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         watch = run.watch
         can_view_watch = watch is not None and request.user.has_perm("deliveries_app.view_apprepository")
         newest = watch.runs.order_by("-generation", "-pk").first() if watch else None
-        failures = watch.failures.filter(kind=FailureKind.FAILED) if watch and can_view_watch else None
-        failure_count = failures.count() if failures is not None else 0
         return {
             "run": run,
             "watch": watch,
@@ -107,9 +105,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
             "can_view_watch": can_view_watch,
             "can_view_app": watch is not None and request.user.has_perm("deliveries_app.view_app"),
             "can_view_operations": actors.can_view_operations(request.user),
-            "failures": failures[:LISTED_FAILURES] if failures is not None else (),
-            "failure_count": failure_count,
-            "more_failures": max(0, failure_count - LISTED_FAILURES),
+            **failures_context(watch if can_view_watch else None),
         }
 
     def csv_rows(self, page: list[SyncRun]) -> list[Sequence[Cell]]:

@@ -28,7 +28,7 @@ from deliveries_app.reports import help_texts
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number, status_badge
 
-LISTED_FAILURES, LISTED_RUNS = 50, 10
+LISTED_RUNS = 10
 
 
 class CircuitFilter(widgets.CircuitFilter):
@@ -156,20 +156,17 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
-        failures = watch.failures.filter(kind=FailureKind.FAILED)
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
         can_view_repository = request.user.has_perm("repositories_app.view_repository")
         return {
             **progress_context.of_watch(watch),
             "can_resync": self.has_resync_permission(request),
             "can_delete": self.has_delete_permission(request, watch),
-            "failures": failures[:LISTED_FAILURES],
-            "failure_count": failures.count(),
-            "more_failures": max(0, failures.count() - LISTED_FAILURES),
+            **widgets.failures_context(watch),
             "left_out": help_texts.left_out(watch.left_out),
-            "skipped": skipped[:LISTED_FAILURES],
-            "more_skipped": max(0, skipped.count() - LISTED_FAILURES),
-            "notices": watch.notices.all()[:LISTED_FAILURES],
+            "skipped": skipped[: widgets.LISTED_FAILURES],
+            "more_skipped": max(0, skipped.count() - widgets.LISTED_FAILURES),
+            "notices": watch.notices.all()[: widgets.LISTED_FAILURES],
             "can_change": self.can(request, CHANGE_PERMISSION),
             "can_view_repository": can_view_repository,
             "can_retry": can_view_repository and self.has_retry_permission(request),

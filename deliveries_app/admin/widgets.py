@@ -13,11 +13,12 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, DeliveryFailure, FailureKind
 from docora.templatetags.docora import ago, icon
 from docora.text import parse_pk
 from repositories_app.models import Repository
 
+LISTED_FAILURES = 50
 ACTIONS = SafeString('<span class="visually-hidden">Actions</span>')
 """Heading of a column of buttons."""
 
@@ -61,6 +62,14 @@ class CircuitFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset
+
+
+def failures_context(watch: AppRepository | None) -> dict[str, Any]:
+    """Return the context of `docora/failures.html`: the watch's files that were not delivered."""
+    failures = DeliveryFailure.objects.filter(watch=watch, kind=FailureKind.FAILED)
+    count = failures.count() if watch else 0
+    more = max(0, count - LISTED_FAILURES)
+    return {"failures": failures[:LISTED_FAILURES], "failure_count": count, "more_failures": more}
 
 
 def resync_link(watch: AppRepository, back: str) -> SafeString:

@@ -54,11 +54,12 @@ def error_message(error: Exception) -> str:
     from django.core.exceptions import ImproperlyConfigured
     from django.db import DatabaseError, InterfaceError, OperationalError
 
+    from docora.db.connection import first_line
     from docora.redis.connection import RedisError
     from docora.security.crypto import DecryptionError
     from docora.security.redaction import redact
 
-    cause = redact(next(iter(str(error).strip().splitlines()), "")).rstrip(".")
+    cause = redact(first_line(error)).rstrip(".")
     match error:
         case ImproperlyConfigured():
             return f"Docora cannot start: {error}"

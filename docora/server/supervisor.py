@@ -72,24 +72,20 @@ class Supervisor:
         self._children.append(child)
 
     def watch(self) -> None:
-        """Keep the children running until SIGINT or SIGTERM, then stop them."""
+        """Keep the children running until SIGINT or SIGTERM."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request_stop)
-        try:
-            while not self._stopping:
-                for child in self._children:
-                    if not child.running:
-                        self._restart(child)
-                time.sleep(0.2)
-        finally:
-            self.stop()
+        while not self._stopping:
+            for child in self._children:
+                if not child.running:
+                    self._restart(child)
+            time.sleep(0.2)
 
     def stop(self) -> None:
         """Ask each child to end, and kill those that do not.
 
         The first child, Valkey, ends last, because workers still use it while they stop.
         """
-        self._stopping = True
         first, others = self._children[:1], list(reversed(self._children[1:]))
         self._end(others)
         self._end(first)

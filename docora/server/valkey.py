@@ -8,11 +8,9 @@ in the data directory, so that waiting jobs survive a restart. Nothing would be 
 import shutil
 from pathlib import Path
 
+from django.core.management.base import CommandError
+
 from docora.conf.data_dir import embedded_redis_socket
-
-
-class UnsafeSocketDirectory(Exception):
-    """The socket's directory belongs to another user."""
 
 
 def server_on_path() -> Path | None:
@@ -29,7 +27,10 @@ def bundled_server() -> Path:
 
 
 def valkey_command(data_dir: Path) -> list[str]:
-    """Return the command line of the server for `data_dir`, and create the directories that it needs."""
+    """Return the command line of the server for `data_dir`, and create the directories that it needs.
+
+    Raises CommandError if the socket's directory belongs to another user.
+    """
     socket = embedded_redis_socket(data_dir)
     own = server_on_path()
     # Each server has its own folder: an older one would not start with the files of a newer one.
@@ -37,7 +38,7 @@ def valkey_command(data_dir: Path) -> list[str]:
     storage.mkdir(parents=True, exist_ok=True)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if socket.parent != data_dir and socket.parent.stat().st_uid != storage.stat().st_uid:
-        raise UnsafeSocketDirectory(f"{socket.parent} belongs to another user; remove it or set REDIS_URL.")
+        raise CommandError(f"{socket.parent} belongs to another user; remove it or set REDIS_URL.")
     options = {
         "port": "0",
         "unixsocket": str(socket),

@@ -64,11 +64,6 @@ def identity() -> str:
     return _worker_name or f"{socket.gethostname()}:{os.getpid()}"
 
 
-def warm_up() -> None:
-    """Do the work that every forked work-horse would otherwise repeat."""
-    crypto.derive_keys()
-
-
 def _run_apart(callbacks: Sequence[Callable[[], object]]) -> None:
     """Run these functions in a child process and wait until it ends."""
     parent = os.getpid()
@@ -200,7 +195,7 @@ class DocoraWorker(Worker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork with SIGTERM blocked until both processes can handle it. Otherwise neither of them would."""
-        warm_up()
+        crypto.derive_keys()  # otherwise every work-horse would
         self._parent_pid = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:

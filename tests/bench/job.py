@@ -21,11 +21,11 @@ def main() -> None:
     from deliveries_app import jobs
     from deliveries_app.sync import attempt  # noqa: F401  a worker has imported the engine before it forks
     from docora.redis.connection import connection as redis
-    from docora.server import worker
+    from docora.security import crypto
 
     connection.ensure_connection()
     redis().ping()
-    worker.warm_up()
+    crypto.derive_keys()
     if os.environ.get("PROFILE"):
         import cProfile
 

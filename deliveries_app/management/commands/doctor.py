@@ -17,13 +17,15 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="for scripts: a list of {check, level, words, advice}")
         parser.add_argument(
-            "--offline", action="store_true", help="skip the check that leaves this machine: the git host"
+            "--offline",
+            action="store_true",
+            help="contact nothing outside this machine: skip the check of the git host",
         )
         parser.add_argument("--app", metavar="APP_ID", default="", help="also send the test ping to this app")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["offline"] and options["app"]:
-            raise wrong_usage("A ping of an app leaves this machine, so --app and --offline exclude each other.")
+            raise wrong_usage("--app sends a ping to the app, so --app and --offline exclude each other.")
         results = run_checks(all_checks(offline=options["offline"], app_id=options["app"]))
         if options["json"]:
             self.stdout.write(json.dumps([_as_json(result) for result in results]))

@@ -20,15 +20,8 @@ from docora.conf.installation import program
 from docora.db import schema
 from docora.http.client import HttpClient, Request
 from docora.redis.connection import RedisError, connection
-from docora.server.supervisor import (
-    Child,
-    Supervisor,
-    listening_socket,
-    manage,
-    require_free_port,
-    web_command,
-)
-from docora.server.valkey import UnsafeSocketDirectory, valkey_command
+from docora.server.supervisor import Child, Supervisor, listening_socket, manage, require_free_port, web_command
+from docora.server.valkey import valkey_command
 
 READY_SECONDS = 60.0
 
@@ -50,7 +43,7 @@ class Command(BaseCommand):
             raise CommandError("--workers must be at least 1.")
         require_free_port()
         self._lock_data_directory()
-        supervisor = Supervisor(lambda line: self.stderr.write(line))
+        supervisor = Supervisor(self.stderr.write)
         # A SIGTERM during the start must also stop the children that already run.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
@@ -63,11 +56,8 @@ class Command(BaseCommand):
 
     def _start(self, supervisor: Supervisor, options: dict[str, Any]) -> None:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
-            try:
-                # On SIGTERM it saves its data. It also ends when this process is killed.
-                supervisor.add(Child("valkey", valkey_command(settings.DATA_DIR)))
-            except UnsafeSocketDirectory as error:
-                raise CommandError(str(error)) from None
+            # On SIGTERM it saves its data. It also ends when this process is killed.
+            supervisor.add(Child("valkey", valkey_command(settings.DATA_DIR)))
         _wait_for_redis()
         self._prepare_database(migrate=not options["no_migrate"])
         listener = listening_socket()
