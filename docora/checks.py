@@ -38,7 +38,7 @@ def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]
     return messages
 
 
-def check_proxies(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+def check_proxies() -> list[CheckMessage]:
     """Check TRUSTED_PROXIES. Only `doctor` runs this: an image is checked before its proxy is known."""
     if settings.HTTPS and not settings.TRUSTED_PROXIES:
         text = (

@@ -29,7 +29,6 @@ class Answer:
     status: int
     phrase: str
     description: str
-    media_type: str
     fields: list[Field]
     example: str
 
@@ -111,7 +110,6 @@ def _answer(document: Document, status: int, answer: Document) -> Answer:
         status=status,
         phrase=HTTPStatus(status).phrase,
         description=answer["description"],
-        media_type=media_type,
         fields=list(_fields(document, schema)) if is_success else [],
         example=json.dumps(example, indent=indent, ensure_ascii=False) if example is not None else "",
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Min, Model, Q, QuerySet, Sum
+from django.db.models import Count, Model, Q, QuerySet, Sum
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
@@ -137,7 +137,6 @@ class Outcomes:
     files_total: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
-    started_at: datetime | None = None
 
     @property
     def summary(self) -> str:
@@ -155,14 +154,12 @@ def outcomes(operations: Iterable[BulkOperation]) -> dict[int, Outcomes]:
         .annotate(
             **{name: Count("pk", filter=part) for name, (_, part) in PARTS.items()},
             **{f"sum_{name}": Sum(name) for name in sums},
-            first_start=Min("started_at"),
         )
     )
     result = {
         row["operation"]: Outcomes(
             {name: row[name] for name in PARTS},
             **{name: row[f"sum_{name}"] for name in sums},
-            started_at=row["first_start"],
         )
         for row in found
     }

@@ -31,8 +31,8 @@ def count(name: str, default: int, minimum: int = 1) -> int:
     return int(value)
 
 
-def flag(name: str, default: bool = False) -> bool:
-    raw = text(name, default="yes" if default else "no").strip().lower()
+def flag(name: str) -> bool:
+    raw = text(name).strip().lower()
     if raw in {"1", "yes", "true", "on"}:
         return True
     if raw in {"0", "no", "false", "off", ""}:
