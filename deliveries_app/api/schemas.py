@@ -76,7 +76,10 @@ class WatchedRepository(Registered):
     )
     last_synced_at: Moment | None = Field(description="When the last complete sync ended.")
     last_scanned_at: Moment | None = Field(description="When git was last checked for changes.")
-    last_commit: str | None = Field(description="The commit of the last complete sync.", examples=[_COMMIT])
+    last_commit: str | None = Field(
+        description="The commit of the last complete sync: 40 hexadecimal digits, or 64 in a repository that uses SHA-256.",
+        examples=[_COMMIT],
+    )
     branch: str | None = Field(description="The repository's default branch.", examples=["main"])
     files: int = Field(description="Number of files in that commit that are sent to the app.", ge=0, examples=[1280])
     bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])

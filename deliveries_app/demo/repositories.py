@@ -68,10 +68,11 @@ def make_demo_repositories(directory: Path) -> list[str]:
     return list(_REPOSITORIES)
 
 
-def init(repository: Path, branch: str = "main") -> None:
+def init(repository: Path, branch: str = "main", object_format: str = "sha1") -> None:
     """Create an empty bare repository, with its parent directories. HEAD points to `branch`."""
     repository.mkdir(parents=True)
-    git(repository, "init", "--quiet", "--bare", f"--initial-branch={branch}", "--template=", ".")
+    options = [f"--initial-branch={branch}", f"--object-format={object_format}", "--template="]
+    git(repository, "init", "--quiet", "--bare", *options, ".")
 
 
 def commit(

@@ -51,7 +51,8 @@ DESCRIPTIONS = {
     "file.chunk.index": "The position of this chunk, starting at 0.",
     "file.chunk.total": "The number of chunks.",
     "previous_sha": "The `sha` your app last acknowledged for this path.",
-    "commit_sha": "The commit at the head of the repository's default branch.",
+    "commit_sha": "The commit at the head of the repository's default branch: 40 hexadecimal digits, or 64 in a repository that "
+    "uses SHA-256.",
     "timestamp": "The time of this attempt: ISO 8601, UTC, with milliseconds.",
     "files": "The number of files your app should have now.",
     "tree_sha256": "The SHA-256 of the lines `{sha}  {path}` (two spaces, each ending with a line feed) for all these "

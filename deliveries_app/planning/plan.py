@@ -244,8 +244,10 @@ def decide(path: str, entry: Entry | None, row: Row | None, delivery_rules: Deli
         return _write(Kind.CREATE, path, entry, row, None)
     if row.source_key == key:
         return None
-    # A different key may mean the same content if the old key is unknown or depends on more than the blob.
-    compare = row.source_key is None or ":" in row.source_key or bool(delivery_rules.transforms)
+    # A different key may mean the same content if the old key is unknown, depends on more than the blob, or is a blob id
+    # of another object format.
+    old = row.source_key
+    compare = old is None or ":" in old or len(old) != len(key) or bool(delivery_rules.transforms)
     return _write(Kind.UPDATE, path, entry, row, None, compare=compare)
 
 

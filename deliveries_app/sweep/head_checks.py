@@ -19,7 +19,7 @@ from docora.http.client import HttpClient
 from docora.redis import counters
 from docora.security.crypto import Undecryptable
 from repositories_app.git.exceptions import GitError
-from repositories_app.git.remote import ls_heads
+from repositories_app.git.remote import Question, ls_heads
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,12 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
         checked += len(watches)
         undecryptable = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
         to_sync = list(undecryptable)
-        requests = ((watch, watch.github_url, watch.github_token) for watch in watches if watch.pk not in undecryptable)
-        for watch, answer in ls_heads(client, requests, meanwhile):
+        questions = (
+            Question(watch, watch.github_url, watch.github_token, watch.last_commit)
+            for watch in watches
+            if watch.pk not in undecryptable
+        )
+        for watch, answer in ls_heads(client, questions, meanwhile):
             if isinstance(answer, GitError):
                 logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
             elif (answer.commit, answer.branch, delivery_rules_of(watch).fingerprint) == (

@@ -185,7 +185,8 @@ class Attempt:
             outcomes.postponed(self.lease, wait)
             logger.info("circuit_open", extra={"next_try_in": round(wait, 1)})
             return
-        head = remote.ls_head(self.client, self.watch.github_url, self.watch.github_token, self._alive)
+        watch = self.watch
+        head = remote.ls_head(self.client, watch.github_url, watch.github_token, self._alive, commit=watch.last_commit)
         try:
             self._sync_to(head, self.client)
         except GitError as error:

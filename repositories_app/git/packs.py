@@ -17,7 +17,7 @@ MAX_PACK = 8 << 20
 """Bytes of an answer, which is held in memory."""
 MAX_HAVES = 64
 _MAX_SHALLOW = 1000
-_NAME = re.compile(rb"[0-9a-f]{40}")  # of an object
+_NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of an object
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
 _DATA, _ERROR = 1, 3  # bands: 2 is for progress
 
@@ -55,17 +55,20 @@ def fetch_pack(
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
     if refusal := remote.refusal(url, token, outcome):
         raise refusal
-    return parse_answer(outcome) if outcome.ok and not outcome.truncated else None
+    return parse_answer(outcome, len(commit)) if outcome.ok and not outcome.truncated else None
 
 
 def _request(commit: str, haves: Sequence[str], shallow: Sequence[str]) -> bytes:
     arguments = ["no-progress", "ofs-delta", *(["thin-pack"] if haves else []), "deepen 1", f"want {commit}"]
     arguments += [f"shallow {name}" for name in shallow] + [f"have {name}" for name in haves] + ["done"]
-    return remote.command("fetch", arguments)
+    return remote.command("fetch", arguments, remote.object_format(commit))
 
 
-def parse_answer(outcome: Outcome) -> Pack | None:
-    """Return the pack of an answer to `fetch`, or None if it is not one: then git asks again, and says what is wrong."""
+def parse_answer(outcome: Outcome, digits: int) -> Pack | None:
+    """Return the pack of an answer to `fetch`, or None if it is not one: then git asks again, and says what is wrong.
+
+    `digits` is the length of object names.
+    """
     shallow: list[str] = []
     content = bytearray()
     section = b""
@@ -79,7 +82,7 @@ def parse_answer(outcome: Outcome) -> Pack | None:
                 kind, _, name = bytes(packet).rstrip(b"\n").partition(b" ")
                 if kind != b"shallow":  # a commit got its parents
                     return None
-                shallow.append(_checked(name))
+                shallow.append(_checked(name, digits))
             elif section == b"packfile":
                 if packet[0] == _ERROR:
                     return None
@@ -113,8 +116,8 @@ def _packets(answer: memoryview) -> Iterator[memoryview | None]:
         position += length
 
 
-def _checked(name: bytes) -> str:
+def _checked(name: bytes, digits: int) -> str:
     """Return an object's name, which is written into a file of the mirror. Raise ValueError if it is not one."""
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name) != digits:
         raise ValueError("not the name of an object")
     return name.decode("ascii")

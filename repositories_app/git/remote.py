@@ -26,6 +26,7 @@ __all__ = ["Head", "RepositoryUrl", "ls_head", "ls_heads", "new_client", "parse_
 _MAX_ANSWER = 65536  # bytes
 CONCURRENCY = 200
 _COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+SHA1, SHA256 = "sha1", "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,18 @@ def _packet(line: str) -> bytes:
     return b"%04x%s" % (len(data) + 4, data)
 
 
-def command(name: str, arguments: Sequence[str]) -> bytes:
+def object_format(commit: str) -> str:
+    """Return the object format of a repository with this commit. Without a commit, what most of them have."""
+    return SHA256 if len(commit) == 64 else SHA1
+
+
+def command(name: str, arguments: Sequence[str], object_format: str) -> bytes:
     """Return the body of a request of protocol v2."""
-    head = b"".join(map(_packet, [f"command={name}\n", "agent=docora\n", "object-format=sha1"]))
+    head = b"".join(map(_packet, [f"command={name}\n", "agent=docora\n", f"object-format={object_format}"]))
     return head + b"0001" + b"".join(_packet(f"{argument}\n") for argument in arguments) + b"0000"
 
 
-_LS_REFS = command("ls-refs", ["symrefs", "ref-prefix HEAD"])
+_LS_REFS = {name: command("ls-refs", ["symrefs", "ref-prefix HEAD"], name) for name in (SHA1, SHA256)}
 
 
 def _authorization(token: str) -> list[str]:
@@ -86,11 +92,35 @@ def upload_pack_request(
     )
 
 
+@dataclass(slots=True)
+class Question[Key]:
+    """Where HEAD of a repository stands. `commit` is one that it had, if any: its length tells the object format.
+
+    A host answers nothing at all to a question in another format; then it is asked once more, in the other one.
+    """
+
+    key: Key
+    url: str
+    token: str = ""
+    commit: str = ""
+    asked: int = 0
+
+    def request(self) -> Request:
+        """Return the next request."""
+        first = object_format(self.commit)
+        name = first if self.asked == 0 else SHA1 if first == SHA256 else SHA256
+        self.asked += 1
+        return upload_pack_request(self.url, self.token, _LS_REFS[name], context=self)
+
+    def is_other_format(self, outcome: Outcome) -> bool:
+        return self.asked == 1 and outcome.ok and not outcome.body
+
+
 def ls_heads[Key](
-    client: HttpClient, questions: Iterable[tuple[Key, str, str]], tick: git.Tick
+    client: HttpClient, questions: Iterable[Question[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError]]:
-    """HEAD of each `(key, url, token)`, in the order of arrival; an error is an answer too. `tick` is called all the
-    while, about every second at least."""
+    """Yield the key and HEAD of each question, in the order of arrival; an error is an answer too. `tick` is called all
+    the while, about every second at least."""
     waiting = iter(questions)
     exhausted = False
     while True:
@@ -99,18 +129,25 @@ def ls_heads[Key](
             if question is None:
                 exhausted = True
             else:
-                client.submit(upload_pack_request(question[1], question[2], _LS_REFS, context=question))
+                client.submit(question.request())
         if exhausted and client.in_flight == 0:
             return
         tick()
         for request, outcome in client.poll(1.0):
-            asked: tuple[Key, str, str] = request.context  # type: ignore[assignment]
-            yield asked[0], _head_or_error(asked[1], asked[2], outcome, tick)
+            asked: Question[Key] = request.context  # type: ignore[assignment]
+            if asked.is_other_format(outcome):
+                client.submit(asked.request())
+            else:
+                yield asked.key, _head_or_error(asked.url, asked.token, outcome, tick)
 
 
-def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None) -> Head:
-    """HEAD of one repository; raises the `GitError`."""
-    return _head(url, token, wait_for(client, upload_pack_request(url, token, _LS_REFS), tick), tick)
+def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None, *, commit: str = "") -> Head:
+    """HEAD of one repository; raises the `GitError`. `commit` is one that it had, if any."""
+    question = Question(None, url, token, commit)
+    outcome = wait_for(client, question.request(), tick)
+    if question.is_other_format(outcome):
+        outcome = wait_for(client, question.request(), tick)
+    return _head(url, token, outcome, tick)
 
 
 def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:

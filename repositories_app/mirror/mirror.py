@@ -29,7 +29,7 @@ from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, RepositoryMoved
 from repositories_app.git.packs import fetch_pack
-from repositories_app.git.remote import where_to
+from repositories_app.git.remote import SHA1, SHA256, object_format, where_to
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import (
     DIRECTORY,
@@ -49,7 +49,10 @@ __all__ = ["DIRECTORY", "MAX_DIFF_PATHS", "MAX_PACKS", "BlobReader", "Entry", "M
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-_CONFIG = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
+_CONFIG = {
+    SHA1: "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n",
+    SHA256: "[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n[extensions]\n\tobjectformat = sha256\n",
+}
 MAX_PACKS = 50
 MAX_DIFF_PATHS = 2000
 MAX_DIFF_FOLDERS = 10_000
@@ -107,7 +110,7 @@ class Mirror:
         `patience` seconds, and `GitError`.
         """
         with self._lock("fetch", _patient(tick, patience)):
-            self._prepare()
+            self._prepare(object_format(commit))
             ref = f"refs/docora/{watch}/run"
             kept = self._kept(watch) if self._packs() else []
             if commit in kept:
@@ -348,15 +351,20 @@ class Mirror:
     def _packs(self) -> list[Path]:
         return list((self.directory / "objects" / "pack").glob("*.pack"))
 
-    def _prepare(self) -> None:
-        """Create the repository if it is not there, and clear it. Holds the `fetch` lock."""
+    def _prepare(self, format_name: str) -> None:
+        """Create the repository if it is not there, and clear it. Holds the `fetch` lock.
+
+        Raises `GitError` if the host's repository was made anew in another object format: so must the mirror be.
+        """
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
             make_private(self.directory.parent)
             for folder in ("objects/pack", "refs/heads"):
                 (self.directory / folder).mkdir(parents=True)
-            self._write_file("config", _CONFIG)
+            self._write_file("config", _CONFIG[format_name])
             self._write_file("HEAD", "ref: refs/heads/main\n")  # last: from here on it is a repository
+        elif self._read_file("config") == _CONFIG[SHA1 if format_name == SHA256 else SHA256]:
+            raise git_errors.explain(Cause.CORRUPT, f"the repository's object format is {format_name} now")
         self._clear()
 
     def _clear(self) -> None:
@@ -378,8 +386,11 @@ class Mirror:
 
     def _read_ref(self, name: str) -> str:
         """Return the commit in the file of a ref; empty if there is none."""
+        return self._read_file(name).strip()
+
+    def _read_file(self, name: str) -> str:
         try:
-            return (self.directory / name).read_text(encoding="ascii").strip()
+            return (self.directory / name).read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             return ""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.git.remote import Head, ls_head, ls_heads, new_client
+from repositories_app.git.remote import Head, Question, ls_head, ls_heads, new_client
 from tests.support.git import GitFixture, Repo, Takeover
 
 TOKEN = "ghp_NeverSeen42"
@@ -188,7 +188,7 @@ def test_lease_is_kept_alive_during_git_ls_remote(repo: Repo) -> None:
 
     repo.server.on_request = slow
     with new_client() as client:
-        answers = list(ls_heads(client, [("key", repo.url, "")], lambda: ticks.append(time.monotonic())))
+        answers = list(ls_heads(client, [Question("key", repo.url)], lambda: ticks.append(time.monotonic())))
     assert answers == [("key", Head(repo.head, "main"))]
     assert len([moment for moment in ticks if moment > git_came[0]]) >= 2
 

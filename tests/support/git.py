@@ -15,18 +15,18 @@ __all__ = ["Changes", "Entry", "GitFixture", "GitServer", "Repo", "Request", "Ta
 
 
 @cache
-def _new_repository() -> dict[Path, bytes | None]:
+def _new_repository(object_format: str) -> dict[Path, bytes | None]:
     """Return path → content of what `git init` creates, None for a folder. Writing it again is faster than `git init`."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "new.git")
-        init(path, "BRANCH")
+        init(path, "BRANCH", object_format)
         made = sorted(path.rglob("*"))
         return {one.relative_to(path): one.read_bytes() if one.is_file() else None for one in made}
 
 
-def _init(path: Path, branch: str) -> None:
+def _init(path: Path, branch: str, object_format: str) -> None:
     path.mkdir(parents=True)
-    for name, content in _new_repository().items():
+    for name, content in _new_repository(object_format).items():
         if content is None:
             (path / name).mkdir()
         else:
@@ -111,10 +111,11 @@ class GitFixture(AbstractContextManager):
         files: Mapping[str, bytes | Entry] | None = None,
         branch: str = "main",
         token: str | None = None,
+        object_format: str = "sha1",
     ) -> Repo:
         """Create a repository. With `files` None it has no commit; with a `token` it is private."""
         repo = Repo(name, self.directory / f"{name}.git", self.server)
-        _init(repo.path, branch)
+        _init(repo.path, branch, object_format)
         if files is not None:
             repo.commit(files, "Start")
         if token is not None:
