@@ -53,8 +53,9 @@ RepositoryId = Annotated[
     ),
 )
 def watch_repository(request: HttpRequest, registration: schemas.Registration) -> Status[dict[str, Any]]:
-    """Docora checks with git that the repository can be read, then starts the first sync. If the app already watches
-    the repository, its token is replaced and every file is sent again."""
+    """Docora checks with git that the repository can be read, then starts the first sync. A repository without a commit
+    is synced after its first push. If the app already watches the repository, its token is replaced and every file is sent
+    again."""
     app = caller(request)
     try:
         watched = services.watch_repository(

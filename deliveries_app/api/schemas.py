@@ -70,7 +70,7 @@ class WatchedRepository(Registered):
     """A watched repository and the state of its sync."""
 
     status: Status = Field(
-        description="`pending_snapshot`: a sync is due. `scanning`: a sync is running. `synced`: the app has "
+        description="`pending_snapshot`: a sync is due, or the repository has no commit yet. `scanning`: a sync is running. `synced`: the app has "
         "acknowledged everything. `failed`: all attempts failed; the next one is at the next rescan.",
         examples=["synced"],
     )

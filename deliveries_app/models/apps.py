@@ -376,9 +376,18 @@ class AppRepository(models.Model):
         return max(0, self.tree_files - self.files_failing)
 
     @property
+    def waits_for_first_commit(self) -> bool:
+        """Whether the repository had no commit when it was last read. Anything else that is pending has a due time."""
+        return self.status == Status.PENDING and self.next_sync_at is None and self.ended_at is None
+
+    @property
+    def status_label(self) -> str:
+        return "waiting for the first commit" if self.waits_for_first_commit else self.get_status_display()
+
+    @property
     def is_active(self) -> bool:
         """Whether the watch is syncing or waiting to, so that pages should poll it."""
-        return self.status in {Status.PENDING, Status.SCANNING}
+        return self.status in {Status.PENDING, Status.SCANNING} and not self.waits_for_first_commit
 
     @property
     def is_pending(self) -> bool:

@@ -162,7 +162,7 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def row_of(watch: AppRepository, progress: Progress | None, pause: SyncPause | None) -> Row:
-    has_next_attempt = watch.is_failing or watch.is_active
+    has_next_attempt = watch.is_failing or watch.is_active or watch.waits_for_first_commit
     return Row(watch, progress, failure(watch), next_try(watch, pause) if has_next_attempt else None)
 
 

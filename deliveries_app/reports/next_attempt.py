@@ -41,6 +41,8 @@ def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datet
         return NextTry("waits until the app is resumed")
     if watch.arriving:
         return NextTry("waits until its records are imported")
+    if watch.waits_for_first_commit:
+        return NextTry("waits for the first commit, next check", watch.next_check_at)
     at = due_at(watch, hold_until)
     if at is None:
         return NextTry("next check", watch.next_check_at)

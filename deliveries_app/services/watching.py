@@ -1,5 +1,6 @@
 """Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from repositories_app import services as repositories
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, InvalidUrl
+from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit
 from repositories_app.git.url import RepositoryUrl, owner_and_name
 from repositories_app.models import Repository
 
@@ -132,7 +133,8 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
 def check_readable(url: str, token: str) -> bool:
     """Return whether the repository is private: readable with the token, but not without.
 
-    Raises `GitError` if it cannot be read with this token, or if its host takes longer than `GIT_CHECK_SECONDS`.
+    A repository without a commit can be read, too. Raises `GitError` if it cannot be read with this token, or if its host
+    takes longer than `GIT_CHECK_SECONDS`.
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
@@ -143,11 +145,14 @@ def check_readable(url: str, token: str) -> bool:
             )
 
     with remote.new_client(max_connections=1) as client:
-        remote.ls_head(client, url, token, check_deadline)
+        with contextlib.suppress(NoCommit):
+            remote.ls_head(client, url, token, check_deadline)
         if not token:
             return False
         try:
             remote.ls_head(client, url, "", check_deadline)
+        except NoCommit:
+            return False
         except GitError:
             return True
     return False

@@ -18,7 +18,7 @@ from deliveries_app.scheduling import next_check
 from docora.http.client import HttpClient
 from docora.redis import counters
 from docora.security.crypto import Undecryptable
-from repositories_app.git.exceptions import GitError
+from repositories_app.git.exceptions import GitError, NoCommit
 from repositories_app.git.remote import Question, ls_heads
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
             if watch.pk not in undecryptable
         )
         for watch, answer in ls_heads(client, questions, meanwhile):
+            if isinstance(answer, NoCommit) and watch.waits_for_first_commit:
+                continue
             if isinstance(answer, GitError):
                 logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
             elif (answer.commit, answer.branch, delivery_rules_of(watch).fingerprint) == (

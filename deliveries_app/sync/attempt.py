@@ -41,7 +41,7 @@ from docora.server.worker import stopping
 from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy
+from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy, NoCommit
 from repositories_app.git.remote import Head
 from repositories_app.mirror.mirror import BlobReader, Mirror
 
@@ -186,7 +186,17 @@ class Attempt:
             logger.info("circuit_open", extra={"next_try_in": round(wait, 1)})
             return
         watch = self.watch
-        head = remote.ls_head(self.client, watch.github_url, watch.github_token, self._alive, commit=watch.last_commit)
+        try:
+            head = remote.ls_head(
+                self.client, watch.github_url, watch.github_token, self._alive, commit=watch.last_commit
+            )
+        except NoCommit:
+            if watch.last_commit or watch.deliveries.exists():
+                raise
+            self._close_circuit()
+            outcomes.no_commit_yet(self.lease)
+            logger.info("no_commit_yet")
+            return
         try:
             self._sync_to(head, self.client)
         except GitError as error:
@@ -344,8 +354,9 @@ class Attempt:
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:
-        """Return an unsaved run for a change that was found, or for files that failed earlier and are retried."""
-        reason = Reason.RETRY if self.watch.retry_count > 1 else Reason.CHANGE
+        """Return an unsaved run for the first commit or a change, or for files that failed earlier and are retried."""
+        found = Reason.CHANGE if self.watch.last_commit else Reason.INITIAL
+        reason = Reason.RETRY if self.watch.retry_count > 1 else found
         run = runs.open_run(self.watch, reason, requested_by="sweep")
         run.run_id = self.run_id
         return run

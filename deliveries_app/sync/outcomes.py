@@ -51,6 +51,21 @@ def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
         runs.end_runs(lease.watch.pk, lease.generation, Outcome.SUCCEEDED)
 
 
+def no_commit_yet(lease: Lease) -> None:
+    """The repository can be read and has no commit, and the app holds nothing of it: a check finds the first one."""
+    with transaction.atomic():
+        lease.finish(
+            next_sync_in=None,
+            status=Status.PENDING,
+            retry_count=0,
+            crash_count=0,
+            last_scanned_at=Now(),
+            next_check_at=next_check(),
+            **CLEARED_FAILURE,
+        )
+        runs.end_runs(lease.watch.pk, lease.generation, Outcome.SUCCEEDED)
+
+
 def failed(
     lease: Lease,
     failure: SyncFailure,

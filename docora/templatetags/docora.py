@@ -55,7 +55,7 @@ def badge(status: str, label: str) -> SafeString:
 @register.simple_tag
 def status_badge(watch: Any) -> SafeString:
     """Render the status of a watch as a badge."""
-    return badge(watch.status, watch.get_status_display())
+    return badge(watch.status, watch.status_label)
 
 
 @register.simple_tag

@@ -46,6 +46,17 @@ class RepositoryMoved(GitError):
         super().__init__(Cause.NOT_FOUND, message, permanent=True, for_every_watcher=True)
 
 
+class NoCommit(GitError):
+    """The repository can be read, but HEAD names no commit: it is empty, has only tags, or lost its default branch."""
+
+    def __init__(self) -> None:
+        message = (
+            "The repository has no commit on its default branch. It is synced after the next push; until then, the app "
+            "keeps what it has."
+        )
+        super().__init__(Cause.NOT_FOUND, message, permanent=True)
+
+
 class InvalidUrl(ValueError):
     """A repository URL that cannot be watched; the message says why and what is accepted."""
 

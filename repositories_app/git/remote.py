@@ -18,7 +18,7 @@ from docora.http.client import HttpClient, Outcome, Request
 from docora.text import clean_text
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
-from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.exceptions import Cause, GitError, NoCommit, RepositoryMoved
 from repositories_app.git.url import RepositoryUrl, parse_url
 
 __all__ = ["Head", "RepositoryUrl", "ls_head", "ls_heads", "new_client", "parse_url", "wait_for", "where_to"]
@@ -228,7 +228,7 @@ def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
 def parse_ls_refs(answer: bytes) -> Head | None:
     """HEAD from the packets of an `ls-refs` answer; None when these are not such packets.
 
-    A repository without commits answers with no ref at all, and is an error in words: nothing must be deleted at a
+    A repository without commits answers with no ref at all. That is an error, `NoCommit`: nothing must be deleted at a
     client because a host lost a branch.
     """
     position = 0
@@ -238,7 +238,7 @@ def parse_ls_refs(answer: bytes) -> Head | None:
         except ValueError:
             return None
         if length == 0:
-            raise _no_commit()
+            raise NoCommit
         line = answer[position + 4 : position + length].rstrip(b"\n").split(b" ")
         if length > 4 and len(line) >= 2 and line[1] == b"HEAD" and _COMMIT.fullmatch(line[0]):
             targets = [part.removeprefix(b"symref-target:") for part in line[2:] if part.startswith(b"symref-target:")]
@@ -251,14 +251,6 @@ def _branch(ref: str) -> str:
     return clean_text(ref.removeprefix("refs/heads/"), 255)
 
 
-def _no_commit() -> GitError:
-    return GitError(
-        Cause.NOT_FOUND,
-        "The repository has no commit on its default branch yet; it is synced after the first push.",
-        permanent=True,
-    )
-
-
 def _ls_remote(url: str, token: str, tick: git.Tick | None) -> Head:
     """The same from `git ls-remote`, for servers that do not speak protocol v2."""
     arguments = ["ls-remote", "--symref", "--", url, "HEAD"]
@@ -268,6 +260,6 @@ def _ls_remote(url: str, token: str, tick: git.Tick | None) -> Head:
         raise where_to(url, token, tick) from None
     commit = re.search(rf"^({_COMMIT.pattern.decode()})\tHEAD$", output, re.MULTILINE)
     if commit is None:
-        raise _no_commit()
+        raise NoCommit
     branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
     return Head(commit[1], _branch(branch[1] if branch else ""))

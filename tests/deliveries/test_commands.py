@@ -61,14 +61,12 @@ def test_watch_repository_prints_the_rest_response(world: World) -> None:
         ("http://127.0.0.1:1/a/b", "git could not read the repository"),
         ("{git}/acme", "must name an owner and a repository"),
         ("{git}/acme/private", "does not exist, or it is private and needs a token"),
-        ("{git}/acme/empty", "no commit on its default branch yet"),
         ("https://user:secret@127.0.0.1/a/b", "must not contain credentials"),
         ("file:///etc/passwd", "must look like"),
     ],
 )
 def test_watch_repository_that_cannot_be_watched(world: World, url: str, sentence: str) -> None:
     world.git.repo("acme/private", {"a": b"a"}, token="sesame")
-    world.git.repo("acme/empty")
     with pytest.raises(CommandError, match=sentence):
         run("watch_repository", world.app.app_id, url.format(git=world.git.url))
     assert not AppRepository.objects.exists()

@@ -38,5 +38,5 @@ def _iterate(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
 
 
 def _row(watch: AppRepository) -> list[str]:
-    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, watch.get_status_display()]
+    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, watch.status_label]
     return [*ids, f"{watch.tree_files:,}", format_time(watch.last_synced_at) if watch.last_synced_at else "never"]

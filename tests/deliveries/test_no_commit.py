@@ -1,0 +1,127 @@
+"""Repositories without a commit on HEAD: registered, shown as they are, and synced after the first push."""
+
+import shutil
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Outcome, Reason, Status
+from deliveries_app.services import request_sync, resync_single
+from tests.api.caller import Caller
+from tests.support.commands import run, run_json
+from tests.support.git import Repo, git
+from tests.support.histories import assert_promise_kept, refusing
+from tests.support.world import World
+
+WAITING = "waiting for the first commit"
+
+
+def empty(world: World, **options: str) -> Repo:
+    return world.git.repo("acme/new", **options)
+
+
+def only_tags(world: World) -> Repo:
+    repo = world.git.repo("acme/new", {"readme.md": b"#"})
+    git(repo.path, "tag", "v1")
+    git(repo.path, "update-ref", "-d", "refs/heads/main")
+    return repo
+
+
+def unborn_head(world: World) -> Repo:
+    repo = world.git.repo("acme/new", {"readme.md": b"#"})
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    return repo
+
+
+def in_sha256(world: World) -> Repo:
+    return empty(world, object_format="sha256")
+
+
+@pytest.mark.parametrize("make", [empty, only_tags, unborn_head, in_sha256], ids=lambda make: make.__name__)
+def test_registered_before_its_first_commit_and_synced_after_it(world: World, make) -> None:
+    repo = make(world)
+    caller = Caller(world.app)
+    answer = caller.post("", {"github_url": repo.url})
+    assert answer.status_code == 201
+    one = f"/{answer.json()['repository_id']}"
+    assert caller.get(one).json()["status"] == Status.PENDING
+    watch = world.sync(AppRepository.objects.get())
+    seen = caller.get(one).json()
+    assert (seen["status"], seen["next_sync_at"], seen["last_error"]) == (Status.PENDING, None, None)
+    assert [(run.reason, run.outcome, run.files_total) for run in world.runs(watch)] == [
+        (Reason.INITIAL, Outcome.SUCCEEDED, 0)
+    ]
+    world.settle()  # nothing is due
+    assert world.requests() == []
+
+    repo.commit({"a.txt": b"a"})
+    world.settle()
+    watch.refresh_from_db()
+    assert_promise_kept(world, repo, watch)
+    assert {(record.kind, record.reason) for record in world.requests()} == {("create", "initial")}
+
+
+def test_command_registers_an_empty_repository(world: World) -> None:
+    repo = empty(world)
+    assert run_json("watch_repository", world.app.app_id, repo.url)["name"] == "new"
+    world.sync(AppRepository.objects.get())
+    assert WAITING in run("list_watches")
+
+
+def test_private_empty_repository(world: World) -> None:
+    repo = empty(world, token="sesame")
+    watch = world.watch_url(repo, token="sesame")
+    assert watch.repository.is_private
+    world.git.tokens.clear()
+    assert not world.watch_url(repo, token="sesame").repository.is_private
+
+
+def test_admin_says_what_the_watch_waits_for(world: World) -> None:
+    watch = world.sync(world.watch_url(empty(world)))
+    client = Client()
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    for page in (
+        f"/admin/deliveries_app/apprepository/{watch.pk}/change/",
+        "/admin/deliveries_app/apprepository/",
+        f"/admin/deliveries_app/app/{watch.app_id}/change/",
+    ):
+        text = client.get(page).content.decode()
+        assert WAITING in text, page
+        assert "every 2s" not in text or "/app/" in page, page
+    assert "Waits for the first commit, next check" in text
+
+
+def test_push_hook_and_resync_of_an_empty_repository_wait_again(world: World) -> None:
+    watch = world.sync(world.watch_url(empty(world)))
+    request_sync(AppRepository.objects.all())
+    watch.refresh_from_db()
+    assert not watch.waits_for_first_commit
+    assert world.sync(watch).waits_for_first_commit
+    resync_single(Actor.command(), watch)
+    assert world.sync(watch).waits_for_first_commit
+    assert {run.outcome for run in world.runs(watch)} == {Outcome.SUCCEEDED}
+
+
+def test_repository_that_loses_its_commits_keeps_the_copy_and_says_so(world: World) -> None:
+    repo, watch = world.watch({"a.txt": b"a"})
+    world.settle()
+    shutil.rmtree(repo.path)
+    world.git.repo(repo.name)
+    world.check()
+    watch = world.sync(watch)
+    assert watch.status == Status.FAILED
+    assert watch.last_error.startswith("The repository has no commit on its default branch.")
+    assert set(world.copy(watch)) == {"a.txt"}
+
+
+def test_first_files_in_doubt_are_not_forgotten(world: World) -> None:
+    """Its first sync was interrupted, so that the app may hold a file."""
+    repo, watch = world.watch({"a.txt": b"a", "b.txt": b"b"})
+    world.answer(refusing("b.txt"))
+    world.sync(watch)
+    AppRepository.objects.update(last_commit="")
+    git(repo.path, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    assert world.sync(watch).status == Status.FAILED
+    assert App.objects.get().watches.get().deliveries.count() == 2
