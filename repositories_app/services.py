@@ -70,7 +70,7 @@ class Circuit:
 def record_failure(repository: Repository, error: GitError) -> Circuit:
     """Count a failure that affects all watches, and open the circuit at the threshold.
 
-    However many watches fail, only one failure is counted per rescan round. If an attempt after the cooldown fails too,
+    At most one failure is counted per rescan round, even if many watches fail. If an attempt after the cooldown fails too,
     the circuit stays open for another cooldown and does not count as opened again.
     """
     half_a_round_ago = Now() - timedelta(seconds=settings.RESCAN_INTERVAL_SECONDS / 2)

@@ -189,7 +189,7 @@ def failing_files(app: App) -> FailingFiles:
 
 
 def unpolled_context(app: App) -> dict[str, Any]:
-    """Return the context of what is not refreshed, below the table: failing files, and repository names to choose from."""
+    """Return the context of the parts that are not refreshed: failing files, and repository names to choose from."""
     names = watches_of(app).order_by(*_BY_NAME).values_list("repository__owner", "repository__name")
     return {"files": failing_files(app), "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]]}
 

@@ -26,7 +26,7 @@ from deliveries_app.services.requests import NotFound, Requested
 
 
 def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: bool = False) -> Requested:
-    """Send every file of one watch again, whatever its state. Raises `NotFound` if it is being removed.
+    """Send every file of one watch again, in any state. Raises `NotFound` if it is being removed.
 
     Pass `skip_permission_check` if the caller has checked another permission.
     """

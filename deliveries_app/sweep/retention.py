@@ -1,7 +1,7 @@
 """Delete old history: runs, bulk operations, traffic, ended alerts, and old sessions and sign-in attempts.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
-runs are kept, however old they are:
+runs are kept regardless of their age:
 
 - open runs, and the newest run of each watch, which shows its current state;
 - the newest re-sync of each watch that has ended and was not cancelled: if a later re-sync is cancelled, the floor goes back to

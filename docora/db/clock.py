@@ -3,7 +3,6 @@
 import time
 from datetime import datetime, timedelta
 
-from django.db.models import DateTimeField, DurationField, ExpressionWrapper, Value
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
@@ -15,8 +14,7 @@ def boot_seconds() -> float:
 
 def from_now(seconds: float) -> Combinable:
     """Return an expression for the database's time plus `seconds`."""
-    shift = Value(timedelta(seconds=seconds), output_field=DurationField())
-    return ExpressionWrapper(Now() + shift, output_field=DateTimeField())
+    return Now() + timedelta(seconds=seconds)
 
 
 class DatabaseClock:
