@@ -72,13 +72,16 @@ HEADERS = {
     "Content-Type": "The body is JSON in UTF-8.",
     "X-Docora-App-Id": "Your app's id.",
     "X-Docora-Timestamp": "The time of this attempt in Unix seconds.",
-    "X-Docora-Signature": "`sha256=` followed by the hexadecimal HMAC-SHA256 of the timestamp, a dot and the body.",
+    "X-Docora-Signature": "`sha256=` followed by the hexadecimal HMAC-SHA256 of the timestamp, a dot and the body. It does not cover the "
+    "`webhook-id`.",
     "X-Docora-Run-Id": "The sync this notification belongs to. Quote it when you ask an administrator about it.",
     "X-Docora-Reason": "Why it is sent: `initial`, `change`, `resync` or `retry`.",
-    "X-Docora-Sequence": "A number that increases with every new notification about a path.",
-    "webhook-id": "Identifies the notification. It is the same for every retry and never reused.",
+    "X-Docora-Sequence": "A number that increases with every new notification about a path. Not signed: read it from the "
+    "`webhook-id`.",
+    "webhook-id": "Identifies the notification. It is the same for every retry and never reused. After `msg_` it holds the "
+    "watch and the sequence, for a chunk also the chunk's id and index.",
     "webhook-timestamp": "The time of this attempt in Unix seconds.",
-    "webhook-signature": "The Standard Webhooks signature. Two, separated by a space, while a key is being replaced.",
+    "webhook-signature": "The Standard Webhooks signature, over the id, the timestamp and the body. Two, separated by a space, while a key is being replaced.",
     "User-Agent": "The version of Docora.",
 }
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
 from .server import Answer, BackgroundServer, Server
-from .storage import Copy, tree_sha256
+from .storage import Copy
 
-_APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NAME = re.compile(r"(?!\.{1,2}$)[^/\0]{1,255}")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNVERIFIED = Notification(kind="ping", app_id="")
 
 
@@ -50,9 +49,10 @@ class Record:
 
 
 class Receiver(BackgroundServer):
-    """Receive notifications at `url` and keep each app's copies in `directory/{app_id}/{owner}/{name}`.
+    """Receive notifications at `url` and keep each app's copies in `directory/{app_id}/{repository_id}`.
 
-    - `keys` is one `client_auth_key` for all apps, or app id → key. You can replace it at any time.
+    - `keys` is one `client_auth_key` for all apps, or app id → key. You can replace it at any time. With one key for all,
+      whoever captures a request can repeat it for another app, because `X-Docora-App-Id` is not signed.
     - `on_request` sees each verified notification before it is processed, in the thread of its connection. It may
       block. It returns an `Answer`, or None to continue as usual.
     - `on_record` is called after each request.
@@ -77,7 +77,7 @@ class Receiver(BackgroundServer):
         self.keys = keys
         self.on_request = on_request
         self.on_record = on_record
-        self._incoming = directory / ".incoming"  # not a valid app id
+        self._incoming, self._epochs = directory / ".incoming", directory / ".epochs"  # not valid app ids
         self._copies: dict[tuple[str, str], Copy] = {}
         self._log: deque[Record] = deque(maxlen=log_size)
         self._in_flight: Counter[str] = Counter()
@@ -94,9 +94,9 @@ class Receiver(BackgroundServer):
         """Return the highest number of concurrent requests for this app so far."""
         return self._max_in_flight[app_id]
 
-    def copy(self, app_id: str, repository: str) -> dict[str, str]:
-        """Return path → SHA-256 for the app's copy of the repository `owner/name`."""
-        return self._copy(app_id, repository).files()
+    def copy(self, app_id: str, repository_id: str) -> dict[str, str]:
+        """Return path → SHA-256 for the app's copy of the repository."""
+        return self._copy(app_id, repository_id).files()
 
     def make_server(self, address: tuple[str, int]) -> Server:
         server = Server(address, self.handle)
@@ -158,10 +158,11 @@ class Receiver(BackgroundServer):
         if kind not in KINDS:
             raise Refused(404, "Not found.")
         key = self.keys if isinstance(self.keys, str) else self.keys.get(app_id)
-        if key is None or not _APP_ID.fullmatch(app_id):
+        if key is None or not _ID.fullmatch(app_id):
             raise Refused(401, "X-Docora-App-Id is not a known app.")
-        verify(headers, body, key, time.time())
-        return parse(kind, headers, body)
+        now = time.time()
+        verify(headers, body, key, now)
+        return parse(kind, headers, body, now)
 
     def _answer(self, notification: Notification) -> tuple[Answer, str]:
         replacement = self.on_request(notification) if self.on_request else None
@@ -173,23 +174,23 @@ class Receiver(BackgroundServer):
     def _process(self, notification: Notification) -> str:
         if notification.kind == "ping":
             return "pong"
-        copy = self._copy(notification.app_id, notification.repository)
+        if notification.kind == "sync_failed":
+            return "noted"
+        copy = self._copy(notification.app_id, notification.repository_id)
         match notification.kind:
             case "create" | "update":
                 return copy.keep(notification)
             case "delete":
                 return copy.remove(notification)
             case "sync_completed":
-                same = tree_sha256(copy.files()) == notification.payload.get("tree_sha256")
-                return "matches" if same else "differs"
-            case "sync_failed":
-                return "noted"
+                return copy.compare(notification)
 
-    def _copy(self, app_id: str, repository: str) -> Copy:
-        owner, _, name = repository.partition("/")
-        if not _APP_ID.fullmatch(app_id) or not _NAME.fullmatch(owner) or not _NAME.fullmatch(name):
-            raise Refused(422, "owner or name is not a plain name.")
+    def _copy(self, app_id: str, repository_id: str) -> Copy:
+        if not _ID.fullmatch(app_id) or not _ID.fullmatch(repository_id):
+            raise Refused(422, "repository_id cannot be the name of a directory.")
+        key = (app_id, repository_id)
         with self._lock:
-            if (app_id, repository) not in self._copies:
-                self._copies[app_id, repository] = Copy(self.directory / app_id / owner / name, self._incoming)
-            return self._copies[app_id, repository]
+            if key not in self._copies:
+                epoch = self._epochs / app_id / repository_id
+                self._copies[key] = Copy(self.directory / app_id / repository_id, self._incoming, epoch)
+            return self._copies[key]

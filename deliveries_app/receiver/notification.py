@@ -1,4 +1,9 @@
-"""The contract from the client's side: check that a request comes from Docora, and parse it. No I/O, no clock."""
+"""The contract from the client's side: check that a request comes from Docora, and parse it. No I/O, no clock.
+
+`webhook-signature` covers the `webhook-id`, the `webhook-timestamp` and the body. Nothing else is signed: whoever has
+captured a request can send it to another URL or with another `X-Docora-Sequence`. So the sequence is taken from the
+`webhook-id`, and the body must fit the URL.
+"""
 
 import base64
 import contextlib
@@ -11,12 +16,15 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 TOLERANCE_SECONDS = 300
+MAX_SEQUENCE = 2**53 - 1
+MAX_SEQUENCE_LEAD = 86_400_000_000
+"""How far a sequence may be ahead of the clock, in microseconds: a higher one would hide every later notification."""
 
 Kind = Literal["create", "update", "delete", "sync_failed", "sync_completed", "ping"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SECONDS = re.compile(r"[0-9]{1,12}")
-_SEQUENCE = re.compile(r"[0-9]{1,16}")
+_WEBHOOK_ID = re.compile(r"msg_([A-Za-z0-9-]{1,64})_([0-9]{1,16})(?:_[A-Za-z0-9-]{1,64}_[0-9]{1,9})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -45,16 +53,19 @@ class Chunk:
 class Notification:
     """One verified request. `repository` is `owner/name`. Fields that a kind does not have are empty, 0 or None.
 
-    `content` is what was transmitted: text, or base64 if `is_base64`. For a chunk it is one piece of the base64 string.
-    `sequence` increases with every new notification about a path (0 if the header is missing).
+    - `content` is what was transmitted: text, or base64 if `is_base64`. For a chunk it is one piece of the base64 string.
+    - `watch_id` names one watch of the repository. It changes when the repository is watched anew, see `storage.Epoch`.
+    - `sequence` increases with every new notification about a path.
     """
 
     kind: Kind
     app_id: str
     webhook_id: str = ""
+    watch_id: str = ""
     sequence: int = 0
     run_id: str = ""
     reason: str = ""
+    repository_id: str = ""
     repository: str = ""
     path: str = ""
     sha: str = ""
@@ -69,8 +80,9 @@ class Notification:
 def verify(headers: Mapping[str, str], body: bytes, key: str, now: float) -> None:
     """Raise `Refused` (401) unless the request is signed with `key` within `TOLERANCE_SECONDS` of `now` (Unix seconds).
 
-    Docora signs every request twice: in `X-Docora-Signature`, and as specified by Standard Webhooks. Checking one of them
-    is enough; this client checks both. Pass `body` exactly as received, and parse it only after it is verified.
+    Docora signs every request twice: as specified by Standard Webhooks, and in `X-Docora-Signature`, which covers only the
+    timestamp and the body. This client checks both. Pass `body` exactly as received, and parse it only after it is
+    verified.
     """
     sent = {name.lower(): value for name, value in headers.items()}
     try:
@@ -107,8 +119,8 @@ def _same(left: str, right: str) -> bool:
     return hmac.compare_digest(left.encode(), right.encode())  # as bytes: non-ASCII text would raise
 
 
-def parse(kind: Kind, headers: Mapping[str, str], body: bytes) -> Notification:
-    """Parse a verified request. Raises `Refused` (422) if it is malformed. Unknown fields are ignored."""
+def parse(kind: Kind, headers: Mapping[str, str], body: bytes, now: float) -> Notification:
+    """Parse a verified request. Raises `Refused` (422) if it is malformed, or not a `kind`. Unknown fields are ignored."""
     sent = {name.lower(): value for name, value in headers.items()}
     try:
         payload = json.loads(body)
@@ -116,26 +128,30 @@ def parse(kind: Kind, headers: Mapping[str, str], body: bytes) -> Notification:
         raise Refused(422, "The body is not JSON.") from None
     if not isinstance(payload, dict):
         raise Refused(422, "The body is not a JSON object.")
-    sequence = sent.get("x-docora-sequence", "0")
-    if not _SEQUENCE.fullmatch(sequence):
-        raise Refused(422, "X-Docora-Sequence is not a number.")
+    watch_id, sequence = ("", 0) if kind == "ping" else _watch_and_sequence(sent.get("webhook-id", ""), now)
 
     _take(payload, "timestamp", str)
-    repository = "" if kind == "ping" else _repository(_take(payload, "repository", dict))
+    repository_id, repository = ("", "") if kind == "ping" else _repository(_take(payload, "repository", dict))
     about_file = kind in ("create", "update", "delete")
+    if payload.get("event") != (None if about_file else kind):
+        raise Refused(422, f"The body is not that of a {kind}.")
     with_content = kind in ("create", "update")
     file = _take(payload, "file", dict) if about_file else {}
     if about_file or kind == "sync_completed":
         _take(payload, "commit_sha", str)
     if kind == "update":
         _take(payload, "previous_sha", str)
+    if kind == "delete" and "content" in file:
+        raise Refused(422, "The body is not that of a delete: it has content.")
     return Notification(
         kind=kind,
         app_id=sent.get("x-docora-app-id", ""),
         webhook_id=sent.get("webhook-id", ""),
-        sequence=int(sequence),
+        watch_id=watch_id,
+        sequence=sequence,
         run_id=sent.get("x-docora-run-id", ""),
         reason=sent.get("x-docora-reason", ""),
+        repository_id=repository_id,
         repository=repository,
         path=_take(file, "path", str) if about_file else "",
         sha=_sha(file) if about_file else "",
@@ -155,10 +171,20 @@ def _take[T](source: Mapping[str, object], name: str, kind: type[T]) -> T:
     return value
 
 
-def _repository(source: Mapping[str, object]) -> str:
-    _take(source, "repository_id", str)
+def _watch_and_sequence(webhook_id: str, now: float) -> tuple[str, int]:
+    parts = _WEBHOOK_ID.fullmatch(webhook_id)
+    if not parts:
+        raise Refused(422, "webhook-id does not consist of a watch and a sequence.")
+    sequence = int(parts[2])
+    if sequence > min(MAX_SEQUENCE, now * 1_000_000 + MAX_SEQUENCE_LEAD):
+        raise Refused(422, "The sequence in webhook-id is more than a day ahead of this clock.")
+    return parts[1], sequence
+
+
+def _repository(source: Mapping[str, object]) -> tuple[str, str]:
+    repository_id = _take(source, "repository_id", str)
     _take(source, "github_url", str)
-    return f"{_take(source, 'owner', str)}/{_take(source, 'name', str)}"
+    return repository_id, f"{_take(source, 'owner', str)}/{_take(source, 'name', str)}"
 
 
 def _sha(file: Mapping[str, object]) -> str:

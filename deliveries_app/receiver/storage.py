@@ -4,23 +4,69 @@ import base64
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from .notification import Chunk, Notification, Refused
 
-Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated"]
+Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated", "matches", "differs"]
 """The result of a notification. Every one is a success to the sender.
 
-`absent`: there was nothing to delete · `stale`: ignored, because a later notification about this path has already
-arrived · `partial`: a chunk, and more are to come · `repeated`: a chunk that has already been received.
+`absent`: there was nothing to delete · `stale`: ignored, because a later notification about this path, or one of a later
+watch, has already arrived · `partial`: a chunk, and more are to come · `repeated`: a chunk that has already been received
+· `matches`, `differs`: what `sync_completed` says of the copy.
 """
 
 _numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Which watch of the repository a copy was made from, stored beside the copy.
+
+    When an app stops watching a repository and watches it anew, Docora no longer knows what the copy holds, and deletes
+    nothing in it. So the copy is dropped, and everything is sent again. It is dropped only for a verified notification of
+    another watch with a sequence above `highest`, the highest one so far: an earlier request that arrives late, or that
+    somebody repeats, cannot do that. It is ignored.
+
+    The new epoch is stored, as `dropping`, before anything is deleted, and once more when that is done. A receiver that is
+    killed in between finishes it before it stores anything.
+    """
+
+    watch_id: str = ""
+    highest: int = 0
+    dropping: bool = False
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the epoch. There is none before the first notification, or if a power failure has damaged the file."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError):
+            return cls()
+
+    def store(self, path: Path, *, flush: bool) -> None:
+        """Replace the file. `flush`: return when it would survive a power failure, too."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.new")  # not a valid repository_id
+        with temporary.open("w") as file:
+            json.dump(asdict(self), file)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if flush and os.name != "nt":  # Windows cannot open directories
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
 
 class Copy:
@@ -28,16 +74,18 @@ class Copy:
 
     Files are written to `incoming`, checked, and then moved into place, so an incomplete file is never visible.
     `incoming` is on the same file system but outside `directory`, so that no path can collide with it. A new Copy adopts
-    the files on disk. Sequences and incomplete uploads are lost at a restart; a client with a database stores the
-    sequence next to the file. Nothing is flushed to disk before the answer; a copy that must survive a power failure
-    needs `os.fsync`.
+    the files on disk. Sequences of paths and incomplete uploads are lost at a restart; a client with a database stores the
+    sequence next to the file. Only the `epoch` file survives. Files are not flushed to disk before the answer; a copy that
+    must survive a power failure needs `os.fsync`.
     """
 
-    def __init__(self, directory: Path, incoming: Path) -> None:
+    def __init__(self, directory: Path, incoming: Path, epoch: Path) -> None:
         self.directory = directory
         self._incoming = incoming
         incoming.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._epoch_file = epoch
+        self._epoch = Epoch.load(epoch)
         self._shas: dict[str, str] = _scan(directory)
         self._highest: dict[str, int] = {}
         self._uploads: dict[str, _Upload] = {}
@@ -82,6 +130,14 @@ class Copy:
             self._delete(path)
             return "removed"
 
+    def compare(self, notification: Notification) -> Outcome:
+        """Compare the copy with the `tree_sha256` of a `sync_completed`."""
+        with self._lock:
+            if not self._belongs(notification):
+                return "stale"
+            same = tree_sha256(self._shas) == notification.payload.get("tree_sha256")
+            return "matches" if same else "differs"
+
     def _keep_chunk(self, path: str, notification: Notification, chunk: Chunk) -> Outcome:
         if self._is_stale(notification):
             return "stale"
@@ -109,9 +165,38 @@ class Copy:
         self._remember(notification)
         return "kept"
 
+    def _belongs(self, notification: Notification) -> bool:
+        """Return whether the notification is of the copy's epoch. Begin a new epoch first if it proves one."""
+        epoch = self._epoch
+        if notification.watch_id != epoch.watch_id:
+            if notification.sequence <= epoch.highest:
+                return False
+            # What a copy from elsewhere holds is not known to be of another watch.
+            epoch = Epoch(notification.watch_id, notification.sequence, dropping=epoch.watch_id != "")
+            self._remember_epoch(epoch)
+        elif notification.sequence > epoch.highest:
+            self._remember_epoch(replace(epoch, highest=notification.sequence), flush=False)
+        if self._epoch.dropping:
+            self._drop()
+            self._remember_epoch(replace(self._epoch, dropping=False))
+        return True
+
+    def _remember_epoch(self, epoch: Epoch, *, flush: bool = True) -> None:
+        epoch.store(self._epoch_file, flush=flush)
+        self._epoch = epoch
+
+    def _drop(self) -> None:
+        """Forget the whole copy and delete its files."""
+        for path in list(self._uploads):
+            self._drop_upload(path)
+        self._highest.clear()
+        self._shas.clear()
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+
     def _is_stale(self, notification: Notification) -> bool:
         # Strictly lower: a retry of the same notification has the same number.
-        return 0 < notification.sequence < self._highest.get(notification.path, 0)
+        return not self._belongs(notification) or notification.sequence < self._highest.get(notification.path, 0)
 
     def _remember(self, notification: Notification) -> None:
         self._highest[notification.path] = max(notification.sequence, self._highest.get(notification.path, 0))

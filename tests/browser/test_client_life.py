@@ -130,5 +130,7 @@ def test_app_lifecycle(world: World, site: Site, browser: Browser) -> None:
 
     browser.drive(lambda page: unwatch_and_delete(page, site, app))
     wait_for(lambda: not App.objects.filter(pk=app.pk).exists(), timeout=40)  # after the cleanup
-    assert set(world.receiver.copy(app_id, "acme/docs")) == {"readme.md"}  # the client keeps its files
+    assert set(world.receiver.copy(app_id, watch.repository.repository_id)) == {
+        "readme.md"
+    }  # the client keeps its files
     assert browser.complaints == []

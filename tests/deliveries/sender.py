@@ -12,6 +12,7 @@ from deliveries_app.receiver import Receiver
 KEY = "a key that the two share"
 STANDARD_KEY = "whsec_" + base64.b64encode(b"twenty-four bytes of key").decode()
 APP = "app_0123456789abcdef01234567"
+WATCH = "0123456789abcdef"
 REPOSITORY = {
     "repository_id": "repo_1",
     "github_url": "https://github.com/acme/widgets",
@@ -20,8 +21,9 @@ REPOSITORY = {
 }
 
 
-def signed(body: bytes, key=KEY, *, app=APP, sequence=1, at=None, webhook_id="w_1") -> dict[str, str]:
+def signed(body: bytes, key=KEY, *, app=APP, watch=WATCH, sequence=1, at=None) -> dict[str, str]:
     """Return the headers that Docora would send."""
+    webhook_id = f"msg_{watch}_{sequence}"
     timestamp = str(int(time.time()) if at is None else at)
     standard_key = base64.b64decode(key[6:]) if key.startswith("whsec_") else key.encode()
     standard = hmac.digest(standard_key, f"{webhook_id}.{timestamp}.".encode() + body, "sha256")
@@ -89,5 +91,5 @@ def about(file: dict, kind="create") -> dict:
 
 def held(receiver: Receiver, app=APP) -> dict[str, bytes]:
     """Return path → content of the copy on disk."""
-    root = receiver.directory / app / "acme" / "widgets"
+    root = receiver.directory / app / REPOSITORY["repository_id"]
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -14,7 +14,7 @@ from deliveries_app.receiver import Answer
 from tests.api.caller import Caller
 from tests.api.test_manifest import lines_of
 from tests.deliveries.test_import import progress_of, run
-from tests.support.existing import ExistingApp, ExistingService
+from tests.support.existing import ExistingService
 from tests.support.git import Entry, Repo
 from tests.support.histories import assert_promise_kept, compare_plans, refusing, sha
 from tests.support.processes import Daemons
@@ -24,9 +24,9 @@ from tests.support.world import KEY, World
 FILES = {f"{number % 3}/{number}.txt": b"content %d" % number for number in range(12)}
 
 
-def give_copy(world: World, app: ExistingApp, repo: Repo, files: Mapping[str, bytes]) -> None:
+def give_copy(world: World, app_id: str, repository_id: str, files: Mapping[str, bytes]) -> None:
     """Put this copy of the repository on the client's disk."""
-    folder = world.receiver.directory / app.app_id / repo.name
+    folder = world.receiver.directory / app_id / repository_id
     for path, content in files.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,9 @@ def imported(
     """A repository with these files, imported with delivery records for all of them."""
     app = existing.app(world.receiver.url, "Moved", key=KEY)
     repo = world.git.repo("acme/imported", files)
-    existing.watch(app, existing.repository(url.format(repo.url)), files, **changes)
-    give_copy(world, app, repo, files)
+    repository = existing.repository(url.format(repo.url))
+    existing.watch(app, repository, files, **changes)
+    give_copy(world, app.app_id, repository.repository_id, files)
     run(existing, monkeypatch)
     return repo, AppRepository.objects.select_related("app", "repository").get(app__app_id=app.app_id)
 
@@ -129,7 +130,7 @@ def test_record_is_adopted_in_a_fast_plan(world: World, existing: ExistingServic
     assert set(sent(world)) == {("delete", "docs")}
     assert set(Delivery.objects.filter(source_key=None, acknowledged=True).values_list("path", flat=True)) == set(below)
     world.answer(None)
-    give_copy(world, ExistingApp("", watch.app.app_id, "", ""), repo, below)
+    give_copy(world, watch.app.app_id, watch.repository.repository_id, below)
     with compare_plans() as plans:
         world.sync(watch)
     assert plans[0].paths is not None
@@ -222,9 +223,9 @@ def test_three_apps_with_fifty_repositories(
     for repo in repos[1:]:
         shutil.copytree(first.path, repo.path)
     for number, repo in enumerate(repos):
-        app = apps[number % 3]
-        existing.watch(app, existing.repository(repo.url), files)
-        give_copy(world, app, repo, files)
+        app, repository = apps[number % 3], existing.repository(repo.url)
+        existing.watch(app, repository, files)
+        give_copy(world, app.app_id, repository.repository_id, files)
     expected = []
     for number, repo in enumerate(repos[::5]):
         changes = {"folder-1/file-001.txt": b"changed", "folder-2/file-002.txt": None, f"new/{number}.txt": b"new"}

@@ -125,5 +125,5 @@ def test_concurrent_senders(receiver):
         thread.join()
     expected = {f"d{n % 3}/f{w}-{n}": f"{w} {n}".encode() for w in range(8) for n in range(1, 30, 2)}
     assert held(receiver) == expected
-    assert receiver.copy(APP, "acme/widgets") == {path: sha(content) for path, content in expected.items()}
+    assert receiver.copy(APP, "repo_1") == {path: sha(content) for path, content in expected.items()}
     assert len(receiver.log) == 8 * 45

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -319,8 +320,8 @@ def test_sequences_increase_after_a_restored_backup(world: World) -> None:
 def test_sequences_increase_after_the_clock_was_set_back(world: World) -> None:
     repo, watch = world.watch({"file": A, "more": A})
     world.sync(watch)
-    ahead = 2**52
-    AppRepository.objects.filter(pk=watch.pk).update(sequence_high=ahead)  # drawn while the clock was far ahead
+    ahead = int((time.time() + 3600) * 1_000_000)
+    AppRepository.objects.filter(pk=watch.pk).update(sequence_high=ahead)  # drawn while the clock was an hour ahead
     repo.commit({"file": B, "more": B})
     world.sync(watch)
     drawn = [record.sequence for record in world.requests("update")]

@@ -209,6 +209,24 @@ def test_watching_again_after_the_removal_creates_a_new_watch(world: World) -> N
     assert_promise_kept(world, repo, again.watch)
 
 
+def test_client_that_kept_its_copy_gets_rid_of_files_deleted_meanwhile(world: World) -> None:
+    """Once no row is left, no delete can be sent for them. The client sees that the watch is another one."""
+    repo, watch = world.watch({"stays.txt": b"1", "goes.txt": b"2"})
+    world.watch_url(repo, app=world.add_app("Other"))  # keeps the repository's id
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    assert remove_ended() == 1
+    repo.commit({"goes.txt": None})
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    assert again.repository.repository_id == watch.repository.repository_id
+    assert set(world.copy(again)) == {"stays.txt", "goes.txt"}
+    world.settle()
+    again.refresh_from_db()
+    assert_promise_kept(world, repo, again)
+    assert set(world.copy(again)) == {"stays.txt"}
+    assert [record for record in world.requests("delete") if record.app_id == world.app.app_id] == []
+
+
 def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1", "b.txt": b"2"}, token="old")
     watch = world.sync(world.watch_url(repo, token="old"))

@@ -220,14 +220,20 @@ def test_sha_and_size_of_the_examples(event: str) -> None:
 def test_signature_example_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = read("/docs/webhooks/").code
     values = dict(re.findall(r"(?m)^(\w+)='?(.*?)'?$", shown["vector-values"]))
-    signature = shown["vector-values"].rpartition("# ")[2]
-    headers = {"X-Docora-Timestamp": values["TIMESTAMP"], "X-Docora-Signature": signature}
+    standard, signature = re.findall("(?m)^# (.+)$", shown["vector-values"])
+    headers = {
+        "webhook-id": values["WEBHOOK_ID"],
+        "webhook-timestamp": values["TIMESTAMP"],
+        "webhook-signature": standard,
+        "X-Docora-Timestamp": values["TIMESTAMP"],
+        "X-Docora-Signature": signature,
+    }
     verify = load("verify")
     monkeypatch.setattr(verify.time, "time", lambda: int(values["TIMESTAMP"]))
     assert verify.verify(headers, values["BODY"].encode(), values["DOCORA_KEY"])
     script = f"{shown['vector-values']}\n{shown['vector-command']}"
     output = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True).stdout
-    assert signature == f"sha256={output.split()[-1]}"
+    assert output.splitlines() == [standard, signature]
 
 
 def test_limits_of_this_instance_are_shown(settings) -> None:

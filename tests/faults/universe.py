@@ -189,7 +189,7 @@ class Universe:
         self._watch_again(number, removed=False)
 
     def remove_and_watch(self, number: int) -> None:
-        """Watch it again after its rows were removed and the client has deleted its copy."""
+        """Watch it again after its rows were removed. The client keeps its copy, and finds out by the new watch id."""
         self._watch_again(number, removed=True)
 
     def _watch_again(self, number: int, *, removed: bool) -> None:
@@ -199,8 +199,6 @@ class Universe:
         unwatch_repository(ACTOR, watch)
         if removed:
             remove_ended()
-            shutil.rmtree(self.world.receiver.directory / watch.app.app_id / str(watch.repository), ignore_errors=True)
-            self.world.receiver._copies.pop((watch.app.app_id, str(watch.repository)), None)
         self.watches[number] = watch_repository(ACTOR, watch.app, self.repos[repo].url).watch
         self._repo_of[self.watches[number].pk] = repo
 

@@ -95,7 +95,7 @@ class World:
 
     def copy(self, watch: AppRepository) -> dict[str, str]:
         """Return path → SHA-256 of what the client holds."""
-        return self.receiver.copy(watch.app.app_id, str(watch.repository))
+        return self.receiver.copy(watch.app.app_id, watch.repository.repository_id)
 
     def requests(self, kind: str | None = None) -> list[Record]:
         return [record for record in self.receiver.log if kind is None or record.kind == kind]

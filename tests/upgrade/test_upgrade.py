@@ -20,6 +20,7 @@ from tests.upgrade import make_dumps
 from tests.upgrade.databases import Database, Postgresql, Sqlite
 
 APP_ID = f"app_{1:024}"
+REPOSITORY_IDS = [f"repo_{1:024}", f"repo_{2:024}"]
 
 READ_EVERYTHING = """
 import json
@@ -144,9 +145,9 @@ def test_every_row_is_read_and_every_secret_decrypted(old: Database, upgraded: D
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[Receiver]:
     """The client app, with the copy that the dump says it has."""
-    for name, files in (("widgets", make_dumps.WIDGETS), ("private", make_dumps.PRIVATE)):
+    for repository_id, files in zip(REPOSITORY_IDS, (make_dumps.WIDGETS, make_dumps.PRIVATE), strict=True):
         for path, content in files.items():
-            file = tmp_path / "copies" / APP_ID / "acme" / name / path
+            file = tmp_path / "copies" / APP_ID / repository_id / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
     with Receiver(tmp_path / "copies", make_dumps.SIGNING_KEY) as receiver:
@@ -174,7 +175,7 @@ def test_syncs_continue_from_the_old_rows(
             daemons.sweep(), daemons.worker()
             wait_for(
                 lambda: (
-                    [receiver.copy(APP_ID, f"acme/{name}") for name in ("widgets", "private")]
+                    [receiver.copy(APP_ID, repository_id) for repository_id in REPOSITORY_IDS]
                     == [shas(widgets), shas(private)]
                 ),
                 60,

@@ -61,14 +61,21 @@ class Node:
         )
 
     def check(self, headers: Mapping[str, str], body: bytes, key: str) -> Verdict:
+        lower_case_headers = {name.lower(): value for name, value in headers.items()}
+        answer = self._ask({"headers": lower_case_headers, "body": base64.b64encode(body).decode(), "key": key})
+        return Verdict(**answer | {"stringified": base64.b64decode(answer["stringified"])})
+
+    def are_safe(self, names: list[str], windows: bool) -> list[bool]:
+        """Return for each path whether the sample receiver takes it, on Windows or elsewhere."""
+        answer: list[bool] = self._ask({"names": names, "windows": windows})
+        return answer
+
+    def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin
         assert self._process.stdout
-        lower_case_headers = {name.lower(): value for name, value in headers.items()}
-        request = {"headers": lower_case_headers, "body": base64.b64encode(body).decode(), "key": key}
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return Verdict(**answer | {"stringified": base64.b64decode(answer["stringified"])})
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         with self._process:

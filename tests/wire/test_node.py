@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.wire.bodies import BODIES, CONTENTS, chunked, file_notification, signed
+from deliveries_app.webhooks.payloads import webhook_id
+from tests.wire.bodies import BODIES, CONTENTS, SEQUENCE, chunked, file_notification, signed
 from tests.wire.clients import Node
 
 KEYS = {
@@ -75,6 +76,16 @@ FORGED: dict[str, tuple[Callable[[], dict[str, str]], bytes]] = {
     "an empty body": (fresh(), b""),
     "a body that is not JSON": (fresh(), BODY[:-1]),
     "signed with another key": (lambda: signed(BODY, "another-key-entirely"), BODY),
+    "another id": (lambda: signed(BODY, KEY) | {"webhook-id": webhook_id("0123456789abcdef", SEQUENCE + 1)}, BODY),
+    "no standard signature": (lambda: signed(BODY, KEY) | {"webhook-signature": ""}, BODY),
+    "a standard signature made with another key": (
+        lambda: signed(BODY, KEY) | {"webhook-signature": signed(BODY, "another-key-entirely")["webhook-signature"]},
+        BODY,
+    ),
+    "an old standard timestamp": (
+        lambda: signed(BODY, KEY) | {"webhook-timestamp": signed(BODY, KEY, age=310)["webhook-timestamp"]},
+        BODY,
+    ),
     "a timestamp that was not signed": (lambda: fresh(timestamp=str(int(time.time()) - 60))(), BODY),
     "too old": (lambda: signed(BODY, KEY, age=310), BODY),
     "too far in the future": (lambda: signed(BODY, KEY, age=-310), BODY),

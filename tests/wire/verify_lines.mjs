@@ -1,8 +1,10 @@
 // Read lines {headers, body, key} with the body in base64 from standard input. Answer each one with a line that has the
-// results of both documented verifications, and the body as JSON.stringify writes it.
+// results of both documented verifications, and the body as JSON.stringify writes it. Answer {names, windows} with a line
+// that says which of them the receiver takes.
 
 import crypto from 'node:crypto';
 import readline from 'node:readline';
+import { isSafe } from '../../static/docs/samples/receiver.mjs';
 import { verify } from '../../static/docs/samples/verify.mjs';
 import { verify as verifyRaw } from '../../static/docs/samples/verify_raw.mjs';
 
@@ -13,7 +15,11 @@ function contentDigest(file) {
 }
 
 for await (const line of readline.createInterface({ input: process.stdin })) {
-  const { headers, body, key } = JSON.parse(line);
+  const { headers, body, key, names, windows } = JSON.parse(line);
+  if (names) {
+    process.stdout.write(`${JSON.stringify(names.map((name) => isSafe(name, windows)))}\n`);
+    continue;
+  }
   const bytes = Buffer.from(body, 'base64');
   let parsed;
   try {

@@ -4,8 +4,9 @@
 //   DOCORA_KEY='the signing key of your app' PORT=9000 COPIES=./copies node receiver.mjs
 //
 // Below COPIES each repository has a folder of its own: `files` is the copy, `sequences` the highest number that was seen
-// of every path, `incoming` what is not complete yet. All of it survives a restart. Files are written synchronously, so
-// that one notification is handled after the other; Docora sends several at once, never two of one path.
+// of every path, `incoming` what is not complete yet, `epoch` which watch of the repository the copy was made from. All of it
+// survives a restart. Files are written synchronously, so that one notification is handled after the other; Docora sends
+// several at once, never two of one path.
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
@@ -16,38 +17,74 @@ import { pathToFileURL } from 'node:url';
 const TOLERANCE_SECONDS = 300; // a request that is older may be a recorded one that somebody plays again
 const MAX_BODY_BYTES = 8 * 1024 * 1024; // enough: larger files come in chunks
 const EVENTS = ['ping', 'create', 'update', 'delete', 'sync_failed', 'sync_completed'];
-const FORBIDDEN = process.platform === 'win32' ? /[\0\\:]/ : /\0/; // characters of a path
+const DEVICE = /^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?$/is;
 
-/** No 2xx: what was sent is not delivered, and is sent again. Docora shows the words to whoever looks for the cause. */
+/** Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again. */
 class Refused extends Error {
-  constructor(status, words) {
-    super(words);
+  constructor(status, text) {
+    super(text);
     this.status = status;
   }
 }
 
-/** Was this request signed with the key, and just now? Header names in lower case; `bytes` is the body as it came. */
+/**
+ * Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+ *
+ * X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
+ * replaced, webhook-signature holds one signature for each key. Header names are in lower case; `bytes` is the body as it came.
+ */
 export function verify(headers, bytes, key) {
-  const timestamp = headers['x-docora-timestamp'] ?? '';
-  const age = Math.abs(Date.now() / 1000 - Number(timestamp));
-  if (!(age <= TOLERANCE_SECONDS)) return false; // written so that "not a number" is refused as well
+  const now = Date.now() / 1000;
+  const timestamps = [headers['x-docora-timestamp'] ?? '', headers['webhook-timestamp'] ?? ''];
+  const isFresh = (each) => /^[0-9]{1,12}$/.test(each) && Math.abs(now - Number(each)) <= TOLERANCE_SECONDS;
+  if (!timestamps.every(isFresh)) return false;
 
-  const digest = crypto.createHmac('sha256', key).update(`${timestamp}.`).update(bytes).digest('hex');
-  const expected = Buffer.from(`sha256=${digest}`);
-  const given = Buffer.from(headers['x-docora-signature'] ?? '');
-  // timingSafeEqual takes the same time whatever differs, and throws when the lengths do.
-  return given.length === expected.length && crypto.timingSafeEqual(given, expected);
+  const digest = crypto.createHmac('sha256', key).update(`${timestamps[0]}.`).update(bytes).digest('hex');
+  if (!same(headers['x-docora-signature'] ?? '', `sha256=${digest}`)) return false;
+
+  const secret = key.startsWith('whsec_') ? Buffer.from(key.slice(6), 'base64') : key;
+  const start = `${headers['webhook-id'] ?? ''}.${timestamps[1]}.`;
+  const expected = `v1,${crypto.createHmac('sha256', secret).update(start).update(bytes).digest('base64')}`;
+  return (headers['webhook-signature'] ?? '').split(' ').some((given) => same(given, expected));
+}
+
+/** Compare in constant time: timingSafeEqual does not reveal where the two differ. It throws when the lengths do. */
+function same(given, expected) {
+  const [left, right] = [Buffer.from(given), Buffer.from(expected)];
+  return left.length === right.length && crypto.timingSafeEqual(left, right);
+}
+
+/**
+ * Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+ *
+ * A number far in the future would make your app ignore everything that comes later, so it is refused.
+ */
+export function watchAndSequence(headers) {
+  const parts = /^msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?$/.exec(headers['webhook-id'] ?? '');
+  if (!parts || Number(parts[2]) > Math.min(Number.MAX_SAFE_INTEGER, (Date.now() + 86_400_000) * 1000)) {
+    throw new Refused(422, 'webhook-id holds no watch and sequence, or the sequence is more than a day ahead.');
+  }
+  return [parts[1], Number(parts[2])];
+}
+
+/** Refuse a body that belongs to another address. The address is not signed: anybody may have changed it. */
+export function checkEvent(event, { event: named, file }) {
+  const isAboutFile = ['create', 'update', 'delete'].includes(event);
+  const fits = isAboutFile ? file && (file.content !== undefined) === (event !== 'delete') : named === event;
+  if (!fits) throw new Refused(422, `The body is not that of a ${event}.`);
 }
 
 /** Does what a verified notification says, and tells what was done. Only then it is answered: a 2xx is a promise. */
-function handle(event, notification, sequence, copies) {
+function handle(event, notification, headers, copies) {
   if (!EVENTS.includes(event)) throw new Refused(404, 'There is nothing at this address.');
+  checkEvent(event, notification);
   if (event === 'ping') return 'pong';
   if (event === 'sync_failed') return notification.error.message;
-  if (!Number.isSafeInteger(sequence)) throw new Refused(422, 'X-Docora-Sequence is no number.');
   const repository = notification.repository.repository_id;
   if (!/^[A-Za-z0-9_-]{1,64}$/.test(repository)) throw new Refused(422, 'repository_id is no name of a folder.');
+  const [watch, sequence] = watchAndSequence(headers);
   const copy = new Copy(path.join(copies, repository));
+  if (!copy.belongs(watch, sequence)) return 'stale';
   if (event === 'delete') return copy.remove(notification.file.path, sequence);
   if (event !== 'sync_completed') return copy.keep(notification.file, sequence);
   const same = copy.treeSha256() === notification.tree_sha256;
@@ -57,10 +94,46 @@ function handle(event, notification, sequence, copies) {
 /** One repository on disk. Files are completed and checked elsewhere before they are moved into `files`. */
 class Copy {
   constructor(folder) {
-    for (const name of ['files', 'sequences', 'incoming']) {
-      this[name] = path.join(folder, name);
-      fs.mkdirSync(this[name], { recursive: true });
+    for (const name of ['files', 'sequences', 'incoming', 'epoch']) this[name] = path.join(folder, name);
+    this.makeFolders();
+  }
+
+  makeFolders() {
+    for (const each of [this.files, this.sequences, this.incoming]) fs.mkdirSync(each, { recursive: true });
+  }
+
+  /**
+   * Return false for a late or repeated request of an earlier watch. Drop the copy if the repository was watched anew.
+   *
+   * Docora deletes nothing in a copy of an earlier watch, because it no longer knows what that copy holds. Only a verified
+   * request with another watch and a sequence above all others proves that there is a new one. This is on the disk before
+   * anything is deleted. If the receiver is killed in between, the next request finds `drop` and finishes it.
+   */
+  belongs(watch, sequence) {
+    const known = fs.existsSync(this.epoch);
+    let epoch = known ? JSON.parse(fs.readFileSync(this.epoch, 'utf8')) : { watch: '', highest: 0, drop: false };
+    if (watch !== epoch.watch) {
+      if (sequence <= epoch.highest) return false;
+      epoch = { watch, highest: sequence, drop: epoch.watch !== '' };
+      this.writeEpoch(epoch);
     }
+    if (epoch.drop) {
+      for (const each of [this.files, this.sequences, this.incoming]) fs.rmSync(each, { recursive: true });
+      this.makeFolders();
+      this.writeEpoch({ ...epoch, drop: false });
+    } else if (sequence > epoch.highest) {
+      this.writeEpoch({ ...epoch, highest: sequence }, false);
+    }
+    return true;
+  }
+
+  /** Store it. With `flush`, it is on the disk when this returns, and would survive a power failure. */
+  writeEpoch(epoch, flush = true) {
+    const temporary = `${this.epoch}.new`;
+    fs.writeFileSync(temporary, JSON.stringify(epoch));
+    if (flush) flushToDisk(temporary, 'r+');
+    fs.renameSync(temporary, this.epoch);
+    if (flush && process.platform !== 'win32') flushToDisk(path.dirname(this.epoch), 'r'); // it has no such call for folders
   }
 
   /** `create` and `update`: the content becomes the file, whatever was there before. */
@@ -109,11 +182,8 @@ class Copy {
 
   /** Where a path belongs. Docora sends none that leads elsewhere; whoever writes files looks all the same. */
   target(name) {
-    const parts = name.split('/');
-    if (FORBIDDEN.test(name) || parts.some((part) => ['', '.', '..'].includes(part))) {
-      throw new Refused(422, 'The path leads out of the copy.');
-    }
-    return path.join(this.files, ...parts);
+    if (!isSafe(name)) throw new Refused(422, 'The path leads out of the copy, or is no name for a file on this system.');
+    return path.join(this.files, ...name.split('/'));
   }
 
   /** A file where a folder is needed gives way, and the other way round: what is sent now is what holds. */
@@ -172,6 +242,25 @@ class Copy {
   }
 }
 
+/**
+ * Return whether a file at this path is inside the copy, and a file.
+ *
+ * On Windows, a colon leads to another drive or into a stream, `\` is a `/`, `aux.c` is a device, and a dot or space at the
+ * end is dropped. Elsewhere these are ordinary names, so Docora sends them.
+ */
+export function isSafe(name, windows = process.platform === 'win32') {
+  return name.split('/').every((part) => {
+    if (['', '.', '..'].includes(part) || part.includes('\0')) return false;
+    return !windows || !(/[\x01-\x1f\\:*?"<>|]|[. ]$/.test(part) || DEVICE.test(part));
+  });
+}
+
+function flushToDisk(name, mode) {
+  const descriptor = fs.openSync(name, mode);
+  fs.fsyncSync(descriptor);
+  fs.closeSync(descriptor);
+}
+
 /** A name for what is kept about a path: of any length, with any characters. */
 function nameOf(name) {
   return crypto.createHash('sha256').update(name).digest('hex');
@@ -205,7 +294,7 @@ function* decoded(pieces) {
 function answerTo(event, headers, bytes, copies) {
   try {
     const notification = JSON.parse(bytes.toString('utf8')); // it is Docora's, and so it is JSON
-    return [200, handle(event, notification, Number(headers['x-docora-sequence']), copies)];
+    return [200, handle(event, notification, headers, copies)];
   } catch (error) {
     if (error instanceof Refused) return [error.status, error.message];
     return error.syscall ? [500, `The disk says: ${error.code}`] : [422, `The notification cannot be read: ${error.message}`];

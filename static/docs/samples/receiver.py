@@ -4,7 +4,8 @@ or newer, no packages.
     DOCORA_KEY='the signing key of your app' PORT=9000 COPIES=./copies python receiver.py
 
 Below COPIES each repository has a folder of its own: `files` is the copy, `sequences` the highest number that was seen
-of every path, `incoming` what is not complete yet. All of it survives a restart.
+of every path, `incoming` what is not complete yet, `epoch` which watch of the repository the copy was made from. All of it
+survives a restart.
 """
 
 import base64
@@ -24,41 +25,81 @@ from pathlib import Path
 
 TOLERANCE_SECONDS = 300  # a request that is older may be a recorded one that somebody plays again
 MAX_BODY_BYTES = 8 * 1024 * 1024  # enough: larger files come in chunks
-FORBIDDEN = re.compile(r"[\0\\:]" if os.name == "nt" else r"\0")  # characters of a path
+DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE | re.DOTALL)
 ONE_AT_A_TIME = threading.Lock()  # Docora sends several files at once, never two notifications of one path
 
 
 class Refused(Exception):
-    """No 2xx: what was sent is not delivered, and is sent again. Docora shows the words to whoever looks for the cause."""
+    """Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again."""
 
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
         self.status = status
 
 
 def verify(headers: Mapping[str, str], body: bytes, key: str) -> bool:
-    """Was this request signed with the key, and just now?"""
-    timestamp = headers.get("X-Docora-Timestamp", "")
-    if not re.fullmatch("[0-9]{1,12}", timestamp) or abs(time.time() - int(timestamp)) > TOLERANCE_SECONDS:
+    """Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+
+    X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
+    replaced, webhook-signature holds one signature for each key.
+    """
+    now = time.time()
+    timestamps = headers.get("X-Docora-Timestamp", ""), headers.get("webhook-timestamp", "")
+    if not all(re.fullmatch("[0-9]{1,12}", each) and abs(now - int(each)) <= TOLERANCE_SECONDS for each in timestamps):
         return False
-    digest = hmac.new(key.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-    given = headers.get("X-Docora-Signature", "")
-    return hmac.compare_digest(given.encode(), f"sha256={digest}".encode())  # never `==`: its time tells what differs
+    digest = hmac.new(key.encode(), timestamps[0].encode() + b"." + body, hashlib.sha256).hexdigest()
+    if not same(headers.get("X-Docora-Signature", ""), f"sha256={digest}"):
+        return False
+    secret = base64.b64decode(key[6:] + "===") if key.startswith("whsec_") else key.encode()
+    signed = f"{headers.get('webhook-id', '')}.{timestamps[1]}.".encode() + body
+    expected = "v1," + base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
+    return any(same(given, expected) for given in headers.get("webhook-signature", "").split())
 
 
-def handle(event: str, notification: dict, sequence: int) -> str:
+def same(given: str, expected: str) -> bool:
+    """Compare in constant time. With `==`, the time would reveal where the two differ."""
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def watch_and_sequence(headers: Mapping[str, str]) -> "tuple[str, int]":
+    """Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+
+    A number far in the future would make your app ignore everything that comes later, so it is refused.
+    """
+    parts = re.fullmatch("msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?", headers.get("webhook-id", ""))
+    if not parts or int(parts[2]) > min(2**53 - 1, (time.time() + 86_400) * 1_000_000):
+        raise Refused(422, "webhook-id holds no watch and sequence, or the sequence is more than a day ahead.")
+    return parts[1], int(parts[2])
+
+
+def check_event(event: str, notification: dict) -> None:
+    """Refuse a body that belongs to another address. The address is not signed: anybody may have changed it."""
+    file = notification.get("file")
+    if event not in ("create", "update", "delete"):
+        fits = notification.get("event") == event
+    else:
+        fits = isinstance(file, dict) and ("content" in file) == (event != "delete")
+    if not fits:
+        raise Refused(422, f"The body is not that of a {event}.")
+
+
+def handle(event: str, notification: dict, headers: Mapping[str, str]) -> str:
     """Does what a verified notification says, and tells what was done. Only then it is answered: a 2xx is a promise."""
+    if event not in ("ping", "create", "update", "delete", "sync_failed", "sync_completed"):
+        raise Refused(404, "There is nothing at this address.")
+    check_event(event, notification)
     if event == "ping":
         return "pong"
-    if event not in ("create", "update", "delete", "sync_failed", "sync_completed"):
-        raise Refused(404, "There is nothing at this address.")
     if event == "sync_failed":
         return notification["error"]["message"]
     repository = notification["repository"]["repository_id"]
     if not re.fullmatch("[A-Za-z0-9_-]{1,64}", repository):
         raise Refused(422, "repository_id is no name of a folder.")
+    watch, sequence = watch_and_sequence(headers)
     copy = Copy(Path(os.environ.get("COPIES", "copies")) / repository)
     with ONE_AT_A_TIME:
+        if not copy.belongs(watch, sequence):
+            return "stale"
         if event == "sync_completed":
             same = copy.tree_sha256() == notification["tree_sha256"]
             return "the copy matches" if same else "the copy differs: ask for a re-sync"
@@ -71,8 +112,50 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.files, self.sequences, self.incoming = folder / "files", folder / "sequences", folder / "incoming"
+        self.epoch = folder / "epoch"
+        self.make_folders()
+
+    def make_folders(self) -> None:
         for each in (self.files, self.sequences, self.incoming):
             each.mkdir(parents=True, exist_ok=True)
+
+    def belongs(self, watch: str, sequence: int) -> bool:
+        """Return False for a late or repeated request of an earlier watch. Drop the copy if the repository was watched anew.
+
+        Docora deletes nothing in a copy of an earlier watch, because it no longer knows what that copy holds. Only a verified
+        request with another watch and a sequence above all others proves that there is a new one. This is on the disk before
+        anything is deleted. If the receiver is killed in between, the next request finds `drop` and finishes it.
+        """
+        epoch = (
+            json.loads(self.epoch.read_text()) if self.epoch.exists() else {"watch": "", "highest": 0, "drop": False}
+        )
+        if watch != epoch["watch"]:
+            if sequence <= epoch["highest"]:
+                return False
+            epoch = {"watch": watch, "highest": sequence, "drop": epoch["watch"] != ""}
+            self.write_epoch(epoch)
+        if epoch["drop"]:
+            for each in (self.files, self.sequences, self.incoming):
+                shutil.rmtree(each)
+            self.make_folders()
+            self.write_epoch({**epoch, "drop": False})
+        elif sequence > epoch["highest"]:
+            self.write_epoch({**epoch, "highest": sequence}, flush=False)
+        return True
+
+    def write_epoch(self, epoch: dict, flush: bool = True) -> None:
+        """Store it. With `flush`, it is on the disk when this returns, and would survive a power failure."""
+        temporary = self.epoch.with_name("epoch.new")
+        with temporary.open("w") as out:
+            out.write(json.dumps(epoch))
+            out.flush()
+            if flush:
+                os.fsync(out.fileno())
+        temporary.replace(self.epoch)
+        if flush and os.name != "nt":  # it cannot open folders
+            folder = os.open(self.epoch.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
 
     def keep(self, file: dict, sequence: int) -> str:
         """`create` and `update`: the content becomes the file, whatever was there before."""
@@ -118,8 +201,8 @@ class Copy:
 
     def target(self, path: str) -> Path:
         """Where a path belongs. Docora sends none that leads elsewhere; whoever writes files looks all the same."""
-        if FORBIDDEN.search(path) or any(part in ("", ".", "..") for part in path.split("/")):
-            raise Refused(422, "The path leads out of the copy.")
+        if not is_safe(path):
+            raise Refused(422, "The path leads out of the copy, or is no name for a file on this system.")
         return self.files / path
 
     def make_room(self, target: Path) -> None:
@@ -174,6 +257,20 @@ class Copy:
         return digest.hexdigest()
 
 
+def is_safe(path: str, windows: bool = os.name == "nt") -> bool:
+    """Return whether a file at this path is inside the copy, and a file.
+
+    On Windows, a colon leads to another drive or into a stream, `\\` is a `/`, `aux.c` is a device, and a dot or space at the
+    end is dropped. Elsewhere these are ordinary names, so Docora sends them.
+    """
+    for part in path.split("/"):
+        if part in ("", ".", "..") or "\0" in part:
+            return False
+        if windows and (re.search(r'[\x01-\x1f\\:*?"<>|]|[. ]$', part) or DEVICE.fullmatch(part)):
+            return False
+    return True
+
+
 def name_of(path: str) -> str:
     """A name for what is kept about a path: of any length, with any characters."""
     return hashlib.sha256(path.encode()).hexdigest()
@@ -203,7 +300,7 @@ class Receiver(BaseHTTPRequestHandler):
             return self.answer(401, "The signature is wrong, or the request is old.")
         event, notification = self.path.rpartition("/")[2], json.loads(body)
         try:
-            status, words = 200, handle(event, notification, int(self.headers["X-Docora-Sequence"]))
+            status, words = 200, handle(event, notification, self.headers)
         except Refused as refused:
             status, words = refused.status, str(refused)
         except OSError as error:

@@ -1,4 +1,4 @@
-// Receives Docora's notifications and verifies X-Docora-Signature over the bytes that came, before they are parsed.
+// Receives Docora's notifications and verifies their signatures over the bytes that came, before they are parsed.
 // Node.js 18 or newer, no packages.
 //
 //   DOCORA_KEY='the signing key of your app' PORT=9000 node verify_raw.mjs
@@ -12,22 +12,66 @@ import { pathToFileURL } from 'node:url';
 const TOLERANCE_SECONDS = 300; // a request that is older may be a recorded one that somebody plays again
 const MAX_BODY_BYTES = 8 * 1024 * 1024; // enough: larger files come in chunks
 
-/** Was this request signed with the key, and just now? Header names in lower case; `bytes` is the body as it came. */
-export function verify(headers, bytes, key) {
-  const timestamp = headers['x-docora-timestamp'] ?? '';
-  const age = Math.abs(Date.now() / 1000 - Number(timestamp));
-  if (!(age <= TOLERANCE_SECONDS)) return false; // written so that "not a number" is refused as well
+/** Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again. */
+class Refused extends Error {
+  constructor(status, text) {
+    super(text);
+    this.status = status;
+  }
+}
 
-  const digest = crypto.createHmac('sha256', key).update(`${timestamp}.`).update(bytes).digest('hex');
-  const expected = Buffer.from(`sha256=${digest}`);
-  const given = Buffer.from(headers['x-docora-signature'] ?? '');
-  // timingSafeEqual takes the same time whatever differs, and throws when the lengths do.
-  return given.length === expected.length && crypto.timingSafeEqual(given, expected);
+/**
+ * Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+ *
+ * X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
+ * replaced, webhook-signature holds one signature for each key. Header names are in lower case; `bytes` is the body as it came.
+ */
+export function verify(headers, bytes, key) {
+  const now = Date.now() / 1000;
+  const timestamps = [headers['x-docora-timestamp'] ?? '', headers['webhook-timestamp'] ?? ''];
+  const isFresh = (each) => /^[0-9]{1,12}$/.test(each) && Math.abs(now - Number(each)) <= TOLERANCE_SECONDS;
+  if (!timestamps.every(isFresh)) return false;
+
+  const digest = crypto.createHmac('sha256', key).update(`${timestamps[0]}.`).update(bytes).digest('hex');
+  if (!same(headers['x-docora-signature'] ?? '', `sha256=${digest}`)) return false;
+
+  const secret = key.startsWith('whsec_') ? Buffer.from(key.slice(6), 'base64') : key;
+  const start = `${headers['webhook-id'] ?? ''}.${timestamps[1]}.`;
+  const expected = `v1,${crypto.createHmac('sha256', secret).update(start).update(bytes).digest('base64')}`;
+  return (headers['webhook-signature'] ?? '').split(' ').some((given) => same(given, expected));
+}
+
+/** Compare in constant time: timingSafeEqual does not reveal where the two differ. It throws when the lengths do. */
+function same(given, expected) {
+  const [left, right] = [Buffer.from(given), Buffer.from(expected)];
+  return left.length === right.length && crypto.timingSafeEqual(left, right);
+}
+
+/**
+ * Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+ *
+ * A number far in the future would make your app ignore everything that comes later, so it is refused.
+ */
+export function watchAndSequence(headers) {
+  const parts = /^msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?$/.exec(headers['webhook-id'] ?? '');
+  if (!parts || Number(parts[2]) > Math.min(Number.MAX_SAFE_INTEGER, (Date.now() + 86_400_000) * 1000)) {
+    throw new Refused(422, 'webhook-id holds no watch and sequence, or the sequence is more than a day ahead.');
+  }
+  return [parts[1], Number(parts[2])];
+}
+
+/** Refuse a body that belongs to another address. The address is not signed: anybody may have changed it. */
+export function checkEvent(event, { event: named, file }) {
+  const isAboutFile = ['create', 'update', 'delete'].includes(event);
+  const fits = isAboutFile ? file && (file.content !== undefined) === (event !== 'delete') : named === event;
+  if (!fits) throw new Refused(422, `The body is not that of a ${event}.`);
 }
 
 /** What your app does with a notification: `event` is create, update, delete, sync_failed, sync_completed or ping. */
-function handle(event, notification) {
-  console.log(event, JSON.stringify(notification.file?.path ?? ''));
+function handle(event, notification, headers) {
+  checkEvent(event, notification);
+  const [watch, sequence] = event === 'ping' ? ['', 0] : watchAndSequence(headers); // receiver.mjs shows what they are for
+  console.log(event, JSON.stringify(notification.file?.path ?? ''), watch, sequence);
 }
 
 function start(key, port) {
@@ -42,7 +86,12 @@ function start(key, port) {
     }
     const bytes = Buffer.concat(pieces);
     if (!verify(request.headers, bytes, key)) return answer(401); // a 2xx would count as delivered
-    handle(request.url.split('/').pop(), JSON.parse(bytes.toString('utf8'))); // it is Docora's, and so it is JSON
+    try {
+      handle(request.url.split('/').pop(), JSON.parse(bytes.toString('utf8')), request.headers); // it is Docora's, so it is JSON
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      return answer(error.status);
+    }
     return answer(200);
   });
   server.listen(port, '127.0.0.1', () => console.log(`http://127.0.0.1:${server.address().port}`));

@@ -6,6 +6,9 @@ Docora sends the three headers of Standard Webhooks beside its own, so its libra
 same way. `webhook-id` is the same whenever one notification is sent again: keep the ids that you have processed, and
 you process each one once. While the signing key of your app is being replaced there are two signatures, one made with
 each key, and either key verifies.
+
+The signature covers the id, the time and the body, but neither the address nor the other headers. verify.py shows how to
+take the sequence from the id (`watch_and_sequence`), and how to refuse a body at another address (`check_event`).
 """
 
 import base64
