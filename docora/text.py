@@ -3,6 +3,7 @@
 import re
 import secrets
 
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
@@ -15,6 +16,14 @@ def clean_text(text: str | bytes, limit: int = 500) -> str:
         text = text[: limit * 4].decode("utf-8", "replace")
     text = _UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n")).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """Show control characters, and those that change the direction of writing, as escapes such as `\\x1b` and `\\u202e`.
+
+    Otherwise a file could look like another one: with U+202E, `cod.exe` reads `exe.doc`. Tabs and line feeds stay.
+    """
+    return _INVISIBLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
 def format_bytes(count: float) -> str:

@@ -11,13 +11,14 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.models import AppRepository, Delivery
 from docora.templatetags.docora import ago, badge, size
+from docora.text import visible
 
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
-    list_display = ("path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
+    list_display = ("shown_path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
     list_select_related = ("watch__app", "watch__repository")
     search_fields = ("path",)  # only shows the search box: see get_search_results
     search_help_text = "The beginning of a path, an app id or a repository id"
@@ -41,6 +42,17 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
             return queryset.filter(watch__in=watches).order_by("watch_id", "path"), False
         has_prefix = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
         return queryset.filter(has_prefix).order_by("path", "pk"), False
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Delivery | None:
+        """Return the row with its text as the page shows it. Nothing on the page is saved."""
+        delivery = super().get_object(request, object_id, from_field)
+        if delivery:
+            delivery.path, delivery.source_path = visible(delivery.path), visible(delivery.source_path)
+        return delivery
+
+    @admin.display(description="path")
+    def shown_path(self, delivery: Delivery) -> str:
+        return visible(delivery.path)
 
     @admin.display(description="repository")
     def repository(self, delivery: Delivery) -> str:

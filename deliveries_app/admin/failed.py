@@ -27,7 +27,7 @@ from deliveries_app.reports import failures, help_texts
 from deliveries_app.reports.failures import State
 from deliveries_app.reports.next_attempt import due_at
 from docora.templatetags.docora import ago, badge, status_badge
-from docora.text import can_be_id, parse_pk, parse_pks
+from docora.text import can_be_id, parse_pk, parse_pks, visible
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
 
@@ -219,7 +219,7 @@ _BADGES = {State.SYNCING: Status.SCANNING, State.RETRYING: Status.PENDING, State
 
 def _cause(watch: AppRepository) -> SafeString:
     label = RootCause(watch.root_cause).label
-    return format_html("<strong>{}</strong><span>{}</span>{}", label, watch.last_error, _response(watch))
+    return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), _response(watch))
 
 
 def _response(watch: AppRepository) -> SafeString | str:
@@ -227,7 +227,8 @@ def _response(watch: AppRepository) -> SafeString | str:
     if watch.last_status_code is None:
         return ""
     start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
-    return format_html('<code title="{}">{} {}</code>', watch.last_response, watch.last_status_code, start)
+    whole = visible(watch.last_response)
+    return format_html('<code title="{}">{} {}</code>', whole, watch.last_status_code, visible(start))
 
 
 def _attempts(watch: AppRepository) -> SafeString:

@@ -18,6 +18,7 @@ from deliveries_app.models import BulkOperation, SyncRun
 from deliveries_app.progress import live
 from deliveries_app.reports import help_texts, history
 from docora.templatetags.docora import number, outcome_badge, size
+from docora.text import visible
 from docora.web.csv_export import Cell
 
 MAX_ERROR_CHARS = 100  # in the list; the page of a run shows all
@@ -87,7 +88,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
 
     @admin.display(description="error")
     def problem(self, run: SyncRun) -> SafeString | str:
-        short = Truncator(run.error).chars(MAX_ERROR_CHARS)
+        short = Truncator(visible(run.error)).chars(MAX_ERROR_CHARS)
         return format_html('<span class="problem">{}</span>', short) if short else ""
 
     def page_context(self, request: HttpRequest, run: SyncRun) -> dict[str, Any]:

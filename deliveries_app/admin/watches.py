@@ -27,6 +27,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import help_texts
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number, status_badge
+from docora.text import visible
 
 LISTED_RUNS = 10
 
@@ -108,7 +109,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
 
     @admin.display(description="last error")
     def problem(self, watch: AppRepository) -> str:
-        return watch.last_error
+        return visible(watch.last_error)
 
     @admin.display(description="circuit")
     def circuit(self, watch: AppRepository) -> SafeString | str:

@@ -1,5 +1,6 @@
 """Path checks: paths that are unsafe for a client to write, and paths that conflict with each other."""
 
+import unicodedata
 from collections.abc import Iterator
 
 import re2
@@ -12,17 +13,22 @@ _UNSAFE = (
     rb"(?:^|/)\.{0,2}(?:/|$)",  # an empty name, "." or ".."
     rb"(?:^|[/\\])\.\. *(?:[/\\]|$)",  # "..", as Windows reads it
     rb"(?:^|[/\\])(?:" + _DOT_GIT + rb"|[gG][iI][tT]~1)[ .]*(?:[/\\:]|$)",  # ".git", also as Windows and macOS read it
-    rb"^(?:\\|[A-Za-z]:[/\\])",  # the root of a drive
+    rb"^(?:\\|[A-Za-z]:.)",  # the root of a drive, or a path on another drive: "C:/x", "C:x"
     rb"\x00",
 )
 _OPTIONS = re2.Options()
 _OPTIONS.encoding = re2.Options.Encoding.LATIN1
 _OPTIONS.never_capture = True
+_OPTIONS.dot_nl = True
 _unsafe = re2.compile(b"|".join(_UNSAFE), _OPTIONS)
 
 
 def is_unsafe(path: bytes) -> bool:
-    """Return whether a component of the path is empty, `.`, `..` or `.git`, also as Windows or macOS would read it."""
+    """Return whether the path leads elsewhere or into `.git`, also as Windows or macOS would read it.
+
+    Device names (`aux.c`) and streams (`file.txt:x`) are ordinary files everywhere but on Windows, so they are sent. Clients
+    on Windows have to refuse them.
+    """
     return _may_be_unsafe(path) and _unsafe.search(path) is not None
 
 
@@ -42,24 +48,34 @@ def _may_be_unsafe(path: bytes) -> bool:
     )
 
 
+def folded(path: str) -> str:
+    """Return a key that is equal for paths that may be one file at the client.
+
+    Windows and macOS ignore case, and macOS does not distinguish composed from decomposed characters.
+    """
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
 class PathSet:
-    """A set of paths that also knows their ancestors and descendants."""
+    """A set of paths that also knows their ancestors and descendants. Compares them `folded`."""
 
     def __init__(self) -> None:
         self._paths: set[str] = set()
         self._ancestors: set[str] = set()
 
     def add(self, path: str) -> None:
-        self._paths.add(path)
-        self._ancestors.update(_ancestors_of(path))
+        key = folded(path)
+        self._paths.add(key)
+        self._ancestors.update(_ancestors_of(key))
 
     def touches(self, path: str) -> bool:
-        """Return whether `path` is equal to, above or below a path in the set."""
+        """Return whether `path` may be equal to, above or below a path in the set."""
         if not self._paths:
             return False
-        return (
-            path in self._paths or path in self._ancestors or any(part in self._paths for part in _ancestors_of(path))
-        )
+        key = folded(path)
+        return key in self._paths or key in self._ancestors or any(part in self._paths for part in _ancestors_of(key))
 
 
 def _ancestors_of(path: str) -> Iterator[str]:

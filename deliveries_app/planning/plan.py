@@ -110,7 +110,7 @@ class DeliveryRules:
     def fingerprint(self) -> str:
         """A hash of everything except the tree that decides what is sent. If it changes, a full plan is needed."""
         patterns = hashlib.sha256(self.patterns.encode()).hexdigest()
-        text = f"2|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
+        text = f"3|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 

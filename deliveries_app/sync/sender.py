@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from deliveries_app.models.deliveries import PHASES, Kind
-from deliveries_app.planning.paths import PathSet
+from deliveries_app.planning.paths import PathSet, folded
 from deliveries_app.planning.plan import Change, DeliveryRules, Plan
 from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
@@ -70,6 +70,7 @@ class Sender:
         self._large_files = 0  # under way
         self._ready: deque[_Transfer] = deque()
         self._bytes_in_flight = 0
+        self._paths_in_flight: set[str] = set()  # folded
         self._unsettled = PathSet()
         self._kept = PathSet()
         self._pause_until = 0.0
@@ -192,6 +193,8 @@ class Sender:
         while self._ready and self._client.in_flight < slots and time.monotonic() >= self._not_before:
             if self._bytes_in_flight and self._bytes_in_flight + self._ready[0].notification.size > BYTES_IN_FLIGHT:
                 return
+            if folded(self._ready[0].notification.change.path) in self._paths_in_flight:
+                return  # to the client, it may be the same file
             if not self._lease.may_send:
                 self._recorder.commit()
             self._submit(self._ready.popleft())
@@ -231,6 +234,7 @@ class Sender:
         headers = self._to.envelope.headers(body, message_id, item.sequence, seconds, transfer.signed_with)
         transfer.size = len(body)
         self._bytes_in_flight += transfer.size
+        self._paths_in_flight.add(folded(change.path))
         whole = transfer.file is None  # a chunk that was sent twice would be counted twice
         # The app may close its connections without saying so. Only a new one surely takes a chunk.
         fresh = not whole and change.attempts > 0
@@ -249,6 +253,7 @@ class Sender:
         transfer = request.context
         assert isinstance(transfer, _Transfer)
         self._bytes_in_flight -= transfer.size
+        self._paths_in_flight.discard(folded(transfer.notification.change.path))
         return transfer
 
     def _take_back(self) -> None:

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 from docora.conf import installation
 from docora.text import counted as format_count
 from docora.text import format_bytes, format_seconds
+from docora.text import visible as escape_invisible
 
 register = template.Library()
 
@@ -98,6 +99,13 @@ def _rounded(seconds: float) -> str:
 def exact(moment: datetime | None) -> str:
     """Format a time exactly, for detail pages."""
     return date_format(timezone.localtime(moment), "Y-m-d H:i:s T") if moment else "—"
+
+
+@register.filter(is_safe=True)
+@template.defaultfilters.stringfilter
+def visible(text: str) -> str:
+    """Escape control characters in paths, and in text from git hosts and client apps: see `docora.text.visible`."""
+    return escape_invisible(text)
 
 
 @register.filter

@@ -1,14 +1,30 @@
 """The admin's pages: what they show, to whom, and never a secret."""
 
+import re
+from urllib.parse import urlencode
+
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
+from django.db.models import Value
+from django.db.models.functions import Concat
 from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, DeliveryFailure, Status, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Delivery,
+    DeliveryFailure,
+    FailureKind,
+    Notice,
+    Status,
+    SyncRun,
+)
 from deliveries_app.services import resync_by_app
+from repositories_app.models import Repository, Snapshot
 from tests.support.staff import make_app, make_watch, staff
 from tests.support.world import World
 
@@ -105,6 +121,40 @@ def test_foreign_text_is_escaped(root: Client, watch: AppRepository) -> None:
     page = root.get(f"{ADMIN}/apprepository/{watch.pk}/change/").text
     assert "&lt;b&gt;boom&lt;/b&gt;" in page
     assert "<b>boom" not in page
+
+
+INVISIBLE = "\x1b[2J\x9b\u202e\u2066gpj"
+
+
+def test_control_characters_are_shown_escaped(root: Client, watch: AppRepository) -> None:
+    """A path, a branch, an error or an answer must not look like another one."""
+    urls = pages(watch)
+    Delivery.objects.update(path=Concat("path", Value(INVISIBLE)))
+    DeliveryFailure.objects.update(path=f"b{INVISIBLE}", message=INVISIBLE, body=INVISIBLE)
+    DeliveryFailure.objects.create(
+        watch=watch, path_digest="1" * 64, path=f"c{INVISIBLE}", cause="unsafe_path", kind=FailureKind.SKIPPED,
+        message=INVISIBLE, first_at=timezone.now(), last_at=timezone.now(),
+    )  # fmt: skip
+    AppRepository.objects.update(
+        last_error=INVISIBLE, last_response=INVISIBLE, last_status_code=500, branch=INVISIBLE, root_cause="http_5xx",
+        failing_since=timezone.now(), left_out={"unsafe_path": 1}, last_commit="c" * 40,
+    )  # fmt: skip
+    Snapshot.objects.create(
+        repository=watch.repository, commit_sha="c" * 40, branch=INVISIBLE, file_count=1, total_bytes=1
+    )
+    Repository.objects.update(last_error=INVISIBLE, consecutive_failures=1)
+    SyncRun.objects.update(error=INVISIBLE, outcome="failed", ended_at=timezone.now())
+    Notice.objects.create(watch=watch, kind="sync_failed", fields="{}", generation=1, last_error=INVISIBLE)
+    why = f"{ADMIN}/apprepository/{watch.pk}/why/?{urlencode({'path': f'b{INVISIBLE}'})}"
+    shown = set()
+    for url in [*urls, why, f"{ADMIN}/failedsync/", f"{ADMIN}/queue/"]:
+        answer = root.get(url)
+        if answer.headers["Content-Type"].startswith("text/html"):
+            text = re.sub('<input [^>]*name="path"[^>]*>', "", answer.text)  # what is sent again must stay as it is
+            assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text), url
+            if r"\x1b[2J\x9b\u202e\u2066gpj" in text:
+                shown.add(re.sub("[0-9]+|[?].*", "", url))
+    assert len(shown) >= 10, shown
 
 
 def test_viewer_sees_no_buttons(viewer: Client, watch: AppRepository) -> None:

@@ -18,7 +18,20 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 1
 
 UNSAFE = [
     *("/a", "a//b", "a/", ".", "./a", "a/./b", "a/.", "..", "../a", "a/../b", "a/..", "a/.. /b", "a/..  "),
-    *("a\\..\\b", "..\\a", "a/b\\..", "\\a", "\\\\server\\share", "C:/x", "c:\\x", "nul\0"),
+    *(
+        "a\\..\\b",
+        "..\\a",
+        "a/b\\..",
+        "\\a",
+        "\\\\server\\share",
+        "C:/x",
+        "c:\\x",
+        "nul\0",
+        "C:evil.txt",
+        "C:..\\x",
+        "c:x/y",
+        "x:\n",
+    ),
     *(
         ".git",
         ".git/config",
@@ -82,8 +95,14 @@ SAFE = [
     ),
     *(
         "a\\b",
-        "a:b",
-        "C:x",
+        "ab:c",
+        "a/C:x",
+        "file.txt:stream",
+        "C:",
+        "é:x",
+        "aux.c",
+        "con",
+        "a/nul.txt",
         "~",
         "~/x",
         " ",
@@ -153,6 +172,23 @@ def test_hostile_names_are_left_out(world: World) -> None:
     world.settle()
     assert_promise_kept(world, repo, watch)
     assert (watch.left_out, watch.failures.count()) == ({}, 0)
+
+
+def test_upgrade_deletes_nothing_that_is_only_special_on_windows(world: World) -> None:
+    """An upgrade changes the rules' fingerprint, so the next plan is a full one."""
+    repo, watch = world.watch({"aux.c": b"1", "con": b"2", "lib/nul.txt": b"3", "file.txt:stream": b"4"})
+    world.sync(watch)
+    repo.commit({"C:evil.txt": b"5"})
+    earlier = Delivery.objects.get(watch=watch, path="con")
+    earlier.pk, earlier.path = None, "C:evil.txt"  # an earlier version has sent it
+    earlier.save()
+    AppRepository.objects.filter(pk=watch.pk).update(base_rules="of an earlier version")
+    before = len(world.requests())
+    watch = world.sync(watch)
+    assert [(record.kind, record.path) for record in world.requests()[before:]] == [("delete", "C:evil.txt")]
+    assert set(world.copy(watch)) == {"aux.c", "con", "lib/nul.txt", "file.txt:stream"}
+    assert watch.failures.get().path == "C:evil.txt"
+    assert watch.left_out == {"unsafe_path": 1}
 
 
 def test_snapshot_totals_prefer_a_watch_without_patterns(world: World) -> None:

@@ -1,5 +1,7 @@
 """The order within a run (engine.md §7): deletes, creates, updates. No failing file blocks unrelated files."""
 
+import time
+import unicodedata
 from collections import Counter
 from datetime import timedelta
 
@@ -7,8 +9,8 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.models import Delivery, Status
-from deliveries_app.receiver import Answer, Record
-from tests.support.histories import assert_promise_kept, in_doubt, refusing
+from deliveries_app.receiver import Answer, Notification, Record
+from tests.support.histories import assert_promise_kept, in_doubt, refusing, sha
 from tests.support.world import World
 
 A, B = b"content A", b"content B"
@@ -79,6 +81,77 @@ def test_only_paths_behind_an_unsettled_delete_wait(world: World, old: dict[str,
     world.answer(None)
     world.settle()
     assert_promise_kept(world, repo, watch)
+
+
+NFD, NFC = "u\u0308ber.md", "\u00fcber.md"
+ONE_FILE = {
+    "case": ({"README.md": A}, {"readme.md": A}),
+    "Unicode form": ({NFD: A}, {NFC: A}),
+    "case of a directory": ({"Docs/a": A, "Docs/b": A}, {"docs/a": A, "docs/b": B}),
+    "a file becomes a directory": ({"Docs": A}, {"docs/Über": A}),
+    "a directory becomes a file": ({"DOCS/a/b": A}, {"docs": A}),
+    "both": ({f"{NFD.upper()}/x": A}, {f"{NFC}/X": A}),
+}
+
+
+class FoldingClient:
+    """A client app on a file system that ignores case and Unicode forms. It loses the answers to the first `lost` deletes."""
+
+    def __init__(self, lost: int) -> None:
+        self.files: dict[str, tuple[str, str]] = {}
+        self.lost = lost
+
+    def answer(self, note: Notification) -> Answer:
+        key = unicodedata.normalize("NFD", note.path).lower()
+        if note.kind != "delete":
+            above = {key[:end] for end, character in enumerate(key) if character == "/"}
+            self.files = {
+                other: file
+                for other, file in self.files.items()
+                if other not in above and f"{key}/" != other[: len(key) + 1]
+            }
+            self.files[key] = (note.path, note.sha)
+            return Answer()
+        self.files.pop(key, None)
+        self.lost -= 1
+        return Answer(close=True) if self.lost >= 0 else Answer()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize(("old", "new"), ONE_FILE.values(), ids=ONE_FILE)
+def test_client_that_folds_paths_keeps_what_replaces_a_file(
+    world: World, old: dict[str, bytes], new: dict[str, bytes], lost: int
+) -> None:
+    """Without its answer the delete is sent again. A create that was sent in between would be undone."""
+    client = FoldingClient(lost)
+    world.answer(client.answer)
+    repo, watch = world.watch(old | {"z": A})
+    world.sync(watch)
+    repo.commit(dict.fromkeys(old) | new | {"z": B})
+    world.settle()
+    watch.refresh_from_db()
+    assert watch.status == Status.SYNCED
+    assert dict(client.files.values()) == {path: sha(content) for path, content in (new | {"z": B}).items()}
+
+
+def test_paths_that_may_be_one_file_are_not_in_flight_together(world: World) -> None:
+    open_now: Counter[str] = Counter()
+    highest: Counter[str] = Counter()
+
+    def slow(note: Notification) -> None:
+        key = note.path.lower()
+        open_now[key] += 1
+        highest[key] = max(highest[key], open_now[key])
+        time.sleep(0.05)
+        open_now[key] -= 1
+
+    world.answer(slow)
+    names = ["README.md", "Readme.md", "readme.MD", "other", "another"]
+    repo, watch = world.watch(dict.fromkeys(names, A))
+    world.sync(watch)
+    assert_promise_kept(world, repo, watch)
+    assert highest == {"readme.md": 1, "other": 1, "another": 1}
+    assert world.receiver.max_in_flight(world.app.app_id) > 1
 
 
 def test_delete_held_after_a_timeout_blocks_its_path(world: World) -> None:

@@ -127,7 +127,7 @@ def test_watching_again_before_the_removal_revives_the_watch(
 
 def drop_copy(world: World, watch: AppRepository) -> None:
     """Remove what the client holds, as it may after an unwatch."""
-    shutil.rmtree(world.receiver.directory / watch.app.app_id / str(watch.repository))
+    shutil.rmtree(world.receiver.directory / watch.app.app_id / watch.repository.repository_id)
     world.receiver._copies.clear()
 
 

@@ -2,7 +2,17 @@
 
 import pytest
 
-from docora.text import can_be_id, clean_text, counted, format_bytes, format_seconds, new_id, parse_pk, parse_pks
+from docora.text import (
+    can_be_id,
+    clean_text,
+    counted,
+    format_bytes,
+    format_seconds,
+    new_id,
+    parse_pk,
+    parse_pks,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +37,13 @@ def test_clean_text() -> None:
     assert "\0" not in cleaned
     assert cleaned.encode()
     assert clean_text(b"\xff\xfe caf\xc3\xa9") == "\ufffd\ufffd café"
+
+
+def test_visible() -> None:
+    assert visible("größe 😀 👩‍👩‍👧.txt\t\n") == "größe 😀 👩‍👩‍👧.txt\t\n"
+    assert visible("\x1b[2J\x00\x7f\x9b\u202e\u2066\u200f\u2028\ud800\r") == (
+        r"\x1b[2J\x00\x7f\x9b\u202e\u2066\u200f\u2028\ud800\r"
+    )
 
 
 def test_new_id() -> None:

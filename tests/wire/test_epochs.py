@@ -10,6 +10,8 @@ import pytest
 
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, Status
+from deliveries_app.receiver import Refused
+from deliveries_app.receiver.storage import safe_path
 from deliveries_app.services import unwatch_repository, watch_repository
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.webhooks.payloads import PING, delete_body, notice_body
@@ -261,6 +263,15 @@ def test_is_safe(node: Node, windows: bool) -> None:
     expected = [False] * len(UNSAFE) + [not windows] * len(UNSAFE_ON_WINDOWS) + [True] * len(SAFE)
     assert [load("receiver").is_safe(name, windows) for name in names] == expected
     assert node.are_safe(names, windows) == expected
+    assert [is_accepted(name, windows) for name in names] == expected
+
+
+def is_accepted(name: str, windows: bool) -> bool:
+    """Return what the reference client says."""
+    try:
+        return safe_path(name, windows=windows) == name
+    except Refused:
+        return False
 
 
 def test_device_names_are_ordinary_files_elsewhere(client: Client) -> None:
