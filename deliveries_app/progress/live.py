@@ -114,8 +114,8 @@ def of_operation(operation: BulkOperation) -> Progress:
     """
     counts = _live_counts(operation)
     if counts is None:
-        # The counters may have been set meanwhile, from slightly older rows. The next poll shows the counters. If this
-        # poll showed the rows, the bar would move back.
+        # Another process may have set the counters since, from slightly older rows. The next poll shows those counters, so
+        # the bar would move back if this poll showed the newer rows.
         rows = _counted(operation)
         counts = _live_counts(operation) or rows
     started = counts.get("started", 0)

@@ -97,8 +97,8 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
 def _revive(watch: AppRepository) -> None:
     """Watch again before the ended watch was removed. It starts like a new one, except for its id and its records.
 
-    The app may have dropped its copy or kept it. So no earlier record counts, whatever is cancelled later, but the records
-    stay: files that were deleted meanwhile are deleted in the copy too.
+    The app may have dropped or kept its copy. Therefore no earlier record counts, even if a later re-sync is cancelled. The
+    records stay, so that files deleted in the meantime are deleted in the copy too.
     """
     AppRepository.objects.filter(pk=watch.pk).update(
         ended_at=None,

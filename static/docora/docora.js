@@ -112,7 +112,7 @@
       const status = event.detail.xhr.status;
       if (event.detail.successful) updated = Date.now();
       problem = event.detail.successful ? "" : status ? "Not refreshed." : "The server does not answer.";
-      // Signed out, no longer allowed, or gone. The panel says so, and further requests would not change it.
+      // The user is signed out or no longer allowed, or the object is gone. Further requests would not change that.
       if ([401, 403, 404].includes(status)) pause.setAttribute("aria-pressed", "true");
       showAge();
     });
