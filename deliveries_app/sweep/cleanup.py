@@ -57,7 +57,7 @@ def _remove_slices(watch_pk: int) -> None:
 def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:
     """Remove one slice of rows. Return False if there was none left.
 
-    The lock on the watch prevents that it is revived at the same time. If it is revived later, it gets a new id: the rows no
+    The lock on the watch prevents a revival at the same time. If the watch is revived later, it gets a new id: the rows no
     longer show everything that the app may hold, so the app has to drop its copy (`engine.md` §9).
     """
     with transaction.atomic():
