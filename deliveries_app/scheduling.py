@@ -5,7 +5,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Func, Value, Window
+from django.db.models import Case, DateTimeField, DurationField, ExpressionWrapper, F, Func, Value, When, Window
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Greatest, Least, Now, Random, RowNumber
 
@@ -15,17 +15,21 @@ from docora.redis import queues
 _JITTER = 0.1  # share of the interval between checks, in either direction
 SYNC_JOB = "deliveries_app.jobs.sync_watch"
 SYNC_ALONE_JOB = "deliveries_app.jobs.sync_watch_alone"
+AFTER_PUSH_SECONDS = 5, 30
 ENQUEUE_AHEAD = 20  # jobs waiting in the default queue at most; a change of another app waits behind them
 
 
-def request_sync(watches: AppRepositoryQuerySet) -> list[int]:
-    """Make these watches due now, including those that a worker is syncing, and return their primary keys.
+def request_sync(watches: AppRepositoryQuerySet, **changes: Any) -> list[int]:
+    """Make these watches due now, including those that a worker is syncing, and return their primary keys. Write other
+    `changes` with it.
 
     Rows are locked in primary key order first, as everywhere, because a single UPDATE locks them in no defined order.
     """
     with transaction.atomic():
         pks = list(watches.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
-        AppRepository.objects.filter(pk__in=pks).update(request_count=F("request_count") + 1, next_sync_at=Now())
+        AppRepository.objects.filter(pk__in=pks).update(
+            request_count=F("request_count") + 1, next_sync_at=Now(), **changes
+        )
     return pks
 
 
@@ -69,14 +73,19 @@ def next_check(moved_at: Combinable | None = None) -> Combinable:
     """Return the expression for `next_check_at`: the longer the branch has not moved, the later the next check.
 
     Half the time since the last move, within the two RESCAN settings, plus or minus 10 %. Pass `moved_at` if the same
-    UPDATE changes it.
+    UPDATE changes it. Without a move, a push hook that has just arrived may have overtaken the host's own replicas: HEAD is
+    asked for again `AFTER_PUSH_SECONDS` after it.
     """
     half = _Duration((Now() - (moved_at or Coalesce(F("moved_at"), F("created_at")))) * Value(0.5))
     shortest = _seconds(settings.RESCAN_MIN_INTERVAL_SECONDS)
     longest = _seconds(settings.RESCAN_INTERVAL_SECONDS)
     interval = Least(Greatest(half, shortest), longest)
     jitter = Value(1 - _JITTER) + Value(2 * _JITTER) * Random()
-    return ExpressionWrapper(Now() + _Duration(interval * jitter), output_field=DateTimeField())
+    regular = ExpressionWrapper(Now() + _Duration(interval * jitter), output_field=DateTimeField())
+    if moved_at is not None:
+        return regular
+    after_push = [timedelta(seconds=seconds) for seconds in AFTER_PUSH_SECONDS]
+    return Case(*(When(pushed_at__gt=Now() - wait, then=F("pushed_at") + wait) for wait in after_push), default=regular)
 
 
 class _Duration(Func):

@@ -56,6 +56,27 @@ class Repository(models.Model):
         return self.circuit_open_until is not None and self.circuit_open_until > timezone.now()
 
 
+class HostOutage(models.Model):
+    """A git host to which no connection could be made. The first success removes the row.
+
+    Until then nothing is asked of the host, except by the sweep, which tries one connection at `retry_at`.
+    """
+
+    host = models.CharField(
+        max_length=300, unique=True, help_text="What the URLs of its repositories begin with: https://git.example/"
+    )
+    since = models.DateTimeField()
+    failures = models.PositiveIntegerField(default=1)
+    retry_at = models.DateTimeField()
+    error = models.TextField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.host
+
+
 class Snapshot(models.Model):
     """The size of a commit's tree when it was planned. Confirmation pages and lists show these numbers."""
 

@@ -1,17 +1,24 @@
 """Find or create repositories, record their snapshots, and operate their circuit breakers."""
 
+import random
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db.models import F, Q, QuerySet
+from django.db.models import CharField, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
+from docora.backoff import backoff
+from docora.db.clock import from_now
 from repositories_app.git.exceptions import GitError
 from repositories_app.git.remote import RepositoryUrl
+from repositories_app.git.url import host_of
 from repositories_app.mirror.mirror import Mirror
-from repositories_app.models import Repository, Snapshot
+from repositories_app.models import HostOutage, Repository, Snapshot
+
+HOST_BASE_DELAY_SECONDS = 5.0
+HOST_MAX_DELAY_SECONDS = 300.0
 
 
 def find_or_create(url: RepositoryUrl, *, is_private: bool) -> Repository:
@@ -87,6 +94,27 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
         failing.filter(circuit_open_until__lte=Now()).update(circuit_open_until=until)
     repository.refresh_from_db()
     return Circuit(opened, cooldown if repository.circuit_is_open else 0.0)
+
+
+def host_is_down(canonical_url: str) -> Exists:
+    """Return the condition that the git host of `canonical_url`, a lookup from the outer query, is down."""
+    url = ExpressionWrapper(OuterRef(canonical_url), output_field=CharField())
+    return Exists(HostOutage.objects.annotate(url=url).filter(url__startswith=F("host")))
+
+
+def record_host_failure(repository: Repository, error: GitError) -> None:
+    """Record that the repository's git host is down, unless that is known: then the sweep's next probe decides."""
+    until = from_now(backoff(1, base=HOST_BASE_DELAY_SECONDS, jitter=random.random()))  # noqa: S311  no secret
+    fields = {"since": Now(), "retry_at": until, "error": str(error)}
+    HostOutage.objects.get_or_create(host=host_of(repository.canonical_url), defaults=fields)
+
+
+def prolong_outage(outage: HostOutage, error: GitError) -> None:
+    """Record another failure to connect to a host that is down."""
+    failures = outage.failures + 1
+    seconds = backoff(failures, base=HOST_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
+    rows = HostOutage.objects.filter(pk=outage.pk)
+    rows.update(failures=failures, retry_at=from_now(min(seconds, HOST_MAX_DELAY_SECONDS)), error=str(error))
 
 
 def has_failures(repository: Repository) -> bool:

@@ -15,6 +15,7 @@ from docora.db.clock import from_now
 from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
+from repositories_app.services import host_is_down
 
 MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
 SLOT_REQUEST_SECONDS = 1.0  # how long a watch that found no free slot waits before it asks again
@@ -179,8 +180,13 @@ def is_unpaused() -> Q:
 
 
 def can_sync() -> Q:
-    """Match watches whose sync nothing holds back: no pause, no incomplete import, no cooldown of the endpoint."""
-    return is_unpaused() & (Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now()))
+    """Match watches whose sync nothing holds back: no pause, no incomplete import, no cooldown of the endpoint, and no
+    outage of the git host."""
+    return is_unpaused() & has_no_cooldown() & Q(~host_is_down("repository__canonical_url"))
+
+
+def has_no_cooldown() -> Q:
+    return Q(app__cooldown_until=None) | Q(app__cooldown_until__lte=Now())
 
 
 class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
@@ -273,6 +279,17 @@ class AppRepository(models.Model):
     last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
     moved_at = models.DateTimeField(
         "last changed", null=True, blank=True, editable=False, help_text="When HEAD was last seen to change."
+    )
+    seen_commit = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="HEAD at the last attempt; empty if it could not be read.",
+    )
+    pushed_at = models.DateTimeField(
+        null=True, editable=False, help_text="When a push hook last arrived. HEAD may be read again shortly after."
     )
     last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
     last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)

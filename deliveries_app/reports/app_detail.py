@@ -1,7 +1,7 @@
 """Data for the app page and for the fragment that refreshes it."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION, current_pause
 from deliveries_app.webhooks import endpoint_stats
 from docora.templatetags.docora import counted, milliseconds
+from repositories_app.models import HostOutage
 
 PER_PAGE = 50
 LISTED_FILES = 50
@@ -148,7 +149,7 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     watches = table_query.apply(watches_of(app).select_related("app", "repository"))
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
-    progress, pause = progress_context.open_progress(rows), current_pause()
+    progress, pause, outages = progress_context.open_progress(rows), current_pause(), list(HostOutage.objects.all())
     counts = count_watches(app)
     return {
         "watched": counts.watches,
@@ -156,14 +157,16 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
         "table_query": table_query,
         "statuses": STATUSES,
         "page": page,
-        "rows": [row_of(watch, progress.get(watch.pk), pause) for watch in rows],
+        "rows": [row_of(watch, progress.get(watch.pk), pause, outages) for watch in rows],
         "live_ids": progress_context.live_ids(rows),
     }
 
 
-def row_of(watch: AppRepository, progress: Progress | None, pause: SyncPause | None) -> Row:
+def row_of(
+    watch: AppRepository, progress: Progress | None, pause: SyncPause | None, outages: Iterable[HostOutage]
+) -> Row:
     has_next_attempt = watch.is_failing or watch.is_active or watch.waits_for_first_commit
-    return Row(watch, progress, failure(watch), next_try(watch, pause) if has_next_attempt else None)
+    return Row(watch, progress, failure(watch), next_try(watch, pause, outages) if has_next_attempt else None)
 
 
 def failure(watch: AppRepository) -> str:

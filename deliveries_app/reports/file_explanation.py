@@ -14,6 +14,7 @@ from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, lo
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services.control import current_pause
+from repositories_app.models import HostOutage
 
 PERMISSION = "deliveries_app.view_apprepository"
 _ROWS = 10  # transforms may have made several files from one
@@ -69,7 +70,9 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
     decision = _made_from(made_from) if made_from else decide(found, row, failure, delivery_rules)
     next_attempt = None
     if decision.state in {"waiting", "in doubt", "cleared", "failed"}:
-        next_attempt = next_try(watch, current_pause(), hold_until=row.hold_until if row else None)
+        next_attempt = next_try(
+            watch, current_pause(), HostOutage.objects.all(), hold_until=row.hold_until if row else None
+        )
     return Explanation(watch, path, decision, found, row, failure, next_attempt, made_from)
 
 

@@ -1,11 +1,13 @@
 """Say when a watch is tried next, or what it is waiting for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Status, SyncPause
+from repositories_app.models import HostOutage
 
 _SOON = timedelta(seconds=10)  # anything sooner is shown without a time
 
@@ -28,10 +30,21 @@ def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime
     return max(moment for moment in moments if moment is not None)
 
 
-def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datetime | None = None) -> NextTry:
+def outage_of(watch: AppRepository, outages: Iterable[HostOutage]) -> HostOutage | None:
+    """Return the outage of the watch's git host, if it is among these."""
+    return next((outage for outage in outages if watch.repository.canonical_url.startswith(outage.host)), None)
+
+
+def next_try(
+    watch: AppRepository,
+    pause: SyncPause | None,
+    outages: Iterable[HostOutage],
+    *,
+    hold_until: datetime | None = None,
+) -> NextTry:
     """Return when the watch is tried next, or one of its files that is held until `hold_until`.
 
-    The watch must be loaded with its app and repository.
+    The watch must be loaded with its app and repository. `outages` are those of all git hosts.
     """
     if watch.status == Status.SCANNING:
         return NextTry("syncing now")
@@ -41,6 +54,8 @@ def next_try(watch: AppRepository, pause: SyncPause | None, *, hold_until: datet
         return NextTry("waits until the app is resumed")
     if watch.arriving:
         return NextTry("waits until its records are imported")
+    if outage := outage_of(watch, outages):
+        return NextTry("on hold until its git host can be reached, next try", outage.retry_at)
     if watch.waits_for_first_commit:
         return NextTry("waits for the first commit, next check", watch.next_check_at)
     at = due_at(watch, hold_until)

@@ -4,6 +4,7 @@ The rows are the source of truth. A leased watch is running; a due one is waitin
 the job's queue and the workers. Without Redis the page shows the rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,10 +21,12 @@ from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
+from deliveries_app.reports.next_attempt import outage_of
 from deliveries_app.services.control import current_pause
 from docora.redis import inspect
 from docora.redis.inspect import Job, QueueState, Worker
 from docora.text import format_seconds, parse_pk
+from repositories_app.models import HostOutage
 
 VIEW_PERMISSION = "deliveries_app.view_queue"
 SHOWN, SCHEDULED_SHOWN = 100, 50
@@ -104,7 +107,7 @@ def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
 
 def read_queue() -> QueueView:
     """Read the queue page in a constant number of queries."""
-    pause, queue = current_pause(), inspect.read()
+    pause, queue, outages = current_pause(), inspect.read(), list(HostOutage.objects.all())
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
@@ -114,7 +117,7 @@ def read_queue() -> QueueView:
     position = {pk: number for number, pk in enumerate(queued)}
     with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
     without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
-    ready = sum(not _held_back(watch, pause) for watch in with_job)
+    ready = sum(not _held_back(watch, pause, outages) for watch in with_job)
     waiting = [*with_job[:SHOWN], *without_job]
     newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
@@ -130,7 +133,10 @@ def read_queue() -> QueueView:
         queue=queue,
         counts=counts,
         running=[line(watch, message=_lease_message(watch, alive)) for watch in running],
-        waiting=[line(watch, queue=queued.get(watch.pk, ""), message=_why_waiting(watch, pause)) for watch in waiting],
+        waiting=[
+            line(watch, queue=queued.get(watch.pk, ""), message=_why_waiting(watch, pause, outages))
+            for watch in waiting
+        ],
         unqueued=max(0, counts.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
         idle_jobs=len(queued) - len(with_job),
         clean_ups=[job for job in jobs if _watch_of(job) is None],
@@ -148,7 +154,7 @@ def _watch_of(job: Job | None) -> int | None:
     return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
-def _held_back(watch: AppRepository, pause: SyncPause | None) -> str:
+def _held_back(watch: AppRepository, pause: SyncPause | None, outages: Sequence[HostOutage]) -> str:
     """Return why a due watch is held back; empty if it only waits for its turn."""
     if pause:
         return "All syncing is paused."
@@ -159,11 +165,13 @@ def _held_back(watch: AppRepository, pause: SyncPause | None) -> str:
     cooldown = watch.app.cooldown_until - timezone.now() if watch.app.cooldown_until else None
     if cooldown and cooldown.total_seconds() > 0:
         return f"The endpoint's cooldown ends in {format_seconds(cooldown.total_seconds())}."
+    if outage_of(watch, outages):
+        return "Its git host cannot be reached."
     return ""
 
 
-def _why_waiting(watch: AppRepository, pause: SyncPause | None) -> str:
-    return _held_back(watch, pause) or ("All slots of the app are taken." if watch.slots_requested_at else "")
+def _why_waiting(watch: AppRepository, pause: SyncPause | None, outages: Sequence[HostOutage]) -> str:
+    return _held_back(watch, pause, outages) or ("All slots of the app are taken." if watch.slots_requested_at else "")
 
 
 def _lease_message(watch: Any, alive: set[str]) -> str:

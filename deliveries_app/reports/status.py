@@ -14,6 +14,7 @@ from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services import current_pause
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
+from repositories_app.models import HostOutage
 
 _IS_SYNCING = Q(status=Status.SCANNING)
 _IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _IS_SYNCING
@@ -81,7 +82,8 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
-    lines = [Line(watch, _state(watch), percents.get(watch.pk), next_try(watch, pause)) for watch in rows]
+    outages = list(HostOutage.objects.all())
+    lines = [Line(watch, _state(watch), percents.get(watch.pk), next_try(watch, pause, outages)) for watch in rows]
     return StatusReport(pause, heartbeat.read(), counts, lines)
 
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
@@ -47,7 +48,7 @@ def repository_pushed(actor: Actor, repository_id: str) -> int:
     actor.require("deliveries_app.resync_apprepository")
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     with transaction.atomic():
-        due = scheduling.request_sync(watches)
+        due = scheduling.request_sync(watches, pushed_at=Now())
         first = AppRepository.objects.filter(pk__in=due[:ENQUEUED_AT_ONCE])
         for watch in first.select_related("app", "repository"):
             scheduling.enqueue(watch, "high")

@@ -2,10 +2,12 @@
 
 This runs in the sweep process, never in the queue. Each check uses the watch's own token and compares with the watch's own
 base, so one app never profits from another app's access. Watches that are due anyway are not checked.
+
+While a git host is down, its watches are neither checked nor synced. One probe decides when that ends.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from django.db import transaction
 from django.db.models import Q
@@ -13,17 +15,24 @@ from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.models import AppRepository
+from deliveries_app.models.apps import has_no_cooldown
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.scheduling import next_check
+from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.redis import counters
 from docora.security.crypto import Undecryptable
-from repositories_app.git.exceptions import GitError, NoCommit
-from repositories_app.git.remote import Question, ls_heads
+from repositories_app import services as repositories
+from repositories_app.git.exceptions import Cause, GitError, NoCommit
+from repositories_app.git.remote import Head, Question, ls_heads
+from repositories_app.git.url import host_of
+from repositories_app.models import HostOutage, Repository
 
 logger = logging.getLogger(__name__)
 
 SLICE = 500
+TAKEN_SECONDS = 60.0
+"""For so long nobody else takes a watch that is being checked. If the sweep is killed, the check is repeated then."""
 
 
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:
@@ -31,49 +40,99 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 
     Call `meanwhile` repeatedly while waiting for the git hosts. Return the number of checked watches.
     """
+    probe_hosts(client, meanwhile)
     checked = 0
     while watches := _take_slice():
         checked += len(watches)
-        undecryptable = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
-        to_sync = list(undecryptable)
-        questions = (
-            Question(watch, watch.github_url, watch.github_token, watch.last_commit)
-            for watch in watches
-            if watch.pk not in undecryptable
-        )
-        for watch, answer in ls_heads(client, questions, meanwhile):
-            if isinstance(answer, NoCommit) and watch.waits_for_first_commit:
-                continue
-            if isinstance(answer, GitError):
-                logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
-            elif (answer.commit, answer.branch, delivery_rules_of(watch).fingerprint) == (
-                watch.base_commit,
-                watch.branch,
-                watch.base_rules,
-            ):
-                continue
-            to_sync.append(watch.pk)  # the sync itself reports, counts and retries an error
-        AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]).update(last_scanned_at=Now())
-        counters.add({counters.CHECKS: len(watches) - len(undecryptable)})
-        if to_sync:
-            scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
+        _check(client, watches, meanwhile)
         if len(watches) < SLICE:
             break
     return checked
 
 
+def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
+    """Try one connection to each git host that is down, once its backoff is over. If it answers, its watches go on."""
+    due = {outage: _any_url(outage) for outage in HostOutage.objects.filter(retry_at__lte=Now())}
+    questions = (Question(outage, url) for outage, url in due.items() if url)
+    for outage, answer in ls_heads(client, questions, meanwhile):
+        if isinstance(answer, GitError) and answer.cause in {Cause.NETWORK, Cause.TIMEOUT} and not answer.cooldown:
+            repositories.prolong_outage(outage, answer)
+        else:
+            due[outage] = ""
+    HostOutage.objects.filter(pk__in=[outage.pk for outage, url in due.items() if not url]).delete()
+
+
+def _any_url(outage: HostOutage) -> str:
+    """Return the URL of one of the host's watched repositories, each time another one; empty if there is none."""
+    on_host = Repository.objects.filter(canonical_url__startswith=outage.host)
+    watches = AppRepository.objects.alive().filter(repository__in=on_host)
+    return watches.order_by("?").values_list("github_url", flat=True).first() or ""
+
+
+def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> None:
+    undecryptable = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
+    to_sync = [watch.pk for watch in watches if watch.pk in undecryptable and watch.next_sync_at is None]
+    questions = (
+        Question(watch, watch.github_url, watch.github_token, watch.last_commit)
+        for watch in watches
+        if watch.pk not in undecryptable
+    )
+    hosts_that_answered = set()
+    unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
+    for watch, answer in ls_heads(client, questions, meanwhile):
+        host = host_of(watch.repository.canonical_url)
+        if isinstance(answer, GitError):
+            logger.info("check_failed", extra={"watch": watch.pk, "cause": answer.cause.value})
+        if isinstance(answer, GitError) and answer.no_connection:
+            unconnected.setdefault(host, []).append((watch, answer))
+            continue
+        hosts_that_answered.add(host)
+        if _needs_sync(watch, answer):
+            to_sync.append(watch.pk)  # the sync itself reports, counts and retries an error
+    unchecked: set[int] = set()
+    for host, failures in unconnected.items():
+        if host in hosts_that_answered:
+            to_sync += [watch.pk for watch, error in failures if _needs_sync(watch, error)]
+        else:
+            repositories.record_host_failure(failures[0][0].repository, failures[0][1])
+            unchecked.update(watch.pk for watch, _ in failures)
+    AppRepository.objects.filter(pk__in=unchecked).update(next_check_at=Now())  # once the host can be reached
+    checked = AppRepository.objects.filter(pk__in={watch.pk for watch in watches} - unchecked)
+    checked.update(last_scanned_at=Now(), next_check_at=next_check())
+    counters.add({counters.CHECKS: len(watches) - len(undecryptable)})
+    if to_sync:
+        scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
+
+
+def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
+    if watch.next_sync_at is not None:  # it waits for its next attempt: only a commit that it has not seen is news
+        return isinstance(answer, Head) and answer.commit != watch.seen_commit
+    if isinstance(answer, NoCommit):
+        return not watch.waits_for_first_commit
+    if isinstance(answer, GitError):
+        return True
+    fingerprint = delivery_rules_of(watch).fingerprint
+    return (answer.commit, answer.branch, fingerprint) != (watch.base_commit, watch.branch, watch.base_rules)
+
+
 def _take_slice() -> list[AppRepository]:
-    """Take watches to check now by moving their next check, so that two sweeps never take the same one."""
+    """Take watches to check now by moving their next check a little, so that two sweeps do not take the same one.
+
+    The time of the regular next check is written with the answer.
+    """
     closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
+    waiting = Q(next_sync_at__gt=Now()) & has_no_cooldown()  # for its next attempt
     with transaction.atomic():
         watches = list(
             AppRepository.objects.alive()
             .free()
             .unpaused()
-            .filter(closed, next_check_at__lte=Now(), next_sync_at=None)
+            .filter(closed, Q(next_sync_at=None) | waiting, next_check_at__lte=Now())
+            .exclude(repositories.host_is_down("repository__canonical_url"))
             .select_for_update(skip_locked=True, of=("self",))
             .select_related("repository")
             .order_by("next_check_at")[:SLICE]
         )
-        AppRepository.objects.filter(pk__in=[watch.pk for watch in watches]).update(next_check_at=next_check())
+        taken = AppRepository.objects.filter(pk__in=[watch.pk for watch in watches])
+        taken.update(next_check_at=from_now(TAKEN_SECONDS))
     return watches

@@ -57,6 +57,9 @@ _WAITING_SECONDS = 1.0  # a watch that has been due for this long is waiting for
 BUSY_SECONDS = 2.0
 """How long a run waits while another one fetches the same repository. Then it gives its claim back and is due again after the
 same time."""
+LAG_SECONDS = 5.0, 30.0
+"""A watch whose host named another commit than it served is due again after the first; after the second, if that commit was
+the same as before."""
 DRAIN_SECONDS = 35.0  # longer than any request may take
 HAND_OVER_SECONDS = 5.0
 
@@ -197,6 +200,7 @@ class Attempt:
             outcomes.no_commit_yet(self.lease)
             logger.info("no_commit_yet")
             return
+        self.lease.seen_commit = head.commit
         try:
             self._sync_to(head, self.client)
         except GitError as error:
@@ -330,13 +334,20 @@ class Attempt:
 
     def _end(self, fields: dict[str, Any], recorder: Recorder | None) -> None:
         if recorder is None or not recorder.failed_count:
-            outcomes.succeeded(self.lease, fields)
+            outcomes.succeeded(self.lease, fields, next_sync_in=self._lag_seconds(fields["last_commit"]))
             return
         count = recorder.failed_count
         message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {recorder.last_message}"
         outcomes.failed(
             self.lease, self._failure(message), rest=recorder.earliest_retry, fields=fields | {"files_failing": count}
         )
+
+    def _lag_seconds(self, commit: str) -> float | None:
+        """Return when to look again if the host's answers disagree: the fetch brought another commit than it had named."""
+        if commit == self.lease.seen_commit:
+            return None
+        logger.info("host_lags", extra={"commit": commit})
+        return LAG_SECONDS[commit == self.watch.last_commit]
 
     def _failure(self, message: str) -> SyncFailure:
         """Return the reason that the run's last failed file gives."""

@@ -74,6 +74,8 @@ class Lease:
     had_listed: bool  # files that failed or are skipped
     is_due_again: bool = False
     """Whether a sync was requested between the claim and the end."""
+    seen_commit: str = ""
+    """HEAD as the host named it, once it has been read."""
 
     @property
     def doubt_seconds(self) -> float:
@@ -160,7 +162,12 @@ class Lease:
         It is due again in `next_sync_in` seconds (None: nothing to do), or earlier for a notice that could not be sent. If a
         sync was requested after the claim, it stays due.
         """
-        changes |= {"lease_until": None, "lease_slots": 0, "sequence_high": self.sequence_high}
+        changes |= {
+            "lease_until": None,
+            "lease_slots": 0,
+            "sequence_high": self.sequence_high,
+            "seen_commit": self.seen_commit,
+        }
         unasked = self._rows().filter(request_count=F("claimed_request_count"))
         if unasked.update(next_sync_at=self._next_sync(next_sync_in), **changes) != 1:
             if self._rows().update(**changes) != 1:

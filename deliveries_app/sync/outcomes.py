@@ -22,6 +22,7 @@ from deliveries_app.sync.lease import Lease
 from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.db.clock import from_now
 from docora.redis import counters
+from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
 
 logger = logging.getLogger(__name__)
@@ -30,14 +31,15 @@ ENDPOINT_BASE_DELAY_SECONDS = 5.0
 _OTHERS_FIRST_SECONDS = 5.0
 
 
-def succeeded(lease: Lease, fields: dict[str, Any]) -> None:
+def succeeded(lease: Lease, fields: dict[str, Any], *, next_sync_in: float | None = None) -> None:
     """Record that everything planned is acknowledged, or that there was nothing to do.
 
-    `fields` are the columns of the watch that describe the commit, the base and the tree.
+    `fields` are the columns of the watch that describe the commit, the base and the tree. With `next_sync_in` (seconds)
+    the watch stays due.
     """
     with transaction.atomic(savepoint=False):
         lease.finish(
-            next_sync_in=None,
+            next_sync_in=next_sync_in,
             status=Status.SYNCED,
             retry_count=0,
             crash_count=0,
@@ -72,12 +74,14 @@ def failed(
     *,
     permanent: bool = False,
     rest: float = 0.0,
+    check_in: float = 0.0,
     fields: dict[str, Any] | None = None,
 ) -> None:
     """Record a failed attempt that counts: retry after a backoff, or give up until the next rescan.
 
     After giving up, the count stays one below the limit, so each rescan is a single attempt. If a person asked for a retry
-    during the attempt, it does not give up, because that retry has not been tried yet.
+    during the attempt, it does not give up, because that retry has not been tried yet. HEAD is not asked for before
+    `check_in` seconds.
     """
     attempt = lease.watch.retry_count
     delay = backoff(attempt, base=settings.RETRY_BASE_DELAY_SECONDS, jitter=random.random())  # noqa: S311  no secret
@@ -90,7 +94,7 @@ def failed(
             crash_count=0,
             retry_count=settings.MAX_RETRY_ATTEMPTS - 1 if exhausted else F("retry_count"),
             last_scanned_at=Now(),
-            next_check_at=next_check((fields or {}).get("moved_at")),
+            next_check_at=Greatest(next_check((fields or {}).get("moved_at")), from_now(check_in)),
             **failure.columns(),
             **(fields or {}),
         )
@@ -100,10 +104,17 @@ def failed(
 
 
 def git_failed(lease: Lease, error: GitError) -> None:
-    """Record that git could not read the repository. A failure that concerns all watches also counts for the circuit."""
-    open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
+    """Record that git could not read the repository. A failure that concerns all watches also counts for the circuit.
+
+    A host that is down is not the repository's failure: all watches of the host wait until it can be reached.
+    """
     failure = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
-    failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown))
+    if error.no_connection:
+        repositories.record_host_failure(lease.watch.repository, error)
+        postponed(lease, 0.0, failure)
+        return
+    open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
+    failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown), check_in=error.cooldown)
 
 
 def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) -> None:

@@ -24,6 +24,7 @@ _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirecti
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
 _FILE_LIMIT = re.compile(r"file too large")
 _FULL_DISK = re.compile(r"no space left|quota", re.IGNORECASE)
+_NO_CONNECTION = re.compile(r"could not resolve host|failed to connect|couldn't connect to server", re.IGNORECASE)
 # The first that matches any line decides.
 _PATTERNS: list[tuple[Cause, str]] = [
     (Cause.OTHER, r"remote error: upload-pack: not our ref|unadvertised object"),  # the fetch then asks for HEAD
@@ -86,7 +87,9 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = Fa
     for cause, pattern in _COMPILED:
         for line, own_text in zip(lines, own, strict=True):
             if pattern.search(own_text):
-                return explain(cause, _detail(cause, line, text), token=token)
+                error = explain(cause, _detail(cause, line, text), token=token)
+                error.no_connection = _NO_CONNECTION.search(own_text) is not None
+                return error
     message = re.sub(r"(?m)^(fatal|error): ", "", "\n".join(lines) or text)
     if local and message and ended > 0:
         return explain(Cause.CORRUPT, message)
@@ -208,10 +211,12 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
     )
 
 
-def unreachable(cause: HttpCause, message: str, *, token: str = "") -> GitError:
-    """No answer from the host, by the HTTP client's account."""
+def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: bool = False) -> GitError:
+    """No answer from the host, by the HTTP client's account. `reached`: it may have received the request."""
     if cause is HttpCause.REFUSED_ADDRESS:
         hint = "An administrator can add its network to ALLOWED_PRIVATE_NETWORKS."
         text = f"git could not read the repository: {quoted(message, token)}. {hint}"
         return GitError(Cause.NETWORK, text, for_every_watcher=True)
-    return explain(Cause.TIMEOUT if cause is HttpCause.TIMEOUT else Cause.NETWORK, message, token=token)
+    error = explain(Cause.TIMEOUT if cause is HttpCause.TIMEOUT else Cause.NETWORK, message, token=token)
+    error.no_connection = not reached
+    return error

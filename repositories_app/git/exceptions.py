@@ -20,8 +20,11 @@ class GitError(Exception):
 
     `permanent`: trying again without a change by a person will not help. `for_every_watcher`: it concerns the
     repository or its host, not one app's token, and so counts for the circuit breaker. `cooldown`: seconds that the host
-    wants to be left alone, 0 if it did not ask.
+    wants to be left alone, 0 if it did not ask. `no_connection`: no connection to the host could be made, whichever of its
+    repositories was asked for.
     """
+
+    no_connection = False
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ def fetch_pack(
     request = remote.upload_pack_request(url, token, body, max_body=MAX_PACK, timeout=timeout)
     outcome = remote.wait_for(client, request, tick)
     if outcome.cause is not None:
-        raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     if refusal := remote.refusal(url, token, outcome):
         raise refusal
     return parse_answer(outcome, len(commit)) if outcome.ok and not outcome.truncated else None

@@ -172,7 +172,7 @@ def _head_or_error(url: str, token: str, outcome: Outcome, tick: git.Tick) -> He
 
 def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head:
     if outcome.cause is not None:
-        raise git_errors.unreachable(outcome.cause, outcome.message, token=token)
+        raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     error = refusal(url, token, outcome)
     if error is not None:
         raise error

@@ -64,6 +64,11 @@ def owner_and_name(spelled: str) -> tuple[str, str]:
     return _owner_and_name(urlsplit(spelled).path)
 
 
+def host_of(canonical: str) -> str:
+    """Return what the canonical URLs of a host's repositories begin with, such as `https://github.com/`."""
+    return "/".join(canonical.split("/", 3)[:3]) + "/"
+
+
 def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     if "@" in authority:
         raise InvalidUrl("The repository URL must not contain credentials; give the token separately.")

@@ -1,0 +1,216 @@
+"""A git host that is down is one host: its repositories wait together, lose no attempts, and go on together."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from deliveries_app.models import AppRepository, Status
+from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.reports.queue import read_queue
+from deliveries_app.sweep.head_checks import check_due
+from deliveries_app.sync.attempt import sync
+from repositories_app.git import remote
+from repositories_app.models import HostOutage, Repository
+from tests.support.git import GitFixture, GitServer, Repo
+from tests.support.histories import assert_promise_kept
+from tests.support.world import World
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URL of every request to a git host, also to one that is down."""
+    urls: list[str] = []
+    request = remote.upload_pack_request
+
+    def noted(url: str, *arguments, **options):
+        urls.append(url)
+        return request(url, *arguments, **options)
+
+    monkeypatch.setattr(remote, "upload_pack_request", noted)
+    return urls
+
+
+@pytest.fixture
+def ten(world: World) -> list[tuple[Repo, AppRepository]]:
+    repos = [world.watch({"a.txt": b"a"}, name=f"acme/repo-{number}") for number in range(10)]
+    world.settle()
+    return repos
+
+
+def go_down(world: World) -> None:
+    world.git.server.stop()
+
+
+def come_back(world: World) -> None:
+    port = int(world.git.url.rpartition(":")[2])
+    world.git.server = GitServer(world.git.directory, port=port, tokens=world.git.tokens)
+    world.git.server.start()
+
+
+def due_watches() -> list[AppRepository]:
+    return list(AppRepository.objects.due().free())
+
+
+def sync_due() -> int:
+    """Sync what workers would claim now. Return the number of attempts."""
+    watches = due_watches()
+    for watch in watches:
+        sync(watch.pk)
+    return len(watches)
+
+
+def let_the_backoff_end() -> None:
+    HostOutage.objects.update(retry_at=timezone.now() - timedelta(seconds=1))
+
+
+def wait(outage: HostOutage) -> float:
+    return (outage.retry_at - timezone.now()).total_seconds()
+
+
+def test_outage_during_syncs_costs_one_request_and_no_attempt(
+    world: World, ten: list[tuple[Repo, AppRepository]], asked: list[str]
+) -> None:
+    for repo, watch in ten:
+        repo.commit({"a.txt": b"changed"})
+        world.make_due(watch)
+    go_down(world)
+    asked.clear()
+    assert sync_due() == 10  # all of them were due; the first one found out
+    assert len(asked) == 1
+    assert not due_watches()
+    watches = AppRepository.objects.all()
+    assert {(watch.status, watch.retry_count) for watch in watches if watch.is_failing} == {(Status.PENDING, 0)}
+    assert sum(watch.is_failing for watch in watches) == 1
+    assert {repository.consecutive_failures for repository in Repository.objects.all()} == {0}
+
+    for _ in range(20):  # a minute of sweeps, before and after each backoff
+        world.check()
+        sync_due()
+        let_the_backoff_end()
+    assert len(asked) <= 1 + 20
+
+    come_back(world)
+    world.check()
+    assert not HostOutage.objects.exists()
+    assert sync_due() == 10
+    for repo, watch in ten:
+        watch.refresh_from_db()
+        assert_promise_kept(world, repo, watch)
+        assert (watch.status, watch.last_error) == (Status.SYNCED, "")
+
+
+def test_outage_found_by_checks_fails_nothing(
+    world: World, ten: list[tuple[Repo, AppRepository]], asked: list[str]
+) -> None:
+    ten[3][0].commit({"new.txt": b"new"})
+    go_down(world)
+    world.check()
+    assert HostOutage.objects.count() == 1
+    asked.clear()
+    assert world.check() == 0
+    assert asked == []
+    assert not AppRepository.objects.filter(failing_since__isnull=False).exists()
+    assert not due_watches()
+    come_back(world)
+    let_the_backoff_end()
+    with remote.new_client() as client:
+        assert check_due(client) == 10  # the checks that had no answer are repeated at once
+    assert [watch.pk for watch in due_watches()] == [ten[3][1].pk]
+
+
+def test_backoff_doubles_to_five_minutes(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+    go_down(world)
+    world.check()
+    outage = HostOutage.objects.get()
+    assert 4 < wait(outage) <= 7.5
+    waits = []
+    for _ in range(8):
+        let_the_backoff_end()
+        world.check()
+        waits.append(wait(HostOutage.objects.get()))
+    for waited, base in zip(waits, [10, 20, 40, 80, 160, 300, 300, 300], strict=True):
+        assert base * 0.9 < waited <= min(base * 1.5, 300)
+
+
+def test_other_hosts_go_on(world: World, ten: list[tuple[Repo, AppRepository]], tmp_path) -> None:
+    with GitFixture(tmp_path / "other") as other:
+        repo = other.repo("acme/elsewhere", {"b.txt": b"b"})
+        watch = world.watch_url(repo)
+        world.sync(watch)
+        go_down(world)
+        world.check()
+        repo.commit({"b.txt": b"changed"})
+        world.settle()
+        watch.refresh_from_db()
+        assert_promise_kept(world, repo, watch)
+        assert HostOutage.objects.get().host == f"{world.git.url}/"
+
+
+def test_host_that_answers_anything_is_up(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+    """The probe has no token."""
+    go_down(world)
+    world.check()
+    let_the_backoff_end()
+    come_back(world)
+    for repo, _ in ten:
+        world.git.tokens[repo.name] = {"secret"}
+    world.check()
+    assert not HostOutage.objects.exists()
+
+
+def test_host_behind_a_failing_proxy_is_still_down(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+    go_down(world)
+    world.check()
+    let_the_backoff_end()
+    come_back(world)
+    world.git.server.on_request = lambda method, target: 502
+    world.check()
+    assert HostOutage.objects.get().failures == 2
+
+
+def test_outage_of_a_host_that_nobody_watches_ends(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+    go_down(world)
+    world.check()
+    AppRepository.objects.update(ended_at=timezone.now())
+    let_the_backoff_end()
+    world.check()
+    assert not HostOutage.objects.exists()
+
+
+def test_single_repository_that_fails_is_not_an_outage(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+    world.git.server.on_request = lambda method, target: 503 if "repo-3" in target else None
+    ten[4][0].commit({"new.txt": b"new"})
+    world.settle()
+    assert not HostOutage.objects.exists()
+    assert set(AppRepository.objects.filter(failing_since__isnull=False)) == {ten[3][1]}
+
+
+def test_pages_say_what_the_watch_waits_for(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
+    go_down(world)
+    watch = world.sync(ten[0][1])
+    outages = list(HostOutage.objects.all())
+    shown = next_try(watch, None, outages)
+    assert shown.message == "on hold until its git host can be reached, next try"
+    assert shown.at == outages[0].retry_at
+    assert {line.message for line in read_queue().waiting} == {"Its git host cannot be reached."}
+    assert read_queue().counts.held == 1
+    assert "git could not read the repository" in watch.last_error
+
+
+def test_git_itself_finds_the_host_down(world: World, ten: list[tuple[Repo, AppRepository]], monkeypatch) -> None:
+    monkeypatch.setattr("repositories_app.git.packs.MAX_PACK", 0)  # git fetches
+    repo, watch = ten[0]
+    repo.commit({"a.txt": b"changed"})
+    monkeypatch.setattr(remote.git, "run", _going_down(world, remote.git.run))
+    assert world.sync(watch).retry_count == 0
+    assert HostOutage.objects.exists()
+
+
+def _going_down(world: World, run):
+    def run_without_host(arguments, **options):
+        if arguments[0] == "fetch":
+            go_down(world)
+        return run(arguments, **options)
+
+    return run_without_host
