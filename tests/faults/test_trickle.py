@@ -53,7 +53,7 @@ def trickle(repo: Repo, place: str, done: threading.Event) -> None:
 
 
 def git_processes() -> list[int]:
-    return [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
 
 
 def assert_times_out(world: World, watch: AppRepository, text: str) -> None:

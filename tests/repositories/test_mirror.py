@@ -374,7 +374,13 @@ def test_fetch_beyond_its_time_limit_ends_every_process(world: World, settings, 
     world.sync(watch)
     go_on.set()
     assert watch.last_error_cause == "timeout"
-    wait_for(lambda: not [pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    wait_for(
+        lambda: (
+            not [
+                pid for pid in children(os.getpid()) if b"git" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            ]
+        )
+    )
     world.git.server.on_request = None
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
