@@ -55,11 +55,16 @@ def enqueue_due() -> int:
     """Fill the default queue with watches that can start now. Return how many were added.
 
     The apps take turns, each with its longest waiting watch, so that an app with many due watches delays no other. Does
-    nothing while the queue is at least half full.
+    nothing while the queue is at least half full, or while another process is filling it.
     """
     waiting = queues.job_ids("default")
     if waiting is None or len(waiting) > ENQUEUE_AHEAD // 2:
         return 0
+    with queues.only_one("enqueue_due", seconds=5) as is_first:
+        return _enqueue_due(waiting) if is_first else 0
+
+
+def _enqueue_due(waiting: list[str]) -> int:
     turn = Window(RowNumber(), partition_by="app_id", order_by=["next_sync_at", "pk"])
     due = AppRepository.objects.due().free().startable().annotate(turn=turn).select_related("app", "repository")
     return sum(

@@ -4,9 +4,10 @@ The database records what is to be done; a job only wakes a worker early. So not
 sweep enqueues due work once Redis is back. RQ's `unique` only prevents duplicate job IDs.
 """
 
+import contextlib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 
@@ -156,6 +157,25 @@ def first_within(name: str, seconds: int) -> bool:
     except (RedisError, OSError) as error:
         logger.warning("job_not_enqueued", extra={"job_id": name, "cause": str(error)})
         return False
+
+
+@contextlib.contextmanager
+def only_one(name: str, seconds: int) -> Iterator[bool]:
+    """Yield True for one process or thread at a time, and False for the others, which need not do the same work.
+
+    If the first one dies, another may follow after `seconds`. Yield False when Redis is down.
+    """
+    key = f"docora:only:{name}"
+    try:
+        is_first = bool(connection().set(key, "1", nx=True, ex=seconds))
+    except (RedisError, OSError):
+        is_first = False
+    try:
+        yield is_first
+    finally:
+        if is_first:
+            with contextlib.suppress(RedisError, OSError):
+                connection().delete(key)
 
 
 def drop(job_ids: Iterable[str]) -> None:

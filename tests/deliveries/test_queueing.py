@@ -214,3 +214,13 @@ def test_single_request_overtakes_bulk_work(world: World, redis_client: Redis) -
     resync_single(Actor.command(), watches[2])
     assert ids("high") == [watches[2].job_id]
     assert watches[2].job_id not in ids("default")
+
+
+def test_only_one_process_at_a_time_fills_the_queue(world: World, redis_client: Redis) -> None:
+    for number in range(3):
+        world.watch(name=f"acme/{number}")
+    redis_client.flushall()
+    with queues.only_one("enqueue_due", seconds=60) as is_first:
+        assert is_first
+        assert enqueue_due() == 0
+    assert enqueue_due() == 3
