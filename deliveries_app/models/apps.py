@@ -181,8 +181,9 @@ def is_unpaused() -> Q:
 
 def can_sync() -> Q:
     """Match watches whose sync nothing holds back: no pause, no incomplete import, no cooldown of the endpoint, and no
-    outage of the git host."""
-    return is_unpaused() & has_no_cooldown() & Q(~host_is_down("repository__canonical_url"))
+    outage of the git host. With an open circuit there may be a `sync_failed` to send, for which no git host is asked."""
+    host_is_up = Q(~host_is_down("repository__canonical_url"))
+    return is_unpaused() & has_no_cooldown() & (host_is_up | Q(repository__circuit_open_until__gt=Now()))
 
 
 def has_no_cooldown() -> Q:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from deliveries_app import scheduling
@@ -18,6 +18,7 @@ from deliveries_app.models import AppRepository
 from deliveries_app.models.apps import has_no_cooldown
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.scheduling import next_check
+from deliveries_app.sync import circuit
 from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.redis import counters
@@ -31,6 +32,7 @@ from repositories_app.models import HostOutage, Repository
 logger = logging.getLogger(__name__)
 
 SLICE = 500
+_OUTAGE_CAUSES = {Cause.NETWORK, Cause.TIMEOUT}
 TAKEN_SECONDS = 60.0
 """For so long nobody else takes a watch that is being checked. If the sweep is killed, the check is repeated then."""
 
@@ -51,21 +53,36 @@ def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) 
 
 
 def probe_hosts(client: HttpClient, meanwhile: Callable[[], None]) -> None:
-    """Try one connection to each git host that is down, once its backoff is over. If it answers, its watches go on."""
+    """Try one connection to each git host that is down, once its backoff is over. If it answers, its watches continue.
+
+    While it does not, its repositories count a failure each rescan round, so a long outage opens their circuits and their
+    watchers get `sync_failed`.
+    """
     due = {outage: _any_url(outage) for outage in HostOutage.objects.filter(retry_at__lte=Now())}
     questions = (Question(outage, url) for outage, url in due.items() if url)
     for outage, answer in ls_heads(client, questions, meanwhile):
-        if isinstance(answer, GitError) and answer.cause in {Cause.NETWORK, Cause.TIMEOUT} and not answer.cooldown:
+        if isinstance(answer, GitError) and answer.cause in _OUTAGE_CAUSES and not answer.cooldown:
             repositories.prolong_outage(outage, answer)
+            for repository in _watched_on(outage):
+                circuit.record_git_failure(repository, answer)
         else:
             due[outage] = ""
-    HostOutage.objects.filter(pk__in=[outage.pk for outage, url in due.items() if not url]).delete()
+    for outage in (outage for outage, url in due.items() if not url):
+        outage.delete()
+        for repository in _watched_on(outage).filter(
+            circuit_open_until__isnull=False, last_error_cause__in=_OUTAGE_CAUSES
+        ):
+            circuit.close_circuit(repository)
+
+
+def _watched_on(outage: HostOutage) -> QuerySet[Repository]:
+    watched = Repository.objects.filter(canonical_url__startswith=outage.host, watches__ended_at=None)
+    return watched.order_by("pk").distinct()
 
 
 def _any_url(outage: HostOutage) -> str:
     """Return the URL of one of the host's watched repositories, each time another one; empty if there is none."""
-    on_host = Repository.objects.filter(canonical_url__startswith=outage.host)
-    watches = AppRepository.objects.alive().filter(repository__in=on_host)
+    watches = AppRepository.objects.alive().filter(repository__in=_watched_on(outage))
     return watches.order_by("?").values_list("github_url", flat=True).first() or ""
 
 

@@ -392,11 +392,10 @@ class Attempt:
         The first attempt of a person's or an app's request is let through as a probe. Later ones are not, because refused
         notices wake the watch again and again.
         """
-        until = self.watch.repository.circuit_open_until
         asked = run is not None and run.reason != Reason.CHANGE
-        if until is None or (asked and self.watch.retry_count == 1):
+        if asked and self.watch.retry_count == 1:
             return 0.0
-        return max(0.0, (until - self.lease.clock.now()).total_seconds())
+        return self.lease.circuit_seconds
 
     def _close_circuit(self) -> None:
         circuit.close_circuit(self.watch.repository, but=self.watch)

@@ -84,6 +84,12 @@ class Lease:
         return max(0.0, (until - self.clock.now()).total_seconds()) if until else 0.0
 
     @property
+    def circuit_seconds(self) -> float:
+        """For how many seconds the repository's circuit is open, as of the claim."""
+        until = self.watch.repository.circuit_open_until
+        return max(0.0, (until - self.clock.now()).total_seconds()) if until else 0.0
+
+    @property
     def gap(self) -> float:
         """Seconds between the starts of two notifications."""
         return self.watch.app.pace_gap

@@ -111,7 +111,7 @@ def git_failed(lease: Lease, error: GitError) -> None:
     failure = SyncFailure(str(error), error.cause.value, root_causes.of_git(error.cause))
     if error.no_connection:
         repositories.record_host_failure(lease.watch.repository, error)
-        postponed(lease, 0.0, failure)
+        postponed(lease, lease.circuit_seconds, failure)
         return
     open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
     failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown), check_in=error.cooldown)

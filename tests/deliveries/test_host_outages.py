@@ -5,9 +5,11 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.reports.queue import read_queue
+from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync.attempt import sync
 from repositories_app.git import remote
@@ -214,3 +216,27 @@ def _going_down(world: World, run):
         return run(arguments, **options)
 
     return run_without_host
+
+
+def test_long_outage_is_reported_to_every_watcher(
+    world: World, ten: list[tuple[Repo, AppRepository]], settings
+) -> None:
+    settings.CIRCUIT_BREAKER_THRESHOLD = 2
+    go_down(world)
+    for _ in range(3):
+        world.check()
+        let_the_backoff_end()
+        Repository.objects.update(last_failure_at=None)  # the next rescan round
+    assert all(repository.circuit_is_open for repository in Repository.objects.all())
+    assert sync_due() == 10
+    assert [record.kind for record in world.requests()[-10:]] == ["sync_failed"] * 10
+    assert not due_watches()
+    resync_single(Actor.command(), ten[0][1])
+    assert sync_due() == 1  # finds no connection, and waits for the circuit
+    assert not due_watches()
+    come_back(world)
+    world.check()
+    assert not any(repository.circuit_is_open for repository in Repository.objects.all())
+    assert sync_due() == 10
+    for repo, watch in ten:
+        assert_promise_kept(world, repo, watch)
