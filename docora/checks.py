@@ -1,12 +1,12 @@
 """System checks of the settings. `manage.py check --deploy` and `manage.py doctor` run them."""
 
-import math
 from ipaddress import ip_address
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
+from docora.conf.data_dir import MAKE_KEY, is_weak_secret_key, max_entropy_bits
 from docora.conf.installation import program
 from docora.http.addresses import Network
 
@@ -14,8 +14,7 @@ _METADATA = [ip_address(address) for address in ("169.254.169.254", "168.63.129.
 _LOOPBACK = [ip_address(address) for address in ("127.0.0.1", "::1")]
 _SHORTEST_PREFIX = {4: 16, 6: 48}
 """Maps the IP version to a prefix length. A network with a shorter prefix is larger than one site."""
-_SECRET_KEY_BITS, _ENCRYPTION_KEY_BITS = 100, 60
-_MAKE_KEY = 'python3 -c "import secrets; print(secrets.token_urlsafe(50))"'
+_ENCRYPTION_KEY_BITS = 60
 
 
 @register(Tags.security, deploy=True)
@@ -78,22 +77,14 @@ def _check_private_network(network: Network) -> list[CheckMessage]:
 @register(Tags.security, deploy=True)
 def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
-    if settings.SECRET_KEY.startswith("django-insecure-") or _max_entropy_bits(settings.SECRET_KEY) < _SECRET_KEY_BITS:
+    if is_weak_secret_key(settings.SECRET_KEY):
         text = "SECRET_KEY is short or repetitive: sessions signed with it can be forged."
-        messages.append(Error(text, hint=f"Generate one: {_MAKE_KEY}", id="docora.E007"))
+        messages.append(Error(text, hint=f"Generate one: {MAKE_KEY}", id="docora.E007"))
     for place, key in enumerate(settings.ENCRYPTION_KEYS, 1):
-        if _max_entropy_bits(key) < _ENCRYPTION_KEY_BITS:
+        if max_entropy_bits(key) < _ENCRYPTION_KEY_BITS:
             text = (
                 f"Number {place} of ENCRYPTION_KEYS is short or repetitive: anyone who has the database can guess it."
             )
-            hint = f"Generate one ({_MAKE_KEY}), put it first, and run {program()} rotate_encryption_keys."
+            hint = f"Generate one ({MAKE_KEY}), put it first, and run {program()} rotate_encryption_keys."
             messages.append(Error(text, hint=hint, id="docora.E008"))
     return messages
-
-
-def _max_entropy_bits(key: str) -> float:
-    """Return an upper bound of the key's entropy, from its length and its number of different characters.
-
-    This detects keys that a person typed. It cannot prove that a key is random.
-    """
-    return len(key) * math.log2(max(1, len(set(key))))

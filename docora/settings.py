@@ -47,6 +47,10 @@ if len(set(ENCRYPTION_KEYS)) < len(ENCRYPTION_KEYS):
 
 # --- Addresses; an https PUBLIC_URL turns on secure cookies, the redirect to https and HSTS ----------------------------
 DEBUG = flag("DEBUG")
+if data_dir.is_weak_secret_key(SECRET_KEY) and not DEBUG:
+    raise ImproperlyConfigured(
+        f"SECRET_KEY is short or repetitive: sessions signed with it can be forged. Generate one: {data_dir.MAKE_KEY}"
+    )
 HOST = text("HOST", default="127.0.0.1")
 PORT = count("PORT", 8000)
 PUBLIC_URL = text("PUBLIC_URL", default=f"http://127.0.0.1:{PORT}").rstrip("/")
@@ -91,6 +95,8 @@ DATABASES: dict[str, dict[str, Any]] = {
 _database = DATABASES["default"]
 _options = _database.setdefault("OPTIONS", {})
 if _database["ENGINE"] == "django.db.backends.sqlite3":
+    if ":" not in _database["NAME"]:  # a file, not :memory:
+        database.create_privately(Path(_database["NAME"]), DATA_DIR)
     # IMMEDIATE, because a DEFERRED transaction that reads and then writes fails at once if another one is writing.
     _options |= {
         "transaction_mode": "IMMEDIATE",
@@ -190,6 +196,7 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "docora.security.permissions.OneQueryBackend"]
 AXES_HANDLER = "docora.security.sign_in.SignInHandler"  # documents what is counted and stored
 AXES_CLIENT_IP_CALLABLE = "docora.security.sign_in.client_address"

@@ -156,5 +156,9 @@ def check_git_host_answers() -> list[CheckMessage]:
 
 
 def _authority(entry: str) -> str:
-    """Return an entry of ALLOWED_GIT_HOSTS as written in a URL. The setting accepts IPv6 addresses without brackets."""
+    """Return an entry of ALLOWED_GIT_HOSTS as written in a URL, with the scheme's own port if it allows every port.
+
+    The setting accepts IPv6 addresses without brackets.
+    """
+    entry = entry.removesuffix(":*")
     return f"[{entry}]" if entry.count(":") > 1 and not entry.startswith("[") else entry

@@ -9,5 +9,6 @@ from deliveries_app.admin import (  # noqa: F401  registers the model admins
     repositories,
     runs,
     sign_in_attempts,
+    users,
     watches,
 )

@@ -1,6 +1,6 @@
 """Base classes of all of Docora's model admins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
@@ -19,7 +19,27 @@ else:
         """Django's class, made generic at run time to match its type stubs."""
 
 
-class DocoraAdmin[M: Model](ModelAdmin[M]):
+class OfferedFiltersOnly:
+    """Refuse (400) every query parameter of a list that none of its filters uses.
+
+    Django accepts any lookup on the model's own columns. Some values make the query itself fail (`created_at__year=99999999`,
+    `id__range=1`), and most lookups would scan the whole table.
+    """
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        filters: Any = self.list_filter  # type: ignore[attr-defined]  # of the model admin that this is mixed into
+        return any(lookup in _parameters_of(spec) for spec in filters)
+
+
+def _parameters_of(list_filter: Any) -> Collection[str]:
+    """Return the query parameters of one entry of `list_filter`."""
+    if isinstance(list_filter, str):  # a column, or a relation to a model whose key is `id`
+        return {f"{list_filter}__{suffix}" for suffix in ("exact", "isnull", "id__exact")}
+    parameters: Collection[str] = getattr(list_filter, "parameters", None) or {list_filter.parameter_name}
+    return parameters
+
+
+class DocoraAdmin[M: Model](OfferedFiltersOnly, ModelAdmin[M]):
     """A model admin whose lists have a plain title and never count a whole table.
 
     With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`

@@ -40,12 +40,15 @@ _DATABASE_UP = "1 if the database responds. Otherwise the metrics that it stores
 @csrf_exempt  # other methods get a 405
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Return the metrics to clients with `METRICS_TOKEN`, or, if none is set, to this machine."""
+    """Return the metrics to clients with `METRICS_TOKEN`, or, if none is set, to this machine.
+
+    A reverse proxy on this machine connects from here too, so what it has forwarded is refused.
+    """
     if settings.METRICS_TOKEN:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
             return authentication_error(request, "metrics", "Send METRICS_TOKEN: Authorization: Bearer …").response()
-    elif not _is_loopback(request.META.get("REMOTE_ADDR", "")):
+    elif request.is_forwarded or not _is_loopback(request.META.get("REMOTE_ADDR", "")):  # type: ignore[attr-defined]
         return json_error(
             "Metrics are only served to this machine: set METRICS_TOKEN to read them from another one", 403
         )

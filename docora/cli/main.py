@@ -22,7 +22,7 @@ from docora.conf.installation import program
 DEMO_SETTINGS = {
     "ALLOW_HTTP": "yes",
     "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
-    "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1",
+    "ALLOWED_GIT_HOSTS": "github.com,127.0.0.1:*",
 }
 
 

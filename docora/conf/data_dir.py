@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -12,6 +13,23 @@ from urllib.parse import quote, urlsplit
 from django.core.exceptions import ImproperlyConfigured
 
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 with the final NUL
+
+
+MAKE_KEY = 'python3 -c "import secrets; print(secrets.token_urlsafe(50))"'
+_SECRET_KEY_BITS = 100
+
+
+def is_weak_secret_key(key: str) -> bool:
+    """Return whether a SECRET_KEY is one that a person typed, or Django's placeholder, so that it can be guessed."""
+    return key.startswith("django-insecure-") or max_entropy_bits(key) < _SECRET_KEY_BITS
+
+
+def max_entropy_bits(key: str) -> float:
+    """Return an upper bound of the key's entropy, from its length and its number of different characters.
+
+    This detects keys that a person typed. It cannot prove that a key is random.
+    """
+    return len(key) * math.log2(max(1, len(set(key))))
 
 
 class Keys:

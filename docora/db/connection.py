@@ -9,12 +9,17 @@ Conversely, without timeouts the kernel waits for a server that vanished (power,
 hour if data was sent, and for two hours if not.
 """
 
+import contextlib
+import os
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, InternalError, OperationalError, connections
+
+from docora.conf.data_dir import make_private
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 """Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
@@ -36,6 +41,17 @@ def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             "Percent-encode special characters in user name and password, such as @ as %40."
         )
     return database
+
+
+def create_privately(path: Path, data_dir: Path) -> None:
+    """Create a new SQLite file with mode 0600: it will hold sessions and password hashes. Its WAL gets the same mode.
+
+    Does nothing for an existing file, and if it cannot be created: then opening the database says why.
+    """
+    with contextlib.suppress(OSError):
+        if path.parent == data_dir:
+            make_private(data_dir)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:

@@ -1,13 +1,27 @@
-"""Permissions in one query: every poll of every open page asks for them."""
+"""The authentication backend: no password is hashed for a name that cannot exist, and permissions take one query."""
 
 from typing import Any
 
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import Permission
+from django.http import HttpRequest
+
+MAX_USERNAME = 150  # of `auth.User`
 
 
 class OneQueryBackend(ModelBackend):
-    """Django's backend, except that a user's own permissions and those of the user's groups take one query, not two."""
+    """Django's backend, except that a user's own permissions and those of the user's groups take one query, not two.
+
+    Every poll of every open page asks for them.
+    """
+
+    def authenticate(
+        self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Return the user, or None. A name that is too long is refused at once: Django would hash the password for it."""
+        if username and len(username) > MAX_USERNAME:
+            return None
+        return super().authenticate(request, username=username, password=password, **kwargs)
 
     def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
         if not user_obj.is_active or user_obj.is_anonymous or user_obj.is_superuser or obj is not None:

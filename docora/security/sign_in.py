@@ -23,12 +23,14 @@ from django.db.models import Case, F, QuerySet, Sum, When
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
+from docora.security.permissions import MAX_USERNAME
 from docora.security.throttle import source_of
 
 logger = logging.getLogger(__name__)
 
 ADDRESS_FACTOR = 10
 RETENTION = timedelta(days=30)
+TOO_LONG = "(a name that is too long)"
 
 
 def client_address(request: HttpRequest) -> str | None:
@@ -53,7 +55,7 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
         """Return the number of failures to compare with `AXES_FAILURE_LIMIT`."""
         since = request.axes_attempt_time - settings.AXES_COOLOFF_TIME  # type: ignore[attr-defined]
         recent = AccessAttempt.objects.filter(ip_address=_address(request), attempt_time__gte=since)
-        by_name = _total_failures(recent.filter(username=get_client_username(request, credentials)))
+        by_name = _total_failures(recent.filter(username=_username(request, credentials)))
         return max(by_name, _total_failures(recent) // ADDRESS_FACTOR)
 
     def user_login_failed(
@@ -75,7 +77,7 @@ class SignInHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes has no t
     def _record(self, request: HttpRequest, credentials: dict[str, Any]) -> None:
         now = request.axes_attempt_time  # type: ignore[attr-defined]
         attempt, is_new = AccessAttempt.objects.get_or_create(
-            username=get_client_username(request, credentials),
+            username=_username(request, credentials),
             ip_address=_address(request),
             user_agent=request.axes_user_agent,  # type: ignore[attr-defined]
             defaults={"path_info": request.axes_path_info, "failures_since_start": 0},  # type: ignore[attr-defined]
@@ -103,6 +105,12 @@ def old_attempts(now: datetime) -> QuerySet[Any]:
 def _address(request: HttpRequest) -> str | None:
     address: str | None = request.axes_ip_address  # type: ignore[attr-defined]
     return address
+
+
+def _username(request: HttpRequest, credentials: dict[str, Any] | None) -> str:
+    """Return the name that failures are counted under. Names that are too long for any user count as one."""
+    name = get_client_username(request, credentials) or ""
+    return name if len(name) <= MAX_USERNAME else TOO_LONG
 
 
 def _total_failures(attempts: QuerySet[Any]) -> int:

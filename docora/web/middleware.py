@@ -65,10 +65,14 @@ class TrustedProxyMiddleware(MiddlewareMixin):
     """Use `X-Forwarded-For` and `X-Forwarded-Proto` from `TRUSTED_PROXIES` and remove them from all other requests.
 
     The client is the last listed address that is not a trusted proxy, because the client can forge everything before it.
-    A port after the address, which some proxies add, is ignored.
+    A port after the address, which some proxies add, is ignored. `request.is_forwarded` tells whether any proxy, trusted or
+    not, has passed the request on.
     """
 
     def process_request(self, request: HttpRequest) -> None:
+        request.is_forwarded = any(  # type: ignore[attr-defined]
+            name == "HTTP_FORWARDED" or name.startswith("HTTP_X_FORWARDED_") for name in request.META
+        )
         forwarded_for = request.META.pop("HTTP_X_FORWARDED_FOR", "")
         forwarded_proto = request.META.pop("HTTP_X_FORWARDED_PROTO", "")
         if settings.TRUSTED_PROXIES and self._is_trusted(request.META.get("REMOTE_ADDR", "")):

@@ -82,9 +82,11 @@ def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
         raise InvalidUrl("The port in the repository URL must be a number from 1 to 65535.")
     host, port = host.lower(), int(digits) if colon else default_port
     allowed = {entry.lower() for entry in settings.ALLOWED_GIT_HOSTS}
-    if not {host, host.strip("[]"), f"{host}:{port}"} & allowed:
+    without_port = {host, host.strip("[]")} if port == default_port else set()
+    if not {f"{host}:{port}", f"{host}:*", *without_port} & allowed:
+        place = clean_text(host, 100) if port == default_port else f"{clean_text(host, 100)}:{port}"
         raise InvalidUrl(
-            f"Repositories on {clean_text(host, 100)} may not be watched here. Allowed: {', '.join(sorted(allowed))}. "
+            f"Repositories on {place} may not be watched here. Allowed: {', '.join(sorted(allowed))}. "
             "An administrator can add the host to ALLOWED_GIT_HOSTS."
         )
     return host, port

@@ -181,7 +181,7 @@ def open_stage(database: str = "postgres") -> Iterator[Stage]:
             "DATABASE_URL": url,
             "REDIS_URL": stack.enter_context(ValkeyServer()).url,
             "DATA_DIR": str(directory / "data"),
-            "ALLOWED_GIT_HOSTS": "127.0.0.1",
+            "ALLOWED_GIT_HOSTS": "127.0.0.1:*",
             "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
             "ALLOW_HTTP": "yes",
             "LOG_LEVEL": "warning",

@@ -33,7 +33,7 @@ def replicas(tmp_path: Path, addresses: dict[str, str], instance_environment: di
 def start_elsewhere(replicas: Daemons, directory: Path, *options: str) -> tuple[Daemon, str]:
     """Start `up` as on another machine, with its own data directory and port. Return it and its readiness URL."""
     port = free_port()
-    replicas.environment |= {"SECRET_KEY": "x" * 50, "ENCRYPTION_KEYS": "y" * 32}
+    replicas.environment |= {"SECRET_KEY": "a-key-that-only-the-tests-of-replicas-use", "ENCRYPTION_KEYS": "y" * 32}
     daemon = replicas.start("up", "--workers", "1", "--data", str(directory), "--port", str(port), *options)
     return daemon, f"http://127.0.0.1:{port}/health/ready"
 

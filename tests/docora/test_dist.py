@@ -241,7 +241,7 @@ def test_settings_and_transforms_of_the_current_folder_apply(installed: Installe
         ADMIN_PASSWORD=f"'{PASSWORD}'",
         ALLOW_HTTP="yes",
         ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8",
-        ALLOWED_GIT_HOSTS="127.0.0.1",
+        ALLOWED_GIT_HOSTS="127.0.0.1:*",
         FILE_TRANSFORMS="portal_files.IntoAFolder",
     )
     installed.start()

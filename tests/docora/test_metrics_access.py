@@ -44,6 +44,16 @@ def test_behind_a_proxy_the_client_address_counts(settings) -> None:
     assert ask().status_code == 200
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Forwarded-Proto", "X-Forwarded-Host"])
+def test_without_a_token_forwarded_requests_are_denied(settings, name: str) -> None:
+    """A reverse proxy on this machine that is not in TRUSTED_PROXIES connects from this machine."""
+    assert ask(**{name: "127.0.0.1"}).status_code == 403
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("127.0.0.0/8")]
+    assert ask(**{name: "127.0.0.1"}).status_code == 403
+    settings.METRICS_TOKEN = TOKEN
+    assert ask(token=TOKEN, **{name: "127.0.0.1"}).status_code == 200
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", REMOTE])
 def test_token_is_required_from_everywhere(settings, address: str) -> None:
     settings.METRICS_TOKEN = TOKEN

@@ -43,6 +43,13 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
             "ALERT_WEBHOOK_URL cannot be called. The URL must start with https",
         ),
         ("LOG_LEVEL", "loud", "LOG_LEVEL must be"),
+        (
+            "SECRET_KEY",
+            "x" * 60,
+            "SECRET_KEY is short or repetitive: sessions signed with it can be forged. Generate one: pyt",
+        ),
+        ("SECRET_KEY", "changeme", "SECRET_KEY is short or repetitive"),
+        ("SECRET_KEY", "django-insecure-" + "0123456789abcdef" * 4, "SECRET_KEY is short or repetitive"),
     ],
 )
 def test_invalid_value_is_named_in_the_error(tmp_path: Path, name: str, value: str, message: str) -> None:
@@ -84,6 +91,23 @@ def test_first_command_generates_private_keys(tmp_path: Path) -> None:
     file = tmp_path / "new" / "keys.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert set(json.loads(file.read_text())) == {"secret_key", "encryption_keys"}
+
+
+def test_weak_secret_key_is_accepted_for_development(tmp_path: Path) -> None:
+    assert start_with(tmp_path, SECRET_KEY="changeme", DEBUG="yes").returncode == 0
+
+
+def test_sqlite_file_is_private(tmp_path: Path) -> None:
+    old_mask = os.umask(0o022)
+    try:
+        for file, settings in (
+            (tmp_path / "data" / "docora.sqlite3", {}),
+            (tmp_path / "elsewhere.sqlite3", {"DATABASE_URL": f"sqlite:///{tmp_path}/elsewhere.sqlite3"}),
+        ):
+            assert start_with(tmp_path / "data", **settings).returncode == 0
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    finally:
+        os.umask(old_mask)
 
 
 def test_concurrent_starts_read_the_same_keys(tmp_path: Path) -> None:

@@ -57,6 +57,22 @@ def test_other_names_from_the_same_address_can_sign_in(anna) -> None:
     assert try_to_sign_in(PASSWORD, name="otto").status_code == 302
 
 
+@pytest.mark.parametrize("length", [151, 256, 100_000])
+def test_name_that_is_too_long_is_counted_and_not_hashed(anna, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(User, "set_password", lambda self, password: hashed.append(password))
+    assert fail(5, name="x" * length) == [200, 200, 200, 200, 429]
+    assert hashed == []
+    assert AccessAttempt.objects.get().failures_since_start == 5
+    assert try_to_sign_in(name="y" * length).status_code == 429
+    assert try_to_sign_in(PASSWORD).status_code == 302
+
+
+def test_sign_in_without_a_next_page_leads_to_the_overview(anna) -> None:
+    answer = Client().post(LOGIN, {"username": "anna", "password": PASSWORD})
+    assert (answer.status_code, answer["Location"]) == (302, "/admin/")
+
+
 def test_lock_applies_to_all_browsers(anna) -> None:
     statuses = [try_to_sign_in(agent=f"Browser {number}").status_code for number in range(5)]
     assert statuses[-1] == 429

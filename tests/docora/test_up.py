@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
 
 
@@ -30,6 +31,15 @@ def test_ready_once_healthy_and_ctrl_c_ends_everything(instance: Instance) -> No
     assert instance.process.wait(30) == 0
     assert not instance.family()
     assert "Traceback" not in instance.log.read_text()
+
+
+def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "DOCORA_ENV_FILE": os.devnull}
+    administrator = {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": "password", "PORT": str(free_port())}
+    done = manage("up", "--workers", "1", environment=environment | administrator)
+    assert done.returncode == 1
+    assert "ADMIN_PASSWORD is not accepted: This password is too common." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_endless_request_bodies_do_not_block_others(instance: Instance) -> None:

@@ -67,7 +67,8 @@ def cables(network: Network) -> None:
 @pytest.fixture
 def world(network: Network, transactional_db: None, tmp_path: Path, settings) -> Iterator[World]:
     """A world whose git server and receiver are only reachable over the network."""
-    settings.ALLOWED_GIT_HOSTS, settings.ALLOWED_PRIVATE_NETWORKS = [network.address], [ip_network(network.range)]
+    settings.ALLOWED_GIT_HOSTS = [f"{network.address}:*"]
+    settings.ALLOWED_PRIVATE_NETWORKS = [ip_network(network.range)]
     world = World(tmp_path, network.address)
     App.objects.update(max_in_flight=MAX_IN_FLIGHT)
     world.app.refresh_from_db()
@@ -87,7 +88,7 @@ def places(
     shared = {
         "SECRET_KEY": settings.SECRET_KEY,
         "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
-        "ALLOWED_GIT_HOSTS": network.address,
+        "ALLOWED_GIT_HOSTS": f"{network.address}:*",
         "ALLOWED_PRIVATE_NETWORKS": network.range,
         "LEASE_SECONDS": str(LEASE_SECONDS),
         "RECORD_BATCH": str(RECORD_BATCH),

@@ -111,7 +111,7 @@ def test_private_address_is_blocked_in_every_notation(
     assert "not allowed to call this address" in ping.hint
 
     assert message in str(git_error(f"{url}/acme/widgets"))
-    settings.ALLOWED_GIT_HOSTS = [host.lower()]
+    settings.ALLOWED_GIT_HOSTS = [f"{host.lower()}:*"]
     with pytest.raises(GitError, match=message):
         watch_repository(Actor.command(), app, f"{url}/acme/widgets", "ghp_hunter2")
     assert not AppRepository.objects.exists()

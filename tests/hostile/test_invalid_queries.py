@@ -26,6 +26,19 @@ INVALID = [
     "/admin/axes/accessattempt/?username=%00",
     "/admin/auth/user/?username=%00",
     "/admin/auth/user/?na%00me=x",
+    f"{APPS}?created_at__year=99999999",
+    f"{APPS}?id__range=1",
+    f"{WATCHES}?created_at__year__gte=99999999",
+    f"{WATCHES}force-resync/?all=1&created_at__date__year=99999999",
+    "/admin/deliveries_app/delivery/?updated_at__year=99999999",
+    "/admin/deliveries_app/failedsync/?created_at__year=99999999",
+    "/admin/deliveries_app/syncrun/?created_at__year=99999999",
+    "/admin/repositories_app/repository/?created_at__week=99999999",
+    "/admin/axes/accessattempt/?attempt_time__year=99999999",
+    "/admin/auth/user/?date_joined__year=99999999",
+    "/admin/auth/user/?last_login=9999-12-31T23:59:59-23:59",
+    "/admin/auth/user/?password__startswith=pbkdf2",
+    "/admin/auth/group/?id__range=1",
 ]
 
 
@@ -52,6 +65,20 @@ def test_form_instead_of_json(watches) -> None:
     token = {"x-csrftoken": client.cookies["csrftoken"].value}
     response = client.post("/admin/api/resync", {"app_id": "x"}, headers=token)
     assert (response.status_code, response.json()) == (400, {"error": "The body must be JSON"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{WATCHES}?status__exact=failed&circuit=open&q=x&o=1&p=1",
+        f"{APPS}?paused__exact=1",
+        "/admin/repositories_app/repository/?is_private__exact=0&circuit=open",
+        "/admin/deliveries_app/failedsync/?app=1&cause=app&state=failed&operation=x",
+        "/admin/auth/user/?is_staff__exact=1&is_superuser__exact=0&is_active__exact=1&groups__id__exact=1&groups__isnull=1",
+    ],
+)
+def test_filters_of_the_lists_work(root: Client, watches, url: str) -> None:
+    assert root.get(url).status_code == 200
 
 
 def test_long_number_is_valid_search_text(root: Client, watches) -> None:

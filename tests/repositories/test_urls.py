@@ -11,7 +11,7 @@ from repositories_app.git.remote import parse_url
 @pytest.fixture(autouse=True)
 def _production_rules(settings) -> None:
     settings.ALLOW_HTTP = False
-    settings.ALLOWED_GIT_HOSTS = ["github.com", "git.example:8443", "ghe.example"]
+    settings.ALLOWED_GIT_HOSTS = ["github.com", "git.example:8443", "ghe.example", "ghe.example:9000"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,26 @@ def test_ten_megabytes_cost_nothing(text: str) -> None:
 )
 def test_allowed_hosts_are_accepted(settings, url: str, canonical: str) -> None:
     settings.ALLOW_HTTP = True
-    settings.ALLOWED_GIT_HOSTS = ["2001:db8::1", "127.0.0.1", "GHE.example", "only.example:443"]
+    settings.ALLOWED_GIT_HOSTS = ["2001:db8::1", "[2001:db8::1]:*", "127.0.0.1:*", "GHE.example", "only.example:443"]
     parsed = parse_url(url)
     assert parsed.canonical == canonical
     assert parse_url(parsed.canonical).canonical == canonical
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://ghe.example:22/a/b", "https://ghe.example:8443/a/b", "https://ghe.example:80/a/b"),
+        *(
+            "http://ghe.example:443/a/b",
+            "https://[2001:db8::1]:22/a/b",
+            "https://only.example:444/a/b",
+            "http://only.example/a/b",
+        ),
+    ],
+)
+def test_host_without_a_port_allows_only_the_default_port(settings, url: str) -> None:
+    settings.ALLOW_HTTP = True
+    settings.ALLOWED_GIT_HOSTS = ["ghe.example", "2001:db8::1", "only.example:443"]
+    with pytest.raises(InvalidUrl, match="may not be watched here"):
+        parse_url(url)

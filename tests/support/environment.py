@@ -44,7 +44,7 @@ class TestEnvironment:
             "DATA_DIR": str(self.data_dir),
             "DATABASE_URL": self.postgres.url if self.postgres else self.sqlite_url(self.data_dir / "docora.sqlite3"),
             "REDIS_URL": self.valkey.url,
-            "ALLOWED_GIT_HOSTS": "127.0.0.1",
+            "ALLOWED_GIT_HOSTS": "127.0.0.1:*",
             "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
             "ALLOW_HTTP": "yes",
             "LOG_FORMAT": "json",

@@ -47,7 +47,7 @@ for pk, name in ((1, "widgets"), (2, "private")):
 
 
 def environment_of(database: Database, directory: Path) -> dict[str, str]:
-    keys = {"SECRET_KEY": "x" * 50, "ENCRYPTION_KEYS": make_dumps.ENCRYPTION_KEY}
+    keys = {"SECRET_KEY": "a-key-that-only-the-tests-of-upgrades-use", "ENCRYPTION_KEYS": make_dumps.ENCRYPTION_KEY}
     return os.environ | {"DATABASE_URL": database.url, "DATA_DIR": str(directory), "REPOS_DIR": str(directory)} | keys
 
 

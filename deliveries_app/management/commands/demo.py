@@ -17,7 +17,7 @@ class Command(BaseCommand):
         add_instance_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not settings.ALLOW_HTTP or "127.0.0.1" not in settings.ALLOWED_GIT_HOSTS:
+        if not settings.ALLOW_HTTP or "127.0.0.1:*" not in settings.ALLOWED_GIT_HOSTS:
             required = " ".join(f"{name}={value}" for name, value in DEMO_SETTINGS.items())
             raise CommandError(f"The demo needs these settings in every process of the instance: {required}")
         if not wait_for_database(30.0):

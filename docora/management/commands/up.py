@@ -10,6 +10,8 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError, connections
@@ -93,6 +95,10 @@ class Command(BaseCommand):
             schema.wait_until_migrated(self.stderr.write)
         name, password = settings.ADMIN_USERNAME, settings.ADMIN_PASSWORD
         if name and password and not User.objects.filter(is_superuser=True).exists():
+            try:
+                validate_password(password, User(username=name))
+            except ValidationError as error:
+                raise CommandError(f"ADMIN_PASSWORD is not accepted: {' '.join(error.messages)}") from None
             with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
                 User.objects.create_superuser(name, password=password)
                 self.stdout.write(f"The administrator {name} was created.")
