@@ -24,6 +24,7 @@ Kind = Literal["create", "update", "delete", "sync_failed", "sync_completed", "p
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SECONDS = re.compile(r"[0-9]{1,12}")
+_SEQUENCE = re.compile(r"[0-9]{1,16}")
 _WEBHOOK_ID = re.compile(r"msg_([A-Za-z0-9-]{1,64})_([0-9]{1,16})(?:_[A-Za-z0-9-]{1,64}_[0-9]{1,9})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -128,7 +129,11 @@ def parse(kind: Kind, headers: Mapping[str, str], body: bytes, now: float) -> No
         raise Refused(422, "The body is not JSON.") from None
     if not isinstance(payload, dict):
         raise Refused(422, "The body is not a JSON object.")
-    watch_id, sequence = ("", 0) if kind == "ping" else _watch_and_sequence(sent.get("webhook-id", ""), now)
+    if kind == "ping":  # of no watch; the sequence is only logged
+        watch_id, header = "", sent.get("x-docora-sequence", "")
+        sequence = int(header) if _SEQUENCE.fullmatch(header) else 0
+    else:
+        watch_id, sequence = _watch_and_sequence(sent.get("webhook-id", ""), now)
 
     _take(payload, "timestamp", str)
     repository_id, repository = ("", "") if kind == "ping" else _repository(_take(payload, "repository", dict))

@@ -1,6 +1,5 @@
 """Watch and unwatch repositories, and delete apps (`engine.md` §9)."""
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ def check_readable(url: str, token: str) -> bool:
     """Return whether the repository is private: readable with the token, but not without.
 
     A repository without a commit can be read, too. Raises `GitError` if it cannot be read with this token, or if its host
-    takes longer than `GIT_CHECK_SECONDS`.
+    takes longer than `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing has been stored yet.
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
@@ -145,8 +144,14 @@ def check_readable(url: str, token: str) -> bool:
             )
 
     with remote.new_client(max_connections=1) as client:
-        with contextlib.suppress(NoCommit):
+        try:
             remote.ls_head(client, url, token, check_deadline)
+        except NoCommit:
+            pass
+        except GitError as error:
+            if error.next_step:
+                error.next_step = "Try again later."
+            raise
         if not token:
             return False
         try:

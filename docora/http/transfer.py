@@ -33,6 +33,7 @@ _CAUSES: Final[Mapping[int, Cause]] = {
     pycurl.E_SSL_ISSUER_ERROR: Cause.TLS,
     pycurl.E_PEER_FAILED_VERIFICATION: Cause.TLS,
 }
+_NOT_HTTP: Final = {pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY}  # once a request was sent
 
 
 class Transfer:
@@ -202,7 +203,11 @@ class Transfer:
             return self._blocked
         host = host_of(self.request.url)
         reached = self._sends > 0
-        cause = _CAUSES.get(code, Cause.NETWORK if reached else Cause.CONNECT)
+        cause = (
+            Cause.NETWORK
+            if reached and code in _NOT_HTTP
+            else _CAUSES.get(code, Cause.NETWORK if reached else Cause.CONNECT)
+        )
         detail = clean_text(text, 200)
         if cause is Cause.TIMEOUT:
             return self._timed_out(host, reached)
@@ -213,6 +218,8 @@ class Transfer:
             return cause, f"The kept-alive connection to {host} closed before a response arrived."
         if cause is Cause.DNS:
             return cause, f"The name {name_of(self.request.url)} could not be resolved."
+        if code in _NOT_HTTP and reached:
+            return cause, f"{host} answers, but not in HTTP: {detail}."
         prefix = {
             Cause.TLS: f"No trusted TLS connection to {host}",
             Cause.NETWORK: f"The connection to {host} broke",

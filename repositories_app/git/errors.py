@@ -122,14 +122,16 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
         # A full disk is this machine's trouble: no client is told of it, and another machine, or room, helps.
         here = _FULL_DISK.search(detail) is not None
         return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
-    message, hint = "git could not read the repository", "What is watched is tried again by itself."
+    message, hint = "git could not read the repository", ""
     if cause is Cause.TIMEOUT:
         message = "The git host did not answer in time"
     elif cause is Cause.NETWORK:
-        hint += " If it stays so, check the address, and whether the host can be reached from here."
+        hint = " If this persists, check the address, and whether the host can be reached from here."
     else:
-        hint += " If it stays so, look whether the repository can be cloned by hand."
-    return GitError(cause, f"{message}: {detail}. {hint}", for_every_watcher=True)
+        hint = " If this persists, check whether the repository can be cloned by hand."
+    return GitError(
+        cause, f"{message}: {detail}.{hint}", for_every_watcher=True, next_step="Docora retries automatically."
+    )
 
 
 def still_damaged(error: GitError) -> GitError:

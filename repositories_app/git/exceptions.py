@@ -21,7 +21,8 @@ class GitError(Exception):
     `permanent`: trying again without a change by a person will not help. `for_every_watcher`: it concerns the
     repository or its host, not one app's token, and so counts for the circuit breaker. `cooldown`: seconds that the host
     wants to be left alone, 0 if it did not ask. `no_connection`: no connection to the host could be made, whichever of its
-    repositories was asked for.
+    repositories was asked for. `next_step`: the last sentence of the message, which depends on what the repository was
+    read for.
     """
 
     no_connection = False
@@ -34,12 +35,17 @@ class GitError(Exception):
         permanent: bool = False,
         for_every_watcher: bool = False,
         cooldown: float = 0.0,
+        next_step: str = "",
     ) -> None:
         super().__init__(message)
         self.cause = cause
         self.permanent = permanent
         self.for_every_watcher = for_every_watcher
         self.cooldown = cooldown
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {self.next_step}".rstrip()
 
 
 class RepositoryMoved(GitError):

@@ -242,6 +242,19 @@ def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
     assert (run.reason, run.outcome, run.files_done) == (Reason.RESYNC, Outcome.SUCCEEDED, 2)
 
 
+def test_failed_registration_promises_no_retry(world: World) -> None:
+    """Nothing is registered, so nothing retries. A watched repository is retried."""
+    repo, watch = world.watch()
+    world.git.server.stop()
+    with pytest.raises(GitError) as failed:
+        watch_repository(COMMAND, world.add_app("Other"), repo.url)
+    assert str(failed.value).endswith("whether the host can be reached from here. Try again later.")
+    assert AppRepository.objects.count() == 1
+    world.sync(watch)
+    watch.refresh_from_db()
+    assert watch.last_error.endswith("whether the host can be reached from here. Docora retries automatically.")
+
+
 def test_token_that_cannot_read_the_repository_changes_nothing(world: World) -> None:
     repo = world.git.repo("acme/private", {"a.txt": b"1"}, token="good")
     watch = world.sync(world.watch_url(repo, token="good"))

@@ -1,5 +1,6 @@
 """The HTTP client against real sockets: responses, concurrent requests and every kind of failure."""
 
+import re
 import socket
 import struct
 import threading
@@ -203,6 +204,17 @@ def test_trickling_response_times_out(client, serve):
 def test_incomplete_response_is_a_network_failure(client, serve, beginning):
     outcome = client.request(post(serve(lambda connection, *_: connection.sendall(beginning) or False).url))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.NETWORK, True)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"220 mail.example ESMTP\r\n", b"\x15\x03\x01\x00\x02\x02\x16"]
+)
+def test_response_that_is_not_http_is_a_network_failure(client, serve, answer):
+    """The URL is fine. Another service listens there, or one that wants TLS."""
+    server = serve(lambda connection, *_: connection.sendall(answer) or False)
+    outcome = client.request(post(server.url))
+    assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.NETWORK, True)
+    assert re.match(r"127\.0\.0\.1:\d+ answers, but not in HTTP: ", outcome.message)
 
 
 def test_chunked_response_with_trailers_is_complete(client, serve):

@@ -35,7 +35,7 @@ def http(status: int) -> str:
         (http(308), Cause.NOT_FOUND, True, True, "renamed or moved"),
         (http(429), Cause.NETWORK, False, False, "limits how often it may be asked with this token"),
         (http(500), Cause.NETWORK, True, False, "error: 500"),
-        (http(503), Cause.NETWORK, True, False, "What is watched is tried again by itself"),
+        (http(503), Cause.NETWORK, True, False, "Docora retries automatically."),
         ("fatal: unable to access 'x': Could not resolve host: git.example", Cause.NETWORK, True, False, "resolve"),
         ("fatal: unable to access 'x': SSL certificate problem: expired", Cause.NETWORK, True, False, "certificate"),
         ("fatal: unable to access 'x': Failed to connect to h port 443", Cause.NETWORK, True, False, "check the address"),
