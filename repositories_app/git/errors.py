@@ -1,8 +1,8 @@
-"""What git, its hosts and the HTTP client say when something fails, as a `GitError` in words that say what to do.
+"""Turn failures of git, git hosts and the HTTP client into a `GitError` whose message says what to do.
 
-Everything that a stranger may have written passes `scrub` and `clean_text` in here, and comes out without the token,
-whoever repeated it. What decides the cause is git's own words only: a host that writes "corrupt" into a message must
-not have the mirror made anew, and a repository may be called `acme/timeout`.
+All foreign text passes through `scrub` and `clean_text`, so no message contains the token, even if a host repeats it. Only
+git's own words decide about the cause: a host that writes "corrupt" must not cause the mirror to be rebuilt, and a repository
+may be called `acme/timeout`.
 """
 
 import base64
@@ -16,7 +16,7 @@ from docora.security.redaction import encodings_of
 from docora.text import clean_text, format_bytes, format_seconds
 from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
 
-DEFAULT_COOLDOWN = 60.0  # seconds, where a host says "too many requests" and not for how long
+DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "the host forbids it to read this repository"
 _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and is made anew"
@@ -49,7 +49,7 @@ _COMPILED = [(cause, re.compile(pattern, re.IGNORECASE)) for cause, pattern in _
 
 
 def basic_authorization(token: str) -> str:
-    """The header that GitHub and its kind take for a token: HTTP Basic with any user name."""
+    """Return the header that git hosts accept for a token: HTTP Basic with any user name."""
     return "Authorization: Basic " + _basic(token)
 
 
@@ -58,7 +58,7 @@ def _basic(token: str) -> str:
 
 
 def scrub(text: str, token: str) -> str:
-    """Foreign text without the token, in any form that an echo may have, and without any other credentials in URLs."""
+    """Return foreign text without the token in any encoding, and without other credentials in URLs."""
     if token:
         forms = encodings_of(token) | {_basic(token)}
         longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
@@ -67,16 +67,19 @@ def scrub(text: str, token: str) -> str:
 
 
 def quoted(text: str | bytes, token: str, limit: int = _MESSAGE) -> str:
-    """Foreign text for a message, on one line and without a full stop. Scrubbed before it is shortened: half a token
-    is not recognised any more."""
+    """Return foreign text for a message, on one line and without a full stop. It is scrubbed before it is shortened,
+    because half a token would not be recognised."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return " ".join(clean_text(scrub(text[:100_000], token), limit).split()).rstrip(".")
 
 
 def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = False) -> GitError:
-    """What git's stderr means; `ended` is the exit status; a signal is -n, as `subprocess` has it, or 128 + n, as a shell.
-    `local`: the command read the mirror only, so that whatever it says and is not known here is about the mirror."""
+    """Return the error that git's stderr describes.
+
+    `ended` is the exit status: for a signal -n, as in `subprocess`, or 128 + n, as in a shell. `local`: the command only read
+    the mirror, so an unknown message means that the mirror is damaged.
+    """
     text = scrub(clean_text(stderr, 20_000), token)
     lines = [line for line in text.splitlines() if line.startswith(("fatal:", "error:"))]
     own = [re.sub(r"'[^']*'|(?<=remote error: )(?!upload-pack: not our ref).*", "''", line) for line in lines]
@@ -99,7 +102,7 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = Fa
 
 
 def _detail(cause: Cause, line: str, text: str) -> str:
-    if cause is Cause.AUTH:  # git speaks of user names and prompts, of which there are none here
+    if cause is Cause.AUTH:  # git's message is about user names and prompts, which do not apply here
         return FORBIDDEN if "error: 403" in line else ""
     line = re.sub(r"^(fatal|error): ", "", line)
     remote_lines = re.findall(r"(?m)^remote: *(.*\S)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
@@ -107,7 +110,7 @@ def _detail(cause: Cause, line: str, text: str) -> str:
 
 
 def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
-    """One `GitError` per cause. `detail` may be foreign text."""
+    """Return the `GitError` for a cause. `detail` may be foreign text."""
     detail = quoted(detail, token)
     if cause is Cause.AUTH and token:
         reason = detail or "it is wrong, expired or revoked"
@@ -119,7 +122,7 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     if cause is Cause.CORRUPT:
         return GitError(cause, f"{_DAMAGED}: {detail}.")
     if cause is Cause.TOO_LARGE:
-        # A full disk is this machine's trouble: no client is told of it, and another machine, or room, helps.
+        # A full disk is this machine's problem: clients are not notified, and a retry may succeed.
         here = _FULL_DISK.search(detail) is not None
         return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
     message, hint = "git could not read the repository", ""
@@ -135,8 +138,8 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
 
 
 def still_damaged(error: GitError) -> GitError:
-    """For a mirror that is damaged although it was made anew just before: the repository is, or the disk, and that
-    concerns every watcher."""
+    """Return the error for a mirror that is damaged although it was just rebuilt. The repository or the disk is damaged, which
+    concerns all watches."""
     detail = str(error).removeprefix(f"{_DAMAGED}: ").rstrip(".")
     return GitError(
         Cause.CORRUPT,
@@ -188,7 +191,7 @@ def folder_too_large(size: int) -> GitError:
 
 
 def moved(address: str) -> RepositoryMoved:
-    """The host answers with a redirect; `address` is where to, if that may be watched, else empty."""
+    """Return the error for a redirect. `address` is its target if that may be watched, otherwise empty."""
     if address:
         return RepositoryMoved(
             f"The repository was renamed or moved: the host redirects to {address}. Watch that address instead."
@@ -200,8 +203,8 @@ def moved(address: str) -> RepositoryMoved:
 
 
 def rate_limited(seconds: float | None, *, token: str) -> GitError:
-    """Too many requests: the host counts them per token, or per address of whoever has none. One app's busy token must
-    not close the repository for others."""
+    """Return the error for a rate limit. Hosts count requests per token, or per address without one, so the limit of one
+    app's token must not open the circuit for others."""
     cooldown = min(DEFAULT_COOLDOWN if seconds is None else max(seconds, 1.0), MAX_WAIT_SECONDS)
     whose = "with this token" if token else "without a token"
     hint = "" if token else " A token usually raises the limit."
@@ -214,7 +217,7 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
 
 
 def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: bool = False) -> GitError:
-    """No answer from the host, by the HTTP client's account. `reached`: it may have received the request."""
+    """Return the error for a request without an answer. `reached`: the host may have received it."""
     if cause is HttpCause.REFUSED_ADDRESS:
         hint = "An administrator can add its network to ALLOWED_PRIVATE_NETWORKS."
         text = f"git could not read the repository: {quoted(message, token)}. {hint}"

@@ -1,10 +1,10 @@
-"""What can go wrong with a repository, told in words."""
+"""Errors about repositories. Their messages are for users."""
 
 from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """The wire's `error.reason` values."""
+    """Values of `error.reason` in `sync_failed`."""
 
     AUTH = "auth"
     NOT_FOUND = "not_found"
@@ -18,11 +18,11 @@ class Cause(StrEnum):
 class GitError(Exception):
     """Reading a repository failed.
 
-    `permanent`: trying again without a change by a person will not help. `for_every_watcher`: it concerns the
-    repository or its host, not one app's token, and so counts for the circuit breaker. `cooldown`: seconds that the host
-    wants to be left alone, 0 if it did not ask. `no_connection`: no connection to the host could be made, whichever of its
-    repositories was asked for. `next_step`: the last sentence of the message, which depends on what the repository was
-    read for.
+    - `permanent`: a retry will not help until a person changes something.
+    - `for_every_watcher`: it concerns the repository or its host, not one app's token, so it counts for the circuit breaker.
+    - `cooldown`: seconds that the host asked to wait, or 0.
+    - `no_connection`: no connection to the host could be made, so its other repositories cannot be read either.
+    - `next_step`: the last sentence of the message, which depends on what the repository was read for.
     """
 
     no_connection = False
@@ -49,7 +49,7 @@ class GitError(Exception):
 
 
 class RepositoryMoved(GitError):
-    """The host redirects; the message names the new address where that is known and may be watched."""
+    """The host redirects. The message names the new address if it is known and may be watched."""
 
     def __init__(self, message: str) -> None:
         super().__init__(Cause.NOT_FOUND, message, permanent=True, for_every_watcher=True)
@@ -67,12 +67,12 @@ class NoCommit(GitError):
 
 
 class InvalidUrl(ValueError):
-    """A repository URL that cannot be watched; the message says why and what is accepted."""
+    """A repository URL that cannot be watched. The message says why, and what is accepted."""
 
 
 class MirrorBusy(Exception):
-    """Another process fetches into the mirror, and that takes long."""
+    """Another process is fetching into the mirror for longer than this one waits."""
 
 
 class Interrupted(Exception):
-    """The work was told to stop in the middle: the process is shutting down or somebody else owns the work now."""
+    """The work has to stop: the process is shutting down, or another one owns the work now."""

@@ -1,7 +1,7 @@
-"""Fetch one commit with a single request of protocol v2, for what is small: git itself would start four processes.
+"""Fetch one commit with a single request of protocol v2 if it is small. git itself would start four processes.
 
-`man gitprotocol-v2` describes the request and the sections of the answer. What this module does not take, such as a large
-pack or a host that does not speak the protocol, is left to git, which also says what is wrong.
+`man gitprotocol-v2` describes the request and the sections of the answer. Anything else, such as a large pack or a host that
+does not support the protocol, is left to git, which also says what is wrong.
 """
 
 import re
@@ -19,7 +19,7 @@ MAX_HAVES = 64
 _MAX_SHALLOW = 1000
 _NAME = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # of an object
 _LENGTH = re.compile(rb"[0-9a-fA-F]{4}")
-_DATA, _ERROR = 1, 3  # bands: 2 is for progress
+_DATA, _ERROR = 1, 3  # bands; 2 carries progress messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Running git: isolated configuration, bounded time, size and memory, no prompts, errors in words.
+"""Run git with an isolated configuration, bounds on time, size and memory, no prompts, and readable errors.
 
-A token travels in the child's environment (`http.<host>.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs
-or files. Arguments are lists and options end with `--`, so nothing that a stranger wrote is read as an option. A command
-that uses the network says so with a `Remote`: its host is resolved first, and git dials the resolved addresses only.
+A token is passed in the child's environment (`http.<host>.extraHeader` through `GIT_CONFIG_*`), never in arguments, URLs or
+files. Arguments are lists and options end with `--`, so no foreign text is read as an option. A command that uses the
+network takes a `Remote`: Docora resolves its host first, and git connects only to the resolved addresses.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ Tick = Callable[[], None]
 """Called about every second while git works: extends a lease, or raises to stop the work."""
 
 LOCAL_TIMEOUT = 120.0  # seconds for a command that reads the mirror only
-MAX_OUTPUT = 16 << 20  # bytes that `run` takes; what may be longer is streamed
+MAX_OUTPUT = 16 << 20  # bytes that `run` accepts; longer output has to be streamed
 MAX_MEMORY = 4 << 30  # bytes for each process of a network command
-_MAX_STDERR = 4 << 20  # bytes; a host can have git print whatever it likes
+_MAX_STDERR = 4 << 20  # bytes; a host can make git print anything
 _LOOKUP_SECONDS = 10.0
 _MAX_PINNED = 16  # addresses
 _TICK_SECONDS = 1.0
 _TRUSTED = "host"
-# Several processes make up a network command, and git that is killed leaves its helpers behind, listening to a host for
-# as long as that pleases and holding our locks. This shell leads the group: it ends all of it when we die (SIGTERM is
-# what the kernel then sends it), and what is left of it when git ends.
+# A network command consists of several processes. When git is killed, its helpers remain: they wait for the host for as long as
+# it likes, and hold our locks. This shell leads their process group. It ends the group when we die (the kernel then sends it
+# SIGTERM), and what is left of it when git ends.
 _LEADER = (
     "sh", "-c",
     'trap "" XFSZ; trap "kill -KILL 0" TERM; "$@" & wait "$!" 2>/dev/null; ended=$?; trap "" TERM; kill -TERM 0; exit "$ended"', "sh",
@@ -66,11 +66,11 @@ _ALWAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Where a network command goes: a URL as `parse_url` lets through, and the token to read it with, or none.
+    """The repository that a network command reads: a URL that `parse_url` accepts, and a token or none.
 
-    `trusted`: git does not walk the whole tree again to see whether the host has sent all of it, which a shallow fetch
-    does whatever was there before (140 ms for 200,000 files). It takes the host for the promisor of a partial clone, of
-    which only contents of more than a terabyte are left out; what is missing anyhow shows when it is read.
+    With `trusted`, git does not walk the whole tree to check whether the host has sent everything. A shallow fetch does that
+    whatever was there before (140 ms for 200,000 files). git treats the host as the promisor of a partial clone that leaves
+    out only contents of more than a terabyte. If an object is missing all the same, reading it fails.
     """
 
     url: str
@@ -79,12 +79,12 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """How a command names it."""
+        """Its name in a command's arguments."""
         return _TRUSTED if self.trusted else self.url
 
 
 def environment(remote: Remote | None = None) -> dict[str, str]:
-    """The whole environment of a git child; nothing of the user's or the machine's git configuration counts.
+    """Return the whole environment of a git process. It ignores the user's and the machine's git configuration.
 
     Raises `GitError` if the remote's host may not be called.
     """
@@ -103,7 +103,7 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
         "GIT_PROTOCOL_FROM_USER": "0",
         "GIT_ALLOW_PROTOCOL": ":".join(protocols),
         "GIT_NO_LAZY_FETCH": "1",
-        "GIT_ALLOC_LIMIT": "1g",  # for one object: a small delta can unfold to anything
+        "GIT_ALLOC_LIMIT": "1g",  # for one object; a small delta can expand to any size
         "GIT_LITERAL_PATHSPECS": "1",
         "GIT_CONFIG_COUNT": str(len(config)),
     }
@@ -116,7 +116,7 @@ def environment(remote: Remote | None = None) -> dict[str, str]:
 
 
 def _config_for(remote: Remote) -> dict[str, str]:
-    """The resolved addresses, pinned, and the token for this host alone."""
+    """Return the configuration that pins the resolved addresses and sends the token to this host only."""
     parts = urlsplit(remote.url)
     host = parts.hostname or ""
     resolved = resolve(host, settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
@@ -157,11 +157,13 @@ def start(
     max_memory: int | None = None,
     short: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """A git child with pipes for output, in its own process group, that dies with this process and holds `fds`.
+    """Start git with a pipe for its output, in its own process group. It ends with this process and holds `fds` open.
 
-    stderr goes to a temporary file, so that a talkative child never blocks; `stderr_of` reads it. `max_memory` (bytes)
-    is for a local command that keeps in memory what a stranger's tree unfolds to. `short`: a local command that soon ends
-    without this process too, because it has little to do or because its output has no reader then.
+    stderr goes to a temporary file, so that much output never blocks the process; `stderr_of` reads it.
+
+    - `max_memory`: limit in bytes for a local command that holds in memory what a foreign tree expands to.
+    - `short`: a local command that ends soon even if this process dies, because it has little to do or nobody reads its
+      output.
     """
     env = environment(remote)
     limits = {"fsize": settings.MAX_FETCH_BYTES, "data": MAX_MEMORY} if remote else {}
@@ -187,7 +189,7 @@ def start(
 
 
 def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
-    """The last whole lines, 8 KiB at most, of what the child said on stderr; closes the file."""
+    """Return the last whole lines of the process's stderr, at most 8 KiB, and close the file."""
     errors: IO[bytes] = process.errors  # type: ignore[attr-defined]
     with errors:
         size = errors.seek(0, os.SEEK_END)
@@ -197,7 +199,7 @@ def stderr_of(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the child and everything it started."""
+    """End the process and everything that it started."""
     if process.poll() is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -233,7 +235,7 @@ def run(
     process = start(args, directory=directory, remote=remote, fds=fds, short=short, stdin=pipe, max_memory=max_memory)
     try:
         if process.stdin and isinstance(stdin, bytes):
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and its words say why
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and its stderr says why
                 process.stdin.write(stdin)
                 process.stdin.close()
         output = _output_of(process, time.monotonic() + timeout, tick)
@@ -250,7 +252,7 @@ def run(
 
 
 def _output_of(process: subprocess.Popen[bytes], deadline: float, tick: Tick | None) -> bytes:
-    """All of stdout, and the child has ended; `TimeoutExpired` at the deadline."""
+    """Return all of stdout after the process has ended. Raises `TimeoutExpired` at the deadline."""
     assert process.stdout
     output = bytearray()
     next_tick = time.monotonic() + _TICK_SECONDS

@@ -1,7 +1,7 @@
-"""The far side: where a repository's HEAD stands, and what a host's answers mean.
+"""Ask git hosts where a repository's HEAD is, and interpret their answers.
 
-A check is one `ls-refs` request of protocol v2, sent at once without asking for capabilities first; hundreds are under
-way together on pooled connections. A server that does not speak v2 is asked by git itself.
+A check is one `ls-refs` request of protocol v2, without asking for capabilities first. Hundreds run at once on pooled
+connections. For a server that does not support v2, git asks instead.
 """
 
 import re
@@ -38,7 +38,7 @@ class Head:
 
 
 def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
-    """The outbound client as this installation's rules want it."""
+    """Return an outbound client with this installation's rules."""
     return HttpClient(
         allowed_networks=settings.ALLOWED_PRIVATE_NETWORKS,
         allow_http=settings.ALLOW_HTTP,
@@ -53,7 +53,7 @@ def _packet(line: str) -> bytes:
 
 
 def object_format(commit: str) -> str:
-    """Return the object format of a repository with this commit. Without a commit, what most of them have."""
+    """Return the object format of a repository with this commit. Without a commit, return the usual one."""
     return SHA256 if len(commit) == 64 else SHA1
 
 
@@ -94,9 +94,9 @@ def upload_pack_request(
 
 @dataclass(slots=True)
 class Question[Key]:
-    """Where HEAD of a repository stands. `commit` is one that it had, if any: its length tells the object format.
+    """Asks for a repository's HEAD. `commit` is one that it had, if any: its length tells the object format.
 
-    A host answers nothing at all to a question in another format; then it is asked once more, in the other one.
+    A host sends an empty answer to a question in the wrong format. It is then asked again in the other one.
     """
 
     key: Key
@@ -119,8 +119,8 @@ class Question[Key]:
 def ls_heads[Key](
     client: HttpClient, questions: Iterable[Question[Key]], tick: git.Tick
 ) -> Iterator[tuple[Key, Head | GitError]]:
-    """Yield the key and HEAD of each question, in the order of arrival; an error is an answer too. `tick` is called all
-    the while, about every second at least."""
+    """Yield the key and the HEAD or error of each question, in the order of the answers. Call `tick` at least about every
+    second."""
     waiting = iter(questions)
     exhausted = False
     while True:
@@ -142,7 +142,7 @@ def ls_heads[Key](
 
 
 def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None, *, commit: str = "") -> Head:
-    """HEAD of one repository; raises the `GitError`. `commit` is one that it had, if any."""
+    """Return the HEAD of one repository. `commit` is one that it had, if any. Raises `GitError`."""
     question = Question(None, url, token, commit)
     outcome = wait_for(client, question.request(), tick)
     if question.is_other_format(outcome):
@@ -151,7 +151,7 @@ def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None
 
 
 def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
-    """The outcome of one request on an idle client; `tick` is called about every second until it is there."""
+    """Send one request on an idle client and return its outcome. Call `tick` about every second meanwhile."""
     client.submit(request)
     try:
         while not (finished := client.poll(1.0)):
@@ -203,12 +203,12 @@ def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
 
 
 def _is_rate_limit(outcome: Outcome) -> bool:
-    """GitHub says 403 for it, too."""
+    """Return whether a 403 means a rate limit, as it does on GitHub."""
     return "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
 
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
-    """The redirect is not followed; where it leads to is told if it may be watched, as `parse_url` writes it."""
+    """Return the error for a redirect, which is not followed. It names the target if that may be watched."""
     try:
         target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
         address = parse_url(re.sub(r"/(info/refs|git-upload-pack)$", "", target)).spelled
@@ -218,7 +218,7 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
 
 
 def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
-    """For a redirect that git met, and does not say where to: the same question again, asked by ourselves."""
+    """Ask again after git met a redirect, because git does not say where it leads. Return the error to raise."""
     request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(token)))
     with new_client(max_connections=1) as client:
         outcome = wait_for(client, request, tick)
@@ -226,10 +226,10 @@ def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
 
 
 def parse_ls_refs(answer: bytes) -> Head | None:
-    """HEAD from the packets of an `ls-refs` answer; None when these are not such packets.
+    """Return HEAD from the packets of an `ls-refs` answer, or None if these are not such packets.
 
-    A repository without commits answers with no ref at all. That is an error, `NoCommit`: nothing must be deleted at a
-    client because a host lost a branch.
+    Raises `NoCommit` if there is no ref, as in a repository without commits. Nothing must be deleted at a client because a
+    host lost a branch.
     """
     position = 0
     while position + 4 <= len(answer):
@@ -252,7 +252,7 @@ def _branch(ref: str) -> str:
 
 
 def _ls_remote(url: str, token: str, tick: git.Tick | None) -> Head:
-    """The same from `git ls-remote`, for servers that do not speak protocol v2."""
+    """Return HEAD from `git ls-remote`, for servers that do not support protocol v2."""
     arguments = ["ls-remote", "--symref", "--", url, "HEAD"]
     try:
         output = git.run(arguments, remote=git.Remote(url, token), timeout=60.0, tick=tick).decode("utf-8", "replace")

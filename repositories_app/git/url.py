@@ -1,7 +1,7 @@
-"""Which URLs may be watched, and which of them name the same repository. Pure; costs nothing however long the text is.
+"""Decide which URLs may be watched, and which of them name the same repository. Pure, and cheap for text of any length.
 
-One narrow form is accepted and everything else refused, so that git, libcurl and Python have nothing to disagree about:
-no user info, no escapes, no backslashes, no option and no transport of git's (`ext::`, `--upload-pack`) fits into it.
+Only one narrow form is accepted, so that git, libcurl and Python cannot read a URL differently: no user info, escapes or
+backslashes, and none of git's options and transports (`ext::`, `--upload-pack`).
 """
 
 import re
@@ -24,7 +24,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class RepositoryUrl:
-    """`canonical` identifies the repository; `spelled` is what the app wrote, and what is fetched from."""
+    """`canonical` identifies the repository. `spelled` is the URL as the app wrote it, which is fetched from."""
 
     spelled: str
     canonical: str
@@ -33,7 +33,7 @@ class RepositoryUrl:
 
 
 def parse_url(url: str) -> RepositoryUrl:
-    """`https://<allowed host>/owner/name`, with an optional `.git` and trailing slash; `InvalidUrl` in words."""
+    """Parse `https://<allowed host>/owner/name`, with an optional `.git` and trailing slash. Raises `InvalidUrl`."""
     if len(url) > MAX_LENGTH:
         raise InvalidUrl(f"The repository URL must look like {_FORM} and have at most {MAX_LENGTH:,} characters.")
     url = url.strip(" \t\r\n")
@@ -60,7 +60,7 @@ def parse_url(url: str) -> RepositoryUrl:
 
 
 def owner_and_name(spelled: str) -> tuple[str, str]:
-    """Of a URL that was accepted, as it spells them: `Acme/Docs` and `acme/docs` may be one repository."""
+    """Return owner and name as an accepted URL spells them. `Acme/Docs` and `acme/docs` may be one repository."""
     return _owner_and_name(urlsplit(spelled).path)
 
 

@@ -29,7 +29,7 @@ class BlobReader:
     """Contents and sizes through one `git cat-file --batch-command`, which is started by the first question. Use it as a
     context manager.
 
-    git unpacks while its reader does something else, if it was asked ahead and the pipe holds what comes of it.
+    git unpacks in the background what `ask_ahead` has asked for, as far as the pipe holds it.
     """
 
     BLOCK = 1 << 18
@@ -48,7 +48,7 @@ class BlobReader:
         self.close()
 
     def close(self) -> None:
-        """End git. Another question starts it again."""
+        """End git. The next question starts it again."""
         process, self._process = self._process, None
         self._ahead.clear()
         if process:
@@ -56,7 +56,8 @@ class BlobReader:
             git.stderr_of(process)
 
     def ask_ahead(self, blobs: Sequence[str]) -> None:
-        """These are wanted next, in this order, and small. What of them is not is read over then."""
+        """Ask for the contents that will be read next, in this order. They must be small. `read` skips those that it does not
+        want."""
         ahead = blobs[:_BATCH_OBJECTS]
         self._ask("contents", ahead)
         self._ahead.extend(ahead)
@@ -76,7 +77,7 @@ class BlobReader:
                 yield self._content(blob)
 
     def stream(self, blob: str) -> Iterator[bytes]:
-        """One content in blocks; read it to its end before the next question."""
+        """Yield one content in blocks. Read it to its end before the next question."""
         self._skip_ahead()
         self._ask("contents", [blob])
         with self._closed_on_error():
@@ -90,7 +91,7 @@ class BlobReader:
             self._out.read(1)
 
     def sizes(self, blobs: Sequence[str]) -> Iterator[int]:
-        """The sizes in bytes, in order, whatever these objects are. Read all of them before the next question."""
+        """Yield the objects' sizes in bytes, in order. Read all of them before the next question."""
         self._skip_ahead()
         with self._closed_on_error():
             for start in range(0, len(blobs), _BATCH_OBJECTS):
@@ -99,7 +100,7 @@ class BlobReader:
                 yield from (self._header(blob)[1] for blob in part)
 
     def trees(self, names: Sequence[str]) -> Generator[bytes]:
-        """The contents of tree objects, in order, as git stores them. Read all of them, or close it, before the next
+        """Yield the contents of tree objects as git stores them, in order. Read all of them, or close this, before the next
         question."""
         self._skip_ahead()
         with self._closed_on_error():
@@ -115,7 +116,7 @@ class BlobReader:
                     yield self._body(name, size)
 
     def root_file(self, commit: str, name: bytes) -> Entry | None:
-        """What is no folder and has this name in the root of the commit."""
+        """Return the entry with this name in the root of the commit, unless it is a folder."""
         [raw] = self.trees([root_of(commit)])
         if b" %b\0" % name not in raw:
             return None
@@ -174,7 +175,7 @@ class BlobReader:
 
     @contextlib.contextmanager
     def _closed_on_error(self) -> Iterator[None]:
-        """After an error, or half of the answers, nobody knows which answer comes next: git is ended."""
+        """End git after an error. It is unknown which answer would come next."""
         try:
             yield
         except BaseException:
@@ -183,7 +184,7 @@ class BlobReader:
 
 
 class _Pipe(io.RawIOBase):
-    """git's output, which is waited for as long as any local command may be silent."""
+    """git's output. Reading raises `GitError` if git prints nothing for `LOCAL_TIMEOUT` seconds."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

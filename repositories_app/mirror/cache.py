@@ -1,8 +1,8 @@
-"""All mirrors of this machine together: how much room they take, which were used last, and which have to go.
+"""Keep this machine's mirrors within their bound: measure them, and remove those that are not needed or least recently used.
 
-Every machine has its own, and its own workers see to them: after a job, one process at a time, at most once a minute.
-Nobody is waited for: a mirror that is in use stays, and is looked at again the next time. One that has gone is fetched
-anew when it is needed; the plan is made from the whole tree then, and what the rows know as delivered is not sent again.
+Workers do this after a job, one process at a time and at most once a minute. A mirror that is in use is left for the next
+time. A removed one is fetched again when it is needed. The plan is then made from the whole tree, and files that the rows
+record as delivered are not sent again.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 60.0
 EMPTY_BYTES = 65536
-"""What a disk with blocks of 4 KiB gives to a mirror beside its packs: a dozen and a half folders, locks and refs."""
+"""Room of a mirror beside its packs on a disk with 4 KiB blocks: some 18 folders, locks and refs."""
 _OURS = re.compile(r"([A-Za-z0-9_-]+)\.git\.(?:use|fetch)\.lock|(repo_\w+)\.git")
-"""A mirror is known by its locks, which stand beside it whatever its id is like (an import brings ids of another making),
-and one of an id of our own making by its name too."""
+"""A mirror is recognised by the locks beside it, because imported ids may have any form. One with an id of ours is also
+recognised by its name."""
 _IDS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes on the disk, nearly, and how many mirrors they are."""
+    """The approximate size of all mirrors on the disk in bytes, and their number."""
 
     bytes: int
     mirrors: int
@@ -44,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Cached:
-    """What lies in the folder under the name of one repository: `size` is 0 where that is only locks."""
+    """The files of one repository's mirror. `size` is 0 if there are only locks."""
 
     repository_id: str
     mirror: Mirror
@@ -53,8 +53,10 @@ class Cached:
 
 
 def look_after() -> None:
-    """Remove what nobody needs any more, and what was used least lately where all of it is too large. For the end of a
-    job: it returns at once unless it is time for it and nobody else is at it."""
+    """Remove mirrors that are not needed, and the least recently used ones if all of them are too large.
+
+    Called at the end of each job. Returns at once unless a minute has passed and no other process is doing it.
+    """
     folder = Path(settings.REPOS_DIR)
     if not _is_due(folder):
         return
@@ -69,12 +71,12 @@ def look_after() -> None:
 
 
 def measure() -> Size:
-    """As they are now."""
+    """Measure the mirrors now."""
     return _size_of(_found(Path(settings.REPOS_DIR)))
 
 
 def last_measured() -> Size | None:
-    """As they were when a worker of this machine last looked; None if none has."""
+    """Return the size that a worker of this machine last measured, or None."""
     try:
         return Size(**json.loads(_state(Path(settings.REPOS_DIR)).read_text()))
     except (OSError, ValueError, TypeError):
@@ -95,8 +97,10 @@ def _tidy(folder: Path) -> Size:
 
 
 def _within(mirrors: list[Cached], bound: int) -> list[Cached]:
-    """Those that are left once no more than `bound` bytes are (0: any number), or as few as can be. One that is larger
-    by itself goes first: it could not stay whatever else went."""
+    """Remove mirrors until the others take at most `bound` bytes (0: no bound), and return those that remain.
+
+    A mirror that is larger than the bound on its own goes first, because it could not stay anyway.
+    """
     kept = []
     total = sum(one.size for one in mirrors)
     for one in sorted(mirrors, key=lambda one: (one.size <= bound, one.used_at)):
@@ -113,14 +117,14 @@ def _within(mirrors: list[Cached], bound: int) -> list[Cached]:
 
 
 def _found(folder: Path) -> list[Cached]:
-    """Nothing that is not known as a mirror is ever touched."""
+    """Return the mirrors in the folder. Files that are not recognised as mirrors are never touched."""
     names = {match[1] or match[2] for path in folder.glob("*.git*") if (match := _OURS.fullmatch(path.name))}
     mirrors = [(name, Mirror(folder / f"{name}.git")) for name in sorted(names)]
     return [Cached(name, mirror, _room(mirror.directory), mirror.used_at()) for name, mirror in mirrors]
 
 
 def _room(directory: Path) -> int:
-    """Of its packs alone, beside which the rest is small: a look at one folder and not at all that is in it."""
+    """Return the size of a mirror's packs plus a constant for the rest, which is small. Reads one folder only."""
     if not directory.exists():
         return 0
     with contextlib.suppress(FileNotFoundError), os.scandir(directory / "objects" / "pack") as packs:
@@ -134,7 +138,7 @@ def _size_of(mirrors: Iterable[Cached]) -> Size:
 
 
 def _watched(repository_ids: Iterable[str]) -> set[str]:
-    """Those of them that the database still has."""
+    """Return those of these repositories that are in the database."""
     found: set[str] = set()
     for some in batched(repository_ids, _IDS_AT_ONCE):
         found.update(Repository.objects.filter(repository_id__in=some).values_list("repository_id", flat=True))
@@ -142,7 +146,7 @@ def _watched(repository_ids: Iterable[str]) -> set[str]:
 
 
 def _state(folder: Path) -> Path:
-    """What was last measured; its age says when."""
+    """Return the file with the last measurement. Its age says when that was."""
     return folder / "mirrors.json"
 
 

@@ -1,11 +1,10 @@
-"""The mirror of one repository on this machine: bare, shallow, a cache that may be deleted at any time.
+"""The mirror of one repository on this machine: a bare, shallow clone. It is a cache and may be deleted at any time.
 
-Pure git, no models. Two file locks stand *beside* it: `fetch` (exclusive, for whoever adds objects) and `use` (shared
-by readers, exclusive for removing and repacking). Git children inherit the locks' descriptors, so that a lock is free
-only when nobody works any more, also after a kill -9.
+Two file locks lie *beside* it: `fetch` (exclusive, to add objects) and `use` (shared to read, exclusive to remove or repack).
+git processes inherit the locks' descriptors, so a lock is free only when all of them have ended, also after a kill -9.
 
-Refs keep what is needed: `refs/docora/<watch>/run` the commit that a run reads, `refs/docora/<watch>/base` the commit
-that a watch's rows equal.
+Refs keep the objects that are needed: `refs/docora/<watch>/run` is the commit that a run reads, `refs/docora/<watch>/base` the
+commit that a watch's rows equal.
 """
 
 import contextlib
@@ -59,11 +58,11 @@ MAX_DIFF_FOLDERS = 10_000
 MAX_DIFF_BYTES = 1 << 20  # of those paths together
 _MAX_DIFF_MEMORY = 512 << 20  # bytes; git holds the whole difference before it prints any of it
 MAX_LISTING_BYTES = 4 << 30
-"""How long the list of a tree may be: a few nested trees that name each other many times make a list without end."""
+"""Bound for the list of a tree. A few nested trees that name each other many times make an endless list."""
 
 
 class Mirror:
-    """`directory` is `REPOS_DIR/{repository_id}.git`; it need not exist."""
+    """`directory` is `REPOS_DIR/{repository_id}.git`. It need not exist."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -71,14 +70,14 @@ class Mirror:
 
     @contextlib.contextmanager
     def in_use(self, tick: git.Tick) -> Iterator[None]:
-        """Hold the shared lock: nobody removes or repacks the mirror meanwhile."""
+        """Hold the shared lock, so that nobody removes or repacks the mirror."""
         with self._lock("use", tick, shared=True) as fd:
             os.utime(fd)
             yield
 
     @contextlib.contextmanager
     def glance(self) -> Iterator[None]:
-        """The same for a page that shows what is here and waits for nothing: `GitError` says why there is nothing to see."""
+        """Hold the shared lock for a page, which waits for nothing. Raises `GitError` if there is nothing to read now."""
         if not (self.directory / "HEAD").exists():
             raise GitError(Cause.NOT_FOUND, "This machine has no mirror of the repository.")
         with contextlib.ExitStack() as held:
@@ -103,11 +102,11 @@ class Mirror:
         client: HttpClient | None = None,
         patience: float = math.inf,
     ) -> str:
-        """Fetch `commit` unless it is here, and return it. Keep it by the watch's `run` ref. Call it inside `in_use`.
+        """Fetch `commit` unless it is here, keep it by the watch's `run` ref, and return it. Call this inside `in_use`.
 
-        Where the host does not serve a commit by name, fetch what HEAD is now, and return that. With an idle `client`,
-        what is small takes one request and one process. Raises `MirrorBusy` if another process has been fetching for
-        `patience` seconds, and `GitError`.
+        If the host does not serve commits by name, fetch its current HEAD and return that. With an idle `client`, a small
+        fetch takes one request and one process. Raises `GitError`, and `MirrorBusy` if another process has been fetching for
+        `patience` seconds.
         """
         with self._lock("fetch", _patient(tick, patience)):
             self._prepare(object_format(commit))
@@ -119,7 +118,7 @@ class Mirror:
             if client and self._fetch_pack(client, url, token, commit, kept, timeout, tick):
                 self._write_ref(ref, commit)
                 return commit
-            # The first fetch is looked at as a whole; what a later one brings is small beside what is here.
+            # git checks the first fetch completely. Later ones are small beside what is here.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
                 by_name = self._fetch(remote, ref, commit, timeout, tick)
@@ -131,13 +130,13 @@ class Mirror:
                     self._examine(tick)
                 raise
             if remote.trusted:
-                self._clear()  # its packs are like any others from now on
+                self._clear()  # remove the marks of a partial clone from its packs
             if by_name:
                 return commit
             return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
 
     def _kept(self, watch: str) -> list[str]:
-        """Return the commits that refs keep, those of this watch first. Each is here with its tree."""
+        """Return the commits that refs keep, those of this watch first. Their trees are here."""
         files = sorted((self.directory / "refs" / "docora").glob("*/*"), key=lambda file: file.parent.name != watch)
         commits = [self._read_ref(f"refs/docora/{file.parent.name}/{file.name}") for file in files]
         return [commit for commit in dict.fromkeys(commits) if _COMMIT.fullmatch(commit)]
@@ -158,7 +157,7 @@ class Mirror:
         if pack is None:
             return False
         self._write_file("shallow", "".join(f"{name}\n" for name in sorted({*shallow, *pack.shallow})))
-        # The first one must hold all that its commit consists of. What a later one brings is small beside what is here.
+        # The first pack must contain everything that its commit consists of. Later ones are small beside what is here.
         command = ["index-pack", "--stdin", "--fix-thin", *([] if kept else ["--check-self-contained-and-connected"])]
         try:
             with tempfile.TemporaryFile() as file:
@@ -189,7 +188,7 @@ class Mirror:
             return []
 
     def _fetch(self, remote: git.Remote, ref: str, commit: str, timeout: float, tick: git.Tick) -> bool:
-        """Whether the host serves a commit by name; it was asked for what HEAD is meanwhile otherwise."""
+        """Fetch the commit, or HEAD if the host does not serve commits by name. Return whether it was the commit."""
         command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
         try:
             self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
@@ -203,12 +202,12 @@ class Mirror:
         return True
 
     def _examine(self, tick: git.Tick) -> None:
-        """Whether it is the mirror that a fetch stumbled over, for reasons that git words in a hundred ways: then reading
-        it alone fails, too."""
+        """Raise `GitError` if reading the mirror alone fails. Then the mirror is why a fetch failed; git has too many messages
+        for that to recognise them all."""
         self._git(["rev-list", "--objects", "--all", "--quiet"], tick=tick)
 
     def has(self, commit: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bool:
-        """Whether the commit and its tree are here."""
+        """Return whether the commit and its tree are here."""
         if not commit or not self.directory.exists():
             return False
         try:
@@ -218,12 +217,12 @@ class Mirror:
         return True
 
     def keep_base(self, watch: str, commit: str) -> None:
-        """Remember `commit` as what the watch's rows equal, and let its `run` ref go."""
+        """Keep `commit` as the one that the watch's rows equal, and remove its `run` ref."""
         self._write_ref(f"refs/docora/{watch}/base", commit)
         (self.directory / f"refs/docora/{watch}/run").unlink(missing_ok=True)
 
     def tree(self, commit: str, paths: Sequence[bytes] | None = None) -> Iterator[Entry]:
-        """The files of a commit in byte order of their paths, all or just those named, streaming."""
+        """Yield the files of a commit in byte order of their paths: all of them, or those in `paths`."""
         arguments = ["ls-tree", "-r", "-l", "-z", "--full-tree", _peeled(commit)]
         if paths is None:
             yield from self._ls_tree(arguments)
@@ -237,7 +236,7 @@ class Mirror:
                 yield from (entry for entry in self._ls_tree([*arguments, "--", *named]) if entry.path in wanted)
 
     def entry(self, commit: str, path: bytes, *, timeout: float = git.LOCAL_TIMEOUT) -> Entry | None:
-        """What the commit has at this very path, which may be a directory; None for nothing."""
+        """Return the commit's entry at exactly this path, which may be a directory, or None."""
         if b"\0" in path:
             return None
         if is_strange(path):
@@ -246,7 +245,7 @@ class Mirror:
         return _named(path, listed)
 
     def _walk(self, commit: str, path: bytes, until: float) -> Entry | None:
-        """For a path that git takes for another one: name by name."""
+        """Look the path up name by name, because git would take it for another one."""
         found, tree = None, _peeled(commit)
         for name in path.split(b"/"):
             if found and found.mode != DIRECTORY:
@@ -258,7 +257,7 @@ class Mirror:
         return replace(found, path=path) if found else None
 
     def content(self, blob: str, *, timeout: float = git.LOCAL_TIMEOUT) -> bytes:
-        """The whole content of a small file, 16 MiB at most."""
+        """Return the content of a file of at most 16 MiB."""
         try:
             return self._glance(["cat-file", "blob", blob], timeout)
         except GitError as error:
@@ -267,8 +266,10 @@ class Mirror:
             raise git_errors.explain(Cause.CORRUPT, f"object {blob[:12]} cannot be read") from error
 
     def changes(self, base: str, commit: str, reader: BlobReader) -> dict[bytes, Difference] | None:
-        """Return path → what both commits have there, for the files that differ. None if a full plan is better: there are
-        too many, or a tree was made by hand and is out of order."""
+        """Return path → entries of both commits, for the files that differ.
+
+        Return None if a full plan is better: too many files differ, or a tree was made by hand and is out of order.
+        """
         files: list[tuple[bytes, Difference]] = []
         folders = size = 0
         # `-t` lists folders too: a few trees that name each other may expand to any number of empty ones.
@@ -295,7 +296,7 @@ class Mirror:
                     if len(files) > MAX_DIFF_PATHS or folders > MAX_DIFF_FOLDERS or size > MAX_DIFF_BYTES:
                         return None
         except GitError as error:
-            if error.cause is Cause.TOO_LARGE:  # git's memory was used up: the list of a full plan streams
+            if error.cause is Cause.TOO_LARGE:  # git ran out of memory; a full plan streams its list
                 return None
             raise
         if any(path >= following for (path, _), (following, _) in pairwise(files)):
@@ -303,8 +304,10 @@ class Mirror:
         return _with_sizes(dict(files), reader)
 
     def repack_if_many(self, tick: git.Tick) -> bool:
-        """Put many small packs into one and drop what no ref keeps, if nobody uses the mirror just now. One that cannot be
-        repacked is damaged, or the disk is full: it is removed, and the next fetch makes it anew."""
+        """Combine many small packs into one and drop what no ref keeps, unless the mirror is in use.
+
+        If that fails, the mirror is damaged or the disk is full: remove it, and the next fetch rebuilds it.
+        """
         if len(self._packs()) <= MAX_PACKS:
             return False
         try:
@@ -321,11 +324,13 @@ class Mirror:
         return True
 
     def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True) -> bool:
-        """Delete the mirror and its locks once nobody uses it, or unless somebody does, without `wait`. Whether it is
-        gone. Not inside `in_use`."""
+        """Delete the mirror and its locks once it is not in use. Without `wait`, do nothing if it is.
+
+        Return whether it is gone. Do not call this inside `in_use`.
+        """
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
-                with contextlib.suppress(OSError):  # first: what is left if this process is killed is no mirror, then
+                with contextlib.suppress(OSError):  # first, so that the rest is no mirror if this process is killed
                     (self.directory / "HEAD").unlink()
                 shutil.rmtree(self.directory, ignore_errors=True)
                 for name in ("fetch", "use"):
@@ -335,7 +340,7 @@ class Mirror:
         return not self.directory.exists()
 
     def used_at(self) -> float:
-        """When it was last in use, in Unix seconds; 0 where nobody knows."""
+        """Return when it was last in use, in Unix seconds, or 0 if that is unknown."""
         try:
             return self._lock_file("use").stat().st_mtime
         except FileNotFoundError:
@@ -354,7 +359,7 @@ class Mirror:
     def _prepare(self, format_name: str) -> None:
         """Create the repository if it is not there, and clear it. Holds the `fetch` lock.
 
-        Raises `GitError` if the host's repository was made anew in another object format: so must the mirror be.
+        Raises `GitError` if the host's repository was made anew in another object format, so that the mirror is rebuilt.
         """
         if not (self.directory / "HEAD").exists():
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -362,13 +367,13 @@ class Mirror:
             for folder in ("objects/pack", "refs/heads"):
                 (self.directory / folder).mkdir(parents=True)
             self._write_file("config", _CONFIG[format_name])
-            self._write_file("HEAD", "ref: refs/heads/main\n")  # last: from here on it is a repository
+            self._write_file("HEAD", "ref: refs/heads/main\n")  # last, because it makes the folder a repository
         elif self._read_file("config") == _CONFIG[SHA1 if format_name == SHA256 else SHA256]:
             raise git_errors.explain(Cause.CORRUPT, f"the repository's object format is {format_name} now")
         self._clear()
 
     def _clear(self) -> None:
-        """Remove what a writer that was killed or failed has left. Holds the `fetch` lock."""
+        """Remove what a killed or failed writer has left. Holds the `fetch` lock."""
         for pattern in (
             "*.lock",
             "refs/**/*.lock",
@@ -380,7 +385,7 @@ class Mirror:
                 stale.unlink(missing_ok=True)
 
     def _glance(self, args: Sequence[str], timeout: float = git.LOCAL_TIMEOUT, *, stdin: bytes = b"") -> bytes:
-        """For what is answered at once, also in a process with threads."""
+        """Run a git command that ends at once."""
         timeout = max(0.0, timeout)
         return git.run(args, directory=self.directory, fds=self._fds, timeout=timeout, short=True, stdin=stdin)
 
@@ -429,7 +434,7 @@ class Mirror:
             yield entry
 
     def _records(self, arguments: Sequence[str], max_memory: int | None = None) -> Generator[bytes]:
-        """What git prints between NULs, streaming."""
+        """Yield git's NUL-separated output, record by record."""
         process = git.start(arguments, directory=self.directory, fds=self._fds, max_memory=max_memory, short=True)
         yield from records(process, MAX_LISTING_BYTES)
 
@@ -437,7 +442,7 @@ class Mirror:
     def _lock(
         self, name: str, tick: git.Tick = lambda: None, *, shared: bool = False, wait: bool = True
     ) -> Iterator[int]:
-        """Its descriptor; children that are started meanwhile hold it as well."""
+        """Hold a lock and yield its descriptor, which git processes that are started meanwhile inherit."""
         make_private(self.directory.parent)
         with file_locks.hold(self._lock_file(name), shared=shared, wait=wait, tick=tick) as fd:
             self._fds.append(fd)
@@ -473,11 +478,11 @@ def _with_sizes(differences: dict[bytes, Difference], reader: BlobReader) -> dic
 
 
 def _peeled(commit: str) -> str:
-    """What a host calls HEAD may be anything: git refuses what is no commit, then."""
+    """Return a name that git accepts only for a commit. A host may call anything HEAD."""
     return f"{commit}^{{commit}}"
 
 
 def _named(path: bytes, listed: bytes) -> Entry | None:
-    """The line of this path."""
+    """Return the entry of this path from a listing."""
     line = next((line for line in listed.split(b"\0") if line.partition(b"\t")[2] == path), None)
     return entry_of(line) if line else None

@@ -1,4 +1,4 @@
-"""Lines of a tree as git prints them, and paths as it takes them."""
+"""Parse git's listings of trees, and prepare paths for git's command line."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from repositories_app.git.exceptions import Cause, GitError
 DIRECTORY, SYMLINK, SUBMODULE = "040000", "120000", "160000"
 _NOTHING = "000000"
 MAX_TREE_BYTES = 64 << 20
-"""How large a tree object may be that is read as a whole: a folder with more than a million files."""
+"""Largest tree object that is read. It has more than a million files in one folder."""
 _ARGUMENT_BYTES = 100_000
 _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
 """An entry of a tree object by the bytes of its object id: SHA-1 or SHA-256."""
@@ -25,8 +25,10 @@ _STORED = {size: re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % size, re.DOTALL) fo
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes. A directory
-    has a line (`040000`) only where it is asked for."""
+    """One entry of a tree: `mode` as git writes it (`100644`, `100755`, `120000`, `160000`), `size` in bytes.
+
+    Directories (`040000`) are listed only where that is asked for.
+    """
 
     path: bytes
     mode: str
@@ -35,11 +37,11 @@ class Entry:
 
 
 type Difference = tuple[Entry | None, Entry | None]
-"""What two commits have at one path, files only: before and after."""
+"""The entries of two commits at one path, before and after; None unless there is a file."""
 
 
 def entry_of(line: bytes) -> Entry:
-    """`<mode> SP <type> SP <object> SP <padded size> TAB <path>`; a submodule's size is `-`, a lost object's `BAD`."""
+    """Parse `<mode> SP <type> SP <object> SP <padded size> TAB <path>`. A submodule's size is `-`, a lost object's `BAD`."""
     fields, path = line.split(b"\t", 1)
     mode, _, blob, size = fields.split()
     if size == b"BAD":
@@ -48,8 +50,10 @@ def entry_of(line: bytes) -> Entry:
 
 
 def difference_of(line: bytes, path: bytes) -> Difference:
-    """`:<old mode> SP <new mode> SP <old object> SP <new object> SP <status>` of `git diff-tree --raw`. (None, None) for a
-    folder. The sizes are 0."""
+    """Parse `:<old mode> SP <new mode> SP <old object> SP <new object> SP <status>` of `git diff-tree --raw`.
+
+    Return (None, None) for a folder. The sizes are 0.
+    """
     old_mode, new_mode, old, new, _ = line.removeprefix(b":").split()
     return _file(path, old_mode, old), _file(path, new_mode, new)
 
@@ -60,7 +64,7 @@ def _file(path: bytes, mode: bytes, blob: bytes) -> Entry | None:
 
 
 def root_of(commit: str) -> str:
-    """Return git's name for the tree object of a commit. What a host calls HEAD may be anything: git refuses the rest."""
+    """Return git's name for the tree of a commit. git refuses it for anything else that a host may call HEAD."""
     return f"{commit}^{{commit}}^{{tree}}"
 
 
@@ -73,7 +77,7 @@ def stored_entries(raw: bytes, id_bytes: int) -> list[tuple[bytes, bytes, bytes]
 
 
 def canonical_mode(mode: bytes) -> str:
-    """Return the mode of an entry of a tree object as git understands it, however it is spelled."""
+    """Return the mode of a stored entry as git prints it, whatever its spelling."""
     number = int(mode, 8)
     if stat.S_ISREG(number):
         return "100755" if number & 0o100 else "100644"
@@ -81,18 +85,20 @@ def canonical_mode(mode: bytes) -> str:
 
 
 def disorder(path: bytes) -> GitError:
-    """git sorts a tree when it makes one, so this one was made by hand; what it means is not defined."""
+    """Return the error for a tree that is not sorted. git sorts trees, so this one was made by hand and has no defined
+    meaning."""
     message = f"its tree is malformed, {git_errors.quoted(path, '', 100)!r} is out of order or there twice"
     return git_errors.explain(Cause.OTHER, message)
 
 
 def is_strange(path: bytes) -> bool:
-    """Whether git would refuse this path as a pathspec, or take it for another one. Only hand-made trees have such."""
+    """Return whether git would refuse this path as a pathspec or take it for another one. Only hand-made trees have such
+    paths."""
     return len(path) > _ARGUMENT_BYTES or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))
 
 
 def slices(paths: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """The paths in portions that fit on a command line."""
+    """Yield the paths in portions that fit on a command line."""
     part: list[bytes] = []
     size = 0
     for path in paths:
@@ -109,8 +115,11 @@ _BLOCK = 65536
 
 
 def records(process: subprocess.Popen[bytes], max_bytes: int, patience: float = git.LOCAL_TIMEOUT) -> Generator[bytes]:
-    """Record by record; the process is over when this is, however it ends. `GitError` when it fails, prints more than
-    `max_bytes`, or prints nothing for `patience` seconds, as where the disk does not answer."""
+    """Yield NUL-separated records of the process's output, and end the process when the iteration ends.
+
+    Raises `GitError` if it fails, prints more than `max_bytes`, or prints nothing for `patience` seconds, for example because
+    the disk does not answer.
+    """
     assert process.stdout
     try:
         parts: list[bytes] = []  # of a record that is not complete; a name may be megabytes long
@@ -133,7 +142,7 @@ def records(process: subprocess.Popen[bytes], max_bytes: int, patience: float = 
 
 
 def _read(pipe: IO[bytes], patience: float) -> bytes:
-    """The next block, empty at the end."""
+    """Return the next block; empty at the end."""
     wait_for_output(pipe.fileno(), patience)
     return os.read(pipe.fileno(), _BLOCK)
 
