@@ -47,8 +47,8 @@ test-sqlite: test-environment
 test-environment: setup
 	@.ci/system-packages.sh
 
-# Run random histories and storms with crashes and outages, and rewrite tests/faults/RESULTS.md. SOAK_ARGS says how many or how
-# long: "--histories 200" or "--minutes 60 --first-seed 7000".
+# Run random histories and storms with crashes and outages, and add the results to those of the same commit in
+# tests/faults/RESULTS.md. SOAK_ARGS says how many or how long: "--histories 200" or "--minutes 60 --first-seed 7000".
 SOAK_ARGS ?=
 
 soak: setup

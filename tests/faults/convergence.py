@@ -1,196 +1,287 @@
-"""Random histories as a Hypothesis state machine. Any rule may follow any other, and after each `quiet` every copy is HEAD.
+"""Random histories. Any step may follow any other, and after each rest every copy is HEAD.
 
-`make test` runs a fixed number of histories, `make soak` as many as requested.
+A seed gives a history: the kinds of the clients, and a list of steps, which are methods of `Universe` with their arguments.
+`make test` plays some fixed seeds, `make soak` as many as requested.
 """
 
+import os
 import random
+import signal
 import tempfile
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import traceback
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-
-from tests.faults.universe import Universe
-from tests.faults.workers import Fate
+from tests.faults.clients import KINDS
+from tests.faults.hosts import FAULTS
+from tests.faults.summary import Summary
+from tests.faults.universe import PLACES, TRANSFORMS, Universe
+from tests.faults.workers import Fate, Step
 from tests.support.git import Entry
 
-NAMES = ["a", "a/b", "a/b/c", "b", "c", "d/e", "d/f", "g", "large.bin", "größe 🙂.txt"]
+STEPS = 15
+LONGEST_HISTORY = 150  # seconds
+TWINS = {"read.me": "READ.ME", "d/Notes": "d/notes", "straße": "STRASSE", "größe 🙂.txt": "GRÖSSE 🙂.txt"}
+TWINS |= {name: unicodedata.normalize("NFD", name) for name in ["é.txt", "x/å"]}
+BOTH_TWINS = TWINS | {twin: name for name, twin in TWINS.items()}
+NAMES = ["a", "a/b", "a/b/c", "b", "c", "d/e", "d/f", "g", "large.bin", "drafts/a", "flat/b", *TWINS]
 IGNORED = ["", "d/\n", "*\n!*/\n!e\n!.docoraignore\n", "/a\n!/a\n", "[bg]\n", "/*/*/c\n", ".docoraignore\n"]
-WORDS = [b"one", b"two", b"three", b"four" * 100, b"\xff\x00binary"]
-
-repos, watches, apps = st.sampled_from([0, 1]), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1])
-names = st.sampled_from(NAMES)
-seeds = st.integers(0, 2**32)
+WORDS = [b"one", b"two", b"three", b"four" * 100, b"\xff\x00binary", b"poison"]
 
 
-@dataclass
-class Summary:
-    """Counts over all histories of this process. `duplicates` has the files sent twice for each kill."""
+@dataclass(frozen=True)
+class History:
+    """The kinds of the two apps' clients, the steps, and whether real workers do what is due at a rest."""
 
-    histories: int = 0
-    notifications: int = 0
-    events: Counter[str] = field(default_factory=Counter)
-    duplicates: list[int] = field(default_factory=list)
+    seed: int
+    kinds: tuple[int, int]
+    steps: tuple[Step, ...]
+    real_workers: bool
+
+    def __str__(self) -> str:
+        who = " and ".join(KINDS[kind].name for kind in self.kinds)
+        head = f"seed {self.seed}; clients: {who}; real workers at rest: {self.real_workers}"
+        return "\n".join([head, *(f"  {name}{arguments}" for name, arguments in self.steps)])
 
 
-def entry(repo: int, word: bytes, kind: int) -> bytes | Entry:
+# --- Drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _place(rng: random.Random) -> int:
+    return rng.randrange(len(PLACES))
+
+
+def _two(rng: random.Random) -> int:
+    """Return the number of an app or of a repository."""
+    return rng.randrange(2)
+
+
+def _seed(rng: random.Random) -> int:
+    return rng.randrange(2**32)
+
+
+def _entry(rng: random.Random, repo: int, weights: Sequence[int] = (50, 5, 3)) -> bytes | Entry:
     """Return a tree entry. Its content names the repository, so that contents cannot be confused."""
-    content = b"%d: %b" % (repo, word)
-    return [content, content, content, Entry.executable(content), Entry.symlink("b")][kind]
+    content = b"%d: %b" % (repo, rng.choice(WORDS))
+    return rng.choices([content, Entry.executable(content), Entry.symlink("b")], weights)[0]
 
 
-USER_ACTIONS = [
-    *(f"{verb} {watch}" for verb in ("resync", "retry", "cancel", "unwatch_and_watch", "remove_and_watch") for watch in range(3)),
-    *(f"{verb} {app}" for verb in ("resync_all", "retry_all", "cancel_all", "rotate_key", "rotate_token") for app in range(2)),
-]  # fmt: skip
-INTERFERENCES = [
-    *(f"{verb} {watch}" for verb in ("resync", "cancel", "retry") for watch in range(3)),
-    "resync_all 0", "cancel_all 0", "retry_all 0", "rotate_key 0", "redis_forgets", "redis_restarts", "lose_mirror 0",
-    "lose_mirror 1",
-]  # fmt: skip
-OUTAGES = ["redis_forgets", "redis_restarts", "database_restarts", "lose_mirror 0", "lose_mirror 1", None]
-words, kinds = st.sampled_from(WORDS), st.integers(0, 4)
-
-
-def random_tree(seed: int) -> dict[str, tuple[bytes, int]]:
-    rng = random.Random(seed)
-    size = rng.choice([0, 1, *range(4, len(NAMES) + 1)])
-    return {name: (rng.choice(WORDS), rng.randrange(5)) for name in rng.sample(NAMES, size)}
-
-
-def random_fate(seed: int) -> Fate | None:
-    rng = random.Random(seed)
-    [kind] = rng.choices(["kill", "term", "freeze", "interference", None], weights=[60, 10, 5, 15, 10])
-    if kind == "interference":
-        kind = rng.choice(INTERFERENCES)
-    if not kind:
-        return None
-    noticed = kind == "kill" and rng.random() < 0.5
-    first = rng.choice(["", "", "resync_all 0", "change 0", "change 1"]) if noticed else ""
-    return Fate(kind, at=rng.randrange(1, 7), kept=rng.random() < 0.5, noticed=noticed, first=first)
-
-
-# Drawn through seeds, because Hypothesis itself draws mostly small and simple values.
-trees, fates = seeds.map(random_tree), seeds.map(random_fate)
-
-
-class Convergence(RuleBasedStateMachine):
-    """`make` creates the universe of a history in the given folder. `clean` removes its rows."""
-
-    make: ClassVar[Callable[[Path], Universe]]
-    clean: ClassVar[Callable[[], None]]
-    summary: ClassVar[Summary]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory(prefix="docora-history-")
-        self.universe = type(self).make(Path(self.folder.name))
-        self.trees: list[tuple[int, dict[str, tuple[bytes, int]]]] = []
-
-    @rule(repo=repos, tree=trees)
-    def rewrite(self, repo: int, tree: dict[str, tuple[bytes, int]]) -> None:
-        self.trees.append((repo, tree))
-        self.universe.force_push(repo, {name: entry(repo, *tree[name]) for name in _possible(tree)})
-
-    @rule(number=st.integers(0, 20))
-    def back_to_an_old_tree(self, number: int) -> None:
-        if self.trees:
-            repo, tree = self.trees[number % len(self.trees)]
-            self.universe.force_push(repo, {name: entry(repo, *tree[name]) for name in _possible(tree)})
-
-    @rule(repo=repos, path=names, word=words, kind=kinds)
-    def write(self, repo: int, path: str, word: bytes, kind: int) -> None:
-        """Add or change a file. It may replace a directory, or its directory may replace a file."""
-        existing = self.universe.paths(repo)
-        in_the_way = {other: None for other in existing if other.startswith(f"{path}/") or path.startswith(f"{other}/")}
-        self.universe.push(repo, {**in_the_way, path: entry(repo, word, kind)})
-
-    @rule(repo=repos, number=st.integers(0, 20))
-    def remove(self, repo: int, number: int) -> None:
-        existing = self.universe.paths(repo)
-        if existing:
-            self.universe.push(repo, {existing[number % len(existing)]: None})
-
-    @rule(repo=repos, number=st.integers(0, 20), name=names)
-    def rename(self, repo: int, number: int, name: str) -> None:
-        files = self.universe.repos[repo].files()
-        if files:
-            old = sorted(files)[number % len(files)]
-            rest = [path for path in self.universe.paths(repo) if path != old]
-            if not any(path == name or path.startswith(f"{name}/") or name.startswith(f"{path}/") for path in rest):
-                self.universe.push(repo, {old: None, name: files[old]} if old != name else {name: files[old] + b"."})
-
-    @rule(repo=repos, rules=st.sampled_from(IGNORED), branch=st.sampled_from([None, "main", "trunk", "release/1"]))
-    def rearrange(self, repo: int, rules: str, branch: str | None) -> None:
-        """Rename the default branch or change `.docoraignore`."""
-        if branch:
-            self.universe.rename_branch(repo, branch)
-        else:
-            self.universe.push(repo, {".docoraignore": rules.encode() or None})
-
-    @rule(what=st.sampled_from(USER_ACTIONS))
-    def user_action(self, what: str) -> None:
-        self.universe.happen(what)
-
-    @rule(watch=watches, rules=st.sampled_from(IGNORED))
-    def ignore(self, watch: int, rules: str) -> None:
-        self.universe.ignore(watch, rules)
-
-    @rule(seed=seeds, share=st.sampled_from([0.0, 0.1, 0.3, 1.0]))
-    def mood(self, seed: int, share: float) -> None:
-        self.universe.mood(seed, share)
-
-    @rule(what=st.sampled_from(OUTAGES), repo=repos, seed=seeds)
-    def outage(self, what: str | None, repo: int, seed: int) -> None:
-        if what:
-            self.universe.happen(what)
-        else:
-            self.universe.damage_mirror(repo, seed)
-
-    @rule(numbers=st.lists(watches, min_size=1, max_size=2), fates=st.lists(fates, min_size=2, max_size=2))
-    def work(self, numbers: list[int], fates: list[Fate | None]) -> None:
-        self.universe.work(numbers, fates)
-        self.universe.check_in_flight()
-
-    @rule(numbers=st.lists(watches, min_size=1, max_size=2), fates=st.lists(fates, min_size=2, max_size=2), tree=trees)
-    def work_at_much(self, numbers: list[int], fates: list[Fate | None], tree: dict[str, tuple[bytes, int]]) -> None:
-        """Work with files to send, so that the fates take effect."""
-        self.rewrite(self.universe.repo_of(numbers[0]), tree)
-        self.universe.resync(numbers[0])
-        self.work(numbers, fates)
-
-    @rule(seed=seeds, fates=st.lists(fates, min_size=2, max_size=2), tree=trees)
-    def bad_neighbour(self, seed: int, fates: list[Fate | None], tree: dict[str, tuple[bytes, int]]) -> None:
-        self.rewrite(0, tree)
-        self.universe.bad_neighbour(seed, fates)
-
-    @precondition(lambda self: self.universe.busy)
-    @rule()
-    def quiet(self) -> None:
-        self.universe.settle()
-
-    def teardown(self) -> None:
-        try:
-            self.universe.settle()
-            log = self.universe.world.receiver.log
-            self.summary.histories += 1
-            self.summary.notifications += len(log)
-            self.summary.events += self.universe.events
-            self.summary.duplicates += self.universe.journal.duplicates(log)
-        finally:
-            self.universe.close()
-            type(self).clean()
-            self.folder.cleanup()
-
-
-def _possible(tree: dict[str, tuple[bytes, int]]) -> list[str]:
-    """Return names of which none is a directory of another."""
+def _tree(rng: random.Random, repo: int) -> dict[str, bytes | Entry]:
+    """Return a tree in which no name is a directory of another. Names that differ by case may be in it."""
+    names = rng.sample(NAMES, rng.choice([0, 1, *range(4, len(NAMES) + 1)]))
+    if rng.random() < 0.1:
+        names += [TWINS[name] for name in names if name in TWINS]
     kept: list[str] = []
-    for name in tree:
+    for name in names:
         if not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in kept):
             kept.append(name)
-    return kept
+    return {name: _entry(rng, repo) for name in kept}
+
+
+_MEANWHILE: list[tuple[int, str]] = [
+    (4, "resync"), (6, "cancel"), (3, "stop"), (3, "retry"), (4, "watch_again"), (2, "unwatch"), (3, "watch"),
+    (2, "resync_all"), (2, "cancel_all"), (1, "retry_all"), (2, "pause"), (2, "resume"), (1, "pause_everything"),
+    (1, "resume_everything"), (1, "replace_app"), (2, "limit"), (2, "announce"), (2, "ignore"), (1, "rotate_key"),
+    (1, "replace_token"), (1, "redis_forgets"), (1, "redis_restarts"), (1, "lose_mirror"), (1, "evict_mirrors"),
+    (2, "change"), (2, "host_behaves"), (2, "cut_connections"), (1, "reset_circuit"), (1, "transform"),
+]  # fmt: skip
+"""What may happen while a worker is at it, with weights."""
+
+
+def _step_meanwhile(rng: random.Random) -> Step:
+    weights, names = zip(*_MEANWHILE, strict=True)
+    [name] = rng.choices(names, weights)
+    return name, DRAWN[name](rng)
+
+
+def _fate(rng: random.Random, *, real: bool = False) -> Fate | None:
+    kinds = {"kill": 45, "term": 8, "freeze": 0 if real else 8, "cut": 6, "meanwhile": 25, "": 8}
+    [kind] = rng.choices(list(kinds), list(kinds.values()))
+    if not kind:
+        return None
+    in_statement = rng.random() < (0.25 if kind == "kill" else 0.5) and not (real and kind == "meanwhile")
+    noticed = kind == "kill" and not real and rng.random() < 0.4
+    step = None
+    if kind == "meanwhile":
+        step = _step_meanwhile(rng)
+    elif noticed and rng.random() < 0.5:
+        step = rng.choice([("resync_all", (0,)), ("change", (0,)), ("change", (1,))])
+    at = rng.randrange(1, 60) if in_statement else rng.randrange(1, 7)
+    return Fate(kind, at, in_statement, rng.random() < 0.5, noticed, step)
+
+
+def _fates(rng: random.Random) -> tuple[Fate | None, Fate | None]:
+    return _fate(rng), _fate(rng)
+
+
+def _push_tree(rng: random.Random) -> tuple[Any, ...]:
+    repo = _two(rng)
+    return repo, _tree(rng, repo)
+
+
+def _add(rng: random.Random) -> tuple[Any, ...]:
+    repo = _two(rng)
+    return repo, rng.choice(NAMES), _entry(rng, repo)
+
+
+def _work_at_much(rng: random.Random) -> tuple[Any, ...]:
+    place = _place(rng)
+    return place, _fates(rng), _tree(rng, PLACES[place][1])
+
+
+def _work(rng: random.Random) -> tuple[Any, ...]:
+    return tuple(rng.sample(range(len(PLACES)), rng.choice([1, 2, 2]))), _fates(rng)
+
+
+def _import(rng: random.Random) -> tuple[Any, ...]:
+    return _two(rng), rng.randrange(len(KINDS) - 1), _seed(rng), rng.random() < 0.7
+
+
+ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    # Upstream
+    "force_push": (4, _push_tree),
+    "push_old_tree": (3, lambda rng: (rng.randrange(20),)),
+    "add": (5, _add),
+    "remove": (3, lambda rng: (_two(rng), rng.randrange(20))),
+    "rename": (3, lambda rng: (_two(rng), rng.randrange(20), rng.choice(NAMES))),
+    "rename_to_twin": (6, lambda rng: (_two(rng), rng.randrange(20), BOTH_TWINS)),
+    "change": (1, lambda rng: (_two(rng),)),
+    "rename_branch": (1, lambda rng: (_two(rng), rng.choice(["main", "trunk", "release/1"]))),
+    # People
+    "resync": (4, lambda rng: (_place(rng),)),
+    "retry": (3, lambda rng: (_place(rng),)),
+    "cancel": (4, lambda rng: (_place(rng),)),
+    "stop": (2, lambda rng: (_place(rng),)),
+    "resync_all": (3, lambda rng: (_two(rng),)),
+    "retry_all": (2, lambda rng: (_two(rng),)),
+    "cancel_all": (2, lambda rng: (_two(rng),)),
+    "ignore": (4, lambda rng: (_place(rng), rng.choice(IGNORED))),
+    "replace_token": (2, lambda rng: (_place(rng), rng.choice(["", "a-token"]))),
+    "pause": (2, lambda rng: (_two(rng),)),
+    "resume": (3, lambda rng: (_two(rng),)),
+    "pause_everything": (1, lambda rng: ()),
+    "resume_everything": (2, lambda rng: ()),
+    "limit": (3, lambda rng: (_two(rng), rng.choice([1, 2, 8]))),
+    "announce": (4, lambda rng: (_two(rng), rng.random() < 0.8)),
+    "reset_circuit": (1, lambda rng: (_two(rng),)),
+    "rotate_token": (1, lambda rng: (_two(rng),)),
+    "rotate_key": (3, lambda rng: (_two(rng),)),
+    "transform": (3, lambda rng: (rng.randrange(len(TRANSFORMS)),)),
+    "evict_mirrors": (1, lambda rng: ()),
+    "unwatch": (5, lambda rng: (_place(rng), rng.random() < 0.5)),
+    "watch": (6, lambda rng: (_place(rng),)),
+    "watch_again": (3, lambda rng: (_place(rng), rng.random() < 0.5)),
+    "replace_app": (1.5, lambda rng: (_two(rng), rng.randrange(len(KINDS)))),
+    "import_app": (1.5, _import),
+    "finish_imports": (0.5, lambda rng: ()),
+    # Faults
+    "redis_forgets": (1, lambda rng: ()),
+    "redis_restarts": (1, lambda rng: ()),
+    "database_restarts": (0.7, lambda rng: ()),
+    "clock_goes_back": (1, lambda rng: ()),
+    "time_passes": (2, lambda rng: (rng.choice([2.0, 40.0, 400.0]),)),
+    "lose_mirror": (1, lambda rng: (_two(rng),)),
+    "damage_mirror": (2, lambda rng: (_two(rng), _seed(rng))),
+    "mood": (7, lambda rng: (_seed(rng), rng.choice([0.0, 0.1, 0.3, 1.0]))),
+    "host_behaves": (7, lambda rng: (rng.randrange(len(FAULTS) + 1), _seed(rng))),
+    "cut_connections": (0, lambda rng: ()),
+    # Workers
+    "work": (12, _work),
+    "work_at_much": (13, _work_at_much),
+    "work_for_real": (4, lambda rng: (_fate(rng, real=True),)),
+    "bad_neighbour": (3, lambda rng: (_seed(rng), _fates(rng), _tree(rng, 0))),
+    "settle": (5, lambda rng: ()),
+}
+"""Name of the method → weight, and how its arguments are drawn."""
+DRAWN = {name: draw for name, (_, draw) in ACTIONS.items()}
+
+
+def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
+    """Return the history of a seed, without these actions."""
+    rng = random.Random(seed)
+    kinds = rng.randrange(len(KINDS)), rng.randrange(len(KINDS))
+    weights = [weight for weight, _ in ACTIONS.values()]
+    names = rng.choices(list(ACTIONS), weights, k=rng.randrange(STEPS // 2, STEPS + STEPS // 2))
+    steps = tuple((name, DRAWN[name](rng)) for name in names)
+    kept = tuple(step for step in steps if step[0] not in without)
+    return History(seed, kinds, kept, real_workers=rng.random() < 0.2)
+
+
+# --- Playing ---------------------------------------------------------------------------------------------------------
+
+
+class Player:
+    """Plays histories, each in a universe of its own, and sums them up. `clean` removes the rows of a universe."""
+
+    def __init__(self, make: Callable[..., Universe], clean: Callable[[], None]) -> None:
+        self._make, self._clean = make, clean
+        self.summary = Summary()
+
+    def play(self, history: History) -> str:
+        """Play a history and add it to the summary. Return what diverged: an empty string, or the error."""
+        universe, error = self._play(history)
+        log = universe.clients.log
+        diverged = {str(history.seed): f"{history}\n{error}"} if error else {}
+        self.summary.add(
+            Summary(
+                first_seed=history.seed,
+                last_seed=history.seed,
+                histories=1,
+                notifications=len(log),
+                events=universe.events,
+                duplicates=universe.journal.duplicates(log),
+                diverged=diverged,
+            )
+        )
+        return error
+
+    def shrink(self, history: History, error: str) -> str:
+        """Return a shorter history that diverges with the same kind of error: leave out one step after the other."""
+        for index in reversed(range(len(history.steps))):
+            shorter = replace(history, steps=history.steps[:index] + history.steps[index + 1 :])
+            _, found = self._play(shorter)
+            if _kind_of(found) == _kind_of(error):
+                history, error = shorter, found
+        return f"{history}\n{error}"
+
+    def _play(self, history: History) -> tuple[Universe, str]:
+        signal.signal(signal.SIGALRM, _end)
+        signal.alarm(LONGEST_HISTORY)
+        with tempfile.TemporaryDirectory(prefix="docora-history-") as folder:
+            universe = self._make(Path(folder), kinds=history.kinds, real_workers=history.real_workers)
+            try:
+                return universe, _play(universe, history)
+            finally:
+                signal.alarm(0)
+                universe.close()
+                self._clean()
+
+
+def _end(_number: int, _frame: object) -> None:
+    raise TimeoutError(f"the history did not end within {LONGEST_HISTORY} seconds")
+
+
+def _play(universe: Universe, history: History) -> str:
+    step: Step = ("begin", ())
+    try:
+        for step in history.steps:
+            if step[0] != "settle" or universe.busy:
+                universe.happen(step)
+                universe.check()
+        step = ("settle", ())
+        universe.settle()
+    except Exception as error:
+        if os.environ.get("TRACEBACKS"):
+            traceback.print_exc()
+        frames = traceback.extract_tb(error.__traceback__)
+        here = [frame for frame in frames if "/tests/faults/" in frame.filename][-1]
+        return f"{type(error).__name__} in {step[0]}, {here.name}: {error}"
+    return ""
+
+
+def _kind_of(error: str) -> str:
+    """Return where an error was found: the same for errors that have the same cause, most of the time."""
+    return error.partition(": ")[0].rpartition(", ")[2]

@@ -1,8 +1,10 @@
-"""Everything that can happen to Docora, one method each, and the promise that must hold once nothing is due.
+"""Everything that can happen to Docora, one method each.
 
-Two apps on one client server, two repositories, three watches: acme/one for both apps, acme/two for the first. The
-components are real: git and its server, the database, Redis, sockets, and worker processes that are really killed. Only
-the waiting times are short: request timeouts, holds and backoffs.
+Two apps, two repositories, three places for a watch: acme/one for both apps, acme/two for the first. The components are real:
+git and its server, the database, Redis, sockets, and worker processes that are really killed. Only the waiting times are
+short: request timeouts, holds and backoffs. Longer times pass in no time (`passing_time`).
+
+`invariants` has what must hold at any time, and what must hold once nothing is due.
 """
 
 import os
@@ -11,15 +13,20 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from django.db import connections, transaction
-from django.db.models import F
+from django.conf import settings
+from django.db import connection, connections, transaction
+from django.db.models.functions import Now
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Status, SyncRun
+from deliveries_app.importing import write
+from deliveries_app.importing.source import SourceFile, SourceWatch
+from deliveries_app.importing.validate import State
+from deliveries_app.models import App, AppRepository, BulkOperation, Imported, Status
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import (
@@ -27,6 +34,7 @@ from deliveries_app.services import (
     NotFound,
     cancel_operation,
     cancel_request,
+    delete_app,
     resync_by_app,
     resync_single,
     retry_by_app,
@@ -34,14 +42,29 @@ from deliveries_app.services import (
     unwatch_repository,
     watch_repository,
 )
+from deliveries_app.services.cancel import cancel_sync
+from deliveries_app.services.control import current_pause, pause_syncing, reset_circuit, resume_syncing
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
+from deliveries_app.services.onboarding import change_app
 from deliveries_app.services.tokens import rotate_app_token
-from deliveries_app.services.watch_settings import set_ignore_patterns
+from deliveries_app.services.watch_settings import replace_github_token, set_ignore_patterns
 from deliveries_app.sweep.cleanup import remove_ended
+from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync.attempt import sync
-from repositories_app.services import mirror_of
+from deliveries_app.sync.lease import end_dead_leases
+from repositories_app.git import remote
+from repositories_app.git.exceptions import GitError
+from repositories_app.git.url import parse_url
+from repositories_app.mirror import cache
+from repositories_app.models import HostOutage, Repository
+from repositories_app.services import find_or_create, mirror_of
+from tests.faults import invariants
+from tests.faults.clients import KINDS, ClientKind, Clients
+from tests.faults.hosts import FAULTS, GOOD, FaultyGit
 from tests.faults.journal import Journal
-from tests.faults.workers import SIGNALS, Fate, Workers
+from tests.faults.passing_time import pass_time, seconds_to_next_event, set_clock_back
+from tests.faults.workers import SIGNALS, Fate, Step, Workers
+from tests.support import transforms
 from tests.support.git import Changes, Repo, git
 from tests.support.histories import shas, without_ignored
 from tests.support.postgres import PostgresServer
@@ -52,41 +75,77 @@ from tests.support.world import KEY, World
 
 SLOW = (0.05, 0.5)  # seconds; the second exceeds the timeout
 ACTOR = Actor.command()
-
-
+PLACES = ((0, 0), (1, 0), (0, 1))  # app and repository
+TRANSFORMS: list[tuple[str, ...]] = [(), ("Shout",), ("DropDrafts",), ("Flatten",), ("Picky",), ("Shout", "Flatten")]
+GOOD_PLACE = 1  # in front of a bad neighbour: the only watch of its app
 ATTEMPTS_OF_THE_GOOD = 8
 """Attempts within which a well-behaved app must get everything. It may have to wait for its own earlier failures."""
+PATIENCE = 7200.0
+"""Seconds within which everything is delivered once nothing fails any more: holds end after an hour at the latest."""
+
+
+class _World(World):
+    """A world whose git host and client apps have faults."""
+
+    def __init__(self, directory: Path) -> None:
+        self.git = FaultyGit(directory / "git")
+        self.receiver = self.clients = Clients(directory / "copies", {})
+        self.receiver.start()
 
 
 class Universe:
-    """The apps, repositories and watches of a history. `events` counts what happened. Call `close` at the end."""
+    """The apps, repositories and watches of a history. `events` counts what happened. Call `close` at the end.
 
-    def __init__(self, directory: Path, database: PostgresServer | None, redis: ValkeyServer) -> None:
-        self._database, self._redis = database, redis
+    `kinds` are the numbers of the client kinds. With `real_workers`, real workers do what is due at a rest.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        database: PostgresServer | None,
+        redis: ValkeyServer,
+        kinds: Sequence[int],
+        *,
+        real_workers: bool,
+    ) -> None:
+        self._database, self._redis, self._real_workers = database, redis, real_workers
         self.events: Counter[str] = Counter()
         self.journal = Journal()
-        self.world = World(directory)
-        self.keys = {self.world.app.app_id: KEY}
-        self.apps = [self.world.app, self.world.add_app("Search")]
-        self.keys[self.apps[1].app_id] = KEY
-        self.world.receiver.keys = self.keys
+        self.world = _World(directory)
+        self.clients, self.host = self.world.clients, self.world.git.host
+        self.keys: dict[str, str] = {}
+        self.clients.keys = self.keys
+        self.tainted: dict[tuple[str, ClientKind], set[str]] = {}
+        self.heads: dict[str, list[str]] = {}
+        self.reached: dict[int, int] = {}  # watch → number of the head that it had reached
+        self.host_lagged = False
+        self.dropped_at: dict[tuple[str, str], int] = {}
+        self.uncounted = 0  # up to this operation, Redis or a process that counts has failed
+        self.counted: set[int] = set()  # operations that have ended and were checked
+        self._files: dict[str, dict[str, bytes]] = {}
+        self._expected: dict[tuple[str, ...], dict[str, str]] = {}
+        self.apps = [self._onboard(KINDS[kind]) for kind in kinds]
         self.repos = [self.world.git.repo(f"acme/{name}", {"readme.md": b"# Hello\n"}) for name in ("one", "two")]
+        for repo in self.repos:
+            self.world.git.update_replica(repo)
+        self._trees: list[tuple[int, Changes]] = []
+        self._unfinished: list[tuple[AppRepository, list[SourceFile], State]] = []  # imports
         for number in range(len(self.repos)):
             self._learn(number)
-        self.watches: list[AppRepository] = []
-        for app, repo in ((0, 0), (1, 0), (0, 1)):
-            self.watches.append(watch_repository(ACTOR, self.apps[app], self.repos[repo].url).watch)
-        self._repo_of = {self.watches[0].pk: 0, self.watches[1].pk: 0, self.watches[2].pk: 1}
+        for place in range(len(PLACES)):
+            self.watch(place)
         self._ours = set(children(os.getpid()))
         self._quiet_at = 0
+        self._time_lost = 0.0
         self._lock = threading.Lock()
-        self._workers = Workers(self.world, self.journal, self.events, self.happen)
+        self._workers = Workers(self.clients, self.journal, self.events, self.happen)
         self._mood: Callable[[], Answer | float | None] = lambda: None
         self._good_app = ""  # its client behaves whatever the mood
         self.world.answer(self._answer)
 
     def close(self) -> None:
         self._mood = lambda: None
+        transforms.use_transforms(settings)
         self.world.close()
 
     @property
@@ -94,37 +153,97 @@ class Universe:
         """Whether workers have run since it last settled."""
         return self.events["work"] > self._quiet_at
 
-    def repo_of(self, number: int) -> int:
-        """Return the number of the watch's repository."""
-        return self._repo_of[self.watches[number].pk]
+    def happen(self, step: Step) -> None:
+        name, arguments = step
+        getattr(self, name)(*arguments)
 
-    def happen(self, what: str) -> None:
-        """Call a method of this class: its name, followed by a number if it takes one."""
-        name, _, argument = what.partition(" ")
-        getattr(self, name)(*([int(argument)] if argument else []))
+    def watch_in(self, place: int) -> AppRepository | None:
+        """Return the watch in a place, if there is one."""
+        app, repo = PLACES[place]
+        alive = AppRepository.objects.alive().select_related("app", "repository")
+        return alive.filter(app=self.apps[app], repository__name=self.repos[repo].name.partition("/")[2]).first()
+
+    @staticmethod
+    def paused_everything() -> bool:
+        return current_pause() is not None
+
+    def alive(self) -> list[AppRepository]:
+        return list(AppRepository.objects.alive().select_related("app", "repository").order_by("pk"))
+
+    def repo_of(self, watch: AppRepository) -> Repo:
+        return next(repo for repo in self.repos if repo.name == str(watch.repository))
+
+    def files_of(self, repo: Repo, commit: str) -> dict[str, bytes]:
+        if commit not in self._files:
+            self._files[commit] = repo.files(commit)
+        return self._files[commit]
+
+    def expected(self, watch: AppRepository, commit: str) -> dict[str, str]:
+        """Return path → SHA-256 of what the watch's app should hold of a commit, under the rules that apply now."""
+        rules = commit, watch.ignore_patterns, *settings.FILE_TRANSFORMS
+        if rules not in self._expected:
+            files = without_ignored(self.files_of(self.repo_of(watch), commit), watch.ignore_patterns)
+            self._expected[rules] = shas(transforms.transformed(files))
+        return self._expected[rules]
 
     # --- What happens upstream ---------------------------------------------------------------------------------------
 
     def push(self, repo: int, changes: Changes) -> None:
         self._note("push")
+        self._update_replica(repo)
         self.repos[repo].commit(changes)
         self._learn(repo)
 
     def force_push(self, repo: int, tree: Changes) -> None:
         self._note("force-push" if tree else "empty tree")
+        self._trees.append((repo, tree))
+        self._update_replica(repo)
         self.repos[repo].force_push(tree)
         self._learn(repo)
 
+    def push_old_tree(self, number: int) -> None:
+        if self._trees:
+            self.force_push(*self._trees[number % len(self._trees)])
+
+    def add(self, repo: int, path: str, entry: object) -> None:
+        """Add or change a file. It may replace a directory, or its directory may replace a file."""
+        existing = self.paths(repo)
+        in_the_way = {other: None for other in existing if other.startswith(f"{path}/") or path.startswith(f"{other}/")}
+        self.push(repo, {**in_the_way, path: entry})  # type: ignore[dict-item]
+
+    def remove(self, repo: int, number: int) -> None:
+        existing = self.paths(repo)
+        if existing:
+            self.push(repo, {existing[number % len(existing)]: None})
+
+    def rename(self, repo: int, number: int, name: str) -> None:
+        files = self.files_of(self.repos[repo], self.repos[repo].head)
+        if files:
+            old = sorted(files)[number % len(files)]
+            rest = [path for path in self.paths(repo) if path != old]
+            if not any(path == name or path.startswith(f"{name}/") or name.startswith(f"{path}/") for path in rest):
+                self.push(repo, {old: None, name: files[old]} if old != name else {name: files[old] + b"."})
+
+    def rename_to_twin(self, repo: int, number: int, twins: Mapping[str, str]) -> None:
+        """Give some files names that differ by case or by Unicode form only."""
+        files = self.files_of(self.repos[repo], self.repos[repo].head)
+        names = sorted(path for path in files if path in twins and twins[path] not in files)[number % 2 :]
+        if names:
+            self._note("renamed to twins")
+            changes: Changes = {twins[name]: files[name] for name in names}
+            self.push(repo, {**dict.fromkeys(names), **changes})
+
     def change(self, repo: int) -> None:
         """Change every file, and delete the first one."""
-        files = self.repos[repo].files()
+        files = self.files_of(self.repos[repo], self.repos[repo].head)
         changes: Changes = {path: content + b"+" for path, content in files.items()}
         if files:
-            self.push(repo, changes | {min(files): None})
+            self.push(repo, {**changes, min(files): None})
 
     def rename_branch(self, repo: int, name: str) -> None:
         if self.repos[repo].branch != name:
             self._note("branch renamed")
+            self._update_replica(repo)
             self.repos[repo].rename_branch(name)
 
     def paths(self, repo: int) -> list[str]:
@@ -134,25 +253,25 @@ class Universe:
 
     # --- What people do ----------------------------------------------------------------------------------------------
 
-    def resync(self, number: int) -> None:
-        self._note("re-sync")
-        self._unless_gone(lambda: resync_single(ACTOR, self.watches[number]))
+    def resync(self, place: int) -> None:
+        self._with(place, "re-sync", lambda watch: resync_single(ACTOR, watch))
+
+    def retry(self, place: int) -> None:
+        self._with(place, "retry", lambda watch: retry_single(ACTOR, watch))
+
+    def cancel(self, place: int) -> None:
+        self._with(place, "cancel", lambda watch: cancel_request(ACTOR, watch))
+
+    def stop(self, place: int) -> None:
+        self._with(place, "stop", lambda watch: invariants.check_stop(watch, lambda: cancel_sync(ACTOR, watch)))
 
     def resync_all(self, app: int) -> None:
         self._note("re-sync of all")
         self._unless_gone(lambda: resync_by_app(ACTOR, self.apps[app]))
 
-    def retry(self, number: int) -> None:
-        self._note("retry")
-        self._unless_gone(lambda: retry_single(ACTOR, self.watches[number]))
-
     def retry_all(self, app: int) -> None:
         self._note("retry of all")
         self._unless_gone(lambda: retry_by_app(ACTOR, self.apps[app]))
-
-    def cancel(self, number: int) -> None:
-        self._note("cancel")
-        self._unless_gone(lambda: cancel_request(ACTOR, self.watches[number]))
 
     def cancel_all(self, app: int) -> None:
         self._note("cancel of an operation")
@@ -160,12 +279,41 @@ class Universe:
         if operation:
             cancel_operation(ACTOR, operation)
 
-    def ignore(self, number: int, patterns: str) -> None:
-        self._note("ignore rules")
-        self._unless_gone(lambda: set_ignore_patterns(ACTOR, self.watches[number], patterns))
+    def ignore(self, place: int, patterns: str) -> None:
+        self._with(place, "ignore rules", lambda watch: set_ignore_patterns(ACTOR, watch, patterns))
+
+    def replace_token(self, place: int, token: str) -> None:
+        self._with(place, "repository token replaced", lambda watch: replace_github_token(ACTOR, watch, token))
+
+    def pause(self, app: int) -> None:
+        self._change_app(app, "app paused", paused=True)
+
+    def resume(self, app: int) -> None:
+        self._change_app(app, "app resumed", paused=False)
+
+    def pause_everything(self) -> None:
+        self._note("all paused")
+        pause_syncing(ACTOR)
+
+    def resume_everything(self) -> None:
+        self._note("all resumed")
+        resume_syncing(ACTOR)
+
+    def limit(self, app: int, max_in_flight: int) -> None:
+        self._change_app(app, "max_in_flight changed", max_in_flight=max_in_flight)
+
+    def announce(self, app: int, wanted: bool) -> None:
+        self._change_app(
+            app, "sync_completed wanted" if wanted else "sync_completed not wanted", send_sync_completed=wanted
+        )
+
+    def reset_circuit(self, repo: int) -> None:
+        self._note("circuit reset")
+        for repository in Repository.objects.filter(name=self.repos[repo].name.partition("/")[2]):
+            reset_circuit(ACTOR, repository)
 
     def rotate_token(self, app: int) -> None:
-        self._note("token rotated")
+        self._note("app token rotated")
         rotate_app_token(ACTOR, self.apps[app])
 
     def rotate_key(self, app: int) -> None:
@@ -185,32 +333,110 @@ class Universe:
         except KeyRotationError:
             pass  # the client has not accepted the new key yet
 
-    def unwatch_and_watch(self, number: int) -> None:
-        self._watch_again(number, removed=False)
+    def transform(self, number: int) -> None:
+        """Start all processes again with other transforms."""
+        self._note("transforms switched")
+        transforms.use_transforms(settings, *TRANSFORMS[number])
 
-    def remove_and_watch(self, number: int) -> None:
-        """Watch it again after its rows were removed. The client keeps its copy, and finds out by the new watch id."""
-        self._watch_again(number, removed=True)
+    def evict_mirrors(self) -> None:
+        """Remove all mirrors that nobody uses, as a machine with little room does."""
+        self._note("mirrors evicted")
+        folder = Path(settings.REPOS_DIR)
+        before, settings.REPOS_MAX_BYTES = settings.REPOS_MAX_BYTES, 1
+        with suppress(FileNotFoundError):
+            (folder / "mirrors.json").unlink()
+        cache.look_after()
+        settings.REPOS_MAX_BYTES = before
 
-    def _watch_again(self, number: int, *, removed: bool) -> None:
-        self._note("removed and watched again" if removed else "unwatched and watched again")
-        watch = AppRepository.objects.get(pk=self.watches[number].pk)
-        repo = self._repo_of.pop(watch.pk)
-        unwatch_repository(ACTOR, watch)
-        if removed:
-            remove_ended()
-        self.watches[number] = watch_repository(ACTOR, watch.app, self.repos[repo].url).watch
-        self._repo_of[self.watches[number].pk] = repo
+    def unwatch(self, place: int, drops: bool) -> None:
+        """End a watch. The client drops its copy, or keeps it. What it keeps must not depend on what Docora removes."""
+        if (watch := self.watch_in(place)) is not None:
+            self._note("unwatched, copy dropped" if drops else "unwatched, copy kept")
+            unwatch_repository(ACTOR, watch)
+            if drops:
+                self.clients.drop(watch)
+                watch.refresh_from_db()
+                self.dropped_at[watch.app.app_id, str(watch.repository)] = watch.sequence_high
+
+    def watch(self, place: int) -> None:
+        """Watch again. A client that knows no epochs begins with an empty copy: Docora may know nothing of its old one."""
+        app, repo = PLACES[place]
+        if self.watch_in(place) is None:
+            self._note("watched")
+            app_id, name = self.apps[app].app_id, self.repos[repo].name
+            rows = AppRepository.objects.filter(app=self.apps[app], repository__name=name.partition("/")[2])
+            if not self.clients.kind_of(app_id).epochs and not rows.exists():
+                self.clients.memory(app_id, name).drop()
+            with suppress(GitError):
+                watch_repository(ACTOR, self.apps[app], self.repos[repo].url)
+
+    def watch_again(self, place: int, drops: bool) -> None:
+        self.unwatch(place, drops)
+        self.watch(place)
+
+    def replace_app(self, app: int, kind: int) -> None:
+        """Delete an app and register another, which watches the same repositories."""
+        self._note("app deleted")
+        delete_app(ACTOR, self.apps[app])
+        self.apps[app] = self._onboard(KINDS[kind])
+        for place, (number, _) in enumerate(PLACES):
+            if number == app:
+                self.watch(place)
+
+    def import_app(self, app: int, kind: int, seed: int, is_complete: bool) -> None:
+        """Delete an app and import another from the service before Docora, with the files that this has delivered.
+
+        Unless `is_complete`, the import is interrupted, and continues at the next rest.
+        """
+        self._note("app imported")
+        delete_app(ACTOR, self.apps[app])
+        if KINDS[kind].is_reference:
+            kind += 1  # its copy cannot be given files that did not come from Docora
+        self.apps[app] = self._onboard(KINDS[kind])
+        Imported.objects.create(app_id=self.apps[app].app_id)
+        rng = random.Random(seed)
+        for place, (number, repo) in enumerate(PLACES):
+            if number == app:
+                commit = rng.choice(self.heads[self.repos[repo].name])
+                files = self.files_of(self.repos[repo], commit)
+                if any(self._twins_in(files, KINDS[kind])):
+                    files = {}
+                held = {path: sha for path, sha in shas(files).items() if rng.random() < 0.8}
+                self._import_watch(place, held, rng.choice(list(Status)), is_complete)
+
+    def _import_watch(self, place: int, held: Mapping[str, str], status: Status, is_complete: bool) -> None:
+        app, repo = PLACES[place]
+        url = parse_url(self.repos[repo].url)
+        with transaction.atomic():
+            repository = find_or_create(url, is_private=False)
+        row = write.begin_watch(self.apps[app], repository, url.spelled, "")
+        self.clients.memory(self.apps[app].app_id, self.repos[repo].name).hold(held)
+        files = [SourceFile(path, sha, None) for path, sha in sorted(held.items())]
+        write.write_records(row, files if is_complete else files[::2])
+        self._unfinished.append((row, files, State(status, "It failed." if status == Status.FAILED else "")))
+        if is_complete:
+            self.finish_imports()
+
+    def finish_imports(self) -> None:
+        unfinished, self._unfinished = self._unfinished, []
+        for row, files, state in unfinished:
+            if state.status == Status.SCANNING:
+                state = State(Status.PENDING)  # as `initial_state` does
+            write.write_records(row, files)
+            source = SourceWatch(None, None, "", "", None, state.status, None, None, None)
+            write.complete_watch(ACTOR, row, source, state, has_records=bool(files))
 
     # --- What breaks -------------------------------------------------------------------------------------------------
 
     def redis_forgets(self) -> None:
         self._note("Redis flushed")
+        self._lose_counts()
         with self._redis.client() as client:
             client.flushall()
 
     def redis_restarts(self) -> None:
         self._note("Redis restarted")
+        self._lose_counts()
         self._redis.restart()
 
     def database_restarts(self) -> None:
@@ -220,69 +446,236 @@ class Universe:
             self._workers.may_fail = True  # a worker that loses its database exits, and its job is found again
             self._database.restart()
 
+    def cut_connections(self) -> None:
+        """End all connections to the database but this one's."""
+        if connection.vendor == "postgresql":
+            self._note("connections cut")
+            self._workers.may_fail = True
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+    def clock_goes_back(self) -> None:
+        self._note("clock set back")
+        set_clock_back(3600.0)
+        self._time_lost += 3600.0
+
+    def time_passes(self, seconds: float) -> None:
+        self._note("time passed")
+        self._pass(seconds)
+
     def lose_mirror(self, repo: int) -> None:
         self._note("mirror deleted")
-        shutil.rmtree(self._mirror(repo), ignore_errors=True)
+        if mirror := self._mirror(repo):
+            shutil.rmtree(mirror, ignore_errors=True)
 
     def damage_mirror(self, repo: int, seed: int) -> None:
         """Truncate some of its files, as a power cut does."""
         self._note("mirror truncated")
         rng = random.Random(seed)
-        for path in sorted(self._mirror(repo).rglob("*")):
+        mirror = self._mirror(repo)
+        for path in sorted(mirror.rglob("*")) if mirror else ():
             if path.is_file() and rng.random() < 0.3:
                 path.chmod(0o600)
                 os.truncate(path, path.stat().st_size // 2)
 
-    def mood(self, seed: int, share: float) -> None:
-        """Let the client misbehave for this share of its notifications from now on. 0 makes it a good client."""
-        self._note("mood" if share else "good client")
+    def mood(self, seed: int, share: float, *, is_busy: bool = True) -> None:
+        """Let the clients misbehave for this share of their notifications from now on. 0 makes them good clients.
+
+        Unless it `is_busy`, they never ask for a slower pace.
+        """
+        self._note("mood" if share else "good clients")
         rng = random.Random(seed)
         fates: list[Answer | float] = [
-            Answer(500), Answer(500, process=True), Answer(400), Answer(404), Answer(410), Answer(503),
-            Answer(429, headers={"Retry-After": "0"}), Answer(429, headers={"Retry-After": "1"}),
+            Answer(500), Answer(500, process=True), Answer(400), Answer(404), Answer(410),
             Answer(close=True), Answer(close=True, process=True), *SLOW,
         ]  # fmt: skip
+        if is_busy:
+            fates += [Answer(503), *(Answer(429, headers={"Retry-After": seconds}) for seconds in "01")]
         self._mood = lambda: rng.choice(fates) if rng.random() < share else None
+
+    def host_behaves(self, number: int, seed: int) -> None:
+        """Let the git host have a fault from now on, or none."""
+        fault = (GOOD, *FAULTS)[number]
+        self._note(f"host {fault.name}")
+        self.host_lagged = self.host_lagged or fault.lags
+        self.host.behave(fault, seed)
 
     # --- Workers -----------------------------------------------------------------------------------------------------
 
-    def work(self, numbers: Iterable[int], fates: Sequence[Fate | None]) -> None:
-        """Run workers for these watches at the same time, each with its fate, and wait for their end."""
-        self._note("work")
-        self.find()
-        connections.close_all()
-        self._workers.work(
-            [(self.watches[number], fate) for number, fate in zip(dict.fromkeys(numbers), fates, strict=False)]
-        )
+    def work(self, places: Iterable[int], fates: Sequence[Fate | None]) -> None:
+        """Run workers for these watches at the same time, each with its fate, once they are due."""
+        due = self._due_among(places)
+        if due:
+            self._note("work")
+            self._work(list(zip(due, fates, strict=False)))
 
-    def bad_neighbour(self, seed: int, fates: Sequence[Fate | None]) -> None:
+    def work_at_much(self, place: int, fates: Sequence[Fate | None], tree: Changes) -> None:
+        """Work with files to send, so that the fates take effect."""
+        self.force_push(PLACES[place][1], tree)
+        self.watch(place)
+        self.resync(place)
+        self.work([place, *range(len(PLACES))][:2], fates)
+
+    def work_for_real(self, fate: Fate | None) -> None:
+        """Let two real workers do what is due. The first one has a fate."""
+        if self._due_among(range(len(PLACES))):
+            self._note("real workers")
+            self._note("work")
+            self._work([(None, fate), (None, None)])
+
+    def bad_neighbour(self, seed: int, fates: Sequence[Fate | None], tree: Changes) -> None:
         """The client of one app misbehaves, and its workers die. Meanwhile the other app must get the same repository."""
         self._note("bad neighbour")
-        good, watch = self.apps[1], self.watches[1]
-        App.objects.filter(pk=good.pk).update(paused=False, paused_reason="", cooldown_until=None, down_count=0)
+        self.make_peace(GOOD_PLACE)
+        self.force_push(0, tree)
+        good = self.apps[PLACES[GOOD_PLACE][0]]
         self._good_app = good.app_id
         self.mood(seed, 0.3)
-        repo = self.repos[self._repo_of[watch.pk]]
-        fates = [replace(fate, first="") if fate and fate.kind in SIGNALS else None for fate in fates]
+        fates = [replace(fate, step=None) if fate and fate.kind in SIGNALS else None for fate in fates]
+        patience = PATIENCE
         for _ in range(ATTEMPTS_OF_THE_GOOD):
-            self.work([0, 1, 2], [fates[0], None, fates[1]])
-            watch.refresh_from_db()
-            if (watch.status, watch.last_commit) == (Status.SYNCED, repo.head):
+            patience -= self._wait_until_due(GOOD_PLACE, patience)
+            self.work([GOOD_PLACE, 0, 2], [None, *fates])
+            watch = self.watch_in(GOOD_PLACE)
+            assert watch is not None
+            if (watch.status, watch.last_commit) == (Status.SYNCED, self.repo_of(watch).head):
                 break
         else:
             raise AssertionError(f"another app blocks this one: {watch.status}, {watch.last_error}")
-        assert self.world.copy(watch) == shas(without_ignored(repo.files(), watch.ignore_patterns))
+        invariants.check_copy(self, watch)
         self._good_app = ""
         self.mood(0, 0.0)
 
-    def find(self) -> None:
-        """Do what the sweep does in a round."""
-        self.world.check()
+    def find(self, *, everything: bool = True) -> None:
+        """Do what the sweep does in a round, and check `everything` for changes, as if a push hook said so."""
+        end_dead_leases()
+        if everything:
+            self.world.check()
+        else:
+            with remote.new_client() as client:
+                check_due(client)
+        runs.close_abandoned_operations()
         remove_ended()
         enqueue_due()
+        invariants.check_after_sweep(self, has_checked_all=everything)
+
+    def check(self) -> None:
+        """Check what must hold at any time."""
+        invariants.check_always(self)
+
+    # --- The promise -------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Let everything that is due be done without faults. Then the promise must hold."""
+        self._note("quiet")
+        self._quiet_at = self.events["work"]
+        self.mood(0, 0.0)
+        for place in range(len(PLACES)):
+            self.make_peace(place)
+        patience = PATIENCE + self._time_lost
+        for attempt in range(80):
+            self.find(everything=attempt == 0)
+            if self._do_what_is_due():
+                continue
+            if all(invariants.is_at_rest(watch) for watch in self.alive()) and not HostOutage.objects.exists():
+                break
+            seconds = seconds_to_next_event()
+            if seconds is None and (self._due() or HostOutage.objects.filter(retry_at__lte=Now()).exists()):
+                continue  # since a moment ago
+            if seconds is None or seconds > patience:
+                raise AssertionError(f"not done within {PATIENCE} seconds, next in {seconds}: {self._describe()}")
+            patience -= seconds
+            self._pass(seconds)
+        else:
+            raise AssertionError(f"something is still due: {self._describe()}")
+        self._time_lost = 0.0
+        invariants.check_at_rest(self)
+        assert set(children(os.getpid())) <= self._ours | self._servers(), "a process was left behind"
+
+    def make_peace(self, place: int) -> None:
+        """End all that people and the git host hold a watch back with."""
+        self.host_behaves(0, 0)
+        self.resume_everything()
+        self.finish_imports()
+        if "Picky" in str(settings.FILE_TRANSFORMS):
+            self.transform(0)
+        app = PLACES[place][0]
+        row = App.objects.get(pk=self.apps[app].pk)
+        if row.paused:
+            self.resume(app)
+        if row.is_rotating_key:
+            self.keys[row.app_id] = row.new_auth_key
+        if place == GOOD_PLACE:
+            self.watch(place)
+
+    def _do_what_is_due(self) -> bool:
+        """Perform what is due. Return False if nothing is."""
+        due = [watch.pk for watch in self._due()]
+        if due and self._real_workers:
+            self._work([(None, None)])
+        elif due:
+            for pk in due:
+                self.journal.begin(self.clients.log)
+                sync(pk)
+            self._workers.let_the_clients_finish()
+        return bool(due)
+
+    def _work(self, fates: Sequence[tuple[AppRepository | None, Fate | None]]) -> None:
+        connections.close_all()
+        self._workers.work(fates)
+        if any(fate for _, fate in fates):
+            self._lose_counts()
+
+    def _due_among(self, places: Iterable[int]) -> list[AppRepository]:
+        """Return the watches in these places that are due, after letting time pass until one is."""
+        wanted = list(dict.fromkeys(places))
+        self.find()
+        for _ in range(3):
+            due = {watch.pk: watch for watch in self._due()}
+            chosen = [due[watch.pk] for place in wanted if (watch := self.watch_in(place)) and watch.pk in due]
+            if chosen:
+                return chosen
+            seconds = seconds_to_next_event()
+            if seconds is None or seconds > PATIENCE:
+                break
+            self._pass(seconds)
+            self.find(everything=False)
+        return []
+
+    def _wait_until_due(self, place: int, patience: float) -> float:
+        """Let time pass until the watch in this place is due or at rest. Return the seconds."""
+        passed = 0.0
+        self.find()
+        while passed < patience:
+            watch = self.watch_in(place)
+            assert watch is not None
+            if invariants.is_at_rest(watch) or any(due.pk == watch.pk for due in self._due()):
+                break
+            seconds = seconds_to_next_event() or patience
+            passed += seconds
+            self._pass(seconds)
+            self.find(everything=False)
+        return passed
+
+    def _due(self) -> list[AppRepository]:
+        due = AppRepository.objects.due().free().startable().select_related("app", "repository")
+        return list(due.order_by("next_sync_at", "pk"))
+
+    def _describe(self) -> list[str]:
+        """Say what holds back each watch that is not at rest."""
+        return [
+            f"{watch} is {watch.status}, due at {watch.next_sync_at}, leased until {watch.lease_until}, arriving:"
+            f" {watch.arriving}, paused: {watch.app.paused}, held until {watch.app.cooldown_until}, down:"
+            f" {watch.app.down_count}, {watch.last_error}"
+            for watch in self.alive()
+            if not invariants.is_at_rest(watch)
+        ]
 
     def _answer(self, note: Notification) -> Answer | None:
-        """Runs in the client's threads."""
+        """Runs in the clients' threads."""
         answer = self._workers.apply_fate(note)
         if answer is not None:
             return answer
@@ -293,77 +686,33 @@ class Universe:
             return None
         if mood and note.kind == "delete" and mood.status in {404, 410}:
             return Answer(500)  # 404 and 410 would claim that it does not have the file
-        return mood
-
-    # --- The promise -------------------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Sync without faults until nothing is due. Then the promise must hold."""
-        self._note("quiet")
-        self._quiet_at = self.events["work"]
-        self.mood(0, 0.0)
-        for app in self.apps:
-            row = App.objects.get(pk=app.pk)
-            if row.is_rotating_key:
-                self.keys[row.app_id] = row.new_auth_key
-        for _ in range(60):
-            App.objects.update(paused=False, paused_reason="", cooldown_until=None, down_count=0)
-            self.find()
-            due = [watch for watch in self._alive() if watch.next_sync_at is not None or watch.status == Status.FAILED]
-            if not due:
-                break
-            for watch in due:
-                self.world.make_due(watch)
-                AppRepository.objects.filter(pk=watch.pk).update(lease_until=F("created_at"))
-                self.journal.begin(self.world.receiver.log)
-                sync(watch.pk)
-        else:
-            raise AssertionError(f"something is still due: {[(watch.status, watch.last_error) for watch in due]}")
-        self.check_settled()
-
-    def check_settled(self) -> None:
-        for watch in self._alive():
-            self._check_watch(watch, self.repos[self._repo_of[watch.pk]])
-        assert not SyncRun.objects.filter(outcome="").exists()
-        runs.close_abandoned_operations()
-        assert not BulkOperation.objects.filter(ended_at=None).exists()
-        assert set(children(os.getpid())) <= self._ours | self._servers(), "a process was left behind"
-        self.check_in_flight()
-
-    def check_in_flight(self) -> None:
-        """Check what must hold at any time for everything the client has received."""
-        log = self.world.receiver.log
-        self.journal.check(log)
-        for run in SyncRun.objects.filter(outcome=""):
-            assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
-
-    def _check_watch(self, watch: AppRepository, repo: Repo) -> None:
-        expected = shas(without_ignored(repo.files(), watch.ignore_patterns))
-        copy = self.world.copy(watch)
-        assert copy == expected, (str(watch), set(copy) ^ set(expected))
-        assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0), str(watch)
-        assert (watch.lease_until, watch.lease_slots, watch.next_sync_at) == (None, 0, None)
-        held = Delivery.objects.filter(watch=watch)
-        assert dict(held.values_list("path", "sha")) == expected
-        assert not held.exclude(
-            acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor
-        ).exists()
-        assert not watch.failures.filter(kind="failed").exists()
-        assert watch.tree_files == len(expected)
-
-    def _alive(self) -> list[AppRepository]:
-        return list(AppRepository.objects.alive().select_related("app", "repository").order_by("pk"))
+        return mood or self.clients.refusal(note)
 
     def _servers(self) -> set[int]:
         servers = (self._database, self._redis)
         return {server.pid for server in servers if server is not None and server.pid is not None}
 
-    def _learn(self, repo: int) -> None:
-        self.journal.learn(self.repos[repo].name, shas(self.repos[repo].files()).values())
+    def _onboard(self, kind: ClientKind) -> App:
+        self._note(f"client: {kind.name}")
+        app = self.world.add_app("Portal")
+        self.clients.kinds[app.app_id] = kind
+        self.keys[app.app_id] = KEY
+        return app
 
-    def _mirror(self, repo: int) -> Path:
-        watch = next(watch for watch in self.watches if self._repo_of[watch.pk] == repo)
-        return mirror_of(watch.repository).directory
+    def _change_app(self, app: int, event: str, **changes: object) -> None:
+        self._note(event)
+        row = App.objects.get(pk=self.apps[app].pk)
+        for name, value in changes.items():
+            setattr(row, name, value)
+        change_app(ACTOR, row, changes)
+
+    def _with(self, place: int, event: str, act: Callable[[AppRepository], object]) -> None:
+        watch = self.watch_in(place)
+        if watch is None:
+            self._note("not watched")
+        else:
+            self._note(event)
+            self._unless_gone(lambda: act(watch))
 
     def _unless_gone(self, act: Callable[[], object]) -> None:
         try:
@@ -371,6 +720,42 @@ class Universe:
                 act()
         except (NotFound, NotFailed):
             self._note("too late")
+        except GitError:
+            self._note("host did not answer")
+
+    def _pass(self, seconds: float) -> None:
+        with self._redis.client() as client:
+            pass_time(seconds, client)
+
+    def _learn(self, repo: int) -> None:
+        """Note the current tree: its contents, and names that some file systems cannot keep apart."""
+        name, head = self.repos[repo].name, self.repos[repo].head
+        files = self.files_of(self.repos[repo], head)
+        self.heads.setdefault(name, []).append(head)
+        self.journal.learn(name, shas(files).values())
+        self.journal.learn(name, shas({path: content.upper() for path, content in files.items()}).values())
+        for kind in KINDS:
+            self.tainted.setdefault((name, kind), set()).update(self._twins_in(files, kind))
+
+    @staticmethod
+    def _twins_in(files: Iterable[str], kind: ClientKind) -> set[str]:
+        """Return the keys that several files of a tree, or of the flattened tree, have at such a client."""
+        names = {*files, *(f"flat/{path.rpartition('/')[2]}" for path in files)}
+        counts = Counter(map(kind.fold, names))
+        return {key for key, count in counts.items() if count > 1}
+
+    def _update_replica(self, repo: int) -> None:
+        """Before a push. While the host lags, its replica is stuck."""
+        if not self.host.fault.lags:
+            self.world.git.update_replica(self.repos[repo])
+
+    def _lose_counts(self) -> None:
+        newest = BulkOperation.objects.order_by("pk").last()
+        self.uncounted = newest.pk if newest else 0
+
+    def _mirror(self, repo: int) -> Path | None:
+        repository = Repository.objects.filter(name=self.repos[repo].name.partition("/")[2]).first()
+        return mirror_of(repository).directory if repository else None
 
     def _note(self, event: str) -> None:
         self.events[event] += 1

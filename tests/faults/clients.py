@@ -1,0 +1,245 @@
+"""Client apps of several kinds, as they exist in the world: their file systems, their memory and their manners differ."""
+
+import base64
+import hashlib
+import shutil
+import threading
+import time
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from deliveries_app.models import AppRepository
+from deliveries_app.receiver import Answer, Notification, Receiver, Refused, tree_sha256
+from deliveries_app.receiver.server import Server, _PostHandler
+
+
+def _exact(path: str) -> str:
+    return path
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def _folded(path: str) -> str:
+    return _composed(path).casefold()
+
+
+@dataclass(frozen=True)
+class ClientKind:
+    """How one client app behaves.
+
+    - `fold` maps names that its file system takes for the same one to one key.
+    - `sequences`: it ignores a notification about a path that is older than the last one.
+    - `epochs`: it drops what it holds when the repository is watched anew (wire contract §4). Only such a client may keep its
+      copy when the repository is unwatched.
+    - `deduplicates`: it ignores a `webhook-id` that it has processed.
+    - `refuses_with` is the status for a request that comes less than `gap` seconds after the last one.
+    - `hangs_up`: it closes the connection after each answer, without `Connection: close`.
+    - `is_reference`: it is Docora's own reference client.
+    """
+
+    name: str
+    fold: Callable[[str], str] = _exact
+    sequences: bool = True
+    epochs: bool = True
+    deduplicates: bool = False
+    refuses_with: int = 0
+    gap: float = 0.01
+    hangs_up: bool = False
+    is_reference: bool = False
+
+
+KINDS = [
+    ClientKind("reference", is_reference=True),
+    ClientKind("plain", sequences=False, epochs=False),
+    ClientKind("with sequences", epochs=False),
+    ClientKind("with epochs"),
+    ClientKind("de-duplicating", sequences=False, epochs=False, deduplicates=True),
+    ClientKind("folding case", fold=_folded),
+    ClientKind("normalising", fold=_composed),
+    ClientKind("rate limited, 429", refuses_with=429),
+    ClientKind("rate limited, 503", refuses_with=503),
+    ClientKind("hanging up", hangs_up=True),
+]
+
+
+@dataclass
+class _Held:
+    path: str
+    sha: str
+
+
+@dataclass
+class MemoryCopy:
+    """What a client of some kind holds of one repository, in memory.
+
+    A large file is complete when as many chunks of one id have arrived as it has, as existing clients count them.
+    """
+
+    kind: ClientKind
+    _held: dict[str, _Held] = field(default_factory=dict)  # by folded path
+    _newest: dict[str, int] = field(default_factory=dict)  # path → sequence
+    _chunks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _epoch: str = ""
+    _old_epochs: set[str] = field(default_factory=set)
+    _highest: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def files(self) -> dict[str, str]:
+        with self._lock:
+            return {held.path: held.sha for held in self._held.values()}
+
+    def hold(self, files: Mapping[str, str]) -> None:
+        """Hold these files (path → SHA-256), which did not come from Docora."""
+        with self._lock:
+            self._held = {self.kind.fold(path): _Held(path, sha) for path, sha in files.items()}
+
+    def drop(self) -> None:
+        """Delete the files. What the client remembers about notifications stays."""
+        with self._lock:
+            self._held.clear()
+            self._chunks.clear()
+
+    def keep(self, note: Notification) -> str:
+        with self._lock:
+            if self._is_old(note):
+                return "stale"
+            content = note.content
+            if note.chunk:
+                self._remember(note)
+                pieces = self._chunks[note.chunk.id]
+                pieces.append(content)
+                if len(pieces) < note.chunk.total:
+                    return "partial"
+                content = "".join(self._chunks.pop(note.chunk.id))
+            try:
+                decoded = base64.b64decode(content, validate=True) if note.is_base64 else content.encode()
+            except ValueError:
+                raise Refused(422, "content cannot be decoded.") from None
+            self._remember(note)
+            self._place(note.path, hashlib.sha256(decoded).hexdigest())
+            return "kept"
+
+    def remove(self, note: Notification) -> str:
+        with self._lock:
+            if self._is_old(note):
+                return "stale"
+            self._remember(note)
+            return "removed" if self._held.pop(self.kind.fold(note.path), None) else "absent"
+
+    def compare(self, note: Notification) -> str:
+        """Compare the copy with the `tree_sha256` of a `sync_completed`."""
+        with self._lock:
+            if self.kind.epochs and self._is_of_old_epoch(note):
+                return "stale"
+            files = {held.path: held.sha for held in self._held.values()}
+            return "matches" if tree_sha256(files) == note.payload.get("tree_sha256") else "differs"
+
+    def _place(self, path: str, sha: str) -> None:
+        """Store a file. It replaces a directory, and its directories replace files."""
+        key = self.kind.fold(path)
+        for other in list(self._held):
+            if other.startswith(f"{key}/") or key.startswith(f"{other}/"):
+                del self._held[other]
+        if key in self._held:  # the name on the disk stays as it was first written
+            self._held[key].sha = sha
+        else:
+            self._held[key] = _Held(path, sha)
+
+    def _is_old(self, note: Notification) -> bool:
+        if self.kind.epochs and self._is_of_old_epoch(note):
+            return True
+        return self.kind.sequences and 0 < note.sequence < self._newest.get(note.path, 0)
+
+    def _is_of_old_epoch(self, note: Notification) -> bool:
+        """Begin a new epoch if this notification does, and return whether it belongs to an old one."""
+        epoch = note.watch_id
+        if epoch != self._epoch:
+            if epoch in self._old_epochs or (self._epoch and note.sequence <= self._highest):
+                return True
+            if self._epoch:
+                self._old_epochs.add(self._epoch)
+                self._held.clear()
+                self._chunks.clear()
+            self._epoch = epoch
+        self._highest = max(self._highest, note.sequence)
+        return False
+
+    def _remember(self, note: Notification) -> None:
+        self._newest[note.path] = max(note.sequence, self._newest.get(note.path, 0))
+
+
+class Clients(Receiver):
+    """The servers of all client apps. `kinds` maps an app's id to its kind, and may be changed at any time."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self.kinds: dict[str, ClientKind] = {}
+        self._memory: dict[tuple[str, str], MemoryCopy] = {}
+        self._processed: dict[str, set[str]] = defaultdict(set)
+        self._accepted_at: dict[str, float] = {}
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+
+    def kind_of(self, app_id: str) -> ClientKind:
+        return self.kinds.get(app_id, KINDS[0])
+
+    def holds(self, watch: AppRepository) -> dict[str, str]:
+        """Return path → SHA-256 of what the watch's app holds."""
+        if self.kind_of(watch.app.app_id).is_reference:
+            return self.copy(watch.app.app_id, watch.repository.repository_id)
+        return self.memory(watch.app.app_id, str(watch.repository)).files()
+
+    def memory(self, app_id: str, repository: str) -> MemoryCopy:
+        """Return the copy of `owner/name` at an app that is not the reference client."""
+        with self._lock:
+            return self._memory.setdefault((app_id, repository), MemoryCopy(self.kind_of(app_id)))
+
+    def drop(self, watch: AppRepository) -> None:
+        """Let the watch's app delete its copy."""
+        app_id, repository_id = watch.app.app_id, watch.repository.repository_id
+        if self.kind_of(app_id).is_reference:
+            shutil.rmtree(self.directory / app_id / repository_id, ignore_errors=True)
+            with self._lock:
+                self._copies.pop((app_id, repository_id), None)
+        else:
+            self.memory(app_id, str(watch.repository)).drop()
+
+    def refusal(self, note: Notification) -> Answer | None:
+        """Return the answer of a client that was asked too soon after the last time."""
+        kind, now = self.kind_of(note.app_id), time.monotonic()
+        if kind.refuses_with:
+            with self._lock:
+                if now - self._accepted_at.get(note.app_id, 0.0) < kind.gap:
+                    return Answer(kind.refuses_with, headers={"Retry-After": "0"})
+                self._accepted_at[note.app_id] = now
+        return None
+
+    def make_server(self, address: tuple[str, int]) -> Server:
+        server = super().make_server(address)
+        server.hangs_up_on = lambda app_id: self.kind_of(app_id).hangs_up  # type: ignore[attr-defined]
+        server.RequestHandlerClass = _Handler
+        return server
+
+    def _process(self, notification: Notification) -> str:
+        app_id = notification.app_id
+        kind = self.kind_of(app_id)
+        if kind.is_reference or notification.kind in {"ping", "sync_failed"}:
+            return super()._process(notification)
+        with self._lock:
+            if kind.deduplicates and notification.webhook_id in self._processed[app_id]:
+                return "repeated"
+        copy = self.memory(app_id, notification.repository)
+        act = {"delete": copy.remove, "sync_completed": copy.compare}.get(notification.kind, copy.keep)
+        outcome = act(notification)
+        with self._lock:
+            self._processed[app_id].add(notification.webhook_id)
+        return outcome
+
+
+class _Handler(_PostHandler):
+    def do_POST(self) -> None:
+        super().do_POST()
+        if self.server.hangs_up_on(self.headers.get("X-Docora-App-Id", "")):  # type: ignore[attr-defined]
+            self.close_connection = True

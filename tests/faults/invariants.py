@@ -1,0 +1,169 @@
+"""What must hold at any time, after each round of the sweep, and once nothing is due. One function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Notice, Status, SyncRun
+from deliveries_app.planning.delivery_rows import delivery_rules_of
+from deliveries_app.progress import live
+from repositories_app.models import HostOutage
+from tests.faults.hosts import GOOD
+
+if TYPE_CHECKING:
+    from tests.faults.universe import Universe
+
+
+def check_always(universe: Universe) -> None:
+    universe.journal.check(universe.clients.log)
+    check_progress()
+    check_announced_trees(universe)
+    for watch in universe.alive():
+        check_shown_as_synced(universe, watch)
+        check_no_way_back(universe, watch)
+    universe.host_lagged = universe.host.fault.lags
+
+
+def check_after_sweep(universe: Universe, *, has_checked_all: bool) -> None:
+    check_syncing_is_leased()
+    check_operations(universe)
+    if has_checked_all and universe.host.fault is GOOD:
+        for watch in universe.alive():
+            check_knows_head(universe, watch)
+
+
+def check_at_rest(universe: Universe) -> None:
+    check_always(universe)
+    for watch in universe.alive():
+        check_delivered(universe, watch)
+    assert not SyncRun.objects.filter(outcome="").exists(), "a run is still open"
+    assert not BulkOperation.objects.filter(ended_at=None).exists(), "an operation is still open"
+    assert not Notice.objects.exists(), f"a notice was not sent: {list(Notice.objects.all())}"
+    ended = Q(ended_at__isnull=False)
+    assert not AppRepository.objects.filter(ended).exists(), "an ended watch was not removed"
+    assert not App.objects.filter(ended).exists(), "a deleted app was not removed"
+
+
+# --- At any time -----------------------------------------------------------------------------------------------------
+
+
+def check_progress() -> None:
+    """No bar passes 100 %."""
+    for run in SyncRun.objects.filter(outcome=""):
+        assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
+
+
+def check_announced_trees(universe: Universe) -> None:
+    """A `sync_completed` states what the client holds, unless the client has dropped it meanwhile."""
+    for record in universe.clients.log:
+        if record.kind == "sync_completed" and record.outcome == "differs":
+            name = record.app_id, record.repository
+            is_old = record.sequence <= universe.dropped_at.get(name, 0)
+            folds = universe.clients.kind_of(record.app_id).fold("E\u0301") != "E\u0301"
+            assert is_old or folds, f"sync_completed of another tree: {record}"
+
+
+def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
+    """A watch that is shown as synced, with nothing due, is: the copy equals the tree of its last commit."""
+    has_current_rules = watch.base_rules == delivery_rules_of(watch).fingerprint
+    if watch.status == Status.SYNCED and watch.last_commit and has_current_rules and not _is_due(watch):
+        check_copy(universe, watch)
+
+
+def check_copy(universe: Universe, watch: AppRepository) -> None:
+    """The client holds the tree of the last commit, as far as its file system can tell the names apart."""
+    kind = universe.clients.kind_of(watch.app.app_id)
+    tainted = universe.tainted[str(watch.repository), kind]
+    copy, expected = (
+        {key: sha for path, sha in files.items() if (key := kind.fold(path)) not in tainted}
+        for files in (universe.clients.holds(watch), universe.expected(watch, watch.last_commit))
+    )
+    assert copy == expected, (
+        f"{watch} at {watch.last_commit[:8]}, {kind.name} client: missing {sorted(expected.keys() - copy.keys())},"
+        f" left {sorted(copy.keys() - expected.keys())},"
+        f" other {sorted(key for key in copy.keys() & expected.keys() if copy[key] != expected[key])}"
+    )
+
+
+def check_stop(watch: AppRepository, stop: Callable[[], object]) -> None:
+    """A watch that was not up to date is not shown as synced because somebody stops it."""
+    was_synced = watch.status == Status.SYNCED and not _is_due(watch)
+    stop()
+    watch.refresh_from_db()
+    assert was_synced or watch.status != Status.SYNCED, f"{watch} is shown as synced because it was stopped"
+
+
+def check_no_way_back(universe: Universe, watch: AppRepository) -> None:
+    """A watch never goes back to an older commit, unless the host does. It is not at rest at another commit than it saw."""
+    heads = universe.heads[str(watch.repository)]
+    if watch.last_commit:
+        number = len(heads) - 1 - heads[::-1].index(watch.last_commit)
+        before = universe.reached.get(watch.pk, 0)
+        assert number >= before or universe.host_lagged, f"{watch} went back to {watch.last_commit[:8]}"
+        universe.reached[watch.pk] = number
+    if is_at_rest(watch):
+        assert watch.seen_commit in {"", watch.last_commit}, f"{watch} is at rest, but saw {watch.seen_commit[:8]}"
+
+
+# --- After a round of the sweep --------------------------------------------------------------------------------------
+
+
+def check_syncing_is_leased() -> None:
+    """A watch is shown as syncing only while a lease lives."""
+    stuck = AppRepository.objects.alive().filter(status=Status.SCANNING).free()
+    assert not stuck.exists(), f"shown as syncing without a lease: {list(stuck)}"
+
+
+def check_knows_head(universe: Universe, watch: AppRepository) -> None:
+    """A watch that is shown as synced, with nothing due, has the HEAD that the sweep has just seen."""
+    is_held = watch.app.paused or watch.arriving or watch.repository.circuit_open_until or HostOutage.objects.exists()
+    head = universe.repo_of(watch).head
+    if is_at_rest(watch) and not is_held and not universe.paused_everything():
+        assert watch.last_commit == head, f"{watch} is shown as synced at {watch.last_commit[:8]}, HEAD is {head[:8]}"
+
+
+def check_operations(universe: Universe) -> None:
+    """An operation counts its runs, and ends with the last of them."""
+    for operation in BulkOperation.objects.exclude(pk__in=universe.counted):
+        rows = operation.runs.all()
+        assert operation.total == rows.count(), f"{operation} counts {operation.total} of {rows.count()} runs"
+        is_open = rows.filter(outcome="").exists()
+        assert (operation.ended_at is None) == is_open, f"{operation} has ended: {not is_open}"
+        shown, counted = live.of_operation(operation), live._counted(operation)
+        if operation.ended_at or operation.pk > universe.uncounted:
+            for name in live._ENDINGS:
+                assert getattr(shown, name) == counted[name], f"{operation} shows {name} as {getattr(shown, name)}"
+        if operation.ended_at:
+            universe.counted.add(operation.pk)
+
+
+def is_at_rest(watch: AppRepository) -> bool:
+    """Return whether a watch is shown as synced, and nothing is due now or later."""
+    return watch.status == Status.SYNCED and watch.next_sync_at is None and watch.lease_until is None
+
+
+def _is_due(watch: AppRepository) -> bool:
+    return AppRepository.objects.filter(pk=watch.pk, next_sync_at__lte=Now()).exists()
+
+
+# --- At rest ---------------------------------------------------------------------------------------------------------
+
+
+def check_delivered(universe: Universe, watch: AppRepository) -> None:
+    """Everything is delivered, and the rows say so."""
+    head = universe.repo_of(watch).head
+    assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, head, 0), str(watch)
+    assert (watch.lease_until, watch.lease_slots, watch.next_sync_at) == (None, 0, None)
+    check_copy(universe, watch)
+    expected = universe.expected(watch, head)
+    held = Delivery.objects.filter(watch=watch)
+    assert dict(held.values_list("path", "sha")) == expected, f"{watch}: the rows differ from the tree"
+    doubted = held.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor)
+    assert not doubted.exists(), f"{watch}: {list(doubted)} are in doubt"
+    listed = watch.failures.filter(kind="failed")
+    assert not listed.exists(), f"{watch}: {[failure.path for failure in listed]} stay listed as failed"
+    assert watch.tree_files == len(expected)

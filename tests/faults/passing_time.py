@@ -1,0 +1,74 @@
+"""Let time pass, or set the database's clock back, without waiting: all times in the database are moved instead.
+
+To everything that compares them with the clock, this is the same. Ping results in Redis expire as well. PostgreSQL only.
+"""
+
+from datetime import datetime
+from functools import cache
+
+from django.apps import apps
+from django.db import connection, models
+from django.db.models import Min
+from django.db.models.functions import Now
+from redis import Redis
+
+from deliveries_app.models import App, AppRepository, HourlyTraffic
+from repositories_app.models import HostOutage, Repository
+
+_LABELS = {"deliveries_app", "repositories_app"}
+_KEPT = {HourlyTraffic: {"hour"}}  # a part of a key
+
+
+def pass_time(seconds: float, redis: Redis) -> None:
+    """Let so many seconds pass. Call it while no worker runs."""
+    _move(-seconds)
+    for key in redis.scan_iter("docora:endpoint:*"):
+        left = redis.pttl(key) - int(seconds * 1000)
+        if left > 0:
+            redis.pexpire(key, left)
+        else:
+            redis.delete(key)
+
+
+def set_clock_back(seconds: float) -> None:
+    """Set the database's clock back. Sequences that were drawn before stay as they are."""
+    _move(seconds)
+
+
+def seconds_to_next_event() -> float | None:
+    """Return the seconds until the next time at which a watch may be synced, or None if there is no such time."""
+    waiting = AppRepository.objects.alive().filter(next_sync_at__isnull=False)
+    later: list[datetime | None] = [
+        waiting.filter(next_sync_at__gt=Now()).aggregate(at=Min("next_sync_at"))["at"],
+        App.objects.filter(ended_at=None, cooldown_until__gt=Now()).aggregate(at=Min("cooldown_until"))["at"],
+        Repository.objects.filter(circuit_open_until__gt=Now()).aggregate(at=Min("circuit_open_until"))["at"],
+        AppRepository.objects.filter(lease_until__gt=Now()).aggregate(at=Min("lease_until"))["at"],
+        HostOutage.objects.filter(retry_at__gt=Now()).aggregate(at=Min("retry_at"))["at"],
+    ]
+    times = [time for time in later if time is not None]
+    if not times:
+        return None
+    now: datetime = AppRepository.objects.annotate(now=Now()).values_list("now", flat=True)[0]
+    return max(0.0, (min(times) - now).total_seconds()) + 0.01
+
+
+def _move(seconds: float) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_statements(), {"seconds": seconds})
+
+
+@cache
+def _statements() -> str:
+    """Return an UPDATE of each table that has times."""
+    updates = []
+    for model in apps.get_models():
+        if model._meta.app_label in _LABELS and model._meta.managed and not model._meta.proxy:
+            columns = [
+                field.column
+                for field in model._meta.local_fields
+                if isinstance(field, models.DateTimeField) and field.name not in _KEPT.get(model, ())
+            ]
+            changes = ", ".join(f"{name} = {name} + make_interval(secs => %(seconds)s)" for name in columns)
+            if changes:
+                updates.append(f"UPDATE {model._meta.db_table} SET {changes}")
+    return "; ".join(updates)
