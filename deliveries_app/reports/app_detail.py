@@ -149,7 +149,7 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     watches = table_query.apply(watches_of(app).select_related("app", "repository"))
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
-    progress, pause, outages = progress_context.open_progress(rows), current_pause(), list(HostOutage.objects.all())
+    progress, pause, outages = progress_context.open_progress(rows), current_pause(), HostOutage.objects.all()
     counts = count_watches(app)
     return {
         "watched": counts.watches,

@@ -4,7 +4,7 @@ The rows are the source of truth. A leased watch is running; a due one is waitin
 the job's queue and the workers. Without Redis the page shows the rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -107,7 +107,7 @@ def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
 
 def read_queue() -> QueueView:
     """Read the queue page in a constant number of queries."""
-    pause, queue, outages = current_pause(), inspect.read(), list(HostOutage.objects.all())
+    pause, queue, outages = current_pause(), inspect.read(), HostOutage.objects.all()
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
@@ -154,7 +154,7 @@ def _watch_of(job: Job | None) -> int | None:
     return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
-def _held_back(watch: AppRepository, pause: SyncPause | None, outages: Sequence[HostOutage]) -> str:
+def _held_back(watch: AppRepository, pause: SyncPause | None, outages: Iterable[HostOutage]) -> str:
     """Return why a due watch is held back; empty if it only waits for its turn."""
     if pause:
         return "All syncing is paused."
@@ -170,7 +170,7 @@ def _held_back(watch: AppRepository, pause: SyncPause | None, outages: Sequence[
     return ""
 
 
-def _why_waiting(watch: AppRepository, pause: SyncPause | None, outages: Sequence[HostOutage]) -> str:
+def _why_waiting(watch: AppRepository, pause: SyncPause | None, outages: Iterable[HostOutage]) -> str:
     return _held_back(watch, pause, outages) or ("All slots of the app are taken." if watch.slots_requested_at else "")
 
 

@@ -82,7 +82,7 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
-    outages = list(HostOutage.objects.all())
+    outages = HostOutage.objects.all()
     lines = [Line(watch, _state(watch), percents.get(watch.pk), next_try(watch, pause, outages)) for watch in rows]
     return StatusReport(pause, heartbeat.read(), counts, lines)
 
