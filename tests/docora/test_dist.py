@@ -251,10 +251,10 @@ def test_settings_and_transforms_of_the_current_folder_apply(installed: Installe
     with GitServer(installed.directory / "git") as server, installed.receiver("--key", key) as url:
         facts = ["Portal", url, "ops@portal.example", "--client-auth-key", key]
         app = json.loads(installed.done("onboard_app", *facts, "--json"))["app_id"]
-        installed.done("watch_repository", app, f"{server.url}/acme/handbook")
+        watch = json.loads(installed.done("watch_repository", app, f"{server.url}/acme/handbook", "--json"))
         repository = Repo("acme/handbook", server.directory / "acme" / "handbook.git", server)
         expected = {f"portal/{path}": content for path, content in repository.files().items()}
-        copies = installed.folder / "var" / "receiver" / app / "acme" / "handbook"
+        copies = installed.folder / "var" / "receiver" / app / watch["repository_id"]
         installed.wait_until(lambda: contents(copies) == expected, 40)
         installed.done("resync", app, "--wait", "--yes")
     assert installed.end() == 0
