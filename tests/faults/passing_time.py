@@ -6,6 +6,7 @@ To everything that compares them with the clock, this is the same. Ping results 
 from datetime import datetime
 from functools import cache
 
+import pytest
 from django.apps import apps
 from django.db import connection, models
 from django.db.models import Min
@@ -13,14 +14,18 @@ from django.db.models.functions import Now
 from redis import Redis
 
 from deliveries_app.models import App, AppRepository, HourlyTraffic
+from deliveries_app.sync import lease
 from repositories_app.models import HostOutage, Repository
 
+_behind = 0.0  # seconds that the database's clock was set back and that have not passed since
 _LABELS = {"deliveries_app", "repositories_app"}
 _KEPT = {HourlyTraffic: {"hour"}}  # a part of a key
 
 
 def pass_time(seconds: float, redis: Redis) -> None:
     """Let so many seconds pass. Call it while no worker runs."""
+    global _behind
+    _behind = max(0.0, _behind - seconds)
     _move(-seconds)
     for key in redis.scan_iter("docora:endpoint:*"):
         left = redis.pttl(key) - int(seconds * 1000)
@@ -31,8 +36,21 @@ def pass_time(seconds: float, redis: Redis) -> None:
 
 
 def set_clock_back(seconds: float) -> None:
-    """Set the database's clock back. Sequences that were drawn before stay as they are."""
+    """Set the database's clock back, by which new sequences are drawn."""
+    global _behind
+    _behind += seconds
     _move(seconds)
+
+
+def set_clock_right() -> None:
+    global _behind
+    _behind = 0.0
+
+
+def draw_sequences_by_this_clock(patch: pytest.MonkeyPatch) -> None:
+    """Let this process, and those that it forks, draw sequences by the clock that was set back."""
+    real = lease._microseconds
+    patch.setattr(lease, "_microseconds", lambda clock: real(clock) - int(_behind * 1_000_000))
 
 
 def seconds_to_next_event() -> float | None:

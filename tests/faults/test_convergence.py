@@ -10,6 +10,7 @@ import pytest
 from tests.faults.clients import KINDS
 from tests.faults.convergence import LONGEST_HISTORY, Player, draw
 from tests.faults.hosts import FAULTS
+from tests.faults.passing_time import draw_sequences_by_this_clock
 from tests.faults.universe import Universe
 from tests.faults.workers import use_short_timeouts
 from tests.support import fast_flush
@@ -58,6 +59,7 @@ def player(
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
     use_short_timeouts(monkeypatch)
+    draw_sequences_by_this_clock(monkeypatch)
     make = functools.partial(Universe, database=postgres_server, redis=valkey_server)
     return Player(make, fast_flush.empty)
 

@@ -62,7 +62,7 @@ from tests.faults import invariants
 from tests.faults.clients import KINDS, ClientKind, Clients
 from tests.faults.hosts import FAULTS, GOOD, FaultyGit
 from tests.faults.journal import Journal
-from tests.faults.passing_time import pass_time, seconds_to_next_event, set_clock_back
+from tests.faults.passing_time import pass_time, seconds_to_next_event, set_clock_back, set_clock_right
 from tests.faults.workers import SIGNALS, Fate, Step, Workers
 from tests.support import transforms
 from tests.support.git import Changes, Repo, git
@@ -146,6 +146,7 @@ class Universe:
     def close(self) -> None:
         self._mood = lambda: None
         transforms.use_transforms(settings)
+        set_clock_right()
         self.world.close()
 
     @property
