@@ -48,6 +48,8 @@ class Soak:
         self._run("test_convergence.py", str(seed), {"SEEDS": f"{seed}-{seed}", "SHRINK": "yes"})
 
     def close(self) -> None:
+        """End what still runs. What its histories have shown so far is kept."""
+        self._ends_at = 0.0
         for process in list(self._running):
             process.kill()
             process.wait()
@@ -55,7 +57,7 @@ class Soak:
 
     def _run(self, test: str, name: str, variables: dict[str, str]) -> None:
         """Run a test in a process of its own, and add what it has found."""
-        if time.monotonic() > self._ends_at:
+        if time.monotonic() > self._ends_at:  # or this soak is being ended
             return
         folder = self._scratch.make(name.replace(" ", "-"))
         variables |= {
@@ -79,7 +81,7 @@ class Soak:
         output, _ = process.communicate()
         self._running.discard(process)
         found = Summary.read(folder / "summary.json")
-        if process.returncode and not found.diverged:
+        if process.returncode and not found.diverged and self._ends_at:
             found.diverged[name] = output[-4000:]
         found.seconds = time.monotonic() - began
         self.sums.add(found)
