@@ -95,10 +95,9 @@ DATABASES: dict[str, dict[str, Any]] = {
 _database = DATABASES["default"]
 _options = _database.setdefault("OPTIONS", {})
 if _database["ENGINE"] == "django.db.backends.sqlite3":
-    if ":" not in _database["NAME"]:  # a file, not :memory:
-        database.create_privately(Path(_database["NAME"]), DATA_DIR)
     # IMMEDIATE, because a DEFERRED transaction that reads and then writes fails at once if another one is writing.
     _options |= {
+        "factory": database.PrivateSqlite,
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",

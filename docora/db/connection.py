@@ -11,15 +11,13 @@ hour if data was sent, and for two hours if not.
 
 import contextlib
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, InternalError, OperationalError, connections
-
-from docora.conf.data_dir import make_private
 
 CONNECTION_ERRORS = (OperationalError, InterfaceError, InternalError)
 """Errors of any statement if the database is gone or has ended the session. A faulty statement raises other errors."""
@@ -43,15 +41,17 @@ def parse_url(parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return database
 
 
-def create_privately(path: Path, data_dir: Path) -> None:
-    """Create a new SQLite file with mode 0600: it will hold sessions and password hashes. Its WAL gets the same mode.
+class PrivateSqlite(sqlite3.Connection):
+    """Creates a new SQLite file with mode 0600, because it will hold sessions and password hashes. Its WAL gets the same mode.
 
-    Does nothing for an existing file, and if it cannot be created: then opening the database says why.
+    If the file cannot be created, opening the database says why.
     """
-    with contextlib.suppress(OSError):
-        if path.parent == data_dir:
-            make_private(data_dir)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def __init__(self, database: str, *arguments: Any, **options: Any) -> None:
+        if not str(database).startswith((":memory:", "file:")):
+            with contextlib.suppress(OSError):
+                os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        super().__init__(database, *arguments, **options)
 
 
 def postgres_options(given: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:

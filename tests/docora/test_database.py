@@ -36,7 +36,7 @@ for line in sys.stdin:
 
 def options_of(url: str, **environment: str) -> dict[str, object]:
     """Return the connection options that a new process uses."""
-    code = "import json; from django.conf import settings; print(json.dumps(settings.DATABASES['default']['OPTIONS']))"
+    code = "import json; from django.conf import settings; print(json.dumps(settings.DATABASES['default']['OPTIONS'], default=str))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"DJANGO_SETTINGS_MODULE": "docora.settings", "DATABASE_URL": url} | environment,
