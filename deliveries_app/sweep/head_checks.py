@@ -138,7 +138,8 @@ def _take_slice() -> list[AppRepository]:
     The time of the regular next check is written with the answer.
     """
     closed = Q(repository__circuit_open_until=None) | Q(repository__circuit_open_until__lte=Now())
-    waiting = Q(next_sync_at__gt=Now()) & has_no_cooldown()  # for its next attempt
+    # For its next attempt. One that was cancelled is not failing, and waits for the rescan whatever is pushed.
+    waiting = Q(next_sync_at__gt=Now(), failing_since__isnull=False) & has_no_cooldown()
     with transaction.atomic():
         watches = list(
             AppRepository.objects.alive()

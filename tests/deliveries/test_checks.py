@@ -163,7 +163,7 @@ def test_each_watch_is_compared_with_its_own_base(world: World) -> None:
     assert due() == {early.pk}
 
 
-def test_watch_in_doubt_is_not_checked(world: World) -> None:
+def test_watch_that_waits_without_a_failure_is_not_checked(world: World) -> None:
     (_watch,) = settled(world, 1)
     AppRepository.objects.update(next_sync_at=Now() + timedelta(seconds=50))
     assert world.check() == 0

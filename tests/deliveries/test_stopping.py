@@ -233,13 +233,13 @@ def test_cancel_a_resync_of_a_watch_that_git_could_not_read(world: World, settin
     repo, watch = world.watch(FILES)
     world.sync(watch)
     repo.commit({"new.txt": b"x"})
-    world.git.server.stop()
+    elsewhere = repo.path.rename(repo.path.with_name("renamed.git"))
     world.sync(watch)
     assert watch.is_failing
     resync_single(ME, watch)
     assert cancel(watch)
     assert_idle(watch, Status.PENDING, settings)
-    world.git.server.start()
+    elsewhere.rename(repo.path)
     world.sync(watch)
     assert_promise_kept(world, repo, watch)
 
