@@ -19,12 +19,14 @@ from redis import Redis
 
 from tests.support import fast_flush
 from tests.support.environment import TestEnvironment
+from tests.support.memory import use_memory_for_temporary_files
 from tests.support.nursery import nursery
 from tests.support.postgres import PostgresServer
 from tests.support.shared import SharedFolder
 from tests.support.time_limit import TimeLimit
 from tests.support.valkey import ValkeyServer
 
+use_memory_for_temporary_files()
 environment = TestEnvironment()
 environment.install()
 fast_flush.install()
