@@ -137,15 +137,13 @@ class Daemons:
 
 
 def children(pid: int) -> Iterator[int]:
-    """Yield the running child processes of `pid`."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            except OSError:
-                continue
-            if int(parent) == pid and state != "Z":
-                yield int(entry.name)
+    """Yield the running child processes of `pid`. The kernel lists them for each thread that has started some."""
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            pids = listed.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        yield from filter(is_alive, map(int, pids))
 
 
 def is_alive(pid: int) -> bool:
