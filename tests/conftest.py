@@ -87,6 +87,12 @@ def django_db_modify_db_settings() -> None:
 
 
 @pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
+    """What the processes of this run create once."""
+    return environment.shared or SharedFolder(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> PostgresServer:
     """The PostgreSQL of this process, for tests that stop it or need another database."""
     if environment.postgres is None:

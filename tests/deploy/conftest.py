@@ -8,6 +8,7 @@ import pytest
 from tests.support.deployment import free_port, image_variables, unpack_image
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Daemons
+from tests.support.shared import SharedFolder
 from tests.support.valkey import ValkeyServer
 
 _numbers = itertools.count(1)
@@ -33,11 +34,10 @@ def addresses(fresh_database: str, valkey_server: ValkeyServer, tmp_path: Path) 
 
 
 @pytest.fixture
-def image(tmp_path: Path, addresses: dict[str, str]) -> Iterator[Daemons]:
+def image(shared_folder: SharedFolder, tmp_path: Path, addresses: dict[str, str]) -> Iterator[Daemons]:
     """Starts processes with the image's files and environment variables."""
-    folder = tmp_path / "app"
-    folder.mkdir()
+    folder = shared_folder.once("image", unpack_image)
     base = {"PATH": os.environ["PATH"]} | {name: value for name, value in image_variables().items() if name != "PATH"}
-    daemons = Daemons(tmp_path, base | addresses, project=unpack_image(folder))
+    daemons = Daemons(tmp_path, base | addresses, project=folder)
     yield daemons
     daemons.close()

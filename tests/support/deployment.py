@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +64,17 @@ def copied(stage: list[Instruction]) -> Iterator[tuple[str, str]]:
             yield from ((source, target) for source in sources)
 
 
-def unpack_image(folder: Path) -> Path:
-    """Copy into `folder` what the image has in its working directory."""
+def unpack_image(folder: Path) -> None:
+    """Copy into the new `folder` what the image has in its working directory, and compile it as the image does."""
+    folder.mkdir()
     for source, target in copied(dockerfile()[-1]):
         path = PROJECT / source
         if path.is_dir():
             shutil.copytree(path, folder / target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         else:
             shutil.copy(path, folder / target)
-    return folder
+    [arguments] = [one.words[2:] for one in dockerfile()[-1] if one.value.startswith("python -m compileall")]
+    subprocess.run([sys.executable, "-m", *arguments], cwd=folder, check=True)
 
 
 def image_variables() -> dict[str, str]:
