@@ -14,6 +14,7 @@ from typing import Any
 import django
 from django.conf import settings
 
+from tests.support.nursery import read_by_python
 from tests.support.postgres import PostgresServer
 from tests.support.servers import ScratchFolder
 from tests.support.shared import SharedFolder, copy
@@ -53,12 +54,13 @@ class TestEnvironment:
     def install(self) -> None:
         """Use these settings in this process and in those it starts, and set up Django.
 
-        The developer's own settings are removed. `DJANGO_SETTINGS_MODULE` does not stay in the environment: an xdist
-        worker would inherit it, and pytest-django would read the settings before that worker has its own.
+        The developer's own settings are removed, and so are the variables that Python itself reads: the nursery can only
+        start children that have the same ones. `DJANGO_SETTINGS_MODULE` does not stay in the environment: an xdist worker
+        would inherit it, and pytest-django would read the settings before that worker has its own.
         """
         if settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ:
             raise RuntimeError("Unset DJANGO_SETTINGS_MODULE: the tests set it themselves.")
-        for name in setting_names():
+        for name in {*setting_names(), *filter(read_by_python, os.environ)}:
             os.environ.pop(name, None)
         os.environ.update(self.variables())
         os.environ["DOCORA_ENV_FILE"] = os.devnull

@@ -34,6 +34,11 @@ LIBRARIES = (
 """Modules that take most of the start-up time and need no settings to be imported."""
 
 
+def read_by_python(variable: str) -> bool:
+    """Return whether Python may read this environment variable when it starts."""
+    return variable.startswith(("PYTHON", "LANG", "LC_"))
+
+
 class Child:
     """A process forked by the nursery. Use it like `subprocess.Popen`."""
 
@@ -85,8 +90,7 @@ class Nursery:
         """Return whether a child can have this environment. Its Python has already started with the current variables."""
         return all(
             environment.get(name) == os.environ.get(name)
-            for name in {*environment, *os.environ}
-            if name.startswith(("PYTHON", "LANG", "LC_"))
+            for name in filter(read_by_python, {*environment, *os.environ})
         )
 
     def start(
@@ -181,8 +185,11 @@ def _become(request: dict[str, Any], nursery_pid: int) -> None:
         os.setns(namespace)
     for file in request["files"] + request["inherited"]:
         os.close(file)
+    coerced = {
+        name: value for name, value in os.environ.items() if name == "LC_CTYPE"
+    }  # Python sets it without a locale
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(coerced | request["environment"])
     time.tzset()
     os.chdir(request["folder"])
     sys.argv = request["arguments"]
