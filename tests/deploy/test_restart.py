@@ -15,6 +15,7 @@ import pytest
 
 from docora.process import die_with_parent
 from docora.server.supervisor import port_is_taken
+from tests.support.commands import manage
 from tests.support.deployment import PROJECT, UNITS, free_port
 from tests.support.processes import Daemons, children, is_alive
 from tests.support.receiver import wait_for
@@ -45,6 +46,13 @@ class WebService:
         }
         self.process = self.start()
 
+    def prepare(self) -> None:
+        """Start it if it has ended, with an empty log. What it read from its settings stays until the next SIGHUP."""
+        self.settings.write_text("")
+        self.log.write_text("")
+        if self.process.poll() is not None:
+            self.start()
+
     def start(self) -> subprocess.Popen[bytes]:
         fd = self.listener.fileno()
         with self.log.open("ab") as log:
@@ -72,18 +80,24 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with a migrated database."""
     directory = tmp_path_factory.mktemp("service")
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DOCORA_ENV_FILE": os.devnull}
-    migrate = [sys.executable, str(PROJECT / "manage.py"), "migrate", "--verbosity", "0"]
-    subprocess.run(migrate, env=environment, check=True)
+    assert manage("migrate", "--verbosity", "0", environment=environment).returncode == 0
     return directory
 
 
-@pytest.fixture
-def service(migrated: Path) -> Iterator[WebService]:
+@pytest.fixture(scope="module")
+def shared_service(migrated: Path) -> Iterator[WebService]:
     service = WebService(migrated)
-    assert ask(service.address) == 200
     yield service
     service.end()
     service.listener.close()
+
+
+@pytest.fixture
+def service(shared_service: WebService) -> WebService:
+    """The service, running and with nothing in its settings. A test may leave it in any state."""
+    shared_service.prepare()
+    assert ask(shared_service.address) == 200
+    return shared_service
 
 
 def answer(address: tuple[str, int], path: str = "/health") -> bytes:
@@ -117,7 +131,7 @@ class Clients:
         self._threads = [threading.Thread(target=self._request, args=(address,)) for _ in range(4)]
 
     def _request(self, address: tuple[str, int]) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(0.01):
             try:
                 self.statuses.append(ask(address))
             except OSError:
@@ -159,9 +173,9 @@ def test_sighup_loses_no_request(service: WebService) -> None:
     assert set(clients.statuses) == {200}
 
 
-def test_sighup_reads_the_env_file_again(service: WebService) -> None:
+def test_sighup_reads_the_env_file_again(service: WebService, monkeypatch: pytest.MonkeyPatch) -> None:
     assert service.end() == 0
-    service.environment["DOCORA_BUILD_SHA"] = "given"
+    monkeypatch.setitem(service.environment, "DOCORA_BUILD_SHA", "given")
     service.settings.write_text("DOCORA_BUILD_NUMBER=one\nDOCORA_BUILD_DATE=day\nDOCORA_BUILD_SHA=ignored\n")
     service.start()
     assert build(service) == ("one", "given", "day")
@@ -247,7 +261,6 @@ def test_kill_9_leaves_no_process_behind(service: WebService) -> None:
     service.process.kill()
     service.process.wait()
     wait_for(lambda: not any(is_alive(pid) for pid in left), 10)
-    service.start()
 
 
 def test_container_proxy_holds_requests_during_a_restart(migrated: Path, tmp_path: Path) -> None:

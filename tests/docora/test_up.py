@@ -21,6 +21,15 @@ def instance(tmp_path: Path) -> Iterator[Instance]:
     instance.end()
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """An instance with one worker, for tests that leave it running. Those that kill a part of it come last."""
+    instance = Instance(tmp_path_factory.mktemp("running"))
+    instance.start("--workers", "1")
+    yield instance
+    instance.end()
+
+
 def test_ready_once_healthy_and_ctrl_c_ends_everything(instance: Instance) -> None:
     instance.start("--workers", "1")
     with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=5) as answer:
@@ -42,41 +51,6 @@ def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_endless_request_bodies_do_not_block_others(instance: Instance) -> None:
-    instance.start("--workers", "1")
-    head = (
-        f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1:{instance.port}\r\nContent-Length: 9\r\n"
-        f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"
-    )
-    with contextlib.ExitStack() as connections:
-        for _ in range(20):  # there are 16 threads
-            one = connections.enter_context(socket.create_connection(("127.0.0.1", instance.port)))
-            one.sendall(head.encode())
-        with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=20) as answer:
-            assert answer.status == 200
-
-
-def test_requests_wait_while_the_web_process_is_restarted(instance: Instance) -> None:
-    """`up` keeps the socket."""
-    instance.start("--workers", "1")
-    [pid] = instance.pids("docora.server.web ")
-    os.kill(pid, signal.SIGKILL)
-    instance.wait_until(lambda: "web ended with 1; starting it again" in instance.log.read_text(), 10)
-    with urllib.request.urlopen(f"http://127.0.0.1:{instance.port}/health", timeout=40) as answer:
-        assert answer.status == 200
-    assert instance.pids("docora.server.web ") != [pid]
-
-
-def test_doctor_finds_no_problem(instance: Instance) -> None:
-    instance.start("--workers", "1")
-    result = instance.run("doctor", "--offline")
-    assert "PROBLEM" not in result.stdout
-    assert "SQLite keeps a write-ahead log" in result.stdout
-    assert "1 worker is alive" in result.stdout
-    assert "WARNING  people: No account can sign in." in result.stdout
-    assert (result.returncode, result.stderr) == (0, "")
-
-
 def test_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:
     instance.start("--demo")
     instance.wait_until(lambda: b"Sign in" in instance.log.read_bytes(), 30)
@@ -84,15 +58,6 @@ def test_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> No
     instance.process.kill()
     instance.process.wait()
     instance.wait_until(lambda: not instance.family(), 20)
-
-
-def test_dead_child_is_restarted(instance: Instance) -> None:
-    instance.start("--workers", "1")
-    # A work-horse looks the same and may be running the first jobs.
-    instance.wait_until(lambda: len(instance.pids("rqworker")) == 1, 10)
-    os.kill(instance.pids("rqworker")[0], signal.SIGKILL)
-    instance.wait_until(lambda: "worker 1 ended with -9" in instance.log.read_text(), 10)
-    instance.wait_until(lambda: len(instance.pids("rqworker")) == 1, 10)
 
 
 def test_port_in_use_is_a_clear_error(instance: Instance) -> None:
@@ -106,13 +71,51 @@ def test_port_in_use_is_a_clear_error(instance: Instance) -> None:
     )
 
 
-def test_second_instance_on_a_data_directory_is_refused(instance: Instance) -> None:
-    instance.start("--workers", "1")
-    result = instance.run("up", "--port", str(free_port()))
+def test_output_names_the_command_for_a_first_administrator(running: Instance) -> None:
+    assert "manage.py createsuperuser" in running.log.read_text()
+
+
+def test_doctor_finds_no_problem(running: Instance) -> None:
+    result = running.run("doctor", "--offline")
+    assert "PROBLEM" not in result.stdout
+    assert "SQLite keeps a write-ahead log" in result.stdout
+    assert "1 worker is alive" in result.stdout
+    assert "WARNING  people: No account can sign in." in result.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_second_instance_on_a_data_directory_is_refused(running: Instance) -> None:
+    result = running.run("up", "--port", str(free_port()))
     assert result.returncode == 1
     assert "Docora is already running with the data directory" in result.stderr
 
 
-def test_output_names_the_command_for_a_first_administrator(instance: Instance) -> None:
-    instance.start("--workers", "1")
-    assert "manage.py createsuperuser" in instance.log.read_text()
+def test_endless_request_bodies_do_not_block_others(running: Instance) -> None:
+    head = (
+        f"POST /api/hooks/push/repo_1 HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nContent-Length: 9\r\n"
+        f"X-Hub-Signature-256: sha256={'0' * 64}\r\n\r\n"
+    )
+    with contextlib.ExitStack() as connections:
+        for _ in range(20):  # there are 16 threads
+            one = connections.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            one.sendall(head.encode())
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/health", timeout=20) as answer:
+            assert answer.status == 200
+
+
+def test_requests_wait_while_the_web_process_is_restarted(running: Instance) -> None:
+    """`up` keeps the socket."""
+    [pid] = running.pids("docora.server.web ")
+    os.kill(pid, signal.SIGKILL)
+    running.wait_until(lambda: "web ended with 1; starting it again" in running.log.read_text(), 10)
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/health", timeout=40) as answer:
+        assert answer.status == 200
+    assert running.pids("docora.server.web ") != [pid]
+
+
+def test_dead_child_is_restarted(running: Instance) -> None:
+    # A work-horse looks the same and may be running the first jobs.
+    running.wait_until(lambda: len(running.pids("rqworker")) == 1, 10)
+    os.kill(running.pids("rqworker")[0], signal.SIGKILL)
+    running.wait_until(lambda: "worker 1 ended with -9" in running.log.read_text(), 10)
+    running.wait_until(lambda: len(running.pids("rqworker")) == 1, 10)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 
 from deliveries_app.receiver import Receiver
+from tests.support import commands
 from tests.support.git import GitFixture
 from tests.support.histories import shas
-from tests.support.processes import PROJECT, Daemons
+from tests.support.processes import Daemons
 from tests.support.receiver import wait_for
 from tests.support.valkey import ValkeyServer
 from tests.upgrade import make_dumps
@@ -53,9 +53,7 @@ def environment_of(database: Database, directory: Path) -> dict[str, str]:
 
 def manage(database: Database, directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a `manage.py` command on the database."""
-    command = [sys.executable, str(PROJECT / "manage.py"), *arguments]
-    environment = environment_of(database, directory) | variables
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return commands.manage(*arguments, environment=environment_of(database, directory) | variables, timeout=120)
 
 
 def succeed(*arguments: Any, **variables: str) -> str:
