@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
+from django.test import Client
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from docora.process import die_with_parent
@@ -31,7 +33,7 @@ PASSWORD = "correct horse battery"
 
 
 class Web:
-    """The web process at `url`. It has no state between tests, so each module starts one."""
+    """The web process at `url`. It has no state between tests, so they share one."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         with socket.socket() as probe:
@@ -65,10 +67,16 @@ class Web:
 
 
 class Site:
-    """A complete Docora at `url`: the web process, with the test's own workers and sweep."""
+    """A complete Docora at `url`: the web process, with the test's own workers and sweep.
+
+    `session` is the session key of its administrator.
+    """
 
     def __init__(self, web: Web, logs: Path) -> None:
         self.url = web.url
+        administrator, client = User.objects.create_superuser("anna", password=PASSWORD), Client()
+        client.force_login(administrator)
+        self.session = client.cookies[settings.SESSION_COOKIE_NAME].value
         environment = {name: value for name, value in web.environment.items() if name != "PYTHONPATH"}
         self._daemons = Daemons(logs, environment)
         self._running = [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()]
@@ -151,7 +159,7 @@ def world(transactional_db: None, tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def web(committed_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     folder = tmp_path_factory.mktemp("web")
     web = Web(committed_environment | {"REPOS_DIR": str(folder / "repos")}, folder / "web.log")
@@ -161,7 +169,6 @@ def web(committed_environment: dict[str, str], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def site(web: Web, world: World, tmp_path: Path) -> Iterator[Site]:
-    User.objects.create_superuser("anna", password=PASSWORD)
     site = Site(web, tmp_path)
     yield site
     site.stop()

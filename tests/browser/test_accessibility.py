@@ -2,9 +2,10 @@
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import Page
 
-from tests.browser import chromium
 from tests.browser.accessibility import violations
+from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser
 
@@ -20,20 +21,20 @@ FAULTS = {
 }
 
 
-def test_engine_is_not_older_than_the_first_one_used() -> None:
-    with chromium.page() as page:
+def test_engine_is_not_older_than_the_first_one_used(browser: Browser) -> None:
+    def read(page: Page) -> str:
         page.evaluate(AXE_SCRIPT)
-        version = page.evaluate("axe.version")
-    assert tuple(map(int, version.split("."))) >= (4, 12, 1)
+        return page.evaluate("axe.version")
+
+    assert tuple(map(int, browser.drive(read).split("."))) >= (4, 12, 1)
 
 
-def test_every_kind_of_violation_is_found() -> None:
-    found = {}
-    with chromium.page() as page:
-        page.set_content(PAGE.format("<p>black on white</p>"))
-        assert violations(page) == []
-        for fault, html in FAULTS.items():
-            page.set_content(PAGE.format(html))
-            found[fault] = violations(page)
+def test_every_kind_of_violation_is_found(browser: Browser) -> None:
+    def find(page: Page, html: str) -> list[str]:
+        page.set_content(PAGE.format(html))
+        return violations(page)
+
+    assert browser.drive(lambda page: find(page, "<p>black on white</p>")) == []
+    found = {fault: browser.drive(lambda page, html=html: find(page, html)) for fault, html in FAULTS.items()}
     missed = [fault for fault, messages in found.items() if not any(message.startswith(fault) for message in messages)]
     assert missed == []
