@@ -123,7 +123,7 @@ def test_staff_without_permission_change_nothing(group: str, watches, operation:
             assert seen.status_code < 500, url
             if route not in STAFF_PAGES | PUBLIC_PAGES and not is_standard_redirect(refused):
                 assert refused.status_code in {400, 403, 404, 405}, url
-        assert state() == before, url
+    assert state() == before
     assert not LogEntry.objects.exists()
 
 
@@ -138,13 +138,13 @@ def test_anonymous_post_changes_nothing(group: str, watches, operation: BulkOper
     for route in GROUPS[group]:
         url = address(route, watches[0], operation)
         response = anonymous.post(url, FORGED)
-        assert state() == before, url
         if response.status_code == 302:
             assert response.headers["Location"].startswith("/admin/login/") or route == "/admin/logout/", url
         elif route in PUBLIC_PAGES:
             assert "errornote" in response.text
         else:
             assert response.status_code in {401, 403, 405}, url
+    assert state() == before
 
 
 @by_group
@@ -157,7 +157,7 @@ def test_cross_site_post_is_rejected(group: str, watches, operation: BulkOperati
             response = root.post(url, FORGED, headers=headers)
             assert response.status_code in {403, 405}, url
             assert response.status_code == 405 or re.search("CSRF|This form is too old", response.text), url
-        assert state() == before, url
+    assert state() == before
 
 
 @by_group
@@ -169,7 +169,7 @@ def test_only_post_changes_anything(group: str, watches, operation: BulkOperatio
         for method in METHODS:
             response = root.generic(method, f"{url}?post=yes&ids=1&all=1&action=force_resync")
             assert response.status_code < 500, (method, url)
-        assert state() == before, url
+    assert state() == before
 
 
 IDS = ["0", "-1", "999999999", "9" * 30, "x", "%00", "%ff", "1%20or%201=1", "..%2f..", "_5F", "1_2F2", "x" * 500]
