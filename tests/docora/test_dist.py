@@ -23,6 +23,7 @@ from docora import __version__
 from docora.server.supervisor import port_is_taken
 from tests.support.git import Repo
 from tests.support.instance import PROJECT, Instance, free_port
+from tests.support.shared import copy
 
 WHEEL = f"docora-{__version__}-py3-none-any.whl"
 PASSWORD = "correct horse battery staple"
@@ -79,18 +80,24 @@ def source(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Environment:
-    """A new virtual environment with the packages of requirements.txt, in which wheels can be installed."""
+    """A new virtual environment with the packages of requirements.txt, in which wheels can be installed.
 
-    def __init__(self, folder: Path) -> None:
+    With `other` it is a copy of that one: all but the wheel, which has to be installed again.
+    """
+
+    def __init__(self, folder: Path, other: "Environment | None" = None) -> None:
         self.bin = folder / "bin"
         uv = subprocess.run([PROJECT / ".ci" / "bootstrap.sh", "uv"], capture_output=True, text=True, check=True)
         self._uv = uv.stdout.strip()
+        if other is not None:
+            copy(other.bin.parent, folder)
+            return
         self._run("venv", "--no-project", "--no-python-downloads", "--python", sys.executable, str(folder))
         self._pip("--require-hashes", "-r", str(PROJECT / "requirements.txt"))
 
     def install(self, wheel: Path) -> None:
         """Install the wheel offline, so that all its requirements must be installed already."""
-        self._pip("--offline", str(wheel))
+        self._pip("--offline", "--reinstall-package", "docora", str(wheel))
 
     def _pip(self, *arguments: str) -> None:
         self._run("pip", "install", "--no-python-downloads", "--python", str(self.bin / "python"), *arguments)
@@ -279,13 +286,13 @@ def test_wheel_contains_the_demo(installed: Installed) -> None:
     assert installed.family() == {}
 
 
-def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, directory: Path) -> None:
+def test_upgrade_to_a_newer_wheel(dist: Path, source: Path, environment: Environment, directory: Path) -> None:
     newer = shutil.copytree(source, directory / "newer")
     (newer / "docora" / "__init__.py").write_text('__version__ = "99.0.0"\n')
     migrations = newer / "deliveries_app" / "migrations"
     newest = max(migrations.glob("0*.py"))
     (migrations / "9999_later.py").write_text(LATER_MIGRATION.format(newest.stem))
-    environment = Environment(directory / "venv")
+    environment = Environment(directory / "venv", environment)
     environment.install(dist / WHEEL)
     installed = Installed(directory, environment)
     installed.settings(DJANGO_SUPERUSER_PASSWORD=f"'{PASSWORD}'")
