@@ -36,6 +36,7 @@ class TestEnvironment:
         self.scratch = ScratchFolder()
         self.data_dir = self.scratch.make("data")
         self.valkey = ValkeyServer(self.scratch)
+        self._redis = self.valkey.client()  # connects again after a restart
         self.postgres = PostgresServer(self.scratch) if choice == "postgres" else None
         self.shared: SharedFolder | None = None  # set if this run has several processes
 
@@ -100,8 +101,7 @@ class TestEnvironment:
             self.postgres.start()
         if self.valkey.started:
             self.valkey.start()
-            with self.valkey.client() as client:
-                client.flushall()
+            self._redis.flushall()
 
     def close(self) -> None:
         self.valkey.stop()

@@ -117,7 +117,7 @@ class GitFixture(AbstractContextManager):
         repo = Repo(name, self.directory / f"{name}.git", self.server)
         _init(repo.path, branch, object_format)
         if files is not None:
-            repo.commit(files, "Start")
+            commit(repo.path, files, "Start", branch, replace=True)  # without looking for a parent
         if token is not None:
             self.tokens[name] = {token}
         return repo
