@@ -214,10 +214,13 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
 
 
 class Player:
-    """Plays histories, each in a universe of its own, and sums them up. `clean` removes the rows of a universe."""
+    """Plays histories, each in a universe of its own, and sums them up.
 
-    def __init__(self, make: Callable[..., Universe], clean: Callable[[], None]) -> None:
-        self._make, self._clean = make, clean
+    `clean` removes the rows of a universe. Their folders are in `folder`.
+    """
+
+    def __init__(self, make: Callable[..., Universe], clean: Callable[[], None], folder: Path) -> None:
+        self._make, self._clean, self._folder = make, clean, folder
         self.summary = Summary()
 
     def play(self, history: History) -> str:
@@ -250,7 +253,7 @@ class Player:
     def _play(self, history: History) -> tuple[Universe, str]:
         signal.signal(signal.SIGALRM, _end)
         signal.alarm(LONGEST_HISTORY)
-        with tempfile.TemporaryDirectory(prefix="docora-history-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             universe = self._make(Path(folder), kinds=history.kinds, real_workers=history.real_workers)
             try:
                 return universe, _play(universe, history)

@@ -30,7 +30,11 @@ NOT_HERE = {
     "time_passes", "clock_goes_back",  # leases are held
     "transform", "database_restarts", "mood",
 }  # fmt: skip
-WEIGHTS = {name: weight for name, (weight, _) in ACTIONS.items() if name not in NOT_HERE} | {"cut_connections": 1.0}
+WEIGHTS = {name: weight for name, (weight, _) in ACTIONS.items() if name not in NOT_HERE} | {
+    "cut_connections": 1.0, "force_push": 14.0, "change": 8.0, "resync": 14.0, "resync_all": 8.0, "watch": 10.0,
+    "resume": 8.0, "resume_everything": 8.0, "pause": 1.0, "pause_everything": 0.5, "host_behaves": 3.0,
+}  # fmt: skip
+"""A minute of real time has less room for pauses and outages than a history, or the workers have nothing to do."""
 PATIENT = [number for number, kind in enumerate(KINDS) if not kind.refuses_with]  # refused ones wait for ten seconds
 
 
@@ -81,8 +85,9 @@ class Machine:
         self.look_after()
 
     def kill_one(self) -> None:
-        """Kill a worker, or its work-horse if it has one."""
-        worker = self._rng.choice(self._workers)
+        """Kill a worker, a busy one if there is one, or its work-horse."""
+        busy = [worker for worker in self._workers if any(children(worker.pid))]
+        worker = self._rng.choice(busy or self._workers)
         horse = next(children(worker.pid), 0)
         self.kills += bool(horse)
         if horse and self._rng.random() < 0.5:
@@ -133,6 +138,7 @@ def test_storm(daemons: Daemons, postgres_server, valkey_server, tmp_path: Path)
 def rage(universe: Universe, daemons: Daemons, rng: random.Random) -> int:
     """Return how many busy workers were killed."""
     daemons.sweep()
+    universe.slowness = 0.03  # otherwise workers are hardly ever busy
     machine = Machine(daemons, rng)
     may_freeze = all(kind.sequences for kind in universe.clients.kinds.values())
     ends_at = time.monotonic() + SECONDS

@@ -61,7 +61,7 @@ def player(
     use_short_timeouts(monkeypatch)
     draw_sequences_by_this_clock(monkeypatch)
     make = functools.partial(Universe, database=postgres_server, redis=valkey_server)
-    return Player(make, fast_flush.empty)
+    return Player(make, fast_flush.empty, tmp_path)
 
 
 @pytest.mark.timeout(LONGEST_HISTORY * len(SEEDS))

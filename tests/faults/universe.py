@@ -119,6 +119,7 @@ class Universe:
         self.heads: dict[str, list[str]] = {}
         self.reached: dict[int, int] = {}  # watch → number of the head that it had reached
         self.host_lagged = False
+        self.slowness = 0.0  # seconds that the clients take for each notification
         self.dropped_at: dict[tuple[str, str], int] = {}
         self.uncounted = 0  # up to this operation, Redis or a process that counts has failed
         self.counted: set[int] = set()  # operations that have ended and were checked
@@ -677,6 +678,7 @@ class Universe:
 
     def _answer(self, note: Notification) -> Answer | None:
         """Runs in the clients' threads."""
+        time.sleep(self.slowness)
         answer = self._workers.apply_fate(note)
         if answer is not None:
             return answer
