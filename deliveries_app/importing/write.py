@@ -66,7 +66,13 @@ def begin_watch(app: App, repository: Repository, url: str, token: str) -> AppRe
     with transaction.atomic():
         Imported.objects.create(app_id=app.app_id, repository_id=repository.repository_id)
         return AppRepository.objects.create(
-            app=app, repository=repository, github_url=url, github_token=token, next_sync_at=None, arriving=True
+            app=app,
+            repository=repository,
+            github_url=url,
+            github_token=token,
+            next_sync_at=None,
+            arriving=True,
+            sequence_high=app.sequence_high,
         )
 
 

@@ -79,6 +79,18 @@ class App(models.Model):
         default=0.0, db_default=0.0, editable=False, help_text="Seconds between the starts of two notifications."
     )
     paced_at = models.DateTimeField(null=True, editable=False, help_text="When the pace was last changed.")
+    sequence_high = models.BigIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="The highest sequence of a watch that was removed. Watches that are made anew continue above it.",
+    )
+    sequence_high = models.BigIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="The highest number reserved for a watch that was removed. New watches continue above it.",
+    )
     send_sync_completed = models.BooleanField(
         "send sync completed", default=False, help_text="Also send /sync_completed after every complete sync."
     )

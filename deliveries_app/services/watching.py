@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository, Notice, Outcome, Reason, Status
+from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
 from deliveries_app.services.resync import resync_single
@@ -66,7 +67,8 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
     validate_token(token)
     is_private = check_readable(parsed.spelled, token)
     with transaction.atomic():  # lock the app before its watch, as the claim does
-        if App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first() is None:
+        locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
+        if locked is None:
             raise InvalidUrl("The app is being removed.")  # check this after git, which may have taken seconds
         repository = _find_or_create(app, parsed, is_private=is_private)
         # Lock the watch. Otherwise one that has ended could be removed just after it is revived.
@@ -74,7 +76,12 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
         watch, created = watches.get_or_create(
             app=app,
             repository=repository,
-            defaults={"github_url": parsed.spelled, "github_token": token, "next_check_at": Now()},
+            defaults={
+                "github_url": parsed.spelled,
+                "github_token": token,
+                "next_check_at": Now(),
+                "sequence_high": locked.sequence_high,
+            },
         )
         revived = watch.ended_at is not None
         if not created:
@@ -97,10 +104,13 @@ def _revive(watch: AppRepository) -> None:
     """Watch again before the ended watch was removed. It starts like a new one, except for its id and its records.
 
     The app may have dropped or kept its copy. Therefore no earlier record counts, even if a later re-sync is cancelled. The
-    records stay, so that files deleted in the meantime are deleted in the copy too.
+    records stay, so that files deleted in the meantime are deleted in the copy too. An interrupted import left only some of
+    them: then the new id tells the app to drop its copy.
     """
     AppRepository.objects.filter(pk=watch.pk).update(
         ended_at=None,
+        watch_id=new_watch_id() if watch.arriving else watch.watch_id,
+        arriving=False,
         generation=F("generation") + 1,
         resend_floor=F("generation") + 1,
         lowest_floor=F("generation") + 1,

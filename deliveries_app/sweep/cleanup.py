@@ -3,7 +3,8 @@
 from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
+from django.db.models.functions import Greatest
 
 from deliveries_app.models import App, AppRepository, Delivery, DeliveryFailure
 from deliveries_app.models.apps import new_watch_id
@@ -36,7 +37,10 @@ def remove_ended() -> int:
     ):
         _remove_slices(watch.pk)
         repository = watch.repository
-        with transaction.atomic():
+        with transaction.atomic():  # lock the app before its watch, as the claim does
+            App.objects.filter(pk=watch.app_id).update(
+                sequence_high=Greatest(F("sequence_high"), watch.sequence_high)  # its app's next watches go on above it
+            )
             # The row stays if the app has started to watch the repository again.
             ended = AppRepository.objects.filter(pk=watch.pk, ended_at__isnull=False).free()
             deleted = [row.delete() for row in ended.select_for_update()]

@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 
 from deliveries_app import jobs
 from deliveries_app.actors import Actor
+from deliveries_app.importing.write import begin_watch
 from deliveries_app.models import (
     App,
     AppRepository,
@@ -37,9 +38,11 @@ from deliveries_app.services import (
 )
 from deliveries_app.sweep import cleanup
 from deliveries_app.sweep.cleanup import enqueue_clean_up, remove_ended
+from deliveries_app.sync import lease
 from deliveries_app.sync.lease import claim
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import GitError
+from repositories_app.git.url import parse_url
 from repositories_app.models import Repository
 from tests.support.histories import assert_promise_kept, at_notification, refusing
 from tests.support.processes import syncing
@@ -225,6 +228,34 @@ def test_client_that_kept_its_copy_gets_rid_of_files_deleted_meanwhile(world: Wo
     assert_promise_kept(world, repo, again)
     assert set(world.copy(again)) == {"stays.txt"}
     assert [record for record in world.requests("delete") if record.app_id == world.app.app_id] == []
+
+
+def test_new_watch_continues_above_the_numbers_of_the_removed_one(world: World, monkeypatch) -> None:
+    """The database's clock is an hour back: with lower numbers, the client would take everything for old."""
+    repo, watch = world.watch({"a.txt": b"1"})
+    world.watch_url(repo, app=world.add_app("Other"))  # keeps the repository's row, and so its id
+    world.settle()
+    unwatch_repository(COMMAND, watch)
+    assert remove_ended() == 1
+    microseconds = lease._microseconds
+    monkeypatch.setattr(lease, "_microseconds", lambda clock: microseconds(clock) - 3_600_000_000)
+    repo.commit({"a.txt": None, "b.txt": b"2"})
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    world.settle()
+    assert_promise_kept(world, repo, again)
+
+
+def test_watching_again_after_an_interrupted_import(world: World) -> None:
+    repo = world.git.repo("acme/widgets", {"a.txt": b"1"})
+    url = parse_url(repo.url)
+    with transaction.atomic():
+        repository = repositories.find_or_create(url, is_private=False)
+    watch = begin_watch(world.app, repository, url.spelled, "")
+    unwatch_repository(COMMAND, watch)
+    again = watch_repository(COMMAND, world.app, repo.url).watch
+    assert again.watch_id != watch.watch_id  # not all records were imported
+    world.settle()
+    assert_promise_kept(world, repo, again)
 
 
 def test_watching_again_replaces_the_token_and_resyncs(world: World) -> None:
