@@ -78,10 +78,13 @@ def test_private_empty_repository(world: World) -> None:
     assert not world.watch_url(repo, token="sesame").repository.is_private
 
 
-def test_admin_says_what_the_watch_waits_for(world: World) -> None:
-    watch = world.sync(world.watch_url(empty(world)))
+def test_admin_registers_it_and_says_what_the_watch_waits_for(world: World) -> None:
     client = Client()
     client.force_login(User.objects.create_superuser("root", password="x"))
+    form = {"app": world.app.pk, "github_url": empty(world).url, "github_token": ""}
+    added = client.post("/admin/deliveries_app/apprepository/add/", form, follow=True)
+    assert "is now watched" in added.content.decode()
+    watch = world.sync(AppRepository.objects.get())
     for page in (
         f"/admin/deliveries_app/apprepository/{watch.pk}/change/",
         "/admin/deliveries_app/apprepository/",
