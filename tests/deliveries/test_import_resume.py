@@ -113,7 +113,7 @@ def test_arriving_watch_is_neither_checked_nor_synced(
     request_sync(AppRepository.objects.filter(pk=watch.pk))
     assert not sync(watch.pk)
     assert world.requests() == []
-    assert next_try(watch, None).message == "waits until its records are imported"
+    assert next_try(watch, None, []).message == "waits until its records are imported"
 
 
 def test_resync_of_an_arriving_watch_waits_for_the_import(
