@@ -110,6 +110,8 @@ def _fate(rng: random.Random, *, real: bool = False) -> Fate | None:
     elif noticed and rng.random() < 0.5:
         step = rng.choice([("resync_all", (0,)), ("change", (0,)), ("change", (1,))])
     at = rng.randrange(1, 60) if in_statement else rng.randrange(1, 7)
+    if kind == "cut" and in_statement and at % 3:  # not another draw, which would change every seed
+        kind = "deadlock"
     return Fate(kind, at, in_statement, rng.random() < 0.5, noticed, step)
 
 

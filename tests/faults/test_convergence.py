@@ -19,7 +19,7 @@ SEEDS: Sequence[int] = [2, 12, 13, 14, 21, 22, 30, 31, 34, 35, 38, 40, 42, 59, 6
 HAPPEN = {
     *(f"client: {kind.name}" for kind in KINDS),
     *(f"host {fault.name}" for fault in FAULTS),
-    *(f"worker: {fate}" for fate in ("kill", "term", "freeze", "cut", "meanwhile")),
+    *(f"worker: {fate}" for fate in ("kill", "term", "freeze", "cut", "deadlock", "meanwhile")),
     *(
         "real workers",
         "death noticed",

@@ -39,6 +39,8 @@ LATE = 0.25  # seconds that the client takes to handle a request whose sender wa
 FROZEN = 3600.0  # seconds that a frozen worker loses
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "freeze": signal.SIGSTOP}
 
+DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END $$"
+
 type Step = tuple[str, tuple[Any, ...]]
 """The name of a method of `Universe`, and its arguments."""
 
@@ -56,8 +58,8 @@ def use_short_timeouts(patch: pytest.MonkeyPatch) -> None:
 class Fate:
     """What happens to a worker at its notification number `at`, or at its database statement number `at`.
 
-    `kind` is "kill", "term", "freeze", "cut" (its database connection ends), or "meanwhile": then `step` happens. With `kept`,
-    the client stores the notification. After a kill that is `noticed`, another worker continues at once, while the client
+    `kind` is "kill", "term", "freeze", "cut" (its database connection ends), "deadlock" (PostgreSQL makes its statement fail), or
+    "meanwhile": then `step` happens. With `kept`, the client stores the notification. After a kill that is `noticed`, another worker continues at once, while the client
     still handles the request; before that, `step` happens, if there is one.
     """
 
@@ -134,6 +136,9 @@ class _Statements:
             if kind == "cut":
                 if context["connection"].vendor == "postgresql":
                     execute("SELECT pg_terminate_backend(pg_backend_pid())", None, False, context)
+            elif kind == "deadlock":
+                if context["connection"].vendor == "postgresql":
+                    execute(DEADLOCK, None, False, context)
             else:
                 os.kill(os.getpid(), SIGNALS.get(kind, signal.SIGSTOP))
         return execute(sql, params, many, context)
