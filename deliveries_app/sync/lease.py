@@ -330,7 +330,10 @@ def end_dead_leases() -> int:
     for watch in held.select_related("app", "repository").annotate(is_over=is_over):
         rows = AppRepository.objects.filter(pk=watch.pk, fencing_token=watch.fencing_token)
         if not watch.is_over and has_ended(watch.lease_process):  # type: ignore[attr-defined]  # the annotation
-            was_sending = Delivery.objects.filter(watch=watch, acknowledged=False).exists()
+            was_sending = (
+                Delivery.objects.filter(watch=watch, acknowledged=False).exists()
+                or Notice.objects.filter(watch=watch, sequence__isnull=False).exists()
+            )
             doubt = {"doubt_until": from_now(REST_AFTER_TIMEOUT)} if was_sending else {}
             if rows.leased().update(lease_until=Now(), **doubt):  # otherwise another process has just done it
                 ended += 1

@@ -76,6 +76,27 @@ def test_watch_whose_lease_expired_is_not_shown_as_syncing(world: World) -> None
     assert (watch.status, watch.doubt_until) == ("pending_snapshot", None)
 
 
+def test_notice_of_a_dead_process_may_still_arrive(world: World) -> None:
+    """The app would handle the newer `sync_completed` first and then the older one."""
+    world.app.send_sync_completed = True
+    world.app.save()
+    repo, watch = world.watch(FILES)
+    child = 0
+    world.answer(lambda note: os.kill(child, signal.SIGKILL) if note.kind == "sync_completed" else None)
+    world.make_due(watch)
+    child = forked(lambda: sync(watch.pk))
+    assert os.WTERMSIG(reap(child)) == signal.SIGKILL
+    world.answer(None)
+    assert end_dead_leases() == 1
+    repo.commit({"new.txt": b"x"})
+    sent = len(world.requests())
+    world.sync(watch)
+    assert len(world.requests()) == sent
+    AppRepository.objects.filter(pk=watch.pk).update(doubt_until=Now())
+    world.settle()
+    assert_promise_kept(world, repo, watch)
+
+
 def test_process_that_sent_nothing_leaves_no_doubt(world: World) -> None:
     repo, watch = world.watch(FILES)
     claimed_by_the_dead(watch)

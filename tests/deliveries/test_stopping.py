@@ -244,6 +244,18 @@ def test_cancel_a_resync_of_a_watch_that_git_could_not_read(world: World, settin
     assert_promise_kept(world, repo, watch)
 
 
+def test_cancel_after_a_fetch_that_brought_an_older_commit(world: World, settings) -> None:
+    """The watch has synced what it got, and is due for the commit that HEAD named."""
+    _repo, watch = world.watch(FILES)
+    world.sync(watch)
+    later = Now() + timedelta(seconds=5)
+    AppRepository.objects.filter(pk=watch.pk).update(seen_commit="f" * 40, next_sync_at=later)
+    AppRepository.objects.filter(pk=watch.pk).update(slots_requested_at=Now())
+    assert cancel(watch)
+    watch.refresh_from_db()
+    assert watch.status == Status.PENDING
+
+
 def test_cancel_a_watch_that_waits_for_a_slot(world: World, settings) -> None:
     _repo, watch = world.watch(FILES)
     first = world.watch(name="acme/other")[1]

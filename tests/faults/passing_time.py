@@ -66,7 +66,9 @@ def seconds_to_next_event() -> float | None:
     times = [time for time in later if time is not None]
     if not times:
         return None
-    now: datetime = AppRepository.objects.annotate(now=Now()).values_list("now", flat=True)[0]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT STATEMENT_TIMESTAMP()")
+        now: datetime = cursor.fetchone()[0]
     return max(0.0, (min(times) - now).total_seconds()) + 0.01
 
 
