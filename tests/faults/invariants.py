@@ -76,6 +76,8 @@ def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
 
 def check_copy(universe: Universe, watch: AppRepository) -> None:
     """The client holds the tree of the last commit, as far as its file system can tell the names apart."""
+    if not universe.expected(watch, watch.last_commit) and not _was_heard_of(universe, watch):
+        return  # an empty repository sends nothing, so a client that kept its copy cannot know that the watch is a new one
     kind = universe.clients.kind_of(watch.app.app_id)
     tainted = universe.tainted[str(watch.repository), kind]
     copy, expected = (
@@ -87,6 +89,10 @@ def check_copy(universe: Universe, watch: AppRepository) -> None:
         f" left {sorted(copy.keys() - expected.keys())},"
         f" other {sorted(key for key in copy.keys() & expected.keys() if copy[key] != expected[key])}"
     )
+
+
+def _was_heard_of(universe: Universe, watch: AppRepository) -> bool:
+    return any(record.webhook_id.split("_")[1] == watch.watch_id for record in universe.clients.log)
 
 
 def check_stop(watch: AppRepository, stop: Callable[[], object]) -> None:
