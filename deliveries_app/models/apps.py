@@ -83,12 +83,6 @@ class App(models.Model):
         default=0,
         db_default=0,
         editable=False,
-        help_text="The highest sequence of a watch that was removed. Watches that are made anew continue above it.",
-    )
-    sequence_high = models.BigIntegerField(
-        default=0,
-        db_default=0,
-        editable=False,
         help_text="The highest number reserved for a watch that was removed. New watches continue above it.",
     )
     send_sync_completed = models.BooleanField(

@@ -52,7 +52,7 @@ class Receiver(BackgroundServer):
     """Receive notifications at `url` and keep each app's copies in `directory/{app_id}/{repository_id}`.
 
     - `keys` is one `client_auth_key` for all apps, or app id → key. You can replace it at any time. With one key for all,
-      whoever captures a request can repeat it for another app, because `X-Docora-App-Id` is not signed.
+      a captured request can be replayed for another app, because `X-Docora-App-Id` is not signed.
     - `on_request` sees each verified notification before it is processed, in the thread of its connection. It may
       block. It returns an `Answer`, or None to continue as usual.
     - `on_record` is called after each request.

@@ -1,7 +1,7 @@
 """The contract from the client's side: check that a request comes from Docora, and parse it. No I/O, no clock.
 
-`webhook-signature` covers the `webhook-id`, the `webhook-timestamp` and the body. Nothing else is signed: whoever has
-captured a request can send it to another URL or with another `X-Docora-Sequence`. So the sequence is taken from the
+`webhook-signature` covers the `webhook-id`, the `webhook-timestamp` and the body. Nothing else is signed: a
+captured request can be replayed to another URL or with another `X-Docora-Sequence`. So the sequence is read from the
 `webhook-id`, and the body must fit the URL.
 """
 

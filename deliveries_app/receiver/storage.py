@@ -35,11 +35,11 @@ class Epoch:
 
     When an app stops watching a repository and watches it anew, Docora no longer knows what the copy holds, and deletes
     nothing in it. So the copy is dropped, and everything is sent again. It is dropped only for a verified notification of
-    another watch with a sequence above `highest`, the highest one so far: an earlier request that arrives late, or that
-    somebody repeats, cannot do that. It is ignored.
+    another watch with a sequence above `highest`, the highest one so far. Late and replayed requests of an earlier watch have
+    lower sequences and are ignored.
 
-    The new epoch is stored, as `dropping`, before anything is deleted, and once more when that is done. A receiver that is
-    killed in between finishes it before it stores anything.
+    The new epoch is stored as `dropping` before anything is deleted, and without it afterwards. If the receiver is killed in
+    between, it finishes the deletion before it stores anything else.
     """
 
     watch_id: str = ""

@@ -91,8 +91,8 @@ def _cancel(open_runs: QuerySet[SyncRun], error: str = "") -> int:
 
     The generation always increases, so that a worker of the cancelled request cannot record anything for the next one.
     After a cancelled re-sync, the floor returns to the newest re-sync that is not cancelled, or to `lowest_floor`, and the
-    watch is due now for an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless it has another
-    open run. Watches are locked before runs, as everywhere else.
+    watch is due now for an ordinary check. After a cancelled retry, the watch is failing again until the next rescan, unless
+    it has another open run. Watches are locked before runs, as everywhere else.
     """
     pks = sorted({pk for pk in open_runs.values_list("watch_id", flat=True) if pk is not None})
     watches = AppRepository.objects.filter(pk__in=pks)

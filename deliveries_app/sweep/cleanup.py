@@ -39,7 +39,9 @@ def remove_ended() -> int:
         repository = watch.repository
         with transaction.atomic():  # lock the app before its watch, as the claim does
             App.objects.filter(pk=watch.app_id).update(
-                sequence_high=Greatest(F("sequence_high"), watch.sequence_high)  # its app's next watches go on above it
+                sequence_high=Greatest(
+                    F("sequence_high"), watch.sequence_high
+                )  # new watches of the app continue above it
             )
             # The row stays if the app has started to watch the repository again.
             ended = AppRepository.objects.filter(pk=watch.pk, ended_at__isnull=False).free()

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SLICE = 500
 _OUTAGE_CAUSES = {Cause.NETWORK, Cause.TIMEOUT}
 TAKEN_SECONDS = 60.0
-"""For so long nobody else takes a watch that is being checked. If the sweep is killed, the check is repeated then."""
+"""How long a check may take before another sweep repeats it, for example because this one was killed."""
 
 
 def check_due(client: HttpClient, meanwhile: Callable[[], None] = lambda: None) -> int:

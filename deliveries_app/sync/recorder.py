@@ -70,9 +70,8 @@ class Failure:
 # A sixth of the lease would do, but with a slow client a bar that moves every second reads better, and less is in doubt
 # after a crash.
 _SHOW_SECONDS = 1.0
-TELL_SECONDS = (
-    0.5  # between two updates of Redis and of the app's hourly row; a fast run records dozens of batches a second
-)
+TELL_SECONDS = 0.5
+"""Time between two updates of Redis and of the app's hourly row. A fast run records dozens of batches a second."""
 
 
 class Recorder:
