@@ -38,11 +38,8 @@ def remove_ended() -> int:
         _remove_slices(watch.pk)
         repository = watch.repository
         with transaction.atomic():  # lock the app before its watch, as the claim does
-            App.objects.filter(pk=watch.app_id).update(
-                sequence_high=Greatest(
-                    F("sequence_high"), watch.sequence_high
-                )  # new watches of the app continue above it
-            )
+            used = Greatest(F("sequence_high"), watch.sequence_high)  # new watches of the app continue above it
+            App.objects.filter(pk=watch.app_id).update(sequence_high=used)
             # The row stays if the app has started to watch the repository again.
             ended = AppRepository.objects.filter(pk=watch.pk, ended_at__isnull=False).free()
             deleted = [row.delete() for row in ended.select_for_update()]
