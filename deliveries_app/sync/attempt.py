@@ -133,7 +133,7 @@ class Attempt:
             outcomes.postponed(self.lease, 0.0)
             self.made_way = True
             logger.info("made_way")
-        except MirrorBusy:  # nothing was sent
+        except MirrorBusy:  # nothing is in flight
             outcomes.postponed(self.lease, BUSY_SECONDS)
             logger.info("mirror_busy")
         except Paused:  # the run stays open and continues after the pause
@@ -208,7 +208,7 @@ class Attempt:
                 raise
             logger.warning("mirror_made_anew", extra={"cause": str(error)})
             self._drain(DRAIN_SECONDS)
-            self.mirror.remove(self._alive)
+            self.mirror.remove(self._alive, patience=BUSY_SECONDS)
             self._sync_with_new_mirror(head)
         self.mirror.repack_if_many(lambda: None)
 
@@ -226,7 +226,7 @@ class Attempt:
         send_due(self.client, self.lease, envelope, self.keyring, self._alive)
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
-        with self.mirror.in_use(self._alive), self.mirror.blobs() as reader:
+        with self.mirror.in_use(self._alive, patience=BUSY_SECONDS), self.mirror.blobs() as reader:
             commit = self.mirror.fetch(
                 self.watch.github_url,
                 self.watch.github_token,

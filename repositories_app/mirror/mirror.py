@@ -69,9 +69,12 @@ class Mirror:
         self._fds: list[int] = []
 
     @contextlib.contextmanager
-    def in_use(self, tick: git.Tick) -> Iterator[None]:
-        """Hold the shared lock, so that nobody removes or repacks the mirror."""
-        with self._lock("use", tick, shared=True) as fd:
+    def in_use(self, tick: git.Tick, *, patience: float = math.inf) -> Iterator[None]:
+        """Hold the shared lock, so that nobody removes or repacks the mirror.
+
+        Raises `MirrorBusy` if another process has been doing that for `patience` seconds.
+        """
+        with self._lock("use", _patient(tick, patience), shared=True) as fd:
             os.utime(fd)
             yield
 
@@ -323,11 +326,13 @@ class Mirror:
             return False
         return True
 
-    def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True) -> bool:
+    def remove(self, tick: git.Tick = lambda: None, *, wait: bool = True, patience: float = math.inf) -> bool:
         """Delete the mirror and its locks once it is not in use. Without `wait`, do nothing if it is.
 
-        Return whether it is gone. Do not call this inside `in_use`.
+        Return whether it is gone. Raises `MirrorBusy` if it has been in use for `patience` seconds. Do not call this inside
+        `in_use`.
         """
+        tick = _patient(tick, patience)
         try:
             with self._lock("use", tick, wait=wait), self._lock("fetch", tick, wait=wait):
                 with contextlib.suppress(OSError):  # first, so that the rest is no mirror if this process is killed

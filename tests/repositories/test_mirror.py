@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,7 @@ from django.db import connections
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.services import resync_single
+from docora import file_locks
 from repositories_app import services as repositories
 from repositories_app.git import packs
 from repositories_app.git.exceptions import Cause, GitError
@@ -196,6 +198,26 @@ def test_damaged_mirror_is_rebuilt_within_the_attempt(world: World, damage, move
         repo.commit({"c.txt": b"3"})
     resync(world, watch)
     assert watch.last_error == ""
+    assert_promise_kept(world, repo, watch)
+
+
+@pytest.mark.parametrize("in_use", ["shared", "exclusive"])
+def test_mirror_that_another_process_holds_does_not_occupy_a_worker(world: World, in_use: str) -> None:
+    """A damaged mirror cannot be removed while it is read, which may take hours, nor read while it is repacked."""
+    repo, watch = world.watch({"readme.md": b"# Hello\n", "b.txt": b"2"})
+    world.settle()
+    watch.refresh_from_db()
+    if in_use == "shared":
+        truncate_objects(watch)
+    lock = Path(f"{directory_of(watch)}.use.lock")
+    resync_single(Actor.command(), watch)
+    with file_locks.hold(lock, shared=in_use == "shared"):
+        began = time.monotonic()
+        world.sync(watch)
+        assert time.monotonic() - began < 30
+        watch.refresh_from_db()
+        assert (watch.status, watch.last_error, watch.lease_until) == (Status.PENDING, "", None)
+    world.settle()
     assert_promise_kept(world, repo, watch)
 
 
