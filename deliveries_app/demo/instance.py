@@ -1,14 +1,19 @@
-"""The demo: local git repositories, two client apps served by the reference receiver, and users.
+"""The demo: local git repositories, three client apps served by the reference receiver, and users.
+
+Portal is healthy, Search is slow, and Newsletter fails until its base URL is corrected. Servers, apps, syncs and failures
+are real. Only the repositories' content and the traffic before the first start are made up.
 
 Everything is stored in `DATA_DIR/demo`, including the ports and the password chosen at the first start, so that later
-starts use the same ones. Only the content is made up: the servers, apps and syncs are real.
+starts use the same ones.
 """
 
 import json
 import os
+import random
 import secrets
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,15 +23,63 @@ from django.db import OperationalError, ProgrammingError
 from deliveries_app.actors import Actor
 from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import make_demo_repositories
-from deliveries_app.models import App, AppRepository
+from deliveries_app.demo.traffic import add_example_day
+from deliveries_app.models import App, AppRepository, Status
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository
 
-APPS: dict[str, Sequence[str]] = {
-    "Portal": ("acme/handbook", "acme/assets", "acme/legacy", "acme/website"),
-    "Search": ("acme/handbook", "acme/website"),
-}
-_SECONDS_PER_FILE = 0.05  # about what a real client needs, and slow enough to watch the progress bar
+BROKEN = "/broken"
+"""Below this path, the clients reject the files in `BROKEN_FOLDER`."""
+BROKEN_FOLDER = "posts/2024/"
+_BROKEN_ANSWER = Answer(
+    500, {"error": f"This endpoint cannot store {BROKEN_FOLDER}. Remove {BROKEN} from the base URL."}
+)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client app. It takes `seconds` for a file, from the lowest to the highest value.
+
+    `size` and `milliseconds` are those of its made-up traffic (`traffic.py`).
+    """
+
+    name: str
+    repositories: Sequence[str]
+    description: str
+    seconds: tuple[float, float]
+    size: int
+    milliseconds: int
+    path: str = ""
+
+
+CLIENTS = (
+    Client(
+        "Portal",
+        ("acme/handbook", "acme/assets", "acme/legacy", "acme/website"),
+        "Demo: a healthy app. Its traffic from before the demo was started is made up.",
+        seconds=(0.02, 0.08),  # slow enough to watch the progress bar
+        size=3,
+        milliseconds=50,
+    ),
+    Client(
+        "Search",
+        ("acme/handbook", "acme/legacy"),
+        "Demo: a slow app, which takes up to a second for a file. Its traffic from before the demo was started is made up.",
+        seconds=(0.3, 1.0),
+        size=1,
+        milliseconds=650,
+    ),
+    Client(
+        "Newsletter",
+        ("acme/website", "acme/handbook"),
+        f"Demo: an app that fails. Remove {BROKEN} from its base URL, then retry it under Failed syncs. "
+        "Its traffic from before the demo was started is made up.",
+        seconds=(0.02, 0.08),
+        size=2,
+        milliseconds=50,
+        path=BROKEN,
+    ),
+)
 
 
 @dataclass
@@ -48,9 +101,8 @@ class Demo:
         self.choices = self._read()
         self._git = GitServer(directory / "git", port=self.choices.git_port)
         self._keys: dict[str, str] = {}  # app id → key; the receiver reads it for each request
-        self._receiver = Receiver(
-            directory / "received", self._keys, port=self.choices.receiver_port, on_request=_delay, log_size=0
-        )
+        self._seconds: dict[str, tuple[float, float]] = {}  # app id → what a file takes
+        self._receiver = _Clients(directory / "received", self._keys, self._seconds, port=self.choices.receiver_port)
 
     def start(self) -> None:
         """Start both servers. Raises OSError if a port from an earlier start is now taken."""
@@ -67,18 +119,39 @@ class Demo:
     def fill(self) -> None:
         """Create the users, apps and watches that are missing."""
         self._make_users()
-        for name, repositories in APPS.items():
-            app = App.objects.filter(name=name, base_url=self._receiver.url, ended_at=None).first()
-            if app is None:
-                app = onboard_app(
-                    Actor.system(), name=name, base_url=self._receiver.url, email=f"{name.lower()}@demo.example"
-                ).app
-            self._keys[app.app_id] = app.client_auth_key
+        for client in CLIENTS:
+            app = self._find(client) or self._register(client)
+            self._keys[app.app_id], self._seconds[app.app_id] = app.client_auth_key, client.seconds
             watched = AppRepository.objects.filter(app=app).values_list("github_url", flat=True)
-            for repository in repositories:
+            for repository in client.repositories:
                 url = f"{self._git.url}/{repository}"
                 if url not in watched:
                     watch_repository(Actor.system(), app, url)
+
+    def wait_for_first_syncs(self, seconds: float, stopped: threading.Event) -> None:
+        """Return when the first syncs have ended, well or not, or after `seconds`, or when `stopped` is set."""
+        deadline = time.monotonic() + seconds
+        ended = (Status.SYNCED, Status.FAILED)
+        watches = AppRepository.objects.alive().filter(app__app_id__in=self._keys).exclude(status__in=ended)
+        while time.monotonic() < deadline and watches.exists() and not stopped.wait(0.25):
+            pass
+
+    def _find(self, client: Client) -> App | None:
+        """Return the client's app from an earlier start. Its base URL may have been corrected since."""
+        urls = (self._receiver.url, self._receiver.url + BROKEN)
+        return App.objects.filter(name=client.name, base_url__in=urls, ended_at=None).first()
+
+    def _register(self, client: Client) -> App:
+        app = onboard_app(
+            Actor.system(),
+            name=client.name,
+            base_url=self._receiver.url + client.path,
+            email=f"{client.name.lower()}@demo.example",
+            description=client.description,
+        ).app
+        dice = random.Random(client.name)  # noqa: S311 - reproducible on purpose
+        add_example_day(app, dice, size=client.size, milliseconds=client.milliseconds)
+        return app
 
     def _make_users(self) -> None:
         """Create `admin`, a superuser, and `operator` and `viewer`, who are in the groups of the same name."""
@@ -114,6 +187,23 @@ def wait_for_database(seconds: float) -> bool:
     return False
 
 
-def _delay(notification: Notification) -> Answer | None:
-    time.sleep(_SECONDS_PER_FILE)
-    return None
+class _Clients(Receiver):
+    """The demo's clients on one port. `seconds`: app id → the least and the most that it takes for a file."""
+
+    def __init__(
+        self, directory: Path, keys: Mapping[str, str], seconds: Mapping[str, tuple[float, float]], *, port: int
+    ) -> None:
+        super().__init__(directory, keys, port=port, on_request=self._misbehave, log_size=0)
+        self._seconds = seconds
+        self._request = threading.local()
+
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        self._request.is_broken = path.startswith(f"{BROKEN}/")
+        return super().handle(path.removeprefix(BROKEN), headers, body)
+
+    def _misbehave(self, notification: Notification) -> Answer | None:
+        """Be as slow as the app is, and reject what the broken endpoint does. Runs in the thread of `handle`."""
+        time.sleep(random.uniform(*self._seconds[notification.app_id]))  # noqa: S311  no secret
+        if self._request.is_broken and notification.path.startswith(BROKEN_FOLDER):
+            return _BROKEN_ANSWER
+        return None

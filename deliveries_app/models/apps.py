@@ -79,6 +79,7 @@ class App(models.Model):
         default=0.0, db_default=0.0, editable=False, help_text="Seconds between the starts of two notifications."
     )
     paced_at = models.DateTimeField(null=True, editable=False, help_text="When the pace was last changed.")
+    pinged_at = models.DateTimeField(null=True, editable=False, help_text="When the app last accepted a test ping.")
     sequence_high = models.BigIntegerField(
         default=0,
         db_default=0,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db.models import Count, Q, Window
+from django.db.models import Count, Min, Q, Window
 from django.db.models.functions import RowNumber
 
 from deliveries_app.actors import can_view_operations
@@ -13,7 +13,8 @@ from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, c
 from deliveries_app.progress import live
 from deliveries_app.progress.context import open_progress
 from deliveries_app.progress.live import Progress
-from deliveries_app.reports import traffic
+from deliveries_app.reports import checklist, traffic
+from deliveries_app.reports.checklist import Apps, Checklist
 from deliveries_app.reports.traffic import Day
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
@@ -25,12 +26,6 @@ VIEW_WATCHES = "deliveries_app.view_apprepository"
 VIEW_DELIVERIES = "deliveries_app.view_delivery"
 VIEW_QUEUE = "deliveries_app.view_queue"
 VIEW_REPOSITORIES = "repositories_app.view_repository"
-
-
-@dataclass(frozen=True)
-class Apps:
-    total: int
-    paused: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class Failing:
 class Overview:
     """The parts of the page. `signs` is None if Redis is down; any other part is None if the user cannot view it.
 
-    `undelivered` lists the channels that fail to send alerts, for every user.
+    `undelivered` lists the channels that fail to send alerts, for every user. `checklist` is None once the instance is in use.
     """
 
     signs: Signs | None
@@ -85,6 +80,7 @@ class Overview:
     running: Running | None
     failing: tuple[Failing, ...] | None
     undelivered: list[AlertChannel]
+    checklist: Checklist | None
 
     @property
     def is_fresh(self) -> bool:
@@ -106,9 +102,10 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
     can = user.has_perm  # type: ignore[union-attr]
     counts = count_watches() if can(VIEW_WATCHES) or can(VIEW_QUEUE) else None
     watches = Watches(counts, _oldest_due()) if counts and can(VIEW_WATCHES) else None
+    apps = _apps() if can(VIEW_APPS) else None
     return Overview(
         signs=signs,
-        apps=_apps() if can(VIEW_APPS) else None,
+        apps=apps,
         watches=watches,
         circuits=count_open_circuits() if can(VIEW_REPOSITORIES) else None,
         jobs=_jobs(signs, counts) if counts and can(VIEW_QUEUE) else None,
@@ -118,12 +115,14 @@ def of_user(user: AbstractBaseUser | AnonymousUser) -> Overview:
         else None,
         failing=_failing() if watches else None,
         undelivered=alerts.undelivered(),
+        checklist=checklist.of_user(user, apps, watches.counts.watches) if apps and watches else None,
     )
 
 
 def _apps() -> Apps:
     alive = App.objects.filter(ended_at=None)
-    return Apps(**alive.aggregate(total=Count("pk"), paused=Count("pk", Q(paused=True))))
+    counts = {"total": Count("pk"), "paused": Count("pk", Q(paused=True)), "pinged": Count("pinged_at")}
+    return Apps(**alive.aggregate(**counts, first=Min("pk"), registered_at=Min("created_at")))
 
 
 def _oldest_due() -> AppRepository | None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from django.db.models.functions import Now
+
 from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import audit
@@ -64,6 +66,8 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
     ring = Keyring.of_new_key(app) if new_key else Keyring(app)
     with new_client(max_connections=1) as client:
         outcome = post_ping(client, app, ring)
+    if outcome.ok:
+        App.objects.filter(pk=app.pk).update(pinged_at=Now())
     if outcome.status == 410:
         App.objects.filter(pk=app.pk).update(paused=True, paused_reason=_HINTS[410])
     message = _message(outcome)

@@ -107,6 +107,18 @@ def write_table(out: OutputWrapper, headings: Sequence[str], rows: Iterable[Sequ
     Console(file=cast(IO[str], out)).print(table)
 
 
+def write_banner(out: OutputWrapper, title: str, fields: Mapping[str, str], *notes: str) -> None:
+    """Write what a person at the terminal needs now, set apart from the log: a title, labelled values, and notes.
+
+    It is one write, so that no log line of another process gets in between.
+    """
+    width = max(map(len, fields))
+    lines = [f"{label.ljust(width)}  {value}" for label, value in fields.items()]
+    text = "\n".join(f"  {line}" if line else "" for line in [title, "", *lines, "", *notes])
+    out.write(f"\n{text}\n")
+    out.flush()
+
+
 class Bar:
     """Show progress on stderr: a bar on a terminal, otherwise a line every ten seconds, or nothing if `quiet`.
 

@@ -4,7 +4,6 @@ Docora runs as with `manage.py up`. The git server and the clients run in this p
 instance's database. All deliveries are real. Only earlier traffic and the start times of failures are made up.
 """
 
-import math
 import random
 from datetime import timedelta
 from itertools import islice
@@ -19,7 +18,8 @@ from deliveries_app.actors import Actor
 from deliveries_app.demo import contents
 from deliveries_app.demo.git_server import GitServer
 from deliveries_app.demo.repositories import commit, init
-from deliveries_app.models import App, AppRepository, HourlyTraffic
+from deliveries_app.demo.traffic import add_example_day
+from deliveries_app.models import App, AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver
 from deliveries_app.services import onboard_app, watch_repository
 from tests.support.receiver import wait_for
@@ -126,28 +126,16 @@ class Showcase:
             AppRepository.objects.failing().filter(app__name=name).update(failing_since=since)
 
     def _add_a_day(self) -> None:
-        """Add traffic for the previous 23 hours: busy by day, quiet by night, with recent failures."""
+        """Add traffic for the previous 23 hours, with recent failures."""
         dice = random.Random("traffic")
-        this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
-        rows = []
         for size, name in enumerate(reversed(APPS), 1):
-            app = App.objects.get(name=name)
-            for ago in range(1, 24):
-                day = 1 + math.cos((ago - 5) / 24 * 2 * math.pi)
-                files = int((40 + 150 * day) * size * dice.uniform(0.6, 1.2))
-                failed = dice.randrange(60, 220) if name in BROKEN_APPS and ago <= FAILING_FOR[name] else 0
-                rows.append(
-                    HourlyTraffic(
-                        app=app,
-                        hour=this_hour - timedelta(hours=ago),
-                        files=files,
-                        bytes=files * dice.randrange(4_000, 12_000),
-                        failed=failed,
-                        requests=files + failed,
-                        milliseconds=(files + failed) * dice.randrange(12, 30) * (len(name) - 4),
-                    )
-                )
-        HourlyTraffic.objects.bulk_create(rows)
+            add_example_day(
+                App.objects.get(name=name),
+                dice,
+                size=size,
+                milliseconds=20 * (len(name) - 4),
+                failing_hours=FAILING_FOR[name] if name in BROKEN_APPS else 0,
+            )
 
     def _make_older(self) -> None:
         """Backdate rows, which were all created within the last minute."""

@@ -218,7 +218,7 @@ def test_wheel_runs_from_an_empty_folder_without_settings(installed: Installed) 
     assert json.loads(installed.get("/version"))["version"] == __version__
     login = installed.get("/admin/login/").decode()
     assert "<code>docora createsuperuser</code>" in login
-    assert "There is no administrator yet. Create one: docora createsuperuser" in installed.log.read_text()
+    assert "Create one in another terminal: docora createsuperuser" in installed.log.read_text()
 
     handbook = installed.get("/docs/operations/").decode()
     assert "was not deployed" not in handbook
@@ -276,8 +276,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_wheel_contains_the_demo(installed: Installed) -> None:
     installed.start("--demo")
-    installed.wait_until(lambda: "Sign in" in installed.log.read_text(), 30)
-    password = re.search(r"Sign in admin / (\S+)", installed.log.read_text())
+    installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 90)
+    password = re.search(r"Password +(\S+)", installed.log.read_text())
     assert password
     assert "Overview" in installed.sign_in("admin", password[1])
     received = installed.folder / "var" / "demo" / "received"

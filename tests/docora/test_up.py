@@ -1,15 +1,19 @@
 """`manage.py up`: everything starts, everything ends, and errors are clear."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.utils import timezone
 
+from docora.management.commands import up
 from tests.support.commands import manage
 from tests.support.instance import Instance, free_port
 
@@ -51,9 +55,44 @@ def test_easy_password_of_the_first_administrator_is_refused(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+def test_first_start_names_the_new_administrator_once(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "a password that is long enough"
+    monkeypatch.setattr(
+        Instance,
+        "environment",
+        Instance.environment.fget(instance) | {"ADMIN_USERNAME": "anna", "ADMIN_PASSWORD": secret},
+    )
+    instance.start("--workers", "1")
+    first = instance.log.read_text()
+    assert "User      anna\n  Password  the value of ADMIN_PASSWORD\n" in first
+    assert secret not in first
+    instance.end()
+    instance.start("--workers", "1")
+    assert "/admin/" in instance.log.read_text()
+    assert "anna" not in instance.log.read_text()
+
+
+def test_demo_prints_how_to_sign_in_after_its_first_syncs(instance: Instance) -> None:
+    instance.start("--demo")
+    instance.wait_until(lambda: "The demo is ready." in instance.log.read_text(), 90)
+    log, _, banner = instance.log.read_text().partition("The demo is ready.")
+    password = json.loads((instance.directory / "data" / "demo" / "choices.json").read_text())["password"]
+    lines = [line.strip() for line in banner.split("\n\n")[1].splitlines()]
+    assert lines == [f"Open      http://127.0.0.1:{instance.port}/admin/", "User      admin", f"Password  {password}"]
+    assert log.count('"reason": "initial", "requested_by"') == log.count('"event": "run_ended"') == 8
+    assert banner.endswith("Ctrl-C stops it.\n")
+
+
+def test_address_is_printed_even_if_no_worker_starts(redis_client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up, "_BACKGROUND_SECONDS", 0.3)
+    begun = time.monotonic()
+    up._wait_for_background(timezone.now(), 1)
+    assert 0.3 <= time.monotonic() - begun < 5
+
+
 def test_kill_9_of_the_parent_leaves_no_process_behind(instance: Instance) -> None:
     instance.start("--demo")
-    instance.wait_until(lambda: b"Sign in" in instance.log.read_bytes(), 30)
+    instance.wait_until((instance.directory / "data" / "demo" / "choices.json").exists, 30)  # it has begun to serve
     assert instance.process
     instance.process.kill()
     instance.process.wait()
@@ -71,8 +110,11 @@ def test_port_in_use_is_a_clear_error(instance: Instance) -> None:
     )
 
 
-def test_output_names_the_command_for_a_first_administrator(running: Instance) -> None:
-    assert "manage.py createsuperuser" in running.log.read_text()
+def test_output_ends_with_the_address_and_the_command_for_a_first_administrator(running: Instance) -> None:
+    banner = running.log.read_text().partition("Docora is running.")[2]
+    assert f"Open  http://127.0.0.1:{running.port}/admin/" in banner
+    assert "Create one in another terminal: .venv/bin/python manage.py createsuperuser" in banner
+    assert "Password" not in banner
 
 
 def test_doctor_finds_no_problem(running: Instance) -> None:

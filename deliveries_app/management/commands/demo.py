@@ -5,9 +5,13 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from deliveries_app.demo.instance import APPS, Demo, wait_for_database
+from deliveries_app.demo.instance import Demo, wait_for_database
 from docora.cli.main import DEMO_SETTINGS, add_instance_options
+from docora.cli.output import write_banner
 from docora.conf.installation import program
+
+FIRST_SYNCS_SECONDS = 40.0
+"""How long the demo waits for the first syncs, which fill the log, before it prints how to sign in. They take about 20 s."""
 
 
 class Command(BaseCommand):
@@ -36,13 +40,16 @@ class Command(BaseCommand):
             ) from None
         try:
             demo.fill()
-            watches = sum(map(len, APPS.values()))
-            self.stdout.write(
-                f"\n  Demo: {len(APPS)} client apps watch {watches} repositories.\n"
-                f"  Open    {settings.PUBLIC_URL}/admin/\n"
-                f"  Sign in admin / {demo.choices.password}   (also: operator, viewer)\n"
-            )
-            self.stdout.flush()
+            demo.wait_for_first_syncs(FIRST_SYNCS_SECONDS, stopped)
+            if not stopped.is_set():
+                fields = {
+                    "Open": f"{settings.PUBLIC_URL}/admin/",
+                    "User": "admin",
+                    "Password": demo.choices.password,
+                }
+                others = "The users operator and viewer have the same password and fewer permissions."
+                failing = "Newsletter fails on purpose. The description on its page says how to fix it."
+                write_banner(self.stdout, "The demo is ready.", fields, others, failing, "Ctrl-C stops it.")
             stopped.wait()
         finally:
             demo.stop()

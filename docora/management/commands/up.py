@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,28 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError, connections
+from django.utils import timezone
 
 from docora.cli.main import add_instance_options
+from docora.cli.output import write_banner
 from docora.conf.data_dir import embedded_redis_url, make_private
 from docora.conf.installation import program
 from docora.db import schema
 from docora.http.client import HttpClient, Request
+from docora.redis import heartbeat
 from docora.redis.connection import RedisError, connection
 from docora.server.supervisor import Child, Supervisor, listening_socket, manage, require_free_port, web_command
 from docora.server.valkey import valkey_command
 
 READY_SECONDS = 60.0
+_BACKGROUND_SECONDS = 15.0
 
 
 class Command(BaseCommand):
     help = "Runs everything: web, workers, sweep and, unless REDIS_URL is set, an embedded Valkey. Ctrl-C stops it."
     requires_migrations_checks = False
+
+    _new_administrator = ""
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_instance_options(parser)
@@ -38,7 +45,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--no-migrate", action="store_true", help="do not migrate; wait until the database is migrated"
         )
-        parser.add_argument("--demo", action="store_true", help="with demo repositories, a demo client and demo users")
+        parser.add_argument("--demo", action="store_true", help="with demo repositories, demo clients and demo users")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["workers"] < 1:
@@ -63,6 +70,7 @@ class Command(BaseCommand):
         _wait_for_redis()
         self._prepare_database(migrate=not options["no_migrate"])
         listener = listening_socket()
+        started = timezone.now()
         supervisor.add(Child("web", web_command(listener), {"DOCORA_PROCESS": "web"}, listener=listener))
         for number in range(options["workers"]):
             # Every second worker prefers maintenance to bulk work, so that neither can starve the other.
@@ -70,14 +78,28 @@ class Command(BaseCommand):
             supervisor.add(Child(f"worker {number + 1}", manage("rqworker", *queues, "--verbosity", "0")))
         supervisor.add(Child("sweep", manage("sweep")))
         _wait_for_web()
-        self.stdout.write(f"Docora runs at {settings.PUBLIC_URL}/")
         if options["demo"]:
+            self.stdout.write(
+                f"Docora runs at {settings.PUBLIC_URL}/. Ctrl-C stops it.\n"
+                "Setting up the demo. How to sign in follows once its first syncs have ended, within a minute."
+            )
+            self.stdout.flush()
             supervisor.add(Child("demo", manage("demo", "--port", str(settings.PORT))))
-        elif not User.objects.filter(is_staff=True).exists():
-            self.stdout.write(f"There is no administrator yet. Create one: {program()} createsuperuser")
+        else:
+            _wait_for_background(started, options["workers"])
+            self._print_sign_in()
         connections.close_all()
-        self.stdout.write("Ctrl-C stops it.")
-        self.stdout.flush()
+
+    def _print_sign_in(self) -> None:
+        """Print the address last, and at the first start how to sign in. The password is not printed: logs are kept."""
+        fields = {"Open": f"{settings.PUBLIC_URL}/admin/"}
+        notes = ["Ctrl-C stops it."]
+        if self._new_administrator:
+            fields |= {"User": self._new_administrator, "Password": "the value of ADMIN_PASSWORD"}
+        elif not User.objects.filter(is_staff=True).exists():
+            create = f"{program(in_full=True)} createsuperuser"
+            notes.insert(0, f"There is no administrator yet. Create one in another terminal: {create}")
+        write_banner(self.stdout, "Docora is running.", fields, *notes)
 
     def _lock_data_directory(self) -> None:
         """Allow only one `up` per data directory: two Valkeys would steal the socket from each other."""
@@ -101,7 +123,7 @@ class Command(BaseCommand):
                 raise CommandError(f"ADMIN_PASSWORD is not accepted: {' '.join(error.messages)}") from None
             with contextlib.suppress(IntegrityError):  # another `up` that started at the same time was faster
                 User.objects.create_superuser(name, password=password)
-                self.stdout.write(f"The administrator {name} was created.")
+                self._new_administrator = name
 
 
 def _wait_for_redis() -> None:
@@ -127,3 +149,16 @@ def _wait_for_web() -> None:
             if time.monotonic() > deadline:
                 raise CommandError("The web process does not answer. Its messages above say why.")
             time.sleep(0.1)
+
+
+def _wait_for_background(started: datetime, workers: int) -> None:
+    """Wait until the workers and the sweep that were started after `started` are at work, or for a short while.
+
+    The address is printed in any case: a page says which of them is missing.
+    """
+    deadline = time.monotonic() + _BACKGROUND_SECONDS
+    while time.monotonic() < deadline:
+        signs = heartbeat.read()
+        if signs and signs.sweep and signs.sweep >= started and sum(at >= started for at in signs.workers) >= workers:
+            return
+        time.sleep(0.1)

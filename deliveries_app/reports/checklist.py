@@ -1,0 +1,87 @@
+"""The four first steps with a new instance, shown on the overview until they are done or the instance is in use."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.utils import timezone
+
+from deliveries_app.actors import RESYNC_PERMISSION
+from deliveries_app.models import Reason, SyncRun
+from deliveries_app.services import pinging
+
+REGISTER_PERMISSION = "deliveries_app.onboard_app"
+WATCH_PERMISSION = "deliveries_app.add_apprepository"
+
+_IN_USE_WATCHES = 10
+_IN_USE_AFTER = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Apps:
+    """Counts of apps. `first` and `registered_at` are the primary key and time of the first one, `pinged` counts those that
+    have accepted a test ping."""
+
+    total: int
+    paused: int
+    pinged: int
+    first: int | None
+    registered_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. `can` is whether the user has the permission for it, `possible` whether the steps that it needs are done."""
+
+    name: str
+    done: bool
+    can: bool
+    possible: bool = True
+
+
+@dataclass(frozen=True)
+class Checklist:
+    """The steps. `app` is the primary key of the app to do them with, if there is one."""
+
+    register: Step
+    watch: Step
+    ping: Step
+    resync: Step
+    app: int | None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (self.register, self.watch, self.ping, self.resync)
+
+    @property
+    def done(self) -> int:
+        return sum(step.done for step in self.steps)
+
+    @property
+    def next(self) -> Step | None:
+        """The first step that the user can do now and that is not done."""
+        return next((step for step in self.steps if step.can and step.possible and not step.done), None)
+
+
+def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) -> Checklist | None:
+    """Return the checklist, or None if the user can do none of the steps, all are done, or the instance is in use.
+
+    An instance is in use with a second app, with more than ten watched repositories, or a week after its first app was
+    registered: whoever runs it then needs no introduction. This also covers imported instances. It costs no query, and
+    otherwise there is one.
+    """
+    if apps.total > 1 or watches > _IN_USE_WATCHES:
+        return None
+    if apps.registered_at and timezone.now() - apps.registered_at > _IN_USE_AFTER:
+        return None
+    can = user.has_perm  # type: ignore[union-attr]
+    has_resynced = watches > 0 and SyncRun.objects.filter(reason=Reason.RESYNC).exists()
+    found = Checklist(
+        register=Step("register", apps.total > 0, can(REGISTER_PERMISSION)),
+        watch=Step("watch", watches > 0, can(WATCH_PERMISSION), apps.total > 0),
+        ping=Step("ping", apps.pinged > 0, can(pinging.PERMISSION), apps.total > 0),
+        resync=Step("resync", has_resynced, can(RESYNC_PERMISSION), watches > 0),
+        app=apps.first,
+    )
+    is_shown = found.done < len(found.steps) and any(step.can for step in found.steps)
+    return found if is_shown else None
