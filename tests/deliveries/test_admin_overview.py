@@ -212,18 +212,17 @@ def test_busiest_and_slowest_apps_are_named(viewer: Client) -> None:
     assert "Gone" not in text
 
 
-def test_fresh_installation_says_what_to_do_first(admin: Client, viewer: Client, alive) -> None:
+def test_fresh_instance_shows_the_checklist_instead_of_empty_panels(admin: Client, viewer: Client, alive) -> None:
     page = admin.get(PAGE).text
-    assert link(page, "first-app") == reverse("admin:deliveries_app_app_add")
-    assert 'id="first-watch"' not in page
+    assert link(page, "step-register") == reverse("admin:deliveries_app_app_add")
     assert "<svg viewBox" not in page
-    assert "Ask somebody who may register apps." in viewer.get(PAGE).text
-    make_app("Portal")
+    assert "Nothing is failing." not in page
+    assert "Nothing to sync yet" in viewer.get(PAGE).text
+    make_watch(make_app("Portal"), "docs")
     page = admin.get(PAGE).text
-    assert 'id="first-app"' not in page
-    assert link(page, "first-watch") == reverse("admin:deliveries_app_apprepository_add")
-    make_watch(App.objects.get(), "docs")
-    assert "What to do first" not in admin.get(PAGE).text
+    assert "Get started" in page
+    assert "Nothing is failing." in page
+    assert "Nothing to sync yet" not in viewer.get(PAGE).text
 
 
 def test_healthy_instance_shows_no_warnings(viewer: Client, alive) -> None:

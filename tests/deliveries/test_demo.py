@@ -1,0 +1,112 @@
+"""The demo's three apps: a healthy one, a slow one, and one that fails until its base URL is corrected."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.db.models import Sum
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.demo.instance import BROKEN, CLIENTS, Demo
+from deliveries_app.models import App, AppRepository, HourlyTraffic, Status
+from deliveries_app.services import change_app, retry_single
+from deliveries_app.sync.attempt import sync
+
+
+@pytest.fixture
+def demo(transactional_db: None, tmp_path: Path, settings) -> Iterator[Demo]:
+    settings.REPOS_DIR = tmp_path / "repos"
+    settings.MAX_RETRY_ATTEMPTS = 1
+    demo = Demo(tmp_path / "demo")
+    demo.start()
+    demo.fill()
+    yield demo
+    demo.stop()
+
+
+def watch_of(app: str, repository: str) -> AppRepository:
+    owner, name = repository.split("/")
+    return AppRepository.objects.get(app__name=app, repository__owner=owner, repository__name=name)
+
+
+def synced(app: str, repository: str) -> AppRepository:
+    """Run the watch's attempts until it is synced or has failed. A slow one makes way for the others meanwhile."""
+    watch = watch_of(app, repository)
+    for _ in range(20):
+        sync(watch.pk)
+        watch.refresh_from_db()
+        if watch.status in (Status.SYNCED, Status.FAILED):
+            return watch
+        AppRepository.objects.filter(pk=watch.pk).update(next_sync_at=Now())
+    raise AssertionError(watch.status)
+
+
+def test_failing_app_recovers_once_its_base_url_is_corrected(demo: Demo) -> None:
+    watch = synced("Newsletter", "acme/website")
+    assert (watch.status, watch.last_status_code, watch.files_failing) == (Status.FAILED, 500, 40)
+    assert f"Remove {BROKEN} from the base URL" in watch.last_response
+    assert synced("Newsletter", "acme/handbook").status == Status.SYNCED
+
+    retry_single(Actor.command(), watch)
+    assert synced("Newsletter", "acme/website").status == Status.FAILED  # the cause is still there
+
+    app = App.objects.get(name="Newsletter")
+    assert f"Remove {BROKEN} from its base URL" in app.description
+    app.base_url = app.base_url.removesuffix(BROKEN)
+    change_app(Actor.command(), app, ["base_url"])
+    retry_single(Actor.command(), watch)
+    watch = synced("Newsletter", "acme/website")
+    assert (watch.status, watch.files_failing, watch.failing_since) == (Status.SYNCED, 0, None)
+
+
+def test_slow_app_takes_longer_than_the_healthy_one(demo: Demo) -> None:
+    for name in ("Portal", "Search"):
+        assert synced(name, "acme/handbook").status == Status.SYNCED
+    this_hour = HourlyTraffic.objects.filter(hour__gte=timezone.now().replace(minute=0, second=0, microsecond=0))
+    mean = {
+        row["app__name"]: row["time"] / row["count"]
+        for row in this_hour.values("app__name").annotate(time=Sum("milliseconds"), count=Sum("requests"))
+    }
+    assert mean["Search"] > 300
+    assert mean["Search"] > 2 * mean["Portal"]
+
+
+def test_made_up_traffic_ends_before_the_demo_starts(demo: Demo) -> None:
+    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    assert not HourlyTraffic.objects.filter(hour__gt=this_hour).exists()
+    for client in CLIENTS:
+        rows = HourlyTraffic.objects.filter(app__name=client.name, hour__lt=this_hour)
+        assert rows.count() >= 23
+        assert not rows.filter(failed__gt=0).exists()
+        assert "made up" in App.objects.get(name=client.name).description
+
+
+def test_second_start_adds_nothing_even_after_the_correction(demo: Demo, tmp_path: Path) -> None:
+    app = App.objects.get(name="Newsletter")
+    app.base_url = app.base_url.removesuffix(BROKEN)
+    change_app(Actor.command(), app, ["base_url"])
+    before = [model.objects.count() for model in (App, AppRepository, HourlyTraffic)]
+    demo.stop()
+    again = Demo(tmp_path / "demo")
+    again.start()
+    again.fill()
+    again.stop()
+    assert [model.objects.count() for model in (App, AppRepository, HourlyTraffic)] == before
+    assert again.choices == demo.choices
+
+
+def test_wait_for_first_syncs_ends_with_the_last_one_or_after_its_time(demo: Demo) -> None:
+    begun = time.monotonic()
+    demo.wait_for_first_syncs(0.5, threading.Event())
+    assert time.monotonic() - begun >= 0.5
+    stopped = threading.Event()
+    stopped.set()
+    demo.wait_for_first_syncs(60, stopped)
+    AppRepository.objects.exclude(app__name="Newsletter").update(status=Status.SYNCED)
+    AppRepository.objects.filter(app__name="Newsletter").update(status=Status.FAILED)
+    demo.wait_for_first_syncs(60, threading.Event())
+    assert time.monotonic() - begun < 50
