@@ -80,8 +80,9 @@ class Command(BaseCommand):
         _wait_for_web()
         if options["demo"]:
             self.stdout.write(
-                f"Docora runs at {settings.PUBLIC_URL}/. Ctrl-C stops it.\n"
-                "Setting up the demo. How to sign in follows once its first syncs have ended, within a minute."
+                f"Docora runs at {settings.PUBLIC_URL}/\n"
+                "Setting up the demo. How to sign in follows once its first syncs have ended, within a minute. "
+                "Ctrl-C stops it."
             )
             self.stdout.flush()
             supervisor.add(Child("demo", manage("demo", "--port", str(settings.PORT))))
