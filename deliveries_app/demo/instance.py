@@ -121,7 +121,7 @@ class Demo:
         self._make_users()
         for client in CLIENTS:
             app = self._find(client) or self._register(client)
-            self._keys[app.app_id], self._seconds[app.app_id] = app.client_auth_key, client.seconds
+            self._seconds[app.app_id], self._keys[app.app_id] = client.seconds, app.client_auth_key
             watched = AppRepository.objects.filter(app=app).values_list("github_url", flat=True)
             for repository in client.repositories:
                 url = f"{self._git.url}/{repository}"

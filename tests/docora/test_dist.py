@@ -276,7 +276,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_wheel_contains_the_demo(installed: Installed) -> None:
     installed.start("--demo")
-    installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 90)
+    installed.wait_until(lambda: "The demo is ready." in installed.log.read_text(), 120)
     password = re.search(r"Password +(\S+)", installed.log.read_text())
     assert password
     assert "Overview" in installed.sign_in("admin", password[1])

@@ -74,7 +74,7 @@ def test_first_start_names_the_new_administrator_once(instance: Instance, monkey
 
 def test_demo_prints_how_to_sign_in_after_its_first_syncs(instance: Instance) -> None:
     instance.start("--demo")
-    instance.wait_until(lambda: "The demo is ready." in instance.log.read_text(), 90)
+    instance.wait_until(lambda: "The demo is ready." in instance.log.read_text(), 120)
     log, _, banner = instance.log.read_text().partition("The demo is ready.")
     password = json.loads((instance.directory / "data" / "demo" / "choices.json").read_text())["password"]
     lines = [line.strip() for line in banner.split("\n\n")[1].splitlines()]

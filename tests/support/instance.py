@@ -44,7 +44,7 @@ class Instance:
                 stdout=log,
                 stderr=log,
             )
-        self.wait_until(lambda: b"Ctrl-C" in self.log.read_bytes(), 40)
+        self.wait_until(lambda: b"Ctrl-C" in self.log.read_bytes(), 90)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -10,7 +10,7 @@ from docora.cli.main import DEMO_SETTINGS, add_instance_options
 from docora.cli.output import write_banner
 from docora.conf.installation import program
 
-FIRST_SYNCS_SECONDS = 40.0
+FIRST_SYNCS_SECONDS = 60.0
 """How long the demo waits for the first syncs, which fill the log, before it prints how to sign in. They take about 20 s."""
 
 
