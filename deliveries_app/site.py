@@ -17,7 +17,6 @@ SECTIONS: dict[str, list[str]] = {
         "deliveries_app.App",
         "deliveries_app.AppRepository",
         "deliveries_app.FailedSync",
-        "repositories_app.Repository",
     ],
     "Activity": [
         "deliveries_app.SyncRun",
@@ -25,6 +24,7 @@ SECTIONS: dict[str, list[str]] = {
         "deliveries_app.Delivery",
         "deliveries_app.Queue",
     ],
+    "Diagnostics": ["repositories_app.Repository"],
     "Access": ["auth.User", "auth.Group", "axes.AccessAttempt"],
 }
 

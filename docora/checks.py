@@ -21,18 +21,18 @@ _ENCRYPTION_KEY_BITS = 60
 def check_settings(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if settings.DEBUG:
-        text = "DEBUG is on: error pages show source code and settings to everyone."
-        messages.append(Error(text, hint="Remove DEBUG, then restart.", id="docora.E003"))
+        text = "DEBUG is on, so error pages show source code and settings to everyone."
+        messages.append(Error(text, hint="Turn DEBUG off and restart.", id="docora.E003"))
     if not settings.HTTPS:
         text = (
-            f"PUBLIC_URL is {settings.PUBLIC_URL}, plain http: Docora serves this machine only, without Secure cookies, the "
-            "redirect to https and HSTS."
+            f"PUBLIC_URL is {settings.PUBLIC_URL}, which uses plain http. Docora serves this machine only, without Secure "
+            "cookies, redirects to https, or HSTS."
         )
         hint = "Set PUBLIC_URL to the https address that people and client apps use."
         messages.append(Warning(text, hint=hint, id="docora.W001"))
     if settings.ALLOW_HTTP:
-        text = "ALLOW_HTTP is on: files and the tokens of private repositories can travel unencrypted."
-        hint = "Remove it unless all of that traffic stays in a network that you trust."
+        text = "ALLOW_HTTP is on, so files and repository tokens may be sent unencrypted."
+        hint = "Turn it off unless this traffic stays in a trusted network."
         messages.append(Warning(text, hint=hint, id="docora.W002"))
     return messages
 
@@ -41,14 +41,14 @@ def check_proxies() -> list[CheckMessage]:
     """Check TRUSTED_PROXIES. Only `doctor` runs this: an image is checked before its proxy is known."""
     if settings.HTTPS and not settings.TRUSTED_PROXIES:
         text = (
-            "PUBLIC_URL is https, but TRUSTED_PROXIES is empty: Docora does not trust any proxy that says a request came "
-            "over https, so it redirects every request forever."
+            "PUBLIC_URL is https, but TRUSTED_PROXIES is empty. Docora doesn't trust the reverse proxy's X-Forwarded-Proto "
+            "header, so it redirects every request to https in a loop."
         )
         hint = "Set TRUSTED_PROXIES to the address of the reverse proxy, such as 127.0.0.1/32."
         return [Error(text, hint=hint, id="docora.E004")]
     if any(network.prefixlen == 0 for network in settings.TRUSTED_PROXIES):
-        text = "TRUSTED_PROXIES contains every address: a client can claim any address and is never throttled."
-        return [Error(text, hint="List only the reverse proxy.", id="docora.E005")]
+        text = "TRUSTED_PROXIES contains every address, so a client can fake its address and avoid throttling."
+        return [Error(text, hint="List only your reverse proxy.", id="docora.E005")]
     return []
 
 
@@ -58,18 +58,18 @@ def check_private_networks(app_configs: Any = None, **kwargs: Any) -> list[Check
 
 
 def _check_private_network(network: Network) -> list[CheckMessage]:
-    narrow = "List the networks of your apps and git hosts, as narrow as possible."
+    narrow = "List only the networks of your apps and git hosts."
     if any(address in network for address in _METADATA):
         text = (
-            f"ALLOWED_PRIVATE_NETWORKS has {network}, where clouds serve the machine's credentials: anyone who registers "
-            "an app or a repository can make Docora call there."
+            f"ALLOWED_PRIVATE_NETWORKS contains {network}, which includes cloud metadata services with server credentials. "
+            "Anyone who registers an app or a repository can make Docora connect to them."
         )
         return [Error(text, hint=narrow, id="docora.E006")]
     if any(address in network for address in _LOOPBACK):
-        text = f"ALLOWED_PRIVATE_NETWORKS has {network}: outbound calls reach every service on this machine."
+        text = f"ALLOWED_PRIVATE_NETWORKS contains {network}, so Docora can connect to every service on this machine."
         return [Warning(text, hint="Remove it unless apps or git hosts run on this machine.", id="docora.W003")]
     if network.prefixlen < _SHORTEST_PREFIX[network.version]:
-        text = f"ALLOWED_PRIVATE_NETWORKS has {network}, which is wide: outbound calls reach all of it."
+        text = f"ALLOWED_PRIVATE_NETWORKS contains the large network {network}, so Docora can connect to all of it."
         return [Warning(text, hint=narrow, id="docora.W004")]
     return []
 
@@ -78,13 +78,11 @@ def _check_private_network(network: Network) -> list[CheckMessage]:
 def check_keys(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if is_weak_secret_key(settings.SECRET_KEY):
-        text = "SECRET_KEY is short or repetitive: sessions signed with it can be forged."
+        text = "SECRET_KEY is short or repetitive, so sessions signed with it can be forged."
         messages.append(Error(text, hint=f"Generate one: {MAKE_KEY}", id="docora.E007"))
     for place, key in enumerate(settings.ENCRYPTION_KEYS, 1):
         if max_entropy_bits(key) < _ENCRYPTION_KEY_BITS:
-            text = (
-                f"Number {place} of ENCRYPTION_KEYS is short or repetitive: anyone who has the database can guess it."
-            )
+            text = f"Key {place} in ENCRYPTION_KEYS is short or repetitive, so anyone with the database can guess it."
             hint = f"Generate one ({MAKE_KEY}), put it first, and run {program()} rotate_encryption_keys."
             messages.append(Error(text, hint=hint, id="docora.E008"))
     return messages

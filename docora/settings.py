@@ -49,7 +49,7 @@ if len(set(ENCRYPTION_KEYS)) < len(ENCRYPTION_KEYS):
 DEBUG = flag("DEBUG")
 if data_dir.is_weak_secret_key(SECRET_KEY) and not DEBUG:
     raise ImproperlyConfigured(
-        f"SECRET_KEY is short or repetitive: sessions signed with it can be forged. Generate one: {data_dir.MAKE_KEY}"
+        f"SECRET_KEY is short or repetitive, so sessions signed with it can be forged. Generate one: {data_dir.MAKE_KEY}"
     )
 HOST = text("HOST", default="127.0.0.1")
 PORT = count("PORT", 8000)

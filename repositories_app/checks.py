@@ -57,8 +57,8 @@ def git_version() -> tuple[int, ...] | None:
 def check_git(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     version = git_version()
     if version is None:
-        text = f"git was not found. Docora needs git {_dotted(MIN_GIT)} or newer."
-        hint = "Install it (apt install git), on the PATH of the workers and the sweep."
+        text = f"git is not installed. Docora needs git {_dotted(MIN_GIT)} or newer."
+        hint = "Install it (apt install git) where the workers and the sweep can find it on their PATH."
         return [Error(text, hint=hint, id="docora.E001")]
     if version < MIN_GIT:
         text = f"git is {_dotted(version)}, but Docora needs {_dotted(MIN_GIT)} or newer."
@@ -72,15 +72,19 @@ def check_git_confinement(app_configs: Any = None, **kwargs: Any) -> list[CheckM
     missing = [name for name in ("setpriv", "prlimit") if sys.platform == "linux" and not shutil.which(name)]
     if not missing:
         return []
-    text = f"{' and '.join(missing)} not found. Docora starts git with them."
-    return [Error(text, hint="Install util-linux, on the PATH of the workers and the sweep.", id="docora.E011")]
+    text = f"Docora needs {' and '.join(missing)} to run git."
+    return [
+        Error(
+            text, hint="Install util-linux where the workers and the sweep can find it on their PATH.", id="docora.E011"
+        )
+    ]
 
 
 @register(deploy=True)
 def check_git_hosts(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
     if settings.ALLOWED_GIT_HOSTS:
         return []
-    text = "ALLOWED_GIT_HOSTS is empty: no repository can be watched."
+    text = "ALLOWED_GIT_HOSTS is empty, so no repository can be watched."
     return [Error(text, hint="Set it to your git host, such as github.com.", id="docora.E009")]
 
 
@@ -94,13 +98,13 @@ def check_git_fixes() -> list[CheckMessage]:
         return check_git()
     newer = [release for release in GIT_FIXED if release > version]
     if not newer or any(version[:2] == release[:2] for release in GIT_FIXED if release <= version):
-        return [Info(f"git {_dotted(version)} is new enough and has the security fixes of {GIT_FIXES}.")]
+        return [Info(f"git {_dotted(version)} has the security fixes of {GIT_FIXES}.")]
     text = f"git {_dotted(version)} lacks the security fixes of {GIT_FIXES}, and possibly earlier ones."
     hint = (
-        "Upgrade git, unless your distribution has backported the fixes; its changelog says so. Docora checks nothing out "
-        "and runs no hooks and no submodules, so none of these flaws is known to affect it."
+        "Upgrade git, unless your distribution's changelog says that it has backported the fixes. Docora doesn't check out "
+        "files or run hooks or submodules, so none of these vulnerabilities is known to affect it."
     )
-    return [Warning(f"{text} {_dotted(newer[0])} has them.", hint=hint)]
+    return [Warning(f"{text} Upgrade to {_dotted(newer[0])}.", hint=hint)]
 
 
 def _dotted(version: tuple[int, ...]) -> str:
@@ -114,14 +118,14 @@ def check_outbound_client() -> list[CheckMessage]:
     """
     hosts = [host for host, address in _FORBIDDEN.items() if blocked_reason(address, settings.ALLOWED_PRIVATE_NETWORKS)]
     if not hosts:
-        text = "ALLOWED_PRIVATE_NETWORKS lets the outbound client call every private address."
-        return [Warning(text, hint="Make it narrower.")]
+        text = "ALLOWED_PRIVATE_NETWORKS lets Docora connect to every private address."
+        return [Warning(text, hint="Allow only the networks of your apps and git hosts.")]
     with new_client(max_connections=1) as client:
         dialled = [host for host in hosts if not _is_refused(client, host)]
     if not dialled:
-        return [Info(f"The outbound client refuses {', '.join(hosts)}.")]
-    risk = "anyone who registers an app or a repository can make Docora call there."
-    text = f"The outbound client does not refuse {', '.join(dialled)}: {risk}"
+        return [Info(f"Docora refuses to connect to {', '.join(hosts)}.")]
+    risk = "anyone who registers an app or a repository can make Docora connect to them."
+    text = f"Docora connects to {', '.join(dialled)}: {risk}"
     return [Error(text, hint="Stop Docora and report this bug.")]
 
 
@@ -138,21 +142,23 @@ def check_git_host_answers() -> list[CheckMessage]:
     host = _authority(settings.ALLOWED_GIT_HOSTS[0])
     resolved = resolve(name_of(f"https://{host}/"), settings.ALLOWED_PRIVATE_NETWORKS, _LOOKUP_SECONDS)
     if resolved.cause is Cause.DNS:
-        return [Error(resolved.message, hint="Check the spelling in ALLOWED_GIT_HOSTS, and the DNS of this machine.")]
+        return [Error(resolved.message, hint="Check ALLOWED_GIT_HOSTS and this server's DNS.")]
     outcomes = []
     with new_client(max_connections=1) as client:
         for scheme in ("https", "http") if settings.ALLOW_HTTP else ("https",):
             outcome = client.request(Request("HEAD", f"{scheme}://{host}/", connect_timeout=5.0, timeout=8.0))
             if outcome.status is not None:
                 milliseconds = f"{outcome.elapsed * 1000:.0f} ms"
-                return [Info(f"The git host {host} resolves and answers over {scheme} in {milliseconds}.")]
+                return [Info(f"The git host {host} responds over {scheme} in {milliseconds}.")]
             outcomes.append(outcome)
     hints = {
-        Cause.REFUSED_ADDRESS: "If your git host is there, add its network to ALLOWED_PRIVATE_NETWORKS.",
-        Cause.TLS: "Check the host's certificate, and the certificate authorities of this machine (ca-certificates).",
+        Cause.REFUSED_ADDRESS: "If your git host is in a private network, add that network to ALLOWED_PRIVATE_NETWORKS.",
+        Cause.TLS: "Check the host's certificate and this server's certificate authorities (ca-certificates).",
     }
-    hint = hints.get(outcomes[-1].cause or Cause.NETWORK, "Check the firewall: Docora uses no proxy.")
-    return [Error(f"The git host {host} cannot be reached. {outcomes[0].message}", hint=hint)]
+    hint = hints.get(outcomes[-1].cause or Cause.NETWORK, "Check the firewall. Docora doesn't use a proxy.")
+    blocked = outcomes[-1].cause is Cause.REFUSED_ADDRESS
+    text = f"Docora may not connect to the git host {host}. " if blocked else ""
+    return [Error(text + outcomes[0].message, hint=hint)]
 
 
 def _authority(entry: str) -> str:

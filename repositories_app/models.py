@@ -26,7 +26,9 @@ class Repository(models.Model):
     consecutive_failures = models.PositiveIntegerField(default=0)
     last_failure_at = models.DateTimeField(null=True, blank=True)
     circuit_open_until = models.DateTimeField(null=True, blank=True)
-    last_error = models.TextField(blank=True, default="", help_text="The last failure that concerned every watcher.")
+    last_error = models.TextField(
+        blank=True, default="", help_text="The last failure that affected every app that watches the repository."
+    )
     last_error_cause = models.CharField(max_length=20, blank=True, default="")
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -63,7 +65,7 @@ class HostOutage(models.Model):
     """
 
     host = models.CharField(
-        max_length=300, unique=True, help_text="What the URLs of its repositories begin with: https://git.example/"
+        max_length=300, unique=True, help_text="Prefix of its repositories' URLs, such as https://git.example/"
     )
     since = models.DateTimeField()
     failures = models.PositiveIntegerField(default=1)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db.models import CharField, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet
+from django.db.models import CharField, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
 
 from docora.backoff import backoff
@@ -98,8 +98,17 @@ def record_failure(repository: Repository, error: GitError) -> Circuit:
 
 def host_is_down(canonical_url: str) -> Exists:
     """Return the condition that the git host of `canonical_url`, a lookup from the outer query, is down."""
+    return Exists(_outages_of(canonical_url))
+
+
+def host_retry_at(canonical_url: str) -> Subquery:
+    """Return the time at which the git host of `canonical_url`, if it is down, is tried again; else None."""
+    return Subquery(_outages_of(canonical_url).values("retry_at")[:1])
+
+
+def _outages_of(canonical_url: str) -> QuerySet[HostOutage]:
     url = ExpressionWrapper(OuterRef(canonical_url), output_field=CharField())
-    return Exists(HostOutage.objects.annotate(url=url).filter(url__startswith=F("host")))
+    return HostOutage.objects.annotate(url=url).filter(url__startswith=F("host"))
 
 
 def record_host_failure(repository: Repository, error: GitError) -> None:

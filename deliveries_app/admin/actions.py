@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.urls import URLPattern, path, reverse
 
 from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
@@ -20,10 +20,8 @@ from deliveries_app.services import (
     NotFound,
     resync_by_app,
     resync_many,
-    resync_single,
     retry_by_app,
     retry_many,
-    retry_single,
 )
 from docora.text import counted
 
@@ -42,46 +40,45 @@ class Scope:
 class BulkAction:
     """An action on one or many watches.
 
-    `applicable` keeps the watches of a selection that the action applies to. `run_single` acts on one watch, `run_many`
-    starts one bulk operation for several.
+    `applicable` keeps the watches of a selection that the action applies to. `run` starts one bulk operation, also for a
+    single watch. It is given the form, which may have a reason.
     """
 
     slug: str
     permission: str
     template: str
-    title: str
+    verb: str
+    title_all: str
+    """Title of the confirmation page for all watches of one app. Otherwise, the verb and what is selected."""
     empty_message: str
     """Shown if no watch of the selection is applicable."""
-    queued_message: str
-    """Shown after `run_single`."""
     progress_message: str
-    """Shown after `run_many`, followed by the number of repositories."""
+    """Shown once it has started, followed by the number of repositories."""
     applicable: Callable[[AppRepositoryQuerySet], AppRepositoryQuerySet]
     impact: Callable[[AppRepositoryQuerySet], Impact | RetryImpact]
-    run_single: Callable[[Actor, AppRepository], object]
-    run_many: Callable[[Actor, AppRepositoryQuerySet, Scope], BulkOperation]
+    run: Callable[[Actor, AppRepositoryQuerySet, Scope, QueryDict], BulkOperation]
 
 
-def _resync_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
-    return resync_by_app(actor, scope.app) if scope.app else resync_many(actor, watches)
+def _resync(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: QueryDict) -> BulkOperation:
+    reason = form.get("reason", "").strip()
+    return resync_by_app(actor, scope.app, reason=reason) if scope.app else resync_many(actor, watches, reason=reason)
 
 
 RESYNC = BulkAction(
     slug="force-resync",
     permission=RESYNC_PERMISSION,
     template="docora/confirm_resync.html",
-    title="Force re-sync",
-    empty_message="There is nothing to re-sync in this selection.",
-    queued_message="Re-sync queued",
+    verb="Re-sync",
+    title_all="Re-sync all repositories",
+    empty_message="The selection has no repositories to re-sync.",
     progress_message="Re-syncing",
     applicable=lambda watches: watches,
     impact=impact_of,
-    run_single=resync_single,
-    run_many=_resync_many,
+    run=_resync,
 )
 
 
-def _retry_many(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope) -> BulkOperation:
+def _retry(actor: Actor, watches: AppRepositoryQuerySet, scope: Scope, form: QueryDict) -> BulkOperation:
     return retry_by_app(actor, scope.app) if scope.app else retry_many(actor, watches, scope.title)
 
 
@@ -89,15 +86,23 @@ RETRY = BulkAction(
     slug="retry-failed",
     permission=RETRY_PERMISSION,
     template="docora/confirm_retry.html",
-    title="Retry",
-    empty_message="There is nothing to retry in this selection: none of it is failing.",
-    queued_message="Retry queued",
+    verb="Retry",
+    title_all="Retry all failed",
+    empty_message="The selection has no failing repositories to retry.",
     progress_message="Retrying",
     applicable=lambda watches: watches.failing(),
     impact=retry_impact_of,
-    run_single=retry_single,
-    run_many=_retry_many,
+    run=_retry,
 )
+
+
+def _title(action: BulkAction, impact: Impact | RetryImpact, scope: Scope) -> str:
+    """Return the title of the confirmation page, which is also the button for several watches."""
+    if impact.watches == 1:
+        return f"{action.verb} {impact.sample[0].repository}"
+    if scope.app:
+        return action.title_all
+    return f"{action.verb} {counted(impact.watches, 'repository', 'repositories')}"
 
 
 class BulkAdmin[M: Model](DocoraAdmin[M]):
@@ -121,8 +126,8 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
 
     @admin.action(
         permissions=["retry"],
-        description="Retry: sends only what is not acknowledged",
-        description_plural="Retry those that are failing: sends only what is not acknowledged",
+        description="Retry",
+        description_plural="Retry selected repositories",
     )
     def retry(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
         return self.redirect_to_confirmation(request, RETRY)
@@ -172,7 +177,7 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
                 return self.redirect_with_message(
                     request, request.get_full_path(), confirmation.CHANGED, messages.WARNING
                 )
-            return self._run(request, action, watches, impact.watches, scope, next_url)
+            return self._run(request, action, watches, scope, next_url)
         context: dict[str, Any] = {
             "impact": impact,
             "app": scope.app,
@@ -180,23 +185,14 @@ class BulkAdmin[M: Model](DocoraAdmin[M]):
             "back": next_url,
             **confirmation.selection_context(pks, impact.files),
         }
-        return self.render_page(request, action.template, action.title, **context)
+        return self.render_page(request, action.template, _title(action, impact, scope), **context)
 
     def _run(
-        self,
-        request: HttpRequest,
-        action: BulkAction,
-        watches: AppRepositoryQuerySet,
-        count: int,
-        scope: Scope,
-        next_url: str,
+        self, request: HttpRequest, action: BulkAction, watches: AppRepositoryQuerySet, scope: Scope, next_url: str
     ) -> HttpResponse:
-        actor = Actor.of_request(request)
+        """Start the operation and redirect to its page, or back to `next_url` if there is nothing left to do."""
         try:
-            if count == 1:
-                action.run_single(actor, watches.select_related("app", "repository").get())
-                return self.redirect_with_message(request, next_url, action.queued_message)
-            operation = action.run_many(actor, watches, scope)
+            operation = action.run(Actor.of_request(request), watches, scope, request.POST)
         except (NotFound, NotFailed) as error:
             return self.redirect_with_message(request, next_url, f"{error}.", messages.WARNING)
         page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])

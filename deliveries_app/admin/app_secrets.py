@@ -39,47 +39,46 @@ class ConfirmedChange:
 def _retire_key_blocked(app: App) -> str:
     if app.is_rotating_key and app.new_key_accepted_at is not None:
         return ""
-    return "There is no old key to retire: the app has not accepted a new one yet."
+    return "The app hasn't accepted a new key yet, so the old key can't be retired."
 
 
 def _cancel_key_blocked(app: App) -> str:
-    return "" if app.is_rotating_key else "The signing key is not being rotated."
+    return "" if app.is_rotating_key else "There is no new key to discard."
 
 
 CONFIRMED_CHANGES = (
     ConfirmedChange(
         slug="retire-tokens",
         title="Retire old tokens",
-        button="Retire now",
+        button="Retire old tokens",
         paragraphs=(
-            "From then on, only the newest token is accepted. Requests with an older token are answered with 401.",
-            "First check on the app's page that the newest token has been used. Then no request fails.",
+            "Only the newest token will be accepted. Requests with an older token will fail with HTTP 401.",
+            "Before you continue, check on the app's page that the app has used the newest token.",
         ),
-        done_message="Only the newest token is accepted now.",
+        done_message="Old tokens retired.",
         run=tokens.retire_old_tokens,
     ),
     ConfirmedChange(
         slug="retire-key",
-        title="Retire the old signing key",
-        button="Retire it now",
+        title="Retire old key",
+        button="Retire old key",
         paragraphs=(
-            "From then on, everything is signed with the new key alone, which the app has accepted.",
-            "Any part of the app that still verifies with the old key will refuse what it receives. "
-            "The old key cannot be restored.",
+            "Docora will sign notifications with the new key only. The app has already accepted it.",
+            "Any part of the app that still uses the old key will reject notifications. The old key can't be restored.",
         ),
-        done_message="The old key is retired; the new one signs.",
+        done_message="Old key retired. Notifications are signed with the new key only.",
         run=keys.retire_old_key,
         blocked_reason=_retire_key_blocked,
     ),
     ConfirmedChange(
         slug="cancel-key",
-        title="Cancel the rotation of the signing key",
-        button="Drop the new key",
+        title="Discard new key",
+        button="Discard new key",
         paragraphs=(
-            "The new key is dropped, and everything is signed with the old one alone, as before.",
-            "If the app already uses the new key, give it the old one back first.",
+            "Docora will sign notifications with the old key only, as before the rotation.",
+            "If the app already uses the new key, switch it back to the old one first.",
         ),
-        done_message="The new key is dropped; the old one stays.",
+        done_message="New key discarded. Notifications are signed with the old key only.",
         run=keys.cancel_key_rotation,
         blocked_reason=_cancel_key_blocked,
     ),
@@ -92,8 +91,8 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
     secrets_template = "admin/deliveries_app/app/secrets.html"
     secrets_titles = {
         ONBOARDED: "{} is registered",
-        NEW_TOKEN: "The new token of {}",
-        NEW_KEY: "The new signing key of {}",
+        NEW_TOKEN: "New token for {}",
+        NEW_KEY: "New signing key for {}",
     }
 
     def get_urls(self) -> list[URLPattern]:
@@ -124,7 +123,7 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 return self._warn(request, app, error)
             return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
         template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
-        return self.render_question(request, app, "Rotate token", "Make a new token", template, form=form, tokens=live)
+        return self.render_question(request, app, "Rotate token", "Rotate token", template, form=form, tokens=live)
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(post_data(request))
@@ -138,9 +137,11 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
             else:
                 return self.redirect_to_secrets(request, NEW_KEY, app, client_auth_key=new.key)
         if app.is_rotating_key:
-            return self._warn(request, app, "The key is already being rotated. First retire the old key, or cancel.")
+            return self._warn(
+                request, app, "A key rotation is already in progress. Retire the old key or discard the new one first."
+            )
         template = "admin/deliveries_app/app/rotate_key.html"
-        return self.render_question(request, app, "Rotate signing key", "Make a new key", template, form=form)
+        return self.render_question(request, app, "Rotate key", "Rotate key", template, form=form)
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":

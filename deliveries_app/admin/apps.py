@@ -39,11 +39,11 @@ def _count_of_watches(**condition: Any) -> Coalesce:
 @admin.register(App)
 class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     form = AppForm
-    list_display = ("name", "app_id", "repositories", "failing", "state", "base_url")
+    list_display = ("name", "state", "failing", "repositories", "base_url", "app_id")
     list_filter = ("paused",)
-    search_fields = ("name", "app_id", "base_url", "email")
+    search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
-    removal_labels = RemovalLabels("Delete", "deleted", "app", "apps")
+    removal_labels = RemovalLabels("Delete", "Deleted", "app", "apps")
     change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
 
@@ -62,9 +62,17 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
         apps = list(queryset[:2])
         return apps[0] if len(apps) == 1 else None
 
-    @admin.action(permissions=["resync"], description="Re-sync all for app", description_plural="Re-sync all for app")
+    @admin.action(
+        permissions=["resync"],
+        description="Re-sync all for app",
+        description_plural="Re-sync all for app",
+    )
     def resync_all_for_app(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
         return self.redirect_to_confirmation(request, RESYNC)
+
+    @admin.action(permissions=["delete"], description="Delete", description_plural="Delete selected apps")
+    def delete_selected(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
+        return self.remove_selected(request, queryset)
 
     @admin.display(ordering="watch_count")
     def repositories(self, app: App) -> int:
@@ -76,7 +84,7 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
 
     @admin.display(description="state", ordering="paused")
     def state(self, app: App) -> SafeString | str:
-        return badge("paused", "paused") if app.paused else ""
+        return badge("paused", "Paused") if app.paused else ""
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -92,11 +100,11 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
                 return self.redirect_to_secrets(
                     request, ONBOARDED, new.app, token=new.token, client_auth_key=new.client_auth_key
                 )
-        return self.simple_form(request, form, "Add app", "Register the app")
+        return self.simple_form(request, form, "Register app", "Register app")
 
     def _warn_if_unreachable(self, request: HttpRequest, app: App) -> None:
         if reason := unreachable_reason(app.base_url):
-            message = f"{app.name} is saved, but its URL does not respond: {reason} Fix that, then send a test ping."
+            message = f"{app.name} was saved. {reason} Fix this, then send a test ping."
             self.message_user(request, message, messages.WARNING)
 
     def change_view(
@@ -123,10 +131,12 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
         if not AppRepository.objects.alive().filter(app=app).exists():
             return default
         if not self.has_resync_permission(request):
-            message = "The new endpoint has no files yet. Ask someone with the re-sync permission to re-sync all repositories."
+            message = (
+                "The new endpoint has no files yet. Ask a user with the re-sync permission to re-sync all repositories."
+            )
             self.message_user(request, message, messages.WARNING)
             return default
-        message = "The new endpoint has no files yet. Re-sync all repositories now, or go back and do it later."
+        message = "The new endpoint has no files yet. Re-sync all repositories now or later."
         self.message_user(request, message, messages.WARNING)
         query = urlencode({"ids": app.pk, "next": self.page_of(app)})
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
@@ -138,11 +148,12 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
         more = app_detail.unpolled_context(app) if live["can_view"] else {}
         return {
             "title": app.name,
+            "show_save_and_add_another": False,
             "subtitle": None,
             **live,
             **more,
             "operations": [progress_context.of_operation(operation) for operation in operations],
-            "recent": app_detail.recent_operations(request.user, app, operations),
+            "recent": app_detail.recent_operations(request.user, app),
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.contrib.admin import helpers
+from django.contrib.admin import ShowFacets, helpers
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -20,11 +20,13 @@ else:
 
 
 class OfferedFiltersOnly:
-    """Refuse (400) every query parameter of a list that none of its filters uses.
+    """Offer no counts beside the filters, and refuse (400) every query parameter of a list that none of its filters uses.
 
     Django accepts any lookup on the model's own columns. Some values make the query itself fail (`created_at__year=99999999`,
-    `id__range=1`), and most lookups would scan the whole table.
+    `id__range=1`), and most lookups would scan the whole table. So would each count.
     """
+
+    show_facets = ShowFacets.NEVER
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         filters: Any = self.list_filter  # type: ignore[attr-defined]  # of the model admin that this is mixed into
@@ -126,7 +128,7 @@ class DocoraAdmin[M: Model](OfferedFiltersOnly, ModelAdmin[M]):
 
     def simple_form(self, request: HttpRequest, form: Any, title: str, button: str) -> TemplateResponse:
         """Render a page that contains only a form."""
-        context = {"adminform": self.admin_form(form), "form": form, "button": button, "media": self.media}
+        context = {"adminform": self.admin_form(form), "form": form, "button": button}
         return self.render_page(request, "docora/simple_form.html", title, **context)
 
 

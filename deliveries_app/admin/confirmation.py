@@ -21,7 +21,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 
 from docora.text import parse_pks
 
-CHANGED = "The selection has changed since this page was shown. Check the numbers again."
+CHANGED = "The selection has changed. Check the numbers and confirm again."
 ALLOWED_GROWTH = 1.1
 _NOT_FILTERS = ("all", "ids", "next", PAGE_VAR)  # "all" covers every page of the list
 

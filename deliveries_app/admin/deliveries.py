@@ -9,6 +9,7 @@ from django.utils.safestring import SafeString
 
 from deliveries_app.admin import widgets
 from deliveries_app.admin.base import ReadOnlyAdmin
+from deliveries_app.admin.filters import AppFilter
 from deliveries_app.models import AppRepository, Delivery
 from docora.templatetags.docora import ago, badge, size
 from docora.text import visible
@@ -16,12 +17,35 @@ from docora.text import visible
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
 
+class DeliveryAppFilter(AppFilter):
+    """The keys of the watches, not a join: the index of deliveries begins with the watch."""
+
+    parameters = ("watch__app", "app_name")
+
+    def condition(self) -> Q:
+        watches = AppRepository.objects.filter(app__in=self.apps).order_by()
+        return Q(watch__in=list(watches.values_list("pk", flat=True)))
+
+
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
-    list_display = ("shown_path", "repository", "app", "state", "kind", "bytes", "updated", "short_sha")
+    list_display = ("shown_path", "state", "repository", "app", "updated", "kind", "bytes")
     list_select_related = ("watch__app", "watch__repository")
+    list_filter = (DeliveryAppFilter,)
     search_fields = ("path",)  # only shows the search box: see get_search_results
     search_help_text = "The beginning of a path, an app id or a repository id"
+    fieldsets = (
+        (None, {"fields": ("path", "watch", "kind", "acknowledged", "size", "sha", "attempts", "updated_at")}),
+        (
+            "Diagnostics",
+            {
+                "classes": ("collapse",),
+                "fields": (
+                    "source_path", "mode", "source_key", "sequence", "generation", "acknowledged_sha", "remark", "hold_until",
+                ),
+            },
+        ),
+    )  # fmt: skip
     paginator = widgets.BoundedPaginator
     sortable_by = ()
 
@@ -34,14 +58,19 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         """Search by public id or path prefix.
 
         The prefix is a range because SQLite's LIKE ignores case and treats `_` as a wildcard. The order is that of the
-        index in use: newest first would scan millions of rows for a handful of matches.
+        index in use, also if the list is filtered by app: newest first would scan millions of rows for a handful of
+        matches.
         """
+        of_apps = any(request.GET.get(name, "").strip() for name in DeliveryAppFilter.parameters)
+        if of_apps:
+            queryset = queryset.order_by("watch_id", "path")
         if not search_term:
             return queryset, False
         if watches := _watches_of(search_term):
             return queryset.filter(watch__in=watches).order_by("watch_id", "path"), False
         has_prefix = Q(path__gte=search_term, path__lt=f"{search_term}\U0010ffff")
-        return queryset.filter(has_prefix).order_by("path", "pk"), False
+        found = queryset.filter(has_prefix)
+        return found if of_apps else found.order_by("path", "pk"), False
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Delivery | None:
         """Return the row with its text as the page shows it. Nothing on the page is saved."""
@@ -65,18 +94,14 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     @admin.display(description="state")
     def state(self, delivery: Delivery) -> SafeString:
         if not delivery.acknowledged:
-            return badge("in doubt", "in doubt")
+            return badge("in_doubt", "Unconfirmed")
         if delivery.generation < delivery.watch.resend_floor:
-            return badge("cleared", "cleared")
-        return badge("delivered", "delivered")
+            return badge("cleared", "Cleared")
+        return badge("delivered", "Delivered")
 
     @admin.display(description="size")
     def bytes(self, delivery: Delivery) -> str:
         return size(delivery.known_size)
-
-    @admin.display(description="SHA-256")
-    def short_sha(self, delivery: Delivery) -> str:
-        return delivery.sha[:12]
 
     @admin.display(description="last sent")
     def updated(self, delivery: Delivery) -> str:

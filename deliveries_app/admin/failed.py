@@ -12,7 +12,6 @@ from django.db.models import QuerySet
 from django.db.models.expressions import Combinable
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -20,30 +19,39 @@ from deliveries_app.actors import RETRY_PERMISSION
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RETRY, BulkAdmin, Scope
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.models import App, AppRepository, BulkOperation, FailedSync, Outcome, Status, SyncRun
+from deliveries_app.admin.filters import AppFilter, StateFilter, apps_given
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    FailedSync,
+    Outcome,
+    Result,
+    Status,
+    SyncRun,
+    WatchState,
+)
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
-from deliveries_app.reports.failures import State
-from deliveries_app.reports.next_attempt import due_at
+from deliveries_app.reports.next_attempt import next_try
 from docora.templatetags.docora import ago, badge, status_badge
-from docora.text import can_be_id, parse_pk, parse_pks, visible
+from docora.text import can_be_id, parse_pks, visible
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
 
 
 def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
-    """Return the context of `docora/failed.html#groups`, for one app if the list is filtered by app."""
-    pk = app_pk(request)
-    app = App.objects.filter(pk=pk).first() if pk is not None else None
-    groups = failures.groups(pk)
-    of_app = {"app": str(pk)} if pk is not None else {}
+    """Return the context of `docora/failed.html#groups`, for the same apps as the list."""
+    apps = apps_given(request.GET)
+    groups = failures.groups(apps)
+    of_app = {name: request.GET[name] for name in AppFilter.parameters if request.GET.get(name)}
     query = {"all": "1", **of_app, "next": here}
     pages = {group.cause: urlencode({**query, "cause": group.cause.value}) for group in groups}
     return {
         "groups": [(group, help_texts.ROOT_HINTS[group.cause], pages[group.cause]) for group in groups],
         "failing_count": sum(group.count for group in groups),
-        "failing_app": app,
+        "failing_app": _describe(request, apps),
         "retry_all": urlencode(query),
         "of_app": urlencode(of_app),
         "shown_cause": request.GET.get("cause", ""),
@@ -51,32 +59,33 @@ def panel_context(request: HttpRequest, here: str) -> dict[str, Any]:
     }
 
 
-class FailingAppFilter(widgets.AppFilter):
-    def apps(self) -> QuerySet[App]:
-        return App.objects.filter(pk__in=AppRepository.objects.failing().values("app"))
+def _describe(request: HttpRequest, apps: Sequence[int] | None) -> dict[str, str] | None:
+    """Return the name of the app that the list is filtered by, or a name for several apps."""
+    if apps is None:
+        return None
+    app = App.objects.filter(pk__in=apps).only("name").first() if len(apps) == 1 else None
+    return {"name": app.name if app else f"apps named “{request.GET.get('app_name', '').strip()}…”"}
 
 
 class RootCauseFilter(admin.SimpleListFilter):
+    """Filter by root cause. The cards above the list set it, so it offers no links of its own."""
+
     title = "root cause"
     parameter_name = "cause"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        found = set(AppRepository.objects.failing().order_by().values_list("root_cause", flat=True).distinct())
-        return [(cause.value, cause.label) for cause in RootCause if cause.value in found]
+        return [(cause.value, cause.label) for cause in RootCause if cause.value == request.GET.get("cause")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(root_cause=self.value()) if self.value() else queryset
 
 
-class StateFilter(admin.SimpleListFilter):
-    title = "state"
-    parameter_name = "state"
+class FailingStateFilter(StateFilter):
+    """Failing watches are never up to date."""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return list(State.choices)
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(state=self.value()) if self.value() else queryset
+        states = super().lookups(request, model_admin)
+        return [choice for choice in states if choice[0] != WatchState.UP_TO_DATE]
 
 
 class OperationFilter(admin.SimpleListFilter):
@@ -93,14 +102,9 @@ class OperationFilter(admin.SimpleListFilter):
         if not self.value():
             return queryset
         runs = SyncRun.objects.filter(
-            operation__operation_id=self.value(), outcome__in=[Outcome.FAILED, Outcome.PAUSED]
+            operation__operation_id=self.value(), outcome__in=Outcome.with_result(Result.FAILED)
         )
         return queryset.filter(pk__in=runs.values("watch"))
-
-
-def app_pk(request: HttpRequest) -> int | None:
-    """Return the primary key of the app that the list is filtered by."""
-    return parse_pk(request.GET.get("app", ""))
 
 
 def operation_of(request: HttpRequest) -> BulkOperation | None:
@@ -114,15 +118,15 @@ class FailedChangeList(ChangeList):
     @property
     def live_query(self) -> str:
         query = {"ids": progress_context.joined(watch.pk for watch in self.result_list)}
-        query |= {name: str(self.params[name]) for name in ("app", "cause") if name in self.params}
+        query |= {name: str(self.params[name]) for name in (*AppFilter.parameters, "cause") if name in self.params}
         return urlencode(query)
 
 
 @admin.register(FailedSync)
 class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
-    list_display = ("repository_name", "app_name", "state_badge", "cause", "attempts", "since")
+    list_display = ("repository_name", "app_name", "state_badge", "cause", "since", "attempts")
     list_display_links = None
-    list_filter = (FailingAppFilter, RootCauseFilter, StateFilter, OperationFilter)
+    list_filter = (AppFilter, RootCauseFilter, FailingStateFilter, OperationFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "last_error")
     search_help_text = "Owner, name, app, or part of the error"
     actions = ("retry",)
@@ -131,8 +135,8 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     bulk_actions = (RETRY,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedSync]:
-        watches: Any = FailedSync.objects.failing().select_related("app", "repository")
-        return failures.with_state(watches)  # type: ignore[return-value]
+        watches: Any = FailedSync.objects.failing().with_state().select_related("app", "repository")
+        return failures.in_order(watches)  # type: ignore[return-value]
 
     def get_ordering(self, request: HttpRequest) -> list[str | Combinable]:
         return ["cause_order", "app__name", "repository__owner", "repository__name", "pk"]
@@ -153,8 +157,9 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         filters = {name for name, value in request.GET.items() if value and name not in {"all", "next", "p"}}
         if not filters:
             return Scope(title="Retry all failed")
-        if filters == {"app"} and (pk := app_pk(request)):
-            return Scope(App.objects.filter(pk=pk).first())
+        apps = apps_given(request.GET)
+        if filters <= set(AppFilter.parameters) and apps is not None and len(apps) == 1:
+            return Scope(App.objects.filter(pk__in=apps).first())
         cause = request.GET.get("cause", "")
         return Scope(title=f"Retry · {RootCause(cause).label}" if cause in RootCause.values else "")
 
@@ -168,7 +173,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         here = request.get_full_path()
-        operations = progress_context.operation_contexts(request, BulkOperation.objects.filter(ended_at=None))
+        operations = progress_context.open_operations(request, BulkOperation.objects.all())
         context = {"operations": operations, "here": here, **panel_context(request, here), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -207,14 +212,13 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def since(self, watch: FailedSync) -> SafeString:
         return cell("since", watch)
 
-    @admin.display(description="state", ordering="state")
+    @admin.display(description="status", ordering="state_detail")
     def state_badge(self, watch: FailedSync) -> SafeString:
         return cell("state", watch)
 
 
 MAX_RESPONSE_CHARS = 80
 _SWAP = SafeString(' hx-swap-oob="true"')
-_BADGES = {State.SYNCING: Status.SCANNING, State.RETRYING: Status.PENDING, State.FAILED: Status.FAILED}
 
 
 def _cause(watch: AppRepository) -> SafeString:
@@ -232,26 +236,15 @@ def _response(watch: AppRepository) -> SafeString | str:
 
 
 def _attempts(watch: AppRepository) -> SafeString:
-    used = f"{min(watch.retry_count, settings.MAX_RETRY_ATTEMPTS)} of {settings.MAX_RETRY_ATTEMPTS}"
-    return format_html(
-        '<span>{}</span><span class="quiet">{}</span>',
-        "given up" if watch.has_given_up else used,
-        _next_attempt(watch),
-    )
-
-
-def _next_attempt(watch: AppRepository) -> SafeString | str:
-    if watch.is_syncing:
-        return "being tried now"
-    if watch.app.paused:
-        return "when the app is resumed"
-    moment = due_at(watch)
-    return "due now" if moment is not None and moment <= timezone.now() else format_html("next {}", ago(moment))
+    most = settings.MAX_RETRY_ATTEMPTS
+    used = f"{most if watch.status == Status.FAILED else min(watch.retry_count, most)} of {most}"
+    following = next_try(watch)
+    time = format_html(" {}", ago(following.at)) if following.at else ""
+    return format_html('<span>{}</span><span class="quiet">{}{}</span>', used, following.message, time)
 
 
 def _state(watch: AppRepository) -> SafeString:
-    state = State(watch.state)  # type: ignore[attr-defined]
-    return badge(_BADGES.get(state, state.value), state.label)
+    return format_html('{}<span class="quiet">{}</span>', status_badge(watch), watch.detail.label)
 
 
 _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
@@ -279,15 +272,15 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
 
 def refreshed_cells(pks: Sequence[int]) -> list[SafeString]:
     """Return the current cells of these rows. A row that no longer fails shows its status and no button."""
-    rows = AppRepository.objects.alive().filter(pk__in=pks).select_related("app", "repository")
-    watches = {watch.pk: watch for watch in failures.with_state(rows)}
+    rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
+    watches = {watch.pk: watch for watch in rows}
     cells = []
     for pk in pks:
         watch = watches.get(pk)
         if watch is not None and watch.is_failing:
             cells += [cell(name, watch, refresh=True) for name in _CELLS]
             continue
-        status = status_badge(watch) if watch else badge("ended", "no longer watched")
+        status = status_badge(watch) if watch else badge("cancelled", "No longer watched")
         contents = dict.fromkeys([*_CELLS, "action"], "") | {"state": status}
         cells += [_cell(name, pk, content, refresh=True) for name, content in contents.items()]
     return cells

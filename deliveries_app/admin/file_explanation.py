@@ -15,14 +15,14 @@ from deliveries_app.reports import app_detail
 from deliveries_app.reports.file_explanation import PERMISSION, explain
 
 _BADGES = {
-    "delivered": ("delivered", "delivered"),
-    "failed": ("failed", "not delivered"),
-    "waiting": ("in doubt", "waiting"),
-    "in doubt": ("in doubt", "in doubt"),
-    "cleared": ("cleared", "cleared"),
-    "left out": ("left out", "left out"),
-    "absent": ("absent", "no such file"),
-    "unknown": ("unknown", "not known"),
+    "delivered": ("delivered", "Delivered"),
+    "failed": ("failed", "Not delivered"),
+    "waiting": ("in doubt", "Not sent yet"),
+    "in doubt": ("in doubt", "Unconfirmed"),
+    "cleared": ("cleared", "Cleared"),
+    "left out": ("left out", "Excluded"),
+    "absent": ("absent", "No such file"),
+    "unknown": ("unknown", "Unknown"),
 }
 """Maps a state to the badge's style and label."""
 
@@ -44,6 +44,7 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
             "path": path,
             "explanation": explanation,
             "badge": _BADGES[explanation.decision.state] if explanation else None,
+            "row_badge": _BADGES[explanation.row_state] if explanation and explanation.row else None,
         }
         template = "admin/deliveries_app/apprepository/why.html"
         return self.render_page(request, template, "Why was this file (not) sent?", **context)
@@ -61,9 +62,9 @@ class FindWatchAdmin(DocoraAdmin[App]):
         if len(found) == 1:
             page = reverse("admin:deliveries_app_apprepository_why", args=[found[0].pk])
             return HttpResponseRedirect(f"{page}?{urlencode({'path': request.GET.get('path', '')})}")
-        message = f"{app.name} watches no repository named {name!r}."
+        message = f"{app.name} doesn't watch a repository named {name!r}."
         if found:
-            message = f"{app.name} watches several repositories named {name}. Enter the URL of the one you mean."
+            message = f"{app.name} watches several repositories named {name}. Enter the URL of one of them."
         return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)
 
 

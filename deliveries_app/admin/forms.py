@@ -3,16 +3,17 @@
 from typing import Any
 
 from django import forms
+from django.contrib import admin
+from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import ValidationError
-from django.forms.renderers import BaseRenderer
-from django.forms.utils import flatatt
 from django.http import HttpRequest, QueryDict
-from django.utils.html import format_html, format_html_join
+from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
-from deliveries_app.services import Onboarded, Watched, onboard_app, watch_repository
+from deliveries_app.models import App, AppRepository
+from deliveries_app.services import AlreadyWatched, Onboarded, Watched, onboard_app, watch_repository
 from deliveries_app.services.keys import validate_key
 from deliveries_app.services.onboarding import (
     validate_base_url,
@@ -42,7 +43,7 @@ def add_service_error(form: forms.Form, error: Exception) -> None:
 def _key_field(label: str) -> forms.CharField:
     """Return the field for a signing key, which is never rendered with its value."""
     secret = forms.PasswordInput(attrs=_SECRET)
-    help_text = "16 to 500 characters. Leave it empty to have one generated."
+    help_text = "16 to 500 characters. Leave blank to generate one."
     return forms.CharField(
         label=label, required=False, min_length=16, max_length=500, widget=secret, help_text=help_text
     )
@@ -54,38 +55,31 @@ def _token_field(label: str, help_text: str) -> forms.CharField:
     return forms.CharField(label=label, required=False, max_length=255, widget=secret, help_text=help_text)
 
 
-class LongSelect(forms.Select):
-    """A select for thousands of options. Django would render a template for each option."""
-
-    def render(
-        self, name: str, value: Any, attrs: dict[str, Any] | None = None, renderer: BaseRenderer | None = None
-    ) -> SafeString:
-        widget = self.get_context(name, value, attrs)["widget"]
-        choices = (choice for _, group, _ in widget["optgroups"] for choice in group)
-        options = format_html_join(
-            "",
-            '<option value="{}"{}>{}</option>',
-            ((choice["value"], " selected" if choice["selected"] else "", choice["label"]) for choice in choices),
-        )
-        return format_html('<select name="{}"{}>{}</select>', name, flatatt(widget["attrs"]), options)
-
-
 class WatchForm(forms.Form):
     """Let an app watch a repository."""
 
-    app = forms.ModelChoiceField(App.objects.filter(ended_at=None).only("name"), widget=LongSelect)
+    app = forms.ModelChoiceField(
+        App.objects.filter(ended_at=None),
+        # Searches with the app list's own view, which needs the permission to view apps.
+        widget=AutocompleteSelect(AppRepository._meta.get_field("app"), admin.site),
+    )
     github_url = forms.CharField(
         label="URL",
         max_length=2048,
         widget=forms.TextInput(attrs={"class": "vTextField", "placeholder": "https://github.com/owner/name"}),
     )
-    github_token = _token_field("Token", "Only for a private repository. It is stored encrypted and never shown again.")
+    github_token = _token_field("Token", "Required for private repositories. Stored encrypted and never shown again.")
 
     def save(self, actor: Actor) -> Watched | None:
-        """Check the repository with git and watch it. Return None after adding the error to the form."""
+        """Check the repository with git and watch it. Return None after adding the error to the form.
+
+        A repository that the app watches already is an error: it would be re-synced without a confirmation.
+        """
         data = self.cleaned_data
         try:
-            return watch_repository(actor, data["app"], data["github_url"], data["github_token"])
+            return watch_repository(actor, data["app"], data["github_url"], data["github_token"], must_be_new=True)
+        except AlreadyWatched as error:
+            self.add_error("github_url", _already_watched(actor, error))
         except InvalidUrl as error:
             self.add_error("github_url", str(error))
         except GitError as error:
@@ -94,6 +88,14 @@ class WatchForm(forms.Form):
         except ValidationError as error:
             self.add_error("github_token", error)
         return None
+
+
+def _already_watched(actor: Actor, error: AlreadyWatched) -> SafeString:
+    """Return the message, with a link to the watch's page for users who can view it."""
+    if actor.user is None or not actor.user.has_perm("deliveries_app.view_apprepository"):
+        return format_html("{}", error)
+    page = reverse("admin:deliveries_app_apprepository_change", args=[error.watch.pk])
+    return format_html('{} <a href="{}">Open it</a> to re-sync or to change the token.', error, page)
 
 
 class AppRules:
@@ -121,12 +123,12 @@ class OnboardForm(AppRules, forms.Form):
         widget=forms.TextInput(attrs=_WIDE),
         help_text="Notifications go to {base URL}/create, /update and /delete.",
     )
-    email = forms.EmailField(label="E-mail", max_length=255, widget=forms.EmailInput(attrs=_WIDE))
+    email = forms.EmailField(label="Email", max_length=255, widget=forms.EmailInput(attrs=_WIDE))
     website = forms.CharField(
         required=False,
         max_length=2048,
         widget=forms.TextInput(attrs=_WIDE),
-        help_text="Optional. A page about the app for people to read.",
+        help_text="Optional. A page about the app.",
     )
     description = forms.CharField(
         required=False, max_length=500, widget=forms.Textarea(attrs={"rows": 3, "class": "vLargeTextField"})
@@ -140,7 +142,7 @@ class OnboardForm(AppRules, forms.Form):
     def clean(self) -> None:
         # After an error the form is rendered without the key. Submitting that form as it is would generate a different key.
         if self.errors and self.cleaned_data.get("client_auth_key"):
-            self.add_error("client_auth_key", "Enter the key again. It is not shown after an error.")
+            self.add_error("client_auth_key", "Enter the key again. It isn't shown after an error.")
 
     def save(self, actor: Actor) -> Onboarded | None:
         """Register the app. Return None after adding the error to the form."""
@@ -179,12 +181,12 @@ class RotateTokenForm(forms.Form):
     """Choose how long the old token is still accepted."""
 
     overlap = forms.ChoiceField(
-        label="The old token",
+        label="Old token",
         choices=[
-            ("1", "is accepted for another hour"),
-            ("24", "is accepted for another 24 hours"),
-            ("168", "is accepted for another 7 days"),
-            ("0", "is refused at once, because it has leaked"),
+            ("1", "Keep valid for 1 hour"),
+            ("24", "Keep valid for 24 hours"),
+            ("168", "Keep valid for 7 days"),
+            ("0", "Revoke immediately (compromised)"),
         ],
         initial="24",
     )
@@ -199,9 +201,7 @@ class RotateKeyForm(forms.Form):
 class GithubTokenForm(forms.Form):
     """Replace the token that reads a repository."""
 
-    github_token = _token_field(
-        "New token", "Leave it empty for a public repository. The stored token is then removed."
-    )
+    github_token = _token_field("New token", "Leave blank for a public repository. This removes the stored token.")
 
 
 class PatternsForm(forms.Form):
@@ -213,7 +213,7 @@ class PatternsForm(forms.Form):
         strip=False,
         max_length=65536,
         widget=forms.Textarea(attrs={"rows": 12, "class": "vLargeTextField patterns", "spellcheck": "false"}),
-        help_text="As in .gitignore: one pattern per line, # starts a comment, ! includes files again.",
+        help_text="One pattern per line, as in .gitignore. # starts a comment, ! re-includes files.",
     )
 
     def clean_patterns(self) -> str:

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.admin import ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
@@ -70,7 +69,6 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     change_list_template = "admin/deliveries_app/history/list.html"
     paginator = widgets.BoundedPaginator
     sortable_by = ("requested",)  # only the time has an index
-    show_facets = ShowFacets.NEVER  # each would count the whole table
     empty_text: str
     csv_name: str
     csv_header: Sequence[str]

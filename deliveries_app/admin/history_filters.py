@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
-from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, Q, QuerySet
@@ -12,29 +11,15 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Reason
+from deliveries_app.admin.filters import AppFilter, QueryFilter
+from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, Reason, Result
 from deliveries_app.reports import history
 from docora.text import parse_pk
 from repositories_app.models import Repository
 
 
-class HistoryFilter(admin.ListFilter):
-    """A filter by the query parameters named in `parameters`."""
-
-    parameters: tuple[str, ...]
-
-    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
-        super().__init__(request, params, model, model_admin)
-        given = {name: params.pop(name)[-1].strip() for name in self.parameters if name in params}
-        self.used_parameters = {name: value for name, value in given.items() if value}
-
-    def given(self, name: str) -> str:
-        return str(self.used_parameters.get(name, ""))
-
-    @property
-    def value(self) -> str:
-        """The value of the first parameter."""
-        return self.given(self.parameters[0])
+class HistoryFilter(QueryFilter):
+    """A filter that says whether an index supports it."""
 
     @property
     def in_window(self) -> bool:
@@ -45,31 +30,6 @@ class HistoryFilter(admin.ListFilter):
     def is_narrow(self) -> bool:
         """Whether the filter selects so few rows (a few watches, one operation) that the other filters need no index."""
         return False
-
-    def expected_parameters(self) -> list[str | None]:
-        return list(self.parameters)
-
-    def has_output(self) -> bool:
-        return True
-
-    def condition(self) -> Q:
-        raise NotImplementedError
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(self.condition()) if self.used_parameters else queryset
-
-    def choice(self, changelist: ChangeList, display: str, selected: bool, **values: str | None) -> dict[str, Any]:
-        """Return a link that sets the parameters to these values. None removes a parameter."""
-        given = dict.fromkeys(self.parameters) | values
-        return {"selected": selected, "query_string": changelist.get_query_string(given), "display": display}
-
-    def all_choice(self, changelist: ChangeList) -> dict[str, Any]:
-        return self.choice(changelist, "All", not self.used_parameters)
-
-    def other_parameters(self, changelist: ChangeList) -> list[tuple[str, str]]:
-        """Return the parameters of the other filters. A filter with its own form submits them as hidden fields."""
-        others = changelist.filter_params.items()
-        return [(name, value) for name, values in others if name not in self.parameters for value in values]
 
 
 class ChoiceFilter(HistoryFilter):
@@ -96,13 +56,19 @@ class ChoiceFilter(HistoryFilter):
 
 
 class OutcomeFilter(ChoiceFilter):
-    title = "outcome"
+    title = "result"
     parameters = ("outcome",)
-    options = [("open", "open"), *Outcome.choices]
+    options = [("open" if result == Result.RUNNING else result.value, str(result.label)) for result in Result]
     indexed = "open"
 
     def condition_of(self, value: str) -> Q:
-        return Q(outcome="" if value == "open" else value)
+        if value == "open":
+            return Q(outcome="")
+        is_partial = Q(files_done__gt=0, files_failed__gt=0)
+        if value == Result.PARTLY_FAILED:
+            return Q(outcome__in=Outcome.with_result(Result.FAILED)) & is_partial
+        ended = Q(outcome__in=Outcome.with_result(Result(value)))
+        return ended & ~is_partial if value == Result.FAILED else ended
 
 
 class ReasonFilter(ChoiceFilter):
@@ -120,7 +86,7 @@ class KindFilter(ChoiceFilter):
 class StateFilter(ChoiceFilter):
     title = "state"
     parameters = ("state",)
-    options = [("running", "running"), ("finished", "finished"), ("cancelled", "cancelled")]
+    options = [("running", "In progress"), ("finished", "Finished"), ("cancelled", "Cancelled")]
     indexed = "running"
 
     def condition_of(self, value: str) -> Q:
@@ -170,20 +136,15 @@ class OperationFilter(LinkedFilter):
     linked_model = BulkOperation
 
 
-class AppFilter(HistoryFilter):
-    """A filter by one app (set by a link from its page), or by the start of an app name (typed here)."""
+class RunAppFilter(AppFilter, HistoryFilter):
+    """A filter for the runs of an app, or of those with a name."""
 
-    title = "app"
-    template = "admin/deliveries_app/history/app_filter.html"
     parameters = ("watch__app", "app_name")
-
-    @property
-    def typed(self) -> str:
-        return self.given("app_name")
+    field = "watch__app"
 
     @property
     def in_window(self) -> bool:
-        return bool(self.typed) and not self.is_narrow
+        return bool(self.given("app_name")) and not self.is_narrow
 
     @property
     def is_narrow(self) -> bool:
@@ -194,38 +155,12 @@ class AppFilter(HistoryFilter):
         watches = AppRepository.objects.filter(app__in=self.apps).order_by()
         return list(watches.values_list("pk", flat=True)[: history.MAX_WATCHES + 1])
 
-    @cached_property
-    def apps(self) -> list[int]:
-        if self.value:
-            return [] if (pk := parse_pk(self.value)) is None else [pk]
-        named = Q(name__istartswith=self.typed) | Q(app_id=self.typed)
-        return list(App.objects.filter(named).order_by().values_list("pk", flat=True))
-
     def condition(self) -> Q:
-        return Q(watch__in=self.watches) if self.is_narrow else Q(watch__app__in=self.apps)
-
-    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
-        """Yield the context of the filter's form."""
-        chosen = App.objects.filter(pk__in=self.apps).first() if self.value else None
-        yield {
-            **self.all_choice(changelist),
-            "others": self.other_parameters(changelist),
-            "name": self.typed or (chosen.name if chosen else ""),
-        }
+        return Q(watch__in=self.watches) if self.is_narrow else super().condition()
 
 
-class OperationAppFilter(AppFilter):
+class OperationAppFilter(AppFilter, HistoryFilter):
     """A filter for operations on this app only or on several apps including this one."""
-
-    parameters = ("app", "app_name")
-
-    @property
-    def in_window(self) -> bool:
-        return False
-
-    @property
-    def is_narrow(self) -> bool:
-        return False
 
     def condition(self) -> Q:
         return history.operations_for(self.apps)

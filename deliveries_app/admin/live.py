@@ -1,16 +1,20 @@
-"""Fragments that pages poll every five seconds: the app page, failed syncs, the overview, the queue."""
+"""Fragments that pages load: panels polled every five seconds, and the suggestions of the filter by app."""
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
+from django.utils.html import format_html_join
 from django.views.decorators.http import require_GET
 
 from deliveries_app.admin.failed import panel_context, refreshed_cells
+from deliveries_app.admin.filters import apps_named
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
 from deliveries_app.models import App
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
+
+SUGGESTED_NAMES = 20
 
 
 def can_view_apps(user: AbstractBaseUser | AnonymousUser) -> bool:
@@ -56,3 +60,12 @@ def live_queue(request: HttpRequest) -> HttpResponse:
     view = queue_report.read_queue()
     context = {"view": view, "sync_pause": view.pause, "here": here(request), "polled": True}
     return render(request, "admin/deliveries_app/queue/now.html", context)
+
+
+@require_GET
+@fragment(can_view_apps)
+def app_names(request: HttpRequest) -> HttpResponse:
+    """Return options for a `<datalist>`: the first app names that start with the typed text."""
+    apps = apps_named(request.GET.get("app_name", "").strip()).filter(ended_at=None)
+    names = apps.order_by("name").values_list("name", flat=True).distinct()[:SUGGESTED_NAMES]
+    return HttpResponse(format_html_join("", '<option value="{}"></option>', ((name,) for name in names)))

@@ -48,7 +48,7 @@ class OneTimeSecretsAdmin[M: Model](DocoraAdmin[M]):
             del request.session[_SESSION_KEY]
             owner = self.get_object(request, str(stored["pk"]))
         if owner is None:
-            message = "Secrets are shown only once, and this one has been shown."
+            message = "These credentials were already shown. Rotate them to get new ones."
             return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
         context = {
             "original": owner,

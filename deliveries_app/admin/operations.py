@@ -1,6 +1,6 @@
 """Bulk operations: the list with outcomes, the page of one operation with its repositories, the CSV export."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -8,17 +8,16 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries_app import actors
 from deliveries_app.admin import history_filters as filters
 from deliveries_app.admin.history import HistoryAdmin, HistoryList
-from deliveries_app.models import BulkOperation
+from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.reports import history
-from docora.templatetags.docora import badge, icon, number, size
+from docora.templatetags.docora import badge, number
 from docora.web.csv_export import Cell
 
 RUNS_PER_PAGE = 100
@@ -37,12 +36,13 @@ class OperationList(HistoryList):
 
 @admin.register(BulkOperation)
 class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
-    list_display = ("title", "kind_badge", "state", "requested_by", "requested", "took", "repositories", "outcome_summary",
-        "files", "bytes")  # fmt: skip
+    list_display = (
+        "title", "state", "outcome_summary", "requested", "took", "requester", "repositories", "files",
+    )  # fmt: skip
     list_filter = (filters.OperationAppFilter, filters.StateFilter, filters.KindFilter, filters.PeriodFilter)
     search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
     search_help_text = "The id of an operation, or part of its title or of the requester's name"
-    empty_text = "None yet. Re-syncing or retrying several repositories at once makes one."
+    empty_text = "None yet. A re-sync or a retry of one or more repositories is listed here."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"
     csv_name = "bulk-operations"
     csv_header = (
@@ -58,7 +58,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         app = request.GET.get("app", "")
         if not app.isdecimal() or not request.user.has_perm("deliveries_app.view_syncrun"):
             return None
-        return "Its sync runs", f"{reverse('admin:deliveries_app_syncrun_changelist')}?watch__app={app}"
+        return "Sync runs", f"{reverse('admin:deliveries_app_syncrun_changelist')}?watch__app={app}"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         list_class = super().get_changelist(request, **kwargs)
@@ -67,16 +67,15 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return actors.can_view_operations(request.user)
 
-    @admin.display(description="kind")
-    def kind_badge(self, operation: BulkOperation) -> SafeString:
-        label = operation.get_kind_display()
-        return format_html('<span class="kind kind-{}">{}{}</span>', operation.kind, icon(operation.kind), label)
+    @admin.display(description="by")
+    def requester(self, operation: BulkOperation) -> str:
+        return operation.requested_by
 
     @admin.display(description="repositories")
     def repositories(self, operation: BulkOperation) -> str:
         return number(operation.total)
 
-    @admin.display(description="outcome")
+    @admin.display(description="repositories by result")
     def outcome_summary(self, operation: BulkOperation) -> str:
         return _outcomes(operation).summary
 
@@ -85,39 +84,26 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         outcomes = _outcomes(operation)
         return f"{number(outcomes.files_done)} of {number(outcomes.files_total)}"
 
-    @admin.display(description="sent")
-    def bytes(self, operation: BulkOperation) -> str:
-        return size(_outcomes(operation).bytes_done)
-
-    @admin.display(description="state")
+    @admin.display(description="result")
     def state(self, operation: BulkOperation) -> SafeString:
-        state = state_of(operation)
-        return badge({"running": "scanning", "finished": "succeeded"}.get(state, state), state)
+        result = _outcomes(operation).result_of(operation)
+        return badge(result.value, result.label)
 
     def page_context(self, request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
-        """Return the operation's progress, its outcomes, and its repositories, all or those with one outcome."""
-        outcomes = history.outcomes([operation])[operation.pk]
-        part = request.GET.get("part", "")
+        """Return the operation's progress, its facts, and its repositories, all or those with one outcome."""
         runs = operation.runs.order_by("app_name", "repository_name", "pk")
+        part = request.GET.get("part", "")
         if part in history.PARTS:
             runs = runs.filter(history.PARTS[part][1])
         page = Paginator(runs, RUNS_PER_PAGE).get_page(request.GET.get("p"))
-        progress_of = live.of_runs(page.object_list)
         return {
             **progress_context.of_operation(operation),
-            "state": state_of(operation),
-            "took": history.seconds(operation),
-            "outcomes": outcomes,
-            "parts": [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()],
+            **page_facts(request, operation),
             "part": part if part in history.PARTS else "",
             "page": page,
-            "rows": [
-                {"run": run, "progress": progress_of[run.pk], "sent": history.describe_sent(run)}
-                for run in page.object_list
-            ],
+            "rows": rows_of(page.object_list),
             "open_ids": progress_context.joined(run.pk for run in page.object_list if not run.outcome),
             "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
-            "can_view_app": request.user.has_perm("deliveries_app.view_app"),
             "can_view_watches": request.user.has_perm("deliveries_app.view_apprepository"),
         }
 
@@ -127,7 +113,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         return [
             (
                 operation.operation_id, operation.kind, operation.title, apps.get(operation.pk), operation.requested_by,
-                operation.created_at, operation.ended_at, history.seconds(operation), state_of(operation),
+                operation.created_at, operation.ended_at, history.seconds(operation), outcomes[operation.pk].result_of(operation).label,
                 operation.cancelled_at, operation.cancelled_by, operation.total, *outcomes[operation.pk].counts.values(),
                 outcomes[operation.pk].files_total, outcomes[operation.pk].files_done,
                 outcomes[operation.pk].bytes_total, outcomes[operation.pk].bytes_done,
@@ -136,10 +122,24 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
         ]  # fmt: skip
 
 
-def state_of(operation: BulkOperation) -> str:
-    if operation.ended_at is None:
-        return "running"
-    return "cancelled" if operation.cancelled_at else "finished"
+def page_facts(request: HttpRequest, operation: BulkOperation) -> dict[str, Any]:
+    """Return what a poll of the operation's page refreshes besides its progress."""
+    outcomes = history.outcomes([operation])[operation.pk]
+    return {
+        "on_page": True,
+        "took": history.seconds(operation),
+        "parts": [(name, label, outcomes.counts[name]) for name, (label, _) in history.PARTS.items()],
+        "can_view_app": request.user.has_perm("deliveries_app.view_app"),
+    }
+
+
+def rows_of(runs: Iterable[SyncRun]) -> list[dict[str, Any]]:
+    """Return the rows of an operation's page: each run with its progress and, while it is open, its watch."""
+    runs = list(runs)
+    progress_of = live.of_runs(runs)
+    open_watches = [run.watch_id for run in runs if not run.outcome]
+    watches = AppRepository.objects.with_state().select_related("repository").in_bulk(open_watches)
+    return [{"run": run, "progress": progress_of[run.pk], "watch": watches.get(run.watch_id or 0)} for run in runs]
 
 
 def _outcomes(operation: BulkOperation) -> history.Outcomes:

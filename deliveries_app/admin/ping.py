@@ -31,12 +31,12 @@ class PingAdmin(DocoraAdmin[App]):
             new_key = request.POST.get("key") == "new" and app.is_rotating_key
             try:
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
-            except NotFound as error:
-                message = f"{error}: it is being removed."
+            except NotFound:
+                message = f"{app} is being deleted."
                 return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
             request.session[_SESSION_KEY] = {"app": app.pk, "at": timezone.now().isoformat(), **asdict(ping)}
             return HttpResponseRedirect(reverse(f"admin:{self.url_name('ping')}", args=[app.pk]))
         last: dict[str, Any] = request.session.get(_SESSION_KEY) or {}
         shown = last | {"at": parse_datetime(last["at"])} if last.get("app") == app.pk else None
         context = {"original": app, "app": app, "ping": shown, "back": self.page_of(app)}
-        return self.render_page(request, "admin/deliveries_app/app/ping.html", "Test ping", **context)
+        return self.render_page(request, "admin/deliveries_app/app/ping.html", "Send test ping", **context)

@@ -1,6 +1,4 @@
-"""Progress of operations and of single watches, and the buttons to cancel or dismiss them."""
-
-from typing import Any
+"""Progress of operations and of single watches, and the buttons to cancel them."""
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -12,24 +10,33 @@ from deliveries_app import actors, services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, Reason
+from deliveries_app.admin.operations import page_facts, rows_of
+from deliveries_app.admin.watches import of_watch
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, Outcome, Reason
 from deliveries_app.progress import context as progress_context
-from deliveries_app.progress import live
+from deliveries_app.reports import app_detail
+from docora.text import counted
 
 _CANCELLED = {
     Reason.RESYNC: "Re-sync cancelled.",
-    Reason.RETRY: "Retry cancelled. The repository keeps failing until the next rescan.",
+    Reason.RETRY: "Retry cancelled. The next try is at the next check.",
 }
 
 
 @require_GET
 @fragment(actors.can_view_operations)
 def operation_progress(request: HttpRequest, operation_id: str) -> HttpResponse:
-    """Return the progress of a bulk operation. Its box polls this until the operation has ended."""
-    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
+    """Return the progress of a bulk operation. Its box polls this until the operation has ended.
+
+    On the operation's own page (`page=1`), the poll also refreshes the tab's title, the facts and the counts.
+    """
+    operation = get_object_or_404(BulkOperation.objects.select_related("app"), operation_id=operation_id)
     context = {**progress_context.of_operation(operation), "polled": True, "here": here(request)}
     context["announces"] = request.GET.get("announced") != str(context["progress"].tens)
-    return render(request, "docora/progress.html#bulk_progress", context)
+    if request.GET.get("page") != "1":
+        return render(request, "docora/progress.html#bulk_progress", context)
+    context |= page_facts(request, operation)
+    return render(request, "admin/deliveries_app/bulkoperation/change_form.html#polled", context)
 
 
 @require_GET
@@ -38,28 +45,22 @@ def operation_rows(request: HttpRequest, operation_id: str) -> HttpResponse:
     """Return the rows of the runs `ids` on an operation's page. They were open at the previous poll."""
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
     runs = list(operation.runs.filter(pk__in=row_ids(request)))
-    progress_of = live.of_runs(runs)
-    rows = [{"run": run, "progress": progress_of[run.pk]} for run in runs]
-    context = {
-        "operation": operation,
-        "rows": rows,
-        "open_ids": progress_context.joined(run.pk for run in runs if not run.outcome),
-    }
+    open_ids = progress_context.joined(run.pk for run in runs if not run.outcome)
+    context = {"operation": operation, "rows": rows_of(runs), "open_ids": open_ids}
     return render(request, "docora/progress.html#run_rows", context)
 
 
 @require_GET
 @fragment(can_view_watches)
 def live_watches(request: HttpRequest) -> HttpResponse:
-    """Return the status cells of the watches `ids`, and with `files=1` also the cells with the number of files.
+    """Return the status cells of the watches `ids`, and with `files=1` also the cells that say how it goes.
 
     Cells are swapped one by one, so that checkboxes and focus are kept.
     """
-    watches = list(AppRepository.objects.filter(pk__in=row_ids(request)).select_related("app", "repository"))
-    progress_of = progress_context.open_progress(watches)
-    rows = [{"watch": watch, "progress": progress_of.get(watch.pk)} for watch in watches]
-    context: dict[str, Any] = {"rows": rows, "live_ids": progress_context.live_ids(watches)}
-    context |= {
+    watches = list(_watches().filter(pk__in=row_ids(request)))
+    context = {
+        "rows": app_detail.rows_of(watches),
+        "live_ids": progress_context.live_ids(watches),
         "with_files": request.GET.get("files") == "1",
         "settled": [watch for watch in watches if not watch.is_active],
     }
@@ -70,27 +71,24 @@ def live_watches(request: HttpRequest) -> HttpResponse:
 @fragment(can_view_watches)
 def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the progress of one watch, for its own page."""
-    watch = get_object_or_404(AppRepository.objects.select_related("app", "repository"), pk=pk)
-    context = {**progress_context.of_watch(watch), "polled": True}
+    watch = get_object_or_404(_watches(), pk=pk)
+    context = {**of_watch(watch), "polled": True}
     progress = context["progress"]
     context["announces"] = progress is not None and request.GET.get("announced") != str(progress.tens)
     return render(request, "docora/progress.html#watch_progress", context)
+
+
+def _watches() -> AppRepositoryQuerySet:
+    return AppRepository.objects.with_state().select_related("app", "repository")
 
 
 @require_POST
 def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
     cancelled = services.cancel_operation(Actor.of_request(request), operation)
-    message = f"Cancelled: {cancelled:,} had not finished." if cancelled else "It had already ended."
+    message = f"Cancelled {counted(cancelled, 'repository', 'repositories')}." if cancelled else "It had already ended."
     messages.success(request, message)
     return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
-
-
-@require_POST
-def dismiss_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
-    operation = get_object_or_404(BulkOperation, operation_id=operation_id)
-    services.dismiss_operation(Actor.of_request(request), operation)
-    return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_changelist"))
 
 
 @require_POST

@@ -58,28 +58,28 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
             raise PermissionDenied
         if request.method == "POST":
             pause = services.pause_syncing(Actor.of_request(request))
-            return self.redirect_with_message(request, self.list_url, f"All syncing is paused by {pause.paused_by}.")
+            return self.redirect_with_message(request, self.list_url, f"All syncing was paused by {pause.paused_by}.")
         running = count_watches().leased
         paragraphs = list(PAUSE_PARAGRAPHS)
         if running:
             syncs = "1 running sync stops" if running == 1 else f"{running:,} running syncs stop"
-            paragraphs.insert(1, f"{syncs} within seconds: requests under way finish, and nothing new is sent.")
-        context = {"paragraphs": paragraphs, "button": "Yes, pause all syncing", "back": self.list_url}
+            paragraphs.insert(1, f"{syncs} within seconds. Requests in flight finish, and no new ones are sent.")
+        context = {"paragraphs": paragraphs, "button": "Pause all syncing", "back": self.list_url}
         return self.render_page(request, "docora/question.html", "Pause all syncing", **context)
 
     def resume(self, request: HttpRequest) -> HttpResponse:
         resumed = services.resume_syncing(Actor.of_request(request))
-        message = "Syncing is resumed." if resumed else "Syncing was not paused."
+        message = "Syncing was resumed." if resumed else "Syncing was not paused."
         return self.redirect_with_message(request, next_url(request, self.list_url), message)
 
     def stop(self, request: HttpRequest, watch_pk: int) -> HttpResponse:
-        """Stop a running or waiting sync. It needs no confirmation: a new sync can be requested at any time."""
+        """Cancel a running or waiting sync. It needs no confirmation: a new sync can be requested at any time."""
         actor = Actor.of_request(request)
         actor.require(CONTROL_PERMISSION)
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
         if watch is not None and services.cancel_sync(actor, watch):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
-            message = f"Stopped. {watch} is synced at the next rescan, in {interval}, or earlier on request."
+            message = f"Cancelled. {watch} is next synced in {interval}, or earlier on request."
             return self.redirect_with_message(request, self.list_url, message)
-        message = f"{watch} had nothing to stop." if watch else "This repository is no longer watched."
+        message = f"{watch} has nothing to cancel." if watch else "This repository is no longer watched."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

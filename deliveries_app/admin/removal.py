@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,12 +18,18 @@ from docora.text import counted
 
 @dataclass(frozen=True)
 class RemovalLabels:
-    """The verb on the button and in titles, its past participle, and the noun in singular and plural."""
+    """The verb on the button and in titles, its past tense, and the noun in singular and plural."""
 
     verb: str
-    participle: str
+    past: str
     singular: str
     plural: str
+
+
+def _sentence_of(names: list[str], more: int, labels: RemovalLabels) -> str:
+    """Return the names for a sentence: `Portal`, `Portal and Search`, `Portal, Search and 3 more apps`."""
+    listed = [*names, counted(more, f"more {labels.singular}", f"more {labels.plural}")] if more else names
+    return " and ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]]))
 
 
 class RemovalAdmin[M: Model](BulkAdmin[M]):
@@ -36,11 +42,10 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         """Remove one row through its service."""
         raise NotImplementedError
 
-    @admin.action(permissions=["delete"], description="Delete", description_plural="Delete")
-    def delete_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
-        """Replace Django's action of this name, which writes every selected id into its page.
+    def remove_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse:
+        """Replace Django's action `delete_selected`, which writes every selected id into its page.
 
-        Like Django's, it acts if `post` is set; otherwise it redirects to the confirmation page.
+        Subclasses define the action, each with its own label. Like Django's, it acts if `post` is set; otherwise it redirects to the confirmation page.
         """
         if request.POST.get("post") == "yes":
             return self._remove(request, queryset, request.get_full_path())
@@ -62,7 +67,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         removal = self._removal_context(rows)
         count = removal["row_count"]
         if count == 0:
-            message = "There is nothing to remove in this selection."
+            message = f"There are no {self.removal_labels.plural} in this selection."
             return self.redirect_with_message(request, next_url, message, messages.WARNING)
         labels = self.removal_labels
         title = f"{labels.verb} {counted(count, labels.singular, labels.plural)}"
@@ -110,7 +115,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
             "removal": removal_of(self.watches_of(rows)),
             "verb": self.removal_labels.verb,
             "row_count": count,
-            "row_names": names,
+            "names": _sentence_of(names, count - len(names), self.removal_labels),
         }
 
     def _remove(self, request: HttpRequest, rows: QuerySet[M], next_url: str) -> HttpResponse:
@@ -119,9 +124,9 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
         for row in selected:
             self.remove(actor, row)
         if selected:
-            labels, verb = self.removal_labels, "is" if len(selected) == 1 else "are"
+            labels = self.removal_labels
             removed = counted(len(selected), labels.singular, labels.plural)
-            self.message_user(request, f"{removed} {verb} {labels.participle}.", messages.SUCCESS)
+            self.message_user(request, f"{labels.past} {removed}.", messages.SUCCESS)
         return HttpResponseRedirect(next_url)
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
@@ -130,7 +135,7 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
 
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: int) -> HttpResponse:
         """Redirect to the list. Django does so only for users who can change rows, and always says "deleted"."""
-        message = f"{obj_display} is {self.removal_labels.participle}."
+        message = f"{self.removal_labels.past} {obj_display}."
         return self.redirect_with_message(request, self.list_url, message)
 
     def delete_model(self, request: HttpRequest, obj: M) -> None:

@@ -14,10 +14,12 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, BulkAdmin
 from deliveries_app.admin.base import ReadOnlyAdmin
 from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.filters import CircuitFilter
 from deliveries_app.models import AppRepository
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports.help_texts import GIT_HINTS
 from deliveries_app.services.control import reset_circuit
+from docora.text import counted
 from repositories_app.models import Repository
 
 
@@ -26,7 +28,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     """The first watch of a repository adds it, and removing the last one removes it."""
 
     list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
-    list_filter = ("is_private", widgets.CircuitFilter)
+    list_filter = ("is_private", CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
     actions = ("force_resync", "reset_circuits")
     page_template = "admin/repositories_app/repository/change_form.html"
@@ -50,15 +52,15 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
         for repository in selected:
             reset_circuit(actor, repository)
-        circuits = f"{len(selected):,} circuits are" if len(selected) > 1 else "The circuit is"
-        self.message_user(request, f"{circuits} reset. All their watches are retried now.")
+        circuits = f"{len(selected):,} circuits" if len(selected) > 1 else "the circuit"
+        self.message_user(request, f"Reset {circuits}. All affected repositories are retried now.")
 
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
         """Reset one circuit, from the page of the repository or of one of its watches."""
         woken = reset_circuit(Actor.of_request(request), repository)
-        watches = "1 watch is" if woken == 1 else f"{woken:,} watches are"
         page = next_url(request, self.page_of(repository))
-        return self.redirect_with_message(request, page, f"The circuit is reset. {watches} retried now.")
+        message = f"Reset the circuit. The repository is retried now for {counted(woken, 'app', 'apps')}."
+        return self.redirect_with_message(request, page, message)
 
     def get_urls(self) -> list[URLPattern]:
         page = self.object_page("reset-circuit", require_POST(self.reset_one), RETRY_PERMISSION)
@@ -78,7 +80,12 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details and the watches."""
-        watches = AppRepository.objects.alive().filter(repository=repository).select_related("app", "repository")[:200]
+        watches = (
+            AppRepository.objects.alive()
+            .with_state()
+            .filter(repository=repository)
+            .select_related("app", "repository")[:200]
+        )
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),

@@ -23,7 +23,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     """One page for each setting. GET shows a form or asks for confirmation, POST acts."""
 
     secrets_template = "admin/deliveries_app/apprepository/secrets.html"
-    secrets_titles = {_KIND: "The new push hook secret"}
+    secrets_titles = {_KIND: "New push hook secret"}
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -45,24 +45,25 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 watch_settings.replace_github_token(Actor.of_request(request), watch, token)
             except (ValidationError, GitError) as error:
                 add_service_error(form, error)
-            except NotFound as error:
-                return self._not_watched(request, error)
+            except NotFound:
+                return self._not_watched(request, watch)
             else:
-                done = "The token is replaced" if token else "The token is removed"
-                return self.redirect_with_message(request, self.page_of(watch), f"{done}; a sync starts now.")
+                message = f"Token {'saved' if token else 'removed'}. A sync is queued."
+                return self.redirect_with_message(request, self.page_of(watch), message)
         template = "admin/deliveries_app/apprepository/token.html"
-        return self.render_question(request, watch, "Replace the token", "Check and replace", template, form=form)
+        title = "Replace token" if watch.github_token else "Add token"
+        return self.render_question(request, watch, title, title, template, form=form)
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
             try:
                 secret = watch_settings.renew_push_secret(Actor.of_request(request), watch)
-            except NotFound as error:
-                return self._not_watched(request, error)
+            except NotFound:
+                return self._not_watched(request, watch)
             return self.redirect_to_secrets(request, _KIND, watch, secret=secret)
         template = "admin/deliveries_app/apprepository/push_secret.html"
-        button = "Renew the secret" if watch.push_secret else "Make a secret"
-        return self.render_question(request, watch, "Push hook secret", button, template, hook_url=hook_url(watch))
+        title = "Rotate push hook secret" if watch.push_secret else "Create push hook secret"
+        return self.render_question(request, watch, title, title, template, hook_url=hook_url(watch))
 
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
@@ -73,16 +74,16 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 )
             except ValidationError as error:
                 add_service_error(form, error)
-            except NotFound as error:
-                return self._not_watched(request, error)
+            except NotFound:
+                return self._not_watched(request, watch)
             else:
-                message = "The patterns are saved, and a sync is queued." if patterns.changed else "Nothing changed."
+                message = "Patterns saved. A sync is queued." if patterns.changed else "No changes to save."
                 return self.redirect_with_message(request, self.page_of(watch), message)
         template = "admin/deliveries_app/apprepository/patterns.html"
-        return self.render_question(request, watch, "Ignore patterns", "Save", template, form=form)
+        return self.render_question(request, watch, "Edit ignore patterns", "Save", template, form=form)
 
-    def _not_watched(self, request: HttpRequest, error: NotFound) -> HttpResponse:
-        message = f"{error}: it is no longer watched."
+    def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        message = f"{watch.app} no longer watches {watch.repository}."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
 
 

@@ -18,21 +18,23 @@ from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
+from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
-from deliveries_app.reports import help_texts
+from deliveries_app.reports import failing_files, help_texts
+from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, number, status_badge
-from docora.text import visible
 
 LISTED_RUNS = 10
+LISTED_SKIPPED = 50
 
 
-class CircuitFilter(widgets.CircuitFilter):
+class WatchCircuitFilter(CircuitFilter):
     field = "repository__circuit_open_until"
 
 
@@ -47,21 +49,21 @@ class LiveChangeList(ChangeList):
 @admin.register(AppRepository)
 class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
     list_display = (
-        "repository_name", "app_name", "status_badge", "synced", "files", "problem", "circuit",
+        "repository_name", "app_name", "status_badge", "problem", "synced", "files",
     )  # fmt: skip
     list_display_links = ("repository_name",)
-    list_filter = ("status", widgets.AppFilter, CircuitFilter)
+    list_filter = (StateFilter, AppFilter, WatchCircuitFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
-    search_help_text = "Owner, name, app or id"
+    search_help_text = "Owner, name, app or ID"
     actions = ("force_resync", "retry", "delete_selected")
-    removal_labels = RemovalLabels("Unwatch", "unwatched", "repository", "repositories")
+    removal_labels = RemovalLabels("Stop watching", "Stopped watching", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     watch_field = "pk"
     bulk_actions = (RESYNC, RETRY)
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
-        watches = AppRepository.objects.alive().select_related("app", "repository")
+        watches = AppRepository.objects.alive().with_state().select_related("app", "repository")
         return watches.order_by("app__name", "repository__owner", "repository__name", "pk")
 
     @admin.action(
@@ -72,15 +74,23 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     def force_resync(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
         return self.redirect_to_confirmation(request, RESYNC)
 
+    @admin.action(
+        permissions=["delete"],
+        description="Stop watching",
+        description_plural="Stop watching selected repositories",
+    )
+    def delete_selected(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
+        return self.remove_selected(request, queryset)
+
     def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
-        """Retry one watch at once. This needs no confirmation: a retry sends only what is not acknowledged."""
+        """Retry one watch at once. This needs no confirmation: a retry sends only unacknowledged files."""
         page = next_url(request, self.page_of(watch))
         try:
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
         paused = " It starts when the app is resumed." if watch.app.paused else ""
-        message = f"Retry queued. {watch}: only what is not acknowledged is sent.{paused}"
+        message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
         return self.redirect_with_message(request, page, message)
 
     def get_urls(self) -> list[URLPattern]:
@@ -94,26 +104,28 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     def app_name(self, watch: AppRepository) -> str:
         return watch.app.name
 
-    @admin.display(description="status", ordering="status")
+    @admin.display(description="status", ordering="state_detail")
     def status_badge(self, watch: AppRepository) -> SafeString:
         """Return the cell that the list's poller replaces by id while the watch is active."""
-        return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_badge(watch))
+        detail = format_html('<span class="state-detail">{}</span>', label) if (label := watch.detail.label) else ""
+        return format_html('<span id="live-{}" class="live">{}{}</span>', watch.pk, status_badge(watch), detail)
 
     @admin.display(description="last sync", ordering="last_synced_at")
     def synced(self, watch: AppRepository) -> str:
         return ago(watch.last_synced_at)
 
-    @admin.display(description="files delivered", ordering="tree_files")
+    @admin.display(description="files", ordering="tree_files")
     def files(self, watch: AppRepository) -> str:
         return number(watch.files_delivered)
 
-    @admin.display(description="last error")
-    def problem(self, watch: AppRepository) -> str:
-        return visible(watch.last_error)
-
-    @admin.display(description="circuit")
-    def circuit(self, watch: AppRepository) -> SafeString | str:
-        return widgets.circuit_text(watch.repository)
+    @admin.display(description="error", ordering="failing_since")
+    def problem(self, watch: AppRepository) -> SafeString | str:
+        """Return the last error, since when the watch fails, and until when its circuit is open."""
+        return widgets.problem(
+            watch.last_error,
+            ago(watch.failing_since) if watch.is_failing else "",
+            widgets.circuit_text(watch.repository),
+        )
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Add each row's buttons for users who can use them. They redirect back to this list."""
@@ -131,7 +143,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         return (*self.list_display, resync_button)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        operations = progress_context.operation_contexts(request, BulkOperation.objects.filter(ended_at=None))
+        operations = progress_context.open_operations(request, BulkOperation.objects.all())
         context = {"operations": operations, "here": request.get_full_path(), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -151,23 +163,24 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         if request.method == "POST" and form.is_valid():
             watched = form.save(Actor.of_request(request))
             if watched is not None:
-                state = "is now watched" if watched.created else "was already watched. All its files are sent again"
-                return self.redirect_with_message(request, self.page_of(watched.watch), f"{watched.watch} {state}.")
-        return self.simple_form(request, form, "Watch a repository", "Watch")
+                watch = watched.watch
+                message = f"{watch.app} now watches {watch.repository}."
+                return self.redirect_with_message(request, self.page_of(watch), message)
+        return self.simple_form(request, form, "Watch a repository", "Watch repository")
 
     def page_context(self, request: HttpRequest, watch: AppRepository) -> dict[str, Any]:
         """Return the watch's details, its progress, and what is not delivered."""
         skipped = watch.failures.filter(kind=FailureKind.SKIPPED)
         can_view_repository = request.user.has_perm("repositories_app.view_repository")
         return {
-            **progress_context.of_watch(watch),
+            **of_watch(watch),
             "can_resync": self.has_resync_permission(request),
             "can_delete": self.has_delete_permission(request, watch),
-            **widgets.failures_context(watch),
+            "failing_files": failing_files.of_watch(watch),
             "left_out": help_texts.left_out(watch.left_out),
-            "skipped": skipped[: widgets.LISTED_FAILURES],
-            "more_skipped": max(0, skipped.count() - widgets.LISTED_FAILURES),
-            "notices": watch.notices.all()[: widgets.LISTED_FAILURES],
+            "skipped": skipped[:LISTED_SKIPPED],
+            "more_skipped": max(0, skipped.count() - LISTED_SKIPPED),
+            "notices": watch.notices.all()[:LISTED_SKIPPED],
             "can_change": self.can(request, CHANGE_PERMISSION),
             "can_view_repository": can_view_repository,
             "can_retry": can_view_repository and self.has_retry_permission(request),
@@ -179,3 +192,8 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
 
     def remove(self, actor: Actor, obj: AppRepository) -> None:
         services.unwatch_repository(actor, obj)
+
+
+def of_watch(watch: AppRepository) -> dict[str, Any]:
+    """Return the context of `docora/progress.html#watch_progress`."""
+    return {**progress_context.of_watch(watch), "next_attempt": next_try(watch)}

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_safe
 from deliveries_app.api import push_hooks
 from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
-from deliveries_app.models import Outcome, Status
+from deliveries_app.models import Result, WatchState
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import LEFT_OUT
 from deliveries_app.sync import responses
@@ -135,13 +135,14 @@ def operations(request: HttpRequest) -> HttpResponse:
     context = {
         "sections": settings_reference.sections(),
         "commands": commands.reference(),
-        "statuses": Status,
-        "outcomes": Outcome,
+        "states": WatchState,
+        "results": Result,
         "causes": RootCause,
         "hook_body": push_hooks.MAX_BODY,
         "chunk": settings.CHUNK_SIZE_BYTES,
         "in_doubt": settings.RECORD_BATCH + settings.MAX_IN_FLIGHT,
         "web_threads": settings.WEB_THREADS,
         "syncs_per_worker": settings.SYNCS_PER_WORKER,
+        "lease_seconds": settings.LEASE_SECONDS,
     }
     return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)

@@ -24,9 +24,11 @@ from deliveries_app.models.runs import (
     Outcome,
     Queue,
     Reason,
+    Result,
     SyncRun,
     new_run_id,
 )
+from deliveries_app.models.watch_state import StateDetail, WatchState
 
 __all__ = [
     "Alert",
@@ -51,9 +53,12 @@ __all__ = [
     "Outcome",
     "Queue",
     "Reason",
+    "Result",
     "RootCause",
+    "StateDetail",
     "Status",
     "SyncPause",
     "SyncRun",
+    "WatchState",
     "new_run_id",
 ]

@@ -8,13 +8,13 @@ from django.utils import timezone
 class AlertKind(models.TextChoices):
     """What is wrong. The alert webhook sends the value."""
 
-    FAILING = "failing", "watched repository fails"
-    APP_PAUSED = "app_paused", "app was paused"
+    FAILING = "failing", "watched repository is failing"
+    APP_PAUSED = "app_paused", "app is paused"
     ENDPOINT_DOWN = "endpoint_down", "endpoint is down"
     CIRCUIT_OPEN = "circuit_open", "circuit is open"
     SWEEP_LATE = "sweep_late", "sweep is late"
-    NO_WORKER = "no_worker", "no worker is alive"
-    REDIS_DOWN = "redis_down", "Redis does not answer"
+    NO_WORKER = "no_worker", "no worker is running"
+    REDIS_DOWN = "redis_down", "Redis is down"
 
 
 class Alert(models.Model):
@@ -75,7 +75,7 @@ class AlertRound(models.Model):
 
 class ChannelName(models.TextChoices):
     WEBHOOK = "webhook", "webhook"
-    EMAIL = "email", "e-mail"
+    EMAIL = "email", "email"
 
 
 class AlertChannel(models.Model):

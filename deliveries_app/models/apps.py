@@ -6,16 +6,17 @@ from typing import Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Exists, Q, Sum
+from django.db.models import Case, Exists, Q, Sum, Value, When
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.models.watch_state import StateDetail, WatchState, details_of
 from docora.db.clock import from_now
 from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 from repositories_app.models import Repository
-from repositories_app.services import host_is_down
+from repositories_app.services import host_is_down, host_retry_at
 
 MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
 SLOT_REQUEST_SECONDS = 1.0  # how long a watch that found no free slot waits before it asks again
@@ -36,44 +37,50 @@ def default_max_in_flight() -> int:
 class App(models.Model):
     """A client app: where its notifications go, how they are signed, and how many it takes at once."""
 
-    app_id = models.CharField("app id", max_length=50, unique=True, default=new_app_id, editable=False)
+    app_id = models.CharField("app ID", max_length=50, unique=True, default=new_app_id, editable=False)
     name = models.CharField(max_length=100)
     base_url = models.CharField(
-        "base URL", max_length=2048, help_text="Notifications go to {base URL}/create, /update, /delete."
+        "base URL", max_length=2048, help_text="Notifications are sent to {base URL}/create, /update and /delete."
     )
-    email = models.EmailField("e-mail", max_length=255)
+    email = models.EmailField("email", max_length=255)
     website = models.CharField(max_length=2048, blank=True)
     description = models.CharField(max_length=500, blank=True)
-    client_auth_key = EncryptedTextField("signing key", help_text="Notifications are signed with it.")
+    client_auth_key = EncryptedTextField("signing key", help_text="Signs notifications.")
     new_auth_key = EncryptedTextField("new signing key", blank=True, default="", editable=False)
     key_rotation_started_at = models.DateTimeField(null=True, blank=True, editable=False)
     new_key_signs = models.BooleanField(
         default=False,
         editable=False,
-        help_text="The app last accepted the new key, so X-Docora-Signature uses it.",
+        help_text="Whether X-Docora-Signature uses the new key, because the app last accepted that one.",
     )
     new_key_accepted_at = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="From then on the old key can be retired."
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When the app first accepted the new key. The old key can then be retired.",
     )
-    paused = models.BooleanField(default=False, help_text="Nothing is sent to a paused app. Due syncs wait.")
+    paused = models.BooleanField(
+        default=False, help_text="While paused, nothing is sent to the app. Syncs wait until it is resumed."
+    )
     paused_reason = models.CharField(max_length=500, blank=True, editable=False)
     cooldown_until = models.DateTimeField(
         null=True,
         blank=True,
         editable=False,
-        help_text="The endpoint asked us to wait, or is down. Nothing is sent before this time.",
+        help_text="The endpoint asked Docora to wait, or is down. Nothing is sent before this time.",
     )
     down_count = models.PositiveIntegerField(
         default=0, editable=False, help_text="Consecutive runs that found the endpoint down."
     )
     max_in_flight = models.PositiveSmallIntegerField(
+        "concurrent requests",
         default=default_max_in_flight,
-        help_text="Concurrent notifications, across all its repositories. 1 sends strictly one at a time.",
+        help_text="Maximum across all repositories of the app. 1 sends one notification at a time.",
     )
     pace_slots = models.PositiveSmallIntegerField(
         null=True,
         editable=False,
-        help_text="Concurrent notifications that the app accepts, while that is fewer than `max_in_flight`.",
+        help_text="Concurrent requests that the app accepts, while that is fewer than `max_in_flight`.",
     )
     pace_gap = models.FloatField(
         default=0.0, db_default=0.0, editable=False, help_text="Seconds between the starts of two notifications."
@@ -84,10 +91,10 @@ class App(models.Model):
         default=0,
         db_default=0,
         editable=False,
-        help_text="The highest number reserved for a watch that was removed. New watches continue above it.",
+        help_text="The highest sequence reserved for a watch that was removed. New watches continue above it.",
     )
     send_sync_completed = models.BooleanField(
-        "send sync completed", default=False, help_text="Also send /sync_completed after every complete sync."
+        "send sync_completed", default=False, help_text="Send /sync_completed after every complete sync."
     )
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -97,7 +104,7 @@ class App(models.Model):
         ordering = ["name", "pk"]
         permissions = [
             ("onboard_app", "Can register a client app"),
-            ("rotate_secret_app", "Can replace the token and the signing key of an app"),
+            ("rotate_secret_app", "Can rotate the token and the signing key of an app"),
         ]
         indexes = [models.Index(fields=["name", "id"], name="app_order")]
         constraints = [
@@ -132,11 +139,11 @@ class AppToken(models.Model):
 
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="tokens")
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    ending = models.CharField(max_length=4, help_text="The token's last characters, to tell tokens apart.")
+    ending = models.CharField(max_length=4, help_text="The last characters of the token, to tell tokens apart.")
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
     expires_at = models.DateTimeField(
-        null=True, blank=True, help_text="The token was replaced and is accepted until this time."
+        null=True, blank=True, help_text="The token was rotated and expires at this time."
     )
 
     class Meta:
@@ -236,6 +243,36 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         """Return watches whose last attempt failed: being retried, or waiting for the next check."""
         return self.alive().filter(failing_since__isnull=False)
 
+    def with_state(self) -> Self:
+        """Annotate `state_detail`, from which each watch derives its `state`, and `host_retry_at`.
+
+        The first condition that applies decides. `host_retry_at` is when the git host is tried again, if it is down.
+        """
+        conditions = {
+            StateDetail.SYNCING: Q(status=Status.SCANNING) & is_leased(),
+            StateDetail.ALL_PAUSED: Q(Exists(SyncPause.objects.all())),
+            StateDetail.APP_PAUSED: Q(app__paused=True),
+            StateDetail.IMPORTING: Q(arriving=True),
+            StateDetail.UP_TO_DATE: Q(status=Status.SYNCED, slots_requested_at=None)
+            & (Q(next_sync_at=None) | Q(next_sync_at__gt=Now())),
+            # A requested sync is the circuit's probe; all others wait for it.
+            StateDetail.CIRCUIT_OPEN: Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0),
+            StateDetail.HOST_DOWN: Q(host_is_down("repository__canonical_url")),
+            StateDetail.COOLDOWN: Q(app__cooldown_until__gt=Now()),
+            StateDetail.FAILED: Q(status=Status.FAILED),
+            StateDetail.RETRYING: Q(failing_since__isnull=False),
+            StateDetail.WAITS_FOR_COMMIT: Q(status=Status.PENDING, next_sync_at=None),
+            StateDetail.WAITS_FOR_SLOT: Q(slots_requested_at__isnull=False),
+            StateDetail.SCHEDULED: Q(next_sync_at__gt=Now()),
+        }
+        whens = [When(condition, then=Value(detail.value)) for detail, condition in conditions.items()]
+        detail = Case(*whens, default=Value(StateDetail.WAITS_FOR_WORKER.value), output_field=models.CharField())
+        return self.annotate(state_detail=detail, host_retry_at=host_retry_at("repository__canonical_url"))
+
+    def in_state(self, state: str) -> Self:
+        """Return the watches `with_state` that are in this `WatchState`."""
+        return self.filter(state_detail__in=details_of(state))
+
 
 class AppRepository(models.Model):
     """A watch: one repository watched by one app. `engine.md` explains the numbers.
@@ -250,15 +287,15 @@ class AppRepository(models.Model):
     app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="watches")
     repository = models.ForeignKey(Repository, on_delete=models.PROTECT, related_name="watches")
     watch_id = models.CharField(max_length=16, unique=True, default=new_watch_id, editable=False)
-    github_url = models.CharField("URL", max_length=2048, help_text="As the app wrote it.")
+    github_url = models.CharField("URL", max_length=2048, help_text="As entered by the app.")
     github_token = EncryptedTextField("token", blank=True, default="")
     push_secret = EncryptedTextField(
-        "push hook secret", blank=True, default="", help_text="The git host signs its push hooks with it."
+        "push hook secret", blank=True, default="", help_text="The git host signs push hooks with it."
     )
     ignore_patterns = models.TextField(
         blank=True,
         default="",
-        help_text="Written as in .gitignore, one per line. Matching files are not sent to this app.",
+        help_text="One pattern per line, as in .gitignore. Matching files are not sent to this app.",
     )
     status = models.CharField(max_length=20, choices=Status, default=Status.PENDING, editable=False)
 
@@ -268,7 +305,7 @@ class AppRepository(models.Model):
         default=1,
         db_default=1,
         editable=False,
-        help_text="The generation in which the repository was watched again. The app may have dropped its copy before.",
+        help_text="The generation in which the repository was watched again. The app may have dropped its copy before that.",
     )
     request_count = models.BigIntegerField(default=1, editable=False)
     next_sync_at = models.DateTimeField(null=True, blank=True, default=timezone.now, editable=False)
@@ -279,14 +316,14 @@ class AppRepository(models.Model):
     root_cause = models.CharField(max_length=14, choices=RootCause, blank=True, default="", editable=False)
     last_status_code = models.PositiveSmallIntegerField("status code", null=True, blank=True, editable=False)
     last_response = models.CharField(
-        "response", max_length=500, blank=True, default="", editable=False, help_text="The beginning of the response."
+        "response", max_length=500, blank=True, default="", editable=False, help_text="Start of the response."
     )
     failing_since = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="Time of the first failure after the last success or re-sync."
+        null=True, blank=True, editable=False, help_text="Time of the first failure since the last success or re-sync."
     )
     last_scanned_at = models.DateTimeField("last checked", null=True, blank=True, editable=False)
     moved_at = models.DateTimeField(
-        "last changed", null=True, blank=True, editable=False, help_text="When HEAD was last seen to change."
+        "last changed", null=True, blank=True, editable=False, help_text="When a new HEAD was last found."
     )
     seen_commit = models.CharField(
         max_length=64,
@@ -294,10 +331,10 @@ class AppRepository(models.Model):
         default="",
         db_default="",
         editable=False,
-        help_text="HEAD at the last attempt; empty if it could not be read.",
+        help_text="HEAD at the last attempt. Empty if it couldn't be read.",
     )
     pushed_at = models.DateTimeField(
-        null=True, editable=False, help_text="When a push hook last arrived. HEAD may be read again shortly after."
+        null=True, editable=False, help_text="When a push hook last arrived. HEAD may be read again shortly afterwards."
     )
     last_synced_at = models.DateTimeField("last sync", null=True, blank=True, editable=False)
     last_commit = models.CharField(max_length=64, blank=True, default="", editable=False)
@@ -310,7 +347,7 @@ class AppRepository(models.Model):
     left_out = models.JSONField(
         default=dict,
         editable=False,
-        help_text="Cause → number of files in the tree that are not sent, or not sent as they are.",
+        help_text="Cause → number of files in the tree that are not sent, or not sent unchanged.",
     )
 
     fencing_token = models.BigIntegerField(default=0, editable=False)
@@ -339,14 +376,14 @@ class AppRepository(models.Model):
         default=0,
         db_default=0,
         editable=False,
-        help_text="Processes that died while they synced this watch beside others, since its last attempt that ended.",
+        help_text="Shared processes that died while syncing this watch, since its last finished attempt.",
     )
 
     arriving = models.BooleanField(
         default=False,
         db_default=False,
         editable=False,
-        help_text="Its delivery records are being imported. Nothing is checked or sent until all of them are here.",
+        help_text="Its delivery records are being imported. Nothing is checked or sent until the import is complete.",
     )
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -358,8 +395,8 @@ class AppRepository(models.Model):
         verbose_name_plural = "watched repositories"
         ordering = ["app__name", "repository__owner", "repository__name", "pk"]
         permissions = [
-            ("resync_apprepository", "Can force a re-sync of a watched repository"),
-            ("retry_apprepository", "Can retry a failed watched repository and reset a circuit"),
+            ("resync_apprepository", "Can re-sync a watched repository"),
+            ("retry_apprepository", "Can retry failed syncs and reset circuits"),
         ]
         indexes = [
             models.Index(fields=["next_sync_at"], name="watch_due", condition=Q(ended_at=None)),
@@ -406,8 +443,14 @@ class AppRepository(models.Model):
         return self.status == Status.PENDING and self.next_sync_at is None and self.ended_at is None
 
     @property
-    def status_label(self) -> str:
-        return "waiting for the first commit" if self.waits_for_first_commit else self.get_status_display()
+    def detail(self) -> StateDetail:
+        """The state, and what the watch is waiting for. The watch must have been read `with_state`."""
+        return StateDetail(self.state_detail)  # type: ignore[attr-defined]
+
+    @property
+    def state(self) -> WatchState:
+        """The watch must have been read `with_state`."""
+        return self.detail.state
 
     @property
     def is_active(self) -> bool:
@@ -415,21 +458,9 @@ class AppRepository(models.Model):
         return self.status in {Status.PENDING, Status.SCANNING} and not self.waits_for_first_commit
 
     @property
-    def is_pending(self) -> bool:
-        return self.status == Status.PENDING
-
-    @property
     def is_syncing(self) -> bool:
-        return self.status == Status.SCANNING
-
-    @property
-    def is_synced(self) -> bool:
-        return self.status == Status.SYNCED
-
-    @property
-    def has_given_up(self) -> bool:
-        """All attempts failed; the next one is at the next rescan."""
-        return self.status == Status.FAILED
+        """Whether a worker is syncing it. The watch must have been read `with_state`."""
+        return self.state == WatchState.SYNCING
 
     @property
     def is_failing(self) -> bool:

@@ -45,11 +45,11 @@ class Delivery(models.Model):
     acknowledged = models.BooleanField()
     acknowledged_sha = models.CharField("acknowledged SHA-256", max_length=64, null=True)  # noqa: DJ001  null: never acknowledged
     remark = models.CharField(
-        max_length=20, blank=True, db_default="", help_text="What is special about the content, such as lfs_pointer."
+        max_length=20, blank=True, db_default="", help_text="A note about the content, such as lfs_pointer."
     )
     attempts = models.PositiveIntegerField(default=0, help_text="Failed attempts of this notification.")
     hold_until = models.DateTimeField(
-        null=True, help_text="After a timeout, the path waits: the client may still be processing it."
+        null=True, help_text="Not sent again before this time: after a timeout, the client may still be processing it."
     )
     updated_at = models.DateTimeField()
 
@@ -97,7 +97,7 @@ class DeliveryFailure(models.Model):
     body = models.CharField(max_length=500, blank=True)
     attempts = models.PositiveIntegerField(default=1)
     fencing_token = models.BigIntegerField(
-        default=0, db_default=0, editable=False, help_text="Number of the claim that listed it last."
+        default=0, db_default=0, editable=False, help_text="The claim that last listed it."
     )
     first_at = models.DateTimeField()
     last_at = models.DateTimeField()

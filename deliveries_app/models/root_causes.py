@@ -16,21 +16,21 @@ from repositories_app.git.exceptions import Cause as GitCause
 
 
 class RootCause(TextChoices):
-    DNS = "dns", "Endpoint: name not found"
-    TLS = "tls", "Endpoint: TLS"
-    CONNECTION = "connection", "Endpoint: no connection"
+    DNS = "dns", "Endpoint: DNS lookup failed"
+    TLS = "tls", "Endpoint: TLS error"
+    CONNECTION = "connection", "Endpoint: connection failed"
     TIMEOUT = "timeout", "Endpoint: timeout"
     REFUSED = "refused", "Endpoint: 401 or 403"
     CLIENT_ERROR = "http_4xx", "Endpoint: other 4xx"
     SERVER_ERROR = "http_5xx", "Endpoint: 5xx"
-    UNEXPECTED = "http_other", "Endpoint: unexpected answer"
+    UNEXPECTED = "http_other", "Endpoint: unexpected response"
     ADDRESS = "address", "Endpoint: address not allowed"
-    GIT_AUTH = "git_auth", "Git: token refused"
+    GIT_AUTH = "git_auth", "Git: token rejected"
     GIT_NOT_FOUND = "git_not_found", "Git: repository not found"
-    GIT_HOST = "git_host", "Git: host not reached"
-    GIT_CONTENT = "git_content", "Git: repository cannot be read"
+    GIT_HOST = "git_host", "Git: host unreachable"
+    GIT_CONTENT = "git_content", "Git: repository unreadable"
     RULES = "rules", "Ignore rules and transforms"
-    INTERNAL = "internal", "Docora itself"
+    INTERNAL = "internal", "Docora: internal error"
 
 
 _OF_GIT = {
@@ -102,9 +102,9 @@ def of_os_error(error: OSError) -> SyncFailure:
     """
     reason = error.strerror or type(error).__name__
     is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    action = "Free space in" if is_full else "Check permissions and disks of"
-    places = "REPOS_DIR and the folder for temporary files (TMPDIR)"
-    return internal(f"This machine cannot use its files: {reason}. {action} {places}. Docora retries automatically.")
+    action = "Free up space in" if is_full else "Check the permissions and disks of"
+    places = "REPOS_DIR and the temporary directory (TMPDIR)"
+    return internal(f"Docora couldn't access its files: {reason}. {action} {places}. Docora retries automatically.")
 
 
 CLEARED_FAILURE: dict[str, Any] = {

@@ -17,6 +17,17 @@ def new_operation_id() -> str:
     return new_id("bulk", 16)
 
 
+class Result(models.TextChoices):
+    """How a run or a bulk operation ended, as pages and exports show it."""
+
+    RUNNING = "running", "In progress"
+    SUCCEEDED = "succeeded", "Succeeded"
+    PARTLY_FAILED = "partly_failed", "Partly failed"
+    FAILED = "failed", "Failed"
+    CANCELLED = "cancelled", "Cancelled"
+    SUPERSEDED = "superseded", "Superseded"
+
+
 class OperationKind(models.TextChoices):
     RESYNC = "resync", "re-sync"
     RETRY = "retry", "retry"
@@ -33,19 +44,20 @@ class BulkOperation(models.Model):
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
+    reason = models.CharField(
+        max_length=200, blank=True, default="", db_default="", help_text="Why, in the requester's words."
+    )
     total = models.PositiveIntegerField(help_text="repositories")
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
     cancelled_at = models.DateTimeField(null=True, blank=True)
     cancelled_by = models.CharField(max_length=150, blank=True)
-    dismissed_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["-created_at", "-pk"]
         indexes = [
             models.Index(fields=["-created_at", "-id"], name="operation_newest"),
             models.Index(fields=["created_at"], name="operation_open", condition=Q(ended_at=None)),
-            models.Index(fields=["ended_at"], name="operation_shown", condition=Q(dismissed_at=None)),
         ]
         constraints = [models.CheckConstraint(condition=Q(kind__in=OperationKind.values), name="operation_kind_known")]
 
@@ -55,6 +67,18 @@ class BulkOperation(models.Model):
     @property
     def is_retry(self) -> bool:
         return self.kind == OperationKind.RETRY
+
+    def result_of(self, *, succeeded: int, failed: int, superseded: int) -> Result:
+        """Return how the operation ended, from the numbers of its runs by outcome. Runs of removed watches count in none."""
+        if self.ended_at is None:
+            return Result.RUNNING
+        if self.cancelled_at is not None:
+            return Result.CANCELLED
+        if failed:
+            return Result.PARTLY_FAILED if succeeded else Result.FAILED
+        if succeeded:
+            return Result.SUCCEEDED
+        return Result.SUPERSEDED if superseded else Result.CANCELLED
 
 
 class Reason(models.TextChoices):
@@ -70,9 +94,27 @@ class Outcome(models.TextChoices):
     SUCCEEDED = "succeeded", "succeeded"
     FAILED = "failed", "failed"
     CANCELLED = "cancelled", "cancelled"
-    SUPERSEDED = "superseded", "taken over by a later request"
-    ENDED = "ended", "no longer watched"
-    PAUSED = "paused", "app paused"
+    SUPERSEDED = "superseded", "superseded by a later request"
+    ENDED = "ended", "cancelled: no longer watched"
+    PAUSED = "paused", "failed: the app was paused"
+
+    @property
+    def result(self) -> Result:
+        return _RESULTS[self]
+
+    @classmethod
+    def with_result(cls, result: Result) -> list["Outcome"]:
+        return [outcome for outcome in cls if outcome.result == result]
+
+
+_RESULTS = {
+    Outcome.SUCCEEDED: Result.SUCCEEDED,
+    Outcome.FAILED: Result.FAILED,
+    Outcome.CANCELLED: Result.CANCELLED,
+    Outcome.SUPERSEDED: Result.SUPERSEDED,
+    Outcome.ENDED: Result.CANCELLED,
+    Outcome.PAUSED: Result.FAILED,
+}
 
 
 class SyncRun(models.Model):
@@ -103,7 +145,7 @@ class SyncRun(models.Model):
     files_failed = models.PositiveBigIntegerField(default=0)
     files_skipped = models.PositiveBigIntegerField(default=0)
     left_out = models.JSONField(
-        default=dict, help_text="Cause → number of files in the tree that were not sent as they are."
+        default=dict, help_text="Cause → number of files in the tree that were not sent, or not sent unchanged."
     )
     bytes_total = models.PositiveBigIntegerField(default=0)
     bytes_done = models.PositiveBigIntegerField(default=0)
@@ -127,6 +169,13 @@ class SyncRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.repository_name} → {self.app_name}, {self.get_reason_display()}"
+
+    @property
+    def result(self) -> Result:
+        """How the run ended. It partly failed if the client has acknowledged files and rejected others."""
+        result = Outcome(self.outcome).result if self.outcome else Result.RUNNING
+        is_partial = result == Result.FAILED and self.files_done and self.files_failed
+        return Result.PARTLY_FAILED if is_partial else result
 
     @property
     def is_resync(self) -> bool:
@@ -177,7 +226,10 @@ class Queue(models.Model):
         managed = False
         default_permissions = ()
         verbose_name_plural = "queue"  # there is only one
-        permissions = [("view_queue", "Can see the job queue"), ("control_queue", "Can stop jobs and pause the queue")]
+        permissions = [
+            ("view_queue", "Can view the queue"),
+            ("control_queue", "Can cancel syncs and pause all syncing"),
+        ]
 
     def __str__(self) -> str:
-        return "Job queue"
+        return "Queue"

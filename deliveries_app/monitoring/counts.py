@@ -6,12 +6,12 @@ Every page, command and metric takes these numbers from here, so they agree.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db.models import Count, Min, Q
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, StateDetail, Status, WatchState
 from deliveries_app.models.apps import can_sync, is_leased
 from docora.db.clock import from_now
 from repositories_app.models import Repository
@@ -23,7 +23,7 @@ OVERDUE_SECONDS = 60.0
 class WatchCounts:
     """Numbers of watches. They overlap: a failing watch can also be due.
 
-    `by_status`: `Status` value → watches, 0 included.
+    `by_status`: `Status` value → watches, and `by_state`: `WatchState` value → watches, 0 included.
     `failing`: the last attempt failed. `given_up` of these wait for the next rescan.
     `leased`: a worker owns them now.
     `due`: free, due now, and waiting only for a worker.
@@ -37,6 +37,7 @@ class WatchCounts:
 
     watches: int
     by_status: Mapping[str, int]
+    by_state: Mapping[str, int]
     failing: int
     given_up: int
     leased: int
@@ -50,13 +51,15 @@ class WatchCounts:
 
     @property
     def syncing(self) -> int:
-        return self.by_status[Status.SCANNING]
+        """Watches that a worker is syncing now."""
+        return self.by_state[WatchState.SYNCING]
 
 
 class _Group(NamedTuple):
     """Watches for which all these conditions are the same. A condition on an empty column is None."""
 
     status: str
+    state_detail: str
     importing: bool
     failing: bool
     leased: bool | None
@@ -81,7 +84,8 @@ def count_watches(app: App | None = None) -> WatchCounts:
         "is_scheduled": Q(next_sync_at__gt=Now()),
         "can_sync": can_sync(),
     }
-    rows = watches.order_by().annotate(**conditions).values_list("status", "arriving", *conditions)
+    rows: Any = watches.order_by().with_state().annotate(**conditions)
+    rows = rows.values_list("status", "state_detail", "arriving", *conditions)
     groups = [_Group(*row) for row in rows.annotate(number=Count("pk"), ready_since=Min("next_sync_at"))]
     free = [group for group in groups if not group.leased]
     due = [group for group in free if group.ready and group.can_sync]
@@ -93,6 +97,10 @@ def count_watches(app: App | None = None) -> WatchCounts:
     return WatchCounts(
         watches=total(groups),
         by_status={status: total(group for group in groups if group.status == status) for status in Status.values},
+        by_state={
+            state: total(group for group in groups if StateDetail(group.state_detail).state == state)
+            for state in WatchState
+        },
         failing=total(group for group in groups if group.failing),
         given_up=total(group for group in groups if group.failing and group.status == Status.FAILED),
         leased=total(group for group in groups if group.leased),

@@ -88,7 +88,7 @@ def check_settings() -> list[CheckMessage]:
         for message in [*checks.run_checks(include_deployment_checks=True), *check_proxies()]
         if message.level >= checks.WARNING and message.id not in ignored and not message.is_silenced()
     ]
-    return found or [Info("Django's system checks (check --deploy) find no problem.")]
+    return found or [Info("Django's system checks (check --deploy) found no problems.")]
 
 
 def run_checks(selected: Sequence[Check]) -> list[Result]:
@@ -97,7 +97,7 @@ def run_checks(selected: Sequence[Check]) -> list[Result]:
     failed: set[str] = set()
     for check in selected:
         missing = next((name for name in check.needs if name in failed), "")
-        messages = [Warning(f"Not checked, because {missing} has a problem.")] if missing else _run(check)
+        messages = [Warning(f"Skipped because {missing} has a problem.")] if missing else _run(check)
         if any(message.level >= checks.ERROR for message in messages):
             failed.add(check.name)
         results += [_result(check, message) for message in messages]
@@ -124,15 +124,15 @@ def _run(check: Check) -> Sequence[CheckMessage]:
     thread.join(check.seconds)
     if not thread.is_alive():
         return found
-    hint = "A server or disk that it uses does not respond."
-    return [Error(f"The check did not end within {check.seconds:g} s.", hint=hint)]
+    hint = "A server or disk that it uses is not responding."
+    return [Error(f"The check didn't finish within {check.seconds:g} s.", hint=hint)]
 
 
 def _failure(error: Exception) -> CheckMessage:
     """Return the error for a check that raised. The exception's text comes from a library, so it may contain a secret."""
     reason = clean_text(redact(str(error)).partition("\n")[0], 300).rstrip(".")
     text = f"The check failed with {type(error).__name__}{f': {reason}' if reason else ''}."
-    return Error(text, hint="If no other problem explains it, report this bug.")
+    return Error(text, hint="If no other problem explains this, report it as a bug.")
 
 
 def _result(check: Check, message: CheckMessage) -> Result:

@@ -26,7 +26,7 @@ router = Router(tags=["Health"])
 
 _started = time.monotonic()
 OK = "ok"
-DATABASE_DOWN = "the database does not answer: check DATABASE_URL and the database server"
+DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
 _UNKNOWN = "unknown without Redis"
 MIN_FREE_BYTES, MIN_FREE_SHARE = 2**30, 0.1
 """Free space that the disk with the mirrors must have. The smaller of the two counts, so that a small disk can use most of
@@ -141,12 +141,10 @@ def check_git() -> str:
 
 def check_disk() -> str:
     if not is_writable(Path(settings.REPOS_DIR)):
-        return "mirrors of repositories cannot be written: check that REPOS_DIR is writable and its disk is not full"
+        return "REPOS_DIR is not writable: check its permissions, and that its disk is not full"
     disk = shutil.disk_usage(settings.REPOS_DIR)
     if disk.free < min(MIN_FREE_BYTES, MIN_FREE_SHARE * disk.total):
-        return (
-            f"only {format_bytes(disk.free)} are free for mirrors of repositories: make room on the disk of REPOS_DIR"
-        )
+        return f"only {format_bytes(disk.free)} of disk space is left for REPOS_DIR: free up space"
     return OK
 
 
@@ -163,7 +161,7 @@ def is_writable(directory: Path) -> bool:
 
 
 def check_redis(signs: Signs | None) -> str:
-    return OK if signs else "Redis does not answer: check REDIS_URL and the Redis server"
+    return OK if signs else "Redis is not responding: check REDIS_URL and the Redis server"
 
 
 def check_workers(signs: Signs | None) -> str:
@@ -172,7 +170,7 @@ def check_workers(signs: Signs | None) -> str:
     if signs.workers:
         return OK
     start = f"start {program()} up, or {program()} rqworker high default low"
-    return f"no sync worker is running, so nothing is sent: {start}"
+    return f"no worker is running, so nothing is synced: {start}"
 
 
 def check_sweep(signs: Signs | None) -> str:
@@ -183,4 +181,4 @@ def check_sweep(signs: Signs | None) -> str:
     if signs.sweep_age is None:
         return f"the sweep has not run for a day: start {program()} up, or {program()} sweep"
     ago = format_seconds(signs.sweep_age)
-    return f"the sweep last ran {ago} ago: check whether {program()} up, or {program()} sweep, is still running"
+    return f"the sweep last ran {ago} ago: check that {program()} up, or {program()} sweep, is running"

@@ -67,15 +67,15 @@ def check_secrets() -> list[CheckMessage]:
     if unreadable:
         secrets = counted(sum(map(len, unreadable.values())), "stored secret", "stored secrets")
         rows_text = "; ".join(f"{name}, pk {_some(pks)}" for name, pks in unreadable.items())
-        text = f"{secrets} cannot be decrypted with any of ENCRYPTION_KEYS: {rows_text}."
-        hint = "Add the key that encrypted them to the end of the list, or replace those secrets."
+        text = f"{secrets} can't be decrypted with any key in ENCRYPTION_KEYS: {rows_text}."
+        hint = "Add the key that encrypted them to the end of the list, or replace these secrets."
         messages.append(Error(text, hint=hint))
     if older:
-        text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older key of ENCRYPTION_KEYS."
+        text = f"{counted(older, 'stored secret uses', 'stored secrets use')} an older key in ENCRYPTION_KEYS."
         hint = f"Run {program()} rotate_encryption_keys before you remove that key."
         messages.append(Warning(text, hint=hint))
     secrets = f"{'the first' if is_partial else 'all'} {counted(current, 'stored secret', 'stored secrets')}"
-    return messages or [Info(f"The newest of ENCRYPTION_KEYS decrypts {secrets}.")]
+    return messages or [Info(f"The newest key in ENCRYPTION_KEYS decrypts {secrets}.")]
 
 
 def check_accounts() -> list[CheckMessage]:
@@ -84,8 +84,8 @@ def check_accounts() -> list[CheckMessage]:
         return [Info("An administrator can sign in.")]
     hint = f"Create a superuser: {program()} createsuperuser"
     if staff.exists():
-        return [Warning("There is no superuser to manage users, delete apps and unlock sign-ins.", hint=hint)]
-    return [Warning("No account can sign in.", hint=hint)]
+        return [Warning("There is no superuser to manage users and unlock sign-ins.", hint=hint)]
+    return [Warning("No account can sign in to the admin.", hint=hint)]
 
 
 def check_files() -> list[CheckMessage]:
@@ -95,16 +95,16 @@ def check_files() -> list[CheckMessage]:
     for path in (data / "keys.json", env_file()):
         mode = path.stat().st_mode if path.is_file() else 0
         if mode & stat.S_IRWXO:
-            text = f"Every user of this machine can read {path}, which may hold keys."
+            text = f"Every user on this server can read {path}, which may contain keys."
             messages.append(Error(text, hint=f"chmod 600 {path}"))
         elif mode & stat.S_IRWXG:
-            text = f"The group of {path} can read it, and it may hold keys."
+            text = f"The group of {path} can read it, and it may contain keys."
             messages.append(Warning(text, hint=f"chmod 600 {path}, unless this is intended."))
     for path in (data, repos):
         if path.is_dir() and path.stat().st_mode & stat.S_IRWXO:
-            text = f"Every user of this machine can enter {path}, which holds sessions or private repositories."
+            text = f"Every user on this server can open {path}, which contains sessions or private repositories."
             messages.append(Warning(text, hint=f"chmod 700 {path}"))
-    return messages or [Info("Only the owner can access keys, data directory and mirrors.")]
+    return messages or [Info("Only their owner can access keys, the data directory and mirrors.")]
 
 
 def check_disk() -> list[CheckMessage]:
@@ -115,28 +115,28 @@ def check_disk() -> list[CheckMessage]:
 
 def _check_folder(name: str, folder: Path, wanted: int) -> CheckMessage:
     if not health.is_writable(folder):
-        hint = "Make Docora's user its owner, and make room if its disk is full."
+        hint = "Make Docora's user the owner, and free up space if the disk is full."
         return Error(f"{name} ({folder}) is not writable.", hint=hint)
     free = shutil.disk_usage(folder).free
-    text = f"{name} ({folder}) is writable; {format_bytes(free)} are free."
+    text = f"{name} ({folder}) is writable and has {format_bytes(free)} free."
     if free < _FULL_BYTES:
-        return Error(text, hint="Make room, or move it to its own disk. Without free space nothing is fetched.")
+        return Error(text, hint="Free up space, or move it to a separate disk. Without free space, nothing is fetched.")
     if free < wanted:
-        hint = f"One fetch may write {format_bytes(wanted)} (MAX_FETCH_BYTES): make room, or lower this limit."
+        hint = f"A fetch may write up to {format_bytes(wanted)} (MAX_FETCH_BYTES). Free up space, or lower the limit."
         return Warning(text, hint=hint)
     return Info(text)
 
 
 def check_mirrors() -> list[CheckMessage]:
     size, limit = cache.measure(), settings.REPOS_MAX_BYTES
-    text = f"REPOS_DIR holds {counted(size.mirrors, 'mirror', 'mirrors')} in {format_bytes(size.bytes)}"
+    text = f"REPOS_DIR contains {counted(size.mirrors, 'mirror', 'mirrors')} ({format_bytes(size.bytes)})"
     if not limit:
-        return [Info(f"{text}; they have no limit (REPOS_MAX_BYTES).")]
-    text = f"{text}; their limit is {format_bytes(limit)} (REPOS_MAX_BYTES)."
+        return [Info(f"{text}. There is no limit (REPOS_MAX_BYTES).")]
+    text = f"{text}. The limit is {format_bytes(limit)} (REPOS_MAX_BYTES)."
     if limit > size.bytes + shutil.disk_usage(settings.REPOS_DIR).free:
-        return [Warning(text, hint="The disk fills up before that: lower the limit, or make room.")]
+        return [Warning(text, hint="The disk fills up before the limit is reached. Lower the limit, or free up space.")]
     if size.bytes > limit:
-        return [Info(f"{text} A worker on this machine removes the excess after its next sync.")]
+        return [Info(f"{text} A worker on this server removes the excess after its next sync.")]
     return [Info(text)]
 
 
@@ -145,7 +145,7 @@ def check_workers() -> list[CheckMessage]:
     if problem != health.OK:
         return [from_health(problem)]
     hosts = [worker.host for worker in live_workers()]
-    return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} alive, on {_some(sorted(set(hosts)))}.")]
+    return [Info(f"{counted(len(hosts), 'worker is', 'workers are')} running on {_some(sorted(set(hosts)))}.")]
 
 
 def check_sweep() -> list[CheckMessage]:
@@ -166,12 +166,12 @@ def check_backlog() -> list[CheckMessage]:
     text = f"{number} been due for more than {format_seconds(OVERDUE_SECONDS)}, the longest for {waited}"
     if _workers_stay_idle():
         hint = (
-            "Check that the sweep runs, that all processes have the same REDIS_URL, and that workers listen to high, default "
-            "and low. The logs of the sweep and the workers say more."
+            "Check that the sweep is running, that all processes use the same REDIS_URL, and that workers listen to the queues "
+            "high, default and low. See the logs of the sweep and the workers."
         )
         return [Error(f"{text}, although workers are idle.", hint=hint)]
     hint = "Run more workers (up --workers N)."
-    return [Warning(f"{text}: the workers do not keep up, or none is running.", hint=hint)]
+    return [Warning(f"{text}: the workers can't keep up, or none is running.", hint=hint)]
 
 
 def _workers_stay_idle() -> bool:
@@ -192,15 +192,15 @@ def check_pauses() -> list[CheckMessage]:
     if pause := current_pause():
         since = format_seconds((timezone.now() - pause.since).total_seconds())
         text = f"{pause.paused_by} paused all syncing {since} ago."
-        messages.append(Warning(text, hint="Resume it on the queue page."))
+        messages.append(Warning(text, hint="Resume syncing on the Queue page."))
     paused = App.objects.filter(ended_at=None, paused=True).order_by("name").values_list("name", flat=True)
     if names := list(paused[: _LISTED + 1]):
         text = f"Nothing is sent to paused apps: {_some(names)}."
-        messages.append(Warning(text, hint="Resume an app on its page once it is ready."))
+        messages.append(Warning(text, hint="Resume an app on its page when it is ready."))
     if importing := count_watches().importing:
         number = counted(importing, "watched repository is", "watched repositories are")
-        text = f"{number} not completely imported: nothing is checked or sent before that."
-        hint = f"Unless an import is running, run {program()} import_docora again."
+        text = f"{number} not fully imported. Nothing is checked or sent until the import is complete."
+        hint = f"If no import is running, run {program()} import_docora again."
         messages.append(Warning(text, hint=hint))
     return messages or [Info("Nothing is paused.")]
 
@@ -217,15 +217,13 @@ def check_delivery() -> list[CheckMessage]:
         refused = _ping(receiver.url, crypto.new_webhook_key())
     if not accepted.ok or logged is None or not logged.verified:
         reason = " ".join(filter(None, [accepted.message, logged.outcome if logged else ""]))
-        hint = "No app would accept a notification: check this machine's clock, keys and firewall."
-        return [Error(f"A signed ping failed to reach a receiver on this machine. {reason}", hint=hint)]
+        hint = "No app would accept a notification. Check this server's clock, keys and firewall."
+        return [Error(f"A signed ping to a local test receiver failed. {reason}", hint=hint)]
     if refused.status != 401:
-        text = f"A receiver on this machine accepted a ping signed with a wrong key. {refused.message}"
+        text = f"A local test receiver accepted a ping signed with a wrong key. {refused.message}"
         return [Error(text, hint="Signatures are not verified. Report this bug.")]
     milliseconds = f"{accepted.elapsed * 1000:.0f} ms"
-    text = (
-        f"A receiver on this machine verified a signed ping in {milliseconds}, and refused one signed with a wrong key."
-    )
+    text = f"A local test receiver accepted a signed ping in {milliseconds} and rejected one signed with a wrong key."
     return [Info(text)]
 
 
@@ -245,7 +243,7 @@ def check_app(app_id: str) -> list[CheckMessage]:
             raise NotFound
         ping = send_ping(Actor.command(), app)
     except NotFound:
-        return [Error(f"There is no app {app_id}.", hint="Copy the id from the app's page; it begins with app_.")]
+        return [Error(f"There is no app {app_id}.", hint="Copy the app ID from the app's page. It starts with app_.")]
     except crypto.DecryptionError as error:
         return [Error(str(error))]
     return [Info(f"{app}: {ping.message}") if ping.delivered else Error(f"{app}: {ping.message}", hint=ping.hint)]

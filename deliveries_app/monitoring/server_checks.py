@@ -49,11 +49,9 @@ def check_database() -> list[CheckMessage]:
         return [from_health(problem)]
     seconds = time.monotonic() - started
     version = ".".join(map(str, connection.get_database_version()))
-    text = f"{connection.display_name} {version} answers in {seconds * 1000:.0f} ms and is migrated."
+    text = f"{connection.display_name} {version} responds in {seconds * 1000:.0f} ms and is fully migrated."
     if seconds > _SLOW_SECONDS:
-        return [
-            Warning(text, hint="Every batch of files waits for the database: check its load and the network to it.")
-        ]
+        return [Warning(text, hint="Every batch of files waits for the database. Check its load and the network.")]
     return [Info(text)]
 
 
@@ -67,18 +65,18 @@ def check_clock() -> list[CheckMessage]:
     signatures (300 s).
     """
     if connection.vendor == "sqlite":
-        return [Info("SQLite uses this machine's clock.")]
+        return [Info("SQLite uses this server's clock.")]
     skew = _skew_seconds()
-    text = f"The database's clock and this machine's clock are {abs(skew):.3f} s apart."
+    text = f"The clocks of the database and this server differ by {abs(skew):.3f} s."
     if abs(skew) <= _SKEW_SECONDS:
         return [Info(text)]
-    ahead = "database's" if skew > 0 else "machine's"
+    ahead = "database's" if skew > 0 else "server's"
     message = Error if abs(skew) > settings.LEASE_SECONDS / 6 else Warning
     hint = (
-        "Run NTP on every machine (timedatectl shows whether it runs): clients refuse notifications signed at a wrong time, "
-        "and live workers look dead."
+        "Run NTP on every server (check with timedatectl). Clients reject notifications with a wrong timestamp, and "
+        "running workers appear dead."
     )
-    return [message(f"{text} The {ahead} is ahead.", hint=hint)]
+    return [message(f"{text} The {ahead} clock is ahead.", hint=hint)]
 
 
 def _skew_seconds() -> float:
@@ -109,11 +107,13 @@ def check_connections() -> list[CheckMessage]:
         available = cursor.fetchone()[0]
     workers = len(live_workers())
     needed = settings.WEB_THREADS + workers * settings.SYNCS_PER_WORKER + _SWEEP_CONNECTIONS
-    text = f"PostgreSQL has {available} connections, and Docora needs {needed} at most"
-    text += f": {settings.WEB_THREADS} for the web process, {settings.SYNCS_PER_WORKER} for each of {workers} workers."
+    text = f"PostgreSQL allows {available} connections. Docora needs up to {needed}"
+    text += (
+        f": {settings.WEB_THREADS} for the web process and {settings.SYNCS_PER_WORKER} for each of {workers} workers."
+    )
     if needed <= available:
         return [Info(text)]
-    return [Warning(text, hint="Raise max_connections of PostgreSQL, or lower SYNCS_PER_WORKER.")]
+    return [Warning(text, hint="Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER.")]
 
 
 def live_workers() -> list[Worker]:
@@ -132,18 +132,18 @@ def check_sqlite() -> list[CheckMessage]:
         mode = cursor.fetchone()[0]
     messages: list[CheckMessage] = []
     if mode == "wal":
-        messages.append(Info("SQLite keeps a write-ahead log, so readers and writers do not block each other."))
+        messages.append(Info("SQLite uses a write-ahead log, so readers and writers don't block each other."))
     else:
-        text = f"SQLite's journal mode is {mode}, not wal: each writer locks out all others."
-        hint = "Put the database on a local disk: network file systems do not support a write-ahead log."
+        text = f"SQLite's journal mode is {mode}, not wal, so each writer blocks all other connections."
+        hint = "Put the database on a local disk. Network file systems don't support a write-ahead log."
         messages.append(Error(text, hint=hint))
     workers = live_workers()
     others = sorted({worker.host for worker in workers} - {socket.gethostname()})
     if others:
-        text = f"Workers also run on other machines ({', '.join(others[:5])}), but SQLite is a file on one machine."
+        text = f"Workers also run on other servers ({', '.join(others[:5])}), but SQLite works on a single server only."
         messages.append(Error(text, hint="Move to PostgreSQL (DATABASE_URL)."))
     if len(workers) > _SQLITE_WORKERS:
-        text = f"{len(workers)} workers share SQLite, which has one writer at a time: they wait for each other."
+        text = f"{len(workers)} workers share SQLite, which allows one writer at a time, so they wait for each other."
         hint = f"Move to PostgreSQL (DATABASE_URL), or run at most {_SQLITE_WORKERS} workers."
         messages.append(Warning(text, hint=hint))
     return messages
@@ -155,14 +155,14 @@ def check_redis() -> list[CheckMessage]:
     if problem != health.OK:
         if embedded_redis_url(settings.DATA_DIR) == settings.REDIS_URL:
             hint = f"Start {program()} up, which runs it, or set REDIS_URL."
-            return [Error("The embedded Valkey does not answer.", hint=hint)]
+            return [Error("The embedded Valkey is not responding.", hint=hint)]
         return [from_health(problem)]
     try:
         redis_connection().set(_WRITE_KEY, "1", ex=10)
     except RedisError as error:
-        text = f"Redis answers, but refuses writes, so no worker is woken: {clean_text(str(error), 200).rstrip('.')}."
-        return [Error(text, hint="REDIS_URL must name a primary that has free memory and disk space.")]
-    return [Info("Redis answers and accepts writes.")]
+        text = f"Redis responds but rejects writes, so syncs start late: {clean_text(str(error), 200).rstrip('.')}."
+        return [Error(text, hint="REDIS_URL must point to a primary with free memory and disk space.")]
+    return [Info("Redis responds and accepts writes.")]
 
 
 def check_redis_server() -> list[CheckMessage]:
@@ -176,20 +176,20 @@ def _check_version(info: dict[str, object]) -> CheckMessage:
     compatible = str(info["redis_version"])
     name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {compatible}"
     if tuple(int(part) for part in compatible.split(".")[:2] if part.isdigit()) >= MIN_REDIS:
-        return Info(f"{name} is new enough.")
+        return Info(f"{name} is supported.")
     minimum = ".".join(map(str, MIN_REDIS))
-    return Error(f"{name} is too old: Docora needs Redis {minimum} or newer, or Valkey.", hint="Upgrade it.")
+    return Error(f"{name} is too old. Docora needs Valkey, or Redis {minimum} or newer.", hint="Upgrade it.")
 
 
 def _check_eviction(info: dict[str, object]) -> CheckMessage:
     policy = info["maxmemory_policy"]
     if policy == "noeviction":
-        return Info("Redis evicts nothing (maxmemory-policy noeviction).")
-    text = f"Redis' maxmemory-policy is {policy}: when memory runs out, waiting jobs and counters disappear silently."
-    hint = "Set maxmemory-policy noeviction, and give other caches a Redis of their own."
+        return Info("Redis doesn't evict keys (maxmemory-policy noeviction).")
+    text = f"Redis' maxmemory-policy is {policy}. When memory runs out, queued jobs and counters are lost silently."
+    hint = "Set maxmemory-policy to noeviction, and use a separate Redis for other caches."
     if info["maxmemory"]:
         return Error(text, hint=hint)
-    return Warning(f"{text} It does not happen yet, because no maxmemory is set.", hint=hint)
+    return Warning(f"{text} This has no effect until maxmemory is set.", hint=hint)
 
 
 def _check_memory(info: dict[str, object]) -> CheckMessage:
@@ -200,5 +200,5 @@ def _check_memory(info: dict[str, object]) -> CheckMessage:
     if used < _MEMORY_WARNING * maximum:
         return Info(text)
     message = Error if used >= _MEMORY_ERROR * maximum else Warning
-    hint = "A full Redis refuses writes, and no worker is woken: raise maxmemory, or find out what else fills it."
+    hint = "When Redis is full, it rejects writes and syncs start late. Raise maxmemory, or find out what else uses it."
     return message(text, hint=hint)

@@ -80,7 +80,7 @@ def reason_by_path(path: bytes) -> Skipped | None:
     try:
         path.decode("utf-8")
     except UnicodeDecodeError:
-        return Skipped(path, "not_utf8", "The path is not valid UTF-8, so JSON cannot carry it.")
+        return Skipped(path, "not_utf8", "The path is not valid UTF-8, so JSON can't represent it.")
     return None
 
 

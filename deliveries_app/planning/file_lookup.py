@@ -51,12 +51,12 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
     """Look up the first of `paths` that exists in the commit and apply the delivery rules to it."""
     nothing = FileLookup(paths[0], commit)
     if not commit:
-        return replace(nothing, unknown="The repository has not been synced yet.")
+        return replace(nothing, unknown="The repository hasn't been synced yet.")
     mirror = repositories.mirror_of(watch.repository)
     try:
         with mirror.glance():
             if not mirror.has(commit, timeout=SECONDS):
-                return replace(nothing, unknown="The mirror on this machine does not contain this commit.")
+                return replace(nothing, unknown="The mirror on this server doesn't contain this commit.")
             entries = (mirror.entry(commit, path, timeout=SECONDS) for path in paths)
             entry = next((entry for entry in entries if entry is not None), None)
             if entry is None:
@@ -64,7 +64,7 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
             found = FileLookup(entry.path, commit, entry=entry)
             return found if found.is_directory else _apply_rules(found, entry, delivery_rules, mirror)
     except GitError as error:
-        slow = "git is too slow on this machine at the moment. Try again shortly."
+        slow = "git is too slow on this server right now. Try again shortly."
         return replace(nothing, unknown=slow if error.cause is Cause.TIMEOUT else str(error))
 
 

@@ -8,8 +8,8 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 
 from deliveries_app.actors import can_view_operations
-from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, SyncRun
-from deliveries_app.progress import live
+from deliveries_app.models import App, AppRepository, BulkOperation, OperationKind, Outcome, Result, SyncRun
+from deliveries_app.progress import activity, live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
 from docora.text import counted, format_bytes, format_seconds
@@ -24,29 +24,36 @@ def of_operation(operation: BulkOperation) -> dict[str, Any]:
     return {
         "operation": operation,
         "progress": progress,
+        "activity": activity.of_operation(operation, progress),
+        "result": result_of(operation, progress),
         "summary": summary(operation, progress) if progress.finished else "",
     }
 
 
+def result_of(operation: BulkOperation, progress: Progress) -> Result:
+    return operation.result_of(succeeded=progress.succeeded, failed=progress.failed, superseded=progress.superseded)
+
+
 def of_watch(watch: AppRepository) -> dict[str, Any]:
-    """Return the context for `docora/progress.html#watch_progress`: the watch's newest run, open or ended."""
+    """Return the context for `docora/progress.html#watch_progress`: the watch's newest run, open or ended.
+
+    The watch was read `with_state`.
+    """
     run = watch.runs.order_by("-generation", "-pk").first()
-    return {"watch": watch, "run": run, "progress": live.of_runs([run])[run.pk] if run else None}
+    progress = live.of_runs([run])[run.pk] if run else None
+    doing = activity.of_run(run, watch, progress) if run and progress else None
+    return {"watch": watch, "run": run, "progress": progress, "activity": doing}
 
 
-def operation_contexts(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
-    """Return a context for each of the `visible_operations`."""
-    return [of_operation(operation) for operation in visible_operations(request.user, queryset)]
+def open_operations(request: HttpRequest, queryset: QuerySet[BulkOperation]) -> list[dict[str, Any]]:
+    """Return a context for each of the newest open operations, if the user can view operations."""
+    return [of_operation(operation) for operation in newest_open(request.user, queryset)]
 
 
-def visible_operations(
-    user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]
-) -> list[BulkOperation]:
-    """Return open operations and ended ones that were not dismissed, newest first, if the user can view operations."""
+def newest_open(user: AbstractBaseUser | AnonymousUser, queryset: QuerySet[BulkOperation]) -> list[BulkOperation]:
     if not can_view_operations(user):
         return []
-    newest = queryset.filter(Q(ended_at=None) | Q(dismissed_at=None)).order_by("-created_at", "-pk")
-    return list(newest[:MAX_OPERATIONS])
+    return list(queryset.filter(ended_at=None).order_by("-created_at", "-pk")[:MAX_OPERATIONS])
 
 
 def involving(app: App) -> QuerySet[BulkOperation]:
@@ -72,15 +79,14 @@ def joined(pks: Iterable[int]) -> str:
 
 
 def summary(operation: BulkOperation, progress: Progress) -> str:
-    """Summarize a finished operation in up to three sentences."""
+    """Summarize a finished operation in a few words, or a cancelled one in up to three sentences."""
     if operation.cancelled_at is not None:
         return _after_cancel(operation, progress)
-    counts = [f"{progress.succeeded:,} synced"]
-    counts += [f"{progress.failed:,} failed"] if progress.failed else []
-    counts += [f"{progress.cancelled:,} cancelled"] if progress.cancelled else []
-    counts += [f"{progress.superseded:,} taken over by a later request"] if progress.superseded else []
-    sent = f"{progress.files_done:,} files ({format_bytes(progress.bytes_done)}) in {format_seconds(progress.seconds)}"
-    return f"{_repositories(progress.total)}: {', '.join(counts)} · {sent}"
+    counts = {"succeeded": progress.succeeded, "failed": progress.failed, "cancelled": progress.cancelled}
+    counts["superseded by a later request"] = progress.superseded
+    parts = [f"{count:,} {label}" for label, count in counts.items() if count]
+    sent = f"{counted(progress.files_done, 'file', 'files')} ({format_bytes(progress.bytes_done)})"
+    return f"{_repositories(progress.total)}: {', '.join(parts)} · {sent} in {format_seconds(progress.seconds)}"
 
 
 def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
@@ -89,22 +95,23 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
     started = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
     untouched = cancelled.filter(started_at=None).count()
     is_retry = operation.kind == OperationKind.RETRY
-    were = "was" if progress.succeeded == 1 else "were"
-    parts = [f"{_repositories(progress.succeeded)} {were} {'synced' if is_retry else 'sent again in full'}"]
+    done = "succeeded before that" if is_retry else "had been sent in full"
+    parts = [f"{_repositories(progress.succeeded)} {done}"]
     parts += [
-        f"{_name_of(operation, run)} had {run.files_done:,} of {run.files_total:,} files sent"
-        f"{'' if is_retry else ' and continues syncing'}"
+        f"{_name_of(operation, run)} stopped after {run.files_done:,} of {run.files_total:,} files"
         for run in started[:_NAMED]
     ]
     if len(started) > _NAMED:
-        parts.append("others had started too" if is_retry else "others continue too")
+        parts.append("others stopped midway too")
     if untouched:
-        parts.append(f"{untouched:,} {'was' if untouched == 1 else 'were'} not touched")
+        parts.append(f"{untouched:,} had not started")
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."
     if is_retry and (started or untouched):
-        text += " Repositories whose retry was cancelled keep failing until the next rescan."
+        return f"{text} Repositories whose retry was cancelled are checked again at the next rescan."
+    if started:
+        return f"{text} Repositories that were stopped midway now get only what has changed."
     return text
 
 

@@ -7,15 +7,18 @@ from datetime import datetime
 from django.db.models import Count, Min, Q, Sum
 from django.utils import timezone
 
-from deliveries_app.models import BulkOperation, Outcome, SyncRun
+from deliveries_app.models import BulkOperation, Outcome, Result, SyncRun
 from docora.redis import live_counters
 
 _COUNTS = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done")
 _COUNTED_AS = {
-    "succeeded": [Outcome.SUCCEEDED],
-    "failed": [Outcome.FAILED, Outcome.PAUSED],
-    "cancelled": [Outcome.CANCELLED, Outcome.ENDED],
-    "superseded": [Outcome.SUPERSEDED],
+    name: Outcome.with_result(result)
+    for name, result in (
+        ("succeeded", Result.SUCCEEDED),
+        ("failed", Result.FAILED),
+        ("cancelled", Result.CANCELLED),
+        ("superseded", Result.SUPERSEDED),
+    )
 }
 _ENDINGS = ("completed", *_COUNTED_AS)
 
@@ -61,16 +64,6 @@ class Progress:
         """Seconds since the first attempt started, until now or the end."""
         return ((self.ended_at or timezone.now()) - self.started_at).total_seconds() if self.started_at else 0.0
 
-    @property
-    def files_per_second(self) -> float:
-        return self.files_done / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The estimated seconds until the end; None while nothing was sent."""
-        rate = self.files_per_second
-        return (self.files_total - self.files_done) / rate if rate > 0 and not self.finished else None
-
     def as_dict(self) -> dict[str, int]:
         """Return the numbers for scripts: the admin JSON and the commands."""
         names = ("total", *_ENDINGS, *_COUNTS, "percent", "finished")
@@ -100,9 +93,7 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
         started_at=run.started_at,
         ended_at=run.ended_at,
         completed=int(bool(run.ended_at)),
-        succeeded=int(run.outcome == Outcome.SUCCEEDED),
-        failed=int(run.outcome == Outcome.FAILED),
-        cancelled=int(run.outcome == Outcome.CANCELLED),
+        **{name: int(run.outcome in outcomes) for name, outcomes in _COUNTED_AS.items()},
     )
 
 

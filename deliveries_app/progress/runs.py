@@ -138,7 +138,7 @@ def show(run: SyncRun, *, files_done: int, bytes_done: int, files_failed: int) -
     deltas = {"files_done": files_done, "bytes_done": bytes_done, "files_failed": files_failed}
     if not live_counters.advance(run.run_id, **deltas):
         live.seed_run(run)
-    if run.operation and any(deltas.values()):
+    if run.operation:
         live.show_in_operation(run, run.operation)
 
 

@@ -1,8 +1,7 @@
 """Data for the app page and for the fragment that refreshes it."""
 
-import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -16,41 +15,27 @@ from deliveries_app.models import (
     App,
     AppRepository,
     AppRepositoryQuerySet,
-    BulkOperation,
-    DeliveryFailure,
-    FailureKind,
-    Status,
-    SyncPause,
+    WatchState,
 )
 from deliveries_app.monitoring.counts import count_watches
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress.live import Progress
+from deliveries_app.reports import failing_files
 from deliveries_app.reports.next_attempt import NextTry, next_try
-from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION, current_pause
+from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.webhooks import endpoint_stats
 from docora.templatetags.docora import counted, milliseconds
-from repositories_app.models import HostOutage
 
 PER_PAGE = 50
-LISTED_FILES = 50
-SORTED_FILES = 2000
-"""Sort at most this many failing files to find the newest: an app that rejects everything may have millions."""
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
 OFFERED_NAMES = 200
-STATUSES = [
-    ("", "any status"),
-    ("failing", "failing: failed or being retried"),
-    (Status.FAILED, "failed"),
-    (Status.PENDING, "pending"),
-    (Status.SCANNING, "syncing"),
-    (Status.SYNCED, "synced"),
-]
+STATUSES = [("", "Any status"), ("failing", "Failing, in any state"), *WatchState.choices]
 _BY_NAME = ("repository__owner", "repository__name", "pk")
 _NAME = (F("repository__owner"), F("repository__name"))
 _SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
     "repository": ("Repository", _NAME),
-    "status": ("Status", (F("status"),)),
+    "status": ("Status", (F("state_detail"),)),
     "synced": ("Last sync", (F("last_synced_at"),)),
     "files": ("Files", (F("tree_files"),)),
 }
@@ -114,7 +99,7 @@ class TableQuery:
         if self.status == "failing":
             watches = watches.failing()
         elif self.status:
-            watches = watches.filter(status=self.status)
+            watches = watches.in_state(self.status)
         keys = _SORTS[self.sort][1]
         order = [key.desc(nulls_last=True) if self.descending else key.asc(nulls_first=True) for key in keys]
         return watches.order_by(*order, *_BY_NAME)
@@ -130,17 +115,8 @@ class Row:
     next_attempt: NextTry | None
 
 
-@dataclass(frozen=True)
-class FailingFiles:
-    """The newest undelivered files; `count` of them, or more if `is_more`."""
-
-    listed: Sequence[DeliveryFailure] = field(default_factory=list)
-    count: int = 0
-    is_more: bool = False
-
-
 def watches_of(app: App) -> AppRepositoryQuerySet:
-    return AppRepository.objects.alive().filter(app=app)
+    return AppRepository.objects.alive().with_state().filter(app=app)
 
 
 def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
@@ -149,7 +125,6 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     watches = table_query.apply(watches_of(app).select_related("app", "repository"))
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
-    progress, pause, outages = progress_context.open_progress(rows), current_pause(), HostOutage.objects.all()
     counts = count_watches(app)
     return {
         "watched": counts.watches,
@@ -157,16 +132,23 @@ def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
         "table_query": table_query,
         "statuses": STATUSES,
         "page": page,
-        "rows": [row_of(watch, progress.get(watch.pk), pause, outages) for watch in rows],
+        "rows": rows_of(rows),
         "live_ids": progress_context.live_ids(rows),
     }
 
 
-def row_of(
-    watch: AppRepository, progress: Progress | None, pause: SyncPause | None, outages: Iterable[HostOutage]
-) -> Row:
-    has_next_attempt = watch.is_failing or watch.is_active or watch.waits_for_first_commit
-    return Row(watch, progress, failure(watch), next_try(watch, pause, outages) if has_next_attempt else None)
+def rows_of(watches: Sequence[AppRepository]) -> list[Row]:
+    """Return the rows of these watches, which were read `with_state`, with app and repository."""
+    progress = progress_context.open_progress(watches)
+    return [
+        Row(
+            watch,
+            progress.get(watch.pk),
+            failure(watch),
+            next_try(watch) if watch.state != WatchState.UP_TO_DATE else None,
+        )
+        for watch in watches
+    ]
 
 
 def failure(watch: AppRepository) -> str:
@@ -180,50 +162,38 @@ def failure(watch: AppRepository) -> str:
     return f"HTTP {watch.last_status_code}{files}"
 
 
-def failing_files(app: App) -> FailingFiles:
-    """Return failing files of all repositories. Reads a bounded number from the index, then sorts."""
-    may_have = Q(failing_since__isnull=False) | Q(files_failing__gt=0) | Q(status=Status.SCANNING)
-    watches = watches_of(app).filter(may_have).values("pk")
-    listed = DeliveryFailure.objects.filter(watch__in=watches, kind=FailureKind.FAILED)
-    some = list(listed.order_by().values_list("last_at", "pk")[: SORTED_FILES + 1])
-    newest = [pk for _, pk in heapq.nlargest(LISTED_FILES, some)]
-    rows = DeliveryFailure.objects.filter(pk__in=newest).select_related("watch__repository").order_by("-last_at", "-pk")
-    return FailingFiles(list(rows), min(len(some), SORTED_FILES), len(some) > SORTED_FILES)
-
-
 def unpolled_context(app: App) -> dict[str, Any]:
     """Return the context of the parts that are not refreshed: failing files, and repository names to choose from."""
     names = watches_of(app).order_by(*_BY_NAME).values_list("repository__owner", "repository__name")
-    return {"files": failing_files(app), "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]]}
+    return {
+        "failing_files": failing_files.of_app(app),
+        "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]],
+    }
 
 
-def recent_operations(
-    user: AbstractBaseUser | AnonymousUser, app: App, shown: Sequence[BulkOperation]
-) -> list[dict[str, Any]]:
-    """Return the app's most recently ended operations, except those already `shown`."""
+def recent_operations(user: AbstractBaseUser | AnonymousUser, app: App) -> list[dict[str, Any]]:
+    """Return the most recently ended operations that involve the app."""
     if not actors.can_view_operations(user):
         return []
-    ended = BulkOperation.objects.filter(app=app, ended_at__isnull=False).exclude(
-        pk__in=[operation.pk for operation in shown]
-    )
+    ended = progress_context.involving(app).filter(ended_at__isnull=False)
     newest = ended.order_by("-created_at", "-pk")[:RECENT_OPERATIONS]
     return [progress_context.of_operation(operation) for operation in newest]
 
 
 def health(app: App) -> str:
-    """Return `99.2 % ok · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
+    """Return `99.2% accepted · median 38 ms · p95 210 ms (last 100)`, or a sentence if there are no recent requests."""
     stats = endpoint_stats.of_app(app)
     if stats is None:
-        return "No notifications were sent recently."
+        return "No recent notifications"
     share = f"{100 * stats.accepted:.1f}".removesuffix(".0")
     times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"
-    return f"{share} % ok · {times} (last {stats.requests})"
+    return f"{share}% accepted · {times} (last {stats.requests})"
 
 
 def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:
     """Return the refreshed part of the page, except operation progress."""
     page = reverse("admin:deliveries_app_app_change", args=[app.pk])
-    operations = progress_context.visible_operations(user, progress_context.involving(app))
+    operations = progress_context.newest_open(user, progress_context.involving(app))
     context = {
         "app": app,
         "health": health(app),

@@ -1,46 +1,21 @@
-"""Failing watches, with the state of each, and grouped by root cause."""
+"""Failing watches, grouped by root cause."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db.models import Case, Count, Min, Q, TextChoices, Value, When
-from django.db.models.functions import Now
+from django.db.models import Case, Count, Min, Value, When
 
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet
 from deliveries_app.models.root_causes import RootCause
-
-
-class State(TextChoices):
-    """State of a failing watch: the first matching condition in `_STATES`."""
-
-    FAILED = "failed", "failed"
-    RETRYING = "retrying", "retrying"
-    SYNCING = "syncing", "syncing"
-    COOLDOWN = "cooldown", "endpoint cooling down"
-    PAUSED = "paused", "app paused"
-    CIRCUIT = "circuit", "circuit open"
-
-
-_STATES = [
-    (Q(status=Status.SCANNING), State.SYNCING),
-    (Q(app__paused=True), State.PAUSED),
-    # A requested sync is the circuit's probe; all others wait for it.
-    (Q(repository__circuit_open_until__gt=Now(), retry_count__gt=0), State.CIRCUIT),
-    (Q(app__cooldown_until__gt=Now()), State.COOLDOWN),
-    (Q(status=Status.FAILED), State.FAILED),
-]
-
 
 _CAUSES = list(RootCause)  # display order: endpoint, git, internal
 
 
-def with_state(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
-    """Annotate `state` and `cause_order`, which the list shows, filters and sorts by."""
-    states = [When(condition, then=Value(state)) for condition, state in _STATES]
+def in_order(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:
+    """Annotate `cause_order`, by which the list is sorted."""
     causes = [When(root_cause=cause, then=Value(place)) for place, cause in enumerate(_CAUSES)]
-    return watches.annotate(
-        state=Case(*states, default=Value(State.RETRYING)), cause_order=Case(*causes, default=Value(len(_CAUSES)))
-    )
+    return watches.annotate(cause_order=Case(*causes, default=Value(len(_CAUSES))))
 
 
 @dataclass(frozen=True)
@@ -53,11 +28,11 @@ class Group:
     since: datetime
 
 
-def groups(app_pk: int | None = None) -> list[Group]:
-    """Return the groups of all apps or one, in display order. One query."""
+def groups(apps: Collection[int] | None = None) -> list[Group]:
+    """Return the groups of all apps or of those with these keys, in display order. One query."""
     watches = AppRepository.objects.failing()
-    if app_pk is not None:
-        watches = watches.filter(app_id=app_pk)
+    if apps is not None:
+        watches = watches.filter(app__in=apps)
     found = (
         watches.order_by()
         .values_list("root_cause")

@@ -13,8 +13,6 @@ from deliveries_app.planning.eligibility import Skipped
 from deliveries_app.planning.file_lookup import TRANSFORM_FAILED, FileLookup, look_up
 from deliveries_app.planning.plan import DeliveryRules
 from deliveries_app.reports.next_attempt import NextTry, next_try
-from deliveries_app.services.control import current_pause
-from repositories_app.models import HostOutage
 
 PERMISSION = "deliveries_app.view_apprepository"
 _ROWS = 10  # transforms may have made several files from one
@@ -70,9 +68,8 @@ def explain(actor: Actor, watch: AppRepository, path: str) -> Explanation:
     decision = _made_from(made_from) if made_from else decide(found, row, failure, delivery_rules)
     next_attempt = None
     if decision.state in {"waiting", "in doubt", "cleared", "failed"}:
-        next_attempt = next_try(
-            watch, current_pause(), HostOutage.objects.all(), hold_until=row.hold_until if row else None
-        )
+        current = AppRepository.objects.with_state().select_related("app", "repository").get(pk=watch.pk)
+        next_attempt = next_try(current, hold_until=row.hold_until if row else None)
     return Explanation(watch, path, decision, found, row, failure, next_attempt, made_from)
 
 
@@ -113,7 +110,7 @@ def decide(
     """Decide from the lookup, the row and the failure what happened to the file."""
     failed = failure if failure and failure.kind == FailureKind.FAILED else None
     if found.is_directory:
-        return Decision("absent", "This is a directory. Enter the path of a file in it.")
+        return Decision("absent", "This is a directory. Enter the path of a file.")
     if found.left_out:
         return _left_out(found.left_out, row, failed)
     if found.entry is None and not found.unknown:
@@ -125,7 +122,7 @@ def decide(
     if failed:
         return _not_delivered(failed)
     if row.generation < delivery_rules.floor:
-        return Decision("cleared", "A re-sync cleared its record. The client had acknowledged it and gets it again.")
+        return Decision("cleared", "A re-sync cleared the record of this file. The next sync sends it again.")
     return _acknowledged(found, row, delivery_rules)
 
 
@@ -138,7 +135,7 @@ def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None
     if failed:
         return Decision(
             "failed",
-            f"{message} The client still has it and has not accepted its deletion: {_lower_first(failed.message)}",
+            f"{message} The client still has it, because its deletion failed: {_lower_first(failed.message)}",
         )
     return Decision("waiting", f"{message} The client still has an earlier copy. The next sync deletes it.")
 
@@ -146,16 +143,14 @@ def _left_out(why: Skipped, row: Delivery | None, failed: DeliveryFailure | None
 def _absent(row: Delivery | None, failed: DeliveryFailure | None) -> Decision:
     """Explain a file that is not in the repository."""
     if row is None:
-        message = "There is no such file. Either it never existed, or the client has acknowledged its deletion."
+        message = "There is no such file in the repository or at the client."
         return Decision("absent", message)
     if failed:
-        message = (
-            f"Deleted in the repository, but the client has not accepted the deletion: {_lower_first(failed.message)}"
-        )
+        message = f"Deleted in the repository, but the deletion failed at the client: {_lower_first(failed.message)}"
         return Decision("failed", message)
     if row.kind == Kind.DELETE:
-        return Decision("in doubt", "Deleted in the repository. The client has not acknowledged the deletion yet.")
-    return Decision("waiting", "Deleted in the repository. The client still has it until the next sync deletes it.")
+        return Decision("in doubt", "Deleted in the repository. The client hasn't acknowledged the deletion yet.")
+    return Decision("waiting", "Deleted in the repository. The next sync deletes it at the client.")
 
 
 def _never_sent(found: FileLookup, failure: DeliveryFailure | None) -> Decision:
@@ -166,17 +161,17 @@ def _never_sent(found: FileLookup, failure: DeliveryFailure | None) -> Decision:
     if found.unknown:
         return Decision(
             "unknown",
-            f"The client was never sent this file. Whether the repository has it is unknown: {_lower_first(found.unknown)}",
+            f"Never sent to the client. The repository couldn't be checked: {_lower_first(found.unknown)}",
         )
-    return Decision("waiting", "Not sent yet. The repository has it, and the next sync sends it.")
+    return Decision("waiting", "Not sent yet. The next sync sends it.")
 
 
 def _in_doubt(found: FileLookup, row: Delivery, failed: DeliveryFailure | None) -> Decision:
     if failed:
         return _not_delivered(failed)
     if row.kind == Kind.DELETE:
-        again = " The repository has the file again, and the next sync sends it." if found.entry else ""
-        return Decision("in doubt", f"The client has not acknowledged its deletion.{again}")
+        again = " The repository has the file again. The next sync sends it." if found.entry else ""
+        return Decision("in doubt", f"The client hasn't acknowledged its deletion.{again}")
     return Decision("in doubt", "Sent, but not acknowledged by the client. The next sync sends it again.")
 
 
@@ -184,13 +179,13 @@ def _acknowledged(found: FileLookup, row: Delivery, delivery_rules: DeliveryRule
     """Explain a file that the client has acknowledged."""
     if found.entry is None:
         message = (
-            "Delivered: the client acknowledged the last notification. Whether the repository has changed is unknown"
+            "Delivered: the client acknowledged the last notification. The repository couldn't be checked for changes"
         )
         return Decision("delivered", f"{message}: {_lower_first(found.unknown)}")
     if row.source_key == delivery_rules.source_key(found.entry.blob, found.path.decode()):
-        return Decision("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
+        return Decision("delivered", "Delivered: the client has acknowledged the current version.")
     if row.source_key is None:
-        return Decision("waiting", "The client got it from the earlier service. The next sync compares the contents.")
+        return Decision("waiting", "Sent by the previous service. The next sync compares the contents.")
     return Decision("waiting", "The client has an older version. The next sync sends the current one.")
 
 
@@ -199,7 +194,7 @@ def _not_delivered(failure: DeliveryFailure) -> Decision:
 
 
 def _made_from(source: str) -> Decision:
-    return Decision("absent", f"The repository has no such file. Transforms create it from {source}.")
+    return Decision("absent", f"The repository has no such file. A transform creates it from {source}.")
 
 
 def _lower_first(message: str) -> str:

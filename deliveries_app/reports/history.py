@@ -13,7 +13,7 @@ from typing import Any
 from django.db.models import Count, Model, Q, QuerySet, Sum
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, BulkOperation, Outcome, SyncRun
+from deliveries_app.models import AppRepository, BulkOperation, Outcome, Result, SyncRun
 
 WINDOW = 20_000
 MAX_WATCHES = 500  # above this, search the newest rows instead of using the index
@@ -107,25 +107,16 @@ def seconds(row: SyncRun | BulkOperation) -> float | None:
     return ((row.ended_at or timezone.now()) - started_at).total_seconds() if started_at else None
 
 
-_CANCELLED = Q(outcome__in=[Outcome.CANCELLED, Outcome.ENDED])
+_CANCELLED = Q(outcome__in=Outcome.with_result(Result.CANCELLED))
 PARTS: dict[str, tuple[str, Q]] = {
-    "full": ("sent in full", Q(outcome=Outcome.SUCCEEDED)),
-    "failed": ("failed", Q(outcome__in=[Outcome.FAILED, Outcome.PAUSED])),
-    "part": ("sent in part", _CANCELLED & Q(started_at__isnull=False)),
-    "untouched": ("not touched", _CANCELLED & Q(started_at=None)),
-    "superseded": ("taken over by a later request", Q(outcome=Outcome.SUPERSEDED)),
-    "open": ("open", Q(outcome="")),
+    "full": ("succeeded", Q(outcome=Outcome.SUCCEEDED)),
+    "failed": ("failed", Q(outcome__in=Outcome.with_result(Result.FAILED))),
+    "part": ("cancelled midway", _CANCELLED & Q(started_at__isnull=False)),
+    "untouched": ("cancelled before the start", _CANCELLED & Q(started_at=None)),
+    "superseded": ("superseded", Q(outcome=Outcome.SUPERSEDED)),
+    "open": ("in progress", Q(outcome="")),
 }
 """Outcomes of an operation's runs: name in URLs → label and condition. They are disjoint."""
-
-
-def describe_sent(run: SyncRun) -> str:
-    """Describe how much of a repository an operation sent."""
-    if run.outcome == Outcome.SUCCEEDED:
-        return "sent in full"
-    if run.outcome and run.started_at is None:
-        return "not touched"
-    return f"{run.files_done:,} of {run.files_total:,} files"
 
 
 @dataclass(frozen=True)
@@ -138,9 +129,14 @@ class Outcomes:
     bytes_done: int = 0
     bytes_total: int = 0
 
+    def result_of(self, operation: BulkOperation) -> Result:
+        return operation.result_of(
+            succeeded=self.counts["full"], failed=self.counts["failed"], superseded=self.counts["superseded"]
+        )
+
     @property
     def summary(self) -> str:
-        """`11 sent in full, 1 failed`."""
+        """`11 succeeded, 1 failed`."""
         return ", ".join(f"{self.counts[name]:,} {label}" for name, (label, _) in PARTS.items() if self.counts[name])
 
 

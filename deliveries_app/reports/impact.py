@@ -10,6 +10,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, Status, SyncRun
+from deliveries_app.models.apps import is_leased
 from repositories_app.models import Repository, Snapshot
 
 SAMPLE = 10
@@ -92,7 +93,7 @@ def removal_of(watches: AppRepositoryQuerySet) -> Removal:
         records_are_exact=exact,
         orphans=len(orphans),
         orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
-        sample=list(watches.select_related("app", "repository")[:SAMPLE]),
+        sample=list(watches.with_state().select_related("app", "repository")[:SAMPLE]),
     )
 
 
@@ -113,10 +114,10 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
         apps=Count("app", distinct=True),
         total_files=Coalesce(Sum("files"), 0),
         total_size=Coalesce(Sum("size"), 0),
-        syncing=Count("pk", filter=Q(status=Status.SCANNING)),
+        syncing=Count("pk", filter=Q(status=Status.SCANNING) & is_leased()),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
-    sample = list(counted.select_related("app", "repository")[:SAMPLE])
+    sample = list(counted.with_state().select_related("app", "repository")[:SAMPLE])
     files = found.pop("total_files")
     pace = _recent_pace(watches, found["apps"])
     return Impact(
@@ -131,10 +132,11 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
         apps=Count("app", distinct=True),
         files=Coalesce(Sum("files_failing"), 0),
         unknown=Count("pk", filter=Q(base_commit="")),
-        syncing=Count("pk", filter=Q(status=Status.SCANNING)),
+        syncing=Count("pk", filter=Q(status=Status.SCANNING) & is_leased()),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
-    return RetryImpact(sample=list(watches.select_related("app", "repository")[:SAMPLE]), **found)
+    sample = list(watches.with_state().select_related("app", "repository")[:SAMPLE])
+    return RetryImpact(sample=sample, **found)
 
 
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:

@@ -7,7 +7,7 @@ from django.db.models import Count, Min, Q, Window
 from django.db.models.functions import RowNumber
 
 from deliveries_app.actors import can_view_operations
-from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, Status
+from deliveries_app.models import AlertChannel, App, AppRepository, BulkOperation, RootCause, WatchState
 from deliveries_app.monitoring import alerts
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.progress import live
@@ -147,7 +147,7 @@ def _running(watches: Watches | None, *, operations: bool) -> Running:
 
 
 def _syncing() -> list[AppRepository]:
-    rows = AppRepository.objects.alive().filter(status=Status.SCANNING).select_related("app", "repository")
+    rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).select_related("app", "repository")
     return list(rows.order_by("app__name", "repository__owner", "repository__name", "pk")[:WATCHES_SHOWN])
 
 

@@ -4,7 +4,6 @@ The rows are the source of truth. A leased watch is running; a due one is waitin
 the job's queue and the workers. Without Redis the page shows the rows.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,20 +12,17 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import DurationField, ExpressionWrapper, F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from deliveries_app.actors import CONTROL_PERMISSION
-from deliveries_app.models import AppRepository, Status, SyncPause, SyncRun
+from deliveries_app.models import AppRepository, StateDetail, SyncPause, SyncRun, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
 from deliveries_app.progress.runs import newest_open_runs
-from deliveries_app.reports.next_attempt import outage_of
 from deliveries_app.services.control import current_pause
 from docora.redis import inspect
 from docora.redis.inspect import Job, QueueState, Worker
 from docora.text import format_seconds, parse_pk
-from repositories_app.models import HostOutage
 
 VIEW_PERMISSION = "deliveries_app.view_queue"
 SHOWN, SCHEDULED_SHOWN = 100, 50
@@ -50,7 +46,7 @@ class Line:
     @property
     def is_stopping(self) -> bool:
         """Whether the sync was cancelled or superseded, so that its worker only waits for the requests in flight."""
-        return self.watch.status != Status.SCANNING
+        return self.watch.state != WatchState.SYNCING
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def can_view(user: AbstractBaseUser | AnonymousUser) -> bool:
 
 def read_queue() -> QueueView:
     """Read the queue page in a constant number of queries."""
-    pause, queue, outages = current_pause(), inspect.read(), HostOutage.objects.all()
+    pause, queue = current_pause(), inspect.read()
     counts = count_watches()
     jobs = queue.jobs if queue else []
     queued = {pk: job.queue for job in jobs if (pk := _watch_of(job))}
@@ -117,7 +113,7 @@ def read_queue() -> QueueView:
     position = {pk: number for number, pk in enumerate(queued)}
     with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
     without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
-    ready = sum(not _held_back(watch, pause, outages) for watch in with_job)
+    ready = sum(watch.detail not in _HELD_BACK for watch in with_job)
     waiting = [*with_job[:SHOWN], *without_job]
     newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
@@ -133,10 +129,7 @@ def read_queue() -> QueueView:
         queue=queue,
         counts=counts,
         running=[line(watch, message=_lease_message(watch, alive)) for watch in running],
-        waiting=[
-            line(watch, queue=queued.get(watch.pk, ""), message=_why_waiting(watch, pause, outages))
-            for watch in waiting
-        ],
+        waiting=[line(watch, queue=queued.get(watch.pk, ""), message=_why_waiting(watch)) for watch in waiting],
         unqueued=max(0, counts.due - ready - (sum(queue.lengths.values()) - len(jobs) if queue else 0)),
         idle_jobs=len(queued) - len(with_job),
         clean_ups=[job for job in jobs if _watch_of(job) is None],
@@ -146,7 +139,7 @@ def read_queue() -> QueueView:
 
 
 def _watches() -> Any:
-    return AppRepository.objects.alive().select_related("app", "repository")
+    return AppRepository.objects.alive().with_state().select_related("app", "repository")
 
 
 def _watch_of(job: Job | None) -> int | None:
@@ -154,24 +147,21 @@ def _watch_of(job: Job | None) -> int | None:
     return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
-def _held_back(watch: AppRepository, pause: SyncPause | None, outages: Iterable[HostOutage]) -> str:
-    """Return why a due watch is held back; empty if it only waits for its turn."""
-    if pause:
-        return "All syncing is paused."
-    if watch.app.paused:
-        return "The app is paused."
-    if watch.arriving:
-        return "Its records are being imported."
-    cooldown = watch.app.cooldown_until - timezone.now() if watch.app.cooldown_until else None
-    if cooldown and cooldown.total_seconds() > 0:
-        return f"The endpoint's cooldown ends in {format_seconds(cooldown.total_seconds())}."
-    if outage_of(watch, outages):
-        return "Its git host cannot be reached."
+_HELD_BACK = {
+    StateDetail.ALL_PAUSED,
+    StateDetail.APP_PAUSED,
+    StateDetail.IMPORTING,
+    StateDetail.COOLDOWN,
+    StateDetail.CIRCUIT_OPEN,
+    StateDetail.HOST_DOWN,
+}
+
+
+def _why_waiting(watch: AppRepository) -> str:
+    """Return what a due watch is waiting for; empty if only for its turn."""
+    if watch.detail in _HELD_BACK or watch.detail == StateDetail.WAITS_FOR_SLOT:
+        return f"{watch.state.label!s}: {watch.detail.label}"
     return ""
-
-
-def _why_waiting(watch: AppRepository, pause: SyncPause | None, outages: Iterable[HostOutage]) -> str:
-    return _held_back(watch, pause, outages) or ("All slots of the app are taken." if watch.slots_requested_at else "")
 
 
 def _lease_message(watch: Any, alive: set[str]) -> str:
@@ -180,10 +170,10 @@ def _lease_message(watch: Any, alive: set[str]) -> str:
     silent = settings.LEASE_SECONDS - left
     if silent <= settings.LEASE_SECONDS / 4:  # workers extend it every sixth of its time
         return ""
-    free = f"the repository is free again in {format_seconds(left)}, and another worker continues."
+    free = f"another worker takes over in {format_seconds(left)}."
     if watch.lease_owner not in alive:
-        return f"This worker is gone: {free}"
-    return f"Not heard from for {format_seconds(silent)}. If it is gone, {free}"
+        return f"This worker has died: {free}"
+    return f"No heartbeat for {format_seconds(silent)}. If the worker has died, {free}"
 
 
 def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
@@ -192,13 +182,11 @@ def _workers(workers: list[Worker], running: list[Any]) -> list[WorkerLine]:
         held = [watch for watch in running if watch.lease_owner == worker.name]
         message = ""
         if worker.is_gone:
-            message = "Killed or cut off from Redis. " + (
-                " ".join(
-                    f"{watch} is free again in {format_seconds(watch.lease_left.total_seconds())}." for watch in held
-                )
-                or "It no longer holds a repository."
+            message = "Died, or cut off from Redis. " + " ".join(
+                f"Another worker takes over {watch} in {format_seconds(watch.lease_left.total_seconds())}."
+                for watch in held
             )
-        lines.append(WorkerLine(worker, [] if worker.is_gone else held, message))
+        lines.append(WorkerLine(worker, [] if worker.is_gone else held, message.strip()))
     return lines
 
 
@@ -209,10 +197,11 @@ def _scheduled() -> list[tuple[AppRepository, str]]:
 
 
 def _scheduled_message(watch: AppRepository) -> str:
-    if watch.status == Status.FAILED:
-        return "Given up until the next rescan."
-    if watch.is_failing:
-        return f"Attempt {watch.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}."
-    if watch.repository.circuit_is_open:
-        return "The repository's circuit is open."
-    return "All slots of the app are taken." if watch.slots_requested_at else "Waiting for the next rescan."
+    """Say which attempt comes next, or what the watch is waiting for."""
+    if watch.detail == StateDetail.RETRYING:
+        return f"Attempt {watch.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}"
+    if watch.detail == StateDetail.FAILED:
+        return "Check for changes, then another try"
+    if watch.detail in {StateDetail.UP_TO_DATE, StateDetail.SCHEDULED}:
+        return "Check for changes"
+    return str(watch.detail.label).capitalize()

@@ -9,12 +9,10 @@ from django.db.models.functions import Now
 from deliveries_app.models import App, AppRepository, Status, SyncPause
 from deliveries_app.monitoring.counts import WatchCounts, count_watches
 from deliveries_app.progress.context import open_progress
-from deliveries_app.reports import failures
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services import current_pause
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
-from repositories_app.models import HostOutage
 
 _IS_SYNCING = Q(status=Status.SCANNING)
 _IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arriving=True) | _IS_SYNCING
@@ -24,18 +22,16 @@ _IS_LISTED = Q(failing_since__isnull=False) | Q(next_sync_at__lte=Now()) | Q(arr
 class Line:
     """A watch that is failing, syncing or waiting.
 
-    `state` is a label of `failures.State`, `syncing`, `waiting`, or `arriving` while its import is incomplete. `percent`
-    is the progress of a running sync, otherwise None.
+    `percent` is the progress of a running sync, otherwise None.
     """
 
     watch: AppRepository
-    state: str
     percent: int | None
     next: NextTry
 
     def as_dict(self) -> dict[str, Any]:
         fields = {
-            "state": self.state,
+            "state": self.watch.state.value,
             "failing_since": self.watch.failing_since,
             "root_cause": self.watch.root_cause or None,
         }
@@ -76,23 +72,14 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     watches = AppRepository.objects.alive().filter(_IS_LISTED)
     if app:
         watches = watches.filter(app=app)
-    listed = failures.with_state(watches).select_related("app", "repository")
+    listed = watches.with_state().select_related("app", "repository")
     failing_first = F("failing_since").asc(nulls_last=True)
     then_syncing = Case(When(_IS_SYNCING, then=0), default=1)
     rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
     progress = open_progress(watch for watch in rows if watch.is_syncing)
     percents = {pk: of_run.percent for pk, of_run in progress.items()}
-    outages = HostOutage.objects.all()
-    lines = [Line(watch, _state(watch), percents.get(watch.pk), next_try(watch, pause, outages)) for watch in rows]
+    lines = [Line(watch, percents.get(watch.pk), next_try(watch)) for watch in rows]
     return StatusReport(pause, heartbeat.read(), counts, lines)
-
-
-def _state(watch: Any) -> str:
-    if watch.is_failing:
-        return str(failures.State(watch.state).label)
-    if watch.arriving:
-        return "arriving"
-    return "syncing" if watch.is_syncing else "waiting"
 
 
 def watch_fields(watch: AppRepository) -> dict[str, Any]:

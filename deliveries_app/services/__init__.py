@@ -5,18 +5,19 @@ Each function takes an `Actor`, checks its permission, acts, audits, and returns
 
 from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.scheduling import enqueue_due, request_sync
-from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync, dismiss_operation
+from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
 from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
-from deliveries_app.services.watching import Watched, delete_app, unwatch_repository, watch_repository
+from deliveries_app.services.watching import AlreadyWatched, Watched, delete_app, unwatch_repository, watch_repository
 
 __all__ = [
     "CONTROL_PERMISSION",
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
+    "AlreadyWatched",
     "NotFailed",
     "NotFound",
     "Onboarded",
@@ -27,7 +28,6 @@ __all__ = [
     "change_app",
     "current_pause",
     "delete_app",
-    "dismiss_operation",
     "enqueue_due",
     "onboard_app",
     "pause_syncing",

@@ -1,4 +1,4 @@
-"""Cancel re-syncs and retries, cancel a running sync, and dismiss finished operations."""
+"""Cancel re-syncs and retries, and cancel whatever runs or waits for one watch."""
 
 from django.conf import settings
 from django.db import transaction
@@ -14,6 +14,7 @@ from deliveries_app.services import audit
 from deliveries_app.services.requests import PERMISSIONS
 from docora.db.clock import from_now
 from docora.redis import queues
+from docora.text import counted
 
 
 def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
@@ -27,7 +28,9 @@ def cancel_operation(actor: Actor, operation: BulkOperation) -> int:
         )
         runs.close_operations([operation.pk])
         if cancelled:
-            audit.record(actor, [operation], f"Cancelled; {cancelled} repositories had not finished")
+            audit.record(
+                actor, [operation], f"Cancelled with {counted(cancelled, 'repository', 'repositories')} unfinished"
+            )
     operation.refresh_from_db()
     return cancelled
 
@@ -139,10 +142,3 @@ def _idle_fields() -> dict[str, object]:
             default=Value(Status.PENDING),
         ),
     }
-
-
-def dismiss_operation(actor: Actor, operation: BulkOperation) -> None:
-    """Hide the finished operation's progress box, for every user."""
-    actor.require(PERMISSIONS[OperationKind(operation.kind)])
-    actor.require_app(operation.app)
-    BulkOperation.objects.filter(pk=operation.pk, ended_at__isnull=False).update(dismissed_at=timezone.now())

@@ -54,8 +54,8 @@ class BcryptMissing(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "Tokens of the existing service can only be verified with bcrypt, which is not installed: "
-            "install the package bcrypt, or Docora with its extra, docora[import]."
+            "Verifying tokens from the existing service requires bcrypt, which is not installed. Install bcrypt or "
+            "docora[import]."
         )
 
 

@@ -42,14 +42,14 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
         row = lock_app(actor, app)
         if row.is_rotating_key:
             raise KeyRotationError(
-                "The key is already being replaced: retire the old key or cancel the replacement first."
+                "A key rotation is already in progress. Retire the old key or discard the new one first."
             )
         if new_key == row.client_auth_key:
             raise ValidationError("This key is already in use. Enter a different one.", code="client_auth_key")
         row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()
         row.new_key_signs, row.new_key_accepted_at = False, None
         _save(row)
-        audit.record(actor, [row], "Started to replace the signing key")
+        audit.record(actor, [row], "Started to rotate the signing key")
     return NewKey(new_key)
 
 
@@ -59,7 +59,7 @@ def retire_old_key(actor: Actor, app: App) -> None:
         row = _lock_rotating(actor, app)
         if row.new_key_accepted_at is None:
             raise KeyRotationError(
-                "The app has not accepted the new key yet. Give it the key, then send a test ping with the new key."
+                "The app hasn't accepted the new key yet. Give it the key, then send a ping signed with it."
             )
         row.client_auth_key = row.new_auth_key
         _end(row)
@@ -71,13 +71,13 @@ def cancel_key_rotation(actor: Actor, app: App) -> None:
     with transaction.atomic():
         row = _lock_rotating(actor, app)
         _end(row)
-        audit.record(actor, [row], "Cancelled the replacement of the signing key")
+        audit.record(actor, [row], "Discarded the new signing key")
 
 
 def _lock_rotating(actor: Actor, app: App) -> App:
     row = lock_app(actor, app)
     if not row.is_rotating_key:
-        raise KeyRotationError("No key is being replaced.")
+        raise KeyRotationError("No key rotation is in progress.")
     return row
 
 

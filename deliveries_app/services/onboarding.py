@@ -45,7 +45,7 @@ def validate_base_url(url: str) -> str:
     if len(url) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", url):
         raise ValidationError("The base URL must be at most 2048 printable ASCII characters.", code="base_url")
     if parts.scheme not in schemes or not host:
-        hint = "" if settings.ALLOW_HTTP else " (an administrator can allow http with ALLOW_HTTP)"
+        hint = "" if settings.ALLOW_HTTP else ". An administrator can allow http:// with ALLOW_HTTP"
         raise ValidationError(
             f"The base URL must start with {' or '.join(f'{s}://' for s in schemes)}{hint}.", code="base_url"
         )
@@ -81,9 +81,7 @@ def validate_name(name: str) -> str:
 def validate_max_in_flight(number: int) -> int:
     """Return the number. Raises `ValidationError` unless it is 1 to `MAX_IN_FLIGHT_LIMIT`."""
     if not 1 <= number <= MAX_IN_FLIGHT_LIMIT:
-        raise ValidationError(
-            f"Notifications in flight must be between 1 and {MAX_IN_FLIGHT_LIMIT}.", code="max_in_flight"
-        )
+        raise ValidationError(f"Concurrent requests must be between 1 and {MAX_IN_FLIGHT_LIMIT}.", code="max_in_flight")
     return number
 
 
@@ -108,9 +106,9 @@ def onboard_app(
     try:
         validate_email(email)
     except ValidationError:
-        raise ValidationError("The e-mail address is malformed.", code="email") from None
+        raise ValidationError("The email address is malformed.", code="email") from None
     if len(email) > 255:
-        raise ValidationError("The e-mail address must have at most 255 characters.", code="email")
+        raise ValidationError("The email address must have at most 255 characters.", code="email")
     key = validate_key(client_auth_key) if client_auth_key else new_webhook_key()
     if len(description) > 500:
         raise ValidationError("The description must have at most 500 characters.", code="description")

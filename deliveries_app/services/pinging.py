@@ -8,7 +8,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import audit
 from deliveries_app.services.requests import NotFound
-from deliveries_app.webhooks.client import post_ping
+from deliveries_app.webhooks.client import describe_outcome, post_ping
 from deliveries_app.webhooks.keyring import Keyring, response_texts
 from docora.http.client import Cause, Outcome
 from repositories_app.git.remote import new_client
@@ -16,25 +16,24 @@ from repositories_app.git.remote import new_client
 PERMISSION = "deliveries_app.change_app"
 
 _HINTS: dict[Cause | int, str] = {
-    Cause.DNS: "The host name of the base URL does not resolve. Check its spelling and this machine's DNS.",
-    Cause.REFUSED_ADDRESS: "Docora is not allowed to call this address. If it is correct, ask an administrator to add its "
+    Cause.DNS: "The base URL's hostname doesn't resolve. Check the URL and this server's DNS.",
+    Cause.REFUSED_ADDRESS: "Docora isn't allowed to connect to this address. If it is correct, ask an administrator to add its "
     "network to ALLOWED_PRIVATE_NETWORKS (and to set ALLOW_HTTP for plain http).",
-    Cause.CONNECT: "Nothing accepts connections there. Check the port, and that the app is running.",
-    Cause.TLS: "The TLS certificate was not accepted. Check its host name, its dates and its chain.",
-    Cause.TIMEOUT: "The app did not answer within 30 seconds.",
-    Cause.NETWORK: "The connection broke before a response arrived. Check the app's log, and any proxies in between.",
-    401: "The app rejected the signature. It must verify with the signing key that Docora showed once. If that key is lost, "
-    "rotate it.",
-    403: "The app rejected the request. Check its signing key, and any firewall in front of it.",
-    404: "There is no /ping below the base URL. Apps written before pings existed also answer like this; otherwise, check "
-    "the base URL.",
-    405: "The URL does not accept POST requests. Check the base URL.",
-    410: "The app asked for no more notifications, so it was paused.",
-    429: "The app limits its request rate. Lower its number of notifications in flight.",
+    Cause.CONNECT: "Check that the app is running, and check the port.",
+    Cause.TLS: "Check that the certificate matches the hostname, hasn't expired, and is sent with its intermediate certificates.",
+    Cause.TIMEOUT: "Check the app's log, and any proxy or firewall in front of it.",
+    Cause.NETWORK: "Check the app's log, and any proxy in front of it.",
+    401: "The app rejected the signature. Check that it uses the signing key from Docora. If the app has lost the key, rotate "
+    "it.",
+    403: "The app rejected the request. Check its signing key and any firewall in front of it.",
+    404: "There is no /ping under the base URL. Apps don't have to implement it. If this one does, check the base URL.",
+    405: "The URL doesn't accept POST requests. Check the base URL.",
+    410: "The app asked to stop receiving notifications and was paused.",
+    429: "The app limits its request rate. Lower its concurrent requests.",
 }
-_REDIRECT = "The app redirects, and Docora does not follow redirects. Enter the redirect's target as the base URL."
-_SERVER_ERROR = "The app failed while handling the ping. Its log has the cause."
-_OTHER = "The app answered, but not with a 2xx status. Check its log or documentation."
+_REDIRECT = "Docora doesn't follow redirects. Set the base URL to the redirect's target."
+_SERVER_ERROR = "The app failed to handle the ping. Check its log."
+_OTHER = "Only 2xx responses count as accepted. Check the app's log."
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def send_ping(actor: Actor, app: App, *, new_key: bool = False) -> Ping:
 
 def _message(outcome: Outcome) -> str:
     if outcome.ok:
-        return f"The app accepted the ping: it answered {outcome.status}."
-    return outcome.message if outcome.cause else f"The app answered {outcome.status}."
+        return f"The app accepted the ping (HTTP {outcome.status})."
+    return describe_outcome(outcome)
 
 
 def _hint(outcome: Outcome) -> str:

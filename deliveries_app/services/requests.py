@@ -21,7 +21,8 @@ from deliveries_app.services import audit
 from docora.text import counted
 
 PERMISSIONS = {OperationKind.RESYNC: RESYNC_PERMISSION, OperationKind.RETRY: RETRY_PERMISSION}
-_LABELS = {OperationKind.RESYNC: "Forced re-sync", OperationKind.RETRY: "Retry"}
+MAX_REASON_CHARS = 200
+_LABELS = {OperationKind.RESYNC: "Re-sync", OperationKind.RETRY: "Retry"}
 
 
 class NotFound(LookupError):
@@ -75,29 +76,44 @@ def start_bulk(
     title: str,
     app: App | None,
     empty_message: str,
+    reason: str = "",
 ) -> BulkOperation:
     """Request a sync of all these watches as one operation, which has a progress bar and can be cancelled.
 
-    Raises `NotFound` with `empty_message` if the request applies to none of them.
+    A single watch is enqueued ahead of bulk work. `reason` is what the requester says about it. Raises `NotFound` with
+    `empty_message` if the request applies to none of them.
     """
     actor.require(PERMISSIONS[kind])
     actor.require_watches(watches)
     with transaction.atomic():
         pks = list(watches.order_by("pk").values_list("pk", flat=True))
-        operation = BulkOperation(kind=kind, app=app, requested_by=actor.name, user_id=actor.user_pk, total=len(pks))
+        operation = BulkOperation(
+            kind=kind,
+            app=app,
+            requested_by=actor.name,
+            user_id=actor.user_pk,
+            reason=reason[:MAX_REASON_CHARS],
+            total=len(pks),
+        )
         operation.save()
         opened = request(actor, pks, operation) if pks else []
         if not opened:
             raise NotFound(empty_message)
+        watches_of_runs = [run.watch for run in opened if run.watch]
+        only = watches_of_runs[0] if len(watches_of_runs) == 1 else None
         count = counted(len(opened), "repository", "repositories")
-        operation.title, operation.total = (title or f"{kind.label.capitalize()} · {count}")[:200], len(opened)
-        operation.save(update_fields=["title", "total"])
+        operation.title = (title or f"{kind.label.capitalize()} · {only or count}")[:200]
+        operation.total, operation.app = len(opened), app or (only.app if only else None)
+        operation.save(update_fields=["title", "total", "app"])
+        because = f". Reason: {operation.reason}" if operation.reason else ""
         if len(opened) <= runs.LOGGED_ONE_BY_ONE:
-            requested = [run.watch for run in opened if run.watch]
-            audit.record(actor, requested, f"{_LABELS[kind]}, {operation.operation_id}")
+            audit.record(actor, watches_of_runs, f"{_LABELS[kind]}, {operation.operation_id}{because}")
         else:
-            audit.record(actor, [operation], f"{_LABELS[kind]} of {count}")
-        transaction.on_commit(scheduling.enqueue_due, robust=True)
+            audit.record(actor, [operation], f"{_LABELS[kind]} of {count}{because}")
+        if only:
+            scheduling.enqueue(only, "high")
+        else:
+            transaction.on_commit(scheduling.enqueue_due, robust=True)
     return operation
 
 

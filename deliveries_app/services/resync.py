@@ -40,13 +40,12 @@ def resync_single(actor: Actor, watch: AppRepository, *, skip_permission_check: 
     )
 
 
-def resync_by_app(actor: Actor, app: App) -> BulkOperation:
+def resync_by_app(actor: Actor, app: App, *, reason: str = "") -> BulkOperation:
     """Send every file of every repository of one app again."""
     actor.require_app(app)
     watches = AppRepository.objects.filter(app=app)
-    return resync_many(
-        actor, watches, f"Re-sync all · {app.name}", app=app, empty_message="No repositories for this app"
-    )
+    empty_message = "No repositories for this app"
+    return resync_many(actor, watches, f"Re-sync all · {app.name}", app=app, empty_message=empty_message, reason=reason)
 
 
 def resync_many(
@@ -56,12 +55,20 @@ def resync_many(
     *,
     app: App | None = None,
     empty_message: str = "No watched repositories are selected",
+    reason: str = "",
 ) -> BulkOperation:
     """Send every file of these watches again, as one operation. Raises `NotFound` with `empty_message` if there are
     none.
     """
     return requests.start_bulk(
-        actor, OperationKind.RESYNC, watches.alive(), _request, title=title, app=app, empty_message=empty_message
+        actor,
+        OperationKind.RESYNC,
+        watches.alive(),
+        _request,
+        title=title,
+        app=app,
+        empty_message=empty_message,
+        reason=reason,
     )
 
 

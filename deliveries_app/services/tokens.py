@@ -75,7 +75,7 @@ def rotate_app_token(actor: Actor, app: App, *, overlap: timedelta = OVERLAP) ->
         (app.tokens.filter(expires_at__lte=Now()) if overlap else app.tokens.all()).delete()
         AppToken.objects.create(app=app, digest=hash_token(token), ending=token[-4:])
         old = app.tokens.filter(expires_at__isnull=False).order_by("-expires_at").first()
-        audit.record(actor, [app], "Replaced the token")
+        audit.record(actor, [app], "Rotated the token")
     return NewToken(token, old.expires_at if old else None)
 
 
@@ -86,7 +86,7 @@ def retire_old_tokens(actor: Actor, app: App) -> int:
         accepted = app.tokens.filter(expires_at__gt=Now()).count()
         app.tokens.filter(expires_at__isnull=False).delete()
         if accepted:
-            audit.record(actor, [app], "Retired the old token")
+            audit.record(actor, [app], "Retired old tokens")
     return accepted
 
 

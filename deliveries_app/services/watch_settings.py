@@ -46,7 +46,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
             next_sync_at=Now(),
             **CLEARED_FAILURE,
         )
-        audit.record(actor, [watch], "Replaced the repository's token")
+        audit.record(actor, [watch], "Changed the repository's token")
         scheduling.enqueue(watch, "high")
 
 
@@ -60,7 +60,7 @@ def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
     secret = secrets.token_hex(32)
     with transaction.atomic():
         _update(watch, push_secret=secret)
-        audit.record(actor, [watch], "Made a new push hook secret")
+        audit.record(actor, [watch], "Created a new push hook secret")
     return secret
 
 
@@ -98,7 +98,7 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> Patter
             raise NotFound("Repository not found")
         watch.refresh_from_db()
         if changed:
-            audit.record(actor, [watch], f"Set the ignore patterns ({count} now)")
+            audit.record(actor, [watch], f"Changed the ignore patterns ({count} now)")
             scheduling.enqueue(watch, "high")
     return PatternsSet(text, count, bool(changed))
 
@@ -115,7 +115,7 @@ def validate_patterns(text: str) -> tuple[str, int]:
             raise ValidationError(f"Line {number} contains a control character. Remove it.", code="control_character")
     patterns, problems = compile_lines(text.encode())
     if problems:
-        raise ValidationError(f"{describe_problems(problems)} Correct or remove it.", code="pattern")
+        raise ValidationError(f"{describe_problems(problems)} Fix or remove it.", code="pattern")
     if len(patterns) > MAX_PATTERNS:
         raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.", code="too_many")
     return text, len(patterns)

@@ -28,6 +28,14 @@ from repositories_app.models import Repository
 GIT_CHECK_SECONDS = 12.0  # for all requests to the git host while a user or client waits for the response
 
 
+class AlreadyWatched(ValueError):
+    """The app already watches the repository, with this `watch`."""
+
+    def __init__(self, watch: AppRepository) -> None:
+        super().__init__(f"{watch.app} already watches this repository.")
+        self.watch = watch
+
+
 @dataclass(frozen=True)
 class Watched:
     """The watch. `created` is False if the app was already watching the repository; every file is then sent again."""
@@ -55,21 +63,25 @@ def validate_token(token: str) -> str:
     return token
 
 
-def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watched:
+def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_be_new: bool = False) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
-    If the app is already watching it, replace the token and send every file again. Raises `InvalidUrl`, `ValidationError`
-    or `GitError`, each with a message for the user.
+    If the app is already watching it, replace the token and send every file again; with `must_be_new`, raise
+    `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
     parsed = remote.parse_url(url)
     validate_token(token)
+    if must_be_new:
+        _require_new(app, parsed)
     is_private = check_readable(parsed.spelled, token)
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
-            raise InvalidUrl("The app is being removed.")  # check this after git, which may have taken seconds
+            raise InvalidUrl("The app is being deleted.")  # check this after git, which may have taken seconds
+        if must_be_new:
+            _require_new(app, parsed)  # again: another request may have watched it meanwhile
         repository = _find_or_create(app, parsed, is_private=is_private)
         # Lock the watch. Otherwise one that has ended could be removed just after it is revived.
         watches = AppRepository.objects.select_for_update(of=("self",)).select_related("app", "repository")
@@ -98,6 +110,14 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "") -> Watch
         runs.log_requested([run])
         scheduling.enqueue(watch, "high")
     return Watched(watch, True)
+
+
+def _require_new(app: App, url: RepositoryUrl) -> None:
+    """Raise `AlreadyWatched` if the app watches the repository, under any spelling of the URL."""
+    watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url=url.canonical)
+    watch = watches.select_related("app", "repository").order_by("pk").first()
+    if watch is not None:
+        raise AlreadyWatched(watch)
 
 
 def _revive(watch: AppRepository) -> None:
@@ -143,14 +163,14 @@ def check_readable(url: str, token: str) -> bool:
     """Return whether the repository is private: readable with the token, but not without.
 
     A repository without a commit can be read, too. Raises `GitError` if it cannot be read with this token, or if its host
-    takes longer than `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing has been stored yet.
+    takes longer than `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
     def check_deadline() -> None:
         if time.monotonic() > deadline:
             raise GitError(
-                Cause.TIMEOUT, f"The host did not answer within {GIT_CHECK_SECONDS:.0f} seconds. Try again later."
+                Cause.TIMEOUT, f"The git host didn't respond within {GIT_CHECK_SECONDS:.0f} seconds. Try again later."
             )
 
     with remote.new_client(max_connections=1) as client:

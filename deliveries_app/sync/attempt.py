@@ -38,6 +38,7 @@ from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
+from docora.text import counted
 from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
@@ -170,7 +171,7 @@ class Attempt:
             logger.exception("sync_failed_unexpectedly")
             self._drain(DRAIN_SECONDS)
             outcomes.failed(
-                self.lease, root_causes.internal("An internal error stopped the sync; the log has the cause.")
+                self.lease, root_causes.internal("An internal error stopped the sync. Check the worker's log.")
             )
 
     def _run(self) -> None:
@@ -337,7 +338,7 @@ class Attempt:
             outcomes.succeeded(self.lease, fields, next_sync_in=self._lag_seconds(fields["last_commit"]))
             return
         count = recorder.failed_count
-        message = f"{count:,} {'file was' if count == 1 else 'files were'} not accepted. {recorder.last_message}"
+        message = f"{counted(count, 'file', 'files')} couldn't be delivered. {recorder.last_message}"
         outcomes.failed(
             self.lease, self._failure(message), rest=recorder.earliest_retry, fields=fields | {"files_failing": count}
         )
@@ -358,10 +359,10 @@ class Attempt:
 
     def _endpoint_failure(self, error: EndpointDown) -> SyncFailure:
         if self.recorder.last_failure:
-            return self._failure(f"The app's endpoint is down: {self.recorder.last_message}")
+            return self._failure(f"The app's endpoint is down. {self.recorder.last_message}")
         assert error.answer is not None  # nothing was sent but a ping
         cause, status = error.answer.cause or "http", error.answer.status
-        message = f"The app's endpoint is down: {describe_outcome(error.answer)}"
+        message = f"The app's endpoint is down. {describe_outcome(error.answer)}"
         return SyncFailure(message, str(cause), root_causes.of_delivery(cause, status), status)
 
     def _new_run(self) -> SyncRun:

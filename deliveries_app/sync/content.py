@@ -112,7 +112,7 @@ def _transformed(change: Change, content: bytes, delivery_rules: DeliveryRules) 
 
 def _not_deterministic(change: Change) -> TransformFailed:
     return TransformFailed(
-        f"The transforms made something different from {change.source_path} than a moment ago. They must be deterministic."
+        f"The transforms returned different results for {change.source_path}. Transforms must be deterministic."
     )
 
 

@@ -102,7 +102,7 @@ def send_sync_completed(
     lease.had_notices = True
     outcome = _send(client, lease, notice, to.base_url, to.envelope, to.keyring, alive)
     if not outcome.ok:
-        message = f"All files were acknowledged, but /sync_completed was not: {describe_outcome(outcome)}"
+        message = f"All files were acknowledged, but /sync_completed failed. {describe_outcome(outcome)}"
         cause = outcome.cause.value if outcome.cause else "http"
         root = root_causes.of_delivery(cause, outcome.status)
         raise NoticeRefused(

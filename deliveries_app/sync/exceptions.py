@@ -31,7 +31,7 @@ class RateLimited(Exception):
     """The app asked to wait for longer than a run does."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The app asked to wait {seconds:.0f} seconds.")
+        super().__init__(f"The app asked Docora to wait {seconds:.0f} seconds.")
         self.seconds = seconds
 
 

@@ -162,7 +162,7 @@ def _hold(lease: Lease, seconds: float, **changes: Any) -> None:
 
 def endpoint_gone(lease: Lease) -> None:
     """The app wants no more notifications: pause it until an administrator resumes it."""
-    message = "The app answered 410 Gone and was paused. Resume it once its endpoint takes notifications again."
+    message = "The app returned HTTP 410 and was paused. Resume it once its endpoint accepts notifications again."
     with transaction.atomic():
         App.objects.filter(pk=lease.watch.app_id).update(paused=True, paused_reason=message)
         postponed(lease, 0.0, SyncFailure(message, "http", RootCause.CLIENT_ERROR, 410))

@@ -10,6 +10,7 @@ from deliveries_app.sync.endpoint_health import GATEWAY_ERRORS
 from deliveries_app.sync.exceptions import EndpointGone, RateLimited
 from deliveries_app.sync.lease import REST_AFTER_TIMEOUT
 from deliveries_app.sync.recorder import Failure
+from deliveries_app.webhooks.client import describe_outcome
 from docora.backoff import MAX_WAIT_SECONDS
 from docora.db.clock import DatabaseClock
 from docora.http.client import Cause, Outcome
@@ -95,7 +96,7 @@ class ResponsePolicy:
             return Decision(delivered=True)
         if change.kind == Kind.DELETE and change.lenient and status in {404, 410}:
             return Decision(delivered=True)  # it may never have had the file
-        failure = Failure("http", f"The app answered {status}.", status, outcome.body)
+        failure = Failure("http", describe_outcome(outcome), status, outcome.body)
         asked = outcome.retry_after(time.time()) if status in {429, 503} else None
         # 503 without Retry-After is also what a proxy answers if the app behind it is down: it gets one pause.
         is_busy = status == 429 or (status == 503 and (self.endpoint_works or pausing or not self._refusals))

@@ -116,7 +116,7 @@ class Sender:
             transfer = self._landed(request)
             clean = False
             if record:
-                failure = Failure("timeout", "The run stopped before the app answered.", rest=REST_AFTER_TIMEOUT)
+                failure = Failure("timeout", "The sync stopped before the app responded.", rest=REST_AFTER_TIMEOUT)
                 self._recorder.fail(transfer.notification, failure)
             self._close(transfer)
         return clean
@@ -160,7 +160,7 @@ class Sender:
         rest = change.hold_until - self._lease.clock.now().timestamp() if change.hold_until else 0.0
         if rest > LONGEST_WAIT:
             failure = Failure(
-                "timeout", "The last request timed out; the path rests before it is sent again.", rest=rest
+                "timeout", "The last request timed out. Docora waits before it sends this file again.", rest=rest
             )
         elif rest > 0:
             self._wait(rest)
@@ -173,11 +173,9 @@ class Sender:
 
     def _waits_for_others(self, path: str) -> Failure | None:
         if self._unsettled.touches(path):
-            return Failure(BLOCKED, "Waits for a delete at, above or below this path that the app did not accept.")
+            return Failure(BLOCKED, "Waiting for a delete at, above or below this path, which failed.")
         if self._kept.touches(path):
-            return Failure(
-                BLOCKED, "Waits for a file above or below this path that the app holds and a transform fails for."
-            )
+            return Failure(BLOCKED, "Waiting for a file above or below this path, whose transform failed.")
         return None
 
     def _wait(self, seconds: float) -> None:

@@ -61,7 +61,8 @@ def post_ping(client: HttpClient, app: App, keyring: Keyring, alive: Callable[[]
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    return outcome.message if outcome.cause else f"it answered {outcome.status}"
+    """Return one sentence about a request to the app that failed."""
+    return outcome.message if outcome.cause else f"The app returned HTTP {outcome.status}."
 
 
 @dataclass(frozen=True)

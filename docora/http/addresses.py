@@ -77,7 +77,7 @@ def blocked_reason(address: str, allowed_networks: Sequence[Network]) -> str | N
     if isinstance(ip, IPv4Address):
         return None if _contains(allowed_networks, ip) else _message(ip, _kind_v4(ip))
     if ip.scope_id is not None:
-        return f"{ip} names a network interface of this machine."
+        return f"{ip} refers to a network interface of this server."
     if _contains(allowed_networks, ip) or (ip.ipv4_mapped and _contains(allowed_networks, ip.ipv4_mapped)):
         return None
     return _message(ip, _kind_v6(ip))
@@ -90,7 +90,7 @@ def _contains(networks: Iterable[Network], ip: IPv4Address | IPv6Address) -> boo
 def _message(ip: IPv4Address | IPv6Address, kind: str | None) -> str | None:
     if kind is None:
         return None
-    return f"{ip} is {kind}; only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
+    return f"{ip} is {kind}. Only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
 
 
 def _kind_v4(ip: IPv4Address) -> str | None:

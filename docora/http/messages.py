@@ -138,7 +138,7 @@ def url_blocked_reason(url: str, allow_http: bool) -> str | None:
     """Return None if the URL may be called, otherwise a sentence that explains why not without repeating the URL."""
     match = _URL.fullmatch(url)
     if match is None:
-        return "The URL must look like https://host[:port]/path, in ASCII, without user name, password or fragment."
+        return "The URL must look like https://host[:port]/path, in ASCII, without a username, password or fragment."
     if match["scheme"].lower() == "http" and not allow_http:
         return "The URL must start with https://. Plain http requires ALLOW_HTTP."
     return None

@@ -37,15 +37,15 @@ def resolve(host: str, allowed_networks: Sequence[Network], seconds: float = LOO
         try:
             addresses = _addresses_of(host, seconds)
         except OSError as error:
-            return ResolvedHost(
-                (), Cause.DNS, f"The name {host} could not be resolved: {error.strerror or 'no answer'}."
-            )
+            detail = error.strerror or "no answer"
+            text = f"Couldn't reach {host}: DNS lookup failed ({detail[:1].lower()}{detail[1:]})."
+            return ResolvedHost((), Cause.DNS, text)
     if is_loopback_name(host):
         addresses = [address for address in addresses if blocked_reason(address, allowed_networks) is None] or addresses
     for address in addresses:
         reason = blocked_reason(address, allowed_networks)
         if reason is not None:
-            message = reason if address == host else f"{host} resolves to a blocked address: {reason}"
+            message = reason if address == host else f"{host} resolves to a blocked address. {reason}"
             return ResolvedHost((), Cause.REFUSED_ADDRESS, message)
     return ResolvedHost(tuple(addresses), None, "")
 
@@ -68,7 +68,7 @@ def _addresses_of(host: str, seconds: float) -> list[str]:
             # Bytes, because a str would go through Python's IDNA codec, which neither libcurl nor git uses.
             answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            errors.append(error if isinstance(error, OSError) else OSError(0, "it is not a host name"))
+            errors.append(error if isinstance(error, OSError) else OSError(0, "not a valid hostname"))
         else:
             found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
 

@@ -119,7 +119,7 @@ class Transfer:
         status, cause = None, None
         if self._cut or (code == pycurl.E_OK and _has_whole_head(self._header_lines)):
             status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-            message = f"The server answered {status}."
+            message = f"The server returned HTTP {status}."
         else:
             cause, message = self._failure(code, text or "the response headers were incomplete")
         outcome = Outcome(
@@ -173,7 +173,7 @@ class Transfer:
             if self._blocked is not None:
                 return _ABORT
             if self.request.may_send is not None and not self.request.may_send():
-                self._blocked = self._blocked or (Cause.CONNECT, "It was too late to send the request.")
+                self._blocked = self._blocked or (Cause.CONNECT, "The request was not sent in time.")
                 return _ABORT
             self._sends += 1
             return _ABORT if self._sends > 1 and not self.request.repeatable else _PROCEED
@@ -213,28 +213,29 @@ class Transfer:
             return self._timed_out(host, reached)
         if cause is Cause.CONNECT:
             number = self._errno or self.curl.getinfo(pycurl.OS_ERRNO)
-            return cause, f"No connection to {host}: {os.strerror(number) if number else detail}."
+            reason = os.strerror(number) if number else detail
+            return cause, f"Couldn't reach {host}: {reason[:1].lower()}{reason[1:]}."
         if code == pycurl.E_ABORTED_BY_CALLBACK:
             return cause, f"The kept-alive connection to {host} closed before a response arrived."
         if cause is Cause.DNS:
-            return cause, f"The name {name_of(self.request.url)} could not be resolved."
+            return cause, f"Couldn't reach {name_of(self.request.url)}: DNS lookup failed."
         if code in _NOT_HTTP and reached:
-            return cause, f"{host} answers, but not in HTTP: {detail}."
+            return cause, f"{host} didn't send a valid HTTP response: {detail}."
         prefix = {
-            Cause.TLS: f"No trusted TLS connection to {host}",
-            Cause.NETWORK: f"The connection to {host} broke",
-            Cause.REFUSED_ADDRESS: "The URL was not accepted",
+            Cause.TLS: f"Couldn't establish a secure connection to {host}",
+            Cause.NETWORK: f"The connection to {host} was lost",
+            Cause.REFUSED_ADDRESS: "The URL is invalid",
         }[cause]
         return cause, f"{prefix}: {detail}."
 
     def _timed_out(self, host: str, reached: bool) -> tuple[Cause, str]:
         connect_timeout, timeout = self._timeouts
         if reached:
-            return Cause.TIMEOUT, f"{host} did not answer within {timeout:g} s."
+            return Cause.TIMEOUT, f"{host} didn't respond within {timeout:g} s."
         seconds = min(connect_timeout, timeout)
         if not self.curl.getinfo(pycurl.NAMELOOKUP_TIME):
-            return Cause.DNS, f"The name {name_of(self.request.url)} could not be resolved within {seconds:g} s."
-        return Cause.TIMEOUT, f"No connection to {host} within {seconds:g} s."
+            return Cause.DNS, f"Couldn't reach {name_of(self.request.url)}: DNS lookup took longer than {seconds:g} s."
+        return Cause.TIMEOUT, f"Couldn't connect to {host} within {seconds:g} s."
 
 
 def _has_whole_head(header_lines: list[bytes]) -> bool:

@@ -53,6 +53,12 @@ class Signs:
         return max(self.workers, default=None)
 
     @property
+    def workers_up(self) -> float | None:
+        """For how many seconds the newest worker has been running."""
+        newest = self.workers_since
+        return (timezone.now() - newest).total_seconds() if newest else None
+
+    @property
     def sweep_age(self) -> float | None:
         """Seconds since the last round of the sweep, or None if it was more than a day ago."""
         return max(0.0, (timezone.now() - self.sweep).total_seconds()) if self.sweep else None

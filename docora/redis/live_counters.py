@@ -1,4 +1,4 @@
-"""Live counters in Redis hashes, polled by the progress bars.
+"""Live counters in Redis hashes, polled by the progress bars, and how fast they have moved in the last seconds.
 
 The counters are a cache of database rows. Only code that writes the rows sets counters (`start`, `seed`), advances them, and
 removes them once the end is committed. If counters are missing, `read` returns None, and the caller counts the rows. No
@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from docora.redis.connection import RedisError, connection
 
@@ -19,25 +20,63 @@ _PREFIX = "docora:progress:"
 _LOG_INTERVAL_SECONDS = 60.0
 _logged_at: float | None = None
 
-# Advance only a counter that exists: after a flush, HINCRBY would create one that starts at zero.
-_ADVANCE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
-return 1
+WINDOW_SECONDS = 20
+FIRST_RATE_SECONDS = 5
+"""A rate is measured over a window, and not before the counters are this old."""
+_KEPT_SECONDS = 3 * WINDOW_SECONDS
+
+# At most one sample per second: the second, and the files acknowledged until then.
+_SAMPLE = f"""
+local function sample(counters, samples)
+  local second = tonumber(redis.call('TIME')[1])
+  local files = redis.call('HGET', counters, 'files_done') or '0'
+  redis.call('ZREMRANGEBYSCORE', samples, second, second)
+  redis.call('ZREMRANGEBYSCORE', samples, '-inf', second - {_KEPT_SECONDS})
+  redis.call('ZADD', samples, second, second .. ':' .. files)
+  redis.call('EXPIRE', samples, {TTL_SECONDS})
+end
 """
 
+_START = (
+    _SAMPLE
+    + """
+redis.call('DEL', KEYS[1], KEYS[2])
+for name, value in pairs(cjson.decode(ARGV[1])) do redis.call('HSET', KEYS[1], name, value) end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+sample(KEYS[1], KEYS[2])
+"""
+)
+
+# Advance only a counter that exists: after a flush, HINCRBY would create one that starts at zero.
+_ADVANCE = (
+    _SAMPLE
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for i = 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+sample(KEYS[1], KEYS[2])
+return 1
+"""
+)
+
 # Keep existing counters: they may be newer than the rows that the caller has read.
-_SEED = """
+_SEED = (
+    _SAMPLE
+    + """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 2 then return end
 for index = 1, 2 do
   redis.call('DEL', KEYS[index])
   for name, value in pairs(cjson.decode(ARGV[index])) do redis.call('HSET', KEYS[index], name, value) end
   redis.call('EXPIRE', KEYS[index], ARGV[3])
 end
+redis.call('DEL', KEYS[3])
+sample(KEYS[1], KEYS[3])
 """
+)
 
 # Several writers share one sum. Each replaces its own part, so writing the same part twice counts once.
-_PUT = """
+_PUT = (
+    _SAMPLE
+    + """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return 0 end
 local before, part = cjson.decode(redis.call('HGET', KEYS[2], ARGV[1]) or '{}'), cjson.decode(ARGV[2])
 if before.completed == 1 and part.completed ~= 1 then return 1 end
@@ -50,18 +89,29 @@ for name, value in pairs(part) do
   end
 end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+sample(KEYS[1], KEYS[3])
 return 1
 """
+)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How counters have moved. `idle` is the number of seconds since they last did.
+
+    `rate` is in files per second over the last `WINDOW_SECONDS`; None if nothing moved in them, or if the counters are
+    younger than `FIRST_RATE_SECONDS`.
+    """
+
+    rate: float | None
+    idle: float
 
 
 def start(key: str, counts: Mapping[str, int]) -> None:
     """Set the counters of `key`, replacing existing ones."""
     try:
-        with connection().pipeline(transaction=True) as pipeline:
-            pipeline.delete(_PREFIX + key)
-            pipeline.hset(_PREFIX + key, mapping={name: str(value) for name, value in counts.items()})
-            pipeline.expire(_PREFIX + key, TTL_SECONDS)
-            pipeline.execute()
+        values = json.dumps({name: str(value) for name, value in counts.items()})
+        connection().eval(_START, 2, _PREFIX + key, _samples_of(key), values, TTL_SECONDS)
     except RedisError as error:
         _log_failure(key, error)
 
@@ -73,18 +123,20 @@ def seed(key: str, counts: Mapping[str, int], parts: Mapping[str, Mapping[str, i
         {name: json.dumps(part) for name, part in parts.items()},
     )
     try:
-        connection().eval(_SEED, 2, _PREFIX + key, _parts_of(key), *map(json.dumps, hashes), TTL_SECONDS)
+        keys = (_PREFIX + key, _parts_of(key), _samples_of(key))
+        connection().eval(_SEED, len(keys), *keys, *map(json.dumps, hashes), TTL_SECONDS)
     except RedisError as error:
         _log_failure(key, error)
 
 
 def advance(key: str, **deltas: int) -> bool:
-    """Add to existing counters. If they are missing or Redis is down, return False: then `start` them from the rows."""
+    """Add to existing counters. If they are missing or Redis is down, return False: then `start` them from the rows.
+
+    Without deltas, only note that something moves: parts of a large file have been sent.
+    """
     arguments = [part for name, delta in deltas.items() if delta for part in (name, delta)]
-    if not arguments:
-        return True
     try:
-        return bool(connection().eval(_ADVANCE, 1, _PREFIX + key, *arguments))
+        return bool(connection().eval(_ADVANCE, 2, _PREFIX + key, _samples_of(key), *arguments))
     except RedisError as error:
         _log_failure(key, error)
         return False
@@ -101,7 +153,8 @@ def put(key: str, name: str, part: Mapping[str, int]) -> bool:
     """
     try:
         arguments = (name, json.dumps(part), part.get("started", 0))
-        return bool(connection().eval(_PUT, 2, _PREFIX + key, _parts_of(key), *arguments))
+        keys = (_PREFIX + key, _parts_of(key), _samples_of(key))
+        return bool(connection().eval(_PUT, len(keys), *keys, *arguments))
     except RedisError as error:
         _log_failure(key, error)
         return True
@@ -121,12 +174,36 @@ def read(keys: Sequence[str]) -> list[dict[str, int] | None]:
     return [{name.decode(): int(value) for name, value in answer.items()} or None for answer in answers]
 
 
+def movement(key: str) -> Movement | None:
+    """Return how the counters of `key` have moved, or None if they are missing or Redis is down."""
+    try:
+        with connection().pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.zrange(_samples_of(key), 0, -1)
+            (second, _), members = pipeline.execute()
+    except RedisError:
+        return None
+    samples = [tuple(map(int, member.decode().split(":"))) for member in members]
+    return _movement(samples, second) if samples else None
+
+
+def _movement(samples: Sequence[tuple[int, ...]], now: int) -> Movement:
+    """Return the movement from samples of (second, files), oldest first."""
+    before = [sample for sample in samples if sample[0] <= now - WINDOW_SECONDS]
+    since, files_then = before[-1] if before else samples[0]
+    last, files_now = samples[-1]
+    since = max(since, now - WINDOW_SECONDS)
+    files = files_now - files_then
+    rate = files / (now - since) if files > 0 and now - since >= FIRST_RATE_SECONDS else None
+    return Movement(rate, float(now - last))
+
+
 def finish(*keys: str) -> None:
     """Delete the counters. Call it after the commit that makes the numbers in the rows final."""
     if not keys:
         return
     try:
-        connection().delete(*(_PREFIX + key for key in keys), *(_parts_of(key) for key in keys))
+        connection().delete(*(name for key in keys for name in (_PREFIX + key, _parts_of(key), _samples_of(key))))
     except RedisError:
         logger.warning("progress_not_deleted", extra={"key": keys[0], "keys": len(keys)})
 
@@ -142,3 +219,7 @@ def _log_failure(key: str, error: RedisError) -> None:
 
 def _parts_of(key: str) -> str:
     return f"{_PREFIX}{key}:parts"
+
+
+def _samples_of(key: str) -> str:
+    return f"{_PREFIX}{key}:samples"

@@ -29,8 +29,8 @@ class DecryptionError(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "A stored secret cannot be decrypted with any of the ENCRYPTION_KEYS. "
-            "Add the key that was used when it was stored to the end of the list, or enter the secret again."
+            "A stored secret can't be decrypted with any key in ENCRYPTION_KEYS. "
+            "Add the key that encrypted it to the end of the list, or replace the secret."
         )
 
 

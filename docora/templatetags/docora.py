@@ -1,12 +1,13 @@
 """Template tags and filters without models, available in every template through `settings.TEMPLATES`."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from django import template
 from django.utils import timezone
 from django.utils.formats import date_format
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html, format_html_join, strip_tags
 from django.utils.safestring import SafeString
 
 from docora.conf import installation
@@ -16,22 +17,24 @@ from docora.text import visible as escape_invisible
 
 register = template.Library()
 
-_STATUS_ICONS = {
-    "synced": "check",
-    "succeeded": "check",
-    "delivered": "check",
-    "failed": "cross",
-    "scanning": "resync",
-    "pending_snapshot": "clock",
-    "in doubt": "clock",
+_STYLES = {
+    "up_to_date": ("good", "check"),
+    "syncing": ("busy", "resync"),
+    "queued": ("neutral", "clock"),
+    "retrying": ("warning", "retry"),
+    "failed": ("bad", "cross"),
+    "paused": ("neutral", "pause"),
+    "on_hold": ("warning", "hourglass"),
+    "held": ("warning", "hourglass"),
+    "running": ("busy", "resync"),
+    "succeeded": ("good", "check"),
+    "partly_failed": ("warning", "warning"),
+    "cancelled": ("neutral", "cancel"),
+    "superseded": ("neutral", "skip"),
+    "delivered": ("good", "check"),
+    "in_doubt": ("neutral", "clock"),
 }
-_STATUS_CLASSES = {
-    "synced": "good",
-    "succeeded": "good",
-    "delivered": "good",
-    "failed": "bad",
-    "scanning": "busy",
-}
+"""State or outcome → the badge's colour (`.badge-…` in the stylesheet) and icon."""
 
 
 @register.simple_tag
@@ -43,26 +46,37 @@ def icon(name: str) -> SafeString:
 
 
 @register.simple_tag
-def badge(status: str, label: str) -> SafeString:
-    """Render a status as colour, icon and label."""
-    return format_html(
-        '<span class="badge badge-{}">{}{}</span>',
-        _STATUS_CLASSES.get(status, "neutral"),
-        icon(_STATUS_ICONS.get(status, "dot")),
-        label,
-    )
+def badge(style: str, label: str) -> SafeString:
+    """Render a state or an outcome as colour, icon and label. `style` is a key of `_STYLES`; others are neutral."""
+    colour, name = _STYLES.get(style, ("neutral", "dot"))
+    return format_html('<span class="badge badge-{}">{}{}</span>', colour, icon(name), label)
 
 
 @register.simple_tag
 def status_badge(watch: Any) -> SafeString:
-    """Render the status of a watch as a badge."""
-    return badge(watch.status, watch.status_label)
+    """Render the state of a watch, which was read `with_state`, as a badge."""
+    return badge(watch.state.value, watch.state.label)
 
 
 @register.simple_tag
-def outcome_badge(run: Any) -> SafeString:
-    """Render the outcome of a run as a badge. A run without an outcome is open."""
-    return badge(run.outcome, run.get_outcome_display()) if run.outcome else badge("scanning", "open")
+def outcome_badge(row: Any) -> SafeString:
+    """Render how a run or an operation ended, or that it is running, as a badge."""
+    return badge(row.result.value, row.result.label)
+
+
+@register.simple_tag
+def result_cells(cells: Iterable[SafeString], headers: Iterable[dict[str, Any]]) -> SafeString:
+    """Render a row of a change list, whose cells Django has rendered, with a role and the column's name in each cell."""
+    return format_html_join("", "{}", ((_labelled(*pair),) for pair in zip(cells, headers, strict=True)))
+
+
+def _labelled(cell: SafeString, header: dict[str, Any]) -> SafeString:
+    role = "rowheader" if cell.startswith("<th") else "cell"
+    text = strip_tags(str(header["text"]))
+    attributes = format_html(' role="{}" data-label="{}"', role, text[:1].upper() + text[1:])
+    if cell.endswith(">—</td>"):  # the site's `empty_value_display`
+        attributes += SafeString(" data-empty")
+    return SafeString(cell[:3] + attributes + cell[3:])  # after `<td` or `<th`
 
 
 @register.simple_tag
@@ -77,8 +91,10 @@ def ago(moment: datetime | None) -> SafeString | str:
     if moment is None:
         return "never"
     seconds = (timezone.now() - moment).total_seconds()
-    if abs(seconds) < 10:
+    if 0 <= seconds < 10:
         text = "just now"
+    elif -10 < seconds < 0:
+        text = "in a few seconds"
     elif seconds < 0:
         text = f"in {_rounded(-seconds)}"
     else:

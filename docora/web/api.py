@@ -15,7 +15,7 @@ THROTTLED = (
     "Too many failed attempts from this address, or, after a migration from an earlier service, many tokens used for "
     "the first time. `Retry-After` is the number of seconds to wait."
 )
-INTERNAL = "Something went wrong in Docora; its log has the cause."
+INTERNAL = "Something went wrong in Docora. Its log has the details."
 COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL}
 
 

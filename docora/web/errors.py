@@ -10,9 +10,9 @@ from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
 _JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/metrics", "/openapi.json")
-NOT_FOUND = "Not found: check the URL; /docs/ lists the calls of the API"
-INTERNAL = "Internal error; the log has the cause"
-FORBIDDEN = "You do not have permission to do this"
+NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
+INTERNAL = "Internal error: see Docora's log"
+FORBIDDEN = "You don't have permission to do this"
 
 
 class ApiError(Exception):
@@ -44,7 +44,7 @@ class JsonErrorsMiddleware(MiddlewareMixin):
             return response
         if response.status_code == 405:
             allowed = ", ".join(sorted(response.headers.get("Allow", "").split(", ")))
-            return json_error(f"{request.method} is not possible here: use {allowed}", 405, {"Allow": allowed})
+            return json_error(f"{request.method} is not allowed here: use {allowed}", 405, {"Allow": allowed})
         return json_error(response.reason_phrase, response.status_code)
 
 
@@ -66,7 +66,7 @@ def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if wants_json(request):
-        return json_error("Bad request: check the host name, the URL and the headers", 400)
+        return json_error("Bad request: check the hostname, the URL and the headers", 400)
     return defaults.bad_request(request, exception)
 
 

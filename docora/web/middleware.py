@@ -105,7 +105,7 @@ class RejectInvalidQueryMiddleware(MiddlewareMixin):
         if not request.path.startswith("/admin/") or self._is_valid(request):
             return None
         if wants_json(request):
-            return json_error("Invalid query: correct its parameters", 400)
+            return json_error("Invalid query: fix its parameters", 400)
         raise BadRequest("Invalid query.")
 
     @staticmethod

@@ -17,9 +17,10 @@ from docora.text import clean_text, format_bytes, format_seconds
 from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
 
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
-FORBIDDEN = "the host forbids it to read this repository"
+FORBIDDEN = "it isn't allowed to read this repository"
+_CHECK_NETWORK = "Check the URL and this server's network."
 _MESSAGE = 300  # characters of foreign text in a message
-_DAMAGED = "The mirror is damaged and is made anew"
+_DAMAGED = "The mirror is damaged and will be rebuilt"
 _MOVED = re.compile(r"returned error: 30[12378]\b|update url base from redirection")
 _RATE_LIMITED = re.compile(r"returned error: 429\b")
 _FILE_LIMIT = re.compile(r"file too large")
@@ -97,7 +98,7 @@ def classify(stderr: bytes, *, token: str = "", ended: int = 1, local: bool = Fa
     if local and message and ended > 0:
         return explain(Cause.CORRUPT, message)
     number = -ended if ended < 0 else ended - 128
-    fallback = f"git was ended by signal {number}" if number > 0 else "git gave no reason"
+    fallback = f"it was killed by signal {number}" if number > 0 else "it gave no error message"
     return explain(Cause.OTHER, message or fallback, token=token)
 
 
@@ -106,16 +107,18 @@ def _detail(cause: Cause, line: str, text: str) -> str:
         return FORBIDDEN if "error: 403" in line else ""
     line = re.sub(r"^(fatal|error): ", "", line)
     remote_lines = re.findall(r"(?m)^remote: *(.*\S)", text) if cause in {Cause.NETWORK, Cause.OTHER} else []
-    return f"{line} (the host says: {clean_text(remote_lines[-1], 150)})" if remote_lines else line
+    return f"{line} (host message: {clean_text(remote_lines[-1], 150)})" if remote_lines else line
 
 
 def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
     """Return the `GitError` for a cause. `detail` may be foreign text."""
     detail = quoted(detail, token)
     if cause is Cause.AUTH and token:
-        reason = detail or "it is wrong, expired or revoked"
+        reason = detail or "it is invalid, expired or revoked"
         return GitError(
-            cause, f"The token was refused: {reason}. Give a token that may read the repository.", permanent=True
+            cause,
+            f"The git host rejected the token: {reason}. Use a token that can read the repository.",
+            permanent=True,
         )
     if cause in {Cause.AUTH, Cause.NOT_FOUND}:
         return _not_found(token)
@@ -125,16 +128,18 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
         # A full disk is this machine's problem: clients are not notified, and a retry may succeed.
         here = _FULL_DISK.search(detail) is not None
         return GitError(cause, _too_large(detail), permanent=not here, for_every_watcher=not here)
-    message, hint = "git could not read the repository", ""
     if cause is Cause.TIMEOUT:
-        message = "The git host did not answer in time"
+        text = f"The git host timed out: {detail}."
     elif cause is Cause.NETWORK:
-        hint = " If this persists, check the address, and whether the host can be reached from here."
+        text = f"Couldn't fetch from the git host: {detail}. {_CHECK_NETWORK}"
     else:
-        hint = " If this persists, check whether the repository can be cloned by hand."
-    return GitError(
-        cause, f"{message}: {detail}.{hint}", for_every_watcher=True, next_step="Docora retries automatically."
-    )
+        text = f"git couldn't read the repository: {detail}. If this continues, check that you can clone it."
+    return temporary(cause, text)
+
+
+def temporary(cause: Cause, text: str) -> GitError:
+    """Return an error that concerns all watches and that a retry may fix."""
+    return GitError(cause, text, for_every_watcher=True, next_step="Docora retries automatically.")
 
 
 def still_damaged(error: GitError) -> GitError:
@@ -143,20 +148,17 @@ def still_damaged(error: GitError) -> GitError:
     detail = str(error).removeprefix(f"{_DAMAGED}: ").rstrip(".")
     return GitError(
         Cause.CORRUPT,
-        f"The repository could not be read, although its mirror was made anew: {detail}. Look whether it can be cloned "
-        "by hand; if so, look at the disk of REPOS_DIR.",
+        f"The repository is still unreadable after its mirror was rebuilt: {detail}. Check that you can clone it. If you "
+        "can, check the disk that holds REPOS_DIR.",
         for_every_watcher=True,
     )
 
 
 def _not_found(token: str) -> GitError:
     if token:
-        message = (
-            "The repository was not found with this token: "
-            "check the address, or give a token that may read the repository."
-        )
+        message = "Repository not found. Check the URL, and check that the token can read the repository."
     else:
-        message = "The repository does not exist, or it is private and needs a token."
+        message = "Repository not found. Check the URL. If the repository is private, add a token."
     return GitError(Cause.NOT_FOUND, message, permanent=True)
 
 
@@ -164,41 +166,41 @@ def _too_large(detail: str) -> str:
     if _FILE_LIMIT.search(detail.lower()):
         return (
             f"The repository is larger than MAX_FETCH_BYTES ({format_bytes(settings.MAX_FETCH_BYTES)}). "
-            "An administrator can raise it."
+            "An administrator can raise the limit."
         )
     if _FULL_DISK.search(detail):
-        return f"There is no room for the repository on this machine: {detail}. Free space in REPOS_DIR."
-    return f"The repository is too large to be read: {detail}. Make it smaller, or split it."
+        return f"There isn't enough disk space for the repository: {detail}. Free up space in REPOS_DIR."
+    return f"The repository is too large: {detail}. Shrink or split it."
 
 
 def too_many_files() -> GitError:
     message = (
         f"The repository has more than MAX_FILES ({settings.MAX_FILES:,}) files and folders. "
-        "Split it, or ask an administrator to raise MAX_FILES."
+        "Split it, or ask an administrator to raise the limit."
     )
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 
 def too_deep(limit: int) -> GitError:
-    message = f"The repository has folders nested more than {limit:,} deep. Nest them less deeply."
+    message = f"The repository has folders nested more than {limit:,} levels deep. Flatten them."
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 
 def folder_too_large(size: int) -> GitError:
     """`size`: bytes of a folder's tree object."""
-    message = f"The repository has a folder whose list of files takes {format_bytes(size)}. Split the folder."
+    message = (
+        f"The repository has a folder with too many files: its listing takes {format_bytes(size)}. Split the folder."
+    )
     return GitError(Cause.TOO_LARGE, message, permanent=True, for_every_watcher=True)
 
 
 def moved(address: str) -> RepositoryMoved:
     """Return the error for a redirect. `address` is its target if that may be watched, otherwise empty."""
     if address:
-        return RepositoryMoved(
-            f"The repository was renamed or moved: the host redirects to {address}. Watch that address instead."
-        )
+        return RepositoryMoved(f"The repository was renamed or moved to {address}. Watch that URL instead.")
     return RepositoryMoved(
-        "The host redirects to another address, which Docora does not follow: the repository was renamed or moved, or "
-        "is for signed-in people only. Watch its new address, or give a token."
+        "The git host redirects this URL, and Docora doesn't follow redirects. If the repository was renamed or moved, "
+        "watch its new URL. If it requires sign-in, add a token."
     )
 
 
@@ -206,22 +208,23 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
     """Return the error for a rate limit. Hosts count requests per token, or per address without one, so the limit of one
     app's token must not open the circuit for others."""
     cooldown = min(DEFAULT_COOLDOWN if seconds is None else max(seconds, 1.0), MAX_WAIT_SECONDS)
-    whose = "with this token" if token else "without a token"
-    hint = "" if token else " A token usually raises the limit."
+    whose = "for this token" if token else "for requests without a token"
+    hint = "" if token else " Adding a token usually raises the limit."
     return GitError(
         Cause.NETWORK,
-        f"The git host limits how often it may be asked {whose}. It may be asked again in {format_seconds(cooldown)}.{hint}",
+        f"The git host's rate limit {whose} is exceeded. Requests are allowed again in {format_seconds(cooldown)}.{hint}",
         for_every_watcher=not token,
         cooldown=cooldown,
     )
 
 
 def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: bool = False) -> GitError:
-    """Return the error for a request without an answer. `reached`: the host may have received it."""
+    """Return the error for a request without a response. `reached`: the host may have received it."""
     if cause is HttpCause.REFUSED_ADDRESS:
-        hint = "An administrator can add its network to ALLOWED_PRIVATE_NETWORKS."
-        text = f"git could not read the repository: {quoted(message, token)}. {hint}"
-        return GitError(Cause.NETWORK, text, for_every_watcher=True)
-    error = explain(Cause.TIMEOUT if cause is HttpCause.TIMEOUT else Cause.NETWORK, message, token=token)
+        hint = "An administrator can allow it with ALLOWED_PRIVATE_NETWORKS."
+        return GitError(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
+    is_timeout = cause is HttpCause.TIMEOUT
+    hint = "" if is_timeout and reached else f" {_CHECK_NETWORK}"
+    error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, f"{quoted(message, token)}.{hint}")
     error.no_connection = not reached
     return error

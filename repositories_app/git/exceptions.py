@@ -60,8 +60,8 @@ class NoCommit(GitError):
 
     def __init__(self) -> None:
         message = (
-            "The repository has no commit on its default branch. It is synced after the next push; until then, the app "
-            "keeps what it has."
+            "The repository has no commits on its default branch. It syncs after the next push. Until then, the app "
+            "keeps the files it has."
         )
         super().__init__(Cause.NOT_FOUND, message, permanent=True)
 

@@ -240,7 +240,7 @@ def run(
                 process.stdin.close()
         output = _output_of(process, time.monotonic() + timeout, tick)
     except subprocess.TimeoutExpired:
-        message = f"git was not ready after {timeout:.0f} seconds"
+        message = f"git took longer than {timeout:.0f} seconds"
         raise git_errors.explain(Cause.TIMEOUT, message) from None
     finally:
         stop(process)
@@ -273,11 +273,11 @@ def _output_of(process: subprocess.Popen[bytes], deadline: float, tick: Tick | N
                 if tick:
                     tick()
             if len(output) > MAX_OUTPUT:
-                raise git_errors.explain(Cause.TOO_LARGE, "git lists more than can be read")
+                raise git_errors.explain(Cause.TOO_LARGE, "its listing exceeds the limit")
     process.wait(max(1.0, deadline - time.monotonic()))
     return bytes(output)
 
 
 def _check_stderr(process: subprocess.Popen[bytes]) -> None:
     if os.fstat(process.errors.fileno()).st_size > _MAX_STDERR:  # type: ignore[attr-defined]
-        raise GitError(Cause.OTHER, "The git host sends messages without end.", for_every_watcher=True)
+        raise GitError(Cause.OTHER, "The git host sends too many messages.", for_every_watcher=True)

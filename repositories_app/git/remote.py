@@ -187,7 +187,7 @@ def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
         return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
     if status == 403:
         needs_sso = b"SAML" in outcome.body or b"SSO" in outcome.body
-        sso = "its owner has to authorise it for single sign-on with the organisation"
+        sso = "it isn't authorised for the organisation's single sign-on"
         return git_errors.explain(Cause.AUTH, sso if needs_sso else git_errors.FORBIDDEN, token=token)
     if status == 401:
         return git_errors.explain(Cause.AUTH, token=token)
@@ -196,7 +196,7 @@ def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
     if 300 <= status < 400:
         return _moved(url, token, outcome)
     if status >= 500:
-        error = git_errors.explain(Cause.NETWORK, f"the host answers {status}", token=token)
+        error = git_errors.temporary(Cause.NETWORK, f"The git host returned HTTP {status}.")
         error.cooldown = min(outcome.retry_after(time.time()) or 0.0, MAX_WAIT_SECONDS)
         return error
     return None

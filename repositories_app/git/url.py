@@ -38,12 +38,12 @@ def parse_url(url: str) -> RepositoryUrl:
         raise InvalidUrl(f"The repository URL must look like {_FORM} and have at most {MAX_LENGTH:,} characters.")
     url = url.strip(" \t\r\n")
     if not url.isascii():
-        raise InvalidUrl("The repository URL must be plain ASCII; a host in another script has an xn-- form.")
+        raise InvalidUrl("The repository URL must be plain ASCII. Use the xn-- form of an internationalised hostname.")
     if not url.isprintable() or " " in url or "\\" in url:
-        raise InvalidUrl(f"The repository URL must look like {_FORM}, without spaces, backslashes and line breaks.")
-    schemes = ("https", "http") if settings.ALLOW_HTTP else ("https",)
-    if not url.startswith(tuple(f"{scheme}://" for scheme in schemes)):
-        raise InvalidUrl(f"The repository URL must look like {_FORM}; only {' and '.join(schemes)} are accepted.")
+        raise InvalidUrl(f"The repository URL must look like {_FORM}, without spaces, backslashes or line breaks.")
+    starts = ("https://", "http://") if settings.ALLOW_HTTP else ("https://",)
+    if not url.startswith(starts):
+        raise InvalidUrl(f"The repository URL must look like {_FORM} and start with {' or '.join(starts)}.")
     if "?" in url or "#" in url:
         raise InvalidUrl(f"The repository URL must end with the repository's name: {_FORM}.")
     try:
@@ -71,7 +71,7 @@ def host_of(canonical: str) -> str:
 
 def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     if "@" in authority:
-        raise InvalidUrl("The repository URL must not contain credentials; give the token separately.")
+        raise InvalidUrl("The repository URL must not contain credentials. Enter the token separately.")
     host, colon, digits = authority.partition(":")
     if authority.startswith("["):
         host, _, rest = authority.partition("]")
@@ -86,7 +86,7 @@ def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     if not {f"{host}:{port}", f"{host}:*", *without_port} & allowed:
         place = clean_text(host, 100) if port == default_port else f"{clean_text(host, 100)}:{port}"
         raise InvalidUrl(
-            f"Repositories on {place} may not be watched here. Allowed: {', '.join(sorted(allowed))}. "
+            f"Repositories on {place} can't be watched. Allowed hosts: {', '.join(sorted(allowed))}. "
             "An administrator can add the host to ALLOWED_GIT_HOSTS."
         )
     return host, port
@@ -99,8 +99,8 @@ def _owner_and_name(path: str) -> tuple[str, str]:
     owner, name = segments[0], segments[1].removesuffix(".git")
     if not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in (owner, name)):
         raise InvalidUrl(
-            "Owner and name may hold letters, digits, dots, dashes and underscores, and do not begin with a dash."
+            "Owner and name can contain letters, digits, dots, dashes and underscores, and can't start with a dash."
         )
     if name.lower().endswith(".git"):
-        raise InvalidUrl("The repository's name may end in .git once at most, in small letters.")
+        raise InvalidUrl("The repository's name can end in .git only once, in lowercase.")
     return owner, name

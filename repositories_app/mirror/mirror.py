@@ -82,15 +82,15 @@ class Mirror:
     def glance(self) -> Iterator[None]:
         """Hold the shared lock for a page, which waits for nothing. Raises `GitError` if there is nothing to read now."""
         if not (self.directory / "HEAD").exists():
-            raise GitError(Cause.NOT_FOUND, "This machine has no mirror of the repository.")
+            raise GitError(Cause.NOT_FOUND, "This server has no mirror of the repository.")
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(self._lock("use", shared=True, wait=False))
             except BlockingIOError:
-                message = "The mirror is being made anew just now. Ask again in a moment."
+                message = "The mirror is being rebuilt. Try again in a moment."
                 raise GitError(Cause.OTHER, message) from None
             except OSError as error:
-                raise GitError(Cause.OTHER, f"This machine's mirror cannot be used: {error.strerror}.") from error
+                raise GitError(Cause.OTHER, f"The mirror on this server can't be read: {error.strerror}.") from error
             yield
 
     def fetch(
@@ -374,7 +374,7 @@ class Mirror:
             self._write_file("config", _CONFIG[format_name])
             self._write_file("HEAD", "ref: refs/heads/main\n")  # last, because it makes the folder a repository
         elif self._read_file("config") == _CONFIG[SHA1 if format_name == SHA256 else SHA256]:
-            raise git_errors.explain(Cause.CORRUPT, f"the repository's object format is {format_name} now")
+            raise git_errors.explain(Cause.CORRUPT, f"the repository's object format changed to {format_name}")
         self._clear()
 
     def _clear(self) -> None:

@@ -3,7 +3,8 @@
 "use strict";
 
 (() => {
-  // Screen readers announce only text that is put into a live region after the page has loaded.
+  // Screen readers announce only text that is put into a live region after the page has loaded. Until then, the list keeps the
+  // messages' place, so that nothing below them moves.
   const toasts = document.getElementById("toasts");
   if (toasts) {
     toasts.classList.add("enhanced");
@@ -19,23 +20,13 @@
       close.textContent = "×";
       close.addEventListener("click", () => {
         toast.remove();
+        item.remove();
         // Keep the keyboard focus: move it to the next message, or to the start of the content.
         (toasts.querySelector(".toast button") ?? document.getElementById("content-start"))?.focus();
       });
       toast.append(text, close);
       const region = document.getElementById(urgent ? "toasts-urgent" : "toasts-polite");
       setTimeout(() => region.append(toast), 100);
-      if (!urgent) {
-        // Leave enough time to read the message. Stop the clock while the page is hidden, or the toast is hovered or focused.
-        let seconds = 6 + Math.ceil(text.textContent.length / 15);
-        const timer = setInterval(() => {
-          if (document.hidden || toast.matches(":hover, :focus-within")) return;
-          seconds -= 1;
-          if (seconds > 0) return;
-          clearInterval(timer);
-          toast.remove();
-        }, 1000);
-      }
     }
   }
 
@@ -130,6 +121,19 @@
     setInterval(showAge, 1000);
   }
 
+  // A progress fragment whose poll fails says so, and hides its rate. The next successful poll replaces the fragment.
+  const markLost = (event) => {
+    const fragment = event.detail.elt;
+    if (!fragment.matches?.("[data-polls]") || fragment.querySelector(".connection-lost")) return;
+    const text = document.createElement("span");
+    text.className = "connection-lost bad";
+    text.setAttribute("role", "status");
+    text.textContent = "Connection lost, retrying";
+    fragment.querySelector(".progress-text").append(text);
+    fragment.classList.add("is-lost");
+  };
+  for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) document.addEventListener(name, markLost);
+
   // Make boxes that scroll sideways focusable, so that the keyboard can scroll them. Boxes that fit are not tab stops.
   const markScrolling = () => {
     for (const box of document.querySelectorAll(".table-scroll, pre")) {
@@ -146,10 +150,26 @@
   document.addEventListener("toggle", markScrolling, true);
   document.addEventListener("htmx:afterSettle", markScrolling);
 
-  // Two of Django's own elements tell screen readers too little: the search field has only an icon as its label, and help
-  // icons have a name but no role. One of Django's scripts creates the icons while the page loads.
+  // Some of Django's own elements tell screen readers too little: the search field has only an icon as its label, help
+  // icons have a name but no role, and selects with a search lose their label. Django's scripts create the
+  // latter two.
   document.getElementById("searchbar")?.setAttribute("aria-label", "Search");
   addEventListener("load", () => {
     for (const icon of document.querySelectorAll(".help-tooltip[aria-label]")) icon.setAttribute("role", "img");
+  });
+  // jQuery runs its own functions after the page has loaded, in their order.
+  window.django?.jQuery?.(() => {
+    for (const select of document.querySelectorAll("select.select2-hidden-accessible")) {
+      const label = select.labels[0];
+      const box = select.nextElementSibling.querySelector("[role=combobox]");
+      const chosen = box.querySelector("[role=textbox]");
+      label.id ||= `${select.id}-label`;
+      for (const name of ["role", "aria-readonly"]) chosen.removeAttribute(name);
+      box.setAttribute("aria-labelledby", `${label.id} ${chosen.id}`);
+      window.django.jQuery(select).on("select2:open", () => {
+        box.setAttribute("aria-controls", `select2-${select.id}-results`);
+        document.querySelector(".select2-container--open .select2-search__field")?.setAttribute("aria-label", `Search: ${label.textContent}`);
+      });
+    }
   });
 })();

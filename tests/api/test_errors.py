@@ -21,7 +21,7 @@ UNKNOWN = ["/api/", "/api/nothing", "/api/repositories/", "/api/hooks/push/", "/
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_unknown_path_is_404_and_names_the_documentation(method: str, path: str) -> None:
     """Clients send no CSRF token, so an unknown path must not require one."""
-    assert "/docs/ lists" in error_of(Client(enforce_csrf_checks=True).generic(method, path), 404)
+    assert "API reference at /docs/" in error_of(Client(enforce_csrf_checks=True).generic(method, path), 404)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_unknown_path_is_404_and_names_the_documentation(method: str, path: str)
 )
 def test_wrong_method_is_405_and_names_the_right_ones(method: str, path: str, allowed: str) -> None:
     answer = getattr(Client(enforce_csrf_checks=True), method)(path)
-    assert error_of(answer, 405) == f"{method.upper()} is not possible here: use {allowed}"
+    assert error_of(answer, 405) == f"{method.upper()} is not allowed here: use {allowed}"
     assert answer.headers["Allow"] == allowed
 
 
@@ -113,5 +113,5 @@ def test_unexpected_error_is_logged_and_hidden(portal: Caller, monkeypatch, capl
     monkeypatch.setattr(services, "watch_repository", fail)
     with caplog.at_level(logging.ERROR):
         message = error_of(portal.post("", {"github_url": "https://127.0.0.1/a/b"}), 500)
-    assert message == "Internal error; the log has the cause"
+    assert message == "Internal error: see Docora's log"
     assert "the secret cause" in caplog.text

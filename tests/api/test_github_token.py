@@ -29,7 +29,7 @@ def watch(world: World) -> AppRepository:
     world.settle()
     world.git.tokens["acme/private"] = {"new"}
     AppRepository.objects.filter(pk=watch.pk).update(
-        status=Status.FAILED, last_error="The token was refused.", last_error_cause="auth", retry_count=4
+        status=Status.FAILED, last_error="The git host rejected the token.", last_error_cause="auth", retry_count=4
     )
     watch.repository.consecutive_failures = 9
     watch.repository.circuit_open_until = timezone.now() + timedelta(hours=1)

@@ -60,7 +60,7 @@ def checks_of(client: Client) -> dict[str, str]:
 def test_not_ready_without_a_worker(client: Client) -> None:
     heartbeat.beat(heartbeat.SWEEP)
     assert list(checks_of(client)) == ["workers"]
-    assert "no sync worker" in checks_of(client)["workers"]
+    assert "no worker" in checks_of(client)["workers"]
 
 
 @pytest.mark.django_db
@@ -131,7 +131,7 @@ def test_not_ready_with_a_full_disk(client: Client, worker, settings, tmp_path, 
     monkeypatch.setattr(health, "MIN_FREE_SHARE", 1.0)
     found = checks_of(client)
     assert list(found) == ["disk"]
-    assert "are free for mirrors" in found["disk"]
+    assert "of disk space is left" in found["disk"]
     assert str(tmp_path) not in found["disk"]
 
 

@@ -80,7 +80,7 @@ def test_slow_host_does_not_delay_the_response(world: World, caller: Caller, mon
 
     world.git.server.on_request = wait
     before = timezone.now()
-    assert "did not answer within" in error_of(caller.post("", {"github_url": repo.url}), 404)
+    assert "didn't respond within" in error_of(caller.post("", {"github_url": repo.url}), 404)
     assert (timezone.now() - before).total_seconds() < 3
 
 
@@ -115,7 +115,7 @@ def test_invalid_registration_is_422_with_a_reason(portal: Caller, body, expecte
 def test_list_shows_the_state_of_every_sync(portal: Caller) -> None:
     AppRepository.objects.filter(app=portal.app, repository__name="docs").update(
         status=Status.FAILED,
-        last_error="The token was refused.",
+        last_error="The git host rejected the token.",
         last_error_cause="auth",
         last_synced_at=timezone.now(),
         last_commit="c" * 40,

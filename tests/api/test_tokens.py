@@ -145,8 +145,8 @@ def test_users_need_permission_and_are_logged(app: App) -> None:
     tokens.rotate_app_token(actor, app)
     tokens.retire_old_tokens(actor, app)
     assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == [
-        "Replaced the token",
-        "Retired the old token",
+        "Rotated the token",
+        "Retired old tokens",
     ]
 
 

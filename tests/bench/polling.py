@@ -125,7 +125,7 @@ def _poll(url: str, paths: list[str], cookies: str, rounds: int) -> None:
     from docora.redis.connection import connection
 
     began = time.perf_counter()
-    keys = [key for key in connection().keys("docora:progress:*") if not key.endswith(b":parts")]
+    keys = [key for key in connection().keys("docora:progress:*") if not key.endswith((b":parts", b":samples"))]
     browsers = [HTTPConnection(url.removeprefix("http://")) for _ in paths]
     for number in range(rounds * len(paths)):
         time.sleep(max(0.0, began + number * INTERVAL_SECONDS / len(paths) - time.perf_counter()))

@@ -1,4 +1,4 @@
-"""Render a page in different ways and report accessibility violations found by axe-core.
+"""Render a page in different ways and report accessibility violations: what axe-core finds, small text, small targets.
 
 axe-playwright-python ships axe-core. The script is evaluated over the browser's debugging protocol, so a strict content
 security policy does not block it.
@@ -16,6 +16,27 @@ OPTIONS = {"resultTypes": ["violations"], "rules": {rule: {"enabled": True} for 
 _RUN = """async options => (await axe.run(document, options)).violations
     .filter(({impact}) => impact === "serious" || impact === "critical")
     .flatMap(({id, nodes}) => nodes.map(node => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`))"""
+
+# axe-core has no rule for the size of text, and accepts small targets that have enough space around them.
+_SMALL = """() => {
+    const shown = element => element.checkVisibility({visibilityProperty: true}) && !element.closest(".visually-hidden");
+    const name = element => `${element.tagName.toLowerCase()}.${[...element.classList].join(".")}`;
+    const found = new Set();
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        const element = texts.currentNode.parentElement;
+        const size = parseFloat(getComputedStyle(element).fontSize);
+        if (size < 12 && texts.currentNode.data.trim() && shown(element))
+            found.add(`small-text: ${name(element)} has ${size} px: ${texts.currentNode.data.trim().slice(0, 40)}`);
+    }
+    const targets = "button, summary, select:not(.select2-hidden-accessible), input[type=submit], a.button, #result_list input[type=checkbox], #result_list thead a";
+    for (const target of document.querySelectorAll(targets)) {
+        const {width, height} = target.getBoundingClientRect();
+        if (shown(target) && width && Math.round(Math.min(width, height)) < 24)
+            found.add(`small-target: ${name(target)} has ${Math.round(width)} x ${Math.round(height)} px`);
+    }
+    return [...found];
+}"""
 
 
 @dataclass(frozen=True)
@@ -36,10 +57,10 @@ def look_as(page: Page, look: Look) -> None:
 
 
 def violations(page: Page) -> list[str]:
-    """Return serious and critical violations and horizontal overflow, one line per element."""
+    """Return serious and critical violations, small text and targets, and horizontal overflow, one line per element."""
     page.emulate_media(reduced_motion="reduce")  # otherwise colours are measured during transitions
     page.evaluate(AXE_SCRIPT)
-    found: list[str] = page.evaluate(_RUN, OPTIONS)
+    found: list[str] = page.evaluate(_RUN, OPTIONS) + page.evaluate(_SMALL)
     beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     return [*found, *([f"the page is {beyond} pixels wider than the window"] if beyond > 0 else [])]
 

@@ -81,6 +81,14 @@ class Site:
         self._daemons = Daemons(logs, environment)
         self._running = [self._daemons.worker(), self._daemons.worker(), self._daemons.sweep()]
 
+    def kill_workers(self) -> None:
+        """Kill its workers, and their work-horses with them."""
+        for worker in self._running[:2]:
+            worker.process.kill()
+
+    def start_worker(self) -> None:
+        self._running.append(self._daemons.worker())
+
     def stop(self) -> None:
         """Stop it as a service manager does, and in any case: a worker that is left would change the next test's rows."""
         for daemon in self._running:

@@ -106,10 +106,12 @@ def take_pictures(camera: Camera, showcase: "Showcase", *, failed: str, queue: s
     camera.shoot("confirmation", confirmation)
     showcase.pace = 0.15
     camera.open(confirmation)
-    page.get_by_role("button", name=re.compile("^Yes, re-sync")).click()
+    page.get_by_role("button", name=re.compile("^Re-sync")).click()
     bar = page.locator(".progress-box progress").first
     while int(bar.get_attribute("value") or 0) < HALFWAY:
         page.wait_for_timeout(200)
+    operation = page.url.removeprefix(camera.url)
+    camera.shoot("operation", operation, LIGHT + DARK)
     showcase.pace = 2.0  # still running in every screenshot
     camera.shoot("app", page_of("app_change", portal))
     camera.shoot("overview", "/admin/", LIGHT + DARK)

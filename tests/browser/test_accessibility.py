@@ -17,6 +17,8 @@ FAULTS = {
     "label-content-name-mismatch": '<button aria-label="Close">Save</button>',
     "link-name": '<a href="#"></a>',
     "target-size": '<button style="all: unset; font-size: 8px">x</button><button style="all: unset">y</button>',
+    "small-text": '<p style="font-size: 11px">small</p>',
+    "small-target": '<button style="all: unset; font-size: 12px">x</button>',
     "the page is": '<div style="width: 2000px">wide</div>',
 }
 

@@ -29,9 +29,9 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
     page.goto(f"{site.url}{APPS}add/")
     page.get_by_label("Name:").fill("Newsletter")
     page.get_by_label("Base URL:").fill(world.receiver.url)
-    page.get_by_label("E-mail:").fill("ops@newsletter.example")
+    page.get_by_label("Email:").fill("ops@newsletter.example")
     page.get_by_label("Signing key:").fill(KEY)
-    page.get_by_role("button", name="Register the app").click()
+    page.get_by_role("button", name="Register app").click()
     expect(page.get_by_role("heading", name="Newsletter is registered")).to_be_visible()
     expect(page.locator("code#signing-key")).to_have_text(KEY)
     assert violations(page) == []
@@ -41,7 +41,7 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")  # leave the page …
     expect(page.locator("code#token")).to_have_text("")
     page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")  # … and go back
-    expect(page.get_by_role("alert").filter(has_text="Secrets are shown only once")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="These credentials were already shown")).to_be_visible()
     assert found[1] not in page.content()
     return found
 
@@ -49,7 +49,7 @@ def register(page: Page, site: Site, world: World) -> tuple[str, str]:
 def ping(page: Page, site: Site, app: App) -> None:
     page.goto(f"{site.url}{APPS}{app.pk}/change/")
     page.get_by_role("button", name="Send test ping").click()
-    expect(page.get_by_role("heading", name="The app accepted the ping: it answered 200.")).to_be_visible()
+    expect(page.get_by_role("heading", name="The app accepted the ping (HTTP 200).")).to_be_visible()
     page.reload()  # sends nothing: the page is the response to a GET
     expect(page.get_by_text("pong")).to_be_visible()
     assert violations(page) == []
@@ -59,51 +59,51 @@ def rotate_key(page: Page, site: Site, app: App) -> None:
     page.goto(f"{site.url}{APPS}{app.pk}/change/")
     page.get_by_role("link", name="Rotate key").click()
     page.get_by_label("New signing key:").fill(NEW_KEY)
-    page.get_by_role("button", name="Make a new key").click()
+    page.get_by_role("button", name="Rotate key").click()
     expect(page.locator("code#signing-key")).to_have_text(NEW_KEY)
-    page.get_by_role("button", name="Ping with the new key").click()
-    expect(page.get_by_role("heading", name="The app answered 401.")).to_be_visible()
+    page.get_by_role("button", name="Ping with new key").click()
+    expect(page.get_by_role("heading", name="The app returned HTTP 401.")).to_be_visible()
     page.get_by_role("link", name="Back to the app").click()
-    expect(page.get_by_role("heading", name="The signing key is being rotated")).to_be_visible()
+    expect(page.get_by_role("heading", name="Key rotation in progress")).to_be_visible()
     expect(page.get_by_role("link", name="Retire old key")).to_have_count(0)
     assert violations(page) == []
 
 
 def retire_key(page: Page) -> None:
-    page.get_by_role("button", name="Ping with the new key").click()
-    expect(page.get_by_role("heading", name="The app accepted the ping: it answered 200.")).to_be_visible()
+    page.get_by_role("button", name="Ping with new key").click()
+    expect(page.get_by_role("heading", name="The app accepted the ping (HTTP 200).")).to_be_visible()
     page.get_by_role("link", name="Back to the app").click()
     page.get_by_role("link", name="Retire old key").click()
-    page.get_by_role("button", name="Retire it now").click()
-    expect(page.get_by_role("status").filter(has_text="The old key is retired")).to_be_visible()
-    expect(page.get_by_role("heading", name="The signing key is being rotated")).to_have_count(0)
+    page.get_by_role("button", name="Retire old key").click()
+    expect(page.get_by_role("status").filter(has_text="Old key retired")).to_be_visible()
+    expect(page.get_by_role("heading", name="Key rotation in progress")).to_have_count(0)
     assert NEW_KEY not in page.content()
 
 
 def watch_repository(page: Page, url: str) -> None:
     page.get_by_role("link", name="Watch a repository").click()
     page.get_by_label("URL:").fill(url)
-    page.get_by_role("button", name="Watch", exact=True).click()
+    page.get_by_role("button", name="Watch repository").click()
     expect(page.get_by_role("heading", name="acme/docs → Newsletter")).to_be_visible()
-    expect(page.locator(".progress-text .badge").first).to_have_text("synced", timeout=30_000)
+    expect(page.locator(".progress-text .badge").first).to_have_text("Up to date", timeout=30_000)
 
 
 def ignore_drafts(page: Page) -> None:
-    page.get_by_role("link", name="Add patterns").click()
+    page.get_by_role("link", name="Edit ignore patterns").click()
     page.get_by_label("Patterns:").fill("/drafts/\n")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("pre.body")).to_have_text("/drafts/")
 
 
 def unwatch_and_delete(page: Page, site: Site, app: App) -> None:
-    page.get_by_role("link", name="Unwatch").click()
-    expect(page.get_by_text("Nothing more is sent about acme/docs → Newsletter.")).to_be_visible()
-    page.get_by_role("button", name="Yes, unwatch").click()
+    page.get_by_role("link", name="Stop watching").click()
+    expect(page.get_by_text("Docora will stop watching acme/docs for Newsletter.")).to_be_visible()
+    page.get_by_role("button", name="Stop watching").click()
     expect(page.get_by_role("heading", name="Watched repositories", exact=True)).to_be_visible()
     page.goto(f"{site.url}{APPS}{app.pk}/change/")
     page.get_by_role("button", name="Delete").click()
-    expect(page.get_by_text("This removes Newsletter.")).to_be_visible()
-    page.get_by_role("button", name="Yes, delete").click()
+    expect(page.get_by_text("This deletes Newsletter.")).to_be_visible()
+    page.get_by_role("button", name="Delete").click()
     expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="Newsletter")).to_have_count(0)
 

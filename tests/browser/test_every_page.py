@@ -189,7 +189,7 @@ def test_pages_outside_the_walk(site: Site, browser: Browser) -> None:
             response = page.goto(site.url + address)
             assert response
             assert response.status == 404
-            expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
+            expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
             assert violations_in_two_looks(page) == []
         for address in ("/docs/", "/docs/webhooks/", "/docs/api/", "/docs/operations/"):
             response = page.goto(site.url + address)
@@ -210,9 +210,9 @@ def test_sign_out_and_lockout_pages(site: Site, browser: Browser) -> None:
         assert violations_in_two_looks(page) == []
         for _ in range(5):
             sign_in(page, site, "wrong")
-        expect(page.get_by_text("Too many failed sign-ins. Wait 15 minutes")).to_be_visible()
+        expect(page.get_by_text("Too many failed sign-in attempts. Try again in 15 minutes")).to_be_visible()
         assert violations_in_two_looks(page) == []
-        page.get_by_role("link", name="Back to the sign-in page").click()
+        page.get_by_role("link", name="Back to sign-in").click()
         expect(page.get_by_label("Username:")).to_be_visible()
         assert violations_in_two_looks(page) == []
 

@@ -24,6 +24,17 @@ NOTE_THE_BUTTON = """addEventListener("submit", () => setTimeout(() => {
 }))"""
 
 
+CONTROLS_BELOW_THE_MESSAGE = """() => {
+    const box = document.querySelector(".toast").getBoundingClientRect();
+    const covers = (other) =>
+        other.width > 0 && other.left < box.right && other.right > box.left && other.top < box.bottom && other.bottom > box.top;
+    return [...document.querySelectorAll("a, button, input, select")]
+        .filter((control) => !control.closest(".toast") && control.checkVisibility({ visibilityProperty: true }))
+        .filter((control) => covers(control.getBoundingClientRect()))
+        .map((control) => control.outerHTML);
+}"""
+
+
 @pytest.fixture
 def gate(world: World) -> Iterator[Event]:
     """While it is cleared, the client takes a second per file."""
@@ -77,25 +88,22 @@ def test_resync_with_the_keyboard_alone(site: Site, browser: Browser, watched: A
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to main content")).to_be_focused()
         page.keyboard.press("Enter")
-        tab_to(page, page.get_by_role("main").get_by_role("link", name="Watched repositories", exact=True).first)
+        tab_to(page, page.get_by_role("main").get_by_role("link", name="2 up to date"))
         page.keyboard.press("Enter")
-        expect(page).to_have_url(site.url + LIST)
+        expect(page).to_have_url(f"{site.url}{LIST}?state=up_to_date")
         tab_to(page, page.get_by_role("row").filter(has_text="acme/docs").get_by_role("checkbox"))
         page.keyboard.press("Space")
         tab_to(page, page.get_by_label("Action:"))
-        page.keyboard.type("Force")
+        page.keyboard.type("Forc")
         tab_to(page, page.get_by_role("button", name="Run"))
         page.keyboard.press("Enter")
-        expect(page.get_by_role("heading", name="Force re-sync")).to_be_visible()
+        expect(page.get_by_role("heading", name="Re-sync acme/")).to_be_visible()
         page.reload()  # the confirmation is still shown
         expect(page.get_by_text("This will re-sync acme/docs and re-send ALL files to Portal.")).to_be_visible()
-        tab_to(page, page.get_by_role("button", name="Yes, re-sync 1"))
-        stop_clock(page)  # the toast must not disappear before Tab reaches it
+        tab_to(page, page.get_by_role("button", name="Re-sync"))
         page.keyboard.press("Enter")
-        expect(page).to_have_url(site.url + LIST)
-        page.wait_for_load_state()  # its script has set the timer that shows the toast
-        page.clock.run_for(200)
-        toast = page.get_by_role("status").filter(has_text="Re-sync queued")
+        expect(page.get_by_role("heading", name="Re-sync · acme/docs → Portal")).to_be_visible()
+        toast = page.get_by_role("status").filter(has_text="Re-syncing 1 repository")
         expect(toast).to_be_visible()
         tab_to(page, toast.get_by_role("button", name="Dismiss this message"))
         page.keyboard.press("Enter")
@@ -115,7 +123,7 @@ def test_polls_keep_focus_checkboxes_and_open_details(
     def on_the_operation(page: Page) -> None:
         sign_in(page, site)
         force_resync(page, site, "acme/docs", "acme/site")
-        page.get_by_role("button", name="Yes, re-sync 2").click()
+        page.get_by_role("button", name="Re-sync 2 repositories").click()
         cancel = page.get_by_role("button", name="Cancel")
         cancel.focus()
         after_polls(page, 3, "/admin/progress/")
@@ -141,10 +149,9 @@ def test_polls_keep_focus_checkboxes_and_open_details(
         page.goto(f"{site.url}/admin/deliveries_app/bulkoperation/{operation}/change/")
         page.get_by_role("button", name="Cancel").focus()
         gate.set()
-        dismiss = page.get_by_role("button", name="Dismiss", exact=True)
-        expect(dismiss).to_be_visible(timeout=60_000)
-        page.keyboard.press("Tab")  # focus stays where Cancel was: its replacement is one step away
-        expect(dismiss).to_be_focused()
+        expect(page.locator(".progress-box .badge").get_by_text("Succeeded")).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+        assert page.evaluate("document.activeElement.id").startswith("actions-")  # focus stays where Cancel was
 
     browser.drive(on_the_operation)
     browser.drive(on_the_list)
@@ -160,7 +167,7 @@ def test_second_press_of_a_button_sends_nothing(site: Site, browser: Browser, wa
         sign_in(page, site)
         force_resync(page, site, "acme/docs", "acme/site")
         page.evaluate(NOTE_THE_BUTTON)
-        page.get_by_role("button", name="Yes, re-sync 2").dblclick(no_wait_after=True)
+        page.get_by_role("button", name="Re-sync 2 repositories").dblclick(no_wait_after=True)
         while not held:
             page.wait_for_timeout(50)
         page.wait_for_timeout(300)  # a second request would be held as well
@@ -185,7 +192,7 @@ def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: App
     def begin(page: Page) -> None:
         sign_in(page, site)
         force_resync(page, site, "acme/docs", "acme/site")
-        page.get_by_role("button", name="Yes, re-sync 2").click()
+        page.get_by_role("button", name="Re-sync 2 repositories").click()
         expect(page.locator(".progress-box progress").first).to_be_visible()
 
     def lose_the_server(page: Page) -> None:
@@ -196,7 +203,7 @@ def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: App
         expect(page.locator(".progress-box progress").first).to_be_visible()
 
     def end(page: Page) -> None:
-        notice = page.locator(".progress-box").get_by_text("Your session has ended.")
+        notice = page.locator(".progress-box").get_by_text("Your session has expired.")
         expect(notice).to_be_visible(timeout=10_000)
         expect(page.locator("#login-form")).to_have_count(0)  # no nested page
         assert violations(page) == []
@@ -220,7 +227,7 @@ def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: App
     assert [complaint for complaint in browser.complaints if not own.search(complaint)] == []
 
 
-def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> None:
+def test_messages_stay_until_dismissed_and_cover_nothing(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, site)
         page.goto(f"{site.url}/admin/auth/user/")
@@ -229,31 +236,22 @@ def test_messages_stay_long_enough_to_be_read(site: Site, browser: Browser) -> N
         page.get_by_role("button", name="Save", exact=True).click()
         expect(page).to_have_url(f"{site.url}/admin/auth/user/")
         page.wait_for_load_state()
+        heading = page.get_by_role("heading", name="Select user to change")
+        before = heading.bounding_box()
         page.clock.run_for(200)
-        toast = page.locator("#toasts-polite .toast")
-        expect(toast).to_contain_text("was changed successfully")
-        page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        toast = page.get_by_role("status").filter(has_text="was changed successfully")
+        expect(toast).to_be_visible()
+        assert heading.bounding_box() == before  # nothing moves when it appears
+        assert page.evaluate(CONTROLS_BELOW_THE_MESSAGE) == []
         with running_clock(page):
             assert violations(page) == []
-        page.clock.run_for(60_000)
-        expect(toast).to_be_visible()  # the tab was hidden
-        page.evaluate("delete document.hidden")
-        page.clock.run_for(5_000)
+        page.clock.run_for(600_000)
         expect(toast).to_be_visible()
-        toast.hover()
-        page.clock.run_for(60_000)
-        expect(toast).to_be_visible()
-        page.mouse.move(0, 0)
-        page.clock.run_for(20_000)
-        expect(toast).to_have_count(0)
 
         page.goto(f"{site.url}{LIST}force-resync/?ids=0")
         page.clock.run_for(200)
-        warning = page.get_by_role("alert").filter(has_text="There is nothing to re-sync in this selection.")
+        warning = page.get_by_role("alert").filter(has_text="The selection has no repositories to re-sync.")
         expect(warning).to_be_visible()
-        page.mouse.move(0, 0)
-        page.clock.run_for(600_000)
-        expect(warning).to_be_visible()  # errors stay until dismissed
         warning.get_by_role("button", name="Dismiss this message").click()
         expect(warning).to_be_hidden()
 
@@ -273,8 +271,10 @@ def test_progress_announcements_and_user_preferences(
         expect(time).to_have_text(re.compile("just now|ago"))
         expect(time).to_have_attribute("title", re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+$"))
         page.get_by_role("link", name="Re-sync acme/docs → Portal").click()
-        page.get_by_role("button", name="Yes, re-sync 1").click()
-        icon = page.locator(".badge-busy .icon")
+        page.get_by_role("button", name="Re-sync").click()
+        expect(page.get_by_role("heading", name="Re-sync · acme/docs → Portal")).to_be_visible()
+        page.goto(site.url + LIST)
+        icon = page.locator("#result_list .badge-busy .icon")
         expect(icon).to_be_visible()
         # Retried, as a poll may just have replaced the element.
         expect(icon).to_have_css("animation-name", "docora-pulse")
@@ -284,14 +284,16 @@ def test_progress_announcements_and_user_preferences(
         expect(page.locator("td progress")).to_have_css("appearance", "auto")
         expect(page.locator("td .badge").first).not_to_have_css("border-top-color", "rgba(0, 0, 0, 0)")
         gate.set()
-        expect(page.locator("#spoken")).to_have_text("acme/docs → Portal: synced.", timeout=60_000)
+        expect(page.locator("#spoken")).to_have_text("acme/docs → Portal: Up to date.", timeout=60_000)
         gate.clear()
         page.goto(f"{site.url}{LIST}{watched.pk}/change/")
         page.locator(".progress-box").get_by_role("link", name="Re-sync").click()
-        page.get_by_role("button", name="Yes, re-sync 1").click()
-        expect(page.locator(".progress-text .badge").first).to_have_text("syncing")
+        page.get_by_role("button", name="Re-sync").click()
+        expect(page.get_by_role("heading", name="Re-sync · acme/docs → Portal")).to_be_visible()
+        page.goto(f"{site.url}{LIST}{watched.pk}/change/")
+        expect(page.locator(".progress-text .badge").first).to_have_text("Syncing")
         gate.set()
-        expect(page.locator("#spoken")).to_have_text("acme/docs: synced.", timeout=60_000)
+        expect(page.locator("#spoken")).to_have_text("acme/docs: Up to date.", timeout=60_000)
 
     browser.drive(journey)
     assert browser.complaints == []

@@ -48,7 +48,7 @@ def force_resync(page: Page, site: Site, *names: str) -> None:
         page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option("force_resync")
     page.get_by_role("button", name="Run").click()
-    expect(page.get_by_role("heading", name="Force re-sync")).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("^Re-sync "))).to_be_visible()
 
 
 def percent(page: Page) -> int:
@@ -64,8 +64,8 @@ def test_resync_of_two_rows_until_the_bar_is_full(
         sign_in(page, site)
         force_resync(page, site, "acme/docs", "acme/site")
         expect(page.get_by_text("This will re-sync 2 repositories for 1 app.")).to_be_visible()
-        expect(page.get_by_role("row").filter(has_text="In all")).to_contain_text("300")
-        page.get_by_role("button", name="Yes, re-sync 2").click()
+        expect(page.get_by_role("row").filter(has_text="Total")).to_contain_text("300")
+        page.get_by_role("button", name="Re-sync 2 repositories").click()
         expect(page.get_by_role("status").filter(has_text="Re-syncing 2 repositories…")).to_be_visible()
 
     browser.drive(start)
@@ -74,10 +74,10 @@ def test_resync_of_two_rows_until_the_bar_is_full(
     def watch(page: Page) -> list[int]:
         seen: list[int] = []
         reloaded = False
-        summary = page.locator(".progress-box .progress-text")
+        summary = page.locator(".progress-body")
         while True:
             shown = percent(page)  # read before the text, which may change in between, but only towards the end
-            if re.search(r"2 repositories: 2 synced · 300 files", summary.inner_text()):
+            if re.search(r"2 repositories: 2 succeeded · 300 files", summary.inner_text()):
                 break
             seen.append(shown)
             if not reloaded and seen[-1] >= 20:
@@ -97,8 +97,6 @@ def test_resync_of_two_rows_until_the_bar_is_full(
 
     def finished(page: Page) -> None:
         assert page.locator(".progress-box [hx-get]").count() == 0  # polling has stopped
-        page.get_by_role("button", name="Dismiss").click()
-        expect(page.get_by_role("button", name="Dismiss")).to_be_hidden()
         page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
         expect(page.get_by_role("link", name="Re-sync all repositories")).to_be_visible()
         expect(page.locator(".progress-box")).to_have_count(0)
@@ -113,16 +111,16 @@ def test_cancel_stops_the_operation_and_shows_what_was_sent(
     def start_and_cancel(page: Page) -> str:
         sign_in(page, site)
         force_resync(page, site, "acme/docs", "acme/site", "acme/wiki")
-        page.get_by_role("button", name="Yes, re-sync 3").click()
+        page.get_by_role("button", name="Re-sync 3 repositories").click()
         while percent(page) <= 10:
             page.wait_for_timeout(100)
         page.get_by_role("button", name="Cancel").click()
-        summary = page.locator(".progress-box .progress-text")
+        summary = page.locator(".progress-body")
         expect(summary).to_contain_text("Cancelled by anna.")
         return summary.inner_text()
 
     summary = browser.drive(start_and_cancel)
-    assert "of 150 files sent and continues syncing" in summary
+    assert re.search(r"stopped after \d+ of 150 files", summary)
     wait_for(lambda: AppRepository.objects.filter(status="synced", next_sync_at=None).count() == 3, timeout=40)
     assert len([record for record in world.receiver.log if record.reason == "resync"]) < 450
     for watch in watched:
@@ -130,7 +128,7 @@ def test_cancel_stops_the_operation_and_shows_what_was_sent(
     assert browser.complaints == []
 
 
-def test_resync_of_one_row_returns_to_the_live_list(
+def test_list_shows_the_resync_of_one_row_live(
     world: World, site: Site, browser: Browser, watched: list[AppRepository]
 ) -> None:
     def journey(page: Page) -> None:
@@ -138,14 +136,14 @@ def test_resync_of_one_row_returns_to_the_live_list(
         page.goto(site.url + LIST)
         page.get_by_role("link", name="Re-sync acme/wiki → Portal").click()
         expect(page.get_by_text("This will re-sync acme/wiki and re-send ALL files to Portal.")).to_be_visible()
-        page.get_by_role("button", name="Yes, re-sync 1").click()
-        expect(page).to_have_url(site.url + LIST)
-        expect(page.get_by_role("status").filter(has_text="Re-sync queued")).to_be_visible()
+        page.get_by_role("button", name="Re-sync").click()
+        expect(page.get_by_role("status").filter(has_text="Re-syncing 1 repository…")).to_be_visible()
+        page.goto(site.url + LIST)
         row = page.get_by_role("row").filter(has_text="acme/wiki")
         tick = page.get_by_role("row").filter(has_text="acme/docs").get_by_role("checkbox")
         tick.check()
         expect(row.locator("progress")).to_be_visible()
-        expect(row.locator(".badge")).to_have_text("synced", timeout=20_000)
+        expect(row.locator(".badge")).to_have_text("Up to date", timeout=60_000)
         expect(tick).to_be_checked()  # live cells keep the checkboxes
 
     browser.drive(journey)
@@ -161,12 +159,13 @@ def test_app_page_resyncs_all_and_enter_only_saves(
         button = page.get_by_role("link", name="Re-sync all repositories")
         button.click()
         expect(page.get_by_text("This will re-sync all 3 repositories for Portal.")).to_be_visible()
-        page.get_by_role("button", name="Yes, re-sync 3").click()
+        page.get_by_role("button", name="Re-sync all repositories").click()
         page.goto(f"{site.url}/admin/deliveries_app/app/{world.app.pk}/change/")
         expect(page.locator(".progress-box progress").first).to_be_visible()
         expect(button).to_be_hidden()  # replaced by the running bar
         page.get_by_role("button", name="Cancel").click()
-        expect(page.locator(".progress-box")).to_contain_text("Cancelled by anna.")
+        expect(page.get_by_text("Cancelled by anna.")).to_be_visible()  # among the recent operations
+        expect(page.locator(".progress-box")).to_have_count(0)
         expect(button).to_be_visible()
         page.get_by_label("Name:").press("Enter")
         expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()

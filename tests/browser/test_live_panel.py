@@ -166,7 +166,7 @@ def test_panel_reports_a_lost_server_or_session(site: Site, browser: Browser) ->
 
     def lose_the_session(page: Page) -> None:
         page.clock.run_for(EVERY)
-        expect(panel.body).to_contain_text("Your session has ended.")
+        expect(panel.body).to_contain_text("Your session has expired.")
         expect(panel.body.get_by_role("link", name="Sign in again")).to_have_attribute(
             "href", re.compile(r"next=/admin/$")
         )

@@ -18,7 +18,6 @@ from deliveries_app.services import (
     cancel_operation,
     cancel_request,
     delete_app,
-    dismiss_operation,
     onboard_app,
     resync_by_app,
     resync_many,
@@ -49,7 +48,6 @@ SERVICES: dict[str, Act] = {
     "re-sync by app": lambda actor, watch, operation: resync_by_app(actor, watch.app),
     "cancel": lambda actor, watch, operation: cancel_operation(actor, operation),
     "cancel one": lambda actor, watch, operation: cancel_request(actor, watch),
-    "dismiss": lambda actor, watch, operation: dismiss_operation(actor, operation),
 }  # fmt: skip
 
 
@@ -72,7 +70,7 @@ def test_user_without_permission_changes_nothing(watch: AppRepository, operation
     assert not LogEntry.objects.exists()
 
 
-@pytest.mark.parametrize("service", ["re-sync", "re-sync several", "re-sync by app", "cancel", "cancel one", "dismiss"])
+@pytest.mark.parametrize("service", ["re-sync", "re-sync several", "re-sync by app", "cancel", "cancel one"])
 def test_operator_needs_no_change_permission(watch: AppRepository, operation: BulkOperation, service: str) -> None:
     SERVICES[service](staff(*OPERATOR), watch, operation)
 
@@ -86,7 +84,7 @@ def test_app_cannot_act_on_another_app(
         SERVICES[service](Actor.of_app(world.add_app("Other")), watch, operation)
     assert AppRepository.objects.values().get() == before
     operation.refresh_from_db()
-    assert (operation.cancelled_at, operation.dismissed_at) == (None, None)
+    assert operation.cancelled_at is None
 
 
 def test_app_can_resync_and_unwatch_its_own_repositories(world: World, watch: AppRepository) -> None:
@@ -161,7 +159,7 @@ def test_only_actions_of_users_are_logged(world: World, watch: AppRepository) ->
     resync_single(actor, watch)
     cancel_request(actor, watch)
     assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == [
-        f"Forced re-sync of {watch}",
+        f"Re-sync of {watch}",
         "Cancelled the re-sync",
     ]
     resync_single(Actor.command(), watch)

@@ -23,7 +23,7 @@ from deliveries_app.models import (
     SyncPause,
     SyncRun,
 )
-from deliveries_app.reports import app_detail
+from deliveries_app.reports import app_detail, failing_files
 from deliveries_app.services import resync_by_app, resync_many
 from deliveries_app.webhooks import endpoint_stats
 from tests.support.staff import VIEWS, make_app, make_watch, staff
@@ -32,7 +32,7 @@ APPS = "/admin/deliveries_app/app/"
 FAILING = {
     "status": Status.FAILED,
     "root_cause": "http_5xx",
-    "last_error": "2 files were not accepted. The app answered 500.",
+    "last_error": "2 files couldn't be delivered. The app returned HTTP 500.",
     "last_status_code": 500,
 }
 
@@ -66,7 +66,7 @@ def file_failing(watch: AppRepository, path: str, minutes_ago: int = 1) -> Deliv
     moment = timezone.now() - timedelta(minutes=minutes_ago)
     return DeliveryFailure.objects.create(
         watch=watch, path=path, path_digest=hashlib.sha256(path.encode()).hexdigest(), cause="http", status_code=500,
-        message="The app answered 500.", body="<b>boom</b>", attempts=3, first_at=moment, last_at=moment,
+        message="The app returned HTTP 500.", body="<b>boom</b>", attempts=3, first_at=moment, last_at=moment,
     )  # fmt: skip
 
 
@@ -83,13 +83,13 @@ def text_of(text: str, watch: AppRepository) -> str:
 
 
 def test_health_shows_recent_notifications_or_their_absence(admin: Client, app: App) -> None:
-    assert "No notifications were sent recently." in page(admin, app).text
+    assert "No recent notifications" in page(admin, app).text
     latest = endpoint_stats.Latest()
     for number in range(100):
         latest.add(number != 0, 0.038 if number < 90 else 0.21)
     endpoint_stats.record_latest(app, latest, {})
     for shown in (page(admin, app), live(admin, app)):
-        assert "99 % ok · median 38 ms · p95 210 ms (last 100)" in shown.text
+        assert "99% accepted · median 38 ms · p95 210 ms (last 100)" in shown.text
 
 
 def test_works_without_redis(admin: Client, app: App, valkey_server) -> None:
@@ -103,37 +103,43 @@ def test_rows_show_error_and_next_attempt(admin: Client, app: App) -> None:
     files = failing(app, "files", next_sync_at=soon, files_failing=2, base_commit="a" * 40)
     down = failing(app, "down", next_sync_at=soon, files_failing=2, status=Status.PENDING, last_status_code=503)
     git = failing(
-        app, "git", next_sync_at=soon, root_cause="git_auth", last_error="The token was refused.", last_status_code=None
+        app,
+        "git",
+        next_sync_at=soon,
+        root_cause="git_auth",
+        last_error="The git host rejected the token.",
+        last_status_code=None,
     )
     waiting = make_watch(app, "waiting", status=Status.PENDING, next_sync_at=timezone.now())
-    synced = make_watch(app, "well")
+    synced = make_watch(app, "well", next_sync_at=None)
     text = page(admin, app).text
-    assert text_of(text, files) == "HTTP 500 on 2 files next try in 1 min"
+    assert text_of(text, files) == "HTTP 500 on 2 files Next try in 1 min"
     assert (
-        text_of(text, down) == "HTTP 503 next try in 1 min"
+        text_of(text, down) == "HTTP 503 Next try in 1 min"
     )  # without a base, the number of files comes from an earlier run
-    assert text_of(text, git) == "The token was refused next try in 1 min"
-    assert text_of(text, waiting) == "Next sync as soon as a worker is free"
+    assert text_of(text, git) == "The git host rejected the token Next try in 1 min"
+    assert text_of(text, waiting) == "Next sync when a worker is free"
     assert text_of(text, synced) == ""
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
-    assert text_of(page(admin, app).text, files).endswith("next try in 10 min")
+    assert text_of(page(admin, app).text, files).endswith("Next try in 10 min")
     App.objects.update(paused=True)
-    assert text_of(page(admin, app).text, files).endswith("waits until the app is resumed")
+    assert text_of(page(admin, app).text, files).endswith("Continues when the app is resumed")
     SyncPause.objects.create(paused_by="anna")
-    assert text_of(page(admin, app).text, files).endswith("waits until syncing is resumed")
+    assert text_of(page(admin, app).text, files).endswith("Continues when syncing is resumed")
 
 
 def test_open_circuit_delays_next_attempt_unless_requested(admin: Client, app: App) -> None:
     watch = failing(app, "docs", next_sync_at=timezone.now(), retry_count=3)
     watch.repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
     watch.repository.save()
-    assert text_of(page(admin, app).text, watch).endswith("next try in 20 min")
+    assert text_of(page(admin, app).text, watch).endswith("Next try in 20 min")
     AppRepository.objects.update(retry_count=0)
-    assert text_of(page(admin, app).text, watch).endswith("next try as soon as a worker is free")
+    assert text_of(page(admin, app).text, watch).endswith("Next try when a worker is free")
 
 
 def test_running_sync_shows_bar_and_files(admin: Client, app: App) -> None:
-    watch = make_watch(app, "docs", status=Status.SCANNING)
+    leased = {"status": Status.SCANNING, "lease_until": timezone.now() + timedelta(seconds=20)}
+    watch = make_watch(app, "docs", **leased)
     SyncRun.objects.create(
         watch=watch, app_name="Portal", repository_name="acme/docs", reason="change", requested_by="sweep", generation=1,
         started_at=timezone.now(), files_total=10_000, files_done=4_400,
@@ -230,13 +236,13 @@ def test_focusable_elements_have_ids(admin: Client, app: App) -> None:
 
 def test_empty_table_says_what_to_do_first(admin: Client, viewer: Client, app: App) -> None:
     text = page(admin, app).text
-    assert "This app watches nothing yet." in text
+    assert "This app doesn't watch any repositories yet." in text
     assert "Watch a repository" in text
     assert 'role="search"' not in text
     assert "Why was this file" not in text
     assert "apprepository/add/" not in page(viewer, app).text
     make_watch(app, "docs")
-    assert "No repository matches." in page(admin, app, q="nothing").text
+    assert "No matching repositories." in page(admin, app, q="nothing").text
 
 
 def test_row_buttons_need_their_permissions(admin: Client, viewer: Client, operator: Client, app: App) -> None:
@@ -273,7 +279,7 @@ def test_table_needs_permission_to_view_watches(app: App) -> None:
         assert "acme/docs" not in shown.text
         assert "a.md" not in shown.text
         assert "force-resync" not in shown.text
-        assert "permission to see watched repositories" in shown.text
+        assert "permission to view watched repositories" in shown.text
 
 
 def test_fragment_needs_permission_to_view_apps(client: Client, admin: Client, app: App) -> None:
@@ -293,7 +299,7 @@ def test_operation_boxes_are_sent_only_when_the_set_changes(admin: Client, app: 
     assert f"progress-{operation.operation_id}" in live(admin, app, operations="").text
     assert "app-operations" not in live(admin, app, operations=str(operation.pk)).text
     SyncRun.objects.update(outcome=Outcome.SUCCEEDED, ended_at=timezone.now())
-    BulkOperation.objects.update(ended_at=timezone.now(), dismissed_at=timezone.now())
+    BulkOperation.objects.update(ended_at=timezone.now())
     assert 'id="app-operations" hx-swap-oob="innerHTML"' in live(admin, app, operations=str(operation.pk)).text
 
 
@@ -305,33 +311,40 @@ def test_ended_operations_are_listed_with_outcomes(admin: Client, app: App) -> N
     ours, _ = resync_by_app(Actor.command(), app), resync_by_app(Actor.command(), other)
     both = resync_many(Actor.command(), AppRepository.objects.all())
     SyncRun.objects.update(outcome=Outcome.SUCCEEDED, started_at=timezone.now(), ended_at=timezone.now())
-    BulkOperation.objects.update(ended_at=timezone.now(), dismissed_at=timezone.now())
-    BulkOperation.objects.filter(pk=both.pk).update(dismissed_at=None)
+    BulkOperation.objects.update(ended_at=timezone.now())
     context = page(admin, app).context
-    assert [shown["operation"] for shown in context["operations"]] == [both]
-    assert [shown["operation"] for shown in context["recent"]] == [ours]
+    assert context["operations"] == []
+    assert [shown["operation"] for shown in context["recent"]] == [both, ours]
     text = page(admin, app).text
-    assert "2 repositories: 2 synced" in text
+    assert "2 repositories: 2 succeeded" in text
     link = re.search(r'href="([^"]+)">All sync runs of this app', text)
     assert link
     assert {run.app_name for run in admin.get(unescape(link[1])).context["cl"].result_list} == {"Portal"}
 
 
-def test_newest_failing_files_of_all_repositories_are_listed(admin: Client, app: App, monkeypatch) -> None:
+def test_failing_files_of_all_repositories_are_grouped(admin: Client, app: App, monkeypatch) -> None:
     docs, site = failing(app, "docs"), failing(app, "site")
     for number in range(30):
         file_failing(docs, f"docs/{number}.md", minutes_ago=100 + number)
         file_failing(site, f"site & co/{number}.md", minutes_ago=number)
     file_failing(failing(make_app("Search"), "docs"), "of another app")
     DeliveryFailure.objects.filter(path="docs/0.md").update(kind="skipped")
-    files = page(admin, app).context["files"]
-    assert (files.count, files.is_more, len(files.listed)) == (59, False, app_detail.LISTED_FILES)
-    assert [row.path for row in files.listed[:2]] == ["site & co/0.md", "site & co/1.md"]
+    DeliveryFailure.objects.filter(path__in=["docs/1.md", "docs/2.md"]).update(status_code=None, message="Too slow.")
+    files = page(admin, app).context["failing_files"]
+    assert (files.count, files.is_more, files.more_groups) == (59, False, 0)
+    assert [(group.title, group.count, group.watches) for group in files.groups] == [
+        ("HTTP 500", 57, 2),
+        ("Too slow", 2, 1),
+    ]
+    assert len(files.groups[0].listed) == failing_files.LISTED_FILES
+    assert [row.path for row in files.groups[0].listed[:2]] == ["site & co/0.md", "site & co/1.md"]
     text = unescape(page(admin, app).text)
+    assert "</strong> · 57 files in 2 repositories" in text
+    assert "The newest 50 of 57 files." in text
     assert f"apprepository/{site.pk}/why/?path=site%20%26%20co%2F0.md" in text
     assert "<b>boom" not in page(admin, app).text
-    monkeypatch.setattr(app_detail, "SORTED_FILES", 20)
-    assert "Files failing (more than 20)" in page(admin, app).text
+    monkeypatch.setattr(failing_files, "READ_FILES", 20)
+    assert "Failing files (more than 20)" in page(admin, app).text
 
 
 def test_action_buttons_are_outside_the_settings_form(admin: Client, app: App) -> None:

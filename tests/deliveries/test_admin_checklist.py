@@ -69,7 +69,7 @@ def test_each_step_links_to_the_page_where_it_is_done(world: World, admin: Clien
     world.watch()
     pages = {step: admin.get(link(admin, step)) for step in ("register", "watch", "ping", "resync")}
     assert {step: page.status_code for step, page in pages.items()} == dict.fromkeys(pages, 200)
-    assert "Register the app" in pages["register"].text
+    assert "Register app" in pages["register"].text
     assert 'name="github_url"' in pages["watch"].text
     assert "Send test ping" in pages["ping"].text
     assert "re-send ALL files to Portal" in pages["resync"].text

@@ -42,7 +42,7 @@ def open_circuits() -> int:
 
 def test_both_pages_explain_an_open_circuit(mender: Client, broken) -> None:
     page = mender.get(f"{LIST}{broken[0].repository_id}/change/").text
-    assert "5 failures in a row" in page
+    assert "5 consecutive failures" in page
     assert "git could not read the repository: &lt;b&gt;502&lt;/b&gt;." in page
     assert "Once the git host is reachable again" in page
     assert "Reset circuit" in page
@@ -55,7 +55,7 @@ def test_reset_button_closes_the_circuit_and_schedules_every_watch(mender: Clien
     back = f"{WATCHES}{watch.pk}/change/"
     page = mender.post(f"{LIST}{watch.repository_id}/reset-circuit/?next={back}", follow=True)
     assert page.redirect_chain == [(back, 302)]
-    assert "The circuit is reset. 2 watches are retried now." in page.text
+    assert "Reset the circuit. The repository is retried now for 2 apps." in page.text
     assert "Reset circuit" not in page.text
     watch.repository.refresh_from_db()
     assert (watch.repository.consecutive_failures, watch.repository.circuit_open_until) == (0, None)
@@ -68,7 +68,7 @@ def test_reset_button_closes_the_circuit_and_schedules_every_watch(mender: Clien
 
 def test_action_resets_selected_or_all_circuits(mender: Client, broken) -> None:
     chosen = {"action": "reset_circuits", "_selected_action": [broken[0].repository_id]}
-    assert "The circuit is reset" in mender.post(LIST, chosen, follow=True).text
+    assert "Reset the circuit." in mender.post(LIST, chosen, follow=True).text
     assert open_circuits() == 1
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=5))
     assert "2 circuits are reset" in mender.post(LIST, chosen | {"select_across": "1"}, follow=True).text

@@ -55,7 +55,7 @@ def test_added_repository_requires_confirming_again(operator: Client, watches) -
     answer = operator.post(ALL, form, follow=True)
     assert answer.redirect_chain == [(ALL, 302)]
     assert confirmation.CHANGED in answer.text
-    assert "Yes, re-sync 4" in answer.text
+    assert "Re-sync 4 repositories" in answer.text
     assert not SyncRun.objects.exists()
     operator.post(ALL, form_of(operator, ALL))
     assert generations() == [2, 2, 2, 2]

@@ -1,5 +1,6 @@
 """The Failed syncs page: what fails, why, the next attempt, and hints."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -7,11 +8,12 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Outcome, Status, SyncRun
+from deliveries_app.models import App, AppRepository, Outcome, StateDetail, Status, SyncPause, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import ROOT_HINTS
 from deliveries_app.services import retry_all, unwatch_repository
-from repositories_app.models import Repository
+from repositories_app.git.url import host_of
+from repositories_app.models import HostOutage, Repository
 from tests.support.staff import fail, make_app, make_watch, staff
 
 LIST = "/admin/deliveries_app/failedsync/"
@@ -62,8 +64,8 @@ def test_row_shows_cause_response_attempts_and_next_attempt(viewer: Client, fail
     assert "&lt;h1&gt;Bad gateway" in page
     assert f"2 of {settings.MAX_RETRY_ATTEMPTS}" in page
     assert "2 h ago" in page
-    assert "next <time" in page
-    assert "given up" in page  # the other one, which is failed
+    assert "Next try <time" in page
+    assert "Failed</span>" in page  # the other one
     assert f'href="/admin/deliveries_app/apprepository/{failing[0].pk}/change/"' in page
 
 
@@ -72,25 +74,51 @@ def test_rows_link_to_the_watch(viewer: Client, failing) -> None:
     assert (answer.status_code, answer.url) == (302, f"/admin/deliveries_app/apprepository/{failing[0].pk}/change/")
 
 
-@pytest.mark.parametrize("state", ["syncing", "paused", "circuit", "cooldown", "failed", "retrying"])
-def test_state_badge_and_filter(viewer: Client, failing, state: str) -> None:
-    watch, later = failing[2], timezone.now() + timedelta(minutes=20)
-    labels = {"cooldown": "endpoint cooling down", "paused": "app paused", "circuit": "circuit open"}
-    if state == "circuit":
-        watch = failing[1]
-        Repository.objects.filter(pk=watch.repository_id).update(circuit_open_until=later)
-    elif state in {"paused", "cooldown"}:
-        App.objects.filter(pk=watch.app_id).update(
-            **({"paused": True} if state == "paused" else {"cooldown_until": later})
-        )
-    else:
-        status = {"syncing": Status.SCANNING, "failed": Status.FAILED}.get(state, Status.PENDING)
-        AppRepository.objects.filter(pk=watch.pk).update(status=status)
-    page = viewer.get(f"{LIST}?state={state}")
+@pytest.mark.parametrize(
+    ("detail", "label"),
+    [
+        (StateDetail.SYNCING, "Syncing"),
+        (StateDetail.APP_PAUSED, "Paused the app is paused"),
+        (StateDetail.ALL_PAUSED, "Paused all syncing is paused"),
+        (StateDetail.CIRCUIT_OPEN, "On hold open circuit"),
+        (StateDetail.HOST_DOWN, "On hold git host unreachable"),
+        (StateDetail.COOLDOWN, "On hold endpoint cooldown"),
+        (StateDetail.FAILED, "Failed"),
+        (StateDetail.RETRYING, "Retrying"),
+    ],
+)
+def test_state_badge_and_filter(viewer: Client, failing, detail: StateDetail, label: str) -> None:
+    watch, later = failing[1], timezone.now() + timedelta(minutes=20)
+    row, app = AppRepository.objects.filter(pk=watch.pk), App.objects.filter(pk=watch.app_id)
+    row.update(status=Status.PENDING)
+    match detail:
+        case StateDetail.SYNCING:
+            row.update(status=Status.SCANNING, lease_until=timezone.now() + timedelta(seconds=20))
+        case StateDetail.APP_PAUSED:
+            app.update(paused=True)
+        case StateDetail.ALL_PAUSED:
+            SyncPause.objects.create(paused_by="anna")
+        case StateDetail.CIRCUIT_OPEN:
+            Repository.objects.filter(pk=watch.repository_id).update(circuit_open_until=later)
+        case StateDetail.HOST_DOWN:
+            url = watch.repository.canonical_url
+            HostOutage.objects.create(host=host_of(url), since=timezone.now(), retry_at=later, error="It is down.")
+        case StateDetail.COOLDOWN:
+            app.update(cooldown_until=later)
+        case StateDetail.FAILED:
+            row.update(status=Status.FAILED)
+    page = viewer.get(f"{LIST}?state={detail.state.value}")
     assert str(watch) in [str(row) for row in page.context["cl"].result_list]
-    assert {row.state for row in page.context["cl"].result_list} == {state}
-    cell = page.text.split(f'id="failed-state-{watch.pk}"')[1].split("</div>")[0]
-    assert labels.get(state, state) in cell
+    assert {row.state for row in page.context["cl"].result_list} == {detail.state}
+    cell = page.text.split(f'id="failed-state-{watch.pk}"')[1].split(">", 1)[1].split("</div>")[0]
+    assert " ".join(re.sub("<[^>]*>", " ", cell).split()) == label
+
+
+def test_a_dead_worker_s_watch_is_not_syncing(viewer: Client, failing) -> None:
+    gone = timezone.now() - timedelta(seconds=1)
+    AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING, lease_until=gone)
+    assert shown(viewer, "?state=syncing") == []
+    assert "acme/docs → Portal" in shown(viewer, "?state=retrying")
 
 
 def test_next_attempt_waits_for_app_and_circuit_unless_requested(viewer: Client, failing) -> None:
@@ -103,7 +131,7 @@ def test_next_attempt_waits_for_app_and_circuit_unless_requested(viewer: Client,
     assert "in 19 min" not in page
     assert "in 10 min" in page
     App.objects.update(paused=True)
-    assert "when the app is resumed" in viewer.get(LIST).text
+    assert "Continues when the app is resumed" in viewer.get(LIST).text
 
 
 def test_filters_by_app_and_cause_and_searches_errors(viewer: Client, failing) -> None:
@@ -130,7 +158,7 @@ def test_operation_filter_shows_what_still_fails(viewer: Client, failing) -> Non
 
 
 def test_empty_list_says_that_nothing_fails(viewer: Client, watches) -> None:
-    assert "Nothing is failing." in viewer.get(LIST).text
+    assert "No failures." in viewer.get(LIST).text
 
 
 def test_ended_watches_are_not_listed(viewer: Client, failing) -> None:
@@ -150,7 +178,7 @@ def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
     page = operator.get(LIST)
     counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
     assert counts == [("http_5xx", 2, 2), ("git_auth", 1, 1)]
-    assert "3 repositories are failing" in page.text
+    assert "3 failing repositories" in page.text
     assert "The git host rejects the token" in page.text
     assert 'href="?cause=http_5xx"' in page.text
     assert f"{LIST}retry-failed/?all=1&amp;next=" in page.text
@@ -161,7 +189,7 @@ def test_app_filter_applies_to_groups_and_buttons(operator: Client, failing) -> 
     app = failing[2].app
     page = operator.get(f"{LIST}?app={app.pk}")
     assert [(group.cause.value, group.count) for group, _, _ in page.context["groups"]] == [("http_5xx", 1)]
-    assert "1 repository of Search is failing" in page.text
+    assert "1 failing repository of Search" in page.text
     assert f"retry-failed/?all=1&amp;app={app.pk}&amp;next=" in page.text
     assert f'href="?app={app.pk}&amp;cause=http_5xx"' in page.text
 
@@ -188,23 +216,26 @@ def test_list_polls_groups_and_rows_every_five_seconds(operator: Client, failing
 
 
 def test_poll_replaces_groups_and_cells(operator: Client, failing) -> None:
-    AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING)
+    soon = timezone.now() + timedelta(seconds=20)
+    AppRepository.objects.filter(pk=failing[0].pk).update(status=Status.SCANNING, lease_until=soon)
     answer = live(operator, failing[0].pk)
-    assert "3 repositories are failing" in answer
+    assert "3 failing repositories" in answer
     for name in ("state", "cause", "attempts", "since"):
         assert f'<div id="failed-{name}-{failing[0].pk}" class="failed-{name}" hx-swap-oob="true">' in answer
-    assert "syncing" in answer
+    assert "Syncing" in answer
     assert "_selected_action" not in answer
     assert f"failed-action-{failing[0].pk}" not in answer  # its button is not replaced
 
 
 def test_recovered_row_shows_status_and_no_button(operator: Client, failing) -> None:
-    AppRepository.objects.filter(pk=failing[0].pk).update(failing_since=None, root_cause="", status=Status.SYNCED)
+    AppRepository.objects.filter(pk=failing[0].pk).update(
+        failing_since=None, root_cause="", status=Status.SYNCED, next_sync_at=None
+    )
     unwatch_repository(Actor.system(), failing[1])
     answer = live(operator, failing[0].pk, failing[1].pk)
-    assert "1 repository is failing" in answer
-    assert "synced" in answer.split(f'id="failed-state-{failing[0].pk}"')[1].split("</div>")[0]
-    assert "no longer watched" in answer.split(f'id="failed-state-{failing[1].pk}"')[1].split("</div>")[0]
+    assert "1 failing repository" in answer
+    assert "Up to date" in answer.split(f'id="failed-state-{failing[0].pk}"')[1].split("</div>")[0]
+    assert "No longer watched" in answer.split(f'id="failed-state-{failing[1].pk}"')[1].split("</div>")[0]
     for watch in failing[:2]:
         assert f'<div id="failed-action-{watch.pk}" class="failed-action" hx-swap-oob="true"></div>' in answer
 

@@ -71,17 +71,15 @@ def test_numbers_come_from_rows_without_redis(admin: Client, operation: BulkOper
     assert "50 / 300 files" in fragment(admin, operation)
 
 
-def test_finished_operation_stays_until_dismissed(admin: Client, operation: BulkOperation) -> None:
+def test_finished_operation_is_final_and_is_not_shown_again(admin: Client, operation: BulkOperation) -> None:
     page = f"/admin/deliveries_app/app/{operation.app_id}/change/"
     for run in operation.runs.all():
         begin(run, 100)
         end(run, Outcome.SUCCEEDED)
     shown = fragment(admin, operation)
     assert "hx-get" not in shown
-    assert "3 repositories: 3 synced" in shown
-    assert "Dismiss" in shown
-    assert operation.title in admin.get(page).text
-    admin.post(f"/admin/progress/{operation.operation_id}/dismiss/")
+    assert 'data-outcome="succeeded"' in shown
+    assert "3 repositories: 3 succeeded" in shown
     assert f"progress-{operation.operation_id}" not in admin.get(page).text
 
 
@@ -92,8 +90,8 @@ def test_cancelled_operation_shows_what_was_sent(admin: Client, user: User, oper
     begin(half, 44)
     cancel_operation(Actor.of_user(user), operation)
     expected = (
-        "Cancelled by anna. 1 repository was sent again in full; "
-        "acme/site had 44 of 100 files sent and continues syncing; 1 was not touched."
+        "Cancelled by anna. 1 repository had been sent in full; "
+        "acme/site stopped after 44 of 100 files; 1 had not started."
     )
     assert expected in fragment(admin, operation)
 
@@ -126,9 +124,9 @@ def test_list_polls_only_active_rows(admin: Client, db) -> None:
     shown = admin.get(f"/admin/live/?ids={busy.pk}").text
     assert f'id="live-{busy.pk}"' in shown
     assert f'id="live-{quiet.pk}"' not in shown
-    AppRepository.objects.update(status=Status.SYNCED)
+    AppRepository.objects.update(status=Status.SYNCED, next_sync_at=None)
     ended = admin.get(f"/admin/live/?ids={busy.pk}").text
-    assert "synced" in ended
+    assert "Up to date" in ended
     assert "hx-get" not in ended
 
 
@@ -164,9 +162,9 @@ def test_delivery_states(admin: Client, db) -> None:
     Delivery.objects.create(path="unsure", sequence=3, generation=5, acknowledged=False, **common)
     shown = admin.get("/admin/deliveries_app/delivery/").context["cl"]
     states = {row.path: shown.model_admin.state(row) for row in shown.result_list}
-    assert [("delivered" in states[path]) for path in ("told", "before", "unsure")] == [True, False, False]
-    assert "cleared" in states["before"]
-    assert "in doubt" in states["unsure"]
+    assert [("Delivered" in states[path]) for path in ("told", "before", "unsure")] == [True, False, False]
+    assert "Cleared" in states["before"]
+    assert "Unconfirmed" in states["unsure"]
 
 
 def test_deliveries_are_found_by_path_prefix(admin: Client, db) -> None:

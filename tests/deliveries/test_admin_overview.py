@@ -88,7 +88,7 @@ def everything(db) -> list[App]:
     make_watch(portal, "gone", ended_at=timezone.now(), failing_since=timezone.now(), root_cause="tls")
     fail(portal, "web", next_sync_at=later)
     fail(portal, "site", status=Status.PENDING, next_sync_at=later)
-    make_watch(portal, "big", status=Status.SCANNING)
+    make_watch(portal, "big", status=Status.SCANNING, lease_until=soon())
     broken = fail(search, "old", RootCause.GIT_HOST)
     broken.repository.circuit_open_until = later
     broken.repository.save()
@@ -97,7 +97,7 @@ def everything(db) -> list[App]:
 
 @pytest.mark.parametrize(
     ("card", "number"),
-    [("apps", 2), ("paused", 1), ("watched", 5), ("failed", 3), ("given-up", 2), ("syncing", 1), ("circuits", 1)],
+    [("apps", 2), ("paused", 1), ("watched", 5), ("failed", 3), ("given-up", 1), ("syncing", 1), ("circuits", 1)],
 )
 def test_numbers_link_to_matching_lists(viewer: Client, everything, card: str, number: int) -> None:
     page = viewer.get(PAGE).text
@@ -113,7 +113,7 @@ def test_queue_shows_waiting_running_and_retrying(viewer: Client, everything) ->
     assert [shown(page, f"card-{name}") for name in ("waiting", "active", "delayed")] == [
         "3 waiting",
         "1 active",
-        "2 delayed",
+        "2 scheduled",
     ]
     assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist") + "#waiting"
 
@@ -139,7 +139,7 @@ def test_failures_are_grouped_by_cause_most_frequent_first(viewer: Client) -> No
     newest = fail(app, "three", minutes_ago=2)
     page = viewer.get(PAGE).text
     section = page[page.index('id="failing"') :]
-    assert section.index("Endpoint: 5xx") < section.index("Git: token refused")
+    assert section.index("Endpoint: 5xx") < section.index("Git: token rejected")
     assert shown(page, "see-http_5xx") == "2 repositories"
     assert shown(page, f"failing-{newest.pk}") == "acme/three → Portal"
     assert "three is broken." in section
@@ -161,25 +161,26 @@ def test_retry_buttons_need_permission(viewer: Client) -> None:
 def test_running_syncs_have_bars(viewer: Client) -> None:
     app = make_app("Portal")
     operation = BulkOperation.objects.create(title="Re-sync all · Portal", app=app, requested_by="anna", total=4)
-    sending, looking = (make_watch(app, name, status=Status.SCANNING) for name in ("docs", "site"))
+    leased = {"status": Status.SCANNING, "lease_until": soon()}
+    sending, reading = (make_watch(app, name, **leased) for name in ("docs", "site"))
     fields = {"app_name": "Portal", "reason": "resync", "requested_by": "anna", "generation": 1}
     numbers = {"files_total": 200, "files_done": 50, "files_failed": 2, "started_at": timezone.now()}
     SyncRun.objects.create(watch=sending, repository_name="acme/docs", operation=operation, **fields, **numbers)
-    SyncRun.objects.create(watch=looking, repository_name="acme/site", **fields)
+    SyncRun.objects.create(watch=reading, repository_name="acme/site", **fields)
     page = viewer.get(PAGE).text
     assert 'aria-label="Progress of Re-sync all · Portal"' in page
     assert '<progress max="100" value="25" aria-label="Progress of acme/docs → Portal">' in page
-    assert "50 / 200 files, 2 not accepted" in text_of(page)
-    assert "looking what has changed" in text_of(page)
+    assert "50 / 200 files, 2 rejected" in text_of(page)
+    assert "Reading the repository" in text_of(page)
 
 
 def test_overflow_is_a_link(viewer: Client) -> None:
     app = make_app("Portal")
     for number in range(overview.WATCHES_SHOWN + 2):
-        make_watch(app, f"r{number}", status=Status.SCANNING)
+        make_watch(app, f"r{number}", status=Status.SCANNING, lease_until=soon())
     page = viewer.get(PAGE).text
-    assert page.count("looking what has changed") == overview.WATCHES_SHOWN
-    assert shown(page, "more-watches") == "2 more syncing now"
+    assert page.count("Reading the repository") == overview.WATCHES_SHOWN
+    assert shown(page, "more-watches") == "2 more"
 
 
 def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
@@ -188,13 +189,12 @@ def test_hour_with_failures_is_marked_and_described(viewer: Client) -> None:
     sent(app, hours_ago=5, files=500, bytes=1_000)
     sent(app, hours_ago=24, files=7_000)  # a day ago
     page = viewer.get(PAGE).text
-    assert shown(page, "day-files") == "1,400 files"
-    assert shown(page, "day-failed") == "100 not accepted"
+    assert "Delivered in the last 24 hours 1,400 files · 6.0 kB · 100 rejected" in text_of(page)
     assert page.count('class="chart-good"') == 2
     assert page.count('class="chart-bad"') == 2  # in the bar, and below the line
     assert page.count('class="chart-hour"') == 24
-    assert "1,400 files in all" in page
-    assert "100 files were not accepted, in 1 hour." in page
+    assert "1,400 files in total." in page
+    assert "100 files were rejected, in 1 hour." in page
     table = page[page.index("<details") : page.index("</details>")]
     assert table.count('<th scope="row">') == 24
     assert '<td class="numeric bad">100</td>' in table
@@ -208,7 +208,7 @@ def test_busiest_and_slowest_apps_are_named(viewer: Client) -> None:
     sent(gone, files=9_000, requests=9_000, milliseconds=9_000_000)
     text = text_of(viewer.get(PAGE).text)
     assert "Busiest apps Busy 1,000 files · 3.0 MB Slow 10 files" in text
-    assert "Slowest apps on average Slow 2.5 s · 10 requests Busy 20 ms · 1,000 requests" in text
+    assert "Slowest apps (average) Slow 2.5 s · 10 requests Busy 20 ms · 1,000 requests" in text
     assert "Gone" not in text
 
 
@@ -221,18 +221,18 @@ def test_fresh_instance_shows_the_checklist_instead_of_empty_panels(admin: Clien
     make_watch(make_app("Portal"), "docs")
     page = admin.get(PAGE).text
     assert "Get started" in page
-    assert "Nothing is failing." in page
+    assert "No failures." in page
     assert "Nothing to sync yet" not in viewer.get(PAGE).text
 
 
 def test_healthy_instance_shows_no_warnings(viewer: Client, alive) -> None:
     make_watch(make_app("Portal"), "docs")
     text = text_of(viewer.get(PAGE).text)
-    assert "1 worker since just now · sweep" in text
-    assert "Nothing is failing." in text
+    assert re.search(r"1 worker up (less than a second|\d+ s) · last sweep", text)
+    assert "No failures." in text
     assert "Nothing is being synced." in text
     assert "Nothing was sent in the last 24 hours." in text
-    for failure in ("Redis does not answer", "No sync worker", "The sweep is not running"):
+    for failure in ("Redis doesn't respond", "No worker is running", "The sweep is not running"):
         assert failure not in text
 
 
@@ -241,21 +241,21 @@ def test_redis_outage_is_shown(viewer: Client, everything, valkey_server: Valkey
     valkey_server.stop()
     for url in (PAGE, FRAGMENT):
         page = viewer.get(url).text
-        assert "Redis does not answer." in page
+        assert "Redis doesn't respond." in page
         assert shown(page, "card-waiting") == "— waiting"
-        assert shown(page, "card-delayed") == "2 delayed"
+        assert shown(page, "card-delayed") == "2 scheduled"
         assert shown(page, "card-failed") == "3"
-        assert "No sync worker is running" not in page
+        assert "No worker is running" not in page
 
 
 def test_missing_worker_or_sweep_is_shown(viewer: Client, redis_client) -> None:
     page = viewer.get(PAGE).text
-    assert "No sync worker is running." in page
+    assert "No worker is running." in page
     assert "The sweep is not running." in page
-    assert "It has not looked for a day." in page
+    assert "It hasn't run for a day." in page
     long_ago = timezone.now() - timedelta(minutes=10)
     redis_client.set("docora:heartbeat:sweep", long_ago.timestamp())
-    assert "It looked last 10 min ago ." in text_of(viewer.get(PAGE).text)
+    assert "It last ran 10 min ago ." in text_of(viewer.get(PAGE).text)
 
 
 def test_sweep_time_is_shown(db) -> None:
@@ -271,7 +271,7 @@ PARTS = {
     "view_apprepository": "card-watched",
     "view_repository": "card-circuits",
     "view_queue": "card-waiting",
-    "view_delivery": "day-files",
+    "view_delivery": "day",
     "view_bulkoperation": "running",
 }
 

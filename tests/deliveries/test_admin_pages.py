@@ -55,7 +55,7 @@ def watch(db) -> AppRepository:
             watch=watch, path=path, sha="0" * 64, sequence=number, acknowledged=acknowledged, **fields
         )
     DeliveryFailure.objects.create(
-        watch=watch, path_digest="0" * 64, path="b.txt", cause="http", status_code=500, message="The app answered 500.",
+        watch=watch, path_digest="0" * 64, path="b.txt", cause="http", status_code=500, message="The app returned HTTP 500.",
         body="<b>boom</b>", first_at=timezone.now(), last_at=timezone.now(),
     )  # fmt: skip
     return watch
@@ -72,7 +72,7 @@ def pages(watch: AppRepository) -> list[str]:
         f"{ADMIN}/app/{watch.app_id}/change/",
         f"{ADMIN}/app/{watch.app_id}/delete/",
         f"{ADMIN}/apprepository/",
-        f"{ADMIN}/apprepository/?status__exact=failed&app={watch.app_id}&circuit=open&o=3",
+        f"{ADMIN}/apprepository/?state=failed&app={watch.app_id}&circuit=open&o=3",
         f"{ADMIN}/apprepository/add/",
         f"{ADMIN}/apprepository/{watch.pk}/change/",
         f"{ADMIN}/apprepository/{watch.pk}/delete/",
@@ -179,10 +179,10 @@ def test_staff_without_permissions_see_nothing(db, watch: AppRepository) -> None
 
 def test_cleared_and_doubtful_deliveries_are_not_shown_as_delivered(root: Client, watch: AppRepository) -> None:
     page = root.get(f"{ADMIN}/delivery/").text
-    assert (page.count("badge-good"), page.count("in doubt")) == (1, 1)
+    assert (page.count("badge-good"), page.count("Unconfirmed")) == (1, 1)
     AppRepository.objects.update(generation=2, resend_floor=2)
     page = root.get(f"{ADMIN}/delivery/").text
-    assert (page.count("badge-good"), page.count("cleared")) == (0, 1)
+    assert (page.count("badge-good"), page.count("Cleared")) == (0, 1)
 
 
 def test_deliveries_are_found_by_path_prefix_and_id(root: Client, watch: AppRepository) -> None:
@@ -237,14 +237,14 @@ def test_watch_form_checks_the_repository_first(world: World) -> None:
             f"{ADMIN}/apprepository/add/", {"app": world.app.pk, "github_url": url, "github_token": token}, follow=True
         )
 
-    assert "does not exist, or it is private and needs a token" in add(f"{world.git.url}/acme/private").text
+    assert "If the repository is private, add a token." in add(f"{world.git.url}/acme/private").text
     wrong = add(f"{world.git.url}/acme/private", "ghp_wrong")
-    assert "The token was refused" in wrong.text
+    assert "The git host rejected the token" in wrong.text
     assert "ghp_wrong" not in wrong.text
-    assert "may not be watched here" in add("https://elsewhere.example/a/b").text
-    assert "git could not read the repository" in add("http://127.0.0.1:1/a/b").text
+    assert "be watched. Allowed hosts" in add("https://elsewhere.example/a/b").text
+    assert "reach 127.0.0.1:1: connection refused" in add("http://127.0.0.1:1/a/b").text
     assert not AppRepository.objects.exists()
-    assert "is now watched" in add(repo.url).text
+    assert "Portal now watches acme/docs." in add(repo.url).text
     assert AppRepository.objects.get().runs.get().requested_by == "root"
 
 
@@ -258,7 +258,7 @@ def test_new_app_shows_its_secrets_once(root: Client) -> None:
     assert page.headers["Cache-Control"].count("no-store") == 1
     again = root.get(answer.url, follow=True)
     assert app.client_auth_key not in again.text
-    assert "shown only once" in again.text
+    assert "These credentials were already shown" in again.text
 
 
 @pytest.mark.parametrize(
@@ -304,10 +304,11 @@ def test_sidebar_groups_models_by_task(root: Client) -> None:
     order = [
         "Apps",
         "Watched repositories",
-        "Git repositories",
+        "Failed syncs",
         "Sync runs",
         "Bulk operations",
         "Deliveries",
+        "Git repositories",
         "Users",
         "Groups",
     ]

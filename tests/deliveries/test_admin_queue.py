@@ -87,10 +87,10 @@ def section(client: Client, name: str, url: str = PAGE) -> str:
 
 def test_empty_queue(operator: Client) -> None:
     page = operator.get(PAGE).text
-    for expected in ("Nothing is being synced now.", "Nothing waits.", "Nothing is to be tried again later."):
+    for expected in ("No sync is running.", "Nothing is waiting.", "Nothing is scheduled."):
         assert expected in page
-    assert "No worker is at work" in page
-    assert "Start manage.py up" in page
+    assert "No worker is running" in page
+    assert "Start one with manage.py up" in page
 
 
 def test_queue_is_in_the_list_of_models(operator: Client) -> None:
@@ -106,23 +106,23 @@ def test_running_sync_shows_request_bar_and_worker(operator: Client, watches, re
     register(redis_client, WORKER, at=watches[0].job_id, state="busy")
     shown = section(operator, "running")
     assert "acme/docs" in shown
-    assert "re-sync, anna" in shown
+    assert "Re-sync, anna" in shown
     assert 'value="40"' in shown
     assert "40 / 100" in shown
     assert WORKER in shown
-    assert "gone" not in shown
+    assert "died" not in shown
     workers = section(operator, "workers")
     assert "acme/docs → Portal" in workers
-    assert "busy" in workers
+    assert "Busy" in workers
 
 
 def test_reading_and_stopping_syncs(operator: Client, watches, settings) -> None:
     lease(watches[0], settings)
-    assert "reads the repository" in section(operator, "running")
-    assert "Stop" in section(operator, "running")
+    assert "Reading the repository" in section(operator, "running")
+    assert "Cancel" in section(operator, "running")
     operator.post(f"{PAGE}{watches[0].pk}/stop/")
     shown = section(operator, "running")
-    assert "what is under way settles" in shown
+    assert "waiting for requests in flight" in shown
     assert "<button" not in shown
 
 
@@ -132,7 +132,7 @@ def test_waiting_syncs_are_in_queue_order(operator: Client, watches) -> None:
         queues.enqueue(queue, "deliveries_app.jobs.sync_watch", watch.pk, watch.job_id)
     queues.enqueue("low", CLEAN_UP_JOB, "ended", "clean-up")
     shown = section(operator, "waiting")
-    names = ["acme/site", "acme/docs", "none yet", "Clean-up"]
+    names = ["acme/site", "acme/docs", "not queued yet", "Clean-up"]
     assert sorted(names, key=shown.index) == names
     assert "Cancel" in shown
     view = queue_report.read_queue()
@@ -151,23 +151,23 @@ def test_held_syncs_name_the_reason(operator: Client, watches) -> None:
     App.objects.filter(pk=watches[0].app_id).update(paused=True)
     App.objects.filter(pk=watches[2].app_id).update(cooldown_until=timezone.now() + timedelta(seconds=90))
     shown = section(operator, "waiting")
-    assert "The app is paused." in shown
-    assert "The endpoint&#x27;s cooldown ends in 1 min" in shown
+    assert "Paused: the app is paused" in shown
+    assert "On hold: endpoint cooldown" in shown
     view = queue_report.read_queue()
     assert (view.counts.due, view.counts.held, view.unqueued) == (0, 3, 0)
     App.objects.update(paused=False, cooldown_until=None)
     AppRepository.objects.filter(pk=watches[0].pk).update(slots_requested_at=timezone.now())
-    assert "All slots of the app are taken." in section(operator, "waiting")
+    assert "Queued: waiting for a slot of the app" in section(operator, "waiting")
     SyncPause.objects.create(paused_by="anna")
-    assert section(operator, "waiting").count("All syncing is paused.") == 3
+    assert section(operator, "waiting").count("Paused: all syncing is paused") == 3
     assert (queue_report.read_queue().counts.held, queue_report.read_queue().unqueued) == (3, 0)
 
 
 def test_obsolete_jobs_are_only_counted(operator: Client, watches) -> None:
     queues.enqueue("high", "deliveries_app.jobs.sync_watch", watches[0].pk, watches[0].job_id)
     shown = section(operator, "waiting")
-    assert "Nothing waits." in shown
-    assert "1 further job has nothing to do any more" in shown
+    assert "Nothing is waiting." in shown
+    assert "1 more job in the queue with nothing left to do." in shown
 
 
 def test_scheduled_syncs_show_time_and_cause_soonest_first(operator: Client, watches) -> None:
@@ -179,10 +179,10 @@ def test_scheduled_syncs_show_time_and_cause_soonest_first(operator: Client, wat
     shown = section(operator, "scheduled")
     order = [
         "acme/site",
-        "Attempt 3 of 5.",
-        "Given up until the next rescan.",
+        "Attempt 3 of 5",
+        "Check for changes, then another try",
         "Search",
-        "Waiting for the next rescan.",
+        "Check for changes</td>",
     ]
     assert sorted(order, key=shown.index) == order
     assert shown.count("Endpoint: 5xx") == 2
@@ -208,16 +208,16 @@ def test_lists_are_bounded_and_count_the_rest(operator: Client, db, monkeypatch,
 def test_expiring_lease_shows_when_it_ends(operator: Client, watches, redis_client: Redis, settings) -> None:
     settings.LEASE_SECONDS = 3600.0
     lease(watches[0], settings, left=640)
-    assert "This worker is gone: the repository is free again in 10 min" in section(operator, "running")
+    assert "This worker has died: another worker takes over in 10 min" in section(operator, "running")
     register(redis_client, WORKER)
     shown = section(operator, "running")
-    assert "Not heard from for 49 min" in shown
-    assert "If it is gone, the repository is free again in 10 min" in shown
+    assert "No heartbeat for 49 min" in shown
+    assert "If the worker has died, another worker takes over in 10 min" in shown
 
 
 def test_extended_lease_means_a_live_worker(operator: Client, watches, settings) -> None:
     lease(watches[0], settings, owner="elsewhere:1")
-    assert "gone" not in section(operator, "running")
+    assert "died" not in section(operator, "running")
 
 
 def test_silent_worker_is_gone_and_its_leases_are_shown(
@@ -226,13 +226,13 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     settings.LEASE_SECONDS = 3600.0
     register(redis_client, WORKER, seconds_ago=70, state="busy")
     register(redis_client, "box:7:another", pid=7)  # in another container with the same host name
-    assert "It no longer holds a repository." in section(operator, "workers")
+    assert "Died, or cut off from Redis." in section(operator, "workers")
     lease(watches[0], settings, left=640)
     shown = section(operator, "workers")
-    assert "Killed or cut off from Redis. acme/docs → Portal is free again in 10 min" in shown
-    assert shown.count("gone") == 1
+    assert "Died, or cut off from Redis. Another worker takes over acme/docs → Portal in 10 min" in shown
+    assert shown.count("Died</span>") == 1
     assert queue_report.read_queue().workers_alive == 1
-    assert "No worker is at work" not in operator.get(PAGE).text
+    assert "No worker is running" not in operator.get(PAGE).text
 
 
 def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_server: ValkeyServer) -> None:
@@ -243,14 +243,14 @@ def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_serve
     valkey_server.stop()
     page = operator.get(PAGE)
     assert page.status_code == 200
-    assert "Redis does not answer" in page.text
+    assert "Redis doesn't respond" in page.text
     assert "40 / 100" in section(operator, "running")
-    assert "gone" not in section(operator, "running")
-    assert "once Redis is back" in section(operator, "waiting")
+    assert "died" not in section(operator, "running")
+    assert "unknown" in section(operator, "waiting")
     assert "Search" in section(operator, "scheduled")
-    assert "Not known without Redis." in section(operator, "workers")
+    assert "Unknown while Redis is down." in section(operator, "workers")
     operator.post(f"{PAGE}{watches[1].pk}/stop/")
-    assert "Nothing waits." in section(operator, "waiting")
+    assert "Nothing is waiting." in section(operator, "waiting")
 
 
 # --- Stop ----------------------------------------------------------------------------------------------------------------
@@ -260,16 +260,16 @@ def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None
     run = resync_single(ME, watches[0]).run
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
     assert page.redirect_chain == [(PAGE, 302)]
-    assert "Stopped. acme/docs → Portal is synced at the next rescan, in 5 min" in flat(page.text)
+    assert "Cancelled. acme/docs → Portal is next synced in 5 min" in flat(page.text)
     run.refresh_from_db()
     assert (run.outcome, run.error) == (Outcome.CANCELLED, "Cancelled by olga.")
     assert queues.job_ids("high") == []
-    assert "Waiting for the next rescan." in section(operator, "scheduled")
+    assert "Check for changes" in section(operator, "scheduled")
 
 
 def test_stop_of_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
-    assert "acme/docs → Portal had nothing to stop." in page.text
+    assert "acme/docs → Portal has nothing to cancel." in page.text
     AppRepository.objects.update(ended_at=timezone.now())
     assert "no longer watched" in operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
     assert "no longer watched" in operator.post(f"{PAGE}999999/stop/", follow=True).text

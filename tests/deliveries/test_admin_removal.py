@@ -36,20 +36,29 @@ def test_delete_page_of_an_app_counts_what_is_removed(admin: Client, watches: li
     deliver(watches[0], 7)
     AppRepository.objects.filter(pk=watches[0].pk).update(lease_until=Now() + timedelta(seconds=20))
     page = admin.get(f"{APPS}{watches[0].app_id}/delete/").text
-    assert "This removes Portal." in page
-    assert "2 watched repositories will be unwatched" in page
-    assert "7 delivery records will be removed" in page
-    assert "1 git repository that nobody else watches" in page  # Search watches acme/docs too
-    assert "1 repository is being sent right now" in page
-    assert "The client keeps the files that it holds" in page
+    assert "This deletes Portal." in page
+    assert "Docora stops watching 2 repositories" in page
+    assert "7 delivery records are deleted" in page
+    assert "1 git repository that no other app watches" in page  # Search watches acme/docs too
+    assert "1 repository is syncing right now" in page
+    assert "The client keeps the files it has" in page
 
 
 def test_unwatch_page_counts_what_is_removed(admin: Client, watches: list[AppRepository]) -> None:
     page = admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
-    assert "Nothing more is sent about acme/docs → Portal." in page
-    assert "No git repository goes with it." in page
+    assert "stop watching acme/docs for Portal. Nothing more is sent" in page
+    assert "No git repository is deleted." in page
     assert "right now" not in page
     assert "acme/site" in admin.get(f"{WATCHES}{watches[1].pk}/delete/").text
+
+
+def test_page_for_several_apps_names_the_first_ten(admin: Client, db) -> None:
+    apps = [make_app(f"App {number:02}") for number in range(12)]
+    page = admin.get(f"{APPS}remove/?ids={apps[0].pk},{apps[1].pk}").text
+    assert "This deletes App 00 and App 01. Docora stops sending them notifications" in page
+    page = admin.get(f"{APPS}remove/?ids={','.join(str(app.pk) for app in apps)}").text
+    assert "This deletes App 00, App 01," in page
+    assert "App 09 and 2 more apps." in page
 
 
 def test_large_tables_are_not_counted_exactly(admin: Client, watches, monkeypatch) -> None:
@@ -69,7 +78,7 @@ def test_query_count_is_constant(admin: Client, django_assert_max_num_queries) -
 def test_deletion_is_in_the_audit_log(admin: Client, watches: list[AppRepository]) -> None:
     page = admin.post(f"{WATCHES}{watches[0].pk}/delete/", {"post": "yes"}, follow=True)
     assert page.redirect_chain == [(WATCHES, 302)]
-    assert "acme/docs → Portal is unwatched." in page.text
+    assert "Stopped watching acme/docs → Portal." in page.text
     admin.post(f"{APPS}{watches[2].app_id}/delete/", {"post": "yes"})
     entries = LogEntry.objects.filter(action_flag=DELETION).order_by("pk")
     assert [entry.object_repr for entry in entries] == ["acme/docs → Portal", "Search"]
@@ -77,14 +86,14 @@ def test_deletion_is_in_the_audit_log(admin: Client, watches: list[AppRepository
 
 def test_action_removes_after_confirmation(admin: Client, watches) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk, watches[2].pk]}
-    answer = admin.post(f"{WATCHES}?status__exact=synced", chosen)
+    answer = admin.post(f"{WATCHES}?state=up_to_date", chosen)
     assert AppRepository.objects.alive().count() == 3
     page = admin.get(answer.url)
-    assert "Unwatch 2 repositories" in page.text
-    assert "1 git repository that nobody else watches" in page.text
+    assert "Stop watching 2 repositories" in page.text
+    assert "1 git repository that no other app watches" in page.text
     done = admin.post(answer.url, {"post": "yes"}, follow=True)
-    assert "2 repositories are unwatched." in done.text
-    assert done.redirect_chain[-1][0] == f"{WATCHES}?status__exact=synced"
+    assert "Stopped watching 2 repositories." in done.text
+    assert done.redirect_chain[-1][0] == f"{WATCHES}?state=up_to_date"
     assert list(AppRepository.objects.alive()) == [watches[1]]
     assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
 
@@ -93,7 +102,7 @@ def test_action_with_select_across_keeps_the_filters(admin: Client, watches) -> 
     chosen = {"action": "delete_selected", "_selected_action": [watches[0].pk], "select_across": "1"}
     answer = admin.post(f"{WATCHES}?app={watches[0].app_id}", chosen)
     page = admin.get(answer.url).text
-    assert "Unwatch 2 repositories" in page
+    assert "Stop watching 2 repositories" in page
     assert "_selected_action" not in page
     admin.post(answer.url, {"post": "yes"})
     assert list(AppRepository.objects.alive()) == [watches[2]]
@@ -103,21 +112,21 @@ def test_app_action_removes_after_confirmation(admin: Client, watches) -> None:
     apps = [watches[0].app_id, watches[2].app_id]
     answer = admin.post(APPS, {"action": "delete_selected", "_selected_action": apps})
     page = admin.get(answer.url).text
-    assert "This removes Portal, Search." in page
-    assert "2 git repositories that nobody else watches" in page
-    assert "2 apps are deleted." in admin.post(answer.url, {"post": "yes"}, follow=True).text
+    assert "This deletes Portal and Search." in page
+    assert "2 git repositories that no other app watches" in page
+    assert "Deleted 2 apps." in admin.post(answer.url, {"post": "yes"}, follow=True).text
     assert not App.objects.filter(ended_at=None).exists()
     assert not AppRepository.objects.alive().exists()
 
 
 def test_action_with_post_yes_removes_at_once(admin: Client, watches) -> None:
     chosen = {"action": "delete_selected", "_selected_action": [watches[1].pk], "post": "yes"}
-    assert "1 repository is unwatched." in admin.post(WATCHES, chosen, follow=True).text
+    assert "Stopped watching 1 repository." in admin.post(WATCHES, chosen, follow=True).text
     assert AppRepository.objects.alive().count() == 2
 
 
 def test_empty_selection_removes_nothing(admin: Client, watches) -> None:
-    assert "nothing to remove" in admin.get(f"{WATCHES}remove/?ids=", follow=True).text
+    assert "no repositories in this selection" in admin.get(f"{WATCHES}remove/?ids=", follow=True).text
     admin.post(f"{WATCHES}remove/?ids=999999,x", {"post": "yes"})
     admin.post(f"{WATCHES}remove/?ids={watches[0].pk}", {"post": "no"})
     assert AppRepository.objects.alive().count() == 3
@@ -177,7 +186,7 @@ def test_app_with_a_new_watch_requires_confirming_again(admin: Client, watches, 
     form = form_of(admin, url)
     make_watch(watches[0].app, "more")
     answer = admin.post(url, form, follow=True)
-    assert "The selection has changed since this page was shown." in answer.text
+    assert "The selection has changed." in answer.text
     assert not App.objects.filter(ended_at__isnull=False).exists()
     admin.post(url, form_of(admin, url))
     assert App.objects.get(pk=watches[0].app_id).ended_at

@@ -9,6 +9,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import App, AppRepository, BulkOperation, Status, SyncRun
+from docora.redis import queues
 from tests.support.staff import make_watch, staff
 
 LIST = "/admin/deliveries_app/apprepository/"
@@ -38,16 +39,21 @@ def test_confirmation_of_one_row(operator: Client, watches) -> None:
     assert not SyncRun.objects.exists()
 
 
-def test_confirming_one_row_redirects_back(operator: Client, watches) -> None:
+def test_confirming_one_row_redirects_to_its_operation(operator: Client, watches) -> None:
     url = choose(operator, f"{LIST}?q=docs", "force_resync", watches[0].pk).url
-    answer = operator.post(url, {"post": "yes"}, follow=True)
-    assert answer.redirect_chain == [(f"{LIST}?q=docs", 302)]
-    assert "Re-sync queued" in answer.text
+    answer = operator.post(url, {"post": "yes", "reason": " lost its disk "}, follow=True)
+    operation = BulkOperation.objects.get()
+    assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
+    assert (operation.title, operation.app, operation.total) == ("Re-sync · acme/docs → Portal", watches[0].app, 1)
+    assert "Re-syncing 1 repository" in answer.text
+    assert "lost its disk" in answer.text
     assert generations() == [2, 1, 1]
     run = SyncRun.objects.get()
-    assert (run.requested_by, run.reason, run.operation) == ("anna", "resync", None)
+    assert (run.requested_by, run.reason, run.operation) == ("anna", "resync", operation)
     entry = LogEntry.objects.get()
     assert (entry.user.username, entry.object_id) == ("anna", str(watches[0].pk))
+    assert entry.change_message == f"Re-sync, {operation.operation_id}. Reason: lost its disk"
+    assert queues.job_ids("high") == [watches[0].job_id]
 
 
 def test_confirming_several_rows_redirects_to_the_operation(operator: Client, watches) -> None:
@@ -69,7 +75,7 @@ def test_confirmation_can_be_refreshed_and_needs_post_yes(operator: Client, watc
     url = choose(operator, LIST, "force_resync", watches[0].pk).url
     for answer in (operator.get(url), operator.get(url), operator.post(url, {})):
         assert answer.status_code == 200
-        assert "Yes, re-sync 1" in answer.text
+        assert "Re-sync" in answer.text
     assert generations() == [1, 1, 1]
 
 
@@ -100,7 +106,7 @@ def test_select_across_keeps_the_filters(operator: Client, watches) -> None:
 
 def test_select_across_of_a_status_takes_only_matching_rows(operator: Client, watches) -> None:
     AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.FAILED)
-    url = choose(operator, f"{LIST}?status__exact=failed", "force_resync", watches[1].pk, select_across="1").url
+    url = choose(operator, f"{LIST}?state=failed", "force_resync", watches[1].pk, select_across="1").url
     operator.post(url, {"post": "yes"})
     assert generations() == [1, 2, 1]
 
@@ -119,8 +125,8 @@ def test_confirmation_shows_syncing_and_waiting_watches(operator: Client, watche
     AppRepository.objects.filter(pk=watches[0].pk).update(status=Status.SCANNING)
     App.objects.filter(pk=watches[2].app_id).update(paused=True)
     page = operator.get(f"{CONFIRM}?ids={','.join(str(watch.pk) for watch in watches)}")
-    assert "syncing now: what it has sent so far is sent again" in page.text
-    assert "the app is paused: it waits until the app is resumed" in page.text
+    assert "Syncing: starts over" in page.text
+    assert "Paused: starts when the app is resumed" in page.text
     assert "300" in page.text
 
 
@@ -163,12 +169,12 @@ def test_post_without_csrf_token_is_refused(watches) -> None:
 @pytest.mark.parametrize("ids", ["", "0", "abc", "1;2", "9" * 30, "-1"])
 def test_empty_selection_shows_a_warning(operator: Client, watches, ids: str) -> None:
     answer = operator.get(f"{CONFIRM}?ids={ids}", follow=True)
-    assert "There is nothing to re-sync in this selection." in answer.text
+    assert "The selection has no repositories to re-sync." in answer.text
 
 
 def test_next_url_stays_on_this_site(operator: Client, watches) -> None:
-    answer = operator.post(f"{CONFIRM}?ids={watches[0].pk}&next=https://evil.example/", {"post": "yes"})
-    assert answer.url == LIST
+    answer = operator.get(f"{CONFIRM}?ids={watches[0].pk}&next=https://evil.example/")
+    assert answer.context["back"] == LIST
 
 
 def test_query_count_is_constant(operator: Client, watches, django_assert_max_num_queries) -> None:

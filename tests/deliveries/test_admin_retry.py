@@ -1,5 +1,7 @@
 """Retry: one watch at once, several after a confirmation, and clearly distinct from a re-sync."""
 
+import re
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
@@ -60,7 +62,7 @@ def test_row_button_retries_at_once_and_redirects_back(operator: Client, failing
     assert '<form id="retry-now" method="post" hidden>' in page
     answer = operator.post(f"{WATCHES}{failing[1].pk}/retry/?{back}", follow=True)
     assert answer.redirect_chain == [(f"{LIST}?cause=git_auth", 302)]
-    assert "Retry queued. acme/site → Portal: only what is not acknowledged is sent." in answer.text
+    assert "Retry queued for acme/site → Portal. Only unacknowledged files are sent." in answer.text
     assert retried() == ["acme/site → Portal"]
     assert LogEntry.objects.get().change_message == "Retry of acme/site → Portal"
     watch = AppRepository.objects.get(pk=failing[1].pk)
@@ -117,12 +119,12 @@ def choose(client: Client, url: str, *pks: int, **extra: str) -> str:
 def test_confirmation_shows_what_is_sent(operator: Client, failing) -> None:
     url = choose(operator, LIST, failing[0].pk, failing[1].pk, failing[2].pk)
     page = operator.get(url).text
-    assert "This will retry 3 failing repositories of 2 apps." in page
-    assert "It sends only what is not acknowledged; nothing that a client has accepted is sent again." in page
+    assert "This will retry 3 failing repositories for 2 apps." in page
+    assert "Only files that clients haven't acknowledged are sent." in page
     assert "5 files" in page
-    assert "and what is left of 1 repository, which their next attempt finds out" in page
-    assert "given up until the next rescan" in page
-    assert "Yes, retry 3" in page
+    assert "plus 1 repository with an unknown number of files" in page
+    assert re.search(r"<td>\s*Failed\s*</td>", page)
+    assert "Retry 3 repositories" in page
     for word in ("re-sync 3", "ALL files", "Danger", "button-resync"):
         assert word not in page
     assert retried() == []
@@ -144,24 +146,24 @@ def test_confirmed_retry_is_one_operation(operator: Client, failing) -> None:
 def test_only_failing_watches_of_a_selection_are_retried(operator: Client, failing) -> None:
     make_watch(failing[0].app, "fine")
     url = choose(operator, f"{WATCHES}?q=docs", failing[0].pk, select_across="1")
-    assert "2 failing repositories of 2 apps" in operator.get(url).text
+    assert "2 failing repositories for 2 apps" in operator.get(url).text
     operator.post(url, form_of(operator, url))
     assert retried() == ["acme/docs → Portal", "acme/docs → Search"]
 
 
 def test_selection_without_failures_shows_a_warning(operator: Client, watches) -> None:
     url = choose(operator, WATCHES, watches[0].pk)
-    assert "none of it is failing" in operator.get(url, follow=True).text
-    assert "none of it is failing" in operator.get(f"{ASK}?all=1", follow=True).text
+    assert "no failing repositories" in operator.get(url, follow=True).text
+    assert "no failing repositories" in operator.get(f"{ASK}?all=1", follow=True).text
 
 
 @pytest.mark.parametrize(
     ("query", "title", "expected", "count"),
     [
-        ("", "Retry all failed", "3 failing repositories of 2 apps", 3),
-        ("&app={portal}", "Retry all failed · Portal", "all 2 failing repositories of Portal", 2),
-        ("&cause=http_5xx", "Retry · Endpoint: 5xx", "2 failing repositories of 2 apps", 2),
-        ("&state=retrying", "Retry · 2 repositories", "2 failing repositories of 2 apps", 2),
+        ("", "Retry all failed", "3 failing repositories for 2 apps", 3),
+        ("&app={portal}", "Retry all failed · Portal", "all 2 failing repositories for Portal", 2),
+        ("&cause=http_5xx", "Retry · Endpoint: 5xx", "2 failing repositories for 2 apps", 2),
+        ("&state=retrying", "Retry · 2 repositories", "2 failing repositories for 2 apps", 2),
     ],
     ids=["everything", "an app", "a group", "a state"],
 )
@@ -176,13 +178,13 @@ def test_operation_title_names_the_filters(
     assert (operation.app is not None) is (query.startswith("&app"))
 
 
-def test_single_watch_is_queued_and_redirects_back(operator: Client, failing) -> None:
+def test_single_watch_is_an_operation_of_one(operator: Client, failing) -> None:
     url = f"{ASK}?all=1&cause=git_auth&next={LIST}?o=1"
     assert "This will retry acme/site for Portal." in operator.get(url).text
     answer = operator.post(url, form_of(operator, url), follow=True)
-    assert answer.redirect_chain == [(f"{LIST}?o=1", 302)]
-    assert "Retry queued" in answer.text
-    assert not BulkOperation.objects.exists()
+    operation = BulkOperation.objects.get()
+    assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
+    assert "Retrying 1 repository" in answer.text
 
 
 # --- Changed since the page was shown ---------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def test_changed_selection_requires_confirming_again(operator: Client, failing) 
     form = form_of(operator, url)
     fail(make_watch(failing[0].app, "more"), RootCause.DNS)
     answer = operator.post(url, form, follow=True)
-    assert "The selection has changed since this page was shown." in answer.text
+    assert "The selection has changed." in answer.text
     assert "This will retry 4 failing repositories" in answer.text
     assert retried() == []
 
@@ -258,10 +260,8 @@ def test_retry_permission_covers_the_operation(failing) -> None:
     base = f"/admin/progress/{operation.operation_id}/"
     assert "0 of 3 repositories" in client.get(base).text
     assert client.post(f"{base}cancel/").status_code == 302
-    assert client.post(f"{base}dismiss/").status_code == 302
     operation.refresh_from_db()
     assert operation.cancelled_by == "rita"
-    assert operation.dismissed_at
 
 
 def test_resync_permission_does_not_cancel_a_retry(failing) -> None:
@@ -280,10 +280,9 @@ def test_cancelled_retry_shows_what_still_fails(operator: Client, failing) -> No
     SyncRun.objects.filter(pk=second.pk).update(started_at=now, files_done=4, files_total=9)
     answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
     assert (
-        "Cancelled by olga. 1 repository was synced; acme/site → Portal had 4 of 9 files sent; 1 was not touched. "
-        "Repositories whose retry was cancelled keep failing until the next rescan."
+        "Cancelled by olga. 1 repository succeeded before that; acme/site → Portal stopped after 4 of 9 files; "
+        "1 had not started. Repositories whose retry was cancelled are checked again at the next rescan."
     ) in answer.text
-    assert "sent again in full" not in answer.text
 
 
 def test_operation_links_to_its_failures_and_their_retry(operator: Client, failing) -> None:
@@ -293,10 +292,10 @@ def test_operation_links_to_its_failures_and_their_retry(operator: Client, faili
     SyncRun.objects.exclude(watch=failing[0]).update(outcome=Outcome.FAILED, ended_at=now, started_at=now)
     BulkOperation.objects.update(ended_at=now)
     page = operator.get(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/").text
-    assert f'{LIST}?operation={operation.operation_id}">See what failed' in page
+    assert f'{LIST}?operation={operation.operation_id}">See what is still failing' in page
     url = f"{ASK}?all=1&operation={operation.operation_id}"
     assert url.replace("&", "&amp;") in page or url in page
-    assert "This will retry 2 failing repositories of 2 apps." in operator.get(url).text
+    assert "This will retry 2 failing repositories for 2 apps." in operator.get(url).text
     operator.post(url, form_of(operator, url))
     assert retried() == ["acme/site → Portal", "acme/docs → Search"]
 
@@ -307,7 +306,7 @@ def test_single_retry_is_cancelled_on_the_watch_page(operator: Client, failing) 
     assert f"/admin/live/{failing[0].pk}/cancel/" in page
     assert "progress-retry" in page
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)
-    assert "Retry cancelled. The repository keeps failing until the next rescan." in answer.text
+    assert "Retry cancelled. The next try is at the next check." in answer.text
     watch = AppRepository.objects.get(pk=failing[0].pk)
     assert (watch.status, watch.is_failing) == (Status.FAILED, True)
     answer = operator.post(f"/admin/live/{failing[0].pk}/cancel/", follow=True)

@@ -12,7 +12,7 @@ from deliveries_app.models import AppRepository, BulkOperation, Reason, SyncRun
 from deliveries_app.models.root_causes import RootCause
 from tests.support.staff import fail, make_app, staff
 
-SIGN_IN, FORBIDDEN = "Sign in to the admin first", "You do not have permission to do this"
+SIGN_IN, FORBIDDEN = "Sign in to the admin first", "You don't have permission to do this"
 
 
 @pytest.fixture

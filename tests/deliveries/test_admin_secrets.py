@@ -77,10 +77,10 @@ def test_unknown_overlap_is_refused(keeper: Client, app: App) -> None:
 
 def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
     newest = rotate_app_token(Actor.system(), app).token
-    assert "Retire the old one" in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert "Retire old tokens" in keeper.get(f"{APPS}{app.pk}/change/").text
     page = keeper.post(f"{APPS}{app.pk}/retire-tokens/", {"post": "yes"}, follow=True)
-    assert "Only the newest token is accepted now." in page.text
-    assert "Retire the old one" not in page.text
+    assert "Old tokens retired." in page.text
+    assert "Retire old tokens" not in page.text
     assert [token.ending for token in app.tokens.all()] == [newest[-4:]]
 
 
@@ -93,7 +93,7 @@ def test_new_key_is_shown_once_and_starts_a_rotation(keeper: Client, app: App) -
     assert shown(page, "signing-key") == app.new_auth_key != app.client_auth_key
     assert app.new_auth_key not in str(dict(keeper.session))
     own = keeper.get(f"{APPS}{app.pk}/change/").text
-    assert "The signing key is being rotated" in own
+    assert "Key rotation in progress" in own
     assert "Retire old key" not in own
     assert app.new_auth_key not in own
     assert "Rotate key" not in own
@@ -110,21 +110,21 @@ def test_given_key_is_validated(keeper: Client, app: App) -> None:
 def test_old_key_is_retired_after_acceptance_of_the_new(keeper: Client, app: App) -> None:
     new = rotating(app)
     url = f"{APPS}{app.pk}/retire-key/"
-    assert "has not accepted a new one yet" in keeper.get(url, follow=True).text
-    assert "has not accepted the new key yet" in keeper.post(url, follow=True).text
+    assert "accepted a new key yet" in keeper.get(url, follow=True).text
+    assert "accepted the new key yet" in keeper.post(url, follow=True).text
     App.objects.update(new_key_accepted_at=timezone.now())
     assert "Retire old key" in keeper.get(f"{APPS}{app.pk}/change/").text
-    assert "The old key is retired" in keeper.post(url, follow=True).text
+    assert "Old key retired" in keeper.post(url, follow=True).text
     assert state(app)[:3] == (new, "", None)
 
 
 def test_cancelled_rotation_can_be_started_again(keeper: Client, app: App) -> None:
     rotating(app)
-    assert "already being rotated" in keeper.get(f"{APPS}{app.pk}/rotate-key/", follow=True).text
-    assert "The new key is dropped" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    assert "already in progress" in keeper.get(f"{APPS}{app.pk}/rotate-key/", follow=True).text
+    assert "New key discarded" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
     assert state(app)[:3] == ("k" * 20, "", None)
-    assert "is not being rotated" in keeper.get(f"{APPS}{app.pk}/cancel-key/", follow=True).text
-    assert "No key is being replaced" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    assert "There is no new key to discard" in keeper.get(f"{APPS}{app.pk}/cancel-key/", follow=True).text
+    assert "No key rotation is in progress" in keeper.post(f"{APPS}{app.pk}/cancel-key/", follow=True).text
     assert keeper.post(f"{APPS}{app.pk}/rotate-key/").status_code == 302
 
 
@@ -165,7 +165,7 @@ def test_post_without_csrf_token_is_refused(app: App) -> None:
 def test_secrets_are_shown_to_their_session_only(keeper: Client, app: App) -> None:
     answer = keeper.post(f"{APPS}{app.pk}/rotate-key/")
     other = staff("olga", "view_app", "rotate_secret_app")
-    assert "Secrets are shown only once" in other.get(answer.url, follow=True).text
+    assert "These credentials were already shown" in other.get(answer.url, follow=True).text
     assert keeper.head(answer.url).status_code == 405  # a HEAD does not use up the secrets
     assert shown(keeper.get(answer.url), "signing-key")
 
@@ -184,5 +184,5 @@ def test_audit_log_has_changes_without_secrets(keeper: Client, app: App) -> None
     keeper.post(f"{APPS}{app.pk}/rotate-token/", {"overlap": "24"})
     assert LogEntry.objects.filter(object_id=str(app.pk), user__username="karla").count() == 3
     page = keeper.get(f"{APPS}{app.pk}/history/").text
-    assert "Replaced the token" in page
+    assert "Rotated the token" in page
     assert "x" * 16 not in page

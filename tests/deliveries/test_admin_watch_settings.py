@@ -38,13 +38,13 @@ def test_token_is_checked_before_saving_and_never_shown(world: World, keeper: Cl
     url = f"{WATCHES}{watch.pk}/token/"
     assert "old-token" not in keeper.get(url).text
     refused = keeper.post(url, {"github_token": "bad-token"})
-    assert "The token was refused" in refused.text
+    assert "The git host rejected the token" in refused.text
     assert "bad-token" not in refused.text
     assert "spaces" in keeper.post(url, {"github_token": "with space"}).text
     watch.refresh_from_db()
     assert watch.github_token == "old-token"
     done = keeper.post(url, {"github_token": "new-token"}, follow=True)
-    assert "The token is replaced" in done.text
+    assert "Token saved" in done.text
     assert "new-token" not in done.text
     watch.refresh_from_db()
     assert watch.github_token == "new-token"
@@ -54,7 +54,7 @@ def test_token_is_checked_before_saving_and_never_shown(world: World, keeper: Cl
 def test_public_repository_needs_no_token(world: World, keeper: Client) -> None:
     _, watch = world.watch()
     AppRepository.objects.update(github_token="old-token")
-    assert "The token is removed" in keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
+    assert "Token removed" in keeper.post(f"{WATCHES}{watch.pk}/token/", {"github_token": ""}, follow=True).text
     watch.refresh_from_db()
     assert watch.github_token == ""
 
@@ -63,7 +63,7 @@ def test_push_secret_is_shown_once_with_its_url(keeper: Client, watch: AppReposi
     settings.PUBLIC_URL = "https://docora.example"
     address = f"https://docora.example/api/hooks/push/{watch.repository.repository_id}"
     assert address in page_of(keeper, watch)
-    assert "Make a secret" in page_of(keeper, watch)
+    assert "Create push hook secret" in page_of(keeper, watch)
     answer = keeper.post(f"{WATCHES}{watch.pk}/push-secret/", {"post": "yes"})
     watch.refresh_from_db()
     secret = watch.push_secret
@@ -75,8 +75,8 @@ def test_push_secret_is_shown_once_with_its_url(keeper: Client, watch: AppReposi
     assert "no-store" in page.headers["Cache-Control"]
     assert secret not in keeper.get(answer.url, follow=True).text
     assert secret not in page_of(keeper, watch)
-    assert "Renew secret" in page_of(keeper, watch)
-    assert "stops working at once" in keeper.get(f"{WATCHES}{watch.pk}/push-secret/").text
+    assert "Rotate push hook secret" in page_of(keeper, watch)
+    assert "stops working immediately" in keeper.get(f"{WATCHES}{watch.pk}/push-secret/").text
     keeper.post(f"{WATCHES}{watch.pk}/push-secret/")
     watch.refresh_from_db()
     assert watch.push_secret != secret
@@ -86,11 +86,11 @@ def test_newly_ignored_files_are_deleted_at_the_next_sync(world: World, keeper: 
     _, watch = world.watch({"a.txt": b"1", "drafts/b.txt": b"2"})
     world.settle()
     url = f"{WATCHES}{watch.pk}/patterns/"
-    assert "deleted at the client" in keeper.get(url).text
+    assert "deletes newly ignored files at the client" in keeper.get(url).text
     done = keeper.post(url, {"patterns": "# mine\r\ndrafts/\r\n"}, follow=True)
-    assert "a sync is queued" in done.text
+    assert "Patterns saved. A sync is queued." in done.text
     assert "drafts/" in done.text
-    assert "Nothing changed." in keeper.post(url, {"patterns": "# mine\ndrafts/"}, follow=True).text
+    assert "No changes to save." in keeper.post(url, {"patterns": "# mine\ndrafts/"}, follow=True).text
     world.settle()
     assert set(world.copy(watch)) == {"a.txt"}
     assert "drafts/" in keeper.get(url).text
@@ -100,13 +100,13 @@ def test_invalid_patterns_are_refused(keeper: Client, watch) -> None:
     page = keeper.post(f"{WATCHES}{watch.pk}/patterns/", {"patterns": "ok\n\x07bell"})
     assert page.status_code == 200
     assert "control character" in page.text
-    assert "Please correct" in page.text
+    assert "Fix the errors below" in page.text
     watch.refresh_from_db()
     assert watch.ignore_patterns == ""
 
 
 def test_left_out_files_are_listed_by_cause(keeper: Client, watch: AppRepository) -> None:
-    assert "every file of the tree is sent" in page_of(keeper, watch)
+    assert "All files are sent" in page_of(keeper, watch)
     AppRepository.objects.update(left_out={"symlink": 1, "ignored": 1200, "lfs_pointer": 2, "brand_new": 4})
     now = timezone.now()
     DeliveryFailure.objects.create(
@@ -132,13 +132,13 @@ def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
 
 
 def test_waiting_notifications_are_listed(keeper: Client, watch: AppRepository) -> None:
-    assert "Notifications that wait" not in page_of(keeper, watch)
+    assert "Pending notifications" not in page_of(keeper, watch)
     Notice.objects.create(
-        watch=watch, kind=NoticeKind.SYNC_FAILED, fields={}, generation=1, last_error="The app answered 500."
+        watch=watch, kind=NoticeKind.SYNC_FAILED, fields={}, generation=1, last_error="The app returned HTTP 500."
     )
     page = page_of(keeper, watch)
-    assert "Notifications that wait (1)" in page
-    assert "The app answered 500." in page
+    assert "Pending notifications (1)" in page
+    assert "The app returned HTTP 500." in page
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -38,14 +38,22 @@ def test_refused_file_is_explained(world: World) -> None:
     world.sync(watch)
     text = why(viewer, watch, "a b.md")
     blob = world.rows(watch)["a b.md"].source_key
-    for said in ("Not delivered: the app answered 500.", "Next try", "1 byte", repo.head, blob, "100644", sha(b"1")):
+    for said in (
+        "Not delivered: the app returned HTTP 500.",
+        "Next try",
+        "1 byte",
+        repo.head,
+        blob,
+        "100644",
+        sha(b"1"),
+    ):
         assert said in text
-    assert "none yet" in text  # acknowledged
+    assert "<dd>None</dd>" in text  # acknowledged
     world.answer(None)
     world.sync(watch)
     text = why(viewer, watch, "a b.md")
-    assert "Delivered: the client has acknowledged exactly" in text
-    assert "None is listed." in text
+    assert "Delivered: the client has acknowledged the current version" in text
+    assert "<p>None.</p>" in text
 
 
 def test_every_state_has_a_label(world: World, admin: Client) -> None:
@@ -53,9 +61,9 @@ def test_every_state_has_a_label(world: World, admin: Client) -> None:
     _, watch = world.watch({**files, "x.log": b"1"})
     world.settle()
     for path, expected in {
-        "link": "a symbolic link",
-        "module": f"a submodule, at commit <code>{'1' * 40}</code>",
-        "d": "a directory",
+        "link": "Symbolic link",
+        "module": f"Submodule at commit <code>{'1' * 40}</code>",
+        "d": "Directory",
         "nothing": "No record",
         "x.log": 'Line 1 of .docoraignore ("*.log") ignores it.',
         "d/x": "0 bytes",
@@ -120,7 +128,7 @@ def test_app_form_redirects_to_the_watch(admin: Client) -> None:
     for name in ("acme/site", "docs", ""):
         answer = ask(name)
         assert answer.redirect_chain[-1][0] == f"{ADMIN}/app/{app.pk}/change/"
-        assert "watches no repository named" in answer.text
+        assert "watch a repository named" in answer.text
     twin.repository.owner = "acme"
     twin.repository.save()
     assert "several repositories named acme/docs" in ask("acme/docs").text

@@ -115,8 +115,8 @@ def test_overview_names_a_failing_channel_until_it_works(out: AlertReceivers, wa
     fail_since(watch, 16)
     next_round()
     page = viewer.get("/admin/").text
-    assert "Alerts by e-mail do not arrive." in page
-    assert "it refused every address of ALERT_EMAILS" in page
+    assert "Alerts by email do not arrive." in page
+    assert "no address in ALERT_EMAILS was accepted" in page
     assert "Alerts by webhook" not in page
     out.smtp.answers.clear()
     next_round()
@@ -186,7 +186,7 @@ def test_secrets_are_in_no_log_row_page_or_message(
     admin = staff("vera", *(f"view_{model}" for model in VIEWS))
     rows = " ".join(AlertChannel.objects.values_list("last_error", flat=True))
     places = [daemons.logs(), rows, admin.get("/admin/").text, reporter.get_traceback_html(), json.dumps(out.posted)]
-    assert "it answered 535" in rows
+    assert "535" in rows
     assert "alert_not_sent" in places[0]
     for place in places:
         for secret in (PASSWORD, repeated, HOOK_SECRET):
@@ -237,12 +237,12 @@ def test_failed_test_alert_says_why(out: AlertReceivers) -> None:
     out.smtp.stop()
     with pytest.raises(
         CommandError,
-        match=r"could not be delivered\. The mail server 127.0.0.1 did not accept the message: Connection refused",
+        match=r"could not be delivered\. The mail server 127.0.0.1 rejected the message: Connection refused",
     ):
         send_test_alert()
     out.smtp.start()
     out.webhook_answer = saying("500 Oops")
-    with pytest.raises(CommandError, match="The webhook of ALERT_WEBHOOK_URL answered 500"):
+    with pytest.raises(CommandError, match="ALERT_WEBHOOK_URL returned HTTP 500"):
         send_test_alert()
 
 

@@ -56,7 +56,7 @@ def two_watches_behind_an_open_circuit(world: World, settings) -> tuple[Repo, Ap
     ("serve", "reason", "text"),
     [
         (serve_unsorted_tree, "other", "its tree is malformed"),
-        (serve_folder_as_file, "corrupt", "although its mirror was made anew: object"),
+        (serve_folder_as_file, "corrupt", "after its mirror was rebuilt: object"),
     ],
     ids=["tree", "content"],
 )

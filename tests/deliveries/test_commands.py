@@ -33,7 +33,7 @@ def test_onboard_app_reads_the_key_from_stdin(world: World, monkeypatch) -> None
         (("ab", "https://x.example", "a@b.example"), "3 to 100 printable characters"),
         (("Search", "ftp://x.example", "a@b.example"), "must start with https://"),
         (("Search", "https://u:p@x.example", "a@b.example"), "must not contain credentials"),
-        (("Search", "https://x.example", "nobody"), "e-mail address is malformed"),
+        (("Search", "https://x.example", "nobody"), "email address is malformed"),
         (
             ("Search", "https://x.example", "a@b.example", "--client-auth-key", "short"),
             "16 to 500 printable characters",
@@ -56,11 +56,11 @@ def test_watch_repository_prints_the_rest_response(world: World) -> None:
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("{git}/acme/none", "does not exist, or it is private and needs a token"),
-        ("https://elsewhere.example/a/b", "Repositories on elsewhere.example may not be watched here"),
-        ("http://127.0.0.1:1/a/b", "git could not read the repository"),
+        ("{git}/acme/none", "If the repository is private, add a token"),
+        ("https://elsewhere.example/a/b", "Repositories on elsewhere.example can't be watched"),
+        ("http://127.0.0.1:1/a/b", "reach 127.0.0.1:1: connection refused"),
         ("{git}/acme", "must name an owner and a repository"),
-        ("{git}/acme/private", "does not exist, or it is private and needs a token"),
+        ("{git}/acme/private", "If the repository is private, add a token"),
         ("https://user:secret@127.0.0.1/a/b", "must not contain credentials"),
         ("file:///etc/passwd", "must look like"),
     ],
@@ -75,7 +75,7 @@ def test_watch_repository_that_cannot_be_watched(world: World, url: str, sentenc
 def test_watch_repository_reads_the_token_from_stdin(world: World, monkeypatch) -> None:
     repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
     monkeypatch.setattr("sys.stdin", io.StringIO("wrong\n"))
-    with pytest.raises(CommandError, match="The token was refused"):
+    with pytest.raises(CommandError, match="The git host rejected the token"):
         run("watch_repository", world.app.app_id, repo.url, github_token_stdin=True)
     monkeypatch.setattr("sys.stdin", io.StringIO("sesame\n"))
     printed = json.loads(run("watch_repository", world.app.app_id, repo.url, github_token_stdin=True, json=True))

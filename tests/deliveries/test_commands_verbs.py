@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -107,7 +108,7 @@ def test_rotate_key_step_by_step(world: World, typed) -> None:
     typed("the-key-that-comes-next\n")
     started = run_json("rotate_key", app_id, "--client-auth-key-stdin")
     assert started == {"app_id": app_id, "step": "started", "client_auth_key": "the-key-that-comes-next"}
-    with pytest.raises(CommandError, match="has not accepted the new key yet"):
+    with pytest.raises(CommandError, match="hasn't accepted the new key yet"):
         run("rotate_key", app_id, "--retire")
     with pytest.raises(CommandError, match="rejected the signature") as refused:
         run("ping_app", app_id, "--new-key")
@@ -125,14 +126,14 @@ def test_rotate_key_cancel_discards_the_new_key(watches) -> None:
     app = watches[0].app
     assert run_json("rotate_key", app.app_id)["client_auth_key"].startswith("whsec_")
     assert run_json("rotate_key", app.app_id, "--cancel") == {"app_id": app.app_id, "step": "cancelled"}
-    with pytest.raises(CommandError, match="No key is being replaced"):
+    with pytest.raises(CommandError, match="No key rotation is in progress"):
         run("rotate_key", app.app_id, "--cancel")
 
 
 def test_ping_app_that_is_not_accepted_exits_with_1_and_a_hint(world: World) -> None:
-    assert "accepted the ping: it answered 200" in run("ping_app", world.app.app_id)
+    assert "accepted the ping (HTTP 200)" in run("ping_app", world.app.app_id)
     world.answer(lambda _: Answer(500))
-    with pytest.raises(CommandError, match=r"The app answered 500\. The app failed while handling the ping"):
+    with pytest.raises(CommandError, match=r"The app returned HTTP 500\. The app failed to handle the ping"):
         run("ping_app", world.app.app_id)
 
 
@@ -151,7 +152,7 @@ def test_replace_github_token_checks_the_new_token(world: World, typed) -> None:
     repo = world.git.repo("acme/private", {"a": b"a"}, token="sesame")
     watch = world.watch_url(repo, token="sesame")
     typed("wrong\n")
-    with pytest.raises(CommandError, match="The token was refused"):
+    with pytest.raises(CommandError, match="The git host rejected the token"):
         run("replace_github_token", *ids_of(watch))
     typed("sesame\n")
     assert run_json("replace_github_token", *ids_of(watch))["app_id"] == world.app.app_id
@@ -170,7 +171,9 @@ def test_explain_a_file(world: World) -> None:
 def test_status_with_failures_exits_with_1(watches) -> None:
     assert "Watched repositories: 3; failing: 0" in run("status")
     fail(watches[0], RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
-    AppRepository.objects.filter(pk=watches[1].pk).update(status=Status.SCANNING)
+    AppRepository.objects.filter(pk=watches[1].pk).update(
+        status=Status.SCANNING, lease_until=timezone.now() + timedelta(seconds=20)
+    )
     out = io.StringIO()
     with pytest.raises(SystemExit) as ended:
         call_command("status", "--json", stdout=out)
@@ -180,7 +183,7 @@ def test_status_with_failures_exits_with_1(watches) -> None:
     assert numbers == {"paused": False, "watches": 3, "failing": 1, "given_up": 1, "syncing": 1, "waiting": 1}
     failing, syncing = printed["lines"]
     assert (failing["state"], failing["root_cause"], failing["app_name"]) == ("failed", "http_5xx", "Portal")
-    assert (syncing["state"], syncing["next"]) == ("syncing", "syncing now")
+    assert (syncing["state"], syncing["next"]) == ("syncing", "Syncing now")
 
 
 def test_status_lists_failing_then_syncing_then_waiting(watches) -> None:
@@ -223,9 +226,9 @@ def test_status_of_watches_with_an_unfinished_import(watches) -> None:
     portal.filter(pk=watches[0].pk).update(arriving=True)
     printed = run_json("status")
     assert (printed["watches"], printed["waiting"], printed["arriving"]) == (3, 2, 1)
-    [line] = [line for line in printed["lines"] if line["state"] == "arriving"]
+    [line] = [line for line in printed["lines"] if line["next"] == "Starts when its records are imported"]
     assert [line["app_id"], line["repository_id"]] == ids_of(watches[0])
-    assert line["next"] == "waits until its records are imported"
+    assert line["state"] == "queued"
     assert "1 of them waits for the rest of the import: run manage.py import_docora again." in run("status")
     portal.update(arriving=True)
     assert "2 of them wait for the rest of the import" in run("status", watches[0].app.app_id)

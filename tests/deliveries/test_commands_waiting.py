@@ -66,14 +66,14 @@ def test_wait_exits_with_1_if_something_failed(
     monkeypatch.setattr(SLEEP, lambda _: sync(watch.pk))
     ids = [world.app.app_id] if many else [world.app.app_id, watch.repository.repository_id]
     out = io.StringIO()
-    with pytest.raises(CommandError, match="1 of 1 repositories did not" if many else "answered 500") as failed:
+    with pytest.raises(CommandError, match="1 of 1 repositories did not" if many else "HTTP 500") as failed:
         call_command("resync", *ids, "--wait", "--yes", "--json", stdout=out)
     assert failed.value.returncode == 1
     printed = json.loads(out.getvalue())
     assert (printed["failed"], printed["files_failed"], printed["finished"]) == (1, 1, True)
 
 
-@pytest.mark.parametrize("outcome", ["cancelled", "taken over by a later request"])
+@pytest.mark.parametrize("outcome", ["cancelled", "superseded by a later request"])
 def test_wait_for_a_run_that_is_cancelled_or_superseded(
     world: World, watch: AppRepository, monkeypatch, outcome: str
 ) -> None:
@@ -174,7 +174,7 @@ def test_retry_one_an_app_or_all(world: World, watch: AppRepository, monkeypatch
     with pytest.raises(CommandError):
         run("resync", world.app.app_id, "--wait", "--yes")
     for ids in ([world.app.app_id, watch.repository.repository_id], [world.app.app_id], ["--all"]):
-        with pytest.raises(CommandError, match=r"answered 500|1 of 1 repositories"):
+        with pytest.raises(CommandError, match=r"HTTP 500|1 of 1 repositories"):
             run("retry", *ids, "--wait")
     world.answer(None)
     sent = len(world.requests())

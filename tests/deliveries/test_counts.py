@@ -4,6 +4,7 @@ import io
 import json
 import re
 from datetime import datetime, timedelta
+from html import unescape
 
 import pytest
 from django.contrib.auth.models import User
@@ -14,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from deliveries_app.models import App, AppRepository, Status, SyncPause
+from deliveries_app.models import App, AppRepository, Status, SyncPause, WatchState
 from deliveries_app.monitoring.counts import WatchCounts, count_open_circuits, count_watches
 from deliveries_app.monitoring.instance_checks import check_backlog
 from tests.support.doctor import warnings
@@ -60,6 +61,15 @@ def test_each_watch_is_counted_by_its_state(portal: App) -> None:
     assert count_watches() == WatchCounts(
         watches=11,
         by_status={Status.PENDING: 3, Status.SCANNING: 2, Status.SYNCED: 4, Status.FAILED: 2},
+        by_state={
+            WatchState.UP_TO_DATE: 1,  # quiet
+            WatchState.SYNCING: 1,  # running
+            WatchState.QUEUED: 5,  # new, late, leaving, lost, imported
+            WatchState.RETRYING: 1,
+            WatchState.FAILED: 1,  # given-up
+            WatchState.PAUSED: 1,  # held
+            WatchState.ON_HOLD: 1,  # held-too
+        },
         failing=3,
         given_up=2,
         leased=2,
@@ -71,7 +81,7 @@ def test_each_watch_is_counted_by_its_state(portal: App) -> None:
         importing=1,
         due_since=due_since,
     )
-    assert count_watches().syncing == 2
+    assert count_watches().syncing == 1  # "lost" has no live lease
     assert count_open_circuits() == 1
 
 
@@ -128,7 +138,6 @@ def counts_on_overview(admin: Client) -> dict[str, int]:
     cards = {
         "watches": "watched",
         "failing": "failed",
-        "given_up": "given-up",
         "syncing": "syncing",
         "scheduled": "delayed",
         "circuits": "circuits",
@@ -138,7 +147,7 @@ def counts_on_overview(admin: Client) -> dict[str, int]:
 
 def counts_on_queue_page(admin: Client) -> dict[str, int]:
     page = admin.get(reverse("admin:deliveries_app_queue_changelist")).text
-    titles = {"leased": "Running", "due": "Not queued yet", "held": "Held back", "scheduled": "Scheduled"}
+    titles = {"leased": "Running", "due": "Not queued yet", "held": "Paused or on hold", "scheduled": "Scheduled"}
     return {name: number(page, f">{title}</a></dt><dd") for name, title in titles.items()}
 
 
@@ -165,11 +174,21 @@ def counts_in_metrics() -> dict[str, int]:
     found = {name: int(float(value)) for name, value in re.findall(r"(?m)^docora_(\S+) ([\d.e+]+)$", text)}
     return {
         "watches": sum(found[f'watches{{status="{status}"}}'] for status in Status.values),
-        "syncing": found['watches{status="scanning"}'],
         "due": found["watches_due"],
         "leased": found["leases"],
         "circuits": found["circuits_open"],
     }
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_number_on_the_overview_counts_the_rows_of_its_link(portal: App, admin: Client, paused: bool) -> None:
+    if paused:
+        SyncPause.objects.create(paused_by="anna")
+    links = re.findall(r'<a id="card-[^"]+"[^>]* href="([^"#]+)"[^>]*>(\d+)', admin.get("/admin/").text)
+    assert len(links) >= 6
+    for link, count in links:
+        changelist = admin.get(unescape(link)).context["cl"]
+        assert changelist.result_count == int(count), link
 
 
 @pytest.mark.parametrize("paused", [False, True])

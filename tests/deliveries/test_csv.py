@@ -69,7 +69,7 @@ def test_run_row(viewer: Client, watch: AppRepository) -> None:
             "repository": "acme/docs",
             "trigger": "re-sync",
             "requested_by": "anna",
-            "outcome": "failed",
+            "outcome": "Partly failed",
             "attempts": "5",
             "commit": "c0ffee",
             "files_total": "1690",
@@ -89,7 +89,7 @@ def test_open_run_and_empty_list(viewer: Client, watch: AppRepository) -> None:
     assert b"".join(viewer.get(RUNS)).startswith(b'"run_id","requested_at",')
     many(watch, 1, outcome="", ended_at=None)
     [row] = rows(viewer)
-    assert (row["outcome"], row["started_at"], row["ended_at"], row["seconds"]) == ("open", "", "", "")
+    assert (row["outcome"], row["started_at"], row["ended_at"], row["seconds"]) == ("In progress", "", "", "")
 
 
 def test_operation_row_has_final_counts(viewer: Client, watch: AppRepository) -> None:
@@ -104,7 +104,7 @@ def test_operation_row_has_final_counts(viewer: Client, watch: AppRepository) ->
     assert row == {
         "bulk_operation_id": operation.operation_id, "kind": "resync", "title": "Re-sync all · Portal", "app": "Portal",
         "requested_by": "anna", "requested_at": "2025-03-04T05:06:07+00:00", "ended_at": "2025-03-04T05:06:17+00:00",
-        "seconds": "10.000", "state": "cancelled", "cancelled_at": "2025-03-04T05:06:16+00:00", "cancelled_by": "olga",
+        "seconds": "10.000", "state": "Cancelled", "cancelled_at": "2025-03-04T05:06:16+00:00", "cancelled_by": "olga",
         "repositories": "4", "full": "2", "failed": "0", "part": "1", "untouched": "1", "superseded": "0", "open": "0",
         "files_total": "40", "files_done": "24", "bytes_total": "10", "bytes_done": "10",
     }  # fmt: skip

@@ -59,12 +59,12 @@ def test_healthy_instance(healthy) -> None:
     assert code == 0
     for line in (
         f"database: {connection.display_name} ",
-        "redis: Redis answers and accepts writes.",
+        "redis: Redis responds and accepts writes.",
         "sweep: The sweep last ran ",
-        "workers: 1 worker is alive",
-        "delivery: A receiver on this machine verified a signed ping",
+        "workers: 1 worker is running",
+        "delivery: A local test receiver accepted a signed ping",
         "git-host: The git host 127.0.0.1:",
-        "addresses: The outbound client refuses [::1], 10.0.0.1, 169.254.1.1, 169.254.169.254, [fd00:ec2::254].",
+        "addresses: Docora refuses to connect to [::1], 10.0.0.1, 169.254.1.1, 169.254.169.254, [fd00:ec2::254].",
     ):
         assert f"fine     {line}" in output
     assert re.fullmatch(r"\d+ fine, \d+ warnings, 0 problems\.", output.splitlines()[-1])
@@ -98,8 +98,7 @@ def test_offline_does_not_call_the_git_host(healthy, git_server: GitFixture) -> 
     assert doctor("--offline")[0] == 0
     code, output = doctor()
     assert code == 1
-    assert "PROBLEM  git-host: The git host 127.0.0.1:" in output
-    assert "cannot be reached" in output
+    assert "PROBLEM  git-host: Couldn't reach 127.0.0.1:" in output
 
 
 def test_doctor_ends_when_every_server_hangs(tmp_path: Path) -> None:
@@ -118,10 +117,10 @@ def test_doctor_ends_when_every_server_hangs(tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 1
     assert time.monotonic() - started < 60
-    assert "PROBLEM  database: The database does not answer. Check DATABASE_URL" in done.stdout
-    assert "PROBLEM  redis: Redis does not answer. Check REDIS_URL" in done.stdout
-    assert f"PROBLEM  git-host: The git host {silent} cannot be reached." in done.stdout
-    assert "WARNING  secrets: Not checked, because database has a problem." in done.stdout
+    assert "PROBLEM  database: The database is not responding. Check DATABASE_URL" in done.stdout
+    assert "PROBLEM  redis: Redis is not responding. Check REDIS_URL" in done.stdout
+    assert f"PROBLEM  git-host: Couldn't connect to {silent} within" in done.stdout
+    assert "WARNING  secrets: Skipped because database has a problem." in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "password-of" not in done.stdout + done.stderr
 
@@ -138,7 +137,7 @@ def test_check_that_raises_is_a_problem() -> None:
             "one",
             PROBLEM,
             "The check failed with ValueError: cannot use redis://[redacted]@host/0.",
-            "If no other problem explains it, report this bug.",
+            "If no other problem explains this, report it as a bug.",
         ),
         Result("two", FINE, "It works.", ""),
     ]
@@ -152,8 +151,8 @@ def test_check_that_hangs_is_a_problem() -> None:
     checks = [Check("one", hangs, seconds=0.05), Check("two", lambda: [Info("It works.")], needs=("one",))]
     found = [(result.check, result.level, result.message) for result in run_checks(checks)]
     assert found == [
-        ("one", PROBLEM, "The check did not end within 0.05 s."),
-        ("two", WARNING, "Not checked, because one has a problem."),
+        ("one", PROBLEM, "The check didn't finish within 0.05 s."),
+        ("two", WARNING, "Skipped because one has a problem."),
     ]
 
 
@@ -171,7 +170,7 @@ def test_system_checks_are_results(db, settings) -> None:
     (secret_key, transforms) = sorted(problems(monitoring.check_settings()).splitlines(), reverse=True)
     assert secret_key.startswith("SECRET_KEY is short or repetitive")
     assert "no.such.module" in transforms
-    assert "PUBLIC_URL is http://127.0.0.1:8000, plain http" in warnings(monitoring.check_settings())
+    assert "PUBLIC_URL is http://127.0.0.1:8000, which uses plain http" in warnings(monitoring.check_settings())
     settings.HTTPS, settings.SESSION_COOKIE_SECURE = True, False
     assert "TRUSTED_PROXIES is empty" in problems(monitoring.check_settings())
     assert "SESSION_COOKIE_SECURE" in warnings(monitoring.check_settings())
@@ -191,7 +190,7 @@ def test_silenced_check_is_left_out(db, settings) -> None:
     found = monitoring.check_settings()
     assert [message.id for message in found] == ["docora.E004"]
     settings.SILENCED_SYSTEM_CHECKS += ["docora.E004"]
-    assert "Django's system checks (check --deploy) find no problem." in infos(monitoring.check_settings())
+    assert "Django's system checks (check --deploy) found no problems." in infos(monitoring.check_settings())
 
 
 # --- Secrets, accounts, files and disk ----------------------------------------------------------------------------------
@@ -199,10 +198,10 @@ def test_silenced_check_is_left_out(db, settings) -> None:
 
 def test_secret_that_no_key_decrypts(db, settings) -> None:
     app = make_app("Portal")
-    assert "The newest of ENCRYPTION_KEYS decrypts all 1 stored secret." in infos(instance_checks.check_secrets())
+    assert "The newest key in ENCRYPTION_KEYS decrypts all 1 stored secret." in infos(instance_checks.check_secrets())
     settings.ENCRYPTION_KEYS = ["another-key-of-enough-letters"]
     text = problems(instance_checks.check_secrets())
-    assert f"1 stored secret cannot be decrypted with any of ENCRYPTION_KEYS: {app._meta.label}" in text
+    assert f"1 stored secret can't be decrypted with any key in ENCRYPTION_KEYS: {app._meta.label}" in text
     assert f"client_auth_key, pk {app.pk}." in text
 
 
@@ -210,12 +209,12 @@ def test_secrets_under_an_older_key_are_counted(db, settings) -> None:
     make_watch(make_app("Portal"), "docs")
     settings.ENCRYPTION_KEYS = ["a-newer-key-in-front", *settings.ENCRYPTION_KEYS]
     text = warnings(instance_checks.check_secrets())
-    assert "2 stored secrets use an older key of ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
+    assert "2 stored secrets use an older key in ENCRYPTION_KEYS. Run manage.py rotate_encryption_keys" in text
 
 
 def test_no_administrator_is_a_warning(db) -> None:
     text = warnings(instance_checks.check_accounts())
-    assert "No account can sign in. Create a superuser: manage.py createsuperuser" in text
+    assert "No account can sign in to the admin. Create a superuser: manage.py createsuperuser" in text
     User.objects.create_user("anna", password="x", is_staff=True)
     assert "There is no superuser" in warnings(instance_checks.check_accounts())
     User.objects.create_superuser("root", password="x")
@@ -230,23 +229,23 @@ def test_keys_and_folders_readable_by_others(tmp_path: Path, settings, monkeypat
     key_file.write_text("{}")
     key_file.chmod(0o600)
     monkeypatch.setenv("DOCORA_ENV_FILE", str(env_file))
-    assert "Only the owner can access keys" in infos(instance_checks.check_files())
+    assert "Only their owner can access keys" in infos(instance_checks.check_files())
     env_file.write_text("SECRET_KEY=x")
     env_file.chmod(0o640)
     key_file.chmod(0o604)
     settings.REPOS_DIR.chmod(0o755)
     text = problems(instance_checks.check_files())
-    assert f"Every user of this machine can read {key_file}, which may hold keys. chmod 600" in text
+    assert f"Every user on this server can read {key_file}, which may contain keys. chmod 600" in text
     text = warnings(instance_checks.check_files())
     assert f"The group of {env_file} can read it" in text
-    assert f"Every user of this machine can enter {settings.REPOS_DIR}" in text
+    assert f"Every user on this server can open {settings.REPOS_DIR}" in text
 
 
 def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) -> None:
     settings.MAX_FETCH_BYTES = 10**18
-    assert "One fetch may write" in warnings(instance_checks.check_disk())
+    assert "A fetch may write up to" in warnings(instance_checks.check_disk())
     monkeypatch.setattr(instance_checks, "_FULL_BYTES", 10**18)
-    assert problems(instance_checks.check_disk()).count("Make room, or move it to its own disk.") == 2
+    assert problems(instance_checks.check_disk()).count("Free up space, or move it to a separate disk.") == 2
     (tmp_path / "file").write_text("")
     settings.REPOS_DIR = tmp_path / "file"
     assert f"REPOS_DIR ({tmp_path / 'file'}) is not writable." in problems(instance_checks.check_disk())
@@ -256,10 +255,10 @@ def test_read_only_folder_and_small_disk(tmp_path: Path, settings, monkeypatch) 
 
 
 def test_self_test_detects_a_wrong_signature(monkeypatch) -> None:
-    assert "refused one signed with a wrong key" in infos(instance_checks.check_delivery())
+    assert "rejected one signed with a wrong key" in infos(instance_checks.check_delivery())
     monkeypatch.setattr("deliveries_app.webhooks.signing.docora_signature", lambda *_: "sha256=0")
     text = problems(instance_checks.check_delivery())
-    assert "A signed ping failed to reach a receiver on this machine. The server answered 401." in text
+    assert "A signed ping to a local test receiver failed. The server returned HTTP 401." in text
     assert "X-Docora-Signature does not match." in text
 
 
@@ -272,12 +271,12 @@ def world(transactional_db, tmp_path: Path) -> Iterator[World]:
 
 def test_app_is_pinged_on_request(world: World) -> None:
     code, output = doctor("--app", world.app.app_id)
-    assert "fine     app: Portal: The app accepted the ping: it answered 200." in output
+    assert "fine     app: Portal: The app accepted the ping (HTTP 200)." in output
     assert [record.kind for record in world.requests()] == ["ping"]
     world.answer(lambda _: Answer(401))
     code, output = doctor("--app", world.app.app_id)
     assert code == 1
-    assert "PROBLEM  app: Portal: The app answered 401. The app rejected the signature" in output
+    assert "PROBLEM  app: Portal: The app returned HTTP 401. The app rejected the signature" in output
 
 
 def test_unknown_app_and_lost_key_are_problems(world: World, settings) -> None:

@@ -35,8 +35,8 @@ def test_unreachable_database(
         postgres_server.start()
         connection.close()
     assert code == 1
-    assert "PROBLEM  database: The database does not answer. Check DATABASE_URL and the database server." in said
-    assert "WARNING  secrets: Not checked, because database has a problem." in said
+    assert "PROBLEM  database: The database is not responding. Check DATABASE_URL and the database server." in said
+    assert "WARNING  secrets: Skipped because database has a problem." in said
     assert "fine     delivery: " in said
     assert "Traceback" not in said
 
@@ -67,9 +67,9 @@ def test_synchronous_clocks_are_fine(db, postgres_server) -> None:
 @pytest.mark.parametrize(
     ("seconds", "of_level", "text"),
     [
-        (-3, warnings, "The database's is ahead. Run NTP"),
-        (3, warnings, "The machine's is ahead. Run NTP"),
-        (6, problems, "The machine's is ahead. Run NTP"),  # more than LEASE_SECONDS / 6
+        (-3, warnings, "The database's clock is ahead. Run NTP"),
+        (3, warnings, "The server's clock is ahead. Run NTP"),
+        (6, problems, "The server's clock is ahead. Run NTP"),  # more than LEASE_SECONDS / 6
     ],
 )
 def test_skewed_clock_is_found(db, postgres_server, monkeypatch, seconds: float, of_level, text: str) -> None:
@@ -92,7 +92,7 @@ def test_sqlite_without_wal_is_a_problem(sqlite) -> None:
     assert "SQLite's journal mode is delete, not wal" in problems(server_checks.check_sqlite())
     with server_checks.connection.cursor() as cursor:
         cursor.execute("PRAGMA journal_mode=WAL")
-    assert "SQLite keeps a write-ahead log" in infos(server_checks.check_sqlite())
+    assert "SQLite uses a write-ahead log" in infos(server_checks.check_sqlite())
 
 
 def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) -> None:
@@ -100,9 +100,9 @@ def test_sqlite_is_for_one_machine_and_few_workers(sqlite, redis_client: Redis) 
         start_worker(redis_client, f"worker-{number}")
     assert warnings(server_checks.check_sqlite()) == ""
     start_worker(redis_client, "far", host="other.example")
-    assert "5 workers share SQLite, which has one writer at a time" in warnings(server_checks.check_sqlite())
+    assert "5 workers share SQLite, which allows one writer at a time" in warnings(server_checks.check_sqlite())
     said = problems(server_checks.check_sqlite())
-    assert "Workers also run on other machines (other.example)" in said
+    assert "Workers also run on other servers (other.example)" in said
     assert "Move to PostgreSQL (DATABASE_URL)." in said
 
 
@@ -110,11 +110,11 @@ def test_connections_suffice_for_all_workers(db, postgres_server, redis_client: 
     settings.WEB_THREADS, settings.SYNCS_PER_WORKER = 16, 16
     for number in range(2):
         start_worker(redis_client, f"worker-{number}")
-    assert "PostgreSQL has 97 connections, and Docora needs 50 at most" in infos(server_checks.check_connections())
+    assert "PostgreSQL allows 97 connections. Docora needs up to 50" in infos(server_checks.check_connections())
     settings.SYNCS_PER_WORKER = 60
     said = warnings(server_checks.check_connections())
-    assert "Docora needs 138 at most: 16 for the web process, 60 for each of 2 workers." in said
-    assert "Raise max_connections of PostgreSQL, or lower SYNCS_PER_WORKER." in said
+    assert "Docora needs up to 138: 16 for the web process and 60 for each of 2 workers." in said
+    assert "Raise PostgreSQL's max_connections, or lower SYNCS_PER_WORKER." in said
 
 
 def test_sqlite_has_no_limit_of_connections(sqlite) -> None:
@@ -140,19 +140,17 @@ def configured(redis_client: Redis) -> Iterator[Redis]:
 
 def test_unreachable_redis_is_a_problem(valkey_server: ValkeyServer, settings) -> None:
     valkey_server.stop()
-    assert "Redis does not answer. Check REDIS_URL and the Redis server." in problems(server_checks.check_redis())
+    assert "Redis is not responding. Check REDIS_URL and the Redis server." in problems(server_checks.check_redis())
     settings.DATA_DIR = valkey_server.folder
     settings.REDIS_URL = f"unix://{valkey_server.folder}/valkey.sock?db=0"
-    assert "The embedded Valkey does not answer. Start manage.py up" in problems(server_checks.check_redis())
+    assert "The embedded Valkey is not responding. Start manage.py up" in problems(server_checks.check_redis())
 
 
 def test_redis_that_evicts_is_a_problem(configured: Redis) -> None:
     configured.config_set("maxmemory-policy", "allkeys-lru")
     said = warnings(server_checks.check_redis_server())
-    assert (
-        "maxmemory-policy is allkeys-lru: when memory runs out, waiting jobs and counters disappear silently." in said
-    )
-    assert "It does not happen yet, because no maxmemory is set. Set maxmemory-policy noeviction" in said
+    assert "maxmemory-policy is allkeys-lru. When memory runs out, queued jobs and counters are lost silently." in said
+    assert "This has no effect until maxmemory is set. Set maxmemory-policy to noeviction" in said
     configured.config_set("maxmemory", 1_000_000_000)
     assert "Redis' maxmemory-policy is allkeys-lru" in problems(server_checks.check_redis_server())
     configured.config_set("maxmemory-policy", "noeviction")
@@ -162,10 +160,10 @@ def test_redis_that_evicts_is_a_problem(configured: Redis) -> None:
 def test_full_and_nearly_full_redis(configured: Redis) -> None:
     used = configured.info("memory")["used_memory"]
     configured.config_set("maxmemory", int(used / 0.88))
-    assert "A full Redis refuses writes" in warnings(server_checks.check_redis_server())
+    assert "When Redis is full, it rejects writes" in warnings(server_checks.check_redis_server())
     configured.config_set("maxmemory", 1)
-    assert "A full Redis refuses writes" in problems(server_checks.check_redis_server())
-    assert "Redis answers, but refuses writes, so no worker is woken: command not allowed" in problems(
+    assert "When Redis is full, it rejects writes" in problems(server_checks.check_redis_server())
+    assert "Redis responds but rejects writes, so syncs start late: command not allowed" in problems(
         server_checks.check_redis()
     )
 
@@ -173,15 +171,15 @@ def test_full_and_nearly_full_redis(configured: Redis) -> None:
 def test_healthy_redis(redis_client: Redis) -> None:
     messages = server_checks.check_redis_server()
     assert "Valkey 9." in infos(messages)
-    assert "Redis evicts nothing" in infos(messages)
+    assert "Redis doesn't evict keys" in infos(messages)
     assert "no maxmemory is set" in infos(messages)
     assert warnings(messages) == problems(messages) == ""
 
 
 def test_old_redis_is_a_problem() -> None:
     said = server_checks._check_version({"redis_version": "6.2.14"})
-    assert said.msg == "Redis 6.2.14 is too old: Docora needs Redis 7.0 or newer, or Valkey."
-    assert server_checks._check_version({"redis_version": "7.0.0"}).msg == "Redis 7.0.0 is new enough."
+    assert said.msg == "Redis 6.2.14 is too old. Docora needs Valkey, or Redis 7.0 or newer."
+    assert server_checks._check_version({"redis_version": "7.0.0"}).msg == "Redis 7.0.0 is supported."
 
 
 # --- Workers, sweep and backlog -----------------------------------------------------------------------------------------
@@ -189,17 +187,17 @@ def test_old_redis_is_a_problem() -> None:
 
 def test_without_workers_nothing_is_sent(redis_client: Redis) -> None:
     assert (
-        "No sync worker is running, so nothing is sent. Start manage.py up, or manage.py rqworker high default low."
+        "No worker is running, so nothing is synced. Start manage.py up, or manage.py rqworker high default low."
         in problems(instance_checks.check_workers())
     )
     start_worker(redis_client, host="a.example")
     start_worker(redis_client, host="b.example")
-    assert "2 workers are alive, on a.example, b.example." in infos(instance_checks.check_workers())
+    assert "2 workers are running on a.example, b.example." in infos(instance_checks.check_workers())
 
 
 def test_late_sweep_is_a_problem(redis_client: Redis) -> None:
     redis_client.set("docora:heartbeat:sweep", time.time() - 7200)
-    assert "The sweep last ran 2 h ago. Check whether manage.py up, or manage.py sweep, is still running." in problems(
+    assert "The sweep last ran 2 h ago. Check that manage.py up, or manage.py sweep, is running." in problems(
         instance_checks.check_sweep()
     )
 
@@ -211,10 +209,10 @@ def test_overdue_repositories_with_idle_or_busy_workers(db, redis_client: Redis)
     start_worker(redis_client)
     said = problems(instance_checks.check_backlog())
     assert "1 repository has been due for more than 1 min, the longest for 2 h, although workers are idle." in said
-    assert "all processes have the same REDIS_URL" in said
+    assert "all processes use the same REDIS_URL" in said
     redis_client.zadd("rq:wip:default", {"job-1:x": time.time() + 60})
     said = warnings(instance_checks.check_backlog())
-    assert ": the workers do not keep up, or none is running. Run more workers" in said
+    assert ": the workers can't keep up, or none is running. Run more workers" in said
     assert "up --workers N" in said
 
 
@@ -224,7 +222,7 @@ def test_incomplete_imports_are_a_warning(db) -> None:
     for watch, number in ((first, "1 watched repository is"), (second, "2 watched repositories are")):
         AppRepository.objects.filter(pk=watch.pk).update(arriving=True)
         said = warnings(instance_checks.check_pauses())
-        assert f"{number} not completely imported: nothing is checked or sent before that." in said
+        assert f"{number} not fully imported. Nothing is checked or sent until the import is complete." in said
         assert "run manage.py import_docora again." in said
         assert infos(instance_checks.check_pauses()) == ""
     AppRepository.objects.update(ended_at=timezone.now())
@@ -237,5 +235,5 @@ def test_pauses_are_warnings(db) -> None:
     App.objects.filter(pk=app.pk).update(paused=True)
     SyncPause.objects.create(paused_by="anna", since=timezone.now() - timedelta(hours=2))
     said = warnings(instance_checks.check_pauses())
-    assert "anna paused all syncing 2 h ago. Resume it on the queue page." in said
+    assert "anna paused all syncing 2 h ago. Resume syncing on the Queue page." in said
     assert "Nothing is sent to paused apps: Portal." in said

@@ -194,7 +194,7 @@ def test_one_ping_asks_whether_an_endpoint_works_again(world: World) -> None:
     world.sync(watch)
     assert kinds(world) == "p"
     assert (watch.retry_count, watch.root_cause, watch.last_status_code) == (0, "http_5xx", 502)
-    assert watch.last_error == "The app's endpoint is down: it answered 502"
+    assert watch.last_error == "The app's endpoint is down. The app returned HTTP 502."
     assert state(world) == (4, True)
 
 

@@ -30,7 +30,7 @@ def test_delivered_file(world: World) -> None:
     repo, watch = world.watch({"docs/a.md": b"hello"})
     world.settle()
     why = explain_path(watch, "docs/a.md")
-    assert why.decision == ("delivered", "Delivered: the client has acknowledged exactly what the repository has.")
+    assert why.decision == ("delivered", "Delivered: the client has acknowledged the current version.")
     assert why.found.commit == repo.head
     assert why.found.entry
     assert (why.found.entry.mode, why.found.entry.size) == ("100644", 5)
@@ -69,7 +69,7 @@ def test_ignored_file_that_the_client_still_has(world: World) -> None:
     world.sync(watch)
     why = explain_path(watch, "b.md")
     assert why.decision.state == "failed"
-    assert "has not accepted its deletion: the app answered 500." in why.decision.message
+    assert "because its deletion failed: the app returned HTTP 500." in why.decision.message
     world.answer(None)
     world.sync(watch)
     assert explain_path(watch, "b.md").decision.state == "left out"
@@ -94,10 +94,10 @@ def test_ineligible_entries_and_a_directory(world: World, settings) -> None:
         "large": "Not sent: the file's 1,001 bytes exceed MAX_FILE_BYTES (1,000).",
         "d/" * 600 + "deep": "Not sent: paths longer than 1024 bytes are not sent.",
         "docs/.GIT/config": "Not sent: the path leads outside the client's folder or into its .git directory.",
-        r"caf\xe9.md": "Not sent: the path is not valid UTF-8, so JSON cannot carry it.",
+        r"caf\xe9.md": "Not sent: the path is not valid UTF-8, so JSON can't represent it.",
     }.items():
         assert explain_path(watch, path).decision == ("left out", text)
-    assert explain_path(watch, "docs").decision == ("absent", "This is a directory. Enter the path of a file in it.")
+    assert explain_path(watch, "docs").decision == ("absent", "This is a directory. Enter the path of a file.")
 
 
 def test_lfs_pointer(world: World) -> None:
@@ -113,12 +113,12 @@ def test_refused_file(world: World) -> None:
     world.sync(watch)
     world.sync(watch)
     why = explain_path(watch, "b.md")
-    assert why.decision == ("failed", "Not delivered: the app answered 500.")
+    assert why.decision == ("failed", "Not delivered: the app returned HTTP 500.")
     assert why.failure
     assert (why.failure.status_code, why.failure.attempts) == (500, 2)
     assert why.row_state == "in doubt"
     assert why.next_attempt
-    assert why.next_attempt.message.startswith("next try")
+    assert why.next_attempt.message.startswith("Next try")
     assert explain_path(watch, "a.md").decision.state == "delivered"
 
 
@@ -130,7 +130,7 @@ def test_file_deleted_upstream(world: World) -> None:
     world.answer(refusing("b.md"))
     world.check()
     world.sync(watch)
-    text = "Deleted in the repository, but the client has not accepted the deletion: the app answered 500."
+    text = "Deleted in the repository, but the deletion failed at the client: the app returned HTTP 500."
     assert explain_path(watch, "b.md").decision == ("failed", text)
     world.answer(None)
     world.settle()
@@ -184,7 +184,7 @@ def test_cleared_record(world: World) -> None:
     assert (why.row_state, why.row.acknowledged_sha) == ("cleared", sha(b"1"))
     assert why.row.generation < watch.resend_floor
     assert why.next_attempt
-    assert why.next_attempt.message == "next sync as soon as a worker is free"
+    assert why.next_attempt.message == "Next sync when a worker is free"
     world.sync(watch)
     assert explain_path(watch, "a.md").decision.state == "delivered"
 
@@ -213,7 +213,7 @@ def test_watch_that_has_never_synced(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     why = explain_path(watch, "a.md")
     assert why.decision.state == "unknown"
-    assert "not been synced yet" in why.decision.message
+    assert "hasn't been synced yet" in why.decision.message
 
 
 def test_missing_mirror(world: World) -> None:
@@ -223,7 +223,7 @@ def test_missing_mirror(world: World) -> None:
     shutil.rmtree(directory)
     why = explain_path(watch, "a.md")
     assert why.decision.state == "delivered"
-    assert "this machine has no mirror" in why.decision.message
+    assert "this server has no mirror" in why.decision.message
     assert explain_path(watch, "b.md").decision.state == "unknown"
     assert not directory.exists()
 
@@ -232,7 +232,7 @@ def test_missing_commit(world: World) -> None:
     _, watch = world.watch({"a.md": b"1"})
     world.settle()
     AppRepository.objects.update(last_commit="1" * 40)
-    assert explain_path(watch, "a.md").found.unknown == "The mirror on this machine does not contain this commit."
+    assert explain_path(watch, "a.md").found.unknown == "The mirror on this server doesn't contain this commit."
 
 
 def test_unusable_ignore_file(world: World) -> None:
@@ -276,11 +276,11 @@ def test_file_waiting_for_a_pause(world: World) -> None:
     watch = AppRepository.objects.select_related("app", "repository").get(pk=watch.pk)
     why = explain(Actor.command(), watch, "a.md")
     assert why.next_attempt
-    assert why.next_attempt.message == "waits until the app is resumed"
+    assert why.next_attempt.message == "Continues when the app is resumed"
     SyncPause.objects.create(paused_by="anna")
     why = explain(Actor.command(), watch, "a.md")
     assert why.next_attempt
-    assert why.next_attempt.message == "waits until syncing is resumed"
+    assert why.next_attempt.message == "Continues when syncing is resumed"
 
 
 def test_explaining_needs_permission(world: World, django_user_model) -> None:

@@ -53,7 +53,7 @@ def test_first_failure_sets_failing_since_and_cause(world: World, failing: AppRe
     assert failing.is_failing
     assert (failing.root_cause, failing.last_status_code) == ("http_5xx", 500)
     assert "out of disk" in failing.last_response
-    assert failing.last_error == "1 file was not accepted. The app answered 500."
+    assert failing.last_error == "1 file couldn't be delivered. The app returned HTTP 500."
     assert list(AppRepository.objects.failing()) == [failing]
 
 

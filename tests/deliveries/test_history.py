@@ -55,8 +55,8 @@ def test_runs_are_listed_with_trigger_and_outcome(viewer: Client, watches) -> No
     columns = {name: re.sub("<[^>]+>", "", cell) for name, cell in cells}
     assert columns.pop("requested") == "just now"
     assert columns == {
-        "repository_name": "acme/docs", "app_name": "Portal", "result": "failed", "trigger": "re-sync, anna", "took": "1 min 15 s", "commit": "c0ffee11", "files": "1,204 of 1,690", "failed": "3",
-        "left_out_count": "12", "bytes": "9.6 MB", "problem": "3 files were not accepted.",
+        "repository_name": "acme/docs", "app_name": "Portal", "result": "Partly failed", "problem": "3 files were not accepted.",
+        "took": "1 min 15 s", "trigger": "re-sync, anna", "files": "1,204 of 1,690",
     }  # fmt: skip
 
 
@@ -81,9 +81,13 @@ def test_filters_of_runs(viewer: Client, watches) -> None:
 def test_runs_are_filtered_by_outcome_and_trigger(viewer: Client, watches) -> None:
     open_run = run_of(watches[0], outcome="", reason=Reason.RETRY).pk
     made = {outcome: run_of(watches[0], outcome=outcome).pk for outcome in Outcome}
+    partly = run_of(watches[0], outcome=Outcome.FAILED, files_done=3, files_failed=1).pk
     assert listed(viewer, "?outcome=open") == [open_run]
-    for outcome, pk in made.items():
-        assert listed(viewer, f"?outcome={outcome}") == [pk]
+    assert listed(viewer, "?outcome=succeeded") == [made[Outcome.SUCCEEDED]]
+    assert listed(viewer, "?outcome=partly_failed") == [partly]
+    assert listed(viewer, "?outcome=failed") == [made[Outcome.PAUSED], made[Outcome.FAILED]]
+    assert listed(viewer, "?outcome=cancelled") == [made[Outcome.ENDED], made[Outcome.CANCELLED]]
+    assert listed(viewer, "?outcome=superseded") == [made[Outcome.SUPERSEDED]]
     assert listed(viewer, "?reason=retry") == [open_run]
     assert listed(viewer, "?reason=retry&outcome=failed") == []
 
@@ -121,7 +125,7 @@ def test_filter_without_matches_offers_to_show_all(viewer: Client, watches, quer
 
 def test_empty_history_says_what_to_do_first(viewer: Client) -> None:
     assert "Let an app watch a repository" in viewer.get(RUNS).text
-    assert "several repositories at once makes one" in viewer.get(OPERATIONS).text
+    assert "A re-sync or a retry of one or more repositories is listed here." in viewer.get(OPERATIONS).text
 
 
 @pytest.mark.parametrize("query", ["from=x", "until=2026-13-01", "from=9999-99-99"])
@@ -238,13 +242,13 @@ def test_run_page_shows_all_details(viewer: Client, watches) -> None:
     )  # fmt: skip
     DeliveryFailure.objects.create(
         watch=watches[0], path_digest="0" * 64, path="bad/<b>.txt", cause="http", status_code=500, body="boom",
-        message="The app answered 500.", first_at=moment, last_at=moment,
+        message="The app returned HTTP 500.", first_at=moment, last_at=moment,
     )  # fmt: skip
     page = viewer.get(f"{RUNS}{run.pk}/change/").text
     for expected in (
         run.run_id, "2025-03-04 05:06:07 UTC", "2025-03-04 05:09:27 UTC", "3 min 20 s, 5 attempts", "c0ffee" + "0" * 34,
-        "9 of 10 acknowledged", "1.9 kB of 2.0 kB", "1 file was not accepted.", "re-sync, requested by anna", "Submodules",
-        "bad/&lt;b&gt;.txt", "The app answered 500.", "Not delivered now (1)",
+        "9 of 10 acknowledged", "1.9 kB of 2.0 kB", "1 file was not accepted.", "Re-sync, requested by anna", "Submodules",
+        "bad/&lt;b&gt;.txt", "HTTP 500</strong> · 1 file", "Files not delivered now (1)",
         f'href="/admin/deliveries_app/app/{watches[0].app_id}/change/"',
         f'href="/admin/deliveries_app/apprepository/{watches[0].pk}/change/"',
         f'href="{OPERATIONS}{operation.pk}/change/"', f'href="{RUNS}?watch={watches[0].pk}"',
@@ -255,7 +259,7 @@ def test_run_page_shows_all_details(viewer: Client, watches) -> None:
 def test_run_page_without_its_watch(viewer: Client) -> None:
     run = run_of(None, app_name="Portal", repository_name="acme/docs", outcome=Outcome.ENDED, started_at=None)
     page = viewer.get(f"{RUNS}{run.pk}/change/").text
-    for expected in ("acme/docs", "Portal", "not watched any more", "no attempt was made"):
+    for expected in ("acme/docs", "Portal", "no longer watched", "Unknown until the first attempt."):
         assert expected in page
     assert "apprepository/None" not in page
 
@@ -314,24 +318,21 @@ def test_cancelled_operation_shows_unsent_files(viewer: Client) -> None:
     page = viewer.get(url).text
 
     def sent(page: str) -> dict[str, str]:
-        rows = re.findall(r'<th scope="row">(.*?)</th>.*?<td class="nowrap">(.*?)</td>', page, re.DOTALL)
-        return {re.sub("<[^>]+>", "", name): sent_text for name, sent_text in rows}
+        rows = re.findall(r'<th scope="row">(.*?)</th>.*?<span id="run-status-\d+">(.*?)</td>', page, re.DOTALL)
+        return {re.sub("<[^>]+>", "", name): re.sub("<[^>]+>", "", state).strip() for name, state in rows}
 
-    everything = {
-        "acme/big": "4,400 of 10,000 files", "acme/one": "sent in full", "acme/rest": "not touched",
-        "acme/two": "sent in full",
-    }  # fmt: skip
+    everything = {"acme/big": "Cancelled", "acme/one": "Succeeded", "acme/rest": "Cancelled", "acme/two": "Succeeded"}
     assert sent(page) == everything
     for expected in (
-        "What was sent, and what was not",
-        "2 sent in full",
-        "1 sent in part",
-        "1 not touched",
+        "2 succeeded",
+        "1 cancelled midway",
+        "1 cancelled before the start",
+        "4,400 / 10,000",
         "command line",
     ):
         assert expected in page
-    assert sent(viewer.get(f"{url}?part=part").text) == {"acme/big": "4,400 of 10,000 files"}
-    assert sent(viewer.get(f"{url}?part=untouched").text) == {"acme/rest": "not touched"}
+    assert sent(viewer.get(f"{url}?part=part").text) == {"acme/big": "Cancelled"}
+    assert sent(viewer.get(f"{url}?part=untouched").text) == {"acme/rest": "Cancelled"}
     assert sent(viewer.get(f"{url}?part=nonsense").text) == everything
 
 
@@ -340,7 +341,7 @@ def test_operations_are_listed_with_final_counts(viewer: Client, watches) -> Non
     running = resync_by_app(Actor.command(), watches[0].app)
     page = viewer.get(OPERATIONS).text
     progress_of = re.findall(r'class="field-outcome_summary">(.*?)</td>', page)
-    assert progress_of == ["2 open", "2 sent in full, 1 sent in part, 1 not touched"]
+    assert progress_of == ["2 in progress", "2 succeeded, 1 cancelled midway, 1 cancelled before the start"]
     assert listed(viewer, url=OPERATIONS) == [running.pk, cancelled.pk]
     assert listed(viewer, "?state=running", OPERATIONS) == [running.pk]
     assert listed(viewer, "?state=cancelled", OPERATIONS) == [cancelled.pk]

@@ -6,8 +6,8 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Status
-from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.models import AppRepository, StateDetail, Status, WatchState
+from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.reports.queue import read_queue
 from deliveries_app.services import resync_single
 from deliveries_app.sweep.head_checks import check_due
@@ -190,14 +190,13 @@ def test_single_repository_that_fails_is_not_an_outage(world: World, ten: list[t
 
 def test_pages_say_what_the_watch_waits_for(world: World, ten: list[tuple[Repo, AppRepository]]) -> None:
     go_down(world)
-    watch = world.sync(ten[0][1])
-    outages = list(HostOutage.objects.all())
-    shown = next_try(watch, None, outages)
-    assert shown.message == "on hold until its git host can be reached, next try"
-    assert shown.at == outages[0].retry_at
-    assert {line.message for line in read_queue().waiting} == {"Its git host cannot be reached."}
+    world.sync(ten[0][1])
+    watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=ten[0][1].pk)
+    assert (watch.state, watch.detail) == (WatchState.ON_HOLD, StateDetail.HOST_DOWN)
+    assert next_try(watch) == NextTry("Next try", HostOutage.objects.get().retry_at)
+    assert {line.message for line in read_queue().waiting} == {"On hold: git host unreachable"}
     assert read_queue().counts.held == 1
-    assert "git could not read the repository" in watch.last_error
+    assert "Check the URL and this server's network. Docora retries automatically." in watch.last_error
 
 
 def test_git_itself_finds_the_host_down(world: World, ten: list[tuple[Repo, AppRepository]], monkeypatch) -> None:

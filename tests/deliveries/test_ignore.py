@@ -202,7 +202,7 @@ def test_unusable_ignore_file_fails_the_sync(world: World, content: bytes, messa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\n[b\nc", 'Line 2 ("[b") matches nothing: its bracket is not closed. Correct or remove it.'),
+        ("a\n[b\nc", 'Line 2 ("[b") matches nothing: its bracket is not closed. Fix or remove it.'),
         ("a\nb\0c", "Line 2 contains a control character. Remove it."),
         ("a\x1b[2J", "Line 1 contains a control character. Remove it."),
         ("lone \ud800", "Line 1 contains a control character. Remove it."),
@@ -231,7 +231,7 @@ def test_setting_patterns_requests_a_sync_and_is_audited(watches) -> None:
         done = set_ignore_patterns(actor, watch, "# comment\r\na\t\n!b\n\n")
         assert (done.text, done.count, done.changed) == ("# comment\na\t\n!b", 2, expected)
     assert (watch.request_count, watch.next_sync_at is not None) == (requests + 1, True)
-    assert [entry.change_message for entry in LogEntry.objects.all()] == ["Set the ignore patterns (2 now)"]
+    assert [entry.change_message for entry in LogEntry.objects.all()] == ["Changed the ignore patterns (2 now)"]
 
 
 def test_patterns_of_a_foreign_or_ended_watch(watches) -> None:

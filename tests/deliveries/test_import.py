@@ -199,7 +199,7 @@ def test_pages_omit_unknown_sizes(existing: ExistingService, monkeypatch) -> Non
     pages = ("/admin/deliveries_app/delivery/", f"/admin/deliveries_app/apprepository/{watch.pk}/why/?path=a.txt")
     texts = [client.get(page).text for page in pages]
     assert "a.txt" in texts[0]
-    assert "create by the earlier service" in texts[1]
+    assert "create by the previous service" in texts[1]
     assert not any("0 bytes" in text for text in texts)
 
 

@@ -201,7 +201,7 @@ def test_plain_http(existing: ExistingService, monkeypatch, settings) -> None:
     existing.watch(existing.app(BASE), existing.repository("http://127.0.0.1/acme/docs"), {})
     report = run(existing, monkeypatch)
     assert "Notifications cannot be sent until its base URL or the settings change" in reasons(report, "remarks")
-    assert "only https are accepted" in reasons(report)
+    assert "must look like https://<host>/owner/name and start with https://" in reasons(report)
 
 
 @pytest.mark.parametrize("stored", ["not encrypted", "with space"])

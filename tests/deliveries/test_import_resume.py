@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 from deliveries_app.actors import Actor
 from deliveries_app.importing import open_source, validate, write
 from deliveries_app.importing.source import SourceFile
-from deliveries_app.models import App, AppRepository, Delivery, Status
+from deliveries_app.models import App, AppRepository, Delivery, StateDetail, Status
 from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services import delete_app, request_sync, resync_single, unwatch_repository
 from deliveries_app.sweep.cleanup import remove_ended
@@ -113,7 +113,11 @@ def test_arriving_watch_is_neither_checked_nor_synced(
     request_sync(AppRepository.objects.filter(pk=watch.pk))
     assert not sync(watch.pk)
     assert world.requests() == []
-    assert next_try(watch, None, []).message == "waits until its records are imported"
+    current = AppRepository.objects.with_state().select_related("app", "repository").get(pk=watch.pk)
+    assert (current.detail, next_try(current).message) == (
+        StateDetail.IMPORTING,
+        "Starts when its records are imported",
+    )
 
 
 def test_resync_of_an_arriving_watch_waits_for_the_import(

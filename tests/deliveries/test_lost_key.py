@@ -11,7 +11,7 @@ from docora.web.middleware import DecryptionErrorMiddleware
 from tests.support.staff import make_app
 from tests.support.world import World
 
-SENTENCE = "A stored secret cannot be decrypted with any of the ENCRYPTION_KEYS."
+SENTENCE = "be decrypted with any key in ENCRYPTION_KEYS."
 
 
 def lose_the_key_of(row: App | AppRepository, column: str, settings) -> str:
@@ -41,7 +41,7 @@ def test_undecryptable_value_cannot_become_bytes_or_text(settings) -> None:
         lambda: secret + ".",
         lambda: require_readable("fine", secret),
     ):
-        with pytest.raises(DecryptionError, match="cannot be decrypted"):
+        with pytest.raises(DecryptionError, match="can't be decrypted"):
             use()
     assert secret
     assert "gAAAA" not in repr(secret)
@@ -85,7 +85,7 @@ def test_sync_that_needs_the_secret_fails_alone(world: World, settings, column) 
     watch.refresh_from_db()
     other.refresh_from_db()
     assert (watch.status, other.status) == ("failed", "synced")
-    assert watch.last_error.startswith(SENTENCE)
+    assert SENTENCE in watch.last_error
     assert world.copy(watch) == {}
     assert world.rows(watch) == {}, "something was announced that cannot be sent"
 

@@ -196,7 +196,7 @@ def test_file_answered_500_does_not_block_later_files(world: World, settings) ->
     world.answer(refusing("00"))
     watch = world.sync(watch)
     assert (watch.status, watch.files_failing) == (Status.PENDING, 1)
-    assert "1 file was not accepted" in watch.last_error
+    assert "1 file couldn't be delivered" in watch.last_error
     assert set(world.copy(watch)) == {f"{n:02}" for n in range(1, 40)}
     failure = watch.failures.get()
     assert (failure.path, failure.status_code, failure.attempts) == ("00", 500, 1)

@@ -68,7 +68,7 @@ def counters_of(operation: BulkOperation) -> dict[str, int] | None:
 
 def assert_shows_the_end(client: Client, operation: BulkOperation) -> None:
     shown = poll(client, operation)
-    assert "2 repositories: 2 synced" in shown
+    assert "2 repositories: 2 succeeded" in shown
     assert "hx-get" not in shown
 
 

@@ -37,7 +37,7 @@ def test_failing_file_is_retried_without_resending_others(world: World, settings
         world.sync(watch)
         assert (watch.status, watch.retry_count) == (Status.PENDING, attempt)
         assert 2 ** (attempt - 1) - 1 < due_in(watch) <= 1.5 * 2 ** (attempt - 1)
-        assert "1 file was not accepted" in watch.last_error
+        assert "1 file couldn't be delivered" in watch.last_error
         assert world.runs(watch)[0].outcome == ""
     world.sync(watch)
     assert watch.status == Status.FAILED

@@ -160,7 +160,7 @@ def test_retry_of_a_selection_skips_what_is_not_failing(world: World) -> None:
     world.sync(fine)
     given_up(world, failing)
     operation = retry_many(COMMAND, AppRepository.objects.all())
-    assert (operation.total, operation.title) == (1, "Retry · 1 repository")
+    assert (operation.total, operation.title) == (1, "Retry · acme/widgets → Portal")
     assert operation.runs.get().watch == failing
 
 

@@ -99,7 +99,7 @@ def test_refused_sync_completed_is_retried_without_files(world: World, notices: 
     refusing_notices(world)
     watch = world.sync(watch)
     assert watch.status == Status.PENDING
-    assert "/sync_completed was not" in watch.last_error
+    assert "/sync_completed failed" in watch.last_error
     watch = world.sync(watch)
     world.answer(None)
     world.settle()

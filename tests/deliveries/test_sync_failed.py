@@ -95,7 +95,7 @@ def test_refused_notice_is_retried_under_its_sequence(world: World, open_at_seco
     world.answer(lambda note: Answer(500) if note.kind == "sync_failed" else None)
     world.sync(watch)
     notice = Notice.objects.get()
-    assert (notice.attempts, notice.last_error) == (1, "it answered 500")
+    assert (notice.attempts, notice.last_error) == (1, "The app returned HTTP 500.")
     watch.refresh_from_db()
     assert watch.next_sync_at is not None
     assert watch.next_sync_at <= notice.due_at  # long before the cooldown ends

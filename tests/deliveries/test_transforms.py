@@ -199,7 +199,7 @@ def test_paths_above_or_below_a_retained_file_are_blocked(world: World, use, ret
     watch = world.sync(watch)
     assert world.copy(watch) == {retained: sha(f"path: {retained}\nfine".encode())}
     assert set(watch.failures.values_list("path", "cause")) == {("1", "transform"), (other, "blocked")}
-    assert "a transform fails for" in watch.failures.get(cause="blocked").message
+    assert "whose transform failed" in watch.failures.get(cause="blocked").message
     repo.commit({"1": f"path: {retained}\nfine".encode(), "2": b"x"})
     world.settle()
     assert_in_sync(world, repo, watch)

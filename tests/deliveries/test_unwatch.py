@@ -279,11 +279,11 @@ def test_failed_registration_promises_no_retry(world: World) -> None:
     world.git.server.stop()
     with pytest.raises(GitError) as failed:
         watch_repository(COMMAND, world.add_app("Other"), repo.url)
-    assert str(failed.value).endswith("whether the host can be reached from here. Try again later.")
+    assert str(failed.value).endswith("Check the URL and this server's network. Try again later.")
     assert AppRepository.objects.count() == 1
     world.sync(watch)
     watch.refresh_from_db()
-    assert watch.last_error.endswith("whether the host can be reached from here. Docora retries automatically.")
+    assert watch.last_error.endswith("Check the URL and this server's network. Docora retries automatically.")
 
 
 def test_token_that_cannot_read_the_repository_changes_nothing(world: World) -> None:

@@ -111,7 +111,7 @@ def test_only_worker_and_sweep_wait_for_the_database(replicas: Daemons, tmp_path
     for daemon in waiting:
         wait_for(lambda daemon=daemon: "Waiting for the database: " in daemon.log.read_text(), 40)
     answer = wait_for(lambda: readiness(f"http://127.0.0.1:{replicas.environment['PORT']}/health/ready"), 40, 0.3)
-    assert answer["checks"]["database"].startswith("the database does not answer")
+    assert answer["checks"]["database"].startswith("the database is not responding")
     assert web.running
     assert all(daemon.running and "Traceback" not in daemon.log.read_text() for daemon in waiting)
 

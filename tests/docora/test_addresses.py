@@ -165,5 +165,5 @@ def test_non_numeric_address_is_blocked(address):
 
 def test_message_names_the_address_and_its_kind():
     assert blocked_reason("10.0.0.1", ()) == (
-        "10.0.0.1 is a private address; only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
+        "10.0.0.1 is a private address. Only public addresses and ALLOWED_PRIVATE_NETWORKS are allowed."
     )

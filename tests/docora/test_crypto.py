@@ -28,7 +28,7 @@ def test_removed_key_raises_decryption_error(settings) -> None:
     settings.ENCRYPTION_KEYS = ["the-first-key-of-all"]
     token = encrypt("ghp_token")
     settings.ENCRYPTION_KEYS = ["another-key-altogether"]
-    with pytest.raises(DecryptionError, match="Add the key that was used"):
+    with pytest.raises(DecryptionError, match="Add the key that encrypted it"):
         decrypt(token)
 
 

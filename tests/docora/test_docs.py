@@ -19,7 +19,7 @@ from django.test import Client
 from django.urls import Resolver404, resolve
 
 from deliveries_app.docs import examples, settings_reference, views
-from deliveries_app.models import Outcome, Reason, Status
+from deliveries_app.models import Reason, Result, Status, WatchState
 from deliveries_app.models.root_causes import RootCause
 from docora.http import user_agent
 from repositories_app.git.exceptions import Cause
@@ -150,7 +150,7 @@ def test_admin_links_to_the_documentation(db) -> None:
     assert '<a href="/docs/">Documentation</a>' in client.get("/admin/").text
     values = {"name": "Portal", "base_url": "http://127.0.0.1:9/hooks", "email": "ops@portal.example"}
     page = client.post("/admin/deliveries_app/app/add/", values, follow=True).text
-    assert "Store the three" in page
+    assert "Add the ID, token and key" in page
     assert 'href="/docs/webhooks/"' in page
 
 
@@ -276,13 +276,14 @@ def test_handbook_without_env_example(settings, tmp_path: Path) -> None:
     assert "was not deployed with this instance" in text_of("/docs/operations/")
 
 
-def test_handbook_covers_every_status_cause_and_outcome() -> None:
+def test_handbook_covers_every_state_cause_and_result() -> None:
     page, ids = text_of("/docs/operations/"), read("/docs/operations/").ids
-    for kind, values in (("status", Status), ("cause", RootCause)):
+    for kind, values in (("state", WatchState), ("cause", RootCause)):
         for value in values:
             assert f"{kind}-{value.value}" in ids
             assert value.label in page
-    assert [outcome for outcome in Outcome if outcome.label not in page] == []
+    assert [result for result in Result if result.label not in page] == []
+    assert [status for status in Status.values if status not in page] == []
 
 
 def test_commands_probes_and_log_events_in_the_handbook_exist() -> None:

@@ -95,7 +95,7 @@ def test_permission_names_match_the_models(database: sqlite3.Connection) -> None
     ).fetchall()
     assert duplicates == []
     names = dict(database.execute("SELECT codename, name FROM auth_permission").fetchall())
-    assert names["resync_apprepository"] == "Can force a re-sync of a watched repository"
+    assert names["resync_apprepository"] == "Can re-sync a watched repository"
     assert names["view_apprepository"] == "Can view watched repository"
     assert names["view_repository"] == "Can view Git repository"
 

@@ -50,7 +50,7 @@ def test_2xx_response(client, serve):
 def test_500_response_is_not_ok(client, serve):
     outcome = client.request(post(serve(saying("500 Oops", b"broken")).url))
     assert (outcome.ok, outcome.status, outcome.cause, outcome.body) == (False, 500, None, b"broken")
-    assert outcome.message == "The server answered 500."
+    assert outcome.message == "The server returned HTTP 500."
 
 
 def test_redirect_is_not_followed(client, serve):
@@ -175,13 +175,13 @@ def test_refused_connection(client):
         port = gone.getsockname()[1]
     outcome = client.request(post(f"http://127.0.0.1:{port}/"))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.CONNECT, False)
-    assert outcome.message == f"No connection to 127.0.0.1:{port}: Connection refused."
+    assert outcome.message == f"Couldn't reach 127.0.0.1:{port}: connection refused."
 
 
 def test_hanging_server_times_out(client, serve):
     outcome = client.request(post(serve(lambda *_: time.sleep(3) or False).url, timeout=0.3))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.TIMEOUT, True)
-    assert "did not answer within 0.3 s" in outcome.message
+    assert "didn't respond within 0.3 s" in outcome.message
     assert outcome.elapsed < 1
 
 
@@ -214,7 +214,7 @@ def test_response_that_is_not_http_is_a_network_failure(client, serve, answer):
     server = serve(lambda connection, *_: connection.sendall(answer) or False)
     outcome = client.request(post(server.url))
     assert (outcome.status, outcome.cause, outcome.reached) == (None, Cause.NETWORK, True)
-    assert re.match(r"127\.0\.0\.1:\d+ answers, but not in HTTP: ", outcome.message)
+    assert re.match(r"127\.0\.0\.1:\d+ didn't send a valid HTTP response: ", outcome.message)
 
 
 def test_chunked_response_with_trailers_is_complete(client, serve):
@@ -263,7 +263,7 @@ def test_endless_headers_are_a_network_failure(client, serve):
 def test_unknown_host_is_a_dns_failure(client):
     outcome = client.request(post("http://docora-test.invalid/"))
     assert (outcome.cause, outcome.reached) == (Cause.DNS, False)
-    assert outcome.message == "The name docora-test.invalid could not be resolved."
+    assert outcome.message == "Couldn't reach docora-test.invalid: DNS lookup failed."
 
 
 def answering_once():

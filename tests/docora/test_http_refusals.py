@@ -140,7 +140,7 @@ def test_hanging_handshake_times_out(client):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         outcome = client.request(post(f"https://127.0.0.1:{silent.getsockname()[1]}/", connect_timeout=0.3))
     assert (outcome.cause, outcome.reached) == (Cause.TIMEOUT, False)
-    assert "No connection to 127.0.0.1" in outcome.message
+    assert "Couldn't connect to 127.0.0.1" in outcome.message
 
 
 # --- Processes --------------------------------------------------------------------------------------------------------

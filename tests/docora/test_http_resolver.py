@@ -64,7 +64,7 @@ def test_one_blocked_address_blocks_the_name(dns, addresses, word):
     dns(addresses)
     resolved = resolve("both.example", [])
     assert (resolved.addresses, resolved.cause) == ((), Cause.REFUSED_ADDRESS)
-    assert resolved.message.startswith("both.example resolves to a blocked address: ")
+    assert resolved.message.startswith("both.example resolves to a blocked address. ")
     assert word in resolved.message
 
 
@@ -106,7 +106,7 @@ def test_any_notation_of_an_address_is_recognised(host, address):
 def test_unresolvable_name_is_a_dns_failure(host):
     resolved = resolve(host, [])
     assert (resolved.addresses, resolved.cause) == ((), Cause.DNS)
-    assert "could not be resolved" in resolved.message
+    assert "DNS lookup failed" in resolved.message
 
 
 def test_slow_lookup_times_out(monkeypatch):
@@ -157,7 +157,7 @@ def test_name_with_a_private_address_is_not_dialled(dns, libcurl_finds, serve):
     with HttpClient(LOOPBACK, allow_http=True) as client:
         outcome = client.request(post(libcurl_finds(server.port, "127.0.0.1")))
     assert (outcome.cause, outcome.reached, server.connections) == (Cause.REFUSED_ADDRESS, False, 0)
-    assert "hook.example resolves to a blocked address: 10.0.0.5 is a private address" in outcome.message
+    assert "hook.example resolves to a blocked address. 10.0.0.5 is a private address" in outcome.message
 
 
 def test_name_that_becomes_private_when_dialled_is_blocked(dns, libcurl_finds, serve):
@@ -175,7 +175,7 @@ def test_second_lookup_that_fails_is_a_dns_failure(dns, libcurl_finds, serve):
     with HttpClient(LOOPBACK, allow_http=True) as client:
         outcome = client.request(post(libcurl_finds(server.port, "127.0.0.1")))
     assert (outcome.cause, outcome.reached, server.connections) == (Cause.DNS, False, 0)
-    assert outcome.message == "The name hook.example could not be resolved: Name or service not known."
+    assert outcome.message == "Couldn't reach hook.example: DNS lookup failed (name or service not known)."
 
 
 def test_no_other_candidate_is_dialled_after_a_blocked_one(dns, libcurl_finds, serve):

@@ -60,7 +60,7 @@ def test_secrets_are_masked_by_pattern(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "The token was refused: it is wrong, expired or revoked. Give a token that may read the repository.",
+        "The git host rejected the token: it is invalid, expired or revoked. Use a token that can read the repository.",
         "The host asks for basic authorization",
         "git@github.com and ops@portal.example",
         "https://github.com/acme/docs/blob/main/a@b.md",
@@ -196,5 +196,5 @@ def test_error_page_does_not_show_the_cause(admin_user, monkeypatch, settings) -
     monkeypatch.setattr("deliveries_app.site.DocoraAdminSite.get_app_list", lambda *_, **__: fail_with(GITHUB))
     page = client.get("/admin/")
     assert page.status_code == 500
-    assert "Something went wrong here" in page.content.decode()
+    assert "Something went wrong" in page.content.decode()
     assert GITHUB not in page.content.decode()

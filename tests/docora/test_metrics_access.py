@@ -91,4 +91,4 @@ def test_only_get_and_head_are_allowed() -> None:
     assert Client().head("/metrics").status_code == 200
     answer = Client().post("/metrics")
     assert answer.status_code == 405
-    assert answer.json() == {"error": "POST is not possible here: use GET, HEAD"}
+    assert answer.json() == {"error": "POST is not allowed here: use GET, HEAD"}

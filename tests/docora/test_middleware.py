@@ -77,4 +77,4 @@ def test_root_redirects_to_the_admin(client: Client) -> None:
 def test_api_call_with_a_disallowed_host(client: Client) -> None:
     answer = client.get("/api/repositories", headers={"host": "evil.example"})
     assert answer.status_code == 400
-    assert answer.json() == {"error": "Bad request: check the host name, the URL and the headers"}
+    assert answer.json() == {"error": "Bad request: check the hostname, the URL and the headers"}

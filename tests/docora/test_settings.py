@@ -46,7 +46,7 @@ def start_with(directory: Path, **settings: str) -> subprocess.CompletedProcess[
         (
             "SECRET_KEY",
             "x" * 60,
-            "SECRET_KEY is short or repetitive: sessions signed with it can be forged. Generate one: pyt",
+            "SECRET_KEY is short or repetitive, so sessions signed with it can be forged. Generate one: pyt",
         ),
         ("SECRET_KEY", "changeme", "SECRET_KEY is short or repetitive"),
         ("SECRET_KEY", "django-insecure-" + "0123456789abcdef" * 4, "SECRET_KEY is short or repetitive"),

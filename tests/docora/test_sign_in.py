@@ -46,7 +46,7 @@ def test_fifth_failure_locks_a_name_from_an_address(anna) -> None:
     page = try_to_sign_in(PASSWORD)
     assert page.status_code == 429, "the right password too"
     assert page["Retry-After"] == "900"
-    assert "Too many failed sign-ins. Wait 15 minutes" in page.content.decode()
+    assert "Too many failed sign-in attempts. Try again in 15 minutes" in page.content.decode()
     assert "no-store" in page["Cache-Control"]
     assert try_to_sign_in(PASSWORD, address="203.0.113.10").status_code == 302, "from elsewhere"
 

@@ -120,9 +120,9 @@ def test_output_ends_with_the_address_and_the_command_for_a_first_administrator(
 def test_doctor_finds_no_problem(running: Instance) -> None:
     result = running.run("doctor", "--offline")
     assert "PROBLEM" not in result.stdout
-    assert "SQLite keeps a write-ahead log" in result.stdout
-    assert "1 worker is alive" in result.stdout
-    assert "WARNING  people: No account can sign in." in result.stdout
+    assert "SQLite uses a write-ahead log" in result.stdout
+    assert "1 worker is running" in result.stdout
+    assert "WARNING  people: No account can sign in to the admin." in result.stdout
     assert (result.returncode, result.stderr) == (0, "")
 
 

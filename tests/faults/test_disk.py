@@ -75,7 +75,7 @@ def test_full_mirror_disk_leaves_no_partial_pack(world: World, tmp_path: Path, s
     )
     assert full.status != Status.SYNCED
     assert "No space left on device" in full.error
-    assert "Free space in" in full.error
+    assert "Free up space in" in full.error
     assert "REPOS_DIR" in full.error
     assert not [name for name in full.files if name.startswith("objects/") or name.endswith(".lock")]
     assert (roomy.status, roomy.error) == (Status.SYNCED, "")
@@ -98,7 +98,7 @@ def test_full_temporary_disk_fails_with_a_message(
     )
     assert full.status != Status.SYNCED
     assert "No space left on device" in full.error
-    assert "Free space in" in full.error
+    assert "Free up space in" in full.error
     assert "TMPDIR" in full.error
     assert roomy.status == Status.SYNCED
     assert_promise_kept(world, repo, watch)

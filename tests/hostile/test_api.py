@@ -164,7 +164,7 @@ def test_other_method_is_405_with_the_allowed_ones(app: App, api: Api, method: s
             continue
         response = api(method, path)
         assert response.status_code == 405, path
-        assert "is not possible here: use " in response.json()["error"]
+        assert "is not allowed here: use " in response.json()["error"]
     assert state() == before
 
 

@@ -9,9 +9,9 @@ from repositories_app.git.remote import parse_url
 from repositories_app.models import Repository
 from tests.hostile.conftest import Api
 
-ASCII, FORM, SCHEME = "plain ASCII", "must look like https://<host>/owner/name", "only https are accepted"
-CREDENTIALS, HOST, NAME_A_HOST = "must not contain credentials", "may not be watched here", "must name a host"
-OWNER_AND_NAME, SEGMENT, END = "must name an owner and a repository", "Owner and name may hold", "must end with"
+ASCII, FORM, SCHEME = "plain ASCII", "must look like https://<host>/owner/name", "and start with https://"
+CREDENTIALS, HOST, NAME_A_HOST = "must not contain credentials", "can't be watched. Allowed hosts", "must name a host"
+OWNER_AND_NAME, SEGMENT, END = "must name an owner and a repository", "Owner and name can contain", "must end with"
 PORT = "must be a number from 1 to 65535"
 
 URLS: dict[str, tuple[str, str]] = {
@@ -84,7 +84,7 @@ URLS: dict[str, tuple[str, str]] = {
     "escaped dots": ("https://github.com/acme/%2e%2e", SEGMENT),
     "an escaped slash": ("https://github.com/acme%2fwidgets/x", SEGMENT),
     "nothing but .git": ("https://github.com/acme/.git", SEGMENT),
-    ".git twice": ("https://github.com/acme/widgets.git.git", "may end in .git once"),
+    ".git twice": ("https://github.com/acme/widgets.git.git", "can end in .git only once"),
     "git's own folder": ("https://github.com/acme/widgets/.git/config", OWNER_AND_NAME),
     "no owner": ("https://github.com//widgets", SEGMENT),
     "nothing after the host": ("https://github.com", OWNER_AND_NAME),

@@ -86,9 +86,9 @@ def test_invalid_name_is_rejected(app: App, root: Client, name: str) -> None:
 
 
 FIELDS: dict[str, tuple[dict[str, str], str]] = {
-    "an e-mail with a header": ({"email": "a@b.example\nBcc: c@d.example"}, "e-mail address is malformed"),
-    "an e-mail with NUL": ({"email": "a\0@b.example"}, "e-mail address is malformed"),
-    "an e-mail of 10 MB": ({"email": "a" * MEGABYTES + "@b.example"}, "e-mail address is malformed"),
+    "an e-mail with a header": ({"email": "a@b.example\nBcc: c@d.example"}, "email address is malformed"),
+    "an e-mail with NUL": ({"email": "a\0@b.example"}, "email address is malformed"),
+    "an e-mail of 10 MB": ({"email": "a" * MEGABYTES + "@b.example"}, "email address is malformed"),
     "a website that is a script": ({"website": "javascript:alert(1)"}, "The website must be a URL"),
     "a website that is data": ({"website": "data:text/html,<script>"}, "The website must be a URL"),
     "a website with a line break": ({"website": "https://x.example/\r\nx"}, "The website must be a URL"),

@@ -51,8 +51,8 @@ def test_git_without_security_fixes_is_a_warning(tmp_path, monkeypatch, version:
         assert "has the security fixes of July 2025" in infos(messages)
     else:
         assert "lacks the security fixes of July 2025 (CVE-2025-48384, CVE-2025-48385)" in warnings(messages)
-        assert f"{fixed} has them." in warnings(messages)
-        assert "unless your distribution has backported the fixes" in warnings(messages)
+        assert f"Upgrade to {fixed}." in warnings(messages)
+        assert "unless your distribution's changelog says that it has backported the fixes" in warnings(messages)
     assert len(messages) == 1
 
 
@@ -62,7 +62,7 @@ def test_old_or_missing_git_is_an_error(tmp_path, monkeypatch) -> None:
     assert "git is 2.30.2, but Docora needs 2.38 or newer. Upgrade git." in problems(check_git())
     assert check_git_fixes() == check_git()
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert "git was not found" in problems(check_git())
+    assert "git is not installed" in problems(check_git())
     assert check_git_fixes() == check_git()
 
 
@@ -70,22 +70,23 @@ def test_missing_util_linux_is_an_error(tmp_path, monkeypatch) -> None:
     assert check_git_confinement in registry.registered_checks
     assert check_git_confinement() == []
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "setpriv and prlimit not found. Docora starts git with them. Install util-linux" in problems(
-        check_git_confinement()
-    )
+    assert "Docora needs setpriv and prlimit to run git. Install util-linux" in problems(check_git_confinement())
 
 
 def test_every_spelling_of_a_private_address_is_tried(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = []
     text = infos(checks.check_outbound_client())
-    assert "refuses 127.0.0.1, 2130706433, localhost, [::1], [::ffff:127.0.0.1], 10.0.0.1, 169.254.1.1" in text
+    assert (
+        "refuses to connect to 127.0.0.1, 2130706433, localhost, [::1], [::ffff:127.0.0.1], 10.0.0.1, 169.254.1.1"
+        in text
+    )
 
 
 def test_allowed_networks_are_not_tried(settings) -> None:
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("10.0.0.0/8")]
     assert "10.0.0.1" not in infos(checks.check_outbound_client())
     settings.ALLOWED_PRIVATE_NETWORKS = [ip_network("0.0.0.0/0"), ip_network("::/0")]
-    assert "lets the outbound client call every private address. Make it narrower." in warnings(
+    assert "lets Docora connect to every private address. Allow only the networks" in warnings(
         checks.check_outbound_client()
     )
 
@@ -96,16 +97,18 @@ def test_client_that_dials_blocked_addresses_is_an_error(settings, monkeypatch) 
     lenient = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(checks, "new_client", lambda max_connections: HttpClient(lenient))
     text = problems(checks.check_outbound_client())
-    assert "does not refuse 127.0.0.1, 2130706433, localhost, [::ffff:127.0.0.1]: anyone who registers an app" in text
+    assert (
+        "Docora connects to 127.0.0.1, 2130706433, localhost, [::ffff:127.0.0.1]: anyone who registers an app" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("host", "text"),
     [
-        ("no-such-host.invalid", "The name no-such-host.invalid could not be resolved"),
-        ("10.0.0.1", "The git host 10.0.0.1 cannot be reached. 10.0.0.1 is a private address"),
-        ("127.0.0.1:1", "No connection to 127.0.0.1:1: Connection refused. Check the firewall"),
-        ("::1", "The git host [::1] cannot be reached. ::1 is a loopback address"),
+        ("no-such-host.invalid", "Couldn't reach no-such-host.invalid: DNS lookup failed"),
+        ("10.0.0.1", "Docora may not connect to the git host 10.0.0.1. 10.0.0.1 is a private address"),
+        ("127.0.0.1:1", "Couldn't reach 127.0.0.1:1: connection refused. Check the firewall"),
+        ("::1", "Docora may not connect to the git host [::1]. ::1 is a loopback address"),
     ],
 )
 def test_unreachable_git_host_is_an_error(settings, host: str, text: str) -> None:
@@ -116,6 +119,6 @@ def test_unreachable_git_host_is_an_error(settings, host: str, text: str) -> Non
 
 def test_no_allowed_git_hosts_is_an_error(settings) -> None:
     settings.ALLOWED_GIT_HOSTS = []
-    assert "ALLOWED_GIT_HOSTS is empty: no repository can be watched." in problems(check_git_hosts())
+    assert "ALLOWED_GIT_HOSTS is empty, so no repository can be watched." in problems(check_git_hosts())
     assert check_git_hosts in registry.deployment_checks
     assert check_git_host_answers() == []

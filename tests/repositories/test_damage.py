@@ -203,4 +203,4 @@ def test_every_damage_is_detected_or_harmless(
     assert contents == list(repo.files().values())
     if error is not None:
         assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.CORRUPT, False, False), str(error)
-        assert "The mirror is damaged and is made anew" in str(error)
+        assert "The mirror is damaged and will be rebuilt" in str(error)

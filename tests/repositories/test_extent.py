@@ -58,7 +58,7 @@ def test_files_and_folders_are_counted_where_they_occur(
     settings.MAX_FILES = 8
     assert refusal(reader, commit) == (
         "The repository has more than MAX_FILES (8) files and folders. "
-        "Split it, or ask an administrator to raise MAX_FILES."
+        "Split it, or ask an administrator to raise the limit."
     )
 
 
@@ -103,7 +103,7 @@ def test_folders_nested_too_deep_are_refused(
     git(repo.path, "fast-import", "--quiet", "--force", stdin=lines)
     commit = fetched(repo)
     if refused:
-        assert "nested more than 2,000 deep" in refusal(reader, commit)
+        assert "nested more than 2,000 levels deep" in refusal(reader, commit)
     else:
         check_extent(reader, commit, lambda: None)
 
@@ -114,13 +114,13 @@ def test_depth_counts_the_longest_way(repo: Repo, reader: BlobReader, fetched: C
     leaf = tree(repo, (FILE, b"f", blob(repo)))
     deep = nested(repo, leaf, 2, 1)
     serve(repo, tree(repo, (FOLDER, b"a", deep), (FOLDER, b"b", leaf)))
-    assert "nested more than 3 deep" in refusal(reader, fetched(repo))
+    assert "nested more than 3 levels deep" in refusal(reader, fetched(repo))
 
 
 def test_folder_with_too_long_a_list_is_refused(
     repo: Repo, reader: BlobReader, fetched: Callable[..., str], monkeypatch
 ) -> None:
     monkeypatch.setattr("repositories_app.mirror.blobs.MAX_TREE_BYTES", 50)
-    assert "a folder whose list of files takes" in refusal(reader, fetched(repo))
+    assert "a folder with too many files: its listing takes" in refusal(reader, fetched(repo))
     monkeypatch.undo()
     check_extent(reader, repo.head, lambda: None)  # the reader is still usable

@@ -25,32 +25,32 @@ def http(status: int) -> str:
 @pytest.mark.parametrize(
     ("stderr", "cause", "for_every_watcher", "permanent", "text"),
     [
-        (f"fatal: Authentication failed for '{URL}'", Cause.AUTH, False, True, "The token was refused: it is wrong"),
-        ("fatal: could not read Username for 'https://x': terminal prompts disabled", Cause.AUTH, False, True, "refused"),
-        (http(403), Cause.AUTH, False, True, "the host forbids it to read this repository"),
-        (f"remote: Repository not found.\nfatal: repository '{URL}' not found", Cause.NOT_FOUND, False, True, "address"),
-        (http(410), Cause.NOT_FOUND, False, True, "not found with this token"),
-        ("fatal: couldn't find remote ref HEAD", Cause.NOT_FOUND, False, True, "not found with this token"),
+        (f"fatal: Authentication failed for '{URL}'", Cause.AUTH, False, True, "The git host rejected the token: it is invalid"),
+        ("fatal: could not read Username for 'https://x': terminal prompts disabled", Cause.AUTH, False, True, "rejected"),
+        (http(403), Cause.AUTH, False, True, "it isn't allowed to read this repository"),
+        (f"remote: Repository not found.\nfatal: repository '{URL}' not found", Cause.NOT_FOUND, False, True, "Check the URL"),
+        (http(410), Cause.NOT_FOUND, False, True, "check that the token can read the repository"),
+        ("fatal: couldn't find remote ref HEAD", Cause.NOT_FOUND, False, True, "check that the token can read the repository"),
         (http(301), Cause.NOT_FOUND, True, True, "renamed or moved"),
         (http(308), Cause.NOT_FOUND, True, True, "renamed or moved"),
-        (http(429), Cause.NETWORK, False, False, "limits how often it may be asked with this token"),
+        (http(429), Cause.NETWORK, False, False, "rate limit for this token is exceeded"),
         (http(500), Cause.NETWORK, True, False, "error: 500"),
         (http(503), Cause.NETWORK, True, False, "Docora retries automatically."),
         ("fatal: unable to access 'x': Could not resolve host: git.example", Cause.NETWORK, True, False, "resolve"),
         ("fatal: unable to access 'x': SSL certificate problem: expired", Cause.NETWORK, True, False, "certificate"),
-        ("fatal: unable to access 'x': Failed to connect to h port 443", Cause.NETWORK, True, False, "check the address"),
-        ("fatal: unable to access 'x': Operation too slow", Cause.TIMEOUT, True, False, "did not answer in time"),
-        ("fatal: unable to access 'x': Connection timed out", Cause.TIMEOUT, True, False, "did not answer in time"),
+        ("fatal: unable to access 'x': Failed to connect to h port 443", Cause.NETWORK, True, False, "Check the URL and this server's network."),
+        ("fatal: unable to access 'x': Operation too slow", Cause.TIMEOUT, True, False, "The git host timed out"),
+        ("fatal: unable to access 'x': Connection timed out", Cause.TIMEOUT, True, False, "The git host timed out"),
         ("error: RPC failed; HTTP 503 curl 22\nfatal: expected flush after ref listing", Cause.NETWORK, True, False, "503"),
         ("fatal: early EOF\nfatal: fetch-pack: invalid index-pack output", Cause.NETWORK, True, False, "early EOF"),
         ("fatal: write error: File too large", Cause.TOO_LARGE, True, True, "larger than MAX_FETCH_BYTES (5.4 GB)"),
-        ("fatal: write error: No space left on device", Cause.TOO_LARGE, False, False, "Free space in REPOS_DIR"),
-        ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "too large to be read"),
-        ("fatal: Out of memory, realloc failed", Cause.TOO_LARGE, True, True, "too large to be read"),
-        ("fatal: bad object 1234", Cause.CORRUPT, False, False, "is made anew"),
+        ("fatal: write error: No space left on device", Cause.TOO_LARGE, False, False, "Free up space in REPOS_DIR"),
+        ("fatal: attempting to allocate 9 over limit 1", Cause.TOO_LARGE, True, True, "The repository is too large: "),
+        ("fatal: Out of memory, realloc failed", Cause.TOO_LARGE, True, True, "The repository is too large: "),
+        ("fatal: bad object 1234", Cause.CORRUPT, False, False, "will be rebuilt"),
         ("fatal: remote error: upload-pack: not our ref 1234", Cause.OTHER, True, False, "not our ref"),
         ("fatal: something new", Cause.OTHER, True, False, "something new"),
-        ("", Cause.OTHER, True, False, "git gave no reason"),
+        ("", Cause.OTHER, True, False, "no error message"),
     ],
 )  # fmt: skip
 def test_git_messages_map_to_causes(stderr, cause, for_every_watcher, permanent, text) -> None:
@@ -61,8 +61,8 @@ def test_git_messages_map_to_causes(stderr, cause, for_every_watcher, permanent,
 
 
 def test_killed_git_names_the_signal() -> None:
-    assert "ended by signal 9" in str(classify(b"", ended=-9))
-    assert "ended by signal 9" in str(classify(b"", ended=137))
+    assert "killed by signal 9" in str(classify(b"", ended=-9))
+    assert "killed by signal 9" in str(classify(b"", ended=137))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_text_from_the_host_does_not_decide_the_cause(stderr: str, cause: Cause)
 def test_host_message_is_cleaned_and_shortened() -> None:
     said = b"remote: \x1b[31mClosed for\x00 repairs " + b"x" * 5000 + b"\n" + http(503).encode()
     message = str(classify(said))
-    assert "(the host says: \ufffd[31mClosed for\ufffd repairs" in message
+    assert "(host message: \ufffd[31mClosed for\ufffd repairs" in message
     assert len(message) < 700
     assert message.isprintable()
 
@@ -131,7 +131,7 @@ def test_rate_limit_wait_is_bounded(asked, cooldown) -> None:
 
 def test_rate_limit_applies_to_the_host_or_the_token() -> None:
     assert rate_limited(None, token="").for_every_watcher
-    assert "A token usually raises the limit." in str(rate_limited(None, token=""))
+    assert "Adding a token usually raises the limit." in str(rate_limited(None, token=""))
     assert not rate_limited(None, token=TOKEN).for_every_watcher
 
 
@@ -139,7 +139,7 @@ def test_blocked_address_names_the_setting() -> None:
     error = unreachable(HttpCause.REFUSED_ADDRESS, "git.example leads to 10.0.0.1, a private address.")
     assert isinstance(error, GitError)
     assert error.cause is Cause.NETWORK
-    assert str(error).endswith("An administrator can add its network to ALLOWED_PRIVATE_NETWORKS.")
+    assert str(error).endswith("An administrator can allow it with ALLOWED_PRIVATE_NETWORKS.")
 
 
 def test_every_cause_has_its_own_message() -> None:

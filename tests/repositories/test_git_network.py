@@ -99,7 +99,7 @@ def test_address_in_the_url_is_checked(mirror: Mirror, repo: Repo, settings) -> 
 
 
 def test_unknown_name_has_a_clear_message(mirror: Mirror, repo: Repo) -> None:
-    with pytest.raises(GitError, match=r"The name no-such-host\.invalid could not be resolved"):
+    with pytest.raises(GitError, match=r"Couldn't reach no-such-host\.invalid: DNS lookup failed"):
         fetch(mirror, "http://no-such-host.invalid/acme/widgets", repo.head)
 
 
@@ -188,7 +188,7 @@ def test_repository_beyond_the_size_limit_is_refused(
     with pytest.raises(GitError) as caught:
         fetched(repo)
     assert str(caught.value) == (
-        "The repository is larger than MAX_FETCH_BYTES (1.0 MB). An administrator can raise it."
+        "The repository is larger than MAX_FETCH_BYTES (1.0 MB). An administrator can raise the limit."
     )
     assert (caught.value.cause, caught.value.permanent) == (Cause.TOO_LARGE, True)
     assert [path for path in (mirror.directory / "objects").rglob("*") if path.is_file()] == []
@@ -200,7 +200,7 @@ def test_decompression_bomb_in_an_object_is_refused(server: GitFixture, fetched,
     repo = server.repo("acme/bomb", {"zeros": bytes(20_000_000)})
     plain = git.environment
     monkeypatch.setattr(git, "environment", lambda remote=None: plain(remote) | {"GIT_ALLOC_LIMIT": "10m"})
-    with pytest.raises(GitError, match="too large to be read") as caught:
+    with pytest.raises(GitError, match="The repository is too large: ") as caught:
         fetched(repo)
     assert caught.value.cause is Cause.TOO_LARGE
 
@@ -212,7 +212,7 @@ def test_decompression_bomb_in_a_response_is_refused(monkeypatch) -> None:
     head = ("Content-Type: application/x-git-upload-pack-advertisement", "Content-Encoding: gzip")
     with servers() as start:
         url = f"http://127.0.0.1:{start(saying('200 OK', gzip.compress(refs), *head)).port}/acme/bomb"
-        with pytest.raises(GitError, match="too large to be read") as caught:
+        with pytest.raises(GitError, match="The repository is too large: ") as caught:
             git.run(["ls-remote", "--", url, "HEAD"], remote=git.Remote(url))
     assert caught.value.cause is Cause.TOO_LARGE
 
@@ -250,5 +250,5 @@ def test_endless_ref_list_is_not_held_in_memory(server: GitFixture, monkeypatch)
     repo = server.repo("acme/refs", {"a": b"1"})
     commands = "".join(f"create refs/heads/{n:04}/HEAD {repo.head}\n" for n in range(1500))
     run_git(repo.path, "update-ref", "--stdin", stdin=[commands.encode()])
-    with pytest.raises(GitError, match="lists more than can be read"):
+    with pytest.raises(GitError, match="its listing exceeds the limit"):
         git.run(["ls-remote", "--", repo.url, "HEAD"], remote=git.Remote(repo.url))

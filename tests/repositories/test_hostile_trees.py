@@ -113,7 +113,7 @@ def test_broken_tree_on_the_host_differs_from_a_broken_mirror(
     repo: Repo, fetched: Callable[..., str], raw: bytes
 ) -> None:
     serve(repo, git(repo.path, "hash-object", "-t", "tree", "--literally", "-w", "--stdin", stdin=[raw]).strip())
-    with pytest.raises(GitError, match=r"the host says: .*on the remote side") as caught:
+    with pytest.raises(GitError, match=r"host message: .*on the remote side") as caught:
         fetched(repo)
     assert caught.value.cause is Cause.NETWORK
 

@@ -287,12 +287,12 @@ def test_metrics_show_the_last_measured_size(mirrors, folder: Path, settings) ->
 
 
 def test_doctor_reports_the_size_and_the_limit_of_the_mirrors(mirrors, folder: Path, settings) -> None:
-    assert "0 mirrors in" in infos(check_mirrors())
+    assert "0 mirrors (" in infos(check_mirrors())
     mirrors(1)
-    assert "holds 1 mirror in 1.1 MB; they have no limit (REPOS_MAX_BYTES)." in infos(check_mirrors())
+    assert "contains 1 mirror (1.1 MB). There is no limit (REPOS_MAX_BYTES)." in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 2_000_000
-    assert "their limit is 2.0 MB (REPOS_MAX_BYTES)." in infos(check_mirrors())
+    assert "The limit is 2.0 MB (REPOS_MAX_BYTES)." in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 1000
     assert "removes the excess after its next sync" in infos(check_mirrors())
     settings.REPOS_MAX_BYTES = 10**18
-    assert "The disk fills up before that" in warnings(check_mirrors())
+    assert "The disk fills up before the limit is reached" in warnings(check_mirrors())

@@ -37,17 +37,17 @@ def ask(repo: Repo, token: str = "") -> GitError:
 @pytest.mark.parametrize(
     ("status", "headers", "body", "with_token", "without"),
     [
-        ("401 No", [], b"", ("auth", False, "it is wrong, expired or revoked"), ("not_found", False, "needs a token")),
-        ("403 No", [], b"", ("auth", False, "forbids it"), ("not_found", False, "needs a token")),
-        ("403 No", [], b"SAML SSO", ("auth", False, "single sign-on"), ("not_found", False, "needs a token")),
-        ("404 No", [], b"", ("not_found", False, "with this token"), ("not_found", False, "needs a token")),
-        ("410 Gone", [], b"", ("not_found", False, "with this token"), ("not_found", False, "needs a token")),
-        ("429 Slow", [], b"", ("network", False, "asked again in 1 min"), ("network", True, "asked again in 1 min")),
+        ("401 No", [], b"", ("auth", False, "it is invalid, expired or revoked"), ("not_found", False, "add a token")),
+        ("403 No", [], b"", ("auth", False, "allowed to read"), ("not_found", False, "add a token")),
+        ("403 No", [], b"SAML SSO", ("auth", False, "single sign-on"), ("not_found", False, "add a token")),
+        ("404 No", [], b"", ("not_found", False, "that the token can read"), ("not_found", False, "add a token")),
+        ("410 Gone", [], b"", ("not_found", False, "that the token can read"), ("not_found", False, "add a token")),
+        ("429 Slow", [], b"", ("network", False, "allowed again in 1 min"), ("network", True, "allowed again in 1 min")),
         ("429 Slow", ["Retry-After: 30"], b"", ("network", False, "in 30 s"), ("network", True, "in 30 s")),
         ("403 No", ["Retry-After: 9"], b"", ("network", False, "in 9 s"), ("network", True, "in 9 s")),
-        ("403 No", ["X-RateLimit-Remaining: 0"], b"", ("network", False, "limits"), ("network", True, "limits")),
-        ("500 Oops", [], b"", ("network", True, "answers 500"), ("network", True, "answers 500")),
-        ("503 Busy", ["Retry-After: 8"], b"", ("network", True, "answers 503"), ("network", True, "answers 503")),
+        ("403 No", ["X-RateLimit-Remaining: 0"], b"", ("network", False, "rate limit"), ("network", True, "rate limit")),
+        ("500 Oops", [], b"", ("network", True, "returned HTTP 500"), ("network", True, "returned HTTP 500")),
+        ("503 Busy", ["Retry-After: 8"], b"", ("network", True, "returned HTTP 503"), ("network", True, "returned HTTP 503")),
     ],
 )  # fmt: skip
 def test_responses_map_to_causes(repo: Repo, status, headers, body, with_token, without) -> None:
@@ -113,9 +113,9 @@ def test_redirect_of_a_renamed_repository_is_not_followed(
     error = ask(repo, TOKEN)
     assert (error.cause, error.permanent, error.for_every_watcher) == (Cause.NOT_FOUND, True, True)
     if address:
-        assert f"redirects to {address.replace('{url}', url)}. Watch that address instead." in str(error)
+        assert f"moved to {address.replace('{url}', url)}. Watch that URL instead." in str(error)
     else:
-        assert "The host redirects to another address, which Docora does not follow" in str(error)
+        assert "The git host redirects this URL" in str(error)
     assert "secret" not in str(error)
     assert TOKEN not in str(error)
     assert len(repo.server.requests) == 1
@@ -130,7 +130,7 @@ def test_redirect_met_by_git_has_the_same_message(repo: Repo, fetched: Callable[
     repo.server.on_request = redirect
     with pytest.raises(GitError) as caught:
         fetched(repo)
-    assert f"redirects to {repo.server.url}/acme/gadgets. Watch that address instead." in str(caught.value)
+    assert f"moved to {repo.server.url}/acme/gadgets. Watch that URL instead." in str(caught.value)
     assert caught.value.for_every_watcher
     repo.server.on_request = lambda method, target: (
         redirect(method, target) or (None if method == "GET" else answer("400 Bad Request"))
@@ -197,4 +197,4 @@ def test_unreachable_host_affects_every_watch(repo: Repo) -> None:
     repo.server.stop()
     error = ask(repo, TOKEN)
     assert (error.cause, error.for_every_watcher, error.permanent) == (Cause.NETWORK, True, False)
-    assert "Connection refused" in str(error)
+    assert "connection refused" in str(error)

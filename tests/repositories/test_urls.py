@@ -47,11 +47,11 @@ def test_case_is_folded_for_case_insensitive_hosts_only(url: str, canonical: str
 
 FORM = "must look like https://<host>/owner/name"
 HOST = "must name a host"
-NAMES = "Owner and name may hold"
+NAMES = "Owner and name can contain"
 CREDENTIALS = "must not contain credentials"
 TWO = "must name an owner and a repository"
 PORT = "must be a number from 1 to 65535"
-ELSEWHERE = "may not be watched here"
+ELSEWHERE = "can't be watched. Allowed hosts"
 END = "must end with the repository's name"
 REFUSED = [
     ("", FORM),
@@ -61,8 +61,8 @@ REFUSED = [
     ("https:github.com/acme/widgets", FORM),
     ("https:/github.com/acme/widgets", FORM),
     ("https:///github.com/acme/widgets", HOST),
-    ("http://github.com/acme/widgets", "only https are accepted"),
-    ("HTTPS://github.com/acme/widgets", "only https are accepted"),  # git would look for a helper of that name
+    ("http://github.com/acme/widgets", "and start with https://"),
+    ("HTTPS://github.com/acme/widgets", "and start with https://"),  # git would look for a helper of that name
     ("git://github.com/acme/widgets", FORM),
     ("ssh://git@github.com/acme/widgets", FORM),
     ("git+ssh://git@github.com/acme/widgets", FORM),
@@ -106,9 +106,9 @@ REFUSED = [
     ("https://github.com/-acme/widgets", NAMES),
     ("https://github.com/acme/-x", NAMES),
     ("https://github.com/acme/--upload-pack=id", NAMES),
-    ("https://github.com/acme/widgets.git.git", "may end in .git once at most"),
-    ("https://github.com/acme/widgets.GIT", "may end in .git once at most"),
-    ("https://github.com/acme/widgets.git.GIT", "may end in .git once at most"),
+    ("https://github.com/acme/widgets.git.git", "can end in .git only once"),
+    ("https://github.com/acme/widgets.GIT", "can end in .git only once"),
+    ("https://github.com/acme/widgets.git.GIT", "can end in .git only once"),
     ("https://github.com/acme/wid gets", "without spaces"),
     ("https://github.com/acme/wid\tgets", "without spaces"),
     ("https://github.com/acme/wid\ngets", "line breaks"),
@@ -249,5 +249,5 @@ def test_allowed_hosts_are_accepted(settings, url: str, canonical: str) -> None:
 def test_host_without_a_port_allows_only_the_default_port(settings, url: str) -> None:
     settings.ALLOW_HTTP = True
     settings.ALLOWED_GIT_HOSTS = ["ghe.example", "2001:db8::1", "only.example:443"]
-    with pytest.raises(InvalidUrl, match="may not be watched here"):
+    with pytest.raises(InvalidUrl, match="can't be watched"):
         parse_url(url)

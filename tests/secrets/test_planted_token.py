@@ -136,7 +136,7 @@ class Journey:
             response = Client(headers={"X-Hub-Signature-256": f"sha256={signed}"}).generic("POST", hook, b"{}")
             assert response.status_code == status
             self.page(f"push hook {status}", response)
-        self.page("token refused", self.admin.post(f"{watch}token/", {"github_token": WRONG}))
+        self.page("token rejected", self.admin.post(f"{watch}token/", {"github_token": WRONG}))
 
     def fail(self) -> None:
         """Fail in every way in which remote servers repeat secrets."""
@@ -158,9 +158,9 @@ class Journey:
         self.world.git.server.on_request = None
         self.world.git.tokens["acme/secret"] = {"another one"}
         self.world.sync(self.watch)
-        assert "The token was refused" in self.watch.last_error
+        assert "The git host rejected the token" in self.watch.last_error
         path = f"/{self.watch.repository.repository_id}/token"
-        self.call("token refused", "PATCH", path, {"github_token": WRONG}, status=422)
+        self.call("token rejected", "PATCH", path, {"github_token": WRONG}, status=422)
         self.world.git.tokens["acme/secret"] = {GITHUB}
         self.call("token replaced", "PATCH", path, {"github_token": GITHUB})
         self.call("re-sync", "POST", f"/{self.watch.repository.repository_id}/resync", status=202)

@@ -82,7 +82,7 @@ def _failing(number: int) -> dict[str, object]:
         "status": _STATUSES[number % 4],
         "failing_since": timezone.now(),
         "root_cause": RootCause.values[number % len(RootCause)],
-        "last_error": "The app answered 500.",
+        "last_error": "The app returned HTTP 500.",
         "left_out": {"symlink": 1},
         "files_failing": 1,
     }
@@ -97,7 +97,7 @@ def _add_deliveries(number: int, watch: AppRepository) -> None:
     for kind in FailureKind:
         DeliveryFailure.objects.create(
             watch=watch, path_digest=f"{kind}{number:050}", path=f"src/{number:03}", kind=kind, cause="http", status_code=500,
-            message="The app answered 500.", first_at=now, last_at=now,
+            message="The app returned HTTP 500.", first_at=now, last_at=now,
         )  # fmt: skip
 
 

@@ -34,9 +34,14 @@ class Command(BaseCommand):
 
 
 def _iterate(watches: AppRepositoryQuerySet) -> Generator[AppRepository]:
-    yield from watches.iterator(chunk_size=_CHUNK_SIZE)
+    yield from watches.with_state().iterator(chunk_size=_CHUNK_SIZE)
 
 
 def _row(watch: AppRepository) -> list[str]:
-    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, watch.status_label]
+    ids = [watch.app.app_id, watch.repository.repository_id, watch.github_url, _state(watch)]
     return [*ids, f"{watch.tree_files:,}", format_time(watch.last_synced_at) if watch.last_synced_at else "never"]
+
+
+def _state(watch: AppRepository) -> str:
+    detail = watch.detail.label
+    return f"{watch.state.label} ({detail})" if detail else str(watch.state.label)

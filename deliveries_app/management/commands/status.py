@@ -45,8 +45,8 @@ def _number(text: str) -> int:
 def _summary(report: StatusReport) -> str:
     counts = report.counts
     lines = [
-        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,} ({counts.given_up:,} given up until the next "
-        f"rescan); syncing: {counts.syncing:,}; waiting: {counts.waiting:,}."
+        f"Watched repositories: {counts.watches:,}; failing: {counts.failing:,} ({counts.given_up:,} until the next check); "
+        f"syncing: {counts.syncing:,}; queued: {counts.waiting:,}."
     ]
     if report.pause:
         lines.append(
@@ -56,7 +56,7 @@ def _summary(report: StatusReport) -> str:
         number = counted(counts.importing, "of them waits", "of them wait")
         lines.append(f"{number} for the rest of the import: run {program()} import_docora again.")
     if report.signs is None:
-        lines.append("Redis does not answer, so no new sync starts.")
+        lines.append("Redis doesn't respond. Due syncs wait in the database until it does.")
     elif not report.signs.workers or report.signs.sweep_is_late:
         lines.append(f"A part of Docora is not running. To find out which, run {program()} doctor.")
     return "\n".join(lines)
@@ -64,13 +64,13 @@ def _summary(report: StatusReport) -> str:
 
 def _row(line: Line) -> list[str]:
     watch = line.watch
-    done = f"{line.percent} % sent. " if line.percent is not None else ""
+    done = f"{line.percent}% sent. " if line.percent is not None else ""
     after = f" ({line.next.message}{f' {format_time(line.next.at)}' if line.next.at else ''})"
     what = done + " ".join(watch.last_error.split()) + after
     return [
         str(watch.app),
         str(watch.repository),
         f"{watch.app.app_id} {watch.repository.repository_id}",
-        line.state,
+        str(watch.state.label),
         what,
     ]

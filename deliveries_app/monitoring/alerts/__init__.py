@@ -1,4 +1,4 @@
-"""Send alerts by e-mail or webhook when a problem begins and when it ends.
+"""Send alerts by email or webhook when a problem begins and when it ends.
 
 Alerts are off, and nothing here queries the database, unless `ALERT_EMAILS` or `ALERT_WEBHOOK_URL` is set.
 

@@ -1,4 +1,4 @@
-"""The alert channels: a webhook and e-mail.
+"""The alert channels: a webhook and email.
 
 The webhook is called by the same HTTP client as everything else: checked addresses, https, no redirects. It is not signed.
 Chat servers and pagers do not verify signatures; they recognise the sender by the secret in the URL. So neither the URL nor
@@ -46,7 +46,7 @@ class Webhook(Channel):
             outcome = client.request(request)
         if outcome.ok:
             return ""
-        return outcome.message if outcome.cause else f"The webhook of ALERT_WEBHOOK_URL answered {outcome.status}."
+        return outcome.message if outcome.cause else f"ALERT_WEBHOOK_URL returned HTTP {outcome.status}."
 
 
 class Email(Channel):
@@ -64,7 +64,7 @@ class Email(Channel):
         except (OSError, ValueError) as error:  # smtplib errors are OSErrors
             options = settings.MAILERS["default"]["OPTIONS"]
             password = options["password"] or ""
-            text = f"The mail server {options['host']} did not accept the message: {_reason(error)}."
+            text = f"The mail server {options['host']} rejected the message: {_reason(error)}."
             return remove_secrets(text, password, f"\0{options['username']}\0{password}" if password else "")
         return ""
 
@@ -81,9 +81,9 @@ def configured() -> list[Channel]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPRecipientsRefused):
-        return "it refused every address of ALERT_EMAILS"
+        return "no address in ALERT_EMAILS was accepted"
     if isinstance(error, smtplib.SMTPResponseException):
-        return f"it answered {error.smtp_code} {' '.join(clean_text(error.smtp_error, 200).split())}"
+        return f"{error.smtp_code} {' '.join(clean_text(error.smtp_error, 200).split())}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return clean_text(str(error), 200) or type(error).__name__

@@ -24,10 +24,9 @@ SEVERAL, TEST = "several", "test"
 
 # Texts for the beginning (one, several) and for the end (one, several). Messages list the kinds in this order.
 _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
-    AlertKind.REDIS_DOWN: ("Redis does not respond, so no worker is woken",) * 2 + ("Redis responds again",) * 2,
-    AlertKind.NO_WORKER: ("no sync worker is running, so due syncs wait",) * 2
-    + ("sync workers are running again",) * 2,
-    AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not noticed",) * 2
+    AlertKind.REDIS_DOWN: ("Redis is down, so syncs start late",) * 2 + ("Redis is back up",) * 2,
+    AlertKind.NO_WORKER: ("no worker is running, so nothing is synced",) * 2 + ("workers are running again",) * 2,
+    AlertKind.SWEEP_LATE: ("the sweep is not running, so changes are not detected",) * 2
     + ("the sweep is running again",) * 2,
     AlertKind.CIRCUIT_OPEN: (
         "the circuit of {name} is open",
@@ -38,8 +37,8 @@ _TEXTS: dict[AlertKind, tuple[str, str, str, str]] = {
     AlertKind.ENDPOINT_DOWN: (
         "the endpoint of {name} is down",
         "the endpoints of {count} apps are down",
-        "the endpoint of {name} is no longer down",
-        "the endpoints of {count} apps are no longer down",
+        "the endpoint of {name} is back up",
+        "the endpoints of {count} apps are back up",
     ),
     AlertKind.APP_PAUSED: (
         "{name} returned HTTP 410 and was paused",
@@ -97,7 +96,7 @@ class Message:
 
     @property
     def body(self) -> str:
-        """The body of the e-mail."""
+        """The body of the email."""
         lines = [self.sentence, self.url, ""]
         for alert in self.items:
             lines += [f"- {name_of(alert)}{_cause_of(alert)}, {_period(alert)}", f"  {_page_of(alert)}"]

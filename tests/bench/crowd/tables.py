@@ -41,24 +41,24 @@ class ExampleFailure:
 
 
 FAILURES = {
-    RootCause.DNS: ExampleFailure("dns", "The name of the endpoint cannot be resolved."),
+    RootCause.DNS: ExampleFailure("dns", "Couldn't reach the endpoint: DNS lookup failed."),
     RootCause.TLS: ExampleFailure("tls", "The endpoint's certificate has expired."),
-    RootCause.CONNECTION: ExampleFailure("connect", "No connection to the endpoint: connection refused."),
-    RootCause.TIMEOUT: ExampleFailure("timeout", "The app did not answer within 30 s."),
-    RootCause.REFUSED: ExampleFailure("http", "The app answered 401.", 401, '{"error": "bad signature"}'),
-    RootCause.CLIENT_ERROR: ExampleFailure("http", "The app answered 422.", 422, '{"error": "path is too long"}'),
+    RootCause.CONNECTION: ExampleFailure("connect", "Couldn't reach the endpoint: connection refused."),
+    RootCause.TIMEOUT: ExampleFailure("timeout", "The app didn't respond within 30 s."),
+    RootCause.REFUSED: ExampleFailure("http", "The app returned HTTP 401.", 401, '{"error": "bad signature"}'),
+    RootCause.CLIENT_ERROR: ExampleFailure("http", "The app returned HTTP 422.", 422, '{"error": "path is too long"}'),
     RootCause.SERVER_ERROR: ExampleFailure(
-        "http", "The app answered 502.", 502, "<html><h1>502 Bad Gateway</h1></html>"
+        "http", "The app returned HTTP 502.", 502, "<html><h1>502 Bad Gateway</h1></html>"
     ),
-    RootCause.UNEXPECTED: ExampleFailure("http", "The app answered 302.", 302),
+    RootCause.UNEXPECTED: ExampleFailure("http", "The app returned HTTP 302.", 302),
     RootCause.ADDRESS: ExampleFailure("refused_address", "The endpoint's address may not be called."),
-    RootCause.GIT_AUTH: ExampleFailure("auth", "The token was refused by the git host.", lists_files=False),
+    RootCause.GIT_AUTH: ExampleFailure("auth", "The git host rejected the token.", lists_files=False),
     RootCause.GIT_NOT_FOUND: ExampleFailure("not_found", "The repository no longer exists.", lists_files=False),
-    RootCause.GIT_HOST: ExampleFailure("timeout", "The git host did not answer in time.", lists_files=False),
+    RootCause.GIT_HOST: ExampleFailure("timeout", "The git host timed out.", lists_files=False),
     RootCause.GIT_CONTENT: ExampleFailure("corrupt", "A tree of the repository cannot be read.", lists_files=False),
     RootCause.RULES: ExampleFailure("transform", "The transform `minify` failed: unexpected end of input."),
     RootCause.INTERNAL: ExampleFailure(
-        "internal", "Something went wrong in Docora; its log has more.", lists_files=False
+        "internal", "An internal error stopped the sync. Check the worker's log.", lists_files=False
     ),
 }
 
@@ -101,7 +101,7 @@ def _make_apps(amounts: Amounts, now: datetime) -> list[App]:
             email=f"ops@{name.lower().replace(' ', '-')}.example",
             client_auth_key=f"whsec_{_hex(dice, 40)}",
             paused=paused,
-            paused_reason="The app answered 410 to three files." if paused else "",
+            paused_reason="The app returned HTTP 410 and was paused." if paused else "",
             down_count=3 if down else 0,
             cooldown_until=now + timedelta(hours=1) if down else None,
         )

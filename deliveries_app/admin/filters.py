@@ -1,0 +1,134 @@
+"""List filters that read several query parameters or have their own form: the base class, and the filter by app."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.functional import cached_property
+
+from deliveries_app.models import App, WatchState
+from deliveries_app.models.watch_state import details_of
+from docora.text import parse_pk
+
+
+class QueryFilter(admin.ListFilter):
+    """A filter by the query parameters named in `parameters`."""
+
+    parameters: tuple[str, ...]
+
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        given = {name: params.pop(name)[-1].strip() for name in self.parameters if name in params}
+        self.used_parameters = {name: value for name, value in given.items() if value}
+
+    def given(self, name: str) -> str:
+        return str(self.used_parameters.get(name, ""))
+
+    @property
+    def value(self) -> str:
+        """The value of the first parameter."""
+        return self.given(self.parameters[0])
+
+    def expected_parameters(self) -> list[str | None]:
+        return list(self.parameters)
+
+    def has_output(self) -> bool:
+        return True
+
+    def condition(self) -> Q:
+        raise NotImplementedError
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(self.condition()) if self.used_parameters else queryset
+
+    def choice(self, changelist: ChangeList, display: str, selected: bool, **values: str | None) -> dict[str, Any]:
+        """Return a link that sets the parameters to these values. None removes a parameter."""
+        given = dict.fromkeys(self.parameters) | values
+        return {"selected": selected, "query_string": changelist.get_query_string(given), "display": display}
+
+    def all_choice(self, changelist: ChangeList) -> dict[str, Any]:
+        return self.choice(changelist, "All", not self.used_parameters)
+
+    def other_parameters(self, changelist: ChangeList) -> list[tuple[str, str]]:
+        """Return the search and the other filters' parameters. A filter with its own form submits them as hidden fields."""
+        others = [(name, value) for name, values in changelist.filter_params.items() for value in values]
+        search = [("q", changelist.query)] if changelist.query else []
+        return [*((name, value) for name, value in others if name not in self.parameters), *search]
+
+
+def apps_named(start: str) -> QuerySet[App]:
+    """Return the apps whose name starts with this text, in any case, and the app with this id."""
+    return App.objects.filter(Q(name__istartswith=start) | Q(app_id=start))
+
+
+def apps_given(query: Mapping[str, Any], parameters: tuple[str, str] = ("app", "app_name")) -> list[int] | None:
+    """Return the keys of the apps that these query parameters select (a key, a name's start), None if all are selected."""
+    key, start = (str(query.get(name, "")).strip() for name in parameters)
+    if key:
+        return [] if (pk := parse_pk(key)) is None else [pk]
+    return list(apps_named(start).order_by().values_list("pk", flat=True)) if start else None
+
+
+class AppFilter(QueryFilter):
+    """A filter by one app, set by a link, or by the start of an app name, typed here with suggestions.
+
+    `field` is the lookup from a row to its app.
+    """
+
+    title = "app"
+    template = "admin/deliveries_app/app_filter.html"
+    parameters: tuple[str, str] = ("app", "app_name")
+    field = "app"
+
+    def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        self.can_suggest = request.user.has_perm("deliveries_app.view_app")
+
+    @cached_property
+    def apps(self) -> list[int]:
+        return apps_given(self.used_parameters, self.parameters) or []
+
+    def condition(self) -> Q:
+        return Q(**{f"{self.field}__in": self.apps})
+
+    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
+        """Yield the context of the filter's form."""
+        chosen = App.objects.filter(pk__in=self.apps).only("name").first() if self.value else None
+        yield {
+            **self.all_choice(changelist),
+            "others": self.other_parameters(changelist),
+            "name": chosen.name if chosen else self.given("app_name"),
+            "can_suggest": self.can_suggest,
+        }
+
+
+class StateFilter(admin.SimpleListFilter):
+    """Filter watches, which the list reads `with_state`, by their state."""
+
+    title = "status"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(value, str(label)) for value, label in WatchState.choices]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        state = self.value()
+        return queryset.filter(state_detail__in=details_of(state)) if state else queryset
+
+
+class CircuitFilter(admin.SimpleListFilter):
+    """Filter rows whose circuit is open. `field` is the lookup of the time until which it stays open."""
+
+    title = "circuit"
+    parameter_name = "circuit"
+    field = "circuit_open_until"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset

@@ -1,0 +1,106 @@
+"""What an unfinished operation or sync is doing now: moving, with its rate, or waiting, and for what.
+
+A rate and an estimate of the time left are shown only while files are being acknowledged. Both come from the last seconds
+(`docora.redis.live_counters`), because a mean since the start changes too slowly.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Count
+
+from deliveries_app.models import AppRepository, BulkOperation, StateDetail, Status, SyncRun, WatchState
+from deliveries_app.progress.live import Progress
+from docora.redis import live_counters
+
+STALLED_SECONDS = 20.0
+_ORDER = [
+    StateDetail.WAITS_FOR_WORKER,
+    StateDetail.WAITS_FOR_SLOT,
+    StateDetail.SCHEDULED,
+    StateDetail.RETRYING,
+    StateDetail.COOLDOWN,
+    StateDetail.CIRCUIT_OPEN,
+    StateDetail.HOST_DOWN,
+    StateDetail.ALL_PAUSED,
+    StateDetail.APP_PAUSED,
+]
+"""An operation shows the first of these that one of its repositories is in: the one that is closest to moving."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """`style` and `label` are those of the badge; `text` says more, such as what is waited for.
+
+    `rate` is in files per second, `seconds_left` an estimate. Both are None unless files are being acknowledged.
+    """
+
+    style: str
+    label: str
+    text: str = ""
+    rate: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def pace(self) -> str:
+        """`12 files/s`, `0.4 files/s`, or an empty string while nothing moves."""
+        if self.rate is None:
+            return ""
+        return f"{self.rate:,.0f} files/s" if self.rate >= 9.5 else f"{self.rate:.1f} files/s"
+
+    @property
+    def time_left(self) -> str:
+        """`about 3 min left`, or an empty string if nothing can be said."""
+        if self.seconds_left is None:
+            return ""
+        return f"{_rounded(self.seconds_left)} left"
+
+
+def of_operation(operation: BulkOperation, progress: Progress) -> Activity | None:
+    """Return what an operation is doing, or None once it has ended. One query while it moves, two while it waits."""
+    if progress.finished:
+        return None
+    watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
+    if watches.filter(status=Status.SCANNING).leased().exists():
+        return _syncing(operation.operation_id, progress)
+    details = dict(watches.with_state().order_by().values_list("state_detail").annotate(number=Count("pk")))
+    return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))
+
+
+def of_run(run: SyncRun, watch: AppRepository, progress: Progress) -> Activity | None:
+    """Return what the newest run of a watch is doing, or None once it has ended. The watch was read `with_state`."""
+    if run.outcome:
+        return None
+    if watch.state == WatchState.SYNCING:
+        return _syncing(run.run_id, progress)
+    return _waiting(watch.detail)
+
+
+def _waiting(detail: StateDetail) -> Activity:
+    text = "waiting for the next attempt" if detail == StateDetail.RETRYING else str(detail.label)
+    return Activity(detail.state.value, str(detail.state.label), text)
+
+
+def _syncing(key: str, progress: Progress) -> Activity:
+    state = WatchState.SYNCING
+    if progress.started_at is None:
+        return Activity(state.value, str(state.label), "reading the repository")
+    movement = live_counters.movement(key)
+    if movement and movement.idle >= STALLED_SECONDS:
+        return Activity("stalled", "Stalled", f"nothing acknowledged for {_exact(movement.idle)}")
+    rate = movement.rate if movement else None
+    left = (progress.files_total - progress.files_done) / rate if rate else None
+    return Activity(state.value, str(state.label), rate=rate, seconds_left=left)
+
+
+def _exact(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"
+
+
+def _rounded(seconds: float) -> str:
+    """Return `less than a minute`, `about 3 min` or `about 2 h`: an estimate is not more exact than that."""
+    if seconds < 60:
+        return "less than a minute"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} min"
+    return f"about {round(seconds / 3600)} h"

@@ -1,0 +1,230 @@
+"""The lists of a large instance, as an operator sees them on a desktop and on a phone."""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+from playwright.sync_api import Page, expect
+
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Delivery,
+    DeliveryFailure,
+    Outcome,
+    RootCause,
+    Status,
+    SyncRun,
+)
+from repositories_app.models import Repository
+from tests.browser.accessibility import Look, look_as, violations
+from tests.browser.conftest import Browser, Site
+from tests.browser.test_journey import sign_in
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+ADMIN = "/admin/deliveries_app/"
+APPS, WATCHES_EACH = 300, 2
+ERROR = "3 files were not accepted. The app answered 500 to /create, with a page that says nothing about the reason."
+COLUMNS = {  # what an operator comes to the list for
+    "apprepository": ("status_badge", "problem", "resync_button"),
+    "failedsync": ("state_badge", "cause", "since", "retry_button"),
+    "syncrun": ("result", "problem", "requested"),
+    "bulkoperation": ("state", "outcome_summary", "requested"),
+    "delivery": ("shown_path", "state", "updated"),
+    "app": ("name", "state", "failing"),
+}
+
+
+@pytest.fixture
+def crowd(site: Site) -> list[AppRepository]:
+    """300 apps with 600 watches, all of them failing, and a run, a delivery and an operation of each. Nothing is due."""
+    now, later = timezone.now(), timezone.now() + timedelta(days=30)
+    apps = App.objects.bulk_create(
+        App(name=f"Customer portal {number:03}", base_url=f"https://portal-{number}.example/hooks", email="a@b.example",
+            client_auth_key="k" * 20)
+        for number in range(APPS)
+    )  # fmt: skip
+    repositories = Repository.objects.bulk_create(
+        Repository(
+            canonical_url=f"https://github.com/acme/handbook-{number}",
+            owner="acme-documentation",
+            name=f"handbook-{number:03}",
+        )
+        for number in range(APPS * WATCHES_EACH)
+    )
+    watches = AppRepository.objects.bulk_create(
+        AppRepository(
+            app=apps[number % APPS], repository=repository, github_url=repository.canonical_url, status=Status.FAILED,
+            watch_id=f"{number:016}", last_error=ERROR, last_error_cause="http", last_status_code=500, retry_count=4,
+            root_cause=RootCause.SERVER_ERROR, failing_since=now, tree_files=12_345, last_synced_at=now,
+            next_sync_at=later, next_check_at=later, last_response="<html><h1>Internal Server Error</h1></html>",
+        )
+        for number, repository in enumerate(repositories)
+    )  # fmt: skip
+    names = [{"app_name": watch.app.name, "repository_name": str(watch.repository)} for watch in watches]
+    SyncRun.objects.bulk_create(
+        SyncRun(watch=watch, reason="resync", requested_by="anna.longname", generation=1, outcome=Outcome.FAILED, error=ERROR,
+                started_at=now, ended_at=now + timedelta(seconds=200), files_total=12_345, files_done=12_342, **name)
+        for watch, name in zip(watches, names, strict=True)
+    )  # fmt: skip
+    BulkOperation.objects.bulk_create(
+        BulkOperation(title=f"Re-sync · {app.name}", app=app, total=2, requested_by="anna.longname", ended_at=now)
+        for app in apps
+    )
+    Delivery.objects.bulk_create(
+        Delivery(watch=watch, path=f"documentation/chapter-{number}/section-with-a-long-name.html", mode="100644", kind="create",
+                 source_key="x", sha="0" * 64, size=12_345, sequence=number, generation=1, acknowledged=True, updated_at=now)
+        for number, watch in enumerate(watches)
+    )  # fmt: skip
+    return watches
+
+
+def list_of(model: str) -> str:
+    return f"{ADMIN}{model}/"
+
+
+def beyond(page: Page, selectors: Iterable[str]) -> list[str]:
+    """Return those of the elements in the first row that the window or their scrolling box cuts off."""
+    return [
+        selector
+        for selector in selectors
+        if page.locator(f"#result_list tbody tr:first-child {selector}").evaluate(
+            """cell => {
+                if (innerWidth < 640 && cell.hasAttribute("data-empty")) return false; // cards leave it out
+                const {left, right} = cell.getBoundingClientRect(), box = cell.closest(".results").getBoundingClientRect();
+                return left < box.left - 1 || right > Math.min(box.right, innerWidth) + 1;
+            }"""
+        )
+    ]
+
+
+def scrolls_sideways(page: Page) -> bool:
+    return bool(page.locator("#changelist .results").evaluate("box => box.scrollWidth > box.clientWidth"))
+
+
+def test_important_columns_fit_a_desktop_near_the_top(site: Site, browser: Browser, crowd: list[AppRepository]) -> None:
+    def journey(page: Page) -> list[str]:
+        sign_in(page, site)
+        wrong = []
+        for model, columns in COLUMNS.items():
+            look_as(page, Look("light", 1280))
+            page.goto(site.url + list_of(model))
+            expect(page.locator("#nav-sidebar")).to_be_visible()  # which leaves the list less room
+            top = page.locator("#result_list tbody tr").first.evaluate(
+                "row => row.getBoundingClientRect().top + scrollY"
+            )
+            limit = 750 if model == "failedsync" else 500  # above it are the causes, each with its remedy
+            if top > limit:
+                wrong.append(f"{model}: the first row is at {top} px")
+            if scrolls_sideways(page):
+                wrong.append(f"{model} scrolls sideways")
+            wrong += [f"{model}: {cell} is cut off" for cell in beyond(page, (f".field-{name}" for name in columns))]
+            wrong += [f"{model}: {violation}" for violation in violations(page)]
+        return wrong
+
+    assert browser.drive(journey) == []
+    assert browser.complaints == []
+
+
+def test_rows_are_cards_on_a_phone(site: Site, browser: Browser, crowd: list[AppRepository]) -> None:
+    def journey(page: Page) -> list[str]:
+        sign_in(page, site)
+        wrong = []
+        for model, columns in COLUMNS.items():
+            look_as(page, Look("dark", 390))
+            page.goto(site.url + list_of(model))
+            if scrolls_sideways(page):
+                wrong.append(f"{model} scrolls sideways")
+            wrong += [f"{model}: {cell} is cut off" for cell in beyond(page, (f".field-{name}" for name in columns))]
+            wrong += [f"{model}: {violation}" for violation in violations(page)]
+        page.goto(site.url + list_of("apprepository"))
+        row = page.get_by_role("row").nth(1)
+        expect(
+            row.get_by_role("cell", name="App Customer portal 000", exact=True)
+        ).to_be_visible()  # still a table to screen readers
+        row.get_by_role("checkbox").check()
+        expect(page.get_by_text("1 of 50 selected")).to_be_visible()
+        page.get_by_role("button", name="Last sync").click()  # the headings sort
+        expect(page.locator("#result_list tbody tr").first).to_be_visible()
+        return wrong
+
+    assert browser.drive(journey) == []
+    assert browser.complaints == []
+
+
+def test_app_filter_suggests_names_while_typing(site: Site, browser: Browser, crowd: list[AppRepository]) -> None:
+    def journey(page: Page) -> None:
+        sign_in(page, site)
+        page.goto(site.url + list_of("apprepository") + "?state=failed")
+        field = page.get_by_label("App whose name begins with")
+        field.press_sequentially("customer portal 12", delay=20)
+        options = page.locator("#app-names option")
+        expect(options).to_have_count(10)
+        expect(options.first).to_have_attribute("value", "Customer portal 120")
+        field.fill("Customer portal 123")
+        field.press("Enter")
+        expect(page.locator("#result_list tbody tr")).to_have_count(WATCHES_EACH)
+        assert "state=failed" in page.url
+        expect(page.get_by_label("App whose name begins with")).to_have_value("Customer portal 123")
+
+    browser.drive(journey)
+    assert browser.complaints == []
+
+
+def test_app_of_a_new_watch_is_searched_with_the_keyboard(
+    site: Site, browser: Browser, crowd: list[AppRepository]
+) -> None:
+    app = App.objects.get(name="Customer portal 299")
+
+    def journey(page: Page) -> list[str]:
+        sign_in(page, site)
+        page.goto(f"{site.url}{list_of('apprepository')}add/")
+        select = page.get_by_role("combobox", name="App:")
+        found = violations(page)
+        select.press("Enter")
+        page.get_by_role("searchbox", name="Search: App:").press_sequentially("portal 299")
+        option = page.get_by_role("option", name="Customer portal 299")
+        expect(option).to_be_visible()
+        found += violations(page)
+        page.keyboard.press("Enter")
+        expect(select).to_have_text("Customer portal 299")
+        expect(page.locator("#id_app")).to_have_value(str(app.pk))
+        return found
+
+    assert browser.drive(journey) == []
+    assert browser.complaints == []
+
+
+def test_fifty_equal_failures_take_one_line(site: Site, browser: Browser, crowd: list[AppRepository]) -> None:
+    now, watch = timezone.now(), crowd[0]
+    DeliveryFailure.objects.bulk_create(
+        DeliveryFailure(
+            watch=watch, path=f"posts/{number}.html", path_digest=hashlib.sha256(b"%d" % number).hexdigest(), cause="http",
+            status_code=500, message="The app answered 500.", body="oops", first_at=now, last_at=now,
+        )
+        for number in range(50)
+    )  # fmt: skip
+    run = watch.runs.get()
+
+    def journey(page: Page) -> list[str]:
+        sign_in(page, site)
+        found = []
+        for address in (f"apprepository/{watch.pk}", f"app/{watch.app_id}", f"syncrun/{run.pk}"):
+            page.goto(f"{site.url}{ADMIN}{address}/change/")
+            groups = page.locator(".failure-groups")
+            expect(groups.locator("summary")).to_contain_text("HTTP 500 · 50 files")
+            height = groups.bounding_box()["height"]  # type: ignore[index]
+            if height > 100:
+                found.append(f"{address}: the failures take {height} px")
+            found += violations(page)
+            groups.locator("summary").press("Enter")
+            expect(groups.get_by_role("link", name="posts/7.html", exact=True)).to_be_visible()
+            found += violations(page)
+        return found
+
+    assert browser.drive(journey) == []
+    assert browser.complaints == []

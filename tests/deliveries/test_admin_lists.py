@@ -1,0 +1,300 @@
+"""Lists with many rows: the filter by app, grouped failures, the columns on a phone, and what lists leave out."""
+
+import hashlib
+import re
+from datetime import timedelta
+from html import unescape
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from deliveries_app.models import (
+    AppRepository,
+    BulkOperation,
+    Delivery,
+    DeliveryFailure,
+    FailureKind,
+    RootCause,
+    SyncRun,
+)
+from deliveries_app.reports import failing_files
+from tests.support.staff import fail, make_app, make_watch, staff
+
+ADMIN = "/admin/deliveries_app/"
+NAMES = "/admin/live/app-names/"
+LISTS = ("apprepository", "failedsync", "delivery", "syncrun", "bulkoperation")
+
+
+@pytest.fixture
+def root(db) -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    return client
+
+
+@pytest.fixture
+def rows(watches: list[AppRepository]) -> list[AppRepository]:
+    """One row of each watch in every list. They belong to Portal, Portal and Search."""
+    for number, watch in enumerate(watches):
+        fail(watch, RootCause.SERVER_ERROR, status=500)
+        names = {"app_name": watch.app.name, "repository_name": str(watch.repository)}
+        SyncRun.objects.create(watch=watch, reason="change", requested_by="sweep", generation=1, **names)
+        BulkOperation.objects.create(title=f"Re-sync {number}", app=watch.app, total=1, requested_by="anna")
+        Delivery.objects.create(
+            watch=watch, path="a.md", mode="100644", kind="create", source_key="x", sha="0" * 64, size=1, sequence=1,
+            generation=1, acknowledged=True, updated_at=timezone.now(),
+        )  # fmt: skip
+    return watches
+
+
+def app_of(row: object) -> str:
+    app = getattr(row, "app", None) or row.watch.app  # type: ignore[attr-defined]
+    return str(app.name)
+
+
+def apps_in(client: Client, model: str, **query: str) -> list[str]:
+    page = client.get(f"{ADMIN}{model}/", query)
+    assert page.status_code == 200
+    return sorted(app_of(row) for row in page.context["cl"].result_list)
+
+
+def fail_file(watch: AppRepository, path: str, *, minutes_ago: int = 0, **fields: object) -> None:
+    moment = timezone.now() - timedelta(minutes=minutes_ago)
+    DeliveryFailure.objects.create(
+        watch=watch, path=path, path_digest=hashlib.sha256(path.encode()).hexdigest(), first_at=moment, last_at=moment,
+        **{"cause": "http", "status_code": 500, "message": "The app answered 500."} | fields,
+    )  # fmt: skip
+
+
+# --- The filter by app -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_every_list_is_filtered_by_a_typed_app_name(viewer: Client, rows, model: str) -> None:
+    assert apps_in(viewer, model) == ["Portal", "Portal", "Search"]
+    assert apps_in(viewer, model, app_name="por") == ["Portal", "Portal"]
+    assert apps_in(viewer, model, app_name=rows[2].app.app_id) == ["Search"]
+    assert apps_in(viewer, model, app_name="ortal") == []
+    assert apps_in(viewer, model, app_name=" ") == ["Portal", "Portal", "Search"]
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_lists_do_not_write_app_names_as_links(viewer: Client, rows, model: str) -> None:
+    for number in range(30):
+        make_app(f"Many {number}")
+    page = viewer.get(f"{ADMIN}{model}/").text
+    assert "Many " not in page
+    assert 'name="app_name"' in page
+
+
+def test_links_filter_by_one_app_and_the_field_names_it(viewer: Client, rows) -> None:
+    query = {"app": str(rows[2].app_id), "state": "retrying", "q": "docs"}
+    assert apps_in(viewer, "apprepository", **query) == ["Search"]
+    page = viewer.get(f"{ADMIN}apprepository/", query).text
+    assert re.search(r'name="app_name" value="Search"', page)
+    form = page[page.index('class="filter-form"') :]
+    form = form[: form.index("</form>")]
+    for kept in ('name="state" value="retrying"', 'name="q" value="docs"'):
+        assert kept in form
+    assert 'name="app"' not in form
+    assert apps_in(viewer, "apprepository", app="x") == []
+
+
+def test_failed_syncs_of_several_apps_are_grouped_and_retried_together(rows) -> None:
+    client = staff("rita", "view_apprepository", "view_app", "retry_apprepository")
+    make_watch(other := make_app("Porthole"), "docs")
+    fail(other.watches.get(), RootCause.SERVER_ERROR, status=500)
+    page = client.get(f"{ADMIN}failedsync/?app_name=port")
+    assert [group.count for group, _, _ in page.context["groups"]] == [3]
+    assert "3 failing repositories of apps named “port…”" in page.text
+    link = re.search(r'id="retry-all"[^>]*href="([^"]+)"', page.text)
+    assert link
+    confirmation = client.get(unescape(link[1]))
+    assert {watch.app.name for watch in confirmation.context["impact"].sample} == {"Portal", "Porthole"}
+    one = client.get(f"{ADMIN}failedsync/?app_name=sea").text
+    assert "1 failing repository of Search" in one
+
+
+def test_suggestions_are_the_first_names_that_match(viewer: Client) -> None:
+    for number in range(30):
+        make_app(f"Portal {number:02}")
+    make_app('Search & "co"')
+    gone = make_app("Search, removed")
+    type(gone).objects.filter(pk=gone.pk).update(ended_at=timezone.now())
+    assert viewer.get(NAMES, {"app_name": "PORTAL"}).text.count("<option") == 20
+    assert viewer.get(NAMES, {"app_name": "sea"}).text == ('<option value="Search &amp; &quot;co&quot;"></option>')
+
+
+def test_suggestions_need_the_permission_to_view_apps(client: Client, rows) -> None:
+    assert client.get(NAMES).status_code == 401
+    watcher = staff("walter", "view_apprepository")
+    assert watcher.get(NAMES).status_code == 403
+    page = watcher.get(f"{ADMIN}apprepository/").text
+    assert NAMES not in page
+    assert "<datalist" not in page
+    assert apps_in(watcher, "apprepository", app_name="sea") == ["Search"]
+
+
+# --- Choosing an app ---------------------------------------------------------------------------------------------------
+
+SUGGEST = "/admin/autocomplete/?app_label=deliveries_app&model_name=apprepository&field_name=app&term="
+
+
+def test_watch_form_suggests_apps_and_names_none_before(root: Client) -> None:
+    for number in range(30):
+        make_app(f"Portal {number:02}")
+    gone = make_app("Portal, removed")
+    type(gone).objects.filter(pk=gone.pk).update(ended_at=timezone.now())
+    assert "Portal" not in root.get(f"{ADMIN}apprepository/add/").text
+    found = root.get(f"{SUGGEST}portal").json()
+    assert (len(found["results"]), found["pagination"]["more"]) == (20, True)
+    assert root.get(f"{SUGGEST}removed").json()["results"] == []
+    stranger = staff("norbert", "add_apprepository")
+    assert stranger.get(f"{SUGGEST}portal").status_code == 403
+
+
+def test_removed_app_cannot_be_chosen(root: Client) -> None:
+    gone = make_app("Gone")
+    type(gone).objects.filter(pk=gone.pk).update(ended_at=timezone.now())
+    page = root.post(f"{ADMIN}apprepository/add/", {"app": gone.pk, "github_url": "https://github.com/acme/docs"})
+    assert page.context["form"].errors["app"]
+
+
+# --- Failed files ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_failures_of_a_watch_are_one_line(viewer: Client, watches) -> None:
+    for number in range(50):
+        fail_file(watches[0], f"a & b/{number:02}.md", minutes_ago=number)
+    fail_file(watches[0], "large.bin", cause="timeout", status_code=None, message="No response within 30 s.")
+    fail_file(watches[0], "odd.md", cause="rejected", message="The app rejects odd files.")
+    fail_file(watches[0], "left-out.md", kind=FailureKind.SKIPPED)
+    fail_file(watches[1], "of another watch.md")
+    found = failing_files.of_watch(watches[0])
+    assert [(group.title, group.explanation, group.count) for group in found.groups] == [
+        ("HTTP 500", "", 50),
+        ("No response within 30 s", "", 1),
+        ("HTTP 500", "The app rejects odd files.", 1),
+    ]
+    page = viewer.get(f"{ADMIN}apprepository/{watches[0].pk}/change/").text
+    assert "Files not delivered (52)" in page
+    assert page.count('<details class="failure-group">') == 3
+    assert '<strong class="bad">HTTP 500</strong> · 50 files' in page
+    assert "?path=a%20%26%20b%2F00.md" in page
+
+
+def test_files_and_groups_are_bounded(watches, monkeypatch) -> None:
+    monkeypatch.setattr(failing_files, "SHOWN_GROUPS", 2)
+    monkeypatch.setattr(failing_files, "LISTED_FILES", 3)
+    for number in range(5):
+        fail_file(watches[0], f"{number}.md", minutes_ago=10 - number)
+    for status in (401, 403, 404):
+        fail_file(watches[0], f"{status}.md", status_code=status, message=f"The app answered {status}.")
+    found = failing_files.of_watch(watches[0])
+    assert (found.count, found.more_groups, found.more_files) == (8, 2, 2)
+    assert [failure.path for failure in found.groups[0].listed] == ["4.md", "3.md", "2.md"]
+    monkeypatch.setattr(failing_files, "READ_FILES", 4)
+    found = failing_files.of_watch(watches[0])
+    assert (found.count, found.is_more) == (4, True)
+
+
+def test_grouping_takes_two_queries(watches, django_assert_num_queries) -> None:
+    AppRepository.objects.update(files_failing=20)
+    for number in range(40):
+        fail_file(watches[number % 2], f"{number}.md", status_code=400 + number, message=f"The app answered {number}.")
+    with django_assert_num_queries(2):
+        found = failing_files.of_app(watches[0].app)
+        assert [str(failure.watch.repository) for group in found.groups for failure in group.listed]
+    assert failing_files.of_watch(None).count == 0
+
+
+def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> None:
+    fail_file(watches[0], "a.md")
+    run = SyncRun.objects.create(
+        watch=watches[0],
+        app_name="Portal",
+        repository_name="acme/docs",
+        reason="change",
+        requested_by="sweep",
+        generation=41,
+    )
+    page = viewer.get(f"{ADMIN}syncrun/{run.pk}/change/").text
+    assert "Files not delivered now (1)" in page
+    assert "</strong> · 1 file" in page
+    diagnostics = page[page.index("<summary>Diagnostics</summary>") :]
+    assert "41" in diagnostics[: diagnostics.index("</details>")]
+
+
+# --- What lists and pages show ------------------------------------------------------------------------------------------
+
+
+def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches) -> None:
+    fail(watches[0], RootCause.SERVER_ERROR, status=500)
+    AppRepository.objects.filter(pk=watches[0].pk).update(failing_since=timezone.now() - timedelta(hours=3))
+    watches[0].repository.circuit_open_until = timezone.now() + timedelta(minutes=20, seconds=30)
+    watches[0].repository.save()
+    page = viewer.get(f"{ADMIN}apprepository/?app={watches[0].app_id}").text
+    error = re.search(r'class="field-problem">(.*?)</td>', page)
+    assert error
+    text = re.sub("<[^>]+>", "|", error[1])
+    assert "It failed: http_5xx." in text
+    assert "Failing since |3 h ago" in text
+    assert "Circuit open, next try |in 20 min" in text
+
+
+def test_cells_name_their_column_for_phones(root: Client, watches) -> None:
+    page = root.get(f"{ADMIN}apprepository/").text
+    assert '<td role="cell" data-label="App" class="field-app_name">Portal</td>' in page
+    assert '<td role="cell" data-label="Error" data-empty class="field-problem">—</td>' in page
+    assert re.search('<th role="rowheader" data-label="Repository" class="field-repository_name"><a ', page)
+    assert '<td role="cell" data-label="" class="action-checkbox">' in page
+    for path in ("/admin/auth/user/", "/admin/repositories_app/repository/", f"{ADMIN}app/"):
+        assert 'data-label="' in root.get(path).text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*(f"{ADMIN}{model}/" for model in (*LISTS, "app")), "/admin/auth/user/", "/admin/repositories_app/repository/"],
+)
+def test_no_list_offers_counts_beside_its_filters(root: Client, rows, path: str) -> None:
+    assert "Show counts" not in root.get(path).text
+    assert root.get(f"{path}?_facets=True", follow=True).status_code in {200, 400}
+
+
+def test_overview_has_the_sidebar_instead_of_the_index(root: Client, watches) -> None:
+    page = root.get("/admin/").text
+    assert 'id="nav-sidebar"' in page
+    assert 'class="phone-menu"' in page
+    for left_out in ("Recent actions", "My actions", 'class="app-list"'):
+        assert left_out not in page
+    stranger = staff("norbert", "view_group").get("/admin/").text  # cannot see the overview
+    assert "Groups" in stranger
+    assert "Recent actions" not in stranger
+
+
+def test_git_repositories_are_a_diagnostic_page(viewer: Client, watches) -> None:
+    sections = viewer.get("/admin/").context["app_list"]
+    models = {section["name"]: [model["object_name"] for model in section["models"]] for section in sections}
+    assert models["Sync"] == ["App", "AppRepository", "FailedSync"]
+    assert models["Diagnostics"] == ["Repository"]
+    watch = watches[0]
+    link = f"/admin/repositories_app/repository/{watch.repository_id}/change/"
+    assert link in viewer.get(f"{ADMIN}apprepository/{watch.pk}/change/").text
+
+
+def test_app_page_saves_without_adding_another(root: Client, watches) -> None:
+    page = root.get(f"{ADMIN}app/{watches[0].app_id}/change/").text
+    assert 'name="_continue"' in page
+    assert "_addanother" not in page
+
+
+def test_delivery_page_keeps_numbers_of_the_engine_in_diagnostics(viewer: Client, rows) -> None:
+    delivery = Delivery.objects.earliest("pk")
+    page = viewer.get(f"{ADMIN}delivery/{delivery.pk}/change/").text
+    diagnostics = page.index("<details")
+    for label in ("Sequence", "Generation", "Source key"):
+        assert page.index(f"{label}:") > diagnostics
+    for label in ("Path", "Acknowledged", "Size"):
+        assert page.index(f"{label}:") < diagnostics
