@@ -69,14 +69,14 @@ def make_operations(amounts: Amounts, watched: list[WatchRow], now: datetime) ->
     if requested and len(requested) * 2 <= left:
         group = [*settled[: len(requested)], *requested]
         row = _operation(dice, 1, group, now - timedelta(minutes=5))
-        row.ended_at = row.dismissed_at = None
+        row.ended_at = None
         made.append(Operation(row, group, frozenset(one.watch.pk for one in requested)))
     BulkOperation.objects.bulk_create([operation.row for operation in made], batch_size=500)
     return made
 
 
 def _operation(dice: Random, number: int, group: list[WatchRow], at: datetime) -> BulkOperation:
-    """Make an operation: every fourth is a retry, every seventh was cancelled, every second is dismissed."""
+    """Make an operation: every fourth is a retry, and every seventh was cancelled."""
     apps = {one.watch.app for one in group}
     app = apps.pop() if len(apps) == 1 else None
     kind = OperationKind.RETRY if number % 4 == 3 else OperationKind.RESYNC
@@ -92,7 +92,6 @@ def _operation(dice: Random, number: int, group: list[WatchRow], at: datetime) -
         ended_at=ended,
         cancelled_at=ended if cancelled else None,
         cancelled_by=by if cancelled else "",
-        dismissed_at=ended if number % 2 else None,
     )
 
 
