@@ -71,7 +71,7 @@ def test_action_resets_selected_or_all_circuits(mender: Client, broken) -> None:
     assert "Reset the circuit." in mender.post(LIST, chosen, follow=True).text
     assert open_circuits() == 1
     Repository.objects.update(circuit_open_until=timezone.now() + timedelta(minutes=5))
-    assert "2 circuits are reset" in mender.post(LIST, chosen | {"select_across": "1"}, follow=True).text
+    assert "Reset 2 circuits." in mender.post(LIST, chosen | {"select_across": "1"}, follow=True).text
     assert open_circuits() == 0
 
 

@@ -297,7 +297,7 @@ def test_control_permission_is_enough_to_view(watches) -> None:
     page = client.get(PAGE).text
     assert "acme/docs" in page
     assert "/admin/deliveries_app/apprepository/" not in page.split('id="queue-now"')[1]
-    assert "Stopped" in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
+    assert "Cancelled." in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
 
 
 def test_others_are_refused(client: Client, watches) -> None:

@@ -39,9 +39,12 @@ def test_confirmation_of_one_row(operator: Client, watches) -> None:
     assert not SyncRun.objects.exists()
 
 
-def test_confirming_one_row_redirects_to_its_operation(operator: Client, watches) -> None:
+def test_confirming_one_row_redirects_to_its_operation(
+    operator: Client, watches, django_capture_on_commit_callbacks
+) -> None:
     url = choose(operator, f"{LIST}?q=docs", "force_resync", watches[0].pk).url
-    answer = operator.post(url, {"post": "yes", "reason": " lost its disk "}, follow=True)
+    with django_capture_on_commit_callbacks(execute=True):
+        answer = operator.post(url, {"post": "yes", "reason": " lost its disk "}, follow=True)
     operation = BulkOperation.objects.get()
     assert answer.redirect_chain == [(f"/admin/deliveries_app/bulkoperation/{operation.pk}/change/", 302)]
     assert (operation.title, operation.app, operation.total) == ("Re-sync · acme/docs → Portal", watches[0].app, 1)
@@ -122,11 +125,14 @@ def test_resync_is_available_in_any_status(operator: Client, watches, status: st
 
 
 def test_confirmation_shows_syncing_and_waiting_watches(operator: Client, watches) -> None:
-    AppRepository.objects.filter(pk=watches[0].pk).update(status=Status.SCANNING)
+    soon = timezone.now() + timedelta(seconds=20)
+    AppRepository.objects.filter(pk=watches[0].pk).update(status=Status.SCANNING, lease_until=soon)
     App.objects.filter(pk=watches[2].app_id).update(paused=True)
     page = operator.get(f"{CONFIRM}?ids={','.join(str(watch.pk) for watch in watches)}")
-    assert "Syncing: starts over" in page.text
-    assert "Paused: starts when the app is resumed" in page.text
+    assert "Syncing</span>" in page.text
+    assert "1 repository is syncing right now and will start over." in page.text
+    assert "Paused</span>" in page.text
+    assert "The re-sync starts when the app is resumed." in page.text
     assert "300" in page.text
 
 

@@ -124,7 +124,6 @@ def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
     run.left_out = {"ignored": 1200, "submodule": 1, "lfs_pointer": 2}
     run.save()
     client = staff("victor", "view_syncrun", "view_apprepository")
-    assert ">1,201<" in client.get("/admin/deliveries_app/syncrun/").text
     page = client.get(f"/admin/deliveries_app/syncrun/{SyncRun.objects.get().pk}/change/").text
     found = re.findall(r'<th scope="row">([^<]+)</th><td class="numeric">([\d,]+)</td>', page)
     assert found == [("Submodules", "1"), ("Ignored", "1,200"), ("Git LFS pointers", "2")]

@@ -174,7 +174,10 @@ def test_five_thousand_failures_are_one_message(out: AlertReceivers, watch) -> N
     assert {count["cause"]: count["count"] for count in body["counts"]} == {"timeout": 4000, "dns": 1000}
     assert len(body["items"]) == 10
     assert len(json.dumps(body)) < 5000
-    assert "5,000 watched repositories are failing (4,000 × Endpoint: timeout, 1,000 × Endpoint: name" in body["text"]
+    assert (
+        "5,000 watched repositories are failing (4,000 × Endpoint: timeout, 1,000 × Endpoint: DNS lookup failed"
+        in body["text"]
+    )
     assert body["text"].endswith("https://docora.example/admin/deliveries_app/failedsync/")
     assert "and 4,990 more." in out.smtp.mails[2].text
     AppRepository.objects.update(failing_since=None, root_cause="", status=Status.SYNCED)

@@ -377,7 +377,7 @@ def test_app_watch_and_repository_pages_link_to_their_history(viewer: Client, wa
             f"watch__repository={watch.repository_id}",
         ),
     ]:
-        assert f'<a href="{RUNS}?{query}">History</a>' in viewer.get(page).text
+        assert f'<a href="{RUNS}?{query}">Sync runs</a>' in viewer.get(page).text
     app = viewer.get(f"{RUNS}?watch__app={watch.app_id}").text
     assert f'href="{OPERATIONS}?app={watch.app_id}"' in app
     unseeing = staff("ute", "view_app", "view_apprepository")

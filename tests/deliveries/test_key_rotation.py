@@ -137,7 +137,7 @@ def test_client_that_knows_neither_key(world: World) -> None:
     world.receiver.keys = "neither-of-the-two-keys"
     world.sync(watch)
     assert [record.status for record in world.requests()] == [401, 401]
-    assert "answered 401" in watch.last_error
+    assert "HTTP 401" in watch.last_error
 
 
 def test_old_key_is_retired_after_acceptance_of_the_new(world: World) -> None:

@@ -200,7 +200,7 @@ def test_timed_out_path_is_held_before_the_next_request(world: World, monkeypatc
     world.sync(watch)  # before its time
     assert [record.path for record in world.requests()[sent:]] in ([], ["hangs.txt"])  # the late answer of the first
     assert in_doubt(watch) == {"hangs.txt"}
-    assert "rests" in watch.failures.get(path="hangs.txt").message
+    assert "The last request timed out." in watch.failures.get(path="hangs.txt").message
     assert watch.next_sync_at is not None
     assert (watch.next_sync_at - timezone.now()).total_seconds() > 25
     world.rows(watch)

@@ -26,7 +26,7 @@ def test_app_that_is_removed_during_the_git_check(world: World) -> None:
     repo = world.git.repo("acme/widgets", {"a.txt": b"a"})
     stale = App.objects.get(pk=world.app.pk)
     delete_app(SYSTEM, world.app)
-    with pytest.raises(InvalidUrl, match="being removed"):
+    with pytest.raises(InvalidUrl, match=r"being (removed|deleted)"):
         watch_repository(Actor.of_app(stale), stale, repo.url)
     remove_ended()
     assert not App.objects.exists()
