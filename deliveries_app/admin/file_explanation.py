@@ -17,8 +17,8 @@ from deliveries_app.reports.file_explanation import PERMISSION, explain
 _BADGES = {
     "delivered": ("delivered", "Delivered"),
     "failed": ("failed", "Not delivered"),
-    "waiting": ("in doubt", "Not sent yet"),
-    "in doubt": ("in doubt", "Unconfirmed"),
+    "waiting": ("in_doubt", "Not sent yet"),
+    "in doubt": ("in_doubt", "Unconfirmed"),
     "cleared": ("cleared", "Cleared"),
     "left out": ("left out", "Excluded"),
     "absent": ("absent", "No such file"),
