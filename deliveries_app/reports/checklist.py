@@ -67,8 +67,8 @@ def of_user(user: AbstractBaseUser | AnonymousUser, apps: Apps, watches: int) ->
     """Return the checklist, or None if the user can do none of the steps, all are done, or the instance is in use.
 
     An instance is in use with a second app, with more than ten watched repositories, or a week after its first app was
-    registered: whoever runs it then needs no introduction. This also covers imported instances. It costs no query, and
-    otherwise there is one.
+    registered. The list is for people who are new to Docora, so imported instances never show it. Deciding this costs no
+    query; otherwise there is one.
     """
     if apps.total > 1 or watches > _IN_USE_WATCHES:
         return None

@@ -70,7 +70,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def in_use(self, tick: git.Tick, *, patience: float = math.inf) -> Iterator[None]:
-        """Hold the shared lock, so that nobody removes or repacks the mirror.
+        """Hold the shared lock, which keeps other processes from removing or repacking the mirror.
 
         Raises `MirrorBusy` if another process has been doing that for `patience` seconds.
         """
