@@ -35,7 +35,7 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
 from deliveries_app.reports.next_attempt import next_try
-from docora.templatetags.docora import ago, badge, status_badge
+from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
 from docora.text import can_be_id, parse_pks, visible
 
 VIEW_PERMISSION = "deliveries_app.view_apprepository"
@@ -243,12 +243,8 @@ def _attempts(watch: AppRepository) -> SafeString:
     return format_html('<span>{}</span><span class="quiet">{}{}</span>', used, following.message, time)
 
 
-def _state(watch: AppRepository) -> SafeString:
-    return format_html('{}<span class="quiet">{}</span>', status_badge(watch), watch.detail.label)
-
-
 _CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
-    "state": _state,
+    "state": status_with_detail,
     "cause": _cause,
     "attempts": _attempts,
     "since": lambda watch: ago(watch.failing_since),

@@ -11,7 +11,6 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from deliveries_app.models import App, WatchState
-from deliveries_app.models.watch_state import details_of
 from docora.text import parse_pk
 
 
@@ -116,8 +115,9 @@ class StateFilter(admin.SimpleListFilter):
         return [(value, str(label)) for value, label in WatchState.choices]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        state = self.value()
-        return queryset.filter(state_detail__in=details_of(state)) if state else queryset
+        watches: Any = queryset
+        shown: QuerySet[Any] = watches.in_state(self.value()) if self.value() else watches
+        return shown
 
 
 class CircuitFilter(admin.SimpleListFilter):

@@ -28,7 +28,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
 from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
-from docora.templatetags.docora import ago, number, status_badge
+from docora.templatetags.docora import ago, number, status_with_detail
 
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
@@ -107,8 +107,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     @admin.display(description="status", ordering="state_detail")
     def status_badge(self, watch: AppRepository) -> SafeString:
         """Return the cell that the list's poller replaces by id while the watch is active."""
-        detail = format_html('<span class="state-detail">{}</span>', label) if (label := watch.detail.label) else ""
-        return format_html('<span id="live-{}" class="live">{}{}</span>', watch.pk, status_badge(watch), detail)
+        return format_html('<span id="live-{}" class="live">{}</span>', watch.pk, status_with_detail(watch))
 
     @admin.display(description="last sync", ordering="last_synced_at")
     def synced(self, watch: AppRepository) -> str:

@@ -182,6 +182,11 @@ def is_leased() -> Q:
     return Q(lease_until__gt=Now(), lease_until__lte=Now() + limit)
 
 
+def is_syncing() -> Q:
+    """Match watches that a worker is syncing now. After a cancel, the worker keeps its lease until its requests have ended."""
+    return Q(status=Status.SCANNING) & is_leased()
+
+
 def is_free() -> Q:
     """Match watches that a worker can claim: the opposite of `is_leased`."""
     limit = timedelta(seconds=2 * settings.LEASE_SECONDS)
@@ -249,7 +254,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         The first condition that applies decides. `host_retry_at` is when the git host is tried again, if it is down.
         """
         conditions = {
-            StateDetail.SYNCING: Q(status=Status.SCANNING) & is_leased(),
+            StateDetail.SYNCING: is_syncing(),
             StateDetail.ALL_PAUSED: Q(Exists(SyncPause.objects.all())),
             StateDetail.APP_PAUSED: Q(app__paused=True),
             StateDetail.IMPORTING: Q(arriving=True),

@@ -9,7 +9,8 @@ from typing import Any
 
 from django.db.models import Count
 
-from deliveries_app.models import AppRepository, BulkOperation, StateDetail, Status, SyncRun, WatchState
+from deliveries_app.models import AppRepository, BulkOperation, StateDetail, SyncRun, WatchState
+from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.redis import live_counters
 
@@ -61,7 +62,7 @@ def of_operation(operation: BulkOperation, progress: Progress) -> Activity | Non
     if progress.finished:
         return None
     watches: Any = AppRepository.objects.filter(runs__operation=operation, runs__outcome="")
-    if watches.filter(status=Status.SCANNING).leased().exists():
+    if watches.filter(is_syncing()).exists():
         return _syncing(operation.operation_id, progress)
     details = dict(watches.with_state().order_by().values_list("state_detail").annotate(number=Count("pk")))
     return _waiting(next((detail for detail in _ORDER if detail in details), StateDetail.WAITS_FOR_WORKER))

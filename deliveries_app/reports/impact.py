@@ -9,8 +9,8 @@ from django.db.models import Case, Count, F, OuterRef, Q, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, Status, SyncRun
-from deliveries_app.models.apps import is_leased
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, SyncRun
+from deliveries_app.models.apps import is_syncing
 from repositories_app.models import Repository, Snapshot
 
 SAMPLE = 10
@@ -114,7 +114,7 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
         apps=Count("app", distinct=True),
         total_files=Coalesce(Sum("files"), 0),
         total_size=Coalesce(Sum("size"), 0),
-        syncing=Count("pk", filter=Q(status=Status.SCANNING) & is_leased()),
+        syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
     sample = list(counted.with_state().select_related("app", "repository")[:SAMPLE])
@@ -132,7 +132,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
         apps=Count("app", distinct=True),
         files=Coalesce(Sum("files_failing"), 0),
         unknown=Count("pk", filter=Q(base_commit="")),
-        syncing=Count("pk", filter=Q(status=Status.SCANNING) & is_leased()),
+        syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
     sample = list(watches.with_state().select_related("app", "repository")[:SAMPLE])

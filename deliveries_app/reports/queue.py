@@ -113,7 +113,7 @@ def read_queue() -> QueueView:
     position = {pk: number for number, pk in enumerate(queued)}
     with_job = sorted(overdue.filter(pk__in=queued), key=lambda watch: position[watch.pk])
     without_job = list(overdue.exclude(pk__in=queued).order_by("next_sync_at", "pk")[: max(0, SHOWN - len(with_job))])
-    ready = sum(watch.detail not in _HELD_BACK for watch in with_job)
+    ready = sum(not _is_held_back(watch) for watch in with_job)
     waiting = [*with_job[:SHOWN], *without_job]
     newest = newest_open_runs([*running, *waiting])
     progress = live.of_runs(newest[watch.pk] for watch in running if watch.pk in newest)
@@ -147,19 +147,14 @@ def _watch_of(job: Job | None) -> int | None:
     return parse_pk(job.argument) if job and job.function in {"sync_watch", "sync_watch_alone"} else None
 
 
-_HELD_BACK = {
-    StateDetail.ALL_PAUSED,
-    StateDetail.APP_PAUSED,
-    StateDetail.IMPORTING,
-    StateDetail.COOLDOWN,
-    StateDetail.CIRCUIT_OPEN,
-    StateDetail.HOST_DOWN,
-}
+def _is_held_back(watch: AppRepository) -> bool:
+    """Whether more than a free worker or slot is needed before the watch can start."""
+    return watch.state in {WatchState.PAUSED, WatchState.ON_HOLD} or watch.detail == StateDetail.IMPORTING
 
 
 def _why_waiting(watch: AppRepository) -> str:
     """Return what a due watch is waiting for; empty if only for its turn."""
-    if watch.detail in _HELD_BACK or watch.detail == StateDetail.WAITS_FOR_SLOT:
+    if _is_held_back(watch) or watch.detail == StateDetail.WAITS_FOR_SLOT:
         return f"{watch.state.label!s}: {watch.detail.label}"
     return ""
 

@@ -59,6 +59,14 @@ def status_badge(watch: Any) -> SafeString:
 
 
 @register.simple_tag
+def status_with_detail(watch: Any) -> SafeString:
+    """Render the state of a watch as a badge, followed by what it is waiting for."""
+    detail = watch.detail.label
+    text = format_html('<span class="state-detail">{}</span>', detail) if detail else ""
+    return format_html("{}{}", status_badge(watch), text)
+
+
+@register.simple_tag
 def outcome_badge(row: Any) -> SafeString:
     """Render how a run or an operation ended, or that it is running, as a badge."""
     return badge(row.result.value, row.result.label)
