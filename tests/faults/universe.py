@@ -361,13 +361,17 @@ class Universe:
                 self.dropped_at[watch.app.app_id, str(watch.repository)] = watch.sequence_high
 
     def watch(self, place: int) -> None:
-        """Watch again. A client that knows no epochs begins with an empty copy: Docora may know nothing of its old one."""
+        """Watch again. A client that knows no epochs begins with an empty copy if the watch gets a new id.
+
+        Docora may then lack records of the old copy: they were removed, or an import of them was interrupted.
+        """
         app, repo = PLACES[place]
         if self.watch_in(place) is None:
             self._note("watched")
             app_id, name = self.apps[app].app_id, self.repos[repo].name
             rows = AppRepository.objects.filter(app=self.apps[app], repository__name=name.partition("/")[2])
-            if not self.clients.kind_of(app_id).epochs and not rows.exists():
+            keeps_id = rows.filter(arriving=False).exists()
+            if not self.clients.kind_of(app_id).epochs and not keeps_id:
                 self.clients.memory(app_id, name).drop()
             with suppress(GitError):
                 watch_repository(ACTOR, self.apps[app], self.repos[repo].url)
