@@ -1,4 +1,6 @@
-"""Fragments that pages load: panels polled every five seconds, and the suggestions of the filter by app."""
+"""Fragments that pages load: panels polled every five seconds, and the suggestions of text fields."""
+
+from collections.abc import Iterable
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import HttpRequest, HttpResponse
@@ -67,5 +69,16 @@ def live_queue(request: HttpRequest) -> HttpResponse:
 def app_names(request: HttpRequest) -> HttpResponse:
     """Return options for a `<datalist>`: the first app names that start with the typed text."""
     apps = apps_named(request.GET.get("app_name", "").strip()).filter(ended_at=None)
-    names = apps.order_by("name").values_list("name", flat=True).distinct()[:SUGGESTED_NAMES]
+    return _options(apps.order_by("name").values_list("name", flat=True).distinct()[:SUGGESTED_NAMES])
+
+
+@require_GET
+@fragment(can_view_watches)
+def repository_names(request: HttpRequest, pk: int) -> HttpResponse:
+    """Return options for a `<datalist>`: the app's first repositories that the typed text finds."""
+    app = get_object_or_404(App, pk=pk, ended_at=None)
+    return _options(app_detail.repository_names(app, request.GET.get("repository", "").strip(), SUGGESTED_NAMES))
+
+
+def _options(names: Iterable[str]) -> HttpResponse:
     return HttpResponse(format_html_join("", '<option value="{}"></option>', ((name,) for name in names)))

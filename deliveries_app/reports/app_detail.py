@@ -29,7 +29,6 @@ from docora.templatetags.docora import counted, milliseconds
 PER_PAGE = 50
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
-OFFERED_NAMES = 200
 STATUSES = [("", "Any status"), ("failing", "Failing, in any state"), *WatchState.choices]
 _BY_NAME = ("repository__owner", "repository__name", "pk")
 _NAME = (F("repository__owner"), F("repository__name"))
@@ -162,13 +161,17 @@ def failure(watch: AppRepository) -> str:
     return f"HTTP {watch.last_status_code}{files}"
 
 
+def repository_names(app: App, search: str, most: int) -> list[str]:
+    """Return the names, `owner/name`, of the first watched repositories that the table finds with this search."""
+    watches = TableQuery(search=search[:MAX_SEARCH]).apply(AppRepository.objects.alive().filter(app=app))
+    names = watches.values_list("repository__owner", "repository__name")[:most]
+    return [f"{owner}/{name}" for owner, name in names]
+
+
 def unpolled_context(app: App) -> dict[str, Any]:
-    """Return the context of the parts that are not refreshed: failing files, and repository names to choose from."""
-    names = watches_of(app).order_by(*_BY_NAME).values_list("repository__owner", "repository__name")
-    return {
-        "failing_files": failing_files.of_app(app),
-        "names": [f"{owner}/{name}" for owner, name in names[:OFFERED_NAMES]],
-    }
+    """Return the context of the parts that are not refreshed: failing files, and the only repository's name."""
+    names = repository_names(app, "", most=2)
+    return {"failing_files": failing_files.of_app(app), "only_name": names[0] if len(names) == 1 else ""}
 
 
 def recent_operations(user: AbstractBaseUser | AnonymousUser, app: App) -> list[dict[str, Any]]:

@@ -137,6 +137,17 @@ def test_suggestions_need_the_permission_to_view_apps(client: Client, rows) -> N
     assert apps_in(watcher, "apprepository", app_name="sea") == ["Search"]
 
 
+def test_repositories_of_an_app_are_suggested_for_the_file_search(viewer: Client, rows) -> None:
+    names = f"/admin/live/app/{rows[0].app.pk}/repository-names/"
+    assert viewer.get(names).text.count("<option") == 2
+    searched = viewer.get(names, {"repository": str(rows[1].repository).upper()}).text
+    assert searched == f'<option value="{rows[1].repository}"></option>'
+    of_other = f"/admin/live/app/{rows[2].app.pk}/repository-names/"
+    assert viewer.get(of_other).text == f'<option value="{rows[2].repository}"></option>'
+    assert staff("walter", "view_app").get(names).status_code == 403
+    assert viewer.get("/admin/live/app/999999/repository-names/").status_code == 404
+
+
 # --- Choosing an app ---------------------------------------------------------------------------------------------------
 
 SUGGEST = "/admin/autocomplete/?app_label=deliveries_app&model_name=apprepository&field_name=app&term="
