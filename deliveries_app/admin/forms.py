@@ -172,6 +172,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
         # Compare with the value that the page showed, not with the row: a worker may have paused the app since.
         if "paused" in self.fields:  # absent for users who can only view
             self.fields["paused"].show_hidden_initial = not self.is_bound or "initial-paused" in self.data
+        self.initial["max_in_flight"] = self.instance.max_in_flight_limit
 
     def clean_max_in_flight(self) -> int:
         return validate_max_in_flight(self.cleaned_data["max_in_flight"])

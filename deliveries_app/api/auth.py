@@ -51,10 +51,3 @@ class AppToken(HttpBearer):
         except imported_tokens.BcryptMissing as error:
             logger.error("bcrypt_missing", extra={"cause": str(error)})
             raise ApiError(INTERNAL, 500) from None
-
-
-def caller(request: HttpRequest) -> App:
-    """Return the app that `AppToken` has authenticated."""
-    app = request.auth  # type: ignore[attr-defined]
-    assert isinstance(app, App)
-    return app

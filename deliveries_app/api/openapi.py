@@ -13,12 +13,13 @@ from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 from ninja.parser import Parser
 
-from deliveries_app.api import push_hooks, repositories
+from deliveries_app.api import app, files, push_hooks, repositories, runs
 from deliveries_app.monitoring import health
 from deliveries_app.services import NotFound
 from docora import __version__
 from docora.security.crypto import DecryptionError
 from docora.web.api import validation_message
+from docora.web.error_codes import ErrorCode
 from docora.web.errors import INTERNAL, NOT_FOUND, ApiError, json_error
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,10 @@ api = NinjaAPI(
     servers=[{"url": settings.PUBLIC_URL}],
     parser=JsonParser(),
 )
+api.add_router("/api/app", app.router)
 api.add_router("/api/repositories", repositories.router)
+api.add_router("/api/repositories", files.router)
+api.add_router("/api/repositories", runs.router)
 api.add_router("/api/hooks", push_hooks.router)
 api.add_router("", health.router)
 
@@ -72,7 +76,7 @@ def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
 
 @api.exception_handler(NotFound)
 def _not_found(request: HttpRequest, error: NotFound) -> HttpResponse:
-    return json_error(str(error), 404)
+    return json_error(str(error), 404, code=ErrorCode.NOT_WATCHED)
 
 
 @api.exception_handler(Http404)

@@ -6,7 +6,7 @@ from django.http import HttpRequest
 from ninja import Router, Status
 
 from deliveries_app.actors import Actor
-from deliveries_app.api.repositories import RepositoryId
+from deliveries_app.api.callers import RepositoryId
 from deliveries_app.api.schemas import Announced
 from deliveries_app.services import push_hooks
 from docora.web.api import SHELL, THROTTLED, BodyTooLarge, authentication_error, body_chunks, documented_responses

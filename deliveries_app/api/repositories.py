@@ -1,38 +1,28 @@
-"""The calls about repositories. Every query starts from the caller's own watches, so another app's id gives a 404."""
+"""The calls that watch repositories, and change and end that."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
-import orjson
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db.models import Case, F, When
-from django.http import HttpRequest, StreamingHttpResponse
-from ninja import Path, Query, Router, Status
+from django.http import HttpRequest
+from ninja import Query, Router, Status
 
 from deliveries_app import services
-from deliveries_app.actors import Actor
-from deliveries_app.api import schemas
-from deliveries_app.api.auth import AppToken, caller
-from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery
+from deliveries_app.api import callers, errors, paging, schemas
+from deliveries_app.api.auth import AppToken
+from deliveries_app.api.callers import BODY, NOT_WATCHED, REFUSED, WITH_BODY, RepositoryId
+from deliveries_app.api.paging import After, Order
+from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import watch_settings
-from docora.text import can_be_id
-from docora.web.api import THROTTLED, UNAUTHORIZED, documented_responses
-from docora.web.errors import ApiError
+from docora.web.api import READ, documented_responses
 from repositories_app.git.exceptions import GitError, InvalidUrl
 
 router = Router(auth=AppToken(), tags=["Repositories"])
 
-MAX_BODY = 65536  # bytes of a JSON body
-MANIFEST_PAGE = 2000  # rows read, and lines sent, at once
-REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
-NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
-WITH_BODY = AppToken(max_body=MAX_BODY)
-BODY = {413: f"The body is larger than {MAX_BODY:,} bytes."}
-
-RepositoryId = Annotated[
-    str, Path(description="The id that `POST /api/repositories` returned.", example=schemas.REPOSITORY_ID)
-]
+_ORDER = Order("pk", paging.number)
+_UNREADABLE = "The repository cannot be reached, or not with this token. `code` says which."
+_MALFORMED = "The body, the URL or the token is malformed, or the host is not allowed. `code` says which."
 
 
 @router.post(
@@ -47,8 +37,8 @@ RepositoryId = Annotated[
         REFUSED
         | BODY
         | {
-            404: "The repository cannot be reached, or not with this token. The error says which.",
-            422: "The body, the URL or the token is malformed, or the host is not allowed.",
+            404: _UNREADABLE,
+            422: _MALFORMED,
         },
     ),
 )
@@ -56,47 +46,97 @@ def watch_repository(request: HttpRequest, registration: schemas.Registration) -
     """Docora checks with git that the repository can be read, then starts the first sync. A repository without a commit
     is synced after its first push. If the app already watches the repository, its token is replaced and every file is sent
     again."""
-    app = caller(request)
+    app = callers.caller(request)
     try:
         watched = services.watch_repository(
-            _actor(request), app, registration.github_url, registration.github_token or ""
+            callers.actor(request), app, registration.github_url, registration.github_token or ""
         )
     except GitError as error:
-        raise ApiError(str(error), 404) from None
+        raise errors.of_git(error, 404) from None
     except InvalidUrl as error:
-        raise ApiError(str(error), 422) from None
+        raise errors.of_url(error) from None
     except ValidationError as error:
-        raise ApiError(" ".join(error.messages), 422) from None
+        raise errors.of_validation(error) from None
     return Status(201, watched.as_dict())
 
 
-@router.get(
+_ensured = documented_responses(
+    200,
+    schemas.WatchedRepository,
+    "The app watched it already. It is as wanted now.",
+    REFUSED | BODY | {404: _UNREADABLE, 422: _MALFORMED},
+)
+_ensured["response"][201] = schemas.WatchedRepository
+_ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now, and the first sync is queued."}
+
+
+@router.put(
+    "", operation_id="ensure_repository", summary="Watch a repository, or change how", auth=WITH_BODY, **_ensured
+)
+def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) -> Status[dict[str, Any]]:
+    """Idempotent: if the app already watches the repository as wanted, nothing changes and nothing is sent again. A new
+    token is checked with git and used from then on. Unlike `POST`, which sends every file again."""
+    given = wanted.model_dump(exclude_unset=True)
+    try:
+        ensured = services.ensure_watched(
+            callers.actor(request),
+            callers.caller(request),
+            wanted.github_url,
+            **({"token": given["github_token"] or ""} if "github_token" in given else {}),
+        )
+    except GitError as error:
+        raise errors.of_git(error, 404) from None
+    except InvalidUrl as error:
+        raise errors.of_url(error) from None
+    except ValidationError as error:
+        raise errors.of_validation(error) from None
+    return Status(201 if ensured.created else 200, schemas.watched_repository(ensured.watch))
+
+
+@router.api_operation(
+    READ,
     "",
     operation_id="list_repositories",
     summary="List the watched repositories",
     **documented_responses(
-        200, schemas.RepositoryPage, "One page of the list.", REFUSED | {422: "`page` or `per_page` is out of range."}
+        200,
+        schemas.RepositoryPage,
+        "One page of the list.",
+        REFUSED | {422: "A query parameter is malformed or out of range."},
     ),
 )
 def list_repositories(
     request: HttpRequest,
     page: Annotated[int, Query(ge=1, le=1_000_000, description="The page number, starting at 1.")] = 1,
     per_page: Annotated[int, Query(ge=1, le=100, description="Repositories per page.")] = 50,
+    after: After = "",
+    status: Annotated[WatchStatus | None, Query(description="Only repositories with this status.")] = None,
+    failing: Annotated[bool | None, Query(description="Only repositories whose last attempt failed, or not.")] = None,
 ) -> dict[str, Any]:
-    """Lists the repositories that the app watches, with the state of each sync. Pages after the last one are empty."""
-    paginator = Paginator(_watches(request).order_by("pk"), per_page)
-    start = (page - 1) * per_page
+    """Lists the repositories that the app watches, with the state of each sync. To read all of them, follow `next`:
+    unlike page numbers, it misses none while others are added or removed. Pages after the last one are empty."""
+    watches = callers.own_watches(request)
+    if status is not None:
+        watches = watches.filter(status=status)
+    if failing is not None:
+        watches = watches.filter(failing_since__isnull=not failing)
+    paginator = Paginator(watches.order_by("pk"), per_page)
+    if after or page == 1:
+        rows, following = _ORDER.page(watches, after, per_page)
+    else:
+        start = (page - 1) * per_page
+        rows, following = list(paginator.object_list[start : start + per_page]), None
     return {
         "page": page,
         "pages": paginator.num_pages,
         "total": paginator.count,
-        "repositories": [
-            schemas.watched_repository(watch) for watch in paginator.object_list[start : start + per_page]
-        ],
+        "repositories": [schemas.watched_repository(watch) for watch in rows],
+        "next": following,
     }
 
 
-@router.get(
+@router.api_operation(
+    READ,
     "/{repository_id}",
     operation_id="get_repository",
     summary="Get one repository",
@@ -104,7 +144,7 @@ def list_repositories(
 )
 def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[str, Any]:
     """Returns the state of one watched repository's sync and its last error."""
-    return schemas.watched_repository(_watch(request, repository_id))
+    return schemas.watched_repository(callers.own_watch(request, repository_id))
 
 
 @router.delete(
@@ -115,7 +155,7 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
 )
 def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[None]:
     """Nothing more is sent, not even deletes. Whether the app keeps or removes its files is up to the app."""
-    services.unwatch_repository(_actor(request), _watch(request, repository_id))
+    services.unwatch_repository(callers.actor(request), callers.own_watch(request, repository_id))
     return Status(204, None)
 
 
@@ -128,19 +168,21 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
         200,
         schemas.Message,
         "The new token is used from now on.",
-        NOT_WATCHED | BODY | {422: "The body or the token is malformed, or the token cannot reach the repository."},
+        NOT_WATCHED
+        | BODY
+        | {422: "The body or the token is malformed, or the repository cannot be read with it. `code` says which."},
     ),
 )
 def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schemas.NewToken) -> dict[str, str]:
     """Docora first checks with git that the new token works. Then it clears the error state and starts a sync. Files
     that the app has acknowledged are not sent again."""
-    watch = _watch(request, repository_id)
+    watch = callers.own_watch(request, repository_id)
     try:
-        watch_settings.replace_github_token(_actor(request), watch, new.github_token)
+        watch_settings.replace_github_token(callers.actor(request), watch, new.github_token)
     except GitError as error:
-        raise ApiError(str(error), 422) from None
+        raise errors.of_git(error, 422) from None
     except ValidationError as error:
-        raise ApiError(" ".join(error.messages), 422) from None
+        raise errors.of_validation(error) from None
     return {"message": "Token updated successfully"}
 
 
@@ -153,56 +195,26 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
 def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
     """Starts a fresh sync of the whole repository: every file is sent as a create, and every removed file as a delete. It
     replaces a sync that is already running."""
-    return Status(202, {"run_id": services.resync_single(_actor(request), _watch(request, repository_id)).run.run_id})
+    return Status(
+        202,
+        {
+            "run_id": services.resync_single(
+                callers.actor(request), callers.own_watch(request, repository_id)
+            ).run.run_id
+        },
+    )
 
 
-@router.get(
-    "/{repository_id}/manifest",
-    operation_id="get_manifest",
-    summary="List what the app has acknowledged",
-    **documented_responses(
-        200, schemas.ManifestLine, "One JSON object per line.", NOT_WATCHED, media_type="application/x-ndjson"
-    ),
+@router.post(
+    "/{repository_id}/push-secret",
+    operation_id="renew_push_secret",
+    summary="Create a push hook secret",
+    **documented_responses(201, schemas.PushSecret, "The new secret is the only one that works now.", NOT_WATCHED),
 )
-def get_manifest(request: HttpRequest, repository_id: RepositoryId) -> StreamingHttpResponse:
-    """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
-    with your copy to find out whether you need a re-sync. Files that are being sent are not listed."""
-    watch = _watch(request, repository_id)
-    return StreamingHttpResponse(_manifest(watch.pk), content_type="application/x-ndjson")
-
-
-def _manifest(watch_pk: int) -> Iterator[bytes]:
-    """Yield the manifest in pages, one query each, so that neither memory nor a transaction grows with the repository.
-
-    Each page uses the resend floor at the time it is read, so files that a re-sync has cleared meanwhile are not listed.
-    The size is unknown for imported files that have not been compared yet (`Delivery.known_size`).
-    """
-    rows = Delivery.objects.filter(
-        watch_id=watch_pk, watch__ended_at=None, acknowledged=True, generation__gte=F("watch__resend_floor")
-    ).order_by("path")
-    columns = rows.values_list("path", "sha", Case(When(source_key__isnull=False, then=F("size"))))
-    last = ""
-    while page := list(columns.filter(path__gt=last)[:MANIFEST_PAGE]):
-        yield b"".join(map(_manifest_line, page))
-        last = page[-1][0]
-
-
-def _manifest_line(row: tuple[str, str, int | None]) -> bytes:
-    return orjson.dumps(dict(zip(("path", "sha", "size"), row, strict=True)), option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _watches(request: HttpRequest) -> AppRepositoryQuerySet:
-    return AppRepository.objects.alive().filter(app=caller(request)).select_related("app", "repository")
-
-
-def _watch(request: HttpRequest, repository_id: str) -> AppRepository:
-    """Return the caller's watch of this repository. Raise `NotFound` for any other id."""
-    watches = _watches(request).filter(repository__repository_id=repository_id)
-    watch = watches.first() if can_be_id(repository_id) else None
-    if watch is None:
-        raise services.NotFound("Repository not found: GET /api/repositories lists what this app watches")
-    return watch
-
-
-def _actor(request: HttpRequest) -> Actor:
-    return Actor.of_app(caller(request), address=request.META.get("REMOTE_ADDR", ""))
+def renew_push_secret(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
+    """Enter the URL and the secret in the webhook settings of the git host, so that Docora checks the repository at each
+    push instead of every few minutes."""
+    watch = callers.own_watch(request, repository_id)
+    secret = watch_settings.renew_push_secret(callers.actor(request), watch)
+    url = f"{settings.PUBLIC_URL}/api/hooks/push/{watch.repository.repository_id}"
+    return Status(201, {"secret": secret, "url": url})

@@ -1,11 +1,17 @@
 """The REST API's requests and responses, with the descriptions and examples that the documentation shows."""
 
+from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any
 
 from ninja import Schema
 from pydantic import BaseModel, ConfigDict, Field
 
-from deliveries_app.models import AppRepository, Status
+from deliveries_app.api.paging import NEXT
+from deliveries_app.models import AppRepository, FailureKind, Outcome, Reason, Status
+from deliveries_app.models.deliveries import Kind
+from deliveries_app.models.root_causes import ErrorCause
+from deliveries_app.services.resend import MAX_RESENT
 from deliveries_app.services.watching import Watched
 from deliveries_app.webhooks.payloads import timestamp
 
@@ -13,7 +19,7 @@ REPOSITORY_ID = "repo_5f2b8c1d9e3a4f6072b1c8d4"
 _URL = "https://github.com/acme/handbook"
 _COMMIT = "3f786850e387550fdab836ed7e6dc881de23001b"
 _WHEN = "2026-11-24T12:00:00.000Z"
-_RUN = "run_0c9d8e7f6a5b4c3d2e1f0a9b"
+RUN_ID = "run_0c9d8e7f6a5b4c3d2e1f0a9b"
 _PRINTABLE = "^[!-~]+$"
 
 Moment = Annotated[str, Field(examples=[_WHEN], json_schema_extra={"format": "date-time"})]
@@ -44,6 +50,16 @@ class Registration(BaseModel):
     )
     github_token: GithubToken | None = Field(
         default=None, description="Required for a private repository. Each app's watch is read with its own token only."
+    )
+
+
+class WantedRepository(Registration):
+    """What the app wants to be watched, and how. Fields that are left out keep their value."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    github_token: GithubToken | None = Field(
+        default=None, description="Required for a private repository. Null removes the token."
     )
 
 
@@ -88,9 +104,7 @@ class WatchedRepository(Registered):
         description="Number of files that are not sent, or not sent unchanged, by cause.", examples=[{"symlink": 3}]
     )
     last_error: str | None = Field(description="Why the last attempt failed.", examples=[None])
-    last_error_cause: str | None = Field(
-        description="The cause as a code, such as `auth`, `not_found`, `timeout` or `network`.", examples=[None]
-    )
+    last_error_cause: ErrorCause | None = Field(description="The cause of `last_error`, for programs.", examples=[None])
     next_sync_at: Moment | None = Field(
         description="When the next sync is due; null if nothing is to be sent. Checks for changes continue either way."
     )
@@ -103,6 +117,7 @@ class RepositoryPage(Schema):
     pages: int = Field(description="Number of pages, at least 1.", ge=1, examples=[1])
     total: int = Field(description="Number of repositories that the app watches.", ge=0, examples=[1])
     repositories: list[WatchedRepository]
+    next: str | None = Field(description=NEXT, examples=[None])
 
 
 class Message(Schema):
@@ -120,7 +135,223 @@ class Announced(Schema):
 class Resync(Schema):
     """A queued re-sync."""
 
-    run_id: str = Field(description="Sent with notifications as `X-Docora-Run-Id`.", examples=[_RUN])
+    run_id: str = Field(description="Sent with notifications as `X-Docora-Run-Id`.", examples=[RUN_ID])
+
+
+class Failure(Schema):
+    """A file that the app has not accepted, or that is not sent."""
+
+    path: str = Field(description="As in the notification.", examples=["src/index.ts"])
+    kind: FailureKind = Field(
+        description="`failed`: the app has not accepted it. `skipped`: a rule leaves it out, such as the size limit.",
+        examples=["failed"],
+    )
+    cause: str = Field(description="`http` for a response of the app, otherwise a code.", examples=["http"])
+    status: int | None = Field(description="The HTTP status of the app's last response.", examples=[500])
+    message: str = Field(description="Says what happened. For people.", examples=["The app returned HTTP 500."])
+    response: str = Field(description="The start of the app's last response.", examples=["out of disk space"])
+    attempts: int = Field(description="Number of attempts so far.", ge=0, examples=[3])
+    first_at: Moment = Field(description="When it first failed.")
+    last_at: Moment = Field(description="When it last failed.")
+    next_attempt_at: Moment | None = Field(
+        description="When it is sent again at the earliest; null if that is not known or not planned.", examples=[_WHEN]
+    )
+
+
+class FailurePage(Schema):
+    """One page of a repository's failures, in the order in which they were first listed."""
+
+    failures: list[Failure]
+    next: str | None = Field(description=NEXT, examples=[None])
+
+
+class Run(Schema):
+    """One request to sync the repository, or one change that was found, with all its attempts."""
+
+    run_id: str = Field(description="As in `X-Docora-Run-Id`.", examples=[RUN_ID])
+    reason: Reason = Field(description="As in `X-Docora-Reason`.", examples=["change"])
+    outcome: Outcome | None = Field(
+        description="Null until it has ended. `superseded`: a later re-sync took its place. `ended`: the repository is no "
+        "longer watched. `paused`: the app was paused.",
+        examples=["succeeded"],
+    )
+    created_at: Moment = Field(description="When it was requested or found.")
+    started_at: Moment | None = Field(description="When its first attempt began.")
+    ended_at: Moment | None = Field(description="When it ended.")
+    commit_sha: str | None = Field(description="The commit that it sends.", examples=[_COMMIT])
+    attempts: int = Field(description="Number of attempts so far.", ge=0, examples=[1])
+    files_total: int = Field(
+        description="Number of files to send. An estimate until it has started.", ge=0, examples=[12]
+    )
+    files_done: int = Field(description="Number of files that the app has acknowledged.", ge=0, examples=[12])
+    files_failed: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
+    bytes_total: int = Field(description="Size of the files to send.", ge=0, examples=[48200])
+    bytes_done: int = Field(description="Size of the acknowledged files.", ge=0, examples=[48200])
+    percent: int = Field(description="100 only once everything is acknowledged.", ge=0, le=100, examples=[100])
+    error: str | None = Field(description="Why it failed. For people.", examples=[None])
+
+
+class RunPage(Schema):
+    """One page of a repository's runs, newest first."""
+
+    runs: list[Run]
+    next: str | None = Field(description=NEXT, examples=[None])
+
+
+class DeliveryState(StrEnum):
+    ACKNOWLEDGED = "acknowledged"
+    UNCONFIRMED = "unconfirmed"
+    CLEARED = "cleared"
+
+
+class DeliveryRecord(Schema):
+    """The last notification about one file."""
+
+    path: str = Field(description="As in the notification.", examples=["src/index.ts"])
+    event: Kind = Field(description="The last notification.", examples=["update"])
+    state: DeliveryState = Field(
+        description="`acknowledged`: the app has accepted it. `unconfirmed`: it is being sent, or was not accepted. "
+        "`cleared`: it was accepted, but a re-sync sends it again.",
+        examples=["acknowledged"],
+    )
+    sha: str = Field(
+        description="SHA-256 of the content, hex. Of a delete, the one that the app was last sent.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    size: int | None = Field(description="Size in bytes; null if it is not known yet.", ge=0, examples=[1234])
+    sequence: int = Field(description="As in `X-Docora-Sequence`.", examples=[1795608000000000])
+    failed_attempts: int = Field(description="Failed attempts of this notification.", ge=0, examples=[0])
+    updated_at: Moment = Field(description="When it was last sent or recorded.")
+    next_attempt_at: Moment | None = Field(
+        description="Not sent again before this time, because the app may still be processing it.", examples=[None]
+    )
+
+
+class DeliveryPage(Schema):
+    """One page of a repository's delivery records, in byte order of the paths."""
+
+    deliveries: list[DeliveryRecord]
+    next: str | None = Field(description=NEXT, examples=[None])
+
+
+class Paths(BaseModel):
+    """Files to send again."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    paths: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        min_length=1,
+        max_length=MAX_RESENT,
+        description="Paths as in the notifications.",
+        examples=[["docs/guide.md", "src/index.ts"]],
+    )
+
+
+class Resent(Schema):
+    """The files that are sent again."""
+
+    run_id: str | None = Field(description="The run that sends them; null if there are none.", examples=[RUN_ID])
+    files: int = Field(description="Number of files that are sent again.", ge=0, examples=[1])
+    unknown: list[str] = Field(
+        description="Paths that were never sent to the app, or were deleted there. They are sent if they are in the "
+        "repository now.",
+        examples=[["src/index.ts"]],
+    )
+
+
+class KeyRotation(Schema):
+    """A change of the signing key that is under way. Notifications carry a signature of each key."""
+
+    started_at: Moment = Field(description="When the new key was made.")
+    new_key_accepted_at: Moment | None = Field(
+        description="When the app first accepted the new key. Then the old one can be retired."
+    )
+
+
+class Endpoint(Schema):
+    """The app, its endpoint and its settings."""
+
+    app_id: str = Field(description="As in `X-Docora-App-Id`.", examples=["app_7d1e4a90c2b35f6881a0d3e7"])
+    name: str = Field(examples=["Portal"])
+    base_url: str = Field(
+        description="Only an administrator can change it.", examples=["https://portal.example/docora"]
+    )
+    paused: bool = Field(description="While paused, nothing is sent. Changes are sent once it is resumed.")
+    paused_reason: str | None = Field(description="Why, if Docora or the app paused it.", examples=[None])
+    max_in_flight: int = Field(description="Concurrent requests to the app.", ge=1, examples=[8])
+    max_in_flight_limit: int = Field(description="The most that the administrator allows.", ge=1, examples=[8])
+    send_sync_completed: bool = Field(description="Whether `/sync_completed` is sent after each complete sync.")
+    on_hold_until: Moment | None = Field(
+        description="The endpoint is down or asked to wait. Nothing is sent before this time.", examples=[None]
+    )
+    key_rotation: KeyRotation | None = Field(description="Null if there is none.", examples=[None])
+
+
+class EndpointSettings(BaseModel):
+    """New values. Fields that are left out keep theirs."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    paused: bool | None = Field(default=None, description="Pause or resume all notifications.", examples=[False])
+    max_in_flight: int | None = Field(
+        default=None, ge=1, le=256, description="At most `max_in_flight_limit`.", examples=[4]
+    )
+    send_sync_completed: bool | None = Field(
+        default=None, description="Whether to send `/sync_completed` after each complete sync.", examples=[True]
+    )
+
+
+class Ping(Schema):
+    """The result of a ping."""
+
+    delivered: bool = Field(description="Whether the app answered 2xx.")
+    message: str = Field(examples=["The app accepted the ping (HTTP 200)."])
+    hint: str = Field(description="What to do if it was not delivered.", examples=[""])
+    status: int | None = Field(description="The HTTP status, if the app responded.", examples=[200])
+    milliseconds: int = Field(description="How long the response took.", ge=0, examples=[38])
+    response: str = Field(description="The start of the response.", examples=["ok"])
+
+
+class PingWith(BaseModel):
+    """How to sign the ping."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    new_key: bool = Field(
+        default=False, description="Sign it with nothing but the new key of a rotation.", examples=[False]
+    )
+
+
+class KeyChoice(BaseModel):
+    """The key to change to."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    key: str | None = Field(
+        default=None,
+        max_length=500,
+        description="A key of your own, 16 to 500 printable characters. If it starts with `whsec_`, at least 16 bytes as "
+        "base64 follow. Without one, Docora generates a key.",
+        examples=[None],
+    )
+
+
+class NewKey(Schema):
+    """The new signing key. It is shown this once."""
+
+    key: str = Field(description="Store it now.", examples=["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"])
+
+
+class PushSecret(Schema):
+    """The new push hook secret. It is shown this once, and the one before no longer works."""
+
+    secret: str = Field(
+        description="Store it now.", examples=["5f8e3b7d9a1c2046b8d0e4f6a7c9b1d35f8e3b7d9a1c2046b8d0e4f6a7c9b1d3"]
+    )
+    url: str = Field(
+        description="The URL for the git host's webhook settings.",
+        examples=[f"https://docora.example/api/hooks/push/{REPOSITORY_ID}"],
+    )
 
 
 class ManifestLine(BaseModel):
@@ -138,12 +369,16 @@ class ManifestLine(BaseModel):
     )
 
 
+def moment(value: datetime | None) -> str | None:
+    return timestamp(value) if value else None
+
+
 def watched_repository(watch: AppRepository) -> dict[str, Any]:
     """Return the `WatchedRepository` of a watch whose repository is loaded."""
     return Watched(watch, created=False).as_dict() | {
         "status": watch.status,
-        "last_synced_at": watch.last_synced_at and timestamp(watch.last_synced_at),
-        "last_scanned_at": watch.last_scanned_at and timestamp(watch.last_scanned_at),
+        "last_synced_at": moment(watch.last_synced_at),
+        "last_scanned_at": moment(watch.last_scanned_at),
         "last_commit": watch.last_commit or None,
         "branch": watch.branch or None,
         "files": watch.tree_files,
@@ -151,6 +386,6 @@ def watched_repository(watch: AppRepository) -> dict[str, Any]:
         "files_failing": watch.files_failing,
         "left_out": watch.left_out,
         "last_error": watch.last_error or None,
-        "last_error_cause": watch.last_error_cause or None,
-        "next_sync_at": watch.next_sync_at and timestamp(watch.next_sync_at),
+        "last_error_cause": ErrorCause.of(watch.last_error_cause),
+        "next_sync_at": moment(watch.next_sync_at),
     }

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from docora.web.api import COMMON, SHELL
+from docora.web.error_codes import ErrorCode
 
 type Document = Mapping[str, Any]
 
@@ -69,6 +70,7 @@ def context(document: Document) -> dict[str, Any]:
         "authentication": scheme["description"],
         "groups": groups,
         "common": [(status, HTTPStatus(status).phrase, description) for status, description in COMMON.items()],
+        "codes": list(ErrorCode),
         "error": json.dumps(_example(document, document["components"]["schemas"]["Error"])),
     }
 

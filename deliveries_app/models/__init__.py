@@ -14,6 +14,7 @@ from deliveries_app.models.apps import (
     Status,
     SyncPause,
 )
+from deliveries_app.models.audit import AppAction
 from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind, HourlyTraffic
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.models.runs import (
@@ -36,6 +37,7 @@ __all__ = [
     "AlertKind",
     "AlertRound",
     "App",
+    "AppAction",
     "AppRepository",
     "AppRepositoryQuerySet",
     "AppToken",

@@ -77,6 +77,11 @@ class App(models.Model):
         default=default_max_in_flight,
         help_text="Maximum across all repositories of the app. 1 sends one notification at a time.",
     )
+    in_flight_limit = models.PositiveSmallIntegerField(
+        null=True,
+        editable=False,
+        help_text="The administrator's limit, while the app itself has chosen fewer concurrent requests.",
+    )
     pace_slots = models.PositiveSmallIntegerField(
         null=True,
         editable=False,
@@ -114,6 +119,16 @@ class App(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def max_in_flight_limit(self) -> int:
+        """The most concurrent requests that the app may choose."""
+        return self.in_flight_limit or self.max_in_flight
+
+    @property
+    def is_on_hold(self) -> bool:
+        """Whether nothing is sent for now because the endpoint is down or asked to wait."""
+        return self.cooldown_until is not None and self.cooldown_until > timezone.now()
 
     @property
     def slots_allowed(self) -> int:

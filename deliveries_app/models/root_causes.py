@@ -6,6 +6,7 @@ failures have the same root cause if the same action fixes both.
 
 import errno
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from django.db.models import F, TextChoices
@@ -31,6 +32,32 @@ class RootCause(TextChoices):
     GIT_CONTENT = "git_content", "Git: repository unreadable"
     RULES = "rules", "Ignore rules and transforms"
     INTERNAL = "internal", "Docora: internal error"
+
+
+class ErrorCause(StrEnum):
+    """Values of `AppRepository.last_error_cause`, for programs: git's causes, the HTTP client's, and Docora's own."""
+
+    AUTH = "auth"
+    NOT_FOUND = "not_found"
+    TIMEOUT = "timeout"
+    NETWORK = "network"
+    TOO_LARGE = "too_large"
+    CORRUPT = "corrupt"
+    DNS = "dns"
+    REFUSED_ADDRESS = "refused_address"
+    CONNECT = "connect"
+    TLS = "tls"
+    HTTP = "http"
+    BLOCKED = "blocked"
+    RULES = "rules"
+    TRANSFORM = "transform"
+    INTERNAL = "internal"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, value: str) -> "ErrorCause | None":
+        """Return the stored cause, `OTHER` if it is of another version, or None for none."""
+        return (cls(value) if value in cls else cls.OTHER) if value else None
 
 
 _OF_GIT = {

@@ -20,7 +20,7 @@ from docora.db import schema
 from docora.redis import heartbeat
 from docora.redis.heartbeat import Signs
 from docora.text import format_bytes, format_seconds
-from docora.web.api import documented_responses
+from docora.web.api import READ, documented_responses
 
 router = Router(tags=["Health"])
 
@@ -65,11 +65,8 @@ class Version(Schema):
     buildDate: str = Field(examples=["2026-11-24"])
 
 
-PROBES = ["GET", "HEAD"]
-
-
 @router.api_operation(
-    PROBES,
+    READ,
     "/health",
     operation_id="health",
     summary="Liveness",
@@ -86,7 +83,7 @@ _readiness["response"][503] = Readiness
 _readiness["openapi_extra"]["responses"][503] = {"description": "Docora is not ready. `checks` says why."}
 
 
-@router.api_operation(PROBES, "/health/ready", operation_id="ready", summary="Readiness to sync", **_readiness)
+@router.api_operation(READ, "/health/ready", operation_id="ready", summary="Readiness to sync", **_readiness)
 def ready(request: HttpRequest) -> Status[dict[str, object]]:
     """Checks everything that syncing needs."""
     signs = heartbeat.read()
@@ -100,7 +97,7 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
 
 
 @router.api_operation(
-    PROBES,
+    READ,
     "/version",
     operation_id="version",
     summary="Version",

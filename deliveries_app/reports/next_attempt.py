@@ -27,7 +27,7 @@ _MESSAGES = {
 }
 
 
-def _due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime | None:
+def due_at(watch: AppRepository, hold_until: datetime | None = None) -> datetime | None:
     """Return when a worker can claim the watch: once it is due and nothing holds it back. None if nothing is due."""
     if watch.next_sync_at is None:
         return None
@@ -49,7 +49,7 @@ def next_try(watch: AppRepository, *, hold_until: datetime | None = None) -> Nex
         return NextTry("Next try", watch.host_retry_at)  # type: ignore[attr-defined]
     if detail == StateDetail.WAITS_FOR_COMMIT:
         return NextTry("Next check", watch.next_check_at)
-    at = _due_at(watch, hold_until)
+    at = due_at(watch, hold_until)
     if at is None:
         return NextTry("Next check", watch.next_check_at)
     what = "Next try" if watch.is_failing or detail.state == WatchState.ON_HOLD else "Next sync"

@@ -7,8 +7,10 @@ from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_P
 from deliveries_app.scheduling import enqueue_due, request_sync
 from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
 from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
+from deliveries_app.services.ensure import Ensured, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
+from deliveries_app.services.resend import Resent, resend_files
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
 from deliveries_app.services.watching import AlreadyWatched, Watched, delete_app, unwatch_repository, watch_repository
@@ -18,9 +20,11 @@ __all__ = [
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
     "AlreadyWatched",
+    "Ensured",
     "NotFailed",
     "NotFound",
     "Onboarded",
+    "Resent",
     "Watched",
     "cancel_operation",
     "cancel_request",
@@ -29,9 +33,11 @@ __all__ = [
     "current_pause",
     "delete_app",
     "enqueue_due",
+    "ensure_watched",
     "onboard_app",
     "pause_syncing",
     "request_sync",
+    "resend_files",
     "resume_syncing",
     "resync_by_app",
     "resync_many",

@@ -1,5 +1,6 @@
 """Rotate an app's signing key without interrupting deliveries (wire contract §1). `keyring` decides which key signs."""
 
+import base64
 from dataclasses import dataclass, field
 
 from django.core.exceptions import ValidationError
@@ -10,6 +11,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import App
 from deliveries_app.services import audit
 from deliveries_app.services.tokens import lock_app
+from deliveries_app.webhooks.signing import STANDARD_PREFIX
 from docora.security.crypto import new_webhook_key
 
 
@@ -25,10 +27,25 @@ class NewKey:
 
 
 def validate_key(key: str) -> str:
-    """Return the key. Raises `ValidationError` unless it has 16 to 500 printable characters."""
+    """Return the key. Raises `ValidationError` unless it has 16 to 500 printable characters.
+
+    Standard Webhooks libraries decode what follows `whsec_`, so it must be base64, of at least 16 bytes.
+    """
     if not 16 <= len(key) <= 500 or not key.isprintable():
         raise ValidationError("The signing key must have 16 to 500 printable characters.", code="client_auth_key")
+    if key.startswith(STANDARD_PREFIX) and not _is_standard(key.removeprefix(STANDARD_PREFIX)):
+        raise ValidationError(
+            "A signing key that starts with whsec_ must continue with at least 16 bytes as base64.",
+            code="client_auth_key",
+        )
     return key
+
+
+def _is_standard(encoded: str) -> bool:
+    try:
+        return len(base64.b64decode(encoded, validate=True)) >= 16
+    except ValueError:
+        return False
 
 
 def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:

@@ -131,6 +131,7 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     """Save only the fields named in `changed`, because workers update the others.
 
     Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown.
+    `max_in_flight` is the administrator's limit: if the app has chosen fewer concurrent requests, it keeps them.
     """
     actor.require("deliveries_app.change_app")
     actor.require_app(app)
@@ -143,6 +144,12 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.cooldown_until, app.down_count = None, 0
         fields |= {"cooldown_until", "down_count"}
         transaction.on_commit(scheduling.enqueue_due, robust=True)
+    if "max_in_flight" in fields:
+        limit = app.max_in_flight
+        chosen = App.objects.filter(pk=app.pk).exclude(in_flight_limit=None).values_list("max_in_flight", flat=True)
+        app.max_in_flight = min([limit, *chosen])
+        app.in_flight_limit = limit if app.max_in_flight < limit else None
+        fields.add("in_flight_limit")
     app.save(update_fields={*fields, "updated_at"})
 
 

@@ -1,4 +1,4 @@
-"""Delete old history: runs, bulk operations, traffic, ended alerts, and old sessions and sign-in attempts.
+"""Delete old history: runs, bulk operations, actions of apps, traffic, ended alerts, and old sessions and sign-in attempts.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -21,7 +21,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from deliveries_app.models import Alert, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
+from deliveries_app.models import Alert, AppAction, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
 from docora.redis import queues
 from docora.security import sign_in
 
@@ -37,6 +37,7 @@ class Pruned:
 
     runs: int = 0
     operations: int = 0
+    actions: int = 0
     traffic: int = 0
     alerts: int = 0
     sessions: int = 0
@@ -68,6 +69,7 @@ def prune(
     runs = _old_runs(now, operations)
     others: dict[str, tuple[QuerySet[Any], str]] = {
         "operations": (operations, "created_at"),
+        "actions": (_older(AppAction.objects.all(), "created_at", settings.SYNC_RUN_RETENTION_DAYS, now), "created_at"),
         "traffic": (_older(HourlyTraffic.objects.all(), "hour", settings.TRAFFIC_RETENTION_DAYS, now), "hour"),
         "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),

@@ -7,9 +7,9 @@ from typing import Any
 
 from django.utils import timezone
 
-from deliveries_app.models import App, AppRepository, Reason, new_run_id
+from deliveries_app.models import App, AppRepository, new_run_id
 from deliveries_app.webhooks.keyring import REFUSALS, Keyring, Keys
-from deliveries_app.webhooks.payloads import PING, Envelope, RepositoryInfo, endpoint, notice_body
+from deliveries_app.webhooks.payloads import PING, PING_REASON, Envelope, RepositoryInfo, endpoint, notice_body
 from docora.http.client import HttpClient, Outcome, Request
 from docora.text import new_id
 from repositories_app.git.remote import wait_for
@@ -54,7 +54,7 @@ def post_signed(
 
 def post_ping(client: HttpClient, app: App, keyring: Keyring, alive: Callable[[], None] | None = None) -> Outcome:
     """Build, sign and send a ping like any other notification, and wait for the response."""
-    envelope = Envelope(app.app_id, new_run_id(), Reason.INITIAL)
+    envelope = Envelope(app.app_id, new_run_id(), PING_REASON)
     sequence = int(timezone.now().timestamp() * 1_000_000)
     url = endpoint(app.base_url, "ping")
     return post_signed(client, url, PING, f"msg_{new_id('ping')}", sequence, envelope, keyring, alive)

@@ -141,6 +141,8 @@ def sync_failed_fields(
 
 
 PING: dict[str, Any] = {"event": "ping"}
+PING_REASON = "ping"
+"""A ping's `X-Docora-Reason`. It belongs to no run, so it has none of their reasons."""
 
 
 def chunk_count(size: int, chunk_size: int) -> int:

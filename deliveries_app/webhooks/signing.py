@@ -7,13 +7,13 @@ import base64
 import hashlib
 import hmac
 
-_STANDARD_PREFIX = "whsec_"
+STANDARD_PREFIX = "whsec_"
 
 
 def _standard_key(key: str) -> bytes:
     """Return the Standard Webhooks key bytes: base64 after `whsec_`, padding optional, otherwise the key's UTF-8."""
-    if key.startswith(_STANDARD_PREFIX):
-        encoded = key.removeprefix(_STANDARD_PREFIX)
+    if key.startswith(STANDARD_PREFIX):
+        encoded = key.removeprefix(STANDARD_PREFIX)
         try:
             return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
         except ValueError:  # not base64

@@ -8,7 +8,11 @@ from ninja import Schema
 from pydantic import Field
 
 from docora.security import throttle
+from docora.web.error_codes import ErrorCode
 from docora.web.errors import ApiError
+
+READ = ["GET", "HEAD"]
+"""The methods of a call that only reads. The server leaves out the body of a response to HEAD."""
 
 UNAUTHORIZED = "The token is missing, unknown or expired."
 THROTTLED = (
@@ -22,7 +26,9 @@ COMMON = {401: UNAUTHORIZED, 429: THROTTLED, 500: INTERNAL}
 class Error(Schema):
     """The body of every error response."""
 
-    error: str = Field(description="One sentence that says what to do.", examples=["The field github_url is required"])
+    error: str = Field(description="Says what to do. For people.", examples=["The field github_url is required"])
+    code: ErrorCode = Field(description="Says what went wrong. For programs.", examples=["invalid_request"])
+    retryable: bool = Field(description="Whether the same request may succeed later.", examples=[False])
 
 
 def documented_responses(
@@ -93,6 +99,8 @@ def read_body(request: HttpRequest, limit: int) -> None:
 _SOURCES = {"query": "The query parameter", "path": "The path parameter", "header": "The header"}
 _EXPECTED = {
     "bool_type": "must be true or false",
+    "enum": "must be one of {expected}",
+    "extra_forbidden": "is not known",
     "float_type": "must be a number",
     "greater_than_equal": "must be at least {ge}",
     "int_from_float": "must be a whole number",
@@ -100,10 +108,13 @@ _EXPECTED = {
     "int_parsing_size": "must be a smaller whole number",
     "int_type": "must be a whole number",
     "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
     "missing": "is required",
     "string_pattern_mismatch": "must be printable ASCII characters without spaces",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
+    "too_long": "must have at most {max_length} items",
+    "too_short": "must not be empty",
     "string_type": "must be a string",
     "string_unicode": "must be Unicode text without lone surrogates",
 }

@@ -1,4 +1,4 @@
-"""Error responses. The API, the probes and `/admin/api/` always answer JSON, `{"error": "…"}`, never a page or a redirect."""
+"""Error responses. The API, the probes and `/admin/api/` always answer JSON, never a page or a redirect."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,8 @@ from django.utils.deprecation import MiddlewareMixin
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
 
+from docora.web.error_codes import BY_STATUS, ErrorCode
+
 _JSON_PREFIXES = ("/api/", "/admin/api/", "/health", "/version", "/metrics", "/openapi.json")
 NOT_FOUND = "Not found: check the URL against the API reference at /docs/"
 INTERNAL = "Internal error: see Docora's log"
@@ -16,19 +18,30 @@ FORBIDDEN = "You don't have permission to do this"
 
 
 class ApiError(Exception):
-    """An error response to an API call. The message is one sentence for the developer of the client."""
+    """An error response to an API call. The message is for the developer of the client, `code` for the client itself."""
 
-    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, status: int, headers: Mapping[str, str] | None = None, *, code: ErrorCode | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
+        self.code = code
 
     def response(self) -> JsonResponse:
-        return json_error(str(self), self.status, self.headers)
+        return json_error(str(self), self.status, self.headers, code=self.code)
 
 
-def json_error(message: str, status: int, headers: Mapping[str, str] | None = None) -> JsonResponse:
-    return JsonResponse({"error": message}, status=status, headers=headers)
+def json_error(
+    message: str, status: int, headers: Mapping[str, str] | None = None, *, code: ErrorCode | None = None
+) -> JsonResponse:
+    """Return `{"error": message, "code": …, "retryable": …}`. Without a `code`, the status decides.
+
+    Messages have no full stop at the end, as the messages that the wire contract defines.
+    """
+    code = code or BY_STATUS[status]
+    body = {"error": message.removesuffix("."), "code": code, "retryable": code.retryable}
+    return JsonResponse(body, status=status, headers=headers)
 
 
 def wants_json(request: HttpRequest) -> bool:
@@ -45,7 +58,8 @@ class JsonErrorsMiddleware(MiddlewareMixin):
         if response.status_code == 405:
             allowed = ", ".join(sorted(response.headers.get("Allow", "").split(", ")))
             return json_error(f"{request.method} is not allowed here: use {allowed}", 405, {"Allow": allowed})
-        return json_error(response.reason_phrase, response.status_code)
+        code = None if response.status_code in BY_STATUS else ErrorCode.INVALID_REQUEST
+        return json_error(response.reason_phrase, response.status_code, code=code)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

@@ -14,7 +14,14 @@ from docora.backoff import MAX_WAIT_SECONDS
 from docora.http.client import Cause as HttpCause
 from docora.security.redaction import encodings_of
 from docora.text import clean_text, format_bytes, format_seconds
-from repositories_app.git.exceptions import Cause, GitError, RepositoryMoved
+from repositories_app.git.exceptions import (
+    AddressNotAllowed,
+    Cause,
+    GitError,
+    RateLimited,
+    RepositoryMoved,
+    TokenRequired,
+)
 
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "it isn't allowed to read this repository"
@@ -121,7 +128,7 @@ def explain(cause: Cause, detail: str = "", *, token: str = "") -> GitError:
             permanent=True,
         )
     if cause in {Cause.AUTH, Cause.NOT_FOUND}:
-        return _not_found(token)
+        return _not_found(token, asks_for_token=cause is Cause.AUTH)
     if cause is Cause.CORRUPT:
         return GitError(cause, f"{_DAMAGED}: {detail}.")
     if cause is Cause.TOO_LARGE:
@@ -154,12 +161,12 @@ def still_damaged(error: GitError) -> GitError:
     )
 
 
-def _not_found(token: str) -> GitError:
+def _not_found(token: str, *, asks_for_token: bool) -> GitError:
     if token:
         message = "Repository not found. Check the URL, and check that the token can read the repository."
-    else:
-        message = "Repository not found. Check the URL. If the repository is private, add a token."
-    return GitError(Cause.NOT_FOUND, message, permanent=True)
+        return GitError(Cause.NOT_FOUND, message, permanent=True)
+    message = "Repository not found. Check the URL. If the repository is private, add a token."
+    return (TokenRequired if asks_for_token else GitError)(Cause.NOT_FOUND, message, permanent=True)
 
 
 def _too_large(detail: str) -> str:
@@ -210,7 +217,7 @@ def rate_limited(seconds: float | None, *, token: str) -> GitError:
     cooldown = min(DEFAULT_COOLDOWN if seconds is None else max(seconds, 1.0), MAX_WAIT_SECONDS)
     whose = "for this token" if token else "for requests without a token"
     hint = "" if token else " Adding a token usually raises the limit."
-    return GitError(
+    return RateLimited(
         Cause.NETWORK,
         f"The git host's rate limit {whose} is exceeded. Requests are allowed again in {format_seconds(cooldown)}.{hint}",
         for_every_watcher=not token,
@@ -222,7 +229,7 @@ def unreachable(cause: HttpCause, message: str, *, token: str = "", reached: boo
     """Return the error for a request without a response. `reached`: the host may have received it."""
     if cause is HttpCause.REFUSED_ADDRESS:
         hint = "An administrator can allow it with ALLOWED_PRIVATE_NETWORKS."
-        return GitError(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
+        return AddressNotAllowed(Cause.NETWORK, f"{quoted(message, token)}. {hint}", for_every_watcher=True)
     is_timeout = cause is HttpCause.TIMEOUT
     hint = "" if is_timeout and reached else f" {_CHECK_NETWORK}"
     error = temporary(Cause.TIMEOUT if is_timeout else Cause.NETWORK, f"{quoted(message, token)}.{hint}")

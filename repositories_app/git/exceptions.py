@@ -55,6 +55,18 @@ class RepositoryMoved(GitError):
         super().__init__(Cause.NOT_FOUND, message, permanent=True, for_every_watcher=True)
 
 
+class TokenRequired(GitError):
+    """The host asks for a token, and none was given. It doesn't tell a private repository from a missing one."""
+
+
+class RateLimited(GitError):
+    """The host limits the rate of requests."""
+
+
+class AddressNotAllowed(GitError):
+    """The host's address is in a network that Docora may not connect to."""
+
+
 class NoCommit(GitError):
     """The repository can be read, but HEAD names no commit: it is empty, has only tags, or lost its default branch."""
 
@@ -68,6 +80,10 @@ class NoCommit(GitError):
 
 class InvalidUrl(ValueError):
     """A repository URL that cannot be watched. The message says why, and what is accepted."""
+
+
+class HostNotAllowed(InvalidUrl):
+    """The URL is well-formed, but its host is not allowed."""
 
 
 class MirrorBusy(Exception):

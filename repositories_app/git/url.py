@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 from docora.text import clean_text
-from repositories_app.git.exceptions import InvalidUrl
+from repositories_app.git.exceptions import HostNotAllowed, InvalidUrl
 
 CASE_INSENSITIVE_HOSTS = {"github.com"}
 MAX_LENGTH = 2048
@@ -85,7 +85,7 @@ def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     without_port = {host, host.strip("[]")} if port == default_port else set()
     if not {f"{host}:{port}", f"{host}:*", *without_port} & allowed:
         place = clean_text(host, 100) if port == default_port else f"{clean_text(host, 100)}:{port}"
-        raise InvalidUrl(
+        raise HostNotAllowed(
             f"Repositories on {place} can't be watched. Allowed hosts: {', '.join(sorted(allowed))}. "
             "An administrator can add the host to ALLOWED_GIT_HOSTS."
         )

@@ -7,6 +7,7 @@ from django.test import Client
 
 from deliveries_app.models import App, AppToken
 from docora.security.crypto import hash_token, new_token
+from docora.web.error_codes import ErrorCode
 
 BASE = "/api/repositories"
 
@@ -35,6 +36,9 @@ class Caller:
     def post(self, path: str = "", body: Any = None):
         return self.client.post(BASE + path, json.dumps({} if body is None else body), content_type="application/json")
 
+    def put(self, body: Any, path: str = ""):
+        return self.client.put(BASE + path, json.dumps(body), content_type="application/json")
+
     def patch(self, path: str, body: Any):
         return self.client.patch(BASE + path, json.dumps(body), content_type="application/json")
 
@@ -47,5 +51,13 @@ def error_of(answer, status: int) -> str:
     assert answer.status_code == status, answer.content
     assert answer.headers["Content-Type"] == "application/json"
     body = answer.json()
-    assert list(body) == ["error"]
+    assert list(body) == ["error", "code", "retryable"]
+    assert body["retryable"] == ErrorCode(body["code"]).retryable
+    assert not body["error"].endswith(".")
     return body["error"]
+
+
+def code_of(answer, status: int) -> str:
+    """Check the shape of an error response and return its code."""
+    error_of(answer, status)
+    return answer.json()["code"]

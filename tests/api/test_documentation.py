@@ -24,7 +24,20 @@ CALLS = {
     ("DELETE", "/api/repositories/{repository_id}"): {204, 401, 404, 429, 500},
     ("PATCH", "/api/repositories/{repository_id}/token"): {200, 401, 404, 413, 422, 429, 500},
     ("POST", "/api/repositories/{repository_id}/resync"): {202, 401, 404, 429, 500},
-    ("GET", "/api/repositories/{repository_id}/manifest"): {200, 401, 404, 429, 500},
+    ("PUT", "/api/repositories"): {200, 201, 401, 404, 413, 422, 429, 500},
+    ("POST", "/api/repositories/{repository_id}/push-secret"): {201, 401, 404, 429, 500},
+    ("GET", "/api/repositories/{repository_id}/failures"): {200, 401, 404, 422, 429, 500},
+    ("GET", "/api/repositories/{repository_id}/deliveries"): {200, 401, 404, 422, 429, 500},
+    ("POST", "/api/repositories/{repository_id}/resend"): {202, 401, 404, 413, 422, 429, 500},
+    ("GET", "/api/repositories/{repository_id}/manifest"): {200, 401, 404, 422, 429, 500},
+    ("GET", "/api/repositories/{repository_id}/runs"): {200, 401, 404, 422, 429, 500},
+    ("GET", "/api/repositories/{repository_id}/runs/{run_id}"): {200, 401, 404, 429, 500},
+    ("GET", "/api/app"): {200, 401, 429, 500},
+    ("PATCH", "/api/app"): {200, 401, 409, 413, 422, 429, 500},
+    ("POST", "/api/app/ping"): {200, 401, 413, 422, 429, 500},
+    ("POST", "/api/app/key"): {201, 401, 409, 413, 422, 429, 500},
+    ("POST", "/api/app/key/retire"): {204, 401, 409, 429, 500},
+    ("DELETE", "/api/app/key"): {204, 401, 409, 429, 500},
     ("POST", "/api/hooks/push/{repository_id}"): {202, 401, 413, 429, 500},
     ("GET", "/health"): {200, 500},
     ("GET", "/health/ready"): {200, 500, 503},
@@ -80,7 +93,7 @@ def test_fields_have_descriptions(document: dict) -> None:
         "buildNumber",
         "gitSha",
     }
-    self_explanatory |= {"buildDate", "repositories"}
+    self_explanatory |= {"buildDate", "repositories", "failures", "runs", "deliveries"}
     for name, schema in document["components"]["schemas"].items():
         for field, details in schema.get("properties", {}).items():
             assert "description" in details or field in self_explanatory, (name, field)
@@ -89,7 +102,7 @@ def test_fields_have_descriptions(document: dict) -> None:
 def test_calls_that_need_a_token(document: dict) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == path.startswith("/api/repositories"), path
+            assert ("security" in operation) == path.startswith(("/api/repositories", "/api/app")), path
     assert document["components"]["securitySchemes"]["AppToken"]["scheme"] == "bearer"
 
 

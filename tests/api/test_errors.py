@@ -27,9 +27,9 @@ def test_unknown_path_is_404_and_names_the_documentation(method: str, path: str)
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("put", URL, "GET, POST"),
-        ("options", URL, "GET, POST"),
-        ("post", f"{URL}/repo_1", "DELETE, GET"),
+        ("patch", URL, "GET, HEAD, POST, PUT"),
+        ("options", URL, "GET, HEAD, POST, PUT"),
+        ("post", f"{URL}/repo_1", "DELETE, GET, HEAD"),
         ("get", f"{URL}/repo_1/token", "PATCH"),
         ("get", "/api/hooks/push/repo_1", "POST"),
         ("post", "/api/openapi.json", "GET, HEAD"),

@@ -8,7 +8,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deliveries_app.api import repositories
+from deliveries_app.api import files
 from deliveries_app.models import AppRepository, Delivery
 from tests.api.caller import Caller
 from tests.support.world import World
@@ -59,14 +59,14 @@ def test_empty_manifest_has_no_lines(portal: Caller, watches) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 8])
 def test_pages_have_no_gaps(portal: Caller, watches, monkeypatch, count: int) -> None:
-    monkeypatch.setattr(repositories, "MANIFEST_PAGE", 4)
+    monkeypatch.setattr(files, "MANIFEST_PAGE", 4)
     paths = [f"{number:02}" for number in range(count)]
     Delivery.objects.bulk_create([deliver(watches[0], path) for path in reversed(paths)])
     assert [line["path"] for line in lines_of(portal.get(path_of(watches[0])))] == paths
 
 
 def test_resync_during_the_download_clears_the_remaining_pages(portal: Caller, watches, monkeypatch) -> None:
-    monkeypatch.setattr(repositories, "MANIFEST_PAGE", 2)
+    monkeypatch.setattr(files, "MANIFEST_PAGE", 2)
     Delivery.objects.bulk_create([deliver(watches[0], path) for path in "abcd"])
     stream = portal.get(path_of(watches[0])).streaming_content
     assert next(stream).count(b"\n") == 2
@@ -87,12 +87,12 @@ def test_memory_is_bounded(portal: Caller, watches) -> None:
         assert size > stop * 180
         return peak
 
-    few = peak_with(0, 2 * repositories.MANIFEST_PAGE)
-    assert peak_with(2 * repositories.MANIFEST_PAGE, 10 * repositories.MANIFEST_PAGE) < few * 1.3
+    few = peak_with(0, 2 * files.MANIFEST_PAGE)
+    assert peak_with(2 * files.MANIFEST_PAGE, 10 * files.MANIFEST_PAGE) < few * 1.3
 
 
 def test_each_page_is_its_own_query(portal: Caller, watches, monkeypatch) -> None:
-    monkeypatch.setattr(repositories, "MANIFEST_PAGE", 5)
+    monkeypatch.setattr(files, "MANIFEST_PAGE", 5)
     Delivery.objects.bulk_create([deliver(watches[0], f"{number:02}") for number in range(12)])
     answer = portal.get(path_of(watches[0]))
     with CaptureQueriesContext(connection) as queries:

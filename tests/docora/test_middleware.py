@@ -63,8 +63,8 @@ def test_health_is_not_redirected_to_https(client: Client, settings) -> None:
 
 
 def test_not_found_is_json_below_the_api_and_a_page_elsewhere(client: Client) -> None:
-    assert client.get("/api/nothing").json() == {"error": NOT_FOUND}
-    assert client.get("/admin/api/nothing").json() == {"error": NOT_FOUND}
+    assert client.get("/api/nothing").json()["error"] == NOT_FOUND
+    assert client.get("/admin/api/nothing").json()["error"] == NOT_FOUND
     page = client.get("/nothing")
     assert page.status_code == 404
     assert page.headers["Content-Type"].startswith("text/html")
@@ -77,4 +77,4 @@ def test_root_redirects_to_the_admin(client: Client) -> None:
 def test_api_call_with_a_disallowed_host(client: Client) -> None:
     answer = client.get("/api/repositories", headers={"host": "evil.example"})
     assert answer.status_code == 400
-    assert answer.json() == {"error": "Bad request: check the hostname, the URL and the headers"}
+    assert answer.json()["error"] == "Bad request: check the hostname, the URL and the headers"

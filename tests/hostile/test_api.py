@@ -7,6 +7,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from deliveries_app.api import openapi
 from deliveries_app.models import App, AppRepository, AppToken, Delivery, SyncRun
 from docora.security.crypto import hash_token
 from tests.hostile.conftest import Api, token_of, visitor
@@ -126,8 +127,9 @@ def test_invalid_authorization_is_401(app: App, authorization: str | None) -> No
     watch = make_watch(app, "docs")
     client = Client(raise_request_exception=False)
     headers = {} if authorization is None else {"authorization": authorization}
-    for method, path in calls(watch.repository.repository_id):
-        response = client.generic(method, path, b"{}", "application/json", headers=headers)
+    for number, (method, path) in enumerate(calls(watch.repository.repository_id)):
+        address = f"203.0.113.{number}"  # more failures from one address would be a 429
+        response = client.generic(method, path, b"{}", "application/json", headers=headers, REMOTE_ADDR=address)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer"), path
         assert "Authorization: Bearer docora_" in response.json()["error"]
     assert client.get("/api/repositories", headers={"authorization": f"Bearer {GOOD}"}).status_code == 200
@@ -140,15 +142,12 @@ def test_admin_session_is_not_accepted(app: App) -> None:
 
 
 def calls(repository_id: str) -> list[tuple[str, str]]:
-    """Return all calls about repositories."""
+    """Return method and path of every call that needs a token."""
     return [
-        ("POST", "/api/repositories"),
-        ("GET", "/api/repositories"),
-        ("GET", f"/api/repositories/{repository_id}"),
-        ("DELETE", f"/api/repositories/{repository_id}"),
-        ("PATCH", f"/api/repositories/{repository_id}/token"),
-        ("POST", f"/api/repositories/{repository_id}/resync"),
-        ("GET", f"/api/repositories/{repository_id}/manifest"),
+        (method.upper(), path.format(repository_id=repository_id, run_id="run_" + "0" * 24))
+        for path, operations in openapi.document()["paths"].items()
+        for method, operation in operations.items()
+        if "security" in operation
     ]
 
 
@@ -175,6 +174,12 @@ CALLS: dict[str, tuple[str, str, object]] = {
     "replace the token": ("PATCH", "/token", {"github_token": "ghp_of_mine"}),
     "re-sync": ("POST", "/resync", b""),
     "list the files": ("GET", "/manifest", b""),
+    "list the failures": ("GET", "/failures", b""),
+    "list the deliveries": ("GET", "/deliveries", b""),
+    "list the runs": ("GET", "/runs", b""),
+    "get a run": ("GET", "/runs/run_" + "0" * 24, b""),
+    "resend": ("POST", "/resend", {"paths": ["secret.txt"]}),
+    "renew the push secret": ("POST", "/push-secret", b""),
 }
 
 
@@ -217,10 +222,7 @@ IDS: dict[str, Callable[[App], str]] = {
 
 
 @pytest.mark.parametrize("identify", IDS.values(), ids=IDS)
-@pytest.mark.parametrize(("method", "path", "body"), CALLS.values(), ids=CALLS)
-def test_repository_not_watched_by_the_app_is_404(
-    app: App, api: Api, method: str, path: str, body: object, identify: Callable[[App], str]
-) -> None:
+def test_repository_not_watched_by_the_app_is_404(app: App, api: Api, identify: Callable[[App], str]) -> None:
     repository_id = identify(app)
     for watch in AppRepository.objects.exclude(app=app):
         fields = {
@@ -234,9 +236,10 @@ def test_repository_not_watched_by_the_app_is_404(
         }
         Delivery.objects.create(watch=watch, generation=1, acknowledged=True, **fields)
     before = state()
-    response = api(method, f"repositories/{repository_id}{path}", body)
-    assert response.status_code == 404
-    assert list(response.json()) == ["error"]
+    for name, (method, path, body) in CALLS.items():
+        response = api(method, f"repositories/{repository_id}{path}", body)
+        assert response.status_code == 404, name
+        assert response.json()["code"] in {"not_watched", "not_found"}, name
     assert state() == before
 
 
@@ -280,4 +283,4 @@ def test_unsigned_push_hook_is_401_and_reveals_nothing(app: App, signature: str 
         f"/api/hooks/push/{repository_id}", b"", content_type="application/json", headers=headers
     )
     assert (response.status_code, state()) == (401, before)
-    assert response.json() == {"error": "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"}
+    assert response.json()["error"] == "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"

@@ -1,0 +1,161 @@
+"""The calls about the app itself: its endpoint's settings, a test ping, and its signing key."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest
+from ninja import Router, Status
+
+from deliveries_app.api import callers, errors, schemas
+from deliveries_app.api.auth import AppToken
+from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY
+from deliveries_app.api.schemas import moment
+from deliveries_app.models import App
+from deliveries_app.services import keys
+from deliveries_app.services.app_settings import PausedByAdministrator, change_own_settings
+from deliveries_app.services.keys import KeyRotationError
+from deliveries_app.services.pinging import send_ping
+from docora.web.api import READ, documented_responses
+from docora.web.concurrency import PerCaller
+from docora.web.error_codes import ErrorCode
+from docora.web.errors import ApiError
+
+router = Router(auth=AppToken(), tags=["App"])
+
+_STEP = {409: "The state of the key rotation does not allow this step. The error says why."}
+_pings = PerCaller(1, "pings", retry_after=5)  # each waits up to 30 s for the app
+
+
+@router.api_operation(
+    READ,
+    "",
+    operation_id="get_app",
+    summary="Get the app's settings",
+    **documented_responses(200, schemas.Endpoint, "The settings and the state of the endpoint.", REFUSED),
+)
+def get_app(request: HttpRequest) -> dict[str, Any]:
+    """Returns where notifications go, how many are sent at once, and whether they are paused or on hold."""
+    return _endpoint(callers.caller(request))
+
+
+@router.patch(
+    "",
+    operation_id="change_app",
+    summary="Change the app's settings",
+    auth=WITH_BODY,
+    **documented_responses(
+        200,
+        schemas.Endpoint,
+        "The settings as they are now.",
+        REFUSED | BODY | {409: "An administrator has paused the app, so only an administrator can resume it."},
+    ),
+)
+def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict[str, Any]:
+    """Pauses or resumes all notifications, and sets how many are sent at once and whether `/sync_completed` is sent."""
+    try:
+        app = change_own_settings(callers.actor(request), callers.caller(request), **settings.model_dump())
+    except PausedByAdministrator as error:
+        raise ApiError(str(error), 409, code=ErrorCode.PAUSED_BY_ADMINISTRATOR) from None
+    except ValidationError as error:
+        raise errors.of_validation(error) from None
+    return _endpoint(app)
+
+
+@router.post(
+    "/ping",
+    operation_id="send_ping",
+    summary="Send a test ping",
+    auth=WITH_BODY,
+    **documented_responses(
+        200, schemas.Ping, "The result. `delivered` says whether the app accepted it.", REFUSED | BODY
+    ),
+)
+def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
+    """Sends a signed `/ping` to the app now and waits for the answer, up to 30 seconds. One ping of an app at a time."""
+    app = callers.caller(request)
+    with _pings.one_more(app.pk):
+        result = send_ping(callers.actor(request), app, new_key=how.new_key)
+    return {
+        "delivered": result.delivered,
+        "message": result.message,
+        "hint": result.hint,
+        "status": result.status,
+        "milliseconds": round(result.seconds * 1000),
+        "response": result.body,
+    }
+
+
+@router.post(
+    "/key",
+    operation_id="rotate_key",
+    summary="Start to change the signing key",
+    auth=WITH_BODY,
+    **documented_responses(
+        201, schemas.NewKey, "Notifications carry a signature of each key from now on.", REFUSED | BODY | _STEP
+    ),
+)
+def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[str, str]]:
+    """Returns the new key. `X-Docora-Signature` is made with the old key until the app has rejected it and accepted the
+    new one, so the app can change its key at any time. Then retire the old key."""
+    try:
+        new = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
+    except KeyRotationError as error:
+        raise _conflict(error) from None
+    except ValidationError as error:
+        raise errors.of_validation(error) from None
+    return Status(201, {"key": new.key})
+
+
+@router.post(
+    "/key/retire",
+    operation_id="retire_old_key",
+    summary="Retire the old signing key",
+    **documented_responses(204, None, "Only the new key is used.", REFUSED | _STEP),
+)
+def retire_old_key(request: HttpRequest) -> Status[None]:
+    """Ends the change of the key. The app must have accepted a notification signed with the new key: send a ping."""
+    try:
+        keys.retire_old_key(callers.actor(request), callers.caller(request))
+    except KeyRotationError as error:
+        raise _conflict(error) from None
+    return Status(204, None)
+
+
+@router.delete(
+    "/key",
+    operation_id="discard_new_key",
+    summary="Discard the new signing key",
+    **documented_responses(204, None, "Only the old key is used.", REFUSED | _STEP),
+)
+def discard_new_key(request: HttpRequest) -> Status[None]:
+    """Ends the change of the key and keeps the old one."""
+    try:
+        keys.cancel_key_rotation(callers.actor(request), callers.caller(request))
+    except KeyRotationError as error:
+        raise _conflict(error) from None
+    return Status(204, None)
+
+
+def _conflict(error: KeyRotationError) -> ApiError:
+    return ApiError(str(error), 409, code=ErrorCode.KEY_ROTATION)
+
+
+def _endpoint(app: App) -> dict[str, Any]:
+    rotation = None
+    if app.key_rotation_started_at is not None:
+        rotation = {
+            "started_at": moment(app.key_rotation_started_at),
+            "new_key_accepted_at": moment(app.new_key_accepted_at),
+        }
+    return {
+        "app_id": app.app_id,
+        "name": app.name,
+        "base_url": app.base_url,
+        "paused": app.paused,
+        "paused_reason": app.paused_reason or None,
+        "max_in_flight": app.max_in_flight,
+        "max_in_flight_limit": app.max_in_flight_limit,
+        "send_sync_completed": app.send_sync_completed,
+        "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
+        "key_rotation": rotation,
+    }

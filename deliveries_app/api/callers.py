@@ -1,0 +1,50 @@
+"""The app behind a request, and what belongs to it. Every query starts from here, so another app's id gives a 404."""
+
+from typing import Annotated
+
+from django.http import HttpRequest
+from ninja import Path
+
+from deliveries_app import services
+from deliveries_app.actors import Actor
+from deliveries_app.api import schemas
+from deliveries_app.api.auth import AppToken
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet
+from docora.text import can_be_id
+from docora.web.api import THROTTLED, UNAUTHORIZED
+
+MAX_BODY = 65536  # bytes of a JSON body
+WITH_BODY = AppToken(max_body=MAX_BODY)
+
+# Documented error responses.
+REFUSED = {401: UNAUTHORIZED, 429: THROTTLED}
+NOT_WATCHED = REFUSED | {404: "The app does not watch this repository."}
+BODY = {413: f"The body is larger than {MAX_BODY:,} bytes.", 422: "The body is malformed."}
+
+RepositoryId = Annotated[
+    str, Path(description="The id that `POST /api/repositories` returned.", example=schemas.REPOSITORY_ID)
+]
+
+
+def caller(request: HttpRequest) -> App:
+    """Return the app that `AppToken` has authenticated."""
+    app = request.auth  # type: ignore[attr-defined]
+    assert isinstance(app, App)
+    return app
+
+
+def actor(request: HttpRequest) -> Actor:
+    return Actor.of_app(caller(request), address=request.META.get("REMOTE_ADDR", ""))
+
+
+def own_watches(request: HttpRequest) -> AppRepositoryQuerySet:
+    return AppRepository.objects.alive().filter(app=caller(request)).select_related("app", "repository")
+
+
+def own_watch(request: HttpRequest, repository_id: str) -> AppRepository:
+    """Return the caller's watch of this repository. Raise `NotFound` for any other id."""
+    watches = own_watches(request).filter(repository__repository_id=repository_id)
+    watch = watches.with_state().first() if can_be_id(repository_id) else None
+    if watch is None:
+        raise services.NotFound("Repository not found: GET /api/repositories lists what this app watches")
+    return watch

@@ -1,0 +1,220 @@
+"""The calls about a repository's files: what was not accepted, what was sent, what the app holds, and sending it again."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import orjson
+from django.db.models import Case, F, When
+from django.http import HttpRequest, StreamingHttpResponse
+from ninja import Query, Router, Status
+
+from deliveries_app import services
+from deliveries_app.api import callers, paging, schemas
+from deliveries_app.api.auth import AppToken
+from deliveries_app.api.callers import BODY, NOT_WATCHED, WITH_BODY, RepositoryId
+from deliveries_app.api.paging import DEFAULT_LIMIT, After, Limit, Order
+from deliveries_app.api.schemas import DeliveryState, moment
+from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind
+from deliveries_app.models.deliveries import Kind
+from deliveries_app.reports.next_attempt import due_at
+from deliveries_app.webhooks.payloads import timestamp
+from docora.web.api import READ, documented_responses
+from docora.web.concurrency import PerCaller
+
+router = Router(auth=AppToken(), tags=["Files"])
+
+MANIFEST_PAGE = 2000  # rows read, and lines sent, at once
+MAX_MANIFEST_LIMIT = 10_000
+_FAILURES = Order("pk", paging.number)
+_DELIVERIES = Order("path", paging.text)
+_PAGED = NOT_WATCHED | {422: "A query parameter is malformed or out of range."}
+_streams = PerCaller(2, "manifests without a limit", retry_after=5)
+
+Path = Annotated[str, Query(max_length=1024, description="Only this file.", examples=["src/index.ts"])]
+
+
+@router.api_operation(
+    READ,
+    "/{repository_id}/failures",
+    operation_id="list_failures",
+    summary="List files that were not delivered",
+    **documented_responses(200, schemas.FailurePage, "One page of the list.", _PAGED),
+)
+def list_failures(
+    request: HttpRequest,
+    repository_id: RepositoryId,
+    kind: Annotated[FailureKind | None, Query(description="Only failures of this kind.")] = None,
+    after: After = "",
+    limit: Limit = DEFAULT_LIMIT,
+) -> dict[str, Any]:
+    """Lists the files that the app has not accepted, and those that a rule leaves out, with the reason for each."""
+    watch = callers.own_watch(request, repository_id)
+    rows = DeliveryFailure.objects.filter(watch=watch)
+    if kind is not None:
+        rows = rows.filter(kind=kind)
+    page, following = _FAILURES.page(rows, after, limit)
+    held = dict(
+        Delivery.objects.filter(watch=watch, path__in=[row.path for row in page], hold_until__isnull=False).values_list(
+            "path", "hold_until"
+        )
+    )
+    return {
+        "failures": [
+            {
+                "path": row.path,
+                "kind": row.kind,
+                "cause": row.cause,
+                "status": row.status_code,
+                "message": row.message,
+                "response": row.body,
+                "attempts": row.attempts,
+                "first_at": timestamp(row.first_at),
+                "last_at": timestamp(row.last_at),
+                "next_attempt_at": moment(due_at(watch, held.get(row.path)))
+                if row.kind == FailureKind.FAILED
+                else None,
+            }
+            for row in page
+        ],
+        "next": following,
+    }
+
+
+@router.api_operation(
+    READ,
+    "/{repository_id}/deliveries",
+    operation_id="list_deliveries",
+    summary="List what was sent",
+    **documented_responses(200, schemas.DeliveryPage, "One page of the list.", _PAGED),
+)
+def list_deliveries(
+    request: HttpRequest,
+    repository_id: RepositoryId,
+    path: Path = "",
+    state: Annotated[DeliveryState | None, Query(description="Only files in this state.")] = None,
+    after: After = "",
+    limit: Limit = DEFAULT_LIMIT,
+) -> dict[str, Any]:
+    """Lists the last notification about each file and whether the app has accepted it, in byte order of the paths. A file
+    whose delete the app has accepted is not listed."""
+    watch = callers.own_watch(request, repository_id)
+    rows = Delivery.objects.filter(watch=watch)
+    if path:
+        rows = rows.filter(path=path.replace("\x00", "\ufffd"))
+    if state is DeliveryState.UNCONFIRMED:
+        rows = rows.filter(acknowledged=False)
+    elif state is DeliveryState.ACKNOWLEDGED:
+        rows = rows.filter(acknowledged=True, generation__gte=watch.resend_floor)
+    elif state is DeliveryState.CLEARED:
+        rows = rows.filter(acknowledged=True, generation__lt=watch.resend_floor)
+    page, following = _DELIVERIES.page(rows, after, limit)
+    return {"deliveries": [_delivery(row, watch) for row in page], "next": following}
+
+
+def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
+    if not row.acknowledged:
+        state = DeliveryState.UNCONFIRMED
+    else:
+        state = DeliveryState.ACKNOWLEDGED if row.generation >= watch.resend_floor else DeliveryState.CLEARED
+    return {
+        "path": row.path,
+        "event": Kind(row.kind),
+        "state": state,
+        "sha": row.sha,
+        "size": row.known_size,
+        "sequence": row.sequence,
+        "failed_attempts": row.attempts,
+        "updated_at": timestamp(row.updated_at),
+        "next_attempt_at": moment(row.hold_until),
+    }
+
+
+@router.post(
+    "/{repository_id}/resend",
+    operation_id="resend_files",
+    summary="Send some files again",
+    auth=WITH_BODY,
+    **documented_responses(202, schemas.Resent, "The files are queued.", NOT_WATCHED | BODY),
+)
+def resend_files(request: HttpRequest, repository_id: RepositoryId, chosen: schemas.Paths) -> Status[dict[str, Any]]:
+    """Sends these files again, each as a create under a new number, or as a delete if it is no longer in the repository.
+    Nothing else is sent again."""
+    watch = callers.own_watch(request, repository_id)
+    resent = services.resend_files(callers.actor(request), watch, chosen.paths)
+    run_id = resent.run.run_id if resent.run else None
+    return Status(202, {"run_id": run_id, "files": resent.files, "unknown": resent.unknown})
+
+
+_manifest_responses = documented_responses(
+    200, schemas.ManifestLine, "One JSON object per line.", _PAGED, media_type="application/x-ndjson"
+)
+
+
+@router.api_operation(
+    READ,
+    "/{repository_id}/manifest",
+    operation_id="get_manifest",
+    summary="List what the app has acknowledged",
+    **_manifest_responses,
+)
+def get_manifest(
+    request: HttpRequest,
+    repository_id: RepositoryId,
+    after: Annotated[
+        str, Query(max_length=1024, description="Only paths after this one, in byte order.", examples=["src/index.ts"])
+    ] = "",
+    limit: Annotated[
+        int | None,
+        Query(ge=1, le=MAX_MANIFEST_LIMIT, description="The most lines to send. Without a limit, all are sent."),
+    ] = None,
+) -> StreamingHttpResponse:
+    """Lists every file that the app has acknowledged, one JSON object per line, in byte order of the paths. Compare it
+    with your copy to find out whether you need a re-sync. Files that are being sent are not listed.
+
+    An app can read two manifests without a limit at once. To read it in pages, pass a `limit`, and the last path of each
+    page as `after`: a page with fewer lines is the last one."""
+    watch = callers.own_watch(request, repository_id)
+    after = after.replace("\x00", "\ufffd")
+    pages = _manifest(watch.pk, after, limit) if limit else _Stream(watch.app_id, _manifest(watch.pk, after, None))
+    return StreamingHttpResponse(pages, content_type="application/x-ndjson")
+
+
+class _Stream:
+    """A stream that counts for its app until it is closed, read or not."""
+
+    def __init__(self, app_pk: int, pages: Iterator[bytes]) -> None:
+        _streams.take(app_pk)
+        self._app_pk: int | None = app_pk
+        self._pages = pages
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pages
+
+    def close(self) -> None:
+        app_pk, self._app_pk = self._app_pk, None
+        if app_pk is not None:
+            _streams.give_back(app_pk)
+
+
+def _manifest(watch_pk: int, after: str, limit: int | None) -> Iterator[bytes]:
+    """Yield the manifest in pages, one query each, so that neither memory nor a transaction grows with the repository.
+
+    Each page uses the resend floor at the time it is read, so files that a re-sync has cleared meanwhile are not listed.
+    The size is unknown for imported files that have not been compared yet (`Delivery.known_size`).
+    """
+    rows = Delivery.objects.filter(
+        watch_id=watch_pk, watch__ended_at=None, acknowledged=True, generation__gte=F("watch__resend_floor")
+    ).order_by("path")
+    columns = rows.values_list("path", "sha", Case(When(source_key__isnull=False, then=F("size"))))
+    left = limit
+    while page := list(columns.filter(path__gt=after)[: MANIFEST_PAGE if left is None else min(left, MANIFEST_PAGE)]):
+        yield b"".join(map(_manifest_line, page))
+        after = page[-1][0]
+        if left is not None:
+            left -= len(page)
+            if not left:
+                return
+
+
+def _manifest_line(row: tuple[str, str, int | None]) -> bytes:
+    return orjson.dumps(dict(zip(("path", "sha", "size"), row, strict=True)), option=orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,80 @@
+"""Pages that continue after a row instead of counting rows: no gaps or repetitions while rows come and go."""
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from django.db.models import Model, Q, QuerySet
+from ninja import Query
+
+from docora.web.errors import ApiError
+
+MAX_LIMIT = 500
+DEFAULT_LIMIT = 100
+_LONGEST = 4096  # characters of a cursor
+
+After = Annotated[
+    str, Query(max_length=_LONGEST, description="The `next` of the page before. Empty for the first page.", example="")
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
+NEXT = "Pass it as `after` to get the next page; null on the last page."
+
+
+class Order:
+    """A total order of rows, from which a page continues: `fields` and, if they are equal, the key; newest first if asked.
+
+    `read` turns a field of a cursor, which is JSON, back into a value to compare with. It raises ValueError.
+    """
+
+    def __init__(self, field: str, read: Callable[[Any], Any], *, newest_first: bool = False) -> None:
+        self._field = field
+        self._read = read
+        self._newest_first = newest_first
+
+    def page[M: Model](self, rows: QuerySet[M], after: str, limit: int) -> tuple[list[M], str | None]:
+        """Return at most `limit` rows after the cursor, and the cursor of the next page. Raises `ApiError` (422)."""
+        sign, comparison = ("-", "lt") if self._newest_first else ("", "gt")
+        if after:
+            value, pk = self._parse(after)
+            rows = rows.filter(
+                Q(**{f"{self._field}__{comparison}": value}) | Q(**{self._field: value, f"pk__{comparison}": pk})
+            )
+        found = list(rows.order_by(f"{sign}{self._field}", f"{sign}pk")[: limit + 1])
+        return found[:limit], self._cursor(found[limit - 1]) if len(found) > limit else None
+
+    def _cursor(self, row: Model) -> str:
+        value = getattr(row, self._field)
+        fields = [value.isoformat() if isinstance(value, datetime) else value, row.pk]
+        return base64.urlsafe_b64encode(json.dumps(fields, ensure_ascii=False).encode()).decode("ascii").rstrip("=")
+
+    def _parse(self, cursor: str) -> tuple[Any, int]:
+        try:
+            text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            value, pk = json.loads(text)
+            if type(pk) is not int or not 0 <= pk < 2**63:
+                raise ValueError
+            return self._read(value), pk
+        except (ValueError, TypeError, RecursionError):
+            raise ApiError("The query parameter after must be the next of an earlier page", 422) from None
+
+
+def number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def moment(value: Any) -> datetime:
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except OverflowError:
+        raise ValueError from None
+
+
+def text(value: Any) -> str:
+    if type(value) is not str or "\x00" in value:
+        raise ValueError
+    value.encode()  # no lone surrogates
+    return value

@@ -1,0 +1,65 @@
+"""What a client app changes about its own endpoint: pause and resume, concurrent requests, `sync_completed`."""
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from deliveries_app import scheduling
+from deliveries_app.actors import Actor
+from deliveries_app.models import App
+from deliveries_app.services import audit
+from deliveries_app.services.requests import NotFound
+
+PAUSED_BY_APP = "Paused by the app."
+
+
+class PausedByAdministrator(ValueError):
+    """An app tried to resume although an administrator has paused it."""
+
+    def __init__(self) -> None:
+        super().__init__("An administrator has paused the app. Ask an administrator to resume it.")
+
+
+def change_own_settings(
+    actor: Actor,
+    app: App,
+    *,
+    paused: bool | None = None,
+    max_in_flight: int | None = None,
+    send_sync_completed: bool | None = None,
+) -> App:
+    """Change the settings that are not None, audit what changed, and return the app's row.
+
+    An app can resume what it or Docora (after a 410) has paused. Raises `PausedByAdministrator`, `ValidationError` if
+    `max_in_flight` is above the administrator's limit, and `NotFound` if the app is being removed.
+    """
+    actor.require("deliveries_app.change_app")
+    actor.require_app(app)
+    with transaction.atomic():
+        row = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
+        if row is None:
+            raise NotFound("App not found")
+        changes: dict[str, object] = {}
+        said = []
+        if paused is not None and paused != row.paused:
+            if not paused and not row.paused_reason:
+                raise PausedByAdministrator
+            changes |= {"paused": paused, "paused_reason": PAUSED_BY_APP if paused else ""}
+            if not paused:
+                changes |= {"cooldown_until": None, "down_count": 0}
+                transaction.on_commit(scheduling.enqueue_due, robust=True)
+            said.append("Paused" if paused else "Resumed")
+        if max_in_flight is not None and max_in_flight != row.max_in_flight:
+            limit = row.max_in_flight_limit
+            if not 1 <= max_in_flight <= limit:
+                raise ValidationError(f"max_in_flight must be between 1 and {limit}, the administrator's limit.")
+            changes |= {"max_in_flight": max_in_flight, "in_flight_limit": None if max_in_flight == limit else limit}
+            said.append(f"Set concurrent requests to {max_in_flight}")
+        if send_sync_completed is not None and send_sync_completed != row.send_sync_completed:
+            changes["send_sync_completed"] = send_sync_completed
+            said.append(f"Turned sync_completed {'on' if send_sync_completed else 'off'}")
+        if changes:
+            for name, value in changes.items():
+                setattr(row, name, value)
+            row.save(update_fields=[*changes, "updated_at"])
+            audit.record(actor, [row], "; ".join(said))
+    return row

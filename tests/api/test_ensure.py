@@ -1,0 +1,75 @@
+"""PUT: watch a repository as wanted, and change nothing if the app already does."""
+
+from deliveries_app.models import AppAction, AppRepository, SyncRun
+from tests.api.caller import Caller, code_of, error_of
+from tests.support.world import World
+
+
+def test_second_put_changes_nothing(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a": b"1"})
+    first = caller.put({"github_url": repo.url})
+    assert first.status_code == 201
+    world.settle()
+    before, sent = list(AppRepository.objects.values()), len(world.requests())
+    again = caller.put({"github_url": repo.url})
+    assert again.status_code == 200
+    assert again.json()["repository_id"] == first.json()["repository_id"]
+    assert again.json()["status"] == "synced"
+    assert list(AppRepository.objects.values()) == before
+    world.settle()
+    assert len(world.requests()) == sent
+    assert SyncRun.objects.count() == 1
+
+
+def test_new_token_is_checked_and_nothing_is_sent_again(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/private", {"a": b"1"}, token="first")
+    caller.put({"github_url": repo.url, "github_token": "first"})
+    world.settle()
+    world.git.tokens["acme/private"] = {"second"}
+    refused = caller.put({"github_url": repo.url, "github_token": "wrong"})
+    assert code_of(refused, 404) == "token_rejected"
+    assert AppRepository.objects.get().github_token == "first"
+    assert caller.put({"github_url": repo.url, "github_token": "second"}).status_code == 200
+    world.settle()
+    assert AppRepository.objects.get().github_token == "second"
+    assert len(world.requests("create")) == 1
+
+
+def test_token_that_is_left_out_stays_and_null_removes_it(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/open", {"a": b"1"})
+    caller.put({"github_url": repo.url, "github_token": "any"})
+    caller.put({"github_url": repo.url})
+    assert AppRepository.objects.get().github_token == "any"
+    caller.put({"github_url": repo.url, "github_token": None})
+    assert AppRepository.objects.get().github_token == ""
+    assert AppAction.objects.filter(message="Changed the repository's token").count() == 1
+
+
+def test_other_spelling_is_kept_without_a_sync(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a": b"1"})
+    caller.put({"github_url": repo.url})
+    world.settle()
+    sent = len(world.requests())
+    assert caller.put({"github_url": f"{repo.url}.git"}).json()["github_url"] == f"{repo.url}.git"
+    world.settle()
+    assert len(world.requests()) == sent
+
+
+def test_repository_that_was_unwatched_is_watched_again(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a": b"1"})
+    watched = caller.put({"github_url": repo.url}).json()
+    world.settle()
+    caller.delete(f"/{watched['repository_id']}")
+    assert caller.put({"github_url": repo.url}).status_code == 201
+    world.settle()
+    assert len(world.requests("create")) == 2
+
+
+def test_unknown_fields_are_refused_and_named(portal: Caller) -> None:
+    message = error_of(portal.put({"github_url": "https://github.com/a/b", "branch_name": "x", "url": 1}), 422)
+    assert message == "The field branch_name is not known; The field url is not known"
+
+
+def test_post_goes_on_ignoring_unknown_fields(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a": b"1"})
+    assert caller.post("", {"github_url": repo.url, "branch_name": "x"}).status_code == 201
