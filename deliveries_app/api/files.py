@@ -30,7 +30,7 @@ _DELIVERIES = Order("path", paging.text)
 _PAGED = NOT_WATCHED | {422: "A query parameter is malformed or out of range."}
 _streams = PerCaller(2, "manifests without a limit", retry_after=5)
 
-Path = Annotated[str, Query(max_length=1024, description="Only this file.", examples=["src/index.ts"])]
+Path = Annotated[str, Query(max_length=1024, description="Only this file.", example="src/index.ts")]
 
 
 @router.api_operation(
@@ -161,7 +161,7 @@ def get_manifest(
     request: HttpRequest,
     repository_id: RepositoryId,
     after: Annotated[
-        str, Query(max_length=1024, description="Only paths after this one, in byte order.", examples=["src/index.ts"])
+        str, Query(max_length=1024, description="Only paths after this one, in byte order.", example="src/index.ts")
     ] = "",
     limit: Annotated[
         int | None,

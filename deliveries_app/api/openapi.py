@@ -13,7 +13,7 @@ from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 from ninja.parser import Parser
 
-from deliveries_app.api import app, files, push_hooks, repositories, runs
+from deliveries_app.api import app, files, push_hooks, repositories, runs, webhook_schemas
 from deliveries_app.monitoring import health
 from deliveries_app.services import NotFound
 from docora import __version__
@@ -26,6 +26,17 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Docora watches git repositories and pushes every created, updated and deleted file to the webhooks of \
 client apps. With this API, an app chooses which repositories to watch and reads the state of their syncs."""
+
+
+TAGS = {
+    "App": "The app itself: its settings, a test ping, its signing key.",
+    "Repositories": "Which repositories the app watches, and how.",
+    "Files": "What was sent, what was not accepted, and sending it again.",
+    "Runs": "What is being sent, and how far it is.",
+    "Push hooks": "For git hosts: announce a push.",
+    "Health": "For monitoring. They need no token.",
+    "Webhooks": "What Docora sends to the app.",
+}
 
 
 class JsonParser(Parser):
@@ -98,6 +109,11 @@ def document() -> dict[str, Any]:
     schema: dict[str, Any] = json.loads(json.dumps(api.get_openapi_schema(path_prefix="")))
     for operations in schema["paths"].values():
         operations.pop("head", None)  # documented by GET
+        for operation in operations.values():
+            operation.setdefault("security", [])  # public
+    webhook_schemas.add_to(schema)
+    schema["tags"] = [{"name": name, "description": description} for name, description in TAGS.items()]
+    schema["info"]["contact"] = {"name": "Documentation", "url": f"{settings.PUBLIC_URL}/docs/"}
     return schema
 
 

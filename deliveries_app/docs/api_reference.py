@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -75,6 +75,18 @@ def context(document: Document) -> dict[str, Any]:
     }
 
 
+def webhook_fields(document: Document) -> dict[str, list[Field]]:
+    """Return event → the fields of its body, without the objects that hold them."""
+    return {
+        event: [
+            field
+            for field in _fields(document, item["post"]["requestBody"]["content"]["application/json"]["schema"])
+            if field.type != "object"
+        ]
+        for event, item in document["webhooks"].items()
+    }
+
+
 def _call(document: Document, path: str, method: str, operation: Document) -> Call:
     parameters = operation.get("parameters", [])
     body = next(iter(operation.get("requestBody", {}).get("content", {}).items()), None)
@@ -97,8 +109,17 @@ def _call(document: Document, path: str, method: str, operation: Document) -> Ca
         body=list(_fields(document, body[1]["schema"])) if body else [],
         curl=_curl(document, path, method, operation, body),
         needs_signature=any(SHELL in parameter for parameter in parameters),
-        answers=[_answer(document, int(status), answer) for status, answer in operation["responses"].items()],
+        answers=_answers(document, operation["responses"]),
     )
+
+
+def _answers(document: Document, responses: Document) -> list[Answer]:
+    """Return the answers. If several successful ones have the same body, only the first shows it."""
+    first, *others = [_answer(document, int(status), answer) for status, answer in responses.items()]
+    return [
+        first,
+        *(replace(other, fields=[], example="") if other.fields == first.fields else other for other in others),
+    ]
 
 
 def _answer(document: Document, status: int, answer: Document) -> Answer:

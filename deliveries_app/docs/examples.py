@@ -1,17 +1,14 @@
-"""Example notifications for the documentation, with a description of every field and header.
-
-`payloads` builds the bodies and headers, so they match what is sent. The tests check that every field and header has a
-description here, and that no description is left over.
-"""
+"""Example notifications for the documentation. `payloads` builds the bodies and headers, so they match what is sent."""
 
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
+from deliveries_app.api import webhook_schemas
+from deliveries_app.api.openapi import document
+from deliveries_app.docs import api_reference
 from deliveries_app.docs.api_reference import Field
 from deliveries_app.webhooks.payloads import (
     PING,
@@ -36,54 +33,7 @@ _TEXT, _EARLIER, _BINARY = b"# Handbook\n", b"# Hand", b"\x89PNG\r\n\x1a\n\x00\x
 _LARGE = b"a file of many megabytes, cut short here\n"
 _PIECE = 28  # characters of base64
 
-DESCRIPTIONS = {
-    "event": "The kind of notification, the same as the last part of the URL.",
-    "repository.repository_id": "The repository's id. It is the same for every app that watches the repository.",
-    "repository.github_url": "The repository's URL, spelled as your app sent it.",
-    "repository.owner": "The part of the URL before the name.",
-    "repository.name": "The last part of the URL, without `.git`.",
-    "file.path": "The path from the root of the repository, separated by `/`. At most 1,024 bytes.",
-    "file.sha": "The hexadecimal SHA-256 of the file's content. This is not git's blob id.",
-    "file.size": "The size of the whole content in bytes.",
-    "file.content": "The content: plain text, base64, or one piece of the whole file's base64.",
-    "file.content_encoding": "`base64`. Omitted if `content` is plain text.",
-    "file.chunk.id": "Identifies one attempt to send the file. All of its chunks share it.",
-    "file.chunk.index": "The position of this chunk, starting at 0.",
-    "file.chunk.total": "The number of chunks.",
-    "previous_sha": "The `sha` your app last acknowledged for this path.",
-    "commit_sha": "The commit at the head of the repository's default branch: 40 hexadecimal digits, or 64 in a repository that "
-    "uses SHA-256.",
-    "timestamp": "The time of this attempt: ISO 8601, UTC, with milliseconds.",
-    "files": "The number of files your app should have now.",
-    "tree_sha256": "The SHA-256 of the lines `{sha}  {path}` (two spaces, each ending with a line feed) for all these "
-    "files, sorted by the bytes of their paths.",
-    "error.type": "Always `git_failure`.",
-    "error.message": "A readable description of the error and what to do. It never contains a token.",
-    "error.reason": "`auth`, `not_found`, `timeout`, `network`, `too_large`, `corrupt` or `other`.",
-    "circuit_breaker.status": "Always `open`: Docora pauses syncing this repository for a while.",
-    "circuit_breaker.consecutive_failures": "The number of failures in a row so far.",
-    "circuit_breaker.threshold": "The number of failures in a row that opens the circuit.",
-    "circuit_breaker.cooldown_until": "When Docora tries the repository again.",
-    "retry_count": "The number of attempts this sync has used.",
-}
-"""Maps a field to its description. The text about deletes says that their `file.sha` is the last one sent."""
-
-HEADERS = {
-    "Content-Type": "The body is JSON in UTF-8.",
-    "X-Docora-App-Id": "Your app's id.",
-    "X-Docora-Timestamp": "The time of this attempt in Unix seconds.",
-    "X-Docora-Signature": "`sha256=` followed by the hexadecimal HMAC-SHA256 of the timestamp, a dot and the body. It does not cover the "
-    "`webhook-id`.",
-    "X-Docora-Run-Id": "The sync this notification belongs to. Quote it when you ask an administrator about it.",
-    "X-Docora-Reason": "Why it is sent: `initial`, `change`, `resync` or `retry`.",
-    "X-Docora-Sequence": "A number that increases with every new notification about a path. Not signed: read it from the "
-    "`webhook-id`.",
-    "webhook-id": "Identifies the notification. It is the same for every retry and never reused. After `msg_` it holds the "
-    "watch and the sequence, for a chunk also the chunk's id and index.",
-    "webhook-timestamp": "The time of this attempt in Unix seconds.",
-    "webhook-signature": "The Standard Webhooks signature, over the id, the timestamp and the body. Two, separated by a space, while a key is being replaced.",
-    "User-Agent": "The version of Docora.",
-}
+_OTHER_HEADERS = {"Content-Type": "The body is JSON in UTF-8.", "User-Agent": "The version of Docora."}
 
 
 @dataclass(frozen=True)
@@ -101,30 +51,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Example:
-    """The variants of one notification. `event` is the last part of its URL."""
+    """The variants of one notification, and its fields. `event` is the last part of its URL."""
 
     event: str
     variants: list[Variant]
-
-    @property
-    def fields(self) -> list[Field]:
-        """The fields in the order of the bodies; those that every variant has are required. Raises KeyError for a field
-        without a description."""
-        bodies = [dict(_flat(json.loads(variant.body))) for variant in self.variants]
-        fullest = max(bodies, key=len)
-        return [
-            Field(name, type_, all(name in body for body in bodies), DESCRIPTIONS[name])
-            for name, type_ in fullest.items()
-        ]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, type) for every value that is not an object."""
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", {str: "string", int: "integer"}[type(inner)]
+    fields: list[Field]
 
 
 def _sha(content: bytes) -> str:
@@ -173,8 +104,9 @@ def examples() -> dict[str, Example]:
         "sync_completed": {"": _sync_completed()},
         "ping": {"": notice_body(PING, NOON)},
     }
+    fields = api_reference.webhook_fields(document())
     return {
-        event: Example(event, [Variant(title, body) for title, body in bodies.items()])
+        event: Example(event, [Variant(title, body) for title, body in bodies.items()], fields[event])
         for event, bodies in bodies_by_event.items()
     }
 
@@ -188,6 +120,7 @@ def header_lines(body: bytes, user_agent: str) -> list[str]:
 
 def headers(user_agent: str) -> list[tuple[str, str, str]]:
     """Return (name, example, description) of each header. Raises KeyError for a header without a description."""
+    descriptions = webhook_schemas.HEADERS | _OTHER_HEADERS
     body = examples()["ping"].variants[0].body
     split = (line.split(": ", 1) for line in header_lines(body, user_agent))
-    return [(name, value, HEADERS[name]) for name, value in split]
+    return [(name, value, descriptions[name]) for name, value in split]

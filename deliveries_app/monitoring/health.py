@@ -24,6 +24,8 @@ from docora.web.api import READ, documented_responses
 
 router = Router(tags=["Health"])
 
+METHODS = {405: "Only GET and HEAD are allowed."}
+
 _started = time.monotonic()
 OK = "ok"
 DATABASE_DOWN = "the database is not responding: check DATABASE_URL and the database server"
@@ -70,7 +72,7 @@ class Version(Schema):
     "/health",
     operation_id="health",
     summary="Liveness",
-    **documented_responses(200, Health, "Docora is alive."),
+    **documented_responses(200, Health, "Docora is alive.", METHODS),
 )
 def health(request: HttpRequest) -> dict[str, object]:
     """Cheap enough to poll every second. It does not use the database."""
@@ -78,7 +80,7 @@ def health(request: HttpRequest) -> dict[str, object]:
     return {"timestamp": stamp, "uptime": round(time.monotonic() - _started, 3)}
 
 
-_readiness = documented_responses(200, Readiness, "Docora is ready.")
+_readiness = documented_responses(200, Readiness, "Docora is ready.", METHODS)
 _readiness["response"][503] = Readiness
 _readiness["openapi_extra"]["responses"][503] = {"description": "Docora is not ready. `checks` says why."}
 
@@ -101,7 +103,7 @@ def ready(request: HttpRequest) -> Status[dict[str, object]]:
     "/version",
     operation_id="version",
     summary="Version",
-    **documented_responses(200, Version, "The running version."),
+    **documented_responses(200, Version, "The running version.", METHODS),
 )
 def version(request: HttpRequest) -> dict[str, str]:
     """The version and build that responds to this request."""

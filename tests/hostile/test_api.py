@@ -147,7 +147,7 @@ def calls(repository_id: str) -> list[tuple[str, str]]:
         (method.upper(), path.format(repository_id=repository_id, run_id="run_" + "0" * 24))
         for path, operations in openapi.document()["paths"].items()
         for method, operation in operations.items()
-        if "security" in operation
+        if operation["security"]
     ]
 
 

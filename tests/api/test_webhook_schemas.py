@@ -1,0 +1,57 @@
+"""The schemas of the OpenAPI document describe exactly what is sent."""
+
+import json
+import re
+
+import jsonschema_rs
+import pytest
+
+from deliveries_app.api import openapi, webhook_schemas
+from deliveries_app.docs import examples
+from deliveries_app.models import Reason
+from docora.http import user_agent
+from repositories_app.git.exceptions import Cause
+from tests.wire.bodies import BODIES
+
+
+def validator(event: str) -> jsonschema_rs.Draft202012Validator:
+    """Return a validator for the event's bodies, with the document's schemas to resolve references."""
+    document = openapi.document()
+    schema = document["webhooks"][event]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return jsonschema_rs.Draft202012Validator(schema | {"components": document["components"]})
+
+
+def event_of(name: str) -> str:
+    event = re.split("[: ]", name)[0]
+    return {"chunk": "create", "a": "create"}.get(event, event)
+
+
+@pytest.mark.parametrize(("name", "body"), BODIES.items(), ids=BODIES)
+def test_bodies_of_the_contract_are_valid(name: str, body: str | bytes) -> None:
+    validator(event_of(name)).validate(json.loads(body))
+
+
+def test_examples_are_valid() -> None:
+    for event, example in examples.examples().items():
+        for variant in example.variants:
+            validator(event).validate(json.loads(variant.body))
+
+
+@pytest.mark.parametrize("event", webhook_schemas.EVENTS)
+def test_bodies_with_a_field_more_or_less_are_not(event: str) -> None:
+    body = json.loads(examples.examples()[event].variants[0].body)
+    check = validator(event)
+    assert not check.is_valid(body | {"more": 1})
+    for field in body:
+        assert not check.is_valid({name: value for name, value in body.items() if name != field}), field
+
+
+def test_every_header_is_documented_in_order() -> None:
+    sent = [name for name, _, _ in examples.headers(user_agent())]
+    assert [name for name in sent if name not in {"Content-Type", "User-Agent"}] == list(webhook_schemas.HEADERS)
+
+
+def test_reasons_and_causes_are_listed() -> None:
+    assert re.findall("`(\\w+)`", webhook_schemas.HEADERS["X-Docora-Reason"]) == [*Reason.values, "ping"]
+    reason = openapi.document()["components"]["schemas"]["NotifiedError"]["properties"]["reason"]
+    assert re.findall("`(\\w+)`", reason["description"]) == [cause.value for cause in Cause]
