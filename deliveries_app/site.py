@@ -68,4 +68,4 @@ class DocoraAdminSite(admin.AdminSite):
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         has_staff = get_user_model()._default_manager.filter(is_staff=True).exists()
-        return super().login(request, {**(extra_context or {}), "has_staff": has_staff})
+        return super().login(request, {"title": "Sign in", "has_staff": has_staff, **(extra_context or {})})

@@ -50,6 +50,15 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def format_estimate(seconds: float) -> str:
+    """Format an estimated duration, no more exactly than it is known: `less than a minute`, `about 3 min`, `about 2 h`."""
+    if seconds < 60:
+        return "less than a minute"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} min"
+    return f"about {round(seconds / 3600)} h"
+
+
 def counted(count: int, singular: str, plural: str) -> str:
     """Format a number with its noun: `1 repository`, `3,000 repositories`."""
     return f"{count:,} {singular if count == 1 else plural}"

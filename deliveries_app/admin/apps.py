@@ -82,9 +82,13 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     def failing(self, app: App) -> int:
         return int(app.failed_count)  # type: ignore[attr-defined]
 
-    @admin.display(description="state", ordering="paused")
-    def state(self, app: App) -> SafeString | str:
-        return badge("paused", "Paused") if app.paused else ""
+    @admin.display(description="status", ordering="paused")
+    def state(self, app: App) -> SafeString:
+        if app.paused:
+            return badge("paused", "Paused")
+        if app.down_count:
+            return badge("failed", "Endpoint down")
+        return badge("on_hold", "Slowed down") if app.is_slowed_down else badge("succeeded", "Active")
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.text import capfirst
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -19,8 +20,8 @@ else:
         """Django's class, made generic at run time to match its type stubs."""
 
 
-class OfferedFiltersOnly:
-    """Offer no counts beside the filters, and refuse (400) every query parameter of a list that none of its filters uses.
+class PlainLists:
+    """Give lists a plain title, without counts beside the filters, and refuse (400) other query parameters than the filters'.
 
     Django accepts any lookup on the model's own columns. Some values make the query itself fail (`created_at__year=99999999`,
     `id__range=1`), and most lookups would scan the whole table. So would each count.
@@ -32,6 +33,12 @@ class OfferedFiltersOnly:
         filters: Any = self.list_filter  # type: ignore[attr-defined]  # of the model admin that this is mixed into
         return any(lookup in _parameters_of(spec) for spec in filters)
 
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        title = capfirst(self.opts.verbose_name_plural)  # type: ignore[attr-defined]
+        view: Any = super()
+        response: HttpResponse = view.changelist_view(request, {"title": title, **(extra_context or {})})
+        return response
+
 
 def _parameters_of(list_filter: Any) -> Collection[str]:
     """Return the query parameters of one entry of `list_filter`."""
@@ -41,8 +48,8 @@ def _parameters_of(list_filter: Any) -> Collection[str]:
     return parameters
 
 
-class DocoraAdmin[M: Model](OfferedFiltersOnly, ModelAdmin[M]):
-    """A model admin whose lists have a plain title and never count a whole table.
+class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
+    """A model admin whose lists never count a whole table.
 
     With a `page_template`, the change page is a read-only page with action buttons instead of a form. `page_context`
     returns its context.
@@ -55,10 +62,6 @@ class DocoraAdmin[M: Model](OfferedFiltersOnly, ModelAdmin[M]):
     def page_context(self, request: HttpRequest, obj: M) -> dict[str, Any]:
         """Return what `page_template` shows in addition to the object."""
         return {}
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        title = str(self.opts.verbose_name_plural).capitalize()
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None

@@ -33,9 +33,9 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     list_select_related = ("watch__app", "watch__repository")
     list_filter = (DeliveryAppFilter,)
     search_fields = ("path",)  # only shows the search box: see get_search_results
-    search_help_text = "The beginning of a path, an app id or a repository id"
+    search_help_text = "Start of a path, app ID or repository ID"
     fieldsets = (
-        (None, {"fields": ("path", "watch", "kind", "acknowledged", "size", "sha", "attempts", "updated_at")}),
+        (None, {"fields": ("path", "watch", "kind", "acknowledged", "bytes", "sha", "attempts", "updated_at")}),
         (
             "Diagnostics",
             {
@@ -46,6 +46,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
             },
         ),
     )  # fmt: skip
+    readonly_fields = ("bytes",)
     paginator = widgets.BoundedPaginator
     sortable_by = ()
 
@@ -91,7 +92,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     def app(self, delivery: Delivery) -> str:
         return delivery.watch.app.name
 
-    @admin.display(description="state")
+    @admin.display(description="status")
     def state(self, delivery: Delivery) -> SafeString:
         if not delivery.acknowledged:
             return badge("in_doubt", "Unconfirmed")

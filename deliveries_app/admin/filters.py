@@ -128,7 +128,7 @@ class CircuitFilter(admin.SimpleListFilter):
     field = "circuit_open_until"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("open", "open")]
+        return [("open", "Open")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(**{f"{self.field}__gt": timezone.now()}) if self.value() == "open" else queryset

@@ -121,7 +121,7 @@ class OnboardForm(AppRules, forms.Form):
         label="Base URL",
         max_length=2048,
         widget=forms.TextInput(attrs=_WIDE),
-        help_text="Notifications go to {base URL}/create, /update and /delete.",
+        help_text=App._meta.get_field("base_url").help_text,
     )
     email = forms.EmailField(label="Email", max_length=255, widget=forms.EmailInput(attrs=_WIDE))
     website = forms.CharField(
@@ -202,7 +202,12 @@ class RotateKeyForm(forms.Form):
 class GithubTokenForm(forms.Form):
     """Replace the token that reads a repository."""
 
-    github_token = _token_field("New token", "Leave blank for a public repository. This removes the stored token.")
+    github_token = _token_field("New token", "Leave blank for a public repository.")
+
+    def __init__(self, data: QueryDict | None, *, has_token: bool) -> None:
+        super().__init__(data)
+        if has_token:
+            self.fields["github_token"].help_text += " This removes the stored token."
 
 
 class PatternsForm(forms.Form):
@@ -214,7 +219,7 @@ class PatternsForm(forms.Form):
         strip=False,
         max_length=65536,
         widget=forms.Textarea(attrs={"rows": 12, "class": "vLargeTextField patterns", "spellcheck": "false"}),
-        help_text="One pattern per line, as in .gitignore. # starts a comment, ! re-includes files.",
+        help_text="One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.",
     )
 
     def clean_patterns(self) -> str:

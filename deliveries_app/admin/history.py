@@ -109,7 +109,7 @@ class HistoryAdmin[M: Model](ReadOnlyAdmin[M]):
     def requested(self, row: Any) -> str:
         return ago(row.created_at)
 
-    @admin.display(description="took")
+    @admin.display(description="duration")
     def took(self, row: Any) -> str:
         return duration(history.seconds(row))
 

@@ -10,6 +10,7 @@ from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 
 from deliveries_app.admin.filters import AppFilter, QueryFilter
 from deliveries_app.models import AppRepository, BulkOperation, OperationKind, Outcome, Reason, Result
@@ -52,7 +53,7 @@ class ChoiceFilter(HistoryFilter):
     def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
         yield self.all_choice(changelist)
         for value, display in self.options:
-            yield self.choice(changelist, display, self.value == value, **{self.parameters[0]: value})
+            yield self.choice(changelist, capfirst(display), self.value == value, **{self.parameters[0]: value})
 
 
 class OutcomeFilter(ChoiceFilter):
@@ -84,7 +85,7 @@ class KindFilter(ChoiceFilter):
 
 
 class StateFilter(ChoiceFilter):
-    title = "state"
+    title = "progress"
     parameters = ("state",)
     options = [("running", "In progress"), ("finished", "Finished"), ("cancelled", "Cancelled")]
     indexed = "running"
@@ -115,7 +116,7 @@ class LinkedFilter(HistoryFilter):
         yield self.all_choice(changelist)
         rows: QuerySet[Model] = self.linked_model._default_manager.all()
         row = rows.filter(pk=parse_pk(self.value)).first()
-        yield self.choice(changelist, str(row or "no longer exists"), True, **{self.parameters[0]: self.value})
+        yield self.choice(changelist, str(row or "No longer exists"), True, **{self.parameters[0]: self.value})
 
 
 class WatchFilter(LinkedFilter):
@@ -172,7 +173,7 @@ class PeriodFilter(HistoryFilter):
     title = "period"
     template = "admin/deliveries_app/history/period_filter.html"
     parameters = ("from", "until")
-    presets = [("Today", 1), ("7 days", 7), ("30 days", 30)]
+    presets = [("Today", 1), ("Last 7 days", 7), ("Last 30 days", 30)]
 
     def __init__(self, request: HttpRequest, params: dict[str, Any], model: type[Model], model_admin: Any) -> None:
         super().__init__(request, params, model, model_admin)

@@ -41,8 +41,8 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     )  # fmt: skip
     list_filter = (filters.OperationAppFilter, filters.StateFilter, filters.KindFilter, filters.PeriodFilter)
     search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
-    search_help_text = "The id of an operation, or part of its title or of the requester's name"
-    empty_text = "None yet. A re-sync or a retry of one or more repositories is listed here."
+    search_help_text = "Operation ID, or part of its title or requester"
+    empty_text = "No bulk operations yet. Re-syncs and retries are listed here."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"
     csv_name = "bulk-operations"
     csv_header = (

@@ -86,7 +86,9 @@ def _watches() -> AppRepositoryQuerySet:
 def cancel_operation(request: HttpRequest, operation_id: str) -> HttpResponse:
     operation = get_object_or_404(BulkOperation, operation_id=operation_id)
     cancelled = services.cancel_operation(Actor.of_request(request), operation)
-    message = f"Cancelled {counted(cancelled, 'repository', 'repositories')}." if cancelled else "It had already ended."
+    message = "The operation had already ended."
+    if cancelled:
+        message = f"Cancelled the sync of {counted(cancelled, 'repository', 'repositories')}."
     messages.success(request, message)
     return _redirect_to_next(request, reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk]))
 

@@ -25,9 +25,9 @@ from docora.text import format_seconds
 
 PAUSE_PARAGRAPHS = (
     "Until syncing is resumed, no repository is checked for changes and nothing is sent to any app.",
-    "Re-syncs, retries and pushes are recorded and wait. So do notifications about failing repositories. "
-    "Everything else still works: apps, keys, watched repositories, test pings.",
-    "On resume, all syncs continue where they stopped. What the apps have acknowledged is not sent again.",
+    "Re-syncs, retries, pushes and notifications about failing repositories are held until then. "
+    "You can still manage apps, keys and watched repositories, and send test pings.",
+    "When you resume, syncs continue where they stopped. Files already acknowledged are not sent again.",
 )
 
 
@@ -63,7 +63,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         paragraphs = list(PAUSE_PARAGRAPHS)
         if running:
             syncs = "1 running sync stops" if running == 1 else f"{running:,} running syncs stop"
-            paragraphs.insert(1, f"{syncs} within seconds. Requests in flight finish, and no new ones are sent.")
+            paragraphs.insert(1, f"{syncs} within seconds. In-flight requests finish; no new ones are sent.")
         context = {"paragraphs": paragraphs, "button": "Pause all syncing", "back": self.list_url}
         return self.render_page(request, "docora/question.html", "Pause all syncing", **context)
 
@@ -79,7 +79,7 @@ class QueueAdmin(ReadOnlyAdmin[Queue]):
         watch = AppRepository.objects.alive().select_related("app", "repository").filter(pk=watch_pk).first()
         if watch is not None and services.cancel_sync(actor, watch):
             interval = format_seconds(settings.RESCAN_INTERVAL_SECONDS)
-            message = f"Cancelled. {watch} is next synced in {interval}, or earlier on request."
+            message = f"Sync cancelled. {watch} syncs again in {interval}, or sooner if requested."
             return self.redirect_with_message(request, self.list_url, message)
-        message = f"{watch} has nothing to cancel." if watch else "This repository is no longer watched."
+        message = f"There is no sync of {watch} to cancel." if watch else "This repository is no longer watched."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)

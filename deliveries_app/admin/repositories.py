@@ -23,12 +23,23 @@ from docora.text import counted
 from repositories_app.models import Repository
 
 
+class VisibilityFilter(admin.SimpleListFilter):
+    title = "visibility"
+    parameter_name = "visibility"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("public", "Public"), ("private", "Private")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(is_private=self.value() == "private") if self.value() else queryset
+
+
 @admin.register(Repository)
 class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     """The first watch of a repository adds it, and removing the last one removes it."""
 
-    list_display = ("full_name", "canonical_url", "watchers", "is_private", "consecutive_failures", "circuit")
-    list_filter = ("is_private", CircuitFilter)
+    list_display = ("full_name", "canonical_url", "watchers", "visibility", "consecutive_failures", "circuit")
+    list_filter = (VisibilityFilter, CircuitFilter)
     search_fields = ("owner", "name", "repository_id", "canonical_url")
     actions = ("force_resync", "reset_circuits")
     page_template = "admin/repositories_app/repository/change_form.html"
@@ -52,14 +63,14 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
         actor, selected = Actor.of_request(request), list(queryset.order_by("pk"))
         for repository in selected:
             reset_circuit(actor, repository)
-        circuits = f"{len(selected):,} circuits" if len(selected) > 1 else "the circuit"
-        self.message_user(request, f"Reset {circuits}. All affected repositories are retried now.")
+        circuits = f"{len(selected):,} circuits" if len(selected) > 1 else "Circuit"
+        self.message_user(request, f"{circuits} reset. All affected repositories are being retried.")
 
     def reset_one(self, request: HttpRequest, repository: Repository) -> HttpResponse:
         """Reset one circuit, from the page of the repository or of one of its watches."""
         woken = reset_circuit(Actor.of_request(request), repository)
         page = next_url(request, self.page_of(repository))
-        message = f"Reset the circuit. The repository is retried now for {counted(woken, 'app', 'apps')}."
+        message = f"Circuit reset. The repository is being retried for {counted(woken, 'app', 'apps')}."
         return self.redirect_with_message(request, page, message)
 
     def get_urls(self) -> list[URLPattern]:
@@ -73,6 +84,10 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
     @admin.display(description="watched by", ordering="watcher_count")
     def watchers(self, repository: Repository) -> int:
         return int(repository.watcher_count)  # type: ignore[attr-defined]
+
+    @admin.display(description="visibility", ordering="is_private")
+    def visibility(self, repository: Repository) -> str:
+        return "Private" if repository.is_private else "Public"
 
     @admin.display(description="circuit")
     def circuit(self, repository: Repository) -> SafeString | str:

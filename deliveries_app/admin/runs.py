@@ -16,7 +16,7 @@ from deliveries_app.models import AppRepository, BulkOperation, SyncRun
 from deliveries_app.progress import activity, live
 from deliveries_app.reports import failing_files, help_texts, history
 from deliveries_app.reports.next_attempt import next_try
-from docora.templatetags.docora import number, outcome_badge
+from docora.templatetags.docora import number, outcome_badge, trigger
 from docora.web.csv_export import Cell
 
 
@@ -31,10 +31,10 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
     )  # fmt: skip
     search_fields = ("run_id",)  # only shows the search box: see history.search_runs
     search_help_text = (
-        "The id of a run or of a bulk operation, or part of the name of an app or a repository. "
+        "Run ID, operation ID, or part of an app or repository name. "
         f"For repositories that are no longer watched, only the newest {history.WINDOW:,} runs are searched."
     )
-    empty_text = "Nothing has been synced yet. Let an app watch a repository: its first sync is the first run here."
+    empty_text = "No sync runs yet. Watch a repository, and its first sync will appear here."
     page_template = "admin/deliveries_app/syncrun/change_form.html"
     csv_name = "sync-runs"
     csv_header = (
@@ -50,11 +50,11 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
         app = request.GET.get("watch__app", "")
         if not app.isdecimal() or not actors.can_view_operations(request.user):
             return None
-        return "Its bulk operations", f"{reverse('admin:deliveries_app_bulkoperation_changelist')}?app={app}"
+        return "Bulk operations", f"{reverse('admin:deliveries_app_bulkoperation_changelist')}?app={app}"
 
     @admin.display(description="trigger")
     def trigger(self, run: SyncRun) -> str:
-        return f"{run.get_reason_display()}, {run.requested_by}"
+        return trigger(run)
 
     @admin.display(description="result")
     def result(self, run: SyncRun) -> SafeString:

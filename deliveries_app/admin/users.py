@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.contrib.auth import admin as auth
 from django.contrib.auth.models import Group, User
 
-from deliveries_app.admin.base import OfferedFiltersOnly
+from deliveries_app.admin.base import PlainLists
 
 if TYPE_CHECKING:
     DjangoUserAdmin = auth.UserAdmin[User]
@@ -17,10 +17,10 @@ admin.site.unregister([User, Group])
 
 
 @admin.register(User)
-class UserAdmin(OfferedFiltersOnly, DjangoUserAdmin):
+class UserAdmin(PlainLists, DjangoUserAdmin):
     pass
 
 
 @admin.register(Group)
-class GroupAdmin(OfferedFiltersOnly, auth.GroupAdmin):
+class GroupAdmin(PlainLists, auth.GroupAdmin):
     pass

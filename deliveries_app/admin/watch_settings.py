@@ -38,7 +38,7 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
     def replace_token(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Replace the token. The page shows neither the old token nor the new one."""
-        form = GithubTokenForm(post_data(request))
+        form = GithubTokenForm(post_data(request), has_token=bool(watch.github_token))
         if request.method == "POST" and form.is_valid():
             token = form.cleaned_data["github_token"]
             try:

@@ -28,7 +28,7 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
 from deliveries_app.reports.next_attempt import next_try
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
-from docora.templatetags.docora import ago, number, status_with_detail
+from docora.templatetags.docora import ago, elapsed, number, status_with_detail
 
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
@@ -89,7 +89,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
             services.retry_single(Actor.of_request(request), watch)
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
-        paused = " It starts when the app is resumed." if watch.app.paused else ""
+        paused = " The retry starts when the app is resumed." if watch.app.paused else ""
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
         return self.redirect_with_message(request, page, message)
 
@@ -119,10 +119,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
 
     @admin.display(description="error", ordering="failing_since")
     def problem(self, watch: AppRepository) -> SafeString | str:
-        """Return the last error, since when the watch fails, and until when its circuit is open."""
+        """Return the last error, for how long the watch has been failing, and until when its circuit is open."""
         return widgets.problem(
             watch.last_error,
-            ago(watch.failing_since) if watch.is_failing else "",
+            elapsed(watch.failing_since) if watch.is_failing else "",
             widgets.circuit_text(watch.repository),
         )
 

@@ -62,11 +62,11 @@ def circuit_text(repository: Repository) -> SafeString | str:
     return format_html("open, next try {}", ago(repository.circuit_open_until)) if repository.circuit_is_open else ""
 
 
-def problem(error: str, failing_since: SafeString | str = "", circuit: SafeString | str = "") -> SafeString | str:
+def problem(error: str, failing_for: SafeString | str = "", circuit: SafeString | str = "") -> SafeString | str:
     """Return a list's cell with the start of an error, which the row's own page shows in full."""
     parts = [
         format_html('<span class="problem-text">{}</span>', visible(error)) if error else "",
-        format_html('<span class="quiet">Failing since {}</span>', failing_since) if failing_since else "",
+        format_html('<span class="quiet">Failing for {}</span>', failing_for) if failing_for else "",
         format_html('<span class="quiet">Circuit {}</span>', circuit) if circuit else "",
     ]
     return format_html('<div class="problem">{}{}{}</div>', *parts) if any(parts) else ""

@@ -99,7 +99,9 @@ class App(models.Model):
         help_text="The highest sequence reserved for a watch that was removed. New watches continue above it.",
     )
     send_sync_completed = models.BooleanField(
-        "send sync_completed", default=False, help_text="Send /sync_completed after every complete sync."
+        "send sync_completed",
+        default=False,
+        help_text="Send a /sync_completed notification whenever a sync completes in full.",
     )
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)

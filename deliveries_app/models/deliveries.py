@@ -26,7 +26,13 @@ class Delivery(models.Model):
     A row that is not `acknowledged` is *in doubt* and never counts as delivered. An acknowledged delete has no row.
     """
 
-    watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    watch = models.ForeignKey(
+        AppRepository,
+        on_delete=models.CASCADE,
+        related_name="deliveries",
+        db_index=False,
+        verbose_name="watched repository",
+    )
     path = BytewiseTextField()
     source_path = BytewiseTextField(
         blank=True, db_default="", help_text="The file's path in the repository, kept while transforms are in use."
@@ -36,7 +42,7 @@ class Delivery(models.Model):
     source_key = models.CharField(  # noqa: DJ001  null means "unknown"
         max_length=128,
         null=True,
-        help_text="Blob id and version of the rules that made the content; empty after an import.",
+        help_text="Blob id and version of the rules that produced the content; empty after an import.",
     )
     sha = models.CharField("SHA-256", max_length=64)
     size = models.PositiveBigIntegerField()
@@ -47,11 +53,13 @@ class Delivery(models.Model):
     remark = models.CharField(
         max_length=20, blank=True, db_default="", help_text="A note about the content, such as lfs_pointer."
     )
-    attempts = models.PositiveIntegerField(default=0, help_text="Failed attempts of this notification.")
+    attempts = models.PositiveIntegerField("failed attempts", default=0)
     hold_until = models.DateTimeField(
-        null=True, help_text="Not sent again before this time: after a timeout, the client may still be processing it."
+        "on hold until",
+        null=True,
+        help_text="Not resent before this time, because the client may still be processing it after a timeout.",
     )
-    updated_at = models.DateTimeField()
+    updated_at = models.DateTimeField("last sent")
 
     class Meta:
         verbose_name_plural = "deliveries"

@@ -117,6 +117,10 @@ _RESULTS = {
 }
 
 
+SWEEP = "sweep"
+"""`requested_by` of runs that nobody requested."""
+
+
 class SyncRun(models.Model):
     """One request to sync one watch, or one change found, including its retries and their outcome.
 
@@ -168,7 +172,12 @@ class SyncRun(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.repository_name} → {self.app_name}, {self.get_reason_display()}"
+        return f"{self.repository_name} → {self.app_name} ({self.get_reason_display()})"
+
+    @property
+    def requester(self) -> str:
+        """Who requested the run, for pages. Runs for changes, first syncs and retries that Docora starts name the sweep."""
+        return "Docora" if self.requested_by == SWEEP else self.requested_by
 
     @property
     def result(self) -> Result:

@@ -64,7 +64,7 @@ def look_up(watch: AppRepository, delivery_rules: DeliveryRules, commit: str, pa
             found = FileLookup(entry.path, commit, entry=entry)
             return found if found.is_directory else _apply_rules(found, entry, delivery_rules, mirror)
     except GitError as error:
-        slow = "git is too slow on this server right now. Try again shortly."
+        slow = "Git is too slow on this server right now. Try again shortly."
         return replace(nothing, unknown=slow if error.cause is Cause.TIMEOUT else str(error))
 
 

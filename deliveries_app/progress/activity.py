@@ -13,6 +13,7 @@ from deliveries_app.models import AppRepository, BulkOperation, StateDetail, Syn
 from deliveries_app.models.apps import is_syncing
 from deliveries_app.progress.live import Progress
 from docora.redis import live_counters
+from docora.text import format_estimate
 
 STALLED_SECONDS = 20.0
 _ORDER = [
@@ -54,7 +55,7 @@ class Activity:
         """`about 3 min left`, or an empty string if nothing can be said."""
         if self.seconds_left is None:
             return ""
-        return f"{_rounded(self.seconds_left)} left"
+        return f"{format_estimate(self.seconds_left)} left"
 
 
 def of_operation(operation: BulkOperation, progress: Progress) -> Activity | None:
@@ -96,12 +97,3 @@ def _syncing(key: str, progress: Progress) -> Activity:
 
 def _exact(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"
-
-
-def _rounded(seconds: float) -> str:
-    """Return `less than a minute`, `about 3 min` or `about 2 h`: an estimate is not more exact than that."""
-    if seconds < 60:
-        return "less than a minute"
-    if seconds < 90 * 60:
-        return f"about {round(seconds / 60)} min"
-    return f"about {round(seconds / 3600)} h"

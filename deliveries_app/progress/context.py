@@ -102,16 +102,16 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
         for run in started[:_NAMED]
     ]
     if len(started) > _NAMED:
-        parts.append("others stopped midway too")
+        parts.append("others were also stopped partway")
     if untouched:
         parts.append(f"{untouched:,} had not started")
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."
     if is_retry and (started or untouched):
-        return f"{text} Repositories whose retry was cancelled are checked again at the next rescan."
+        return f"{text} Repositories whose retry was cancelled are checked again later."
     if started:
-        return f"{text} Repositories that were stopped midway now get only what has changed."
+        return f"{text} For repositories that were stopped partway, only changed files are sent from now on."
     return text
 
 

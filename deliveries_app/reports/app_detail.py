@@ -29,7 +29,7 @@ from docora.templatetags.docora import counted, milliseconds
 PER_PAGE = 50
 RECENT_OPERATIONS = 5
 MAX_SEARCH = 200
-STATUSES = [("", "Any status"), ("failing", "Failing, in any state"), *WatchState.choices]
+STATUSES = [("", "Any status"), ("failing", "Failing (any status)"), *WatchState.choices]
 _BY_NAME = ("repository__owner", "repository__name", "pk")
 _NAME = (F("repository__owner"), F("repository__name"))
 _SORTS: dict[str, tuple[str, tuple[F, ...]]] = {
@@ -151,11 +151,11 @@ def rows_of(watches: Sequence[AppRepository]) -> list[Row]:
 
 
 def failure(watch: AppRepository) -> str:
-    """Return `HTTP 500 on 2 files`, or the error without its full stop; empty if the watch is healthy."""
+    """Return `HTTP 500 on 2 files`, or the error; empty if the watch is healthy."""
     if not watch.is_failing:
         return ""
     if watch.last_status_code is None:
-        return watch.last_error.removesuffix(".")
+        return watch.last_error
     # Without a base commit the plan was not completed, and the file count is from an earlier run.
     files = f" on {counted(watch.files_failing, 'file,files')}" if watch.files_failing and watch.base_commit else ""
     return f"HTTP {watch.last_status_code}{files}"

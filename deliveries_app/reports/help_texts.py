@@ -41,7 +41,7 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
 
 GIT_HINTS = {
     "auth": "Replace the token on the watched repository's page. A sync then starts immediately.",
-    "not_found": "If it was moved or renamed, watch the new URL. If it was deleted, stop watching it.",
+    "not_found": "If the repository was moved or renamed, watch the new URL. If it was deleted, stop watching it.",
     "timeout": "Once the git host has recovered, reset the circuit to retry now.",
     "network": "Once the git host is reachable again, reset the circuit to retry now.",
     "too_large": "Shrink the repository or raise the limit, then reset the circuit to retry now.",
@@ -59,9 +59,9 @@ ROOT_HINTS: dict[RootCause, str] = {
     "reach it. Docora retries automatically.",
     RootCause.TIMEOUT: "The app takes longer than 30 seconds to respond. It should store each notification and respond "
     "immediately. If it is overloaded, lower its concurrent requests on its page.",
-    RootCause.REFUSED: "The app rejects the signature, or a proxy in front of it requires authentication. Send a test "
+    RootCause.REFUSED: "The app rejected the signature, or a proxy in front of it required authentication. Send a test "
     "ping from the app's page. If the app has lost its signing key, rotate it.",
-    RootCause.CLIENT_ERROR: "The app rejects the request. 404 often means a wrong base URL, 413 a size limit, and 429 a "
+    RootCause.CLIENT_ERROR: "The app rejected the request. 404 often means a wrong base URL, 413 a size limit, and 429 a "
     "rate limit. 410 pauses the app. Check the response, fix the app, then retry.",
     RootCause.SERVER_ERROR: "The app, or a proxy in front of it, returned a server error. Check its logs. Docora retries "
     "automatically; once it's fixed, retry now.",
@@ -69,9 +69,9 @@ ROOT_HINTS: dict[RootCause, str] = {
     "the base URL to the redirect's target, then retry.",
     RootCause.ADDRESS: "Docora doesn't connect to private addresses. Use a public base URL, or ask an administrator to add "
     "the network to ALLOWED_PRIVATE_NETWORKS, then retry.",
-    RootCause.GIT_AUTH: "The git host rejects the token: it has expired, was revoked, or can't read this repository. "
+    RootCause.GIT_AUTH: "The git host rejected the token: it has expired, was revoked, or can't read this repository. "
     "Replace it on the watched repository's page. A sync then starts immediately.",
-    RootCause.GIT_NOT_FOUND: "If it was moved or renamed, watch the new URL. If it is private, add a token. If it was "
+    RootCause.GIT_NOT_FOUND: "If the repository was moved or renamed, watch the new URL. If it is private, add a token. If it was "
     "deleted, stop watching it.",
     RootCause.GIT_HOST: "The git host is unreachable or too slow. Docora retries automatically; once it has recovered, "
     "retry now.",

@@ -111,7 +111,7 @@ _CANCELLED = Q(outcome__in=Outcome.with_result(Result.CANCELLED))
 PARTS: dict[str, tuple[str, Q]] = {
     "full": ("succeeded", Q(outcome=Outcome.SUCCEEDED)),
     "failed": ("failed", Q(outcome__in=Outcome.with_result(Result.FAILED))),
-    "part": ("cancelled midway", _CANCELLED & Q(started_at__isnull=False)),
+    "part": ("cancelled partway", _CANCELLED & Q(started_at__isnull=False)),
     "untouched": ("cancelled before the start", _CANCELLED & Q(started_at=None)),
     "superseded": ("superseded", Q(outcome=Outcome.SUPERSEDED)),
     "open": ("in progress", Q(outcome="")),

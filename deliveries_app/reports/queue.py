@@ -196,7 +196,7 @@ def _scheduled_message(watch: AppRepository) -> str:
     if watch.detail == StateDetail.RETRYING:
         return f"Attempt {watch.retry_count + 1:,} of {settings.MAX_RETRY_ATTEMPTS:,}"
     if watch.detail == StateDetail.FAILED:
-        return "Check for changes, then another try"
+        return "Check for changes, then try again"
     if watch.detail in {StateDetail.UP_TO_DATE, StateDetail.SCHEDULED}:
         return "Check for changes"
     return str(watch.detail.label).capitalize()

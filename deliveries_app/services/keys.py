@@ -66,7 +66,7 @@ def start_key_rotation(actor: Actor, app: App, key: str = "") -> NewKey:
         row.new_auth_key, row.key_rotation_started_at = new_key, timezone.now()
         row.new_key_signs, row.new_key_accepted_at = False, None
         _save(row)
-        audit.record(actor, [row], "Started to rotate the signing key")
+        audit.record(actor, [row], "Started rotating the signing key")
     return NewKey(new_key)
 
 

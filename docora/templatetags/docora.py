@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from docora.conf import installation
 from docora.text import counted as format_count
-from docora.text import format_bytes, format_seconds
+from docora.text import format_bytes, format_estimate, format_seconds
 from docora.text import visible as escape_invisible
 
 register = template.Library()
@@ -72,6 +72,13 @@ def outcome_badge(row: Any) -> SafeString:
     return badge(row.result.value, row.result.label)
 
 
+@register.filter
+def trigger(run: Any) -> str:
+    """Say why a run happens and who requested it: `Re-sync, requested by anna`."""
+    verb = "detected" if run.reason == "change" else "requested"
+    return f"{run.get_reason_display().capitalize()}, {verb} by {run.requester}"
+
+
 @register.simple_tag
 def result_cells(cells: Iterable[SafeString], headers: Iterable[dict[str, Any]]) -> SafeString:
     """Render a row of a change list, whose cells Django has rendered, with a role and the column's name in each cell."""
@@ -107,9 +114,18 @@ def ago(moment: datetime | None) -> SafeString | str:
         text = f"in {_rounded(-seconds)}"
     else:
         text = f"{_rounded(seconds)} ago"
-    local = timezone.localtime(moment)
-    exact = date_format(local, "Y-m-d H:i:s T")
-    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), exact, text)
+    return _time(moment, text)
+
+
+@register.filter
+def elapsed(moment: datetime | None) -> SafeString | str:
+    """Render the time since a moment, for a sentence such as `failing for 3 min`, with the exact time on hover."""
+    return _time(moment, _rounded(max(0.0, (timezone.now() - moment).total_seconds()))) if moment else "—"
+
+
+def _time(moment: datetime, text: str) -> SafeString:
+    iso = timezone.localtime(moment).isoformat()
+    return format_html('<time datetime="{}" title="{}">{}</time>', iso, exact(moment), text)
 
 
 def _rounded(seconds: float) -> str:
@@ -122,7 +138,7 @@ def _rounded(seconds: float) -> str:
 @register.filter
 def exact(moment: datetime | None) -> str:
     """Format a time exactly, for detail pages."""
-    return date_format(timezone.localtime(moment), "Y-m-d H:i:s T") if moment else "—"
+    return date_format(timezone.localtime(moment), "DATETIME_FORMAT") if moment else "—"
 
 
 @register.filter(is_safe=True)
@@ -155,6 +171,12 @@ def size(value: float | None) -> str:
 @register.filter
 def duration(seconds: float | None) -> str:
     return format_seconds(seconds) if seconds is not None else "—"
+
+
+@register.filter
+def estimate(seconds: float) -> str:
+    """Format an estimated duration: `less than a minute`, `about 3 min`."""
+    return format_estimate(seconds)
 
 
 @register.filter

@@ -102,7 +102,7 @@
       if (event.target !== body) return;
       const status = event.detail.xhr.status;
       if (event.detail.successful) updated = Date.now();
-      problem = event.detail.successful ? "" : status ? "Not refreshed." : "The server does not answer.";
+      problem = event.detail.successful ? "" : status ? "Couldn't refresh." : "The server isn't responding.";
       // The user is signed out or no longer allowed, or the object is gone. Further requests would not change that.
       if ([401, 403, 404].includes(status)) pause.setAttribute("aria-pressed", "true");
       showAge();
