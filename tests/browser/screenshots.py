@@ -99,7 +99,7 @@ def take_pictures(camera: Camera, showcase: "Showcase", *, failed: str, queue: s
     camera.open("/admin/")
     page.get_by_label("Username:").fill("anna")
     page.get_by_label("Password:").fill(showcase.password)
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
     camera.shoot("failed-syncs", failed)
     confirmation = f"{page_of('app_force_resync')}?ids={portal}"

@@ -54,7 +54,7 @@ def sign_in(page: Page, site: Site, password: str = PASSWORD) -> None:
     page.goto(f"{site.url}/admin/login/")
     page.get_by_label("Username:").fill("anna")
     page.get_by_label("Password:").fill(password)
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Sign in").click()
 
 
 def links(page: Page) -> list[str]:
@@ -205,8 +205,8 @@ def test_pages_outside_the_walk(site: Site, browser: Browser) -> None:
 def test_sign_out_and_lockout_pages(site: Site, browser: Browser) -> None:
     def journey(page: Page) -> None:
         sign_in(page, site)
-        page.get_by_role("button", name="Log out").click()
-        expect(page.get_by_role("heading", name="Logged out")).to_be_visible()
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Signed out")).to_be_visible()
         assert violations_in_two_looks(page) == []
         for _ in range(5):
             sign_in(page, site, "wrong")

@@ -214,7 +214,7 @@ def test_ended_session_shows_a_notice(site: Site, browser: Browser, watched: App
         page.get_by_role("link", name="Sign in again").first.click()
         page.get_by_label("Username:").fill("anna")
         page.get_by_label("Password:").fill(PASSWORD)
-        page.get_by_role("button", name="Log in").click()
+        page.get_by_role("button", name="Sign in").click()
         expect(page).to_have_url(re.compile(rf"/bulkoperation/{operation.pk}/change/"))
         expect(page.locator(".progress-box progress").first).to_be_visible()
 
@@ -236,7 +236,7 @@ def test_messages_stay_until_dismissed_and_cover_nothing(site: Site, browser: Br
         page.get_by_role("button", name="Save", exact=True).click()
         expect(page).to_have_url(f"{site.url}/admin/auth/user/")
         page.wait_for_load_state()
-        heading = page.get_by_role("heading", name="Select user to change")
+        heading = page.get_by_role("heading", name="Users", exact=True)
         before = heading.bounding_box()
         page.clock.run_for(200)
         toast = page.get_by_role("status").filter(has_text="was changed successfully")

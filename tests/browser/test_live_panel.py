@@ -158,7 +158,7 @@ def test_panel_reports_a_lost_server_or_session(site: Site, browser: Browser) ->
         panel = Panel(page, site)
         page.context.set_offline(True)
         page.clock.run_for(EVERY)
-        expect(panel.age).to_have_text(re.compile(r"^The server does not answer\. Last update "))
+        expect(panel.age).to_have_text(re.compile(r"^The server isn't responding\. Last update "))
         page.context.set_offline(False)
         panel.is_refreshed()
         expect(panel.age).to_have_text(re.compile("^Updated "))

@@ -117,7 +117,7 @@ def test_rows_show_error_and_next_attempt(admin: Client, app: App) -> None:
     assert (
         text_of(text, down) == "HTTP 503 Next try in 1 min"
     )  # without a base, the number of files comes from an earlier run
-    assert text_of(text, git) == "The git host rejected the token Next try in 1 min"
+    assert text_of(text, git) == "The git host rejected the token. Next try in 1 min"
     assert text_of(text, waiting) == "Next sync when a worker is free"
     assert text_of(text, synced) == ""
     App.objects.update(cooldown_until=timezone.now() + timedelta(minutes=10, seconds=30))
@@ -344,7 +344,7 @@ def test_failing_files_of_all_repositories_are_grouped(admin: Client, app: App, 
     assert f"apprepository/{site.pk}/why/?path=site%20%26%20co%2F0.md" in text
     assert "<b>boom" not in page(admin, app).text
     monkeypatch.setattr(failing_files, "READ_FILES", 20)
-    assert "Failing files (more than 20)" in page(admin, app).text
+    assert "Undelivered files (more than 20)" in page(admin, app).text
 
 
 def test_action_buttons_are_outside_the_settings_form(admin: Client, app: App) -> None:

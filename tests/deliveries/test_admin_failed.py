@@ -179,7 +179,7 @@ def test_groups_show_count_hint_and_link(operator: Client, failing) -> None:
     counts = [(group.cause.value, group.count, group.apps) for group, _, _ in page.context["groups"]]
     assert counts == [("http_5xx", 2, 2), ("git_auth", 1, 1)]
     assert "3 failing repositories" in page.text
-    assert "The git host rejects the token" in page.text
+    assert "The git host rejected the token" in page.text
     assert 'href="?cause=http_5xx"' in page.text
     assert f"{LIST}retry-failed/?all=1&amp;next=" in page.text
     assert "cause=git_auth" in page.text
@@ -189,7 +189,7 @@ def test_app_filter_applies_to_groups_and_buttons(operator: Client, failing) -> 
     app = failing[2].app
     page = operator.get(f"{LIST}?app={app.pk}")
     assert [(group.cause.value, group.count) for group, _, _ in page.context["groups"]] == [("http_5xx", 1)]
-    assert "1 failing repository of Search" in page.text
+    assert "1 failing repository for Search" in page.text
     assert f"retry-failed/?all=1&amp;app={app.pk}&amp;next=" in page.text
     assert f'href="?app={app.pk}&amp;cause=http_5xx"' in page.text
 

@@ -108,13 +108,13 @@ def test_failed_syncs_of_several_apps_are_grouped_and_retried_together(rows) -> 
     fail(other.watches.get(), RootCause.SERVER_ERROR, status=500)
     page = client.get(f"{ADMIN}failedsync/?app_name=port")
     assert [group.count for group, _, _ in page.context["groups"]] == [3]
-    assert "3 failing repositories of apps named “port…”" in page.text
+    assert "3 failing repositories for apps named “port…”" in page.text
     link = re.search(r'id="retry-all"[^>]*href="([^"]+)"', page.text)
     assert link
     confirmation = client.get(unescape(link[1]))
     assert {watch.app.name for watch in confirmation.context["impact"].sample} == {"Portal", "Porthole"}
     one = client.get(f"{ADMIN}failedsync/?app_name=sea").text
-    assert "1 failing repository of Search" in one
+    assert "1 failing repository for Search" in one
 
 
 def test_suggestions_are_the_first_names_that_match(viewer: Client) -> None:
@@ -190,7 +190,7 @@ def test_equal_failures_of_a_watch_are_one_line(viewer: Client, watches) -> None
         ("HTTP 500", "The app rejects odd files.", 1),
     ]
     page = viewer.get(f"{ADMIN}apprepository/{watches[0].pk}/change/").text
-    assert "Files not delivered (52)" in page
+    assert "Undelivered files (52)" in page
     assert page.count('<details class="failure-group">') == 3
     assert '<strong class="bad">HTTP 500</strong> · 50 files' in page
     assert "?path=a%20%26%20b%2F00.md" in page
@@ -232,7 +232,7 @@ def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> N
         generation=41,
     )
     page = viewer.get(f"{ADMIN}syncrun/{run.pk}/change/").text
-    assert "Files not delivered now (1)" in page
+    assert "Currently undelivered files (1)" in page
     assert "</strong> · 1 file" in page
     diagnostics = page[page.index("<summary>Diagnostics</summary>") :]
     assert "41" in diagnostics[: diagnostics.index("</details>")]
@@ -251,7 +251,7 @@ def test_watch_row_shows_error_failing_since_and_circuit(viewer: Client, watches
     assert error
     text = re.sub("<[^>]+>", "|", error[1])
     assert "It failed: http_5xx." in text
-    assert "Failing since |3 h ago" in text
+    assert "Failing for |3 h" in text
     assert "Circuit open, next try |in 20 min" in text
 
 

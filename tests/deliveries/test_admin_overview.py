@@ -112,7 +112,7 @@ def test_queue_shows_waiting_running_and_retrying(viewer: Client, everything) ->
     page = viewer.get(PAGE).text
     assert [shown(page, f"card-{name}") for name in ("waiting", "active", "delayed")] == [
         "3 waiting",
-        "1 active",
+        "1 running",
         "2 scheduled",
     ]
     assert link(page, "card-waiting") == reverse("admin:deliveries_app_queue_changelist") + "#waiting"
@@ -232,7 +232,7 @@ def test_healthy_instance_shows_no_warnings(viewer: Client, alive) -> None:
     assert "No failures." in text
     assert "Nothing is being synced." in text
     assert "Nothing was sent in the last 24 hours." in text
-    for failure in ("Redis doesn't respond", "No worker is running", "The sweep is not running"):
+    for failure in ("Redis isn't responding", "No worker is running", "The sweep is not running"):
         assert failure not in text
 
 
@@ -241,7 +241,7 @@ def test_redis_outage_is_shown(viewer: Client, everything, valkey_server: Valkey
     valkey_server.stop()
     for url in (PAGE, FRAGMENT):
         page = viewer.get(url).text
-        assert "Redis doesn't respond." in page
+        assert "Redis isn't responding." in page
         assert shown(page, "card-waiting") == "— waiting"
         assert shown(page, "card-delayed") == "2 scheduled"
         assert shown(page, "card-failed") == "3"

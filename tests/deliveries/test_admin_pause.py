@@ -32,7 +32,7 @@ def paused(db) -> SyncPause:
 
 def test_page_explains_the_pause_and_only_post_pauses(operator: Client, watches) -> None:
     page = operator.get(f"{PAGE}pause/").text
-    for expected in ("nothing is sent to any app", "are recorded and wait", "is not sent again", "Cancel"):
+    for expected in ("nothing is sent to any app", "are held until then", "are not sent again", "Cancel"):
         assert expected in page
     assert "hand over" not in page  # nothing runs
     assert not SyncPause.objects.exists()

@@ -121,10 +121,10 @@ def test_cancelled_operation_shows_what_was_sent(operator: Client, operation: Bu
     SyncRun.objects.filter(pk=first.pk).update(outcome="succeeded", ended_at=timezone.now(), files_done=100)
     SyncRun.objects.filter(pk=second.pk).update(started_at=timezone.now(), files_done=44)
     answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
-    assert "Cancelled 2 repositories." in answer.text
+    assert "Cancelled the sync of 2 repositories." in answer.text
     assert (
         "Cancelled by anna. 1 repository had been sent in full; acme/site → Portal stopped after 44 of 100 files; "
-        "1 had not started. Repositories that were stopped midway now get only what has changed."
+        "1 had not started. For repositories that were stopped partway, only changed files are sent from now on."
     ) in answer.text
     operation.refresh_from_db()
     assert operation.ended_at

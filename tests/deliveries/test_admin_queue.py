@@ -106,7 +106,7 @@ def test_running_sync_shows_request_bar_and_worker(operator: Client, watches, re
     register(redis_client, WORKER, at=watches[0].job_id, state="busy")
     shown = section(operator, "running")
     assert "acme/docs" in shown
-    assert "Re-sync, anna" in shown
+    assert "Re-sync, requested by anna" in shown
     assert 'value="40"' in shown
     assert "40 / 100" in shown
     assert WORKER in shown
@@ -122,7 +122,7 @@ def test_reading_and_stopping_syncs(operator: Client, watches, settings) -> None
     assert "Cancel" in section(operator, "running")
     operator.post(f"{PAGE}{watches[0].pk}/stop/")
     shown = section(operator, "running")
-    assert "waiting for requests in flight" in shown
+    assert "waiting for in-flight requests" in shown
     assert "<button" not in shown
 
 
@@ -180,7 +180,7 @@ def test_scheduled_syncs_show_time_and_cause_soonest_first(operator: Client, wat
     order = [
         "acme/site",
         "Attempt 3 of 5",
-        "Check for changes, then another try",
+        "Check for changes, then try again",
         "Search",
         "Check for changes</td>",
     ]
@@ -243,7 +243,7 @@ def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_serve
     valkey_server.stop()
     page = operator.get(PAGE)
     assert page.status_code == 200
-    assert "Redis doesn't respond" in page.text
+    assert "Redis isn't responding" in page.text
     assert "40 / 100" in section(operator, "running")
     assert "died" not in section(operator, "running")
     assert "unknown" in section(operator, "waiting")
@@ -260,7 +260,7 @@ def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None
     run = resync_single(ME, watches[0]).run
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
     assert page.redirect_chain == [(PAGE, 302)]
-    assert "Cancelled. acme/docs → Portal is next synced in 5 min" in flat(page.text)
+    assert "Sync cancelled. acme/docs → Portal syncs again in 5 min" in flat(page.text)
     run.refresh_from_db()
     assert (run.outcome, run.error) == (Outcome.CANCELLED, "Cancelled by olga.")
     assert queues.job_ids("high") == []
@@ -269,7 +269,7 @@ def test_stopping_a_waiting_resync_cancels_it(operator: Client, watches) -> None
 
 def test_stop_of_a_finished_sync_shows_a_warning(operator: Client, watches) -> None:
     page = operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True)
-    assert "acme/docs → Portal has nothing to cancel." in page.text
+    assert "There is no sync of acme/docs → Portal to cancel." in page.text
     AppRepository.objects.update(ended_at=timezone.now())
     assert "no longer watched" in operator.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
     assert "no longer watched" in operator.post(f"{PAGE}999999/stop/", follow=True).text
@@ -297,7 +297,7 @@ def test_control_permission_is_enough_to_view(watches) -> None:
     page = client.get(PAGE).text
     assert "acme/docs" in page
     assert "/admin/deliveries_app/apprepository/" not in page.split('id="queue-now"')[1]
-    assert "Cancelled." in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
+    assert "Sync cancelled." in client.post(f"{PAGE}{watches[0].pk}/stop/", follow=True).text
 
 
 def test_others_are_refused(client: Client, watches) -> None:

@@ -37,17 +37,17 @@ def test_delete_page_of_an_app_counts_what_is_removed(admin: Client, watches: li
     AppRepository.objects.filter(pk=watches[0].pk).update(lease_until=Now() + timedelta(seconds=20))
     page = admin.get(f"{APPS}{watches[0].app_id}/delete/").text
     assert "This deletes Portal." in page
-    assert "Docora stops watching 2 repositories" in page
-    assert "7 delivery records are deleted" in page
+    assert "Docora will stop watching 2 repositories" in page
+    assert "7 delivery records will be deleted" in page
     assert "1 git repository that no other app watches" in page  # Search watches acme/docs too
     assert "1 repository is syncing right now" in page
-    assert "The client keeps the files it has" in page
+    assert "The client will keep the files it has" in page
 
 
 def test_unwatch_page_counts_what_is_removed(admin: Client, watches: list[AppRepository]) -> None:
     page = admin.get(f"{WATCHES}{watches[0].pk}/delete/").text
-    assert "stop watching acme/docs for Portal. Nothing more is sent" in page
-    assert "No git repository is deleted." in page
+    assert "stop watching acme/docs for Portal. Nothing more will be sent" in page
+    assert "No git repositories will be deleted." in page
     assert "right now" not in page
     assert "acme/site" in admin.get(f"{WATCHES}{watches[1].pk}/delete/").text
 

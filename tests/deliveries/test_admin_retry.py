@@ -70,7 +70,7 @@ def test_row_button_retries_at_once_and_redirects_back(operator: Client, failing
 def test_retry_of_a_paused_app_waits(operator: Client, failing) -> None:
     App.objects.update(paused=True)
     answer = operator.post(f"{WATCHES}{failing[0].pk}/retry/", follow=True)
-    assert "It starts when the app is resumed." in answer.text
+    assert "The retry starts when the app is resumed." in answer.text
 
 
 def test_recovered_watch_is_not_retried(operator: Client, failing) -> None:
@@ -279,7 +279,7 @@ def test_cancelled_retry_shows_what_still_fails(operator: Client, failing) -> No
     answer = operator.post(f"/admin/progress/{operation.operation_id}/cancel/", follow=True)
     assert (
         "Cancelled by olga. 1 repository succeeded before that; acme/site → Portal stopped after 4 of 9 files; "
-        "1 had not started. Repositories whose retry was cancelled are checked again at the next rescan."
+        "1 had not started. Repositories whose retry was cancelled are checked again later."
     ) in answer.text
 
 

@@ -56,7 +56,7 @@ def test_runs_are_listed_with_trigger_and_outcome(viewer: Client, watches) -> No
     assert columns.pop("requested") == "just now"
     assert columns == {
         "repository_name": "acme/docs", "app_name": "Portal", "result": "Partly failed", "problem": "3 files were not accepted.",
-        "took": "1 min 15 s", "trigger": "re-sync, anna", "files": "1,204 of 1,690",
+        "took": "1 min 15 s", "trigger": "Re-sync, requested by anna", "files": "1,204 of 1,690",
     }  # fmt: skip
 
 
@@ -119,13 +119,13 @@ def test_filter_without_matches_offers_to_show_all(viewer: Client, watches, quer
         assert len(listed(viewer, f"?{query}")) == 1
         return
     page = viewer.get(f"{RUNS}?{query}").text
-    assert "Nothing here is like that." in page
+    assert "No matching sync runs." in page
     assert '<a href="?">Show all</a>' in page
 
 
 def test_empty_history_says_what_to_do_first(viewer: Client) -> None:
-    assert "Let an app watch a repository" in viewer.get(RUNS).text
-    assert "A re-sync or a retry of one or more repositories is listed here." in viewer.get(OPERATIONS).text
+    assert "No sync runs yet. Watch a repository" in viewer.get(RUNS).text
+    assert "No bulk operations yet. Re-syncs and retries are listed here." in viewer.get(OPERATIONS).text
 
 
 @pytest.mark.parametrize("query", ["from=x", "until=2026-13-01", "from=9999-99-99"])
@@ -178,7 +178,7 @@ def test_broad_search_is_limited_to_the_newest_runs(viewer: Client, watches, mon
     new = [run_of(watches[number], days=number).pk for number in range(3)]
     assert listed(viewer, "?q=acme") == new  # matches three watches
     page = viewer.get(f"{RUNS}?q=acme").text
-    assert "Only the newest 3 sync runs were looked through" in page
+    assert "Only the newest 3 sync runs were searched" in page
     assert listed(viewer, "?q=site") == [new[1]]
     assert listed(viewer, "?outcome=succeeded") == new
     assert listed(viewer, f"?outcome=succeeded&until={day(10)}") == old
@@ -248,7 +248,7 @@ def test_run_page_shows_all_details(viewer: Client, watches) -> None:
     for expected in (
         run.run_id, "2025-03-04 05:06:07 UTC", "2025-03-04 05:09:27 UTC", "3 min 20 s, 5 attempts", "c0ffee" + "0" * 34,
         "9 of 10 acknowledged", "1.9 kB of 2.0 kB", "1 file was not accepted.", "Re-sync, requested by anna", "Submodules",
-        "bad/&lt;b&gt;.txt", "HTTP 500</strong> · 1 file", "Files not delivered now (1)",
+        "bad/&lt;b&gt;.txt", "HTTP 500</strong> · 1 file", "Currently undelivered files (1)",
         f'href="/admin/deliveries_app/app/{watches[0].app_id}/change/"',
         f'href="/admin/deliveries_app/apprepository/{watches[0].pk}/change/"',
         f'href="{OPERATIONS}{operation.pk}/change/"', f'href="{RUNS}?watch={watches[0].pk}"',
@@ -325,7 +325,7 @@ def test_cancelled_operation_shows_unsent_files(viewer: Client) -> None:
     assert sent(page) == everything
     for expected in (
         "2 succeeded",
-        "1 cancelled midway",
+        "1 cancelled partway",
         "1 cancelled before the start",
         "4,400 / 10,000",
         "command line",
@@ -341,7 +341,7 @@ def test_operations_are_listed_with_final_counts(viewer: Client, watches) -> Non
     running = resync_by_app(Actor.command(), watches[0].app)
     page = viewer.get(OPERATIONS).text
     progress_of = re.findall(r'class="field-outcome_summary">(.*?)</td>', page)
-    assert progress_of == ["2 in progress", "2 succeeded, 1 cancelled midway, 1 cancelled before the start"]
+    assert progress_of == ["2 in progress", "2 succeeded, 1 cancelled partway, 1 cancelled before the start"]
     assert listed(viewer, url=OPERATIONS) == [running.pk, cancelled.pk]
     assert listed(viewer, "?state=running", OPERATIONS) == [running.pk]
     assert listed(viewer, "?state=cancelled", OPERATIONS) == [cancelled.pk]

@@ -64,7 +64,7 @@ def test_redis_outage_during_a_resync(world: World, daemons: Daemons, valkey_ser
     assert progress_of(admin, second)["total"] == 3
     wait_for(lambda: len(world.requests()) > sent, 15)  # a running sync continues
     time.sleep(max(0.0, 15 - (time.monotonic() - gone_at)))  # the outage itself
-    assert "Redis doesn't respond" in admin.get("/admin/").text
+    assert "Redis isn't responding" in admin.get("/admin/").text
     valkey_server.start()
     wait_for(lambda: not BulkOperation.objects.filter(ended_at=None).exists(), 90, 0.1)
     for repo, watch in repositories:
