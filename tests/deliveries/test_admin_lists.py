@@ -11,6 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deliveries_app.models import (
+    App,
     AppRepository,
     BulkOperation,
     Delivery,
@@ -20,6 +21,7 @@ from deliveries_app.models import (
     SyncRun,
 )
 from deliveries_app.reports import failing_files
+from repositories_app.models import Repository
 from tests.support.staff import fail, make_app, make_watch, staff
 
 ADMIN = "/admin/deliveries_app/"
@@ -234,6 +236,7 @@ def test_run_page_groups_the_failures_of_its_watch(viewer: Client, watches) -> N
     page = viewer.get(f"{ADMIN}syncrun/{run.pk}/change/").text
     assert "Currently undelivered files (1)" in page
     assert "</strong> · 1 file" in page
+    assert "<dd>Change, detected by Docora</dd>" in page
     diagnostics = page[page.index("<summary>Diagnostics</summary>") :]
     assert "41" in diagnostics[: diagnostics.index("</details>")]
 
@@ -309,3 +312,109 @@ def test_delivery_page_keeps_numbers_of_the_engine_in_diagnostics(viewer: Client
         assert page.index(f"{label}:") > diagnostics
     for label in ("Path", "Acknowledged", "Size"):
         assert page.index(f"{label}:") < diagnostics
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_list_without_matches_says_so_and_offers_all(viewer: Client, rows, model: str) -> None:
+    page = viewer.get(f"{ADMIN}{model}/?app_name=nobody")
+    plural = page.context["cl"].opts.verbose_name_plural
+    assert f'<p class="empty">No matching {plural}. <a href="?">Show all</a></p>' in page.text
+    assert 'name="action"' not in page.text
+
+
+def test_empty_list_says_so(root: Client) -> None:
+    assert '<p class="empty">No apps.</p>' in root.get(f"{ADMIN}app/").text
+
+
+def test_app_list_shows_the_status_of_the_app_page(viewer: Client) -> None:
+    for name, fields in {
+        "Active": {},
+        "Endpoint down": {"down_count": 2},
+        "Paused": {"paused": True, "down_count": 2},
+        "Slowed down": {"pace_slots": 1},
+    }.items():
+        App.objects.filter(pk=make_app(name).pk).update(**fields)
+    page = viewer.get(f"{ADMIN}app/").text
+    cells = re.findall(r'class="field-state">(.*?)</td>', page)
+    assert [re.sub("<[^>]+>", "", cell) for cell in cells] == ["Active", "Endpoint down", "Paused", "Slowed down"]
+
+
+def test_repositories_are_filtered_by_visibility(viewer: Client, watches) -> None:
+    Repository.objects.filter(pk=watches[0].repository_id).update(is_private=True)
+    address = "/admin/repositories_app/repository/"
+
+    def shown(query: str) -> set[str]:
+        page = viewer.get(f"{address}{query}").text
+        return set(re.findall('data-label="Visibility" class="field-visibility">(.*?)</td>', page))
+
+    assert shown("") == {"Public", "Private"}
+    assert shown("?visibility=private") == {"Private"}
+    assert shown("?visibility=public") == {"Public"}
+
+
+def test_delivery_page_has_no_audit_log_and_names_what_it_shows(viewer: Client, rows) -> None:
+    """Deliveries are never edited, so their log would always be empty."""
+    page = viewer.get(f"{ADMIN}delivery/{Delivery.objects.earliest('pk').pk}/change/").text
+    assert "/history/" not in page
+    labels = re.findall(r"<label>(.*?):</label>", page)
+    assert labels[:7] == ["Path", "Watched repository", "Kind", "Acknowledged", "Size", "SHA-256", "Failed attempts"]
+    assert re.search(r'Last sent:</label>\s*<div class="readonly">\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC</div>', page)
+    assert '<div class="readonly">1 byte</div>' in page
+
+
+def test_audit_log_has_one_name(root: Client, watches) -> None:
+    app = watches[0].app
+    page = root.get(f"{ADMIN}app/{app.pk}/history/").text
+    assert "<title>Audit log: Portal | Docora</title>" in page
+    assert "<h1>Audit log: Portal</h1>" in page
+    assert '<li aria-current="page">Audit log</li>' in page
+    assert "No entries in the audit log." in page
+    user = User.objects.get(username="root")
+    assert re.search(
+        r'href="/admin/auth/user/\d+/history/" class="historylink">Audit log</a>',
+        root.get(f"/admin/auth/user/{user.pk}/change/").text,
+    )
+
+
+def test_breadcrumbs_lead_from_the_overview_to_the_list(root: Client) -> None:
+    user = f"/admin/auth/user/{User.objects.get().pk}/change/"
+    for address, expected in {
+        "/admin/auth/user/": [],
+        "/admin/auth/group/add/": ["/admin/auth/group/"],
+        user: ["/admin/auth/user/"],
+        user.replace("change", "password"): ["/admin/auth/user/", user],
+        user.replace("change", "history"): ["/admin/auth/user/", user],
+        user.replace("change", "delete"): ["/admin/auth/user/", user],
+    }.items():
+        page = root.get(address).text
+        crumbs = page[page.index('<ol class="breadcrumbs">') : page.index("</ol>")]
+        assert re.findall('href="(.*?)"', crumbs) == ["/admin/", *expected], address
+
+
+def test_users_are_deleted_with_docoras_buttons(root: Client) -> None:
+    first, second, third = (User.objects.create_user(name) for name in ("ann", "bea", "cleo"))
+    page = root.get(f"/admin/auth/user/{first.pk}/delete/").text
+    assert "<h1>Delete user</h1>" in page
+    assert ">Cancel</a>" in page
+    assert ">Delete user</button>" in page
+    root.post(f"/admin/auth/user/{first.pk}/delete/", {"post": "yes"})
+    chosen = {"action": "delete_selected", "_selected_action": [second.pk, third.pk]}
+    page = root.post("/admin/auth/user/", chosen).text
+    assert "<h1>Delete 2 users</h1>" in page
+    root.post(
+        "/admin/auth/user/", dict(re.findall('<input type="hidden" name="(post|action)" value="(.*?)">', page)) | chosen
+    )
+    assert list(User.objects.values_list("username", flat=True)) == ["root"]
+
+
+def test_sign_in_pages_say_sign_in(root: Client, client: Client) -> None:
+    page = client.get("/admin/login/").text
+    assert "<title>Sign in | Docora</title>" in page
+    assert '<input type="submit" value="Sign in">' in page
+    for address in ("/admin/", "/admin/password_change/"):
+        assert ">Sign out</button>" in root.get(address).text
+    signed_out = root.post("/admin/logout/").text
+    assert "<h1>Signed out</h1>" in signed_out
+    for text in (page, signed_out):
+        assert "log in" not in text.lower()
+        assert "log out" not in text.lower()

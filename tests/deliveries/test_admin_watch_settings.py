@@ -1,15 +1,25 @@
 """A watch in the admin: its token, push hook, ignore patterns and left-out files."""
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.utils import timezone
 
-from deliveries_app.models import AppRepository, DeliveryFailure, FailureKind, Notice, NoticeKind, SyncRun
+from deliveries_app.models import (
+    AppRepository,
+    DeliveryFailure,
+    FailureKind,
+    Notice,
+    NoticeKind,
+    RootCause,
+    Status,
+    SyncRun,
+)
 from deliveries_app.progress.runs import open_run
-from tests.support.staff import make_app, make_watch, staff
+from tests.support.staff import fail, make_app, make_watch, staff
 from tests.support.world import World
 
 WATCHES = "/admin/deliveries_app/apprepository/"
@@ -49,6 +59,16 @@ def test_token_is_checked_before_saving_and_never_shown(world: World, keeper: Cl
     watch.refresh_from_db()
     assert watch.github_token == "new-token"
     assert world.sync(watch).status == "synced"
+
+
+def test_token_page_says_whether_a_token_is_stored(keeper: Client, watch: AppRepository) -> None:
+    stored = keeper.get(f"{WATCHES}{watch.pk}/token/").text
+    assert "Docora reads acme/docs for Portal with a stored token, which is never shown." in stored
+    assert "This removes the stored token." in stored
+    AppRepository.objects.update(github_token="")
+    none_stored = keeper.get(f"{WATCHES}{watch.pk}/token/").text
+    assert "Docora reads acme/docs for Portal as a public repository. No token is stored." in none_stored
+    assert "This removes the stored token." not in none_stored
 
 
 def test_public_repository_needs_no_token(world: World, keeper: Client) -> None:
@@ -117,6 +137,24 @@ def test_left_out_files_are_listed_by_cause(keeper: Client, watch: AppRepository
     for expected in ("Symbolic links", "1,200", "Git LFS pointers", "Brand new", "a/&lt;link&gt;"):
         assert expected in page
     assert "Not delivered" not in page
+
+
+def test_failing_watch_does_not_claim_that_all_files_are_sent(keeper: Client, watch: AppRepository) -> None:
+    assert "None. All files are sent." in page_of(keeper, watch)
+    fail(watch, RootCause.SERVER_ERROR, status=500)
+    page = page_of(keeper, watch)
+    assert "<p>None.</p>" in page
+    assert "All files are sent." not in page
+
+
+def test_next_check_of_a_failed_watch_is_its_next_try(keeper: Client, watch: AppRepository) -> None:
+    """In the other states with a due time, the check comes after the sync that is due."""
+    fail(watch, RootCause.SERVER_ERROR, status=500, state=Status.FAILED)
+    at = timezone.now().replace(microsecond=0) + timedelta(minutes=4)
+    AppRepository.objects.update(next_sync_at=at)
+    assert f"<dt>Next check</dt><dd>{at:%Y-%m-%d %H:%M:%S} UTC</dd>" in page_of(keeper, watch)
+    AppRepository.objects.update(status=Status.PENDING)
+    assert "<dt>Next check</dt><dd>after the next sync</dd>" in page_of(keeper, watch)
 
 
 def test_run_shows_number_of_left_out_files(watch: AppRepository) -> None:
