@@ -74,9 +74,9 @@ def outcome_badge(row: Any) -> SafeString:
 
 @register.filter
 def trigger(run: Any) -> str:
-    """Say why a run happens and who requested it: `Re-sync, requested by anna`."""
-    verb = "detected" if run.reason == "change" else "requested"
-    return f"{run.get_reason_display().capitalize()}, {verb} by {run.requester}"
+    """Say in a table why a run happens and, unless Docora started it, who requested it: `Re-sync by anna`, `Change`."""
+    reason = run.get_reason_display().capitalize()
+    return reason if run.requester == "Docora" else f"{reason} by {run.requester}"
 
 
 @register.simple_tag
@@ -120,7 +120,10 @@ def ago(moment: datetime | None) -> SafeString | str:
 @register.filter
 def elapsed(moment: datetime | None) -> SafeString | str:
     """Render the time since a moment, for a sentence such as `failing for 3 min`, with the exact time on hover."""
-    return _time(moment, _rounded(max(0.0, (timezone.now() - moment).total_seconds()))) if moment else "—"
+    if moment is None:
+        return "—"
+    seconds = (timezone.now() - moment).total_seconds()
+    return _time(moment, _rounded(seconds) if seconds >= 10 else "a few seconds")
 
 
 def _time(moment: datetime, text: str) -> SafeString:

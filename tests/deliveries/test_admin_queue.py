@@ -91,6 +91,7 @@ def test_empty_queue(operator: Client) -> None:
         assert expected in page
     assert "No worker is running" in page
     assert "Start one with manage.py up" in page
+    assert "Docora is checking repositories" not in page
 
 
 def test_queue_is_in_the_list_of_models(operator: Client) -> None:
@@ -106,7 +107,7 @@ def test_running_sync_shows_request_bar_and_worker(operator: Client, watches, re
     register(redis_client, WORKER, at=watches[0].job_id, state="busy")
     shown = section(operator, "running")
     assert "acme/docs" in shown
-    assert "Re-sync, requested by anna" in shown
+    assert "Re-sync by anna" in shown
     assert 'value="40"' in shown
     assert "40 / 100" in shown
     assert WORKER in shown
@@ -232,7 +233,9 @@ def test_silent_worker_is_gone_and_its_leases_are_shown(
     assert "Died, or cut off from Redis. Another worker takes over acme/docs → Portal in 10 min" in shown
     assert shown.count("Died</span>") == 1
     assert queue_report.read_queue().workers_alive == 1
-    assert "No worker is running" not in operator.get(PAGE).text
+    page = operator.get(PAGE).text
+    assert "No worker is running" not in page
+    assert "Docora is checking repositories and sending changed files." in page
 
 
 def test_redis_outage_is_shown(operator: Client, watches, settings, valkey_server: ValkeyServer) -> None:

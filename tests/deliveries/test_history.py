@@ -56,7 +56,7 @@ def test_runs_are_listed_with_trigger_and_outcome(viewer: Client, watches) -> No
     assert columns.pop("requested") == "just now"
     assert columns == {
         "repository_name": "acme/docs", "app_name": "Portal", "result": "Partly failed", "problem": "3 files were not accepted.",
-        "took": "1 min 15 s", "trigger": "Re-sync, requested by anna", "files": "1,204 of 1,690",
+        "took": "1 min 15 s", "trigger": "Re-sync by anna", "files": "1,204 of 1,690",
     }  # fmt: skip
 
 
