@@ -72,7 +72,7 @@ def test_form_instead_of_json(watches) -> None:
     [
         f"{WATCHES}?state=failed&circuit=open&q=x&o=1&p=1",
         f"{APPS}?paused__exact=1",
-        "/admin/repositories_app/repository/?is_private__exact=0&circuit=open",
+        "/admin/repositories_app/repository/?visibility=public&circuit=open",
         "/admin/deliveries_app/failedsync/?app=1&cause=app&state=failed&operation=x",
         "/admin/auth/user/?is_staff__exact=1&is_superuser__exact=0&is_active__exact=1&groups__id__exact=1&groups__isnull=1",
     ],
