@@ -180,7 +180,7 @@ def get_manifest(
 
 
 class _Stream:
-    """A stream that counts for its app until it is closed, read or not."""
+    """A stream that counts for its app until it has been read or is closed."""
 
     def __init__(self, app_pk: int, pages: Iterator[bytes]) -> None:
         _streams.take(app_pk)
@@ -188,7 +188,8 @@ class _Stream:
         self._pages = pages
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._pages
+        yield from self._pages
+        self.close()
 
     def close(self) -> None:
         app_pk, self._app_pk = self._app_pk, None
