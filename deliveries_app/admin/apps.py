@@ -46,6 +46,7 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     removal_labels = RemovalLabels("Delete", "Deleted", "app", "apps")
     change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
+    app_actions_of = "app"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[App]:
         return (

@@ -12,6 +12,11 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.text import capfirst
 
+from deliveries_app.models import AppAction
+from docora.text import parse_pk
+
+APP_ACTIONS_SHOWN = 200
+
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
 else:
@@ -56,6 +61,7 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
     """
 
     page_template: str | None = None
+    app_actions_of: str | None = None  # the field of `AppAction` that refers to such a row
     show_full_result_count = False
     list_per_page = 50
 
@@ -75,6 +81,14 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         context = {"original": obj, "here": request.get_full_path(), **self.page_context(request, obj)}
         return self.render_page(request, self.page_template, str(obj), **context)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show Django's log of what users did, and what the app itself did with its token."""
+        pk = parse_pk(object_id) if self.app_actions_of else None
+        actions = AppAction.objects.filter(**{f"{self.app_actions_of}_id": pk})[:APP_ACTIONS_SHOWN] if pk else []
+        return super().history_view(request, object_id, {"app_actions": actions, **(extra_context or {})})
 
     def can(self, request: HttpRequest, permission: str) -> bool:
         """Return whether the user has the permission. Acting on a row also requires permission to view it."""

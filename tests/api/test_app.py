@@ -194,3 +194,18 @@ def test_push_secret_works_at_once(portal: Caller, watches) -> None:
     assert answer.json()["secret"] == watches[0].push_secret
     assert answer.json()["url"].endswith(f"/api/hooks/push/{watches[0].repository.repository_id}")
     assert actions(portal.app) == ["Created a new push hook secret"]
+
+
+def test_audit_log_in_the_admin_shows_what_the_app_did(portal: Caller, watches) -> None:
+    patch(portal, paused=True)
+    portal.post(f"/{watches[0].repository.repository_id}/push-secret")
+    viewer = staff("victor", "view_app", "view_apprepository")
+    page = viewer.get(f"/admin/deliveries_app/app/{portal.app.pk}/history/").text
+    assert "By the app, through the API" in page
+    assert "203.0.113.9" in page
+    assert "Paused" in page
+    page = viewer.get(f"/admin/deliveries_app/apprepository/{watches[0].pk}/history/").text
+    assert "Created a new push hook secret" in page
+    assert "Paused" not in page
+    page = viewer.get(f"/admin/deliveries_app/apprepository/{watches[1].pk}/history/").text
+    assert "No entries in the audit log." in page

@@ -45,7 +45,8 @@ def walk(mode: str, **checks: bool) -> OpenApiSchema:
         "seed": 1,
         "suppress-health-check": ["all"],
         "generation": GENERATION | {"mode": mode},
-        "checks": {name: {"enabled": enabled} for name, enabled in checks.items()},
+        "checks": {name: {"enabled": enabled} for name, enabled in checks.items()}
+        | {"negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 409, 413, 422, 429]}},
     }
     return schemathesis.openapi.from_wsgi("/openapi.json", application, config=SchemathesisConfig.from_dict(config))
 
@@ -117,6 +118,8 @@ def test_documented_calls_work_for_a_watched_repository(
     if "repository_id" in case.path_parameters:
         case.path_parameters["repository_id"] = watch.repository.repository_id
     label = case.operation.label
+    if "manifest" not in label:
+        case.query.pop("after", None)  # only the `next` of a page is valid
     if "run_id" in case.path_parameters:
         case.path_parameters["run_id"] = watch.runs.get().run_id
     if label in {"POST /api/repositories", "PUT /api/repositories"}:

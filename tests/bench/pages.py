@@ -74,7 +74,7 @@ def main() -> None:
 
 def requests_of_pages() -> list[tuple[str, Callable[[], object]]]:
     """Return every page with a function that requests it."""
-    from deliveries_app.api.repositories import _manifest
+    from deliveries_app.api.files import _manifest
     from deliveries_app.models import AppRepository
     from tests.support.admin_pages import example, pages, superuser, variants
 
@@ -92,7 +92,7 @@ def requests_of_pages() -> list[tuple[str, Callable[[], object]]]:
             for query in ("status=failed", f"app_id={watch.app.app_id}", "search=globex", "page=100")
         ),
     ]
-    first_of_manifest = ("manifest, its first 2,000 lines", lambda: next(_manifest(watch.pk)))
+    first_of_manifest = ("manifest, its first 2,000 lines", lambda: next(_manifest(watch.pk, "", None)))
     return [*((url, lambda url=url: client.get(url)) for url in dict.fromkeys(urls)), first_of_manifest]
 
 
