@@ -66,8 +66,8 @@ def command(name: str, arguments: Sequence[str], object_format: str) -> bytes:
 _LS_REFS = {name: command("ls-refs", ["symrefs", "ref-prefix HEAD"], name) for name in (SHA1, SHA256)}
 
 
-def _authorization(token: str) -> list[str]:
-    return [git_errors.basic_authorization(token)] if token else []
+def _authorization(url: str, token: str) -> list[str]:
+    return [git_errors.basic_authorization(url, token)] if token else []
 
 
 def upload_pack_request(
@@ -78,7 +78,7 @@ def upload_pack_request(
         "Content-Type: application/x-git-upload-pack-request",
         "Accept: application/x-git-upload-pack-result",
         "Git-Protocol: version=2",
-        *_authorization(token),
+        *_authorization(url, token),
     )
     return Request(
         "POST",
@@ -211,15 +211,19 @@ def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
     """Return the error for a redirect, which is not followed. It names the target if that may be watched."""
     try:
         target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
-        address = parse_url(re.sub(r"/(info/refs|git-upload-pack)$", "", target)).spelled
+        repository = re.sub(r"/(info/refs|git-upload-pack)$", "", target)
+        parsed = parse_url(repository)
     except ValueError:  # `InvalidUrl` is one
         return git_errors.moved("")
+    if repository == target and "/" in parsed.owner:  # rather a page such as /users/sign_in/now
+        return git_errors.moved("")
+    address = parsed.spelled
     return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
 
 
 def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     """Ask again after git met a redirect, because git does not say where it leads. Return the error to raise."""
-    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(token)))
+    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(url, token)))
     with new_client(max_connections=1) as client:
         outcome = wait_for(client, request, tick)
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
