@@ -50,7 +50,9 @@ class Registration(BaseModel):
         examples=[_URL],
     )
     github_token: GithubToken | None = Field(
-        default=None, description="Required for a private repository. Each app's watch is read with its own token only."
+        default=None,
+        description="Required for a private repository, unless the administrator has assigned the app a GitHub App that can "
+        "read it. Each app's watch is read with its own token only.",
     )
 
 
