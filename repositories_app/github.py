@@ -33,8 +33,8 @@ from docora.security.crypto import DecryptionError, decrypt, encrypt
 from docora.text import format_seconds
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
+from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, NoCommit, RepositoryMoved
-from repositories_app.git.remote import new_client
 from repositories_app.git.url import owner_and_name
 from repositories_app.models import GitHubApp
 
@@ -50,9 +50,11 @@ _KEPT_SECONDS = 86_400  # how long the number of an installation is kept
 _ABSENT_SECONDS = 300  # how long it is kept that a repository has no installation
 _TIMEOUT_SECONDS = 20.0
 _MAX_ANSWER = 1 << 20  # bytes
+_LIMITED = "docora:github_limit:"
 _TOKEN = re.compile("[!-9;-~]{1,4096}")  # a colon would end a user name
 _RESTRICTED = {"contents": "read"}
 _REFUSALS = {Cause.AUTH, Cause.NOT_FOUND}
+_MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,16 @@ def access_to(
     found: dict[tuple[int, str], Access] = {}
     waiting: deque[_Conversation] = deque()
     signed: dict[int, str] = {}
+    limited: dict[int, float] = {}
     for (key, (github_app, url)), kept in zip(pairs.items(), _kept(pairs.values()), strict=True):
         access = None if fresh else _access_from(kept, github_app, url)
         if access is not None:
             found[key] = access
+            continue
+        if github_app.pk not in limited:
+            limited[github_app.pk] = _limited_for(github_app)
+        if limited[github_app.pk]:
+            found[key] = Access(problem=_rate_limited(github_app, limited[github_app.pk]))
             continue
         if github_app.pk not in signed:
             signed[github_app.pk] = json_web_token(github_app)
@@ -118,16 +126,21 @@ def access_to(
         waiting.append(_Conversation(github_app, url, signed[github_app.pk], installation))
     if waiting:
         # Its own client, because the caller's may be at work for something else.
-        with new_client(CONCURRENCY) as client:
+        with remote.new_client(CONCURRENCY) as client:
             found |= _ask(client, waiting, tick)
     return found
 
 
 def _ask(client: HttpClient, waiting: "deque[_Conversation]", tick: git.Tick) -> dict[tuple[int, str], Access]:
     found: dict[tuple[int, str], Access] = {}
+    limited: dict[int, Access] = {}  # by primary key of the GitHub App; GitHub bans apps that go on asking
     while waiting or client.in_flight:
         while waiting and client.in_flight < CONCURRENCY:
-            client.submit(waiting.popleft().request())
+            next_one = waiting.popleft()
+            if next_one.github_app.pk in limited:
+                found[next_one.github_app.pk, next_one.url] = limited[next_one.github_app.pk]
+            else:
+                client.submit(next_one.request())
         tick()
         for request, outcome in client.poll(1.0):
             conversation: _Conversation = request.context  # type: ignore[assignment]
@@ -136,19 +149,21 @@ def _ask(client: HttpClient, waiting: "deque[_Conversation]", tick: git.Tick) ->
                 client.submit(conversation.request())
             else:
                 found[conversation.github_app.pk, conversation.url] = access
+                if remote.is_rate_limit(outcome):
+                    limited[conversation.github_app.pk] = access
     return found
 
 
 def installations(github_app: GitHubApp) -> list[str]:
     """Return the accounts on which the GitHub App is installed, at most 100. Raises `GitError`."""
     api = api_url(github_app.host)
-    with new_client(max_connections=1) as client:
+    with remote.new_client(max_connections=1) as client:
         outcome = client.request(_request("GET", f"{api}/app/installations?per_page=100", json_web_token(github_app)))
     if not outcome.ok:
         raise _problem_of(github_app, outcome)
     try:
         return sorted(str(installation["account"]["login"]) for installation in json.loads(outcome.body))
-    except (ValueError, TypeError, KeyError):
+    except _MALFORMED:
         raise _malformed(github_app) from None
 
 
@@ -234,7 +249,7 @@ class _Conversation:
         if outcome.ok:
             try:
                 return self._take(json.loads(outcome.body))
-            except (ValueError, TypeError, KeyError):
+            except _MALFORMED:
                 return Access(problem=_malformed(self.github_app))
         if outcome.status in {404, 422} and self._is_guess:  # installed anew, or the repository was moved
             self._installation, self._is_guess = 0, False
@@ -249,6 +264,8 @@ class _Conversation:
     def _take(self, answer: Any) -> Access | None:
         if not self._installation:
             self._installation = int(answer["id"])
+            if self._installation < 1:
+                raise ValueError
             return None
         token, expires = str(answer["token"]), datetime.fromisoformat(answer["expires_at"]).timestamp()
         if not _TOKEN.fullmatch(token):
@@ -288,9 +305,10 @@ def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
         error.for_every_watcher = False
         return error
     status = outcome.status or 0
-    exhausted = outcome.headers.get("x-ratelimit-remaining") == "0"
-    if status == 429 or (status == 403 and ("retry-after" in outcome.headers or exhausted)):
-        return _rate_limited(github_app, outcome)
+    if remote.is_rate_limit(outcome):
+        seconds = _seconds_to_wait(outcome)
+        _hold(github_app, seconds)
+        return _rate_limited(github_app, seconds)
     if status == 401:
         message = (
             f"GitHub refused the key of the GitHub App {github_app}. An administrator should check its app ID, its private "
@@ -313,17 +331,20 @@ def _failure(cause: Cause, text: str) -> GitError:
     return GitError(cause, text, next_step="Docora retries automatically.")
 
 
-def _rate_limited(github_app: GitHubApp, outcome: Outcome) -> GitError:
+def _seconds_to_wait(outcome: Outcome) -> float:
     seconds = outcome.retry_after(time.time())
     if seconds is None:
         reset = outcome.headers.get("x-ratelimit-reset", "")
         seconds = float(reset) - time.time() if reset.isdecimal() and len(reset) < 15 else git_errors.DEFAULT_COOLDOWN
-    cooldown = min(max(seconds, 1.0), MAX_WAIT_SECONDS)
+    return min(max(seconds, 1.0), MAX_WAIT_SECONDS)
+
+
+def _rate_limited(github_app: GitHubApp, seconds: float) -> GitError:
     message = (
         f"GitHub's rate limit for the GitHub App {github_app} is exceeded. Requests are allowed again in "
-        f"{format_seconds(cooldown)}."
+        f"{format_seconds(seconds)}."
     )
-    return GitError(Cause.NETWORK, message, cooldown=cooldown)
+    return GitError(Cause.NETWORK, message, cooldown=seconds)
 
 
 # --- What is kept in Redis ----------------------------------------------------------------------------------------------
@@ -360,6 +381,23 @@ def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Acces
     if kept.get("token") and float(kept["expires"]) > time.time() + _RENEW_SECONDS:
         return Access(str(kept["token"]), is_cached=True)
     return None
+
+
+def _hold(github_app: GitHubApp, seconds: float) -> None:
+    """Keep every process from asking GitHub for this app, whose rate limit is exceeded."""
+    try:
+        connection().set(f"{_LIMITED}{github_app.pk}", 1, px=int(seconds * 1000))
+    except (RedisError, OSError) as error:
+        logger.warning("github_limit_not_kept", extra={"cause": str(error)})
+
+
+def _limited_for(github_app: GitHubApp) -> float:
+    """Return for how many seconds GitHub must not be asked for this app."""
+    try:
+        milliseconds: Any = connection().pttl(f"{_LIMITED}{github_app.pk}")
+    except (RedisError, OSError):
+        return 0.0
+    return max(0, int(milliseconds)) / 1000
 
 
 def _keep(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:

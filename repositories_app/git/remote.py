@@ -183,7 +183,7 @@ def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head
 def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
     """Return what an answer other than 2xx means; None if it only means that the host does not speak protocol v2."""
     status = outcome.status or 0
-    if status == 429 or (status == 403 and _is_rate_limit(outcome)):
+    if is_rate_limit(outcome):
         return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
     if status == 403:
         needs_sso = b"SAML" in outcome.body or b"SSO" in outcome.body
@@ -202,9 +202,10 @@ def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
     return None
 
 
-def _is_rate_limit(outcome: Outcome) -> bool:
-    """Return whether a 403 means a rate limit, as it does on GitHub."""
-    return "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+def is_rate_limit(outcome: Outcome) -> bool:
+    """Return whether the host refuses because of a rate limit. GitHub also does so with a 403."""
+    says_so = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+    return outcome.status == 429 or (outcome.status == 403 and says_so)
 
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:

@@ -314,6 +314,8 @@ REPLIES = [
     ((301, {"Location": "/api/v3/repositories/1/installation"}, {}), Cause.NOT_FOUND, True, 0, "renamed or moved"),
     ((200, {}, b"<html>"), Cause.OTHER, False, 0, "GitHub's answer is malformed"),
     ((200, {}, []), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, {"id": 0}), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, b"[" * 100_000), Cause.OTHER, False, 0, "malformed"),
     ((200, {}, {"id": None}), Cause.OTHER, False, 0, "malformed"),
     ((200, {}, b"\xff"), Cause.OTHER, False, 0, "malformed"),
 ]
@@ -326,6 +328,20 @@ def test_answers_map_to_causes(api: GitHub, github_app, repo: Repo, reply, cause
     assert (error.cause, error.permanent, error.cooldown) == (cause, permanent, cooldown), str(error)
     assert not error.no_connection
     assert text in str(error)
+
+
+def test_nothing_is_asked_while_the_rate_limit_is_exceeded(api: GitHub, git: GitHubFixture, github_app) -> None:
+    urls = [f"{git.url}/acme/r{number}" for number in range(github.CONCURRENCY + 10)]
+    api.replies = [(403, {"Retry-After": "60"}, {})] * len(urls)
+    found = github.access_to([(github_app, url) for url in urls], nothing)
+    assert {str(one.problem)[:40] for one in found.values()} == {"GitHub's rate limit for the GitHub App D"}
+    assert len(api.requests) < len(urls), "those that wait for their turn are not asked for"
+    api.replies, asked = [], len(api.requests)
+    assert "Requests are allowed again in " in str(problem(github_app, urls[0]))
+    assert len(api.requests) == asked
+    redis().delete(f"docora:github_limit:{github_app.pk}")  # as its TTL does
+    api.install("acme", "acme/r0")
+    assert access(github_app, urls[0]).token
 
 
 @pytest.mark.parametrize(
