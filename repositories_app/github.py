@@ -34,7 +34,7 @@ from docora.text import format_seconds
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, NoCommit, RepositoryMoved
+from repositories_app.git.exceptions import Cause, GitError, NoCommit, RateLimited, RepositoryMoved, TokenRequired
 from repositories_app.git.url import owner_and_name
 from repositories_app.models import GitHubApp
 
@@ -282,7 +282,7 @@ def _absent(github_app: GitHubApp, url: str, *, is_cached: bool = False) -> Acce
         f"The GitHub App {github_app} can't read {owner}/{name}: it isn't installed there, or the repository doesn't exist. "
         "Install it for this repository, or add a token."
     )
-    return Access(problem=GitError(Cause.NOT_FOUND, message, permanent=True), is_cached=is_cached)
+    return Access(problem=TokenRequired(Cause.NOT_FOUND, message, permanent=True), is_cached=is_cached)
 
 
 def _no_permission(github_app: GitHubApp, url: str) -> GitError:
@@ -344,7 +344,7 @@ def _rate_limited(github_app: GitHubApp, seconds: float) -> GitError:
         f"GitHub's rate limit for the GitHub App {github_app} is exceeded. Requests are allowed again in "
         f"{format_seconds(seconds)}."
     )
-    return GitError(Cause.NETWORK, message, cooldown=seconds)
+    return RateLimited(Cause.NETWORK, message, cooldown=seconds)
 
 
 # --- What is kept in Redis ----------------------------------------------------------------------------------------------

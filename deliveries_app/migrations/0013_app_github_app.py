@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deliveries_app', '0011_operation_reason'),
+        ('deliveries_app', '0012_app_actions_and_limits'),
         ('repositories_app', '0006_github_app'),
     ]
 
