@@ -65,8 +65,10 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
         may_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
         return fields if may_assign else [name for name in fields if name != "github_app"]
 
-    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        return super().formfield_for_foreignkey(db_field, request, **{"empty_label": "None", **kwargs})
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "github_app":  # a plain select, without Django's links to pop-up windows
+            return self.formfield_for_foreignkey(db_field, request, empty_label="None", **kwargs)
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
 
     def app_of(self, queryset: QuerySet[App]) -> App | None:
         apps = list(queryset[:2])

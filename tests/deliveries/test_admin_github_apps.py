@@ -10,12 +10,12 @@ from django.core.exceptions import PermissionDenied
 from django.test import Client
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
+from deliveries_app.models import App, AppRepository
 from deliveries_app.services import change_app, github_apps
-from repositories_app.models import GitHubApp
+from repositories_app.models import GitHubApp, Repository
 from tests.support.admin_pages import superuser
 from tests.support.github_api import GitHubFixture, pem
-from tests.support.staff import make_app, staff
+from tests.support.staff import make_app, make_watch, staff
 
 LIST = "/admin/repositories_app/githubapp/"
 KEY = pem()
@@ -158,6 +158,19 @@ def test_assigning_takes_the_permission_to_change_github_apps(root: Client, gith
     assert root.post(page, settings_of(app, github_app="")).status_code == 302
     app.refresh_from_db()
     assert app.github_app is None
+
+
+def test_watch_pages_say_how_the_repository_is_read(root: Client, github_app: GitHubApp) -> None:
+    App.objects.filter(pk=make_app("Portal").pk).update(github_app=github_app)
+    watch = make_watch(App.objects.get(), "docs")
+    page = f"/admin/deliveries_app/apprepository/{watch.pk}"
+    AppRepository.objects.update(github_token="")
+    Repository.objects.update(canonical_url=f"{github_app.host}/acme/docs")
+    assert "Read through the GitHub App Reader" in root.get(f"{page}/change/").text
+    assert "is read through the GitHub App Reader" in root.get(f"{page}/token/").text
+    Repository.objects.update(canonical_url="https://github.com/acme/docs")
+    assert "GitHub App Reader" not in root.get(f"{page}/change/").text
+    assert "is read as public" in root.get(f"{page}/token/").text
 
 
 def test_assigned_github_app_cannot_be_deleted(root: Client, github_app: GitHubApp) -> None:
