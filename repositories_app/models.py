@@ -107,10 +107,10 @@ class GitHubApp(models.Model):
 
     name = models.CharField(max_length=100, unique=True)
     host = models.CharField(
-        "GitHub",
+        "address",
         max_length=300,
         default="https://github.com",
-        help_text="Or the address of a GitHub Enterprise Server.",
+        help_text="https://github.com, or the address of a GitHub Enterprise Server.",
     )
     app_id = models.CharField(
         "app ID", max_length=100, help_text="The app ID or the client ID from the app's settings page on GitHub."

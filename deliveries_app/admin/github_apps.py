@@ -89,6 +89,16 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         return fields if may_edit else [name for name in fields if name != "key"]
 
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        return super().changelist_view(request, {"title": "GitHub Apps", **(extra_context or {})})
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        github_app = self.get_object(request, object_id)
+        title = {"title": str(github_app), "subtitle": None, "show_save_and_add_another": False}
+        return super().change_view(request, object_id, form_url, {**title, **(extra_context or {})})
+
     def save_model(self, request: HttpRequest, obj: GitHubApp, form: Any, change: bool) -> None:
         github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"])
 

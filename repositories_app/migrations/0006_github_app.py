@@ -16,7 +16,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.CharField(max_length=100, unique=True)),
-                ('host', models.CharField(default='https://github.com', help_text='Or the address of a GitHub Enterprise Server.', max_length=300, verbose_name='GitHub')),
+                ('host', models.CharField(default='https://github.com', help_text='https://github.com, or the address of a GitHub Enterprise Server.', max_length=300, verbose_name='address')),
                 ('app_id', models.CharField(help_text="The app ID or the client ID from the app's settings page on GitHub.", max_length=100, verbose_name='app ID')),
                 ('private_key', docora.security.crypto.EncryptedTextField(help_text='Signs requests for tokens.')),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
