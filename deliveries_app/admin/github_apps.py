@@ -89,9 +89,6 @@ class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
         may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         return fields if may_edit else [name for name in fields if name != "key"]
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        return super().changelist_view(request, {"title": "GitHub Apps", **(extra_context or {})})
-
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deliveries_app', '0012_app_actions_and_limits'),
+        ('deliveries_app', '0014_labels'),
         ('repositories_app', '0006_github_app'),
     ]
 
