@@ -167,10 +167,10 @@ def test_watch_pages_say_how_the_repository_is_read(root: Client, github_app: Gi
     AppRepository.objects.update(github_token="")
     Repository.objects.update(canonical_url=f"{github_app.host}/acme/docs")
     assert "Read through the GitHub App Reader" in root.get(f"{page}/change/").text
-    assert "is read through the GitHub App Reader" in root.get(f"{page}/token/").text
+    assert "through the GitHub App Reader. No token is stored." in root.get(f"{page}/token/").text
     Repository.objects.update(canonical_url="https://github.com/acme/docs")
     assert "GitHub App Reader" not in root.get(f"{page}/change/").text
-    assert "is read as public" in root.get(f"{page}/token/").text
+    assert "as a public repository. No token is stored." in root.get(f"{page}/token/").text
 
 
 def test_assigned_github_app_cannot_be_deleted(root: Client, github_app: GitHubApp) -> None:
