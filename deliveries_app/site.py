@@ -25,7 +25,7 @@ SECTIONS: dict[str, list[str]] = {
         "deliveries_app.Queue",
     ],
     "Diagnostics": ["repositories_app.Repository"],
-    "Access": ["auth.User", "auth.Group", "axes.AccessAttempt"],
+    "Access": ["repositories_app.GitHubApp", "auth.User", "auth.Group", "axes.AccessAttempt"],
 }
 
 

@@ -3,6 +3,7 @@
 from django.db import models
 from django.utils import timezone
 
+from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
 
 
@@ -96,3 +97,31 @@ class Snapshot(models.Model):
 
     def __str__(self) -> str:
         return f"{self.repository} at {self.commit_sha[:12]}"
+
+
+class GitHubApp(models.Model):
+    """The credentials of a GitHub App, which mint tokens for the repositories that it is installed on.
+
+    A client app reads through it only if an administrator has assigned it to that app.
+    """
+
+    name = models.CharField(max_length=100, unique=True)
+    host = models.CharField(
+        "address",
+        max_length=300,
+        default="https://github.com",
+        help_text="https://github.com, or the address of a GitHub Enterprise Server.",
+    )
+    app_id = models.CharField(
+        "app ID", max_length=100, help_text="The app ID or the client ID from the app's settings page on GitHub."
+    )
+    private_key = EncryptedTextField(help_text="Signs requests for tokens.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name = "GitHub App"
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name

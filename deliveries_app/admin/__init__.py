@@ -4,6 +4,7 @@ from deliveries_app.admin import (  # noqa: F401  registers the model admins
     apps,
     deliveries,
     failed,
+    github_apps,
     operations,
     queue,
     repositories,

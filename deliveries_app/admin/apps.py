@@ -23,6 +23,7 @@ from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
+from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
 from docora.templatetags.docora import badge
 
@@ -58,6 +59,17 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("deliveries_app.onboard_app")
+
+    def get_fields(self, request: HttpRequest, obj: App | None = None) -> Any:
+        """Offer GitHub Apps only to users who can change them, because the app reads whatever the chosen one can."""
+        fields = super().get_fields(request, obj)
+        may_assign = request.user.has_perm(github_apps.CHANGE_PERMISSION)
+        return fields if may_assign else [name for name in fields if name != "github_app"]
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "github_app":  # a plain select, without Django's links to pop-up windows
+            return self.formfield_for_foreignkey(db_field, request, empty_label="None", **kwargs)
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
 
     def app_of(self, queryset: QuerySet[App]) -> App | None:
         apps = list(queryset[:2])

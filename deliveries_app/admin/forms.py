@@ -68,7 +68,11 @@ class WatchForm(forms.Form):
         max_length=2048,
         widget=forms.TextInput(attrs={"class": "vTextField", "placeholder": "https://github.com/owner/name"}),
     )
-    github_token = _token_field("Token", "Required for private repositories. Stored encrypted and never shown again.")
+    github_token = _token_field(
+        "Token",
+        "Required for private repositories. Stored encrypted and never shown again. If the host needs a user name, such as for "
+        "Bitbucket API tokens, enter user:token.",
+    )
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
@@ -160,6 +164,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
         model = App
         fields = (
             "name", "base_url", "email", "website", "description", "paused", "max_in_flight", "send_sync_completed",
+            "github_app",
         )  # fmt: skip
         widgets = {
             "base_url": forms.TextInput(attrs=_WIDE),
@@ -202,7 +207,10 @@ class RotateKeyForm(forms.Form):
 class GithubTokenForm(forms.Form):
     """Replace the token that reads a repository."""
 
-    github_token = _token_field("New token", "Leave blank for a public repository.")
+    github_token = _token_field(
+        "New token",
+        "If the host needs a user name, enter user:token. Leave blank for a public repository.",
+    )
 
     def __init__(self, data: QueryDict | None, *, has_token: bool) -> None:
         super().__init__(data)

@@ -15,28 +15,41 @@ from docora.web.errors import ApiError
 router = Router(tags=["Push hooks"])
 
 MAX_BODY = 26214400  # bytes, the largest that GitHub sends
-_REFUSED = "The signature is missing or wrong, or there is no such repository. The response does not say which."
+_REFUSED = (
+    "The signature or the secret is missing or wrong, or there is no such repository. The response does not say which."
+)
+
+_HINT = "Sign the body with the push hook secret of the watch: X-Hub-Signature-256, or the header of your git host"
 
 _documented = documented_responses(
     202,
     Announced,
-    "The signature is correct, and a check is queued.",
+    "The signature or the secret is correct, and a check is queued.",
     {401: _REFUSED, 413: f"The body is larger than {MAX_BODY:,} bytes.", 429: THROTTLED},
 )
+
+
+def _header(name: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"in": "header", "name": name, "description": description, "schema": {"type": "string"}, **more}
+
+
 _documented["openapi_extra"] |= {
     "parameters": [
-        {
-            "in": "header",
-            "name": "X-Hub-Signature-256",
-            "required": True,
-            "description": "`sha256=` and the hex HMAC-SHA256 of the body under the push hook secret of the watch.",
-            "schema": {"type": "string"},
-            "example": "sha256=88aab3ede8d3adf94d26ab90d3bafd4a2083070c3bcce9c014ee04a443847c0b",
-            SHELL: """sha256=$(printf %s "$BODY" | openssl dgst -sha256 -hmac "$PUSH_SECRET" -r | cut -d ' ' -f 1)""",
-        }
+        _header(
+            "X-Hub-Signature-256",
+            "GitHub: `sha256=` and the hex HMAC-SHA256 of the body under the push hook secret of the watch.",
+            example="sha256=88aab3ede8d3adf94d26ab90d3bafd4a2083070c3bcce9c014ee04a443847c0b",
+            **{
+                SHELL: """sha256=$(printf %s "$BODY" | openssl dgst -sha256 -hmac "$PUSH_SECRET" -r | cut -d ' ' -f 1)"""
+            },
+        ),
+        _header("X-Hub-Signature", "Bitbucket: the same value."),
+        _header("X-Gitea-Signature", "Gitea: the hex HMAC-SHA256 alone."),
+        _header("X-Forgejo-Signature", "Forgejo: the hex HMAC-SHA256 alone."),
+        _header("X-Gitlab-Token", "GitLab: the push hook secret itself."),
     ],
     "requestBody": {
-        "description": "Whatever the host sends. It is only read to verify the signature.",
+        "description": "Whatever the host sends. It is only read to verify a signature.",
         "required": False,
         "content": {"application/json": {"schema": {}, "example": {"ref": "refs/heads/main"}}},
     },
@@ -45,18 +58,18 @@ _documented["openapi_extra"] |= {
 
 @router.post("/push/{repository_id}", operation_id="push_hook", summary="Announce a push", **_documented)
 def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, Any]]:
-    """Use this URL in the webhook settings of GitHub and of any host that signs in the same way. The secret is created
-    in the admin, for one watch, and shown there once. If several apps watch the repository, any of their secrets works."""
-    signature = request.headers.get("X-Hub-Signature-256", "")
+    """Use this URL in the webhook settings of the git host. One of the headers below is required; GitHub, GitLab, Bitbucket,
+    Gitea and Forgejo send theirs once they have the secret. For Azure DevOps, enter the secret as the password of basic
+    authentication, with any user name. The secret is created in the admin, for one watch, and shown there once. If several
+    apps watch the repository, any of their secrets works."""
+    proof = push_hooks.Proof.of(request.headers)
     try:
-        signed = push_hooks.is_signed(repository_id, signature, body_chunks(request, MAX_BODY))
+        is_authentic = push_hooks.is_authentic(repository_id, proof, body_chunks(request, MAX_BODY))
     except BodyTooLarge as error:
         raise ApiError(str(error), 413) from None
     except OSError:  # the client disconnected
-        signed = False
-    if not signed:
-        raise authentication_error(
-            request, "push", "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"
-        )
+        is_authentic = False
+    if not is_authentic:
+        raise authentication_error(request, "push", _HINT, challenge='Basic realm="push hook"')
     push_hooks.repository_pushed(Actor.system(), repository_id)
     return Status(202, {"message": "Check queued"})

@@ -30,7 +30,7 @@ GithubToken = Annotated[
         max_length=255,
         pattern=_PRINTABLE,
         description="A token that can read the repository: 1 to 255 printable ASCII characters without spaces. It is "
-        "stored encrypted and never shown.",
+        "stored encrypted and never shown. If the git host needs a certain user name beside the token, write `user:token`.",
         examples=["github_pat_11ABCDEFG"],
     ),
 ]
@@ -44,12 +44,15 @@ class Registration(BaseModel):
     github_url: str = Field(
         min_length=1,
         max_length=2048,
-        description="`https://<host>/owner/name`, with an optional `.git` or slash at the end. Responses and "
-        "notifications repeat it as spelled here. The administrator decides which hosts are allowed.",
+        description="`https://<host>/owner/name`, with an optional `.git` or slash at the end. The owner may contain "
+        "slashes, as in GitLab's subgroups; Azure DevOps has `/_git/` before the name. Responses and notifications repeat "
+        "the URL as spelled here. The administrator decides which hosts are allowed.",
         examples=[_URL],
     )
     github_token: GithubToken | None = Field(
-        default=None, description="Required for a private repository. Each app's watch is read with its own token only."
+        default=None,
+        description="Required for a private repository, unless the administrator has assigned the app a GitHub App that can "
+        "read it. Each app's watch is read with its own token only.",
     )
 
 
@@ -76,7 +79,7 @@ class Registered(Schema):
 
     repository_id: str = Field(description="Identifies the repository in all other calls.", examples=[REPOSITORY_ID])
     github_url: str = Field(description="As the app spelled it.", examples=[_URL])
-    owner: str = Field(examples=["acme"])
+    owner: str = Field(description="The part of the URL before the name. It may contain slashes.", examples=["acme"])
     name: str = Field(examples=["handbook"])
     is_private: bool = Field(description="Whether it cannot be read without a token.", examples=[True])
     created_at: Moment = Field(description="When the app started to watch it.")

@@ -1,7 +1,8 @@
 """A real git server on loopback: smart HTTP through `git http-backend`, for the demo and the tests.
 
-It serves the bare repositories `directory/{owner}/{name}.git` read-only at `/owner/name` (with or without `.git`). Like
-GitHub, it supports partial clones and fetching a commit by its id. It has no TLS and no limits, so do not expose it.
+It serves the bare repositories `directory/{owner}/{name}.git` read-only at `/owner/name` (with or without `.git`). An owner may
+have several segments, as on GitLab and Azure DevOps. Like GitHub, it supports partial clones and fetching a commit by its id.
+It has no TLS and no limits, so do not expose it.
 """
 
 import base64
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 from deliveries_app.demo.http_backend import HttpBackend
 from deliveries_app.receiver.server import BackgroundServer, HTTPHandler, ThreadedServer
@@ -24,7 +26,8 @@ Takeover = Callable[[socket.socket], None]
 """Write a complete HTTP response to the connection, which is then closed."""
 
 _TARGET = re.compile(
-    r"/(?P<owner>[\w.-]+)/(?P<name>[\w.-]+?)(?:\.git)?(?P<path_info>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",
+    r"/(?P<owner>[\w.~%-]+(?:/[\w.~%-]+)*)/(?P<name>[\w.%-]+?)(?:\.git)?"
+    r"(?P<path_info>/info/refs|/git-upload-pack)(?:\?(?P<query>.*))?",
     re.ASCII,
 )
 _BLOCK_BYTES = 64 * 1024
@@ -40,6 +43,7 @@ class Request:
     git_protocol: str
     token: str
     status: int = 0
+    user: str = ""
 
 
 class GitServer(BackgroundServer):
@@ -84,12 +88,19 @@ class GitServer(BackgroundServer):
 
     def _check_access(self, request: Request) -> HTTPStatus:
         target = _TARGET.fullmatch(request.target)
-        if target is None or {".", ".."} & {target["owner"], target["name"]}:
+        if target is None:
             return HTTPStatus.NOT_FOUND
-        repository = f"{target['owner']}/{target['name']}"
+        repository = _name_of(target)
+        if {"", ".", ".."} & set(repository.split("/")):
+            return HTTPStatus.NOT_FOUND
         if repository in self.tokens and request.token not in self.tokens[repository]:
             return HTTPStatus.UNAUTHORIZED
         return HTTPStatus.OK if (self.directory / f"{repository}.git").is_dir() else HTTPStatus.NOT_FOUND
+
+
+def _name_of(target: re.Match[str]) -> str:
+    """Return `owner/name` without escapes."""
+    return unquote(f"{target['owner']}/{target['name']}")
 
 
 class _Server(ThreadedServer):
@@ -138,7 +149,8 @@ class _Handler(HTTPHandler):
             yield block
 
     def _handle(self, body: IO[bytes] | None) -> None:
-        request = Request(self.command, self.path, self.headers.get("Git-Protocol", ""), self._token())
+        user, token = self._credentials()
+        request = Request(self.command, self.path, self.headers.get("Git-Protocol", ""), token, user=user)
         decision = self.server.git.decide(request)
         if callable(decision):
             self.close_connection = True
@@ -148,14 +160,16 @@ class _Handler(HTTPHandler):
         else:
             self._answer(request, decision)
 
-    def _token(self) -> str:
-        scheme, _, credentials = self.headers.get("Authorization", "").partition(" ")
+    def _credentials(self) -> tuple[str, str]:
+        """Return the user name and the token of HTTP Basic, or two empty strings."""
+        scheme, _, encoded = self.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "basic":
-            return ""
+            return "", ""
         try:
-            return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+            user, _, token = base64.b64decode(encoded, validate=True).decode().partition(":")
         except ValueError:
-            return ""
+            return "", ""
+        return user, token
 
     def _answer(self, request: Request, status: HTTPStatus) -> None:
         request.status = status
@@ -175,7 +189,7 @@ class _Handler(HTTPHandler):
             "GIT_PROTOCOL": request.git_protocol,
             "REMOTE_ADDR": self.client_address[0],
         }
-        repository = self.server.git.directory / target["owner"] / f"{target['name']}.git"
+        repository = self.server.git.directory / f"{_name_of(target)}.git"
         with self.server.backend.run(repository, variables, body) as output:
             headers = {}
             while line := output.readline().strip():

@@ -15,7 +15,8 @@ from deliveries_app.models.watch_state import StateDetail, WatchState, details_o
 from docora.db.clock import from_now
 from docora.security.crypto import EncryptedTextField
 from docora.text import new_id
-from repositories_app.models import Repository
+from repositories_app.git.url import host_of
+from repositories_app.models import GitHubApp, Repository
 from repositories_app.services import host_is_down, host_retry_at
 
 MAX_SHARED_CRASHES = 2  # how many shared processes may die while syncing a watch before it gets its own process
@@ -103,6 +104,16 @@ class App(models.Model):
         default=False,
         help_text="Send a /sync_completed notification whenever a sync completes in full.",
     )
+    github_app = models.ForeignKey(
+        GitHubApp,
+        verbose_name="GitHub App",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="apps",
+        help_text="Reads the app's repositories on GitHub that have no token of their own. The app can then watch every "
+        "repository that the GitHub App is installed on.",
+    )
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -121,6 +132,12 @@ class App(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def github_app_for(self, canonical_url: str) -> GitHubApp | None:
+        """Return the assigned GitHub App if it is one of the repository's host."""
+        if self.github_app_id is None or self.github_app is None:
+            return None
+        return self.github_app if host_of(canonical_url) == f"{self.github_app.host}/" else None
 
     @property
     def max_in_flight_limit(self) -> int:
@@ -448,6 +465,11 @@ class AppRepository(models.Model):
     def job_id(self) -> str:
         """The id of the watch's RQ job. It only avoids duplicate jobs; the lease decides which worker syncs."""
         return f"{self.app.app_id}-{self.repository.repository_id}"
+
+    @property
+    def github_app(self) -> GitHubApp | None:
+        """The GitHub App that reads the repository, unless the watch has a token of its own."""
+        return None if self.github_token else self.app.github_app_for(self.repository.canonical_url)
 
     @property
     def needs_own_process(self) -> bool:

@@ -59,10 +59,10 @@ def search_runs(term: str) -> Search:
 
 
 def _watches_named(term: str) -> QuerySet[AppRepository]:
-    owner, slash, name = term.partition("/")
+    owner, slash, name = term.rpartition("/")  # an owner may contain slashes
     repository = Q(repository__owner__icontains=term) | Q(repository__name__icontains=term)
     if slash:
-        repository = Q(repository__owner__iendswith=owner, repository__name__istartswith=name)
+        repository |= Q(repository__owner__iendswith=owner, repository__name__istartswith=name)
     return AppRepository.objects.filter(Q(app__name__icontains=term) | repository)
 
 

@@ -14,7 +14,7 @@ from django.db import transaction
 from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppToken
-from deliveries_app.services import audit
+from deliveries_app.services import audit, github_apps
 from deliveries_app.services.keys import validate_key
 from docora.http.client import Request
 from docora.http.messages import url_blocked_reason
@@ -130,12 +130,15 @@ def onboard_app(
 def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
     """Save only the fields named in `changed`, because workers update the others.
 
+    The GitHub App decides what the client app can read, so assigning one also takes the permission to change GitHub Apps.
     Resuming clears the pause reason. Resuming or changing the base URL also clears the endpoint's cooldown.
     `max_in_flight` is the administrator's limit: if the app has chosen fewer concurrent requests, it keeps them.
     """
     actor.require("deliveries_app.change_app")
     actor.require_app(app)
     fields = set(changed)
+    if "github_app" in fields:
+        actor.require(github_apps.CHANGE_PERMISSION)
     resumed = "paused" in fields and not app.paused
     if resumed:
         app.paused_reason = ""

@@ -1,13 +1,17 @@
-"""Handle push hooks: signed requests in which a git host reports that a repository may have changed.
+"""Handle push hooks: requests in which a git host reports that a repository may have changed.
 
-They only trigger a sync. The rest of their content is ignored.
+They only trigger a sync. The rest of their content is ignored. A host proves that it knows the secret of a watch: it signs the
+body (GitHub, Gitea, Forgejo, Bitbucket) or sends the secret itself (GitLab, Azure DevOps).
 """
 
+import base64
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 from django.db import transaction
 from django.db.models.functions import Now
@@ -18,29 +22,70 @@ from deliveries_app.models import AppRepository
 from docora.security.crypto import Undecryptable
 from docora.text import can_be_id
 
-_SIGNATURE = re.compile("sha256=[0-9a-f]{64}")
+SIGNATURE_HEADERS = {
+    "X-Hub-Signature-256": "sha256=",  # GitHub, and also sent by Gitea and Forgejo
+    "X-Hub-Signature": "sha256=",  # Bitbucket; GitHub sends the SHA-1 here, which is not accepted
+    "X-Gitea-Signature": "",
+    "X-Forgejo-Signature": "",
+}
+"""Header with the hex HMAC-SHA256 of the body → what stands before it."""
+_HEX = re.compile("[0-9a-f]{64}")
 ENQUEUED_AT_ONCE = 20  # watches of one repository; the sweep enqueues the others
 
 
-def is_signed(repository_id: str, signature: str, body: Iterable[bytes]) -> bool:
-    """Return whether `signature` (`sha256=` + hex) is the body's HMAC under the secret of one of the repository's watches.
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a request offers as proof: hex HMAC-SHA256s of its body, or the secret itself."""
 
-    The body is read once for all secrets and never held in memory; it is not read at all if the signature is malformed.
-    Without a secret, or without such a repository, a random secret is used, so that the response time reveals neither.
+    signatures: list[str] = field(repr=False)
+    secrets: list[str] = field(repr=False)
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Self:
+        """Return the well-formed proofs in a request's headers."""
+        values = [(headers.get(name, ""), prefix) for name, prefix in SIGNATURE_HEADERS.items()]
+        given = [value.removeprefix(prefix) for value, prefix in values if value.startswith(prefix)]
+        plain = [headers.get("X-Gitlab-Token", ""), _password(headers.get("Authorization", ""))]
+        return cls([text for text in given if _HEX.fullmatch(text)], [secret for secret in plain if secret])
+
+
+def _password(authorization: str) -> str:
+    """Return the password of HTTP Basic, which is all that Azure DevOps can send. Its user name may be anything."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
+def is_authentic(repository_id: str, proof: Proof, body: Iterable[bytes]) -> bool:
+    """Return whether the proof is made with the secret of one of the repository's watches.
+
+    The body is read once for all secrets and never held in memory; it is only read for a well-formed signature. Without a
+    secret, or without such a repository, a random secret is used, so that the response time reveals neither.
     """
-    if not _SIGNATURE.fullmatch(signature) or not can_be_id(repository_id):
+    if not (proof.signatures or proof.secrets) or not can_be_id(repository_id):
         return False
     watches = AppRepository.objects.alive().filter(repository__repository_id=repository_id)
     known = watches.values_list("push_secret", flat=True)
     readable = [secret.encode() for secret in known if secret and not isinstance(secret, Undecryptable)]
     keys = readable or [secrets.token_bytes(32)]
-    macs = [hmac.new(key, digestmod=hashlib.sha256) for key in keys]
-    for piece in body:
-        for mac in macs:
-            mac.update(piece)
-    given = signature.encode()
-    matches = [hmac.compare_digest(f"sha256={mac.hexdigest()}".encode(), given) for mac in macs]
-    return any(matches)  # after comparing all of them, so that the time does not reveal which one matched
+    # All are compared, so that the time does not reveal which one matched.
+    matches = [hmac.compare_digest(_digest(key), _digest(given.encode())) for key in keys for given in proof.secrets]
+    if proof.signatures:
+        macs = [hmac.new(key, digestmod=hashlib.sha256) for key in keys]
+        for piece in body:
+            for mac in macs:
+                mac.update(piece)
+        matches += [hmac.compare_digest(mac.hexdigest(), given) for mac in macs for given in proof.signatures]
+    return any(matches)
+
+
+def _digest(secret: bytes) -> bytes:
+    """Return a digest to compare, which has the same length for every secret."""
+    return hashlib.sha256(secret).digest()
 
 
 def repository_pushed(actor: Actor, repository_id: str) -> int:

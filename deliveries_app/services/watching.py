@@ -19,11 +19,12 @@ from deliveries_app.progress import runs
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
+from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit
 from repositories_app.git.url import RepositoryUrl, owner_and_name
-from repositories_app.models import Repository
+from repositories_app.models import GitHubApp, Repository
 
 GIT_CHECK_SECONDS = 12.0  # for all requests to the git host while a user or client waits for the response
 
@@ -75,7 +76,8 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_
     validate_token(token)
     if must_be_new:
         _require_new(app, parsed)
-    is_private = check_readable(parsed.spelled, token)
+    github_app = None if token else app.github_app_for(parsed.canonical)
+    is_private = check_readable(parsed.spelled, token, github_app)
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
@@ -159,11 +161,12 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
     return repository
 
 
-def check_readable(url: str, token: str) -> bool:
-    """Return whether the repository is private: readable with the token, but not without.
+def check_readable(url: str, token: str, github_app: GitHubApp | None = None) -> bool:
+    """Return whether the repository is private: readable with a token, but not without.
 
-    A repository without a commit can be read, too. Raises `GitError` if it cannot be read with this token, or if its host
-    takes longer than `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
+    The token is `token`, or one that `github_app` gives. A repository without a commit can be read, too.
+    Raises `GitError` if it cannot be read, or if its host takes longer than `GIT_CHECK_SECONDS`. The message does not promise
+    a retry, because nothing is stored yet.
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
@@ -173,19 +176,26 @@ def check_readable(url: str, token: str) -> bool:
                 Cause.TIMEOUT, f"The git host didn't respond within {GIT_CHECK_SECONDS:.0f} seconds. Try again later."
             )
 
+    used = ""
     with remote.new_client(max_connections=1) as client:
-        try:
+
+        def read(token: str) -> None:
+            nonlocal used
+            used = token
             remote.ls_head(client, url, token, check_deadline)
+
+        try:
+            github.read(github_app, url, token, read, check_deadline, fresh=True)
         except NoCommit:
             pass
         except GitError as error:
             if error.next_step:
                 error.next_step = "Try again later."
             raise
-        if not token:
+        if not used:
             return False
         try:
-            remote.ls_head(client, url, "", check_deadline)
+            read("")
         except NoCommit:
             return False
         except GitError:

@@ -1,7 +1,7 @@
 """Check whether HEAD has moved: one small request per watch, hundreds at a time.
 
-This runs in the sweep process, never in the queue. Each check uses the watch's own token and compares with the watch's own
-base, so one app never profits from another app's access. Watches that are due anyway are not checked.
+This runs in the sweep process, never in the queue. Each check uses the watch's own token, or one of the GitHub App that its app
+was assigned, and compares with the watch's own base, so one app never profits from another app's access. Watches that are due anyway are not checked.
 
 While a git host is down, its watches are neither checked nor synced. One probe decides when that ends.
 """
@@ -23,6 +23,7 @@ from docora.db.clock import from_now
 from docora.http.client import HttpClient
 from docora.redis import counters
 from docora.security.crypto import Undecryptable
+from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git.exceptions import Cause, GitError, NoCommit
 from repositories_app.git.remote import Head, Question, ls_heads
@@ -87,13 +88,11 @@ def _any_url(outage: HostOutage) -> str:
 
 
 def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> None:
-    undecryptable = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
+    undecryptable = {watch.pk for watch in watches if _is_undecryptable(watch)}
     to_sync = [watch.pk for watch in watches if watch.pk in undecryptable and watch.next_sync_at is None]
-    questions = (
-        Question(watch, watch.github_url, watch.github_token, watch.last_commit)
-        for watch in watches
-        if watch.pk not in undecryptable
-    )
+    readable = [watch for watch in watches if watch.pk not in undecryptable]
+    tokens = _tokens(readable, meanwhile)
+    questions = (Question(watch, watch.github_url, tokens[watch.pk], watch.last_commit) for watch in readable)
     hosts_that_answered = set()
     unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
     for watch, answer in ls_heads(client, questions, meanwhile):
@@ -119,6 +118,21 @@ def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Call
     counters.add({counters.CHECKS: len(watches) - len(undecryptable)})
     if to_sync:
         scheduling.request_sync(AppRepository.objects.alive().filter(pk__in=to_sync))
+
+
+def _is_undecryptable(watch: AppRepository) -> bool:
+    github_app = watch.github_app
+    secrets = (watch.github_token, github_app.private_key if github_app else "")
+    return any(isinstance(secret, Undecryptable) for secret in secrets)
+
+
+def _tokens(watches: Sequence[AppRepository], meanwhile: Callable[[], None]) -> dict[int, str]:
+    """Return the token with which each watch reads its repository, by the watch's primary key; empty for none."""
+    through = {watch: github_app for watch in watches if (github_app := watch.github_app)}
+    wanted = [(github_app, watch.github_url) for watch, github_app in through.items()]
+    found = github.access_to(wanted, meanwhile)
+    minted = {watch.pk: found[app.pk, watch.github_url].token for watch, app in through.items()}
+    return {watch.pk: watch.github_token for watch in watches} | minted
 
 
 def _needs_sync(watch: AppRepository, answer: Head | GitError) -> bool:
@@ -148,7 +162,7 @@ def _take_slice() -> list[AppRepository]:
             .filter(closed, Q(next_sync_at=None) | waiting, next_check_at__lte=Now())
             .exclude(repositories.host_is_down("repository__canonical_url"))
             .select_for_update(skip_locked=True, of=("self",))
-            .select_related("repository")
+            .select_related("repository", "app__github_app")
             .order_by("next_check_at")[:SLICE]
         )
         taken = AppRepository.objects.filter(pk__in=[watch.pk for watch in watches])

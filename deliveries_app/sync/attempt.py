@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -39,6 +39,7 @@ from docora.http.client import HttpClient
 from docora.security.crypto import DecryptionError, require_readable
 from docora.server.worker import stopping
 from docora.text import counted
+from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
@@ -191,8 +192,10 @@ class Attempt:
             return
         watch = self.watch
         try:
-            head = remote.ls_head(
-                self.client, watch.github_url, watch.github_token, self._alive, commit=watch.last_commit
+            head = self._read_with_token(
+                lambda token: remote.ls_head(
+                    self.client, watch.github_url, token, self._alive, commit=watch.last_commit
+                )
             )
         except NoCommit:
             if watch.last_commit or watch.deliveries.exists():
@@ -228,15 +231,17 @@ class Attempt:
 
     def _sync_to(self, head: Head, client: HttpClient | None) -> None:
         with self.mirror.in_use(self._alive, patience=BUSY_SECONDS), self.mirror.blobs() as reader:
-            commit = self.mirror.fetch(
-                self.watch.github_url,
-                self.watch.github_token,
-                head.commit,
-                self.watch.watch_id,
-                timeout=settings.FETCH_TIMEOUT_SECONDS,
-                tick=self._alive,
-                client=client,
-                patience=BUSY_SECONDS,
+            commit = self._read_with_token(
+                lambda token: self.mirror.fetch(
+                    self.watch.github_url,
+                    token,
+                    head.commit,
+                    self.watch.watch_id,
+                    timeout=settings.FETCH_TIMEOUT_SECONDS,
+                    tick=self._alive,
+                    client=client,
+                    patience=BUSY_SECONDS,
+                )
             )
             logger.info("fetched", extra={"commit": commit})
             target = self._target(commit)
@@ -264,6 +269,11 @@ class Attempt:
                     self._finish(planned, None)
             finally:
                 plan.close()
+
+    def _read_with_token[T](self, call: Callable[[str], T]) -> T:
+        """Return `call` of the token that reads the repository: the watch's own, or one of the app's GitHub App."""
+        watch = self.watch
+        return github.read(watch.github_app, watch.github_url, watch.github_token, call, self._alive)
 
     def _target(self, commit: str) -> str:
         """Return a hash of everything that decides what is sent. The same hash means the same notification for each path."""

@@ -16,9 +16,13 @@ _TOKENS = r"""
     (?:
         docora_[0-9a-f]{16,}                                 # an app's token
       | whsec_[A-Za-z0-9+/_=-]{8,}                            # a signing key
-      | gh[pousr]_[A-Za-z0-9_]{8,} | github_pat_[A-Za-z0-9_]{8,}
+      | gh[pousr]_(?:[A-Za-z0-9_-]|\.(?=[A-Za-z0-9_-])){8,} | github_pat_[A-Za-z0-9_]{8,}
       | gl(?:pat|cbt|ptt|dt|rt|soat)-[A-Za-z0-9_.-]{8,}
+      | AT(?:ATT3x|CTT3x|BB)[A-Za-z0-9_=-]{8,}                # Bitbucket
       | eC1hY2Nlc3MtdG9rZW46[A-Za-z0-9+/=_-]*                 # base64 of `x-access-token:…`
+      | (?:b2F1dGgy|eC10b2tlbi1hdXRo)O[g-v][A-Za-z0-9+/=_-]*  # base64 of `oauth2:…` and `x-token-auth:…`
+      | eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}  # a signed JWT
+      | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY-----[^-]*(?:-----END\ [A-Z\ ]*PRIVATE\ KEY-----)?
       | gAAAAA[A-Za-z0-9_-]{60,}={0,2}                        # an encrypted secret
     )
 """

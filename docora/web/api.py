@@ -140,11 +140,14 @@ def _error_message(error: Mapping[str, Any]) -> str:
     return f"{subject} {'.'.join(names)} {requirement}"
 
 
-def authentication_error(request: HttpRequest, kind: str, message: str) -> ApiError:
-    """Count a failed authentication and return the error: 401, or 429 after too many failures from this address."""
+def authentication_error(request: HttpRequest, kind: str, message: str, *, challenge: str = "Bearer") -> ApiError:
+    """Count a failed authentication and return the error: 401, or 429 after too many failures from this address.
+
+    `challenge` is the value of `WWW-Authenticate`.
+    """
     wait = throttle.count_failure(kind, request.META.get("REMOTE_ADDR", ""))
     if wait is None:
-        return ApiError(message, 401, {"WWW-Authenticate": "Bearer"})
+        return ApiError(message, 401, {"WWW-Authenticate": challenge})
     return ApiError(
         f"Too many failed attempts from this address: wait {wait} seconds.", 429, {"Retry-After": str(wait)}
     )

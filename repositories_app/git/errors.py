@@ -7,6 +7,7 @@ may be called `acme/timeout`.
 
 import base64
 import re
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
@@ -25,6 +26,15 @@ from repositories_app.git.exceptions import (
 
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "it isn't allowed to read this repository"
+# Most hosts ignore the user name beside a token: GitHub, also Enterprise, Gitea, Forgejo and Azure DevOps accept any, and GitLab
+# accepts any for access tokens. The default is therefore right for most hosts of one's own. Other tokens need a name of their
+# own, which is written before them: Bitbucket's API tokens and app passwords, deploy tokens of GitLab, tokens of Bitbucket
+# Data Center.
+DEFAULT_USER = "x-access-token"
+_USERS = {
+    "gitlab.com": "oauth2",  # needed for OAuth tokens
+    "bitbucket.org": "x-token-auth",  # for access tokens of a repository, project or workspace
+}
 _CHECK_NETWORK = "Check the URL and this server's network."
 _MESSAGE = 300  # characters of foreign text in a message
 _DAMAGED = "The mirror is damaged and will be rebuilt"
@@ -56,19 +66,30 @@ _PATTERNS: list[tuple[Cause, str]] = [
 _COMPILED = [(cause, re.compile(pattern, re.IGNORECASE)) for cause, pattern in _PATTERNS]
 
 
-def basic_authorization(token: str) -> str:
-    """Return the header that git hosts accept for a token: HTTP Basic with any user name."""
-    return "Authorization: Basic " + _basic(token)
+def basic_authorization(url: str, token: str) -> str:
+    """Return the header with which the host of `url` accepts the token: HTTP Basic with the right user name."""
+    user, password = credentials(url, token)
+    return "Authorization: Basic " + _basic(user, password)
 
 
-def _basic(token: str) -> str:
-    return base64.b64encode(f"x-access-token:{token}".encode()).decode("ascii")
+def credentials(url: str, token: str) -> tuple[str, str]:
+    """Return the user name and the password for a token. A token `user:token` has its own user name."""
+    user, colon, secret = token.partition(":")
+    if colon:
+        return user, secret
+    return _USERS.get(urlsplit(url).hostname or "", DEFAULT_USER), token
+
+
+def _basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
 
 
 def scrub(text: str, token: str) -> str:
     """Return foreign text without the token in any encoding, and without other credentials in URLs."""
     if token:
-        forms = encodings_of(token) | {_basic(token)}
+        secret = token.partition(":")[2]
+        forms = encodings_of(token) | (encodings_of(secret) if secret else set())
+        forms |= {_basic(user, token) for user in {DEFAULT_USER, *_USERS.values()}}
         longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
         text = re.sub("|".join(longest_first), "…", text, flags=re.IGNORECASE)
     return re.sub(r"://[^/@\s]*@", "://", text)

@@ -135,7 +135,7 @@ def _config_for(remote: Remote) -> dict[str, str]:
         }
     if remote.token:
         name = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
-        config[name] = git_errors.basic_authorization(remote.token)
+        config[name] = git_errors.basic_authorization(remote.url, remote.token)
     return config
 
 

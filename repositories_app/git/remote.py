@@ -66,8 +66,8 @@ def command(name: str, arguments: Sequence[str], object_format: str) -> bytes:
 _LS_REFS = {name: command("ls-refs", ["symrefs", "ref-prefix HEAD"], name) for name in (SHA1, SHA256)}
 
 
-def _authorization(token: str) -> list[str]:
-    return [git_errors.basic_authorization(token)] if token else []
+def _authorization(url: str, token: str) -> list[str]:
+    return [git_errors.basic_authorization(url, token)] if token else []
 
 
 def upload_pack_request(
@@ -78,7 +78,7 @@ def upload_pack_request(
         "Content-Type: application/x-git-upload-pack-request",
         "Accept: application/x-git-upload-pack-result",
         "Git-Protocol: version=2",
-        *_authorization(token),
+        *_authorization(url, token),
     )
     return Request(
         "POST",
@@ -183,7 +183,7 @@ def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head
 def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
     """Return what an answer other than 2xx means; None if it only means that the host does not speak protocol v2."""
     status = outcome.status or 0
-    if status == 429 or (status == 403 and _is_rate_limit(outcome)):
+    if is_rate_limit(outcome):
         return git_errors.rate_limited(outcome.retry_after(time.time()), token=token)
     if status == 403:
         needs_sso = b"SAML" in outcome.body or b"SSO" in outcome.body
@@ -202,24 +202,29 @@ def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
     return None
 
 
-def _is_rate_limit(outcome: Outcome) -> bool:
-    """Return whether a 403 means a rate limit, as it does on GitHub."""
-    return "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+def is_rate_limit(outcome: Outcome) -> bool:
+    """Return whether the host refuses because of a rate limit. GitHub also does so with a 403."""
+    says_so = "retry-after" in outcome.headers or outcome.headers.get("x-ratelimit-remaining") == "0"
+    return outcome.status == 429 or (outcome.status == 403 and says_so)
 
 
 def _moved(url: str, token: str, outcome: Outcome) -> RepositoryMoved:
     """Return the error for a redirect, which is not followed. It names the target if that may be watched."""
     try:
         target = urljoin(f"{url}/", outcome.headers.get("location", "")).partition("?")[0].partition("#")[0]
-        address = parse_url(re.sub(r"/(info/refs|git-upload-pack)$", "", target)).spelled
+        repository = re.sub(r"/(info/refs|git-upload-pack)$", "", target)
+        parsed = parse_url(repository)
     except ValueError:  # `InvalidUrl` is one
         return git_errors.moved("")
+    if repository == target and "/" in parsed.owner:  # rather a page such as /users/sign_in/now
+        return git_errors.moved("")
+    address = parsed.spelled
     return git_errors.moved(address if address != url and git_errors.scrub(address, token) == address else "")
 
 
 def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     """Ask again after git met a redirect, because git does not say where it leads. Return the error to raise."""
-    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(token)))
+    request = Request("GET", f"{url}/info/refs?service=git-upload-pack", tuple(_authorization(url, token)))
     with new_client(max_connections=1) as client:
         outcome = wait_for(client, request, tick)
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")

@@ -1,22 +1,32 @@
 """Decide which URLs may be watched, and which of them name the same repository. Pure, and cheap for text of any length.
 
-Only one narrow form is accepted, so that git, libcurl and Python cannot read a URL differently: no user info, escapes or
-backslashes, and none of git's options and transports (`ext::`, `--upload-pack`).
+Only one narrow form is accepted, so that git, libcurl and Python cannot read a URL differently: no user info, no backslashes,
+and none of git's options and transports (`ext::`, `--upload-pack`). Escapes are accepted only in the URLs of Azure DevOps, whose
+names may contain spaces.
 """
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from django.conf import settings
 
 from docora.text import clean_text
 from repositories_app.git.exceptions import HostNotAllowed, InvalidUrl
 
-CASE_INSENSITIVE_HOSTS = {"github.com"}
+# A missing host only makes two repositories of two spellings; a wrong one makes one repository of two. A host that could be
+# watched before cannot be added without changing the canonical URLs that are stored.
+CASE_INSENSITIVE_HOSTS = {"github.com", "dev.azure.com"}
+TWO_SEGMENT_HOSTS = {"github.com", "bitbucket.org", "codeberg.org"}
+"""Hosts without subgroups. A longer URL is that of a page inside a repository."""
 MAX_LENGTH = 2048
+MAX_SEGMENTS = 21  # a GitLab project 20 groups deep
+MAX_OWNER = 255  # characters, as in the database
 _FORM = "https://<host>/owner/name"
 _SEGMENT = re.compile(r"(?!-)[A-Za-z0-9._-]{1,200}")
+_GROUP = re.compile(r"~?(?!-)[A-Za-z0-9._-]{1,200}")  # Bitbucket Data Center and sourcehut: ~user
+_ESCAPED = re.compile(r"(?!-)(?:[A-Za-z0-9._-]|%[0-9A-Fa-f]{2}){1,600}")
+_AZURE = "_git"  # https://dev.azure.com/organization/project/_git/name
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -24,7 +34,10 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class RepositoryUrl:
-    """`canonical` identifies the repository. `spelled` is the URL as the app wrote it, which is fetched from."""
+    """`canonical` identifies the repository. `spelled` is the URL as the app wrote it, which is fetched from.
+
+    `owner` is everything between the host and the name, such as `group/subgroup`. Escapes are decoded in it and in `name`.
+    """
 
     spelled: str
     canonical: str
@@ -33,7 +46,10 @@ class RepositoryUrl:
 
 
 def parse_url(url: str) -> RepositoryUrl:
-    """Parse `https://<allowed host>/owner/name`, with an optional `.git` and trailing slash. Raises `InvalidUrl`."""
+    """Parse `https://<allowed host>/owner/name`, with an optional `.git` and trailing slash. Raises `InvalidUrl`.
+
+    The owner may have several segments, as on GitLab, and Azure DevOps has `_git` before the name.
+    """
     if len(url) > MAX_LENGTH:
         raise InvalidUrl(f"The repository URL must look like {_FORM} and have at most {MAX_LENGTH:,} characters.")
     url = url.strip(" \t\r\n")
@@ -51,9 +67,8 @@ def parse_url(url: str) -> RepositoryUrl:
     except ValueError:
         raise InvalidUrl(f"The repository URL must look like {_FORM}.") from None
     host, port = _host_and_port(parts.netloc, _DEFAULT_PORTS[parts.scheme])
-    owner, name = _owner_and_name(parts.path)
     place = host if port == _DEFAULT_PORTS[parts.scheme] else f"{host}:{port}"
-    path = f"{owner}/{name}"
+    owner, name, path = _parse_path(host, parts.path)
     if host in CASE_INSENSITIVE_HOSTS:
         path = path.lower()
     return RepositoryUrl(url.removesuffix("/"), f"{parts.scheme}://{place}/{path}", owner, name)
@@ -61,7 +76,8 @@ def parse_url(url: str) -> RepositoryUrl:
 
 def owner_and_name(spelled: str) -> tuple[str, str]:
     """Return owner and name as an accepted URL spells them. `Acme/Docs` and `acme/docs` may be one repository."""
-    return _owner_and_name(urlsplit(spelled).path)
+    parts = urlsplit(spelled)
+    return _parse_path(parts.hostname or "", parts.path)[:2]
 
 
 def host_of(canonical: str) -> str:
@@ -92,15 +108,53 @@ def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     return host, port
 
 
-def _owner_and_name(path: str) -> tuple[str, str]:
+def _parse_path(host: str, path: str) -> tuple[str, str, str]:
+    """Return owner, name and the path of the canonical URL, before case is folded."""
     segments = path.removeprefix("/").removesuffix("/").split("/")
-    if len(segments) != 2:
+    if len(segments) < 2 or (len(segments) > 2 and host in TWO_SEGMENT_HOSTS):
         raise InvalidUrl(f"The repository URL must name an owner and a repository: {_FORM}.")
-    owner, name = segments[0], segments[1].removesuffix(".git")
-    if not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in (owner, name)):
+    if len(segments) > 2 and segments[-1] == _AZURE:
+        raise InvalidUrl("The repository URL must end with the repository's name, after /_git/.")
+    if len(segments) > MAX_SEGMENTS:
+        raise InvalidUrl(f"The repository URL has too many parts: at most {MAX_SEGMENTS} after the host.")
+    if len(segments) > 2 and segments[-2] == _AZURE:
+        *groups, name = map(_decode, [*segments[:-2], segments[-1]])
+        path = "/".join(quote(part, safe="") for part in [*groups, _AZURE, name])
+    else:
+        *groups, name = segments
+        name = name.removesuffix(".git")
+        group = _GROUP if host not in TWO_SEGMENT_HOSTS else _SEGMENT
+        if not all(map(group.fullmatch, groups)) or not _SEGMENT.fullmatch(name) or _has_dots_only(*groups, name):
+            raise InvalidUrl(
+                "Owner and name can contain letters, digits, dots, dashes and underscores, and can't start with a dash."
+            )
+        if name.lower().endswith(".git"):
+            raise InvalidUrl("The repository's name can end in .git only once, in lowercase.")
+        if len(groups) > 1 and any(part.endswith(".git") for part in groups):
+            raise InvalidUrl(
+                "The repository URL must end with the repository's name, and only the name can end in .git."
+            )
+        path = "/".join([*groups, name])
+    owner = "/".join(groups)
+    if len(owner) > MAX_OWNER:
+        raise InvalidUrl(f"The part of the repository URL before the name must have at most {MAX_OWNER} characters.")
+    return owner, name, path
+
+
+def _decode(segment: str) -> str:
+    """Return a part of an Azure DevOps URL without its escapes."""
+    try:
+        text = unquote_to_bytes(segment).decode() if _ESCAPED.fullmatch(segment) else ""
+    except UnicodeDecodeError:
+        text = ""
+    is_valid = text.isprintable() and text == text.strip() and not text.startswith("-") and not {"/", "\\"} & set(text)
+    if not is_valid or len(text) > 200 or _has_dots_only(text):
         raise InvalidUrl(
-            "Owner and name can contain letters, digits, dots, dashes and underscores, and can't start with a dash."
+            "Names in an Azure DevOps URL can contain letters, digits, dots, dashes and underscores. Write other characters "
+            "as in the clone URL, such as %20 for a space."
         )
-    if name.lower().endswith(".git"):
-        raise InvalidUrl("The repository's name can end in .git only once, in lowercase.")
-    return owner, name
+    return text
+
+
+def _has_dots_only(*parts: str) -> bool:
+    return not all(part.strip(".") for part in parts)

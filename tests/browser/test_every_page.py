@@ -16,8 +16,10 @@ from playwright.sync_api import Error, Page, expect
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.services import resync_by_app
+from repositories_app.models import GitHubApp
 from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, Look, look_as, violations, violations_in_two_looks
 from tests.browser.conftest import PASSWORD, Browser, Site
+from tests.support.github_api import pem
 from tests.support.receiver import Answer, wait_for
 from tests.support.world import World
 
@@ -115,6 +117,7 @@ def everything(world: World, site: Site) -> AppRepository:
     refusing = world.add_app("Search")
     world.answer(lambda notification: Answer(503) if notification.app_id == refusing.app_id else None)
     world.watch_url(docs, app=refusing)
+    GitHubApp.objects.create(name="Reader", app_id="123456", private_key=pem())
     Group.objects.get_or_create(name="Operators")
     User.objects.create_user("victor", password="x", is_staff=True)
     AccessAttempt.objects.create(
@@ -168,6 +171,11 @@ def test_every_linked_page_renders_accessibly_within_the_csp(
         "/admin/deliveries_app/syncrun/",
         "/admin/deliveries_app/syncrun/N/change/",
         "/admin/deliveries_app/syncrun/export/",
+        "/admin/repositories_app/githubapp/",
+        "/admin/repositories_app/githubapp/add/",
+        "/admin/repositories_app/githubapp/N/change/",
+        "/admin/repositories_app/githubapp/N/delete/",
+        "/admin/repositories_app/githubapp/N/history/",
         "/admin/repositories_app/repository/N/change/",
         "/admin/auth/user/add/",
         "/admin/auth/user/N/change/",

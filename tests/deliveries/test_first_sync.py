@@ -1,10 +1,13 @@
 """The first sync of a repository: everything arrives, and the records show it."""
 
 import hashlib
+from urllib.parse import quote
 
 import pytest
 
+from deliveries_app.actors import Actor
 from deliveries_app.models import Outcome, Status
+from deliveries_app.services import watch_repository
 from tests.support.git import Entry
 from tests.support.world import World
 
@@ -34,6 +37,19 @@ def test_every_file_of_the_head_branch_arrives(world: World, branch: str) -> Non
     run = world.runs(watch)[0]
     assert (run.outcome, run.files_done, run.files_total) == (Outcome.SUCCEEDED, len(files), len(files))
     assert {record.reason for record in world.receiver.log} == {"initial"}
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"), [("group/sub/widgets", "group/sub"), ("org/My Project/_git/widgets", "org/My Project")]
+)
+def test_owner_with_several_segments(world: World, name: str, owner: str) -> None:
+    world.git.repo(name, {"readme.md": b"# Hello\n"})
+    watched = watch_repository(Actor.command(), world.app, f"{world.git.url}/{quote(name)}")
+    assert (watched.as_dict()["owner"], watched.as_dict()["name"]) == (owner, "widgets")
+    watch = world.sync(watched.watch)
+    assert watch.status == Status.SYNCED, watch.last_error
+    assert {record.repository for record in world.requests("create")} == {f"{owner}/widgets"}
+    assert world.runs(watch)[0].repository_name == str(watch.repository) == f"{owner}/widgets"
 
 
 def test_large_files_arrive_in_chunks(world: World, settings) -> None:

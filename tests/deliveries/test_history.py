@@ -14,6 +14,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, DeliveryFailure, Outcome, Reason, SyncRun
 from deliveries_app.reports import history
 from deliveries_app.services import cancel_operation, resync_by_app
+from repositories_app.models import Repository
 from tests.support.staff import make_app, make_watch, staff
 
 RUNS, OPERATIONS = "/admin/deliveries_app/syncrun/", "/admin/deliveries_app/bulkoperation/"
@@ -168,6 +169,14 @@ def test_runs_are_found_by_id_operation_and_name(viewer: Client, watches) -> Non
     }
     assert {term: listed(viewer, f"?q={quote(term)}") for term in found} == found
     assert listed(viewer, "?q=acme&outcome=failed") == []
+
+
+@pytest.mark.parametrize("term", ["acme/teams/docs", "acme/teams", "teams/do", "teams/", "docs"])
+def test_runs_are_found_by_an_owner_with_slashes(viewer: Client, watches, term: str) -> None:
+    Repository.objects.filter(pk=watches[0].repository_id).update(owner="acme/teams")
+    watches[0].repository.refresh_from_db()
+    runs = {watch: run_of(watch).pk for watch in watches}
+    assert listed(viewer, f"?q={quote(term)}") == [runs[watches[2]], runs[watches[0]]]
 
 
 def test_broad_search_is_limited_to_the_newest_runs(viewer: Client, watches, monkeypatch) -> None:

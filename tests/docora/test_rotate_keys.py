@@ -64,6 +64,7 @@ def test_all_encrypted_columns_are_found() -> None:
         "deliveries_app.App.new_auth_key",
         "deliveries_app.AppRepository.github_token",
         "deliveries_app.AppRepository.push_secret",
+        "repositories_app.GitHubApp.private_key",
     }
 
 

@@ -283,4 +283,7 @@ def test_unsigned_push_hook_is_401_and_reveals_nothing(app: App, signature: str 
         f"/api/hooks/push/{repository_id}", b"", content_type="application/json", headers=headers
     )
     assert (response.status_code, state()) == (401, before)
-    assert response.json()["error"] == "Sign the body with the push hook secret of the watch: X-Hub-Signature-256"
+    message = (
+        "Sign the body with the push hook secret of the watch: X-Hub-Signature-256, or the header of your git host"
+    )
+    assert response.json()["error"] == message

@@ -111,6 +111,38 @@ def test_token_repeated_by_the_host_is_removed(echo: str) -> None:
         assert not [secret for secret in SECRETS if secret in str(error)]
 
 
+@pytest.mark.parametrize(
+    ("url", "token", "user", "password"),
+    [
+        ("https://github.com/acme/docs", "ghp_1", "x-access-token", "ghp_1"),
+        ("https://gitlab.com/acme/sub/docs", "glpat-1", "oauth2", "glpat-1"),
+        ("https://bitbucket.org/acme/docs", "ATCTT1", "x-token-auth", "ATCTT1"),
+        ("https://dev.azure.com/acme/p/_git/docs", "pat", "x-access-token", "pat"),
+        ("https://git.example:8443/acme/docs", "pat", "x-access-token", "pat"),
+        (
+            "https://bitbucket.org/acme/docs",
+            "x-bitbucket-api-token-auth:ATATT1",
+            "x-bitbucket-api-token-auth",
+            "ATATT1",
+        ),
+        ("https://gitlab.com/acme/docs", "gitlab+deploy-token-7:gldt-1", "gitlab+deploy-token-7", "gldt-1"),
+        ("https://git.example/acme/docs", "anna:pass:word", "anna", "pass:word"),
+        ("https://git.example/acme/docs", ":pat", "", "pat"),
+    ],
+)
+def test_user_name_for_the_hosts_tokens(url: str, token: str, user: str, password: str) -> None:
+    assert git_errors.credentials(url, token) == (user, password)
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+    assert git_errors.basic_authorization(url, token) == f"Authorization: Basic {basic}"
+    assert scrub(f"a {basic} b {password} c", token) == "a … b … c"
+
+
+@pytest.mark.parametrize("user", ["oauth2", "x-token-auth", "x-access-token"])
+def test_encoded_credentials_are_masked_by_pattern(user: str) -> None:
+    for token in ("a", "secret-1", "~~~?", "ATCTT3xFfGN0"):
+        assert redact(f"said {base64.b64encode(f'{user}:{token}'.encode()).decode()}") == "said [redacted]"
+
+
 def test_scrubbing_changes_nothing_else() -> None:
     assert scrub(f"a {TOKEN} b https://u:p@h/x?y@z", TOKEN) == "a … b https://h/x?y@z"
     assert scrub("https://h/a@b user@example.org", "") == "https://h/a@b user@example.org"

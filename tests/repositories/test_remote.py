@@ -4,11 +4,13 @@ import base64
 import socket
 import time
 from collections.abc import Callable
+from urllib.parse import quote
 
 import pytest
 
 from repositories_app.git.exceptions import Cause, GitError
-from repositories_app.git.remote import Head, Question, ls_head, ls_heads, new_client
+from repositories_app.git.remote import Head, Question, ls_head, ls_heads, new_client, parse_url
+from repositories_app.mirror.mirror import Mirror
 from tests.support.git import GitFixture, Repo, Takeover
 
 TOKEN = "ghp_NeverSeen42"
@@ -92,6 +94,7 @@ MOVED = [
     ("http://user:secret@127.0.0.1/acme/gadgets", None),
     ("https://elsewhere.example/acme/gadgets", None),
     ("http://169.254.169.254/latest/meta-data", None),
+    ("{url}/group/sub/gadgets.git/git-upload-pack", "{url}/group/sub/gadgets.git"),
     ("{url}/users/sign_in/now", None),
     ("{url}/acme/widgets/git-upload-pack", None),  # the same address
     ("{url}/acme/" + TOKEN, None),
@@ -137,6 +140,17 @@ def test_redirect_met_by_git_has_the_same_message(repo: Repo, fetched: Callable[
     )
     assert str(ask(repo)) == str(caught.value)  # a host without protocol v2 is checked by git
     assert not any("gadgets" in request.target for request in repo.server.requests)
+
+
+@pytest.mark.parametrize("name", ["group/sub/widgets", "scm/~anna/widgets", "org/My Project/_git/My Docs"])
+def test_owner_with_several_segments(server: GitFixture, tmp_path, name: str) -> None:
+    repo = server.repo(name, {"a.txt": b"1"}, token=TOKEN)
+    url = parse_url(f"{server.url}/{quote(name, safe='/~')}").spelled
+    with new_client(max_connections=1) as client:
+        assert ls_head(client, url, f"anna:{TOKEN}") == Head(repo.head, "main")
+        mirror = Mirror(tmp_path / "mirror.git")
+        assert mirror.fetch(url, f"anna:{TOKEN}", repo.head, "watch", timeout=30, tick=lambda: None) == repo.head
+    assert {request.user for request in server.server.requests if request.status == 200} == {"anna"}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])

@@ -6,6 +6,7 @@ import pytest
 
 from repositories_app.git.exceptions import InvalidUrl
 from repositories_app.git.remote import parse_url
+from repositories_app.git.url import owner_and_name
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +46,108 @@ def test_case_is_folded_for_case_insensitive_hosts_only(url: str, canonical: str
     assert parsed.spelled == url
 
 
+HOSTS = ["gitlab.com", "bitbucket.org", "codeberg.org", "dev.azure.com", "acme.visualstudio.com", "git.example"]
+GROUPS = "/".join(f"g{number}" for number in range(20))
+ELSEWHERE_URLS = [  # path, owner, name, canonical path if it differs
+    ("gitlab.com/group/sub/name", "group/sub", "name", ""),
+    ("gitlab.com/group/sub/name.git/", "group/sub", "name", "gitlab.com/group/sub/name"),
+    ("gitlab.com/Group/Sub/Name", "Group/Sub", "Name", ""),
+    (f"gitlab.com/{GROUPS}/name", GROUPS, "name", ""),
+    ("gitlab.com/a/b/c.d/e_f-g", "a/b/c.d", "e_f-g", ""),
+    ("bitbucket.org/workspace/repo.git", "workspace", "repo", "bitbucket.org/workspace/repo"),
+    ("bitbucket.org/Workspace/repo", "Workspace", "repo", ""),
+    ("codeberg.org/acme/widgets", "acme", "widgets", ""),
+    ("git.example/scm/PROJ/repo.git", "scm/PROJ", "repo", "git.example/scm/PROJ/repo"),
+    ("git.example/scm/~anna/repo", "scm/~anna", "repo", ""),
+    ("git.example/~anna/repo", "~anna", "repo", ""),
+    ("git.example/acme.git/repo", "acme.git", "repo", ""),  # two parts mean what they always meant
+    ("git.example/_git/repo", "_git", "repo", ""),
+    ("dev.azure.com/org/project", "org", "project", ""),
+    ("dev.azure.com/org/project/_git/repo", "org/project", "repo", ""),
+    ("dev.azure.com/Org/Project/_git/Repo", "Org/Project", "Repo", "dev.azure.com/org/project/_git/repo"),
+    ("dev.azure.com/org/_git/repo", "org", "repo", ""),
+    ("dev.azure.com/org/My%20Project/_git/My%20Repo", "org/My Project", "My Repo",
+     "dev.azure.com/org/my%20project/_git/my%20repo"),
+    ("dev.azure.com/org/%4dy%20Project/_git/r", "org/My Project", "r", "dev.azure.com/org/my%20project/_git/r"),
+    ("dev.azure.com/org/Stra%C3%9Fe/_git/r", "org/Straße", "r", "dev.azure.com/org/stra%c3%9fe/_git/r"),
+    ("dev.azure.com/org/project/_git/repo.git", "org/project", "repo.git", ""),  # part of the name there
+    ("acme.visualstudio.com/DefaultCollection/p/_git/r", "DefaultCollection/p", "r", ""),
+    ("git.example/tfs/Main/My%20Project/_git/r", "tfs/Main/My Project", "r", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("url", "owner", "name", "canonical"), ELSEWHERE_URLS)
+def test_urls_of_other_hosts(settings, url: str, owner: str, name: str, canonical: str) -> None:
+    settings.ALLOWED_GIT_HOSTS = HOSTS
+    parsed = parse_url(f"https://{url}")
+    assert (parsed.owner, parsed.name) == owner_and_name(parsed.spelled) == (owner, name)
+    assert parsed.canonical == f"https://{canonical or url}"
+    assert parsed.spelled == f"https://{url}".removesuffix("/")
+    assert parse_url(parsed.canonical).canonical == parsed.canonical
+
+
+NAMES = "Owner and name can contain"
+AZURE = "Names in an Azure DevOps URL"
+TOO_LONG = "must have at most 255 characters"
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("gitlab.com/group/sub/name/-/tree/main", NAMES),
+        ("gitlab.com/group//name", NAMES),
+        ("gitlab.com/group/sub//", NAMES),
+        ("gitlab.com/group/../name", NAMES),
+        ("gitlab.com/group/./name", NAMES),
+        ("gitlab.com/group/sub/..", NAMES),
+        ("gitlab.com/group/-sub/name", NAMES),
+        ("gitlab.com/group/~-sub/name", NAMES),
+        ("gitlab.com/group/s~ub/name", NAMES),
+        ("gitlab.com/group/sub/~name", NAMES),
+        ("gitlab.com/group/%2e%2e/name", NAMES),
+        ("gitlab.com/group/my%20sub/name", NAMES),
+        ("gitlab.com/group/name.git/info/refs", "only the name can end in .git"),
+        ("git.example/acme/widgets/.git/config", "only the name can end in .git"),
+        (f"gitlab.com/g/{GROUPS}/name", "at most 21 after the host"),
+        (f"gitlab.com/{'/'.join(['g' * 100] * 3)}/name", TOO_LONG),
+        ("bitbucket.org/workspace/repo/src/main", "must name an owner and a repository"),
+        ("codeberg.org/acme/widgets/src", "must name an owner and a repository"),
+        ("gitlab.com/name", "must name an owner and a repository"),
+        ("org@dev.azure.com/org/project/_git/repo", "must not contain credentials"),
+        ("dev.azure.com/org/project/_git/", "after /_git/"),
+        ("dev.azure.com/org//_git/repo", AZURE),
+        ("dev.azure.com/org/../_git/repo", AZURE),
+        ("dev.azure.com/org/%2e%2E/_git/repo", AZURE),
+        ("dev.azure.com/org/%2e./_git/repo", AZURE),
+        ("dev.azure.com/org/p/_git/%2e", AZURE),
+        ("dev.azure.com/org/a%2Fb/_git/repo", AZURE),
+        ("dev.azure.com/org/a%5Cb/_git/repo", AZURE),
+        ("dev.azure.com/org/a%00b/_git/repo", AZURE),
+        ("dev.azure.com/org/a%0d%0ab/_git/repo", AZURE),
+        ("dev.azure.com/org/a%7fb/_git/repo", AZURE),
+        ("dev.azure.com/org/a%E2%80%AEb/_git/repo", AZURE),  # a right-to-left override
+        ("dev.azure.com/org/a%C2%A0b/_git/repo", AZURE),  # a no-break space
+        ("dev.azure.com/org/a%ffb/_git/repo", AZURE),
+        ("dev.azure.com/org/a%ED%A0%80b/_git/repo", AZURE),  # a surrogate
+        ("dev.azure.com/org/a%2/_git/repo", AZURE),
+        ("dev.azure.com/org/a%zz/_git/repo", AZURE),
+        ("dev.azure.com/org/%/_git/repo", AZURE),
+        ("dev.azure.com/org/%20/_git/repo", AZURE),
+        ("dev.azure.com/org/%2Dx/_git/repo", AZURE),
+        ("dev.azure.com/org/$(id)/_git/repo", AZURE),
+        (f"dev.azure.com/org/{'%41' * 201}/_git/repo", AZURE),
+        (f"dev.azure.com/org/{'%C3%9F' * 200}/{'p' * 100}/_git/repo", TOO_LONG),
+    ],
+)
+def test_other_hosts_accept_no_other_form(settings, url: str, text: str) -> None:
+    settings.ALLOWED_GIT_HOSTS = HOSTS
+    with pytest.raises(InvalidUrl, match=text) as refusal:
+        parse_url(f"https://{url}")
+    assert str(refusal.value).isprintable()
+
+
 FORM = "must look like https://<host>/owner/name"
 HOST = "must name a host"
-NAMES = "Owner and name can contain"
 CREDENTIALS = "must not contain credentials"
 TWO = "must name an owner and a repository"
 PORT = "must be a number from 1 to 65535"

@@ -26,7 +26,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
-from repositories_app.models import Repository, Snapshot
+from repositories_app.models import GitHubApp, Repository, Snapshot
 from tests.support.staff import make_app, make_watch
 
 _STATUSES = (Status.FAILED, Status.SCANNING, Status.PENDING, Status.SYNCED)
@@ -71,6 +71,8 @@ def _add(number: int) -> None:
     Notice.objects.create(watch=watch, kind=NoticeKind.SYNC_FAILED, fields="{}", generation=1)
     user = User.objects.create(username=f"user-{number:02}", is_staff=True)
     Group.objects.create(name=f"Group {number}")
+    github_app = GitHubApp.objects.create(name=f"GitHub App {number:02}", app_id=f"{number}", private_key="k")
+    App.objects.filter(pk=app.pk).update(github_app=github_app)
     AccessAttempt.objects.create(username=f"user-{number:02}", ip_address="192.0.2.1", failures_since_start=1)
     for row in (portal, watch, watch.repository, first, user):
         kind = ContentType.objects.get_for_model(row)

@@ -1,0 +1,117 @@
+"""GitHub Apps: their credentials, and a test of them. Client apps get one on their own page."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern
+from django.views.decorators.http import require_POST
+
+from deliveries_app.actors import Actor
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.services import github_apps
+from docora.security.crypto import DecryptionError
+from docora.text import counted
+from repositories_app.git.exceptions import GitError
+from repositories_app.models import GitHubApp
+
+SHOWN = 20  # accounts in the message
+
+
+class SecretTextarea(forms.Textarea):
+    """A text area that is never rendered with its value."""
+
+    def format_value(self, value: Any) -> str:
+        return ""
+
+
+class GitHubAppForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
+    """Edit the credentials. The stored key is not shown, and kept unless another one is entered."""
+
+    key = forms.CharField(
+        label="Private key",
+        required=False,
+        widget=SecretTextarea(
+            attrs={"rows": 6, "class": "vLargeTextField patterns", "spellcheck": "false", "autocomplete": "off"}
+        ),
+    )
+
+    class Meta:
+        model = GitHubApp
+        fields = ("name", "host", "app_id")
+        widgets = {
+            "host": forms.TextInput(attrs={"class": "vTextField"}),
+            "app_id": forms.TextInput(attrs={"class": "vTextField"}),
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "key" in self.fields:  # absent for users who can only view
+            stored = "Leave blank to keep the stored key. " if self.instance.pk else ""
+            help_text = f"{stored}Paste the .pem file that GitHub generated. Stored encrypted and never shown again."
+            self.fields["key"].help_text = help_text
+
+    def clean_host(self) -> str:
+        return github_apps.validate_host(self.cleaned_data["host"])
+
+    def clean_app_id(self) -> str:
+        return github_apps.validate_app_id(self.cleaned_data["app_id"])
+
+    def clean_key(self) -> str:
+        key: str = self.cleaned_data["key"]
+        return github_apps.validate_private_key(key) if key or not self.instance.pk else ""
+
+    def clean(self) -> None:
+        if self.errors and self.cleaned_data.get("key"):
+            self.add_error("key", "Enter the key again. It isn't shown after an error.")
+
+
+@admin.register(GitHubApp)
+class GitHubAppAdmin(DocoraAdmin[GitHubApp]):
+    form = GitHubAppForm
+    fields = ("name", "host", "app_id", "key")
+    list_display = ("name", "host", "app_id", "used_by")
+    search_fields = ("name", "host", "app_id")
+    change_form_template = "admin/repositories_app/githubapp/change_form.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[GitHubApp]:
+        return super().get_queryset(request).annotate(app_count=Count("apps", filter=Q(apps__ended_at=None)))
+
+    @admin.display(description="assigned to", ordering="app_count")
+    def used_by(self, github_app: GitHubApp) -> str:
+        return counted(int(github_app.app_count), "app", "apps")  # type: ignore[attr-defined]
+
+    def get_fields(self, request: HttpRequest, obj: GitHubApp | None = None) -> Any:
+        """Leave the key out for users who can only view: read-only fields are shown."""
+        fields = super().get_fields(request, obj)
+        may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
+        return fields if may_edit else [name for name in fields if name != "key"]
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        github_app = self.get_object(request, object_id)
+        title = {"title": str(github_app), "subtitle": None, "show_save_and_add_another": False}
+        return super().change_view(request, object_id, form_url, {**title, **(extra_context or {})})
+
+    def save_model(self, request: HttpRequest, obj: GitHubApp, form: Any, change: bool) -> None:
+        github_apps.save_github_app(Actor.of_request(request), obj, form.cleaned_data["key"])
+
+    def get_urls(self) -> list[URLPattern]:
+        page = self.object_page("test", require_POST(self.test), github_apps.CHANGE_PERMISSION)
+        return [page, *super().get_urls()]
+
+    def test(self, request: HttpRequest, github_app: GitHubApp) -> HttpResponse:
+        """Ask GitHub where the app is installed, and show the answer."""
+        try:
+            accounts = github_apps.list_installations(Actor.of_request(request), github_app)
+        except (GitError, DecryptionError) as error:
+            return self.redirect_with_message(request, self.page_of(github_app), error, messages.ERROR)
+        message = "GitHub accepted the key. The app isn't installed on any account yet."
+        if accounts:
+            more = f" and {len(accounts) - SHOWN} more" if len(accounts) > SHOWN else ""
+            message = f"GitHub accepted the key. Installed on: {', '.join(accounts[:SHOWN])}{more}."
+        level = messages.SUCCESS if accounts else messages.WARNING
+        return self.redirect_with_message(request, self.page_of(github_app), message, level)

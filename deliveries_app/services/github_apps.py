@@ -1,0 +1,70 @@
+"""Store the credentials of GitHub Apps, test them, and assign them to client apps."""
+
+import re
+
+from django.core.exceptions import ValidationError
+
+from deliveries_app.actors import Actor
+from deliveries_app.services import audit
+from repositories_app import github
+from repositories_app.git.exceptions import InvalidUrl
+from repositories_app.git.url import host_of, parse_url
+from repositories_app.models import GitHubApp
+
+ADD_PERMISSION = "repositories_app.add_githubapp"
+CHANGE_PERMISSION = "repositories_app.change_githubapp"
+_APP_ID = re.compile("[A-Za-z0-9._-]{1,100}")
+
+
+def validate_host(text: str) -> str:
+    """Return the address of GitHub or of a GitHub Enterprise Server, without a slash at the end. Raises `ValidationError`."""
+    try:
+        url = parse_url(f"{text.strip().removesuffix('/')}/owner/name")
+    except InvalidUrl:
+        url = None
+    if url is None or url.owner != "owner":
+        raise ValidationError(
+            "Enter the address of GitHub, such as https://github.com. ALLOWED_GIT_HOSTS must contain its host.",
+            code="host",
+        )
+    return host_of(url.canonical).removesuffix("/")
+
+
+def validate_app_id(text: str) -> str:
+    """Return the app ID or client ID. Raises `ValidationError`."""
+    if not _APP_ID.fullmatch(text):
+        raise ValidationError("Copy the app ID or the client ID from the app's settings on GitHub.", code="app_id")
+    return text
+
+
+def validate_private_key(text: str) -> str:
+    """Return the private key as stored. Raises `ValidationError`."""
+    text = text.replace("\r\n", "\n").strip() + "\n"
+    if len(text) > github.MAX_KEY:
+        raise ValidationError(f"The private key must have at most {github.MAX_KEY:,} characters.", code="private_key")
+    try:
+        github.load_key(text)
+    except ValueError as error:
+        raise ValidationError(str(error), code="private_key") from None
+    return text
+
+
+def save_github_app(actor: Actor, github_app: GitHubApp, private_key: str = "") -> None:
+    """Save the credentials. An empty `private_key` keeps the stored one. Raises `ValidationError`."""
+    actor.require(CHANGE_PERMISSION if github_app.pk else ADD_PERMISSION)
+    github_app.host = validate_host(github_app.host)
+    github_app.app_id = validate_app_id(github_app.app_id)
+    if private_key or not github_app.pk:
+        github_app.private_key = validate_private_key(private_key)
+    github_app.save()
+
+
+def list_installations(actor: Actor, github_app: GitHubApp) -> list[str]:
+    """Return the accounts on which the GitHub App is installed, at most 100, which tests its key.
+
+    Raises `GitError`, and `DecryptionError` if the key cannot be decrypted.
+    """
+    actor.require(CHANGE_PERMISSION)
+    accounts = github.installations(github_app)
+    audit.record(actor, [github_app], "Tested the key")
+    return accounts

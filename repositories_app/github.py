@@ -1,0 +1,407 @@
+"""GitHub Apps: read private repositories without anybody's personal token.
+
+An organisation installs a GitHub App on its repositories. With the app's private key, Docora asks GitHub which installation
+has a repository, then for a token that reads only this repository and expires after an hour. Tokens are kept in Redis,
+encrypted, so that all processes share them; without Redis, each read asks for another one.
+
+Which client app may read through which GitHub App is decided in `deliveries_app`: a token must never be used for others.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from docora.backoff import MAX_WAIT_SECONDS
+from docora.http.client import HttpClient, Outcome, Request
+from docora.redis.connection import RedisError, connection
+from docora.security.crypto import DecryptionError, decrypt, encrypt
+from docora.text import format_seconds
+from repositories_app.git import errors as git_errors
+from repositories_app.git import process as git
+from repositories_app.git import remote
+from repositories_app.git.exceptions import Cause, GitError, NoCommit, RateLimited, RepositoryMoved, TokenRequired
+from repositories_app.git.url import owner_and_name
+from repositories_app.models import GitHubApp
+
+logger = logging.getLogger(__name__)
+
+CONCURRENCY = 20  # GitHub refuses more than 100 requests of one app at a time
+MAX_KEY = 16_384  # characters
+MIN_KEY_BITS = 2048
+_CLOCK_SKEW_SECONDS = 60  # GitHub refuses a JWT from the future
+_JWT_SECONDS = 540  # GitHub accepts at most ten minutes
+_RENEW_SECONDS = 300.0  # before a token expires, so that it lasts for a fetch
+_KEPT_SECONDS = 86_400  # how long the number of an installation is kept
+_ABSENT_SECONDS = 300  # how long it is kept that a repository has no installation
+_TIMEOUT_SECONDS = 20.0
+_MAX_ANSWER = 1 << 20  # bytes
+_LIMITED = "docora:github_limit:"
+_TOKEN = re.compile("[!-9;-~]{1,4096}")  # a colon would end a user name
+_RESTRICTED = {"contents": "read"}
+_REFUSALS = {Cause.AUTH, Cause.NOT_FOUND}
+_MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The token that reads a repository. If there is none, it is read as public, and `problem` is why it failed if it is not.
+
+    `is_cached`: GitHub was not asked now, so another request may have another result.
+    """
+
+    token: str = field(default="", repr=False)
+    problem: GitError | None = None
+    is_cached: bool = False
+
+
+def read[T](
+    github_app: GitHubApp | None,
+    url: str,
+    token: str,
+    call: Callable[[str], T],
+    tick: git.Tick,
+    *,
+    fresh: bool = False,
+) -> T:
+    """Return `call(token)`; with a GitHub App, return `call` of a token that it gives for the repository at `url`.
+
+    If the git host refuses a token that was kept, because it has expired or the app's permissions have changed, another one
+    is requested, once. With `fresh`, no token that was kept is used. Raises `GitError`.
+    """
+    if github_app is None:
+        return call(token)
+    access = access_to([(github_app, url)], tick, fresh=fresh)[github_app.pk, url]
+    try:
+        return call(access.token)
+    except (NoCommit, RepositoryMoved):
+        raise
+    except GitError as error:
+        if error.cause not in _REFUSALS:
+            raise
+        if not access.is_cached:
+            raise access.problem or error from None
+    return read(github_app, url, token, call, tick, fresh=True)
+
+
+def access_to(
+    wanted: Iterable[tuple[GitHubApp, str]], tick: git.Tick, *, fresh: bool = False
+) -> dict[tuple[int, str], Access]:
+    """Return how to read each repository: primary key of the GitHub App and URL, as an app spelled it → access.
+
+    Asks GitHub for what is not kept, several at a time. Call `tick` about every second meanwhile.
+    """
+    pairs = {(github_app.pk, url): (github_app, url) for github_app, url in wanted}
+    found: dict[tuple[int, str], Access] = {}
+    waiting: deque[_Conversation] = deque()
+    signed: dict[int, str] = {}
+    limited: dict[int, float] = {}
+    for (key, (github_app, url)), kept in zip(pairs.items(), _kept(pairs.values()), strict=True):
+        access = None if fresh else _access_from(kept, github_app, url)
+        if access is not None:
+            found[key] = access
+            continue
+        if github_app.pk not in limited:
+            limited[github_app.pk] = _limited_for(github_app)
+        if limited[github_app.pk]:
+            found[key] = Access(problem=_rate_limited(github_app, limited[github_app.pk]))
+            continue
+        if github_app.pk not in signed:
+            signed[github_app.pk] = json_web_token(github_app)
+        installation = 0 if fresh else int(kept.get("installation", 0))
+        waiting.append(_Conversation(github_app, url, signed[github_app.pk], installation))
+    if waiting:
+        # Its own client, because the caller's may be at work for something else.
+        with remote.new_client(CONCURRENCY) as client:
+            found |= _ask(client, waiting, tick)
+    return found
+
+
+def _ask(client: HttpClient, waiting: "deque[_Conversation]", tick: git.Tick) -> dict[tuple[int, str], Access]:
+    found: dict[tuple[int, str], Access] = {}
+    limited: dict[int, Access] = {}  # by primary key of the GitHub App; GitHub bans apps that go on asking
+    while waiting or client.in_flight:
+        while waiting and client.in_flight < CONCURRENCY:
+            next_one = waiting.popleft()
+            if next_one.github_app.pk in limited:
+                found[next_one.github_app.pk, next_one.url] = limited[next_one.github_app.pk]
+            else:
+                client.submit(next_one.request())
+        tick()
+        for request, outcome in client.poll(1.0):
+            conversation: _Conversation = request.context  # type: ignore[assignment]
+            access = conversation.take(outcome)
+            if access is None:
+                client.submit(conversation.request())
+            else:
+                found[conversation.github_app.pk, conversation.url] = access
+                if remote.is_rate_limit(outcome):
+                    limited[conversation.github_app.pk] = access
+    return found
+
+
+def installations(github_app: GitHubApp) -> list[str]:
+    """Return the accounts on which the GitHub App is installed, at most 100. Raises `GitError`."""
+    api = api_url(github_app.host)
+    with remote.new_client(max_connections=1) as client:
+        outcome = client.request(_request("GET", f"{api}/app/installations?per_page=100", json_web_token(github_app)))
+    if not outcome.ok:
+        raise _problem_of(github_app, outcome)
+    try:
+        return sorted(str(installation["account"]["login"]) for installation in json.loads(outcome.body))
+    except _MALFORMED:
+        raise _malformed(github_app) from None
+
+
+def api_url(host: str) -> str:
+    """Return the base URL of the API of `https://github.com`, `https://…ghe.com` or a GitHub Enterprise Server."""
+    scheme, name = urlsplit(host).scheme, urlsplit(host).netloc
+    is_cloud = name == "github.com" or name.endswith(".ghe.com")
+    return f"{scheme}://api.{name}" if is_cloud else f"{host}/api/v3"
+
+
+# --- The key ------------------------------------------------------------------------------------------------------------
+
+
+def load_key(pem: str) -> RSAPrivateKey:
+    """Return the private key. Raises `ValueError` with a message for the user if GitHub would not accept it."""
+    try:
+        key = load_pem_private_key(pem.encode(), password=None)
+    except TypeError:
+        raise ValueError("The private key must not have a passphrase.") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(
+            "This is not a private key in PEM format. Paste the whole .pem file that GitHub generated for the app."
+        ) from None
+    if not isinstance(key, RSAPrivateKey) or key.key_size < MIN_KEY_BITS:
+        raise ValueError(
+            f"The private key must be an RSA key of at least {MIN_KEY_BITS:,} bits, as GitHub generates it."
+        )
+    return key
+
+
+def json_web_token(github_app: GitHubApp) -> str:
+    """Return the signed statement (RFC 7519, RS256) that authenticates the GitHub App for some minutes.
+
+    Raises `DecryptionError` if the key cannot be decrypted.
+    """
+    now = int(time.time())
+    claims = {"iat": now - _CLOCK_SKEW_SECONDS, "exp": now + _JWT_SECONDS, "iss": github_app.app_id}
+    signed = f"{_base64url(b'{"alg":"RS256","typ":"JWT"}')}.{_base64url(json.dumps(claims).encode())}"
+    signature = load_key(github_app.private_key).sign(signed.encode(), PKCS1v15(), SHA256())
+    return f"{signed}.{_base64url(signature)}"
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+# --- Requests and answers -----------------------------------------------------------------------------------------------
+
+
+def _request(method: str, url: str, jwt: str, body: bytes = b"", context: object = None) -> Request:
+    headers = (
+        f"Authorization: Bearer {jwt}",
+        "Accept: application/vnd.github+json",
+        "X-GitHub-Api-Version: 2022-11-28",
+        *(["Content-Type: application/json"] if body else []),
+    )
+    return Request(
+        method, url, headers, body, timeout=_TIMEOUT_SECONDS, max_body=_MAX_ANSWER, repeatable=True, context=context
+    )
+
+
+class _Conversation:
+    """Two requests about one repository: which installation has it, then a token of this installation."""
+
+    def __init__(self, github_app: GitHubApp, url: str, jwt: str, installation: int) -> None:
+        """`installation` is the number that was kept, or 0."""
+        self.github_app, self.url = github_app, url
+        self._owner, self._name = owner_and_name(url)
+        self._jwt, self._api = jwt, api_url(github_app.host)
+        self._installation, self._is_guess = installation, bool(installation)
+
+    def request(self) -> Request:
+        """Return the next request."""
+        if not self._installation:
+            path = f"/repos/{quote(self._owner, safe='')}/{quote(self._name, safe='')}/installation"
+            return _request("GET", self._api + path, self._jwt, context=self)
+        body = json.dumps({"repositories": [self._name], "permissions": _RESTRICTED}).encode()
+        path = f"/app/installations/{self._installation}/access_tokens"
+        return _request("POST", self._api + path, self._jwt, body, context=self)
+
+    def take(self, outcome: Outcome) -> Access | None:
+        """Return the result, or None if there is another request to send."""
+        if outcome.ok:
+            try:
+                return self._take(json.loads(outcome.body))
+            except _MALFORMED:
+                return Access(problem=_malformed(self.github_app))
+        if outcome.status in {404, 422} and self._is_guess:  # installed anew, or the repository was moved
+            self._installation, self._is_guess = 0, False
+            return None
+        if outcome.status == 404:
+            _keep(self.github_app, self.url, {"absent": True}, _ABSENT_SECONDS)
+            return _absent(self.github_app, self.url)
+        if outcome.status == 422:
+            return Access(problem=_no_permission(self.github_app, self.url))
+        return Access(problem=_problem_of(self.github_app, outcome))
+
+    def _take(self, answer: Any) -> Access | None:
+        if not self._installation:
+            self._installation = int(answer["id"])
+            if self._installation < 1:
+                raise ValueError
+            return None
+        token, expires = str(answer["token"]), datetime.fromisoformat(answer["expires_at"]).timestamp()
+        if not _TOKEN.fullmatch(token):
+            raise ValueError
+        entry = {"installation": self._installation, "token": token, "expires": expires}
+        _keep(self.github_app, self.url, entry, _KEPT_SECONDS)
+        logger.info("github_token_minted", extra={"github_app": self.github_app.pk, "repository": self.url})
+        return Access(token)
+
+
+def _absent(github_app: GitHubApp, url: str, *, is_cached: bool = False) -> Access:
+    owner, name = owner_and_name(url)
+    message = (
+        f"The GitHub App {github_app} can't read {owner}/{name}: it isn't installed there, or the repository doesn't exist. "
+        "Install it for this repository, or add a token."
+    )
+    return Access(problem=TokenRequired(Cause.NOT_FOUND, message, permanent=True), is_cached=is_cached)
+
+
+def _no_permission(github_app: GitHubApp, url: str) -> GitError:
+    owner, name = owner_and_name(url)
+    message = (
+        f"The GitHub App {github_app} isn't allowed to read {owner}/{name}. In its installation, grant it the repository and "
+        "the permission to read contents."
+    )
+    return GitError(Cause.AUTH, message, permanent=True)
+
+
+def _malformed(github_app: GitHubApp) -> GitError:
+    return _failure(Cause.OTHER, f"Couldn't get a token for the GitHub App {github_app}: GitHub's answer is malformed.")
+
+
+def _problem_of(github_app: GitHubApp, outcome: Outcome) -> GitError:
+    """Return the error for an answer that refuses, or for none. It concerns only those who use the GitHub App."""
+    if outcome.cause is not None:
+        error = git_errors.unreachable(outcome.cause, outcome.message, reached=True)  # it says nothing of the git host
+        error.for_every_watcher = False
+        return error
+    status = outcome.status or 0
+    if remote.is_rate_limit(outcome):
+        seconds = _seconds_to_wait(outcome)
+        _hold(github_app, seconds)
+        return _rate_limited(github_app, seconds)
+    if status == 401:
+        message = (
+            f"GitHub refused the key of the GitHub App {github_app}. An administrator should check its app ID, its private "
+            "key and this server's clock."
+        )
+        return GitError(Cause.AUTH, message, permanent=True)
+    if status == 403:
+        message = f"GitHub refused access to the GitHub App {github_app}. Its installation may be suspended."
+        return GitError(Cause.AUTH, message, permanent=True)
+    if 300 <= status < 400:
+        return git_errors.moved("")
+    error = _failure(
+        Cause.NETWORK, f"Couldn't get a token for the GitHub App {github_app}: GitHub returned HTTP {status}."
+    )
+    error.cooldown = min(outcome.retry_after(time.time()) or 0.0, MAX_WAIT_SECONDS)
+    return error
+
+
+def _failure(cause: Cause, text: str) -> GitError:
+    return GitError(cause, text, next_step="Docora retries automatically.")
+
+
+def _seconds_to_wait(outcome: Outcome) -> float:
+    seconds = outcome.retry_after(time.time())
+    if seconds is None:
+        reset = outcome.headers.get("x-ratelimit-reset", "")
+        seconds = float(reset) - time.time() if reset.isdecimal() and len(reset) < 15 else git_errors.DEFAULT_COOLDOWN
+    return min(max(seconds, 1.0), MAX_WAIT_SECONDS)
+
+
+def _rate_limited(github_app: GitHubApp, seconds: float) -> GitError:
+    message = (
+        f"GitHub's rate limit for the GitHub App {github_app} is exceeded. Requests are allowed again in "
+        f"{format_seconds(seconds)}."
+    )
+    return RateLimited(Cause.NETWORK, message, cooldown=seconds)
+
+
+# --- What is kept in Redis ----------------------------------------------------------------------------------------------
+
+
+def _name_of(github_app: GitHubApp, url: str) -> str:
+    """Return the name of the entry. It changes with everything that the token was requested with."""
+    text = f"{github_app.pk}|{github_app.host}|{github_app.app_id}|{github_app.private_key}|{url}"
+    return f"docora:github_token:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _kept(wanted: Iterable[tuple[GitHubApp, str]]) -> Sequence[dict[str, Any]]:
+    """Return what is kept of each repository; an empty dictionary if nothing is, or Redis is down."""
+    names = [_name_of(github_app, url) for github_app, url in wanted]
+    if not names:
+        return []
+    try:
+        values: list[Any] = connection().mget(names)
+    except (RedisError, OSError):
+        return [{}] * len(names)
+    return [_decoded(value) for value in values]
+
+
+def _decoded(value: bytes | None) -> dict[str, Any]:
+    try:
+        return dict(json.loads(decrypt(value.decode("ascii")))) if value else {}
+    except (DecryptionError, ValueError):
+        return {}
+
+
+def _access_from(kept: dict[str, Any], github_app: GitHubApp, url: str) -> Access | None:
+    if kept.get("absent"):
+        return _absent(github_app, url, is_cached=True)
+    if kept.get("token") and float(kept["expires"]) > time.time() + _RENEW_SECONDS:
+        return Access(str(kept["token"]), is_cached=True)
+    return None
+
+
+def _hold(github_app: GitHubApp, seconds: float) -> None:
+    """Keep every process from asking GitHub for this app, whose rate limit is exceeded."""
+    try:
+        connection().set(f"{_LIMITED}{github_app.pk}", 1, px=int(seconds * 1000))
+    except (RedisError, OSError) as error:
+        logger.warning("github_limit_not_kept", extra={"cause": str(error)})
+
+
+def _limited_for(github_app: GitHubApp) -> float:
+    """Return for how many seconds GitHub must not be asked for this app."""
+    try:
+        milliseconds: Any = connection().pttl(f"{_LIMITED}{github_app.pk}")
+    except (RedisError, OSError):
+        return 0.0
+    return max(0, int(milliseconds)) / 1000
+
+
+def _keep(github_app: GitHubApp, url: str, entry: dict[str, Any], seconds: int) -> None:
+    try:
+        connection().set(_name_of(github_app, url), encrypt(json.dumps(entry)), ex=seconds)
+    except (RedisError, OSError) as error:
+        logger.warning("github_token_not_kept", extra={"cause": str(error)})

@@ -1,0 +1,488 @@
+"""Repositories read through a GitHub App, against a GitHub on loopback: its API, and a git server that accepts its tokens only."""
+
+import io
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, PrivateFormat
+from django.db import connection
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.services import watch_settings, watching
+from docora.conf.logs import configure
+from docora.redis.connection import connection as redis
+from repositories_app import github
+from repositories_app.git.exceptions import Cause, GitError
+from repositories_app.models import GitHubApp
+from tests.api.caller import Caller, error_of
+from tests.support.git import Repo
+from tests.support.github_api import GitHub, GitHubFixture, Installation, pem
+from tests.support.world import World
+
+pytestmark = pytest.mark.django_db(transaction=True)
+FILES = {"readme.md": b"# Hello\n"}
+
+
+def nothing() -> None:
+    """Do nothing while waiting."""
+
+
+@pytest.fixture
+def world(transactional_db: None, tmp_path: Path, settings) -> Iterator[World]:
+    """A world whose git host is GitHub."""
+    settings.REPOS_DIR = tmp_path / "repos"
+    world = World(tmp_path)
+    world.git.server.stop()
+    world.git = GitHubFixture(tmp_path / "github")
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def git(world: World) -> GitHubFixture:
+    assert isinstance(world.git, GitHubFixture)
+    return world.git
+
+
+@pytest.fixture
+def api(git: GitHubFixture) -> GitHub:
+    return git.github
+
+
+@pytest.fixture
+def installation(api: GitHub) -> Installation:
+    return api.install("acme", "acme/private", "acme/other")
+
+
+@pytest.fixture
+def repo(git: GitHubFixture, installation: Installation) -> Repo:
+    """A private repository that the GitHub App is installed on."""
+    return git.private("acme/private", FILES)
+
+
+@pytest.fixture
+def github_app(world: World, git: GitHubFixture) -> GitHubApp:
+    """The GitHub App, assigned to Portal."""
+    github_app = git.app()
+    world.app.github_app = github_app
+    world.app.save()
+    return github_app
+
+
+@pytest.fixture
+def watch(world: World, github_app: GitHubApp, repo: Repo) -> AppRepository:
+    return world.watch_url(repo)
+
+
+def access(github_app: GitHubApp, url: str, *, fresh: bool = False) -> github.Access:
+    return github.access_to([(github_app, url)], nothing, fresh=fresh)[github_app.pk, url]
+
+
+def problem(github_app: GitHubApp, url: str) -> GitError:
+    found = access(github_app, url)
+    assert found.token == ""
+    assert found.problem is not None
+    return found.problem
+
+
+# --- Registration, syncs and checks --------------------------------------------------------------------------------------
+
+
+def test_private_repository_is_watched_and_synced_without_a_token(world: World, api: GitHub, watch, repo: Repo) -> None:
+    assert watch.repository.is_private
+    assert watch.github_token == ""
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md"}
+    repo.commit({"new.txt": b"new"})
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md", "new.txt"}
+    assert len(api.minted) == 1, "one token serves the registration, the checks and the syncs"
+    with_token = [request for request in world.git.server.requests if request.status == 200]
+    assert {(request.user, request.token) for request in with_token} == {("x-access-token", api.minted[0])}
+
+
+def test_token_is_restricted_to_the_repository(api: GitHub, watch) -> None:
+    assert api.bodies == [{"repositories": ["private"], "permissions": {"contents": "read"}}]
+
+
+def test_api_registers_through_the_github_app(world: World, github_app, repo: Repo) -> None:
+    answer = Caller(world.app).post(body={"github_url": repo.url})
+    assert (answer.status_code, answer.json()["is_private"]) == (201, True)
+
+
+def test_tenant_without_the_assignment_gets_404(world: World, api: GitHub, github_app, repo: Repo) -> None:
+    world.watch_url(repo)  # Portal's token is kept, and must not be used for others
+    other = world.add_app("Other")
+    asked = len(api.requests)
+    error_of(Caller(other).post(body={"github_url": repo.url}), 404)
+    assert len(api.requests) == asked
+    assert not AppRepository.objects.filter(app=other).exists()
+
+
+def test_withdrawn_assignment_ends_the_access(world: World, watch, repo: Repo) -> None:
+    world.settle()
+    App.objects.update(github_app=None)
+    repo.commit({"new.txt": b"new"})
+    world.check()
+    watch = world.sync(AppRepository.objects.get())
+    assert (watch.status, watch.last_error_cause) == (Status.FAILED, "not_found")
+    assert set(world.copy(watch)) == {"readme.md"}
+
+
+def test_token_of_the_watch_comes_first(world: World, api: GitHub, git: GitHubFixture, github_app, repo: Repo) -> None:
+    git.tokens[repo.name] = {"ghp_personal"}
+    watch = world.watch_url(repo, token="ghp_personal")
+    world.settle()
+    assert watch.repository.is_private
+    assert api.requests == []
+
+
+def test_removing_the_token_of_a_watch_leaves_it_to_the_github_app(world: World, git, github_app, repo: Repo) -> None:
+    git.tokens[repo.name] = {"ghp_personal"}
+    watch = world.watch_url(repo, token="ghp_personal")
+    watch_settings.replace_github_token(Actor.command(), watch, "")
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md"}
+
+
+def test_public_repository_needs_no_installation(world: World, api: GitHub, github_app, git: GitHubFixture) -> None:
+    repo = git.repo("else/public", FILES)
+    watch = world.watch_url(repo)
+    world.settle()
+    assert not watch.repository.is_private
+    assert set(world.copy(watch)) == {"readme.md"}
+    assert api.requests == ["GET /repos/else/public/installation"], "that there is none is kept"
+
+
+def test_public_repository_is_synced_while_the_api_is_down(world: World, api: GitHub, github_app, git) -> None:
+    api.replies = [(502, {}, {})] * 3
+    watch = world.watch_url(git.repo("else/public", FILES))
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md"}
+
+
+def test_other_hosts_are_read_without_it(world: World, api: GitHub, git: GitHubFixture) -> None:
+    world.app.github_app = git.app(host="https://github.com")
+    world.app.save()
+    world.watch_url(git.repo("else/public", FILES))
+    assert api.requests == []
+
+
+def test_revoked_token_is_replaced_before_the_sync(world: World, api: GitHub, watch, repo: Repo) -> None:
+    world.settle()
+    api.revoke_all()
+    repo.commit({"new.txt": b"new"})
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md", "new.txt"}
+    assert len(api.minted) == 2
+
+
+def test_token_that_expires_during_a_run_is_replaced(world: World, api: GitHub, watch, repo: Repo) -> None:
+    world.settle()
+    repo.commit({"new.txt": b"new"})
+    asked = 0
+
+    def expire(method: str, target: str) -> None:
+        nonlocal asked
+        asked += target.endswith("/git-upload-pack")
+        if asked == 2:  # the run has asked for HEAD, and now fetches
+            api.revoke_all()
+
+    world.git.server.on_request = expire
+    watch = world.sync(watch)
+    assert (watch.status, watch.last_commit) == (Status.SYNCED, repo.head)
+    assert len(api.minted) == 2
+    assert set(world.copy(watch)) == {"readme.md", "new.txt"}
+
+
+def test_new_token_is_requested_before_the_old_one_expires(api: GitHub, github_app, repo: Repo) -> None:
+    api.lifetime = 310
+    first = access(github_app, repo.url)
+    assert access(github_app, repo.url).token == first.token
+    api.lifetime = 290
+    assert access(github_app, repo.url, fresh=True).token == api.minted[-1]
+    assert access(github_app, repo.url).token == api.minted[-1]
+    assert len(api.minted) == 3
+    assert api.requests[-1].startswith("POST "), "the installation is known"
+
+
+def test_github_that_goes_on_refusing_is_asked_once_more_only(world: World, api: GitHub, watch, repo: Repo) -> None:
+    world.settle()
+    world.git.server.on_request = lambda method, target: 401
+    watch = world.sync(watch)
+    assert watch.last_error_cause == "auth"
+    assert len(api.minted) == 2
+
+
+def test_sweep_asks_for_many_tokens_at_once(world: World, api: GitHub, git: GitHubFixture, github_app) -> None:
+    names = [f"acme/r{number}" for number in range(8)]
+    api.install("acme", *names)
+    for name in names:
+        world.watch_url(git.private(name, FILES))
+    AppRepository.objects.update(next_sync_at=None, status=Status.SYNCED)  # nothing is due
+    redis().flushdb()
+    api.requests.clear()
+    assert world.check() == 8
+    assert [request.partition(" ")[0] for request in api.requests].count("POST") == 8
+    assert len(api.requests) == 16
+    assert not any(request.status == 401 for request in world.git.server.requests[-8:])
+    AppRepository.objects.update(next_sync_at=None)
+    assert world.check() == 8
+    assert len(api.requests) == 16
+
+
+def test_without_redis_each_read_asks_for_a_token(world: World, api: GitHub, watch, valkey_server) -> None:
+    valkey_server.stop()
+    minted = len(api.minted)
+    world.sync(watch)
+    assert set(world.copy(watch)) == {"readme.md"}
+    assert len(api.minted) == minted + 2
+
+
+# --- What GitHub may answer ----------------------------------------------------------------------------------------------
+
+
+def test_app_that_is_not_installed(world: World, github_app, git: GitHubFixture) -> None:
+    repo = git.private("umbrella/private", FILES)
+    message = error_of(Caller(world.app).post(body={"github_url": repo.url}), 404)
+    assert "The GitHub App Docora Reader can't read umbrella/private: it isn't installed there" in message
+
+
+def test_installation_is_found_at_once_when_registering(world: World, api: GitHub, github_app, git) -> None:
+    repo = git.private("umbrella/private", FILES)
+    with pytest.raises(GitError):
+        world.watch_url(repo)
+    api.install("umbrella", "umbrella/private")
+    world.settle()
+    watch = world.watch_url(repo)
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md"}
+
+
+def test_reinstalled_app_is_found_again(api: GitHub, github_app, installation: Installation, repo: Repo) -> None:
+    access(github_app, repo.url)
+    installation.number += 1
+    api.lifetime = 0
+    api.revoke_all()
+    redis().flushdb()
+    access(github_app, repo.url)
+    installation.number += 1
+    assert access(github_app, repo.url).token == api.minted[-1]
+    assert [request.partition(" ")[0] for request in api.requests[-3:]] == ["POST", "GET", "POST"]
+
+
+def test_removed_installation(world: World, api: GitHub, watch, installation: Installation) -> None:
+    world.settle()
+    installation.repositories.clear()
+    api.revoke_all()
+    watch = world.sync(watch)
+    assert (watch.status, watch.last_error_cause) == (Status.FAILED, "not_found")
+    assert "it isn't installed there" in watch.last_error
+    assert watch.repository.consecutive_failures == 0, "it concerns this app only"
+
+
+def test_wrong_key(api: GitHub, git: GitHubFixture, repo: Repo) -> None:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    error = problem(git.app(private_key=pem(other)), repo.url)
+    assert (error.cause, error.permanent) == (Cause.AUTH, True)
+    assert "GitHub refused the key of the GitHub App Docora Reader. An administrator should check its app ID" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize(("ahead", "accepted"), [(-50, True), (0, True), (500, True), (-70, False), (600, False)])
+def test_clocks_that_differ(api: GitHub, github_app, repo: Repo, ahead: int, accepted: bool) -> None:
+    api.clock = ahead
+    assert bool(access(github_app, repo.url).token) == accepted
+
+
+REPLIES = [
+    ((403, {"Retry-After": "30"}, {}), Cause.NETWORK, False, 30, "exceeded. Requests are allowed again in 30 s."),
+    ((429, {"Retry-After": "5"}, {}), Cause.NETWORK, False, 5, "rate limit for the GitHub App Docora Reader"),
+    ((429, {}, {}), Cause.NETWORK, False, 60, "in 1 min"),
+    ((403, {"X-RateLimit-Remaining": "0"}, {}), Cause.NETWORK, False, 60, "in 1 min"),
+    ((403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1"}, {}), Cause.NETWORK, False, 1, "in 1 s"),
+    ((403, {}, {"message": "Suspended"}), Cause.AUTH, True, 0, "installation may be suspended"),
+    ((401, {}, {}), Cause.AUTH, True, 0, "refused the key"),
+    ((500, {}, {}), Cause.NETWORK, False, 0, "GitHub returned HTTP 500. Docora retries automatically."),
+    ((503, {"Retry-After": "7"}, {}), Cause.NETWORK, False, 7, "GitHub returned HTTP 503"),
+    ((301, {"Location": "/api/v3/repositories/1/installation"}, {}), Cause.NOT_FOUND, True, 0, "renamed or moved"),
+    ((200, {}, b"<html>"), Cause.OTHER, False, 0, "GitHub's answer is malformed"),
+    ((200, {}, []), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, {"id": 0}), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, b"[" * 100_000), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, {"id": None}), Cause.OTHER, False, 0, "malformed"),
+    ((200, {}, b"\xff"), Cause.OTHER, False, 0, "malformed"),
+]
+
+
+@pytest.mark.parametrize(("reply", "cause", "permanent", "cooldown", "text"), REPLIES)
+def test_answers_map_to_causes(api: GitHub, github_app, repo: Repo, reply, cause, permanent, cooldown, text) -> None:
+    api.replies = [reply]
+    error = problem(github_app, repo.url)
+    assert (error.cause, error.permanent, error.cooldown) == (cause, permanent, cooldown), str(error)
+    assert not error.no_connection
+    assert text in str(error)
+
+
+def test_nothing_is_asked_while_the_rate_limit_is_exceeded(api: GitHub, git: GitHubFixture, github_app) -> None:
+    urls = [f"{git.url}/acme/r{number}" for number in range(github.CONCURRENCY + 10)]
+    api.replies = [(403, {"Retry-After": "60"}, {})] * len(urls)
+    found = github.access_to([(github_app, url) for url in urls], nothing)
+    assert {str(one.problem)[:40] for one in found.values()} == {"GitHub's rate limit for the GitHub App D"}
+    assert len(api.requests) < len(urls), "those that wait for their turn are not asked for"
+    api.replies, asked = [], len(api.requests)
+    assert "Requests are allowed again in " in str(problem(github_app, urls[0]))
+    assert len(api.requests) == asked
+    redis().delete(f"docora:github_limit:{github_app.pk}")  # as its TTL does
+    api.install("acme", "acme/r0")
+    assert access(github_app, urls[0]).token
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {}, [], {"token": "", "expires_at": "2099-01-01T00:00:00Z"}, {"token": "ghs_x", "expires_at": "soon"},
+        {"token": "a b", "expires_at": "2099-01-01T00:00:00Z"}, {"token": "a\r\nX: y", "expires_at": "2099-01-01T00:00:00Z"},
+        {"token": "user:x", "expires_at": "2099-01-01T00:00:00Z"}, {"token": "é", "expires_at": "2099-01-01T00:00:00Z"}, {"token": "x" * 5000, "expires_at": "2099-01-01T00:00:00Z"},
+    ],
+)  # fmt: skip
+def test_malformed_token(api: GitHub, github_app, repo: Repo, answer) -> None:
+    api.replies = [(200, {}, {"id": 7}), (201, {}, answer)]
+    assert "malformed" in str(problem(github_app, repo.url))
+
+
+def test_missing_permission(github_app, installation: Installation, repo: Repo) -> None:
+    installation.may_read = False
+    error = problem(github_app, repo.url)
+    assert (error.cause, error.permanent) == (Cause.AUTH, True)
+    assert "grant it the repository and the permission to read contents" in str(error)
+
+
+def test_suspended_installation(github_app, installation: Installation, repo: Repo) -> None:
+    installation.suspended = True
+    assert "may be suspended" in str(problem(github_app, repo.url))
+
+
+def test_api_that_cannot_be_reached(github_app, repo: Repo, world: World) -> None:
+    world.git.server.stop()
+    error = problem(github_app, repo.url)
+    assert (error.cause, error.permanent, error.for_every_watcher, error.no_connection) == (
+        Cause.NETWORK,
+        False,
+        False,
+        False,
+    )
+
+
+def test_outage_of_the_api_is_retried(world: World, api: GitHub, watch) -> None:
+    redis().flushdb()
+    api.replies = [(502, {}, {})] * 2
+    watch = world.sync(watch)
+    assert (watch.status, watch.last_error_cause) == (Status.PENDING, "network")
+    world.settle()
+    assert set(world.copy(watch)) == {"readme.md"}
+
+
+def test_slow_api_is_given_up_in_time(world: World, github_app, repo: Repo, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "GIT_CHECK_SECONDS", 0.2)
+    handle = world.git.github.handle  # type: ignore[attr-defined]
+
+    def slowly(*request):
+        time.sleep(2)
+        return handle(*request)
+
+    world.git.github.handle = slowly  # type: ignore[attr-defined]
+    with pytest.raises(GitError, match="didn't respond within 0 seconds"):
+        world.watch_url(repo)
+
+
+# --- Secrets -------------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_stored_encrypted_and_never_logged(world: World, api: GitHub, watch) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure({"format": "json", "level": "DEBUG"})
+    stream = io.StringIO()
+    root.handlers[0].setStream(stream)
+    world.settle()
+    access(watch.app.github_app, watch.github_url, fresh=True)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT private_key FROM repositories_app_githubapp")
+        stored = cursor.fetchone()[0]
+    kept = b" ".join(redis().get(name) for name in redis().keys("docora:github_token:*"))
+    assert kept
+    for token in api.minted:
+        assert token not in stream.getvalue()
+        assert token.encode() not in kept
+    assert "github_token_minted" in stream.getvalue()
+    assert "eyJ" not in stream.getvalue()
+    assert "PRIVATE KEY" not in stored
+    assert "ghs_" not in repr(github.Access("ghs_secret"))
+
+
+def test_new_key_does_not_use_tokens_of_the_old_one(api: GitHub, github_app, repo: Repo) -> None:
+    first = access(github_app, repo.url).token
+    github_app.private_key = pem(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+    assert access(github_app, repo.url).token == ""
+    assert first in api.minted
+
+
+def test_lost_encryption_key_fails_the_sync_with_a_sentence(world: World, watch, settings) -> None:
+    settings.ENCRYPTION_KEYS = ["another-key-that-decrypts-nothing"]
+    app = App.objects.get(pk=watch.app_id)
+    app.client_auth_key = "a-key-that-only-tests-use"
+    app.save(update_fields=["client_auth_key"])
+    world.check()
+    watch = world.sync(AppRepository.objects.get())
+    assert "can't be decrypted" in watch.last_error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a private key in PEM format"),
+        ("nonsense", "not a private key in PEM format"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "not a private key in PEM format"),
+        (pem(ec.generate_private_key(ec.SECP256R1())), "RSA key of at least 2,048 bits"),
+        (pem(rsa.generate_private_key(public_exponent=65537, key_size=1024)), "RSA key of at least 2,048 bits"),
+        (pem(encryption=BestAvailableEncryption(b"x")), "must not have a passphrase"),
+    ],
+    ids=["empty", "text", "cut", "EC", "short", "passphrase"],
+)
+def test_other_keys_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        github.load_key(text)
+
+
+def test_both_pem_formats_are_accepted() -> None:
+    assert github.load_key(pem()).key_size == github.load_key(pem(form=PrivateFormat.PKCS8)).key_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("host", "api"),
+    [
+        ("https://github.com", "https://api.github.com"),
+        ("https://acme.ghe.com", "https://api.acme.ghe.com"),
+        ("https://github.acme.example", "https://github.acme.example/api/v3"),
+        ("https://github.acme.example:8443", "https://github.acme.example:8443/api/v3"),
+    ],
+)
+def test_api_of_each_kind_of_github(host: str, api: str) -> None:
+    assert github.api_url(host) == api
+
+
+def test_installations_are_listed(api: GitHub, github_app, installation: Installation) -> None:
+    api.install("Umbrella", "Umbrella/x")
+    assert github.installations(github_app) == ["Umbrella", "acme"]
+    api.replies = [(401, {}, {})]
+    with pytest.raises(GitError, match="refused the key"):
+        github.installations(github_app)
