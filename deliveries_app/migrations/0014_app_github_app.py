@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deliveries_app', '0014_labels'),
+        ('deliveries_app', '0013_labels'),
         ('repositories_app', '0006_github_app'),
     ]
 
