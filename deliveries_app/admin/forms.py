@@ -21,7 +21,7 @@ from deliveries_app.services.onboarding import (
     validate_name,
     validate_website,
 )
-from repositories_app.git.exceptions import GitError, InvalidUrl
+from repositories_app.git.exceptions import GitError, InvalidUrl, RefNotFound
 
 _WIDE = {"class": "vTextField"}
 # With "off", browsers fill in the password that they have stored for this site.
@@ -55,6 +55,17 @@ def _token_field(label: str, help_text: str) -> forms.CharField:
     return forms.CharField(label=label, required=False, max_length=255, widget=secret, help_text=help_text)
 
 
+def _ref_field() -> forms.CharField:
+    """Return the field for the branch or tag to follow."""
+    return forms.CharField(
+        label="Branch or tag",
+        required=False,
+        max_length=255,
+        widget=forms.TextInput(attrs={**_WIDE, "spellcheck": "false", "autocapitalize": "none"}),
+        help_text="Such as main or v1.2. Leave blank for the default branch.",
+    )
+
+
 class WatchForm(forms.Form):
     """Let an app watch a repository."""
 
@@ -69,6 +80,7 @@ class WatchForm(forms.Form):
         widget=forms.TextInput(attrs={"class": "vTextField", "placeholder": "https://github.com/owner/name"}),
     )
     github_token = _token_field("Token", "Required for private repositories. Stored encrypted and never shown again.")
+    ref = _ref_field()
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
@@ -77,16 +89,20 @@ class WatchForm(forms.Form):
         """
         data = self.cleaned_data
         try:
-            return watch_repository(actor, data["app"], data["github_url"], data["github_token"], must_be_new=True)
+            return watch_repository(
+                actor, data["app"], data["github_url"], data["github_token"], data["ref"], must_be_new=True
+            )
         except AlreadyWatched as error:
             self.add_error("github_url", _already_watched(actor, error))
         except InvalidUrl as error:
             self.add_error("github_url", str(error))
+        except RefNotFound as error:
+            self.add_error("ref", str(error))
         except GitError as error:
             is_about_token = "token" in str(error) and data["github_token"]
             self.add_error("github_token" if is_about_token else "github_url", str(error))
         except ValidationError as error:
-            self.add_error("github_token", error)
+            self.add_error("ref" if error.code == "ref" else "github_token", error)
         return None
 
 
@@ -208,6 +224,12 @@ class GithubTokenForm(forms.Form):
         super().__init__(data)
         if has_token:
             self.fields["github_token"].help_text += " This removes the stored token."
+
+
+class RefForm(forms.Form):
+    """Choose the branch or tag that is followed."""
+
+    ref = _ref_field()
 
 
 class PatternsForm(forms.Form):

@@ -1,8 +1,9 @@
-"""Change a watch's settings: its repository token, its push hook secret and its ignore patterns."""
+"""Change a watch's settings: its repository token, its branch or tag, its push hook secret and its patterns."""
 
 import secrets
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -16,8 +17,9 @@ from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.planning.ignore_rules import compile_lines, describe_problems
 from deliveries_app.services import audit
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watching import check_readable, validate_token
+from deliveries_app.services.watching import check_readable, validate_ref, validate_token
 from deliveries_app.sync import circuit
+from docora.security.crypto import require_readable
 
 PERMISSION = "deliveries_app.change_apprepository"
 MAX_CHARACTERS = 10_000
@@ -37,17 +39,41 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
-        _update(
-            watch,
-            github_token=token,
-            retry_count=0,
-            status=Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
-            request_count=F("request_count") + 1,
-            next_sync_at=Now(),
-            **CLEARED_FAILURE,
-        )
+        _update(watch, github_token=token, **_start_afresh())
         audit.record(actor, [watch], "Changed the repository's token")
         scheduling.enqueue(watch, "high")
+
+
+def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
+    """Follow another branch or tag (empty for the default branch), after checking with git that it is there.
+
+    Clears errors and the circuit, and enqueues a sync, which sends only what differs from the files that the app has. Return
+    whether the ref changed. Raises `ValidationError`, `GitError`, and `NotFound` if the repository is no longer watched.
+    """
+    actor.require(PERMISSION)
+    actor.require_watch(watch)
+    ref = validate_ref(ref)
+    if ref == watch.ref:
+        return False
+    require_readable(watch.github_token)
+    check_readable(watch.github_url, watch.github_token, ref)
+    with transaction.atomic():
+        circuit.close_circuit(watch.repository)  # before the watch, as above
+        _update(watch, ref=ref, **_start_afresh())
+        audit.record(actor, [watch], f"Changed the branch or tag to {ref or 'the default branch'}")
+        scheduling.enqueue(watch, "high")
+    return True
+
+
+def _start_afresh() -> dict[str, Any]:
+    """Return the changes that clear a watch's errors and make it due, because what it failed with may be mended."""
+    return {
+        "retry_count": 0,
+        "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
+        "request_count": F("request_count") + 1,
+        "next_sync_at": Now(),
+        **CLEARED_FAILURE,
+    }
 
 
 def renew_push_secret(actor: Actor, watch: AppRepository) -> str:

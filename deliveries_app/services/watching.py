@@ -21,7 +21,8 @@ from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from repositories_app import services as repositories
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit
+from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit, RefNotFound
+from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.url import RepositoryUrl, owner_and_name
 from repositories_app.models import Repository
 
@@ -63,19 +64,31 @@ def validate_token(token: str) -> str:
     return token
 
 
-def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_be_new: bool = False) -> Watched:
+def validate_ref(ref: str) -> str:
+    """Return the name of a branch or tag as it is stored; empty for HEAD. Raises `ValidationError`."""
+    try:
+        return parse_ref(ref)
+    except InvalidRef as error:
+        raise ValidationError(str(error), code="ref") from None
+
+
+def watch_repository(
+    actor: Actor, app: App, url: str, token: str = "", ref: str = "", *, must_be_new: bool = False
+) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
-    If the app is already watching it, replace the token and send every file again; with `must_be_new`, raise
-    `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
+    `ref` is the branch or tag to follow, or empty for the default branch. If the app is already watching the repository,
+    replace the token, and the ref if one is given, and send every file again; with `must_be_new`, raise `AlreadyWatched`
+    instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
     parsed = remote.parse_url(url)
     validate_token(token)
+    ref = validate_ref(ref)
     if must_be_new:
         _require_new(app, parsed)
-    is_private = check_readable(parsed.spelled, token)
+    is_private = check_readable(parsed.spelled, token, ref)
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
@@ -91,6 +104,7 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_
             defaults={
                 "github_url": parsed.spelled,
                 "github_token": token,
+                "ref": ref,
                 "next_check_at": Now(),
                 "sequence_high": locked.sequence_high,
             },
@@ -98,7 +112,8 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_
         revived = watch.ended_at is not None
         if not created:
             watch.github_url, watch.github_token = parsed.spelled, token
-            watch.save(update_fields=["github_url", "github_token"])
+            watch.ref = ref if revived else ref or watch.ref
+            watch.save(update_fields=["github_url", "github_token", "ref"])
         if not created and not revived:
             resync_single(actor, watch, skip_permission_check=True)
             return Watched(watch, False)
@@ -138,6 +153,8 @@ def _revive(watch: AppRepository) -> None:
         base_rules="",
         status=Status.PENDING,
         ignore_patterns="",
+        include_patterns="",
+        exclude_patterns="",
         push_secret="",
         retry_count=0,
         request_count=F("request_count") + 1,
@@ -159,11 +176,12 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
     return repository
 
 
-def check_readable(url: str, token: str) -> bool:
+def check_readable(url: str, token: str, ref: str = "") -> bool:
     """Return whether the repository is private: readable with the token, but not without.
 
-    A repository without a commit can be read, too. Raises `GitError` if it cannot be read with this token, or if its host
-    takes longer than `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
+    A repository without a commit can be read, too. Raises `GitError` if it cannot be read with this token, if it has commits
+    but not this branch or tag, or if its host takes longer than `GIT_CHECK_SECONDS`. The message does not promise a retry,
+    because nothing is stored yet.
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
@@ -175,9 +193,12 @@ def check_readable(url: str, token: str) -> bool:
 
     with remote.new_client(max_connections=1) as client:
         try:
-            remote.ls_head(client, url, token, check_deadline)
+            remote.ls_head(client, url, token, check_deadline, ref=ref)
         except NoCommit:
             pass
+        except RefNotFound as error:
+            error.next_step = ""
+            raise
         except GitError as error:
             if error.next_step:
                 error.next_step = "Try again later."

@@ -1,4 +1,4 @@
-"""Check whether HEAD has moved: one small request per watch, hundreds at a time.
+"""Check whether HEAD, or the branch or tag that a watch follows, has moved: one small request per watch, hundreds at a time.
 
 This runs in the sweep process, never in the queue. Each check uses the watch's own token and compares with the watch's own
 base, so one app never profits from another app's access. Watches that are due anyway are not checked.
@@ -90,7 +90,7 @@ def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Call
     undecryptable = {watch.pk for watch in watches if isinstance(watch.github_token, Undecryptable)}
     to_sync = [watch.pk for watch in watches if watch.pk in undecryptable and watch.next_sync_at is None]
     questions = (
-        Question(watch, watch.github_url, watch.github_token, watch.last_commit)
+        Question(watch, watch.github_url, watch.github_token, watch.last_commit, watch.ref)
         for watch in watches
         if watch.pk not in undecryptable
     )

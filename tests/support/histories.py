@@ -47,13 +47,20 @@ def without_ignored(files: Mapping[str, bytes], patterns: str = "") -> dict[str,
 
 
 def assert_promise_kept(
-    world: World, repo: Repo, watch: AppRepository, files: Mapping[str, bytes] | None = None
+    world: World,
+    repo: Repo,
+    watch: AppRepository,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    revision: str = "HEAD",
 ) -> None:
-    """Assert that the client's copy equals HEAD and Docora knows it. Pass `files` if rules leave out or change some."""
+    """Assert that the client's copy equals HEAD, or another `revision`, and Docora knows it. Pass `files` if rules leave out
+    or change some."""
     watch.refresh_from_db()
-    expected = shas(repo.files() if files is None else files)
+    expected = shas(repo.files(revision) if files is None else files)
     assert world.copy(watch) == expected
-    assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0)
+    head = repo.head if revision == "HEAD" else repo.commit_of(revision)
+    assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, head, 0)
     rows = Delivery.objects.filter(watch=watch)
     assert dict(rows.values_list("path", "sha")) == expected
     assert not rows.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor).exists()
