@@ -232,17 +232,34 @@ class RefForm(forms.Form):
     ref = _ref_field()
 
 
+class _PatternsField(forms.CharField):
+    """A list of patterns, one per line. Lines may begin or end with spaces."""
+
+    def __init__(self, label: str, help_text: str, rows: int) -> None:
+        attributes = {"rows": rows, "class": "vLargeTextField patterns", "spellcheck": "false"}
+        widget = forms.Textarea(attrs=attributes)
+        super().__init__(label=label, required=False, strip=False, max_length=65536, widget=widget, help_text=help_text)
+
+    def clean(self, value: Any) -> str:
+        return "\n".join(super().clean(value).splitlines())
+
+
 class PatternsForm(forms.Form):
     """Edit the watch's ignore patterns, which apply in addition to the repository's .docoraignore."""
 
-    patterns = forms.CharField(
-        label="Patterns",
-        required=False,
-        strip=False,
-        max_length=65536,
-        widget=forms.Textarea(attrs={"rows": 12, "class": "vLargeTextField patterns", "spellcheck": "false"}),
-        help_text="One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.",
+    patterns = _PatternsField(
+        "Patterns", "One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.", 12
     )
 
-    def clean_patterns(self) -> str:
-        return "\n".join(self.cleaned_data["patterns"].splitlines())
+
+class AppPatternsForm(forms.Form):
+    """Edit the app's own choice of files."""
+
+    include_patterns = _PatternsField(
+        "Include patterns",
+        "Only files that match are sent. One pattern per line, as in .gitignore. Leave blank for all.",
+        8,
+    )
+    exclude_patterns = _PatternsField(
+        "Exclude patterns", "Files that match are not sent, even if they are included.", 8
+    )

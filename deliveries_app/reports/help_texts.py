@@ -24,6 +24,14 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
         "Unsafe path",
         "The path leads outside the client's folder or into its .git directory. Rename the file.",
     ),
+    "not_included": (
+        "Not included",
+        "The app has include patterns, and none of them matches. Files sent earlier are deleted at the client.",
+    ),
+    "excluded": (
+        "Excluded by the app",
+        "Matched by the app's exclude patterns. Files sent earlier are deleted at the client.",
+    ),
     "ignored": (
         "Ignored",
         "Matched by .docoraignore or by this repository's ignore patterns. Files sent earlier are deleted at the client.",

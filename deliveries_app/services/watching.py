@@ -16,6 +16,7 @@ from deliveries_app.models import App, AppRepository, Notice, Outcome, Reason, S
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
+from deliveries_app.services.patterns import validate_app_patterns
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
@@ -73,19 +74,28 @@ def validate_ref(ref: str) -> str:
 
 
 def watch_repository(
-    actor: Actor, app: App, url: str, token: str = "", ref: str = "", *, must_be_new: bool = False
+    actor: Actor,
+    app: App,
+    url: str,
+    token: str = "",
+    ref: str = "",
+    *,
+    include: str = "",
+    exclude: str = "",
+    must_be_new: bool = False,
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
-    `ref` is the branch or tag to follow, or empty for the default branch. If the app is already watching the repository,
-    replace the token, and the ref if one is given, and send every file again; with `must_be_new`, raise `AlreadyWatched`
-    instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
+    `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns. If
+    the app is already watching the repository, replace the token, and of the others what is given, and send every file again;
+    with `must_be_new`, raise `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
     parsed = remote.parse_url(url)
     validate_token(token)
     ref = validate_ref(ref)
+    include, exclude = validate_app_patterns(include, exclude)
     if must_be_new:
         _require_new(app, parsed)
     is_private = check_readable(parsed.spelled, token, ref)
@@ -105,20 +115,24 @@ def watch_repository(
                 "github_url": parsed.spelled,
                 "github_token": token,
                 "ref": ref,
+                "include_patterns": include,
+                "exclude_patterns": exclude,
                 "next_check_at": Now(),
                 "sequence_high": locked.sequence_high,
             },
         )
         revived = watch.ended_at is not None
-        if not created:
-            watch.github_url, watch.github_token = parsed.spelled, token
-            watch.ref = ref if revived else ref or watch.ref
-            watch.save(update_fields=["github_url", "github_token", "ref"])
-        if not created and not revived:
-            resync_single(actor, watch, skip_permission_check=True)
-            return Watched(watch, False)
         if revived:
             _revive(watch)
+        if not created:
+            given = {"ref": ref, "include_patterns": include, "exclude_patterns": exclude}
+            changes = {name: value for name, value in given.items() if value}
+            changes |= {"github_url": parsed.spelled, "github_token": token}
+            AppRepository.objects.filter(pk=watch.pk).update(**changes)
+        if not created and not revived:
+            watch.refresh_from_db()
+            resync_single(actor, watch, skip_permission_check=True)
+            return Watched(watch, False)
         watch.refresh_from_db()
         run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
         run.save()
@@ -152,6 +166,7 @@ def _revive(watch: AppRepository) -> None:
         base_commit="",
         base_rules="",
         status=Status.PENDING,
+        ref="",
         ignore_patterns="",
         include_patterns="",
         exclude_patterns="",
