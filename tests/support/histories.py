@@ -36,13 +36,17 @@ def shas(files: Mapping[str, bytes]) -> dict[str, str]:
     return {path: sha(content) for path, content in files.items()}
 
 
-def without_ignored(files: Mapping[str, bytes], patterns: str = "") -> dict[str, bytes]:
-    """Return the files that neither the tree's `.docoraignore` nor the patterns of a watch ignore."""
-    rules = build_rules(files.get(".docoraignore", b""), patterns)
+def without_ignored(
+    files: Mapping[str, bytes], patterns: str = "", include: str = "", exclude: str = ""
+) -> dict[str, bytes]:
+    """Return the files that an app gets, by the tree's `.docoraignore`, the patterns of its watch, and its own choice."""
+    rules = [build_rules(files.get(".docoraignore", b""), patterns), build_rules(b"", exclude)]
+    included = build_rules(b"", include or "*")
+    entries = {path: Entry(path.encode(), "100644", "", len(content)) for path, content in files.items()}
     return {
-        path: content
-        for path, content in files.items()
-        if not rules.ignores(Entry(path.encode(), "100644", "", len(content)))
+        path: files[path]
+        for path, entry in entries.items()
+        if included.ignores(entry) and not any(rule.ignores(entry) for rule in rules)
     }
 
 
