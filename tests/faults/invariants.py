@@ -95,12 +95,17 @@ def _was_heard_of(universe: Universe, watch: AppRepository) -> bool:
     return any(record.webhook_id.split("_")[1] == watch.watch_id for record in universe.clients.log)
 
 
-def check_stop(watch: AppRepository, stop: Callable[[], object]) -> None:
-    """A watch that was not up to date is not shown as synced because somebody stops it."""
+def check_stop(watch: AppRepository, stop: Callable[[], bool]) -> None:
+    """A watch that was not up to date is not shown as synced because somebody stops it.
+
+    Its worker may have ended a moment before (seed 5120). Then there was nothing to stop.
+    """
     was_synced = watch.status == Status.SYNCED and not _is_due(watch)
-    stop()
+    has_stopped = stop()
     watch.refresh_from_db()
-    assert was_synced or watch.status != Status.SYNCED, f"{watch} is shown as synced because it was stopped"
+    assert was_synced or not has_stopped or watch.status != Status.SYNCED, (
+        f"{watch} is shown as synced because it was stopped"
+    )
 
 
 def check_no_way_back(universe: Universe, watch: AppRepository) -> None:
