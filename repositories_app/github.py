@@ -88,7 +88,7 @@ def read[T](
     access = access_to([(github_app, url)], tick, fresh=fresh)[github_app.pk, url]
     try:
         return call(access.token)
-    except (NoCommit, RepositoryMoved):
+    except (NoCommit, RefNotFound, RepositoryMoved):
         raise
     except GitError as error:
         if error.cause not in _REFUSALS:

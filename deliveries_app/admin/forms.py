@@ -21,7 +21,7 @@ from deliveries_app.services.onboarding import (
     validate_name,
     validate_website,
 )
-from repositories_app.git.exceptions import GitError, InvalidUrl
+from repositories_app.git.exceptions import GitError, InvalidUrl, RefNotFound
 
 _WIDE = {"class": "vTextField"}
 # With "off", browsers fill in the password that they have stored for this site.
@@ -55,6 +55,17 @@ def _token_field(label: str, help_text: str) -> forms.CharField:
     return forms.CharField(label=label, required=False, max_length=255, widget=secret, help_text=help_text)
 
 
+def _ref_field() -> forms.CharField:
+    """Return the field for the branch or tag to follow."""
+    return forms.CharField(
+        label="Branch or tag",
+        required=False,
+        max_length=255,
+        widget=forms.TextInput(attrs={**_WIDE, "spellcheck": "false", "autocapitalize": "none"}),
+        help_text="Such as main or v1.2. Leave blank for the default branch.",
+    )
+
+
 class WatchForm(forms.Form):
     """Let an app watch a repository."""
 
@@ -73,6 +84,7 @@ class WatchForm(forms.Form):
         "Required for private repositories. Stored encrypted and never shown again. If the host needs a user name, such as for "
         "Bitbucket API tokens, enter user:token.",
     )
+    ref = _ref_field()
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
@@ -81,16 +93,20 @@ class WatchForm(forms.Form):
         """
         data = self.cleaned_data
         try:
-            return watch_repository(actor, data["app"], data["github_url"], data["github_token"], must_be_new=True)
+            return watch_repository(
+                actor, data["app"], data["github_url"], data["github_token"], data["ref"], must_be_new=True
+            )
         except AlreadyWatched as error:
             self.add_error("github_url", _already_watched(actor, error))
         except InvalidUrl as error:
             self.add_error("github_url", str(error))
+        except RefNotFound as error:
+            self.add_error("ref", str(error))
         except GitError as error:
             is_about_token = "token" in str(error) and data["github_token"]
             self.add_error("github_token" if is_about_token else "github_url", str(error))
         except ValidationError as error:
-            self.add_error("github_token", error)
+            self.add_error("ref" if error.code == "ref" else "github_token", error)
         return None
 
 
@@ -218,17 +234,40 @@ class GithubTokenForm(forms.Form):
             self.fields["github_token"].help_text += " This removes the stored token."
 
 
+class RefForm(forms.Form):
+    """Choose the branch or tag that is followed."""
+
+    ref = _ref_field()
+
+
+class _PatternsField(forms.CharField):
+    """A list of patterns, one per line. Lines may begin or end with spaces."""
+
+    def __init__(self, label: str, help_text: str, rows: int) -> None:
+        attributes = {"rows": rows, "class": "vLargeTextField patterns", "spellcheck": "false"}
+        widget = forms.Textarea(attrs=attributes)
+        super().__init__(label=label, required=False, strip=False, max_length=65536, widget=widget, help_text=help_text)
+
+    def clean(self, value: Any) -> str:
+        return "\n".join(super().clean(value).splitlines())
+
+
 class PatternsForm(forms.Form):
     """Edit the watch's ignore patterns, which apply in addition to the repository's .docoraignore."""
 
-    patterns = forms.CharField(
-        label="Patterns",
-        required=False,
-        strip=False,
-        max_length=65536,
-        widget=forms.Textarea(attrs={"rows": 12, "class": "vLargeTextField patterns", "spellcheck": "false"}),
-        help_text="One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.",
+    patterns = _PatternsField(
+        "Patterns", "One pattern per line, as in .gitignore. # starts a comment; ! re-includes files.", 12
     )
 
-    def clean_patterns(self) -> str:
-        return "\n".join(self.cleaned_data["patterns"].splitlines())
+
+class AppPatternsForm(forms.Form):
+    """Edit the app's own choice of files."""
+
+    include_patterns = _PatternsField(
+        "Include patterns",
+        "Only files that match are sent. One pattern per line, as in .gitignore. Leave blank for all.",
+        8,
+    )
+    exclude_patterns = _PatternsField(
+        "Exclude patterns", "Files that match are not sent, even if they are included.", 8
+    )

@@ -1,4 +1,4 @@
-"""Change a watch: its token, the secret of its push hook, its ignore patterns."""
+"""Change a watch: its token, its branch or tag, the secret of its push hook, its patterns."""
 
 from typing import Any
 
@@ -9,7 +9,14 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 
 from deliveries_app.actors import Actor
-from deliveries_app.admin.forms import GithubTokenForm, PatternsForm, add_service_error, post_data
+from deliveries_app.admin.forms import (
+    AppPatternsForm,
+    GithubTokenForm,
+    PatternsForm,
+    RefForm,
+    add_service_error,
+    post_data,
+)
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
 from deliveries_app.services import NotFound, watch_settings
@@ -28,8 +35,10 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
     def get_urls(self) -> list[URLPattern]:
         return [
             self.object_page("token", self.replace_token, PERMISSION),
+            self.object_page("ref", self.change_ref, PERMISSION),
             self.object_page("push-secret", self.renew_secret, PERMISSION),
             self.object_page("patterns", self.edit_patterns, PERMISSION),
+            self.object_page("app-patterns", self.edit_app_patterns, PERMISSION),
             *super().get_urls(),
         ]
 
@@ -53,6 +62,21 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
         template = "admin/deliveries_app/apprepository/token.html"
         title = "Replace token" if watch.github_token else "Add token"
         return self.render_question(request, watch, title, title, template, form=form)
+
+    def change_ref(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        form = RefForm(post_data(request), initial={"ref": watch.ref})
+        if request.method == "POST" and form.is_valid():
+            try:
+                has_changed = watch_settings.set_ref(Actor.of_request(request), watch, form.cleaned_data["ref"])
+            except (ValidationError, GitError) as error:
+                add_service_error(form, error)
+            except NotFound:
+                return self._not_watched(request, watch)
+            else:
+                message = "Branch or tag saved. A sync is queued." if has_changed else "No changes to save."
+                return self.redirect_with_message(request, self.page_of(watch), message)
+        template = "admin/deliveries_app/apprepository/ref.html"
+        return self.render_question(request, watch, "Change branch or tag", "Save", template, form=form)
 
     def renew_secret(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         if request.method == "POST":
@@ -81,6 +105,30 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
                 return self.redirect_with_message(request, self.page_of(watch), message)
         template = "admin/deliveries_app/apprepository/patterns.html"
         return self.render_question(request, watch, "Edit ignore patterns", "Save", template, form=form)
+
+    def edit_app_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        """Edit the include and exclude patterns, which the app can also set itself."""
+        form = AppPatternsForm(
+            post_data(request),
+            initial={"include_patterns": watch.include_patterns, "exclude_patterns": watch.exclude_patterns},
+        )
+        if request.method == "POST" and form.is_valid():
+            try:
+                patterns = watch_settings.set_app_patterns(
+                    Actor.of_request(request),
+                    watch,
+                    form.cleaned_data["include_patterns"],
+                    form.cleaned_data["exclude_patterns"],
+                )
+            except ValidationError as error:
+                add_service_error(form, error)
+            except NotFound:
+                return self._not_watched(request, watch)
+            else:
+                message = "Patterns saved. A sync is queued." if patterns.changed else "No changes to save."
+                return self.redirect_with_message(request, self.page_of(watch), message)
+        template = "admin/deliveries_app/apprepository/app_patterns.html"
+        return self.render_question(request, watch, "Edit app patterns", "Save", template, form=form)
 
     def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         message = f"{watch.app} no longer watches {watch.repository}."

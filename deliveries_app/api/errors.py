@@ -11,6 +11,7 @@ from repositories_app.git.exceptions import (
     HostNotAllowed,
     InvalidUrl,
     RateLimited,
+    RefNotFound,
     RepositoryMoved,
     TokenRequired,
 )
@@ -18,6 +19,7 @@ from repositories_app.git.exceptions import (
 _OF_CLASS = {
     TokenRequired: ErrorCode.TOKEN_REQUIRED,
     RepositoryMoved: ErrorCode.REPOSITORY_MOVED,
+    RefNotFound: ErrorCode.REF_NOT_FOUND,
     RateLimited: ErrorCode.HOST_RATE_LIMITED,
     AddressNotAllowed: ErrorCode.ADDRESS_NOT_ALLOWED,
 }

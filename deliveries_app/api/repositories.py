@@ -14,7 +14,7 @@ from deliveries_app.api.auth import AppToken
 from deliveries_app.api.callers import BODY, NOT_WATCHED, REFUSED, WITH_BODY, RepositoryId
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
-from deliveries_app.services import watch_settings
+from deliveries_app.services import Wanted, watch_settings
 from docora.web.api import READ, documented_responses
 from repositories_app.git.exceptions import GitError, InvalidUrl
 
@@ -75,14 +75,18 @@ _ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now
 )
 def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) -> Status[dict[str, Any]]:
     """Idempotent: if the app already watches the repository as wanted, nothing changes and nothing is sent again. A new
-    token is checked with git and used from then on. Unlike `POST`, which sends every file again."""
-    given = wanted.model_dump(exclude_unset=True)
+    token, branch or tag is checked with git first; another branch or other patterns send what they change. Unlike `POST`, which sends every file again."""
+    # A field that was left out keeps its value; null resets it.
+    given = wanted.model_dump(include=wanted.model_fields_set)
+    patterns = {
+        name: "\n".join(given[f"{name}_patterns"] or [])
+        for name in ("include", "exclude")
+        if f"{name}_patterns" in given
+    }
+    others = {name: given[field] or "" for name, field in (("token", "github_token"), ("ref", "ref")) if field in given}
     try:
         ensured = services.ensure_watched(
-            callers.actor(request),
-            callers.caller(request),
-            wanted.github_url,
-            **({"token": given["github_token"] or ""} if "github_token" in given else {}),
+            callers.actor(request), callers.caller(request), wanted.github_url, Wanted(**others, **patterns)
         )
     except GitError as error:
         raise errors.of_git(error, 404) from None

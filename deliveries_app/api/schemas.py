@@ -36,6 +36,9 @@ GithubToken = Annotated[
 ]
 
 
+Patterns = Annotated[list[Annotated[str, Field(max_length=1000, pattern="^[^\n\r\0]*$")]], Field(max_length=500)]
+
+
 class Registration(BaseModel):
     """A repository to watch."""
 
@@ -63,6 +66,24 @@ class WantedRepository(Registration):
 
     github_token: GithubToken | None = Field(
         default=None, description="Required for a private repository. Null removes the token."
+    )
+    ref: str | None = Field(
+        default=None,
+        max_length=255,
+        description="The branch or tag to follow: `main`, `v1.2`, or in full, such as `refs/heads/main`. Null follows the "
+        "default branch.",
+        examples=["main"],
+    )
+    include_patterns: Patterns | None = Field(
+        default=None,
+        description="Only files that match one of these patterns are sent. Written as in `.gitignore`. Null or an empty list "
+        "sends all.",
+        examples=[["docs/**", "*.md"]],
+    )
+    exclude_patterns: Patterns | None = Field(
+        default=None,
+        description="Files that match these patterns are not sent. Written as in `.gitignore`.",
+        examples=[["*.png"]],
     )
 
 
@@ -99,7 +120,12 @@ class WatchedRepository(Registered):
         description="The commit of the last complete sync: 40 hexadecimal digits, or 64 in a repository that uses SHA-256.",
         examples=[_COMMIT],
     )
-    branch: str | None = Field(description="The repository's default branch.", examples=["main"])
+    branch: str | None = Field(description="The branch or tag that is followed.", examples=["main"])
+    ref: str | None = Field(
+        description="The branch or tag that the app chose; null for the default branch.", examples=[None]
+    )
+    include_patterns: list[str] = Field(description="The app's choice of files; empty for all.", examples=[[]])
+    exclude_patterns: list[str] = Field(description="The files that the app does not want.", examples=[["*.png"]])
     files: int = Field(description="Number of files in that commit that are sent to the app.", ge=0, examples=[1280])
     bytes: int = Field(description="Their total size.", ge=0, examples=[9600000])
     files_failing: int = Field(description="Number of files that the app has not accepted.", ge=0, examples=[0])
@@ -384,6 +410,9 @@ def watched_repository(watch: AppRepository) -> dict[str, Any]:
         "last_scanned_at": moment(watch.last_scanned_at),
         "last_commit": watch.last_commit or None,
         "branch": watch.branch or None,
+        "ref": watch.ref or None,
+        "include_patterns": watch.include_patterns.splitlines(),
+        "exclude_patterns": watch.exclude_patterns.splitlines(),
         "files": watch.tree_files,
         "bytes": watch.tree_bytes,
         "files_failing": watch.files_failing,

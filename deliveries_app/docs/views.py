@@ -103,6 +103,10 @@ def start(request: HttpRequest) -> HttpResponse:
     return _page(request, "docs", "Documentation", "docs/start.html", {})
 
 
+_SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern", "other"}
+"""Causes of files that are not sent which the webhook reference explains outside its table."""
+
+
 @csrf_exempt
 @require_safe
 def webhooks(request: HttpRequest) -> HttpResponse:
@@ -115,7 +119,7 @@ def webhooks(request: HttpRequest) -> HttpResponse:
         "signed": {name: value for name, value, _ in headers},
         "key": examples.KEY,
         "body": ping.decode(),
-        "left_out": [text for cause, text in LEFT_OUT.items() if cause not in {"ignored", "ignore_pattern", "other"}],
+        "left_out": [text for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
         "limits": {name: getattr(settings, name) for name in LIMITS} | vars(responses),
     }
     return _page(request, "docs-webhooks", "Webhook reference", "docs/webhooks.html", context)

@@ -328,6 +328,14 @@ class AppRepository(models.Model):
     watch_id = models.CharField(max_length=16, unique=True, default=new_watch_id, editable=False)
     github_url = models.CharField("URL", max_length=2048, help_text="As entered by the app.")
     github_token = EncryptedTextField("token", blank=True, default="")
+    ref = models.CharField(
+        "branch or tag",
+        max_length=255,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="As main, v1.2, refs/heads/main or refs/tags/v1.2. Empty follows the default branch.",
+    )
     push_secret = EncryptedTextField(
         "push hook secret", blank=True, default="", help_text="The git host signs push hooks with it."
     )
@@ -335,6 +343,18 @@ class AppRepository(models.Model):
         blank=True,
         default="",
         help_text="One pattern per line, as in .gitignore. Matching files are not sent to this app.",
+    )
+    include_patterns = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The app's own choice: only matching files are sent. Empty sends all files.",
+    )
+    exclude_patterns = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The app's own choice: matching files are not sent.",
     )
     status = models.CharField(max_length=20, choices=Status, default=Status.PENDING, editable=False)
 

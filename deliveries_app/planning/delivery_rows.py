@@ -34,7 +34,13 @@ class SourceRow(NamedTuple):
 def delivery_rules_of(watch: AppRepository) -> DeliveryRules:
     """Return the rules that currently apply to the watch."""
     return DeliveryRules(
-        watch.generation, watch.resend_floor, settings.MAX_FILE_BYTES, watch.ignore_patterns, transforms.active()
+        watch.generation,
+        watch.resend_floor,
+        settings.MAX_FILE_BYTES,
+        watch.ignore_patterns,
+        transforms.active(),
+        include=watch.include_patterns,
+        exclude=watch.exclude_patterns,
     )
 
 

@@ -2,7 +2,9 @@
 
 | cause | not sent | listed by path |
 |---|---|---|
-| `ignored` | matched by `.docoraignore` or the watch's patterns | no, only counted |
+| `not_included` | the app has include patterns, and none matches | no, only counted |
+| `excluded` | matched by the app's exclude patterns | no, only counted |
+| `ignored` | matched by `.docoraignore` or the watch's ignore patterns | no, only counted |
 | `symlink`, `submodule`, `other` | not a regular file: a link may point anywhere, a submodule is another repository | yes |
 | `path_too_long`, `not_utf8` | longer than 1,024 bytes; not UTF-8, so JSON cannot carry it | yes |
 | `unsafe_path` | dangerous for a client that writes files at the paths it receives, see `paths` | yes |
@@ -21,10 +23,18 @@ from deliveries_app.planning.paths import MAX_PATH_BYTES, is_unsafe
 from repositories_app.mirror.mirror import Entry
 
 REGULAR = {"100644", "100755", "100664"}
-UNLISTED = {"ignored", "transform"}
+UNLISTED = {"not_included", "excluded", "ignored", "transform"}
 """Causes that are only counted, not listed by path: they may leave out most of a tree on purpose."""
 REMARKS = {"lfs_pointer"}
 """Counted alongside the causes, although these files are sent."""
+
+_BY_PATTERN = {
+    "not_included": "None of the app's include patterns matches it.",
+    "excluded": "The app's exclude patterns leave it out.",
+    "ignored": "Ignored.",
+}
+type PatternCheck = Callable[[Entry], str]
+"""Returns the cause for which patterns leave out an entry, or an empty string."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _LFS_POINTER_BYTES = 1024
@@ -42,22 +52,22 @@ class Skipped:
 def eligible(
     entries: Iterable[Entry],
     max_file_bytes: int,
-    ignores: Callable[[Entry], bool] | None,
+    patterns: PatternCheck | None,
     skip: Callable[[Skipped], None],
 ) -> Iterator[Entry]:
     """Yield the entries that are sent and pass the others to `skip`."""
     for entry in entries:
-        skipped = reason_to_skip(entry, max_file_bytes, ignores)
+        skipped = reason_to_skip(entry, max_file_bytes, patterns)
         if skipped:
             skip(skipped)
         else:
             yield entry
 
 
-def reason_to_skip(entry: Entry, max_file_bytes: int, ignores: Callable[[Entry], bool] | None = None) -> Skipped | None:
+def reason_to_skip(entry: Entry, max_file_bytes: int, patterns: PatternCheck | None = None) -> Skipped | None:
     """Return why a tree entry is not sent, or None if it is sent."""
-    if ignores and len(entry.path) <= MAX_PATH_BYTES and ignores(entry):
-        return Skipped(entry.path, "ignored", "Ignored.")
+    if patterns and len(entry.path) <= MAX_PATH_BYTES and (cause := patterns(entry)):
+        return Skipped(entry.path, cause, _BY_PATTERN[cause])
     if entry.mode == "120000":
         return Skipped(entry.path, "symlink", "Symbolic links are not sent.")
     if entry.mode == "160000":

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 
 from deliveries_app.models import AppRepository
 from deliveries_app.planning.eligibility import Skipped, reason_after_transforms, reason_to_skip, remark_on
-from deliveries_app.planning.ignore_rules import FILE_NAME, IgnoredBy, build_rules, ignored_by, read_ignore_file
+from deliveries_app.planning.ignore_rules import (
+    FILE_NAME,
+    IgnoredBy,
+    build_rules,
+    ignored_by,
+    is_included,
+    read_ignore_file,
+)
 from deliveries_app.planning.paths import MAX_PATH_BYTES
 from deliveries_app.planning.plan import DeliveryRules, PlanRefused
 from deliveries_app.planning.transforms import SourceFile, TransformFailed, Transforms, name_of
@@ -29,7 +36,7 @@ class FileLookup:
     """What `commit` contains at `path`: `entry`, or None if there is nothing.
 
     `unknown` says why the commit could not be read. `left_out` says why the file is not sent, and `ignored_by` names
-    the ignore line responsible. `sent_as` is the path it is sent under, empty if unknown. `remark` is the row's
+    the line of a pattern list that is responsible. `sent_as` is the path it is sent under, empty if unknown. `remark` is the row's
     remark.
     """
 
@@ -74,8 +81,8 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
         build_rules(ignore_file, delivery_rules.patterns)
     except PlanRefused as error:
         return replace(found, left_out=Skipped(entry.path, error.cause, str(error)))
-    if len(entry.path) <= MAX_PATH_BYTES and (line := ignored_by(ignore_file, delivery_rules.patterns, entry)):
-        return replace(found, left_out=Skipped(entry.path, "ignored", _describe(line, entry.path)), ignored_by=line)
+    if by_pattern := _left_out_by_pattern(found, entry, delivery_rules, ignore_file):
+        return by_pattern
     if reason := reason_to_skip(entry, delivery_rules.max_file_bytes):
         return replace(found, left_out=reason)
     if delivery_rules.transforms.problem:
@@ -85,6 +92,24 @@ def _apply_rules(found: FileLookup, entry: Entry, delivery_rules: DeliveryRules,
     content = mirror.content(entry.blob, timeout=SECONDS)
     found = replace(found, remark=remark_on(entry.size, content))
     return _transform(found, SourceFile(entry.path.decode(), content), delivery_rules)
+
+
+def _left_out_by_pattern(
+    found: FileLookup, entry: Entry, delivery_rules: DeliveryRules, ignore_file: bytes
+) -> FileLookup | None:
+    """Name the pattern that leaves out the file, in the order in which syncs apply them."""
+    if len(entry.path) > MAX_PATH_BYTES:
+        return None
+    if not is_included(delivery_rules.include, entry):
+        message = "None of the app's include patterns matches it."
+        return replace(found, left_out=Skipped(entry.path, "not_included", message))
+    if line := ignored_by(b"", delivery_rules.exclude, entry):
+        message = _describe(line, entry.path, "the app's exclude patterns", "excludes")
+        return replace(found, left_out=Skipped(entry.path, "excluded", message), ignored_by=line)
+    if line := ignored_by(ignore_file, delivery_rules.patterns, entry):
+        message = _describe(line, entry.path, FILE_NAME if line.in_file else "the watch's patterns", "ignores")
+        return replace(found, left_out=Skipped(entry.path, "ignored", message), ignored_by=line)
+    return None
 
 
 def _transform(found: FileLookup, file: SourceFile, delivery_rules: DeliveryRules) -> FileLookup:
@@ -105,7 +130,6 @@ def _transform(found: FileLookup, file: SourceFile, delivery_rules: DeliveryRule
     return replace(found, left_out=reason) if reason else replace(found, sent_as=file.path)
 
 
-def _describe(line: IgnoredBy, path: bytes) -> str:
-    source = FILE_NAME if line.in_file else "the watch's patterns"
+def _describe(line: IgnoredBy, path: bytes, source: str, verb: str) -> str:
     target = "it" if line.matched == path else f"the directory {clean_text(line.matched, 200)}"
-    return f'Line {line.number} of {source} ("{clean_text(line.line, 60)}") ignores {target}.'
+    return f'Line {line.number} of {source} ("{clean_text(line.line, 60)}") {verb} {target}.'

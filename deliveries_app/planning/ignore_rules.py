@@ -1,22 +1,23 @@
-"""Decide what is ignored, by the `.docoraignore` of the commit and by the patterns an administrator added to the watch.
+"""Decide what patterns leave out: the app's own, the `.docoraignore` of the commit, and those of an administrator.
 
-Both form one list, so the watch's patterns can also re-include what the file excludes (`!x`). As in git, the last
-matching pattern decides, for each directory from the top and then for the file. Files in an ignored directory cannot be
-re-included.
+The file and the administrator's patterns form one list, so these can also re-include what the file excludes (`!x`). The app's
+include and exclude patterns are lists of their own: an app must not get what the owner of the repository excludes. In each
+list, as in git, the last matching pattern decides, for each directory from the top and then for the file. It cannot decide
+otherwise for a file in a directory that matches.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
 import re2
 
-from deliveries_app.planning.eligibility import REGULAR, Skipped
+from deliveries_app.planning.eligibility import REGULAR, PatternCheck, Skipped
 from deliveries_app.planning.gitignore import InvalidPattern, Pattern, compile_pattern, lines_of
-from deliveries_app.planning.plan import PlanRefused
+from deliveries_app.planning.plan import DeliveryRules, PlanRefused
 from docora.text import clean_text
 from repositories_app.mirror.mirror import BlobReader, Entry, Mirror
 
@@ -81,11 +82,6 @@ class IgnoreRules:
         self._for_directories = _LastMatch(self.patterns)
         self._for_files = _LastMatch([pattern for pattern in self.patterns if not pattern.directories_only])
 
-    @property
-    def check(self) -> Callable[[Entry], bool] | None:
-        """`ignores`, or None if there are no patterns."""
-        return self.ignores if self.patterns else None
-
     def ignores(self, entry: Entry) -> bool:
         """Return whether the entry, or a directory above it, is ignored."""
         started = time.monotonic()
@@ -120,9 +116,31 @@ class IgnoreRules:
         return ignored
 
 
+@dataclass(frozen=True)
+class PatternRules:
+    """All patterns of a watch and a commit. `included` is None if the app has no include patterns: then every file is."""
+
+    ignored: IgnoreRules
+    included: IgnoreRules | None = None
+    excluded: IgnoreRules | None = None
+
+    @property
+    def check(self) -> PatternCheck | None:
+        """`cause`, or None if there are no patterns."""
+        return self.cause if self.included or self.excluded or self.ignored.patterns else None
+
+    def cause(self, entry: Entry) -> str:
+        """Return the cause for which the entry is left out, or an empty string."""
+        if self.included and not self.included.ignores(entry):
+            return "not_included"
+        if self.excluded and self.excluded.ignores(entry):
+            return "excluded"
+        return "ignored" if self.ignored.patterns and self.ignored.ignores(entry) else ""
+
+
 def _takes_too_long() -> PlanRefused:
     return PlanRefused(
-        f"Matching the ignore patterns takes too long. Use fewer or simpler patterns in {FILE_NAME} or in the watch's "
+        f"Matching the patterns takes too long. Use fewer or simpler patterns in {FILE_NAME} or in the watch's "
         "patterns. Each * in a pattern costs time.",
         "rules",
     )
@@ -132,11 +150,21 @@ def _union(regexes: Sequence[bytes]) -> re2._Regexp | None:
     return re2.compile(b"|".join(regexes), _OPTIONS) if regexes else None
 
 
-def read_rules(reader: BlobReader, commit: str, patterns_of_watch: str) -> IgnoreRules:
-    """Return the ignore rules of a commit and a watch.
+def read_rules(reader: BlobReader, commit: str, delivery_rules: DeliveryRules) -> PatternRules:
+    """Return all patterns that apply to a commit for a watch.
 
     Raises `PlanRefused` if the file is not text or too large: without it, Docora would send what its owner excluded.
     """
+    ignored = _read_ignored(reader, commit, delivery_rules.patterns)
+    return PatternRules(ignored, _rules_of(delivery_rules.include), _rules_of(delivery_rules.exclude))
+
+
+def _rules_of(text: str) -> IgnoreRules | None:
+    patterns, _ = compile_lines(text.encode()) if text else ([], [])
+    return IgnoreRules(patterns) if patterns else None
+
+
+def _read_ignored(reader: BlobReader, commit: str, patterns_of_watch: str) -> IgnoreRules:
     entry = reader.root_file(commit, FILE_NAME.encode())
     if entry is None:
         return build_rules(b"", patterns_of_watch)
@@ -191,9 +219,15 @@ def _refused(message: str) -> PlanRefused:
     return PlanRefused(f"{FILE_NAME} {message}. Nothing is sent until then.", "rules")
 
 
+def is_included(patterns: str, entry: Entry) -> bool:
+    """Return whether the app's include patterns, if it has any, match the entry."""
+    rules = _rules_of(patterns)
+    return rules is None or rules.ignores(entry)
+
+
 @dataclass(frozen=True)
 class IgnoredBy:
-    """The line that ignores a file, in `.docoraignore` (`in_file`) or in the watch's patterns.
+    """The line that ignores a file, in `.docoraignore` (`in_file`) or in other patterns.
 
     `matched` is the path it matches: the file's own or that of a directory above it.
     """

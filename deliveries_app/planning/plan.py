@@ -8,7 +8,7 @@ with the files that failed before, so files that always fail do not block the ot
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import orjson
 
 from deliveries_app.models.deliveries import PHASES, Kind
 from deliveries_app.planning import transforms
-from deliveries_app.planning.eligibility import UNLISTED, Skipped, eligible
+from deliveries_app.planning.eligibility import UNLISTED, PatternCheck, Skipped, eligible
 from deliveries_app.planning.paths import MAX_PATH_BYTES
 from deliveries_app.planning.transforms import Transforms
 from repositories_app.mirror.mirror import Entry
@@ -87,7 +87,8 @@ class RetainedEntry(Entry):
 class DeliveryRules:
     """What decides, besides the tree, what is sent: the run's generation, the watch's floor, and the rules for files.
 
-    These rules are the size limit, the watch's ignore `patterns` and the `transforms`.
+    These rules are the size limit, the watch's ignore `patterns`, the app's own `include` and `exclude` patterns, and the
+    `transforms`.
     """
 
     generation: int
@@ -95,6 +96,13 @@ class DeliveryRules:
     max_file_bytes: int
     patterns: str = ""
     transforms: Transforms = transforms.NONE
+    include: str = ""
+    exclude: str = ""
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether this watch has patterns of its own, so that its files say little about those of others."""
+        return bool(self.patterns or self.include or self.exclude)
 
     def source_key(self, blob: str, source_path: str = "") -> str:
         """Return a key for what the content is made from. The same key means the same content.
@@ -111,6 +119,8 @@ class DeliveryRules:
         """A hash of everything except the tree that decides what is sent. If it changes, a full plan is needed."""
         patterns = hashlib.sha256(self.patterns.encode()).hexdigest()
         text = f"3|{self.floor}|{self.max_file_bytes}|{MAX_PATH_BYTES}|{patterns}|{self.transforms.fingerprint}"
+        if self.include or self.exclude:
+            text += "".join(f"|{hashlib.sha256(one.encode()).hexdigest()}" for one in (self.include, self.exclude))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -185,11 +195,11 @@ def make_plan(
     entries: Iterable[Entry],
     rows: Iterable[Row],
     delivery_rules: DeliveryRules,
-    ignores: Callable[[Entry], bool] | None = None,
+    patterns: PatternCheck | None = None,
 ) -> Plan:
     """Return the plan for these tree entries and rows, both in byte order of their paths."""
     plan = Plan()
-    fill(plan, eligible(entries, delivery_rules.max_file_bytes, ignores, plan.skip), rows, delivery_rules)
+    fill(plan, eligible(entries, delivery_rules.max_file_bytes, patterns, plan.skip), rows, delivery_rules)
     return plan
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from deliveries_app.models import AppRepository
 from deliveries_app.planning import delivery_rows
 from deliveries_app.planning.eligibility import REMARKS, eligible
-from deliveries_app.planning.ignore_rules import FILE_NAME, IgnoreRules, read_rules
+from deliveries_app.planning.ignore_rules import FILE_NAME, IgnoreRules, PatternRules, read_rules
 from deliveries_app.planning.plan import DeliveryRules, Plan, PlanRefused, fill, make_plan
 from deliveries_app.planning.transformed_tree import TransformedTree
 from repositories_app import services as repositories
@@ -57,7 +57,7 @@ def plan_to(
             head.branch,
             plan.tree_files,
             plan.tree_bytes,
-            for_all=not delivery_rules.patterns,
+            for_all=not delivery_rules.has_patterns,
         )
     return planned
 
@@ -71,7 +71,7 @@ def full_plan(
     tick: git.Tick,
 ) -> Planned:
     """Return a plan from the whole tree and every row."""
-    rules = read_rules(reader, head.commit, delivery_rules.patterns)
+    rules = read_rules(reader, head.commit, delivery_rules)
     check_extent(reader, head.commit, tick)
     plan = Plan()
     tree = _ticking(mirror.tree(head.commit), tick)
@@ -82,7 +82,7 @@ def full_plan(
             fill(plan, transformed.files(entries, delivery_rows.rows_by_source(watch.pk)), rows, delivery_rules)
     else:
         fill(plan, entries, rows, delivery_rules)
-    plan.skipped.extend(rules.problems)
+    plan.skipped.extend(rules.ignored.problems)
     return Planned(plan, head, None)
 
 
@@ -105,7 +105,7 @@ def _fast_plan(
     pairs = changed | {path: same.get(path, (None, None)) for path in unchanged}
     paths = sorted(pairs)
     names = [path.decode() for path in paths if _is_utf8(path)]
-    rules = read_rules(reader, head.commit, delivery_rules.patterns) if paths else IgnoreRules([])
+    rules = read_rules(reader, head.commit, delivery_rules) if paths else PatternRules(IgnoreRules([]))
     after = (entry for path in paths if (entry := pairs[path][1]))
     plan = make_plan(after, delivery_rows.rows_at(watch.pk, names), delivery_rules, rules.check)
     before = (entry for path in paths if (entry := pairs[path][0]))
@@ -114,7 +114,7 @@ def _fast_plan(
 
 
 def _complete_totals(
-    plan: Plan, watch: AppRepository, before: Iterable[Entry], delivery_rules: DeliveryRules, rules: IgnoreRules
+    plan: Plan, watch: AppRepository, before: Iterable[Entry], delivery_rules: DeliveryRules, rules: PatternRules
 ) -> None:
     """Turn the plan's totals into those of the whole tree.
 

@@ -24,6 +24,14 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
         "Unsafe path",
         "The path leads outside the client's folder or into its .git directory. Rename the file.",
     ),
+    "not_included": (
+        "Not included",
+        "The app has include patterns, and none of them matches. Files sent earlier are deleted at the client.",
+    ),
+    "excluded": (
+        "Excluded by the app",
+        "Matched by the app's exclude patterns. Files sent earlier are deleted at the client.",
+    ),
     "ignored": (
         "Ignored",
         "Matched by .docoraignore or by this repository's ignore patterns. Files sent earlier are deleted at the client.",
@@ -71,8 +79,8 @@ ROOT_HINTS: dict[RootCause, str] = {
     "the network to ALLOWED_PRIVATE_NETWORKS, then retry.",
     RootCause.GIT_AUTH: "The git host rejected the token: it has expired, was revoked, or can't read this repository. "
     "Replace it on the watched repository's page. A sync then starts immediately.",
-    RootCause.GIT_NOT_FOUND: "If the repository was moved or renamed, watch the new URL. If it is private, add a token. If it was "
-    "deleted, stop watching it.",
+    RootCause.GIT_NOT_FOUND: "If the repository was moved or renamed, watch the new URL. If it is private, add a token. If it "
+    "was deleted, stop watching it. If only its branch or tag is gone, choose another one.",
     RootCause.GIT_HOST: "The git host is unreachable or too slow. Docora retries automatically; once it has recovered, "
     "retry now.",
     RootCause.GIT_CONTENT: "The repository is too large, or its data is damaged. Check the error message. If it is too "

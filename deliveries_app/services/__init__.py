@@ -7,7 +7,7 @@ from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_P
 from deliveries_app.scheduling import enqueue_due, request_sync
 from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
 from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
-from deliveries_app.services.ensure import Ensured, ensure_watched
+from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
 from deliveries_app.services.resend import Resent, resend_files
@@ -25,6 +25,7 @@ __all__ = [
     "NotFound",
     "Onboarded",
     "Resent",
+    "Wanted",
     "Watched",
     "cancel_operation",
     "cancel_request",

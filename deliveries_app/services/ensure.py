@@ -5,37 +5,56 @@ from dataclasses import dataclass
 from deliveries_app.actors import Actor
 from deliveries_app.models import App, AppRepository
 from deliveries_app.services import watch_settings
-from deliveries_app.services.watching import AlreadyWatched, watch_repository
+from deliveries_app.services.patterns import validate_app_patterns
+from deliveries_app.services.watching import AlreadyWatched, validate_ref, validate_token, watch_repository
 from repositories_app.git import remote
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """How a repository is to be watched: see `watch_repository`. None keeps what is there, or starts with the default."""
+
+    token: str | None = None
+    ref: str | None = None
+    include: str | None = None
+    exclude: str | None = None
+
+
+@dataclass(frozen=True)
 class Ensured:
-    """The watch. `created`: it is new. `changed`: it already existed, and something was changed."""
+    """The watch. `created`: it is new."""
 
     watch: AppRepository
     created: bool
-    changed: bool
 
 
-def ensure_watched(actor: Actor, app: App, url: str, *, token: str | None = None) -> Ensured:
-    """Watch the repository as wanted, and do nothing if the app already does. None keeps a token, or starts without one.
+def ensure_watched(actor: Actor, app: App, url: str, wanted: Wanted) -> Ensured:
+    """Watch the repository as wanted, and do nothing if the app already does.
 
-    A new token, and a new repository, are checked with git first. Raises the errors of `watch_repository`.
+    A new repository, a new token and a new branch or tag are checked with git first. Nothing is sent again except what
+    another branch or other patterns change. Raises the errors of `watch_repository`.
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
     parsed = remote.parse_url(url)
+    token, ref, include, exclude = (value or "" for value in (wanted.token, wanted.ref, wanted.include, wanted.exclude))
+    validate_token(token)
+    validate_ref(ref)
+    validate_app_patterns(include, exclude)
     try:
-        return Ensured(watch_repository(actor, app, url, token or "", must_be_new=True).watch, True, True)
+        watched = watch_repository(actor, app, url, token, ref, include=include, exclude=exclude, must_be_new=True)
+        return Ensured(watched.watch, created=True)
     except AlreadyWatched as error:
         watch = error.watch
-    changed = False
-    if token is not None and token != watch.github_token:
-        watch_settings.replace_github_token(actor, watch, token)
-        changed = True
+    if wanted.token is not None and wanted.token != watch.github_token:
+        watch_settings.replace_github_token(actor, watch, wanted.token)
+    if wanted.ref is not None:
+        watch_settings.set_ref(actor, watch, wanted.ref)
+    if wanted.include is not None or wanted.exclude is not None:
+        include = watch.include_patterns if wanted.include is None else wanted.include
+        exclude = watch.exclude_patterns if wanted.exclude is None else wanted.exclude
+        watch_settings.set_app_patterns(actor, watch, include, exclude)
     if parsed.spelled != watch.github_url:
         AppRepository.objects.filter(pk=watch.pk).update(github_url=parsed.spelled)
         watch.refresh_from_db()
-        changed = True
-    return Ensured(watch, False, changed)
+    return Ensured(watch, created=False)

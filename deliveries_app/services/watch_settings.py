@@ -1,10 +1,9 @@
-"""Change a watch's settings: its repository token, its push hook secret and its ignore patterns."""
+"""Change a watch's settings: its repository token, its branch or tag, its push hook secret and its patterns."""
 
 import secrets
-import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
@@ -13,15 +12,14 @@ from deliveries_app import scheduling
 from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, Status
 from deliveries_app.models.root_causes import CLEARED_FAILURE
-from deliveries_app.planning.ignore_rules import compile_lines, describe_problems
 from deliveries_app.services import audit
+from deliveries_app.services.patterns import validate_app_patterns, validate_patterns
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.watching import check_readable, validate_token
+from deliveries_app.services.watching import check_readable, validate_ref, validate_token
 from deliveries_app.sync import circuit
+from docora.security.crypto import require_readable
 
 PERMISSION = "deliveries_app.change_apprepository"
-MAX_CHARACTERS = 10_000
-MAX_PATTERNS = 500
 
 
 def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None:
@@ -34,21 +32,45 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
-    check_readable(watch.github_url, token, github_app)
+    check_readable(watch.github_url, token, watch.ref, github_app)
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)
-        _update(
-            watch,
-            github_token=token,
-            retry_count=0,
-            status=Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
-            request_count=F("request_count") + 1,
-            next_sync_at=Now(),
-            **CLEARED_FAILURE,
-        )
+        _update(watch, github_token=token, **_start_afresh())
         audit.record(actor, [watch], "Changed the repository's token")
         scheduling.enqueue(watch, "high")
+
+
+def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
+    """Follow another branch or tag (empty for the default branch), after checking with git that it is there.
+
+    Clears errors and the circuit, and enqueues a sync, which sends only what differs from the files that the app has. Return
+    whether the ref changed. Raises `ValidationError`, `GitError`, and `NotFound` if the repository is no longer watched.
+    """
+    actor.require(PERMISSION)
+    actor.require_watch(watch)
+    ref = validate_ref(ref)
+    if ref == watch.ref:
+        return False
+    require_readable(watch.github_token)
+    check_readable(watch.github_url, watch.github_token, ref, watch.github_app)
+    with transaction.atomic():
+        circuit.close_circuit(watch.repository)  # before the watch, as above
+        _update(watch, ref=ref, **_start_afresh())
+        audit.record(actor, [watch], f"Changed the branch or tag to {ref or 'the default branch'}")
+        scheduling.enqueue(watch, "high")
+    return True
+
+
+def _start_afresh() -> dict[str, Any]:
+    """Return the changes that clear a watch's errors and make it due, because what it failed with may be mended."""
+    return {
+        "retry_count": 0,
+        "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),
+        "request_count": F("request_count") + 1,
+        "next_sync_at": Now(),
+        **CLEARED_FAILURE,
+    }
 
 
 def renew_push_secret(actor: Actor, watch: AppRepository) -> str:
@@ -104,19 +126,37 @@ def set_ignore_patterns(actor: Actor, watch: AppRepository, text: str) -> Patter
     return PatternsSet(text, count, bool(changed))
 
 
-def validate_patterns(text: str) -> tuple[str, int]:
-    """Return the text as stored and its number of patterns. Raises `ValidationError`."""
-    text = text.replace("\r\n", "\n").rstrip("\n")
-    if len(text) > MAX_CHARACTERS:
-        raise ValidationError(
-            f"The patterns have {len(text):,} characters. The limit is {MAX_CHARACTERS:,}.", code="too_long"
+@dataclass(frozen=True)
+class AppPatterns:
+    """The app's patterns as stored, and whether they changed."""
+
+    include: str
+    exclude: str
+    changed: bool
+
+
+def set_app_patterns(actor: Actor, watch: AppRepository, include: str, exclude: str) -> AppPatterns:
+    """Set the app's own choice of files: only those that match `include` (empty: all) and do not match `exclude` are sent,
+    unless `.docoraignore` or the ignore patterns leave them out anyway.
+
+    If they changed, a sync is enqueued: it deletes at the client what is no longer sent, and creates what is sent now. Raises
+    `ValidationError`, whose code names the list, and `NotFound` if the repository is no longer watched.
+    """
+    actor.require(PERMISSION)
+    actor.require_watch(watch)
+    include, exclude = validate_app_patterns(include, exclude)
+    with transaction.atomic():
+        alive = AppRepository.objects.alive().filter(pk=watch.pk)
+        changed = alive.exclude(include_patterns=include, exclude_patterns=exclude).update(
+            include_patterns=include,
+            exclude_patterns=exclude,
+            request_count=F("request_count") + 1,
+            next_sync_at=Now(),
         )
-    for number, line in enumerate(text.split("\n"), start=1):
-        if any(unicodedata.category(character) in {"Cc", "Cs"} and character != "\t" for character in line):
-            raise ValidationError(f"Line {number} contains a control character. Remove it.", code="control_character")
-    patterns, problems = compile_lines(text.encode())
-    if problems:
-        raise ValidationError(f"{describe_problems(problems)} Fix or remove it.", code="pattern")
-    if len(patterns) > MAX_PATTERNS:
-        raise ValidationError(f"There are {len(patterns):,} patterns. The limit is {MAX_PATTERNS:,}.", code="too_many")
-    return text, len(patterns)
+        if not changed and not alive.exists():
+            raise NotFound("Repository not found")
+        watch.refresh_from_db()
+        if changed:
+            audit.record(actor, [watch], "Changed the app's include and exclude patterns")
+            scheduling.enqueue(watch, "high")
+    return AppPatterns(include, exclude, bool(changed))

@@ -16,13 +16,15 @@ from deliveries_app.models import App, AppRepository, Notice, Outcome, Reason, S
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
+from deliveries_app.services.patterns import validate_app_patterns
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
 from repositories_app import github
 from repositories_app import services as repositories
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit
+from repositories_app.git.exceptions import Cause, GitError, InvalidUrl, NoCommit, RefNotFound
+from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.url import RepositoryUrl, owner_and_name
 from repositories_app.models import GitHubApp, Repository
 
@@ -64,20 +66,41 @@ def validate_token(token: str) -> str:
     return token
 
 
-def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_be_new: bool = False) -> Watched:
+def validate_ref(ref: str) -> str:
+    """Return the name of a branch or tag as it is stored; empty for HEAD. Raises `ValidationError`."""
+    try:
+        return parse_ref(ref)
+    except InvalidRef as error:
+        raise ValidationError(str(error), code="ref") from None
+
+
+def watch_repository(
+    actor: Actor,
+    app: App,
+    url: str,
+    token: str = "",
+    ref: str = "",
+    *,
+    include: str = "",
+    exclude: str = "",
+    must_be_new: bool = False,
+) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
-    If the app is already watching it, replace the token and send every file again; with `must_be_new`, raise
-    `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
+    `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns. If
+    the app is already watching the repository, replace the token, and of the others what is given, and send every file again;
+    with `must_be_new`, raise `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
     """
     actor.require("deliveries_app.add_apprepository")
     actor.require_app(app)
     parsed = remote.parse_url(url)
     validate_token(token)
+    ref = validate_ref(ref)
+    include, exclude = validate_app_patterns(include, exclude)
     if must_be_new:
         _require_new(app, parsed)
     github_app = None if token else app.github_app_for(parsed.canonical)
-    is_private = check_readable(parsed.spelled, token, github_app)
+    is_private = check_readable(parsed.spelled, token, ref, github_app)
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
@@ -93,19 +116,25 @@ def watch_repository(actor: Actor, app: App, url: str, token: str = "", *, must_
             defaults={
                 "github_url": parsed.spelled,
                 "github_token": token,
+                "ref": ref,
+                "include_patterns": include,
+                "exclude_patterns": exclude,
                 "next_check_at": Now(),
                 "sequence_high": locked.sequence_high,
             },
         )
         revived = watch.ended_at is not None
-        if not created:
-            watch.github_url, watch.github_token = parsed.spelled, token
-            watch.save(update_fields=["github_url", "github_token"])
-        if not created and not revived:
-            resync_single(actor, watch, skip_permission_check=True)
-            return Watched(watch, False)
         if revived:
             _revive(watch)
+        if not created:
+            given = {"ref": ref, "include_patterns": include, "exclude_patterns": exclude}
+            changes = {name: value for name, value in given.items() if value}
+            changes |= {"github_url": parsed.spelled, "github_token": token}
+            AppRepository.objects.filter(pk=watch.pk).update(**changes)
+        if not created and not revived:
+            watch.refresh_from_db()
+            resync_single(actor, watch, skip_permission_check=True)
+            return Watched(watch, False)
         watch.refresh_from_db()
         run = runs.open_run(watch, Reason.INITIAL, requested_by=actor.name, user_pk=actor.user_pk)
         run.save()
@@ -139,7 +168,10 @@ def _revive(watch: AppRepository) -> None:
         base_commit="",
         base_rules="",
         status=Status.PENDING,
+        ref="",
         ignore_patterns="",
+        include_patterns="",
+        exclude_patterns="",
         push_secret="",
         retry_count=0,
         request_count=F("request_count") + 1,
@@ -161,12 +193,12 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
     return repository
 
 
-def check_readable(url: str, token: str, github_app: GitHubApp | None = None) -> bool:
+def check_readable(url: str, token: str, ref: str = "", github_app: GitHubApp | None = None) -> bool:
     """Return whether the repository is private: readable with a token, but not without.
 
     The token is `token`, or one that `github_app` gives. A repository without a commit can be read, too.
-    Raises `GitError` if it cannot be read, or if its host takes longer than `GIT_CHECK_SECONDS`. The message does not promise
-    a retry, because nothing is stored yet.
+    Raises `GitError` if it cannot be read, if it has commits but not this branch or tag, or if its host takes longer than
+    `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
     """
     deadline = time.monotonic() + GIT_CHECK_SECONDS
 
@@ -182,12 +214,15 @@ def check_readable(url: str, token: str, github_app: GitHubApp | None = None) ->
         def read(token: str) -> None:
             nonlocal used
             used = token
-            remote.ls_head(client, url, token, check_deadline)
+            remote.ls_head(client, url, token, check_deadline, ref=ref)
 
         try:
             github.read(github_app, url, token, read, check_deadline, fresh=True)
         except NoCommit:
             pass
+        except RefNotFound as error:
+            error.next_step = ""
+            raise
         except GitError as error:
             if error.next_step:
                 error.next_step = "Try again later."

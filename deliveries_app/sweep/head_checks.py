@@ -1,4 +1,4 @@
-"""Check whether HEAD has moved: one small request per watch, hundreds at a time.
+"""Check whether HEAD, or the branch or tag that a watch follows, has moved: one small request per watch, hundreds at a time.
 
 This runs in the sweep process, never in the queue. Each check uses the watch's own token, or one of the GitHub App that its app
 was assigned, and compares with the watch's own base, so one app never profits from another app's access. Watches that are due anyway are not checked.
@@ -92,7 +92,9 @@ def _check(client: HttpClient, watches: Sequence[AppRepository], meanwhile: Call
     to_sync = [watch.pk for watch in watches if watch.pk in undecryptable and watch.next_sync_at is None]
     readable = [watch for watch in watches if watch.pk not in undecryptable]
     tokens = _tokens(readable, meanwhile)
-    questions = (Question(watch, watch.github_url, tokens[watch.pk], watch.last_commit) for watch in readable)
+    questions = (
+        Question(watch, watch.github_url, tokens[watch.pk], watch.last_commit, watch.ref) for watch in readable
+    )
     hosts_that_answered = set()
     unconnected: dict[str, list[tuple[AppRepository, GitError]]] = {}  # by host
     for watch, answer in ls_heads(client, questions, meanwhile):

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -44,6 +45,7 @@ from repositories_app import services as repositories
 from repositories_app.git import errors as git_errors
 from repositories_app.git import remote
 from repositories_app.git.exceptions import Cause, GitError, Interrupted, MirrorBusy, NoCommit
+from repositories_app.git.refs import is_tag
 from repositories_app.git.remote import Head
 from repositories_app.mirror.mirror import BlobReader, Mirror
 
@@ -194,7 +196,7 @@ class Attempt:
         try:
             head = self._read_with_token(
                 lambda token: remote.ls_head(
-                    self.client, watch.github_url, token, self._alive, commit=watch.last_commit
+                    self.client, watch.github_url, token, self._alive, commit=watch.last_commit, ref=watch.ref
                 )
             )
         except NoCommit:
@@ -239,17 +241,21 @@ class Attempt:
                     self.watch.watch_id,
                     timeout=settings.FETCH_TIMEOUT_SECONDS,
                     tick=self._alive,
+                    name=head.name,
                     client=client,
                     patience=BUSY_SECONDS,
                 )
             )
             logger.info("fetched", extra={"commit": commit})
+            # A tag may name anything. It is not damage, for which the mirror would be rebuilt under all its watches.
+            if is_tag(head.name) and commit != self.watch.base_commit and not reader.is_commit(commit):
+                raise git_errors.not_a_commit(head.name)
             target = self._target(commit)
             if self.watch.target != target and (wait := self.lease.doubt_seconds):
                 outcomes.postponed(self.lease, wait)
                 logger.info("waits_for_dead_worker", extra={"next_try_in": round(wait, 1)})
                 return
-            head = Head(commit, head.branch)
+            head = replace(head, commit=commit)
             planned = plan_to(head, self.watch, self.delivery_rules, self.mirror, reader, self._alive)
             plan = planned.plan
             logger.info("planned", extra={"files": plan.files, "bytes": plan.bytes, "left_out": plan.left_out.total()})

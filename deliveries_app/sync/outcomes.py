@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from deliveries_app.models import App, Outcome, Status, root_causes
+from deliveries_app.models import App, AppRepository, Outcome, Status, root_causes
 from deliveries_app.models.root_causes import CLEARED_FAILURE, RootCause, SyncFailure
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import next_check
@@ -23,7 +23,7 @@ from docora.backoff import MAX_WAIT_SECONDS, backoff
 from docora.db.clock import from_now
 from docora.redis import counters
 from repositories_app import services as repositories
-from repositories_app.git.exceptions import GitError
+from repositories_app.git.exceptions import Cause, GitError
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,20 @@ def git_failed(lease: Lease, error: GitError) -> None:
         repositories.record_host_failure(lease.watch.repository, error)
         postponed(lease, lease.circuit_seconds, failure)
         return
-    open_for = record_git_failure(lease.watch.repository, error) if error.for_every_watcher else 0.0
+    counts = error.for_every_watcher and not _concerns_one_ref(lease, error)
+    open_for = record_git_failure(lease.watch.repository, error) if counts else 0.0
     failed(lease, failure, permanent=error.permanent, rest=max(open_for, error.cooldown), check_in=error.cooldown)
+
+
+def _concerns_one_ref(lease: Lease, error: GitError) -> bool:
+    """Return whether the failure is about the commit of this watch's branch or tag, and other watches follow another one.
+
+    An app may choose any branch. One that cannot be read must not hold back the apps that follow the default branch.
+    """
+    if not lease.seen_commit or error.cause not in {Cause.TOO_LARGE, Cause.CORRUPT, Cause.TIMEOUT}:
+        return False
+    watches = AppRepository.objects.alive().filter(repository=lease.watch.repository_id)
+    return watches.exclude(ref=lease.watch.ref).exists()
 
 
 def postponed(lease: Lease, seconds: float, failure: SyncFailure | None = None) -> None:

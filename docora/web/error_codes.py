@@ -43,6 +43,7 @@ class ErrorCode(StrEnum):
         "token_required", False, "The git host requires a token: the repository is private or doesn't exist."
     )  # fmt: skip
     TOKEN_REJECTED = "token_rejected", False, "The git host rejected the token, or it can't read this repository."
+    REF_NOT_FOUND = "ref_not_found", False, "The repository has no such branch or tag."
     REPOSITORY_MOVED = (
         "repository_moved",
         False,

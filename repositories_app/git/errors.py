@@ -23,6 +23,7 @@ from repositories_app.git.exceptions import (
     RepositoryMoved,
     TokenRequired,
 )
+from repositories_app.git.refs import describe
 
 DEFAULT_COOLDOWN = 60.0  # seconds, if a host says "too many requests" but not for how long
 FORBIDDEN = "it isn't allowed to read this repository"
@@ -188,6 +189,17 @@ def _not_found(token: str, *, asks_for_token: bool) -> GitError:
         return GitError(Cause.NOT_FOUND, message, permanent=True)
     message = "Repository not found. Check the URL. If the repository is private, add a token."
     return (TokenRequired if asks_for_token else GitError)(Cause.NOT_FOUND, message, permanent=True)
+
+
+def ref_not_served(name: str) -> GitError:
+    """Return the error for a branch or tag that the host has just named, and does not know when its objects are asked for."""
+    message = f"The git host lists the {describe(name)}, but doesn't serve it yet."
+    return GitError(Cause.NOT_FOUND, message, next_step="Docora retries automatically.")
+
+
+def not_a_commit(name: str) -> GitError:
+    message = f"The {describe(name)} doesn't point to a commit, so it has no files. Choose another branch or tag."
+    return GitError(Cause.NOT_FOUND, message, permanent=True)
 
 
 def _too_large(detail: str) -> str:

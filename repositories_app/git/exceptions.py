@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from repositories_app.git.refs import describe, short_name
+
 
 class Cause(StrEnum):
     """Values of `error.reason` in `sync_failed`."""
@@ -68,14 +70,26 @@ class AddressNotAllowed(GitError):
 
 
 class NoCommit(GitError):
-    """The repository can be read, but HEAD names no commit: it is empty, has only tags, or lost its default branch."""
+    """The repository can be read, but HEAD names no commit: it is empty, has only tags, or lost its default branch. With the
+    branch or tag `ref`: the repository has no refs at all.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, ref: str = "") -> None:
+        where, push = ("", f" to {short_name(ref)}") if ref else (" on its default branch", "")
         message = (
-            "The repository has no commits on its default branch. It syncs after the next push. Until then, the app "
-            "keeps the files it has."
+            f"The repository has no commits{where}. It syncs after the next push{push}. Until then, the app keeps the files it "
+            "has."
         )
         super().__init__(Cause.NOT_FOUND, message, permanent=True)
+
+
+class RefNotFound(GitError):
+    """The repository has commits, but no such branch or tag."""
+
+    def __init__(self, ref: str) -> None:
+        message = f"The repository has no {describe(ref)}. Push it, or choose another branch or tag."
+        kept = "Until then, the app keeps the files it has."
+        super().__init__(Cause.NOT_FOUND, message, permanent=True, next_step=kept)
 
 
 class InvalidUrl(ValueError):

@@ -1,4 +1,4 @@
-"""Ask git hosts where a repository's HEAD is, and interpret their answers.
+"""Ask git hosts where a repository's HEAD, or the branch or tag that a watch follows, is, and interpret their answers.
 
 A check is one `ls-refs` request of protocol v2, without asking for capabilities first. Hundreds run at once on pooled
 connections. For a server that does not support v2, git asks instead.
@@ -6,8 +6,9 @@ connections. For a server that does not support v2, git asks instead.
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urljoin
 
 from django.conf import settings
@@ -18,7 +19,8 @@ from docora.http.client import HttpClient, Outcome, Request
 from docora.text import clean_text
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
-from repositories_app.git.exceptions import Cause, GitError, NoCommit, RepositoryMoved
+from repositories_app.git.exceptions import Cause, GitError, NoCommit, RefNotFound, RepositoryMoved
+from repositories_app.git.refs import HEAD, full_names, short_name
 from repositories_app.git.url import RepositoryUrl, parse_url
 
 __all__ = ["Head", "RepositoryUrl", "ls_head", "ls_heads", "new_client", "parse_url", "wait_for", "where_to"]
@@ -31,10 +33,14 @@ SHA1, SHA256 = "sha1", "sha256"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The commit that HEAD names, and the branch behind it (empty when HEAD is detached)."""
+    """The commit that a watch follows, and the branch or tag that names it (empty when HEAD is detached).
+
+    `name` is what the host calls it: HEAD, or the full name of the branch or tag. A tag's commit is what the tag points to.
+    """
 
     commit: str
     branch: str
+    name: str = HEAD
 
 
 def new_client(max_connections: int = CONCURRENCY) -> HttpClient:
@@ -92,28 +98,51 @@ def upload_pack_request(
     )
 
 
+def _ls_refs(ref: str, object_format: str) -> bytes:
+    """Return the question for a branch or tag. HEAD is asked for too: it tells a missing ref from an empty repository."""
+    if not ref:
+        return _LS_REFS[object_format]
+    prefixes = [f"ref-prefix {name}" for name in [HEAD, *full_names(ref)]]
+    return command("ls-refs", ["symrefs", "peel", *prefixes], object_format)
+
+
 @dataclass(slots=True)
 class Question[Key]:
-    """Asks for a repository's HEAD. `commit` is one that it had, if any: its length tells the object format.
+    """Asks for a repository's HEAD, or for the branch or tag `ref`. `commit` is one that it had, if any: its length tells the
+    object format.
 
-    A host sends an empty answer to a question in the wrong format. It is then asked again in the other one.
+    Sometimes the answer is another question:
+    - A host sends an empty answer to a question in the wrong format. It is then asked again in the other one.
+    - If neither the ref nor HEAD is there, the repository is either empty, or has only other refs. All are asked for.
     """
 
     key: Key
     url: str
     token: str = ""
     commit: str = ""
-    asked: int = 0
+    ref: str = ""
+    asks_for_all: bool = False
+    _format: str = field(init=False)
+    _is_first: bool = field(init=False, default=True)
+
+    def __post_init__(self) -> None:
+        self._format = object_format(self.commit)
 
     def request(self) -> Request:
-        """Return the next request."""
-        first = object_format(self.commit)
-        name = first if self.asked == 0 else SHA1 if first == SHA256 else SHA256
-        self.asked += 1
-        return upload_pack_request(self.url, self.token, _LS_REFS[name], context=self)
+        """Return the request to send now."""
+        whole = command("ls-refs", ["ref-prefix refs/"], self._format) if self.asks_for_all else None
+        return upload_pack_request(self.url, self.token, whole or _ls_refs(self.ref, self._format), context=self)
 
-    def is_other_format(self, outcome: Outcome) -> bool:
-        return self.asked == 1 and outcome.ok and not outcome.body
+    def must_ask_again(self, outcome: Outcome) -> bool:
+        """Return whether this answer decides nothing, and prepare the next request."""
+        is_first, self._is_first = self._is_first, False
+        if is_first and outcome.ok and not outcome.body:
+            self._format = SHA1 if self._format == SHA256 else SHA256
+            return True
+        if self.ref and not self.asks_for_all and outcome.ok and outcome.body.startswith(b"0000"):
+            self.asks_for_all = True
+            return True
+        return False
 
 
 def ls_heads[Key](
@@ -135,19 +164,24 @@ def ls_heads[Key](
         tick()
         for request, outcome in client.poll(1.0):
             asked: Question[Key] = request.context  # type: ignore[assignment]
-            if asked.is_other_format(outcome):
+            if asked.must_ask_again(outcome):
                 client.submit(asked.request())
             else:
-                yield asked.key, _head_or_error(asked.url, asked.token, outcome, tick)
+                yield asked.key, _head_or_error(asked, outcome, tick)
 
 
-def ls_head(client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None, *, commit: str = "") -> Head:
-    """Return the HEAD of one repository. `commit` is one that it had, if any. Raises `GitError`."""
-    question = Question(None, url, token, commit)
+def ls_head(
+    client: HttpClient, url: str, token: str = "", tick: git.Tick | None = None, *, commit: str = "", ref: str = ""
+) -> Head:
+    """Return the HEAD of one repository, or its branch or tag `ref`. `commit` is one that it had, if any.
+
+    Raises `GitError`: `NoCommit` if the repository is empty, `RefNotFound` if it has no such branch or tag.
+    """
+    question = Question(None, url, token, commit, ref)
     outcome = wait_for(client, question.request(), tick)
-    if question.is_other_format(outcome):
+    while question.must_ask_again(outcome):
         outcome = wait_for(client, question.request(), tick)
-    return _head(url, token, outcome, tick)
+    return _head(question, outcome, tick)
 
 
 def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Outcome:
@@ -163,21 +197,22 @@ def wait_for(client: HttpClient, request: Request, tick: git.Tick | None) -> Out
     return finished[0][1]
 
 
-def _head_or_error(url: str, token: str, outcome: Outcome, tick: git.Tick) -> Head | GitError:
+def _head_or_error(question: Question[Any], outcome: Outcome, tick: git.Tick) -> Head | GitError:
     try:
-        return _head(url, token, outcome, tick)
+        return _head(question, outcome, tick)
     except GitError as error:
         return error
 
 
-def _head(url: str, token: str, outcome: Outcome, tick: git.Tick | None) -> Head:
+def _head(question: Question[Any], outcome: Outcome, tick: git.Tick | None) -> Head:
+    url, token, ref = question.url, question.token, question.ref
     if outcome.cause is not None:
         raise git_errors.unreachable(outcome.cause, outcome.message, token=token, reached=outcome.reached)
     error = refusal(url, token, outcome)
     if error is not None:
         raise error
-    head = parse_ls_refs(outcome.body) if outcome.ok else None
-    return head or _ls_remote(url, token, tick)
+    head = parse_ls_refs(outcome.body, ref) if outcome.ok else None
+    return head or _ls_remote(url, token, ref, tick)
 
 
 def refusal(url: str, token: str, outcome: Outcome) -> GitError | None:
@@ -230,12 +265,16 @@ def where_to(url: str, token: str, tick: git.Tick | None) -> RepositoryMoved:
     return _moved(url, token, outcome) if outcome.status and 300 <= outcome.status < 400 else git_errors.moved("")
 
 
-def parse_ls_refs(answer: bytes) -> Head | None:
-    """Return HEAD from the packets of an `ls-refs` answer, or None if these are not such packets.
+def parse_ls_refs(answer: bytes, ref: str = "") -> Head | None:
+    """Return HEAD, or the branch or tag `ref`, from the packets of an `ls-refs` answer. Return None if these are not such
+    packets, or end before the ref can be known.
 
-    Raises `NoCommit` if there is no ref, as in a repository without commits. Nothing must be deleted at a client because a
-    host lost a branch.
+    Raises `NoCommit` if there is no ref at all, as in a repository without commits, and `RefNotFound` if there are only
+    others. Nothing must be deleted at a client because a host lost a branch.
     """
+    names = [name.encode() for name in full_names(ref)]
+    found: dict[bytes, Head] = {}
+    has_refs = False
     position = 0
     while position + 4 <= len(answer):
         try:
@@ -243,28 +282,72 @@ def parse_ls_refs(answer: bytes) -> Head | None:
         except ValueError:
             return None
         if length == 0:
-            raise NoCommit
+            return _preferred(found, names, ref, has_refs=has_refs)
         line = answer[position + 4 : position + length].rstrip(b"\n").split(b" ")
-        if length > 4 and len(line) >= 2 and line[1] == b"HEAD" and _COMMIT.fullmatch(line[0]):
-            targets = [part.removeprefix(b"symref-target:") for part in line[2:] if part.startswith(b"symref-target:")]
-            return Head(line[0].decode("ascii"), _branch(targets[0].decode("utf-8", "replace") if targets else ""))
+        if length > 4 and len(line) >= 2 and _COMMIT.fullmatch(line[0]):
+            has_refs = True
+            if line[1] in names:
+                found[line[1]] = _head_of(line)
+            if names[0] in found:  # a host lists thousands of branches that begin with the same letters
+                return found[names[0]]
         position += max(length, 4)
     return None
 
 
+def _preferred(found: Mapping[bytes, Head], names: Sequence[bytes], ref: str, *, has_refs: bool) -> Head:
+    """Return the first of `names` that was found. `has_refs`: the repository has some refs, whatever their names."""
+    for name in names:
+        if name in found:
+            return found[name]
+    raise RefNotFound(ref) if ref and has_refs else NoCommit(ref)
+
+
+def _head_of(line: Sequence[bytes]) -> Head:
+    """Return what a line says: the object's id, the ref's name, and attributes."""
+    attributes = dict(part.split(b":", 1) for part in line[2:] if b":" in part)
+    commit = line[0]
+    name = line[1].decode("utf-8", "replace")
+    if name == HEAD:
+        return Head(commit.decode("ascii"), _branch(attributes.get(b"symref-target", b"").decode("utf-8", "replace")))
+    peeled = attributes.get(b"peeled", b"")
+    commit = peeled if _COMMIT.fullmatch(peeled) else commit
+    return Head(commit.decode("ascii"), _branch(name), name)
+
+
 def _branch(ref: str) -> str:
-    return clean_text(ref.removeprefix("refs/heads/"), 255)
+    return clean_text(short_name(ref), 255)
 
 
-def _ls_remote(url: str, token: str, tick: git.Tick | None) -> Head:
-    """Return HEAD from `git ls-remote`, for servers that do not support protocol v2."""
-    arguments = ["ls-remote", "--symref", "--", url, "HEAD"]
+def _ls_remote(url: str, token: str, ref: str, tick: git.Tick | None) -> Head:
+    """Return HEAD or the branch or tag `ref` from `git ls-remote`, for servers that do not support protocol v2."""
+    names = full_names(ref)
+    wanted = [HEAD, *names, *(f"{name}^{{}}" for name in names)] if ref else [HEAD]
+    output = _run_ls_remote(url, token, ["--symref", "--", url, *wanted], tick)
+    commits = {name: commit for commit, name in re.findall(rf"(?m)^({_COMMIT.pattern.decode()})\t(\S+)$", output)}
+    if not ref and HEAD in commits:
+        branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
+        return Head(commits[HEAD], _branch(branch[1] if branch else ""))
+    heads = {
+        name.encode(): Head(commits.get(f"{name}^{{}}", commits[name]), _branch(name), name)
+        for name in names
+        if name in commits
+    }
+    has_refs = bool(commits) or (bool(ref) and not heads and _has_refs(url, token, tick))
+    return _preferred(heads, [name.encode() for name in names], ref, has_refs=has_refs)
+
+
+def _has_refs(url: str, token: str, tick: git.Tick | None) -> bool:
     try:
-        output = git.run(arguments, remote=git.Remote(url, token), timeout=60.0, tick=tick).decode("utf-8", "replace")
+        return bool(_run_ls_remote(url, token, ["--", url], tick))
+    except GitError as error:
+        if error.cause is Cause.TOO_LARGE:  # more than can be listed
+            return True
+        raise
+
+
+def _run_ls_remote(url: str, token: str, arguments: Sequence[str], tick: git.Tick | None) -> str:
+    try:
+        output = git.run(["ls-remote", *arguments], remote=git.Remote(url, token), timeout=60.0, tick=tick)
     except RepositoryMoved:
         raise where_to(url, token, tick) from None
-    commit = re.search(rf"^({_COMMIT.pattern.decode()})\tHEAD$", output, re.MULTILINE)
-    if commit is None:
-        raise NoCommit
-    branch = re.search(r"^ref: (\S+)\tHEAD$", output, re.MULTILINE)
-    return Head(commit[1], _branch(branch[1] if branch else ""))
+    return output.decode("utf-8", "replace")

@@ -115,6 +115,13 @@ class BlobReader:
                         raise git_errors.folder_too_large(size)
                     yield self._body(name, size)
 
+    def is_commit(self, name: str) -> bool:
+        """Return whether this object is a commit."""
+        self._skip_ahead()
+        with self._closed_on_error():
+            self._ask("info", [name])
+            return self._header(name)[0] == b"commit"
+
     def root_file(self, commit: str, name: bytes) -> Entry | None:
         """Return the entry with this name in the root of the commit, unless it is a folder."""
         [raw] = self.trees([root_of(commit)])

@@ -28,6 +28,7 @@ from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git.exceptions import Cause, GitError, MirrorBusy, RepositoryMoved
 from repositories_app.git.packs import fetch_pack
+from repositories_app.git.refs import HEAD
 from repositories_app.git.remote import SHA1, SHA256, object_format, where_to
 from repositories_app.mirror.blobs import BlobReader
 from repositories_app.mirror.tree import (
@@ -102,14 +103,15 @@ class Mirror:
         *,
         timeout: float,
         tick: git.Tick,
+        name: str = HEAD,
         client: HttpClient | None = None,
         patience: float = math.inf,
     ) -> str:
         """Fetch `commit` unless it is here, keep it by the watch's `run` ref, and return it. Call this inside `in_use`.
 
-        If the host does not serve commits by name, fetch its current HEAD and return that. With an idle `client`, a small
-        fetch takes one request and one process. Raises `GitError`, and `MirrorBusy` if another process has been fetching for
-        `patience` seconds.
+        If the host does not serve commits by name, fetch what `name` (HEAD, or the full name of a branch or tag) is now, and
+        return that. With an idle `client`, a small fetch takes one request and one process. Raises `GitError`, and
+        `MirrorBusy` if another process has been fetching for `patience` seconds.
         """
         with self._lock("fetch", _patient(tick, patience)):
             self._prepare(object_format(commit))
@@ -124,7 +126,7 @@ class Mirror:
             # git checks the first fetch completely. Later ones are small beside what is here.
             remote = git.Remote(url, token, trusted=bool(self._packs()))
             try:
-                by_name = self._fetch(remote, ref, commit, timeout, tick)
+                by_name = self._fetch(remote, ref, commit, name, timeout, tick)
             except RepositoryMoved:
                 raise where_to(url, token, tick) from None
             except BaseException as error:
@@ -136,7 +138,11 @@ class Mirror:
                 self._clear()  # remove the marks of a partial clone from its packs
             if by_name:
                 return commit
-            return self._glance(["rev-parse", "--verify", f"{ref}^{{commit}}"]).decode("ascii").strip()
+            found = (
+                self._glance(["rev-parse", "--verify", f"{ref}^{{}}"]).decode("ascii").strip()
+            )  # what a tag points to
+            self._write_ref(ref, found)
+            return found
 
     def _kept(self, watch: str) -> list[str]:
         """Return the commits that refs keep, those of this watch first. Their trees are here."""
@@ -190,8 +196,8 @@ class Mirror:
         except (FileNotFoundError, UnicodeDecodeError):
             return []
 
-    def _fetch(self, remote: git.Remote, ref: str, commit: str, timeout: float, tick: git.Tick) -> bool:
-        """Fetch the commit, or HEAD if the host does not serve commits by name. Return whether it was the commit."""
+    def _fetch(self, remote: git.Remote, ref: str, commit: str, name: str, timeout: float, tick: git.Tick) -> bool:
+        """Fetch the commit, or what `name` is if the host does not serve commits by name. Return whether it was the commit."""
         command = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--"]
         try:
             self._git([*command, remote.name, f"+{commit}:{ref}"], remote=remote, timeout=timeout, tick=tick)
@@ -200,7 +206,12 @@ class Mirror:
         except GitError as error:
             if error.cause not in {Cause.OTHER, Cause.NOT_FOUND}:
                 raise
-            self._git([*command, remote.name, f"+HEAD:{ref}"], remote=remote, timeout=timeout, tick=tick)
+            try:
+                self._git([*command, remote.name, f"+{name}:{ref}"], remote=remote, timeout=timeout, tick=tick)
+            except GitError as error:
+                if name == HEAD or error.cause is not Cause.NOT_FOUND:
+                    raise
+                raise git_errors.ref_not_served(name) from None
             return False
         return True
 

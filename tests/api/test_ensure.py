@@ -73,3 +73,45 @@ def test_unknown_fields_are_refused_and_named(portal: Caller) -> None:
 def test_post_goes_on_ignoring_unknown_fields(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/docs", {"a": b"1"})
     assert caller.post("", {"github_url": repo.url, "branch_name": "x"}).status_code == 201
+
+
+def test_branch_and_patterns_send_what_they_change(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a.md": b"1", "b.png": b"2"})
+    repo.commit({"c.md": b"3"}, branch="next")
+    watched = caller.put({"github_url": repo.url, "exclude_patterns": ["*.png"]}).json()
+    assert (watched["ref"], watched["include_patterns"], watched["exclude_patterns"]) == (None, [], ["*.png"])
+    world.settle()
+    watch = AppRepository.objects.get()
+    assert set(world.copy(watch)) == {"a.md"}
+    changed = caller.put({"github_url": repo.url, "ref": "next"}).json()
+    assert (changed["ref"], changed["exclude_patterns"]) == ("next", ["*.png"])
+    world.settle()
+    assert set(world.copy(watch)) == {"a.md", "c.md"}
+    caller.put({"github_url": repo.url, "exclude_patterns": None, "include_patterns": ["b*", "c*"]})
+    world.settle()
+    assert set(world.copy(watch)) == {"b.png", "c.md"}
+    sent = len(world.requests())
+    same = {"github_url": repo.url, "ref": "next", "include_patterns": ["b*", "c*"], "exclude_patterns": []}
+    assert caller.put(same).status_code == 200
+    world.settle()
+    assert len(world.requests()) == sent
+    assert len(world.requests("create")) == 3  # nothing was sent twice
+    caller.put({"github_url": repo.url, "ref": None})
+    world.settle()
+    assert set(world.copy(watch)) == {"b.png"}
+
+
+def test_branch_that_does_not_exist_is_404(world: World, caller: Caller) -> None:
+    repo = world.git.repo("acme/docs", {"a.md": b"1"})
+    assert code_of(caller.put({"github_url": repo.url, "ref": "none"}), 404) == "ref_not_found"
+    assert not AppRepository.objects.exists()
+    caller.put({"github_url": repo.url})
+    assert code_of(caller.put({"github_url": repo.url, "ref": "none"}), 404) == "ref_not_found"
+    assert AppRepository.objects.get().ref == ""
+
+
+def test_malformed_ref_and_patterns_are_422(portal: Caller) -> None:
+    url = "https://github.com/acme/docs"
+    assert code_of(portal.put({"github_url": url, "ref": "a..b"}), 422) == "invalid_request"
+    assert code_of(portal.put({"github_url": url, "include_patterns": ["a\nb"]}), 422) == "invalid_request"
+    assert "must be a list" in error_of(portal.put({"github_url": url, "include_patterns": "*.md"}), 422)

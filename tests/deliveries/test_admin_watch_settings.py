@@ -23,8 +23,8 @@ from tests.support.staff import fail, make_app, make_watch, staff
 from tests.support.world import World
 
 WATCHES = "/admin/deliveries_app/apprepository/"
-PAGES = ("token", "push-secret", "patterns")
-DATA = {"github_token": "ghp_forged", "patterns": "*", "post": "yes"}
+PAGES = ("token", "ref", "push-secret", "patterns", "app-patterns")
+DATA = {"github_token": "ghp_forged", "ref": "forged", "patterns": "*", "include_patterns": "*", "post": "yes"}
 
 
 @pytest.fixture

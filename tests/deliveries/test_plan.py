@@ -216,7 +216,7 @@ def test_change_keeps_attempts_and_hold_of_an_unacknowledged_row() -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_reason_to_skip(tree: Entry, cause: str | None) -> None:
-    skipped = reason_to_skip(tree, 1000, lambda entry: entry.path.startswith(b"ignored/"))
+    skipped = reason_to_skip(tree, 1000, lambda entry: "ignored" if entry.path.startswith(b"ignored/") else "")
     assert (skipped.cause if skipped else None) == cause
 
 

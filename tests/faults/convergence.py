@@ -18,7 +18,7 @@ from typing import Any
 from tests.faults.clients import KINDS
 from tests.faults.hosts import FAULTS
 from tests.faults.summary import Summary
-from tests.faults.universe import PLACES, TRANSFORMS, Universe
+from tests.faults.universe import PLACES, REFS, TRANSFORMS, Universe
 from tests.faults.workers import Fate, Step
 from tests.support.git import Entry
 
@@ -29,6 +29,17 @@ TWINS |= {name: unicodedata.normalize("NFD", name) for name in ["é.txt", "x/å"
 BOTH_TWINS = TWINS | {twin: name for name, twin in TWINS.items()}
 NAMES = ["a", "a/b", "a/b/c", "b", "c", "d/e", "d/f", "g", "large.bin", "drafts/a", "flat/b", *TWINS]
 IGNORED = ["", "d/\n", "*\n!*/\n!e\n!.docoraignore\n", "/a\n!/a\n", "[bg]\n", "/*/*/c\n", ".docoraignore\n"]
+CHOSEN = [
+    ("", ""),
+    ("d/\nb\n", ""),
+    ("", "a\n"),
+    ("*\n!/[c-g]\n", "d/e\n"),
+    ("/*/*\n", "*/b\n"),
+    ("*.bin\n", ""),
+    ("", "*\n"),
+]
+"""Include and exclude patterns of an app."""
+FOLLOWED = ["", "dev", "v1", "refs/tags/v1", "refs/heads/dev"]
 WORDS = [b"one", b"two", b"three", b"four" * 100, b"\xff\x00binary", b"poison"]
 
 
@@ -198,6 +209,16 @@ ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
     "settle": (5, lambda rng: ()),
 }
 """Name of the method → weight, and how its arguments are drawn."""
+REF_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "push_dev": (5, lambda rng: (repo := _two(rng), _tree(rng, repo) if rng.random() < 0.8 else {})),
+    "move_tag": (4, lambda rng: (_two(rng), rng.random() < 0.6, rng.random() < 0.5)),
+    "delete_ref": (2, lambda rng: (_two(rng), rng.randrange(len(REFS)))),
+    "follow": (8, lambda rng: (_place(rng), rng.choice(FOLLOWED))),
+    "choose": (5, lambda rng: (_place(rng), *rng.choice(CHOSEN))),
+    "work": (6, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_refs(rng), None))),
+}
+"""What happens to branches and tags, and to what an app chooses of a repository. Each history gets some of these, drawn apart from
+the others, so that a seed keeps its other steps."""
 DRAWN = {name: draw for name, (_, draw) in ACTIONS.items()}
 
 
@@ -207,9 +228,25 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     kinds = rng.randrange(len(KINDS)), rng.randrange(len(KINDS))
     weights = [weight for weight, _ in ACTIONS.values()]
     names = rng.choices(list(ACTIONS), weights, k=rng.randrange(STEPS // 2, STEPS + STEPS // 2))
-    steps = tuple((name, DRAWN[name](rng)) for name in names)
+    steps = [(name, DRAWN[name](rng)) for name in names]
+    real_workers = rng.random() < 0.2
+    _with_refs(random.Random(f"refs of {seed}"), steps)
     kept = tuple(step for step in steps if step[0] not in without)
-    return History(seed, kinds, kept, real_workers=rng.random() < 0.2)
+    return History(seed, kinds, kept, real_workers=real_workers)
+
+
+def _fate_with_refs(rng: random.Random) -> Fate:
+    """Let something happen to refs or patterns while a worker is at it."""
+    [name] = rng.choices(["push_dev", "move_tag", "delete_ref", "follow", "choose"], [3, 3, 1, 6, 4])
+    step = name, REF_ACTIONS[name][1](rng)
+    return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
+
+
+def _with_refs(rng: random.Random, steps: list[Step]) -> None:
+    """Put steps about refs among the others."""
+    weights = [weight for weight, _ in REF_ACTIONS.values()]
+    for name in rng.choices(list(REF_ACTIONS), weights, k=rng.randrange(10)):
+        steps.insert(rng.randrange(len(steps) + 1), (name, REF_ACTIONS[name][1](rng)))
 
 
 # --- Playing ---------------------------------------------------------------------------------------------------------

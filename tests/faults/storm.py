@@ -171,9 +171,7 @@ def calm_down(universe: Universe) -> None:
 
     def is_calm() -> bool:
         watches = universe.alive()
-        return all(
-            invariants.is_at_rest(watch) and watch.last_commit == universe.repo_of(watch).head for watch in watches
-        )
+        return all(invariants.is_at_rest(watch) and watch.last_commit == universe.head_of(watch) for watch in watches)
 
     wait_for(lambda: is_calm() and not AppRepository.objects.filter(ended_at__isnull=False).exists(), CALM_SECONDS, 0.2)
     invariants.check_at_rest(universe)

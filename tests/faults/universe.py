@@ -47,7 +47,7 @@ from deliveries_app.services.control import current_pause, pause_syncing, reset_
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.onboarding import change_app
 from deliveries_app.services.tokens import rotate_app_token
-from deliveries_app.services.watch_settings import replace_github_token, set_ignore_patterns
+from deliveries_app.services.watch_settings import replace_github_token, set_app_patterns, set_ignore_patterns, set_ref
 from deliveries_app.sweep.cleanup import remove_ended
 from deliveries_app.sweep.head_checks import check_due
 from deliveries_app.sync.attempt import sync
@@ -76,12 +76,17 @@ from tests.support.world import KEY, World
 SLOW = (0.05, 0.5)  # seconds; the second exceeds the timeout
 ACTOR = Actor.command()
 PLACES = ((0, 0), (1, 0), (0, 1))  # app and repository
+REFS = ("refs/heads/dev", "refs/tags/v1")  # of each repository, beside its default branch
 TRANSFORMS: list[tuple[str, ...]] = [(), ("Shout",), ("DropDrafts",), ("Flatten",), ("Picky",), ("Shout", "Flatten")]
 GOOD_PLACE = 1  # in front of a bad neighbour: the only watch of its app
 ATTEMPTS_OF_THE_GOOD = 8
 """Attempts within which a well-behaved app must get everything. It may have to wait for its own earlier failures."""
 PATIENCE = 7200.0
 """Seconds within which everything is delivered once nothing fails any more: holds end after an hour at the latest."""
+
+
+def _full_name(ref: str) -> str:
+    return ref if ref.startswith("refs/") else f"refs/{'heads' if ref == 'dev' else 'tags'}/{ref}"
 
 
 class _World(World):
@@ -117,7 +122,9 @@ class Universe:
         self.clients.keys = self.keys
         self.tainted: dict[tuple[str, ClientKind], set[str]] = {}
         self.heads: dict[str, list[str]] = {}
+        self.refs: dict[tuple[str, str], list[str]] = {}  # repository and full name → the commits that it has named
         self.reached: dict[int, int] = {}  # watch → number of the head that it had reached
+        self.followed: dict[int, str] = {}  # watch → the ref for which that is
         self.host_lagged = False
         self.slowness = 0.0  # seconds that the clients take for each notification
         self.dropped_at: dict[tuple[str, str], int] = {}
@@ -128,6 +135,8 @@ class Universe:
         self.apps = [self._onboard(KINDS[kind]) for kind in kinds]
         self.repos = [self.world.git.repo(f"acme/{name}", {"readme.md": b"# Hello\n"}) for name in ("one", "two")]
         for repo in self.repos:
+            repo.force_push({"readme.md": b"# Dev\n"}, "Dev", branch="dev")
+            repo.tag("v1", "dev")
             self.world.git.update_replica(repo)
         self._trees: list[tuple[int, Changes]] = []
         self._unfinished: list[tuple[AppRepository, list[SourceFile], State]] = []  # imports
@@ -175,6 +184,24 @@ class Universe:
     def repo_of(self, watch: AppRepository) -> Repo:
         return next(repo for repo in self.repos if repo.name == str(watch.repository))
 
+    def head_of(self, watch: AppRepository) -> str:
+        """Return the commit that the watch follows now, or an empty text if its branch or tag is gone."""
+        return self.tip(self.repo_of(watch), watch.ref)
+
+    def heads_of(self, watch: AppRepository) -> list[str]:
+        """Return the commits that the watch's ref has named, oldest first."""
+        repo = self.repo_of(watch)
+        return self.heads[repo.name] if not watch.ref else self.refs[repo.name, _full_name(watch.ref)]
+
+    @staticmethod
+    def tip(repo: Repo, ref: str) -> str:
+        if not ref:
+            return repo.head
+        named = (
+            git(repo.path, "for-each-ref", "--format=%(objectname) %(*objectname)", _full_name(ref)).decode().split()
+        )
+        return named[-1] if named else ""  # of an annotated tag, what it points to
+
     def files_of(self, repo: Repo, commit: str) -> dict[str, bytes]:
         if commit not in self._files:
             self._files[commit] = repo.files(commit)
@@ -182,9 +209,10 @@ class Universe:
 
     def expected(self, watch: AppRepository, commit: str) -> dict[str, str]:
         """Return path → SHA-256 of what the watch's app should hold of a commit, under the rules that apply now."""
-        rules = commit, watch.ignore_patterns, *settings.FILE_TRANSFORMS
+        patterns = watch.ignore_patterns, watch.include_patterns, watch.exclude_patterns
+        rules = commit, *patterns, *settings.FILE_TRANSFORMS
         if rules not in self._expected:
-            files = without_ignored(self.files_of(self.repo_of(watch), commit), watch.ignore_patterns)
+            files = without_ignored(self.files_of(self.repo_of(watch), commit), *patterns)
             self._expected[rules] = shas(transforms.transformed(files))
         return self._expected[rules]
 
@@ -248,6 +276,37 @@ class Universe:
             self._update_replica(repo)
             self.repos[repo].rename_branch(name)
 
+    def push_dev(self, repo: int, tree: Changes) -> None:
+        """Give the other branch a new history, or the default branch's with an empty `tree`."""
+        self._note("other branch pushed" if tree else "other branch merged")
+        self._update_replica(repo)
+        if tree:
+            self.repos[repo].force_push(tree, "Dev", branch="dev")
+        else:
+            git(self.repos[repo].path, "update-ref", "refs/heads/dev", self.repos[repo].head)
+        self._learn(repo)
+
+    def move_tag(self, repo: int, to_dev: bool, annotated: bool) -> None:
+        self._note("tag moved")
+        target = self.tip(self.repos[repo], "dev" if to_dev else "")
+        if target:
+            self._update_replica(repo)
+            self.repos[repo].tag("v1", target, annotated=annotated)
+            self._learn(repo)
+
+    def delete_ref(self, repo: int, number: int) -> None:
+        self._note("branch or tag deleted")
+        self._update_replica(repo)
+        self.repos[repo].delete_ref(REFS[number])
+
+    def restore_refs(self, repo: int) -> None:
+        """Bring back what was deleted: a watch of it cannot be up to date."""
+        for ref in REFS:
+            if not self.tip(self.repos[repo], ref):
+                self._update_replica(repo)
+                git(self.repos[repo].path, "update-ref", ref, self.repos[repo].head)
+                self._learn(repo)
+
     def paths(self, repo: int) -> list[str]:
         """Return all paths of HEAD in order, including symbolic links."""
         listed = git(self.repos[repo].path, "ls-tree", "-r", "-z", "--name-only", "HEAD")
@@ -283,6 +342,12 @@ class Universe:
 
     def ignore(self, place: int, patterns: str) -> None:
         self._with(place, "ignore rules", lambda watch: set_ignore_patterns(ACTOR, watch, patterns))
+
+    def choose(self, place: int, include: str, exclude: str) -> None:
+        self._with(place, "app's patterns", lambda watch: set_app_patterns(ACTOR, watch, include, exclude))
+
+    def follow(self, place: int, ref: str) -> None:
+        self._with(place, "other ref followed", lambda watch: set_ref(ACTOR, watch, ref))
 
     def replace_token(self, place: int, token: str) -> None:
         self._with(place, "repository token replaced", lambda watch: replace_github_token(ACTOR, watch, token))
@@ -547,7 +612,7 @@ class Universe:
             self.work([GOOD_PLACE, 0, 2], [None, *fates])
             watch = self.watch_in(GOOD_PLACE)
             assert watch is not None
-            if (watch.status, watch.last_commit) == (Status.SYNCED, self.repo_of(watch).head):
+            if (watch.status, watch.last_commit) == (Status.SYNCED, self.head_of(watch)):
                 break
         else:
             raise AssertionError(f"another app blocks this one: {watch.status}, {watch.last_error}")
@@ -606,6 +671,7 @@ class Universe:
         self.host_behaves(0, 0)
         self.resume_everything()
         self.finish_imports()
+        self.restore_refs(PLACES[place][1])
         if "Picky" in str(settings.FILE_TRANSFORMS):
             self.transform(0)
         app = PLACES[place][0]
@@ -735,10 +801,19 @@ class Universe:
             pass_time(seconds, client)
 
     def _learn(self, repo: int) -> None:
-        """Note the current tree: its contents, and names that some file systems cannot keep apart."""
+        """Note the current trees: their contents, and names that some file systems cannot keep apart."""
         name, head = self.repos[repo].name, self.repos[repo].head
-        files = self.files_of(self.repos[repo], head)
         self.heads.setdefault(name, []).append(head)
+        commits = {head}
+        for ref in REFS:
+            known, commit = self.refs.setdefault((name, ref), []), self.tip(self.repos[repo], ref)
+            if commit and commit not in known[-1:]:
+                known.append(commit)
+                commits.add(commit)
+        for commit in commits:
+            self._learn_tree(name, self.files_of(self.repos[repo], commit))
+
+    def _learn_tree(self, name: str, files: Mapping[str, bytes]) -> None:
         self.journal.learn(name, shas(files).values())
         self.journal.learn(name, shas({path: content.upper() for path, content in files.items()}).values())
         for kind in KINDS:

@@ -59,9 +59,23 @@ class Repo:
         """Add a commit (path → content, None deletes) and return its id."""
         return commit(self.path, changes, message, branch or self.branch)
 
-    def force_push(self, files: Changes, message: str = "Rewritten") -> str:
+    def force_push(self, files: Changes, message: str = "Rewritten", branch: str | None = None) -> str:
         """Replace the whole history by one commit that holds exactly `files`, and return its id."""
-        return commit(self.path, files, message, self.branch, replace=True)
+        return commit(self.path, files, message, branch or self.branch, replace=True)
+
+    def commit_of(self, revision: str) -> str:
+        """Return the id of the commit that a branch or tag points to."""
+        return git(self.path, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+
+    def tag(self, name: str, target: str = "HEAD", *, annotated: bool = False) -> None:
+        """Create or move a tag."""
+        options = ["--annotate", "--message", name] if annotated else []
+        who = ("-c", "user.name=Docora", "-c", "user.email=docora@example")
+        git(self.path, *who, "tag", "--force", *options, name, target)
+
+    def delete_ref(self, name: str) -> None:
+        """Delete a branch or tag by its full name."""
+        git(self.path, "update-ref", "-d", name)
 
     def rename_branch(self, name: str) -> None:
         """Give the default branch another name; HEAD follows."""

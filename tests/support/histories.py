@@ -36,24 +36,35 @@ def shas(files: Mapping[str, bytes]) -> dict[str, str]:
     return {path: sha(content) for path, content in files.items()}
 
 
-def without_ignored(files: Mapping[str, bytes], patterns: str = "") -> dict[str, bytes]:
-    """Return the files that neither the tree's `.docoraignore` nor the patterns of a watch ignore."""
-    rules = build_rules(files.get(".docoraignore", b""), patterns)
+def without_ignored(
+    files: Mapping[str, bytes], patterns: str = "", include: str = "", exclude: str = ""
+) -> dict[str, bytes]:
+    """Return the files that an app gets, by the tree's `.docoraignore`, the patterns of its watch, and its own choice."""
+    rules = [build_rules(files.get(".docoraignore", b""), patterns), build_rules(b"", exclude)]
+    included = build_rules(b"", include or "*")
+    entries = {path: Entry(path.encode(), "100644", "", len(content)) for path, content in files.items()}
     return {
-        path: content
-        for path, content in files.items()
-        if not rules.ignores(Entry(path.encode(), "100644", "", len(content)))
+        path: files[path]
+        for path, entry in entries.items()
+        if included.ignores(entry) and not any(rule.ignores(entry) for rule in rules)
     }
 
 
 def assert_promise_kept(
-    world: World, repo: Repo, watch: AppRepository, files: Mapping[str, bytes] | None = None
+    world: World,
+    repo: Repo,
+    watch: AppRepository,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    revision: str = "HEAD",
 ) -> None:
-    """Assert that the client's copy equals HEAD and Docora knows it. Pass `files` if rules leave out or change some."""
+    """Assert that the client's copy equals HEAD, or another `revision`, and Docora knows it. Pass `files` if rules leave out
+    or change some."""
     watch.refresh_from_db()
-    expected = shas(repo.files() if files is None else files)
+    expected = shas(repo.files(revision) if files is None else files)
     assert world.copy(watch) == expected
-    assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, repo.head, 0)
+    head = repo.head if revision == "HEAD" else repo.commit_of(revision)
+    assert (watch.status, watch.last_commit, watch.files_failing) == (Status.SYNCED, head, 0)
     rows = Delivery.objects.filter(watch=watch)
     assert dict(rows.values_list("path", "sha")) == expected
     assert not rows.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor).exists()

@@ -53,8 +53,8 @@ class World:
         repo = self.git.repo(name, {"readme.md": b"# Hello\n"} if files is None else files)
         return repo, self.watch_url(repo, app=app)
 
-    def watch_url(self, repo: Repo, *, app: App | None = None, token: str = "") -> AppRepository:
-        return watch_repository(Actor.command(), app or self.app, repo.url, token).watch
+    def watch_url(self, repo: Repo, *, app: App | None = None, token: str = "", ref: str = "") -> AppRepository:
+        return watch_repository(Actor.command(), app or self.app, repo.url, token, ref).watch
 
     def answer(self, hook: Callable[[Notification], Answer | None] | None) -> None:
         """Set what the receiver answers from now on. None restores the normal responses."""

@@ -15,6 +15,9 @@ class Command(BaseCommand):
         parser.add_argument("app_id", help="see list_apps")
         parser.add_argument("url", help="repository URL, such as https://github.com/acme/docs")
         parser.add_argument("--github-token-stdin", action="store_true", help="read the repository's token from stdin")
+        parser.add_argument(
+            "--ref", default="", help="branch or tag, such as main or v1.2 (default: the default branch)"
+        )
         add_json(parser, "repository_id, github_url, owner, name, is_private, created_at")
         parser.epilog = "Private repository: watch_repository APP_ID URL --github-token-stdin < token.txt"
 
@@ -22,7 +25,7 @@ class Command(BaseCommand):
         app = app_of(options["app_id"])
         token = secret_from_stdin("token") if options["github_token_stdin"] else ""
         with command_errors():
-            watched = watch_repository(Actor.command(), app, options["url"], token)
+            watched = watch_repository(Actor.command(), app, options["url"], token, options["ref"])
         repository = f"{watched.watch.repository} ({watched.watch.repository.repository_id})"
         message = f"{app.name} already watched {repository}. Every file is sent again."
         if watched.created:
