@@ -34,7 +34,15 @@ from docora.text import format_seconds
 from repositories_app.git import errors as git_errors
 from repositories_app.git import process as git
 from repositories_app.git import remote
-from repositories_app.git.exceptions import Cause, GitError, NoCommit, RateLimited, RepositoryMoved, TokenRequired
+from repositories_app.git.exceptions import (
+    Cause,
+    GitError,
+    NoCommit,
+    RateLimited,
+    RefNotFound,
+    RepositoryMoved,
+    TokenRequired,
+)
 from repositories_app.git.url import owner_and_name
 from repositories_app.models import GitHubApp
 

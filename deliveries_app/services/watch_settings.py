@@ -32,7 +32,7 @@ def replace_github_token(actor: Actor, watch: AppRepository, token: str) -> None
     actor.require_watch(watch)
     validate_token(token)
     github_app = None if token else watch.app.github_app_for(watch.repository.canonical_url)
-    check_readable(watch.github_url, token, watch.ref, github_app)
+    check_readable(watch.github_url, token, github_app=github_app)  # not the ref, which may be gone for the moment
     with transaction.atomic():
         # Lock the repository's row before the watch's, as `record_git_failure` does.
         circuit.close_circuit(watch.repository)

@@ -77,7 +77,7 @@ def test_post_goes_on_ignoring_unknown_fields(world: World, caller: Caller) -> N
 
 def test_branch_and_patterns_send_what_they_change(world: World, caller: Caller) -> None:
     repo = world.git.repo("acme/docs", {"a.md": b"1", "b.png": b"2"})
-    repo.commit({"c.md": b"3"}, branch="next")
+    repo.commit({"b.png": b"2", "c.md": b"3"}, branch="next")
     watched = caller.put({"github_url": repo.url, "exclude_patterns": ["*.png"]}).json()
     assert (watched["ref"], watched["include_patterns"], watched["exclude_patterns"]) == (None, [], ["*.png"])
     world.settle()
@@ -86,7 +86,7 @@ def test_branch_and_patterns_send_what_they_change(world: World, caller: Caller)
     changed = caller.put({"github_url": repo.url, "ref": "next"}).json()
     assert (changed["ref"], changed["exclude_patterns"]) == ("next", ["*.png"])
     world.settle()
-    assert set(world.copy(watch)) == {"a.md", "c.md"}
+    assert set(world.copy(watch)) == {"c.md"}
     caller.put({"github_url": repo.url, "exclude_patterns": None, "include_patterns": ["b*", "c*"]})
     world.settle()
     assert set(world.copy(watch)) == {"b.png", "c.md"}
@@ -111,7 +111,7 @@ def test_branch_that_does_not_exist_is_404(world: World, caller: Caller) -> None
 
 
 def test_malformed_ref_and_patterns_are_422(portal: Caller) -> None:
-    url = "https://github.com/acme/docs"
+    url = "https://127.0.0.1/acme/docs"
     assert code_of(portal.put({"github_url": url, "ref": "a..b"}), 422) == "invalid_request"
     assert code_of(portal.put({"github_url": url, "include_patterns": ["a\nb"]}), 422) == "invalid_request"
     assert "must be a list" in error_of(portal.put({"github_url": url, "include_patterns": "*.md"}), 422)
