@@ -82,7 +82,8 @@ class Soak:
         self._running.discard(process)
         found = Summary.read(folder / "summary.json")
         if process.returncode and not found.diverged and self._ends_at:
-            found.diverged[name] = output[-4000:]
+            errors = "\n".join(line for line in output.splitlines() if line.startswith("E  "))
+            found.diverged[name] = f"{errors[:2000]}\n\n{output[-4000:]}"
         found.seconds = time.monotonic() - began
         self.sums.add(found)
         summary.add(found, self.commit)

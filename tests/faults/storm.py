@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ class Machine:
             self._workers.append(self._daemons.worker(*queues))
         for frozen in [one for one in self._frozen if one[0] < time.monotonic()]:
             self._frozen.remove(frozen)
-            os.kill(frozen[1], signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(frozen[1], signal.SIGCONT)
 
     def wake_all(self) -> None:
         self._frozen = [(0.0, pid) for _, pid in self._frozen]
