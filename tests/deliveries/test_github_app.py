@@ -106,6 +106,19 @@ def test_private_repository_is_watched_and_synced_without_a_token(world: World, 
     assert {(request.user, request.token) for request in with_token} == {("x-access-token", api.minted[0])}
 
 
+def test_branch_is_read_with_the_same_token(world: World, api: GitHub, watch, repo: Repo) -> None:
+    """A missing branch is no refused token, for which another one would be requested."""
+    repo.commit({"dev.txt": b"dev"}, branch="dev")
+    world.settle()
+    assert watch_settings.set_ref(Actor.command(), watch, "dev")
+    world.settle()
+    assert set(world.copy(watch)) == {"dev.txt"}
+    minted = len(api.minted)
+    repo.delete_ref("refs/heads/dev")
+    assert world.sync(watch).last_error.startswith('The repository has no branch or tag named "dev".')
+    assert len(api.minted) == minted
+
+
 def test_token_is_restricted_to_the_repository(api: GitHub, watch) -> None:
     assert api.bodies == [{"repositories": ["private"], "permissions": {"contents": "read"}}]
 
