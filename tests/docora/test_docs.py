@@ -27,7 +27,7 @@ from tests.support.staff import staff
 from tests.wire.clients import SAMPLES, load
 
 PROJECT = Path(__file__).resolve().parents[2]
-PAGES = ["/docs/", "/docs/webhooks/", "/docs/api/", "/docs/operations/"]
+PAGES = ["/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"]
 
 
 class Reader(HTMLParser):
@@ -224,7 +224,7 @@ def test_limits_of_this_instance_are_shown(settings) -> None:
         90,
     )
     page = text_of("/docs/webhooks/")
-    for sentence in ("pieces of 7,654,321 characters", "77 attempts in all", "left alone for 1 min 30 s"):
+    for sentence in ("pieces of 7,654,321 characters", "up to 77 attempts", "pauses syncing it for 1 min 30 s"):
         assert sentence in page
 
 
