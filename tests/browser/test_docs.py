@@ -14,6 +14,7 @@ PAGES = {
     "": "Docora",
     "webhooks/": "Webhook reference",
     "api/": "API reference",
+    "changes/": "Changes",
     "operations/": "Operations handbook",
 }
 
