@@ -41,7 +41,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         for _ in range(6)  # the newest one stays
     )
     counted = run_json("prune", "--dry-run")
-    assert set(counted) == {"dry_run", "runs", "operations", "traffic", "alerts", "sessions", "attempts"}
+    assert set(counted) == {"dry_run", "runs", "operations", "actions", "traffic", "alerts", "sessions", "attempts"}
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
     assert "Removed: 5 sync runs" in run("prune")
     assert capsys.readouterr().err.splitlines() == ["Removed: 2", "Removed: 4", "Removed: 5"]
