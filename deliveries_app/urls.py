@@ -48,6 +48,7 @@ urlpatterns = [
     path("docs/", docs.start, name="docs"),
     path("docs/webhooks/", docs.webhooks, name="docs-webhooks"),
     path("docs/api/", docs.api, name="docs-api"),
+    path("docs/changes/", docs.changes, name="docs-changes"),
     path("docs/operations/", docs.operations, name="docs-operations"),
     path("metrics", metrics.metrics, name="metrics"),
     path("", openapi.api.urls),

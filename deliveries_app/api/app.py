@@ -51,7 +51,7 @@ def get_app(request: HttpRequest) -> dict[str, Any]:
     ),
 )
 def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict[str, Any]:
-    """Pauses or resumes all notifications, and sets how many are sent at once and whether `/sync_completed` is sent."""
+    """Pauses or resumes all notifications, sets how many are sent at once, and turns `/sync_completed` on or off."""
     try:
         app = change_own_settings(callers.actor(request), callers.caller(request), **settings.model_dump())
     except PausedByAdministrator as error:
@@ -71,7 +71,7 @@ def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict
     ),
 )
 def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
-    """Sends a signed `/ping` to the app now and waits for the answer, up to 30 seconds. One ping of an app at a time."""
+    """Sends a signed `/ping` to the app and waits for its response, up to 30 seconds. An app can send one ping at a time."""
     app = callers.caller(request)
     with _pings.one_more(app.pk):
         result = send_ping(callers.actor(request), app, new_key=how.new_key)
@@ -88,15 +88,16 @@ def ping(request: HttpRequest, how: schemas.PingWith) -> dict[str, Any]:
 @router.post(
     "/key",
     operation_id="rotate_key",
-    summary="Start to change the signing key",
+    summary="Start a key rotation",
     auth=WITH_BODY,
     **documented_responses(
-        201, schemas.NewKey, "Notifications carry a signature of each key from now on.", REFUSED | BODY | _STEP
+        201, schemas.NewKey, "The new key. Notifications now carry a signature of each key.", REFUSED | BODY | _STEP
     ),
 )
 def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[str, str]]:
-    """Returns the new key. `X-Docora-Signature` is made with the old key until the app has rejected it and accepted the
-    new one, so the app can change its key at any time. Then retire the old key."""
+    """Returns the new key, which is not shown again. `webhook-signature` now holds a signature of each key.
+    `X-Docora-Signature` uses the old key until the app rejects it and accepts the new one, so the app can switch at any
+    time. Then retire the old key."""
     try:
         new = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
     except KeyRotationError as error:
@@ -113,7 +114,8 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
     **documented_responses(204, None, "Only the new key is used.", REFUSED | _STEP),
 )
 def retire_old_key(request: HttpRequest) -> Status[None]:
-    """Ends the change of the key. The app must have accepted a notification signed with the new key: send a ping."""
+    """Ends the rotation and keeps the new key. This needs proof that the app uses it: a notification that the app accepted
+    with the new key, such as a ping with `new_key`."""
     try:
         keys.retire_old_key(callers.actor(request), callers.caller(request))
     except KeyRotationError as error:
@@ -128,7 +130,7 @@ def retire_old_key(request: HttpRequest) -> Status[None]:
     **documented_responses(204, None, "Only the old key is used.", REFUSED | _STEP),
 )
 def discard_new_key(request: HttpRequest) -> Status[None]:
-    """Ends the change of the key and keeps the old one."""
+    """Ends the rotation and keeps the old key, for example because the new one was lost."""
     try:
         keys.cancel_key_rotation(callers.actor(request), callers.caller(request))
     except KeyRotationError as error:

@@ -37,7 +37,7 @@ Path = Annotated[str, Query(max_length=1024, description="Only this file.", exam
     READ,
     "/{repository_id}/failures",
     operation_id="list_failures",
-    summary="List files that were not delivered",
+    summary="List failures",
     **documented_responses(200, schemas.FailurePage, "One page of the list.", _PAGED),
 )
 def list_failures(
@@ -47,7 +47,7 @@ def list_failures(
     after: After = "",
     limit: Limit = DEFAULT_LIMIT,
 ) -> dict[str, Any]:
-    """Lists the files that the app has not accepted, and those that a rule leaves out, with the reason for each."""
+    """Lists the files that the app has not accepted and those that a rule leaves out, each with the reason."""
     watch = callers.own_watch(request, repository_id)
     rows = DeliveryFailure.objects.filter(watch=watch)
     if kind is not None:
@@ -84,7 +84,7 @@ def list_failures(
     READ,
     "/{repository_id}/deliveries",
     operation_id="list_deliveries",
-    summary="List what was sent",
+    summary="List deliveries",
     **documented_responses(200, schemas.DeliveryPage, "One page of the list.", _PAGED),
 )
 def list_deliveries(
@@ -95,8 +95,8 @@ def list_deliveries(
     after: After = "",
     limit: Limit = DEFAULT_LIMIT,
 ) -> dict[str, Any]:
-    """Lists the last notification about each file and whether the app has accepted it, in byte order of the paths. A file
-    whose delete the app has accepted is not listed."""
+    """Lists the last notification about each file and whether the app has accepted it, in byte order of the paths. Once
+    the app has accepted the delete of a file, the file is no longer listed."""
     watch = callers.own_watch(request, repository_id)
     rows = Delivery.objects.filter(watch=watch)
     if path:
@@ -137,8 +137,8 @@ def _delivery(row: Delivery, watch: AppRepository) -> dict[str, Any]:
     **documented_responses(202, schemas.Resent, "The files are queued.", NOT_WATCHED | BODY),
 )
 def resend_files(request: HttpRequest, repository_id: RepositoryId, chosen: schemas.Paths) -> Status[dict[str, Any]]:
-    """Sends these files again, each as a create under a new number, or as a delete if it is no longer in the repository.
-    Nothing else is sent again."""
+    """Sends these files again, each as a `create` with a new sequence, or as a `delete` if it is no longer in the
+    repository. Nothing else is sent again."""
     watch = callers.own_watch(request, repository_id)
     resent = services.resend_files(callers.actor(request), watch, chosen.paths)
     run_id = resent.run.run_id if resent.run else None
@@ -154,7 +154,7 @@ _manifest_responses = documented_responses(
     READ,
     "/{repository_id}/manifest",
     operation_id="get_manifest",
-    summary="List what the app has acknowledged",
+    summary="Get the manifest",
     **_manifest_responses,
 )
 def get_manifest(

@@ -60,8 +60,9 @@ _documented["openapi_extra"] |= {
 def push_hook(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, Any]]:
     """Use this URL in the webhook settings of the git host. One of the headers below is required; GitHub, GitLab, Bitbucket,
     Gitea and Forgejo send theirs once they have the secret. For Azure DevOps, enter the secret as the password of basic
-    authentication, with any user name. The secret is created in the admin, for one watch, and shown there once. If several
-    apps watch the repository, any of their secrets works."""
+    authentication, with any user name. The secret belongs to one watch and is shown once, when it is created by the app
+    (`POST /api/repositories/{repository_id}/push-secret`) or in the admin. If several apps watch the repository, any of
+    their secrets works."""
     proof = push_hooks.Proof.of(request.headers)
     try:
         is_authentic = push_hooks.is_authentic(repository_id, proof, body_chunks(request, MAX_BODY))

@@ -28,7 +28,7 @@ _MALFORMED = "The body, the URL or the token is malformed, or the host is not al
 @router.post(
     "",
     operation_id="watch_repository",
-    summary="Watch a repository",
+    summary="Watch a repository, or re-send it",
     auth=WITH_BODY,
     **documented_responses(
         201,
@@ -43,9 +43,9 @@ _MALFORMED = "The body, the URL or the token is malformed, or the host is not al
     ),
 )
 def watch_repository(request: HttpRequest, registration: schemas.Registration) -> Status[dict[str, Any]]:
-    """Docora checks with git that the repository can be read, then starts the first sync. A repository without a commit
-    is synced after its first push. If the app already watches the repository, its token is replaced and every file is sent
-    again."""
+    """Checks with git that the repository can be read, then starts the first sync. If the app already watches the
+    repository, its token is replaced and every file is sent again. To avoid that, use `PUT`. A repository without a commit
+    is synced after its first push."""
     app = callers.caller(request)
     try:
         watched = services.watch_repository(
@@ -71,11 +71,12 @@ _ensured["openapi_extra"]["responses"][201] = {"description": "It is watched now
 
 
 @router.put(
-    "", operation_id="ensure_repository", summary="Watch a repository, or change how", auth=WITH_BODY, **_ensured
+    "", operation_id="ensure_repository", summary="Watch a repository, or update the watch", auth=WITH_BODY, **_ensured
 )
 def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) -> Status[dict[str, Any]]:
     """Idempotent: if the app already watches the repository as wanted, nothing changes and nothing is sent again. A new
-    token, branch or tag is checked with git first; another branch or other patterns send what they change. Unlike `POST`, which sends every file again."""
+    repository, token, branch or tag is checked with git first. Another branch, or other patterns, send only what differs.
+    Unlike `POST`, this never sends every file again."""
     # A field that was left out keeps its value; null resets it.
     given = wanted.model_dump(include=wanted.model_fields_set)
     patterns = {
@@ -101,7 +102,7 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
     READ,
     "",
     operation_id="list_repositories",
-    summary="List the watched repositories",
+    summary="List watched repositories",
     **documented_responses(
         200,
         schemas.RepositoryPage,
@@ -143,7 +144,7 @@ def list_repositories(
     READ,
     "/{repository_id}",
     operation_id="get_repository",
-    summary="Get one repository",
+    summary="Get a watched repository",
     **documented_responses(200, schemas.WatchedRepository, "The state of its sync.", NOT_WATCHED),
 )
 def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def get_repository(request: HttpRequest, repository_id: RepositoryId) -> dict[st
     **documented_responses(204, None, "The repository is no longer watched.", NOT_WATCHED),
 )
 def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[None]:
-    """Nothing more is sent, not even deletes. Whether the app keeps or removes its files is up to the app."""
+    """Stops all notifications about the repository, deletes included. The app can keep its copy or remove it."""
     services.unwatch_repository(callers.actor(request), callers.own_watch(request, repository_id))
     return Status(204, None)
 
@@ -166,7 +167,7 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
 @router.patch(
     "/{repository_id}/token",
     operation_id="replace_token",
-    summary="Replace the repository's token",
+    summary="Replace a repository's token",
     auth=WITH_BODY,
     **documented_responses(
         200,
@@ -178,8 +179,8 @@ def unwatch_repository(request: HttpRequest, repository_id: RepositoryId) -> Sta
     ),
 )
 def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schemas.NewToken) -> dict[str, str]:
-    """Docora first checks with git that the new token works. Then it clears the error state and starts a sync. Files
-    that the app has acknowledged are not sent again."""
+    """Checks with git that the new token works, clears the error state and starts a sync. Files that the app has
+    acknowledged are not sent again."""
     watch = callers.own_watch(request, repository_id)
     try:
         watch_settings.replace_github_token(callers.actor(request), watch, new.github_token)
@@ -193,12 +194,12 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
 @router.post(
     "/{repository_id}/resync",
     operation_id="resync_repository",
-    summary="Send every file again",
+    summary="Re-sync a repository",
     **documented_responses(202, schemas.Resync, "The re-sync is queued.", NOT_WATCHED),
 )
 def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
-    """Starts a fresh sync of the whole repository: every file is sent as a create, and every removed file as a delete. It
-    replaces a sync that is already running."""
+    """Sends every file again as a `create`, including those that the app has acknowledged, and a `delete` for each file
+    removed since. It replaces a sync that is already running."""
     return Status(
         202,
         {
@@ -216,7 +217,7 @@ def resync_repository(request: HttpRequest, repository_id: RepositoryId) -> Stat
     **documented_responses(201, schemas.PushSecret, "The new secret is the only one that works now.", NOT_WATCHED),
 )
 def renew_push_secret(request: HttpRequest, repository_id: RepositoryId) -> Status[dict[str, str]]:
-    """Enter the URL and the secret in the webhook settings of the git host, so that Docora checks the repository at each
+    """Returns a URL and a secret for the webhook settings of the git host. With them, Docora checks the repository at each
     push instead of every few minutes."""
     watch = callers.own_watch(request, repository_id)
     secret = watch_settings.renew_push_secret(callers.actor(request), watch)

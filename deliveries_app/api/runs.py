@@ -28,7 +28,7 @@ _ORDER = Order("created_at", paging.moment, newest_first=True)
     READ,
     "/{repository_id}/runs",
     operation_id="list_runs",
-    summary="List the runs of a repository",
+    summary="List runs",
     **documented_responses(
         200,
         schemas.RunPage,
@@ -45,7 +45,7 @@ def list_runs(
     after: After = "",
     limit: Limit = DEFAULT_LIMIT,
 ) -> dict[str, Any]:
-    """Lists what was sent, newest first: first syncs, changes, re-syncs and retries. Old runs are removed."""
+    """Lists the repository's first sync, changes, re-syncs and retries, newest first. Old runs are removed."""
     runs = SyncRun.objects.filter(watch=callers.own_watch(request, repository_id))
     if reason is not None:
         runs = runs.filter(reason=reason)
@@ -62,7 +62,7 @@ def list_runs(
     READ,
     "/{repository_id}/runs/{run_id}",
     operation_id="get_run",
-    summary="Get one run and its progress",
+    summary="Get a run and its progress",
     **documented_responses(
         200,
         schemas.Run,

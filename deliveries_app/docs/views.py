@@ -1,4 +1,4 @@
-"""The four public documentation pages, generated from the code where possible.
+"""The five public documentation pages, generated from the code where possible.
 
 They do not use the database, so they remain available when it is down.
 """
@@ -15,20 +15,24 @@ from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
-from deliveries_app.api import push_hooks
+from deliveries_app.api import callers, files, paging, push_hooks
 from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
 from deliveries_app.models import Result, WatchState
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import LEFT_OUT
+from deliveries_app.services.resend import MAX_RESENT
 from deliveries_app.sync import responses
+from docora import __version__
 from docora.cli import commands
 from docora.http import user_agent
+from docora.security import throttle
 
 PAGES = [
     ("docs", "Start"),
     ("docs-webhooks", "Webhooks"),
     ("docs-api", "API"),
+    ("docs-changes", "Changes"),
     ("docs-operations", "Operations"),
 ]
 """(URL name, navigation label)."""
@@ -45,6 +49,12 @@ LIMITS = [
     "CIRCUIT_BREAKER_COOLDOWN_SECONDS",
 ]
 """Settings of this instance that affect client apps."""
+
+
+_LONGEST_ESCAPE = 6
+"""JSON writes some bytes of a text as an escape of this length."""
+_OTHER_FIELDS = 16384
+"""More than all fields of a body except the content, in bytes."""
 
 
 @dataclass
@@ -100,7 +110,8 @@ def _page(request: HttpRequest, name: str, title: str, template: str, context: d
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
     """Explain what Docora is, who each page is for, and how to receive a first notification."""
-    return _page(request, "docs", "Documentation", "docs/start.html", {})
+    context = {"rescan_min": settings.RESCAN_MIN_INTERVAL_SECONDS, "rescan": settings.RESCAN_INTERVAL_SECONDS}
+    return _page(request, "docs", "Documentation", "docs/start.html", context)
 
 
 _SAID_IN_TEXT = {"not_included", "excluded", "ignored", "ignore_pattern", "other"}
@@ -121,6 +132,7 @@ def webhooks(request: HttpRequest) -> HttpResponse:
         "body": ping.decode(),
         "left_out": [text for cause, text in LEFT_OUT.items() if cause not in _SAID_IN_TEXT],
         "limits": {name: getattr(settings, name) for name in LIMITS} | vars(responses),
+        "largest_body": _LONGEST_ESCAPE * settings.CHUNK_THRESHOLD_BYTES + _OTHER_FIELDS,
     }
     return _page(request, "docs-webhooks", "Webhook reference", "docs/webhooks.html", context)
 
@@ -129,7 +141,23 @@ def webhooks(request: HttpRequest) -> HttpResponse:
 @require_safe
 def api(request: HttpRequest) -> HttpResponse:
     """Render the API reference from the OpenAPI document."""
-    return _page(request, "docs-api", "API reference", "docs/api.html", api_reference.context(document()))
+    context = api_reference.context(document()) | {
+        "body": callers.MAX_BODY,
+        "hook_body": push_hooks.MAX_BODY,
+        "rows": paging.MAX_LIMIT,
+        "manifest_lines": files.MAX_MANIFEST_LIMIT,
+        "resent": MAX_RESENT,
+        "failures": throttle.FAILURES,
+        "failure_seconds": throttle.SECONDS,
+    }
+    return _page(request, "docs-api", "API reference", "docs/api.html", context)
+
+
+@csrf_exempt
+@require_safe
+def changes(request: HttpRequest) -> HttpResponse:
+    """Say what client apps can rely on, and what has changed for them."""
+    return _page(request, "docs-changes", "Changes", "docs/changes.html", {"version": __version__})
 
 
 @csrf_exempt

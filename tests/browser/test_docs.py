@@ -14,6 +14,7 @@ PAGES = {
     "": "Docora",
     "webhooks/": "Webhook reference",
     "api/": "API reference",
+    "changes/": "Changes",
     "operations/": "Operations handbook",
 }
 
@@ -40,7 +41,7 @@ def test_pages_fit_the_screen_and_contents_links_work(live_server, reader: Brows
             page.goto(f"{live_server.url}/docs/{address}")
             expect(page.get_by_role("heading", level=1, name=heading)).to_be_visible()
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-            assert page.evaluate("getComputedStyle(document.querySelector('pre')).borderRadius") != "0px"
+            assert page.evaluate("getComputedStyle(document.querySelector('.foot')).display") == "flex"
             open_contents(page)
             last = page.get_by_role("navigation", name="On this page").get_by_role("link").last
             expect(last).to_be_visible()

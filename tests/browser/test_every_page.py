@@ -199,7 +199,7 @@ def test_pages_outside_the_walk(site: Site, browser: Browser) -> None:
             assert response.status == 404
             expect(page.get_by_role("heading", name="Page not found")).to_be_visible()
             assert violations_in_two_looks(page) == []
-        for address in ("/docs/", "/docs/webhooks/", "/docs/api/", "/docs/operations/"):
+        for address in ("/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"):
             response = page.goto(site.url + address)
             assert response
             assert response.status == 200

@@ -41,7 +41,7 @@ def test_prune_counts_what_it_removes(db, capsys, monkeypatch) -> None:
         for _ in range(6)  # the newest one stays
     )
     counted = run_json("prune", "--dry-run")
-    assert set(counted) == {"dry_run", "runs", "operations", "traffic", "alerts", "sessions", "attempts"}
+    assert set(counted) == {"dry_run", "runs", "operations", "actions", "traffic", "alerts", "sessions", "attempts"}
     assert (counted["dry_run"], counted["runs"]) == (True, 5)
     assert "Removed: 5 sync runs" in run("prune")
     assert capsys.readouterr().err.splitlines() == ["Removed: 2", "Removed: 4", "Removed: 5"]
@@ -80,7 +80,7 @@ def test_json_output_escapes_non_ascii_text(db) -> None:
     assert json.loads(printed)["name"] == "Pörtäl ☃"
 
 
-def start_receiver(directory: Path) -> tuple[subprocess.Popen[str], Sender]:
+def start_receiver(directory: Path, *, key_stdin: bool = False) -> tuple[subprocess.Popen[str], Sender]:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -88,15 +88,20 @@ def start_receiver(directory: Path) -> tuple[subprocess.Popen[str], Sender]:
             "receiver",
             "--json",
             "--port=0",
-            "--key",
-            KEY,
             "--dir",
             directory,
+            *(["--key-stdin"] if key_stdin else ["--key", KEY]),
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stdin
+    if key_stdin:
+        process.stdin.write(f"{KEY}\n")
+    process.stdin.close()
+    process.stdin = None
     assert process.stderr
     listening = process.stderr.readline()
 
@@ -119,6 +124,29 @@ def test_receiver_prints_one_line_per_notification(tmp_path: Path) -> None:
     assert [line["path"] for line in lines] == ["a", "b"]
     assert set(lines[0]) == set(Record.__annotations__)
     assert process.returncode == 0
+
+
+def test_receiver_reads_its_key_from_stdin(tmp_path: Path) -> None:
+    process, sender = start_receiver(tmp_path, key_stdin=True)
+    try:
+        assert KEY.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert sender.send("a", "text") == 200
+        assert sender.send("b", "text", key="another-key") == 401
+        process.send_signal(signal.SIGINT)
+        printed, shown = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert [json.loads(line)["status"] for line in printed.splitlines()] == [200, 401]
+    assert "generated" not in shown
+
+
+def test_receiver_without_a_key_on_stdin_is_wrong_usage(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with pytest.raises(CommandError, match="There is no key on stdin") as wrong:
+        call_command("receiver", "--key-stdin", "--dir", str(tmp_path))
+    assert wrong.value.returncode == 2
+    with pytest.raises(CommandError, match="not allowed with"):
+        call_command("receiver", "--key-stdin", "--key", KEY, "--dir", str(tmp_path))
 
 
 def test_receiver_exits_when_stdout_is_closed(tmp_path: Path) -> None:

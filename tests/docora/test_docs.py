@@ -19,15 +19,18 @@ from django.test import Client
 from django.urls import Resolver404, resolve
 
 from deliveries_app.docs import examples, settings_reference, views
-from deliveries_app.models import Result, Status, WatchState
+from deliveries_app.models import Reason, Result, Status, WatchState
 from deliveries_app.models.root_causes import RootCause
+from deliveries_app.webhooks.payloads import PING_REASON, RepositoryInfo, file_body
+from docora import __version__
 from docora.http import user_agent
+from docora.web.error_codes import ErrorCode
 from repositories_app.mirror import cache
 from tests.support.staff import staff
 from tests.wire.clients import SAMPLES, load
 
 PROJECT = Path(__file__).resolve().parents[2]
-PAGES = ["/docs/", "/docs/webhooks/", "/docs/api/", "/docs/operations/"]
+PAGES = ["/docs/", "/docs/webhooks/", "/docs/api/", "/docs/changes/", "/docs/operations/"]
 
 
 class Reader(HTMLParser):
@@ -224,8 +227,46 @@ def test_limits_of_this_instance_are_shown(settings) -> None:
         90,
     )
     page = text_of("/docs/webhooks/")
-    for sentence in ("pieces of 7,654,321 characters", "77 attempts in all", "left alone for 1 min 30 s"):
+    for sentence in ("pieces of 7,654,321 characters", "up to 77 attempts", "pauses syncing it for 1 min 30 s"):
         assert sentence in page
+
+
+def test_reasons_and_statuses_are_explained() -> None:
+    page = Client().get("/docs/webhooks/").text
+
+    def terms(anchor: str) -> list[str]:
+        section = page.partition(f'id="{anchor}"')[2].partition("</dl>")[0]
+        return re.findall(r"<dt><code>(\w+)</code></dt>", section)
+
+    assert terms("reasons") == [*Reason.values, PING_REASON]
+    assert terms("statuses") == Status.values
+
+
+def test_largest_body_is_not_exceeded(settings) -> None:
+    settings.CHUNK_THRESHOLD_BYTES = 100_000
+    shown = re.search(r"Body of a request ?Up to ([\d.]+) kB", text_of("/docs/webhooks/"))
+    content = b"\1" * settings.CHUNK_THRESHOLD_BYTES
+    repository = RepositoryInfo("r" * 50, "https://h/" + "u" * 2000, "o" * 200, "n" * 200)
+    body = file_body(repository, "\1" * 1024, "0" * 64, len(content), content, "0" * 64, examples.NOON, "0" * 64)
+    assert shown
+    assert len(body) < float(shown[1]) * 1000
+
+
+# --- The API reference and the changes ----------------------------------------------------------------------------------
+
+
+def test_api_page_lists_every_error_code() -> None:
+    section = Client().get("/docs/api/").text.partition('id="codes"')[2].partition("</dl>")[0]
+    assert re.findall(r"<dt><code>(\w+)</code>(?: <span[^>]*>(retryable)</span>)?", section) == [
+        (code.value, "retryable" if code.retryable else "") for code in ErrorCode
+    ]
+
+
+def test_changelog_begins_with_this_version() -> None:
+    page = Client().get("/docs/changes/").text.partition('id="changelog"')[2]
+    newest = re.search(r"<h3[^>]*>([\d.]+)</h3>", page)
+    assert newest
+    assert newest[1] == re.match(r"[\d.]+\d", __version__)[0]  # type: ignore[index]
 
 
 # --- The handbook -------------------------------------------------------------------------------------------------------

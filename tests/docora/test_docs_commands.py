@@ -48,7 +48,7 @@ def test_arguments_and_options_are_listed(section: str) -> None:
             assert str(action.metavar or action.dest.upper()) in text, name
 
 
-@pytest.mark.parametrize("address", ["/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/"])
+@pytest.mark.parametrize("address", ["/docs/", "/docs/operations/", "/docs/webhooks/", "/docs/api/", "/docs/changes/"])
 def test_commands_in_code_samples_exist(address: str) -> None:
     code = "\n".join(map(html.unescape, re.findall(r"<code[^>]*>([^<]*)</code>", Client().get(address).text)))
     for name, options in re.findall(

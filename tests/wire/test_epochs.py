@@ -82,7 +82,7 @@ def test_new_watch_is_believed_only_with_a_higher_sequence(client: Client) -> No
 
 def test_late_and_repeated_requests_of_an_earlier_watch_are_ignored(client: Client) -> None:
     client.create("a", b"a", 10)
-    assert client.post("create", chunked(LARGE, 100_000)[0], 11) == (200, "more to come")
+    assert client.post("create", chunked(LARGE, 100_000)[0], 11) == (200, "waiting for more chunks")
     client.create("b", b"b", 20, watch=ANEW)
     for _ in range(2):
         for sequence in (10, 11, 15, 20):

@@ -4,7 +4,9 @@ import base64
 import hashlib
 import inspect
 import json
+import os
 import re
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -118,7 +120,7 @@ def watched(world: World, client: Client, settings) -> tuple[Repo, AppRepository
 def test_copy_follows_every_change(world: World, client: Client, watched) -> None:
     repo, watch = watched
     sync_and_compare(world, client, watch, repo)
-    assert "more to come" in client.output
+    assert "waiting for more chunks" in client.output
     repo.commit({"large.txt": LARGE[::-1], "0": b"changed", "1/2/3": None, "contents/00": None, "new/a/b": b"\0"})
     sync_and_compare(world, client, watch, repo)
     repo.commit({"1": b"was a folder", "0": None, "0/was/a": b"file", "new/a/b": None})
@@ -160,7 +162,7 @@ def test_repository_id_is_a_directory_name(client: Client, repository_id: str) -
 def test_file_appears_with_its_last_chunk(client: Client) -> None:
     bodies = chunked(LARGE, 100_001)
     for body in bodies[:-1]:
-        assert client.post("create", body) == (200, "more to come")
+        assert client.post("create", body) == (200, "waiting for more chunks")
         assert client.held() == {}
     client.restart()
     assert client.post("create", bodies[-1]) == (200, "kept")
@@ -168,14 +170,33 @@ def test_file_appears_with_its_last_chunk(client: Client) -> None:
     assert [file for file in client.on_disk() if "incoming" in file.parts] == []
 
 
+def test_unfinished_files_are_cleared_at_start(client: Client) -> None:
+    """A killed process leaves temporary files, and uploads that Docora will not continue. Recent uploads stay."""
+    bodies = chunked(LARGE, 100_001)
+    assert client.post("create", bodies[0]) == (200, "waiting for more chunks")
+    incoming = client.folder / "copies" / REPOSITORY.repository_id / "incoming"
+    (recent,) = incoming.iterdir()
+    (incoming / "0123456789abcdef0123456789abcdef").write_bytes(b"half a file")
+    shutil.copytree(recent, incoming / "abandoned")
+    yesterday = time.time() - 86_401
+    for each in ((incoming / "abandoned"), *(incoming / "abandoned").iterdir()):
+        os.utime(each, (yesterday, yesterday))
+    client.restart()
+    assert list(incoming.iterdir()) == [recent]
+    for body in bodies[1:-1]:
+        assert client.post("create", body) == (200, "waiting for more chunks")
+    assert client.post("create", bodies[-1]) == (200, "kept")
+    assert client.held() == {"big.bin": LARGE}
+
+
 def test_chunks_of_two_attempts_are_not_mixed(client: Client) -> None:
     def chunk(number: int, content: str, attempt: str) -> bytes:
         piece = Chunk(attempt, number, 2, base64.b64encode(content.encode()).decode())
         return file_body(REPOSITORY, "a", hashlib.sha256(b"onetwo").hexdigest(), 6, piece, COMMIT, NOON)
 
-    assert client.post("create", chunk(0, "eno", "first"), 1) == (200, "more to come")
-    assert client.post("create", chunk(0, "one", "second"), 2) == (200, "more to come")
-    assert client.post("create", chunk(0, "one", "second"), 2) == (200, "more to come")
+    assert client.post("create", chunk(0, "eno", "first"), 1) == (200, "waiting for more chunks")
+    assert client.post("create", chunk(0, "one", "second"), 2) == (200, "waiting for more chunks")
+    assert client.post("create", chunk(0, "one", "second"), 2) == (200, "waiting for more chunks")
     assert client.post("create", chunk(1, "two", "first"), 1)[0] == 409
     assert client.post("create", chunk(1, "two", "second"), 2) == (200, "kept")
     assert client.held() == {"a": b"onetwo"}
@@ -201,7 +222,7 @@ def test_late_notifications_are_ignored(client: Client) -> None:
 )
 def test_path_outside_the_copy_is_refused(client: Client, path: str) -> None:
     before = client.on_disk()
-    refused = (422, "The path leads out of the copy, or is no name for a file on this system.")
+    refused = (422, "The path leads outside the copy or isn't a valid file name on this system.")
     assert client.create(path, b"x") == refused
     assert client.delete(path, 2) == refused
     assert client.post("create", chunked(b"x", 2)[0].replace(b'"big.bin"', json.dumps(path).encode()))[0] == 422
@@ -228,7 +249,7 @@ def test_content_must_match_sha_and_size(client: Client, field: str, value: obje
     assert client.create("a", b"text", 1) == (200, "kept")
     body = json.loads(file_notification(b"longer text", "a"))
     body["file"][field] = value
-    assert client.post("update", json.dumps(body).encode(), 2) == (422, "The content is not what sha and size say.")
+    assert client.post("update", json.dumps(body).encode(), 2) == (422, "The content doesn't match sha and size.")
     assert client.held() == {"a": b"text"}
     assert client.create("a", b"text again", 2) == (200, "kept")
 

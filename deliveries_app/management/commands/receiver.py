@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from deliveries_app.receiver import Receiver, Record
-from docora.cli.output import add_json, printable, write_json
+from docora.cli.output import add_json, printable, secret_from_stdin, write_json
 from docora.conf.installation import program
 from docora.security.crypto import new_webhook_key
 
@@ -21,14 +21,19 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--port", type=int, default=9000, help="the port to listen on (9000)")
         parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
-        parser.add_argument("--key", help="the app's client_auth_key; if omitted, a new key is generated and printed")
+        key = parser.add_mutually_exclusive_group()
+        key.add_argument("--key", help="the app's client_auth_key; if omitted, a new key is generated and printed")
+        key.add_argument(
+            "--key-stdin", action="store_true", help="read the key from stdin, which hides it from process lists"
+        )
         parser.add_argument("--dir", type=Path, help="directory for the copies (DATA_DIR/receiver)")
         add_json(parser, "one line per notification, with the fields of the receiver's Record")
         parser.add_argument("--quiet", action="store_true", help="print only refused notifications")
 
     def handle(self, *args: Any, **options: Any) -> None:
         directory: Path = options["dir"] or Path(settings.DATA_DIR) / "receiver"
-        key: str = options["key"] or new_webhook_key()
+        given: str | None = secret_from_stdin("key") if options["key_stdin"] else options["key"]
+        key = given or new_webhook_key()
         self.quiet: bool = options["quiet"]
         self.as_json: bool = options["json"]
         self.output_closed = threading.Event()
@@ -48,9 +53,9 @@ class Command(BaseCommand):
         with receiver:
             out = self.stderr if self.as_json else self.stdout
             out.write(f"Listening on {receiver.url}, copies in {receiver.directory}")
-            if not options["key"]:
+            if not given:
                 onboard = f"{program()} onboard_app NAME {receiver.url} EMAIL --client-auth-key {key}"
-                out.write(f"No --key was given, so one was generated. Onboard an app with it:\n  {onboard}")
+                out.write(f"No key was given, so one was generated. Onboard an app with it:\n  {onboard}")
             try:
                 self.output_closed.wait()
             except KeyboardInterrupt:

@@ -1,12 +1,17 @@
-// A complete client app of Docora: verifies every notification, and keeps a copy of every repository on disk.
-// Node.js 18 or newer, no packages.
+// A complete client app for Docora: verify every notification and keep a copy of every repository on disk.
+// Needs only Node.js 18 or newer.
 //
-//   DOCORA_KEY='the signing key of your app' PORT=9000 COPIES=./copies node receiver.mjs
+//   DOCORA_KEY='your signing key' PORT=9000 COPIES=./copies node receiver.mjs
 //
-// Below COPIES each repository has a folder of its own: `files` is the copy, `sequences` the highest number that was seen
-// of every path, `incoming` what is not complete yet, `epoch` which watch of the repository the copy was made from. All of it
-// survives a restart. Files are written synchronously, so that one notification is handled after the other; Docora sends
-// several at once, never two of one path.
+// Each repository has its own folder in COPIES. Everything in it survives a restart:
+//
+// - `files`: the copy
+// - `sequences`: the highest sequence received for each path
+// - `incoming`: files that are not complete yet
+// - `epoch`: the watch the copy was made from
+//
+// Run only one process per COPIES folder. Files are written synchronously, so notifications are processed one at a time.
+// Docora sends several files at once, but never two notifications for one path.
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
@@ -14,12 +19,13 @@ import http from 'node:http';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 
-const TOLERANCE_SECONDS = 300; // a request that is older may be a recorded one that somebody plays again
-const MAX_BODY_BYTES = 8 * 1024 * 1024; // enough: larger files come in chunks
+const TOLERANCE_SECONDS = 300; // reject older requests, which may be replays
+const MAX_BODY_BYTES = 8 * 1024 * 1024; // larger files arrive in chunks
+const UNFINISHED_MILLISECONDS = 86_400_000; // Docora has started over long before
 const EVENTS = ['ping', 'create', 'update', 'delete', 'sync_failed', 'sync_completed'];
 const DEVICE = /^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?$/is;
 
-/** Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again. */
+/** Respond with this status instead of 2xx. Docora sends the notification again and shows `text` with the failure. */
 class Refused extends Error {
   constructor(status, text) {
     super(text);
@@ -28,10 +34,10 @@ class Refused extends Error {
 }
 
 /**
- * Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+ * Return whether the request was signed with `key` within the last five minutes. Docora signs every request twice.
  *
- * X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
- * replaced, webhook-signature holds one signature for each key. Header names are in lower case; `bytes` is the body as it came.
+ * X-Docora-Signature covers the timestamp and the body. webhook-signature also covers webhook-id. During a key rotation,
+ * webhook-signature holds one signature per key. Header names are lower-case; `bytes` is the raw body.
  */
 export function verify(headers, bytes, key) {
   const now = Date.now() / 1000;
@@ -48,40 +54,40 @@ export function verify(headers, bytes, key) {
   return (headers['webhook-signature'] ?? '').split(' ').some((given) => same(given, expected));
 }
 
-/** Compare in constant time: timingSafeEqual does not reveal where the two differ. It throws when the lengths do. */
+/** Compare in constant time, which doesn't reveal where the values differ. timingSafeEqual throws if the lengths differ. */
 function same(given, expected) {
   const [left, right] = [Buffer.from(given), Buffer.from(expected)];
   return left.length === right.length && crypto.timingSafeEqual(left, right);
 }
 
 /**
- * Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+ * Return the watch and the sequence from the signed webhook-id. X-Docora-Sequence is not signed, so don't use it.
  *
- * A number far in the future would make your app ignore everything that comes later, so it is refused.
+ * Refuse a sequence far in the future: your app would ignore every later notification as out of date.
  */
 export function watchAndSequence(headers) {
   const parts = /^msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?$/.exec(headers['webhook-id'] ?? '');
   if (!parts || Number(parts[2]) > Math.min(Number.MAX_SAFE_INTEGER, (Date.now() + 86_400_000) * 1000)) {
-    throw new Refused(422, 'webhook-id holds no watch and sequence, or the sequence is more than a day ahead.');
+    throw new Refused(422, 'webhook-id has no watch and sequence, or the sequence is more than a day ahead.');
   }
   return [parts[1], Number(parts[2])];
 }
 
-/** Refuse a body that belongs to another address. The address is not signed: anybody may have changed it. */
+/** Refuse a body that doesn't fit the event in the URL. The URL is not signed, so a replay may have changed it. */
 export function checkEvent(event, { event: named, file }) {
   const isAboutFile = ['create', 'update', 'delete'].includes(event);
   const fits = isAboutFile ? file && (file.content !== undefined) === (event !== 'delete') : named === event;
-  if (!fits) throw new Refused(422, `The body is not that of a ${event}.`);
+  if (!fits) throw new Refused(422, `This is not the body of a ${event} event.`);
 }
 
-/** Does what a verified notification says, and tells what was done. Only then it is answered: a 2xx is a promise. */
+/** Process a verified notification and return what was done. Respond with 2xx only after this: it means "stored". */
 function handle(event, notification, headers, copies) {
-  if (!EVENTS.includes(event)) throw new Refused(404, 'There is nothing at this address.');
+  if (!EVENTS.includes(event)) throw new Refused(404, 'Not found.');
   checkEvent(event, notification);
   if (event === 'ping') return 'pong';
   if (event === 'sync_failed') return notification.error.message;
   const repository = notification.repository.repository_id;
-  if (!/^[A-Za-z0-9_-]{1,64}$/.test(repository)) throw new Refused(422, 'repository_id is no name of a folder.');
+  if (!/^[A-Za-z0-9_-]{1,64}$/.test(repository)) throw new Refused(422, "repository_id can't be used as a folder name.");
   const [watch, sequence] = watchAndSequence(headers);
   const copy = new Copy(path.join(copies, repository));
   if (!copy.belongs(watch, sequence)) return 'stale';
@@ -91,7 +97,7 @@ function handle(event, notification, headers, copies) {
   return same ? 'the copy matches' : 'the copy differs: ask for a re-sync';
 }
 
-/** One repository on disk. Files are completed and checked elsewhere before they are moved into `files`. */
+/** One repository on disk. A file is assembled and checked in `incoming` before it is moved into `files`. */
 class Copy {
   constructor(folder) {
     for (const name of ['files', 'sequences', 'incoming', 'epoch']) this[name] = path.join(folder, name);
@@ -103,11 +109,14 @@ class Copy {
   }
 
   /**
-   * Return false for a late or repeated request of an earlier watch. Drop the copy if the repository was watched anew.
+   * Return whether the notification belongs to the current watch. Drop the copy if a new watch has begun.
    *
-   * Docora deletes nothing in a copy of an earlier watch, because it no longer knows what that copy holds. Only a verified
-   * request with another watch and a sequence above all others proves that there is a new one. This is on the disk before
-   * anything is deleted. If the receiver is killed in between, the next request finds `drop` and finishes it.
+   * After your app stops watching a repository, Docora no longer knows what the copy holds and sends no deletes for it. So
+   * a copy from an earlier watch must go. Only a verified notification with another watch and a sequence above all others
+   * proves that a new watch has begun. Late and replayed notifications of an earlier watch have lower sequences.
+   *
+   * `drop` is stored before anything is deleted. If the receiver is killed in between, the next notification finds `drop`
+   * and finishes the deletion.
    */
   belongs(watch, sequence) {
     const known = fs.existsSync(this.epoch);
@@ -127,21 +136,21 @@ class Copy {
     return true;
   }
 
-  /** Store it. With `flush`, it is on the disk when this returns, and would survive a power failure. */
+  /** Store the epoch. With `flush`, it is on disk when this returns and survives a power failure. */
   writeEpoch(epoch, flush = true) {
     const temporary = `${this.epoch}.new`;
     fs.writeFileSync(temporary, JSON.stringify(epoch));
     if (flush) flushToDisk(temporary, 'r+');
     fs.renameSync(temporary, this.epoch);
-    if (flush && process.platform !== 'win32') flushToDisk(path.dirname(this.epoch), 'r'); // it has no such call for folders
+    if (flush && process.platform !== 'win32') flushToDisk(path.dirname(this.epoch), 'r'); // Windows can't flush folders
   }
 
-  /** `create` and `update`: the content becomes the file, whatever was there before. */
+  /** Process a `create` or `update`: write the file, whatever was there before. */
   keep(file, sequence) {
     const target = this.target(file.path);
     if (this.isStale(file.path, sequence)) return 'stale';
     const pieces = this.pieces(file);
-    if (!pieces) return 'more to come';
+    if (!pieces) return 'waiting for more chunks';
     const temporary = path.join(this.incoming, crypto.randomUUID());
     try {
       const digest = crypto.createHash('sha256');
@@ -153,7 +162,7 @@ class Copy {
         size += piece.length;
       }
       if (digest.digest('hex') !== file.sha || size !== file.size) {
-        throw new Refused(422, 'The content is not what sha and size say.');
+        throw new Refused(422, "The content doesn't match sha and size.");
       }
       this.remember(file.path, sequence);
       this.makeRoom(target);
@@ -165,7 +174,7 @@ class Copy {
     return 'kept';
   }
 
-  /** `delete`. That the file is not there is no error: then this is what was wanted. */
+  /** Process a `delete`. A file that doesn't exist is not an error. */
   remove(name, sequence) {
     const target = this.target(name);
     if (this.isStale(name, sequence)) return 'stale';
@@ -175,54 +184,54 @@ class Copy {
     fs.rmSync(target);
     for (const folder of this.foldersAbove(target)) {
       if (fs.readdirSync(folder).length) break;
-      fs.rmdirSync(folder); // git knows no empty folders
+      fs.rmdirSync(folder); // git has no empty folders
     }
     return 'removed';
   }
 
-  /** Where a path belongs. Docora sends none that leads elsewhere; whoever writes files looks all the same. */
+  /** Return where to write a path. Docora sends no path that leads outside the copy; check anyway. */
   target(name) {
-    if (!isSafe(name)) throw new Refused(422, 'The path leads out of the copy, or is no name for a file on this system.');
+    if (!isSafe(name)) throw new Refused(422, "The path leads outside the copy or isn't a valid file name on this system.");
     return path.join(this.files, ...name.split('/'));
   }
 
-  /** A file where a folder is needed gives way, and the other way round: what is sent now is what holds. */
+  /** Remove a file where a folder is needed, or a folder where the file goes. The newest notification wins. */
   makeRoom(target) {
     for (const folder of this.foldersAbove(target)) if (found(folder)?.isFile()) fs.rmSync(folder);
     if (found(target)?.isDirectory()) fs.rmSync(target, { recursive: true });
     fs.mkdirSync(path.dirname(target), { recursive: true });
   }
 
-  /** The folders between a file and the top of the copy, the innermost first. */
+  /** Yield the folders between a file and the root of the copy, innermost first. */
   *foldersAbove(target) {
     for (let folder = path.dirname(target); folder !== this.files; folder = path.dirname(folder)) yield folder;
   }
 
-  /** Whether a later notification of this path was here already. Lower, not equal: a repeated one has its number. */
+  /** Return whether a later notification for this path has been processed. A retry has the same sequence. */
   isStale(name, sequence) {
     const seen = path.join(this.sequences, nameOf(name));
     return fs.existsSync(seen) && sequence < Number(fs.readFileSync(seen, 'utf8'));
   }
 
-  /** Also of a deleted file: a late `create` must not bring it back. */
+  /** Store the path's sequence. Keep it for deleted files too, so that a late `create` doesn't bring them back. */
   remember(name, sequence) {
     const temporary = path.join(this.incoming, crypto.randomUUID());
     fs.writeFileSync(temporary, String(sequence));
     fs.renameSync(temporary, path.join(this.sequences, nameOf(name)));
   }
 
-  /** The content as buffers, or null while chunks of it are still to come. */
+  /** Return the content as buffers, or null while chunks are missing. */
   pieces(file) {
     if (!file.chunk) return [Buffer.from(file.content, file.content_encoding ?? 'utf8')];
     const { id, index, total } = file.chunk;
-    if (!/^[A-Za-z0-9-]{1,64}$/.test(id)) throw new Refused(422, 'chunk.id is no name of a folder.');
-    if (index === 0) this.forgetPieces(file.path); // an attempt before this one will never be completed
+    if (!/^[A-Za-z0-9-]{1,64}$/.test(id)) throw new Refused(422, "chunk.id can't be used as a folder name.");
+    if (index === 0) this.forgetPieces(file.path); // an earlier attempt will never be completed
     const ofAttempt = path.join(this.incoming, nameOf(file.path), id);
     fs.mkdirSync(ofAttempt, { recursive: true });
     fs.writeFileSync(path.join(ofAttempt, String(Number(index))), file.content);
     if (index < total - 1) return null;
     const all = Array.from({ length: total }, (_, each) => path.join(ofAttempt, String(each)));
-    if (!all.every((piece) => found(piece))) throw new Refused(409, 'Chunks before this one are missing.');
+    if (!all.every((piece) => found(piece))) throw new Refused(409, 'Earlier chunks are missing.');
     return decoded(all);
   }
 
@@ -230,7 +239,7 @@ class Copy {
     fs.rmSync(path.join(this.incoming, nameOf(name)), { recursive: true, force: true });
   }
 
-  /** One hash for the whole copy: over `{sha}  {path}` of every file, a line each, in the order of the paths' bytes. */
+  /** Return one hash for the whole copy: SHA-256 over the lines `{sha}  {path}`, sorted by the bytes of the paths. */
   treeSha256() {
     const paths = [...filesBelow(this.files)].map((file) => path.relative(this.files, file).split(path.sep).join('/'));
     const digest = crypto.createHash('sha256');
@@ -243,10 +252,10 @@ class Copy {
 }
 
 /**
- * Return whether a file at this path is inside the copy, and a file.
+ * Return whether the path leads to a file inside the copy.
  *
- * On Windows, a colon leads to another drive or into a stream, `\` is a `/`, `aux.c` is a device, and a dot or space at the
- * end is dropped. Elsewhere these are ordinary names, so Docora sends them.
+ * On Windows, a colon leads to another drive or a stream, `\` is a separator, `aux.c` is a device, and a trailing dot or
+ * space is dropped. Elsewhere these are ordinary names, so Docora sends them.
  */
 export function isSafe(name, windows = process.platform === 'win32') {
   return name.split('/').every((part) => {
@@ -261,12 +270,12 @@ function flushToDisk(name, mode) {
   fs.closeSync(descriptor);
 }
 
-/** A name for what is kept about a path: of any length, with any characters. */
+/** Return a file name for data about a path, which can have any length and any characters. */
 function nameOf(name) {
   return crypto.createHash('sha256').update(name).digest('hex');
 }
 
-/** What is there, or null. */
+/** Return the file's or folder's metadata, or null if it doesn't exist. */
 function found(name) {
   return fs.existsSync(name) ? fs.statSync(name) : null;
 }
@@ -279,7 +288,7 @@ function* filesBelow(folder) {
   }
 }
 
-/** The bytes behind joined base64, a piece at a time. A piece may end anywhere; four characters are decoded together. */
+/** Decode the joined base64 piece by piece, four characters at a time. A piece can end anywhere. */
 function* decoded(pieces) {
   let rest = '';
   for (const piece of pieces) {
@@ -290,22 +299,41 @@ function* decoded(pieces) {
   }
 }
 
-/** Returns the status and the words to answer with. */
+/**
+ * Delete what an earlier process left in `incoming`: temporary files, and uploads without a new chunk for a day.
+ *
+ * More recent uploads stay, because Docora may send their next chunk.
+ */
+function clearUnfinished(copies) {
+  for (const repository of found(copies) ? fs.readdirSync(copies) : []) {
+    const incoming = path.join(copies, repository, 'incoming');
+    for (const name of found(incoming) ? fs.readdirSync(incoming) : []) {
+      const left = path.join(incoming, name);
+      const attempts = found(left).isFile() ? [] : fs.readdirSync(left).map((attempt) => path.join(left, attempt));
+      const newest = Math.max(...[left, ...attempts].map((each) => found(each).mtimeMs));
+      if (found(left).isFile() || newest < Date.now() - UNFINISHED_MILLISECONDS) fs.rmSync(left, { recursive: true });
+    }
+  }
+}
+
+/** Return the status and the text to respond with. */
 function answerTo(event, headers, bytes, copies) {
   try {
-    const notification = JSON.parse(bytes.toString('utf8')); // it is Docora's, and so it is JSON
+    const notification = JSON.parse(bytes.toString('utf8')); // verified, so it is JSON
     return [200, handle(event, notification, headers, copies)];
   } catch (error) {
     if (error instanceof Refused) return [error.status, error.message];
-    return error.syscall ? [500, `The disk says: ${error.code}`] : [422, `The notification cannot be read: ${error.message}`];
+    if (error.syscall) return [500, `The file can't be stored: ${error.code}`];
+    return [422, `The notification is malformed: ${error.message}`];
   }
 }
 
 function start(key, port, copies) {
+  clearUnfinished(copies);
   const server = http.createServer(async (request, response) => {
-    const answer = (status, words) => {
-      console.log(request.url, status, words);
-      response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' }).end(words);
+    const answer = (status, text) => {
+      console.log(request.url, status, text);
+      response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' }).end(text);
     };
     const pieces = [];
     let size = 0;
@@ -315,7 +343,7 @@ function start(key, port, copies) {
       pieces.push(piece);
     }
     const bytes = Buffer.concat(pieces);
-    if (!verify(request.headers, bytes, key)) return answer(401, 'The signature is wrong, or the request is old.');
+    if (!verify(request.headers, bytes, key)) return answer(401, 'The signature is wrong, or the request is too old.');
     return answer(...answerTo(request.url.split('/').pop(), request.headers, bytes, copies));
   });
   server.listen(port, '127.0.0.1', () => console.log(`http://127.0.0.1:${server.address().port}`));

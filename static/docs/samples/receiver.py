@@ -1,11 +1,17 @@
-"""A complete client app of Docora: verifies every notification, and keeps a copy of every repository on disk. Python 3.9
-or newer, no packages.
+"""A complete client app for Docora: verify every notification and keep a copy of every repository on disk.
 
-    DOCORA_KEY='the signing key of your app' PORT=9000 COPIES=./copies python receiver.py
+Needs only Python 3.9 or newer.
 
-Below COPIES each repository has a folder of its own: `files` is the copy, `sequences` the highest number that was seen
-of every path, `incoming` what is not complete yet, `epoch` which watch of the repository the copy was made from. All of it
-survives a restart.
+    DOCORA_KEY='your signing key' PORT=9000 COPIES=./copies python3 receiver.py
+
+Each repository has its own folder in COPIES. Everything in it survives a restart:
+
+- `files`: the copy
+- `sequences`: the highest sequence received for each path
+- `incoming`: files that are not complete yet
+- `epoch`: the watch the copy was made from
+
+Run only one process per COPIES folder.
 """
 
 import base64
@@ -23,14 +29,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-TOLERANCE_SECONDS = 300  # a request that is older may be a recorded one that somebody plays again
-MAX_BODY_BYTES = 8 * 1024 * 1024  # enough: larger files come in chunks
+TOLERANCE_SECONDS = 300  # reject older requests, which may be replays
+MAX_BODY_BYTES = 8 * 1024 * 1024  # larger files arrive in chunks
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE | re.DOTALL)
-ONE_AT_A_TIME = threading.Lock()  # Docora sends several files at once, never two notifications of one path
+UNFINISHED_SECONDS = 86_400  # Docora has started over long before
+ONE_AT_A_TIME = threading.Lock()  # Docora sends several files at once, but never two notifications for one path
 
 
 class Refused(Exception):
-    """Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again."""
+    """Respond with this status instead of 2xx. Docora sends the notification again and shows `text` with the failure."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -38,10 +45,10 @@ class Refused(Exception):
 
 
 def verify(headers: Mapping[str, str], body: bytes, key: str) -> bool:
-    """Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+    """Return whether the request was signed with `key` within the last five minutes. Docora signs every request twice.
 
-    X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
-    replaced, webhook-signature holds one signature for each key.
+    X-Docora-Signature covers the timestamp and the body. webhook-signature also covers webhook-id. During a key rotation,
+    webhook-signature holds one signature per key.
     """
     now = time.time()
     timestamps = headers.get("X-Docora-Timestamp", ""), headers.get("webhook-timestamp", "")
@@ -57,36 +64,36 @@ def verify(headers: Mapping[str, str], body: bytes, key: str) -> bool:
 
 
 def same(given: str, expected: str) -> bool:
-    """Compare in constant time. With `==`, the time would reveal where the two differ."""
+    """Compare in constant time. The duration of `==` would reveal where the values differ."""
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def watch_and_sequence(headers: Mapping[str, str]) -> "tuple[str, int]":
-    """Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+    """Return the watch and the sequence from the signed webhook-id. X-Docora-Sequence is not signed, so don't use it.
 
-    A number far in the future would make your app ignore everything that comes later, so it is refused.
+    Refuse a sequence far in the future: your app would ignore every later notification as out of date.
     """
     parts = re.fullmatch("msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?", headers.get("webhook-id", ""))
     if not parts or int(parts[2]) > min(2**53 - 1, (time.time() + 86_400) * 1_000_000):
-        raise Refused(422, "webhook-id holds no watch and sequence, or the sequence is more than a day ahead.")
+        raise Refused(422, "webhook-id has no watch and sequence, or the sequence is more than a day ahead.")
     return parts[1], int(parts[2])
 
 
 def check_event(event: str, notification: dict) -> None:
-    """Refuse a body that belongs to another address. The address is not signed: anybody may have changed it."""
+    """Refuse a body that doesn't fit the event in the URL. The URL is not signed, so a replay may have changed it."""
     file = notification.get("file")
     if event not in ("create", "update", "delete"):
         fits = notification.get("event") == event
     else:
         fits = isinstance(file, dict) and ("content" in file) == (event != "delete")
     if not fits:
-        raise Refused(422, f"The body is not that of a {event}.")
+        raise Refused(422, f"This is not the body of a {event} event.")
 
 
 def handle(event: str, notification: dict, headers: Mapping[str, str]) -> str:
-    """Does what a verified notification says, and tells what was done. Only then it is answered: a 2xx is a promise."""
+    """Process a verified notification and return what was done. Respond with 2xx only after this: it means "stored"."""
     if event not in ("ping", "create", "update", "delete", "sync_failed", "sync_completed"):
-        raise Refused(404, "There is nothing at this address.")
+        raise Refused(404, "Not found.")
     check_event(event, notification)
     if event == "ping":
         return "pong"
@@ -94,7 +101,7 @@ def handle(event: str, notification: dict, headers: Mapping[str, str]) -> str:
         return notification["error"]["message"]
     repository = notification["repository"]["repository_id"]
     if not re.fullmatch("[A-Za-z0-9_-]{1,64}", repository):
-        raise Refused(422, "repository_id is no name of a folder.")
+        raise Refused(422, "repository_id can't be used as a folder name.")
     watch, sequence = watch_and_sequence(headers)
     copy = Copy(Path(os.environ.get("COPIES", "copies")) / repository)
     with ONE_AT_A_TIME:
@@ -108,7 +115,7 @@ def handle(event: str, notification: dict, headers: Mapping[str, str]) -> str:
 
 
 class Copy:
-    """One repository on disk. Files are completed and checked elsewhere before they are moved into `files`."""
+    """One repository on disk. A file is assembled and checked in `incoming` before it is moved into `files`."""
 
     def __init__(self, folder: Path) -> None:
         self.files, self.sequences, self.incoming = folder / "files", folder / "sequences", folder / "incoming"
@@ -120,11 +127,14 @@ class Copy:
             each.mkdir(parents=True, exist_ok=True)
 
     def belongs(self, watch: str, sequence: int) -> bool:
-        """Return False for a late or repeated request of an earlier watch. Drop the copy if the repository was watched anew.
+        """Return whether the notification belongs to the current watch. Drop the copy if a new watch has begun.
 
-        Docora deletes nothing in a copy of an earlier watch, because it no longer knows what that copy holds. Only a verified
-        request with another watch and a sequence above all others proves that there is a new one. This is on the disk before
-        anything is deleted. If the receiver is killed in between, the next request finds `drop` and finishes it.
+        After your app stops watching a repository, Docora no longer knows what the copy holds and sends no deletes for it. So
+        a copy from an earlier watch must go. Only a verified notification with another watch and a sequence above all others
+        proves that a new watch has begun. Late and replayed notifications of an earlier watch have lower sequences.
+
+        `drop` is stored before anything is deleted. If the receiver is killed in between, the next notification finds `drop`
+        and finishes the deletion.
         """
         epoch = (
             json.loads(self.epoch.read_text()) if self.epoch.exists() else {"watch": "", "highest": 0, "drop": False}
@@ -144,7 +154,7 @@ class Copy:
         return True
 
     def write_epoch(self, epoch: dict, flush: bool = True) -> None:
-        """Store it. With `flush`, it is on the disk when this returns, and would survive a power failure."""
+        """Store the epoch. With `flush`, it is on disk when this returns and survives a power failure."""
         temporary = self.epoch.with_name("epoch.new")
         with temporary.open("w") as out:
             out.write(json.dumps(epoch))
@@ -152,19 +162,19 @@ class Copy:
             if flush:
                 os.fsync(out.fileno())
         temporary.replace(self.epoch)
-        if flush and os.name != "nt":  # it cannot open folders
+        if flush and os.name != "nt":  # Windows can't open folders
             folder = os.open(self.epoch.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
 
     def keep(self, file: dict, sequence: int) -> str:
-        """`create` and `update`: the content becomes the file, whatever was there before."""
+        """Process a `create` or `update`: write the file, whatever was there before."""
         target = self.target(file["path"])
         if self.is_stale(file["path"], sequence):
             return "stale"
         pieces = self.pieces(file)
         if pieces is None:
-            return "more to come"
+            return "waiting for more chunks"
         temporary = self.incoming / uuid.uuid4().hex
         try:
             with temporary.open("wb") as out:
@@ -174,7 +184,7 @@ class Copy:
                     digest.update(piece)
                     size += len(piece)
             if (digest.hexdigest(), size) != (file["sha"], file["size"]):
-                raise Refused(422, "The content is not what sha and size say.")
+                raise Refused(422, "The content doesn't match sha and size.")
             self.remember(file["path"], sequence)
             self.make_room(target)
             temporary.replace(target)
@@ -184,7 +194,7 @@ class Copy:
         return "kept"
 
     def remove(self, path: str, sequence: int) -> str:
-        """`delete`. That the file is not there is no error: then this is what was wanted."""
+        """Process a `delete`. A file that doesn't exist is not an error."""
         target = self.target(path)
         if self.is_stale(path, sequence):
             return "stale"
@@ -193,20 +203,20 @@ class Copy:
         if not target.is_file():
             return "absent"
         target.unlink()
-        for folder in target.parents:  # git knows no empty folders
+        for folder in target.parents:  # git has no empty folders
             if folder == self.files or any(folder.iterdir()):
                 break
             folder.rmdir()
         return "removed"
 
     def target(self, path: str) -> Path:
-        """Where a path belongs. Docora sends none that leads elsewhere; whoever writes files looks all the same."""
+        """Return where to write a path. Docora sends no path that leads outside the copy; check anyway."""
         if not is_safe(path):
-            raise Refused(422, "The path leads out of the copy, or is no name for a file on this system.")
+            raise Refused(422, "The path leads outside the copy or isn't a valid file name on this system.")
         return self.files / path
 
     def make_room(self, target: Path) -> None:
-        """A file where a folder is needed gives way, and the other way round: what is sent now is what holds."""
+        """Remove a file where a folder is needed, or a folder where the file goes. The newest notification wins."""
         for folder in target.parents:
             if folder == self.files:
                 break
@@ -217,27 +227,27 @@ class Copy:
         target.parent.mkdir(parents=True, exist_ok=True)
 
     def is_stale(self, path: str, sequence: int) -> bool:
-        """Whether a later notification of this path was here already. Lower, not equal: a repeated one has its number."""
+        """Return whether a later notification for this path has been processed. A retry has the same sequence."""
         seen = self.sequences / name_of(path)
         return seen.exists() and sequence < int(seen.read_text())
 
     def remember(self, path: str, sequence: int) -> None:
-        """Also of a deleted file: a late `create` must not bring it back."""
+        """Store the path's sequence. Keep it for deleted files too, so that a late `create` doesn't bring them back."""
         temporary = self.incoming / uuid.uuid4().hex
         temporary.write_text(str(sequence))
         temporary.replace(self.sequences / name_of(path))
 
     def pieces(self, file: dict) -> "Iterable[bytes] | None":
-        """The content, or None while chunks of it are still to come."""
+        """Return the content, or None while chunks are missing."""
         chunk = file.get("chunk")
         if chunk is None:
             content = file["content"]
             return [base64.b64decode(content) if file.get("content_encoding") == "base64" else content.encode()]
         if not re.fullmatch("[A-Za-z0-9-]{1,64}", chunk["id"]):
-            raise Refused(422, "chunk.id is no name of a folder.")
+            raise Refused(422, "chunk.id can't be used as a folder name.")
         of_path = self.incoming / name_of(file["path"])
         if chunk["index"] == 0:
-            shutil.rmtree(of_path, ignore_errors=True)  # an attempt before this one will never be completed
+            shutil.rmtree(of_path, ignore_errors=True)  # an earlier attempt will never be completed
         of_attempt = of_path / chunk["id"]
         of_attempt.mkdir(parents=True, exist_ok=True)
         (of_attempt / str(int(chunk["index"]))).write_text(file["content"])
@@ -245,11 +255,11 @@ class Copy:
             return None
         found = [of_attempt / str(index) for index in range(chunk["total"])]
         if not all(piece.exists() for piece in found):
-            raise Refused(409, "Chunks before this one are missing.")
+            raise Refused(409, "Earlier chunks are missing.")
         return decoded(found)
 
     def tree_sha256(self) -> str:
-        """One hash for the whole copy: over `{sha}  {path}` of every file, a line each, in the order of the paths' bytes."""
+        """Return one hash for the whole copy: SHA-256 over the lines `{sha}  {path}`, sorted by the bytes of the paths."""
         paths = {file.relative_to(self.files).as_posix(): file for file in self.files.rglob("*") if file.is_file()}
         digest = hashlib.sha256()
         for path in sorted(paths, key=str.encode):
@@ -258,10 +268,10 @@ class Copy:
 
 
 def is_safe(path: str, windows: bool = os.name == "nt") -> bool:
-    """Return whether a file at this path is inside the copy, and a file.
+    """Return whether the path leads to a file inside the copy.
 
-    On Windows, a colon leads to another drive or into a stream, `\\` is a `/`, `aux.c` is a device, and a dot or space at the
-    end is dropped. Elsewhere these are ordinary names, so Docora sends them.
+    On Windows, a colon leads to another drive or a stream, `\\` is a separator, `aux.c` is a device, and a trailing dot or
+    space is dropped. Elsewhere these are ordinary names, so Docora sends them.
     """
     for part in path.split("/"):
         if part in ("", ".", "..") or "\0" in part:
@@ -272,12 +282,12 @@ def is_safe(path: str, windows: bool = os.name == "nt") -> bool:
 
 
 def name_of(path: str) -> str:
-    """A name for what is kept about a path: of any length, with any characters."""
+    """Return a file name for data about a path, which can have any length and any characters."""
     return hashlib.sha256(path.encode()).hexdigest()
 
 
 def decoded(pieces: Iterable[Path]) -> Iterator[bytes]:
-    """The bytes behind joined base64, a piece at a time. A piece may end anywhere; four characters are decoded together."""
+    """Decode the joined base64 piece by piece, four characters at a time. A piece can end anywhere."""
     rest = ""
     for piece in pieces:
         text = rest + piece.read_text()
@@ -286,32 +296,44 @@ def decoded(pieces: Iterable[Path]) -> Iterator[bytes]:
         rest = text[whole:]
 
 
+def clear_unfinished(copies: Path) -> None:
+    """Delete what an earlier process left in `incoming`: temporary files, and uploads without a new chunk for a day.
+
+    More recent uploads stay, because Docora may send their next chunk.
+    """
+    for left in copies.glob("*/incoming/*"):
+        if left.is_file():
+            left.unlink()
+        elif max(each.stat().st_mtime for each in (left, *left.iterdir())) < time.time() - UNFINISHED_SECONDS:
+            shutil.rmtree(left)
+
+
 class Receiver(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # Docora keeps its connections open
-    wbufsize = -1  # head and body of an answer leave in one packet
+    protocol_version = "HTTP/1.1"  # Docora reuses connections
+    wbufsize = -1  # send headers and body in one packet
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
         if size > MAX_BODY_BYTES:
-            self.close_connection = True  # the body stays unread
+            self.close_connection = True  # the body has not been read
             return self.answer(413, "The body is too large.")
         body = self.rfile.read(size)
         if not verify(self.headers, body, os.environ["DOCORA_KEY"]):
-            return self.answer(401, "The signature is wrong, or the request is old.")
+            return self.answer(401, "The signature is wrong, or the request is too old.")
         event, notification = self.path.rpartition("/")[2], json.loads(body)
         try:
-            status, words = 200, handle(event, notification, self.headers)
+            status, text = 200, handle(event, notification, self.headers)
         except Refused as refused:
-            status, words = refused.status, str(refused)
+            status, text = refused.status, str(refused)
         except OSError as error:
-            status, words = 500, f"The disk says: {error.strerror}"
+            status, text = 500, f"The file can't be stored: {error.strerror}"
         except (KeyError, TypeError, ValueError) as error:
-            status, words = 422, f"The notification cannot be read: {error!r}"
-        logging.info("%s %r: %d %s", event, notification.get("file", {}).get("path", ""), status, words)
-        return self.answer(status, words)
+            status, text = 422, f"The notification is malformed: {error!r}"
+        logging.info("%s %r: %d %s", event, notification.get("file", {}).get("path", ""), status, text)
+        return self.answer(status, text)
 
-    def answer(self, status: int, words: str) -> None:
-        content = words.encode()
+    def answer(self, status: int, text: str) -> None:
+        content = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
@@ -319,11 +341,12 @@ class Receiver(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_request(self, *arguments: object) -> None:
-        """`do_POST` says more."""
+        """Log nothing here: `do_POST` logs more."""
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
+    clear_unfinished(Path(os.environ.get("COPIES", "copies")))
     with ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "9000"))), Receiver) as server:
         logging.info("http://127.0.0.1:%d", server.server_port)
         server.serve_forever()

@@ -1,9 +1,9 @@
-"""Receives Docora's notifications and verifies their signatures. Python 3.9 or newer, no packages.
+"""Receive Docora's notifications and verify their signatures. Needs only Python 3.9 or newer.
 
-    DOCORA_KEY='the signing key of your app' PORT=9000 python verify.py
+    DOCORA_KEY='your signing key' PORT=9000 python3 verify.py
 
-What is signed are the bytes of the body as they came: verify first, parse afterwards. (Flask: `request.get_data()`,
-Django: `request.body`, FastAPI: `await request.body()`.)
+Verify the raw bytes of the body before you parse them. (Flask: `request.get_data()`, Django: `request.body`,
+FastAPI: `await request.body()`.)
 """
 
 import base64
@@ -17,12 +17,12 @@ import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-TOLERANCE_SECONDS = 300  # a request that is older may be a recorded one that somebody plays again
-MAX_BODY_BYTES = 8 * 1024 * 1024  # enough: larger files come in chunks
+TOLERANCE_SECONDS = 300  # reject older requests, which may be replays
+MAX_BODY_BYTES = 8 * 1024 * 1024  # larger files arrive in chunks
 
 
 class Refused(Exception):
-    """Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again."""
+    """Respond with this status instead of 2xx. Docora sends the notification again and shows `text` with the failure."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -30,10 +30,10 @@ class Refused(Exception):
 
 
 def verify(headers: Mapping[str, str], body: bytes, key: str) -> bool:
-    """Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+    """Return whether the request was signed with `key` within the last five minutes. Docora signs every request twice.
 
-    X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
-    replaced, webhook-signature holds one signature for each key.
+    X-Docora-Signature covers the timestamp and the body. webhook-signature also covers webhook-id. During a key rotation,
+    webhook-signature holds one signature per key.
     """
     now = time.time()
     timestamps = headers.get("X-Docora-Timestamp", ""), headers.get("webhook-timestamp", "")
@@ -49,50 +49,50 @@ def verify(headers: Mapping[str, str], body: bytes, key: str) -> bool:
 
 
 def same(given: str, expected: str) -> bool:
-    """Compare in constant time. With `==`, the time would reveal where the two differ."""
+    """Compare in constant time. The duration of `==` would reveal where the values differ."""
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def watch_and_sequence(headers: Mapping[str, str]) -> "tuple[str, int]":
-    """Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+    """Return the watch and the sequence from the signed webhook-id. X-Docora-Sequence is not signed, so don't use it.
 
-    A number far in the future would make your app ignore everything that comes later, so it is refused.
+    Refuse a sequence far in the future: your app would ignore every later notification as out of date.
     """
     parts = re.fullmatch("msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?", headers.get("webhook-id", ""))
     if not parts or int(parts[2]) > min(2**53 - 1, (time.time() + 86_400) * 1_000_000):
-        raise Refused(422, "webhook-id holds no watch and sequence, or the sequence is more than a day ahead.")
+        raise Refused(422, "webhook-id has no watch and sequence, or the sequence is more than a day ahead.")
     return parts[1], int(parts[2])
 
 
 def check_event(event: str, notification: dict) -> None:
-    """Refuse a body that belongs to another address. The address is not signed: anybody may have changed it."""
+    """Refuse a body that doesn't fit the event in the URL. The URL is not signed, so a replay may have changed it."""
     file = notification.get("file")
     if event not in ("create", "update", "delete"):
         fits = notification.get("event") == event
     else:
         fits = isinstance(file, dict) and ("content" in file) == (event != "delete")
     if not fits:
-        raise Refused(422, f"The body is not that of a {event}.")
+        raise Refused(422, f"This is not the body of a {event} event.")
 
 
 def handle(event: str, notification: dict, headers: Mapping[str, str]) -> None:
-    """What your app does with it: `event` is create, update, delete, sync_failed, sync_completed or ping."""
+    """Process a verified notification. `event` is create, update, delete, sync_failed, sync_completed or ping."""
     check_event(event, notification)
-    watch, sequence = ("", 0) if event == "ping" else watch_and_sequence(headers)  # receiver.py shows what they are for
+    watch, sequence = ("", 0) if event == "ping" else watch_and_sequence(headers)  # receiver.py uses them
     logging.info("%s %r, watch %s, sequence %d", event, notification.get("file", {}).get("path", ""), watch, sequence)
 
 
 class Receiver(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # Docora keeps its connections open
+    protocol_version = "HTTP/1.1"  # Docora reuses connections
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
         if size > MAX_BODY_BYTES:
-            self.close_connection = True  # the body stays unread
+            self.close_connection = True  # the body has not been read
             return self.answer(413)
         body = self.rfile.read(size)
         if not verify(self.headers, body, os.environ["DOCORA_KEY"]):
-            return self.answer(401)  # a 2xx would count as delivered
+            return self.answer(401)  # 2xx would count as delivered
         try:
             handle(self.path.rpartition("/")[2], json.loads(body), self.headers)
         except Refused as refused:

@@ -1,18 +1,18 @@
-// Receives Docora's notifications and verifies their signatures over the bytes that came, before they are parsed.
-// Node.js 18 or newer, no packages.
+// Receive Docora's notifications and verify their signatures over the raw bytes of the body.
+// Needs only Node.js 18 or newer.
 //
-//   DOCORA_KEY='the signing key of your app' PORT=9000 node verify_raw.mjs
+//   DOCORA_KEY='your signing key' PORT=9000 node verify_raw.mjs
 //
-// In Express the bytes are there with `express.raw({type: 'application/json', limit: '8mb'})` as `request.body`.
+// In Express, `express.raw({type: 'application/json', limit: '8mb'})` puts the raw bytes into `request.body`.
 
 import crypto from 'node:crypto';
 import http from 'node:http';
 import { pathToFileURL } from 'node:url';
 
-const TOLERANCE_SECONDS = 300; // a request that is older may be a recorded one that somebody plays again
-const MAX_BODY_BYTES = 8 * 1024 * 1024; // enough: larger files come in chunks
+const TOLERANCE_SECONDS = 300; // reject older requests, which may be replays
+const MAX_BODY_BYTES = 8 * 1024 * 1024; // larger files arrive in chunks
 
-/** Answer with this status instead of a 2xx. Docora shows the text to an administrator, and sends it again. */
+/** Respond with this status instead of 2xx. Docora sends the notification again and shows `text` with the failure. */
 class Refused extends Error {
   constructor(status, text) {
     super(text);
@@ -21,10 +21,10 @@ class Refused extends Error {
 }
 
 /**
- * Return whether the request was signed with the key less than five minutes ago. Docora signs every request twice.
+ * Return whether the request was signed with `key` within the last five minutes. Docora signs every request twice.
  *
- * X-Docora-Signature covers the time and the body, webhook-signature covers webhook-id as well. While the key is being
- * replaced, webhook-signature holds one signature for each key. Header names are in lower case; `bytes` is the body as it came.
+ * X-Docora-Signature covers the timestamp and the body. webhook-signature also covers webhook-id. During a key rotation,
+ * webhook-signature holds one signature per key. Header names are lower-case; `bytes` is the raw body.
  */
 export function verify(headers, bytes, key) {
   const now = Date.now() / 1000;
@@ -41,36 +41,36 @@ export function verify(headers, bytes, key) {
   return (headers['webhook-signature'] ?? '').split(' ').some((given) => same(given, expected));
 }
 
-/** Compare in constant time: timingSafeEqual does not reveal where the two differ. It throws when the lengths do. */
+/** Compare in constant time, which doesn't reveal where the values differ. timingSafeEqual throws if the lengths differ. */
 function same(given, expected) {
   const [left, right] = [Buffer.from(given), Buffer.from(expected)];
   return left.length === right.length && crypto.timingSafeEqual(left, right);
 }
 
 /**
- * Return what the signed webhook-id says. X-Docora-Sequence is not signed: anybody may have changed it.
+ * Return the watch and the sequence from the signed webhook-id. X-Docora-Sequence is not signed, so don't use it.
  *
- * A number far in the future would make your app ignore everything that comes later, so it is refused.
+ * Refuse a sequence far in the future: your app would ignore every later notification as out of date.
  */
 export function watchAndSequence(headers) {
   const parts = /^msg_([A-Za-z0-9]{1,64})_([0-9]{1,16})(_[A-Za-z0-9-]+_[0-9]+)?$/.exec(headers['webhook-id'] ?? '');
   if (!parts || Number(parts[2]) > Math.min(Number.MAX_SAFE_INTEGER, (Date.now() + 86_400_000) * 1000)) {
-    throw new Refused(422, 'webhook-id holds no watch and sequence, or the sequence is more than a day ahead.');
+    throw new Refused(422, 'webhook-id has no watch and sequence, or the sequence is more than a day ahead.');
   }
   return [parts[1], Number(parts[2])];
 }
 
-/** Refuse a body that belongs to another address. The address is not signed: anybody may have changed it. */
+/** Refuse a body that doesn't fit the event in the URL. The URL is not signed, so a replay may have changed it. */
 export function checkEvent(event, { event: named, file }) {
   const isAboutFile = ['create', 'update', 'delete'].includes(event);
   const fits = isAboutFile ? file && (file.content !== undefined) === (event !== 'delete') : named === event;
-  if (!fits) throw new Refused(422, `The body is not that of a ${event}.`);
+  if (!fits) throw new Refused(422, `This is not the body of a ${event} event.`);
 }
 
-/** What your app does with a notification: `event` is create, update, delete, sync_failed, sync_completed or ping. */
+/** Process a verified notification. `event` is create, update, delete, sync_failed, sync_completed or ping. */
 function handle(event, notification, headers) {
   checkEvent(event, notification);
-  const [watch, sequence] = event === 'ping' ? ['', 0] : watchAndSequence(headers); // receiver.mjs shows what they are for
+  const [watch, sequence] = event === 'ping' ? ['', 0] : watchAndSequence(headers); // receiver.mjs uses them
   console.log(event, JSON.stringify(notification.file?.path ?? ''), watch, sequence);
 }
 
@@ -85,9 +85,9 @@ function start(key, port) {
       pieces.push(piece);
     }
     const bytes = Buffer.concat(pieces);
-    if (!verify(request.headers, bytes, key)) return answer(401); // a 2xx would count as delivered
+    if (!verify(request.headers, bytes, key)) return answer(401); // 2xx would count as delivered
     try {
-      handle(request.url.split('/').pop(), JSON.parse(bytes.toString('utf8')), request.headers); // it is Docora's, so it is JSON
+      handle(request.url.split('/').pop(), JSON.parse(bytes.toString('utf8')), request.headers); // verified, so it is JSON
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       return answer(error.status);

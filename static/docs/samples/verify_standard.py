@@ -1,14 +1,13 @@
-"""Verifies Docora's notifications with the library of https://www.standardwebhooks.com. Python 3.9 or newer.
+"""Verify Docora's notifications with the library from https://www.standardwebhooks.com. Python 3.9 or newer.
 
     pip install standardwebhooks
 
-Docora sends the three headers of Standard Webhooks beside its own, so its libraries for other languages work in the
-same way. `webhook-id` is the same whenever one notification is sent again: keep the ids that you have processed, and
-you process each one once. While the signing key of your app is being replaced there are two signatures, one made with
-each key, and either key verifies.
+Docora sends the three Standard Webhooks headers next to its own, so the libraries for other languages work the same way.
+`webhook-id` stays the same when a notification is sent again: store the ids you have processed to process each one only
+once. During a key rotation there is one signature per key, and either key verifies.
 
-The signature covers the id, the time and the body, but neither the address nor the other headers. verify.py shows how to
-take the sequence from the id (`watch_and_sequence`), and how to refuse a body at another address (`check_event`).
+The signature covers the id, the timestamp and the body, but not the URL or the other headers. verify.py shows how to read
+the sequence from the id (`watch_and_sequence`) and how to refuse a body that was sent to the wrong URL (`check_event`).
 """
 
 import base64
@@ -19,17 +18,16 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 
 def webhook(key: str) -> Webhook:
-    """The library wants base64. A key that Docora generated (`whsec_…`) is; of one that you chose the bytes count."""
+    """Return a verifier. The library expects base64, which a `whsec_` key is. The bytes of any other key are encoded here."""
     return Webhook(key if key.startswith("whsec_") else base64.b64encode(key.encode()).decode())
 
 
 def notification(headers: Mapping[str, str], body: bytes, key: str) -> "dict[str, Any] | None":
-    """What Docora says, or None (answer 401 then) for a request that is not Docora's, or more than 5 minutes old.
+    """Return the parsed body, or None if the request isn't from Docora or is older than five minutes: respond with 401.
 
-    `body` are the bytes as they came: Flask has them as `request.get_data()`, Django as `request.body`, FastAPI as
-    `await request.body()`.
+    `body` is the raw body: `request.get_data()` in Flask, `request.body` in Django, `await request.body()` in FastAPI.
     """
     try:
         return webhook(key).verify(body, dict(headers))
-    except (WebhookVerificationError, ValueError):  # ValueError: a signature that is no base64, a body that is no text
+    except (WebhookVerificationError, ValueError):  # the signature isn't base64, or the body isn't text
         return None
