@@ -19,7 +19,13 @@ from tests.support.commands import PROJECT, run, run_json
 from tests.support.staff import make_app, make_watch
 from tests.support.world import World
 
-COLUMNS = ["App.client_auth_key", "App.new_auth_key", "AppRepository.github_token", "AppRepository.push_secret"]
+COLUMNS = [
+    "deliveries_app.App.client_auth_key",
+    "deliveries_app.App.new_auth_key",
+    "deliveries_app.AppRepository.github_token",
+    "deliveries_app.AppRepository.push_secret",
+    "repositories_app.GitHubApp.private_key",
+]
 
 
 def test_sweep_prints_the_number_enqueued(world: World, redis_client) -> None:
@@ -58,7 +64,7 @@ def test_rotate_encryption_keys_counts_each_column(db, settings, capsys) -> None
         call_command("rotate_encryption_keys", "--json", stdout=out)
     printed = json.loads(out.getvalue())
     assert sorted(printed) == ["columns", "dry_run"]
-    assert sorted(printed["columns"]) == [f"deliveries_app.{column}" for column in COLUMNS]
+    assert sorted(printed["columns"]) == COLUMNS
     keys = printed["columns"]["deliveries_app.App.client_auth_key"]
     assert keys == {"renewed": 0, "current": 1, "unreadable": [lost.pk]}
     assert capsys.readouterr().out == ""
