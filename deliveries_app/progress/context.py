@@ -1,6 +1,6 @@
 """Template context for the progress fragments, on first render and when polled."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -20,7 +20,16 @@ _NAMED = 3
 
 def of_operation(operation: BulkOperation) -> dict[str, Any]:
     """Return the context for `docora/progress.html#bulk_progress`."""
-    progress = live.of_operation(operation)
+    return _context(operation, live.of_operation(operation))
+
+
+def of_ended_operations(operations: Sequence[BulkOperation]) -> list[dict[str, Any]]:
+    """Return the same for operations that have ended, with one query."""
+    progress = live.of_ended_operations(operations)
+    return [_context(operation, progress[operation.pk]) for operation in operations]
+
+
+def _context(operation: BulkOperation, progress: Progress) -> dict[str, Any]:
     return {
         "operation": operation,
         "progress": progress,

@@ -1,8 +1,9 @@
 """The numbers behind progress bars: live counters in Redis, or the rows if Redis lost the counters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.db.models import Count, Min, Q, Sum
 from django.utils import timezone
@@ -97,6 +98,16 @@ def _run_progress(run: SyncRun, live: dict[str, int] | None) -> Progress:
     )
 
 
+def of_ended_operations(operations: Sequence[BulkOperation]) -> dict[int, Progress]:
+    """Return the progress of each of these operations, which have ended, by primary key. One query."""
+    runs = SyncRun.objects.filter(operation__in=[operation.pk for operation in operations]).order_by()
+    rows: list[dict[str, Any]] = list(runs.values("operation").annotate(**_SUMS))  # type: ignore[arg-type]
+    counted = {row.pop("operation"): row for row in rows}
+    return {
+        operation.pk: _progress(operation, _without_none(counted.get(operation.pk, {}))) for operation in operations
+    }
+
+
 def of_operation(operation: BulkOperation) -> Progress:
     """Return the progress of a bulk operation: from its counters while it is open, else from the rows.
 
@@ -109,6 +120,10 @@ def of_operation(operation: BulkOperation) -> Progress:
         # the bar would move back if this poll showed the newer rows.
         rows = _counted(operation)
         counts = _live_counts(operation) or rows
+    return _progress(operation, counts)
+
+
+def _progress(operation: BulkOperation, counts: Mapping[str, int]) -> Progress:
     started = counts.get("started", 0)
     return Progress(
         **_clamped({name: counts.get(name, 0) for name in _COUNTS}),
@@ -159,18 +174,25 @@ def seed_operation(operation: BulkOperation) -> None:
         live_counters.finish(operation.operation_id)
 
 
+_SUMS: dict[str, Any] = {
+    **{f"sum_{name}": Sum(name) for name in _COUNTS},  # prefixed, as the columns have these names
+    "started": Min("started_at"),
+    "completed": Count("pk", filter=~Q(outcome="")),
+    **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},
+}
+
+
 def _counted(operation: BulkOperation) -> dict[str, int]:
     """Count an operation's runs in the database."""
-    found = operation.runs.aggregate(
-        **{name: Sum(name) for name in _COUNTS},
-        started=Min("started_at"),
-        completed=Count("pk", filter=~Q(outcome="")),
-        **{name: Count("pk", filter=Q(outcome__in=outcomes)) for name, outcomes in _COUNTED_AS.items()},
-    )
-    started = found.pop("started")
-    counts = {name: value or 0 for name, value in found.items()}
-    counts["started"] = int(started.timestamp() * 1000) if started else 0
-    return counts
+    return _without_none(operation.runs.aggregate(**_SUMS))
+
+
+def _without_none(found: dict[str, Any]) -> dict[str, int]:
+    """Return the sums as numbers, with the first start in milliseconds. A sum of no rows is None."""
+    started = found.pop("started", None)
+    return {name.removeprefix("sum_"): value or 0 for name, value in found.items()} | {
+        "started": int(started.timestamp() * 1000) if started else 0
+    }
 
 
 def _clamped(counts: dict[str, int]) -> dict[str, int]:

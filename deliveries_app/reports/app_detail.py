@@ -180,7 +180,7 @@ def recent_operations(user: AbstractBaseUser | AnonymousUser, app: App) -> list[
         return []
     ended = progress_context.involving(app).filter(ended_at__isnull=False)
     newest = ended.order_by("-created_at", "-pk")[:RECENT_OPERATIONS]
-    return [progress_context.of_operation(operation) for operation in newest]
+    return progress_context.of_ended_operations(list(newest))
 
 
 def health(app: App) -> str:

@@ -242,7 +242,7 @@ def test_json_calls_enforce_csrf(operator: Client, operation: BulkOperation) -> 
     strict.cookies = operator.cookies
     answer = post(strict, "/admin/api/resync", {"app_id": "a", "repository_id": "b"})
     assert answer.status_code == 403
-    assert set(answer.json()) == {"error"}
+    assert answer.json()["code"] == "forbidden"
 
 
 def test_screen_reader_text_changes_every_tenth_and_at_the_end(operator: Client, operation: BulkOperation) -> None:
