@@ -92,6 +92,11 @@ class MemoryCopy:
         with self._lock:
             return {held.path: held.sha for held in self._held.values()}
 
+    @property
+    def knows_epoch(self) -> bool:
+        """Whether it will notice that the repository is watched anew: after an import, only once it was notified."""
+        return self.kind.epochs and bool(self._epoch)
+
     def hold(self, files: Mapping[str, str]) -> None:
         """Hold these files (path → SHA-256), which did not come from Docora."""
         with self._lock:

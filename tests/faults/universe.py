@@ -426,10 +426,10 @@ class Universe:
                 self.dropped_at[watch.app.app_id, str(watch.repository)] = watch.sequence_high
 
     def watch(self, place: int) -> None:
-        """Watch again. A client that knows no epochs begins with an empty copy if the watch gets a new id.
+        """Watch again. A client that cannot find out by the epoch begins with an empty copy if the watch gets a new id.
 
         Docora may then lack records of the old copy: they were removed, or an import of them was interrupted. With real
-        workers it always does, because the sweep may remove the old watch at any moment.
+        workers it always begins with an empty copy, because the sweep may remove the old watch at any moment.
         """
         app, repo = PLACES[place]
         if self.watch_in(place) is None:
@@ -437,8 +437,9 @@ class Universe:
             app_id, name = self.apps[app].app_id, self.repos[repo].name
             rows = AppRepository.objects.filter(app=self.apps[app], repository__name=name.partition("/")[2])
             keeps_id = rows.filter(arriving=False).exists()
-            if not self.clients.kind_of(app_id).epochs and (self._real_workers or not keeps_id):
-                self.clients.memory(app_id, name).drop()
+            memory = self.clients.memory(app_id, name)
+            if not memory.knows_epoch and (self._real_workers or not keeps_id):
+                memory.drop()
             with suppress(GitError):
                 watch_repository(ACTOR, self.apps[app], self.repos[repo].url)
 
