@@ -115,7 +115,7 @@ def test_overview_names_a_failing_channel_until_it_works(out: AlertReceivers, wa
     fail_since(watch, 16)
     next_round()
     page = viewer.get("/admin/").text
-    assert "Alerts by email can't be delivered." in page
+    assert "Email alerts can't be delivered." in page
     assert "no address in ALERT_EMAILS was accepted" in page
     assert "Alerts by webhook" not in page
     out.smtp.answers.clear()

@@ -63,7 +63,7 @@ def test_replacing_a_token_while_the_circuit_opens(watches, monkeypatch, setting
             written.set()
             opening.join(1.0)
 
-    monkeypatch.setattr(watch_settings, "check_readable", lambda *asked: False)
+    monkeypatch.setattr(watch_settings, "check_readable", lambda *asked, **options: False)
     monkeypatch.setattr(watch_settings, "_update", lambda *a, **k: (original_update(*a, **k), pause()))
     monkeypatch.setattr(watch_settings.circuit, "close_circuit", lambda row: (original_close(row), pause()))
 
