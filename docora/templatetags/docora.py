@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from django import template
@@ -86,12 +87,16 @@ def result_cells(cells: Iterable[SafeString], headers: Iterable[dict[str, Any]])
 
 
 def _labelled(cell: SafeString, header: dict[str, Any]) -> SafeString:
-    role = "rowheader" if cell.startswith("<th") else "cell"
-    text = strip_tags(str(header["text"]))
-    attributes = format_html(' role="{}" data-label="{}"', role, text[:1].upper() + text[1:])
+    attributes = _attributes("rowheader" if cell.startswith("<th") else "cell", str(header["text"]))
     if cell.endswith(">—</td>"):  # the site's `empty_value_display`
         attributes += SafeString(" data-empty")
     return SafeString(cell[:3] + attributes + cell[3:])  # after `<td` or `<th`
+
+
+@lru_cache(maxsize=256)  # the same few for every row
+def _attributes(role: str, header: str) -> SafeString:
+    text = strip_tags(header)
+    return format_html(' role="{}" data-label="{}"', role, text[:1].upper() + text[1:])
 
 
 @register.simple_tag
