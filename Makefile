@@ -19,7 +19,7 @@ PACKAGES := docora repositories_app deliveries_app
 # PYTEST_ARGS may select no test that runs on SQLite. pytest's exit status 5 (no tests collected) is then not a failure.
 MAY_BE_EMPTY = $(if $(strip $(PYTEST_ARGS)),|| test $$? -eq 5)
 
-.PHONY: setup run test test-sqlite test-environment bench bench-pages soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
+.PHONY: setup run test test-sqlite test-environment bench bench-pages openapi soak screenshots check check-format check-lint check-types check-templates check-django lock dist clean
 
 setup:
 	@.ci/bootstrap.sh
@@ -71,6 +71,15 @@ bench: setup
 # /tmp while it runs. BENCH_ARGS="--deliveries 100000 --only delivery" makes it smaller.
 bench-pages: setup
 	$(BIN)/python -m tests.bench.pages $(BENCH_ARGS)
+
+# Check the OpenAPI document with redocly and spectral, and exercise a client in TypeScript that is generated from it. The
+# tools come from the npm registry, so that this is not a part of `make test`.
+OPENAPI_TOOLS := .venv/.openapi
+
+openapi: test-environment
+	npm install --prefix $(OPENAPI_TOOLS) --no-save --no-package-lock --no-fund --no-audit --silent \
+		$$($(BIN)/python -c 'import json; d = json.load(open("tests/openapi/package.json"))["dependencies"]; print(*(f"{n}@{v}" for n, v in d.items()))')
+	OPENAPI_TOOLS=$(OPENAPI_TOOLS) $(BIN)/python -m pytest -q tests/openapi
 
 check: check-format check-lint check-types check-templates check-django
 

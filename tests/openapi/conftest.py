@@ -1,0 +1,3 @@
+from tests.deliveries.conftest import world
+
+__all__ = ["world"]
