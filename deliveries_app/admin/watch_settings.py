@@ -1,8 +1,9 @@
 """Change a watch: its token, its branch or tag, the secret of its push hook, its patterns."""
 
+from collections.abc import Callable
 from typing import Any
 
-from django.conf import settings
+from django import forms
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
@@ -20,6 +21,7 @@ from deliveries_app.admin.forms import (
 from deliveries_app.admin.one_time_secrets import OneTimeSecretsAdmin
 from deliveries_app.models import AppRepository
 from deliveries_app.services import NotFound, watch_settings
+from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import PERMISSION
 from repositories_app.git.exceptions import GitError
 
@@ -91,50 +93,46 @@ class WatchSettingsAdmin(OneTimeSecretsAdmin[AppRepository]):
 
     def edit_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         form = PatternsForm(post_data(request), initial={"patterns": watch.ignore_patterns})
-        if request.method == "POST" and form.is_valid():
-            try:
-                patterns = watch_settings.set_ignore_patterns(
-                    Actor.of_request(request), watch, form.cleaned_data["patterns"]
-                )
-            except ValidationError as error:
-                add_service_error(form, error)
-            except NotFound:
-                return self._not_watched(request, watch)
-            else:
-                message = "Patterns saved. A sync is queued." if patterns.changed else "No changes to save."
-                return self.redirect_with_message(request, self.page_of(watch), message)
-        template = "admin/deliveries_app/apprepository/patterns.html"
-        return self.render_question(request, watch, "Edit ignore patterns", "Save", template, form=form)
+
+        def save(actor: Actor) -> bool:
+            return watch_settings.set_ignore_patterns(actor, watch, form.cleaned_data["patterns"]).changed
+
+        return self._edit_patterns(request, watch, form, save, "Edit ignore patterns", "patterns.html")
 
     def edit_app_patterns(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Edit the include and exclude patterns, which the app can also set itself."""
-        form = AppPatternsForm(
-            post_data(request),
-            initial={"include_patterns": watch.include_patterns, "exclude_patterns": watch.exclude_patterns},
-        )
+        initial = {"include_patterns": watch.include_patterns, "exclude_patterns": watch.exclude_patterns}
+        form = AppPatternsForm(post_data(request), initial=initial)
+
+        def save(actor: Actor) -> bool:
+            include, exclude = form.cleaned_data["include_patterns"], form.cleaned_data["exclude_patterns"]
+            return watch_settings.set_app_patterns(actor, watch, include, exclude).changed
+
+        return self._edit_patterns(request, watch, form, save, "Edit app patterns", "app_patterns.html")
+
+    def _edit_patterns(
+        self,
+        request: HttpRequest,
+        watch: AppRepository,
+        form: forms.Form,
+        save: Callable[[Actor], bool],
+        title: str,
+        template: str,
+    ) -> HttpResponse:
+        """Show the form, or `save` it. `save` returns whether the patterns changed."""
         if request.method == "POST" and form.is_valid():
             try:
-                patterns = watch_settings.set_app_patterns(
-                    Actor.of_request(request),
-                    watch,
-                    form.cleaned_data["include_patterns"],
-                    form.cleaned_data["exclude_patterns"],
-                )
+                changed = save(Actor.of_request(request))
             except ValidationError as error:
                 add_service_error(form, error)
             except NotFound:
                 return self._not_watched(request, watch)
             else:
-                message = "Patterns saved. A sync is queued." if patterns.changed else "No changes to save."
+                message = "Patterns saved. A sync is queued." if changed else "No changes to save."
                 return self.redirect_with_message(request, self.page_of(watch), message)
-        template = "admin/deliveries_app/apprepository/app_patterns.html"
-        return self.render_question(request, watch, "Edit app patterns", "Save", template, form=form)
+        template = f"admin/deliveries_app/apprepository/{template}"
+        return self.render_question(request, watch, title, "Save", template, form=form)
 
     def _not_watched(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         message = f"{watch.app} no longer watches {watch.repository}."
         return self.redirect_with_message(request, self.list_url, message, messages.WARNING)
-
-
-def hook_url(watch: AppRepository) -> str:
-    """Return the URL that the git host sends its push hooks to."""
-    return f"{settings.PUBLIC_URL}/api/hooks/push/{watch.repository.repository_id}"

@@ -21,21 +21,16 @@ from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import WatchForm, post_data
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
-from deliveries_app.admin.watch_settings import WatchSettingsAdmin, hook_url
+from deliveries_app.admin.watch_settings import WatchSettingsAdmin
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, BulkOperation, FailureKind
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
 from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, elapsed, number, status_with_detail
 
-UNLISTED = [
-    "github_token", "push_secret", "ignore_patterns", "last_response", "left_out", "lease_owner", "lease_process", "target",
-    "last_commit", "seen_commit", "base_commit", "base_rules", "app__client_auth_key", "app__new_auth_key", "app__base_url",
-    "app__website", "app__description", "app__email", "app__paused_reason", "repository__last_error",
-]  # fmt: skip
-"""Wide columns that no cell of the list shows. PostgreSQL sorts ten thousand rows on disk with them, in memory without."""
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
 
@@ -46,9 +41,6 @@ class WatchCircuitFilter(CircuitFilter):
 
 class LiveChangeList(ChangeList):
     """Provide the ids of active rows, whose status cells the page polls."""
-
-    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
-        return super().get_queryset(request, exclude_parameters).defer(*UNLISTED)
 
     @property
     def live_ids(self) -> str:

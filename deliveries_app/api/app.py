@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.http import HttpRequest
 from ninja import Router, Status
 
@@ -12,13 +11,10 @@ from deliveries_app.api.callers import BODY, REFUSED, WITH_BODY
 from deliveries_app.api.schemas import moment
 from deliveries_app.models import App
 from deliveries_app.services import keys
-from deliveries_app.services.app_settings import PausedByAdministrator, change_own_settings
-from deliveries_app.services.keys import KeyRotationError
+from deliveries_app.services.app_settings import change_own_settings
 from deliveries_app.services.pinging import send_ping
 from docora.web.api import READ, documented_responses
 from docora.web.concurrency import PerCaller
-from docora.web.error_codes import ErrorCode
-from docora.web.errors import ApiError
 
 router = Router(auth=AppToken(), tags=["App"])
 
@@ -52,12 +48,8 @@ def get_app(request: HttpRequest) -> dict[str, Any]:
 )
 def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict[str, Any]:
     """Pauses or resumes all notifications, sets how many are sent at once, and turns `/sync_completed` on or off."""
-    try:
+    with errors.as_responses():
         app = change_own_settings(callers.actor(request), callers.caller(request), **settings.model_dump())
-    except PausedByAdministrator as error:
-        raise ApiError(str(error), 409, code=ErrorCode.PAUSED_BY_ADMINISTRATOR) from None
-    except ValidationError as error:
-        raise errors.of_validation(error) from None
     return _endpoint(app)
 
 
@@ -98,12 +90,8 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
     """Returns the new key, which is not shown again. `webhook-signature` now holds a signature of each key.
     `X-Docora-Signature` uses the old key until the app rejects it and accepts the new one, so the app can switch at any
     time. Then retire the old key."""
-    try:
+    with errors.as_responses():
         new = keys.start_key_rotation(callers.actor(request), callers.caller(request), choice.key or "")
-    except KeyRotationError as error:
-        raise _conflict(error) from None
-    except ValidationError as error:
-        raise errors.of_validation(error) from None
     return Status(201, {"key": new.key})
 
 
@@ -116,10 +104,8 @@ def rotate_key(request: HttpRequest, choice: schemas.KeyChoice) -> Status[dict[s
 def retire_old_key(request: HttpRequest) -> Status[None]:
     """Ends the rotation and keeps the new key. This needs proof that the app uses it: a notification that the app accepted
     with the new key, such as a ping with `new_key`."""
-    try:
+    with errors.as_responses():
         keys.retire_old_key(callers.actor(request), callers.caller(request))
-    except KeyRotationError as error:
-        raise _conflict(error) from None
     return Status(204, None)
 
 
@@ -131,15 +117,9 @@ def retire_old_key(request: HttpRequest) -> Status[None]:
 )
 def discard_new_key(request: HttpRequest) -> Status[None]:
     """Ends the rotation and keeps the old key, for example because the new one was lost."""
-    try:
+    with errors.as_responses():
         keys.cancel_key_rotation(callers.actor(request), callers.caller(request))
-    except KeyRotationError as error:
-        raise _conflict(error) from None
     return Status(204, None)
-
-
-def _conflict(error: KeyRotationError) -> ApiError:
-    return ApiError(str(error), 409, code=ErrorCode.KEY_ROTATION)
 
 
 def _endpoint(app: App) -> dict[str, Any]:

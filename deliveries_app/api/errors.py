@@ -1,7 +1,12 @@
 """Turn the errors of services into responses, each with its code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from django.core.exceptions import ValidationError
 
+from deliveries_app.services.app_settings import PausedByAdministrator
+from deliveries_app.services.keys import KeyRotationError
 from docora.web.error_codes import ErrorCode
 from docora.web.errors import ApiError
 from repositories_app.git.exceptions import (
@@ -31,17 +36,21 @@ _OF_CAUSE = {
 }
 
 
-def of_git(error: GitError, status: int) -> ApiError:
-    """Return the error for a repository that cannot be read."""
-    code = _OF_CLASS.get(type(error)) or _OF_CAUSE.get(error.cause, ErrorCode.REPOSITORY_UNREADABLE)
-    return ApiError(str(error), status, code=code)
-
-
-def of_url(error: InvalidUrl) -> ApiError:
-    code = ErrorCode.HOST_NOT_ALLOWED if isinstance(error, HostNotAllowed) else ErrorCode.INVALID_URL
-    return ApiError(str(error), 422, code=code)
-
-
-def of_validation(error: ValidationError) -> ApiError:
-    is_token = getattr(error, "code", "") == "token"
-    return ApiError(" ".join(error.messages), 422, code=ErrorCode.INVALID_TOKEN if is_token else None)
+@contextmanager
+def as_responses(*, unreadable: int = 404) -> Iterator[None]:
+    """Raise the `ApiError` for an error of a service. `unreadable` is the status if a repository cannot be read."""
+    try:
+        yield
+    except GitError as error:
+        code = _OF_CLASS.get(type(error)) or _OF_CAUSE.get(error.cause, ErrorCode.REPOSITORY_UNREADABLE)
+        raise ApiError(str(error), unreadable, code=code) from None
+    except InvalidUrl as error:
+        code = ErrorCode.HOST_NOT_ALLOWED if isinstance(error, HostNotAllowed) else ErrorCode.INVALID_URL
+        raise ApiError(str(error), 422, code=code) from None
+    except ValidationError as error:
+        is_token = getattr(error, "code", "") == "token"
+        raise ApiError(" ".join(error.messages), 422, code=ErrorCode.INVALID_TOKEN if is_token else None) from None
+    except KeyRotationError as error:
+        raise ApiError(str(error), 409, code=ErrorCode.KEY_ROTATION) from None
+    except PausedByAdministrator as error:
+        raise ApiError(str(error), 409, code=ErrorCode.PAUSED_BY_ADMINISTRATOR) from None

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Any
 
-from django.conf import settings
-from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.http import HttpRequest
 from ninja import Query, Router, Status
@@ -15,8 +13,8 @@ from deliveries_app.api.callers import BODY, NOT_WATCHED, REFUSED, WITH_BODY, Re
 from deliveries_app.api.paging import After, Order
 from deliveries_app.models import Status as WatchStatus
 from deliveries_app.services import Wanted, watch_settings
+from deliveries_app.services.push_hooks import hook_url
 from docora.web.api import READ, documented_responses
-from repositories_app.git.exceptions import GitError, InvalidUrl
 
 router = Router(auth=AppToken(), tags=["Repositories"])
 
@@ -47,16 +45,10 @@ def watch_repository(request: HttpRequest, registration: schemas.Registration) -
     repository, its token is replaced and every file is sent again. To avoid that, use `PUT`. A repository without a commit
     is synced after its first push."""
     app = callers.caller(request)
-    try:
+    with errors.as_responses():
         watched = services.watch_repository(
             callers.actor(request), app, registration.github_url, registration.github_token or ""
         )
-    except GitError as error:
-        raise errors.of_git(error, 404) from None
-    except InvalidUrl as error:
-        raise errors.of_url(error) from None
-    except ValidationError as error:
-        raise errors.of_validation(error) from None
     return Status(201, watched.as_dict())
 
 
@@ -85,16 +77,10 @@ def ensure_repository(request: HttpRequest, wanted: schemas.WantedRepository) ->
         if f"{name}_patterns" in given
     }
     others = {name: given[field] or "" for name, field in (("token", "github_token"), ("ref", "ref")) if field in given}
-    try:
+    with errors.as_responses():
         ensured = services.ensure_watched(
             callers.actor(request), callers.caller(request), wanted.github_url, Wanted(**others, **patterns)
         )
-    except GitError as error:
-        raise errors.of_git(error, 404) from None
-    except InvalidUrl as error:
-        raise errors.of_url(error) from None
-    except ValidationError as error:
-        raise errors.of_validation(error) from None
     return Status(201 if ensured.created else 200, schemas.watched_repository(ensured.watch))
 
 
@@ -182,12 +168,8 @@ def replace_token(request: HttpRequest, repository_id: RepositoryId, new: schema
     """Checks with git that the new token works, clears the error state and starts a sync. Files that the app has
     acknowledged are not sent again."""
     watch = callers.own_watch(request, repository_id)
-    try:
+    with errors.as_responses(unreadable=422):
         watch_settings.replace_github_token(callers.actor(request), watch, new.github_token)
-    except GitError as error:
-        raise errors.of_git(error, 422) from None
-    except ValidationError as error:
-        raise errors.of_validation(error) from None
     return {"message": "Token updated successfully"}
 
 
@@ -221,5 +203,4 @@ def renew_push_secret(request: HttpRequest, repository_id: RepositoryId) -> Stat
     push instead of every few minutes."""
     watch = callers.own_watch(request, repository_id)
     secret = watch_settings.renew_push_secret(callers.actor(request), watch)
-    url = f"{settings.PUBLIC_URL}/api/hooks/push/{watch.repository.repository_id}"
-    return Status(201, {"secret": secret, "url": url})
+    return Status(201, {"secret": secret, "url": hook_url(watch)})

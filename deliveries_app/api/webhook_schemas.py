@@ -153,8 +153,8 @@ class PingBody(_Body):
 EVENTS: dict[str, tuple[type[BaseModel], str, str]] = {
     "create": (Create, "A file has this content", "Write it, whatever was there before."),
     "update": (Update, "A file has new content", "Write it, as after `create`."),
-    "delete": (Delete, "A file is gone", "Remove it. That it is not there is no reason for an error."),
-    "sync_failed": (SyncFailed, "The repository cannot be read", "Your copy stays as it is. Docora goes on trying."),
+    "delete": (Delete, "A file is gone", "Remove it. If it isn't there, respond with 2xx all the same."),
+    "sync_failed": (SyncFailed, "The repository cannot be read", "Keep your copy. Docora retries automatically."),
     "sync_completed": (
         SyncCompleted,
         "Your app has acknowledged a whole commit",

@@ -118,7 +118,7 @@ _RESULTS = {
 
 
 SWEEP = "sweep"
-"""`requested_by` of runs that nobody requested."""
+"""`requested_by` of runs that Docora itself started."""
 
 
 class SyncRun(models.Model):

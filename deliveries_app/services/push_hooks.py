@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
@@ -86,6 +87,11 @@ def is_authentic(repository_id: str, proof: Proof, body: Iterable[bytes]) -> boo
 def _digest(secret: bytes) -> bytes:
     """Return a digest to compare, which has the same length for every secret."""
     return hashlib.sha256(secret).digest()
+
+
+def hook_url(watch: AppRepository) -> str:
+    """Return the URL that the git host sends its push hooks to."""
+    return f"{settings.PUBLIC_URL}/api/hooks/push/{watch.repository.repository_id}"
 
 
 def repository_pushed(actor: Actor, repository_id: str) -> int:

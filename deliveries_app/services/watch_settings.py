@@ -63,7 +63,7 @@ def set_ref(actor: Actor, watch: AppRepository, ref: str) -> bool:
 
 
 def _start_afresh() -> dict[str, Any]:
-    """Return the changes that clear a watch's errors and make it due, because what it failed with may be mended."""
+    """Return the changes that clear a watch's errors and make it due, because the change may have fixed its failure."""
     return {
         "retry_count": 0,
         "status": Case(When(status=Status.FAILED, then=Value(Status.PENDING)), default=F("status")),

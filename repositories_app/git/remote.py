@@ -99,7 +99,7 @@ def upload_pack_request(
 
 
 def _ls_refs(ref: str, object_format: str) -> bytes:
-    """Return the question for a branch or tag. HEAD is asked for too: it tells a missing ref from an empty repository."""
+    """Return the question for a branch or tag. It asks for HEAD too, to distinguish a missing ref from an empty repository."""
     if not ref:
         return _LS_REFS[object_format]
     prefixes = [f"ref-prefix {name}" for name in [HEAD, *full_names(ref)]]

@@ -96,7 +96,7 @@ def _was_heard_of(universe: Universe, watch: AppRepository) -> bool:
 
 
 def check_stop(watch: AppRepository, stop: Callable[[], bool]) -> None:
-    """A watch that was not up to date is not shown as synced because somebody stops it.
+    """A watch that was not up to date is not shown as synced because it was cancelled.
 
     Its worker may have ended a moment before (seed 5120). Then there was nothing to stop.
     """

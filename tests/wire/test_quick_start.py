@@ -23,7 +23,7 @@ FILES = {"README.md": b"# Handbook\n", "src/index.ts": b"export {}\r\n", "logo.p
 
 
 class Reader:
-    """Somebody who copies the page's code into a terminal, and replaces its `placeholders`."""
+    """A reader who copies the page's code into a terminal, and replaces its `placeholders`."""
 
     def __init__(self, folder: Path, placeholders: dict[str, str]) -> None:
         self.placeholders = placeholders
