@@ -1,6 +1,6 @@
 """Push hooks as each git host sends them, over a real HTTP server.
 
-`tests/fixtures/push_hooks` has one push event of each host: headers and body in the form that the host sends, with made-up names.
+`tests/fixtures/push_hooks` has one push event of each host: every header and field of a recorded one, with made-up values.
 `{sha256}`, `{sha1}`, `{secret}` and `{basic}` stand for what depends on the secret.
 """
 
