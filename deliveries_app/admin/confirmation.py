@@ -49,10 +49,10 @@ def selected[M: Model](model_admin: "ModelAdmin[M]", request: HttpRequest) -> Qu
     list_request.GET = filters  # type: ignore[assignment]
     try:
         change_list: Any = model_admin.get_changelist_instance(list_request)
-        rows = change_list.get_queryset(list_request)
+        rows: QuerySet[M] = change_list.get_queryset(list_request)
     except IncorrectLookupParameters:  # an invalid filter selects nothing
         return model_admin.get_queryset(request).none()
-    return model_admin.get_queryset(request).filter(pk__in=rows.order_by().values("pk"))
+    return rows
 
 
 def selection_context(pks: Iterable[int], files: int) -> dict[str, Any]:

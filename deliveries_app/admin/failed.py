@@ -135,7 +135,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     bulk_actions = (RETRY,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedSync]:
-        watches: Any = FailedSync.objects.failing().with_state().select_related("app", "repository")
+        watches: Any = FailedSync.objects.failing().with_state().for_list()
         return failures.in_order(watches)  # type: ignore[return-value]
 
     def get_ordering(self, request: HttpRequest) -> list[str | Combinable]:

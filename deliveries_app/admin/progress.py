@@ -79,7 +79,7 @@ def watch_progress(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _watches() -> AppRepositoryQuerySet:
-    return AppRepository.objects.with_state().select_related("app", "repository")
+    return AppRepository.objects.with_state().for_list()
 
 
 @require_POST

@@ -12,7 +12,7 @@ from django.urls import URLPattern, path, reverse
 from deliveries_app.actors import Actor
 from deliveries_app.admin import confirmation
 from deliveries_app.admin.actions import BulkAdmin
-from deliveries_app.reports.impact import SAMPLE, removal_of
+from deliveries_app.reports.impact import SAMPLE, Removal, removal_of
 from docora.text import counted
 
 
@@ -85,15 +85,14 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
 
     def _confirm_again(self, request: HttpRequest, rows: QuerySet[M]) -> HttpResponse | None:
         """Redirect back to the confirmation page if the selection has changed since it was shown."""
-        if not confirmation.selection_changed(request, *self._selection(rows)):
+        removal = removal_of(self.watches_of(rows))
+        if not confirmation.selection_changed(request, self._selected_keys(rows, removal), removal.files):
             return None
         return self.redirect_with_message(request, request.get_full_path(), confirmation.CHANGED, messages.WARNING)
 
-    def _selection(self, rows: QuerySet[M]) -> tuple[list[int], int]:
-        """Return the primary keys of the rows, the negated ones of their watches, and the number of the watches' files."""
-        watches = self.watches_of(rows).alive().order_by()
-        files = dict(watches.values_list("pk", "tree_files"))
-        return [*rows.order_by().values_list("pk", flat=True), *(-pk for pk in files)], sum(files.values())
+    def _selected_keys(self, rows: QuerySet[M], removal: Removal) -> list[int]:
+        """Return the primary keys of the rows, and the negated ones of their watches."""
+        return [*rows.order_by().values_list("pk", flat=True), *(-pk for pk in removal.pks)]
 
     def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
         """Render Django's page for one row, with counts."""
@@ -108,11 +107,12 @@ class RemovalAdmin[M: Model](BulkAdmin[M]):
 
     def _removal_context(self, rows: QuerySet[M]) -> dict[str, Any]:
         names = [str(row) for row in rows.order_by(*(self.opts.ordering or ()))[:SAMPLE]]
-        pks, files = self._selection(rows)
+        removal = removal_of(self.watches_of(rows))
+        pks = self._selected_keys(rows, removal)
         count = sum(pk > 0 for pk in pks)
         return {
-            **confirmation.selection_context(pks, files),
-            "removal": removal_of(self.watches_of(rows)),
+            **confirmation.selection_context(pks, removal.files),
+            "removal": removal,
             "verb": self.removal_labels.verb,
             "row_count": count,
             "names": _sentence_of(names, count - len(names), self.removal_labels),

@@ -95,12 +95,7 @@ class RepositoryAdmin(BulkAdmin[Repository], ReadOnlyAdmin[Repository]):
 
     def page_context(self, request: HttpRequest, repository: Repository) -> dict[str, Any]:
         """Return the details and the watches."""
-        watches = (
-            AppRepository.objects.alive()
-            .with_state()
-            .filter(repository=repository)
-            .select_related("app", "repository")[:200]
-        )
+        watches = AppRepository.objects.alive().with_state().filter(repository=repository).for_list()[:200]
         return {
             "repository": repository,
             "snapshot": repository.snapshots.first(),

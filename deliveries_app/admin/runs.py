@@ -71,7 +71,7 @@ class SyncRunAdmin(HistoryAdmin[SyncRun]):
 
     def page_context(self, request: HttpRequest, run: SyncRun) -> dict[str, Any]:
         """Return the run's details, and the files of its watch that are not delivered now."""
-        watches = AppRepository.objects.with_state().select_related("app", "repository")
+        watches = AppRepository.objects.with_state().for_list()
         watch = watches.get(pk=run.watch_id) if run.watch_id else None
         can_view_watch = watch is not None and request.user.has_perm("deliveries_app.view_apprepository")
         progress = live.of_runs([run])[run.pk]

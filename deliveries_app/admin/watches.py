@@ -1,6 +1,6 @@
 """Watched repositories: the list, and the page of one watch."""
 
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
@@ -63,10 +63,11 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
     watch_field = "pk"
+    paginator = widgets.KeysFirstPaginator
     bulk_actions = (RESYNC, RETRY)
 
     def get_queryset(self, request: HttpRequest) -> AppRepositoryQuerySet:
-        watches = AppRepository.objects.alive().with_state().select_related("app", "repository")
+        watches = AppRepository.objects.alive().with_state().for_list()
         return watches.order_by("app__name", "repository__owner", "repository__name", "pk")
 
     @admin.action(
@@ -191,6 +192,9 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
             "hint": help_texts.ROOT_HINTS[RootCause(watch.root_cause)] if watch.is_failing else "",
             "runs": [(run, help_texts.number_left_out(run.left_out)) for run in watch.runs.all()[:LISTED_RUNS]],
         }
+
+    def watches_of(self, queryset: QuerySet[AppRepository]) -> AppRepositoryQuerySet:
+        return cast(AppRepositoryQuerySet, queryset)
 
     def remove(self, actor: Actor, obj: AppRepository) -> None:
         services.unwatch_repository(actor, obj)

@@ -29,6 +29,16 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at r
         return int(rows.order_by()[: self.PAGES * self.per_page].count())
 
 
+class KeysFirstPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
+    """A paginator that sorts keys alone and then reads the rows of one page. Sorting whole rows takes twice as long."""
+
+    def page(self, number: int | str) -> Any:
+        page: Any = super().page(number)
+        rows: Any = self.object_list
+        page.object_list = rows.filter(pk__in=page.object_list.values("pk"))
+        return page
+
+
 def resync_link(watch: AppRepository, back: str) -> SafeString:
     """Return a row's button, which links to the confirmation page."""
     url = reverse("admin:deliveries_app_apprepository_force_resync")

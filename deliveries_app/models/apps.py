@@ -308,6 +308,12 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
         detail = Case(*whens, default=Value(StateDetail.WAITS_FOR_WORKER.value), output_field=models.CharField())
         return self.annotate(state_detail=detail, host_retry_at=host_retry_at("repository__canonical_url"))
 
+    def for_list(self) -> Self:
+        """Read apps and repositories with the watches, but no secrets: to decrypt those of 50 rows takes longer than the
+        query."""
+        secrets = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
+        return self.select_related("app", "repository").defer(*secrets)
+
     def in_state(self, state: str) -> Self:
         """Return the watches `with_state` that are in this `WatchState`."""
         return self.filter(state_detail__in=details_of(state))

@@ -121,7 +121,7 @@ def watches_of(app: App) -> AppRepositoryQuerySet:
 def table(app: App, query: Mapping[str, str]) -> dict[str, Any]:
     """Return one page of the watched repositories matching the query."""
     table_query = TableQuery.parse(query)
-    watches = table_query.apply(watches_of(app).select_related("app", "repository"))
+    watches = table_query.apply(watches_of(app).for_list())
     page: Page[Any] = Paginator(watches, PER_PAGE).get_page(query.get("p"))
     rows = list(page.object_list)
     counts = count_watches(app)

@@ -14,7 +14,7 @@ from deliveries_app.models.apps import is_syncing
 from repositories_app.models import Repository, Snapshot
 
 SAMPLE = 10
-COUNTED_RECORDS = 10_000
+COUNTED_RECORDS = 1000
 _RECENT_RUNS = 50
 _MAX_APPS_NAMED = 100
 _MAX_REPOSITORIES_NAMED = 1000  # above this, count all watches: a query that names thousands is slower
@@ -64,10 +64,13 @@ class RetryImpact(_Affected):
 class Removal(_Affected):
     """What is removed together with watches.
 
+    - `pks` and `files`: the watches, and the number of files in their newest trees.
     - `records`: their delivery records, exact up to `COUNTED_RECORDS`, otherwise estimated from the number of files.
     - `orphans`: repositories that no other app watches. Their mirrors are removed too.
     """
 
+    pks: Sequence[int]
+    files: int
     records: int
     records_are_exact: bool
     orphans: int
@@ -81,19 +84,22 @@ class Removal(_Affected):
 def removal_of(watches: AppRepositoryQuerySet) -> Removal:
     """Estimate a removal in a constant number of queries, with a bounded count of records."""
     watches = watches.alive()
-    rows = list(watches.order_by().values_list("repository_id", "tree_files"))
-    orphans = _orphans(Counter(repository for repository, _ in rows))
+    rows = list(watches.order_by().values_list("pk", "repository_id", "tree_files"))
+    orphans = _orphans(Counter(repository for _, repository, _ in rows))
+    files = sum(files for *_, files in rows)
     ids = watches.order_by().values("pk")
     records = Delivery.objects.filter(watch__in=ids).order_by()[: COUNTED_RECORDS + 1].count()
     exact = records <= COUNTED_RECORDS
     return Removal(
         watches=len(rows),
+        pks=[pk for pk, *_ in rows],
+        files=files,
         syncing=watches.leased().count(),
-        records=records if exact else max(records, sum(files for _, files in rows)),
+        records=records if exact else max(records, files),
         records_are_exact=exact,
         orphans=len(orphans),
         orphan_names=[str(repository) for repository in Repository.objects.filter(pk__in=orphans[:SAMPLE])],
-        sample=list(watches.with_state().select_related("app", "repository")[:SAMPLE]),
+        sample=list(watches.with_state().for_list()[:SAMPLE]),
     )
 
 
@@ -117,7 +123,7 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
         syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
-    sample = list(counted.with_state().select_related("app", "repository")[:SAMPLE])
+    sample = list(counted.with_state().for_list()[:SAMPLE])
     files = found.pop("total_files")
     pace = _recent_pace(watches, found["apps"])
     return Impact(
@@ -135,7 +141,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
         syncing=Count("pk", filter=is_syncing()),
         paused=Count("pk", filter=Q(app__paused=True)),
     )
-    sample = list(watches.with_state().select_related("app", "repository")[:SAMPLE])
+    sample = list(watches.with_state().for_list()[:SAMPLE])
     return RetryImpact(sample=sample, **found)
 
 

@@ -126,7 +126,7 @@ def _apps() -> Apps:
 
 
 def _oldest_due() -> AppRepository | None:
-    due = AppRepository.objects.due().free().select_related("app", "repository")
+    due = AppRepository.objects.due().free().for_list()
     return due.order_by("next_sync_at", "pk").first()
 
 
@@ -147,7 +147,7 @@ def _running(watches: Watches | None, *, operations: bool) -> Running:
 
 
 def _syncing() -> list[AppRepository]:
-    rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).select_related("app", "repository")
+    rows = AppRepository.objects.alive().with_state().in_state(WatchState.SYNCING).for_list()
     return list(rows.order_by("app__name", "repository__owner", "repository__name", "pk")[:WATCHES_SHOWN])
 
 
@@ -158,6 +158,6 @@ def _failing() -> tuple[Failing, ...]:
         cause_count=Window(Count("pk"), partition_by="root_cause"),
     )
     counts = dict(newest.filter(place=1).order_by().values_list("pk", "cause_count"))
-    watches = AppRepository.objects.filter(pk__in=counts).select_related("app", "repository")
+    watches = AppRepository.objects.filter(pk__in=counts).for_list()
     found = [Failing(RootCause(watch.root_cause), counts[watch.pk], watch) for watch in watches if watch.root_cause]
     return tuple(sorted(found, key=lambda failing: (failing.count, failing.newest.failing_since), reverse=True))

@@ -139,7 +139,7 @@ def read_queue() -> QueueView:
 
 
 def _watches() -> Any:
-    return AppRepository.objects.alive().with_state().select_related("app", "repository")
+    return AppRepository.objects.alive().with_state().for_list()
 
 
 def _watch_of(job: Job | None) -> int | None:

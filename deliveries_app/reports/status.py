@@ -72,7 +72,7 @@ def read_status(app: App | None, at_most: int) -> StatusReport:
     watches = AppRepository.objects.alive().filter(_IS_LISTED)
     if app:
         watches = watches.filter(app=app)
-    listed = watches.with_state().select_related("app", "repository")
+    listed = watches.with_state().for_list()
     failing_first = F("failing_since").asc(nulls_last=True)
     then_syncing = Case(When(_IS_SYNCING, then=0), default=1)
     rows: list[Any] = list(listed.order_by(failing_first, then_syncing, "next_sync_at", "pk")[:at_most])
