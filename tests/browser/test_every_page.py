@@ -17,7 +17,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import AppRepository, BulkOperation, Delivery, SyncRun
 from deliveries_app.services import resync_by_app
 from repositories_app.models import GitHubApp
-from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, Look, look_as, violations, violations_in_two_looks
+from tests.browser.accessibility import FOUR_LOOKS, TWO_LOOKS, look_as, violations, violations_in_two_looks
 from tests.browser.conftest import PASSWORD, Browser, Site
 from tests.support.github_api import pem
 from tests.support.receiver import Answer, wait_for
@@ -77,13 +77,15 @@ def walk(page: Page, site: Site, complaints: list[str]) -> Walk:
         kinds[kind] = kinds.get(kind, 0) + 1
         if kinds[kind] > KINDS or "logout" in path:
             continue
-        for look in looks_of(kind_of(path), walk):
-            look_as(page, look)
-            walk.statuses[kind] = status_of(page, site.url + address)
-            found = violations(page) if kind_of(path) not in walk.looked_at else []
-            walk.wrong += [f"{address} ({look.scheme}, {look.width}): {problem}" for problem in [*complaints, *found]]
-            complaints.clear()
-        walk.looked_at.add(kind_of(path))
+        look_as(page, TWO_LOOKS[0])
+        walk.statuses[kind] = status_of(page, site.url + address)
+        if kind_of(path) not in walk.looked_at:
+            walk.looked_at.add(kind_of(path))
+            for look in FOUR_LOOKS if kind_of(path) in IMPORTANT else TWO_LOOKS:
+                look_as(page, look)
+                walk.wrong += [f"{address} ({look.scheme}, {look.width}): {problem}" for problem in violations(page)]
+        walk.wrong += [f"{address}: {complaint}" for complaint in complaints]
+        complaints.clear()
         new = [link for link in links(page) if link not in seen]
         seen.update(new)
         waiting += new
@@ -99,13 +101,6 @@ def status_of(page: Page, address: str) -> int:
             return 200
         raise
     return response.status if response else 0
-
-
-def looks_of(kind: str, walk: Walk) -> tuple[Look, ...]:
-    """Return the looks to render a page in: several for the first page of a kind, one for the others."""
-    if kind in walk.looked_at:
-        return TWO_LOOKS[:1]
-    return FOUR_LOOKS if kind in IMPORTANT else TWO_LOOKS
 
 
 @pytest.fixture
