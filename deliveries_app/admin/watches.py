@@ -27,9 +27,11 @@ from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failing_files, help_texts
 from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.services.control import PAUSE_PERMISSION
 from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, elapsed, number, status_with_detail
+from docora.text import counted
 
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
@@ -58,7 +60,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     list_filter = (StateFilter, AppFilter, WatchCircuitFilter)
     search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
     search_help_text = "Owner, name, app or ID"
-    actions = ("force_resync", "retry", "delete_selected")
+    actions = ("force_resync", "retry", "pause", "resume", "delete_selected")
     removal_labels = RemovalLabels("Stop watching", "Stopped watching", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"
     page_template = "admin/deliveries_app/apprepository/change_form.html"
@@ -86,6 +88,31 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> HttpResponse:
         return self.remove_selected(request, queryset)
 
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        return self.can(request, PAUSE_PERMISSION)
+
+    @admin.action(permissions=["pause"], description="Pause", description_plural="Pause selected repositories")
+    def pause(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
+        """Pause at once. This needs no confirmation because nothing is lost: a resume continues where it stopped."""
+        paused = services.pause_watches(Actor.of_request(request), self.watches_of(queryset))
+        self.message_user(request, f"Paused {counted(len(paused), 'repository', 'repositories')}.")
+
+    @admin.action(permissions=["pause"], description="Resume", description_plural="Resume selected repositories")
+    def resume(self, request: HttpRequest, queryset: QuerySet[AppRepository]) -> None:
+        resumed = services.resume_watches(Actor.of_request(request), self.watches_of(queryset))
+        self.message_user(request, f"Resumed {counted(len(resumed), 'repository', 'repositories')}.")
+
+    def pause_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        services.pause_watches(Actor.of_request(request), AppRepository.objects.filter(pk=watch.pk))
+        message = f"{watch} is paused. Nothing is checked or sent until it is resumed."
+        return self.redirect_with_message(request, next_url(request, self.page_of(watch)), message)
+
+    def resume_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        services.resume_watches(Actor.of_request(request), AppRepository.objects.filter(pk=watch.pk))
+        still = " Its app is still paused." if watch.app.paused else ""
+        message = f"{watch} is resumed.{still}"
+        return self.redirect_with_message(request, next_url(request, self.page_of(watch)), message)
+
     def retry_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
         """Retry one watch at once. This needs no confirmation: a retry sends only unacknowledged files."""
         page = next_url(request, self.page_of(watch))
@@ -94,11 +121,17 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         except services.NotFailed:
             return self.redirect_with_message(request, page, f"{watch} is no longer failing.", messages.WARNING)
         paused = " The retry starts when the app is resumed." if watch.app.paused else ""
+        paused = " The retry starts when the repository is resumed." if watch.is_paused else paused
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
         return self.redirect_with_message(request, page, message)
 
     def get_urls(self) -> list[URLPattern]:
-        return [self.object_page("retry", require_POST(self.retry_one), RETRY_PERMISSION), *super().get_urls()]
+        return [
+            self.object_page("retry", require_POST(self.retry_one), RETRY_PERMISSION),
+            self.object_page("pause", require_POST(self.pause_one), PAUSE_PERMISSION),
+            self.object_page("resume", require_POST(self.resume_one), PAUSE_PERMISSION),
+            *super().get_urls(),
+        ]
 
     @admin.display(description="repository", ordering="repository__name")
     def repository_name(self, watch: AppRepository) -> str:

@@ -114,6 +114,10 @@ class WatchedRepository(Registered):
         "acknowledged everything. `failed`: all attempts failed; the next one is at the next rescan.",
         examples=["synced"],
     )
+    paused: bool = Field(
+        description="Whether an administrator has paused the repository. Then nothing is checked or sent.",
+        examples=[False],
+    )
     last_synced_at: Moment | None = Field(description="When the last complete sync ended.")
     last_scanned_at: Moment | None = Field(description="When git was last checked for changes.")
     last_commit: str | None = Field(
@@ -406,6 +410,7 @@ def watched_repository(watch: AppRepository) -> dict[str, Any]:
     """Return the `WatchedRepository` of a watch whose repository is loaded."""
     return Watched(watch, created=False).as_dict() | {
         "status": watch.status,
+        "paused": watch.is_paused,
         "last_synced_at": moment(watch.last_synced_at),
         "last_scanned_at": moment(watch.last_scanned_at),
         "last_commit": watch.last_commit or None,

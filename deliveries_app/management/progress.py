@@ -87,6 +87,8 @@ def _blocking_reasons(requested: Requested) -> Iterator[str]:
     watches = AppRepository.objects.filter(**run_filter)
     for app in App.objects.filter(paused=True, watches__in=watches).distinct():
         yield f"{app} is paused. This waits until it is resumed."
+    if paused := watches.exclude(paused_at=None).count():
+        yield f"{counted(paused, 'repository is', 'repositories are')} paused. This waits until they are resumed."
     arriving = watches.filter(arriving=True).count()
     if arriving:
         yield f"{counted(arriving, 'repository waits', 'repositories wait')} for an unfinished import. Run {program()} import_docora again."

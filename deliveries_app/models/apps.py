@@ -228,8 +228,8 @@ def is_free() -> Q:
 
 
 def is_unpaused() -> Q:
-    """Match watches whose app is not paused and whose import is complete, while syncing as a whole is not paused."""
-    return Q(~Exists(SyncPause.objects.all()), app__paused=False, arriving=False)
+    """Match watches that are not paused, nor their app, nor all syncing, and whose import is complete."""
+    return Q(~Exists(SyncPause.objects.all()), app__paused=False, paused_at=None, arriving=False)
 
 
 def can_sync() -> Q:
@@ -291,6 +291,7 @@ class AppRepositoryQuerySet(models.QuerySet["AppRepository"]):
             StateDetail.SYNCING: is_syncing(),
             StateDetail.ALL_PAUSED: Q(Exists(SyncPause.objects.all())),
             StateDetail.APP_PAUSED: Q(app__paused=True),
+            StateDetail.WATCH_PAUSED: Q(paused_at__isnull=False),
             StateDetail.IMPORTING: Q(arriving=True),
             StateDetail.UP_TO_DATE: Q(status=Status.SYNCED, slots_requested_at=None)
             & (Q(next_sync_at=None) | Q(next_sync_at__gt=Now())),
@@ -363,6 +364,10 @@ class AppRepository(models.Model):
         help_text="The app's own choice: matching files are not sent.",
     )
     status = models.CharField(max_length=20, choices=Status, default=Status.PENDING, editable=False)
+    paused_at = models.DateTimeField(
+        null=True, editable=False, help_text="While set, nothing is checked or sent. Requests are recorded and wait."
+    )
+    paused_by = models.CharField(max_length=150, blank=True, default="", db_default="", editable=False)
 
     generation = models.BigIntegerField(default=1, editable=False)
     resend_floor = models.BigIntegerField(default=1, editable=False)
@@ -535,6 +540,11 @@ class AppRepository(models.Model):
     @property
     def is_failing(self) -> bool:
         return self.failing_since is not None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the watch itself is paused. Its app or all syncing may be paused as well."""
+        return self.paused_at is not None
 
 
 class FailedSync(AppRepository):

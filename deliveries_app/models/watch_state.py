@@ -30,6 +30,7 @@ class StateDetail(models.TextChoices):
     FAILED = "failed", ""
     ALL_PAUSED = "all_paused", "all syncing is paused"
     APP_PAUSED = "app_paused", "the app is paused"
+    WATCH_PAUSED = "watch_paused", "the repository is paused"
     COOLDOWN = "cooldown", "endpoint cooldown"
     CIRCUIT_OPEN = "circuit", "open circuit"
     HOST_DOWN = "host_down", "git host unreachable"
@@ -51,6 +52,7 @@ _STATES = {
     StateDetail.FAILED: WatchState.FAILED,
     StateDetail.ALL_PAUSED: WatchState.PAUSED,
     StateDetail.APP_PAUSED: WatchState.PAUSED,
+    StateDetail.WATCH_PAUSED: WatchState.PAUSED,
     StateDetail.COOLDOWN: WatchState.ON_HOLD,
     StateDetail.CIRCUIT_OPEN: WatchState.ON_HOLD,
     StateDetail.HOST_DOWN: WatchState.ON_HOLD,

@@ -17,7 +17,7 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 from django.utils import timezone
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App
+from deliveries_app.models import App, AppRepository
 from deliveries_app.monitoring import health
 from deliveries_app.monitoring.counts import OVERDUE_SECONDS, count_watches
 from deliveries_app.monitoring.server_checks import from_health, live_workers
@@ -197,6 +197,10 @@ def check_pauses() -> list[CheckMessage]:
     if names := list(paused[: _LISTED + 1]):
         text = f"Nothing is sent to paused apps: {_some(names)}."
         messages.append(Warning(text, hint="Resume an app on its page when it is ready."))
+    if paused_watches := AppRepository.objects.alive().exclude(paused_at=None).count():
+        text = f"{counted(paused_watches, 'watched repository is', 'watched repositories are')} paused."
+        hint = "Resume them in the list of watched repositories, filtered by the status Paused."
+        messages.append(Warning(text, hint=hint))
     if importing := count_watches().importing:
         number = counted(importing, "watched repository is", "watched repositories are")
         text = f"{number} not fully imported. Nothing is checked or sent until the import is complete."

@@ -26,6 +26,7 @@ _ORDER = [
     StateDetail.HOST_DOWN,
     StateDetail.ALL_PAUSED,
     StateDetail.APP_PAUSED,
+    StateDetail.WATCH_PAUSED,
 ]
 """An operation shows the first of these that one of its repositories is in: the one that is closest to moving."""
 

@@ -17,6 +17,7 @@ SAMPLE = 10
 COUNTED_RECORDS = 1000
 _RECENT_RUNS = 50
 _MAX_APPS_NAMED = 100
+_IS_PAUSED = Q(app__paused=True) | Q(paused_at__isnull=False)
 _MAX_REPOSITORIES_NAMED = 1000  # above this, count all watches: a query that names thousands is slower
 
 
@@ -37,7 +38,7 @@ class _Affected:
 class Impact(_Affected):
     """What a re-sync sends: all `files` of the watches of `apps` apps.
 
-    `seconds` is estimated from the apps' recent pace, or None without one. The watches in `sample` have `files` and `size`.
+    `seconds` is estimated from the apps' recent pace, or None without one. `paused` are those that are paused, or whose app is. The watches in `sample` have `files` and `size`.
     """
 
     apps: int
@@ -121,7 +122,7 @@ def impact_of(watches: AppRepositoryQuerySet) -> Impact:
         total_files=Coalesce(Sum("files"), 0),
         total_size=Coalesce(Sum("size"), 0),
         syncing=Count("pk", filter=is_syncing()),
-        paused=Count("pk", filter=Q(app__paused=True)),
+        paused=Count("pk", filter=_IS_PAUSED),
     )
     sample = list(counted.with_state().for_list()[:SAMPLE])
     files = found.pop("total_files")
@@ -139,7 +140,7 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
         files=Coalesce(Sum("files_failing"), 0),
         unknown=Count("pk", filter=Q(base_commit="")),
         syncing=Count("pk", filter=is_syncing()),
-        paused=Count("pk", filter=Q(app__paused=True)),
+        paused=Count("pk", filter=_IS_PAUSED),
     )
     sample = list(watches.with_state().for_list()[:SAMPLE])
     return RetryImpact(sample=sample, **found)

@@ -22,6 +22,7 @@ _MESSAGES = {
     StateDetail.SYNCING: "Syncing now",
     StateDetail.ALL_PAUSED: "Continues when syncing is resumed",
     StateDetail.APP_PAUSED: "Continues when the app is resumed",
+    StateDetail.WATCH_PAUSED: "Continues when the repository is resumed",
     StateDetail.IMPORTING: "Starts when its records are imported",
     StateDetail.WAITS_FOR_SLOT: "Starts when the app has a free slot",
 }

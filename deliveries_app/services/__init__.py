@@ -6,7 +6,13 @@ Each function takes an `Actor`, checks its permission, acts, audits, and returns
 from deliveries_app.actors import CONTROL_PERMISSION, RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.scheduling import enqueue_due, request_sync
 from deliveries_app.services.cancel import cancel_operation, cancel_request, cancel_sync
-from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
+from deliveries_app.services.control import (
+    current_pause,
+    pause_syncing,
+    pause_watches,
+    resume_syncing,
+    resume_watches,
+)
 from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
@@ -37,9 +43,11 @@ __all__ = [
     "ensure_watched",
     "onboard_app",
     "pause_syncing",
+    "pause_watches",
     "request_sync",
     "resend_files",
     "resume_syncing",
+    "resume_watches",
     "resync_by_app",
     "resync_many",
     "resync_single",

@@ -1,13 +1,16 @@
-"""Pause and resume all syncing, and reset a repository's circuit breaker."""
+"""Pause and resume all syncing or single watches, and reset a repository's circuit breaker."""
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import CONTROL_PERMISSION, RETRY_PERMISSION, Actor
-from deliveries_app.models import AppRepository, Status, SyncPause
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Status, SyncPause
 from deliveries_app.services import audit
 from repositories_app import services as repositories
 from repositories_app.models import Repository
+
+PAUSE_PERMISSION = "deliveries_app.change_apprepository"
 
 
 def reset_circuit(actor: Actor, repository: Repository) -> int:
@@ -51,6 +54,33 @@ def resume_syncing(actor: Actor) -> bool:
         pause.delete()
         transaction.on_commit(scheduling.enqueue_due, robust=True)
     return True
+
+
+def pause_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepository]:
+    """Pause these watches, and return those that were not paused. A sync that is running stops within a second.
+
+    Nothing is checked or sent until they are resumed; requests and pushes are still recorded and wait.
+    """
+    return _set_paused(actor, watches.filter(paused_at=None), "Paused", paused_at=Now(), paused_by=actor.name[:150])
+
+
+def resume_watches(actor: Actor, watches: AppRepositoryQuerySet) -> list[AppRepository]:
+    """Resume these watches, enqueue what is due, and return those that were paused."""
+    resumed = _set_paused(actor, watches.exclude(paused_at=None), "Resumed", paused_at=None, paused_by="")
+    if resumed:
+        transaction.on_commit(scheduling.enqueue_due, robust=True)
+    return resumed
+
+
+def _set_paused(actor: Actor, watches: AppRepositoryQuerySet, message: str, **changes: object) -> list[AppRepository]:
+    actor.require(PAUSE_PERMISSION)
+    actor.require_watches(watches)
+    with transaction.atomic():
+        rows = watches.alive().order_by("pk").select_related("app", "repository")
+        changed = list(rows.select_for_update(of=("self",)))
+        AppRepository.objects.filter(pk__in=[watch.pk for watch in changed]).update(**changes)
+        audit.record(actor, changed, message)
+    return changed
 
 
 def current_pause() -> SyncPause | None:

@@ -162,6 +162,8 @@ def _revive(watch: AppRepository) -> None:
         ended_at=None,
         watch_id=new_watch_id() if watch.arriving else watch.watch_id,
         arriving=False,
+        paused_at=None,
+        paused_by="",
         generation=F("generation") + 1,
         resend_floor=F("generation") + 1,
         lowest_floor=F("generation") + 1,

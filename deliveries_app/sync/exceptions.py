@@ -8,7 +8,7 @@ class Superseded(Exception):
 
 
 class Paused(Exception):
-    """An administrator paused the app or all syncing during the run, or another run has put the app on hold."""
+    """Someone paused the repository, its app or all syncing during the run, or another run has put the app on hold."""
 
 
 class SliceOver(Exception):

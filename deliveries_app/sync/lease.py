@@ -210,8 +210,8 @@ class Lease:
         """Take the fair share of the app's slots, once a second or `at_once`.
 
         A smaller share is written once no more than that is in flight, so that slots are free before another run takes them.
-        Until then nothing new is started. Raises `Paused` if the app or all syncing was paused meanwhile, or if another run has
-        put the app on hold.
+        Until then nothing new is started. Raises `Paused` if the watch, its app or all syncing was paused meanwhile, or if
+        another run has put the app on hold.
         """
         if not at_once and boot_seconds() < self.rebalanced_at + _REBALANCE_SECONDS:
             return
@@ -219,7 +219,8 @@ class Lease:
             apps = App.objects.select_for_update(no_key=True).annotate(database_now=Now())
             app = apps.get(pk=self.watch.app_id)
             is_held = app.cooldown_until is not None and app.cooldown_until > app.database_now
-            if app.paused or is_held or SyncPause.objects.exists():
+            is_paused = Q(Exists(SyncPause.objects.all())) | Q(paused_at__isnull=False)
+            if app.paused or is_held or AppRepository.objects.filter(is_paused, pk=self.watch.pk).exists():
                 raise Paused  # again at every call, because some callers ignore it
             self.rebalanced_at = boot_seconds()
             others = _other_leases(app.pk, self.watch.pk)

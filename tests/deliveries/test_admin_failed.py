@@ -79,6 +79,7 @@ def test_rows_link_to_the_watch(viewer: Client, failing) -> None:
     [
         (StateDetail.SYNCING, "Syncing"),
         (StateDetail.APP_PAUSED, "Paused the app is paused"),
+        (StateDetail.WATCH_PAUSED, "Paused the repository is paused"),
         (StateDetail.ALL_PAUSED, "Paused all syncing is paused"),
         (StateDetail.CIRCUIT_OPEN, "On hold open circuit"),
         (StateDetail.HOST_DOWN, "On hold git host unreachable"),
@@ -96,6 +97,8 @@ def test_state_badge_and_filter(viewer: Client, failing, detail: StateDetail, la
             row.update(status=Status.SCANNING, lease_until=timezone.now() + timedelta(seconds=20))
         case StateDetail.APP_PAUSED:
             app.update(paused=True)
+        case StateDetail.WATCH_PAUSED:
+            row.update(paused_at=timezone.now())
         case StateDetail.ALL_PAUSED:
             SyncPause.objects.create(paused_by="anna")
         case StateDetail.CIRCUIT_OPEN:

@@ -12,15 +12,17 @@ from django.db.models.functions import Now
 
 from deliveries_app import jobs
 from deliveries_app.actors import Actor
-from deliveries_app.models import AppRepository, Notice, Outcome, Status, SyncPause
+from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Notice, Outcome, Status, SyncPause
 from deliveries_app.receiver import Notification
 from deliveries_app.services import (
     cancel_request,
     current_pause,
     enqueue_due,
     pause_syncing,
+    pause_watches,
     request_sync,
     resume_syncing,
+    resume_watches,
     resync_single,
     retry_single,
     unwatch_repository,
@@ -351,3 +353,74 @@ def test_pausing_needs_permission(world: World) -> None:
         for service in (pause_syncing, resume_syncing):
             with pytest.raises(PermissionDenied):
                 service(actor)
+
+
+# --- One watch -----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(watch: AppRepository) -> AppRepositoryQuerySet:
+    return AppRepository.objects.filter(pk=watch.pk)
+
+
+def test_paused_watch_waits_while_its_app_goes_on(world: World, redis_client) -> None:
+    repo, watch = world.watch(FILES)
+    other_repo, other = world.watch(FILES, name="acme/other")
+    world.settle()
+    pause_watches(ME, rows_of(watch))
+    for each in (repo, other_repo):
+        each.commit({"new.txt": b"new"})
+    run = resync_single(ME, watch).run
+    before, git_requests = len(world.requests()), len(world.git.server.requests)
+    redis_client.flushall()
+    sweep()
+    assert redis_client.lrange("rq:queue:default", 0, -1) == [other.job_id.encode()]
+    jobs.sync_watch(watch.pk)
+    jobs.sync_watch(other.pk)
+    assert {record.watch_id for record in world.requests()[before:]} == {other.watch_id}
+    assert all("other" in request for request in map(str, world.git.server.requests[git_requests:]))
+    run.refresh_from_db()
+    assert run.outcome == ""
+    resume_watches(ME, rows_of(watch))
+    assert watch.job_id.encode() in redis_client.lrange("rq:queue:default", 0, -1)
+    world.settle()
+    run.refresh_from_db()
+    assert run.outcome == Outcome.SUCCEEDED
+    for each in ((repo, watch), (other_repo, other)):
+        assert_promise_kept(world, *each)
+
+
+def test_run_of_a_paused_watch_continues_after_the_resume(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    world.answer(at_notification(5, lambda: pause_watches(ME, rows_of(watch))))
+    world.sync(watch)
+    assert len(world.requests()) == 5
+    assert (watch.status, watch.lease_until, watch.retry_count) == (Status.PENDING, None, 0)
+    assert [run.outcome for run in world.runs(watch)] == [""]
+    resume_watches(ME, rows_of(watch))
+    jobs.sync_watch(watch.pk)
+    assert sent(world) == dict.fromkeys(FILES, 1)
+    assert_promise_kept(world, repo, watch)
+
+
+def test_repository_watched_anew_is_not_paused(world: World) -> None:
+    repo, watch = world.watch(FILES)
+    pause_watches(ME, rows_of(watch))
+    unwatch_repository(ME, watch)
+    world.watch_url(repo)
+    watch.refresh_from_db()
+    assert not watch.is_paused
+
+
+def test_pausing_a_watch_takes_the_permission_and_is_logged_once(world: World) -> None:
+    _repo, watch = world.watch(FILES)
+    user = User.objects.create_user("olga", is_staff=True)
+    for act in (pause_watches, resume_watches):
+        with pytest.raises(PermissionDenied):
+            act(Actor.of_user(user), rows_of(watch))
+    user = User.objects.create_superuser("root")
+    assert pause_watches(Actor.of_user(user), rows_of(watch)) == [watch]
+    assert pause_watches(Actor.of_user(user), rows_of(watch)) == []
+    watch.refresh_from_db()
+    assert (watch.is_paused, watch.paused_by) == (True, "root")
+    assert resume_watches(Actor.of_user(user), rows_of(watch)) == [watch]
+    assert [entry.change_message for entry in LogEntry.objects.order_by("pk")] == ["Paused", "Resumed"]

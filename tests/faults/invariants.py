@@ -137,7 +137,8 @@ def check_syncing_is_leased() -> None:
 
 def check_knows_head(universe: Universe, watch: AppRepository) -> None:
     """A watch that is shown as synced, with nothing due, has the HEAD that the sweep has just seen."""
-    is_held = watch.app.paused or watch.arriving or watch.repository.circuit_open_until or HostOutage.objects.exists()
+    is_paused = watch.app.paused or watch.is_paused
+    is_held = is_paused or watch.arriving or watch.repository.circuit_open_until or HostOutage.objects.exists()
     head = universe.head_of(watch)
     if is_at_rest(watch) and not is_held and not universe.paused_everything():
         assert watch.last_commit == head, f"{watch} is shown as synced at {watch.last_commit[:8]}, HEAD is {head[:8]}"

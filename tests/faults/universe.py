@@ -26,7 +26,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.importing.source import SourceFile, SourceWatch
 from deliveries_app.importing.validate import State
-from deliveries_app.models import App, AppRepository, BulkOperation, Imported, Status
+from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, Imported, Status
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import (
@@ -43,7 +43,14 @@ from deliveries_app.services import (
     watch_repository,
 )
 from deliveries_app.services.cancel import cancel_sync
-from deliveries_app.services.control import current_pause, pause_syncing, reset_circuit, resume_syncing
+from deliveries_app.services.control import (
+    current_pause,
+    pause_syncing,
+    pause_watches,
+    reset_circuit,
+    resume_syncing,
+    resume_watches,
+)
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.onboarding import change_app
 from deliveries_app.services.tokens import rotate_app_token
@@ -83,6 +90,10 @@ ATTEMPTS_OF_THE_GOOD = 8
 """Attempts within which a well-behaved app must get everything. It may have to wait for its own earlier failures."""
 PATIENCE = 7200.0
 """Seconds within which everything is delivered once nothing fails any more: holds end after an hour at the latest."""
+
+
+def _rows(watch: AppRepository) -> AppRepositoryQuerySet:
+    return AppRepository.objects.filter(pk=watch.pk)
 
 
 def _full_name(ref: str) -> str:
@@ -357,6 +368,12 @@ class Universe:
 
     def resume(self, app: int) -> None:
         self._change_app(app, "app resumed", paused=False)
+
+    def pause_one(self, place: int) -> None:
+        self._with(place, "repository paused", lambda watch: pause_watches(ACTOR, _rows(watch)))
+
+    def resume_one(self, place: int) -> None:
+        self._with(place, "repository resumed", lambda watch: resume_watches(ACTOR, _rows(watch)))
 
     def pause_everything(self) -> None:
         self._note("all paused")
@@ -680,6 +697,8 @@ class Universe:
         row = App.objects.get(pk=self.apps[app].pk)
         if row.paused:
             self.resume(app)
+        if (watch := self.watch_in(place)) and watch.is_paused:
+            self.resume_one(place)
         if row.is_rotating_key:
             self.keys[row.app_id] = row.new_auth_key
         if place == GOOD_PLACE:
@@ -742,7 +761,7 @@ class Universe:
         """Say what holds back each watch that is not at rest."""
         return [
             f"{watch} is {watch.status}, due at {watch.next_sync_at}, leased until {watch.lease_until}, arriving:"
-            f" {watch.arriving}, paused: {watch.app.paused}, held until {watch.app.cooldown_until}, down:"
+            f" {watch.arriving}, paused: {watch.app.paused} {watch.is_paused}, held until {watch.app.cooldown_until}, down:"
             f" {watch.app.down_count}, {watch.last_error}"
             for watch in self.alive()
             if not invariants.is_at_rest(watch)
