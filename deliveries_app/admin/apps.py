@@ -10,22 +10,21 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.safestring import SafeString
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.actions import RESYNC
+from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.forms import AppForm, OnboardForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
-from deliveries_app.models import App, AppRepository
+from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
 from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
-from docora.templatetags.docora import badge
 
 TOKENS_SHOWN = 20
 
@@ -37,10 +36,15 @@ def _count_of_watches(**condition: Any) -> Coalesce:
     return Coalesce(Subquery(counted.values("count")), 0)
 
 
+def _last_success() -> Subquery:
+    """Return when the app last acknowledged a file, from the index of its hourly traffic."""
+    hours = HourlyTraffic.objects.filter(app=OuterRef("pk"), acknowledged_at__isnull=False)
+    return Subquery(hours.order_by("-hour").values("acknowledged_at")[:1])
+
+
 @admin.register(App)
-class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
+class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     form = AppForm
-    list_display = ("name", "state", "failing", "repositories", "base_url", "app_id")
     list_filter = ("paused",)
     search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
@@ -54,7 +58,11 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
             super()
             .get_queryset(request)
             .filter(ended_at=None)
-            .annotate(watch_count=_count_of_watches(), failed_count=_count_of_watches(failing_since__isnull=False))
+            .annotate(
+                watch_count=_count_of_watches(),
+                failed_count=_count_of_watches(failing_since__isnull=False),
+                last_success=_last_success(),
+            )
         )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -86,22 +94,6 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
     @admin.action(permissions=["delete"], description="Delete", description_plural="Delete selected apps")
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[App]) -> HttpResponse:
         return self.remove_selected(request, queryset)
-
-    @admin.display(ordering="watch_count")
-    def repositories(self, app: App) -> int:
-        return int(app.watch_count)  # type: ignore[attr-defined]
-
-    @admin.display(ordering="failed_count")
-    def failing(self, app: App) -> int:
-        return int(app.failed_count)  # type: ignore[attr-defined]
-
-    @admin.display(description="status", ordering="paused")
-    def state(self, app: App) -> SafeString:
-        if app.paused:
-            return badge("paused", "Paused")
-        if app.down_count:
-            return badge("failed", "Endpoint down")
-        return badge("on_hold", "Slowed down") if app.is_slowed_down else badge("succeeded", "Active")
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None

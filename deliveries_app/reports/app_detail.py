@@ -24,7 +24,7 @@ from deliveries_app.reports import failing_files
 from deliveries_app.reports.next_attempt import NextTry, next_try
 from deliveries_app.services import RESYNC_PERMISSION, RETRY_PERMISSION
 from deliveries_app.webhooks import endpoint_stats
-from docora.templatetags.docora import counted, milliseconds
+from docora.templatetags.docora import counted, milliseconds, percent
 
 PER_PAGE = 50
 RECENT_OPERATIONS = 5
@@ -188,9 +188,8 @@ def health(app: App) -> str:
     stats = endpoint_stats.of_app(app)
     if stats is None:
         return "No recent notifications"
-    share = f"{100 * stats.accepted:.1f}".removesuffix(".0")
     times = f"median {milliseconds(stats.median)} · p95 {milliseconds(stats.p95)}"
-    return f"{share}% accepted · {times} (last {stats.requests})"
+    return f"{percent(stats.accepted)} accepted · {times} (last {stats.requests})"
 
 
 def live(user: AbstractBaseUser | AnonymousUser, app: App, query: QueryDict) -> dict[str, Any]:

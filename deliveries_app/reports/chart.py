@@ -1,4 +1,4 @@
-"""Geometry of a small bar chart that a template renders as SVG."""
+"""Geometry of small bar charts that are rendered as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +29,27 @@ def stacked(values: Sequence[tuple[int, int]]) -> list[Bar]:
     return [
         _bar(index * slot, slot, _height(good, most), _height(bad, most)) for index, (good, bad) in enumerate(values)
     ]
+
+
+SPARK_WIDTH, SPARK_HEIGHT = 3, 20  # of one slot: a bar of two units, and a gap
+
+
+def sparkline(values: Sequence[tuple[int, int]]) -> tuple[str, str]:
+    """Return the SVG paths of the good and the bad parts of a row of stacked bars, in whole units.
+
+    Each slot is `SPARK_WIDTH` wide, the highest bar `SPARK_HEIGHT` high. A path is empty if there is nothing to draw.
+    """
+    most = max((good + bad for good, bad in values), default=0)
+    paths: tuple[list[str], list[str]] = [], []
+    for index, parts in enumerate(values):
+        heights = [max(2, round(SPARK_HEIGHT * value / most)) if value else 0 for value in parts]
+        heights[heights.index(max(heights))] -= max(0, sum(heights) - SPARK_HEIGHT)  # the smaller part was raised
+        top = SPARK_HEIGHT
+        for path, height in zip(paths, heights, strict=True):
+            top -= height
+            if height:
+                path.append(f"M{index * SPARK_WIDTH} {top}h2v{height}h-2z")
+    return "".join(paths[0]), "".join(paths[1])
 
 
 def _height(value: int, most: int) -> float:

@@ -8,7 +8,7 @@ counters across all apps (`docora.redis.counters`).
 import logging
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -107,13 +107,23 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
 
 def of_app(app: App) -> EndpointStats | None:
     """Return the app's statistics, or None without recent requests or without Redis."""
+    return of_apps([app]).get(app.pk)
+
+
+def of_apps(apps: Sequence[App]) -> dict[int, EndpointStats]:
+    """Return the statistics of apps with recent requests, by primary key, in one round trip. Empty without Redis."""
     try:
-        found: list[Any] = connection().lrange(_PREFIX + app.app_id, 0, -1)
+        with connection().pipeline(transaction=False) as pipeline:
+            for app in apps:
+                pipeline.lrange(_PREFIX + app.app_id, 0, -1)
+            found: list[list[bytes]] = pipeline.execute()
     except RedisError:
-        return None
-    requests = [value.decode().split(":") for value in found]
-    if not requests:
-        return None
+        return {}
+    return {app.pk: _stats(values) for app, values in zip(apps, found, strict=True) if values}
+
+
+def _stats(values: list[bytes]) -> EndpointStats:
+    requests = [value.decode().split(":") for value in values]
     times = sorted(int(milliseconds) / 1000 for _, milliseconds in requests)
     accepted = sum(ok == "1" for ok, _ in requests) / len(requests)
     return EndpointStats(len(requests), accepted, _quantile(times, 0.5), _quantile(times, 0.95))

@@ -196,6 +196,12 @@ def milliseconds(seconds: float | None) -> str:
 
 
 @register.filter
+def percent(share: float) -> str:
+    """Format a share with at most one decimal: `99.2%`, `100%`."""
+    return f"{f'{100 * share:.1f}'.removesuffix('.0')}%"
+
+
+@register.filter
 def counted(value: int, nouns: str) -> str:
     """Format a number with its noun: `3|counted:"repository,repositories"` gives `3 repositories`."""
     singular, plural = nouns.split(",")

@@ -129,7 +129,7 @@ def test_list_shows_the_state_of_every_sync(portal: Caller) -> None:
     assert set(docs) == {
         *("repository_id", "github_url", "owner", "name", "is_private", "status", "created_at", "last_synced_at"),
         *("last_scanned_at", "last_commit", "branch", "files", "bytes", "files_failing", "left_out", "last_error"),
-        *("last_error_cause", "next_sync_at", "ref", "include_patterns", "exclude_patterns"),
+        *("last_error_cause", "next_sync_at", "ref", "include_patterns", "exclude_patterns", "paused"),
     }
     assert (docs["status"], docs["last_error_cause"], docs["left_out"]) == ("failed", "auth", {"symlink": 2})
     assert (docs["files"], docs["bytes"], docs["files_failing"]) == (100, 5000, 3)

@@ -60,6 +60,15 @@ def test_pause_and_resume_one_app(watches) -> None:
     assert not App.objects.filter(paused=True).exists()
 
 
+def test_pause_and_resume_one_repository(watches) -> None:
+    ids = dict(zip(("app_id", "repository_id"), ids_of(watches[0]), strict=True))
+    assert run_json("pause_syncing", *ids.values()) == {**ids, "paused": True}
+    assert list(AppRepository.objects.exclude(paused_at=None)) == [watches[0]]
+    App.objects.update(paused=True)
+    assert "Its app is still paused" in run("resume_syncing", *ids.values())
+    assert not AppRepository.objects.exclude(paused_at=None).exists()
+
+
 @pytest.mark.parametrize(
     ("name", "count", "question"),
     [("unwatch_repository", 2, "no longer receive acme/docs"), ("delete_app", 1, "watches 2 repositories")],

@@ -376,7 +376,7 @@ def test_paused_watch_waits_while_its_app_goes_on(world: World, redis_client) ->
     assert redis_client.lrange("rq:queue:default", 0, -1) == [other.job_id.encode()]
     jobs.sync_watch(watch.pk)
     jobs.sync_watch(other.pk)
-    assert {record.watch_id for record in world.requests()[before:]} == {other.watch_id}
+    assert {record.run_id for record in world.requests()[before:]} == {other.runs.first().run_id}
     assert all("other" in request for request in map(str, world.git.server.requests[git_requests:]))
     run.refresh_from_db()
     assert run.outcome == ""

@@ -1,0 +1,172 @@
+"""The list of apps as a health board: how each endpoint does, what fails, and a button to re-sync."""
+
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import DateTimeField, Value
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from deliveries_app.admin import widgets
+from deliveries_app.admin.base import DocoraAdmin
+from deliveries_app.models import App
+from deliveries_app.reports import app_health
+from deliveries_app.reports.app_health import AppHealth
+from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
+from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, number, percent
+
+
+_NEVER = Value(datetime(1970, 1, 1, tzinfo=UTC), output_field=DateTimeField())
+"""Apps without a success are sorted as if it was long ago."""
+
+
+class HealthChangeList(ChangeList):
+    """Read the health of all apps on the page at once."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        health = app_health.of_apps(self.result_list)
+        for app in self.result_list:
+            app.health = health[app.pk]
+
+
+class AppHealthAdmin(DocoraAdmin[App]):
+    """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
+
+    list_display: tuple[Any, ...] = (
+        "name", "state", "failing", "accepted", "p95", "last_success", "traffic", "repositories",
+    )  # fmt: skip
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return HealthChangeList
+
+    def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
+        """Link the numbers for users who can view the repositories, and add a button for those who can re-sync."""
+        columns: tuple[Any, ...] = self.list_display
+        if request.user.has_perm("deliveries_app.view_apprepository"):
+            columns = tuple(_LINKED.get(name, name) for name in columns)
+        if not self.has_resync_permission(request):  # type: ignore[attr-defined]  # of `BulkAdmin`
+            return columns
+        url, back = reverse(f"admin:{self.url_name('force_resync')}"), request.get_full_path()
+
+        @admin.display(description=widgets.ACTIONS)
+        def resync_button(app: App) -> SafeString | str:
+            query = urlencode({"ids": app.pk, "next": back})
+            return _watch_count(app) and format_html(
+                '<a class="button button-resync" href="{}?{}" aria-label="Re-sync all repositories of {}">{}Re-sync all</a>',
+                url,
+                query,
+                app.name,
+                icon("resync"),
+            )
+
+        return (*columns, resync_button)
+
+    @admin.display(description="status", ordering="paused")
+    def state(self, app: App) -> SafeString:
+        if app.paused:
+            return badge("paused", "Paused")
+        if app.down_count:
+            return badge("failed", "Endpoint down")
+        return badge("on_hold", "Slowed down") if app.is_slowed_down else badge("succeeded", "Active")
+
+    @admin.display(ordering="watch_count")
+    def repositories(self, app: App) -> str:
+        return number(_watch_count(app))
+
+    @admin.display(ordering="failed_count")
+    def failing(self, app: App) -> SafeString | str:
+        return _failing(app)
+
+    @admin.display(description="accepted")
+    def accepted(self, app: App) -> SafeString | str:
+        """Return the share of the latest requests that the app accepted."""
+        stats = _health(app).stats
+        if stats is None:
+            text = "No recent requests" if app.last_success else "No requests yet"  # type: ignore[attr-defined]
+            return format_html('<span class="quiet">{}</span>', text)
+        share = format_html('{} <span class="quiet">of {}</span>', percent(stats.accepted), stats.requests)
+        return (
+            format_html('<span class="bad">{}{}</span>', icon("warning"), share) if _health(app).is_unhealthy else share
+        )
+
+    @admin.display(description="p95")
+    def p95(self, app: App) -> str:
+        """Return how long 95% of the latest requests took at most."""
+        stats = _health(app).stats
+        return milliseconds(stats.p95) if stats else ""
+
+    @admin.display(description="last success", ordering=Coalesce("last_success", _NEVER))
+    def last_success(self, app: App) -> str:
+        moment = app.last_success  # type: ignore[attr-defined]
+        return ago(moment) if moment else ""
+
+    @admin.display(description="last 24 hours")
+    def traffic(self, app: App) -> SafeString:
+        return sparkline(_health(app))
+
+
+def sparkline(health: AppHealth) -> SafeString:
+    """Return the bars of the last hours as SVG, with the totals as text."""
+    text = f"{counted(health.delivered, 'file,files')} delivered" if health.delivered else "Nothing delivered"
+    text += f", {number(health.rejected)} rejected" if health.rejected else ""
+    width = app_health.HOURS * SPARK_WIDTH
+    good, bad = health.paths
+    return format_html(
+        '<svg class="spark" role="img" aria-label="{0} in the last {1} hours" viewBox="0 0 {2} {3}">'
+        '<title>{0} in the last {1} hours</title><path class="chart-grid" d="M0 {4}h{2}"></path>{5}{6}</svg>',
+        text,
+        app_health.HOURS,
+        width,
+        SPARK_HEIGHT + 1,
+        f"{SPARK_HEIGHT}.5",
+        _path("chart-good", good),
+        _path("chart-bad", bad),
+    )
+
+
+def _path(name: str, path: str) -> SafeString | str:
+    return format_html('<path class="{}" d="{}"></path>', name, path) if path else ""
+
+
+def _health(app: App) -> AppHealth:
+    health: AppHealth = app.health  # type: ignore[attr-defined]  # attached by `HealthChangeList`
+    return health
+
+
+def _watch_count(app: App) -> int:
+    return int(app.watch_count)  # type: ignore[attr-defined]
+
+
+def _failing(app: App) -> SafeString | str:
+    count = int(app.failed_count)  # type: ignore[attr-defined]
+    return format_html('<span class="bad">{}{}</span>', icon("cross"), number(count)) if count else "0"
+
+
+def _link(model: str, app: App, content: SafeString | str, label: str) -> SafeString:
+    url = reverse(f"admin:deliveries_app_{model}_changelist")
+    return format_html('<a href="{}?app={}" aria-label="{}">{}</a>', url, app.pk, label, content)
+
+
+@admin.display(description="failing", ordering="failed_count")
+def failing(app: App) -> SafeString | str:
+    count = int(app.failed_count)  # type: ignore[attr-defined]
+    label = f"{counted(count, 'failing repository,failing repositories')} of {app.name}"
+    return _link("failedsync", app, _failing(app), label) if count else "0"
+
+
+@admin.display(description="repositories", ordering="watch_count")
+def repositories(app: App) -> SafeString | str:
+    count = _watch_count(app)
+    label = f"{counted(count, 'repository,repositories')} of {app.name}"
+    return _link("apprepository", app, number(count), label) if count else "0"
+
+
+_LINKED = {"failing": failing, "repositories": repositories}
