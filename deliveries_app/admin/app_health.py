@@ -21,7 +21,6 @@ from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
 from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, number, percent
 
-
 _NEVER = Value(datetime(1970, 1, 1, tzinfo=UTC), output_field=DateTimeField())
 """Apps without a success are sorted as if it was long ago."""
 

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern
+from django.urls import URLPattern, reverse
 
 from deliveries_app.actors import Actor
 from deliveries_app.admin.forms import RotateKeyForm, RotateTokenForm, add_service_error, post_data
@@ -53,7 +53,7 @@ CONFIRMED_CHANGES = (
         button="Retire old tokens",
         paragraphs=(
             "Only the newest token will be accepted. Requests with an older token will fail with HTTP 401.",
-            "Before you continue, check on the app's page that the app has used the newest token.",
+            "Before you continue, check in the app's settings that the app has used the newest token.",
         ),
         done_message="Old tokens retired.",
         run=tokens.retire_old_tokens,
@@ -113,6 +113,9 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
         can_ping = self.can(request, pinging.PERMISSION)
         return {"app": owner, "can_ping": can_ping, "public_url": settings.PUBLIC_URL}
 
+    def settings_page_of(self, app: App) -> str:
+        return reverse(f"admin:{self.url_name('settings')}", args=[app.pk])
+
     def rotate_token(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateTokenForm(post_data(request))
         if request.method == "POST" and form.is_valid():
@@ -123,7 +126,16 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 return self._warn(request, app, error)
             return self.redirect_to_secrets(request, NEW_TOKEN, app, token=new.token)
         template, live = "admin/deliveries_app/app/rotate_token.html", tokens.live_tokens(app)
-        return self.render_question(request, app, "Rotate token", "Rotate token", template, form=form, tokens=live)
+        return self.render_question(
+            request,
+            app,
+            "Rotate token",
+            "Rotate token",
+            template,
+            form=form,
+            tokens=live,
+            back=self.settings_page_of(app),
+        )
 
     def rotate_key(self, request: HttpRequest, app: App) -> HttpResponse:
         form = RotateKeyForm(post_data(request))
@@ -141,7 +153,9 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 request, app, "A key rotation is already in progress. Retire the old key or discard the new one first."
             )
         template = "admin/deliveries_app/app/rotate_key.html"
-        return self.render_question(request, app, "Rotate key", "Rotate key", template, form=form)
+        return self.render_question(
+            request, app, "Rotate key", "Rotate key", template, form=form, back=self.settings_page_of(app)
+        )
 
     def confirm_change(self, request: HttpRequest, app: App, *, change: ConfirmedChange) -> HttpResponse:
         if request.method == "POST":
@@ -149,10 +163,12 @@ class AppSecretsAdmin(OneTimeSecretsAdmin[App]):
                 change.run(Actor.of_request(request), app)
             except (keys.KeyRotationError, NotFound) as error:
                 return self._warn(request, app, error)
-            return self.redirect_with_message(request, self.page_of(app), change.done_message)
+            return self.redirect_with_message(request, self.settings_page_of(app), change.done_message)
         if change.blocked_reason and (reason := change.blocked_reason(app)):
             return self._warn(request, app, reason)
-        return self.render_question(request, app, change.title, change.button, paragraphs=change.paragraphs)
+        return self.render_question(
+            request, app, change.title, change.button, paragraphs=change.paragraphs, back=self.settings_page_of(app)
+        )
 
     def _warn(self, request: HttpRequest, app: App, message: object) -> HttpResponse:
-        return self.redirect_with_message(request, self.page_of(app), message, messages.WARNING)
+        return self.redirect_with_message(request, self.settings_page_of(app), message, messages.WARNING)

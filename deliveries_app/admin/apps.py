@@ -1,4 +1,4 @@
-"""Client apps: the list, and the page to operate one app."""
+"""Client apps: the list, the page to operate one app, and the page with its settings."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -8,8 +8,9 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import Actor
@@ -27,6 +28,7 @@ from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
 
 TOKENS_SHOWN = 20
+CHANGE_PERMISSION = "deliveries_app.change_app"
 
 
 def _count_of_watches(**condition: Any) -> Coalesce:
@@ -49,6 +51,8 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
     search_fields = ("name", "^app_id", "base_url", "email")
     actions = ("resync_all_for_app", "delete_selected")
     removal_labels = RemovalLabels("Delete", "Deleted", "app", "apps")
+    preserve_filters = False  # the form of the settings leads back to the app, and each link would cost a lookup
+    page_template = "admin/deliveries_app/app/operate.html"
     change_form_template = "admin/deliveries_app/app/change_form.html"
     watch_field = "app"
     app_actions_of = "app"
@@ -117,22 +121,52 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
             self.message_user(request, message, messages.WARNING)
 
     def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Render the app page: running operations and repositories, above the settings form."""
-        app = self.get_object(request, object_id)
-        context = self._app_context(request, app) if app is not None else {}
+        """Render the page to operate the app. A POST is to the settings form, which has its own URL."""
+        if request.method == "POST":
+            return self.settings_view(request, object_id)
+        return super().change_view(request, object_id, form_url, extra_context)
+
+    def settings_view(self, request: HttpRequest, object_id: str | int) -> HttpResponse:
+        """Render Django's form for the app, with its tokens and the button to delete it."""
+        app = self.get_object(request, str(object_id))
+        context = self._settings_context(request, app) if app is not None else {}
         url_before = app.base_url if app is not None else ""
-        response = super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+        response = self.changeform_view(request, str(object_id), "", context)
         if request.method == "POST" and response.status_code == 302 and app is not None:  # saved and committed
             app.refresh_from_db()
             if app.base_url != url_before:
                 return self._offer_resync(request, app, response)
         return response
+
+    def response_post_save_change(self, request: HttpRequest, obj: App) -> HttpResponse:
+        """Redirect to the app's page after "Save"."""
+        return HttpResponseRedirect(self.page_of(obj))
+
+    def pause(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Pause at once. This needs no confirmation because nothing is lost: a resume continues where it stopped."""
+        return self._set_paused(request, app, paused=True)
+
+    def resume(self, request: HttpRequest, app: App) -> HttpResponse:
+        return self._set_paused(request, app, paused=False)
+
+    def _set_paused(self, request: HttpRequest, app: App, *, paused: bool) -> HttpResponse:
+        if app.paused != paused:
+            app.paused = paused
+            services.change_app(Actor.of_request(request), app, ["paused"])
+            self.log_change(request, app, "Paused" if paused else "Resumed")
+        message = f"{app} is paused. Nothing is sent to it until it is resumed." if paused else f"{app} is resumed."
+        return self.redirect_with_message(request, self.page_of(app), message)
+
+    def get_urls(self) -> list[URLPattern]:
+        settings = self.admin_site.admin_view(self.settings_view)
+        return [
+            path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
+            self.object_page("pause", require_POST(self.pause), CHANGE_PERMISSION),
+            self.object_page("resume", require_POST(self.resume), CHANGE_PERMISSION),
+            *super().get_urls(),
+        ]
 
     def _offer_resync(self, request: HttpRequest, app: App, default: HttpResponse) -> HttpResponse:
         """After a new base URL, redirect users who can re-sync to the confirmation page for all repositories."""
@@ -150,26 +184,34 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
         query = urlencode({"ids": app.pk, "next": self.page_of(app)})
         return HttpResponseRedirect(f"{reverse(f'admin:{self.url_name("force_resync")}')}?{query}")
 
-    def _app_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
-        now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
+    def page_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
+        """Return running operations, repositories and failing files."""
         live = app_detail.live(request.user, app, request.GET)
         operations = live["operations_shown"]
         more = app_detail.unpolled_context(app) if live["can_view"] else {}
         return {
-            "title": app.name,
-            "show_save_and_add_another": False,
-            "subtitle": None,
             **live,
             **more,
             "operations": [progress_context.of_operation(operation) for operation in operations],
             "recent": app_detail.recent_operations(request.user, app),
+            "can_change": self.can(request, CHANGE_PERMISSION),
+            "can_ping": self.has_ping_permission(request),
+            "can_rotate": self.has_rotate_permission(request),
+            "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
+        }
+
+    def _settings_context(self, request: HttpRequest, app: App) -> dict[str, Any]:
+        now, tokens = timezone.now(), list(app.tokens.all()[:TOKENS_SHOWN])
+        return {
+            "app": app,
+            "title": app.name,
+            "show_save_and_add_another": False,
+            "subtitle": None,
             "now": now,
             "tokens": tokens,
             "old_tokens": sum(token.expires_at is not None and token.expires_at > now for token in tokens),
             "can_rotate": self.has_rotate_permission(request),
             "can_ping": self.has_ping_permission(request),
-            "can_delete": self.has_delete_permission(request, app),
-            "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
         }
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:

@@ -60,13 +60,13 @@ GIT_HINTS = {
 
 
 ROOT_HINTS: dict[RootCause, str] = {
-    RootCause.DNS: "The base URL's hostname doesn't resolve. Fix the URL on the app's page or fix DNS, then retry.",
+    RootCause.DNS: "The base URL's hostname doesn't resolve. Fix the URL in the app's settings or fix DNS, then retry.",
     RootCause.TLS: "The endpoint's certificate has expired, doesn't match its hostname, or is sent without its "
     "intermediate certificates. Ask the app's operators to fix it, then retry.",
     RootCause.CONNECTION: "Connections are refused or dropped. Check that the app is running and that this server can "
     "reach it. Docora retries automatically.",
     RootCause.TIMEOUT: "The app takes longer than 30 seconds to respond. It should store each notification and respond "
-    "immediately. If it is overloaded, lower its concurrent requests on its page.",
+    "immediately. If it is overloaded, lower its concurrent requests in its settings.",
     RootCause.REFUSED: "The app rejected the signature, or a proxy in front of it required authentication. Send a test "
     "ping from the app's page. If the app has lost its signing key, rotate it.",
     RootCause.CLIENT_ERROR: "The app rejected the request. 404 often means a wrong base URL, 413 a size limit, and 429 a "

@@ -97,7 +97,7 @@ def test_administrator_changes_the_limit_and_the_app_keeps_its_choice(
 ) -> None:
     patch(portal, max_in_flight=3)
     editor = staff("paula", "view_app", "change_app")
-    page = f"/admin/deliveries_app/app/{portal.app.pk}/change/"
+    page = f"/admin/deliveries_app/app/{portal.app.pk}/settings/"
     form = editor.get(page).context["adminform"].form
     assert form["max_in_flight"].value() == 8
     data = {name: form[name].value() or "" for name in form.fields} | {"max_in_flight": limit, "paused": ""}

@@ -56,7 +56,7 @@ def ping(page: Page, site: Site, app: App) -> None:
 
 
 def rotate_key(page: Page, site: Site, app: App) -> None:
-    page.goto(f"{site.url}{APPS}{app.pk}/change/")
+    page.goto(f"{site.url}{APPS}{app.pk}/settings/")
     page.get_by_role("link", name="Rotate key").click()
     page.get_by_label("New signing key:").fill(NEW_KEY)
     page.get_by_role("button", name="Rotate key").click()
@@ -100,7 +100,7 @@ def unwatch_and_delete(page: Page, site: Site, app: App) -> None:
     expect(page.get_by_text("Docora will stop watching acme/docs for Newsletter.")).to_be_visible()
     page.get_by_role("button", name="Stop watching").click()
     expect(page.get_by_role("heading", name="Watched repositories", exact=True)).to_be_visible()
-    page.goto(f"{site.url}{APPS}{app.pk}/change/")
+    page.goto(f"{site.url}{APPS}{app.pk}/settings/")
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("This deletes Newsletter.")).to_be_visible()
     page.get_by_role("button", name="Delete").click()

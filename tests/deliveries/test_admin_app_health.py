@@ -101,7 +101,7 @@ def test_sorts_by_what_the_database_knows(operator: Client, app: App) -> None:
     assert set(sortable) >= {"name", "state", "failing", "last_success", "repositories"}
     for name in ("failing", "last_success", "repositories"):
         number = columns.index(name) + 1
-        assert [*cells(operator, f"?o=-{number}")][0] == "Portal", name
+        assert next(iter(cells(operator, f"?o=-{number}"))) == "Portal", name
 
 
 def test_query_count_does_not_depend_on_the_number_of_apps(operator: Client, app: App) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from html import unescape
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
@@ -347,18 +348,59 @@ def test_failing_files_of_all_repositories_are_grouped(admin: Client, app: App, 
     assert "Undelivered files (more than 20)" in page(admin, app).text
 
 
-def test_action_buttons_are_outside_the_settings_form(admin: Client, app: App) -> None:
+def test_operating_and_settings_are_on_tabs_of_their_own(admin: Client, app: App) -> None:
     make_watch(app, "site")
     resync_by_app(Actor.command(), app)
     file_failing(failing(app, "docs"), "a.md")
-    text = page(admin, app).text
-    settings = text[text.index('id="app_form"') :]
-    settings = settings[: settings.index("</form>")]
-    assert 'name="base_url"' in settings
-    for part in ("hx-get", 'name="q"', 'name="path"', "/retry/", "force-resync", "/cancel/", "<form"):
-        assert part in text
-        assert part not in settings
-    assert text.index('id="app_form"') > text.index('id="tokens"') > text.index('id="repositories"')
+    operate, settings = page(admin, app).text, admin.get(f"{APPS}{app.pk}/settings/").text
+    for part in ("hx-get", 'name="q"', 'name="path"', "/retry/", "force-resync", "/cancel/", "Pause app"):
+        assert part in operate
+        assert part not in settings.replace('<input type="search" name="q"', "")
+    for part in ('name="base_url"', "Rotate key", "Rotate token", 'id="tokens"', f"{APPS}{app.pk}/delete/"):
+        assert part in settings
+        assert part not in operate
+    for text, name, address in ((operate, "Operate", "change"), (settings, "Settings", "settings")):
+        current = re.findall(r'<a href="([^"]+)" aria-current="page">(\w+)</a>', text.partition('class="tabs"')[2])
+        assert current == [(f"{APPS}{app.pk}/{address}/", name)]
+
+
+def test_settings_are_saved_from_their_tab_and_from_the_usual_url(admin: Client, app: App) -> None:
+    form = admin.get(f"{APPS}{app.pk}/settings/").context["adminform"].form
+    posted = {name: form[name].value() or "" for name in form.fields}
+    for address in ("settings", "change"):
+        url = f"{APPS}{app.pk}/{address}/"
+        wrong = admin.post(url, posted | {"base_url": "ftp://x.example"})
+        assert "The base URL must start with" in wrong.text
+        assert f'<a href="/admin/deliveries_app/app/{app.pk}/settings/" aria-current="page">Settings</a>' in wrong.text
+        saved = admin.post(url, posted | {"name": f"Portal {address}", "_save": "1"})
+        assert saved.url == f"{APPS}{app.pk}/change/"
+        assert admin.post(url, posted | {"name": f"Portal {address}", "_continue": "1"}).url == url
+        app.refresh_from_db()
+        assert app.name == f"Portal {address}"
+
+
+def test_viewer_reads_the_settings(app: App) -> None:
+    viewer = staff("vera", "view_app")
+    settings = viewer.get(f"{APPS}{app.pk}/settings/").text
+    assert app.base_url in settings
+    assert 'name="base_url"' not in settings
+    assert viewer.post(f"{APPS}{app.pk}/settings/", {"name": "Other"}).status_code == 403
+    assert staff("carl").get(f"{APPS}{app.pk}/settings/").status_code == 403
+
+
+def test_app_is_paused_and_resumed_from_its_page(admin: Client, app: App) -> None:
+    viewer = staff("vera", "view_app")
+    assert "Pause app" not in page(viewer, app).text
+    assert viewer.post(f"{APPS}{app.pk}/pause/").status_code == 403
+    assert "Portal is paused." in admin.post(f"{APPS}{app.pk}/pause/", follow=True).text
+    app.refresh_from_db()
+    assert app.paused
+    answer = admin.post(f"{APPS}{app.pk}/resume/", follow=True).text
+    assert "Portal is resumed." in answer
+    assert "Pause app" in answer
+    app.refresh_from_db()
+    assert not app.paused
+    assert [entry.get_change_message() for entry in LogEntry.objects.order_by("pk")] == ["Paused", "Resumed"]
 
 
 def test_query_count_is_constant(admin: Client, app: App) -> None:

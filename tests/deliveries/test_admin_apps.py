@@ -23,7 +23,7 @@ def admin(db) -> Client:
 
 def settings_of(client: Client, app: App, **changes: str | None) -> dict[str, str]:
     """Return what a browser would post from the app's page; None leaves a checkbox unticked."""
-    form = client.get(f"{APPS}{app.pk}/change/").context["adminform"].form
+    form = client.get(f"{APPS}{app.pk}/settings/").context["adminform"].form
     posted = {}
     for bound in form:
         posted[bound.html_name] = bound.value()
@@ -152,7 +152,7 @@ def test_resync_all_button_needs_repositories(admin: Client) -> None:
 def test_action_buttons_are_outside_the_settings_form(admin: Client) -> None:
     app = make_app("Portal")
     make_watch(app, "docs")
-    page = admin.get(f"{APPS}{app.pk}/change/").text
+    page = admin.get(f"{APPS}{app.pk}/settings/").text
     form = page[page.index('id="app_form"') :]
     form = form[: form.index("</form>")]
     assert "force-resync" not in form

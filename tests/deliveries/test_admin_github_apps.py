@@ -140,7 +140,7 @@ def settings_of(app: App, **changed: object) -> dict[str, object]:
 
 def test_assigning_takes_the_permission_to_change_github_apps(root: Client, github_app: GitHubApp) -> None:
     app = make_app("Portal")
-    page = f"/admin/deliveries_app/app/{app.pk}/change/"
+    page = f"/admin/deliveries_app/app/{app.pk}/settings/"
     operator = staff("olga", "view_app", "change_app", "view_githubapp")
     assert "id_github_app" not in operator.get(page).text
     operator.post(page, settings_of(app, name="Portal 2", github_app=github_app.pk))

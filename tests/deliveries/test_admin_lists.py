@@ -299,7 +299,7 @@ def test_git_repositories_are_a_diagnostic_page(viewer: Client, watches) -> None
 
 
 def test_app_page_saves_without_adding_another(root: Client, watches) -> None:
-    page = root.get(f"{ADMIN}app/{watches[0].app_id}/change/").text
+    page = root.get(f"{ADMIN}app/{watches[0].app_id}/settings/").text
     assert 'name="_continue"' in page
     assert "_addanother" not in page
 

@@ -81,7 +81,7 @@ def test_response_is_escaped(world: World, client: Client) -> None:
 
 
 def test_new_key_can_be_pinged_during_a_rotation(world: World, client: Client) -> None:
-    own = f"{APPS}{world.app.pk}/change/"
+    own = f"{APPS}{world.app.pk}/settings/"
     assert "Ping with new key" not in client.get(own).text
     start_key_rotation(Actor.system(), world.app, "the-key-that-comes-next")
     assert "Ping with new key" in client.get(own).text

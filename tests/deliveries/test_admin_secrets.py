@@ -58,8 +58,8 @@ def test_new_token_is_shown_once_and_old_one_expires_as_chosen(keeper: Client, a
     old.refresh_from_db()
     assert old.expires_at - timezone.now() > timedelta(days=6, hours=23)
     assert token not in keeper.get(answer.url, follow=True).text
-    assert token not in keeper.get(f"{APPS}{app.pk}/change/").text
-    assert token[-4:] in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert token not in keeper.get(f"{APPS}{app.pk}/settings/").text
+    assert token[-4:] in keeper.get(f"{APPS}{app.pk}/settings/").text
 
 
 def test_leaked_token_expires_at_once(keeper: Client, app: App) -> None:
@@ -77,7 +77,7 @@ def test_unknown_overlap_is_refused(keeper: Client, app: App) -> None:
 
 def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
     newest = rotate_app_token(Actor.system(), app).token
-    assert "Retire old tokens" in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert "Retire old tokens" in keeper.get(f"{APPS}{app.pk}/settings/").text
     page = keeper.post(f"{APPS}{app.pk}/retire-tokens/", {"post": "yes"}, follow=True)
     assert "Old tokens retired." in page.text
     assert "Retire old tokens" not in page.text
@@ -85,14 +85,14 @@ def test_old_tokens_are_retired_on_request(keeper: Client, app: App) -> None:
 
 
 def test_new_key_is_shown_once_and_starts_a_rotation(keeper: Client, app: App) -> None:
-    assert "Rotate key" in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert "Rotate key" in keeper.get(f"{APPS}{app.pk}/settings/").text
     answer = keeper.post(f"{APPS}{app.pk}/rotate-key/", {"client_auth_key": ""})
     page = keeper.get(answer.url)
     app.refresh_from_db()
     assert app.is_rotating_key
     assert shown(page, "signing-key") == app.new_auth_key != app.client_auth_key
     assert app.new_auth_key not in str(dict(keeper.session))
-    own = keeper.get(f"{APPS}{app.pk}/change/").text
+    own = keeper.get(f"{APPS}{app.pk}/settings/").text
     assert "Key rotation in progress" in own
     assert "Retire old key" not in own
     assert app.new_auth_key not in own
@@ -113,7 +113,7 @@ def test_old_key_is_retired_after_acceptance_of_the_new(keeper: Client, app: App
     assert "accepted a new key yet" in keeper.get(url, follow=True).text
     assert "accepted the new key yet" in keeper.post(url, follow=True).text
     App.objects.update(new_key_accepted_at=timezone.now())
-    assert "Retire old key" in keeper.get(f"{APPS}{app.pk}/change/").text
+    assert "Retire old key" in keeper.get(f"{APPS}{app.pk}/settings/").text
     assert "Old key retired" in keeper.post(url, follow=True).text
     assert state(app)[:3] == (new, "", None)
 
@@ -149,7 +149,7 @@ def test_forged_post_without_permission_is_refused(app: App, page: str, permissi
         assert method(f"{APPS}{app.pk}/{page}/", {"overlap": "0", "post": "yes"}).status_code == 403
     assert state(app) == before
     if "view_app" in permissions:
-        own = client.get(f"{APPS}{app.pk}/change/").text
+        own = client.get(f"{APPS}{app.pk}/settings/").text
         assert all(f"/{page}/" not in own for page in PAGES)
 
 
