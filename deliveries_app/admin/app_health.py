@@ -57,8 +57,10 @@ class AppHealthAdmin(DocoraAdmin[App]):
 
         @admin.display(description=widgets.ACTIONS)
         def resync_button(app: App) -> SafeString | str:
+            if not _watch_count(app):
+                return ""
             query = urlencode({"ids": app.pk, "next": back})
-            return _watch_count(app) and format_html(
+            return format_html(
                 '<a class="button button-resync" href="{}?{}" aria-label="Re-sync all repositories of {}">{}Re-sync all</a>',
                 url,
                 query,

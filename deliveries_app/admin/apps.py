@@ -18,7 +18,7 @@ from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
-from deliveries_app.admin.forms import AppForm, OnboardForm, post_data
+from deliveries_app.admin.forms import PATTERN_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
@@ -26,8 +26,18 @@ from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail
 from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
+from deliveries_app.services.watching import WATCH_PERMISSION
+from deliveries_app.services.watching_many import LineStatus
 
 TOKENS_SHOWN = 20
+_LINE_BADGES = {
+    LineStatus.WATCHED: ("succeeded", "Watching now"),
+    LineStatus.ALREADY_WATCHED: ("up_to_date", "Already watched"),
+    LineStatus.REPEATED: ("superseded", "Listed twice"),
+    LineStatus.FAILED: ("failed", "Not watched"),
+    LineStatus.UNCHECKED: ("queued", "Not checked yet"),
+}
+"""Maps what became of a line to the badge's style and label."""
 CHANGE_PERMISSION = "deliveries_app.change_app"
 
 
@@ -140,7 +150,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
                 return self._offer_resync(request, app, response)
         return response
 
-    def response_post_save_change(self, request: HttpRequest, obj: App) -> HttpResponse:
+    def response_post_save_change(self, request: HttpRequest, obj: App) -> HttpResponseRedirect:
         """Redirect to the app's page after "Save"."""
         return HttpResponseRedirect(self.page_of(obj))
 
@@ -159,10 +169,33 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
         message = f"{app} is paused. Nothing is sent to it until it is resumed." if paused else f"{app} is resumed."
         return self.redirect_with_message(request, self.page_of(app), message)
 
+    def watch_many(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Watch many repositories. The page says what became of each line, and keeps those that failed.
+
+        It is rendered in response to the POST: sending that again changes nothing, because these are watched by then.
+        """
+        form = WatchManyForm(post_data(request))
+        results = form.save(Actor.of_request(request), app) if request.method == "POST" and form.is_valid() else None
+        context = {
+            "original": app,
+            "app": app,
+            "back": self.page_of(app),
+            "results": [(result, *_LINE_BADGES[result.status]) for result in results or ()],
+            "token_is_gone": bool(results and form.cleaned_data["github_token"]),
+            "left": sum(result.is_open for result in results or ()),
+            "can_view": request.user.has_perm("deliveries_app.view_apprepository"),
+        }
+        template = "admin/deliveries_app/app/watch_many.html"
+        shown = form if results is None else form.again(results)
+        collapsed = "Patterns", PATTERN_FIELDS
+        title = f"Watch repositories for {app}"
+        return self.simple_form(request, shown, title, "Watch repositories", template, collapsed, **context)
+
     def get_urls(self) -> list[URLPattern]:
         settings = self.admin_site.admin_view(self.settings_view)
         return [
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
+            self.object_page("watch-many", self.watch_many, WATCH_PERMISSION),
             self.object_page("pause", require_POST(self.pause), CHANGE_PERMISSION),
             self.object_page("resume", require_POST(self.resume), CHANGE_PERMISSION),
             *super().get_urls(),

@@ -139,14 +139,29 @@ class DocoraAdmin[M: Model](PlainLists, ModelAdmin[M]):
         context = {"original": obj, "button": button, "adminform": adminform, "back": self.page_of(obj), **more}
         return self.render_page(request, template, title, **context)
 
-    def admin_form(self, form: Any) -> helpers.AdminForm:
-        """Wrap a plain form so that the admin's templates can render it."""
-        return helpers.AdminForm(form, [(None, {"fields": list(form.fields)})], {}, (), model_admin=self)
+    def admin_form(self, form: Any, collapsed: tuple[str, Collection[str]] | None = None) -> helpers.AdminForm:
+        """Wrap a plain form so that the admin's templates can render it. `collapsed` is a heading and the fields below it,
+        which are shown once a user opens it.
+        """
+        heading, hidden = collapsed or ("", ())
+        fieldsets: list[Any] = [(None, {"fields": [name for name in form.fields if name not in hidden]})]
+        if collapsed:
+            fieldsets.append((heading, {"fields": list(hidden), "classes": ("collapse",)}))
+        return helpers.AdminForm(form, fieldsets, {}, (), model_admin=self)
 
-    def simple_form(self, request: HttpRequest, form: Any, title: str, button: str) -> TemplateResponse:
-        """Render a page that contains only a form."""
-        context = {"adminform": self.admin_form(form), "form": form, "button": button}
-        return self.render_page(request, "docora/simple_form.html", title, **context)
+    def simple_form(
+        self,
+        request: HttpRequest,
+        form: Any,
+        title: str,
+        button: str,
+        template: str = "docora/simple_form.html",
+        collapsed: tuple[str, Collection[str]] | None = None,
+        **more: Any,
+    ) -> TemplateResponse:
+        """Render a page that contains only a form, or a template that extends this page."""
+        context = {"adminform": self.admin_form(form, collapsed), "form": form, "button": button, **more}
+        return self.render_page(request, template, title, **context)
 
 
 class ReadOnlyAdmin[M: Model](DocoraAdmin[M]):

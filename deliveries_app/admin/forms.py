@@ -21,7 +21,10 @@ from deliveries_app.services.onboarding import (
     validate_name,
     validate_website,
 )
+from deliveries_app.services.watching import validate_terms
+from deliveries_app.services.watching_many import MAX_LINES, LineResult, watch_many
 from repositories_app.git.exceptions import GitError, InvalidUrl, RefNotFound
+from repositories_app.git.url import as_https
 
 _WIDE = {"class": "vTextField"}
 # With "off", browsers fill in the password that they have stored for this site.
@@ -66,7 +69,51 @@ def _ref_field() -> forms.CharField:
     )
 
 
-class WatchForm(forms.Form):
+class _PatternsField(forms.CharField):
+    """A list of patterns, one per line. Lines may begin or end with spaces."""
+
+    def __init__(self, label: str, help_text: str, rows: int) -> None:
+        attributes = {"rows": rows, "class": "vLargeTextField patterns", "spellcheck": "false"}
+        widget = forms.Textarea(attrs=attributes)
+        super().__init__(label=label, required=False, strip=False, max_length=65536, widget=widget, help_text=help_text)
+
+    def clean(self, value: Any) -> str:
+        return "\n".join(super().clean(value).splitlines())
+
+
+class _TermsFields(forms.Form):
+    """How a repository is watched: its token, its branch or tag, and the patterns."""
+
+    github_token = _token_field(
+        "Token",
+        "Required for private repositories. Stored encrypted and never shown again. If the host needs a user name, such as for "
+        "Bitbucket API tokens, enter user:token.",
+    )
+    ref = _ref_field()
+    ignore_patterns = _PatternsField(
+        "Ignore patterns", "Files that match are not sent. One pattern per line, as in .gitignore.", 4
+    )
+    include_patterns = _PatternsField(
+        "Include patterns", "Only files that match are sent. Leave blank for all. The app can change these.", 4
+    )
+    exclude_patterns = _PatternsField(
+        "Exclude patterns", "Files that match are not sent, even if they are included. The app can change these.", 4
+    )
+
+    def patterns(self) -> dict[str, str]:
+        """Return the patterns as arguments of the services."""
+        return {name: self.cleaned_data[f"{name}_patterns"] for name in ("ignore", "include", "exclude")}
+
+    def add_invalid_term(self, error: ValidationError) -> None:
+        """Add the error to the field that its code names."""
+        self.add_error(error.code if error.code in self.fields else "github_token", error)
+
+
+PATTERN_FIELDS = ("ignore_patterns", "include_patterns", "exclude_patterns")
+"""They are seldom needed, so the forms that have them show them collapsed."""
+
+
+class WatchForm(_TermsFields):
     """Let an app watch a repository."""
 
     app = forms.ModelChoiceField(
@@ -78,13 +125,9 @@ class WatchForm(forms.Form):
         label="URL",
         max_length=2048,
         widget=forms.TextInput(attrs={"class": "vTextField", "placeholder": "https://github.com/owner/name"}),
+        help_text="git@host:owner/name and host/owner/name are read as https URLs.",
     )
-    github_token = _token_field(
-        "Token",
-        "Required for private repositories. Stored encrypted and never shown again. If the host needs a user name, such as for "
-        "Bitbucket API tokens, enter user:token.",
-    )
-    ref = _ref_field()
+    field_order = ("app", "github_url")
 
     def save(self, actor: Actor) -> Watched | None:
         """Check the repository with git and watch it. Return None after adding the error to the form.
@@ -94,7 +137,13 @@ class WatchForm(forms.Form):
         data = self.cleaned_data
         try:
             return watch_repository(
-                actor, data["app"], data["github_url"], data["github_token"], data["ref"], must_be_new=True
+                actor,
+                data["app"],
+                as_https(data["github_url"]),
+                data["github_token"],
+                data["ref"],
+                must_be_new=True,
+                **self.patterns(),
             )
         except AlreadyWatched as error:
             self.add_error("github_url", _already_watched(actor, error))
@@ -106,8 +155,50 @@ class WatchForm(forms.Form):
             is_about_token = "token" in str(error) and data["github_token"]
             self.add_error("github_token" if is_about_token else "github_url", str(error))
         except ValidationError as error:
-            self.add_error("ref" if error.code == "ref" else "github_token", error)
+            self.add_invalid_term(error)
         return None
+
+
+class WatchManyForm(_TermsFields):
+    """Let an app watch many repositories, on the same terms."""
+
+    urls = forms.CharField(
+        label="Repositories",
+        max_length=MAX_LINES * 2048,
+        widget=forms.Textarea(
+            attrs={
+                "rows": 10,
+                "class": "vLargeTextField patterns",
+                "spellcheck": "false",
+                "autocapitalize": "none",
+                "placeholder": "https://github.com/owner/name\ngit@github.com:owner/other",
+            }
+        ),
+        help_text=f"One per line, at most {MAX_LINES}. git@host:owner/name and host/owner/name are read as https URLs.",
+    )
+    field_order = ("urls",)
+
+    def clean_urls(self) -> list[str]:
+        lines = [line.strip() for line in self.cleaned_data["urls"].splitlines() if line.strip()]
+        if len(lines) > MAX_LINES:
+            raise ValidationError(f"There are {len(lines):,} lines. Enter at most {MAX_LINES} at a time.")
+        return lines
+
+    def save(self, actor: Actor, app: App) -> list[LineResult] | None:
+        """Check the repositories with git and watch them. Return None after adding an error to the form."""
+        data = self.cleaned_data
+        try:
+            terms = validate_terms(data["github_token"], data["ref"], **self.patterns())
+            return watch_many(actor, app, data["urls"], terms)
+        except ValidationError as error:
+            self.add_invalid_term(error)
+        return None
+
+    def again(self, results: list[LineResult]) -> "WatchManyForm":
+        """Return the form to submit next: the lines that are left, on the same terms, without the token."""
+        names = ("ref", *PATTERN_FIELDS)
+        left = "\n".join(result.line for result in results if result.is_open)
+        return WatchManyForm(initial={"urls": left} | {name: self.cleaned_data[name] for name in names})
 
 
 def _already_watched(actor: Actor, error: AlreadyWatched) -> SafeString:
@@ -238,18 +329,6 @@ class RefForm(forms.Form):
     """Choose the branch or tag that is followed."""
 
     ref = _ref_field()
-
-
-class _PatternsField(forms.CharField):
-    """A list of patterns, one per line. Lines may begin or end with spaces."""
-
-    def __init__(self, label: str, help_text: str, rows: int) -> None:
-        attributes = {"rows": rows, "class": "vLargeTextField patterns", "spellcheck": "false"}
-        widget = forms.Textarea(attrs=attributes)
-        super().__init__(label=label, required=False, strip=False, max_length=65536, widget=widget, help_text=help_text)
-
-    def clean(self, value: Any) -> str:
-        return "\n".join(super().clean(value).splitlines())
 
 
 class PatternsForm(forms.Form):

@@ -46,9 +46,7 @@ def of_apps(apps: Sequence[App]) -> dict[int, AppHealth]:
     this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     begins = [this_hour - timedelta(hours=back) for back in reversed(range(HOURS))]
     rows = HourlyTraffic.objects.filter(app__in=[app.pk for app in apps], hour__gte=begins[0]).order_by()
-    sent = {
-        (app, hour): (files, failed) for app, hour, files, failed in rows.values_list("app", "hour", "files", "failed")
-    }
+    sent = {(row.app_id, row.hour): (row.files, row.failed) for row in rows.only("app_id", "hour", "files", "failed")}
     stats = endpoint_stats.of_apps(apps)
     return {
         app.pk: AppHealth(stats.get(app.pk), tuple(sent.get((app.pk, begin), (0, 0)) for begin in begins))

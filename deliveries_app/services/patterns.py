@@ -30,10 +30,11 @@ def validate_patterns(text: str) -> tuple[str, int]:
 
 def validate_app_patterns(include: str, exclude: str) -> tuple[str, str]:
     """Return the app's include and exclude patterns as stored. Raises `ValidationError`, whose code names the list."""
-    return _validate_list("include", include), _validate_list("exclude", exclude)
+    return validate_list("include", include), validate_list("exclude", exclude)
 
 
-def _validate_list(name: str, text: str) -> str:
+def validate_list(name: str, text: str) -> str:
+    """Return one of the lists as stored. Raises `ValidationError`, whose message and code name the list."""
     try:
         return validate_patterns(text)[0]
     except ValidationError as error:

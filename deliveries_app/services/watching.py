@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -16,7 +16,7 @@ from deliveries_app.models import App, AppRepository, Notice, Outcome, Reason, S
 from deliveries_app.models.apps import new_watch_id
 from deliveries_app.models.root_causes import CLEARED_FAILURE
 from deliveries_app.progress import runs
-from deliveries_app.services.patterns import validate_app_patterns
+from deliveries_app.services.patterns import validate_app_patterns, validate_list
 from deliveries_app.services.resync import resync_single
 from deliveries_app.webhooks.payloads import timestamp
 from docora.redis import queues
@@ -28,6 +28,7 @@ from repositories_app.git.refs import InvalidRef, parse_ref
 from repositories_app.git.url import RepositoryUrl, owner_and_name
 from repositories_app.models import GitHubApp, Repository
 
+WATCH_PERMISSION = "deliveries_app.add_apprepository"
 GIT_CHECK_SECONDS = 12.0  # for all requests to the git host while a user or client waits for the response
 
 
@@ -83,24 +84,49 @@ def watch_repository(
     *,
     include: str = "",
     exclude: str = "",
+    ignore: str = "",
     must_be_new: bool = False,
 ) -> Watched:
     """Watch a repository for the app, after checking with git that it can be read.
 
-    `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns. If
-    the app is already watching the repository, replace the token, and of the others what is given, and send every file again;
+    `ref` is the branch or tag to follow, or empty for the default branch; `include` and `exclude` are the app's patterns,
+    `ignore` those of an administrator. If the app is already watching the repository, replace the token, and of the others what is given, and send every file again;
     with `must_be_new`, raise `AlreadyWatched` instead. Raises `InvalidUrl`, `ValidationError` or `GitError`, each with a message for the user.
     """
-    actor.require("deliveries_app.add_apprepository")
+    actor.require(WATCH_PERMISSION)
     actor.require_app(app)
     parsed = remote.parse_url(url)
-    validate_token(token)
-    ref = validate_ref(ref)
-    include, exclude = validate_app_patterns(include, exclude)
+    terms = validate_terms(token, ref, include=include, exclude=exclude, ignore=ignore)
     if must_be_new:
         _require_new(app, parsed)
     github_app = None if token else app.github_app_for(parsed.canonical)
-    is_private = check_readable(parsed.spelled, token, ref, github_app)
+    is_private = check_readable(parsed.spelled, token, terms.ref, github_app)
+    return store_watch(actor, app, parsed, terms, is_private=is_private, must_be_new=must_be_new)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a repository is watched: its token, its branch or tag, and the patterns."""
+
+    github_token: str = field(repr=False)
+    ref: str
+    include_patterns: str
+    exclude_patterns: str
+    ignore_patterns: str
+
+
+def validate_terms(token: str, ref: str, *, include: str = "", exclude: str = "", ignore: str = "") -> Terms:
+    """Return the terms as stored. Raises `ValidationError`, whose code names the field."""
+    validate_token(token)
+    ref = validate_ref(ref)
+    include, exclude = validate_app_patterns(include, exclude)
+    return Terms(token, ref, include, exclude, validate_list("ignore", ignore))
+
+
+def store_watch(
+    actor: Actor, app: App, parsed: RepositoryUrl, terms: Terms, *, is_private: bool, must_be_new: bool
+) -> Watched:
+    """Watch a repository that git has just read. See `watch_repository`, which asks git first."""
     with transaction.atomic():  # lock the app before its watch, as the claim does
         locked = App.objects.select_for_update(no_key=True).filter(pk=app.pk, ended_at=None).first()
         if locked is None:
@@ -115,10 +141,7 @@ def watch_repository(
             repository=repository,
             defaults={
                 "github_url": parsed.spelled,
-                "github_token": token,
-                "ref": ref,
-                "include_patterns": include,
-                "exclude_patterns": exclude,
+                **asdict(terms),
                 "next_check_at": Now(),
                 "sequence_high": locked.sequence_high,
             },
@@ -127,9 +150,8 @@ def watch_repository(
         if revived:
             _revive(watch)
         if not created:
-            given = {"ref": ref, "include_patterns": include, "exclude_patterns": exclude}
-            changes = {name: value for name, value in given.items() if value}
-            changes |= {"github_url": parsed.spelled, "github_token": token}
+            changes = {name: value for name, value in asdict(terms).items() if value}
+            changes |= {"github_url": parsed.spelled, "github_token": terms.github_token}
             AppRepository.objects.filter(pk=watch.pk).update(**changes)
         if not created and not revived:
             watch.refresh_from_db()
@@ -195,20 +217,21 @@ def _find_or_create(app: App, url: RepositoryUrl, *, is_private: bool) -> Reposi
     return repository
 
 
-def check_readable(url: str, token: str, ref: str = "", github_app: GitHubApp | None = None) -> bool:
+def check_readable(
+    url: str, token: str, ref: str = "", github_app: GitHubApp | None = None, *, within: float | None = None
+) -> bool:
     """Return whether the repository is private: readable with a token, but not without.
 
     The token is `token`, or one that `github_app` gives. A repository without a commit can be read, too.
-    Raises `GitError` if it cannot be read, if it has commits but not this branch or tag, or if its host takes longer than
-    `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
+    Raises `GitError` if it cannot be read, if it has commits but not this branch or tag, or if its host takes longer
+    than `within` seconds, by default `GIT_CHECK_SECONDS`. The message does not promise a retry, because nothing is stored yet.
     """
-    deadline = time.monotonic() + GIT_CHECK_SECONDS
+    within = GIT_CHECK_SECONDS if within is None else within
+    deadline = time.monotonic() + within
 
     def check_deadline() -> None:
         if time.monotonic() > deadline:
-            raise GitError(
-                Cause.TIMEOUT, f"The git host didn't respond within {GIT_CHECK_SECONDS:.0f} seconds. Try again later."
-            )
+            raise GitError(Cause.TIMEOUT, f"The git host didn't respond within {within:.0f} seconds. Try again later.")
 
     used = ""
     with remote.new_client(max_connections=1) as client:

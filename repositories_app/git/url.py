@@ -74,6 +74,23 @@ def parse_url(url: str) -> RepositoryUrl:
     return RepositoryUrl(url.removesuffix("/"), f"{parts.scheme}://{place}/{path}", owner, name)
 
 
+_SCP_FORM = re.compile(r"[A-Za-z0-9._-]+@([A-Za-z0-9.-]+):(?!/)(\S+)")
+_SSH_FORM = re.compile(r"(?:git\+)?ssh://(?:[A-Za-z0-9._-]+@)?([A-Za-z0-9.-]+)(?::[0-9]+)?/(\S+)")
+_NO_SCHEME = re.compile(r"((?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]+(?::[0-9]+)?/)(\S+)")
+
+
+def as_https(text: str) -> str:
+    """Return the https URL of a repository that a person has entered as `git@host:owner/name`, `ssh://git@host/owner/name`
+    or `host/owner/name`. Other text is returned as it is, for `parse_url` to judge.
+
+    Only people's input is read like this. The API accepts URLs as its contract says.
+    """
+    text = text.strip()
+    if match := _SCP_FORM.fullmatch(text) or _SSH_FORM.fullmatch(text):
+        return f"https://{match[1]}/{match[2]}"
+    return f"https://{text}" if _NO_SCHEME.fullmatch(text) else text
+
+
 def owner_and_name(spelled: str) -> tuple[str, str]:
     """Return owner and name as an accepted URL spells them. `Acme/Docs` and `acme/docs` may be one repository."""
     parts = urlsplit(spelled)

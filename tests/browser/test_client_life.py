@@ -81,6 +81,7 @@ def retire_key(page: Page) -> None:
 
 
 def watch_repository(page: Page, url: str) -> None:
+    page.get_by_role("link", name="Operate").click()
     page.get_by_role("link", name="Watch a repository").click()
     page.get_by_label("URL:").fill(url)
     page.get_by_role("button", name="Watch repository").click()

@@ -150,6 +150,8 @@ def test_every_linked_page_renders_accessibly_within_the_csp(
         "/admin/deliveries_app/app/",
         "/admin/deliveries_app/app/add/",
         "/admin/deliveries_app/app/N/change/",
+        "/admin/deliveries_app/app/N/settings/",
+        "/admin/deliveries_app/app/N/watch-many/",
         "/admin/deliveries_app/app/N/delete/",
         "/admin/deliveries_app/app/force-resync/?…",
         "/admin/deliveries_app/apprepository/",

@@ -1,0 +1,154 @@
+"""Watch many repositories of one app at once, each with its own result."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+from django.core.exceptions import ValidationError
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppRepository
+from deliveries_app.services.watching import (
+    GIT_CHECK_SECONDS,
+    WATCH_PERMISSION,
+    AlreadyWatched,
+    Terms,
+    check_readable,
+    store_watch,
+)
+from repositories_app.git import remote
+from repositories_app.git.exceptions import GitError, InvalidUrl
+from repositories_app.git.url import RepositoryUrl, as_https, host_of
+from repositories_app.models import GitHubApp
+
+MAX_LINES = 200
+CONCURRENT_CHECKS = 16
+TOTAL_SECONDS = 15.0  # for all git hosts, while the user waits for the page
+LEAST_SECONDS = 3.0  # a check is not begun with less time left
+
+
+class LineStatus(StrEnum):
+    WATCHED = "watched"
+    ALREADY_WATCHED = "already_watched"
+    REPEATED = "repeated"
+    FAILED = "failed"
+    UNCHECKED = "unchecked"
+
+
+@dataclass(frozen=True)
+class LineResult:
+    """What became of one line. `watch` is the repository's, if the app watches it now. `message` says why it does not."""
+
+    line: str
+    status: LineStatus
+    message: str = ""
+    watch: AppRepository | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the line has to be submitted again, as it is or corrected."""
+        return self.status in {LineStatus.FAILED, LineStatus.UNCHECKED}
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A repository that the app does not watch yet. `github_app` reads it, unless there is a token."""
+
+    line: str
+    url: RepositoryUrl
+    github_app: GitHubApp | None
+
+
+def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> list[LineResult]:
+    """Watch the repository of each line on the same terms, and return the results in the order of the lines.
+
+    Empty lines are left out. The git hosts are asked several at a time; what they have not answered within `TOTAL_SECONDS`
+    is returned as unchecked. A repository that the app watches already is not changed. Raises `ValidationError` if the token
+    would be sent to several hosts.
+    """
+    actor.require(WATCH_PERMISSION)
+    actor.require_app(app)
+    results: dict[str, LineResult] = {}  # by line: a dictionary keeps the order
+    candidates: dict[str, _Candidate] = {}  # by canonical URL
+    for line in filter(None, map(str.strip, lines)):
+        if line in results:
+            continue
+        results[line] = LineResult(line, LineStatus.UNCHECKED)
+        try:
+            url = remote.parse_url(as_https(line))
+        except InvalidUrl as error:
+            results[line] = LineResult(line, LineStatus.FAILED, str(error))
+            continue
+        if url.canonical in candidates:
+            results[line] = LineResult(line, LineStatus.REPEATED, "Listed more than once.")
+            continue
+        github_app = None if terms.github_token else app.github_app_for(url.canonical)
+        candidates[url.canonical] = _Candidate(line, url, github_app)
+    if terms.github_token and len(set(map(host_of, candidates))) > 1:
+        message = "The token would be sent to several hosts. Watch the repositories of each host separately."
+        raise ValidationError(message, code="github_token")
+    for canonical, watch in _watched(app, candidates):
+        line = candidates.pop(canonical).line
+        results[line] = _already(line, watch)
+    for candidate, answer in _check(candidates.values(), terms):
+        results[candidate.line] = (
+            LineResult(candidate.line, LineStatus.FAILED, str(answer))
+            if isinstance(answer, GitError)
+            else _store(actor, app, candidate, terms, is_private=answer)
+        )
+    return list(results.values())
+
+
+def _watched(app: App, candidates: Mapping[str, _Candidate]) -> list[tuple[str, AppRepository]]:
+    """Return the watches of those that the app watches already, once each, by canonical URL."""
+    watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url__in=list(candidates))
+    found = watches.select_related("app", "repository").order_by("-pk")
+    return list({watch.repository.canonical_url: watch for watch in found}.items())
+
+
+def _already(line: str, watch: AppRepository) -> LineResult:
+    return LineResult(line, LineStatus.ALREADY_WATCHED, "Already watched. Nothing was changed.", watch)
+
+
+def _check(candidates: Iterable[_Candidate], terms: Terms) -> Iterator[tuple[_Candidate, bool | GitError]]:
+    """Yield whether each repository is private, or why it cannot be read. Leave out those for which no time was left.
+
+    The threads use no database.
+    """
+    deadline = time.monotonic() + TOTAL_SECONDS
+    with ThreadPoolExecutor(CONCURRENT_CHECKS) as pool:
+        checks = {pool.submit(partial(_check_one, candidate, terms, deadline)): candidate for candidate in candidates}
+        wait(checks)  # each ends by the deadline, or just after
+    for check, candidate in checks.items():
+        answer = check.result()
+        if answer is not None:
+            yield candidate, answer
+
+
+def _check_one(candidate: _Candidate, terms: Terms, deadline: float) -> bool | GitError | None:
+    left = deadline - time.monotonic()
+    if left < LEAST_SECONDS:
+        return None
+    try:
+        return check_readable(
+            candidate.url.spelled,
+            terms.github_token,
+            terms.ref,
+            candidate.github_app,
+            within=min(left, GIT_CHECK_SECONDS),
+        )
+    except GitError as error:
+        return error
+
+
+def _store(actor: Actor, app: App, candidate: _Candidate, terms: Terms, *, is_private: bool) -> LineResult:
+    try:
+        watched = store_watch(actor, app, candidate.url, terms, is_private=is_private, must_be_new=True)
+    except AlreadyWatched as error:  # meanwhile
+        return _already(candidate.line, error.watch)
+    except InvalidUrl as error:  # the app is being deleted
+        return LineResult(candidate.line, LineStatus.FAILED, str(error))
+    return LineResult(candidate.line, LineStatus.WATCHED, watch=watched.watch)
