@@ -6,7 +6,7 @@ from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import RedirectView
 
-from deliveries_app.admin import live, progress
+from deliveries_app.admin import live, progress, search
 from deliveries_app.api import admin_json, openapi
 from deliveries_app.docs import views as docs
 from deliveries_app.monitoring import metrics
@@ -27,6 +27,7 @@ _admin = [
     path("api/retry/all", admin_json.retry_all),
     path("api/retry/progress/<slug:operation_id>", admin_json.progress),
     path("api/retry/cancel/<slug:operation_id>", admin_json.cancel),
+    path("search/", admin.site.admin_view(search.search), name="search"),
     path("progress/<slug:operation_id>/", progress.operation_progress, name="operation_progress"),
     path("progress/<slug:operation_id>/rows/", progress.operation_rows, name="operation_rows"),
     path("progress/<slug:operation_id>/cancel/", progress.cancel_operation, name="cancel_operation"),

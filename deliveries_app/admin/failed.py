@@ -127,8 +127,8 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     list_display = ("repository_name", "app_name", "state_badge", "cause", "since", "attempts")
     list_display_links = None
     list_filter = (AppFilter, RootCauseFilter, FailingStateFilter, OperationFilter)
-    search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "last_error")
-    search_help_text = "Owner, name, app, or part of the error"
+    search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "github_url", "last_error")
+    search_help_text = "Owner, name, URL, app, or part of the error"
     actions = ("retry",)
     change_list_template = "admin/deliveries_app/failedsync/change_list.html"
     watch_field = "pk"

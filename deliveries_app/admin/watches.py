@@ -58,8 +58,10 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
     )  # fmt: skip
     list_display_links = ("repository_name",)
     list_filter = (StateFilter, AppFilter, WatchCircuitFilter)
-    search_fields = ("repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id")
-    search_help_text = "Owner, name, app or ID"
+    search_fields = (
+        "repository__owner", "repository__name", "app__name", "app__app_id", "repository__repository_id", "github_url",
+    )  # fmt: skip
+    search_help_text = "Owner, name, URL, app or ID"
     actions = ("force_resync", "retry", "pause", "resume", "delete_selected")
     removal_labels = RemovalLabels("Stop watching", "Stopped watching", "repository", "repositories")
     change_list_template = "admin/deliveries_app/apprepository/change_list.html"

@@ -1,5 +1,5 @@
 // What CSS and htmx cannot do: announce toasts, disable the buttons of a submitted form, make boxes scrollable with the
-// keyboard, and refresh panels except while the user is working in them.
+// keyboard, focus the search box, and refresh panels except while the user is working in them.
 "use strict";
 
 (() => {
@@ -70,6 +70,16 @@
     const ancestor = document.getElementById(focusedIds.find((id) => document.getElementById(id)));
     ancestor?.setAttribute("tabindex", "-1");
     ancestor?.focus({ preventScroll: true });
+  });
+
+  // The key / focuses the search box, as on GitHub, unless the user is typing or chooses from a list.
+  const searchBox = document.querySelector("#site-search input");
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || !searchBox) return;
+    if (event.target.closest?.("input, textarea, select, [contenteditable], [role=combobox]")) return;
+    event.preventDefault();
+    searchBox.focus();
+    searchBox.select();
   });
 
   // Panels that refresh themselves. [data-live] contains the bar (docora/live_bar.html) and the element that htmx refreshes.

@@ -23,6 +23,8 @@ from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, S
 ROOT = "/admin/"
 SELECTED = 60
 CHOICES = 8
+SEARCHES = ("acme", "src/", "HTTP 500", "Portal 00")
+"""Texts for the search box of every page. Each finds something else."""
 NO_PAGE = {403, 404, 405}
 """Adding runs by hand, a fragment of another model, a button that accepts POST only."""
 
@@ -74,6 +76,7 @@ def _list(model: type[Model]) -> str:
 
 def _site_pages() -> Iterator[str]:
     yield ROOT
+    yield from (f"{ROOT}search/?{urlencode({SEARCH_VAR: text})}" for text in SEARCHES)
     for pattern in admin.site.get_urls():
         if isinstance(pattern, URLPattern) and pattern.name not in _SKIPPED and not _is_regular_expression(pattern):
             yield from _filled_in(ROOT, pattern, {})

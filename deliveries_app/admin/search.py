@@ -1,0 +1,158 @@
+"""The search box on every page: apps, repositories, paths, ids of runs and operations, and error texts.
+
+Each kind is searched exactly as its own list searches, so "All N" leads to the same rows. Kinds that the user cannot view
+are left out and not queried. An id leads straight to its page.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_safe
+
+from deliveries_app.admin import widgets
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, FailedSync, SyncRun
+from docora.templatetags.docora import status_with_detail
+from docora.text import can_be_id, visible
+from repositories_app.git.url import as_https
+
+SHOWN = 10
+MAX_CHARS = 200
+MAX_COUNTED = widgets.BoundedPaginator.PAGES * 50
+"""No list counts further, because a path may begin like those of millions of files."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One row: the link's text and URL, and what else there is to say."""
+
+    title: str
+    url: str
+    state: SafeString | str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was found of one kind: the first rows, and the list with all of them."""
+
+    title: str
+    rows: list[Found]
+    total: int
+    list_url: str
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there are more than were counted."""
+        return self.total >= MAX_COUNTED
+
+    @property
+    def has_more(self) -> bool:
+        return self.total > len(self.rows)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A model whose rows are searched. `term` turns the text into what its list is asked for."""
+
+    title: str
+    model: type[Model]
+    show: Callable[[Any], Found]
+    term: Callable[[str], str] = str
+
+
+def _app(app: App) -> Found:
+    return Found(app.name, reverse("admin:deliveries_app_app_change", args=[app.pk]), text=app.app_id)
+
+
+def _watch(watch: AppRepository) -> Found:
+    page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
+    return Found(f"{watch.repository} → {watch.app}", page, status_with_detail(watch))
+
+
+def _failed(watch: FailedSync) -> Found:
+    page = reverse("admin:deliveries_app_apprepository_change", args=[watch.pk])
+    return Found(f"{watch.repository} → {watch.app}", page, status_with_detail(watch), watch.last_error)
+
+
+def _file(delivery: Delivery) -> Found:
+    page = reverse("admin:deliveries_app_delivery_change", args=[delivery.pk])
+    return Found(visible(delivery.path), page, text=str(delivery.watch))
+
+
+def repository_term(text: str) -> str:
+    """Return what the lists of repositories find for a URL in any spelling: the URL without its ending."""
+    url = as_https(text)
+    return url.removesuffix("/").removesuffix(".git") if "://" in url else text
+
+
+_KINDS = (
+    _Kind("Apps", App, _app),
+    _Kind("Watched repositories", AppRepository, _watch, repository_term),
+    _Kind("Failed syncs", FailedSync, _failed, repository_term),
+    _Kind("Files whose path starts with this", Delivery, _file),
+)
+_BY_ID: tuple[tuple[str, type[Model], str], ...] = (
+    ("run_", SyncRun, "run_id"),
+    ("bulk_", BulkOperation, "operation_id"),
+    ("app_", App, "app_id"),
+)
+"""Prefix of an id, its model, and its field."""
+
+
+@require_safe
+def search(request: HttpRequest) -> HttpResponse:
+    """Redirect to the page that an id names, or list what was found of each kind."""
+    text = request.GET.get("q", "").strip()[:MAX_CHARS]
+    page = _page_of_id(request, text)
+    if page:
+        return HttpResponseRedirect(page)
+    kinds = [kind for kind in _KINDS if admin.site._registry[kind.model].has_view_permission(request)]
+    groups = [_search(request, kind, text) for kind in kinds] if text else []
+    context = {
+        **admin.site.each_context(request),
+        "title": f"Search results for “{visible(text)}”" if text else "Search",
+        "search_text": text,
+        "groups": [group for group in groups if group.rows],
+        "searched": [kind.title for kind in kinds],
+    }
+    return TemplateResponse(request, "docora/search.html", context)
+
+
+def _page_of_id(request: HttpRequest, text: str) -> str | None:
+    """Return the page of the row with this id, if there is one and the user can view it."""
+    for prefix, model, field in _BY_ID:
+        model_admin: Any = admin.site._registry[model]
+        if text.startswith(prefix) and can_be_id(text) and model_admin.has_view_permission(request):
+            row = model_admin.get_queryset(request).filter(**{field: text}).only("pk").first()
+            return str(model_admin.page_of(row)) if row else None
+    return None
+
+
+def _search(request: HttpRequest, kind: _Kind, text: str) -> Group:
+    model_admin: Any = admin.site._registry[kind.model]
+    term = kind.term(text)
+    related: Iterable[str] = model_admin.list_select_related or ()
+    rows: QuerySet[Any]
+    rows, _ = model_admin.get_search_results(request, _ordered(model_admin, request), term)
+    rows = rows.select_related(*related) if related else rows
+    return Group(
+        title=kind.title,
+        rows=[kind.show(row) for row in rows[:SHOWN]],
+        total=rows.order_by()[:MAX_COUNTED].count(),
+        list_url=f"{model_admin.list_url}?{urlencode({'q': term})}",
+    )
+
+
+def _ordered(model_admin: Any, request: HttpRequest) -> QuerySet[Any]:
+    """Return the rows in the order of the list."""
+    rows: QuerySet[Any] = model_admin.get_queryset(request)
+    ordering = model_admin.get_ordering(request)
+    return rows.order_by(*ordering) if ordering else rows
