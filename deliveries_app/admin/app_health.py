@@ -56,17 +56,16 @@ class AppHealthAdmin(DocoraAdmin[App]):
         url, back = reverse(f"admin:{self.url_name('force_resync')}"), request.get_full_path()
 
         @admin.display(description=widgets.ACTIONS)
-        def resync_button(app: App) -> SafeString | str:
-            if not _watch_count(app):
-                return ""
+        def resync_button(app: App) -> SafeString:
             query = urlencode({"ids": app.pk, "next": back})
-            return format_html(
+            button = format_html(
                 '<a class="button button-resync" href="{}?{}" aria-label="Re-sync all repositories of {}">{}Re-sync all</a>',
                 url,
                 query,
                 app.name,
                 icon("resync"),
             )
+            return format_html('<div class="row-buttons">{}</div>', button if _watch_count(app) else "")
 
         return (*columns, resync_button)
 
@@ -121,7 +120,7 @@ def sparkline(health: AppHealth) -> SafeString:
     width = app_health.HOURS * SPARK_WIDTH
     good, bad = health.paths
     return format_html(
-        '<svg class="spark" role="img" aria-label="{0} in the last {1} hours" viewBox="0 0 {2} {3}">'
+        '<svg class="spark" role="img" aria-label="{0} in the last {1} hours" preserveAspectRatio="xMinYMid" viewBox="0 0 {2} {3}">'
         '<title>{0} in the last {1} hours</title><path class="chart-grid" d="M0 {4}h{2}"></path>{5}{6}</svg>',
         text,
         app_health.HOURS,

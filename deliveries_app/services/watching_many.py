@@ -83,7 +83,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> li
             results[line] = LineResult(line, LineStatus.FAILED, str(error))
             continue
         if url.canonical in candidates:
-            results[line] = LineResult(line, LineStatus.REPEATED, "Listed more than once.")
+            results[line] = LineResult(line, LineStatus.REPEATED)
             continue
         github_app = None if terms.github_token else app.github_app_for(url.canonical)
         candidates[url.canonical] = _Candidate(line, url, github_app)
@@ -110,7 +110,7 @@ def _watched(app: App, candidates: Mapping[str, _Candidate]) -> list[tuple[str, 
 
 
 def _already(line: str, watch: AppRepository) -> LineResult:
-    return LineResult(line, LineStatus.ALREADY_WATCHED, "Already watched. Nothing was changed.", watch)
+    return LineResult(line, LineStatus.ALREADY_WATCHED, "Nothing was changed.", watch)
 
 
 def _check(candidates: Iterable[_Candidate], terms: Terms) -> Iterator[tuple[_Candidate, bool | GitError]]:
