@@ -1,13 +1,11 @@
 """The list of apps as a health board: how each endpoint does, what fails, and a button to re-sync."""
 
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import DateTimeField, Value
-from django.db.models.functions import Coalesce
+from django.db.models import F, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -21,12 +19,15 @@ from deliveries_app.reports.app_health import AppHealth
 from deliveries_app.reports.chart import SPARK_HEIGHT, SPARK_WIDTH
 from docora.templatetags.docora import ago, badge, counted, icon, milliseconds, number, percent
 
-_NEVER = Value(datetime(1970, 1, 1, tzinfo=UTC), output_field=DateTimeField())
-"""Apps without a success are sorted as if it was long ago."""
-
 
 class HealthChangeList(ChangeList):
-    """Read the health of all apps on the page at once."""
+    """Read the health of all apps on the page at once. Sort apps without a success as if it was long ago."""
+
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
+        success = F("last_success")
+        orders = {"last_success": success.asc(nulls_first=True), "-last_success": success.desc(nulls_last=True)}
+        found = super().get_ordering(request, queryset)
+        return [orders.get(order, order) if isinstance(order, str) else order for order in found]
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -40,7 +41,7 @@ class AppHealthAdmin(DocoraAdmin[App]):
     """The columns of the list. The rows are annotated with `watch_count`, `failed_count` and `last_success`."""
 
     list_display: tuple[Any, ...] = (
-        "name", "state", "failing", "accepted", "p95", "last_success", "traffic", "repositories",
+        "name", "state", "failing", "accepted", "p95", "last_success", "last_day", "repositories",
     )  # fmt: skip
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -103,13 +104,13 @@ class AppHealthAdmin(DocoraAdmin[App]):
         stats = _health(app).stats
         return milliseconds(stats.p95) if stats else ""
 
-    @admin.display(description="last success", ordering=Coalesce("last_success", _NEVER))
+    @admin.display(description="last success", ordering="last_success")
     def last_success(self, app: App) -> str:
         moment = app.last_success  # type: ignore[attr-defined]
         return ago(moment) if moment else ""
 
     @admin.display(description="last 24 hours")
-    def traffic(self, app: App) -> SafeString:
+    def last_day(self, app: App) -> SafeString:
         return sparkline(_health(app))
 
 

@@ -59,7 +59,7 @@ def test_row_shows_health(operator: Client, app: App) -> None:
         "accepted": "90% of 100",
         "p95": "210 ms",
         "last_success": "5 h ago",
-        "traffic": "1,201 files delivered, 2 rejected in the last 24 hours",
+        "last_day": "1,201 files delivered, 2 rejected in the last 24 hours",
         "repositories": "2",
         "resync_button": "Re-sync all",
     }
@@ -70,7 +70,7 @@ def test_row_of_an_app_without_requests_says_so(operator: Client) -> None:
     make_app("New")
     rows = cells(operator)
     assert (rows["New"]["accepted"], rows["New"]["last_success"], rows["New"]["p95"]) == ("No requests yet", "—", "—")
-    assert rows["New"]["traffic"] == "Nothing delivered in the last 24 hours"
+    assert rows["New"]["last_day"] == "Nothing delivered in the last 24 hours"
     assert rows["Quiet"]["accepted"] == "No recent requests"
 
 
@@ -95,10 +95,12 @@ def test_viewer_of_apps_alone_sees_numbers_without_links(app: App) -> None:
 
 def test_sorts_by_what_the_database_knows(operator: Client, app: App) -> None:
     make_app("Archive")
-    columns = ["name", "state", "failing", "accepted", "p95", "last_success", "traffic", "repositories"]
+    columns = ["name", "state", "failing", "accepted", "p95", "last_success", "last_day", "repositories"]
     page = operator.get(APPS).text
     sortable = re.findall(r'class="(?:sorted ascending )?(?:sortable )?column-(\w+)[^"]*"[^>]*>', page)
     assert set(sortable) >= {"name", "state", "failing", "last_success", "repositories"}
+    unsorted = operator.get(f"{APPS}?o={columns.index('last_day') + 1}").context["cl"]
+    assert unsorted.get_ordering_field("last_day") is None
     for name in ("failing", "last_success", "repositories"):
         number = columns.index(name) + 1
         assert next(iter(cells(operator, f"?o=-{number}"))) == "Portal", name
