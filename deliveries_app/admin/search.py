@@ -4,7 +4,7 @@ Each kind is searched exactly as its own list searches, so "All N" leads to the 
 are left out and not queried. An id leads straight to its page.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -137,22 +137,20 @@ def _page_of_id(request: HttpRequest, text: str) -> str | None:
 
 
 def _search(request: HttpRequest, kind: _Kind, text: str) -> Group:
+    """Search once, for primary keys in the order of the list, and then read the first rows."""
     model_admin: Any = admin.site._registry[kind.model]
     term = kind.term(text)
-    related: Iterable[str] = model_admin.list_select_related or ()
-    rows: QuerySet[Any]
-    rows, _ = model_admin.get_search_results(request, _ordered(model_admin, request), term)
-    rows = rows.select_related(*related) if related else rows
-    return Group(
-        title=kind.title,
-        rows=[kind.show(row) for row in rows[:SHOWN]],
-        total=rows.order_by()[:MAX_COUNTED].count(),
-        list_url=f"{model_admin.list_url}?{urlencode({'q': term})}",
-    )
-
-
-def _ordered(model_admin: Any, request: HttpRequest) -> QuerySet[Any]:
-    """Return the rows in the order of the list."""
     rows: QuerySet[Any] = model_admin.get_queryset(request)
     ordering = model_admin.get_ordering(request)
-    return rows.order_by(*ordering) if ordering else rows
+    ordered = rows.order_by(*ordering) if ordering else rows
+    found, _ = model_admin.get_search_results(request, ordered, term)
+    pks = list(found.values_list("pk", flat=True)[:MAX_COUNTED])
+    if model_admin.list_select_related:
+        rows = rows.select_related(*model_admin.list_select_related)
+    first = rows.in_bulk(pks[:SHOWN])
+    return Group(
+        title=kind.title,
+        rows=[kind.show(first[pk]) for pk in pks[:SHOWN] if pk in first],
+        total=len(pks),
+        list_url=f"{model_admin.list_url}?{urlencode({'q': term})}",
+    )
