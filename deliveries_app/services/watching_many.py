@@ -105,7 +105,7 @@ def watch_many(actor: Actor, app: App, lines: Iterable[str], terms: Terms) -> li
 def _watched(app: App, candidates: Mapping[str, _Candidate]) -> list[tuple[str, AppRepository]]:
     """Return the watches of those that the app watches already, once each, by canonical URL."""
     watches = AppRepository.objects.alive().filter(app=app, repository__canonical_url__in=list(candidates))
-    found = watches.select_related("app", "repository").order_by("-pk")
+    found = watches.for_list().order_by("-pk")
     return list({watch.repository.canonical_url: watch for watch in found}.items())
 
 
