@@ -41,9 +41,17 @@ _ANNOUNCE_ARRAYS = (
 _ANNOUNCE_ROW = (
     f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_BATCH_COLUMNS, *_ROW_COLUMNS]))}) {_UPSERT}"  # noqa: S608
 )
-_ACKNOWLEDGE = (
-    f"UPDATE {_TABLE} SET acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s"  # noqa: S608
-    " WHERE watch_id = %s AND path = "
+_ACKNOWLEDGED = (
+    "acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s, delivered_at = %s"
+)
+# `ANY` makes PostgreSQL look up each path in the index, whatever it thinks of the size of the watch.
+_ACKNOWLEDGE_ARRAYS = (
+    f"UPDATE {_TABLE} AS known SET {_ACKNOWLEDGED}, delivered_status = new.status, delivered_ms = new.ms"  # noqa: S608
+    " FROM unnest(%s::text[], %s::smallint[], %s::integer[]) AS new(path, status, ms)"
+    " WHERE known.watch_id = %s AND known.path = ANY(%s::text[]) AND known.path = new.path"
+)
+_ACKNOWLEDGE_ROW = (
+    f"UPDATE {_TABLE} SET {_ACKNOWLEDGED}, delivered_status = %s, delivered_ms = %s WHERE watch_id = %s AND path = %s"  # noqa: S608
 )
 
 
@@ -60,6 +68,14 @@ class Announced(NamedTuple):
     attempts: int
     source_path: str
     remark: str
+
+
+class Acknowledged(NamedTuple):
+    """A notification that the app has accepted: with which status, after how many milliseconds."""
+
+    path: str
+    status: int
+    milliseconds: int
 
 
 def extend_lease(watch_pk: int, fencing_token: int, generation: int, *, seconds: float, sequence_high: int) -> bool:
@@ -90,14 +106,19 @@ def announce(
             cursor.executemany(_ANNOUNCE_ROW, [(*batch_values, *row) for row in rows])
 
 
-def acknowledge(watch_pk: int, paths: Sequence[str], now: datetime) -> None:
+def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> None:
     """Record that the app holds what was announced for these paths."""
-    batch_values = (True, connection.ops.adapt_datetimefield_value(now), watch_pk)
+    moment = connection.ops.adapt_datetimefield_value(now)
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(_ACKNOWLEDGE + "ANY(%s::text[])", [*batch_values, _texts(paths)])
+            texts, statuses, times = zip(*rows, strict=True)
+            paths = _texts(texts)
+            values = [True, moment, moment, paths, _numbers(statuses), _numbers(times), watch_pk, paths]
+            cursor.execute(_ACKNOWLEDGE_ARRAYS, values)
         else:
-            cursor.executemany(_ACKNOWLEDGE + "%s", [(*batch_values, path) for path in paths])
+            cursor.executemany(
+                _ACKNOWLEDGE_ROW, [(True, moment, moment, row[1], row[2], watch_pk, row[0]) for row in rows]
+            )
 
 
 def _numbers(values: Iterable[int]) -> str:
