@@ -8,12 +8,13 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
+from django.urls import URLPattern, reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
+from django.views.decorators.http import require_GET
 
 from deliveries_app import services
-from deliveries_app.actors import Actor
+from deliveries_app.actors import Actor, can_view_operations
 from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
@@ -22,7 +23,7 @@ from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository
 from deliveries_app.progress import context as progress_context
-from deliveries_app.reports import app_detail
+from deliveries_app.reports import app_detail, endpoint_history
 from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
 from docora.templatetags.docora import badge
@@ -179,6 +180,31 @@ class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
             "can_delete": self.has_delete_permission(request, app),
             "can_view_runs": request.user.has_perm("deliveries_app.view_syncrun"),
         }
+
+    def endpoint(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Show how the endpoint has answered, hour by hour."""
+        period = request.GET.get("period", "")
+        period = period if period in endpoint_history.PERIODS else "day"
+        context = {
+            "original": app,
+            "back": self.page_of(app),
+            "health": app_detail.health(app),
+            "history": endpoint_history.of_app(app, endpoint_history.PERIODS[period][1]),
+            "period": period,
+            "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],
+            "can_view_operations": can_view_operations(request.user),
+        }
+        return self.render_page(request, "admin/deliveries_app/app/endpoint.html", "Endpoint health", **context)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.object_page("endpoint", require_GET(self.endpoint), "deliveries_app.view_app"),
+            *super().get_urls(),
+        ]
+
+    def log_change(self, request: HttpRequest, obj: App, message: Any) -> Any:
+        """Log what was changed, but not once more that the app was paused or resumed: `change_app` has."""
+        return None if message == [{"changed": {"fields": ["Paused"]}}] else super().log_change(request, obj, message)
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
         services.change_app(Actor.of_request(request), obj, form.changed_data)

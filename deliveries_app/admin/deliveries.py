@@ -132,7 +132,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         return self.redirect_with_message(request, page, f"Resending {counted(len(deliveries), 'file', 'files')}…")
 
     def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
-        return {"title": visible(delivery.path), **of_delivery(request, delivery)}
+        return of_delivery(request, delivery)
 
     @admin.display(description="path")
     def shown_path(self, delivery: Delivery) -> str:

@@ -16,6 +16,7 @@ from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
+from deliveries_app.reports.attempts import PAYLOADS_PERMISSION
 
 SUGGESTED_NAMES = 20
 
@@ -49,7 +50,8 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
-    context = {**panel_context(request, here(request)), "cells": refreshed_cells(row_ids(request))}
+    cells = refreshed_cells(row_ids(request), shows_responses=request.user.has_perm(PAYLOADS_PERMISSION))
+    context = {**panel_context(request, here(request)), "cells": cells}
     return render(request, "docora/failed.html#refresh", context)
 
 

@@ -8,6 +8,7 @@ from django.db.models import Q
 
 from deliveries_app.models.apps import App, AppRepository
 from docora.db.fields import BytewiseTextField
+from docora.text import visible
 
 
 class Kind(StrEnum):
@@ -81,7 +82,7 @@ class Delivery(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.path
+        return visible(self.path)
 
     @property
     def known_size(self) -> int | None:
