@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
-from deliveries_app.models import AppRepository, BulkOperation, Delivery, OperationKind, Reason, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, OperationKind, Reason, Status, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import audit, requests
 from deliveries_app.services.requests import NotFound
@@ -55,6 +55,8 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
     if len(deliveries) > MAX_RESENT_AT_ONCE:
         raise ValueError(f"At most {MAX_RESENT_AT_ONCE:,} files can be resent at once.")
     rows = Delivery.objects.filter(pk__in=deliveries).order_by()
+    watches = AppRepository.objects.alive().filter(pk__in=list(rows.values_list("watch", flat=True).distinct()))
+    apps = list(App.objects.filter(watches__in=watches.order_by().values("pk")).distinct()[:2])
 
     def request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
         """Resend the files of these watches, and return one open run for each, which replaces the watch's open runs."""
@@ -66,10 +68,10 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
     return requests.start_bulk(
         actor,
         OperationKind.RESEND,
-        AppRepository.objects.alive().filter(pk__in=rows.values("watch")),
+        watches,
         request,
         title=f"Resend · {counted(rows.count(), 'file', 'files')}",
-        app=None,
+        app=apps[0] if len(apps) == 1 else None,
         empty_message="None of these files has a delivery record",
         reason=reason,
     )
