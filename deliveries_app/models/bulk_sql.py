@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+import orjson
 from django.db import connection
 
 _EXTEND = (
@@ -44,11 +45,12 @@ _ANNOUNCE_ROW = (
 _ACKNOWLEDGED = (
     "acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s, delivered_at = %s"
 )
-# `ANY` makes PostgreSQL look up each path in the index, whatever it thinks of the size of the watch.
-_ACKNOWLEDGE_ARRAYS = (
-    f"UPDATE {_TABLE} AS known SET {_ACKNOWLEDGED}, delivered_status = new.status, delivered_ms = new.ms"  # noqa: S608
-    " FROM unnest(%s::text[], %s::smallint[], %s::integer[]) AS new(path, status, ms)"
-    " WHERE known.watch_id = %s AND known.path = ANY(%s::text[]) AND known.path = new.path"
+# The answers are one JSON object, {path: [status, milliseconds]}. A join with arrays would be planned by what PostgreSQL believes
+# about the watch, and it knows nothing yet of a watch that is synced for the first time.
+_ACKNOWLEDGE_BATCH = (
+    f"UPDATE {_TABLE} SET {_ACKNOWLEDGED}, delivered_status = (answers.by_path -> path ->> 0)::smallint,"  # noqa: S608
+    " delivered_ms = (answers.by_path -> path ->> 1)::integer FROM (SELECT %s::jsonb AS by_path) AS answers"
+    " WHERE watch_id = %s AND path = ANY(%s::text[])"
 )
 _ACKNOWLEDGE_ROW = (
     f"UPDATE {_TABLE} SET {_ACKNOWLEDGED}, delivered_status = %s, delivered_ms = %s WHERE watch_id = %s AND path = %s"  # noqa: S608
@@ -111,10 +113,9 @@ def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> N
     moment = connection.ops.adapt_datetimefield_value(now)
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            texts, statuses, times = zip(*rows, strict=True)
-            paths = _texts(texts)
-            values = [True, moment, moment, paths, _numbers(statuses), _numbers(times), watch_pk, paths]
-            cursor.execute(_ACKNOWLEDGE_ARRAYS, values)
+            answers = orjson.dumps({row.path: row[1:] for row in rows}).decode()
+            paths = _texts([row.path for row in rows])
+            cursor.execute(_ACKNOWLEDGE_BATCH, [True, moment, moment, answers, watch_pk, paths])
         else:
             cursor.executemany(
                 _ACKNOWLEDGE_ROW, [(True, moment, moment, row[1], row[2], watch_pk, row[0]) for row in rows]

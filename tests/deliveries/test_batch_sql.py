@@ -53,10 +53,14 @@ def test_any_path_is_written_and_acknowledged(watch: AppRepository, together: bo
     assert sorted(found) == sorted(STRANGE)
     assert all((row.source_path, row.remark) == (path, path[:20]) for path, row in found.items())
     assert not any(delivery.acknowledged for delivery in found.values())
-    for path in STRANGE:
-        bulk_sql.acknowledge(watch.pk, [Acknowledged(path, 200, 7)], NOW)
-        assert rows_of(watch)[path].acknowledged, path
-    assert sum(delivery.acknowledged for delivery in rows_of(watch).values()) == len(STRANGE)
+    answers = [Acknowledged(path, 200 + number, number * 1000) for number, path in enumerate(STRANGE)]
+    for batch in [answers] if together else [[answer] for answer in answers]:
+        bulk_sql.acknowledge(watch.pk, batch, NOW)
+    for answer in answers:
+        delivery = rows_of(watch)[answer.path]
+        assert delivery.acknowledged, answer.path
+        assert (delivery.delivered_status, delivery.delivered_ms) == answer[1:]
+        assert delivery.delivered_at == delivery.updated_at
 
 
 def test_null_differs_from_empty(watch: AppRepository) -> None:
