@@ -170,7 +170,7 @@ def state_badge(delivery: Delivery) -> SafeString:
 
 def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
     """Return the context of the page's panel: the delivery, the last attempts, and when the next one is made."""
-    watch = AppRepository.objects.with_state().select_related("app", "repository").get(pk=delivery.watch_id)
+    watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
     can_view_watch = request.user.has_perm("deliveries_app.view_apprepository")
     return {
         "delivery": delivery,

@@ -186,7 +186,7 @@ def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
     largest = [watch for watch, _ in files.most_common(SAMPLE)]
     watches = AppRepository.objects.order_by()
     apps = watches.filter(pk__in=list(files)).values_list("app_id", "app__paused")
-    known = watches.select_related("app", "repository").in_bulk(largest)
+    known = watches.for_list().in_bulk(largest)
     return ResendImpact(
         deliveries=[pk for pk, _, _ in rows],
         files=len(rows),
