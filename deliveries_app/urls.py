@@ -36,6 +36,7 @@ _admin = [
     path("live/failed/", live.failed_syncs, name="failed_syncs"),
     path("live/queue/", live.live_queue, name="live_queue"),
     path("live/app-names/", live.app_names, name="app_names"),
+    path("live/delivery/<int:pk>/", live.live_delivery, name="live_delivery"),
     path("live/app/<int:pk>/", live.live_app, name="live_app"),
     path("live/app/<int:pk>/repository-names/", live.repository_names, name="repository_names"),
     path("live/<int:pk>/", progress.watch_progress, name="watch_progress"),

@@ -153,6 +153,8 @@ if _database["ENGINE"] == "django.db.backends.postgresql":
 SYNC_RUN_RETENTION_DAYS = count("SYNC_RUN_RETENTION_DAYS", 90, 0)
 BULK_OPERATION_RETENTION_DAYS = count("BULK_OPERATION_RETENTION_DAYS", 365, 0)
 TRAFFIC_RETENTION_DAYS = count("TRAFFIC_RETENTION_DAYS", 90, 0)
+ATTEMPT_RETENTION_DAYS = count("ATTEMPT_RETENTION_DAYS", 30, 0)
+ATTEMPTS_PER_APP = count("ATTEMPTS_PER_APP", 10_000, 0)  # 0 keeps none
 
 # --- Outbound requests -------------------------------------------------------------------------------------------------
 ALLOWED_GIT_HOSTS = names("ALLOWED_GIT_HOSTS", "github.com")

@@ -10,10 +10,10 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_GET, require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import Actor
+from deliveries_app.actors import Actor, can_view_operations
 from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
@@ -23,7 +23,7 @@ from deliveries_app.admin.ping import PingAdmin
 from deliveries_app.admin.removal import RemovalAdmin, RemovalLabels
 from deliveries_app.models import App, AppRepository, HourlyTraffic
 from deliveries_app.progress import context as progress_context
-from deliveries_app.reports import app_detail
+from deliveries_app.reports import app_detail, endpoint_history
 from deliveries_app.services import github_apps
 from deliveries_app.services.onboarding import unreachable_reason
 from deliveries_app.services.watching import WATCH_PERMISSION
@@ -195,6 +195,7 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
         settings = self.admin_site.admin_view(self.settings_view)
         return [
             path("<int:object_id>/settings/", settings, name=self.url_name("settings")),
+            self.object_page("endpoint", require_GET(self.endpoint), "deliveries_app.view_app"),
             self.object_page("watch-many", self.watch_many, WATCH_PERMISSION),
             self.object_page("pause", require_POST(self.pause), CHANGE_PERMISSION),
             self.object_page("resume", require_POST(self.resume), CHANGE_PERMISSION),
@@ -246,6 +247,26 @@ class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, Remov
             "can_rotate": self.has_rotate_permission(request),
             "can_ping": self.has_ping_permission(request),
         }
+
+    def endpoint(self, request: HttpRequest, app: App) -> HttpResponse:
+        """Show how the endpoint has answered, hour by hour."""
+        period = request.GET.get("period", "")
+        period = period if period in endpoint_history.PERIODS else "day"
+        context = {
+            "original": app,
+            "app": app,
+            "back": self.page_of(app),
+            "health": app_detail.health(app),
+            "history": endpoint_history.of_app(app, endpoint_history.PERIODS[period][1]),
+            "period": period,
+            "periods": [(name, label) for name, (label, _) in endpoint_history.PERIODS.items()],
+            "can_view_operations": can_view_operations(request.user),
+        }
+        return self.render_page(request, "admin/deliveries_app/app/endpoint.html", "Endpoint health", **context)
+
+    def log_change(self, request: HttpRequest, obj: App, message: Any) -> Any:
+        """Log what was changed, but not once more that the app was paused or resumed: `change_app` has."""
+        return None if message == [{"changed": {"fields": ["Paused"]}}] else super().log_change(request, obj, message)
 
     def save_model(self, request: HttpRequest, obj: App, form: Any, change: bool) -> None:
         services.change_app(Actor.of_request(request), obj, form.changed_data)

@@ -1,18 +1,28 @@
-"""Delivery records: the last notification of each path to each app. Read-only."""
+"""Delivery records: the last notification of each path to each app, with its attempts, and the action to resend files."""
 
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
 from django.utils.safestring import SafeString
 
-from deliveries_app.admin import widgets
+from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.admin import confirmation, widgets
 from deliveries_app.admin.base import ReadOnlyAdmin
-from deliveries_app.admin.filters import AppFilter
+from deliveries_app.admin.filters import AppFilter, QueryFilter
 from deliveries_app.models import AppRepository, Delivery
+from deliveries_app.reports import attempts
+from deliveries_app.reports.impact import resend_impact_of
+from deliveries_app.reports.next_attempt import next_try
+from deliveries_app.services import NotFound, resend_many
 from docora.templatetags.docora import ago, badge, size
-from docora.text import visible
+from docora.text import counted, parse_pk, visible
 
 _PUBLIC_ID = re.compile("[A-Za-z0-9_-]{1,50}")
 
@@ -27,26 +37,34 @@ class DeliveryAppFilter(AppFilter):
         return Q(watch__in=list(watches.values_list("pk", flat=True)))
 
 
+class WatchFilter(QueryFilter):
+    """Only links from the page of a watched repository set it."""
+
+    title = "watched repository"
+    parameters = ("watch",)
+
+    def condition(self) -> Q:
+        return Q(watch=parse_pk(self.value) or 0)
+
+    def has_output(self) -> bool:
+        return bool(self.used_parameters)
+
+    def choices(self, changelist: ChangeList) -> Iterator[dict[str, Any]]:
+        yield self.all_choice(changelist)
+        watch = AppRepository.objects.filter(pk=parse_pk(self.value) or 0).select_related("app", "repository").first()
+        if watch:
+            yield self.choice(changelist, str(watch), True, watch=self.value)
+
+
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     list_display = ("shown_path", "state", "repository", "app", "updated", "kind", "bytes")
     list_select_related = ("watch__app", "watch__repository")
-    list_filter = (DeliveryAppFilter,)
+    list_filter = (DeliveryAppFilter, WatchFilter)
+    actions = ("resend",)
     search_fields = ("path",)  # only shows the search box: see get_search_results
     search_help_text = "Start of a path, app ID or repository ID"
-    fieldsets = (
-        (None, {"fields": ("path", "watch", "kind", "acknowledged", "bytes", "sha", "attempts", "updated_at")}),
-        (
-            "Diagnostics",
-            {
-                "classes": ("collapse",),
-                "fields": (
-                    "source_path", "mode", "source_key", "sequence", "generation", "acknowledged_sha", "remark", "hold_until",
-                ),
-            },
-        ),
-    )  # fmt: skip
-    readonly_fields = ("bytes",)
+    page_template = "admin/deliveries_app/delivery/change_form.html"
     paginator = widgets.BoundedPaginator
     sortable_by = ()
 
@@ -62,7 +80,8 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         index in use, also if the list is filtered by app: newest first would scan millions of rows for a handful of
         matches.
         """
-        of_apps = any(request.GET.get(name, "").strip() for name in DeliveryAppFilter.parameters)
+        filters = (*DeliveryAppFilter.parameters, *WatchFilter.parameters)
+        of_apps = any(request.GET.get(name, "").strip() for name in filters)
         if of_apps:
             queryset = queryset.order_by("watch_id", "path")
         if not search_term:
@@ -73,12 +92,47 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
         found = queryset.filter(has_prefix)
         return found if of_apps else found.order_by("path", "pk"), False
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Delivery | None:
-        """Return the row with its text as the page shows it. Nothing on the page is saved."""
-        delivery = super().get_object(request, object_id, from_field)
-        if delivery:
-            delivery.path, delivery.source_path = visible(delivery.path), visible(delivery.source_path)
-        return delivery
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.confirm_resend)
+        return [path("resend/", view, name=self.url_name("resend")), *super().get_urls()]
+
+    def has_resend_permission(self, request: HttpRequest) -> bool:
+        return self.can(request, RESYNC_PERMISSION)
+
+    @admin.action(permissions=["resend"], description="Resend this file", description_plural="Resend selected files")
+    def resend(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse:
+        page = reverse(f"admin:{self.url_name('resend')}")
+        return HttpResponseRedirect(f"{page}?{confirmation.query_of_selection(request)}")
+
+    def confirm_resend(self, request: HttpRequest) -> HttpResponse:
+        """GET shows what is resent; POST with `post=yes` resends it."""
+        if not self.has_resend_permission(request):
+            raise PermissionDenied
+        impact = resend_impact_of(confirmation.selected(self, request))
+        back = confirmation.next_url(request, self.list_url)
+        if not impact.files:
+            return self.redirect_with_message(request, back, "The selection has no files to resend.", messages.WARNING)
+        if request.method == "POST" and request.POST.get("post") == "yes" and not impact.is_too_large:
+            if confirmation.selection_changed(request, impact.deliveries, impact.files):
+                here = request.get_full_path()
+                return self.redirect_with_message(request, here, confirmation.CHANGED, messages.WARNING)
+            return self._resend(request, impact.deliveries, back)
+        context = {"impact": impact, "back": back, **confirmation.selection_context(impact.deliveries, impact.files)}
+        title = "Resend files" if impact.is_too_large else f"Resend {counted(impact.files, 'file', 'files')}"
+        return self.render_page(request, "docora/confirm_resend.html", title, **context)
+
+    def _resend(self, request: HttpRequest, deliveries: Sequence[int], back: str) -> HttpResponse:
+        """Start the operation and redirect to its page, or back if there is nothing left to resend."""
+        reason = request.POST.get("reason", "").strip()
+        try:
+            operation = resend_many(Actor.of_request(request), deliveries, reason=reason)
+        except NotFound as error:
+            return self.redirect_with_message(request, back, f"{error}.", messages.WARNING)
+        page = reverse("admin:deliveries_app_bulkoperation_change", args=[operation.pk])
+        return self.redirect_with_message(request, page, f"Resending {counted(len(deliveries), 'file', 'files')}…")
+
+    def page_context(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
+        return of_delivery(request, delivery)
 
     @admin.display(description="path")
     def shown_path(self, delivery: Delivery) -> str:
@@ -94,11 +148,7 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
 
     @admin.display(description="status")
     def state(self, delivery: Delivery) -> SafeString:
-        if not delivery.acknowledged:
-            return badge("in_doubt", "Unconfirmed")
-        if delivery.generation < delivery.watch.resend_floor:
-            return badge("cleared", "Cleared")
-        return badge("delivered", "Delivered")
+        return state_badge(delivery)
 
     @admin.display(description="size")
     def bytes(self, delivery: Delivery) -> str:
@@ -107,6 +157,37 @@ class DeliveryAdmin(ReadOnlyAdmin[Delivery]):
     @admin.display(description="last sent")
     def updated(self, delivery: Delivery) -> str:
         return ago(delivery.updated_at)
+
+
+def state_badge(delivery: Delivery) -> SafeString:
+    """Return the badge of a delivery, which was read with its watch."""
+    if not delivery.acknowledged:
+        return badge("failed", "Not delivered") if delivery.attempts else badge("in_doubt", "Unconfirmed")
+    if delivery.generation < delivery.watch.resend_floor:
+        return badge("cleared", "Cleared")
+    return badge("delivered", "Delivered")
+
+
+def of_delivery(request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
+    """Return the context of the page's panel: the delivery, the last attempts, and when the next one is made."""
+    watch = AppRepository.objects.with_state().for_list().get(pk=delivery.watch_id)
+    can_view_watch = request.user.has_perm("deliveries_app.view_apprepository")
+    return {
+        "delivery": delivery,
+        "watch": watch,
+        "state": state_badge(delivery),
+        "acknowledged_at": attempts.acknowledged_at(delivery),
+        "next_attempt": None if is_delivered(delivery) else next_try(watch, hold_until=delivery.hold_until),
+        "attempts": attempts.of_path(request.user, watch, delivery.path, delivery),
+        "can_view_watch": can_view_watch,
+        "can_view_app": request.user.has_perm("deliveries_app.view_app"),
+        "can_resend": can_view_watch and request.user.has_perm(RESYNC_PERMISSION),
+        "page": reverse("admin:deliveries_app_delivery_change", args=[delivery.pk]),
+    }
+
+
+def is_delivered(delivery: Delivery) -> bool:
+    return delivery.acknowledged and delivery.generation >= delivery.watch.resend_floor
 
 
 def _watches_of(public_id: str) -> list[int]:

@@ -34,6 +34,7 @@ from deliveries_app.models import (
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import failures, help_texts
+from deliveries_app.reports.attempts import PAYLOADS_PERMISSION
 from deliveries_app.reports.next_attempt import next_try
 from docora.templatetags.docora import ago, badge, status_badge, status_with_detail
 from docora.text import can_be_id, parse_pks, visible
@@ -181,15 +182,22 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
         return FailedChangeList
 
     def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
+        shows_responses = request.user.has_perm(PAYLOADS_PERMISSION)
+
+        @admin.display(description="cause and response" if shows_responses else "cause", ordering="cause_order")
+        def cause(watch: FailedSync) -> SafeString:
+            return cell("cause", watch, shows_response=shows_responses)
+
+        columns = tuple(cause if name == "cause" else name for name in self.list_display)
         if not self.has_retry_permission(request):
-            return self.list_display
+            return columns
         back = request.get_full_path()
 
         @admin.display(description="")
         def retry_button(watch: FailedSync) -> SafeString:
             return action_cell(watch, widgets.retry_button(watch, back))
 
-        return (*self.list_display, retry_button)
+        return (*columns, retry_button)
 
     @admin.display(description="repository", ordering="repository__name")
     def repository_name(self, watch: FailedSync) -> SafeString:
@@ -200,7 +208,7 @@ class FailedSyncAdmin(BulkAdmin[FailedSync], ReadOnlyAdmin[FailedSync]):
     def app_name(self, watch: FailedSync) -> str:
         return watch.app.name
 
-    @admin.display(description="cause and response", ordering="cause_order")
+    @admin.display(description="cause", ordering="cause_order")
     def cause(self, watch: FailedSync) -> SafeString:
         return cell("cause", watch)
 
@@ -221,21 +229,24 @@ MAX_RESPONSE_CHARS = 80
 _SWAP = SafeString(' hx-swap-oob="true"')
 
 
-def _cause(watch: AppRepository) -> SafeString:
+def _cause(watch: AppRepository, shows_response: bool) -> SafeString:
     label = RootCause(watch.root_cause).label
-    return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), _response(watch))
+    response = _response(watch, shows_response)
+    return format_html("<strong>{}</strong><span>{}</span>{}", label, visible(watch.last_error), response)
 
 
-def _response(watch: AppRepository) -> SafeString | str:
-    """Return the status code and the start of the response. A tooltip has the whole stored response."""
+def _response(watch: AppRepository, shows_text: bool) -> SafeString | str:
+    """Return the status code and, with `shows_text`, the start of the response, with a tooltip of all that is stored."""
     if watch.last_status_code is None:
         return ""
+    if not shows_text:
+        return format_html("<code>{}</code>", watch.last_status_code)
     start = watch.last_response[:MAX_RESPONSE_CHARS] + ("…" if len(watch.last_response) > MAX_RESPONSE_CHARS else "")
     whole = visible(watch.last_response)
     return format_html('<code title="{}">{} {}</code>', whole, watch.last_status_code, visible(start))
 
 
-def _attempts(watch: AppRepository) -> SafeString:
+def _attempts(watch: AppRepository, _: bool) -> SafeString:
     most = settings.MAX_RETRY_ATTEMPTS
     used = f"{most if watch.status == Status.FAILED else min(watch.retry_count, most)} of {most}"
     following = next_try(watch)
@@ -243,17 +254,17 @@ def _attempts(watch: AppRepository) -> SafeString:
     return format_html('<span>{}</span><span class="quiet">{}{}</span>', used, following.message, time)
 
 
-_CELLS: dict[str, Callable[[AppRepository], SafeString | str]] = {
-    "state": status_with_detail,
+_CELLS: dict[str, Callable[[AppRepository, bool], SafeString | str]] = {
+    "state": lambda watch, _: status_with_detail(watch),
     "cause": _cause,
     "attempts": _attempts,
-    "since": lambda watch: ago(watch.failing_since),
+    "since": lambda watch, _: ago(watch.failing_since),
 }
 
 
-def cell(name: str, watch: AppRepository, *, refresh: bool = False) -> SafeString:
+def cell(name: str, watch: AppRepository, *, shows_response: bool = False, refresh: bool = False) -> SafeString:
     """Return one cell of a row. With `refresh`, htmx replaces the cell on the page."""
-    return _cell(name, watch.pk, _CELLS[name](watch), refresh=refresh)
+    return _cell(name, watch.pk, _CELLS[name](watch, shows_response), refresh=refresh)
 
 
 def action_cell(watch: AppRepository, button: SafeString) -> SafeString:
@@ -266,7 +277,7 @@ def _cell(name: str, pk: int, content: SafeString | str, *, refresh: bool) -> Sa
     return format_html('<div id="failed-{}-{}" class="failed-{}"{}>{}</div>', name, pk, name, swap, content)
 
 
-def refreshed_cells(pks: Sequence[int]) -> list[SafeString]:
+def refreshed_cells(pks: Sequence[int], *, shows_responses: bool) -> list[SafeString]:
     """Return the current cells of these rows. A row that no longer fails shows its status and no button."""
     rows = AppRepository.objects.alive().with_state().filter(pk__in=pks).select_related("app", "repository")
     watches = {watch.pk: watch for watch in rows}
@@ -274,7 +285,7 @@ def refreshed_cells(pks: Sequence[int]) -> list[SafeString]:
     for pk in pks:
         watch = watches.get(pk)
         if watch is not None and watch.is_failing:
-            cells += [cell(name, watch, refresh=True) for name in _CELLS]
+            cells += [cell(name, watch, shows_response=shows_responses, refresh=True) for name in _CELLS]
             continue
         status = status_badge(watch) if watch else badge("cancelled", "No longer watched")
         contents = dict.fromkeys([*_CELLS, "action"], "") | {"state": status}

@@ -8,11 +8,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, reverse
 from django.views.decorators.http import require_GET
 
-from deliveries_app.actors import Actor
+from deliveries_app.actors import RESYNC_PERMISSION, Actor
 from deliveries_app.admin.base import DocoraAdmin
 from deliveries_app.models import App, AppRepository
-from deliveries_app.reports import app_detail
-from deliveries_app.reports.file_explanation import PERMISSION, explain
+from deliveries_app.reports import app_detail, attempts
+from deliveries_app.reports.file_explanation import PERMISSION, Explanation, explain
 
 _BADGES = {
     "delivered": ("delivered", "Delivered"),
@@ -44,10 +44,20 @@ class ExplainFileAdmin(DocoraAdmin[AppRepository]):
             "path": path,
             "explanation": explanation,
             "badge": _BADGES[explanation.decision.state] if explanation else None,
+            "attempts": attempts.of_path(request.user, watch, _sent_path(explanation), explanation.row)
+            if explanation
+            else None,
+            "can_resend": self.can(request, RESYNC_PERMISSION),
+            "here": request.get_full_path(),
             "row_badge": _BADGES[explanation.row_state] if explanation and explanation.row else None,
         }
         template = "admin/deliveries_app/apprepository/why.html"
         return self.render_page(request, template, "Why was this file (not) sent?", **context)
+
+
+def _sent_path(explanation: Explanation) -> str:
+    """Return the file's path at the client."""
+    return explanation.row.path if explanation.row else explanation.found.sent_as or explanation.path
 
 
 class FindWatchAdmin(DocoraAdmin[App]):

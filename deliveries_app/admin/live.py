@@ -8,19 +8,25 @@ from django.shortcuts import get_object_or_404, render
 from django.utils.html import format_html_join
 from django.views.decorators.http import require_GET
 
+from deliveries_app.admin.deliveries import of_delivery
 from deliveries_app.admin.failed import panel_context, refreshed_cells
 from deliveries_app.admin.filters import apps_named
 from deliveries_app.admin.fragments import can_view_watches, fragment, here, row_ids
-from deliveries_app.models import App
+from deliveries_app.models import App, Delivery
 from deliveries_app.progress import context as progress_context
 from deliveries_app.reports import app_detail, overview
 from deliveries_app.reports import queue as queue_report
+from deliveries_app.reports.attempts import PAYLOADS_PERMISSION
 
 SUGGESTED_NAMES = 20
 
 
 def can_view_apps(user: AbstractBaseUser | AnonymousUser) -> bool:
     return user.has_perm("deliveries_app.view_app")  # type: ignore[union-attr]
+
+
+def can_view_deliveries(user: AbstractBaseUser | AnonymousUser) -> bool:
+    return user.has_perm("deliveries_app.view_delivery")  # type: ignore[union-attr]
 
 
 @require_GET
@@ -44,7 +50,8 @@ def live_app(request: HttpRequest, pk: int) -> HttpResponse:
 @require_GET
 @fragment(can_view_watches)
 def failed_syncs(request: HttpRequest) -> HttpResponse:
-    context = {**panel_context(request, here(request)), "cells": refreshed_cells(row_ids(request))}
+    cells = refreshed_cells(row_ids(request), shows_responses=request.user.has_perm(PAYLOADS_PERMISSION))
+    context = {**panel_context(request, here(request)), "cells": cells}
     return render(request, "docora/failed.html#refresh", context)
 
 
@@ -62,6 +69,13 @@ def live_queue(request: HttpRequest) -> HttpResponse:
     view = queue_report.read_queue()
     context = {"view": view, "sync_pause": view.pause, "here": here(request), "polled": True}
     return render(request, "admin/deliveries_app/queue/now.html", context)
+
+
+@require_GET
+@fragment(can_view_deliveries)
+def live_delivery(request: HttpRequest, pk: int) -> HttpResponse:
+    delivery = get_object_or_404(Delivery.objects.select_related("watch"), pk=pk, watch__ended_at=None)
+    return render(request, "admin/deliveries_app/delivery/change_form.html#panel", of_delivery(request, delivery))
 
 
 @require_GET

@@ -42,7 +42,7 @@ class BulkOperationAdmin(HistoryAdmin[BulkOperation]):
     list_filter = (filters.OperationAppFilter, filters.StateFilter, filters.KindFilter, filters.PeriodFilter)
     search_fields = ("operation_id",)  # only shows the search box: see history.search_operations
     search_help_text = "Operation ID, or part of its title or requester"
-    empty_text = "No bulk operations yet. Re-syncs and retries are listed here."
+    empty_text = "No bulk operations yet. Re-syncs, retries and resends are listed here."
     page_template = "admin/deliveries_app/bulkoperation/change_form.html"
     csv_name = "bulk-operations"
     csv_header = (

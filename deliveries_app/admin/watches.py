@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from deliveries_app import services
-from deliveries_app.actors import RETRY_PERMISSION, Actor
+from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
 from deliveries_app.admin import widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
@@ -31,7 +31,7 @@ from deliveries_app.services.control import PAUSE_PERMISSION
 from deliveries_app.services.push_hooks import hook_url
 from deliveries_app.services.watch_settings import PERMISSION as CHANGE_PERMISSION
 from docora.templatetags.docora import ago, elapsed, number, status_with_detail
-from docora.text import counted
+from docora.text import counted, visible
 
 LISTED_RUNS = 10
 LISTED_SKIPPED = 50
@@ -127,11 +127,25 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         message = f"Retry queued for {watch}. Only unacknowledged files are sent.{paused}"
         return self.redirect_with_message(request, page, message)
 
+    def resend_one(self, request: HttpRequest, watch: AppRepository) -> HttpResponse:
+        """Resend one file at once. Its path is in the query string, because a form would change line breaks in it."""
+        page, path = next_url(request, self.page_of(watch)), request.GET.get("path", "")
+        try:
+            files = services.resend_files(Actor.of_request(request), watch, [path]).files
+        except services.NotFound:  # no longer watched
+            files = 0
+        if not files:
+            message = f"{watch.app.name} holds no such file, so there is nothing to resend: {visible(path)}"
+            return self.redirect_with_message(request, page, message, messages.WARNING)
+        paused = " It is sent when the app is resumed." if watch.app.paused else ""
+        return self.redirect_with_message(request, page, f"Resend queued for {visible(path)}.{paused}")
+
     def get_urls(self) -> list[URLPattern]:
         return [
             self.object_page("retry", require_POST(self.retry_one), RETRY_PERMISSION),
             self.object_page("pause", require_POST(self.pause_one), PAUSE_PERMISSION),
             self.object_page("resume", require_POST(self.resume_one), PAUSE_PERMISSION),
+            self.object_page("resend", require_POST(self.resend_one), RESYNC_PERMISSION),
             *super().get_urls(),
         ]
 

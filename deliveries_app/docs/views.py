@@ -19,10 +19,12 @@ from deliveries_app.api import callers, files, paging, push_hooks
 from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
 from deliveries_app.models import Result, WatchState
+from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import LEFT_OUT
-from deliveries_app.services.resend import MAX_RESENT
+from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import responses
+from deliveries_app.sync.failed_attempts import KEPT_BYTES
 from docora import __version__
 from docora.cli import commands
 from docora.http import user_agent
@@ -176,5 +178,8 @@ def operations(request: HttpRequest) -> HttpResponse:
         "web_threads": settings.WEB_THREADS,
         "syncs_per_worker": settings.SYNCS_PER_WORKER,
         "lease_seconds": settings.LEASE_SECONDS,
+        "most_resent": MAX_RESENT_AT_ONCE,
+        "attempts_per_path": ATTEMPTS_PER_PATH,
+        "attempt_bytes": KEPT_BYTES,
     }
     return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)

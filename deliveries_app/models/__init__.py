@@ -15,7 +15,7 @@ from deliveries_app.models.apps import (
     SyncPause,
 )
 from deliveries_app.models.audit import AppAction
-from deliveries_app.models.deliveries import Delivery, DeliveryFailure, FailureKind, HourlyTraffic
+from deliveries_app.models.deliveries import Delivery, DeliveryAttempt, DeliveryFailure, FailureKind, HourlyTraffic
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.models.runs import (
     BulkOperation,
@@ -44,6 +44,7 @@ __all__ = [
     "BulkOperation",
     "ChannelName",
     "Delivery",
+    "DeliveryAttempt",
     "DeliveryFailure",
     "FailedSync",
     "FailureKind",

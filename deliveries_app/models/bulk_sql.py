@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+import orjson
 from django.db import connection
 
 _EXTEND = (
@@ -41,9 +42,18 @@ _ANNOUNCE_ARRAYS = (
 _ANNOUNCE_ROW = (
     f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({', '.join(['%s'] * len([*_BATCH_COLUMNS, *_ROW_COLUMNS]))}) {_UPSERT}"  # noqa: S608
 )
-_ACKNOWLEDGE = (
-    f"UPDATE {_TABLE} SET acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s"  # noqa: S608
-    " WHERE watch_id = %s AND path = "
+_ACKNOWLEDGED = (
+    "acknowledged = %s, acknowledged_sha = sha, attempts = 0, hold_until = NULL, updated_at = %s, delivered_at = %s"
+)
+# The answers are one JSON object, {path: [status, milliseconds]}. A join with arrays would be planned by what PostgreSQL believes
+# about the watch, and it knows nothing yet of a watch that is synced for the first time.
+_ACKNOWLEDGE_BATCH = (
+    f"UPDATE {_TABLE} SET {_ACKNOWLEDGED}, delivered_status = (answers.by_path -> path ->> 0)::smallint,"  # noqa: S608
+    " delivered_ms = (answers.by_path -> path ->> 1)::integer FROM (SELECT %s::jsonb AS by_path) AS answers"
+    " WHERE watch_id = %s AND path = ANY(%s::text[])"
+)
+_ACKNOWLEDGE_ROW = (
+    f"UPDATE {_TABLE} SET {_ACKNOWLEDGED}, delivered_status = %s, delivered_ms = %s WHERE watch_id = %s AND path = %s"  # noqa: S608
 )
 
 
@@ -60,6 +70,14 @@ class Announced(NamedTuple):
     attempts: int
     source_path: str
     remark: str
+
+
+class Acknowledged(NamedTuple):
+    """A notification that the app has accepted: with which status, after how many milliseconds."""
+
+    path: str
+    status: int
+    milliseconds: int
 
 
 def extend_lease(watch_pk: int, fencing_token: int, generation: int, *, seconds: float, sequence_high: int) -> bool:
@@ -90,14 +108,18 @@ def announce(
             cursor.executemany(_ANNOUNCE_ROW, [(*batch_values, *row) for row in rows])
 
 
-def acknowledge(watch_pk: int, paths: Sequence[str], now: datetime) -> None:
+def acknowledge(watch_pk: int, rows: Sequence[Acknowledged], now: datetime) -> None:
     """Record that the app holds what was announced for these paths."""
-    batch_values = (True, connection.ops.adapt_datetimefield_value(now), watch_pk)
+    moment = connection.ops.adapt_datetimefield_value(now)
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(_ACKNOWLEDGE + "ANY(%s::text[])", [*batch_values, _texts(paths)])
+            answers = orjson.dumps({row.path: row[1:] for row in rows}).decode()
+            paths = _texts([row.path for row in rows])
+            cursor.execute(_ACKNOWLEDGE_BATCH, [True, moment, moment, answers, watch_pk, paths])
         else:
-            cursor.executemany(_ACKNOWLEDGE + "%s", [(*batch_values, path) for path in paths])
+            cursor.executemany(
+                _ACKNOWLEDGE_ROW, [(True, moment, moment, row[1], row[2], watch_pk, row[0]) for row in rows]
+            )
 
 
 def _numbers(values: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""Delivery records, failed files, and hourly traffic."""
+"""Delivery records, failed attempts, failed files, and hourly traffic."""
 
 import hashlib
 from enum import StrEnum
@@ -8,6 +8,7 @@ from django.db.models import Q
 
 from deliveries_app.models.apps import App, AppRepository
 from docora.db.fields import BytewiseTextField
+from docora.text import visible
 
 
 class Kind(StrEnum):
@@ -60,6 +61,11 @@ class Delivery(models.Model):
         help_text="Not resent before this time, because the client may still be processing it after a timeout.",
     )
     updated_at = models.DateTimeField("last sent")
+    # The last success. Null if there was none yet, or if a version of Docora without these columns recorded it. The types
+    # have no check constraints: adding one would read millions of rows.
+    delivered_at = models.DateTimeField("last acknowledged", null=True, editable=False)
+    delivered_status = models.SmallIntegerField(null=True, editable=False)
+    delivered_ms = models.IntegerField(null=True, editable=False, help_text="Duration of its requests.")
 
     class Meta:
         verbose_name_plural = "deliveries"
@@ -76,12 +82,54 @@ class Delivery(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.path
+        return visible(self.path)
 
     @property
     def known_size(self) -> int | None:
         """The size in bytes; None after an import, until the first sync has compared the contents."""
         return None if self.acknowledged and self.source_key is None else self.size
+
+
+ATTEMPTS_PER_PATH = 10
+"""Failed attempts of one path that are kept: the newest ones."""
+
+
+class DeliveryAttempt(models.Model):
+    """A notification that was sent and not acknowledged: what was sent, and what came back.
+
+    Only failures have a row. The last success is in the columns of the `Delivery`, so that recording it costs no row.
+    `headers` are those of the request, with masked signatures. Of both bodies, the beginning is kept, without the app's keys.
+    """
+
+    app = models.ForeignKey(App, on_delete=models.CASCADE, related_name="attempts", db_index=False)
+    watch = models.ForeignKey(AppRepository, on_delete=models.CASCADE, related_name="attempts", db_index=False)
+    path_digest = models.CharField(max_length=64)
+    at = models.DateTimeField()
+    event = models.CharField(max_length=6, choices=[(kind.value, kind.value) for kind in Kind])
+    cause = models.CharField(max_length=20)
+    status_code = models.PositiveSmallIntegerField(null=True)
+    message = models.CharField(max_length=500)
+    milliseconds = models.PositiveIntegerField()
+    headers = models.JSONField()
+    request_body = models.TextField()
+    response_body = models.TextField()
+
+    class Meta:
+        default_permissions = ()
+        permissions = [("view_payloads", "Can view request bodies and responses")]
+        ordering = ["-pk"]
+        indexes = [
+            models.Index(fields=["watch", "path_digest", "id"], name="attempt_of_path"),
+            models.Index(fields=["app", "id"], name="attempt_of_app"),
+            models.Index(fields=["at"], name="attempt_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event}: {self.message}"
+
+    @property
+    def run_id(self) -> str:
+        return str(self.headers.get("X-Docora-Run-Id", ""))
 
 
 class FailureKind(models.TextChoices):

@@ -31,6 +31,7 @@ class Result(models.TextChoices):
 class OperationKind(models.TextChoices):
     RESYNC = "resync", "re-sync"
     RETRY = "retry", "retry"
+    RESEND = "resend", "resend"
 
 
 class BulkOperation(models.Model):

@@ -103,8 +103,8 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
     cancelled = operation.runs.filter(outcome=Outcome.CANCELLED)
     started = list(cancelled.filter(started_at__isnull=False).order_by("pk")[: _NAMED + 1])
     untouched = cancelled.filter(started_at=None).count()
-    is_retry = operation.kind == OperationKind.RETRY
-    done = "succeeded before that" if is_retry else "had been sent in full"
+    is_resync = operation.kind == OperationKind.RESYNC
+    done = "had been sent in full" if is_resync else "succeeded before that"
     parts = [f"{_repositories(progress.succeeded)} {done}"]
     parts += [
         f"{_name_of(operation, run)} stopped after {run.files_done:,} of {run.files_total:,} files"
@@ -117,8 +117,10 @@ def _after_cancel(operation: BulkOperation, progress: Progress) -> str:
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     text = f"Cancelled by {operation.cancelled_by}. {'; '.join(parts)}."
-    if is_retry and (started or untouched):
+    if operation.kind == OperationKind.RETRY and (started or untouched):
         return f"{text} Repositories whose retry was cancelled are checked again later."
+    if operation.kind == OperationKind.RESEND and (started or untouched):
+        return f"{text} Files that were not resent are sent at the next check."
     if started:
         return f"{text} For repositories that were stopped partway, only changed files are sent from now on."
     return text

@@ -1,4 +1,4 @@
-"""Geometry of small bar charts that are rendered as SVG."""
+"""Geometry of small charts that templates render as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +50,28 @@ def sparkline(values: Sequence[tuple[int, int]]) -> tuple[str, str]:
             if height:
                 path.append(f"M{index * SPARK_WIDTH} {top}h2v{height}h-2z")
     return "".join(paths[0]), "".join(paths[1])
+
+
+def shares(values: Sequence[tuple[int, int]]) -> list[Bar]:
+    """Return one bar per (good, bad) value, each as high as the chart: their shares."""
+    slot = WIDTH / max(1, len(values))
+    return [
+        _bar(index * slot, slot, _height(good, good + bad), _height(bad, good + bad))
+        for index, (good, bad) in enumerate(values)
+    ]
+
+
+def steps(values: Sequence[float | None]) -> str:
+    """Return the path of a line with one step per value, and a gap where there is none. The greatest one is at the top."""
+    most = max((value for value in values if value), default=0.0) or 1.0
+    slot = WIDTH / max(1, len(values))
+    parts, is_drawing = [], False
+    for index, value in enumerate(values):
+        if value is not None:
+            y = round(HEIGHT - HEIGHT * value / most, 2)
+            parts.append(f"{f'V{y:g}' if is_drawing else f'M{index * slot:g} {y:g}'}H{(index + 1) * slot:g}")
+        is_drawing = value is not None
+    return "".join(parts)
 
 
 def _height(value: int, most: int) -> float:

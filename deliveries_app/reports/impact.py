@@ -1,16 +1,17 @@
-"""Impact of a re-sync, retry or removal, for the confirmation pages."""
+"""Impact of a re-sync, retry, resend or removal, for the confirmation pages."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Case, Count, F, OuterRef, Q, Subquery, Sum, When
+from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, AppRepositoryQuerySet, Delivery, SyncRun
 from deliveries_app.models.apps import is_syncing
+from deliveries_app.services import MAX_RESENT_AT_ONCE
 from repositories_app.models import Repository, Snapshot
 
 SAMPLE = 10
@@ -59,6 +60,37 @@ class RetryImpact(_Affected):
     files: int
     unknown: int
     paused: int
+
+
+@dataclass(frozen=True)
+class ResendPart:
+    """What is resent of one watch."""
+
+    watch: AppRepository
+    files: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ResendImpact:
+    """What a resend sends: the files of the `deliveries` (primary keys) of `watches` watches of `apps` apps.
+
+    If it `is_too_large`, at most one delivery more than may be resent was read. `sample` has the watches with the most files.
+    """
+
+    deliveries: Sequence[int]
+    files: int
+    size: int
+    watches: int
+    apps: int
+    paused: int
+    is_too_large: bool
+    sample: Sequence[ResendPart]
+    limit: int = MAX_RESENT_AT_ONCE
+
+    @property
+    def more(self) -> int:
+        return self.watches - len(self.sample)
 
 
 @dataclass(frozen=True)
@@ -144,6 +176,28 @@ def retry_impact_of(watches: AppRepositoryQuerySet) -> RetryImpact:
     )
     sample = list(watches.with_state().for_list()[:SAMPLE])
     return RetryImpact(sample=sample, **found)
+
+
+def resend_impact_of(deliveries: QuerySet[Delivery]) -> ResendImpact:
+    """Read what a resend of these deliveries sends, in three queries and up to a limit."""
+    rows = list(deliveries.values_list("pk", "watch_id", "size")[: MAX_RESENT_AT_ONCE + 1])
+    files, sizes = Counter(watch for _, watch, _ in rows), Counter[int]()
+    for _, watch, size in rows:
+        sizes[watch] += size
+    largest = [watch for watch, _ in files.most_common(SAMPLE)]
+    watches = AppRepository.objects.order_by()
+    apps = watches.filter(pk__in=list(files)).values_list("app_id", "app__paused")
+    known = watches.for_list().in_bulk(largest)
+    return ResendImpact(
+        deliveries=[pk for pk, _, _ in rows],
+        files=len(rows),
+        size=sizes.total(),
+        watches=len(files),
+        apps=len({app for app, _ in apps}),
+        paused=sum(is_paused for _, is_paused in apps),
+        is_too_large=len(rows) > MAX_RESENT_AT_ONCE,
+        sample=[ResendPart(known[pk], files[pk], sizes[pk]) for pk in largest if pk in known],
+    )
 
 
 def _with_sizes(watches: AppRepositoryQuerySet) -> AppRepositoryQuerySet:

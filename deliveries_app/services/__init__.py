@@ -16,13 +16,14 @@ from deliveries_app.services.control import (
 from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
-from deliveries_app.services.resend import Resent, resend_files
+from deliveries_app.services.resend import MAX_RESENT_AT_ONCE, Resent, resend_files, resend_many
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
 from deliveries_app.services.watching import AlreadyWatched, Watched, delete_app, unwatch_repository, watch_repository
 
 __all__ = [
     "CONTROL_PERMISSION",
+    "MAX_RESENT_AT_ONCE",
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
     "AlreadyWatched",
@@ -46,6 +47,7 @@ __all__ = [
     "pause_watches",
     "request_sync",
     "resend_files",
+    "resend_many",
     "resume_syncing",
     "resume_watches",
     "resync_by_app",

@@ -154,6 +154,8 @@ def change_app(actor: Actor, app: App, changed: Iterable[str]) -> None:
         app.in_flight_limit = limit if app.max_in_flight < limit else None
         fields.add("in_flight_limit")
     app.save(update_fields={*fields, "updated_at"})
+    if "paused" in fields:
+        audit.record(actor, [app], "Paused" if app.paused else "Resumed")
 
 
 def unreachable_reason(base_url: str) -> str:

@@ -1,4 +1,4 @@
-"""Shared by re-syncs and retries: request a sync of one watch, or of several as one bulk operation."""
+"""Shared by re-syncs, retries and resends: request a sync of one watch, or of several as one bulk operation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,13 @@ from deliveries_app.progress import runs
 from deliveries_app.services import audit
 from docora.text import counted
 
-PERMISSIONS = {OperationKind.RESYNC: RESYNC_PERMISSION, OperationKind.RETRY: RETRY_PERMISSION}
+PERMISSIONS = {
+    OperationKind.RESYNC: RESYNC_PERMISSION,
+    OperationKind.RETRY: RETRY_PERMISSION,
+    OperationKind.RESEND: RESYNC_PERMISSION,  # a part of what a re-sync sends
+}
 MAX_REASON_CHARS = 200
-_LABELS = {OperationKind.RESYNC: "Re-sync", OperationKind.RETRY: "Retry"}
+_LABELS = {OperationKind.RESYNC: "Re-sync", OperationKind.RETRY: "Retry", OperationKind.RESEND: "Resend"}
 
 
 class NotFound(LookupError):

@@ -1,21 +1,24 @@
-"""Resend: send chosen files of one watch again, whether or not they were acknowledged (`engine.md` §3)."""
+"""Resend: send chosen files again, whether or not they were acknowledged (`engine.md` §3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Count, F, QuerySet, Sum
 from django.db.models.functions import Now
 
 from deliveries_app import scheduling
 from deliveries_app.actors import RESYNC_PERMISSION, Actor
-from deliveries_app.models import AppRepository, Delivery, Reason, Status, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, OperationKind, Reason, Status, SyncRun
 from deliveries_app.progress import runs
 from deliveries_app.services import audit, requests
 from deliveries_app.services.requests import NotFound
 from docora.text import counted
 
 MAX_RESENT = 1000  # paths of one request
+MAX_RESENT_AT_ONCE = 10_000
+"""Files of one bulk operation. Beyond that, a re-sync costs less: it does not write a row for each file."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,75 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
         if not requests.lock_watches([watch.pk], AppRepository.objects.alive()):
             raise NotFound("Repository not found")
         rows = Delivery.objects.filter(watch_id=watch.pk, path__in={path for path in paths if "\x00" not in path})
-        known = dict(rows.values_list("path", "size"))
-        run = _request(actor, watch, known) if known else None
+        known = list(rows.values_list("path", flat=True))
+        run = _request_single(actor, watch, rows.order_by()) if known else None
     return Resent(run, len(known), [path for path in dict.fromkeys(paths) if path not in known])
 
 
-def _request(actor: Actor, watch: AppRepository, sizes: dict[str, int]) -> SyncRun:
-    """Make the rows of these paths unacknowledged, request a sync, and return the run that will send them.
+def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") -> BulkOperation:
+    """Send the files of these deliveries (primary keys) again, of any watches, as one operation.
+
+    Raises `NotFound` if none of them exists any more, and `ValueError` if they are more than `MAX_RESENT_AT_ONCE`.
+    """
+    if len(deliveries) > MAX_RESENT_AT_ONCE:
+        raise ValueError(f"At most {MAX_RESENT_AT_ONCE:,} files can be resent at once.")
+    rows = Delivery.objects.filter(pk__in=deliveries).order_by()
+    watches = AppRepository.objects.alive().filter(pk__in=list(rows.values_list("watch", flat=True).distinct()))
+    apps = list(App.objects.filter(watches__in=watches.order_by().values("pk")).distinct()[:2])
+
+    def request(actor: Actor, pks: Sequence[int], operation: BulkOperation | None) -> list[SyncRun]:
+        """Resend the files of these watches, and return one open run for each, which replaces the watch's open runs."""
+        locked = requests.lock_watches(pks, AppRepository.objects.alive())
+        chosen = rows.filter(watch__in=locked)
+        remaining = _together(runs.supersede(locked), _make_unacknowledged(locked, chosen))
+        return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)
+
+    return requests.start_bulk(
+        actor,
+        OperationKind.RESEND,
+        watches,
+        request,
+        title=f"Resend · {counted(rows.count(), 'file', 'files')}",
+        app=apps[0] if len(apps) == 1 else None,
+        empty_message="None of these files has a delivery record",
+        reason=reason,
+    )
+
+
+def _request_single(actor: Actor, watch: AppRepository, rows: QuerySet[Delivery]) -> SyncRun:
+    """Request a sync of the watch and return the run that will send these rows. A run that is open already sends them too."""
+    remaining = _make_unacknowledged([watch.pk], rows)
+    watch.refresh_from_db()
+    run = runs.newest_open_runs([watch]).get(watch.pk)
+    if run is None:
+        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, remaining)
+    audit.record(actor, [watch], f"Resent {counted(remaining[watch.pk].files, 'file', 'files')}")
+    scheduling.enqueue(watch, "high")
+    return run
+
+
+def _make_unacknowledged(watch_pks: Sequence[int], rows: QuerySet[Delivery]) -> dict[int, runs.Remaining]:
+    """Make these rows of the watches, which are locked, unacknowledged and due. Return what each watch has to send.
 
     The new generation fences a worker that is syncing. Otherwise it could record one of the rows as acknowledged after all,
-    for a request that it had sent before. A run that is open already sends these files too.
+    for a request that it had sent before.
     """
-    AppRepository.objects.filter(pk=watch.pk).update(
+    AppRepository.objects.filter(pk__in=watch_pks).update(
         generation=F("generation") + 1,
         status=Status.PENDING,
         retry_count=0,
         request_count=F("request_count") + 1,
         next_sync_at=Now(),
     )
-    watch.refresh_from_db()
-    Delivery.objects.filter(watch=watch, path__in=sizes).update(acknowledged=False, attempts=0)
-    run = runs.newest_open_runs([watch]).get(watch.pk)
-    if run is None:
-        remaining = {watch.pk: runs.Remaining(len(sizes), sum(sizes.values()))}
-        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, remaining)
-    audit.record(actor, [watch], f"Resent {counted(len(sizes), 'file', 'files')}")
-    scheduling.enqueue(watch, "high")
-    return run
+    sums: Any = rows.values_list("watch").annotate(Count("pk"), Sum("size"))
+    remaining = {watch: runs.Remaining(files, size) for watch, files, size in sums}
+    rows.update(acknowledged=False, attempts=0)
+    return remaining
+
+
+def _together(*parts: Mapping[int, runs.Remaining]) -> dict[int, runs.Remaining]:
+    together: dict[int, runs.Remaining] = {}
+    for watch, more in (pair for part in parts for pair in part.items()):
+        files, size = together.get(watch, runs.Remaining(0, 0))
+        together[watch] = runs.Remaining(files + more.files, size + more.size)
+    return together

@@ -6,7 +6,7 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Greatest
 
-from deliveries_app.models import App, AppRepository, Delivery, DeliveryFailure
+from deliveries_app.models import App, AppRepository, Delivery, DeliveryAttempt, DeliveryFailure
 from deliveries_app.models.apps import new_watch_id
 from docora.redis import queues
 from repositories_app import services as repositories
@@ -51,7 +51,7 @@ def remove_ended() -> int:
 
 
 def _remove_slices(watch_pk: int) -> None:
-    for model in (Delivery, DeliveryFailure):
+    for model in (Delivery, DeliveryFailure, DeliveryAttempt):
         rows = model._default_manager.filter(watch_id=watch_pk, watch__ended_at__isnull=False)
         while _remove_slice(watch_pk, rows):
             pass

@@ -1,4 +1,5 @@
-"""Delete old history: runs, bulk operations, actions of apps, traffic, ended alerts, and old sessions and sign-in attempts.
+"""Delete old history: runs, bulk operations, actions of apps, traffic, failed
+attempts, ended alerts, and old sessions and sign-in attempts.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -21,7 +22,16 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from deliveries_app.models import Alert, AppAction, BulkOperation, HourlyTraffic, Outcome, Reason, SyncRun
+from deliveries_app.models import (
+    Alert,
+    AppAction,
+    BulkOperation,
+    DeliveryAttempt,
+    HourlyTraffic,
+    Outcome,
+    Reason,
+    SyncRun,
+)
 from docora.redis import queues
 from docora.security import sign_in
 
@@ -42,6 +52,7 @@ class Pruned:
     alerts: int = 0
     sessions: int = 0
     attempts: int = 0
+    delivery_attempts: int = 0
 
     @property
     def total(self) -> int:
@@ -71,6 +82,7 @@ def prune(
         "operations": (operations, "created_at"),
         "actions": (_older(AppAction.objects.all(), "created_at", settings.SYNC_RUN_RETENTION_DAYS, now), "created_at"),
         "traffic": (_older(HourlyTraffic.objects.all(), "hour", settings.TRAFFIC_RETENTION_DAYS, now), "hour"),
+        "delivery_attempts": (_older(DeliveryAttempt.objects.all(), "at", settings.ATTEMPT_RETENTION_DAYS, now), "at"),
         "alerts": (_older(Alert.objects.all(), "ended_at", settings.SYNC_RUN_RETENTION_DAYS, now), "ended_at"),
         "sessions": (Session.objects.filter(expire_date__lt=now), "expire_date"),
         "attempts": (sign_in.old_attempts(now), "attempt_time"),

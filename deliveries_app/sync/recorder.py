@@ -10,21 +10,33 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
-from deliveries_app.models import AppRepository, Delivery, DeliveryFailure, FailureKind, SyncRun, bulk_sql, root_causes
-from deliveries_app.models.bulk_sql import Announced
+from deliveries_app.models import (
+    AppRepository,
+    Delivery,
+    DeliveryAttempt,
+    DeliveryFailure,
+    FailureKind,
+    SyncRun,
+    bulk_sql,
+    root_causes,
+)
+from deliveries_app.models.bulk_sql import Acknowledged, Announced
 from deliveries_app.models.deliveries import Kind, path_digest
 from deliveries_app.planning.eligibility import Skipped
 from deliveries_app.planning.plan import Change
 from deliveries_app.progress import runs
+from deliveries_app.sync import failed_attempts
+from deliveries_app.sync.failed_attempts import Sent
 from deliveries_app.sync.lease import Lease
 from deliveries_app.webhooks import endpoint_stats
-from deliveries_app.webhooks.keyring import response_texts
+from deliveries_app.webhooks.keyring import SHOWN_CHARS, response_texts
+from deliveries_app.webhooks.payloads import masked_headers
 from docora.redis import counters
 from docora.text import clean_text
 
@@ -67,6 +79,24 @@ class Failure:
         return BLOCKED if self.cause == BLOCKED else root_causes.of_delivery(self.cause, self.status).value
 
 
+class _Failed(NamedTuple):
+    """What failed, why and when, and the request if there was one."""
+
+    what: Notification | Change
+    failure: Failure
+    at: datetime
+    sent: Sent | None
+
+    @property
+    def change(self) -> Change:
+        return self.what.change if isinstance(self.what, Notification) else self.what
+
+    @property
+    def digest(self) -> str:
+        return path_digest(self.change.path.encode())
+
+
+_READ_BYTES = 4096  # of a body, as many as the HTTP client keeps of a response
 # A sixth of the lease would do, but with a slow client a bar that moves every second reads better, and less is in doubt
 # after a crash.
 _SHOW_SECONDS = 1.0
@@ -86,9 +116,9 @@ class Recorder:
         self._run = run
         self._had_failures = had_failures
         self._on_first = dict(on_first)
-        self._acknowledged: list[Notification] = []
+        self._acknowledged: list[tuple[Notification, Acknowledged]] = []
         self._acknowledged_at: datetime | None = None
-        self._failed: list[tuple[Notification | Change, Failure]] = []
+        self._failed: list[_Failed] = []
         self.failed_count = 0
         self._latest = endpoint_stats.Latest()
         self._untold: Counter[str] = Counter()
@@ -113,13 +143,15 @@ class Recorder:
         """Count a request that ended after so many seconds."""
         self._latest.add(ok, seconds)
 
-    def acknowledge(self, notification: Notification) -> None:
-        self._acknowledged.append(notification)
+    def acknowledge(self, notification: Notification, status: int, seconds: float) -> None:
+        """Add a notification that the app accepted with this status. `seconds` is how long its requests took."""
+        answer = Acknowledged(notification.change.path, status, round(seconds * 1000))
+        self._acknowledged.append((notification, answer))
         self._acknowledged_at = self._lease.clock.now()
 
-    def fail(self, what: Notification | Change, failure: Failure) -> None:
-        """Add a notification that failed, or a change that could not be announced in this run."""
-        self._failed.append((what, failure))
+    def fail(self, what: Notification | Change, failure: Failure, sent: Sent | None = None) -> None:
+        """Add a notification that failed with the request that was `sent`, or a change that could not be sent in this run."""
+        self._failed.append(_Failed(what, failure, self._lease.clock.now(), sent))
         self.failed_count += 1
         if failure.cause != BLOCKED or self.last_failure is None:
             self.last_failure = failure  # a path that waits for another one says nothing about the cause
@@ -134,14 +166,14 @@ class Recorder:
         first = self._lease.reserve_sequences(len(fresh)) if fresh else 0
         for number, notification in enumerate(fresh, first):
             notification.sequence = number
-        done = [*self._acknowledged, *adopt]
+        done = [*(notification for notification, _ in self._acknowledged), *adopt]
         counts = {
             "files_done": len(done),
             "bytes_done": sum(notification.change.size for notification in done),
             "files_failed": len(self._failed),
         }
         self._untold.update(counts, files=len(self._acknowledged), adopted=sum(item.change.size for item in adopt))
-        self._untold_causes.update(failure.counted_as for _, failure in self._failed)
+        self._untold_causes.update(failed.failure.counted_as for failed in self._failed)
         changes = self._on_first if announce else {}
         if done and self._lease.watch.crash_count:  # an attempt with progress does not count, even if its process dies
             changes = changes | {"crash_count": 0}
@@ -200,14 +232,14 @@ class Recorder:
         if not self._acknowledged:
             return
         rows = Delivery.objects.filter(watch=self._lease.watch)
-        written = [item.change.path for item in self._acknowledged if item.change.kind != Kind.DELETE]
-        deleted = [item.change.path for item in self._acknowledged if item.change.kind == Kind.DELETE]
+        written = [answer for item, answer in self._acknowledged if item.change.kind != Kind.DELETE]
+        deleted = [answer.path for item, answer in self._acknowledged if item.change.kind == Kind.DELETE]
         if written:
             bulk_sql.acknowledge(self._lease.watch.pk, written, now)
         if deleted:
             rows.filter(path__in=deleted).delete()
         if self._had_failures:
-            digests = [path_digest(item.change.path.encode()) for item in self._acknowledged]
+            digests = [path_digest(answer.path.encode()) for _, answer in self._acknowledged]
             # Keep those of this attempt: if transforms failed, another file may have got the path of a listed one.
             listed = DeliveryFailure.objects.filter(watch=self._lease.watch, path_digest__in=digests)
             listed.exclude(fencing_token=self._lease.fencing_token).delete()
@@ -217,17 +249,22 @@ class Recorder:
             return
         self._had_failures = True
         rows = Delivery.objects.filter(watch=self._lease.watch)
-        sent = [(item, failure) for item, failure in self._failed if isinstance(item, Notification)]
-        for rest in {failure.rest for _, failure in sent}:
-            paths = [item.change.path for item, failure in sent if failure.rest == rest]
+        announced = [failed for failed in self._failed if isinstance(failed.what, Notification)]
+        for rest in {failed.failure.rest for failed in announced}:
+            paths = [failed.change.path for failed in announced if failed.failure.rest == rest]
             hold = datetime.fromtimestamp(now.timestamp() + rest, tz=UTC) if rest else None
             rows.filter(path__in=paths).update(attempts=F("attempts") + 1, hold_until=hold, updated_at=now)
-        watch, listed = self._lease.watch, []
-        said = response_texts(watch.app, [failure.body for _, failure in self._failed])
-        for (item, failure), body in zip(self._failed, said, strict=True):
-            change = item.change if isinstance(item, Notification) else item
-            path, attempts = change.path.encode(), change.attempts + 1
-            listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, attempts, body))
+        watch, listed, attempts = self._lease.watch, [], []
+        bodies = [(failed.failure.body, failed.sent.body if failed.sent else b"") for failed in self._failed]
+        texts = response_texts(watch.app, [body for pair in bodies for body in pair], most=_READ_BYTES)
+        for failed, said, asked in zip(self._failed, texts[::2], texts[1::2], strict=True):
+            change, failure = failed.change, failed.failure
+            body = clean_text(said, SHOWN_CHARS)
+            path, tries = change.path.encode(), change.attempts + 1
+            listed.append(_failure_row(watch, path, failure, FailureKind.FAILED, now, tries, body))
+            if failed.sent:
+                attempts.append(_attempt_row(watch, failed, failed.sent, asked, said))
+        failed_attempts.write(watch, attempts)
         DeliveryFailure.objects.bulk_create(
             sorted(listed, key=lambda row: row.path_digest),  # one order for every writer: no deadlock
             batch_size=500,
@@ -255,6 +292,23 @@ class Recorder:
             for item in sorted(notifications, key=lambda item: item.change.path)
         ]
         bulk_sql.announce(self._lease.watch.pk, self._lease.generation, rows, now, acknowledged=acknowledged)
+
+
+def _attempt_row(watch: AppRepository, failed: _Failed, sent: Sent, asked: str, said: str) -> DeliveryAttempt:
+    return DeliveryAttempt(
+        app_id=watch.app_id,
+        watch=watch,
+        path_digest=failed.digest,
+        at=failed.at,
+        event=failed.change.kind,
+        cause=failed.failure.cause,
+        status_code=failed.failure.status,
+        message=failed.failure.message[:500],
+        milliseconds=sent.milliseconds,
+        headers=masked_headers(sent.headers),
+        request_body=failed_attempts.beginning(asked),
+        response_body=failed_attempts.beginning(said),
+    )
 
 
 def settle_lists(

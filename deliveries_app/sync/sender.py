@@ -17,6 +17,7 @@ from deliveries_app.planning.transforms import TransformFailed
 from deliveries_app.sync.content import ChunkedFile, ask_ahead, blocks, read_block
 from deliveries_app.sync.endpoint_health import EndpointHealth, Health, failing_watches
 from deliveries_app.sync.exceptions import EndpointDown, SliceOver
+from deliveries_app.sync.failed_attempts import Sent
 from deliveries_app.sync.lease import REST_AFTER_TIMEOUT, Lease
 from deliveries_app.sync.pace import SUCCESSES_TO_SPEED_UP
 from deliveries_app.sync.recorder import BLOCKED, Failure, Notification, Recorder
@@ -40,6 +41,8 @@ class _Transfer:
     size: int = 0
     keys: Keys = ()  # what its request is signed with, once the keyring's choice has been refused
     signed_with: Keys = ()
+    seconds: float = 0.0  # that the chunks before this one took
+    began: float = 0.0  # the current request, by the monotonic clock
 
 
 class Sender:
@@ -109,7 +112,7 @@ class Sender:
                 verdict = self._judge.of(transfer.notification.change, outcome, chunked=transfer.file is not None)
                 clean = clean and not verdict.may_be_under_way
                 if record:
-                    self._settle_last(transfer, verdict)
+                    self._settle_last(transfer, verdict, request, outcome)
                 self._close(transfer)
             on_wait()
         for request in self._client.abort():
@@ -117,16 +120,21 @@ class Sender:
             clean = False
             if record:
                 failure = Failure("timeout", "The sync stopped before the app responded.", rest=REST_AFTER_TIMEOUT)
-                self._recorder.fail(transfer.notification, failure)
+                self._recorder.fail(
+                    transfer.notification,
+                    failure,
+                    Sent.of(request, transfer.seconds + time.monotonic() - transfer.began),
+                )
             self._close(transfer)
         return clean
 
-    def _settle_last(self, transfer: _Transfer, verdict: Decision) -> None:
+    def _settle_last(self, transfer: _Transfer, verdict: Decision, request: Request, outcome: Outcome) -> None:
         """Record an outcome during a drain. A large file of which chunks are missing stays in doubt."""
+        seconds = transfer.seconds + outcome.elapsed
         if verdict.failure is not None:
-            self._recorder.fail(transfer.notification, verdict.failure)
+            self._recorder.fail(transfer.notification, verdict.failure, Sent.of(request, seconds))
         elif verdict.delivered and (transfer.file is None or transfer.file.is_last):
-            self._recorder.acknowledge(transfer.notification)
+            self._recorder.acknowledge(transfer.notification, outcome.status or 0, seconds)
 
     def _send_phase(self, changes: Iterator[Change]) -> None:
         waiting = blocks(changes)
@@ -231,6 +239,7 @@ class Sender:
         seconds = int(now.timestamp())
         headers = self._to.envelope.headers(body, message_id, item.sequence, seconds, transfer.signed_with)
         transfer.size = len(body)
+        transfer.began = time.monotonic()
         self._bytes_in_flight += transfer.size
         self._paths_in_flight.add(folded(change.path))
         whole = transfer.file is None  # a chunk that was sent twice would be counted twice
@@ -264,14 +273,14 @@ class Sender:
         try:
             while landed:
                 request, outcome = landed.popleft()
-                self._settle(self._landed(request), outcome)
+                self._settle(self._landed(request), request, outcome)
         finally:
             for request, _ in landed:  # after an exception; an open file would keep the mirror in use
                 self._close(self._landed(request))
         if pause > 0 and not self._client.in_flight:
             time.sleep(min(0.5, pause))
 
-    def _settle(self, transfer: _Transfer, outcome: Outcome) -> None:
+    def _settle(self, transfer: _Transfer, request: Request, outcome: Outcome) -> None:
         item = transfer.notification
         if not outcome.reached and not self._lease.may_send:  # it was not sent because of that
             self._ready.appendleft(transfer)
@@ -289,11 +298,12 @@ class Sender:
             except BaseException:
                 self._close(transfer)
                 raise
+            transfer.seconds += outcome.elapsed
             item.waits = 0  # each wait slows the app's pace down, so the file gets on
             self._ready.appendleft(transfer)
             return
         if verdict.delivered:
-            self._recorder.acknowledge(item)
+            self._recorder.acknowledge(item, outcome.status or 0, transfer.seconds + outcome.elapsed)
             self._lease.endpoint_answers()
         elif verdict.wait is not None and item.waits < MAX_WAITS and verdict.wait <= LONGEST_WAIT:
             item.waits += 1
@@ -304,11 +314,11 @@ class Sender:
             self._wait(verdict.wait)
             if verdict.restart:
                 self._close(transfer)
-                transfer.file = None
+                transfer.file, transfer.seconds = None, 0.0
             self._ready.appendleft(transfer)
             return
         elif verdict.failure:
-            self._recorder.fail(item, verdict.failure)
+            self._recorder.fail(item, verdict.failure, Sent.of(request, transfer.seconds + outcome.elapsed))
             if item.change.kind == Kind.DELETE:
                 self._unsettled.add(item.change.path)
         self._close(transfer)

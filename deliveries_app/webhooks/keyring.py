@@ -17,7 +17,8 @@ Keys = tuple[str, ...]
 """The live keys. The first one signs `X-Docora-Signature`."""
 
 REFUSALS = {401, 403}
-_SHOWN = 500  # characters of a response
+SHOWN_CHARS = 500
+"""Characters of a response that are shown where a failure is listed."""
 
 
 def keys_of(app: App) -> Keys:
@@ -28,13 +29,13 @@ def keys_of(app: App) -> Keys:
     return both[::-1] if app.new_key_signs else both
 
 
-def response_texts(app: App, bodies: Iterable[bytes]) -> list[str]:
-    """Return the first characters of each response body as text, with the app's keys redacted.
+def response_texts(app: App, bodies: Iterable[bytes], most: int = SHOWN_CHARS) -> list[str]:
+    """Return the first characters of each body as text, with the app's keys redacted.
 
     Redact the keys of the current row too: a key may have been added since `app` was loaded.
     """
     keys = {key for row in (app, *App.objects.filter(pk=app.pk)) for key in (row.client_auth_key, row.new_auth_key)}
-    return [clean_text(remove_secrets(body.decode("utf-8", "replace"), *keys), _SHOWN) for body in bodies]
+    return [clean_text(remove_secrets(body.decode("utf-8", "replace"), *keys), most) for body in bodies]
 
 
 class Keyring:

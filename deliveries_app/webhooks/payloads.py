@@ -5,6 +5,7 @@ compact, non-ASCII characters unescaped, keys in this order, no floats, no integ
 """
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 import orjson
 
 from deliveries_app.webhooks import signing
+from docora.security.redaction import MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,21 @@ class Envelope:
             f"webhook-timestamp: {unix_seconds}",
             f"webhook-signature: {standard}",
         )
+
+
+_SECRET_PARTS = re.compile(r"(?<=sha256=)[0-9a-f]+|(?<=v1,)\S+")
+
+
+def masked_headers(lines: Sequence[str]) -> dict[str, str]:
+    """Return the header lines of a notification by name, with masked signatures and without credentials."""
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name.lower().endswith("signature"):
+            value = _SECRET_PARTS.sub(MASK, value)
+        if name.lower() not in {"authorization", "cookie"}:
+            headers[name] = value
+    return headers
 
 
 def endpoint(base_url: str, event: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries_app.models import AppRepository, Delivery, bulk_sql
-from deliveries_app.models.bulk_sql import Announced
+from deliveries_app.models.bulk_sql import Acknowledged, Announced
 from tests.support.staff import make_app, make_watch
 
 NOW = timezone.now()
@@ -53,10 +53,14 @@ def test_any_path_is_written_and_acknowledged(watch: AppRepository, together: bo
     assert sorted(found) == sorted(STRANGE)
     assert all((row.source_path, row.remark) == (path, path[:20]) for path, row in found.items())
     assert not any(delivery.acknowledged for delivery in found.values())
-    for path in STRANGE:
-        bulk_sql.acknowledge(watch.pk, [path], NOW)
-        assert rows_of(watch)[path].acknowledged, path
-    assert sum(delivery.acknowledged for delivery in rows_of(watch).values()) == len(STRANGE)
+    answers = [Acknowledged(path, 200 + number, number * 1000) for number, path in enumerate(STRANGE)]
+    for batch in [answers] if together else [[answer] for answer in answers]:
+        bulk_sql.acknowledge(watch.pk, batch, NOW)
+    for answer in answers:
+        delivery = rows_of(watch)[answer.path]
+        assert delivery.acknowledged, answer.path
+        assert (delivery.delivered_status, delivery.delivered_ms) == answer[1:]
+        assert delivery.delivered_at == delivery.updated_at
 
 
 def test_null_differs_from_empty(watch: AppRepository) -> None:
@@ -68,7 +72,7 @@ def test_null_differs_from_empty(watch: AppRepository) -> None:
 
 def test_new_announcement_keeps_the_acknowledged_state(watch: AppRepository) -> None:
     bulk_sql.announce(watch.pk, 1, [row("a")], NOW)
-    bulk_sql.acknowledge(watch.pk, ["a"], NOW)
+    bulk_sql.acknowledge(watch.pk, [Acknowledged("a", 201, 1234)], NOW)
     bulk_sql.announce(watch.pk, 2, [row("a", sha="b" * 64, size=1 << 40, sequence=(1 << 53) - 1, attempts=3)], NOW)
     delivery = rows_of(watch)["a"]
     assert (delivery.generation, delivery.sha, delivery.size, delivery.sequence, delivery.attempts) == (
@@ -81,7 +85,7 @@ def test_rows_of_another_watch_are_left_alone(watch: AppRepository) -> None:
     other = make_watch(make_app("Search"), "docs")
     for each in (watch, other):
         bulk_sql.announce(each.pk, 1, [row("a")], NOW)
-    bulk_sql.acknowledge(watch.pk, ["a"], NOW)
+    bulk_sql.acknowledge(watch.pk, [Acknowledged("a", 200, 7)], NOW)
     assert [rows_of(each)["a"].acknowledged for each in (watch, other)] == [True, False]
 
 

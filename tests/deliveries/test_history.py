@@ -126,7 +126,7 @@ def test_filter_without_matches_offers_to_show_all(viewer: Client, watches, quer
 
 def test_empty_history_says_what_to_do_first(viewer: Client) -> None:
     assert "No sync runs yet. Watch a repository" in viewer.get(RUNS).text
-    assert "No bulk operations yet. Re-syncs and retries are listed here." in viewer.get(OPERATIONS).text
+    assert "No bulk operations yet. Re-syncs, retries and resends are listed here." in viewer.get(OPERATIONS).text
 
 
 @pytest.mark.parametrize("query", ["from=x", "until=2026-13-01", "from=9999-99-99"])

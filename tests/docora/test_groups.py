@@ -22,6 +22,7 @@ CUSTOM = {
     "rotate_secret_app",
     "view_queue",
     "control_queue",
+    "view_payloads",
 }
 
 
@@ -79,6 +80,7 @@ def test_operator_permissions(database: sqlite3.Connection) -> None:
         "deliveries_app.resync_apprepository",
         "deliveries_app.retry_apprepository",
         "deliveries_app.control_queue",
+        "deliveries_app.view_payloads",
     }
 
 

@@ -221,6 +221,14 @@ REF_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]]
 }
 """What happens to branches and tags, and to what an app chooses of a repository. Each history gets some of these, drawn apart from
 the others, so that a seed keeps its other steps."""
+RESEND_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "resend": (5, lambda rng: (_place(rng), _seed(rng))),
+    "resend_many": (5, lambda rng: (_seed(rng),)),
+    "cancel_resend": (3, lambda rng: ()),
+    "work": (5, lambda rng: (tuple(rng.sample(range(len(PLACES)), 2)), (_fate_with_resend(rng), _fate(rng)))),
+    "mood": (2, lambda rng: (_seed(rng), rng.choice([0.3, 1.0]))),
+}
+"""What happens to chosen files. Each history gets some of these too, drawn apart from the others."""
 DRAWN = {name: draw for name, (_, draw) in ACTIONS.items()}
 
 
@@ -233,6 +241,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     steps = [(name, DRAWN[name](rng)) for name in names]
     real_workers = rng.random() < 0.2
     _with_refs(random.Random(f"refs of {seed}"), steps)
+    _with_resends(random.Random(f"resends of {seed}"), steps)
     kept = tuple(step for step in steps if step[0] not in without)
     return History(seed, kinds, kept, real_workers=real_workers)
 
@@ -249,6 +258,20 @@ def _with_refs(rng: random.Random, steps: list[Step]) -> None:
     weights = [weight for weight, _ in REF_ACTIONS.values()]
     for name in rng.choices(list(REF_ACTIONS), weights, k=rng.randrange(10)):
         steps.insert(rng.randrange(len(steps) + 1), (name, REF_ACTIONS[name][1](rng)))
+
+
+def _fate_with_resend(rng: random.Random) -> Fate:
+    """Let chosen files be resent, or that be cancelled, while a worker is at it."""
+    [name] = rng.choices(["resend", "resend_many", "cancel_resend"], [3, 3, 2])
+    step = name, RESEND_ACTIONS[name][1](rng)
+    return Fate("meanwhile", rng.randrange(1, 7), rng.random() < 0.3, rng.random() < 0.5, step=step)
+
+
+def _with_resends(rng: random.Random, steps: list[Step]) -> None:
+    """Put steps about chosen files among the others."""
+    weights = [weight for weight, _ in RESEND_ACTIONS.values()]
+    for name in rng.choices(list(RESEND_ACTIONS), weights, k=rng.randrange(7)):
+        steps.insert(rng.randrange(len(steps) + 1), (name, RESEND_ACTIONS[name][1](rng)))
 
 
 # --- Playing ---------------------------------------------------------------------------------------------------------

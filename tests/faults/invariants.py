@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from django.db.models import F, Q
+from django.conf import settings
+from django.db.models import Count, F, Q
 from django.db.models.functions import Now
 
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, Notice, Status, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Delivery,
+    DeliveryAttempt,
+    Notice,
+    Status,
+    SyncRun,
+)
+from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.progress import live
 from repositories_app.models import HostOutage
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
 def check_always(universe: Universe) -> None:
     universe.journal.check(universe.clients.log)
     check_progress()
+    check_attempts()
     check_announced_trees(universe)
     for watch in universe.alive():
         check_shown_as_synced(universe, watch)
@@ -55,6 +67,18 @@ def check_progress() -> None:
     """No bar passes 100 %."""
     for run in SyncRun.objects.filter(outcome=""):
         assert run.started_at is None or run.files_done <= run.files_total, f"past 100 %: {run}"
+
+
+def check_attempts() -> None:
+    """Of each path, at most ten failed attempts are kept, and of each app as many as the setting says. Workers of one app
+    that record at the same time may keep a batch more each."""
+    rows = DeliveryAttempt.objects.order_by()
+    assert not rows.exclude(app=F("watch__app")).exists(), "an attempt belongs to another app"
+    of_paths = rows.values_list("watch", "path_digest").annotate(count=Count("pk")).filter(count__gt=ATTEMPTS_PER_PATH)
+    assert not of_paths, f"too many attempts of one path: {list(of_paths)}"
+    most = settings.ATTEMPTS_PER_APP + settings.RECORD_BATCH + settings.MAX_IN_FLIGHT
+    of_apps = rows.values_list("app").annotate(count=Count("pk")).filter(count__gt=most)
+    assert not of_apps, f"too many attempts of one app: {list(of_apps)}"
 
 
 def check_announced_trees(universe: Universe) -> None:
@@ -180,6 +204,9 @@ def check_delivered(universe: Universe, watch: AppRepository) -> None:
     expected = universe.expected(watch, head)
     held = Delivery.objects.filter(watch=watch)
     assert dict(held.values_list("path", "sha")) == expected, f"{watch}: the rows differ from the tree"
+    answered = held.filter(delivered_at__isnull=False)
+    refused = answered.exclude(delivered_status__range=(200, 299), delivered_ms__gte=0)
+    assert not refused.exists(), f"{watch}: {list(refused)} count as delivered"
     doubted = held.exclude(acknowledged=True, acknowledged_sha=F("sha"), generation__gte=watch.resend_floor)
     assert not doubted.exists(), f"{watch}: {list(doubted)} are in doubt"
     listed = watch.failures.filter(kind="failed")

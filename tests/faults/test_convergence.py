@@ -40,6 +40,7 @@ HAPPEN = {
     ),
     *("repository paused", "repository resumed"),
     *("app paused", "app resumed", "all paused", "all resumed", "max_in_flight changed", "sync_completed wanted"),
+    *("resend", "resend of many", "cancel of a resend"),
     *("unwatched, copy dropped", "unwatched, copy kept", "watched", "app deleted", "app imported", "circuit reset"),
     *("repository token replaced", "app token rotated", "key rotation begun", "mirrors evicted", "mirror deleted"),
     *(
@@ -67,6 +68,7 @@ def player(
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS, settings.RETRY_BASE_DELAY_SECONDS = 3, 3, 0
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
+    settings.ATTEMPTS_PER_APP = 15
     use_short_timeouts(monkeypatch)
     draw_sequences_by_this_clock(monkeypatch)
     make = functools.partial(Universe, database=postgres_server, redis=valkey_server)

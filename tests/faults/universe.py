@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db import connection, connections, transaction
@@ -26,7 +27,16 @@ from deliveries_app.actors import Actor
 from deliveries_app.importing import write
 from deliveries_app.importing.source import SourceFile, SourceWatch
 from deliveries_app.importing.validate import State
-from deliveries_app.models import App, AppRepository, AppRepositoryQuerySet, BulkOperation, Imported, Status
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    BulkOperation,
+    Delivery,
+    Imported,
+    OperationKind,
+    Status,
+)
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import (
@@ -35,6 +45,8 @@ from deliveries_app.services import (
     cancel_operation,
     cancel_request,
     delete_app,
+    resend_files,
+    resend_many,
     resync_by_app,
     resync_single,
     retry_by_app,
@@ -350,6 +362,26 @@ class Universe:
         operation = BulkOperation.objects.filter(app=self.apps[app], ended_at=None).last()
         if operation:
             cancel_operation(ACTOR, operation)
+
+    def resend(self, place: int, seed: int) -> None:
+        self._with(place, "resend", lambda watch: resend_files(ACTOR, watch, self._chosen_files(seed, [watch], "path")))
+
+    def resend_many(self, seed: int) -> None:
+        self._note("resend of many")
+        self._unless_gone(lambda: resend_many(ACTOR, self._chosen_files(seed, self.alive(), "pk")))
+
+    def cancel_resend(self) -> None:
+        self._note("cancel of a resend")
+        operation = BulkOperation.objects.filter(kind=OperationKind.RESEND, ended_at=None).last()
+        if operation:
+            cancel_operation(ACTOR, operation)
+
+    @staticmethod
+    def _chosen_files(seed: int, watches: Sequence[AppRepository], column: str) -> list[Any]:
+        """Return about half of what is recorded of these watches."""
+        rng = random.Random(seed)
+        rows = Delivery.objects.filter(watch__in=watches).order_by("watch", "path").values_list(column, flat=True)
+        return [value for value in rows if rng.random() < 0.5]
 
     def ignore(self, place: int, patterns: str) -> None:
         self._with(place, "ignore rules", lambda watch: set_ignore_patterns(ACTOR, watch, patterns))

@@ -100,7 +100,9 @@ def _model_pages(model: type[Model]) -> Iterator[str]:
 
 def _fragments() -> Iterator[str]:
     """The URL does not say which model `pk` belongs to, so yield one per model. Callers skip those that are a 404."""
-    rows: dict[type[Model], Any] = {model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun)}
+    rows: dict[type[Model], Any] = {
+        model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun, Delivery)
+    }
     known = {
         "pk": [row.pk for row in rows.values()],
         "app_id": [rows[App].app_id],

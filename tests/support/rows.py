@@ -14,6 +14,7 @@ from deliveries_app.models import (
     AppToken,
     BulkOperation,
     Delivery,
+    DeliveryAttempt,
     DeliveryFailure,
     FailureKind,
     HourlyTraffic,
@@ -26,6 +27,7 @@ from deliveries_app.models import (
     Status,
     SyncRun,
 )
+from deliveries_app.models.deliveries import path_digest
 from repositories_app.models import GitHubApp, Repository, Snapshot
 from tests.support.staff import make_app, make_watch
 
@@ -59,7 +61,7 @@ def _add(number: int) -> None:
     )
     _add_deliveries(number, watch)
     operation = BulkOperation.objects.create(
-        kind=OperationKind.values[number % 2], title=f"Operation {number}", app=portal, requested_by="anna", total=1,
+        kind=OperationKind.values[number % 3], title=f"Operation {number}", app=portal, requested_by="anna", total=1,
         ended_at=now if number % 3 else None, cancelled_at=now if number % 3 == 1 else None,
     )  # fmt: skip
     first = BulkOperation.objects.order_by("pk")[0]
@@ -95,6 +97,11 @@ def _add_deliveries(number: int, watch: AppRepository) -> None:
     Delivery.objects.create(
         watch=watch, path=f"src/{number:03}", mode="100644", kind="create", source_key="x", sha="0" * 64, size=3,
         sequence=number, generation=1, acknowledged=number % 2 == 0, updated_at=now,
+    )  # fmt: skip
+    DeliveryAttempt.objects.create(
+        app=watch.app, watch=watch, path_digest=path_digest(f"src/{number:03}".encode()), at=now, event="create",
+        cause="http", status_code=500, message="The app returned HTTP 500.", milliseconds=3,
+        headers={"X-Docora-Run-Id": f"run_{number}"}, request_body="{}", response_body="{}",
     )  # fmt: skip
     for kind in FailureKind:
         DeliveryFailure.objects.create(

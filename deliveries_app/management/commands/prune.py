@@ -10,10 +10,12 @@ from docora.text import counted
 _LABELS = {
     "runs": ("sync run", "sync runs"),
     "operations": ("bulk operation", "bulk operations"),
+    "actions": ("action of an app", "actions of apps"),
     "traffic": ("hour of traffic", "hours of traffic"),
     "alerts": ("alert", "alerts"),
     "sessions": ("session", "sessions"),
     "attempts": ("sign-in attempt", "sign-in attempts"),
+    "delivery_attempts": ("failed attempt", "failed attempts"),
 }
 
 

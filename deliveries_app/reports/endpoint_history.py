@@ -1,0 +1,198 @@
+"""How an app's endpoint has answered, hour by hour, and what people did meanwhile: re-syncs, key rotations and pauses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from itertools import groupby
+
+from django.contrib.admin.models import LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.db.models import Q
+from django.utils import timezone
+
+from deliveries_app.models import App, AppAction, HourlyTraffic, OperationKind, SyncPause
+from deliveries_app.progress import context as progress_context
+from deliveries_app.reports import chart
+from deliveries_app.reports.chart import Bar
+
+PERIODS = {"day": ("24 hours", 24), "week": ("7 days", 168)}
+"""Name in the query string → label and hours."""
+CELLS = 24
+"""The row of marks above the chart has so many cells, whatever the period."""
+READ = 200
+"""Marks of each kind that are read: the newest ones."""
+
+
+class MarkKind(StrEnum):
+    RESYNC = "resync"
+    ROTATION = "rotation"
+    PAUSE = "pause"
+
+
+_ICONS = {MarkKind.RESYNC: "resync", MarkKind.ROTATION: "key", MarkKind.PAUSE: "pause"}
+_AUDITED = {
+    "Started rotating the signing key": MarkKind.ROTATION,
+    "Retired the old signing key": MarkKind.ROTATION,
+    "Discarded the new signing key": MarkKind.ROTATION,
+    "Paused": MarkKind.PAUSE,
+    "Resumed": MarkKind.PAUSE,
+    "Paused all syncing": MarkKind.PAUSE,
+    "Resumed all syncing": MarkKind.PAUSE,
+}
+"""Messages of the audit log."""
+
+
+@dataclass(frozen=True)
+class Hour:
+    """One hour from `begin`: files that the app accepted, attempts that failed, and the time of all requests."""
+
+    begin: datetime
+    files: int = 0
+    failed: int = 0
+    requests: int = 0
+    milliseconds: int = 0
+
+    @property
+    def end(self) -> datetime:
+        return self.begin + timedelta(hours=1)
+
+    @property
+    def share(self) -> float | None:
+        """The share of attempts that were accepted, in percent."""
+        return _percent(self.files, self.failed)
+
+    @property
+    def seconds(self) -> float | None:
+        """The average time of a request."""
+        return self.milliseconds / 1000 / self.requests if self.requests else None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that may explain a change in the chart. `x` is its place there, `operation` the key of its operation."""
+
+    at: datetime
+    kind: MarkKind
+    text: str
+    x: float = 0.0
+    operation: int | None = None
+
+    @property
+    def icon(self) -> str:
+        return _ICONS[self.kind]
+
+
+@dataclass(frozen=True)
+class History:
+    """The hours, oldest first, and the marks, newest first. `cells` has the marks of each part of the chart."""
+
+    hours: Sequence[Hour]
+    marks: Sequence[Mark]
+    cells: Sequence[Sequence[Mark]]
+
+    @property
+    def files(self) -> int:
+        return sum(hour.files for hour in self.hours)
+
+    @property
+    def failed(self) -> int:
+        return sum(hour.failed for hour in self.hours)
+
+    @property
+    def requests(self) -> int:
+        return sum(hour.requests for hour in self.hours)
+
+    @property
+    def share(self) -> float | None:
+        return _percent(self.files, self.failed)
+
+    @property
+    def seconds(self) -> float | None:
+        total = sum(hour.milliseconds for hour in self.hours)
+        return total / 1000 / self.requests if self.requests else None
+
+    @property
+    def worst(self) -> Hour:
+        """The hour with the smallest share."""
+        return min(self.hours, key=lambda hour: 100.0 if hour.share is None else hour.share)
+
+    @property
+    def slowest(self) -> Hour:
+        return max(self.hours, key=lambda hour: hour.seconds or 0.0)
+
+    @property
+    def bars(self) -> list[tuple[Hour, Bar]]:
+        return list(zip(self.hours, chart.shares([(hour.files, hour.failed) for hour in self.hours]), strict=True))
+
+    @property
+    def latency(self) -> str:
+        """The path of the average time of a request."""
+        return chart.steps([hour.seconds for hour in self.hours])
+
+    @property
+    def ticks(self) -> list[datetime]:
+        """Four times for the axis."""
+        return [self.hours[index * len(self.hours) // 4].begin for index in range(4)]
+
+
+def of_app(app: App, hours: int) -> History:
+    """Read the last hours of an app in four queries."""
+    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    begins = [this_hour - timedelta(hours=back) for back in reversed(range(hours))]
+    rows = HourlyTraffic.objects.filter(app=app, hour__gte=begins[0], hour__lte=this_hour).order_by()
+    columns = rows.values_list("hour", "files", "failed", "requests", "milliseconds")
+    sent = {row[0]: Hour(*row) for row in columns}
+    begin, end = begins[0], this_hour + timedelta(hours=1)
+    marks = [
+        Mark(mark.at, mark.kind, mark.text, round(chart.WIDTH * ((mark.at - begin) / (end - begin)), 2), mark.operation)
+        for mark in sorted(_marks(app, begin), key=lambda mark: mark.at)
+    ]
+    by_cell = {cell: list(found) for cell, found in groupby(marks, key=_cell)}
+    cells = [_one_of_each_kind(by_cell.get(cell, [])) for cell in range(CELLS)]
+    return History([sent.get(begin, Hour(begin)) for begin in begins], marks[::-1], cells)
+
+
+def _cell(mark: Mark) -> int:
+    return max(0, min(CELLS - 1, int(mark.x * CELLS / chart.WIDTH)))
+
+
+def _one_of_each_kind(marks: Sequence[Mark]) -> list[Mark]:
+    """Return the last mark of each kind: there is no room for more."""
+    return list({mark.kind: mark for mark in marks}.values())
+
+
+def _marks(app: App, since: datetime) -> list[Mark]:
+    """Return what was done since then: re-syncs that involve the app, and entries of both audit logs."""
+    resyncs = progress_context.involving(app).filter(kind=OperationKind.RESYNC, created_at__gte=since)
+    entries = LogEntry.objects.filter(_entries_about(app), action_time__gte=since, change_message__in=list(_AUDITED))
+    actions = AppAction.objects.filter(app=app, watch=None, created_at__gte=since, message__in=list(_AUDITED))
+    return [
+        *(
+            Mark(
+                operation.created_at,
+                MarkKind.RESYNC,
+                f"{operation.title}, by {operation.requested_by}",
+                0.0,
+                operation.pk,
+            )
+            for operation in resyncs.order_by("-created_at", "-pk")[:READ]
+        ),
+        *(
+            Mark(entry.action_time, _AUDITED[entry.change_message], f"{entry.change_message}, by {entry.user}")
+            for entry in entries.select_related("user").order_by("-action_time")[:READ]
+        ),
+        *(
+            Mark(action.created_at, _AUDITED[action.message], f"{action.message}, by the app")
+            for action in actions.order_by("-created_at")[:READ]
+        ),
+    ]
+
+
+def _entries_about(app: App) -> Q:
+    kinds = ContentType.objects.get_for_models(App, SyncPause)
+    return Q(content_type=kinds[App], object_id=str(app.pk)) | Q(content_type=kinds[SyncPause])
+
+
+def _percent(good: int, bad: int) -> float | None:
+    return 100 * good / (good + bad) if good + bad else None

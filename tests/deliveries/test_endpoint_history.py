@@ -1,0 +1,125 @@
+"""The page that shows how an endpoint has answered, and what people did meanwhile."""
+
+from datetime import timedelta
+from html import unescape
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import App, AppAction, HourlyTraffic
+from deliveries_app.reports import endpoint_history
+from deliveries_app.reports.chart import WIDTH, shares, steps
+from deliveries_app.services import pause_syncing, resync_by_app
+from deliveries_app.services.app_settings import change_own_settings
+from deliveries_app.services.keys import start_key_rotation
+from tests.support.staff import make_app
+
+ADMIN = "/admin/deliveries_app/app/"
+
+
+@pytest.fixture
+def root(db) -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root", password="x"))
+    return client
+
+
+def hour_ago(app: App, hours: int, **fields: int) -> None:
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours)
+    HourlyTraffic.objects.create(app=app, hour=hour, **fields)
+
+
+def page_of(client: Client, app: App, period: str = "") -> str:
+    answer = client.get(f"{ADMIN}{app.pk}/endpoint/", {"period": period})
+    assert answer.status_code == 200
+    return unescape(answer.text)
+
+
+def test_hours_of_an_app(viewer: Client, watches) -> None:
+    app = watches[0].app
+    hour_ago(app, 2, files=90, failed=10, requests=200, milliseconds=5_000)
+    hour_ago(app, 1, files=100, failed=0, requests=100, milliseconds=100_000)
+    hour_ago(app, 30, files=5, failed=5, requests=10, milliseconds=10)
+    hour_ago(watches[2].app, 1, files=7, failed=7, requests=14, milliseconds=140)
+    history = endpoint_history.of_app(app, 24)
+    assert (history.files, history.failed, history.requests) == (190, 10, 300)
+    assert (history.share, history.seconds) == (95.0, 0.35)
+    assert (history.worst.share, history.slowest.seconds) == (90.0, 1.0)
+    page = page_of(viewer, app)
+    assert "95.0% accepted" in page
+    assert "10 rejected" in page
+    assert "average 350 ms" in page
+    assert page.count('<tr><th scope="row">') == 24
+    week = page_of(viewer, app, "week")
+    assert week.count('<tr><th scope="row">') == 168
+    assert "92.9% accepted" in week
+    assert page_of(viewer, app, "century").count('<tr><th scope="row">') == 24
+
+
+def test_marks_come_from_operations_and_both_audit_logs(viewer: Client, root: Client, watches) -> None:
+    app, anna = watches[0].app, Actor.of_user(User.objects.get(username="root"))
+    operation = resync_by_app(anna, app)
+    start_key_rotation(anna, App.objects.get(pk=app.pk))
+    change_own_settings(Actor.of_app(app), app, paused=True)
+    form = root.get(f"{ADMIN}{app.pk}/change/").context["adminform"].form
+    fields = {name: value for name, value in form.initial.items() if value and name != "paused"}
+    fields |= {f"initial-{name}": form.initial[name] for name in ("paused", "max_in_flight")}  # as the page has them
+    assert root.post(f"{ADMIN}{app.pk}/change/", fields).status_code == 302  # resumes it
+    pause_syncing(anna)
+    LogEntry.objects.filter(change_message="Started rotating the signing key").update(
+        action_time=timezone.now() - timedelta(hours=30)
+    )
+    marks = endpoint_history.of_app(app, 24).marks
+    assert [(mark.kind.value, mark.text) for mark in marks] == [
+        ("pause", "Paused all syncing, by root"),
+        ("pause", "Resumed, by root"),
+        ("pause", "Paused, by the app"),
+        ("resync", f"{operation.title}, by root"),
+    ]
+    assert all(0 <= mark.x <= WIDTH for mark in marks)
+    assert "rotation" in {mark.kind.value for mark in endpoint_history.of_app(app, 168).marks}
+    page = page_of(root, app)
+    assert f"/bulkoperation/{operation.pk}/change/" in page
+    assert f"{operation.title}, by root" in page_of(viewer, app)
+    other = endpoint_history.of_app(watches[2].app, 24).marks
+    assert [mark.text for mark in other] == ["Paused all syncing, by root"]
+    said = LogEntry.objects.filter(content_type__model="app", object_id=str(app.pk)).values_list(
+        "change_message", flat=True
+    )
+    assert sorted(said) == ["Resumed", "Started rotating the signing key"]  # the form adds no entry of its own
+
+
+def test_page_needs_the_permission_and_constant_queries(viewer: Client, client: Client, watches) -> None:
+    app = watches[0].app
+    assert client.get(f"{ADMIN}{app.pk}/endpoint/").status_code == 302
+    counts = []
+    for number in range(1, 4):
+        hour_ago(app, number, files=1, requests=1)
+        AppAction.objects.create(app=app, subject="Portal", message="Paused", address="192.0.2.1")
+        page_of(viewer, app)
+        with CaptureQueriesContext(connection) as queries:
+            page_of(viewer, app)
+        counts.append(len(queries))
+    assert len(set(counts)) == 1
+
+
+@pytest.mark.django_db
+def test_page_without_traffic() -> None:
+    history = endpoint_history.of_app(make_app("Portal"), 24)
+    assert (history.share, history.seconds, history.marks) == (None, None, [])
+    assert len(history.cells) == endpoint_history.CELLS
+
+
+def test_shares_fill_the_chart_and_steps_have_gaps() -> None:
+    full, half, none = shares([(3, 0), (2, 2), (0, 0)])
+    assert (full.good_height, full.bad_height) == (100, 0)
+    assert (half.good_height, half.bad_height, half.bad_y) == (50, 50, 0)
+    assert (none.good_height, none.bad_height) == (0, 0)
+    assert steps([1.0, 2.0, None, 0.5]) == "M0 50H120V0H240M360 75H480"
+    assert steps([None, None]) == ""

@@ -1,0 +1,192 @@
+"""Resend in the admin: one file at once, or the files of a selection as one operation."""
+
+from html import unescape
+from urllib.parse import quote
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.core.exceptions import PermissionDenied
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from deliveries_app.actors import Actor
+from deliveries_app.models import AppRepository, BulkOperation, Delivery
+from deliveries_app.reports import impact
+from deliveries_app.services import MAX_RESENT_AT_ONCE, cancel_operation, resend_many, resync_single
+from tests.support.staff import VIEWS, make_app, make_watch, staff
+from tests.support.world import World
+
+LIST = "/admin/deliveries_app/delivery/"
+CONFIRM = f"{LIST}resend/"
+
+
+def add_deliveries(watch: AppRepository, paths: list[str], **fields) -> list[Delivery]:
+    values = {
+        "mode": "100644", "kind": "create", "source_key": "x", "sha": "0" * 64, "size": 1500, "generation": 1,
+        "acknowledged": True, "updated_at": timezone.now(),
+    } | fields  # fmt: skip
+    return Delivery.objects.bulk_create(
+        Delivery(watch=watch, path=path, sequence=number, **values) for number, path in enumerate(paths)
+    )
+
+
+def resend_url(watch: AppRepository, path: str) -> str:
+    return f"/admin/deliveries_app/apprepository/{watch.pk}/resend/?path={quote(path, safe='')}"
+
+
+def sent_since(world: World, before: int) -> list[tuple[str, str]]:
+    return sorted((note.kind, note.path) for note in world.requests()[before:])
+
+
+# --- One file ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_is_resent_at_once(world: World) -> None:
+    operator = staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
+    path = "line\nbreak & é.txt"
+    _, watch = world.watch({path: b"1", "other.txt": b"2"})
+    world.settle()
+    row, before = world.rows(watch)[path], len(world.requests())
+    page = f"{LIST}{row.pk}/change/"
+    shown = unescape(operator.get(page).text)
+    assert f'action="{resend_url(watch, path)}&next={page}"' in shown
+    answer = operator.post(f"{resend_url(watch, path)}&next={page}", follow=True)
+    assert answer.redirect_chain == [(page, 302)]
+    assert "Resend queued for line\nbreak & é.txt." in unescape(answer.text)
+    assert "Unconfirmed" in answer.text
+    assert LogEntry.objects.latest("pk").change_message == "Resent 1 file"
+    world.settle()
+    assert sent_since(world, before) == [("create", path)]
+    assert "Delivered" in operator.get(page).text
+
+
+def test_file_without_a_record_cannot_be_resent(operator: Client, watches) -> None:
+    answer = operator.post(resend_url(watches[0], "none.txt"), follow=True)
+    assert "Portal holds no such file, so there is nothing to resend: none.txt" in answer.text
+    assert not BulkOperation.objects.exists()
+
+
+def test_resend_needs_the_permission_and_a_post(operator: Client, viewer: Client, watches) -> None:
+    (row,) = add_deliveries(watches[0], ["a.txt"])
+    url = resend_url(watches[0], "a.txt")
+    assert operator.get(url).status_code == 405
+    for client, method in ((viewer, "post"), (viewer, "get")):
+        assert getattr(client, method)(url).status_code == 403
+        assert getattr(client, method)(f"{CONFIRM}?ids={row.pk}").status_code == 403
+    row.refresh_from_db()
+    assert row.acknowledged
+    for page in (
+        LIST,
+        f"{LIST}{row.pk}/change/",
+        f"/admin/deliveries_app/apprepository/{watches[0].pk}/why/?path=a.txt",
+    ):
+        assert "Resend" not in viewer.get(page).text, page
+        assert "Resend" in operator.get(page).text, page
+
+
+# --- A selection -------------------------------------------------------------------------------------------------------
+
+
+def test_selection_is_confirmed_and_resent_as_one_operation(world: World) -> None:
+    operator = staff("anna", *(f"view_{model}" for model in VIEWS), "resync_apprepository")
+    _, docs = world.watch({"docs/a": b"1", "docs/b": b"22", "src/c": b"333"}, name="acme/docs")
+    _, site = world.watch({"docs/a": b"1"}, name="acme/site", app=world.add_app("Search"))
+    world.settle()
+    before = len(world.requests())
+    chosen = [world.rows(docs)["docs/a"].pk, world.rows(docs)["src/c"].pk, world.rows(site)["docs/a"].pk]
+    answer = operator.post(LIST, {"action": "resend", "_selected_action": chosen}, follow=True)
+    page = unescape(answer.text)
+    assert "This will resend 3 files of 2 repositories to 2 apps. Continue?" in page
+    assert "5 bytes" in page
+    hidden = {name: answer.context[name] for name in ("selection_digest", "selection_files")}
+    url = answer.redirect_chain[-1][0]
+    done = operator.post(url, {"post": "yes", "reason": "Lost its disk", **hidden}, follow=True)
+    assert "Resending 3 files…" in unescape(done.text)
+    operation = BulkOperation.objects.get()
+    assert (operation.kind, operation.title, operation.total) == ("resend", "Resend · 3 files", 2)
+    assert (operation.reason, operation.requested_by) == ("Lost its disk", "anna")
+    assert sorted(operation.runs.values_list("files_total", "bytes_total")) == [(1, 1), (2, 4)]
+    world.settle()
+    assert sent_since(world, before) == [("create", "docs/a"), ("create", "docs/a"), ("create", "src/c")]
+    operation.refresh_from_db()
+    assert operation.ended_at
+    text = unescape(operator.get(done.redirect_chain[-1][0]).text)
+    assert "2 repositories: 2 succeeded · 3 files" in text
+
+
+def test_everything_that_a_filter_matches(operator: Client, watches) -> None:
+    docs, site, other = watches
+    for watch in watches:
+        add_deliveries(watch, ["docs/a", "docs/b", "src/c"])
+    url = f"{CONFIRM}?all=1&watch__app={docs.app_id}&q=docs/"
+    assert "This will resend 4 files of 2 repositories to Portal. Continue?" in operator.get(url).text
+    operator.post(url, {"post": "yes"})
+    sent = Delivery.objects.filter(acknowledged=False).values_list("watch", "path")
+    assert sorted(sent) == sorted((watch.pk, path) for watch in (docs, site) for path in ("docs/a", "docs/b"))
+    only = operator.get(f"{CONFIRM}?all=1&watch={other.pk}&q=src/").text
+    assert "This will resend 1 file of 1 repository to Search. Continue?" in only
+
+
+def test_changed_selection_is_confirmed_again(operator: Client, watches) -> None:
+    add_deliveries(watches[0], ["a"])
+    url = f"{CONFIRM}?all=1&watch={watches[0].pk}"
+    shown = operator.get(url).context
+    hidden = {"post": "yes", **{name: shown[name] for name in ("selection_digest", "selection_files")}}
+    add_deliveries(watches[0], ["b"])
+    assert "The selection has changed" in operator.post(url, hidden, follow=True).text
+    assert not BulkOperation.objects.exists()
+    gone = operator.post(f"{CONFIRM}?ids=999999999", {"post": "yes"}, follow=True)
+    assert "The selection has no files to resend." in gone.text
+    assert not BulkOperation.objects.exists()
+
+
+def test_too_many_files_are_not_resent(operator: Client, watches, monkeypatch) -> None:
+    monkeypatch.setattr(impact, "MAX_RESENT_AT_ONCE", 3)
+    add_deliveries(watches[0], list("abcd"))
+    url = f"{CONFIRM}?all=1&watch={watches[0].pk}"
+    page = operator.get(url).text
+    assert "Too many files" in page
+    assert "re-sync the repositories" in page
+    assert "<button" not in page[page.index("confirmation-buttons") : page.index("confirmation-buttons") + 400]
+    operator.post(url, {"post": "yes"})
+    assert not BulkOperation.objects.exists()
+    with pytest.raises(ValueError, match="At most 10,000 files"):
+        resend_many(Actor.command(), range(MAX_RESENT_AT_ONCE + 1))
+
+
+def test_confirmation_costs_the_same_for_any_number_of_files(operator: Client, db) -> None:
+    app, counts = make_app("Portal"), []
+    for number in range(12):
+        add_deliveries(make_watch(app, f"repository-{number}"), ["a", "b"])
+        if number in {1, 11}:
+            operator.get(f"{CONFIRM}?all=1&watch__app={app.pk}")
+            with CaptureQueriesContext(connection) as queries:
+                assert operator.get(f"{CONFIRM}?all=1&watch__app={app.pk}").status_code == 200
+            counts.append(len(queries))
+    assert counts[0] == counts[1]
+
+
+def test_resend_takes_over_a_running_resync(world: World) -> None:
+    """And its cancel leaves the re-sync's files to be sent."""
+    _, watch = world.watch({"a": b"1", "b": b"2"})
+    world.settle()
+    run, before = resync_single(Actor.command(), watch).run, len(world.requests())
+    operation = resend_many(Actor.command(), [world.rows(watch)["a"].pk])
+    run.refresh_from_db()
+    assert run.outcome == "superseded"
+    assert operation.runs.get().files_total == run.files_total + 1
+    assert cancel_operation(Actor.command(), operation) == 1
+    watch.refresh_from_db()
+    assert (watch.status, watch.resend_floor) == ("pending_snapshot", run.generation)
+    world.settle()
+    assert sent_since(world, before) == [("create", "a"), ("create", "b")]
+
+
+def test_resend_of_an_app_s_own_files_only(watches) -> None:
+    (row,) = add_deliveries(watches[2], ["a"])  # of Search
+    with pytest.raises(PermissionDenied):
+        resend_many(Actor.of_app(watches[0].app), [row.pk])
+    row.refresh_from_db()
+    assert row.acknowledged
