@@ -40,15 +40,20 @@ def resend_files(actor: Actor, watch: AppRepository, paths: Sequence[str]) -> Re
             raise NotFound("Repository not found")
         rows = Delivery.objects.filter(watch_id=watch.pk, path__in={path for path in paths if "\x00" not in path})
         known = dict(rows.values_list("path", "size"))
-        run = _request(actor, watch, known) if known else None
+        run = None
+        if known:
+            rows.update(acknowledged=False, attempts=0)
+            message = f"Resent {counted(len(known), 'file', 'files')}"
+            run = request_unacknowledged(actor, watch, runs.Remaining(len(known), sum(known.values())), message)
     return Resent(run, len(known), [path for path in dict.fromkeys(paths) if path not in known])
 
 
-def _request(actor: Actor, watch: AppRepository, sizes: dict[str, int]) -> SyncRun:
-    """Make the rows of these paths unacknowledged, request a sync, and return the run that will send them.
+def request_unacknowledged(actor: Actor, watch: AppRepository, remaining: runs.Remaining, message: str) -> SyncRun:
+    """Request a sync that sends the rows which the caller has just made unacknowledged, and return its run.
 
     The new generation fences a worker that is syncing. Otherwise it could record one of the rows as acknowledged after all,
-    for a request that it had sent before. A run that is open already sends these files too.
+    for a request that it had sent before. A run that is open already sends these files too. `message` is for the audit log.
+    Call this in the transaction that changed the rows and holds the watch's lock.
     """
     AppRepository.objects.filter(pk=watch.pk).update(
         generation=F("generation") + 1,
@@ -58,11 +63,9 @@ def _request(actor: Actor, watch: AppRepository, sizes: dict[str, int]) -> SyncR
         next_sync_at=Now(),
     )
     watch.refresh_from_db()
-    Delivery.objects.filter(watch=watch, path__in=sizes).update(acknowledged=False, attempts=0)
     run = runs.newest_open_runs([watch]).get(watch.pk)
     if run is None:
-        remaining = {watch.pk: runs.Remaining(len(sizes), sum(sizes.values()))}
-        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, remaining)
-    audit.record(actor, [watch], f"Resent {counted(len(sizes), 'file', 'files')}")
+        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, {watch.pk: remaining})
+    audit.record(actor, [watch], message)
     scheduling.enqueue(watch, "high")
     return run
