@@ -16,6 +16,7 @@ from deliveries_app import services
 from deliveries_app.actors import Actor
 from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
+from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.forms import AppForm, OnboardForm, post_data
 from deliveries_app.admin.ping import PingAdmin
@@ -38,7 +39,7 @@ def _count_of_watches(**condition: Any) -> Coalesce:
 
 
 @admin.register(App)
-class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
+class AppAdmin(AppSecretsAdmin, PingAdmin, FindWatchAdmin, CheckAppAdmin, RemovalAdmin[App]):
     form = AppForm
     list_display = ("name", "state", "failing", "repositories", "base_url", "app_id")
     list_filter = ("paused",)

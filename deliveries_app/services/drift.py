@@ -72,8 +72,8 @@ def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
     return check
 
 
-def check_app(actor: Actor, app: App) -> int:
-    """Queue a check of each of the app's repositories, and return how many are open now. Raises `NotCheckable`."""
+def check_app(actor: Actor, app: App) -> list[int]:
+    """Queue a check of each of the app's repositories, and return the keys of those that are open. Raises `NotCheckable`."""
     actor.require(PERMISSION)
     actor.require_app(app)
     _require_opt_in(app)
@@ -83,10 +83,10 @@ def check_app(actor: Actor, app: App) -> int:
             repositories = counted(len(requested), "repository", "repositories")
             audit.record(actor, [app], f"Requested a check for differences of {repositories}")
             transaction.on_commit(scheduling.enqueue_due, robust=True)
-    count = DriftCheck.objects.open().filter(watch__app=app).count()
-    if not count:
+    pks = list(DriftCheck.objects.open().filter(watch__app=app).values_list("pk", flat=True))
+    if not pks:
         raise NotCheckable(f"{app} has no repository that has been synced, so there is nothing to check.")
-    return count
+    return pks
 
 
 def _require_opt_in(app: App) -> None:

@@ -319,7 +319,7 @@ def test_check_needs_the_apps_consent(world: World, synced: tuple[Repo, AppRepos
 def test_watch_has_one_open_check(world: World, synced: tuple[Repo, AppRepository]) -> None:
     _, watch = synced
     assert check_watch(ACTOR, watch) == check_watch(ACTOR, watch)
-    assert check_app(ACTOR, world.app) == 1
+    assert check_app(ACTOR, world.app) == [check_watch(ACTOR, watch).pk]
     world.settle()
     assert DriftCheck.objects.get().state == DriftState.EQUAL
 
