@@ -150,7 +150,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
             return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
         if request.method == "POST":
             return self._send(request, check)
-        title = f"Send {counted(check.listed, 'file', 'files')}"
+        title = "Send this file" if check.listed == 1 else f"Send these {check.listed:,} files"
         return self.render_question(request, check, title, title, paragraphs=list(_consequences(check)))
 
     def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
@@ -203,6 +203,7 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
     return {
         "check": check,
         "watch": check.watch,
+        "style": drift.STYLES[DriftState(check.state)],
         "badge": state_badge(check),
         "summary": drift.summary(check),
         "can_act": request.user.has_perm(PERMISSION),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deliveries_app.sync import drift
 from tests.faults.clients import KINDS
 from tests.faults.convergence import LONGEST_HISTORY, Player, draw
 from tests.faults.hosts import FAULTS
@@ -40,6 +41,14 @@ HAPPEN = {
     ),
     *("app paused", "app resumed", "all paused", "all resumed", "max_in_flight changed", "sync_completed wanted"),
     *("unwatched, copy dropped", "unwatched, copy kept", "watched", "app deleted", "app imported", "circuit reset"),
+    *(
+        "copy damaged",
+        "check for differences",
+        "check of all",
+        "check cancelled",
+        "differences sent",
+        "checks not wanted",
+    ),
     *("repository token replaced", "app token rotated", "key rotation begun", "mirrors evicted", "mirror deleted"),
     *(
         "mirror truncated",
@@ -66,6 +75,7 @@ def player(
     settings.RECORD_BATCH, settings.MAX_RETRY_ATTEMPTS, settings.RETRY_BASE_DELAY_SECONDS = 3, 3, 0
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
+    monkeypatch.setattr(drift, "MAX_ENTRIES", 3)
     use_short_timeouts(monkeypatch)
     draw_sequences_by_this_clock(monkeypatch)
     make = functools.partial(Universe, database=postgres_server, redis=valkey_server)
