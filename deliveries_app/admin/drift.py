@@ -8,7 +8,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import URLPattern, reverse
 from django.utils.html import format_html
@@ -218,9 +218,10 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
 @require_GET
 @fragment(can_view_watches)
 def live_check(request: HttpRequest, pk: int) -> HttpResponse:
-    """Return the result of a check. Its page polls this until the check has ended."""
+    """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
     check = get_object_or_404(DriftCheck.objects.select_related("watch__app", "watch__repository"), pk=pk)
-    context = {**check_context(request, check), "polled": True}
+    context = check_context(request, check)
+    context["ends"] = not check.is_open and context["run"] is None
     return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
 
 
@@ -235,6 +236,17 @@ def live_checks(request: HttpRequest) -> HttpResponse:
         "live_ids": joined(check.pk for check in checks if check.is_open),
     }
     return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
+
+
+@require_GET
+@fragment(can_view_watches)
+def live_newest_check(request: HttpRequest, pk: int) -> HttpResponse:
+    """Return the newest check of a watch, whose page polls this while the check is open."""
+    watches = AppRepository.objects.with_state().select_related("app", "repository")
+    context = of_watch(get_object_or_404(watches, pk=pk))
+    if not context:
+        raise Http404
+    return render(request, "admin/deliveries_app/driftcheck/of_watch.html#newest", context)
 
 
 def of_watch(watch: AppRepository) -> dict[str, Any]:

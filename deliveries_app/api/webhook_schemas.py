@@ -231,7 +231,7 @@ _ANSWERS = {
 
 def add_to(document: dict[str, Any]) -> None:
     """Add the `webhooks` and their schemas to an OpenAPI document."""
-    models = [*(model for model, _, _ in EVENTS.values()), SameCopy, CopyPage]
+    models: list[type[BaseModel]] = [*(model for model, _, _ in EVENTS.values()), SameCopy, CopyPage]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

@@ -58,7 +58,9 @@ def test_check_from_the_button_to_the_repaired_copy(world: World, site: Site, br
         expect(page.get_by_role("heading", name="Send these 5 files")).to_be_visible()
         look_at(page, wrong)
         page.get_by_role("button", name="Send these 5 files").click()
-        expect(page.locator("#toasts-polite").get_by_text("Sending 3 files and deleting 2 extra files.")).to_be_visible()
+        expect(
+            page.locator("#toasts-polite").get_by_text("Sending 3 files and deleting 2 extra files.")
+        ).to_be_visible()
         look_at(page, wrong)
 
     def check_app(page: Page) -> None:

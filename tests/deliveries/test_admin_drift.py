@@ -66,10 +66,12 @@ def test_check_of_a_watch_is_requested_and_cancelled(operator: Client, opted_in:
     check = DriftCheck.objects.get()
     assert answer.request["PATH_INFO"] == f"{CHECKS}{check.pk}/change/"
     assert "Queued No worker is free yet." in text_of(answer)
-    assert f'hx-get="/admin/live/checks/{check.pk}/"' in answer.text
+    assert f'hx-get="/admin/live/checks/{check.pk}/' in answer.text
     assert (check.watch, check.requested_by, check.state) == (watch, "anna", DriftState.QUEUED)
     watch.refresh_from_db()
     assert watch.next_sync_at is not None
+    assert f'hx-get="/admin/live/checks/of/{watch.pk}/"' in operator.get(f"{WATCHES}{watch.pk}/change/").text
+    assert "hx-get" in operator.get(f"/admin/live/checks/of/{watch.pk}/").text
     assert "Check cancelled." in operator.post(f"{CHECKS}{check.pk}/cancel/", follow=True).text
     fragment = operator.get(f"/admin/live/checks/{check.pk}/")
     assert "Cancelled by anna." in fragment.text
@@ -130,6 +132,7 @@ def test_result_is_listed_filtered_and_sent(operator: Client, result: DriftCheck
         "missing/<b>.md": "create", "different/<b>.md": "create", "extra/<b>.md": "delete",
     }  # fmt: skip
     assert "3 differences sent just now by anna" in text_of(answer)
+    assert f'hx-get="/admin/live/checks/{result.pk}/' in answer.text  # until the run has ended
     assert f"{CHECKS}{result.pk}/send/" not in answer.text
     again = operator.get(f"{CHECKS}{result.pk}/send/", follow=True)
     assert "These differences have already been sent." in again.text
