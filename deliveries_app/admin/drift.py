@@ -96,7 +96,7 @@ class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
     page_template = "admin/deliveries_app/driftcheck/change_form.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DriftCheck]:
-        return DriftCheck.objects.select_related("watch__app", "watch__repository")
+        return DriftCheck.objects.for_list()
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return CheckList
@@ -219,7 +219,7 @@ def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
 @fragment(can_view_watches)
 def live_check(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
-    check = get_object_or_404(DriftCheck.objects.select_related("watch__app", "watch__repository"), pk=pk)
+    check = get_object_or_404(DriftCheck.objects.for_list(), pk=pk)
     context = check_context(request, check)
     context["ends"] = not check.is_open and context["run"] is None
     return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
@@ -229,8 +229,7 @@ def live_check(request: HttpRequest, pk: int) -> HttpResponse:
 @fragment(can_view_watches)
 def live_checks(request: HttpRequest) -> HttpResponse:
     """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
-    rows = DriftCheck.objects.filter(pk__in=row_ids(request)).select_related("watch__app", "watch__repository")
-    checks = drift.with_watches(rows)
+    checks = drift.with_watches(DriftCheck.objects.for_list().filter(pk__in=row_ids(request)))
     context = {
         "rows": [(check, state_badge(check), drift.summary(check)) for check in checks],
         "live_ids": joined(check.pk for check in checks if check.is_open),
@@ -242,8 +241,7 @@ def live_checks(request: HttpRequest) -> HttpResponse:
 @fragment(can_view_watches)
 def live_newest_check(request: HttpRequest, pk: int) -> HttpResponse:
     """Return the newest check of a watch, whose page polls this while the check is open."""
-    watches = AppRepository.objects.with_state().select_related("app", "repository")
-    context = of_watch(get_object_or_404(watches, pk=pk))
+    context = of_watch(get_object_or_404(AppRepository.objects.with_state().for_list(), pk=pk))
     if not context:
         raise Http404
     return render(request, "admin/deliveries_app/driftcheck/of_watch.html#newest", context)

@@ -35,6 +35,12 @@ class DriftCheckQuerySet(models.QuerySet["DriftCheck"]):
     def open(self) -> Self:
         return self.filter(ended_at=None)
 
+    def for_list(self) -> Self:
+        """Read watches, apps and repositories with the checks, but no secrets."""
+        secrets = ("github_token", "push_secret", "app__client_auth_key", "app__new_auth_key")
+        watches = self.select_related("watch__app", "watch__repository")
+        return watches.defer(*(f"watch__{name}" for name in secrets))
+
     def abandoned(self) -> Self:
         """Return checks that are shown as running although no worker owns their watch."""
         free = AppRepository.objects.filter(is_free(), pk=OuterRef("watch_id"))

@@ -38,8 +38,7 @@ def _verb(count: int) -> str:
 def with_watches(checks: Iterable[DriftCheck]) -> list[DriftCheck]:
     """Return the checks with their watches, those of open checks `with_state`."""
     found = list(checks)
-    watches = AppRepository.objects.with_state().select_related("app", "repository")
-    read = watches.in_bulk([check.watch_id for check in found if check.is_open])
+    read = AppRepository.objects.with_state().for_list().in_bulk([check.watch_id for check in found if check.is_open])
     for check in found:
         check.watch = read.get(check.watch_id, check.watch)
     return found

@@ -79,7 +79,7 @@ def _request(app_id: str, repository_id: str | None) -> list[int]:
 
 
 def _checks(pks: Iterable[int]) -> QuerySet[DriftCheck]:
-    checks = DriftCheck.objects.filter(pk__in=pks).select_related("watch__app", "watch__repository")
+    checks = DriftCheck.objects.for_list().filter(pk__in=pks)
     return checks.order_by("watch__repository__owner", "watch__repository__name", "pk")
 
 
