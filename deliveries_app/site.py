@@ -21,6 +21,7 @@ SECTIONS: dict[str, list[str]] = {
     "Activity": [
         "deliveries_app.SyncRun",
         "deliveries_app.BulkOperation",
+        "deliveries_app.DriftCheck",
         "deliveries_app.Delivery",
         "deliveries_app.Queue",
     ],

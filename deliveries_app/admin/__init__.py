@@ -3,6 +3,7 @@
 from deliveries_app.admin import (  # noqa: F401  registers the model admins
     apps,
     deliveries,
+    drift,
     failed,
     github_apps,
     operations,

@@ -17,6 +17,7 @@ from deliveries_app.actors import Actor, can_view_operations
 from deliveries_app.admin.actions import RESYNC
 from deliveries_app.admin.app_health import AppHealthAdmin
 from deliveries_app.admin.app_secrets import ONBOARDED, AppSecretsAdmin
+from deliveries_app.admin.drift import CheckAppAdmin
 from deliveries_app.admin.file_explanation import FindWatchAdmin
 from deliveries_app.admin.forms import PATTERN_FIELDS, AppForm, OnboardForm, WatchManyForm, post_data
 from deliveries_app.admin.ping import PingAdmin
@@ -55,7 +56,7 @@ def _last_success() -> Subquery:
 
 
 @admin.register(App)
-class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, RemovalAdmin[App]):
+class AppAdmin(AppHealthAdmin, AppSecretsAdmin, PingAdmin, FindWatchAdmin, CheckAppAdmin, RemovalAdmin[App]):
     form = AppForm
     list_filter = ("paused",)
     search_fields = ("name", "^app_id", "base_url", "email")

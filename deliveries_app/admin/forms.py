@@ -271,7 +271,7 @@ class AppForm(AppRules, forms.ModelForm):  # type: ignore[type-arg]  # not gener
         model = App
         fields = (
             "name", "base_url", "email", "website", "description", "paused", "max_in_flight", "send_sync_completed",
-            "github_app",
+            "answers_verify", "github_app",
         )  # fmt: skip
         widgets = {
             "base_url": forms.TextInput(attrs=_WIDE),

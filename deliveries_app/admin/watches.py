@@ -14,9 +14,10 @@ from django.views.decorators.http import require_POST
 
 from deliveries_app import services
 from deliveries_app.actors import RESYNC_PERMISSION, RETRY_PERMISSION, Actor
-from deliveries_app.admin import widgets
+from deliveries_app.admin import drift, widgets
 from deliveries_app.admin.actions import RESYNC, RETRY
 from deliveries_app.admin.confirmation import next_url
+from deliveries_app.admin.drift import CheckWatchAdmin
 from deliveries_app.admin.file_explanation import ExplainFileAdmin
 from deliveries_app.admin.filters import AppFilter, CircuitFilter, StateFilter
 from deliveries_app.admin.forms import PATTERN_FIELDS, WatchForm, post_data
@@ -50,7 +51,7 @@ class LiveChangeList(ChangeList):
 
 
 @admin.register(AppRepository)
-class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppRepository]):
+class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, CheckWatchAdmin, RemovalAdmin[AppRepository]):
     app_actions_of = "watch"
     preserve_filters = False  # the page of a watch has no form to come back from, and each link would cost a lookup
     list_display = (
@@ -227,6 +228,7 @@ class AppRepositoryAdmin(WatchSettingsAdmin, ExplainFileAdmin, RemovalAdmin[AppR
         can_view_repository = request.user.has_perm("repositories_app.view_repository")
         return {
             **of_watch(watch),
+            **drift.of_watch(watch),
             "can_resync": self.has_resync_permission(request),
             "can_delete": self.has_delete_permission(request, watch),
             "failing_files": failing_files.of_watch(watch),

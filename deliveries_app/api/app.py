@@ -47,7 +47,8 @@ def get_app(request: HttpRequest) -> dict[str, Any]:
     ),
 )
 def change_app(request: HttpRequest, settings: schemas.EndpointSettings) -> dict[str, Any]:
-    """Pauses or resumes all notifications, sets how many are sent at once, and turns `/sync_completed` on or off."""
+    """Pauses or resumes all notifications, sets how many are sent at once, and turns `/sync_completed` and `/verify` on or
+    off."""
     with errors.as_responses():
         app = change_own_settings(callers.actor(request), callers.caller(request), **settings.model_dump())
     return _endpoint(app)
@@ -138,6 +139,7 @@ def _endpoint(app: App) -> dict[str, Any]:
         "max_in_flight": app.max_in_flight,
         "max_in_flight_limit": app.max_in_flight_limit,
         "send_sync_completed": app.send_sync_completed,
+        "answers_verify": app.answers_verify,
         "on_hold_until": moment(app.cooldown_until) if app.is_on_hold else None,
         "key_rotation": rotation,
     }

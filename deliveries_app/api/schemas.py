@@ -314,6 +314,9 @@ class Endpoint(Schema):
     max_in_flight: int = Field(description="Concurrent requests to the app.", ge=1, examples=[8])
     max_in_flight_limit: int = Field(description="The most that the administrator allows.", ge=1, examples=[8])
     send_sync_completed: bool = Field(description="Whether `/sync_completed` is sent after each complete sync.")
+    answers_verify: bool = Field(
+        description="Whether the app answers `/verify`, so its copies can be checked for differences."
+    )
     on_hold_until: Moment | None = Field(
         description="The endpoint is down or asked to wait. Nothing is sent before this time.", examples=[None]
     )
@@ -331,6 +334,9 @@ class EndpointSettings(BaseModel):
     )
     send_sync_completed: bool | None = Field(
         default=None, description="Whether to send `/sync_completed` after each complete sync.", examples=[True]
+    )
+    answers_verify: bool | None = Field(
+        default=None, description="Whether the app answers `/verify`. Turn it on once it does.", examples=[True]
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema, models_json_schema
 
 from deliveries_app.models import Reason
-from deliveries_app.webhooks.payloads import PING_REASON
+from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON
 from repositories_app.git.exceptions import Cause
 
 
@@ -143,6 +143,40 @@ class SyncCompleted(_Body):
     timestamp: _Time
 
 
+class Verify(_Body):
+    """A question about your app's copy."""
+
+    event: Literal["verify"] = Field(description="Always `verify`.")
+    repository: NotifiedRepository
+    commit_sha: _Commit
+    tree_sha256: _Sha = Field(
+        description="The hash of the files your app should have now, computed as in `sync_completed`."
+    )
+    after: str = Field(description="List the files after this path. Empty in the first request.")
+    limit: int = Field(description="The most files to list in this response.", ge=1)
+    timestamp: _Time
+
+
+class VerifiedFile(_Body):
+    path: str = Field(description="The path from the root of the repository, separated by `/`.")
+    sha: _Sha = Field(description="The hexadecimal SHA-256 of the content your app has.")
+
+
+class SameCopy(_Body):
+    """Your app's copy is the same."""
+
+    tree_sha256: _Sha = Field(description="The `tree_sha256` of the request.")
+
+
+class CopyPage(_Body):
+    """Some files of your app's copy."""
+
+    files: list[VerifiedFile] = Field(
+        description="The files after `after`, in byte order of their paths, at most `limit`."
+    )
+    next: str | None = Field(description="The path of the last file if there are more, else null.")
+
+
 class PingBody(_Body):
     """A test."""
 
@@ -160,6 +194,12 @@ EVENTS: dict[str, tuple[type[BaseModel], str, str]] = {
         "Your app has acknowledged a whole commit",
         "Compare the hash with that of your copy. Sent only if it is turned on.",
     ),
+    "verify": (
+        Verify,
+        "A check of your app's copy",
+        "Respond with the same `tree_sha256` if your copy has this hash, otherwise with its files. Sent only if it is turned on "
+        "and a check is requested.",
+    ),
     "ping": (PingBody, "A test of the endpoint", "Answer 2xx. Your app need not implement it."),
 }
 """Event → model of its body, summary, what the app does. An event is the last part of the URL."""
@@ -170,7 +210,7 @@ HEADERS = {
     "X-Docora-Signature": "`sha256=` followed by the hexadecimal HMAC-SHA256 of the timestamp, a dot and the body. It does not cover "
     "the `webhook-id`.",
     "X-Docora-Run-Id": "The sync this notification belongs to. Quote it when you ask an administrator about it.",
-    "X-Docora-Reason": f"Why it is sent: {', '.join(f'`{reason}`' for reason in Reason.values)} or `{PING_REASON}`.",
+    "X-Docora-Reason": f"Why it is sent: {', '.join(f'`{reason}`' for reason in Reason.values)}, `{VERIFY_REASON}` or `{PING_REASON}`.",
     "X-Docora-Sequence": "A number that increases with every new notification about a path. Not signed: read it from the "
     "`webhook-id`.",
     "webhook-id": "Identifies the notification. It is the same for every retry and never reused. After `msg_` it holds the "
@@ -191,7 +231,7 @@ _ANSWERS = {
 
 def add_to(document: dict[str, Any]) -> None:
     """Add the `webhooks` and their schemas to an OpenAPI document."""
-    models = [model for model, _, _ in EVENTS.values()]
+    models: list[type[BaseModel]] = [*(model for model, _, _ in EVENTS.values()), SameCopy, CopyPage]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
@@ -216,4 +256,13 @@ def add_to(document: dict[str, Any]) -> None:
             }
         }
         for event, (model, summary, description) in EVENTS.items()
+    }
+    choices = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (SameCopy, CopyPage)]
+    document["webhooks"]["verify"]["post"]["responses"] = {
+        "2XX": {
+            "description": "The result. Any other answer means that your app doesn't support checks.",
+            "content": {"application/json": {"schema": {"anyOf": choices}}},
+        },
+        "429": {"description": _ANSWERS["429"]},
+        "default": {"description": "Not supported, or not possible now. It is not sent again."},
     }

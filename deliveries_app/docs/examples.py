@@ -21,8 +21,10 @@ from deliveries_app.webhooks.payloads import (
     notice_body,
     sync_completed_fields,
     sync_failed_fields,
+    verify_fields,
     webhook_id,
 )
+from deliveries_app.webhooks.verify import MAX_ENTRIES
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 KEY = "whsec_" + base64.b64encode(b"a signing key for everyone to try").decode()
@@ -90,6 +92,19 @@ def _sync_completed() -> bytes:
     return notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1, _sha(tree)), NOON)
 
 
+def _verify() -> bytes:
+    tree = f"{_sha(_TEXT)}  readme.md\n".encode()
+    return notice_body(verify_fields(REPOSITORY, COMMIT, _sha(tree), "", MAX_ENTRIES), NOON)
+
+
+def verify_answers() -> list[tuple[str, str]]:
+    """Return (title, JSON) of the answers to the example of `verify`."""
+    same = {"tree_sha256": _sha(f"{_sha(_TEXT)}  readme.md\n".encode())}
+    files = [{"path": "draft.md", "sha": _sha(b"# Draft\n")}, {"path": "readme.md", "sha": _sha(_EARLIER)}]
+    pages = {"If the copy has this hash": same, "If it differs": {"files": files, "next": None}}
+    return [(title, json.dumps(page, indent=2)) for title, page in pages.items()]
+
+
 def examples() -> dict[str, Example]:
     """Return event → example."""
     bodies_by_event = {
@@ -102,6 +117,7 @@ def examples() -> dict[str, Example]:
         "delete": {"": delete_body(REPOSITORY, "readme.md", _sha(_TEXT), COMMIT, NOON)},
         "sync_failed": {"": _sync_failed()},
         "sync_completed": {"": _sync_completed()},
+        "verify": {"": _verify()},
         "ping": {"": notice_body(PING, NOON)},
     }
     fields = api_reference.webhook_fields(document())

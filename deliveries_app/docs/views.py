@@ -18,13 +18,15 @@ from django.views.decorators.http import require_safe
 from deliveries_app.api import callers, files, paging, push_hooks
 from deliveries_app.api.openapi import document
 from deliveries_app.docs import api_reference, examples, settings_reference
-from deliveries_app.models import Result, WatchState
+from deliveries_app.models import DriftState, Result, WatchState
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.reports.help_texts import LEFT_OUT
+from deliveries_app.services.drift import WAIT_SECONDS
 from deliveries_app.services.resend import MAX_RESENT, MAX_RESENT_AT_ONCE
 from deliveries_app.sync import responses
 from deliveries_app.sync.failed_attempts import KEPT_BYTES
+from deliveries_app.webhooks.verify import MAX_LISTED
 from docora import __version__
 from docora.cli import commands
 from docora.http import user_agent
@@ -128,6 +130,7 @@ def webhooks(request: HttpRequest) -> HttpResponse:
     headers = examples.headers(user_agent())
     context = {
         "examples": examples.examples(),
+        "verify_answers": examples.verify_answers(),
         "headers": headers,
         "signed": {name: value for name, value, _ in headers},
         "key": examples.KEY,
@@ -162,6 +165,18 @@ def changes(request: HttpRequest) -> HttpResponse:
     return _page(request, "docs-changes", "Changes", "docs/changes.html", {"version": __version__})
 
 
+_DRIFT_STATES = {
+    DriftState.QUEUED: "It waits until the repository is in sync, or for a worker.",
+    DriftState.CHECKING: "The app is asked for its files.",
+    DriftState.EQUAL: "The copy is the same.",
+    DriftState.DIFFERS: "Some files differ. Send these, or find out first who changed them.",
+    DriftState.UNSUPPORTED: "The app gave another answer than the webhook reference asks for. The page says what was wrong with it. "
+    "Syncs are not affected.",
+    DriftState.NOT_CHECKED: "The app did not respond, was too busy or failed, or the check could not begin. Check again later.",
+    DriftState.CANCELLED: "By a user, or because the repository is no longer watched.",
+}
+
+
 @csrf_exempt
 @require_safe
 def operations(request: HttpRequest) -> HttpResponse:
@@ -181,5 +196,6 @@ def operations(request: HttpRequest) -> HttpResponse:
         "most_resent": MAX_RESENT_AT_ONCE,
         "attempts_per_path": ATTEMPTS_PER_PATH,
         "attempt_bytes": KEPT_BYTES,
+        "drift": {"states": list(_DRIFT_STATES.items()), "listed": MAX_LISTED, "wait": WAIT_SECONDS},
     }
     return _page(request, "docs-operations", "Operations handbook", "docs/operations.html", context)

@@ -25,7 +25,7 @@ def add_options(parser: CommandParser) -> None:
         "--wait", action="store_true", help="show progress until it ends; exit 1 unless everything succeeded"
     )
     parser.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: stop waiting after this; the sync continues"
+        "--timeout", type=seconds, metavar="SECONDS", help="with --wait: stop waiting after this; the sync continues"
     )
     add_json(parser, "kind, run_id or operation_id, total; with --wait also the final numbers")
 
@@ -132,8 +132,9 @@ def _continues(requested: Requested) -> str:
     return f"The sync continues. To cancel it: {program()} cancel {ids}"
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
+def seconds(text: str) -> float:
+    """Parse the value of `--timeout`."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of seconds")
-    return seconds
+    return value

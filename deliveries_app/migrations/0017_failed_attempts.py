@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
     """Additive: the new columns are nullable, without defaults and without constraints, so that no row is read or written."""
 
     dependencies = [
-        ('deliveries_app', '0015_ref_and_patterns'),
+        ('deliveries_app', '0016_watch_pause'),
         ('auth', '0012_alter_user_first_name_max_length'),
         ('contenttypes', '0002_remove_content_type_name'),
     ]

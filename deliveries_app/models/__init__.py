@@ -1,4 +1,4 @@
-"""Tables and querysets: apps and watches, delivery records, sync runs, alerts.
+"""Tables and querysets: apps and watches, delivery records, sync runs, checks for differences, alerts.
 
 `root_causes.py` classifies failures, and `bulk_sql.py` holds the hand-written SQL for batches.
 """
@@ -16,6 +16,7 @@ from deliveries_app.models.apps import (
 )
 from deliveries_app.models.audit import AppAction
 from deliveries_app.models.deliveries import Delivery, DeliveryAttempt, DeliveryFailure, FailureKind, HourlyTraffic
+from deliveries_app.models.drift import DriftCheck, DriftFile, DriftKind, DriftState
 from deliveries_app.models.root_causes import RootCause
 from deliveries_app.models.runs import (
     BulkOperation,
@@ -46,6 +47,10 @@ __all__ = [
     "Delivery",
     "DeliveryAttempt",
     "DeliveryFailure",
+    "DriftCheck",
+    "DriftFile",
+    "DriftKind",
+    "DriftState",
     "FailedSync",
     "FailureKind",
     "HourlyTraffic",

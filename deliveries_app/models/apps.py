@@ -104,6 +104,12 @@ class App(models.Model):
         default=False,
         help_text="Send a /sync_completed notification whenever a sync completes in full.",
     )
+    answers_verify = models.BooleanField(
+        "check for differences",
+        default=False,
+        db_default=False,
+        help_text="The app answers /verify, so its copies can be checked for differences.",
+    )
     github_app = models.ForeignKey(
         GitHubApp,
         verbose_name="GitHub App",

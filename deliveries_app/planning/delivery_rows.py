@@ -105,14 +105,24 @@ def unsettled_paths(watch_pk: int, limit: int) -> list[str] | None:
     return sorted(paths) if len(paths) <= limit else None
 
 
-def acknowledged_files(watch_pk: int) -> Iterator[tuple[str, str]]:
-    """Yield (path, sha) of every file the app acknowledged, in byte order of the paths."""
-    return (
-        Delivery.objects.filter(watch_id=watch_pk, acknowledged=True)
-        .order_by("path")
-        .values_list("path", "sha")
-        .iterator(chunk_size=PAGE)
-    )
+class HeldFile(NamedTuple):
+    """A file that the app has acknowledged, in query order."""
+
+    path: str
+    sha: str
+    sequence: int
+
+
+def acknowledged_files(watch_pk: int) -> Iterator[HeldFile]:
+    """Yield every file the app acknowledged, in byte order of the paths."""
+    rows = Delivery.objects.filter(watch_id=watch_pk, acknowledged=True).order_by("path")
+    columns = rows.values_list(*HeldFile._fields)
+    last = ""
+    while page := list(map(HeldFile._make, columns.filter(path__gt=last)[:PAGE])):
+        yield from page
+        if len(page) < PAGE:
+            return
+        last = page[-1].path
 
 
 def _row(values: tuple[Any, ...]) -> Row:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .notification import KINDS, Chunk, Notification, Refused, parse, verify
 from .server import Answer, BackgroundServer, Server
-from .storage import Copy
+from .storage import Copy, Page
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNVERIFIED = Notification(kind="ping", app_id="")
@@ -22,8 +22,8 @@ class Record:
     """The log entry for one request: everything except the content. Times are Unix seconds.
 
     - `kind` is the path that was called. Fields from the body are empty unless the request is `verified` and valid.
-    - `outcome` is a `storage.Outcome`, `pong`, `noted`, `matches` or `differs` (for `sync_completed`), `answered` (by
-      `on_request`), or the reason for refusing the request.
+    - `outcome` is a `storage.Outcome`, `pong`, `noted`, `matches` or `differs` (for `sync_completed` and `verify`),
+      `answered` (by `on_request`), or the reason for refusing the request.
     - `status` is 0 if the receiver hung up.
     - `in_flight` is the number of concurrent requests to the app when this one arrived, including this one.
     - `answered_at` is taken just before the answer is sent.
@@ -168,6 +168,9 @@ class Receiver(BackgroundServer):
         replacement = self.on_request(notification) if self.on_request else None
         if replacement and not replacement.process:
             return replacement, "answered"
+        if notification.kind == "verify":
+            page = self._page(notification)
+            return replacement or Answer(200, page), "differs" if "files" in page else "matches"
         outcome = self._process(notification)
         return replacement or Answer(200, {"status": outcome}), outcome
 
@@ -182,8 +185,11 @@ class Receiver(BackgroundServer):
                 return copy.keep(notification)
             case "delete":
                 return copy.remove(notification)
-            case "sync_completed":
+            case _:
                 return copy.compare(notification)
+
+    def _page(self, notification: Notification) -> Page:
+        return self._copy(notification.app_id, notification.repository_id).page(notification)
 
     def _copy(self, app_id: str, repository_id: str) -> Copy:
         if not _ID.fullmatch(app_id) or not _ID.fullmatch(repository_id):

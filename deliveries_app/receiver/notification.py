@@ -20,7 +20,7 @@ MAX_SEQUENCE = 2**53 - 1
 MAX_SEQUENCE_LEAD = 86_400_000_000
 """How far a sequence may be ahead of the clock, in microseconds: a higher one would hide every later notification."""
 
-Kind = Literal["create", "update", "delete", "sync_failed", "sync_completed", "ping"]
+Kind = Literal["create", "update", "delete", "sync_failed", "sync_completed", "verify", "ping"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SECONDS = re.compile(r"[0-9]{1,12}")
@@ -142,8 +142,13 @@ def parse(kind: Kind, headers: Mapping[str, str], body: bytes, now: float) -> No
         raise Refused(422, f"The body is not that of a {kind}.")
     with_content = kind in ("create", "update")
     file = _take(payload, "file", dict) if about_file else {}
-    if about_file or kind == "sync_completed":
+    if about_file or kind in ("sync_completed", "verify"):
         _take(payload, "commit_sha", str)
+    if kind == "verify":
+        _take(payload, "tree_sha256", str)
+        _take(payload, "after", str)
+        if _take(payload, "limit", int) < 1:
+            raise Refused(422, "limit is less than 1.")
     if kind == "update":
         _take(payload, "previous_sha", str)
     if kind == "delete" and "content" in file:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import heapq
 import itertools
 import json
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from .notification import Chunk, Notification, Refused
+
+Page = Mapping[str, object]
+"""The answer to `verify`: the hash of the whole copy if it is the one that was asked for, else some of its files."""
 
 Outcome = Literal["kept", "removed", "absent", "stale", "partial", "repeated", "matches", "differs"]
 """The result of a notification. Every one is a success to the sender.
@@ -140,6 +144,25 @@ class Copy:
                 return "stale"
             same = tree_sha256(self._shas) == notification.payload.get("tree_sha256")
             return "matches" if same else "differs"
+
+    def page(self, notification: Notification) -> Page:
+        """Return the answer to a `verify`. Raises `Refused` (409) for a request that is old or a replay.
+
+        The first page reads the files on disk again: they may have been changed or lost since they were written.
+        """
+        asked = notification.payload
+        after, limit = str(asked["after"]), int(str(asked["limit"]))
+        with self._lock:
+            if not self._belongs(notification) or notification.sequence < self._epoch.highest:
+                raise Refused(409, "A later notification has arrived.")
+            if not after:
+                self._shas = _scan(self.directory)
+                if tree_sha256(self._shas) == asked["tree_sha256"]:
+                    return {"tree_sha256": asked["tree_sha256"]}
+            # Python compares strings by code points, which is also the order of their UTF-8 bytes.
+            later = heapq.nsmallest(limit + 1, (path for path in self._shas if path > after))
+            files = [{"path": path, "sha": self._shas[path]} for path in later[:limit]]
+            return {"files": files, "next": later[limit - 1] if len(later) > limit else None}
 
     def _keep_chunk(self, path: str, notification: Notification, chunk: Chunk) -> Outcome:
         if self._is_stale(notification):

@@ -13,6 +13,15 @@ from deliveries_app.services.control import (
     resume_syncing,
     resume_watches,
 )
+from deliveries_app.services.drift import (
+    NotCheckable,
+    NothingToSend,
+    SentDifferences,
+    cancel_check,
+    check_app,
+    check_watch,
+    send_differences,
+)
 from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
 from deliveries_app.services.requests import NotFound
@@ -28,16 +37,22 @@ __all__ = [
     "RETRY_PERMISSION",
     "AlreadyWatched",
     "Ensured",
+    "NotCheckable",
     "NotFailed",
     "NotFound",
+    "NothingToSend",
     "Onboarded",
     "Resent",
+    "SentDifferences",
     "Wanted",
     "Watched",
+    "cancel_check",
     "cancel_operation",
     "cancel_request",
     "cancel_sync",
     "change_app",
+    "check_app",
+    "check_watch",
     "current_pause",
     "delete_app",
     "enqueue_due",
@@ -57,6 +72,7 @@ __all__ = [
     "retry_by_app",
     "retry_many",
     "retry_single",
+    "send_differences",
     "unwatch_repository",
     "watch_repository",
 ]

@@ -1,4 +1,4 @@
-"""What a client app changes about its own endpoint: pause and resume, concurrent requests, `sync_completed`."""
+"""What a client app changes about its own endpoint: pause and resume, concurrent requests, `sync_completed`, `verify`."""
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -26,6 +26,7 @@ def change_own_settings(
     paused: bool | None = None,
     max_in_flight: int | None = None,
     send_sync_completed: bool | None = None,
+    answers_verify: bool | None = None,
 ) -> App:
     """Change the settings that are not None, audit what changed, and return the app's row.
 
@@ -57,6 +58,9 @@ def change_own_settings(
         if send_sync_completed is not None and send_sync_completed != row.send_sync_completed:
             changes["send_sync_completed"] = send_sync_completed
             said.append(f"Turned sync_completed {'on' if send_sync_completed else 'off'}")
+        if answers_verify is not None and answers_verify != row.answers_verify:
+            changes["answers_verify"] = answers_verify
+            said.append(f"Turned checks for differences {'on' if answers_verify else 'off'}")
         if changes:
             for name, value in changes.items():
                 setattr(row, name, value)

@@ -62,7 +62,8 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
         """Resend the files of these watches, and return one open run for each, which replaces the watch's open runs."""
         locked = requests.lock_watches(pks, AppRepository.objects.alive())
         chosen = rows.filter(watch__in=locked)
-        remaining = _together(runs.supersede(locked), _make_unacknowledged(locked, chosen))
+        remaining = _together(runs.supersede(locked), _make_unacknowledged(chosen))
+        _make_due(locked)
         return requests.open_runs(actor, locked, Reason.RETRY, operation, remaining)
 
     return requests.start_bulk(
@@ -78,22 +79,40 @@ def resend_many(actor: Actor, deliveries: Sequence[int], *, reason: str = "") ->
 
 
 def _request_single(actor: Actor, watch: AppRepository, rows: QuerySet[Delivery]) -> SyncRun:
-    """Request a sync of the watch and return the run that will send these rows. A run that is open already sends them too."""
-    remaining = _make_unacknowledged([watch.pk], rows)
+    """Request a sync of the watch and return the run that will send these rows."""
+    [remaining] = _make_unacknowledged(rows).values()
+    return request_unacknowledged(actor, watch, remaining, f"Resent {counted(remaining.files, 'file', 'files')}")
+
+
+def request_unacknowledged(actor: Actor, watch: AppRepository, remaining: runs.Remaining, message: str) -> SyncRun:
+    """Request a sync that sends the rows which the caller has just made unacknowledged, and return its run.
+
+    A run that is open already sends these files too. `message` is for the audit log. Call this in the transaction that
+    changed the rows and holds the watch's lock.
+    """
+    _make_due([watch.pk])
     watch.refresh_from_db()
     run = runs.newest_open_runs([watch]).get(watch.pk)
     if run is None:
-        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, remaining)
-    audit.record(actor, [watch], f"Resent {counted(remaining[watch.pk].files, 'file', 'files')}")
+        (run,) = requests.open_runs(actor, [watch.pk], Reason.RETRY, None, {watch.pk: remaining})
+    audit.record(actor, [watch], message)
     scheduling.enqueue(watch, "high")
     return run
 
 
-def _make_unacknowledged(watch_pks: Sequence[int], rows: QuerySet[Delivery]) -> dict[int, runs.Remaining]:
-    """Make these rows of the watches, which are locked, unacknowledged and due. Return what each watch has to send.
+def _make_unacknowledged(rows: QuerySet[Delivery]) -> dict[int, runs.Remaining]:
+    """Make these rows unacknowledged. Their watches must be locked. Return what each watch has to send."""
+    sums: Any = rows.values_list("watch").annotate(Count("pk"), Sum("size"))
+    remaining = {watch: runs.Remaining(files, size) for watch, files, size in sums}
+    rows.update(acknowledged=False, attempts=0)
+    return remaining
 
-    The new generation fences a worker that is syncing. Otherwise it could record one of the rows as acknowledged after all,
-    for a request that it had sent before.
+
+def _make_due(watch_pks: Sequence[int]) -> None:
+    """Make the watches due, under a new generation.
+
+    It fences a worker that is syncing. Otherwise it could record one of the rows as acknowledged after all, for a request that
+    it had sent before.
     """
     AppRepository.objects.filter(pk__in=watch_pks).update(
         generation=F("generation") + 1,
@@ -102,10 +121,6 @@ def _make_unacknowledged(watch_pks: Sequence[int], rows: QuerySet[Delivery]) -> 
         request_count=F("request_count") + 1,
         next_sync_at=Now(),
     )
-    sums: Any = rows.values_list("watch").annotate(Count("pk"), Sum("size"))
-    remaining = {watch: runs.Remaining(files, size) for watch, files, size in sums}
-    rows.update(acknowledged=False, attempts=0)
-    return remaining
 
 
 def _together(*parts: Mapping[int, runs.Remaining]) -> dict[int, runs.Remaining]:

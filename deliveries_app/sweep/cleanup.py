@@ -6,7 +6,7 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Greatest
 
-from deliveries_app.models import App, AppRepository, Delivery, DeliveryAttempt, DeliveryFailure
+from deliveries_app.models import App, AppRepository, Delivery, DeliveryAttempt, DeliveryFailure, DriftFile
 from deliveries_app.models.apps import new_watch_id
 from docora.redis import queues
 from repositories_app import services as repositories
@@ -55,6 +55,9 @@ def _remove_slices(watch_pk: int) -> None:
         rows = model._default_manager.filter(watch_id=watch_pk, watch__ended_at__isnull=False)
         while _remove_slice(watch_pk, rows):
             pass
+    files = DriftFile.objects.filter(check_of__watch=watch_pk, check_of__watch__ended_at__isnull=False)
+    while pks := list(files.values_list("pk", flat=True)[:_SLICE]):
+        DriftFile.objects.filter(pk__in=pks)._raw_delete(using=files.db)
 
 
 def _remove_slice(watch_pk: int, rows: QuerySet[Any]) -> bool:

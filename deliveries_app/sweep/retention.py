@@ -1,5 +1,5 @@
-"""Delete old history: runs, bulk operations, actions of apps, traffic, failed
-attempts, ended alerts, and old sessions and sign-in attempts.
+"""Delete old history: runs, bulk operations, checks for differences, actions of apps, traffic, failed attempts, ended alerts,
+and old sessions and sign-in attempts.
 
 It can run at any time and be killed at any point: each slice is one transaction, and the next run continues. Three kinds of
 runs are kept regardless of their age:
@@ -27,6 +27,8 @@ from deliveries_app.models import (
     AppAction,
     BulkOperation,
     DeliveryAttempt,
+    DriftCheck,
+    DriftFile,
     HourlyTraffic,
     Outcome,
     Reason,
@@ -47,6 +49,7 @@ class Pruned:
 
     runs: int = 0
     operations: int = 0
+    checks: int = 0
     actions: int = 0
     traffic: int = 0
     alerts: int = 0
@@ -78,8 +81,12 @@ def prune(
     now = timezone.now()
     operations = _old_operations(now)
     runs = _old_runs(now, operations)
+    checks = _older(
+        DriftCheck.objects.filter(ended_at__isnull=False), "created_at", settings.SYNC_RUN_RETENTION_DAYS, now
+    )
     others: dict[str, tuple[QuerySet[Any], str]] = {
         "operations": (operations, "created_at"),
+        "checks": (checks, "created_at"),
         "actions": (_older(AppAction.objects.all(), "created_at", settings.SYNC_RUN_RETENTION_DAYS, now), "created_at"),
         "traffic": (_older(HourlyTraffic.objects.all(), "hour", settings.TRAFFIC_RETENTION_DAYS, now), "hour"),
         "delivery_attempts": (_older(DeliveryAttempt.objects.all(), "at", settings.ATTEMPT_RETENTION_DAYS, now), "at"),
@@ -93,6 +100,9 @@ def prune(
     for name, (rows, field) in {"runs": (runs, "created_at"), **others}.items():
         if name == "operations":
             _detach(SyncRun.objects.filter(operation__in=operations.values("pk")), stop)
+        if name == "checks":
+            for _ in _remove(DriftFile.objects.filter(check_of__in=checks.values("pk")), "pk", stop):
+                pass
         for count in _remove(rows, field, stop):
             removed[name] += count
             on_progress(removed.total())
@@ -140,6 +150,8 @@ def _remove(rows: QuerySet[Any], field: str, stop: Callable[[], bool]) -> Iterat
     """Remove the rows and yield the size of each slice. Skips Django's cascade, because no other row refers to them by now."""
     if rows.model is BulkOperation:
         rows = rows.filter(~Exists(SyncRun.objects.filter(operation=OuterRef("pk"))))
+    if rows.model is DriftCheck:
+        rows = rows.filter(~Exists(DriftFile.objects.filter(check_of=OuterRef("pk"))))
     return _by_slices(rows.order_by(field, "pk"), field, stop, lambda part: part._raw_delete(using=part.db))
 
 

@@ -26,6 +26,7 @@ from deliveries_app.planning.plan import Plan, PlanRefused
 from deliveries_app.planning.planner import Planned, plan_to
 from deliveries_app.progress import runs
 from deliveries_app.sync import circuit, outcomes
+from deliveries_app.sync.drift import run_check
 from deliveries_app.sync.endpoint_health import EndpointHealth
 from deliveries_app.sync.events import NoticeRefused, send_due, send_sync_completed, settle_completed
 from deliveries_app.sync.exceptions import EndpointDown, EndpointGone, Paused, RateLimited, SliceOver, Superseded
@@ -272,9 +273,15 @@ class Attempt:
                 if plan.files or self.sync_run or owes_notice:
                     self._deliver(planned, target, reader)
                 else:
+                    self._check_for_differences(commit)
                     self._finish(planned, None)
             finally:
                 plan.close()
+
+    def _check_for_differences(self, commit: str) -> None:
+        """Make the check that was requested. Nothing is in doubt, as there is nothing to send."""
+        if self.lease.had_check:
+            run_check(self.client, self.lease, commit, self.run_id, self.keyring, self._alive)
 
     def _read_with_token[T](self, call: Callable[[str], T]) -> T:
         """Return `call` of the token that reads the repository: the watch's own, or one of the app's GitHub App."""
@@ -351,7 +358,9 @@ class Attempt:
 
     def _end(self, fields: dict[str, Any], recorder: Recorder | None) -> None:
         if recorder is None or not recorder.failed_count:
-            outcomes.succeeded(self.lease, fields, next_sync_in=self._lag_seconds(fields["last_commit"]))
+            again = self._lag_seconds(fields["last_commit"])
+            waits = self.sync_run is not None and self.lease.had_check  # for an attempt that has nothing to send
+            outcomes.succeeded(self.lease, fields, next_sync_in=0.0 if waits else again)
             return
         count = recorder.failed_count
         message = f"{counted(count, 'file', 'files')} couldn't be delivered. {recorder.last_message}"

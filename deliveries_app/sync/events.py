@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from django.db import transaction
@@ -46,12 +46,22 @@ class NoticeRefused(Exception):
         self.failure = failure
 
 
-def tree_sha256(watch_pk: int) -> str:
-    """SHA-256 over the lines `{sha}  {path}\\n` of every file that the app acknowledged, in byte order of the paths."""
-    digest = hashlib.sha256()
-    for path, sha in delivery_rows.acknowledged_files(watch_pk):
+class HeldTree(NamedTuple):
+    """What the app has acknowledged: one hash, and the number of files."""
+
+    sha256: str
+    files: int
+
+
+def held_tree(watch_pk: int, tick: Callable[[], None]) -> HeldTree:
+    """Hash the lines `{sha}  {path}\\n` of every file that the app acknowledged, in byte order of the paths."""
+    digest, files = hashlib.sha256(), 0
+    for path, sha, _ in delivery_rows.acknowledged_files(watch_pk):
         digest.update(f"{sha}  {path}\n".encode())
-    return digest.hexdigest()
+        files += 1
+        if files % delivery_rows.PAGE == 0:
+            tick()
+    return HeldTree(digest.hexdigest(), files)
 
 
 def send_due(client: HttpClient, lease: Lease, envelope: Envelope, keyring: Keyring, alive: Callable[[], None]) -> None:
@@ -91,7 +101,7 @@ def send_sync_completed(
 
     The row is kept until the run has succeeded (`settle_completed`), so that a retry of the same notice keeps its number.
     """
-    fields = sync_completed_fields(to.repository, to.commit, files, tree_sha256(lease.watch.pk))
+    fields = sync_completed_fields(to.repository, to.commit, files, held_tree(lease.watch.pk, alive).sha256)
     fresh = new_notice(lease.watch, NoticeKind.SYNC_COMPLETED, fields)
     waiting = Notice.objects.filter(watch=lease.watch, kind=NoticeKind.SYNC_COMPLETED)
     notice = waiting.filter(generation=lease.generation, fields=fresh.fields).first()

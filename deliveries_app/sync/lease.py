@@ -33,6 +33,7 @@ from deliveries_app.models import (
     AppRepository,
     Delivery,
     DeliveryFailure,
+    DriftCheck,
     Notice,
     NoticeKind,
     Status,
@@ -72,6 +73,7 @@ class Lease:
     rebalanced_at: float  # boot-time clock; a claim takes half of the free slots
     had_notices: bool
     had_listed: bool  # files that failed or are skipped
+    had_check: bool  # for differences
     is_due_again: bool = False
     """Whether a sync was requested between the claim and the end."""
     seen_commit: str = ""
@@ -279,6 +281,7 @@ def _seen_at_claim() -> dict[str, Any]:
         "taken": Coalesce(Subquery(taken), 0),
         "had_notices": Exists(Notice.objects.filter(**own)),
         "had_listed": Exists(DeliveryFailure.objects.filter(**own)),
+        "had_check": Exists(DriftCheck.objects.open().filter(**own)),
     }
 
 
@@ -317,6 +320,7 @@ def _take(watch: Any, slots: int, started: float) -> Lease:
         started,
         watch.had_notices,
         watch.had_listed,
+        watch.had_check,
     )
 
 

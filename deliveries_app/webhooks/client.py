@@ -31,17 +31,19 @@ def post_signed(
     keyring: Keyring,
     alive: Callable[[], None] | None = None,
     may_send: Callable[[], bool] | None = None,
+    max_body: int = 4096,
 ) -> Outcome:
     """Post a signed body and wait. During a key rotation, retry a 401 or 403 with the other key.
 
-    `may_send` is asked just before the first byte is sent.
+    `may_send` is asked just before the first byte is sent. `max_body` bytes of the response are kept.
     """
 
     def post(keys: Keys) -> Outcome:
         now = datetime.now(UTC)
         body = notice_body(fields, now)
         headers = envelope.headers(body, message_id, sequence, int(now.timestamp()), keys)
-        outcome = wait_for(client, Request("POST", url, headers, body, repeatable=True, may_send=may_send), alive)
+        request = Request("POST", url, headers, body, max_body=max_body, repeatable=True, may_send=may_send)
+        outcome = wait_for(client, request, alive)
         if outcome.ok:
             keyring.accepted(keys)
         return outcome

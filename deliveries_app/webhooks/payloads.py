@@ -142,6 +142,22 @@ def sync_failed_fields(
     }
 
 
+def verify_fields(
+    repository: RepositoryInfo, commit_sha: str, tree_sha256: str, after: str, limit: int
+) -> dict[str, Any]:
+    """Return the fields of `verify`, which asks for the app's files after the path `after`, at most `limit` of them."""
+    return {
+        "event": "verify",
+        "repository": repository.as_dict(),
+        "commit_sha": commit_sha,
+        "tree_sha256": tree_sha256,
+        "after": after,
+        "limit": limit,
+    }
+
+
+VERIFY_REASON = "verify"
+"""The `X-Docora-Reason` of a check for differences. It belongs to no run."""
 PING: dict[str, Any] = {"event": "ping"}
 PING_REASON = "ping"
 """A ping's `X-Docora-Reason`. It belongs to no run, so it has none of their reasons."""

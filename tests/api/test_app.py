@@ -42,6 +42,7 @@ def test_app_sees_its_settings(portal: Caller) -> None:
         "max_in_flight": 8,
         "max_in_flight_limit": 8,
         "send_sync_completed": False,
+        "answers_verify": False,
         "on_hold_until": None,
         "key_rotation": None,
     }
@@ -106,9 +107,10 @@ def test_administrator_changes_the_limit_and_the_app_keeps_its_choice(
     assert (body["max_in_flight"], body["max_in_flight_limit"]) == expected
 
 
-def test_sync_completed_is_switched(portal: Caller) -> None:
+def test_optional_events_are_switched(portal: Caller) -> None:
     assert patch(portal, send_sync_completed=True).json()["send_sync_completed"] is True
-    assert actions(portal.app) == ["Turned sync_completed on"]
+    assert patch(portal, answers_verify=True).json()["answers_verify"] is True
+    assert actions(portal.app) == ["Turned sync_completed on", "Turned checks for differences on"]
 
 
 def test_unknown_and_malformed_settings_are_422(portal: Caller) -> None:

@@ -52,6 +52,6 @@ def test_every_header_is_documented_in_order() -> None:
 
 
 def test_reasons_and_causes_are_listed() -> None:
-    assert re.findall("`(\\w+)`", webhook_schemas.HEADERS["X-Docora-Reason"]) == [*Reason.values, "ping"]
+    assert re.findall("`(\\w+)`", webhook_schemas.HEADERS["X-Docora-Reason"]) == [*Reason.values, "verify", "ping"]
     reason = openapi.document()["components"]["schemas"]["NotifiedError"]["properties"]["reason"]
     assert re.findall("`(\\w+)`", reason["description"]) == [cause.value for cause in Cause]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.bench import changes, kills, many, memory, polling, report, resyncs, sending, tenants
+from tests.bench import changes, drift, kills, many, memory, polling, report, resyncs, sending, tenants
 from tests.bench.report import Chart, Row
 from tests.bench.stage import PROJECT, Stage, open_stage
 
@@ -74,6 +74,7 @@ def main() -> None:
         "idle": many.idle_instance,
         "kills": kills.worker_killed,
         "tenants": tenants.push_beside_others,
+        "drift": drift.equal_files,
         "polls": polling.open_bars,
         "recording": recording,
         "large-file": memory.one_large_file,

@@ -2,7 +2,8 @@
 
 `python sink.py [DELAY_MS]` prints its port. It has one thread, one epoll and as few copies as possible, since every
 microsecond it uses is missing to Docora on the measured machine. `GET /counts` returns and resets what was received and
-the seconds from the first post to the last. The response to `ls-refs` says that HEAD is at `COMMIT`.
+the seconds from the first post to the last. The response to `ls-refs` says that HEAD is at `COMMIT`. The response to `verify` says
+that its copy has the hash that was asked for.
 """
 
 import contextlib
@@ -98,7 +99,10 @@ class Sink:
             self.first = self.last if not self.posts else self.first
             self.posts += 1
             self.bytes += size
-            if self._delay:
+            if request.startswith(b"POST /verify"):
+                body = json.loads(request[request.find(b"\r\n\r\n") :])
+                self._send(fd, _answer(json.dumps({"tree_sha256": body["tree_sha256"]}).encode(), "application/json"))
+            elif self._delay:
                 heapq.heappush(self._late, (time.monotonic() + self._delay, fd))
                 self.most = max(self.most, len(self._late))
             else:

@@ -161,6 +161,7 @@ def test_every_linked_page_renders_accessibly_within_the_csp(
         "/admin/deliveries_app/bulkoperation/N/change/",
         "/admin/deliveries_app/bulkoperation/export/",
         "/admin/deliveries_app/delivery/",
+        "/admin/deliveries_app/driftcheck/",
         "/admin/deliveries_app/failedsync/",
         "/admin/deliveries_app/failedsync/retry-failed/?…",
         "/admin/deliveries_app/queue/",

@@ -8,7 +8,7 @@ from deliveries_app.actors import Actor
 from deliveries_app.models import Status
 from deliveries_app.receiver import Answer, Notification
 from deliveries_app.services import resync_single
-from deliveries_app.sync.events import tree_sha256
+from deliveries_app.sync.events import held_tree
 from tests.support.histories import assert_promise_kept, at_notification, refusing, sha
 from tests.support.world import World
 
@@ -44,7 +44,7 @@ def test_sync_completed_comes_last_with_the_manifest_hash(world: World, notices:
     assert world.requests()[-1].outcome == "matches"  # computed by the client over its own files
     said = notices[0].payload
     lines = "".join(f"{sha(FILES[path])}  {path}\n" for path in sorted(FILES, key=str.encode))
-    assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == tree_sha256(watch.pk)
+    assert said["tree_sha256"] == hashlib.sha256(lines.encode()).hexdigest() == held_tree(watch.pk, lambda: None).sha256
     assert (said["commit_sha"], said["files"], said["event"]) == (repo.head, len(FILES), "sync_completed")
     assert_promise_kept(world, repo, watch)
 

@@ -21,7 +21,7 @@ from django.urls import Resolver404, resolve
 from deliveries_app.docs import examples, settings_reference, views
 from deliveries_app.models import Reason, Result, Status, WatchState
 from deliveries_app.models.root_causes import RootCause
-from deliveries_app.webhooks.payloads import PING_REASON, RepositoryInfo, file_body
+from deliveries_app.webhooks.payloads import PING_REASON, VERIFY_REASON, RepositoryInfo, file_body
 from docora import __version__
 from docora.http import user_agent
 from docora.web.error_codes import ErrorCode
@@ -238,7 +238,7 @@ def test_reasons_and_statuses_are_explained() -> None:
         section = page.partition(f'id="{anchor}"')[2].partition("</dl>")[0]
         return re.findall(r"<dt><code>(\w+)</code></dt>", section)
 
-    assert terms("reasons") == [*Reason.values, PING_REASON]
+    assert terms("reasons") == [*Reason.values, VERIFY_REASON, PING_REASON]
     assert terms("statuses") == Status.values
 
 

@@ -2,17 +2,20 @@
 
 import base64
 import hashlib
+import random
 import shutil
 import threading
 import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from deliveries_app.models import AppRepository
 from deliveries_app.receiver import Answer, Notification, Receiver, Refused, tree_sha256
 from deliveries_app.receiver.server import Server, _PostHandler
+from deliveries_app.receiver.storage import Page
 
 
 def _exact(path: str) -> str:
@@ -38,6 +41,7 @@ class ClientKind:
     - `deduplicates`: it ignores a `webhook-id` that it has processed.
     - `refuses_with` is the status for a request that comes less than `gap` seconds after the last one.
     - `hangs_up`: it closes the connection after each answer, without `Connection: close`.
+    - `verifies`: it answers `verify`.
     - `is_reference`: it is Docora's own reference client.
     """
 
@@ -49,12 +53,13 @@ class ClientKind:
     refuses_with: int = 0
     gap: float = 0.01
     hangs_up: bool = False
+    verifies: bool = True
     is_reference: bool = False
 
 
 KINDS = [
     ClientKind("reference", is_reference=True),
-    ClientKind("plain", sequences=False, epochs=False),
+    ClientKind("plain", sequences=False, epochs=False, verifies=False),
     ClientKind("with sequences", epochs=False),
     ClientKind("with epochs"),
     ClientKind("de-duplicating", sequences=False, epochs=False, deduplicates=True),
@@ -64,6 +69,23 @@ KINDS = [
     ClientKind("rate limited, 503", refuses_with=503),
     ClientKind("hanging up", hangs_up=True),
 ]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Paths of a copy that are lost, whose content is changed, or that are added. The latter may be other names of files."""
+
+    lost: list[str]
+    changed: list[str]
+    extra: list[str]
+
+    @classmethod
+    def of(cls, paths: Sequence[str], rng: random.Random) -> "Damage":
+        some = rng.sample(paths, min(len(paths), rng.randrange(4)))
+        half = len(some) // 2
+        twins = [path.swapcase() for path in paths if rng.random() < 0.2 and path.swapcase() not in paths]
+        extra = [f"extra/{rng.randrange(3)}" for _ in range(rng.randrange(3))]
+        return cls(some[:half], some[half:], sorted({*extra, *twins}))
 
 
 @dataclass
@@ -143,6 +165,33 @@ class MemoryCopy:
             files = {held.path: held.sha for held in self._held.values()}
             return "matches" if tree_sha256(files) == note.payload.get("tree_sha256") else "differs"
 
+    def page(self, note: Notification) -> Page:
+        """Return the answer to a `verify`."""
+        with self._lock:
+            if self.kind.epochs and self._is_of_old_epoch(note):
+                raise Refused(409, "A later notification has arrived.")
+            files = {held.path: held.sha for held in self._held.values()}
+            if not note.payload["after"] and tree_sha256(files) == note.payload["tree_sha256"]:
+                return {"tree_sha256": note.payload["tree_sha256"]}
+            later = sorted(path for path in files if path > str(note.payload["after"]))
+            page = later[: int(str(note.payload["limit"]))]
+            following = page[-1] if len(page) < len(later) else None
+            return {"files": [{"path": path, "sha": files[path]} for path in page], "next": following}
+
+    def damage(self, damage: "Damage") -> None:
+        """Change the copy as if somebody had edited its files."""
+        with self._lock:
+            for path in damage.lost:
+                self._held.pop(self.kind.fold(path), None)
+            for path in damage.changed:
+                self._place(path, "f" * 64)
+            for path in damage.extra:
+                held = self._held.get(self.kind.fold(path))
+                if held:  # its name differs now
+                    held.path = path
+                else:
+                    self._place(path, "e" * 64)
+
     def _place(self, path: str, sha: str) -> None:
         """Store a file. It replaces a directory, and its directories replace files."""
         key = self.kind.fold(path)
@@ -211,6 +260,20 @@ class Clients(Receiver):
         else:
             self.memory(app_id, str(watch.repository)).drop()
 
+    def damage(self, watch: AppRepository, rng: random.Random) -> None:
+        """Let somebody edit the copy of the watch's app."""
+        damage = Damage.of(sorted(self.holds(watch)), rng)
+        if not self.kind_of(watch.app.app_id).is_reference:
+            self.memory(watch.app.app_id, str(watch.repository)).damage(damage)
+            return
+        folder = self.directory / watch.app.app_id / watch.repository.repository_id
+        for path in damage.lost:
+            (folder / path).unlink(missing_ok=True)
+        for path in [*damage.changed, *damage.extra]:
+            with suppress(OSError):  # a file is in the way of its folder, or it is a folder now
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(b"edited")
+
     def refusal(self, note: Notification) -> Answer | None:
         """Return the answer of a client that was asked too soon after the last time."""
         kind, now = self.kind_of(note.app_id), time.monotonic()
@@ -226,6 +289,14 @@ class Clients(Receiver):
         server.hangs_up_on = lambda app_id: self.kind_of(app_id).hangs_up  # type: ignore[attr-defined]
         server.RequestHandlerClass = _Handler
         return server
+
+    def _page(self, notification: Notification) -> Page:
+        kind = self.kind_of(notification.app_id)
+        if not kind.verifies:
+            raise Refused(404, "Not found.")
+        if kind.is_reference:
+            return super()._page(notification)
+        return self.memory(notification.app_id, notification.repository).page(notification)
 
     def _process(self, notification: Notification) -> str:
         app_id = notification.app_id

@@ -229,7 +229,21 @@ RESEND_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]
     "mood": (2, lambda rng: (_seed(rng), rng.choice([0.3, 1.0]))),
 }
 """What happens to chosen files. Each history gets some of these too, drawn apart from the others."""
-DRAWN = {name: draw for name, (_, draw) in ACTIONS.items()}
+DRIFT_ACTIONS: dict[str, tuple[float, Callable[[random.Random], tuple[Any, ...]]]] = {
+    "damage": (3, lambda rng: (_place(rng), _seed(rng))),
+    "check_drift": (4, lambda rng: (_place(rng),)),
+    "check_all": (2, lambda rng: (_two(rng),)),
+    "cancel_check": (1, lambda rng: (_place(rng),)),
+    "send_differences": (4, lambda rng: (_place(rng),)),
+    "answer_checks": (1, lambda rng: (_two(rng), rng.random() < 0.7)),
+    "work_at_check": (8, lambda rng: (_place(rng), _seed(rng), _fate_of_check(rng))),
+}
+"""Damaged copies, and checks that find the damage. Also drawn apart from the others."""
+_DURING_CHECK = {
+    "cancel_check": 4, "send_differences": 3, "check_drift": 1, "resync": 2, "unwatch": 1, "change": 2, "pause": 1,
+    "pause_everything": 1, "answer_checks": 1, "cut_connections": 1,
+}  # fmt: skip
+DRAWN = {name: draw for name, (_, draw) in (ACTIONS | DRIFT_ACTIONS).items()}
 
 
 def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
@@ -242,6 +256,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> History:
     real_workers = rng.random() < 0.2
     _with_refs(random.Random(f"refs of {seed}"), steps)
     _with_resends(random.Random(f"resends of {seed}"), steps)
+    _with_checks(random.Random(f"checks of {seed}"), steps)
     kept = tuple(step for step in steps if step[0] not in without)
     return History(seed, kinds, kept, real_workers=real_workers)
 
@@ -272,6 +287,27 @@ def _with_resends(rng: random.Random, steps: list[Step]) -> None:
     weights = [weight for weight, _ in RESEND_ACTIONS.values()]
     for name in rng.choices(list(RESEND_ACTIONS), weights, k=rng.randrange(7)):
         steps.insert(rng.randrange(len(steps) + 1), (name, RESEND_ACTIONS[name][1](rng)))
+
+
+def _fate_of_check(rng: random.Random) -> Fate | None:
+    """Let something happen at one of the few requests or statements of a check."""
+    [kind] = rng.choices(["kill", "term", "freeze", "cut", "meanwhile", ""], [40, 8, 8, 6, 30, 8])
+    if not kind:
+        return None
+    in_statement = rng.random() < 0.5
+    step = None
+    if kind == "meanwhile":
+        [name] = rng.choices(list(_DURING_CHECK), list(_DURING_CHECK.values()))
+        step = name, DRAWN[name](rng)
+    at = rng.randrange(5, 60) if in_statement else rng.randrange(1, 5)
+    return Fate(kind, at, in_statement, rng.random() < 0.5, kind == "kill" and rng.random() < 0.4, step)
+
+
+def _with_checks(rng: random.Random, steps: list[Step]) -> None:
+    """Put steps about checks for differences among the others, in two of three histories."""
+    weights = [weight for weight, _ in DRIFT_ACTIONS.values()]
+    for name in rng.choices(list(DRIFT_ACTIONS), weights, k=rng.randrange(7) if rng.random() < 0.7 else 0):
+        steps.insert(rng.randrange(len(steps) + 1), (name, DRIFT_ACTIONS[name][1](rng)))
 
 
 # --- Playing ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from deliveries_app.models import (
     BulkOperation,
     Delivery,
     DeliveryAttempt,
+    DriftCheck,
+    DriftState,
     Notice,
     Status,
     SyncRun,
@@ -22,6 +24,7 @@ from deliveries_app.models import (
 from deliveries_app.models.deliveries import ATTEMPTS_PER_PATH
 from deliveries_app.planning.delivery_rows import delivery_rules_of
 from deliveries_app.progress import live
+from deliveries_app.sync import drift
 from repositories_app.models import HostOutage
 from tests.faults.hosts import GOOD
 
@@ -33,6 +36,7 @@ def check_always(universe: Universe) -> None:
     universe.journal.check(universe.clients.log)
     check_progress()
     check_attempts()
+    check_drift_checks()
     check_announced_trees(universe)
     for watch in universe.alive():
         check_shown_as_synced(universe, watch)
@@ -53,6 +57,7 @@ def check_at_rest(universe: Universe) -> None:
     for watch in universe.alive():
         check_delivered(universe, watch)
     assert not SyncRun.objects.filter(outcome="").exists(), "a run is still open"
+    assert not DriftCheck.objects.open().exists(), "a check for differences is still open"
     assert not BulkOperation.objects.filter(ended_at=None).exists(), "an operation is still open"
     assert not Notice.objects.exists(), f"a notice was not sent: {list(Notice.objects.all())}"
     ended = Q(ended_at__isnull=False)
@@ -81,6 +86,14 @@ def check_attempts() -> None:
     assert not of_apps, f"too many attempts of one app: {list(of_apps)}"
 
 
+def check_drift_checks() -> None:
+    """A check that has ended with a result has its files, and any other has none."""
+    for check in DriftCheck.objects.all():
+        assert check.files.count() == check.listed, f"{check}: {check.files.count()} of {check.listed} files are listed"
+        assert check.state == DriftState.DIFFERS or not check.listed, f"{check} is {check.state} and lists files"
+        assert 0 <= check.attempts <= drift.MAX_ATTEMPTS + 1, f"{check} was started {check.attempts} times"
+
+
 def check_announced_trees(universe: Universe) -> None:
     """A `sync_completed` states what the client holds, unless the client has dropped it meanwhile."""
     for record in universe.clients.log:
@@ -88,7 +101,7 @@ def check_announced_trees(universe: Universe) -> None:
             name = record.app_id, record.repository
             is_old = record.sequence <= universe.dropped_at.get(name, 0)
             folds = universe.clients.kind_of(record.app_id).fold("E\u0301") != "E\u0301"
-            assert is_old or folds, f"sync_completed of another tree: {record}"
+            assert is_old or folds or name in universe.ever_damaged, f"sync_completed of another tree: {record}"
 
 
 def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
@@ -99,7 +112,12 @@ def check_shown_as_synced(universe: Universe, watch: AppRepository) -> None:
 
 
 def check_copy(universe: Universe, watch: AppRepository) -> None:
-    """The client holds the tree of the last commit, as far as its file system can tell the names apart."""
+    """The client holds the tree of the last commit, as far as its file system can tell the names apart.
+
+    Not while somebody's edits have not been repaired.
+    """
+    if (watch.app.app_id, str(watch.repository)) in universe.damaged:
+        return
     if not universe.expected(watch, watch.last_commit) and not _was_heard_of(universe, watch):
         return  # an empty repository sends nothing, so a client that kept its copy cannot know that the watch is a new one
     kind = universe.clients.kind_of(watch.app.app_id)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deliveries_app.sync import drift
 from tests.faults.clients import KINDS
 from tests.faults.convergence import LONGEST_HISTORY, Player, draw
 from tests.faults.hosts import FAULTS
@@ -42,6 +43,14 @@ HAPPEN = {
     *("app paused", "app resumed", "all paused", "all resumed", "max_in_flight changed", "sync_completed wanted"),
     *("resend", "resend of many", "cancel of a resend"),
     *("unwatched, copy dropped", "unwatched, copy kept", "watched", "app deleted", "app imported", "circuit reset"),
+    *(
+        "copy damaged",
+        "check for differences",
+        "check of all",
+        "check cancelled",
+        "differences sent",
+        "checks not wanted",
+    ),
     *("repository token replaced", "app token rotated", "key rotation begun", "mirrors evicted", "mirror deleted"),
     *(
         "mirror truncated",
@@ -69,6 +78,7 @@ def player(
     settings.CHUNK_THRESHOLD_BYTES, settings.CHUNK_SIZE_BYTES = 200, 150
     settings.CIRCUIT_BREAKER_THRESHOLD = 2
     settings.ATTEMPTS_PER_APP = 15
+    monkeypatch.setattr(drift, "MAX_ENTRIES", 3)
     use_short_timeouts(monkeypatch)
     draw_sequences_by_this_clock(monkeypatch)
     make = functools.partial(Universe, database=postgres_server, redis=valkey_server)

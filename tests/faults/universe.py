@@ -33,6 +33,8 @@ from deliveries_app.models import (
     AppRepositoryQuerySet,
     BulkOperation,
     Delivery,
+    DriftCheck,
+    DriftState,
     Imported,
     OperationKind,
     Status,
@@ -40,10 +42,15 @@ from deliveries_app.models import (
 from deliveries_app.progress import runs
 from deliveries_app.scheduling import enqueue_due
 from deliveries_app.services import (
+    NotCheckable,
     NotFailed,
     NotFound,
+    NothingToSend,
+    cancel_check,
     cancel_operation,
     cancel_request,
+    check_app,
+    check_watch,
     delete_app,
     resend_files,
     resend_many,
@@ -51,6 +58,7 @@ from deliveries_app.services import (
     resync_single,
     retry_by_app,
     retry_single,
+    send_differences,
     unwatch_repository,
     watch_repository,
 )
@@ -63,6 +71,7 @@ from deliveries_app.services.control import (
     resume_syncing,
     resume_watches,
 )
+from deliveries_app.services.drift import look_after
 from deliveries_app.services.keys import KeyRotationError, retire_old_key, start_key_rotation
 from deliveries_app.services.onboarding import change_app
 from deliveries_app.services.tokens import rotate_app_token
@@ -151,6 +160,8 @@ class Universe:
         self.host_lagged = False
         self.slowness = 0.0  # seconds that the clients take for each notification
         self.dropped_at: dict[tuple[str, str], int] = {}
+        self.damaged: set[tuple[str, str]] = set()  # app's id and repository: somebody has edited the copy
+        self.ever_damaged: set[tuple[str, str]] = set()
         self.uncounted = 0  # up to this operation, Redis or a process that counts has failed
         self.counted: set[int] = set()  # operations that have ended and were checked
         self._files: dict[str, dict[str, bytes]] = {}
@@ -383,6 +394,32 @@ class Universe:
         rows = Delivery.objects.filter(watch__in=watches).order_by("watch", "path").values_list(column, flat=True)
         return [value for value in rows if rng.random() < 0.5]
 
+    def check_drift(self, place: int) -> None:
+        self._with(place, "check for differences", lambda watch: check_watch(ACTOR, watch))
+
+    def check_all(self, app: int) -> None:
+        self._note("check of all")
+        self._unless_gone(lambda: check_app(ACTOR, self.apps[app]))
+
+    def cancel_check(self, place: int) -> None:
+        if (check := self._newest_check(place)) is not None and check.is_open:
+            self._note("check cancelled")
+            cancel_check(ACTOR, check)
+
+    def send_differences(self, place: int) -> None:
+        """Send what the newest check has found, however old it is."""
+        if (check := self._newest_check(place)) is not None and check.can_send:
+            self._note("differences sent")
+            self._unless_gone(lambda: send_differences(ACTOR, check))
+
+    def _newest_check(self, place: int) -> DriftCheck | None:
+        watch = self.watch_in(place)
+        checks = DriftCheck.objects.filter(watch=watch).select_related("watch__app", "watch__repository")
+        return checks.order_by("-pk").first()
+
+    def answer_checks(self, app: int, wanted: bool) -> None:
+        self._change_app(app, "checks wanted" if wanted else "checks not wanted", answers_verify=wanted)
+
     def ignore(self, place: int, patterns: str) -> None:
         self._with(place, "ignore rules", lambda watch: set_ignore_patterns(ACTOR, watch, patterns))
 
@@ -548,6 +585,16 @@ class Universe:
             source = SourceWatch(None, None, "", "", None, state.status, None, None, None)
             write.complete_watch(ACTOR, row, source, state, has_records=bool(files))
 
+    def damage(self, place: int, seed: int) -> None:
+        """Let somebody edit the client's copy. Only a check for differences finds that."""
+        watch = self.watch_in(place)
+        if watch is None or not self.clients.kind_of(watch.app.app_id).verifies:
+            return
+        self._note("copy damaged")
+        self.damaged.add((watch.app.app_id, str(watch.repository)))
+        self.ever_damaged |= self.damaged
+        self.clients.damage(watch, random.Random(seed))
+
     # --- What breaks -------------------------------------------------------------------------------------------------
 
     def redis_forgets(self) -> None:
@@ -641,6 +688,14 @@ class Universe:
         self.resync(place)
         self.work([place, *range(len(PLACES))][:2], fates)
 
+    def work_at_check(self, place: int, seed: int, fate: Fate | None) -> None:
+        """Work at a check of a damaged copy, once nothing else is to be done, so that the fate takes effect in it."""
+        self.watch(place)
+        self.work([place], [None])
+        self.damage(place, seed)
+        self.check_drift(place)
+        self.work([place], [fate])
+
     def work_for_real(self, fate: Fate | None) -> None:
         """Let two real workers do what is due. The first one has a fate."""
         if self._due_among(range(len(PLACES))):
@@ -674,6 +729,7 @@ class Universe:
     def find(self, *, everything: bool = True) -> None:
         """Do what the sweep does in a round, and check `everything` for changes, as if a push hook said so."""
         end_dead_leases()
+        look_after()
         if everything:
             self.world.check()
         else:
@@ -697,12 +753,44 @@ class Universe:
         self.mood(0, 0.0)
         for place in range(len(PLACES)):
             self.make_peace(place)
-        patience = PATIENCE + self._time_lost
+        self._do_everything(PATIENCE + self._time_lost)
+        self._time_lost = 0.0
+        self._repair()
+        invariants.check_at_rest(self)
+        assert set(children(os.getpid())) <= self._ours | self._servers(), "a process was left behind"
+
+    def _repair(self) -> None:
+        """Find what somebody has edited in the copies, and send it."""
+        for watch in self.alive():
+            if (watch.app.app_id, str(watch.repository)) not in self.damaged:
+                continue
+            self._change_app(PLACES[self._place_of(watch)][0], "checks wanted", answers_verify=True)
+            watch.app.refresh_from_db()
+            for _ in range(2):
+                with suppress(NotCheckable):
+                    check = check_watch(ACTOR, watch)
+                    self._do_everything(PATIENCE)
+                    check.refresh_from_db()
+                    assert check.state in {DriftState.EQUAL, DriftState.DIFFERS}, f"{check}: {check.message}"
+                    if check.state == DriftState.EQUAL:
+                        break
+                    self._note("differences sent at the end")
+                    with suppress(NothingToSend):
+                        send_differences(ACTOR, check)
+                    self._do_everything(PATIENCE)
+        self.damaged.clear()
+
+    def _place_of(self, watch: AppRepository) -> int:
+        return next(place for place in range(len(PLACES)) if self.watch_in(place) == watch)
+
+    def _do_everything(self, patience: float) -> None:
+        """Do all that is due, now and later."""
         for attempt in range(80):
             self.find(everything=attempt == 0)
             if self._do_what_is_due():
                 continue
-            if all(invariants.is_at_rest(watch) for watch in self.alive()) and not HostOutage.objects.exists():
+            is_idle = not HostOutage.objects.exists() and not DriftCheck.objects.open().exists()
+            if is_idle and all(invariants.is_at_rest(watch) for watch in self.alive()):
                 break
             seconds = seconds_to_next_event()
             if seconds is None and (self._due() or HostOutage.objects.filter(retry_at__lte=Now()).exists()):
@@ -713,9 +801,6 @@ class Universe:
             self._pass(seconds)
         else:
             raise AssertionError(f"something is still due: {self._describe()}")
-        self._time_lost = 0.0
-        invariants.check_at_rest(self)
-        assert set(children(os.getpid())) <= self._ours | self._servers(), "a process was left behind"
 
     def make_peace(self, place: int) -> None:
         """End all that people and the git host hold a watch back with."""
@@ -820,7 +905,7 @@ class Universe:
 
     def _onboard(self, kind: ClientKind) -> App:
         self._note(f"client: {kind.name}")
-        app = self.world.add_app("Portal")
+        app = self.world.add_app("Portal", answers_verify=True)
         self.clients.kinds[app.app_id] = kind
         self.keys[app.app_id] = KEY
         return app
@@ -844,7 +929,7 @@ class Universe:
         try:
             with transaction.atomic():
                 act()
-        except (NotFound, NotFailed):
+        except (NotFound, NotFailed, NotCheckable, NothingToSend):
             self._note("too late")
         except GitError:
             self._note("host did not answer")

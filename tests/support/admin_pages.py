@@ -18,7 +18,7 @@ from django.test import Client
 from django.urls import URLPattern, reverse
 
 from deliveries_app import urls
-from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, SyncRun
+from deliveries_app.models import App, AppRepository, BulkOperation, Delivery, DriftCheck, SyncRun
 
 ROOT = "/admin/"
 SELECTED = 60
@@ -101,7 +101,7 @@ def _model_pages(model: type[Model]) -> Iterator[str]:
 def _fragments() -> Iterator[str]:
     """The URL does not say which model `pk` belongs to, so yield one per model. Callers skip those that are a 404."""
     rows: dict[type[Model], Any] = {
-        model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun, Delivery)
+        model: example(model) for model in (AppRepository, App, BulkOperation, SyncRun, Delivery, DriftCheck)
     }
     known = {
         "pk": [row.pk for row in rows.values()],

@@ -16,6 +16,10 @@ from deliveries_app.models import (
     Delivery,
     DeliveryAttempt,
     DeliveryFailure,
+    DriftCheck,
+    DriftFile,
+    DriftKind,
+    DriftState,
     FailureKind,
     HourlyTraffic,
     Notice,
@@ -70,6 +74,8 @@ def _add(number: int) -> None:
     _add_run(number, watch, None)
     HourlyTraffic.objects.create(app=portal, hour=now - timedelta(hours=number), files=1, requests=1)
     HourlyTraffic.objects.get_or_create(app=app, hour=now, defaults={"files": 1, "requests": 1})
+    _add_check(number, watch)
+    _add_check(number, one)
     Notice.objects.create(watch=watch, kind=NoticeKind.SYNC_FAILED, fields="{}", generation=1)
     user = User.objects.create(username=f"user-{number:02}", is_staff=True)
     Group.objects.create(name=f"Group {number}")
@@ -79,6 +85,18 @@ def _add(number: int) -> None:
     for row in (portal, watch, watch.repository, first, user):
         kind = ContentType.objects.get_for_model(row)
         LogEntry.objects.create(user=user, content_type=kind, object_id=row.pk, object_repr="x", action_flag=CHANGE)
+
+
+def _add_check(number: int, watch: AppRepository) -> None:
+    """Add a check for differences, an open one only for a watch without checks. The oldest one has files of every kind."""
+    is_open = number % 4 == 1 and not watch.drift_checks.exists()
+    check = DriftCheck.objects.create(
+        watch=watch, requested_by="anna", state=DriftState.QUEUED if is_open else DriftState.DIFFERS, compared=402,
+        ended_at=None if is_open else timezone.now(), missing=1, different=1, extra=1, listed=3,
+    )  # fmt: skip
+    oldest = DriftCheck.objects.order_by("pk")[0]
+    kind = DriftKind.values[number % 3]
+    DriftFile.objects.create(check_of=oldest, path=f"file-{check.pk}", kind=kind, sha="a" * 64, sequence=1)
 
 
 def _failing(number: int) -> dict[str, object]:

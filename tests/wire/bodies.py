@@ -16,6 +16,7 @@ from deliveries_app.webhooks.payloads import (
     notice_body,
     sync_completed_fields,
     sync_failed_fields,
+    verify_fields,
     webhook_id,
 )
 
@@ -161,6 +162,10 @@ def _table() -> dict[str, bytes]:
     table |= {f"sync_failed {name}": _failed(message) for name, message in MESSAGES.items()}
     table["a huge size"] = file_body(REPOSITORY, "p", SHA, 2**53 - 1, b"x", COMMIT, NOON)
     table["sync_completed"] = notice_body(sync_completed_fields(REPOSITORY, COMMIT, 1_000_000, SHA), NOON)
+    table |= {
+        f"verify after {name}": notice_body(verify_fields(REPOSITORY, COMMIT, SHA, path, 4000), NOON)
+        for name, path in {"": "", **PATHS}.items()
+    }
     table["ping"] = notice_body(PING, NOON)
     return table
 

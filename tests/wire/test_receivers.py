@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import os
+import random
 import re
 import shutil
 import time
@@ -17,10 +18,20 @@ from pathlib import Path
 import pytest
 
 from deliveries_app.actors import Actor
-from deliveries_app.models import App, AppRepository, Status
+from deliveries_app.models import App, AppRepository, DriftCheck, DriftState, Status
 from deliveries_app.planning.paths import is_unsafe
-from deliveries_app.services import resync_single
-from deliveries_app.webhooks.payloads import PING, Chunk, Envelope, delete_body, file_body, notice_body, webhook_id
+from deliveries_app.services import check_watch, resync_single, send_differences
+from deliveries_app.sync import drift
+from deliveries_app.webhooks.payloads import (
+    PING,
+    Chunk,
+    Envelope,
+    delete_body,
+    file_body,
+    notice_body,
+    verify_fields,
+    webhook_id,
+)
 from tests.support.git import Repo
 from tests.support.world import KEY, World
 from tests.wire.bodies import BODIES, COMMIT, CONTENTS, NOON, PATHS, REPOSITORY, SHA, chunked, file_notification
@@ -140,6 +151,62 @@ def test_resync_repairs_a_damaged_copy(world: World, client: Client, watched) ->
     (files / "contents" / "01").write_text("x")
     resync_single(Actor.system(), watch)
     sync_and_compare(world, client, watch, repo)
+
+
+def test_check_finds_and_repairs_every_difference(
+    world: World, client: Client, watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random damage, pages of a few files, and paths whose order differs between bytes and UTF-16."""
+    App.objects.update(answers_verify=True)
+    repo, watch = watched
+    repo.commit({"\U0001f600.md": b"smile", "\uffff.md": b"last", "\ue000/a": b"private use"})
+    sync_and_compare(world, client, watch, repo)
+    watch.refresh_from_db()
+    files = client.folder / "copies" / watch.repository.repository_id / "files"
+    chance = random.Random(client.name)
+    assert checked(world, watch).state == DriftState.EQUAL
+    for limit in (1, 7, 4000):
+        monkeypatch.setattr(drift, "MAX_ENTRIES", limit)
+        before = client.held(watch.repository.repository_id)
+        lost, changed = (chance.sample(sorted(before), 3) for _ in range(2))
+        for path in set(changed) - set(lost):
+            (files / path).write_bytes(b"changed" + os.urandom(4))
+        for path in lost:
+            (files / path).unlink()
+        extra = [f"extra-{chance.choice('a~\uffff\U0001f600')}-{number}" for number in range(2)]
+        for path in extra:
+            (files / path).write_bytes(b"extra")
+        check = checked(world, watch)
+        assert dict(check.files.values_list("path", "kind")) == (
+            dict.fromkeys(changed, "different") | dict.fromkeys(lost, "missing") | dict.fromkeys(extra, "extra")
+        ), client.output
+        assert check.compared == len(before) + len(extra)
+        send_differences(Actor.system(), check)
+        assert world.sync(watch).status == Status.SYNCED, (watch.last_error, client.output)
+        assert client.held(watch.repository.repository_id) == repo.files()
+        assert checked(world, watch).state == DriftState.EQUAL
+
+
+def checked(world: World, watch: AppRepository) -> DriftCheck:
+    check = check_watch(Actor.system(), watch)
+    world.settle()
+    check.refresh_from_db()
+    return check
+
+
+def test_replayed_check_is_refused(client: Client) -> None:
+    """It would tell anyone who captured it which files the app holds."""
+    body = notice_body(verify_fields(REPOSITORY, COMMIT, SHA, "", 10), NOON)
+    client.create("a", b"x", sequence=2)
+    status, text = client.post("verify", body, sequence=3)
+    assert (status, json.loads(text)) == (
+        200, {"files": [{"path": "a", "sha": hashlib.sha256(b"x").hexdigest()}], "next": None},
+    )  # fmt: skip
+    client.create("b", b"x", sequence=4)
+    assert client.post("verify", body, sequence=3)[0] == 409
+    assert client.post("verify", body, sequence=3, watch=ANEW)[0] == 409
+    assert client.post("ping", body, sequence=5)[0] == 422
+    assert client.post("verify", notice_body(PING, NOON), sequence=5)[0] == 422
 
 
 def test_every_body_is_accepted(client: Client) -> None:

@@ -10,6 +10,7 @@ from docora.text import counted
 _LABELS = {
     "runs": ("sync run", "sync runs"),
     "operations": ("bulk operation", "bulk operations"),
+    "checks": ("check for differences", "checks for differences"),
     "actions": ("action of an app", "actions of apps"),
     "traffic": ("hour of traffic", "hours of traffic"),
     "alerts": ("alert", "alerts"),

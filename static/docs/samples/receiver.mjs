@@ -22,7 +22,7 @@ import { pathToFileURL } from 'node:url';
 const TOLERANCE_SECONDS = 300; // reject older requests, which may be replays
 const MAX_BODY_BYTES = 8 * 1024 * 1024; // larger files arrive in chunks
 const UNFINISHED_MILLISECONDS = 86_400_000; // Docora has started over long before
-const EVENTS = ['ping', 'create', 'update', 'delete', 'sync_failed', 'sync_completed'];
+const EVENTS = ['ping', 'create', 'update', 'delete', 'sync_failed', 'sync_completed', 'verify'];
 const DEVICE = /^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?$/is;
 
 /** Respond with this status instead of 2xx. Docora sends the notification again and shows `text` with the failure. */
@@ -80,7 +80,11 @@ export function checkEvent(event, { event: named, file }) {
   if (!fits) throw new Refused(422, `This is not the body of a ${event} event.`);
 }
 
-/** Process a verified notification and return what was done. Respond with 2xx only after this: it means "stored". */
+/**
+ * Process a verified notification and return what was done. Respond with 2xx only after this: it means "stored".
+ *
+ * For `verify`, return the object to respond with as JSON.
+ */
 function handle(event, notification, headers, copies) {
   if (!EVENTS.includes(event)) throw new Refused(404, 'Not found.');
   checkEvent(event, notification);
@@ -90,7 +94,12 @@ function handle(event, notification, headers, copies) {
   if (!/^[A-Za-z0-9_-]{1,64}$/.test(repository)) throw new Refused(422, "repository_id can't be used as a folder name.");
   const [watch, sequence] = watchAndSequence(headers);
   const copy = new Copy(path.join(copies, repository));
-  if (!copy.belongs(watch, sequence)) return 'stale';
+  const belongs = copy.belongs(watch, sequence);
+  if (event === 'verify') {
+    if (!belongs || sequence < copy.highest()) throw new Refused(409, 'A later notification has arrived.'); // a replay?
+    return copy.page(notification.tree_sha256, notification.after, notification.limit);
+  }
+  if (!belongs) return 'stale';
   if (event === 'delete') return copy.remove(notification.file.path, sequence);
   if (event !== 'sync_completed') return copy.keep(notification.file, sequence);
   const same = copy.treeSha256() === notification.tree_sha256;
@@ -134,6 +143,11 @@ class Copy {
       this.writeEpoch({ ...epoch, highest: sequence }, false);
     }
     return true;
+  }
+
+  /** Return the highest sequence received for the repository. */
+  highest() {
+    return JSON.parse(fs.readFileSync(this.epoch, 'utf8')).highest;
   }
 
   /** Store the epoch. With `flush`, it is on disk when this returns and survives a power failure. */
@@ -239,15 +253,34 @@ class Copy {
     fs.rmSync(path.join(this.incoming, nameOf(name)), { recursive: true, force: true });
   }
 
+  /** Return the paths of all files, sorted by their bytes. JavaScript's own order differs: it compares UTF-16. */
+  paths() {
+    const found = [...filesBelow(this.files)].map((file) => path.relative(this.files, file).split(path.sep).join('/'));
+    return found.sort(byBytes);
+  }
+
+  sha(name) {
+    return crypto.createHash('sha256').update(fs.readFileSync(path.join(this.files, name))).digest('hex');
+  }
+
   /** Return one hash for the whole copy: SHA-256 over the lines `{sha}  {path}`, sorted by the bytes of the paths. */
   treeSha256() {
-    const paths = [...filesBelow(this.files)].map((file) => path.relative(this.files, file).split(path.sep).join('/'));
     const digest = crypto.createHash('sha256');
-    for (const name of paths.sort((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))) {
-      const sha = crypto.createHash('sha256').update(fs.readFileSync(path.join(this.files, name))).digest('hex');
-      digest.update(`${sha}  ${name}\n`);
-    }
+    for (const name of this.paths()) digest.update(`${this.sha(name)}  ${name}\n`);
     return digest.digest('hex');
+  }
+
+  /**
+   * Process a `verify`: return the hash if the whole copy matches it, otherwise the files after `after`.
+   *
+   * This reads the files from disk, so it notices what was changed or lost there. If your app has too many files to read
+   * within 30 seconds, store each `sha` with its path.
+   */
+  page(treeSha256, after, limit) {
+    if (!after && this.treeSha256() === treeSha256) return { tree_sha256: treeSha256 };
+    const later = this.paths().filter((name) => byBytes(name, after) > 0);
+    const files = later.slice(0, limit).map((name) => ({ path: name, sha: this.sha(name) }));
+    return { files, next: later.length > limit ? later[limit - 1] : null };
   }
 }
 
@@ -262,6 +295,10 @@ export function isSafe(name, windows = process.platform === 'win32') {
     if (['', '.', '..'].includes(part) || part.includes('\0')) return false;
     return !windows || !(/[\x01-\x1f\\:*?"<>|]|[. ]$/.test(part) || DEVICE.test(part));
   });
+}
+
+function byBytes(left, right) {
+  return Buffer.compare(Buffer.from(left), Buffer.from(right));
 }
 
 function flushToDisk(name, mode) {
@@ -331,9 +368,11 @@ function answerTo(event, headers, bytes, copies) {
 function start(key, port, copies) {
   clearUnfinished(copies);
   const server = http.createServer(async (request, response) => {
-    const answer = (status, text) => {
-      console.log(request.url, status, text);
-      response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' }).end(text);
+    const answer = (status, result) => {
+      const isText = typeof result === 'string';
+      console.log(request.url, status, isText ? result : `${result.files?.length ?? 0} files listed`);
+      const type = isText ? 'text/plain; charset=utf-8' : 'application/json';
+      response.writeHead(status, { 'Content-Type': type }).end(isText ? result : JSON.stringify(result));
     };
     const pieces = [];
     let size = 0;

@@ -90,9 +90,12 @@ def check_event(event: str, notification: dict) -> None:
         raise Refused(422, f"This is not the body of a {event} event.")
 
 
-def handle(event: str, notification: dict, headers: Mapping[str, str]) -> str:
-    """Process a verified notification and return what was done. Respond with 2xx only after this: it means "stored"."""
-    if event not in ("ping", "create", "update", "delete", "sync_failed", "sync_completed"):
+def handle(event: str, notification: dict, headers: Mapping[str, str]) -> "str | dict":
+    """Process a verified notification and return what was done. Respond with 2xx only after this: it means "stored".
+
+    For `verify`, return the JSON to respond with.
+    """
+    if event not in ("ping", "create", "update", "delete", "sync_failed", "sync_completed", "verify"):
         raise Refused(404, "Not found.")
     check_event(event, notification)
     if event == "ping":
@@ -105,7 +108,12 @@ def handle(event: str, notification: dict, headers: Mapping[str, str]) -> str:
     watch, sequence = watch_and_sequence(headers)
     copy = Copy(Path(os.environ.get("COPIES", "copies")) / repository)
     with ONE_AT_A_TIME:
-        if not copy.belongs(watch, sequence):
+        belongs = copy.belongs(watch, sequence)
+        if event == "verify":
+            if not belongs or sequence < copy.highest():
+                raise Refused(409, "A later notification has arrived.")  # so this request may be a replay
+            return copy.page(notification["tree_sha256"], notification["after"], notification["limit"])
+        if not belongs:
             return "stale"
         if event == "sync_completed":
             same = copy.tree_sha256() == notification["tree_sha256"]
@@ -152,6 +160,10 @@ class Copy:
         elif sequence > epoch["highest"]:
             self.write_epoch({**epoch, "highest": sequence}, flush=False)
         return True
+
+    def highest(self) -> int:
+        """Return the highest sequence received for the repository."""
+        return json.loads(self.epoch.read_text())["highest"]
 
     def write_epoch(self, epoch: dict, flush: bool = True) -> None:
         """Store the epoch. With `flush`, it is on disk when this returns and survives a power failure."""
@@ -258,13 +270,32 @@ class Copy:
             raise Refused(409, "Earlier chunks are missing.")
         return decoded(found)
 
+    def paths(self) -> "list[str]":
+        """Return the paths of all files, sorted by their bytes."""
+        found = (file.relative_to(self.files).as_posix() for file in self.files.rglob("*") if file.is_file())
+        return sorted(found, key=str.encode)
+
+    def sha(self, path: str) -> str:
+        return hashlib.sha256((self.files / path).read_bytes()).hexdigest()
+
     def tree_sha256(self) -> str:
         """Return one hash for the whole copy: SHA-256 over the lines `{sha}  {path}`, sorted by the bytes of the paths."""
-        paths = {file.relative_to(self.files).as_posix(): file for file in self.files.rglob("*") if file.is_file()}
         digest = hashlib.sha256()
-        for path in sorted(paths, key=str.encode):
-            digest.update(f"{hashlib.sha256(paths[path].read_bytes()).hexdigest()}  {path}\n".encode())
+        for path in self.paths():
+            digest.update(f"{self.sha(path)}  {path}\n".encode())
         return digest.hexdigest()
+
+    def page(self, tree_sha256: str, after: str, limit: int) -> dict:
+        """Process a `verify`: return the hash if the whole copy matches it, otherwise the files after `after`.
+
+        This reads the files from disk, so it notices what was changed or lost there. If your app has too many files to read
+        within 30 seconds, store each `sha` with its path.
+        """
+        if not after and self.tree_sha256() == tree_sha256:
+            return {"tree_sha256": tree_sha256}
+        later = [path for path in self.paths() if path.encode() > after.encode()]
+        files = [{"path": path, "sha": self.sha(path)} for path in later[:limit]]
+        return {"files": files, "next": later[limit - 1] if len(later) > limit else None}
 
 
 def is_safe(path: str, windows: bool = os.name == "nt") -> bool:
@@ -322,7 +353,11 @@ class Receiver(BaseHTTPRequestHandler):
             return self.answer(401, "The signature is wrong, or the request is too old.")
         event, notification = self.path.rpartition("/")[2], json.loads(body)
         try:
-            status, text = 200, handle(event, notification, self.headers)
+            result = handle(event, notification, self.headers)
+            if isinstance(result, dict):
+                logging.info("%s: %d files listed", event, len(result.get("files", [])))
+                return self.answer(200, json.dumps(result), "application/json")
+            status, text = 200, result
         except Refused as refused:
             status, text = refused.status, str(refused)
         except OSError as error:
@@ -332,10 +367,10 @@ class Receiver(BaseHTTPRequestHandler):
         logging.info("%s %r: %d %s", event, notification.get("file", {}).get("path", ""), status, text)
         return self.answer(status, text)
 
-    def answer(self, status: int, text: str) -> None:
+    def answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
         content = text.encode()
         self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -1,0 +1,253 @@
+"""Checks for differences: the buttons that request them, the list, and the page of one check."""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db.models import Model, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, render
+from django.urls import URLPattern, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_GET, require_POST
+
+from deliveries_app import services
+from deliveries_app.actors import Actor
+from deliveries_app.admin import widgets
+from deliveries_app.admin.base import DocoraAdmin, ReadOnlyAdmin
+from deliveries_app.admin.filters import AppFilter
+from deliveries_app.admin.fragments import can_view_watches, fragment, row_ids
+from deliveries_app.admin.history_filters import ChoiceFilter, WatchFilter
+from deliveries_app.models import App, AppRepository, DriftCheck, DriftKind, DriftState, SyncRun
+from deliveries_app.progress.context import joined
+from deliveries_app.reports import drift
+from deliveries_app.services.drift import PERMISSION
+from docora.templatetags.docora import ago, badge
+from docora.text import counted
+
+FILES_PER_PAGE = 100
+LIST = "admin:deliveries_app_driftcheck_changelist"
+PAGE = "admin:deliveries_app_driftcheck_change"
+
+
+class RequestCheckAdmin[M: Model](DocoraAdmin[M]):
+    """Adds the page `<id>/check/`, which requests checks by POST and redirects to them."""
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self.object_page("check", require_POST(self.request_check), PERMISSION), *super().get_urls()]
+
+    def request_check(self, request: HttpRequest, obj: M) -> HttpResponse:
+        try:
+            return self.redirect_to_checks(request, obj)
+        except services.NotCheckable as error:
+            return self.redirect_with_message(request, self.page_of(obj), error, messages.WARNING)
+
+    def redirect_to_checks(self, request: HttpRequest, obj: M) -> HttpResponse:
+        raise NotImplementedError
+
+
+class CheckWatchAdmin(RequestCheckAdmin[AppRepository]):
+    def redirect_to_checks(self, request: HttpRequest, obj: AppRepository) -> HttpResponse:
+        check = services.check_watch(Actor.of_request(request), obj)
+        return HttpResponseRedirect(reverse(PAGE, args=[check.pk]))
+
+
+class CheckAppAdmin(RequestCheckAdmin[App]):
+    def redirect_to_checks(self, request: HttpRequest, obj: App) -> HttpResponse:
+        count = len(services.check_app(Actor.of_request(request), obj))
+        page = f"{reverse(LIST)}?{urlencode({'watch__app': obj.pk})}"
+        return self.redirect_with_message(request, page, f"Checking {counted(count, 'repository', 'repositories')}…")
+
+
+class CheckAppFilter(AppFilter):
+    parameters = ("watch__app", "app_name")
+    field = "watch__app"
+
+
+class CheckStateFilter(ChoiceFilter):
+    title = "result"
+    parameters = ("state",)
+    options = list(DriftState.choices)
+
+
+class CheckList(ChangeList):
+    """Reads the watches of open checks with their state, and provides the ids of the rows that the page polls."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = drift.with_watches(self.result_list)
+
+    @property
+    def live_ids(self) -> str:
+        return joined(check.pk for check in self.result_list if check.is_open)
+
+
+@admin.register(DriftCheck)
+class DriftCheckAdmin(ReadOnlyAdmin[DriftCheck]):
+    list_display = ("repository_name", "app_name", "result", "differences", "requested", "requester")
+    list_filter = (CheckAppFilter, WatchFilter, CheckStateFilter)
+    sortable_by = ()
+    paginator = widgets.BoundedPaginator
+    change_list_template = "admin/deliveries_app/driftcheck/change_list.html"
+    page_template = "admin/deliveries_app/driftcheck/change_form.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[DriftCheck]:
+        return DriftCheck.objects.for_list()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return CheckList
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return can_view_watches(request.user)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self.object_page("send", self.send, PERMISSION),
+            self.object_page("cancel", require_POST(self.cancel), PERMISSION),
+            *super().get_urls(),
+        ]
+
+    @admin.display(description="repository")
+    def repository_name(self, check: DriftCheck) -> str:
+        return str(check.watch.repository)
+
+    @admin.display(description="app")
+    def app_name(self, check: DriftCheck) -> str:
+        return check.watch.app.name
+
+    @admin.display(description="result")
+    def result(self, check: DriftCheck) -> SafeString:
+        return format_html('<span id="drift-state-{}">{}</span>', check.pk, state_badge(check))
+
+    @admin.display(description="differences")
+    def differences(self, check: DriftCheck) -> SafeString:
+        return format_html('<span id="drift-summary-{}">{}</span>', check.pk, drift.summary(check))
+
+    @admin.display(description="requested")
+    def requested(self, check: DriftCheck) -> str:
+        return ago(check.created_at)
+
+    @admin.display(description="by")
+    def requester(self, check: DriftCheck) -> str:
+        return check.requested_by
+
+    def page_context(self, request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
+        return check_context(request, check)
+
+    def cancel(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
+        cancelled = services.cancel_check(Actor.of_request(request), check)
+        message = "Check cancelled." if cancelled else "The check had already ended."
+        return self.redirect_with_message(request, self.page_of(check), message)
+
+    def send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
+        """GET says what will be sent; POST sends it."""
+        if not check.can_send:
+            message = "These differences have already been sent." if check.sent_at else "There is nothing to send."
+            return self.redirect_with_message(request, self.page_of(check), message, messages.WARNING)
+        if request.method == "POST":
+            return self._send(request, check)
+        title = "Send this file" if check.listed == 1 else f"Send these {check.listed:,} files"
+        return self.render_question(request, check, title, title, paragraphs=list(_consequences(check)))
+
+    def _send(self, request: HttpRequest, check: DriftCheck) -> HttpResponse:
+        page = self.page_of(check)
+        try:
+            sent = services.send_differences(Actor.of_request(request), check)
+        except (services.NothingToSend, services.NotFound) as error:
+            return self.redirect_with_message(request, page, error, messages.WARNING)
+        parts = [f"Sending {counted(sent.files, 'file', 'files')}"] if sent.files else []
+        parts += [f"deleting {counted(sent.deletes, 'extra file', 'extra files')}"] if sent.deletes else []
+        message = f"{' and '.join(parts).capitalize()}."
+        if sent.settled:
+            message += (
+                f" {counted(sent.settled, 'file has', 'files have')} changed since the check and need no sending."
+            )
+        return self.redirect_with_message(request, page, message)
+
+
+def _consequences(check: DriftCheck) -> Iterator[str]:
+    kinds = dict.fromkeys(DriftKind, 0)
+    for kind in check.files.values_list("kind", flat=True):
+        kinds[DriftKind(kind)] += 1
+    app, files = check.watch.app.name, kinds[DriftKind.MISSING] + kinds[DriftKind.DIFFERENT]
+    if files:
+        yield f"{counted(files, 'file', 'files')} of {check.watch.repository} will be sent to {app} again."
+    if extra := kinds[DriftKind.EXTRA]:
+        yield f"{app} will be told to delete {counted(extra, 'file', 'files')} that are not in the repository."
+    yield "Nothing else is sent again. Files that have been sent since the check are left as they are."
+    if check.differences > check.listed:
+        yield (
+            f"The check found {check.differences:,} differences and listed the first {check.listed:,}. Only these are sent. "
+            "Check again afterwards, or re-sync the repository."
+        )
+
+
+def state_badge(check: DriftCheck) -> SafeString:
+    state = DriftState(check.state)
+    return badge(drift.STYLES[state], str(state.label))
+
+
+def check_context(request: HttpRequest, check: DriftCheck) -> dict[str, Any]:
+    """Return the context of the result, which the page polls until the check has ended."""
+    (check,) = drift.with_watches([check])
+    files = check.files.order_by("path")
+    kind = request.GET.get("kind", "")
+    if kind in DriftKind.values:
+        files = files.filter(kind=kind)
+    counts = {DriftKind.MISSING: check.missing, DriftKind.DIFFERENT: check.different, DriftKind.EXTRA: check.extra}
+    run = SyncRun.objects.filter(run_id=check.sent_run).first() if check.sent_run else None
+    return {
+        "check": check,
+        "watch": check.watch,
+        "style": drift.STYLES[DriftState(check.state)],
+        "badge": state_badge(check),
+        "summary": drift.summary(check),
+        "can_act": request.user.has_perm(PERMISSION),
+        "can_view_app": request.user.has_perm("deliveries_app.view_app"),
+        "run": run if request.user.has_perm("deliveries_app.view_syncrun") else None,
+        "kind": kind if kind in DriftKind.values else "",
+        "kinds": [(name.value, name.label.lower(), count) for name, count in counts.items() if count],
+        "page": Paginator(files, FILES_PER_PAGE).get_page(request.GET.get("p")),
+    }
+
+
+@require_GET
+@fragment(can_view_watches)
+def live_check(request: HttpRequest, pk: int) -> HttpResponse:
+    """Return the result of a check. Its page polls this until the check, and the run that sends its files, have ended."""
+    check = get_object_or_404(DriftCheck.objects.for_list(), pk=pk)
+    context = check_context(request, check)
+    context["ends"] = not check.is_open and context["run"] is None
+    return render(request, "admin/deliveries_app/driftcheck/change_form.html#refreshed", context)
+
+
+@require_GET
+@fragment(can_view_watches)
+def live_checks(request: HttpRequest) -> HttpResponse:
+    """Return the cells of the checks `ids` in the list. They were open at the previous poll."""
+    checks = drift.with_watches(DriftCheck.objects.for_list().filter(pk__in=row_ids(request)))
+    context = {
+        "rows": [(check, state_badge(check), drift.summary(check)) for check in checks],
+        "live_ids": joined(check.pk for check in checks if check.is_open),
+    }
+    return render(request, "admin/deliveries_app/driftcheck/change_list.html#cells", context)
+
+
+@require_GET
+@fragment(can_view_watches)
+def live_newest_check(request: HttpRequest, pk: int) -> HttpResponse:
+    """Return the newest check of a watch, whose page polls this while the check is open."""
+    context = of_watch(get_object_or_404(AppRepository.objects.with_state().for_list(), pk=pk))
+    if not context:
+        raise Http404
+    return render(request, "admin/deliveries_app/driftcheck/of_watch.html#newest", context)
+
+
+def of_watch(watch: AppRepository) -> dict[str, Any]:
+    """Return the context of `driftcheck/of_watch.html`: the newest check."""
+    check = drift.newest(watch)
+    return {"drift": check, "drift_badge": state_badge(check), "drift_summary": drift.summary(check)} if check else {}

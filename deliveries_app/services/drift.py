@@ -1,0 +1,253 @@
+"""Check a client's copy for differences, and send what differs (`engine.md` §13)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from django.db import transaction
+from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deliveries_app import scheduling
+from deliveries_app.actors import RESYNC_PERMISSION, Actor
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    AppRepositoryQuerySet,
+    Delivery,
+    DriftCheck,
+    DriftFile,
+    DriftKind,
+    DriftState,
+    StateDetail,
+    SyncRun,
+)
+from deliveries_app.models.deliveries import Kind
+from deliveries_app.models.drift import DriftCheckQuerySet
+from deliveries_app.planning.paths import PathSet
+from deliveries_app.progress.runs import Remaining
+from deliveries_app.services import audit, requests, resend
+from deliveries_app.services.requests import NotFound
+from docora.db.clock import from_now
+from docora.text import counted, format_seconds
+
+PERMISSION = RESYNC_PERMISSION
+WAIT_SECONDS = 3600.0
+"""A check that could not begin within this time ends as not checked."""
+_PAGE = 2000
+
+
+class NotCheckable(ValueError):
+    """Nothing can be checked. The message says why."""
+
+
+class NothingToSend(ValueError):
+    """The differences have been sent, or none of them is left."""
+
+
+@dataclass(frozen=True)
+class SentDifferences:
+    """The run that sends them, and how many files it sends and deletes. `settled` differences had been sent meanwhile."""
+
+    run: SyncRun
+    files: int
+    deletes: int
+    settled: int
+
+
+def check_watch(actor: Actor, watch: AppRepository) -> DriftCheck:
+    """Queue a check, or return the one that is open. Raises `NotCheckable`."""
+    actor.require(PERMISSION)
+    actor.require_watch(watch)
+    _require_opt_in(watch.app)
+    with transaction.atomic():
+        requested = _request(actor, AppRepository.objects.filter(pk=watch.pk))
+        if requested:
+            audit.record(actor, [watch], "Requested a check for differences")
+            scheduling.enqueue(watch, "high")
+    open_check = DriftCheck.objects.open().filter(watch=watch).first()
+    check = requested[0] if requested else open_check
+    if check is None:
+        raise NotCheckable(f"{watch} has not been synced yet, so there is nothing to check.")
+    return check
+
+
+def check_app(actor: Actor, app: App) -> list[int]:
+    """Queue a check of each of the app's repositories, and return the keys of those that are open. Raises `NotCheckable`."""
+    actor.require(PERMISSION)
+    actor.require_app(app)
+    _require_opt_in(app)
+    with transaction.atomic():
+        requested = _request(actor, AppRepository.objects.filter(app=app))
+        if requested:
+            repositories = counted(len(requested), "repository", "repositories")
+            audit.record(actor, [app], f"Requested a check for differences of {repositories}")
+            transaction.on_commit(scheduling.enqueue_due, robust=True)
+    pks = list(DriftCheck.objects.open().filter(watch__app=app).values_list("pk", flat=True))
+    if not pks:
+        raise NotCheckable(f"{app} has no repository that has been synced, so there is nothing to check.")
+    return pks
+
+
+def _require_opt_in(app: App) -> None:
+    if not app.answers_verify:
+        raise NotCheckable(f"Checks for differences are turned off for {app}.")
+
+
+def _request(actor: Actor, watches: AppRepositoryQuerySet) -> list[DriftCheck]:
+    """Open a check for each watch that has been synced and has none, and make these watches due.
+
+    A failing watch is left to its retries: their backoff would be skipped, and the check needs a sync that succeeds.
+    """
+    synced = watches.alive().exclude(last_commit="")
+    pks = list(synced.select_for_update(of=("self",)).order_by("pk").values_list("pk", flat=True))
+    waiting = set(DriftCheck.objects.open().filter(watch__in=pks).values_list("watch_id", flat=True))
+    fresh = [pk for pk in pks if pk not in waiting]
+    checks = DriftCheck.objects.bulk_create(
+        DriftCheck(watch_id=pk, requested_by=actor.name[:150], user_id=actor.user_pk) for pk in fresh
+    )
+    scheduling.request_sync(AppRepository.objects.filter(pk__in=fresh, failing_since=None))
+    return checks
+
+
+def cancel_check(actor: Actor, check: DriftCheck) -> bool:
+    """Cancel an open check. Return False if it has ended."""
+    actor.require(PERMISSION)
+    actor.require_watch(check.watch)
+    with transaction.atomic():
+        if not _end(DriftCheck.objects.filter(pk=check.pk), DriftState.CANCELLED, f"Cancelled by {actor.name}."):
+            return False
+        audit.record(actor, [check.watch], "Cancelled a check for differences")
+    return True
+
+
+def _end(checks: DriftCheckQuerySet, state: DriftState, message: str) -> int:
+    return checks.open().update(state=state, message=message[:500], ended_at=Now())
+
+
+def send_differences(actor: Actor, check: DriftCheck) -> SentDifferences:
+    """Send the listed differences, and nothing else: missing and different files as creates, extra files as deletes.
+
+    What was sent or deleted after the check is left as it is, so an old check does no harm. Raises `NothingToSend`, and
+    `NotFound` if the repository is no longer watched.
+    """
+    actor.require(PERMISSION)
+    watch = check.watch
+    actor.require_watch(watch)
+    with transaction.atomic():
+        if not requests.lock_watches([watch.pk], AppRepository.objects.alive()):
+            raise NotFound("Repository not found")
+        unsent = DriftCheck.objects.filter(pk=check.pk, state=DriftState.DIFFERS, sent_at=None)
+        if not unsent.update(sent_at=Now(), sent_by=actor.name[:150]):
+            raise NothingToSend("These differences have already been sent.")
+        watch.refresh_from_db()
+        deletes = _add_deletes(check, watch)
+        files = _unacknowledge(check, watch)
+        if not (files or deletes):
+            raise NothingToSend("These files have been sent since the check. Check again.")
+        unacknowledged = Delivery.objects.filter(watch=watch, acknowledged=False)
+        total = unacknowledged.aggregate(files=Count("pk"), size=Sum("size", default=0))
+        message = f"Sent {counted(files + deletes, 'difference', 'differences')} found by a check"
+        run = resend.request_unacknowledged(actor, watch, Remaining(total["files"], total["size"]), message)
+        DriftCheck.objects.filter(pk=check.pk).update(sent_run=run.run_id)
+    return SentDifferences(run, files, deletes, max(0, check.listed - files - deletes))
+
+
+def _add_deletes(check: DriftCheck, watch: AppRepository) -> int:
+    """Add a row that is not acknowledged for each extra file without a row, and return their number.
+
+    The plan turns it into a delete, or into a create if the path is in the commit by then. Its generation is the current
+    one, which the request ends, so the notification gets a new number.
+    """
+    added, now, paths = 0, timezone.now(), PathSet()
+    for extra in _pages(check, Q(kind=DriftKind.EXTRA)):
+        known = set(_rows_of(watch, extra).values_list("path", flat=True))
+        rows = [
+            Delivery(
+                watch=watch, path=file.path, mode="", kind=Kind.DELETE, source_key=None, sha=file.sha, size=0, sequence=0,
+                generation=watch.generation, acknowledged=False, updated_at=now,
+            )
+            for file in extra
+            if file.path not in known
+        ]  # fmt: skip
+        Delivery.objects.bulk_create(rows)
+        added += len(rows)
+        for row in rows:
+            paths.add(row.path)
+    if added:
+        _unacknowledge_beside(watch, paths)
+    return added
+
+
+def _unacknowledge_beside(watch: AppRepository, deleted: PathSet) -> None:
+    """Send files again whose paths are equal to a deleted one without case, above it or below it.
+
+    They may be one file at the client, which then deletes what it should keep.
+    """
+    rows = Delivery.objects.filter(watch=watch, acknowledged=True).order_by("path").values_list("pk", "path")
+    beside = [pk for pk, path in rows.iterator(chunk_size=_PAGE) if deleted.touches(path)]
+    for start in range(0, len(beside), _PAGE):
+        Delivery.objects.filter(pk__in=beside[start : start + _PAGE]).update(acknowledged=False, attempts=0)
+
+
+def _unacknowledge(check: DriftCheck, watch: AppRepository) -> int:
+    """Make the rows of missing and different files unacknowledged, unless they have changed since, and return their number."""
+    count = 0
+    for files in _pages(check, ~Q(kind=DriftKind.EXTRA)):
+        compared = {file.path: file.sequence for file in files}
+        rows = _rows_of(watch, files).values_list("pk", "path", "sequence")
+        same = [pk for pk, path, sequence in rows if sequence == compared[path]]
+        Delivery.objects.filter(pk__in=same, acknowledged=True).update(acknowledged=False, attempts=0)
+        count += len(same)
+    return count
+
+
+def _rows_of(watch: AppRepository, files: list[DriftFile]) -> QuerySet[Delivery]:
+    return Delivery.objects.filter(watch=watch, path__in=[file.path for file in files])
+
+
+def _pages(check: DriftCheck, condition: Q) -> Iterator[list[DriftFile]]:
+    files = check.files.filter(condition).order_by("path")
+    last = ""
+    while page := list(files.filter(path__gt=last)[:_PAGE]):
+        yield page
+        last = page[-1].path
+
+
+def look_after() -> None:
+    """Keep open checks truthful and moving. The sweep calls this about every second.
+
+    A check whose worker died is queued again, one whose watch is not due is made due, and one that has waited for too long,
+    or whose repository is no longer watched, ends.
+    """
+    checks = DriftCheck.objects.open()
+    if not checks.exists():
+        return
+    checks.abandoned().update(state=DriftState.QUEUED)
+    alive = AppRepository.objects.alive()
+    _end(checks.exclude(watch__in=alive.values("pk")), DriftState.CANCELLED, "The repository is no longer watched.")
+    waited = alive.with_state().filter(drift_checks__in=checks.filter(created_at__lt=from_now(-WAIT_SECONDS)))
+    for watch in waited:
+        message = f"The check could not begin within {format_seconds(WAIT_SECONDS)}. {waits_for(watch)}"
+        _end(checks.filter(watch=watch, state=DriftState.QUEUED), DriftState.NOT_CHECKED, message)
+    idle = alive.free().filter(next_sync_at=None, pk__in=checks.values("watch")).exclude(last_commit="")
+    scheduling.request_sync(idle)
+
+
+def waits_for(watch: AppRepository) -> str:
+    """Say in one sentence what a queued check waits for. The watch must have been read `with_state`."""
+    return _WAITS.get(watch.detail, "No worker is free yet.")
+
+
+_WAITS = {
+    StateDetail.SYNCING: "The repository is being synced.",
+    StateDetail.WAITS_FOR_SLOT: "The app has no free slot.",
+    StateDetail.IMPORTING: "The repository's records are being imported.",
+    StateDetail.RETRYING: "The last sync failed. Docora checks after the next one that succeeds.",
+    StateDetail.FAILED: "The last sync failed. Docora checks after the next one that succeeds.",
+    StateDetail.ALL_PAUSED: "All syncing is paused.",
+    StateDetail.APP_PAUSED: "The app is paused.",
+    StateDetail.COOLDOWN: "The app's endpoint is on hold.",
+    StateDetail.CIRCUIT_OPEN: "The repository's circuit is open.",
+    StateDetail.HOST_DOWN: "The git host can't be reached.",
+}

@@ -1,0 +1,235 @@
+"""The check for differences: ask the app what it holds, and compare it with what it has acknowledged (`engine.md` §13).
+
+The check has an attempt of its own, which found nothing to send. So nothing is in doubt, and no sync waits for the check.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from django.db import DatabaseError, InterfaceError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from deliveries_app.models import AppRepository, DriftCheck, DriftFile, DriftState
+from deliveries_app.models.drift import DriftCheckQuerySet
+from deliveries_app.planning import delivery_rows
+from deliveries_app.sync.events import held_tree
+from deliveries_app.sync.exceptions import Paused, Superseded
+from deliveries_app.sync.lease import Lease
+from deliveries_app.webhooks.client import describe_outcome, info_of, post_signed
+from deliveries_app.webhooks.keyring import Keyring
+from deliveries_app.webhooks.payloads import VERIFY_REASON, Envelope, endpoint, verify_fields, webhook_id
+from deliveries_app.webhooks.verify import MAX_ANSWER_BYTES, MAX_ENTRIES, Comparison, Page, Unusable, read_page
+from docora.db.clock import boot_seconds
+from docora.http.client import HttpClient, Outcome
+from docora.text import format_seconds
+from repositories_app.git.exceptions import Interrupted
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3  # starts of a check whose worker then died
+MAX_WAITS = 5  # for an app that is too busy, of one page
+LONGEST_WAIT = 5.0
+MAX_SECONDS = 600.0  # for the app to list its files
+_SHORTER = 8  # pages have so many times fewer files after one that was too large
+_ASK_SECONDS = 1.0
+
+
+class _Ended(Exception):
+    """The check ends without a comparison."""
+
+    def __init__(self, state: DriftState, message: str) -> None:
+        super().__init__(message)
+        self.state, self.message = state, message
+
+
+class _MadeWay(Exception):
+    """A sync was requested meanwhile, or the check was cancelled."""
+
+
+def run_check(
+    client: HttpClient, lease: Lease, commit: str, run_id: str, keyring: Keyring, alive: Callable[[], None]
+) -> None:
+    """Make the check that the watch waits for, if there is one.
+
+    It makes way for a sync that is requested meanwhile, and whatever ends this attempt ends it too. Then it stays queued.
+    """
+    check = DriftCheck.objects.open().filter(watch=lease.watch).first()
+    if check is None:
+        return
+    envelope = Envelope(lease.watch.app.app_id, run_id, VERIFY_REASON)
+    running = _Check(client, lease, commit, envelope, keyring, alive, check)
+    try:
+        running.run()
+    except _MadeWay:
+        running.give_back()
+        logger.info("drift_check_made_way", extra={"check": check.pk})
+    except (Superseded, Paused, Interrupted, DatabaseError, InterfaceError):
+        running.give_back()
+        raise
+    except Exception:  # it must not fail the sync
+        logger.exception("drift_check_failed_unexpectedly")
+        running.end(DriftState.NOT_CHECKED, "An internal error stopped the check. Look into the worker's log.")
+
+
+class _Check:
+    def __init__(
+        self,
+        client: HttpClient,
+        lease: Lease,
+        commit: str,
+        envelope: Envelope,
+        keyring: Keyring,
+        alive: Callable[[], None],
+        check: DriftCheck,
+    ) -> None:
+        self._client, self._lease, self._commit, self._envelope = client, lease, commit, envelope
+        self._keyring, self._attempt_alive, self._check = keyring, alive, check
+        self._url = endpoint(lease.watch.app.base_url, "verify")
+        self._info = info_of(lease.watch)
+        self._limit = MAX_ENTRIES
+        self._asked_at = boot_seconds()
+        self._not_before = 0.0  # monotonic
+
+    def run(self) -> None:
+        try:
+            self._begin()
+            comparison = self._compare()
+        except _Ended as ended:
+            self.end(ended.state, ended.message)
+        else:
+            state = DriftState.DIFFERS if comparison.differences else DriftState.EQUAL
+            self.end(state, "", comparison)
+
+    def give_back(self) -> None:
+        """Queue the check again, unless it has ended or another claim runs it now."""
+        self._ours().update(state=DriftState.QUEUED, attempts=F("attempts") - 1)
+
+    def _ours(self) -> DriftCheckQuerySet:
+        open_checks = DriftCheck.objects.open()
+        return open_checks.filter(pk=self._check.pk, state=DriftState.CHECKING, fencing_token=self._lease.fencing_token)
+
+    def _begin(self) -> None:
+        with transaction.atomic():
+            self._lease.extend()
+            begun = DriftCheck.objects.open().filter(pk=self._check.pk)
+            if not begun.update(
+                state=DriftState.CHECKING,
+                attempts=F("attempts") + 1,
+                fencing_token=self._lease.fencing_token,
+                started_at=Now(),
+                commit_sha=self._commit,
+            ):
+                raise _MadeWay
+        if self._check.attempts >= MAX_ATTEMPTS:
+            message = f"The worker died {MAX_ATTEMPTS} times during the check. Check its memory and its log."
+            raise _Ended(DriftState.NOT_CHECKED, message)
+        if not self._lease.watch.app.answers_verify:
+            raise _Ended(DriftState.UNSUPPORTED, "Checks for differences are turned off for this app.")
+        logger.info("drift_check_started", extra={"check": self._check.pk})
+
+    def _compare(self) -> Comparison:
+        watch_pk = self._lease.watch.pk
+        held = held_tree(watch_pk, self._alive)
+        page = self._ask(held.sha256, "")
+        if page.is_equal:
+            return Comparison(iter(()), compared=held.files)
+        comparison = Comparison(delivery_rows.acknowledged_files(watch_pk))
+        ends_at = time.monotonic() + MAX_SECONDS
+        while True:
+            comparison.add(page.files)
+            if page.after is None:
+                break
+            if time.monotonic() > ends_at:
+                message = f"The app had not listed all its files after {format_seconds(MAX_SECONDS)}."
+                raise _Ended(DriftState.NOT_CHECKED, message)
+            page = self._ask(held.sha256, page.after)
+        comparison.finish()
+        return comparison
+
+    def _ask(self, digest: str, after: str) -> Page:
+        """Ask for the page after this path. Ask for a smaller one if the answer is too large, and wait for a busy app."""
+        waits = 0
+        while True:
+            self._wait()
+            outcome = self._post(digest, after)
+            self._not_before = time.monotonic() + self._lease.gap
+            if outcome.cause is not None and not outcome.reached and not self._lease.may_send:
+                continue  # it was not sent because of that
+            if outcome.ok and outcome.truncated and self._limit >= _SHORTER:
+                self._limit //= _SHORTER
+                continue
+            if self._is_busy(outcome) and waits < MAX_WAITS:
+                asked = outcome.retry_after(time.time())
+                waits += 1
+                self._not_before = time.monotonic() + min(2.0 ** (waits - 1) if asked is None else asked, LONGEST_WAIT)
+                continue
+            return self._page_of(outcome, digest, after)
+
+    def _post(self, digest: str, after: str) -> Outcome:
+        number = self._lease.reserve_sequences(1)
+        with transaction.atomic():
+            self._lease.extend()
+        fields = verify_fields(self._info, self._commit, digest, after, self._limit)
+        message_id = webhook_id(self._lease.watch.watch_id, number)
+        return post_signed(
+            self._client, self._url, fields, message_id, number, self._envelope, self._keyring, self._alive,
+            lambda: self._lease.may_send, MAX_ANSWER_BYTES,
+        )  # fmt: skip
+
+    def _page_of(self, outcome: Outcome, digest: str, after: str) -> Page:
+        """Return the page in the answer. Raises `_Ended` if there is none."""
+        status = outcome.status
+        if status is None or (status >= 500 and status != 501) or self._is_busy(outcome):
+            raise _Ended(DriftState.NOT_CHECKED, describe_outcome(outcome))
+        if not outcome.ok:
+            raise _Ended(DriftState.UNSUPPORTED, describe_outcome(outcome))
+        self._lease.endpoint_answers()
+        if outcome.truncated:
+            raise _Ended(DriftState.UNSUPPORTED, "The answer is larger than 1 MiB.")
+        try:
+            return read_page(outcome.body, tree_sha256=digest, after=after, limit=self._limit)
+        except Unusable as error:
+            raise _Ended(DriftState.UNSUPPORTED, str(error)) from None
+
+    @staticmethod
+    def _is_busy(outcome: Outcome) -> bool:
+        return outcome.status == 429 or (outcome.status == 503 and outcome.retry_after(time.time()) is not None)
+
+    def _wait(self) -> None:
+        while (left := self._not_before - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
+            self._alive()
+        self._alive()
+
+    def _alive(self) -> None:
+        """Extend the lease when due. Once a second, ask whether the check may go on."""
+        self._attempt_alive()
+        if boot_seconds() < self._asked_at + _ASK_SECONDS:
+            return
+        self._asked_at = boot_seconds()
+        watches = AppRepository.objects.filter(
+            pk=self._lease.watch.pk, request_count=F("claimed_request_count"), generation=self._lease.generation
+        )
+        if not self._ours().filter(watch__in=watches.values("pk")).exists():
+            raise _MadeWay
+
+    def end(self, state: DriftState, message: str, comparison: Comparison | None = None) -> None:
+        """Record how the check ended. Raises `Superseded` and records nothing if the watch belongs to another claim."""
+        counts = {
+            "compared": comparison.compared,
+            "missing": comparison.missing,
+            "different": comparison.different,
+            "extra": comparison.extra,
+            "listed": len(comparison.listed),
+        } if comparison else {}  # fmt: skip
+        with transaction.atomic():
+            self._lease.extend()
+            if not self._ours().update(state=state, message=message[:500], ended_at=Now(), **counts):
+                return  # cancelled
+            if comparison:
+                DriftFile.objects.bulk_create(
+                    [DriftFile(check_of=self._check, **row._asdict()) for row in comparison.listed], batch_size=1000
+                )
+        logger.info("drift_checked", extra={"check": self._check.pk, "state": state.value, **counts})
