@@ -9,7 +9,8 @@ from deliveries_app.services.cancel import cancel_operation, cancel_request, can
 from deliveries_app.services.control import current_pause, pause_syncing, resume_syncing
 from deliveries_app.services.ensure import Ensured, Wanted, ensure_watched
 from deliveries_app.services.onboarding import Onboarded, change_app, onboard_app
-from deliveries_app.services.requests import NotFound
+from deliveries_app.services.release import continue_operation
+from deliveries_app.services.requests import MAX_PACE, NotFound, Rollout
 from deliveries_app.services.resend import Resent, resend_files
 from deliveries_app.services.resync import resync_by_app, resync_many, resync_single
 from deliveries_app.services.retry import NotFailed, retry_all, retry_by_app, retry_many, retry_single
@@ -17,6 +18,7 @@ from deliveries_app.services.watching import AlreadyWatched, Watched, delete_app
 
 __all__ = [
     "CONTROL_PERMISSION",
+    "MAX_PACE",
     "RESYNC_PERMISSION",
     "RETRY_PERMISSION",
     "AlreadyWatched",
@@ -25,12 +27,14 @@ __all__ = [
     "NotFound",
     "Onboarded",
     "Resent",
+    "Rollout",
     "Wanted",
     "Watched",
     "cancel_operation",
     "cancel_request",
     "cancel_sync",
     "change_app",
+    "continue_operation",
     "current_pause",
     "delete_app",
     "enqueue_due",

@@ -9,6 +9,7 @@ from django.db import DatabaseError, InterfaceError, close_old_connections
 from deliveries_app import scheduling
 from deliveries_app.monitoring import alerts
 from deliveries_app.progress import runs
+from deliveries_app.services import release
 from deliveries_app.sweep import cleanup, head_checks, retention
 from deliveries_app.sync import lease
 from docora.http.client import HttpClient
@@ -22,8 +23,12 @@ _WAKE_SECONDS = 1.0  # how often due retries are enqueued between sweeps
 
 
 def _enqueue_due() -> int:
-    """End the leases of dead processes, then enqueue what is due. Return the number of enqueued jobs."""
+    """End the leases of dead processes, release watches of gradual operations, and enqueue what is due.
+
+    Return the number of enqueued jobs.
+    """
     lease.end_dead_leases()
+    release.release_due()
     return scheduling.enqueue_due()
 
 
