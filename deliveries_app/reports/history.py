@@ -84,11 +84,9 @@ def operations_for(apps: Sequence[int]) -> Q:
     runs = SyncRun.objects.filter(watch__app__in=apps, operation__isnull=False)
     unreleased = PendingRelease.objects.filter(watch__app__in=apps)
     found = (
-        runs.order_by()
-        .values_list("operation", flat=True)
-        .union(unreleased.order_by().values_list("operation", flat=True))
+        runs.order_by().values_list("operation_id").union(unreleased.order_by().values_list("operation_id")).order_by()
     )
-    return Q(app__in=apps) | Q(pk__in=list(found))
+    return Q(app__in=apps) | Q(pk__in=[pk for (pk,) in found])
 
 
 def pages[M: Model](rows: QuerySet[M]) -> Iterator[list[M]]:
