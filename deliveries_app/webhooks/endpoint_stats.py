@@ -8,7 +8,7 @@ counters across all apps (`docora.redis.counters`).
 import logging
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -107,10 +107,23 @@ def record_latest(app: App, latest: Latest, counts: Mapping[str, int]) -> None:
 
 def of_app(app: App) -> EndpointStats | None:
     """Return the app's statistics, or None without recent requests or without Redis."""
+    return of_apps([app]).get(app.pk)
+
+
+def of_apps(apps: Sequence[App]) -> dict[int, EndpointStats]:
+    """Return the statistics of the apps that have recent requests, by primary key, in one round trip; none without Redis."""
     try:
-        found: list[Any] = connection().lrange(_PREFIX + app.app_id, 0, -1)
+        with connection().pipeline(transaction=False) as pipeline:
+            for app in apps:
+                pipeline.lrange(_PREFIX + app.app_id, 0, -1)
+            answers: list[Any] = pipeline.execute()
     except RedisError:
-        return None
+        return {}
+    found = {app.pk: _stats(answer) for app, answer in zip(apps, answers, strict=True)}
+    return {pk: stats for pk, stats in found.items() if stats}
+
+
+def _stats(found: Sequence[bytes]) -> EndpointStats | None:
     requests = [value.decode().split(":") for value in found]
     if not requests:
         return None
