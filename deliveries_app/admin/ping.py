@@ -38,7 +38,7 @@ class PingAdmin(DocoraAdmin[App]):
                 ping = pinging.send_ping(Actor.of_request(request), app, new_key=new_key)
                 if request.headers.get("HX-Request"):
                     app.refresh_from_db()
-                    context = {"endpoint": preflight.of_app(app), "ping": ping, "can_ping": True}
+                    context = {"endpoint": preflight.after_ping(app), "ping": ping, "can_ping": True}
                     return render(request, "docora/preflight.html#pinged", context)
             except NotFound:
                 message = f"{app} is being deleted."

@@ -56,17 +56,18 @@ def of_watches(watches: AppRepositoryQuerySet) -> Preflight:
     return Preflight(shown, len(endpoints) - len(shown), sum(1 for endpoint in endpoints if endpoint.warnings))
 
 
-def of_app(app: App) -> Endpoint:
-    return _endpoint(app, endpoint_stats.of_app(app))
+def after_ping(app: App) -> Endpoint:
+    """Look at the app's endpoint once more, beside the result of the ping, which is no news then."""
+    return _endpoint(app, endpoint_stats.of_app(app), ping_is_shown=True)
 
 
-def _endpoint(app: App, stats: EndpointStats | None) -> Endpoint:
+def _endpoint(app: App, stats: EndpointStats | None, *, ping_is_shown: bool = False) -> Endpoint:
     warnings, severity = [], 0
     style, label = ("on_hold", "Slowed down") if app.is_slowed_down else ("succeeded", "Active")
     if stats and stats.requests >= FEWEST_REQUESTS and stats.accepted < LOW_SHARE:
         warnings.append(f"It accepted only {100 * stats.accepted:.0f}% of the last {stats.requests} notifications.")
         severity = 2
-    if app.ping_failed_at:
+    if app.ping_failed_at and not ping_is_shown:
         warnings.append("The last test ping failed.")
         severity = 3
     if app.down_count:
