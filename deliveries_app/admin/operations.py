@@ -1,13 +1,13 @@
 """Bulk operations: the list with outcomes, the page of one operation with its repositories, the CSV export."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Page, Paginator
-from django.db.models import QuerySet
+from django.db.models import Min, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.safestring import SafeString
@@ -15,7 +15,18 @@ from django.utils.safestring import SafeString
 from deliveries_app import actors
 from deliveries_app.admin import history_filters as filters
 from deliveries_app.admin.history import HistoryAdmin, HistoryList
-from deliveries_app.models import AppRepository, BulkOperation, CanaryState, PendingRelease, SyncRun
+from deliveries_app.models import (
+    App,
+    AppRepository,
+    BulkOperation,
+    Canary,
+    CanaryState,
+    PendingRelease,
+    StateDetail,
+    SyncPause,
+    SyncRun,
+    WatchState,
+)
 from deliveries_app.progress import context as progress_context
 from deliveries_app.progress import live
 from deliveries_app.progress.live import Progress
@@ -179,6 +190,7 @@ class Row:
     run: SyncRun | None = None
     progress: Progress | None = None
     watch: AppRepository | None = None
+    state: WatchState = WatchState.QUEUED
     waits_for: str = ""
 
 
@@ -200,32 +212,38 @@ def rows_of(
         )
         for run in runs
     ]  # fmt: skip
-    waits_for = _waits_for(operation, pending)
-    waiting = [
-        Row(
-            f"w{row.watch_id}", str(row.watch.repository), row.watch.app.name, row.watch_id,
-            waits_for=waits_for.get(row.watch.app_id, "waiting to be released"),
-        )
-        for row in pending
-    ]  # fmt: skip
-    return [*released, *waiting]
+    return [*released, *_waiting_rows(operation, pending)]
 
 
-def _waits_for(operation: BulkOperation, pending: Sequence[PendingRelease]) -> dict[int, str]:
-    """Say for each app what its unreleased watches wait for. Apps whose canary has passed wait for the pace."""
-    if not (operation.canary and pending):
-        return {}
-    canaries = operation.canaries.select_related("app", "run").filter(app__in={row.watch.app_id for row in pending})
-    texts = {
-        CanaryState.WAITING: "waiting for the first repository of {app}",
-        CanaryState.RUNNING: "waiting for {repository}, the first repository of {app}",
-        CanaryState.HELD: "held, because {repository} did not succeed",
-    }
-    return {
-        canary.app_id: texts[state].format(app=canary.app, repository=canary.run.repository_name if canary.run else "")
-        for canary in canaries
-        if (state := CanaryState(canary.state)) in texts
-    }
+def _waiting_rows(operation: BulkOperation, pending: Sequence[PendingRelease]) -> Iterator[Row]:
+    """Yield the rows of watches that are not released yet, and say what each waits for."""
+    apps = {row.watch.app_id for row in pending}
+    of_apps = operation.canaries.select_related("run").filter(app__in=apps) if operation.canary and apps else []
+    canaries = {canary.app_id: canary for canary in of_apps}
+    in_order = operation.pending.filter(
+        watch__app__in=[pk for pk in canaries if canaries[pk].state == CanaryState.WAITING]
+    )
+    first = set(in_order.order_by().values("watch__app").annotate(at=Min("position")).values_list("at", flat=True))
+    all_paused = bool(pending) and SyncPause.objects.exists()
+    for row in pending:
+        app, canary = row.watch.app, canaries.get(row.watch.app_id)
+        detail = StateDetail.ALL_PAUSED if all_paused else StateDetail.APP_PAUSED if app.paused else None
+        state = detail.state if detail else WatchState.QUEUED
+        waits_for = str(detail.label) if detail else _waits_for(canary, app, is_first=row.position in first)
+        key, name = f"w{row.watch_id}", str(row.watch.repository)
+        yield Row(key, name, app.name, row.watch_id, state=state, waits_for=waits_for)
+
+
+def _waits_for(canary: Canary | None, app: App, *, is_first: bool) -> str:
+    first = canary.run.repository_name if canary and canary.run else ""
+    match CanaryState(canary.state) if canary else None:
+        case CanaryState.WAITING:
+            return f"first repository of {app}" if is_first else f"waiting for the first repository of {app}"
+        case CanaryState.RUNNING:
+            return f"waiting for {first}, the first repository of {app}"
+        case CanaryState.HELD:
+            return f"held, because {first} did not succeed"
+    return "waiting to be released"
 
 
 def polled_rows(operation: BulkOperation, run_pks: Sequence[int], watch_pks: Sequence[int]) -> list[Row]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.models import Count
+from django.utils import timezone
 
 from deliveries_app.models import AppRepository, BulkOperation, Result, StateDetail, SyncRun, WatchState
 from deliveries_app.models.apps import is_syncing
@@ -88,12 +89,10 @@ def _releasing(operation: BulkOperation) -> Activity:
         details = watches.with_state().order_by().values_list("state_detail").distinct()
         paused = [detail for (detail,) in details if detail in {StateDetail.ALL_PAUSED, StateDetail.APP_PAUSED}]
         return _waiting(StateDetail(paused[0]) if paused else StateDetail.IMPORTING)
-    queued = WatchState.QUEUED
-    text = (
-        f"the next repository follows soon ({operation.pace:,} per minute)"
-        if operation.pace
-        else "released in a moment"
-    )
+    queued, text = WatchState.QUEUED, "the next repository follows in a moment"
+    seconds = (operation.next_release_at - timezone.now()).total_seconds() if operation.next_release_at else 0.0
+    if seconds > 1:
+        text = f"the next repository follows in {_exact(seconds)}"
     return Activity(queued.value, str(queued.label), text)
 
 

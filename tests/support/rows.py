@@ -13,6 +13,8 @@ from deliveries_app.models import (
     AppRepository,
     AppToken,
     BulkOperation,
+    Canary,
+    CanaryState,
     Delivery,
     DeliveryFailure,
     FailureKind,
@@ -21,6 +23,7 @@ from deliveries_app.models import (
     NoticeKind,
     OperationKind,
     Outcome,
+    PendingRelease,
     Reason,
     RootCause,
     Status,
@@ -64,6 +67,7 @@ def _add(number: int) -> None:
     )  # fmt: skip
     first = BulkOperation.objects.order_by("pk")[0]
     _add_run(number, one, first)
+    _add_unreleased(number, first, one, app)
     _add_run(number, watch, operation)
     _add_run(number, watch, None)
     HourlyTraffic.objects.create(app=portal, hour=now - timedelta(hours=number), files=1, requests=1)
@@ -77,6 +81,16 @@ def _add(number: int) -> None:
     for row in (portal, watch, watch.repository, first, user):
         kind = ContentType.objects.get_for_model(row)
         LogEntry.objects.create(user=user, content_type=kind, object_id=row.pk, object_repr="x", action_flag=CHANGE)
+
+
+def _add_unreleased(number: int, operation: BulkOperation, watch: AppRepository, app: App) -> None:
+    """Let the first operation be gradual, with a canary for each app, and with watches that are not released."""
+    if not number:
+        BulkOperation.objects.filter(pk=operation.pk).update(
+            canary=True, held_at=timezone.now(), held_reason="It failed."
+        )
+    PendingRelease.objects.create(operation=operation, watch=watch, position=number)
+    Canary.objects.create(operation=operation, app=app, state=CanaryState.HELD)
 
 
 def _failing(number: int) -> dict[str, object]:
